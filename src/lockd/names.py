@@ -1,0 +1,153 @@
+"""What a resource may be called; canonical paths; hashed names for file lockspaces.
+
+Pure text, but for `canonical_path`, which asks the file system where a path leads.
+"""
+
+import hashlib
+import os
+from typing import Final
+
+from lockd.errors import InvalidRequestError
+from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE
+
+MAX_NAME_BYTES: Final = 255
+"""NAME_MAX of Linux file systems: a name must fit into a directory entry."""
+
+MAX_PATH_BYTES: Final = 4095
+"""PATH_MAX less the terminating NUL (limits.h)."""
+
+
+def check_name(name: str) -> None:
+    """Checks the name of a resource that needs no file: any printable text.
+
+    Raises:
+        InvalidRequestError: empty, over 255 bytes of UTF-8, not UTF-8, or with
+            control characters.
+    """
+    # The common case in two C calls: printable ASCII is what it looks like.
+    if name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES:
+        return
+    _check_text(name, "name", MAX_NAME_BYTES)
+
+
+def check_file_name(name: str) -> None:
+    """Checks the name of a resource that is a file in a directory.
+
+    Raises:
+        InvalidRequestError: as `check_name`, or with a slash, or `.` or `..`.
+    """
+    check_name(name)
+    if "/" in name:
+        raise InvalidRequestError(
+            f"the name {quoted(name)} contains a slash: "
+            "in a directory lockspace every resource is one file"
+        )
+    if name in (".", ".."):
+        raise InvalidRequestError(f"the name {quoted(name)} is a directory")
+
+
+def check_path(path: str) -> None:
+    """Checks the name of a resource that is the path of a file.
+
+    Symbolic links are not looked at here; a path must only be spelled canonically, so
+    that one file has one name.
+
+    Raises:
+        InvalidRequestError: not absolute, not normal (`//`, `.`, `..`, a slash at the
+            end), over 4095 bytes, not UTF-8, or with control characters.
+    """
+    _check_text(path, "path", MAX_PATH_BYTES)
+    if not path.startswith("/"):
+        raise InvalidRequestError(f"the path {quoted(path)} is not absolute")
+    normal = os.path.normpath(path)
+    if path != normal:
+        raise InvalidRequestError(
+            f"the path {quoted(path)} is not canonical: write {quoted(normal)}, "
+            "and resolve symbolic links first"
+        )
+
+
+CHECK_OF_KIND: Final = {
+    "memory": check_name,
+    "directory": check_file_name,
+    "direct": check_path,
+}
+"""What a resource may be called in a lockspace of each kind."""
+
+
+def check_lockspace_name(name: str) -> None:
+    """Checks the name of a lockspace: as a file name, and without a colon.
+
+    Raises:
+        InvalidRequestError: it may not be called so.
+    """
+    check_file_name(name)
+    if ":" in name:
+        raise InvalidRequestError(f"the lockspace name {quoted(name)} has a colon")
+
+
+def canonical_path(path: str) -> str:
+    """Returns the one name of the file that a path leads to: realpath(3).
+
+    Callers that hash a path must do this first, or two spellings of one file get two
+    locks. The file need not exist.
+    """
+    return os.path.realpath(path)
+
+
+def hashed_name(path: str) -> str:
+    """Returns the name under which a directory lockspace locks a file elsewhere.
+
+    SHA-256 of the canonical path in hexadecimal: the rule of libvirt's lock driver
+    (qemu-lockd.conf, `file_lockspace_dir`), so that its hosts and ours agree.
+    """
+    return hashlib.sha256(os.fsencode(canonical_path(path))).hexdigest()
+
+
+def default_lockspace(resource: str) -> str:
+    """Returns the lockspace that a bare name on a command line means.
+
+    A name that begins with a slash is a file in `direct`; any other is in `default`.
+    """
+    return DIRECT_LOCKSPACE if resource.startswith("/") else DEFAULT_LOCKSPACE
+
+
+def quoted(text: str, limit: int = 80) -> str:
+    """Returns text as it may stand in a sentence, a log or on a terminal.
+
+    Control characters, bidirectional overrides and bytes that are not UTF-8 are
+    escaped, long text is cut: what a client calls itself must not forge a line.
+    """
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "'" + plain(text) + "'"
+
+
+def plain(text: str) -> str:
+    """Returns text with everything escaped that a terminal would act on."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if c.isprintable()
+        else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in text
+    )
+
+
+def _check_text(text: str, what: str, limit: int) -> None:
+    if not text:
+        raise InvalidRequestError(f"the {what} is empty")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"the {what} {quoted(text)} is not UTF-8") from None
+    if size > limit:
+        raise InvalidRequestError(
+            f"the {what} {quoted(text, 40)} has {size} bytes, at most {limit} are allowed"
+        )
+    if not text.isprintable():
+        raise InvalidRequestError(
+            f"the {what} {quoted(text)} has control or invisible characters"
+        )
+

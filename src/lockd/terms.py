@@ -1,0 +1,31 @@
+"""The words of lockd as types: each has one meaning, on the wire and in the code.
+
+Nothing here knows how a lock is taken; every other room may import this one.
+"""
+
+from typing import Final, Literal, NamedTuple
+
+Mode = Literal["exclusive", "shared"]
+EXCLUSIVE: Final = "exclusive"
+SHARED: Final = "shared"
+
+OnDisconnect = Literal["release", "kill"]
+"""What happens to the process of a session that ends while it holds locks."""
+
+Kind = Literal["memory", "directory", "direct"]
+"""How the resources of a lockspace are anchored."""
+
+DEFAULT_LOCKSPACE: Final = "default"
+DIRECT_LOCKSPACE: Final = "direct"
+
+
+class ResourceKey(NamedTuple):
+    """The full name of the thing that is locked."""
+
+    lockspace: str
+    resource: str
+
+    def __str__(self) -> str:
+        if self.lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
+            return self.resource
+        return f"{self.lockspace}:{self.resource}"
