@@ -1,0 +1,134 @@
+"""Turns bytes into MessagePack-RPC messages and back, within limits.
+
+Serves both sides; knows no method, keeps no request. A decoder that has raised is
+done for: the position in the stream is lost, so the connection has to end.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgpack
+
+from lockd.errors import ProtocolError
+
+REQUEST: Final = 0
+RESPONSE: Final = 1
+NOTIFICATION: Final = 2
+
+# protocol 3.1.
+MAX_MESSAGE_BYTES: Final = 65_536
+MAX_NESTING: Final = 8
+MAX_ARRAY_ELEMENTS: Final = 1_024
+MAX_MAP_ENTRIES: Final = 64
+MAX_TEXT_BYTES: Final = 16_384
+
+#: What a daemon may answer: a page of a listing is larger than any request.
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+
+
+class DuplicateKeys:
+    """Stands for a map in which a key came twice: nobody can say which was meant."""
+
+    def __repr__(self) -> str:
+        return "a map with a key that appears twice"
+
+
+class Decoder:
+    """Cuts a stream of bytes into messages.
+
+    Args:
+        max_message_bytes: a longer message ends the stream.
+    """
+
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._max_message_bytes = max_message_bytes
+        # Positions in the stream: of all that came, and of the last message's end.
+        self._received = 0
+        self._decoded = 0
+        self._unpacker = msgpack.Unpacker(
+            object_pairs_hook=_map_of_pairs,
+            # Text that is not UTF-8 costs its sender one request, not the connection.
+            unicode_errors="surrogateescape",
+            max_buffer_size=2**31 - 1,  # bounded below, message by message
+            max_array_len=MAX_ARRAY_ELEMENTS,
+            max_map_len=MAX_MAP_ENTRIES,
+            max_str_len=MAX_TEXT_BYTES,
+            max_bin_len=MAX_TEXT_BYTES,
+            max_ext_len=0,
+        )
+
+    def receive(self, data: bytes) -> Iterator[Any]:
+        """Takes bytes as they came; yields every message that they complete.
+
+        The iterator must be run to its end before the next call.
+
+        Raises:
+            ProtocolError: the bytes are not MessagePack, or break a limit. Everything
+                before them has been yielded.
+        """
+        unpacker = self._unpacker
+        self._received += len(data)
+        try:
+            unpacker.feed(data)
+            for message in unpacker:
+                self._check_length(end := unpacker.tell())
+                self._decoded = end
+                yield message
+        except ProtocolError:
+            raise
+        except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
+            reason = str(error) or type(error).__name__
+            raise ProtocolError(f"these bytes are not MessagePack: {reason}") from None
+        self._check_length(self._received)
+
+    def _check_length(self, end: int) -> None:
+        if end - self._decoded > self._max_message_bytes:
+            raise ProtocolError(
+                f"a message is longer than {self._max_message_bytes} bytes"
+            )
+
+
+class Encoder:
+    """Turns messages into bytes."""
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
+
+    def request(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
+        """Encodes a request: `[0, msgid, method, [params]]`."""
+        return self._pack((REQUEST, msgid, method, (params,)))
+
+    def response(
+        self, msgid: int | None, error: tuple[object, ...] | None, result: Any
+    ) -> bytes:
+        """Encodes a response: `[1, msgid, error, result]`."""
+        return self._pack((RESPONSE, msgid, error, result))
+
+    def notification(self, method: str, params: dict[str, Any]) -> bytes:
+        """Encodes a notification: `[2, method, [params]]`."""
+        return self._pack((NOTIFICATION, method, (params,)))
+
+
+def nesting(value: Any, limit: int = MAX_NESTING) -> int:
+    """Returns how deep a message is nested, at most `limit` + 1.
+
+    Breadth first, so that a hostile message costs no recursion.
+    """
+    depth, level = 0, [value]
+    while level and depth <= limit:
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list | tuple):
+                inner.extend(item)
+        if not any(isinstance(item, dict | list | tuple) for item in level):
+            break
+        depth, level = depth + 1, inner
+    return depth
+
+
+def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Any:
+    map_ = dict(pairs)
+    # protocol 2.3: which of two equal keys counts must not be left to chance.
+    return map_ if len(map_) == len(pairs) else DuplicateKeys()
