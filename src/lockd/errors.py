@@ -2,7 +2,7 @@
 
     LockdError
       ProtocolError             the conversation is broken (code "protocol")
-      ConnectionLostError       ConnectionError: the daemon went away, or cannot be reached
+      ConnectionLostError       ConnectionError: the daemon is gone or not reached
       ForkedSessionError        a forked child used what its parent opened
       LockLostError             a lock that was held is held no longer
       ConfigError               ValueError: the configuration cannot be used
@@ -224,7 +224,9 @@ def _coded_errors(root: type[CodedError]) -> dict[str, type[CodedError]]:
 
 
 ERRORS_BY_CODE = {
-    code: error for code, error in _coded_errors(CodedError).items() if code != "unknown"
+    code: error
+    for code, error in _coded_errors(CodedError).items()
+    if code != "unknown"
 }
 """The exception class of each wire code."""
 

@@ -144,10 +144,10 @@ def _check_text(text: str, what: str, limit: int) -> None:
         raise InvalidRequestError(f"the {what} {quoted(text)} is not UTF-8") from None
     if size > limit:
         raise InvalidRequestError(
-            f"the {what} {quoted(text, 40)} has {size} bytes, at most {limit} are allowed"
+            f"the {what} {quoted(text, 40)} has {size} bytes, "
+            f"at most {limit} are allowed"
         )
     if not text.isprintable():
         raise InvalidRequestError(
             f"the {what} {quoted(text)} has control or invisible characters"
         )
-

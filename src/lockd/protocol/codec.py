@@ -4,7 +4,7 @@ Serves both sides; knows no method, keeps no request. A decoder that has raised 
 done for: the position in the stream is lost, so the connection has to end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgpack
@@ -92,7 +92,8 @@ class Encoder:
     """Turns messages into bytes."""
 
     def __init__(self) -> None:
-        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
+        packer = msgpack.Packer(unicode_errors="surrogateescape")
+        self._pack: Callable[[Any], bytes] = packer.pack
 
     def request(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
         """Encodes a request: `[0, msgid, method, [params]]`."""

@@ -1,0 +1,172 @@
+"""The laws of the table, derived anew from nothing but its state.
+
+Shares no logic with what it checks: compatibility, turns and cycles are worked out
+here in the plainest way, however slow.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.resource import Resource
+from lockd.engine.session import Request
+
+
+class BrokenLawError(AssertionError):
+    """Raised when the table is in a state that must not be: a defect of the engine."""
+
+
+def check(engine: LockEngine) -> None:
+    """Checks every law between two commands.
+
+    Raises:
+        BrokenLawError: all broken laws, one a line.
+    """
+    broken = list(_broken_laws(engine))
+    if broken:
+        raise BrokenLawError("\n".join([repr(engine), *broken]))
+
+
+def _broken_laws(engine: LockEngine) -> Iterator[str]:
+    for resource in engine.resources.values():
+        yield from _broken_at(engine, resource)
+    yield from _broken_owners(engine)
+    yield from _broken_requests(engine)
+    yield from _broken_tokens(engine)
+    yield from _cycles(engine)
+    if engine._unsettled or engine._effects:
+        yield "work was left undone"
+
+
+def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
+    name = str(resource.key)
+    modes = [grant.mode for grant in resource.holders.values()]
+    if "exclusive" in modes and len(modes) > 1:
+        yield f"{name}: an exclusive holder is not alone: {modes}"
+    line = [*resource.converting, *resource.waiting]
+    if not modes and not line and resource.pending is None:
+        yield f"{name}: is kept though nobody needs it"
+    if resource.pending is None:
+        yield from _broken_anchor(engine, resource, modes)
+        if line and _could_go(engine, line[0]):
+            yield f"{name}: the first in line waits though nothing is in its way"
+    for part in (list(resource.converting), list(resource.waiting)):
+        turns = [request.order for request in part]
+        if turns != sorted(turns):
+            yield f"{name}: the line is out of turn: {turns}"
+    for request in line:
+        if request.answered:
+            yield f"{name}: an answered request is still in line"
+        if request.converting and request.owner.owner_id not in resource.holders:
+            yield f"{name}: who wants to convert holds nothing"
+
+
+def _broken_anchor(
+    engine: LockEngine, resource: Resource, modes: Sequence[str]
+) -> Iterator[str]:
+    anchored = engine.lockspaces[resource.key.lockspace].anchored
+    expected = modes[0] if anchored and modes else None
+    if resource.anchor != expected:
+        yield f"{resource.key}: held as {modes}, but anchored {resource.anchor}"
+
+
+def _could_go(engine: LockEngine, request: Request) -> bool:
+    """Tells whether a request is first everywhere and excluded by no holder."""
+    if request.retry_at is not None:
+        return False
+    for key in request.keys:
+        resource = engine.resources[key]
+        line = [*resource.converting, *resource.waiting]
+        if resource.pending is not None or line[0] is not request:
+            return False
+        others = [
+            grant.mode
+            for grant in resource.holders.values()
+            if grant.owner_id != request.owner.owner_id
+        ]
+        if others and (request.mode == "exclusive" or "exclusive" in others):
+            return False
+    return True
+
+
+def _broken_owners(engine: LockEngine) -> Iterator[str]:
+    by_holder = {
+        (grant.owner_id, grant.fencing_token, key)
+        for key, resource in engine.resources.items()
+        for grant in resource.holders.values()
+    }
+    by_owner = {
+        (owner_id, token, grant.key)
+        for owner_id, owner in engine.owners.items()
+        for token, grant in owner.grants.items()
+    }
+    if by_holder != by_owner:
+        yield f"owners and resources disagree: {by_holder ^ by_owner}"
+    for owner_id, owner in engine.owners.items():
+        if not owner.sessions and not owner.grants:
+            yield f"owner {owner_id} is kept though nobody needs it"
+        may_outlive = owner.is_process or owner.fencing is not None
+        if owner.grants and not owner.sessions and not may_outlive:
+            yield f"owner {owner_id} holds locks after its session ended"
+    for session in engine.sessions.values():
+        if engine.owners.get(session.owner.owner_id) is not session.owner:
+            yield f"session {session.session_id} acts for an owner that is not there"
+
+
+def _broken_requests(engine: LockEngine) -> Iterator[str]:
+    tracked = {r for s in engine.sessions.values() for r in s.requests.values()}
+    if engine.waiting != len(tracked):
+        yield f"{engine.waiting} are counted as waiting, not {len(tracked)}"
+    timed = {request for _, _, request in engine._deadlines}
+    for request in tracked:
+        for key in request.keys:
+            resource = engine.resources.get(key)
+            if resource is None or (
+                resource.pending is not request
+                and request not in resource.converting
+                and request not in resource.waiting
+            ):
+                yield f"{key}: a request waits that is not in line"
+        if request.announced and request.deadline is not None and request not in timed:
+            yield f"{request.keys}: a request would wait beyond its time"
+
+
+def _broken_tokens(engine: LockEngine) -> Iterator[str]:
+    tokens = [token for owner in engine.owners.values() for token in owner.grants]
+    if len(tokens) != len(set(tokens)):
+        yield "a fencing token is held twice"
+    if tokens and max(tokens) > engine.last_token:
+        yield f"a fencing token is ahead of the last one, {engine.last_token}"
+
+
+def _cycles(engine: LockEngine) -> Iterator[str]:
+    """Finds owners that wait for each other: repeatedly removes who waits for nobody.
+
+    What is left, if anything, waits in a circle.
+    """
+    waits: dict[int, set[int]] = {}
+    for resource in engine.resources.values():
+        for own, others in _waits_at(resource):
+            waits.setdefault(own, set()).update(others - {own})
+    while waits:
+        free = [own for own, others in waits.items() if not others & waits.keys()]
+        if not free:
+            yield f"owners wait for each other: {waits}"
+            return
+        for own in free:
+            del waits[own]
+
+
+def _waits_at(resource: Resource) -> Iterator[tuple[int, set[int]]]:
+    pending = resource.pending
+    earlier = set()
+    if pending is not None and not pending.answered:
+        earlier.add(pending.owner.owner_id)
+    for request in [*resource.converting, *resource.waiting]:
+        own = request.owner.owner_id
+        excluded = {
+            grant.owner_id
+            for grant in resource.holders.values()
+            if "exclusive" in (grant.mode, request.mode)
+        }
+        yield own, earlier | excluded
+        earlier.add(own)

@@ -1,0 +1,427 @@
+"""The one door of the engine: `LockEngine.handle(command, now=...)`.
+
+Each command has one handler here; what the handlers do to the table is in
+`lock_table`, and the laws that hold between two commands are in `invariants`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine.lock_table import SLOW_PATIENCE, LockTable
+from lockd.engine.resource import Resource
+from lockd.engine.session import OwnerState, Request, Session
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+
+
+class LockEngine(LockTable):
+    """The lock table of one daemon, and all that can happen to it."""
+
+    def __init__(self, last_token: int = 0) -> None:
+        super().__init__(last_token)
+        self._answer: e.Effect | None = None
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            c.AddLockspace: self._add_lockspace,
+            c.OpenSession: self._open_session,
+            c.RegisterOwner: self._register_owner,
+            c.CloseSession: self._close_session,
+            c.EndOwner: self._end_owner_process,
+            c.OwnerFenced: self._owner_fenced,
+            c.Acquire: self._acquire,
+            c.Convert: self._convert,
+            c.Release: self._release,
+            c.Cancel: self._cancel,
+            c.BreakGrant: self._break_grant,
+            c.AnchorOpened: self._anchor_opened,
+            c.AnchorRefused: self._anchor_refused,
+            c.Tick: self._tick,
+        }
+
+    def handle(self, command: c.Command, *, now: float) -> list[e.Effect]:
+        """Takes in what happened; returns what is to be done, in that order.
+
+        Args:
+            command: must name lockspaces, sessions and owners that exist.
+            now: seconds of a clock that never goes back.
+
+        You must carry out every effect, and answer each `OpenAnchor` and `Fence` with
+        a command of its own. A request is answered by exactly one `Granted`, `Refused`
+        or `Completed`, now or in the effects of a later command.
+        """
+        self._handlers[type(command)](command, now)
+        if self._unsettled:
+            self._settle_all(now)
+        if self._answer is not None:
+            self._effects.append(self._answer)
+            self._answer = None
+        effects, self._effects = self._effects, []
+        return effects
+
+    def situation(self, key: ResourceKey) -> e.Situation:
+        """Describes who holds a resource and who waits, also if nobody does."""
+        return (self.resources.get(key) or Resource(key)).situation()
+
+    def holds(self, key: ResourceKey, fencing_token: int) -> bool:
+        """Tells whether a grant is still held."""
+        resource = self.resources.get(key)
+        holders = resource.holders.values() if resource else ()
+        return any(grant.fencing_token == fencing_token for grant in holders)
+
+    # Answers to the sender of a command come after all other effects.
+
+    def _complete(self, command: c.Release | c.Cancel | c.BreakGrant) -> None:
+        self._answer = e.Completed(command.session, command.request)
+
+    def _refuse(
+        self,
+        command: c.Acquire | c.Convert | c.Release | c.BreakGrant | c.RegisterOwner,
+        code: str,
+        message: str = "",
+        key: ResourceKey | None = None,
+    ) -> None:
+        self.refused += 1
+        situation = None if key is None else self.situation(key)
+        self._answer = e.Refused(
+            command.session, command.request, code, message, situation
+        )
+
+    # Sessions and owners.
+
+    def _add_lockspace(self, command: c.AddLockspace, now: float) -> None:
+        self.lockspaces[command.name] = command
+
+    def _open_session(self, command: c.OpenSession, now: float) -> None:
+        owner = OwnerState(command.session, command.owner)
+        session = Session(command.session, owner)
+        owner.sessions[command.session] = session
+        self.owners[command.session] = owner
+        self.sessions[command.session] = session
+
+    def _register_owner(self, command: c.RegisterOwner, now: float) -> None:
+        session = self.sessions[command.session]
+        owner = session.owner
+        if owner.grants or session.requests or owner.is_process:
+            message = "an owner is registered once, before the first lock"
+            return self._refuse(command, "invalid", message)
+        if command.owner_id != owner.owner_id:
+            owner = self._join_process(session, command)
+        owner.identity = command.owner
+        owner.on_disconnect = command.on_disconnect or owner.on_disconnect
+        self._answer = e.Completed(command.session, command.request)
+        return None
+
+    def _join_process(self, session: Session, command: c.RegisterOwner) -> OwnerState:
+        del self.owners[session.session_id]
+        owner = self.owners.get(command.owner_id)
+        if owner is None:
+            owner = OwnerState(command.owner_id, command.owner, is_process=True)
+            self.owners[command.owner_id] = owner
+        owner.sessions[session.session_id] = session
+        session.owner = owner
+        return owner
+
+    def _close_session(self, command: c.CloseSession, now: float) -> None:
+        session = self.sessions.pop(command.session)
+        owner = session.owner
+        for request in list(session.requests.values()):
+            self._answered(request)
+        del owner.sessions[session.session_id]
+        if owner.is_process:
+            self._forget_if_idle(owner)
+        else:
+            self._end_owner(owner, now)
+
+    def _end_owner(self, owner: OwnerState, now: float) -> None:
+        """Ends a session's own owner: its process is fenced first if that is asked."""
+        for grant in list(owner.grants.values()):
+            if not self._must_fence(grant):
+                self._end(grant, "disconnected", now)
+        if owner.grants:
+            self._fence(owner, "disconnected")
+        self._forget_if_idle(owner)
+
+    def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
+        self._release_all(self.owners[command.owner_id], command.cause, now)
+
+    def _must_fence(self, grant: e.Grant) -> bool:
+        lockspace = self.lockspaces[grant.key.lockspace]
+        owner = self.owners[grant.owner_id]
+        return "kill" in (owner.on_disconnect, lockspace.on_disconnect)
+
+    def _fence(self, owner: OwnerState, cause: str) -> None:
+        if owner.fencing is None:
+            owner.fencing = cause
+            self._effects.append(e.Fence(owner.owner_id, owner.identity))
+
+    def _owner_fenced(self, command: c.OwnerFenced, now: float) -> None:
+        owner = self.owners[command.owner_id]
+        self._release_all(owner, owner.fencing or "owner_died", now)
+
+    def _release_all(self, owner: OwnerState, cause: str, now: float) -> None:
+        """Ends all grants of an owner whose process is dead."""
+        owner.ended = True
+        for request in owner.waiting():
+            code, message = _why_not(owner)
+            self._refuse_request(request, code, now, message=message)
+        for grant in list(owner.grants.values()):
+            if grant.session in self.sessions:
+                self._effects.append(e.Lost(grant.session, grant, cause))
+            self._end(grant, cause, now)
+        self._forget_if_idle(owner)
+
+    def _forget_if_idle(self, owner: OwnerState) -> None:
+        if owner.sessions or owner.grants:
+            return
+        del self.owners[owner.owner_id]
+        if owner.is_process:
+            self._effects.append(e.ForgetOwner(owner.owner_id))
+
+    # Acquire.
+
+    def _acquire(self, command: c.Acquire, now: float) -> None:
+        session = self.sessions[command.session]
+        owner = session.owner
+        if owner.ended or owner.fencing or command.request in session.requests:
+            return self._refuse(command, *_why_not(owner))
+        for key in command.keys:
+            if owner.grants and (held := self._held(owner, key)) is not None:
+                return self._acquire_again(command, held)
+        if self._is_free(command.keys, command.mode, owner):
+            if not self.lockspaces[command.keys[0].lockspace].anchored:
+                return self._grant(
+                    session,
+                    command.request,
+                    command.keys,
+                    command.mode,
+                    now,
+                    now,
+                    command.label,
+                    command.reason,
+                )
+            return self._start(self._new_request(session, command, now), now)
+        if owner.waiting_count and (again := self._waits_already(owner, command)):
+            message = "this owner waits for it already"
+            return self._refuse(command, "already_held", message, again)
+        request = self._new_request(session, command, now)
+        if request.tries:
+            return self._refuse_request(request, "busy", now)
+        return self._wait(request, now)
+
+    def _is_free(
+        self, keys: tuple[ResourceKey, ...], mode: Mode, owner: OwnerState
+    ) -> bool:
+        for key in keys:
+            resource = self.resources.get(key)
+            if resource is not None and (
+                resource.has_line or not resource.admits(mode, owner.owner_id)
+            ):
+                return False
+        return True
+
+    def _acquire_again(self, command: c.Acquire, held: e.Grant) -> None:
+        """Counts a shared hold that is asked for again; refuses anything else."""
+        owner = self.owners[held.owner_id]
+        if (
+            command.mode == held.mode == SHARED
+            and command.keys == (held.key,)
+            and not self._converting(owner, held.key)
+        ):
+            grant = replace(held, count=held.count + 1)
+            self._put(grant)
+            self.granted += 1
+            self._answer = e.Granted(command.session, command.request, (grant,))
+        else:
+            self._refuse(command, "already_held", "", held.key)
+
+    def _waits_already(
+        self, owner: OwnerState, command: c.Acquire
+    ) -> ResourceKey | None:
+        for key in command.keys:
+            for other in self.resources[key].line() if key in self.resources else ():
+                if other.owner is owner and not command.mode == other.mode == SHARED:
+                    return key
+        return None
+
+    def _new_request(self, session: Session, command: c.Acquire, now: float) -> Request:
+        self.last_order += 1
+        request = Request(
+            session,
+            command.request,
+            self.last_order,
+            command.keys,
+            command.mode,
+            now,
+            command.timeout,
+            create=command.create,
+            label=command.label,
+            reason=command.reason,
+        )
+        self._track(request)
+        return request
+
+    def _start(self, request: Request, now: float) -> None:
+        """Moves a request up that need not wait for anybody, only for its anchors."""
+        if self.lockspaces[request.keys[0].lockspace].slow:
+            if request.tries:
+                request.deadline = now + SLOW_PATIENCE
+            self._announce(request)
+        self._move_up(request, now)
+
+    # Convert.
+
+    def _convert(self, command: c.Convert, now: float) -> None:
+        session = self.sessions[command.session]
+        owner = session.owner
+        held = self._held(owner, command.key)
+        if owner.ended or owner.fencing or command.request in session.requests:
+            return self._refuse(command, *_why_not(owner))
+        if held is None:
+            return self._refuse(command, "not_held", "", command.key)
+        if held.count > 1:
+            message = f"it is held {held.count} times"
+            return self._refuse(command, "in_use", message, command.key)
+        line = self.resources[command.key].line()
+        if any(other.owner is owner for other in line):
+            message = "another request of this owner waits for it"
+            return self._refuse(command, "already_held", message, command.key)
+        if held.mode == command.mode:
+            self._answer = e.Granted(
+                command.session, command.request, (held,), converted=True
+            )
+            return None
+        return self._start_convert(self._new_convert(session, command, now), held, now)
+
+    def _new_convert(self, session: Session, command: c.Convert, now: float) -> Request:
+        self.last_order += 1
+        request = Request(
+            session,
+            command.request,
+            self.last_order,
+            (command.key,),
+            command.mode,
+            now,
+            None if command.mode == SHARED else command.timeout,
+            converting=True,
+        )
+        self._track(request)
+        return request
+
+    def _start_convert(self, request: Request, held: e.Grant, now: float) -> None:
+        resource = self.resources[held.key]
+        if not self._lets_pass(resource, request):
+            if request.tries:
+                return self._refuse_request(request, "busy", now)
+            return self._wait(request, now)
+        if request.mode == EXCLUSIVE and (cycle := self._cycle_if_raised(held)):
+            return self._refuse_request(request, "deadlock", now, cycle=cycle)
+        return self._start(request, now)
+
+    def _cycle_if_raised(self, held: e.Grant) -> tuple[e.Wait, ...]:
+        """Looks for a cycle that an upgrade would close although it need not wait.
+
+        A waiter for several resources may be compatible with the shared hold and wait
+        elsewhere; the exclusive one would then be waited for by it.
+        """
+        owner = self.owners[held.owner_id]
+        if owner.waiting_count < 2 or not self.resources[held.key].waiting:
+            return ()
+        self._put(replace(held, mode=EXCLUSIVE))
+        cycle = self._cycle_of(owner.waiting())
+        self._put(held)
+        return cycle
+
+    def _converting(self, owner: OwnerState, key: ResourceKey) -> Request | None:
+        resource = self.resources[key]
+        if not resource.converting and resource.pending is None:
+            return None
+        for request in resource.line():
+            if request.converting and request.owner is owner:
+                return request
+        return None
+
+    # Release, cancel, break.
+
+    def _release(self, command: c.Release, now: float) -> None:
+        owner = self.sessions[command.session].owner
+        missing = None
+        if command.fencing_token is not None:
+            held = owner.grants.get(command.fencing_token)
+            if held is None:
+                message = f"no lock is held with fencing token {command.fencing_token}"
+                return self._refuse(command, "not_held", message)
+            self._release_one(owner, held, now)
+        for key in command.keys:
+            held = self._held(owner, key)
+            if held is None:
+                missing = key
+            else:
+                self._release_one(owner, held, now)
+        if missing is not None:
+            return self._refuse(command, "not_held", "", missing)
+        return self._complete(command)
+
+    def _release_one(self, owner: OwnerState, held: e.Grant, now: float) -> None:
+        if held.count > 1:
+            self._put(replace(held, count=held.count - 1))
+            return
+        self._give_up_convert(owner, held.key, now)
+        self._end(held, "released", now)
+
+    def _give_up_convert(self, owner: OwnerState, key: ResourceKey, now: float) -> None:
+        request = self._converting(owner, key)
+        if request is not None:
+            message = "it was released while it waited to be converted"
+            self._refuse_request(request, "not_held", now, message=message)
+
+    def _cancel(self, command: c.Cancel, now: float) -> None:
+        request = self.sessions[command.session].requests.get(command.target)
+        if request is not None and not request.goes_down:
+            self._refuse_request(request, "cancelled", now)
+        self._complete(command)
+
+    def _break_grant(self, command: c.BreakGrant, now: float) -> None:
+        token = command.fencing_token
+        owner = next((o for o in self.owners.values() if token in o.grants), None)
+        if owner is None:
+            message = f"no lock is held with fencing token {token}"
+            return self._refuse(command, "not_found", message)
+        grant = owner.grants[token]
+        self._give_up_convert(owner, grant.key, now)
+        self._effects.append(e.Lost(grant.session, grant, "broken", command.reason))
+        if self._must_fence(grant):
+            self._fence(owner, "broken")
+        else:
+            self._end(grant, "broken", now)
+            self._forget_if_idle(owner)
+        return self._complete(command)
+
+    # Anchors and time.
+
+    def _anchor_opened(self, command: c.AnchorOpened, now: float) -> None:
+        self._anchor_answered(self.resources[command.key], None, now)
+
+    def _anchor_refused(self, command: c.AnchorRefused, now: float) -> None:
+        self._anchor_answered(self.resources[command.key], command, now)
+
+    def _tick(self, command: c.Tick, now: float) -> None:
+        while (when := self.next_deadline()) is not None and when <= now:
+            _, _, request = heapq.heappop(self._deadlines)
+            if when == request.deadline:
+                self._refuse_request(request, "timeout", now)
+            else:
+                request.retry_at = None
+                self._unsettled += [self.resources[key] for key in request.keys]
+
+
+def _why_not(owner: OwnerState) -> tuple[str, str]:
+    if owner.ended:
+        return "not_found", "the process of the owner has ended"
+    if owner.fencing:
+        return "unavailable", "the process of this session is being ended"
+    return "invalid", "another request with this msgid is not yet answered"

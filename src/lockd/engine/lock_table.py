@@ -1,0 +1,440 @@
+"""The state of the engine and its elementary moves: wait, move up, grant, end.
+
+Theory of operation. Whatever may let somebody move up marks its resource *unsettled*;
+before the engine returns, `settle_all` grants the request at the front of every such
+resource, and the next, until one has to wait. So grants follow from the state of the
+table, never from the event that changed it, and no wake-up can be lost.
+
+Where an anchor is needed, moving up ends in `OpenAnchor` and goes on in
+`anchor_answered`. A request for several resources moves up when it is at the front of
+all of them, and is granted when all their anchors are open; it holds nothing before.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from lockd.engine.commands import AddLockspace, AnchorRefused, OutsideHolder
+from lockd.engine.effects import (
+    CloseAnchor,
+    Effect,
+    Ended,
+    Grant,
+    Granted,
+    LastHolder,
+    OpenAnchor,
+    Queued,
+    Refused,
+    Wait,
+)
+from lockd.engine.resource import Resource
+from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.waitgraph import find_cycle
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+
+FIRST_PAUSE: Final = 0.010
+LAST_PAUSE: Final = 0.500
+"""Seconds between two tries of a file that is locked from outside (protocol 5.8)."""
+
+SLOW_PATIENCE: Final = 10.0
+"""Seconds that a try waits for an anchor that does not answer at once."""
+
+MAX_LAST_HOLDERS: Final = 1024
+"""How many resources are remembered with their last holder (protocol 7.4)."""
+
+_FEW_DEADLINES: Final = 64
+
+
+class LockTable:
+    """Who holds what and who waits; `LockEngine` says what moves it.
+
+    Args:
+        last_token: every fencing token will be greater than this.
+    """
+
+    def __init__(self, last_token: int = 0) -> None:
+        self.last_token = last_token
+        #: The turn of the youngest request.
+        self.last_order = 0
+        self.granted = self.refused = self.ended = self.waiting = 0
+        self.lockspaces: dict[str, AddLockspace] = {}
+        self.resources: dict[ResourceKey, Resource] = {}
+        self.owners: dict[int, OwnerState] = {}
+        self.sessions: dict[int, Session] = {}
+        self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._unsettled: list[Resource] = []
+        self._effects: list[Effect] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} sessions={len(self.sessions)} "
+            f"owners={len(self.owners)} resources={len(self.resources)} "
+            f"waiting={self.waiting} last_token={self.last_token}>"
+        )
+
+    def adopt(self, request: Request) -> None:
+        """Takes up a request that waited in the engine whose snapshot is loaded."""
+        self._track(request)
+        for when in (request.deadline, request.retry_at):
+            if when is not None:
+                self._add_deadline(when, request)
+
+    # Waiting.
+
+    def _track(self, request: Request) -> None:
+        request.session.requests[request.number] = request
+        self.waiting += 1
+
+    def _wait(self, request: Request, now: float) -> None:
+        """Gives a tracked request its place in the lines, or refuses a deadlock."""
+        for key in request.keys:
+            self._resource(key).enqueue(request)
+        # A convert goes before who waits, so that they now wait for its owner, too.
+        new = request.owner.waiting() if request.converting else [request]
+        if cycle := self._cycle_of(new):
+            self._refuse_request(request, "deadlock", now, cycle=cycle)
+        else:
+            self._announce(request)
+
+    def _cycle_of(self, requests: Sequence[Request]) -> tuple[Wait, ...]:
+        cycles = (find_cycle(r, self.resources, self.owners) for r in requests)
+        return next(filter(None, cycles), ())
+
+    def _announce(self, request: Request) -> None:
+        if request.announced:
+            return
+        request.announced = True
+        self._effects.append(
+            Queued(
+                request.session.session_id,
+                request.number,
+                request.keys,
+                request.mode,
+                request.converting,
+            )
+        )
+        if request.deadline is not None:
+            self._add_deadline(request.deadline, request)
+
+    def _add_deadline(self, when: float, request: Request) -> None:
+        deadlines = self._deadlines
+        if len(deadlines) > _FEW_DEADLINES + 4 * self.waiting:
+            # Most belong to requests that were answered long before their time.
+            deadlines[:] = [entry for entry in deadlines if not _is_stale(entry)]
+            heapq.heapify(deadlines)
+        heapq.heappush(deadlines, (when, request.order, request))
+
+    def next_deadline(self) -> float | None:
+        """Returns when `Tick` is due; None if nothing waits for time."""
+        deadlines = self._deadlines
+        while deadlines and _is_stale(deadlines[0]):
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else None
+
+    # Answering.
+
+    def _answered(self, request: Request) -> None:
+        """Takes a request out of everything: from now on it waits for nothing."""
+        request.answered = True
+        del request.session.requests[request.number]
+        self.waiting -= 1
+        for key in request.keys:
+            # An idle resource has been dropped, and with it the place in its line.
+            resource = self.resources.get(key)
+            if resource is not None and resource.pending is not request:
+                resource.dequeue(request)
+                self._unsettled.append(resource)
+
+    def _refuse_request(
+        self,
+        request: Request,
+        code: str,
+        now: float,
+        *,
+        key: ResourceKey | None = None,
+        message: str = "",
+        outside: OutsideHolder | None = None,
+        cycle: Sequence[Wait] = (),
+    ) -> None:
+        resource = self.resources.get(key or self._obstacle(request))
+        self.refused += 1
+        self._effects.append(
+            Refused(
+                request.session.session_id,
+                request.number,
+                code,
+                message,
+                resource.situation(request) if resource else None,
+                now - request.since,
+                outside,
+                tuple(cycle),
+            )
+        )
+        self._answered(request)
+
+    def _obstacle(self, request: Request) -> ResourceKey:
+        """Returns the resource that stands in a request's way; any, if none does."""
+        for key in request.keys:
+            resource = self.resources.get(key)
+            if resource and not self._lets_pass(resource, request):
+                return key
+        return request.keys[0]
+
+    # Moving up.
+
+    def _settle_all(self, now: float) -> None:
+        # Settling one resource may unsettle others, which then have their turn.
+        for resource in self._unsettled:
+            self._settle(resource, now)
+        self._unsettled.clear()
+
+    def _settle(self, resource: Resource, now: float) -> None:
+        while resource.pending is None:
+            request = resource.front()
+            if request is None or request.retry_at is not None:
+                break
+            others = (self.resources[key] for key in request.keys)
+            if not all(self._lets_pass(other, request) for other in others):
+                break
+            self._move_up(request, now)
+        if resource.pending is None:
+            self._tidy(resource)
+
+    def _lets_pass(self, resource: Resource, request: Request) -> bool:
+        """Tells whether nobody and nothing at this resource is before the request.
+
+        It may stand in the line or be about to; a convert goes before who waits.
+        """
+        line = resource.converting
+        if not line and not request.converting:
+            line = resource.waiting
+        return (
+            resource.pending is None
+            and next(iter(line), request) is request
+            and resource.admits(request.mode, request.owner.owner_id)
+        )
+
+    def _tidy(self, resource: Resource) -> None:
+        """Makes the anchor follow the holders; drops what nobody needs."""
+        if not resource.holders:
+            if resource.anchor is not None:
+                resource.anchor = None
+                self._effects.append(CloseAnchor(resource.key))
+            if resource.is_idle:
+                self.resources.pop(resource.key, None)
+
+    def _move_up(self, request: Request, now: float) -> None:
+        """Grants a request whose turn it is, or has its anchors opened first."""
+        to_open: list[Resource] = []
+        for key in request.keys:
+            resource = self._resource(key)
+            resource.dequeue(request)
+            if self.lockspaces[key.lockspace].anchored:
+                to_open.append(resource)
+        if not to_open:
+            return self._grant_request(request, now)
+        request.opening = len(to_open)
+        for resource in to_open:
+            self._open_anchor(resource, request, request.mode)
+        return None
+
+    def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
+        resource.pending = request
+        resource.anchor_wanted = mode
+        self._effects.append(
+            OpenAnchor(resource.key, mode, request.create, bool(resource.holders))
+        )
+
+    def _anchor_answered(
+        self, resource: Resource, refusal: AnchorRefused | None, now: float
+    ) -> None:
+        request = resource.pending
+        assert request is not None
+        if refusal is None:
+            resource.anchor = resource.anchor_wanted
+        else:
+            request.refusal = request.refusal or refusal
+        request.opening -= 1
+        if request.opening:
+            return None
+        if request.answered and request.converting and resource.holders:
+            return self._finish_given_up_convert(resource, request, now)
+        self._close_opening(request)
+        if not request.answered:
+            if request.refusal is None:
+                self._grant_request(request, now)
+            else:
+                self._anchor_failed(request, request.refusal, now)
+        return None
+
+    def _close_opening(self, request: Request) -> None:
+        for key in request.keys:
+            resource = self.resources[key]
+            resource.pending = None
+            self._unsettled.append(resource)
+
+    def _finish_given_up_convert(
+        self, resource: Resource, request: Request, now: float
+    ) -> None:
+        """Brings anchor and holders together after a convert that nobody waits for.
+
+        What was asked down stays down: the anchor may be shared with others by now.
+        What was asked up is taken back; if even that fails, the anchor is held more
+        strongly than need be, which is safe.
+        """
+        held = resource.holders.get(request.owner.owner_id)
+        if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
+            self._put(replace(held, mode=SHARED))
+        elif request.refusal is not None:
+            resource.anchor = resource.mode
+        if resource.mode is not None and resource.anchor != resource.mode:
+            request.opening = 1
+            self._open_anchor(resource, request, resource.mode)
+        else:
+            self._close_opening(request)
+
+    def _anchor_failed(
+        self, request: Request, refusal: AnchorRefused, now: float
+    ) -> None:
+        request.refusal = None
+        if refusal.code != "busy" or request.tries:
+            return self._refuse_request(
+                request,
+                refusal.code,
+                now,
+                key=refusal.key,
+                message=refusal.message,
+                outside=refusal.outside,
+            )
+        # It keeps its place, which is the first one.
+        for key in request.keys:
+            self.resources[key].enqueue_first(request)
+        request.pause = min(max(2 * request.pause, FIRST_PAUSE), LAST_PAUSE)
+        request.retry_at = now + request.pause
+        self._add_deadline(request.retry_at, request)
+        if cycle := self._cycle_of([request]):
+            self._refuse_request(request, "deadlock", now, cycle=cycle)
+        else:
+            self._announce(request)
+        return None
+
+    # Granting.
+
+    def _grant_request(self, request: Request, now: float) -> None:
+        self._answered(request)
+        session, number = request.session, request.number
+        if request.converting:
+            held = self._held(session.owner, request.keys[0])
+            assert held is not None
+            self._convert_grant(session, number, held, request.mode, now, request.since)
+        else:
+            self._grant(
+                session,
+                number,
+                request.keys,
+                request.mode,
+                now,
+                request.since,
+                request.label,
+                request.reason,
+            )
+
+    def _grant(
+        self,
+        session: Session,
+        number: int,
+        keys: tuple[ResourceKey, ...],
+        mode: Mode,
+        now: float,
+        since: float,
+        label: str | None,
+        reason: str | None,
+    ) -> None:
+        grants = []
+        for key in keys:
+            held = self._held(session.owner, key)
+            if held is None:
+                self.last_token += 1
+                grant = Grant(
+                    key,
+                    session.owner.owner_id,
+                    session.owner.identity,
+                    session.session_id,
+                    mode,
+                    self.last_token,
+                    now,
+                    1,
+                    label,
+                    reason,
+                )
+            else:
+                # Two shared requests of one owner waited: a hold, counted.
+                grant = replace(held, count=held.count + 1)
+            self._put(grant)
+            grants.append(grant)
+        self.granted += 1
+        self._effects.append(
+            Granted(session.session_id, number, tuple(grants), now - since)
+        )
+
+    def _convert_grant(
+        self,
+        session: Session,
+        number: int,
+        held: Grant,
+        mode: Mode,
+        now: float,
+        since: float,
+    ) -> None:
+        grant = replace(held, mode=mode)
+        self._put(grant)
+        self.granted += 1
+        self._unsettled.append(self.resources[grant.key])
+        self._effects.append(
+            Granted(session.session_id, number, (grant,), now - since, True)
+        )
+
+    def _put(self, grant: Grant) -> None:
+        """Enters a grant, or exchanges it for another state of it."""
+        self._resource(grant.key).holders[grant.owner_id] = grant
+        self.owners[grant.owner_id].grants[grant.fencing_token] = grant
+
+    def _held(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
+        resource = self.resources.get(key)
+        return None if resource is None else resource.holders.get(owner.owner_id)
+
+    def _resource(self, key: ResourceKey) -> Resource:
+        resource = self.resources.get(key)
+        if resource is None:
+            resource = self.resources[key] = Resource(key)
+        return resource
+
+    # Ending.
+
+    def _end(self, grant: Grant, cause: str, now: float) -> None:
+        """Ends a grant; a convert that waits for it must be answered before."""
+        resource = self.resources[grant.key]
+        del resource.holders[grant.owner_id]
+        del self.owners[grant.owner_id].grants[grant.fencing_token]
+        self.ended += 1
+        self._remember(LastHolder(grant, now, cause))
+        self._effects.append(Ended(grant, cause))
+        self._unsettled.append(resource)
+
+    def _remember(self, last: LastHolder) -> None:
+        memory = self.last_holders
+        memory[last.grant.key] = last
+        memory.move_to_end(last.grant.key)
+        if len(memory) > MAX_LAST_HOLDERS:
+            memory.popitem(last=False)
+
+
+def _is_stale(entry: tuple[float, int, Request]) -> bool:
+    when, _, request = entry
+    return request.answered or when not in (request.deadline, request.retry_at)

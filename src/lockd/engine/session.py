@@ -1,0 +1,141 @@
+"""Sessions, the owners they act for, and the requests that wait.
+
+Plain state without rules; `lock_engine` is the only one that changes it.
+"""
+
+from __future__ import annotations
+
+from lockd.engine.commands import AnchorRefused, Owner
+from lockd.engine.effects import Grant
+from lockd.terms import SHARED, Mode, OnDisconnect, ResourceKey
+
+
+class OwnerState:
+    """An owner, its grants by fencing token, and the sessions that act for it."""
+
+    __slots__ = (
+        "ended",
+        "fencing",
+        "grants",
+        "identity",
+        "is_process",
+        "on_disconnect",
+        "owner_id",
+        "sessions",
+    )
+
+    def __init__(
+        self, owner_id: int, identity: Owner, *, is_process: bool = False
+    ) -> None:
+        self.owner_id = owner_id
+        self.identity = identity
+        #: Whether it is a registered process, which outlives the sessions that name
+        #: it, and not the other end of one session.
+        self.is_process = is_process
+        self.on_disconnect: OnDisconnect | None = None
+        self.grants: dict[int, Grant] = {}
+        self.sessions: dict[int, Session] = {}
+        #: Why its process is being ended; its grants wait for that.
+        self.fencing: str | None = None
+        #: Whether its process is gone although sessions still name it.
+        self.ended = False
+
+    @property
+    def waiting_count(self) -> int:
+        """How many requests wait on behalf of this owner."""
+        return sum(len(session.requests) for session in self.sessions.values())
+
+    def waiting(self) -> list[Request]:
+        """Returns the requests that wait on behalf of this owner."""
+        return [r for s in self.sessions.values() for r in s.requests.values()]
+
+
+class Session:
+    """One client connection: for whom it acts, and what it waits for."""
+
+    __slots__ = ("owner", "requests", "session_id")
+
+    def __init__(self, session_id: int, owner: OwnerState) -> None:
+        self.session_id = session_id
+        self.owner = owner
+        self.requests: dict[int, Request] = {}
+
+
+class Request:
+    """An acquire or convert that is not yet answered.
+
+    It is either *queued* in the line of each of its resources, or *opening*: at the
+    head of all of them (`Resource.pending`) while their anchors are being opened.
+    """
+
+    __slots__ = (
+        "announced",
+        "answered",
+        "converting",
+        "create",
+        "deadline",
+        "keys",
+        "label",
+        "mode",
+        "number",
+        "opening",
+        "order",
+        "pause",
+        "reason",
+        "refusal",
+        "retry_at",
+        "session",
+        "since",
+        "tries",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        order: int,
+        keys: tuple[ResourceKey, ...],
+        mode: Mode,
+        since: float,
+        timeout: float | None,
+        *,
+        converting: bool = False,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.session = session
+        self.number = number
+        #: Its turn: every line is in the order of this number.
+        self.order = order
+        self.keys = keys
+        self.mode = mode
+        self.since = since
+        self.deadline = None if timeout is None else since + timeout
+        #: Whether it must not wait: a timeout of 0.
+        self.tries = timeout == 0
+        self.converting = converting
+        self.create = create
+        self.label = label
+        self.reason = reason
+        #: How many of its anchors are still being opened.
+        self.opening = 0
+        #: Why the first of them was refused.
+        self.refusal: AnchorRefused | None = None
+        #: When, and after how many seconds, a file that is locked from outside is
+        #: tried again; until then nobody in the line moves.
+        self.retry_at: float | None = None
+        self.pause = 0.0
+        #: Whether `Queued` told that it waits.
+        self.announced = False
+        self.answered = False
+
+    @property
+    def goes_down(self) -> bool:
+        """Whether it gives up exclusiveness, which waits for nobody."""
+        return self.converting and self.mode == SHARED
+
+    @property
+    def owner(self) -> OwnerState:
+        """The owner on whose behalf it waits."""
+        return self.session.owner

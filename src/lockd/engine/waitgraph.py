@@ -1,0 +1,92 @@
+"""Who waits for whom, and whether a wait would close a cycle.
+
+The nodes are owners, the edges are derived from the resources each time: a request's
+owner waits for every holder that its mode excludes, and for the owner of every request
+that is served before it. A request that would close a cycle is refused, so the graph
+has no cycles; therefore a new one must lead through the request's own owner, and an
+owner for which nobody can be waiting needs no search.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from lockd.engine.effects import Wait
+from lockd.engine.modes import compatible
+from lockd.engine.resource import Resource
+from lockd.engine.session import OwnerState, Request
+from lockd.terms import ResourceKey
+
+Owners = Mapping[int, OwnerState]
+Resources = Mapping[ResourceKey, Resource]
+
+
+def find_cycle(
+    start: Request, resources: Resources, owners: Owners
+) -> tuple[Wait, ...]:
+    """Returns the cycle that leads from a queued request back to its own owner.
+
+    Empty if there is none. The first link is the request's own, each link waits for
+    the next one's owner, the last for the first's.
+    """
+    goal = start.owner
+    if not goal.grants and goal.waiting_count < 2:
+        return ()
+    came_from: dict[Request, tuple[Request, ResourceKey]] = {}
+    seen = {goal.owner_id}
+    frontier = [start]
+    while frontier:
+        request = frontier.pop()
+        for key, owner_id in blockers(request, resources):
+            if owner_id == goal.owner_id:
+                if request is start:
+                    continue  # behind itself in one line: shared beside shared
+                return _links(request, key, came_from)
+            if owner_id in seen:
+                continue
+            seen.add(owner_id)
+            for other in owners[owner_id].waiting():
+                came_from[other] = (request, key)
+                frontier.append(other)
+    return ()
+
+
+def blockers(
+    request: Request, resources: Resources
+) -> Iterator[tuple[ResourceKey, int]]:
+    """Goes through the owners that a request waits for, and where."""
+    for key in request.keys:
+        resource = resources.get(key)
+        if resource is None or resource.pending is request:
+            continue
+        for owner_id in _excluding_holders(request, resource):
+            yield key, owner_id
+        for other in resource.line():
+            if other is request:
+                break
+            yield key, other.owner.owner_id
+
+
+def _excluding_holders(request: Request, resource: Resource) -> Iterator[int]:
+    mode = resource.mode
+    if mode is None or compatible(mode, request.mode):
+        return
+    own = request.owner.owner_id
+    for owner_id in resource.holders:
+        if not (request.converting and owner_id == own):
+            yield owner_id
+
+
+def _links(
+    last: Request,
+    key: ResourceKey,
+    came_from: Mapping[Request, tuple[Request, ResourceKey]],
+) -> tuple[Wait, ...]:
+    links = [_link(last, key)]
+    request = last
+    while request in came_from:
+        request, key = came_from[request]
+        links.append(_link(request, key))
+    return tuple(reversed(links))
+
+
+def _link(request: Request, key: ResourceKey) -> Wait:
+    return Wait(request.owner.identity, request.session.session_id, key)
