@@ -19,6 +19,14 @@ DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 
 
+class OutsideHolder(NamedTuple):
+    """Who locks an anchor from outside lockd, as far as the kernel tells."""
+
+    mode: Mode
+    pid: int | None = None
+    command: str | None = None
+
+
 class ResourceKey(NamedTuple):
     """The full name of the thing that is locked."""
 

@@ -7,7 +7,7 @@ which the answer is expected; it is unique among the unanswered requests of a se
 
 from msgspec import Struct
 
-from lockd.terms import Mode, OnDisconnect, ResourceKey
+from lockd.terms import Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 
 class Owner(Struct, frozen=True, gc=False):
@@ -20,14 +20,6 @@ class Owner(Struct, frozen=True, gc=False):
     id: int | None = None
 
 
-class OutsideHolder(Struct, frozen=True, gc=False):
-    """Who locks an anchor from outside lockd, as far as the kernel tells."""
-
-    mode: Mode
-    pid: int | None = None
-    command: str | None = None
-
-
 class AddLockspace(Struct, frozen=True, gc=False):
     """A lockspace comes into being."""
 
@@ -35,8 +27,6 @@ class AddLockspace(Struct, frozen=True, gc=False):
     #: Whether its resources need an anchor before they can be granted.
     anchored: bool
     on_disconnect: OnDisconnect = "release"
-    #: Whether its anchors answer later than at once: a network file system.
-    slow: bool = False
 
 
 class OpenSession(Struct, frozen=True, gc=False):
@@ -147,6 +137,12 @@ class AnchorRefused(Struct, frozen=True, gc=False):
     outside: OutsideHolder | None = None
 
 
+class AnchorDelayed(Struct, frozen=True, gc=False):
+    """The answer to `OpenAnchor` does not come at once: a slow file system."""
+
+    key: ResourceKey
+
+
 class Tick(Struct, frozen=True, gc=False):
     """Time passed; due when `LockEngine.next_deadline` says so."""
 
@@ -165,5 +161,6 @@ Command = (
     | BreakGrant
     | AnchorOpened
     | AnchorRefused
+    | AnchorDelayed
     | Tick
 )

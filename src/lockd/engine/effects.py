@@ -8,8 +8,8 @@ sender comes last.
 
 from msgspec import Struct
 
-from lockd.engine.commands import OutsideHolder, Owner
-from lockd.terms import Mode, ResourceKey
+from lockd.engine.commands import Owner
+from lockd.terms import Mode, OutsideHolder, ResourceKey
 
 
 class Grant(Struct, frozen=True, gc=False):

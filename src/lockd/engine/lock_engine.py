@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.engine.lock_table import SLOW_PATIENCE, LockTable
+from lockd.engine.lock_table import TRY_PATIENCE, LockTable
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
@@ -40,6 +40,7 @@ class LockEngine(LockTable):
             c.BreakGrant: self._break_grant,
             c.AnchorOpened: self._anchor_opened,
             c.AnchorRefused: self._anchor_refused,
+            c.AnchorDelayed: self._anchor_delayed,
             c.Tick: self._tick,
         }
 
@@ -204,7 +205,7 @@ class LockEngine(LockTable):
                     command.label,
                     command.reason,
                 )
-            return self._start(self._new_request(session, command, now), now)
+            return self._move_up(self._new_request(session, command, now), now)
         if owner.waiting_count and (again := self._waits_already(owner, command)):
             message = "this owner waits for it already"
             return self._refuse(command, "already_held", message, again)
@@ -265,14 +266,6 @@ class LockEngine(LockTable):
         self._track(request)
         return request
 
-    def _start(self, request: Request, now: float) -> None:
-        """Moves a request up that need not wait for anybody, only for its anchors."""
-        if self.lockspaces[request.keys[0].lockspace].slow:
-            if request.tries:
-                request.deadline = now + SLOW_PATIENCE
-            self._announce(request)
-        self._move_up(request, now)
-
     # Convert.
 
     def _convert(self, command: c.Convert, now: float) -> None:
@@ -320,7 +313,7 @@ class LockEngine(LockTable):
             return self._wait(request, now)
         if request.mode == EXCLUSIVE and (cycle := self._cycle_if_raised(held)):
             return self._refuse_request(request, "deadlock", now, cycle=cycle)
-        return self._start(request, now)
+        return self._move_up(request, now)
 
     def _cycle_if_raised(self, held: e.Grant) -> tuple[e.Wait, ...]:
         """Looks for a cycle that an upgrade would close although it need not wait.
@@ -408,6 +401,14 @@ class LockEngine(LockTable):
 
     def _anchor_refused(self, command: c.AnchorRefused, now: float) -> None:
         self._anchor_answered(self.resources[command.key], command, now)
+
+    def _anchor_delayed(self, command: c.AnchorDelayed, now: float) -> None:
+        """Lets a request run out of time while its anchor is being opened."""
+        request = self.resources[command.key].pending
+        if request is not None and not request.answered:
+            if request.tries:
+                request.deadline = now + TRY_PATIENCE
+            self._announce(request)
 
     def _tick(self, command: c.Tick, now: float) -> None:
         while (when := self.next_deadline()) is not None and when <= now:

@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from lockd.engine.commands import AddLockspace, AnchorRefused, OutsideHolder
+from lockd.engine.commands import AddLockspace, AnchorRefused
 from lockd.engine.effects import (
     CloseAnchor,
     Effect,
@@ -35,13 +35,13 @@ from lockd.engine.effects import (
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.engine.waitgraph import find_cycle
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder, ResourceKey
 
 FIRST_PAUSE: Final = 0.010
 LAST_PAUSE: Final = 0.500
 """Seconds between two tries of a file that is locked from outside (protocol 5.8)."""
 
-SLOW_PATIENCE: Final = 10.0
+TRY_PATIENCE: Final = 10.0
 """Seconds that a try waits for an anchor that does not answer at once."""
 
 MAX_LAST_HOLDERS: Final = 1024
