@@ -1,0 +1,1 @@
+"""Measures lockd beside its peers: `make bench`, or `python -m benchmarks NAME...`."""

@@ -1,0 +1,173 @@
+"""Starts what is measured in a private directory, and ends it whatever happens."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.wires import LockdWire, VirtlockdWire
+
+_START_SECONDS: Final = 15.0
+_STOP_SECONDS: Final = 5.0
+
+VIRTLOCKD: Final = "/usr/sbin/virtlockd"
+
+DIRECTORY: Final = "bench"
+"""The lockspace of kind directory that every lockd here has; `default` is memory."""
+
+
+class SkipError(Exception):
+    """Raised when something cannot be measured here; says what would help."""
+
+
+class StartError(Exception):
+    """Raised when something that should be measured does not start."""
+
+
+@contextmanager
+def private_directory(parent: Path) -> Iterator[Path]:
+    """Makes a directory for sockets and lock files, and removes it afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="lockd-bench-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running lockd."""
+
+    pid: int
+    socket: Path
+
+    def rss_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def wire(self, lockspace: str = "default") -> LockdWire:
+        return LockdWire(self.socket, lockspace)
+
+
+@contextmanager
+def lockd(directory: Path) -> Iterator[Daemon]:
+    """Starts lockd with its own socket, state and lock directory."""
+    directory.mkdir()
+    locks = directory / "locks"
+    locks.mkdir()
+    config = directory / "lockd.toml"
+    config.write_text(
+        f'[lockspaces.{DIRECTORY}]\nkind = "directory"\npath = "{locks}"\n'
+    )
+    path = directory / "lockd.sock"
+    command = [sys.executable, "-m", "lockd.daemon.main"]
+    command += ["--socket", str(path), "--state-dir", str(directory / "state")]
+    command += ["--config", str(config)]
+    with _running(command, directory / "log") as process:
+        _wait_until_listening(path, process, directory / "log")
+        yield Daemon(process.pid, path)
+
+
+@contextmanager
+def virtlockd(directory: Path) -> Iterator[VirtlockdWire]:
+    """Starts virtlockd on a private socket, which it takes as if from systemd."""
+    if not Path(VIRTLOCKD).exists():
+        raise SkipError(
+            "virtlockd comes with Debian's libvirt-daemon and libvirt-daemon-system"
+        )
+    directory.mkdir()
+    locks = directory / "locks"
+    locks.mkdir()
+    config = directory / "virtlockd.conf"
+    config.write_text('log_outputs = "3:stderr"\n')
+    path = directory / "virtlockd.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    # sd_listen_fds(3): descriptor 3, and LISTEN_PID is the process after exec.
+    take_socket = 'exec 3<&0 </dev/null; LISTEN_PID=$$ exec "$@"'
+    command = ["sh", "-c", take_socket, "sh", VIRTLOCKD]
+    command += ["-f", str(config), "-p", str(directory / "virtlockd.pid")]
+    private = {"HOME": directory, "XDG_RUNTIME_DIR": directory}
+    activation = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "virtlockd.socket"}
+    environment = os.environ | {k: str(v) for k, v in private.items()} | activation
+    wires: list[VirtlockdWire] = []
+    try:
+        with _running(command, directory / "log", environment, listener) as process:
+            listener.close()
+            _wait_until_listening(path, process, directory / "log")
+            wires.append(VirtlockdWire(path, locks))
+            yield wires[0]
+    finally:
+        # Only now, with virtlockd gone: it would kill this process for locks left.
+        for wire in wires:
+            wire.close()
+        listener.close()
+
+
+@contextmanager
+def redis(directory: Path) -> Iterator[Path]:
+    """Starts a Redis that keeps nothing on disk; yields its socket."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise SkipError("Redis comes with Debian's redis-server")
+    directory.mkdir()
+    path = directory / "redis.sock"
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", ""]
+    command += ["--appendonly", "no", "--dir", str(directory)]
+    with _running(command, directory / "log") as process:
+        _wait_until_listening(path, process, directory / "log")
+        yield path
+
+
+@contextmanager
+def _running(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    stdin: socket.socket | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is ours to handle
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_listening(
+    path: Path, process: subprocess.Popen[bytes], log: Path
+) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(str(path))
+            return
+        time.sleep(0.01)
+    said = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise StartError("\n".join([f"{path.name}: nobody listens; the log says:", *said]))
