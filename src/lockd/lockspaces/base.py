@@ -1,0 +1,82 @@
+"""What every lockspace can do."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from lockd.errors import InvalidRequestError
+from lockd.names import CHECK_OF_KIND
+from lockd.terms import Kind, Mode, OnDisconnect
+
+
+class Lockspace(ABC):
+    """A named set of resources, all anchored in the same way.
+
+    Attributes:
+        name: under which clients ask for it.
+        on_disconnect: what happens to a process that ends its session with locks held.
+        path: where its anchors are; None if nowhere in particular.
+    """
+
+    kind: ClassVar[Kind]
+    #: Whether its resources have anchors at all.
+    anchored: ClassVar[bool] = True
+    path: str | None = None
+
+    def __init__(self, name: str, *, on_disconnect: OnDisconnect = "release") -> None:
+        self.name = name
+        self.on_disconnect = on_disconnect
+        #: Raises `InvalidRequestError` for a name that no resource here may have.
+        self.check_name = CHECK_OF_KIND[self.kind]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    @abstractmethod
+    def open_anchor(
+        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+    ) -> None:
+        """Has the anchor of a resource held in a mode, whatever it is held in now.
+
+        Args:
+            create: whether a missing file is made; None for what is usual here.
+            in_use: somebody holds the resource through this anchor: it may change its
+                mode but not be exchanged.
+
+        Raises:
+            BusyError: it is locked from outside; `facts["outside"]` is an
+                `OutsideHolder`.
+            RequestError: another reason; what was held before is held still.
+        """
+
+    @abstractmethod
+    def close_anchor(self, resource: str) -> None:
+        """Lets an open anchor go. What cannot be done is left undone; nothing fails."""
+
+    def anchor_is_slow(self, resource: str) -> bool:
+        """Tells whether opening an anchor may take long: it lies on a network."""
+        return False
+
+    def create_resource(self, resource: str) -> None:
+        """Makes the file of a resource, to stay until it is deleted.
+
+        Raises:
+            RequestError: it exists, or cannot be made.
+        """
+        raise self._has_no_files()
+
+    def delete_resource(self, resource: str) -> None:
+        """Removes the file of a resource that nobody holds.
+
+        Raises:
+            RequestError: it does not exist, is in use, or cannot be removed.
+        """
+        raise self._has_no_files()
+
+    def finish(self) -> None:
+        """Does what was put off until after the answers; costs nothing if nothing was."""
+
+    def _has_no_files(self) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"a resource of lockspace {self.name!r} exists while it is held: "
+            "only a directory lockspace has files to create and delete"
+        )

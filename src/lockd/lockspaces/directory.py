@@ -1,0 +1,129 @@
+"""Resources that are the files of one directory: virtlockd's format."""
+
+import os
+import stat
+from typing import Final
+
+from lockd.errors import (
+    AlreadyExistsError,
+    AnchorError,
+    ConfigError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from lockd.lockspaces.files import (
+    MAX_RACES,
+    OPEN_FLAGS,
+    FileLockspace,
+    OpenFiles,
+    raise_refusal,
+)
+from lockd.names import quoted
+from lockd.terms import EXCLUSIVE, Mode, OnDisconnect
+
+FILE_MODE: Final = 0o600
+NEW_FILE_FLAGS: Final = OPEN_FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL
+
+
+class DirectoryLockspace(FileLockspace):
+    """One lock file per resource, made when it is locked unless that is forbidden.
+
+    Args:
+        path: the directory, which must be ours alone to change.
+
+    Raises:
+        ConfigError: it is not there, or somebody else may write to it.
+    """
+
+    kind = "directory"
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        open_files: OpenFiles,
+        *,
+        on_disconnect: OnDisconnect = "release",
+    ) -> None:
+        super().__init__(name, open_files, on_disconnect=on_disconnect)
+        _check_directory(path)
+        self.path = self.directory = path
+
+    def path_of(self, resource: str) -> str:
+        """Returns the path of a resource's file."""
+        return f"{self.path}/{resource}"
+
+    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
+        if create is False:
+            return os.open(path, OPEN_FLAGS | os.O_RDWR), False
+        for _ in range(MAX_RACES):
+            try:
+                return os.open(path, NEW_FILE_FLAGS, FILE_MODE), True
+            except FileExistsError:
+                pass
+            except (FileNotFoundError, NotADirectoryError):
+                raise self._is_gone() from None
+            try:
+                return os.open(path, OPEN_FLAGS | os.O_RDWR), False
+            except FileNotFoundError:
+                pass  # removed since it was found: make a new one
+        raise AnchorError(f"the file {quoted(path)} comes and goes")
+
+    def _is_gone(self) -> UnavailableError:
+        return UnavailableError(
+            f"the directory {quoted(self.directory)} of lockspace "
+            f"{quoted(self.name)} is gone"
+        )
+
+    def _check_status(self, status: os.stat_result, path: str) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            problem = "is no regular file"
+        elif status.st_nlink > 1:
+            problem = "is a hard link to another file"
+        elif status.st_uid not in (0, os.geteuid()):
+            problem = f"belongs to another user, uid {status.st_uid}"
+        else:
+            return
+        raise InvalidRequestError(f"the file {quoted(path)} {problem}")
+
+    def create_resource(self, resource: str) -> None:
+        """Makes the file of a resource; see `Lockspace.create_resource`."""
+        path = self.path_of(resource)
+        try:
+            os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
+        except FileExistsError:
+            raise AlreadyExistsError(f"the file {quoted(path)} exists") from None
+        except FileNotFoundError:
+            raise self._is_gone() from None
+        except OSError as error:
+            raise_refusal(error, path)
+        if file := self._files.get(resource):
+            # It had been removed under its holder, and the new one is not the same.
+            file.made = False
+
+    def delete_resource(self, resource: str) -> None:
+        """Removes the file of a resource; see `Lockspace.delete_resource`."""
+        self.open_anchor(resource, EXCLUSIVE, create=False, in_use=False)
+        self._files[resource].made = True
+        self.close_anchor(resource)
+        self.finish()
+
+
+def _check_directory(path: str) -> None:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"the directory {quoted(path)}: {reason}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{quoted(path)} is not a directory")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"the directory {quoted(path)} belongs to uid {status.st_uid}: "
+            "it must be root's or the daemon's own user's"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"others may write to the directory {quoted(path)} "
+            f"(mode {stat.S_IMODE(status.st_mode):04o}): run chmod go-w on it"
+        )

@@ -1,0 +1,300 @@
+"""Owns the lock files: every descriptor of an anchor is opened, locked, checked and
+closed here, and nowhere else.
+
+An anchor is an open file description lock (fcntl_locking(2), F_OFD_SETLK) on byte 0,
+length 1: the byte that virtlockd locks, and which conflicts with its POSIX locks. It
+belongs to the open file, not to the process, so closing another descriptor of the same
+file does not drop it; duplicating the descriptor into a child would keep it, so every
+one is O_CLOEXEC.
+
+A path is only a name, and can be given to another file at any moment. Therefore the
+lock counts only if, after it was taken, the path still leads to the locked file; else
+somebody was faster with a new file, and everything starts over.
+
+Files are never written to, never truncated, and removed only by who made them, while
+held exclusively, so that nobody else can be about to trust them.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from lockd.errors import (
+    AnchorError,
+    BusyError,
+    DeniedError,
+    InvalidRequestError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+)
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.mounts import MountTable
+from lockd.names import quoted
+from lockd.terms import (
+    EXCLUSIVE,
+    SHARED,
+    Mode,
+    OnDisconnect,
+    OutsideHolder,
+    ResourceKey,
+)
+
+OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+"""How every lock file is opened. O_NONBLOCK: a FIFO must not hold up the daemon."""
+
+MAX_RACES: Final = 10
+"""How often a file may be exchanged under us before we give up (virtlockd: for ever)."""
+
+_FLOCK: Final = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""
+
+_LOCKS: Final = {
+    EXCLUSIVE: _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0),
+    SHARED: _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0),
+}
+_UNLOCK: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+
+Inode = tuple[int, int]
+
+
+class LockFile:
+    """An open file, its identity, and how it is locked."""
+
+    __slots__ = ("fd", "inode", "made", "mode")
+
+    def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
+        self.fd = fd
+        self.inode = inode
+        #: Whether we made the file, and so have to remove it.
+        self.made = made
+        self.mode: Mode | None = None
+
+
+class OpenFiles:
+    """What all file lockspaces of a daemon share.
+
+    Attributes:
+        by_inode: which files are locked, under which name. Two names can lead to one
+            file: hard links, bind mounts, two lockspaces on one directory. The kernel
+            would tell the second that the file is locked, not by whom.
+        mounts: where network file systems are.
+    """
+
+    def __init__(self) -> None:
+        self.by_inode: dict[Inode, ResourceKey] = {}
+        self.mounts = MountTable()
+
+
+class FileLockspace(Lockspace):
+    """What lockspaces that are anchored in files have in common."""
+
+    def __init__(
+        self,
+        name: str,
+        open_files: OpenFiles,
+        *,
+        on_disconnect: OnDisconnect = "release",
+    ) -> None:
+        super().__init__(name, on_disconnect=on_disconnect)
+        self._shared = open_files
+        self._files: dict[str, LockFile] = {}
+        self._to_close: list[int] = []
+
+    def path_of(self, resource: str) -> str:
+        """Returns the path of the file in which a resource is anchored."""
+        raise NotImplementedError
+
+    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
+        """Opens the file; returns the descriptor, and whether the file is new."""
+        raise NotImplementedError
+
+    def _check_status(self, status: os.stat_result, path: str) -> None:
+        """Raises if the opened file is none that may be locked here."""
+        raise NotImplementedError
+
+    def anchor_is_slow(self, resource: str) -> bool:
+        """Tells whether the file lies on a network file system."""
+        return self._shared.mounts.is_network(os.path.dirname(self.path_of(resource)))
+
+    def open_anchor(
+        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+    ) -> None:
+        """Has the file of a resource locked in a mode; see `Lockspace.open_anchor`."""
+        path = self.path_of(resource)
+        file = self._files.get(resource)
+        if file is not None:
+            if _leads_to(path, file.inode):
+                return self._lock(file, path, mode)
+            if in_use:
+                raise AnchorError(
+                    f"the file {quoted(path)} was exchanged or removed while locked"
+                )
+            self._drop(resource, file)
+        return self._open_new(resource, path, mode, create)
+
+    def _open_new(
+        self, resource: str, path: str, mode: Mode, create: bool | None
+    ) -> None:
+        for _ in range(MAX_RACES):
+            file = self._open_file(path, mode, create)
+            try:
+                self._check_alias(file, path)
+                self._lock(file, path, mode)
+                if _leads_to(path, file.inode):
+                    self._files[resource] = file
+                    self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
+                    return
+            except BaseException:
+                self._discard(file, path)
+                raise
+            os.close(file.fd)
+        raise AnchorError(f"the file {quoted(path)} is exchanged again and again")
+
+    def _open_file(self, path: str, mode: Mode, create: bool | None) -> LockFile:
+        try:
+            fd, made = self._open(path, mode, create)
+        except OSError as error:
+            raise_refusal(error, path)
+        status = os.fstat(fd)
+        file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+        try:
+            self._check_status(status, path)
+        except RequestError:
+            self._discard(file, path)
+            raise
+        return file
+
+    def _check_alias(self, file: LockFile, path: str) -> None:
+        other = self._shared.by_inode.get(file.inode)
+        if other is not None:
+            raise BusyError(
+                f"the file {quoted(path)} is locked under another name, "
+                f"{quoted(other.resource)} in lockspace {quoted(other.lockspace)}"
+            )
+
+    def _lock(self, file: LockFile, path: str, mode: Mode) -> None:
+        if file.mode == mode:
+            return
+        try:
+            fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[mode])
+        except BlockingIOError:
+            outside = _outside_holder(file.fd, mode)
+            raise BusyError(
+                f"the file {quoted(path)} is locked from outside lockd",
+                {"outside": outside},
+            ) from None
+        except OSError as error:
+            raise_refusal(error, path)
+        file.mode = mode
+
+    def close_anchor(self, resource: str) -> None:
+        """Unlocks the file of a resource, and removes it if it was made for the lock.
+
+        What others can see is done when this returns; the descriptor itself is closed
+        by `finish`, because that costs more than all the rest.
+        """
+        file = self._files[resource]
+        free = file.made and self._remove(file, self.path_of(resource))
+        self._forget(resource, file)
+        if free or _unlock(file.fd):
+            self._to_close.append(file.fd)
+        else:
+            os.close(file.fd)
+
+    def finish(self) -> None:
+        """Closes the descriptors of the anchors that were let go."""
+        while self._to_close:
+            os.close(self._to_close.pop())
+
+    def _drop(self, resource: str, file: LockFile) -> None:
+        self._forget(resource, file)
+        os.close(file.fd)
+
+    def _forget(self, resource: str, file: LockFile) -> None:
+        del self._files[resource]
+        del self._shared.by_inode[file.inode]
+
+    def _discard(self, file: LockFile, path: str) -> None:
+        """Undoes an opening that came to nothing."""
+        if file.made:
+            self._remove(file, path)
+        os.close(file.fd)
+
+    def _remove(self, file: LockFile, path: str) -> bool:
+        """Removes a file of ours, unless somebody else has locked it or its name."""
+        try:
+            if file.mode != EXCLUSIVE:
+                fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[EXCLUSIVE])
+            if not _leads_to(path, file.inode):
+                return False
+            os.unlink(path)
+        except OSError:
+            return False  # it stays behind: litter, but nobody's lock is harmed
+        return True
+
+
+def raise_refusal(error: OSError, path: str) -> NoReturn:
+    """Raises what a failed system call means to the one who asked for the lock."""
+    reason = os.strerror(error.errno or 0)
+    kind, sentence = _REFUSALS.get(error.errno or 0, (AnchorError, "cannot be locked"))
+    raise kind(f"the file {quoted(path)} {sentence}: {reason}") from None
+
+
+_Refusal = tuple[Callable[[str], RequestError], str]
+
+_REFUSALS: Final[dict[int, _Refusal]] = {
+    errno.ENOENT: (NotFoundError, "does not exist"),
+    errno.ENOTDIR: (NotFoundError, "does not exist"),
+    errno.EACCES: (DeniedError, "is not open to lockd"),
+    errno.EPERM: (DeniedError, "is not open to lockd"),
+    errno.EISDIR: (InvalidRequestError, "is no regular file"),
+    errno.ELOOP: (InvalidRequestError, "is a symbolic link: resolve it first"),
+    errno.ENXIO: (InvalidRequestError, "is no regular file"),
+    errno.ENAMETOOLONG: (InvalidRequestError, "cannot be named so"),
+    errno.EMFILE: (UnavailableError, "cannot be opened just now"),
+    errno.ENFILE: (UnavailableError, "cannot be opened just now"),
+    errno.ENOMEM: (UnavailableError, "cannot be opened just now"),
+}
+
+
+def _leads_to(path: str, inode: Inode) -> bool:
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == inode
+
+
+def _unlock(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
+    except OSError:
+        return False  # a network file system, perhaps: the close does it again
+    return True
+
+
+def _outside_holder(fd: int, mode: Mode) -> OutsideHolder | None:
+    """Asks the kernel who is in the way: F_OFD_GETLK names one of them.
+
+    The pid is -1 for another OFD lock, and means nothing if it is of another host.
+    """
+    answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCKS[mode]))
+    kind, pid = answer[0], answer[4]
+    if kind == fcntl.F_UNLCK:
+        return None
+    held: Mode = EXCLUSIVE if kind == fcntl.F_WRLCK else SHARED
+    if pid <= 0:
+        return OutsideHolder(held)
+    return OutsideHolder(held, pid, _command_of(pid))
+
+
+def _command_of(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return None

@@ -1,0 +1,21 @@
+"""Resources that are nothing but names: the daemon itself is the arbiter."""
+
+from lockd.lockspaces.base import Lockspace
+from lockd.terms import Mode
+
+
+class MemoryLockspace(Lockspace):
+    """Any names, no anchors: for the programs of one host."""
+
+    kind = "memory"
+    anchored = False
+
+    def open_anchor(
+        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+    ) -> None:
+        """Is never asked: nothing here is anchored."""
+        raise AssertionError("a memory lockspace has no anchors")
+
+    def close_anchor(self, resource: str) -> None:
+        """Is never asked: nothing here is anchored."""
+        raise AssertionError("a memory lockspace has no anchors")
