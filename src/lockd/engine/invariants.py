@@ -116,7 +116,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     tracked = {r for s in engine.sessions.values() for r in s.requests.values()}
     if engine.waiting != len(tracked):
         yield f"{engine.waiting} are counted as waiting, not {len(tracked)}"
-    timed = {request for _, _, request in engine._deadlines}
+    timed = {(when, request) for when, _, request in engine._deadlines}
     for request in tracked:
         for key in request.keys:
             resource = engine.resources.get(key)
@@ -126,7 +126,8 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
                 and request not in resource.waiting
             ):
                 yield f"{key}: a request waits that is not in line"
-        if request.announced and request.deadline is not None and request not in timed:
+        deadline = request.deadline if request.announced else None
+        if deadline is not None and (deadline, request) not in timed:
             yield f"{request.keys}: a request would wait beyond its time"
 
 

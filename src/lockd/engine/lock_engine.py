@@ -161,8 +161,10 @@ class LockEngine(LockTable):
             self._effects.append(e.Fence(owner.owner_id, owner.identity))
 
     def _owner_fenced(self, command: c.OwnerFenced, now: float) -> None:
-        owner = self.owners[command.owner_id]
-        self._release_all(owner, owner.fencing or "owner_died", now)
+        owner = self.owners.get(command.owner_id)
+        # It may have released everything and gone before its process was dead.
+        if owner is not None:
+            self._release_all(owner, owner.fencing or "owner_died", now)
 
     def _release_all(self, owner: OwnerState, cause: str, now: float) -> None:
         """Ends all grants of an owner whose process is dead."""
@@ -386,7 +388,9 @@ class LockEngine(LockTable):
             return self._refuse(command, "not_found", message)
         grant = owner.grants[token]
         self._give_up_convert(owner, grant.key, now)
-        self._effects.append(e.Lost(grant.session, grant, "broken", command.reason))
+        if grant.session in self.sessions:
+            lost = e.Lost(grant.session, grant, "broken", command.reason)
+            self._effects.append(lost)
         if self._must_fence(grant):
             self._fence(owner, "broken")
         else:
@@ -405,7 +409,7 @@ class LockEngine(LockTable):
     def _anchor_delayed(self, command: c.AnchorDelayed, now: float) -> None:
         """Lets a request run out of time while its anchor is being opened."""
         request = self.resources[command.key].pending
-        if request is not None and not request.answered:
+        if request is not None and not (request.answered or request.announced):
             if request.tries:
                 request.deadline = now + TRY_PATIENCE
             self._announce(request)
