@@ -1,0 +1,1 @@
+"""lockctl: the command line of lockd. Knows the daemon only through `lockd.client`."""

@@ -1,0 +1,103 @@
+"""What lockctl's exit status says: one table, and how to die of a signal.
+
+The numbers are those of sysexits.h where it has a fitting one.
+"""
+
+import errno
+import os
+import resource
+import signal
+from contextlib import suppress
+from typing import Final, NamedTuple, NoReturn
+
+from lockd.errors import (
+    AcquireTimeoutError,
+    AlreadyHeldError,
+    AnchorError,
+    BusyError,
+    ConnectionLostError,
+    DeadlockError,
+    DeniedError,
+    InvalidRequestError,
+    LimitError,
+    LockdError,
+    LockLostError,
+    NotFoundError,
+    RestrictedError,
+    UnavailableError,
+)
+
+OK: Final = 0
+USAGE: Final = 64
+UNAVAILABLE: Final = 69
+INTERNAL: Final = 70
+DEADLOCK: Final = 73
+BUSY: Final = 75
+LOST: Final = 76
+DENIED: Final = 77
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+
+
+class Exit(NamedTuple):
+    """One exit status of lockctl's own making: what it means, which errors end so."""
+
+    status: int
+    meaning: str
+    errors: tuple[type[LockdError], ...] = ()
+
+
+EXITS: Final = (
+    Exit(
+        USAGE,
+        "wrong usage, or no such lockspace",
+        (InvalidRequestError, NotFoundError),
+    ),
+    Exit(
+        UNAVAILABLE,
+        "no daemon, or it cannot serve just now",
+        (ConnectionLostError, UnavailableError, LimitError, AnchorError),
+    ),
+    Exit(INTERNAL, "a defect of lockd", (LockdError,)),
+    Exit(
+        DEADLOCK,
+        "waiting would deadlock, or the lock is held already",
+        (DeadlockError, AlreadyHeldError),
+    ),
+    Exit(BUSY, "busy or timed out (or -E N)", (BusyError, AcquireTimeoutError)),
+    Exit(LOST, "the lock was lost; the command was stopped first", (LockLostError,)),
+    Exit(DENIED, "denied", (DeniedError, RestrictedError)),
+    Exit(NOT_EXECUTABLE, "the command cannot be executed"),
+    Exit(NOT_FOUND, "the command was not found"),
+)
+
+_STATUS_OF_ERROR: Final = {
+    error: exit_.status for exit_ in EXITS for error in exit_.errors
+}
+
+
+def status_of(error: LockdError) -> int:
+    """Returns the exit status that an error ends with."""
+    kinds = type(error).__mro__
+    return next(_STATUS_OF_ERROR[kind] for kind in kinds if kind in _STATUS_OF_ERROR)
+
+
+def status_of_exec_failure(number: int) -> int:
+    """Returns what a shell's `$?` would be for a command that cannot be executed."""
+    return NOT_FOUND if number == errno.ENOENT else NOT_EXECUTABLE
+
+
+def die_of(signum: int) -> NoReturn:
+    """Ends this process by a signal, as if it had never been caught.
+
+    A shell sees the same as if it had run the command itself.
+    """
+    # The core, if there is one to see, is the command's.
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    with suppress(OSError):  # SIGKILL
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
+    os.kill(os.getpid(), signum)
+    # Only a signal whose default is not to end the process comes here.
+    os._exit(128 + signum)

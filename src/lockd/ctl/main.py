@@ -1,0 +1,95 @@
+"""The door of lockctl: finds the command, and turns every error into an exit status.
+
+Each command's module is loaded only when it is used: `lockctl run` is to be quick.
+"""
+
+import signal
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from lockd.ctl import exits
+from lockd.errors import LockdError
+
+_COMMANDS: Final = {
+    "run": ("lockd.ctl.run", "run"),
+    "list": ("lockd.ctl.listings", "list_"),
+    "show": ("lockd.ctl.inquiries", "show"),
+    "who": ("lockd.ctl.inquiries", "who"),
+    "query": ("lockd.ctl.inquiries", "query"),
+    "sessions": ("lockd.ctl.listings", "sessions"),
+    "spaces": ("lockd.ctl.listings", "spaces"),
+    "lock-name": ("lockd.ctl.inquiries", "lock_name"),
+}
+
+
+_EXAMPLES: Final = [
+    ("lockctl run backup -- rsync -a /home /mnt", "run a command under a lock"),
+    ("lockctl who backup", "who holds it?"),
+    ("lockctl list", "what is locked?"),
+]
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            formatter.write_dl(_EXAMPLES, col_max=44)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="COMMAND ...",
+)
+@click.option(
+    "--socket", metavar="PATH",
+    help="Where the daemon listens; else $LOCKD_SOCKET, your own daemon's socket, "
+    "the system's.",
+)  # fmt: skip
+@click.version_option(package_name="lockd", message="lockctl %(version)s")
+@click.pass_context
+def lockctl(ctx: click.Context, socket: str | None) -> None:
+    """Take locks of lockd, and see who holds them.
+
+    A NAME that begins with a slash is a file, locked in the lockspace `direct`; any
+    other is in the lockspace `default`, unless --lockspace says otherwise.
+    """
+    ctx.obj = socket
+
+
+def main() -> None:
+    """Runs lockctl and exits."""
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(args: list[str]) -> int:
+    try:
+        status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return exits.USAGE
+    except LockdError as error:
+        click.echo(f"lockctl: {error}", err=True)
+        return exits.status_of(error)
+    except click.Abort:
+        exits.die_of(signal.SIGINT)
+    except BrokenPipeError:
+        exits.die_of(signal.SIGPIPE)
+    return status or exits.OK
+
+
+if __name__ == "__main__":
+    main()

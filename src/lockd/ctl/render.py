@@ -1,0 +1,106 @@
+"""How lockctl shows things: a table on a terminal, tabs when piped, or JSON.
+
+rich is loaded only to draw on a terminal: it costs more time than a lock does.
+"""
+
+import pwd
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from lockd.names import plain
+
+Row = Sequence[object]
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> None:
+    """Shows one record per line.
+
+    On a terminal there is a heading, and `empty` is said if there are no rows. Piped,
+    there are only the rows, with one tab between columns.
+
+    Args:
+        columns: their headings.
+        rows: their cells; None is shown as `-`.
+        empty: the sentence that is said on a terminal when there is nothing to show.
+    """
+    lines = [[_cell(value) for value in row] for row in rows]
+    if not sys.stdout.isatty():
+        sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
+    elif lines:
+        _draw(columns, lines)
+    else:
+        print(empty)
+
+
+def show_json(value: Any) -> None:
+    """Shows a value as JSON, indented on a terminal, on one line when piped."""
+    import json
+
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def say(sentence: str) -> None:
+    """Says something to the person at the terminal, if there still is one."""
+    with suppress(OSError):
+        print(f"lockctl: {sentence}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time span as people say it: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
+    if seconds < 1:
+        return f"{seconds:.1f}s"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour}h"
+    if hours:
+        return f"{hours}h{minute:02}m"
+    return f"{minutes}m{second:02}s" if minutes else f"{second}s"
+
+
+def since(seconds: float) -> str:
+    """Returns a moment, given in seconds since 1970, in local time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ordinal(number: int) -> str:
+    """Returns `1st`, `2nd`, `3rd`, `4th`, ..."""
+    teen = number % 100 in (11, 12, 13)
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def user(uid: int) -> str:
+    """Returns the name of a user; the number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def purpose(party: Mapping[str, Any]) -> str | None:
+    """Returns what a holder or waiter says about its lock: label and reason."""
+    return ": ".join(filter(None, (party["label"], party["reason"]))) or None
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else plain(str(value))
+
+
+def _draw(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        # Text, as what a client calls itself may look like rich's markup.
+        table.add_row(*map(Text, line))
+    Console().print(table)

@@ -1,0 +1,215 @@
+"""`lockctl run`: a command under a lock. Here is what the user writes.
+
+What then happens is in `under_lock`.
+"""
+
+import math
+import os
+import signal
+from typing import Any, NoReturn
+
+import click
+
+from lockd.ctl.exits import EXITS
+from lockd.ctl.options import in_lockspace, meant
+from lockd.ctl.under_lock import Plan, Run
+from lockd.names import plain
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+
+_NAME_LENGTH = 60
+
+
+def _seconds(
+    _ctx: click.Context, _param: click.Parameter, value: str | float | None
+) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise click.BadParameter(f"{value!r} is not a number of seconds")
+    return seconds
+
+
+def _signal(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    name = value.upper().removeprefix("SIG")
+    known = {member.name.removeprefix("SIG"): member for member in signal.Signals}
+    known |= {str(member.value): member for member in signal.Signals}
+    if name not in known:
+        raise click.BadParameter(f"{value!r} is not a signal")
+    return known[name]
+
+
+_EXAMPLES = [
+    ("lockctl run backup -- rsync -a /home /mnt", ""),
+    ("lockctl run -n nightly -- ./report.sh", "skip it if it still runs"),
+    ("lockctl run -s -w 10 site -c 'ls | wc -l'", "share; wait 10 s at most"),
+    ("lockctl run cert dns -- ./renew.sh", "lock both, or wait for both"),
+    ("lockctl run /srv/a.img -- fsck /srv/a.img", "lock a file"),
+]
+
+
+class _RunCommand(click.Command):
+    """Keeps everything after `--` from being taken for an option of lockctl."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        ctx.params["words"] = tuple(args[end + 1 :])
+        try:
+            return super().parse_args(ctx, args[:end])
+        except click.NoSuchOption as error:
+            if end < len(args):
+                raise
+            raise click.UsageError(
+                f"{error.message} If it is the command's, put `--` before the command.",
+                ctx,
+            ) from None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            formatter.write_dl(_EXAMPLES, col_max=44)
+        with formatter.section("Exit status"):
+            rows = [(str(exit_.status), exit_.meaning) for exit_ in EXITS]
+            formatter.write_dl([*rows, ("other", "the command's own")])
+        with formatter.section("The command finds in its environment"):
+            formatter.write_dl(
+                [
+                    ("LOCKD_NAME", "what is locked; several names are lines"),
+                    ("LOCKD_LOCKSPACE", "where"),
+                    ("LOCKD_TOKEN", "the fencing token of each name"),
+                    ("LOCKD_WAITED", "how many seconds it took to get the lock"),
+                    ("LOCKD_SOCKET", "the daemon's socket"),
+                ]
+            )
+
+
+@click.command(
+    cls=_RunCommand,
+    short_help="Run a command while holding a lock.",
+    options_metavar="[OPTIONS]",
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME... -- COMMAND...")
+@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
+@click.option(
+    "-x", "-e", "--exclusive", is_flag=True, help="Exclude everybody (the default)."
+)
+@click.option(
+    "-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Do not wait: -w 0."
+)
+@click.option(
+    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=_seconds,
+    help="Wait at most so long; fractions are allowed, 0 does not wait.",
+)  # fmt: skip
+@click.option(
+    "-E", "--conflict-exit-code", "conflict_status", metavar="N",
+    type=click.IntRange(0, 255), help="Exit so instead of 75 if busy or timed out.",
+)  # fmt: skip
+@click.option(
+    "-c", "script", metavar="STRING", help="Run STRING by $SHELL, or /bin/sh."
+)
+@click.option(
+    "-F", "--no-fork", is_flag=True,
+    help="Become the command: no process of lockctl stays. The lock then lasts until "
+    "the command, and all that inherit from it, have ended; its loss is not noticed.",
+)  # fmt: skip
+@click.option(
+    "-o", "--close", is_flag=True,
+    help="Accepted for flock(1): a command never inherits the lock, but see -F.",
+)  # fmt: skip
+@in_lockspace
+@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
+@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@click.option(
+    "--signal", "stop_signal", metavar="SIGNAL", default="TERM", show_default=True,
+    callback=_signal, help="What stops a command that has lost its lock.",
+)  # fmt: skip
+@click.option(
+    "--kill-after", metavar="SECONDS", default="10", show_default=True,
+    callback=_seconds, help="How long that may take before SIGKILL.",
+)  # fmt: skip
+@click.option(
+    "--status-fd", metavar="FD", type=click.IntRange(min=0),
+    help="Write one JSON object about how it ended to this descriptor.",
+)  # fmt: skip
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Say what is waited for, and how long it was."
+)
+@click.option("--quiet", is_flag=True, help="Do not explain failures.")
+@click.pass_obj
+def run(
+    socket: str | None,
+    /,
+    names: tuple[str, ...],
+    words: tuple[str, ...],
+    lockspace: str | None,
+    shared: bool,
+    exclusive: bool,
+    nonblock: bool,
+    timeout: float | None,
+    script: str | None,
+    no_fork: bool,
+    close: bool,
+    **wishes: Any,
+) -> NoReturn:
+    """Run COMMAND while holding the lock NAME, and exit as it does.
+
+    Several NAMEs are locked all or none. The lock lasts exactly as long as the
+    command, even if lockctl is killed; it is released when the command has ended.
+    Signals that lockctl gets are passed on to the command.
+    """
+    if shared and exclusive:
+        raise click.UsageError("a lock is either --shared or --exclusive")
+    if no_fork and wishes["status_fd"] is not None:
+        raise click.UsageError("with --no-fork nobody is left to write to --status-fd")
+    words, owner = _command(words, script)
+    keys = [meant(name, lockspace) for name in names]
+    plan = Plan(
+        socket=socket,
+        lockspace=_common_lockspace(keys),
+        names=tuple(key.resource for key in keys),
+        mode=SHARED if shared else EXCLUSIVE,
+        timeout=0 if nonblock else timeout,
+        words=words,
+        owner=owner,
+        **wishes,
+    )
+    _check_descriptor(plan.status_fd)
+    if no_fork:
+        Run(plan).in_place()
+    Run(plan).in_child()
+
+
+def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...], str]:
+    """Returns what to execute, and what to call it."""
+    if (script is None) == (not words):
+        raise click.UsageError(
+            "no command: put it after `--`, as in `lockctl run NAME -- COMMAND`"
+            if script is None
+            else "either -c STRING or a command after `--`, not both"
+        )
+    if script is None:
+        return words, plain(os.path.basename(words[0]))[:_NAME_LENGTH] or "?"
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    return (shell, "-c", script), plain(script)[:_NAME_LENGTH] or "?"
+
+
+def _common_lockspace(keys: list[ResourceKey]) -> str:
+    spaces = {key.lockspace for key in keys}
+    if len(spaces) > 1:
+        raise click.UsageError(
+            "the names are in different lockspaces: one run locks in one of them"
+        )
+    return spaces.pop()
+
+
+def _check_descriptor(status_fd: int | None) -> None:
+    if status_fd is None:
+        return
+    try:
+        # The command shall not keep the reader waiting; what it writes to it may have.
+        os.set_inheritable(status_fd, status_fd <= 2)
+    except OSError as error:
+        reason = error.strerror
+        raise click.UsageError(f"--status-fd {status_fd}: {reason}") from None

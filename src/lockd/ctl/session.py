@@ -1,0 +1,96 @@
+"""The session of a `lockctl run`: one connection, one owner, the locks of one command.
+
+It drives the client's link itself, as it needs what other programs do not: the bare
+socket, to hear of a loss by SIGIO and to leave the session to an executed command.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+
+from lockd.client import paths, requests
+from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
+from lockd.client.threadlink import ThreadLink
+from lockd.terms import Mode
+
+
+class Session:
+    """A session that is opened by the request for its locks, not before.
+
+    So a child that is forked first has no part in it.
+
+    Attributes:
+        socket: the path of the daemon's socket.
+        grants: what is locked.
+    """
+
+    def __init__(self, socket: str | None) -> None:
+        self.socket = os.path.abspath(paths.find_socket(socket))
+        self.grants: Sequence[Grant] = ()
+
+    def acquire(
+        self,
+        names: Sequence[str],
+        lockspace: str,
+        *,
+        mode: Mode,
+        timeout: float | None,
+        label: str | None,
+        reason: str | None,
+        owner: str,
+        owner_pid: int | None,
+    ) -> None:
+        """Connects, names the owner, and waits for all the locks.
+
+        Raises:
+            ConnectionLostError: there is no daemon, or it went away.
+            RequestError: the locks were refused.
+        """
+        self._sock = paths.new_socket()
+        try:
+            self._sock.connect(self.socket)
+        except OSError as error:
+            raise paths.unreachable(self.socket, error) from None
+        self._link = ThreadLink(self._sock)
+        self._perform(
+            requests.request("hello", protocol=PROTOCOL_VERSION, client="lockctl run")
+        )
+        self._perform(requests.register(owner, pid=owner_pid))
+        acquire = requests.acquire_all(
+            names, lockspace, mode, timeout=timeout, label=label, reason=reason
+        )
+        self._perform(acquire)
+        self.grants = acquire.grants
+
+    def check(self) -> None:
+        """Checks, without waiting, that no lock has been lost.
+
+        Raises:
+            LockLostError: one has.
+        """
+        self._link.catch_up()
+        for grant in self.grants:
+            grant.check()
+
+    def release(self) -> None:
+        """Releases what is still held, and waits until it is free.
+
+        Raises:
+            LockdError: a lock had ended already, or the daemon is gone.
+        """
+        for reply in self._link.release(*self.grants):
+            reply.outcome()
+
+    def signal_input(self) -> None:
+        """Makes the kernel send this process SIGIO when the daemon says something."""
+        fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self._sock, fcntl.F_GETFL)
+        fcntl.fcntl(self._sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+    def outlive_exec(self) -> None:
+        """Leaves the connection to the program that this process is about to become."""
+        self._sock.set_inheritable(True)
+
+    def _perform(self, request: Reply) -> None:
+        self._link.perform(request)
+        request.outcome()
