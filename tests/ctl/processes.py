@@ -1,0 +1,160 @@
+"""Starts and watches the processes of these tests: daemon, lockctl, terminals."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lockd as lockd_package
+from lockd import Client, connect
+
+SRC = str(Path(lockd_package.__file__).parents[1])
+LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
+DAEMON = (sys.executable, "-m", "lockd.daemon.main")
+LIMIT = 30
+
+
+class Lockctl:
+    """Starts lockctl processes and sees to it that none outlives the test."""
+
+    def __init__(self, socket: Path) -> None:
+        self.env = {**os.environ, "LOCKD_SOCKET": str(socket), "PYTHONPATH": SRC}
+        self._started: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *args: object, **popen: Any) -> subprocess.CompletedProcess[str]:
+        """Runs lockctl to its end."""
+        return subprocess.run(
+            [*LOCKCTL, *map(str, args)],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+            **popen,
+        )
+
+    def start(self, *args: object, **popen: Any) -> subprocess.Popen[str]:
+        """Starts lockctl with pipes to all three of its streams."""
+        process = subprocess.Popen(
+            [*LOCKCTL, *map(str, args)],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+        self._started.append(process)
+        return process
+
+    def start_python(
+        self, name: str, script: str, *options: object, **popen: Any
+    ) -> subprocess.Popen[str]:
+        """Starts a script under a lock; returns when it has said `ready`."""
+        python = (sys.executable, "-c", script)
+        process = self.start("run", *options, name, "--", *python, **popen)
+        assert line_of(process) == "ready"
+        return process
+
+    def end_all(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate(timeout=LIMIT)
+
+
+class Terminal:
+    """A process that is alone on a terminal of its own."""
+
+    def __init__(self, argv: tuple[str, ...], env: dict[str, str]) -> None:
+        self.shown = ""
+        self.pid, self._master = pty.fork()
+        if self.pid == 0:
+            os.execve(argv[0], argv, {**env, "COLUMNS": "200", "TERM": "xterm"})
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Waits until a text is on the screen."""
+        while text not in self.shown:
+            assert self._read(), f"ended without {text!r}: {self.shown!r}"
+
+    def wait(self) -> int:
+        """Waits for the process to end; returns its exit code, as Popen does."""
+        while self._read():
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._master)
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], LIMIT)
+        assert ready, f"nothing more came after {self.shown!r}"
+        try:
+            self.shown += os.read(self._master, 65_536).decode()
+        except OSError:  # EIO: nobody has the terminal open any more
+            return False
+        return True
+
+
+class Daemon:
+    """A daemon of the test's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "lockd.sock"
+        self._process = subprocess.Popen(
+            [*DAEMON, "--socket", str(self.socket), "--state-dir", str(directory)],
+            env={**os.environ, "PYTHONPATH": SRC},
+            stderr=subprocess.PIPE,
+        )
+
+    def wait_until_it_serves(self) -> None:
+        while True:
+            try:
+                connect(self.socket).close()
+            except lockd_package.ConnectionLostError:
+                assert self._process.poll() is None, self._errors()
+            else:
+                return
+
+    def _errors(self) -> str:
+        assert self._process.stderr is not None
+        return self._process.stderr.read().decode()
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        self._process.send_signal(signum)
+        self._process.communicate(timeout=LIMIT)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """Returns the next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def end_input(process: subprocess.Popen[str]) -> None:
+    """Closes what a process reads."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.stdin = None
+
+
+def ask_until(
+    client: Client, name: str, condition: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Asks for the state of a lock until it is as it must become."""
+    while not condition(state := client.query(name)):
+        pass
+    return state
+
+
+def wait_for_exit(pidfd: int) -> None:
+    """Waits until the process behind a pidfd has ended, and closes that."""
+    ready, _, _ = select.select([pidfd], [], [], LIMIT)
+    os.close(pidfd)
+    assert ready

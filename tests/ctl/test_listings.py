@@ -1,0 +1,220 @@
+"""The commands that only ask: tables on a terminal, tabs when piped, JSON."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, end_input
+from lockd import Client
+
+
+def test_list_has_one_line_for_each_resource_when_piped(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.acquire("a", reason="nightly")
+    client.acquire("b", mode="shared")
+    lines = [line.split("\t") for line in lockctl("list").stdout.splitlines()]
+    assert [line[:5] for line in lines] == [
+        ["default", "a", "exclusive", "1", "the test"],
+        ["default", "b", "shared", "1", "the test"],
+    ]
+    assert lines[0][5] == str(os.getpid())
+    assert lines[0][8:] == ["nightly", "0"]
+
+
+def test_list_is_a_table_on_a_terminal(lockctl: Lockctl, client: Client) -> None:
+    client.acquire("a")
+    terminal = Terminal((*LOCKCTL, "list"), lockctl.env)
+    assert terminal.wait() == 0
+    assert "LOCKSPACE" in terminal.shown
+    assert "the test" in terminal.shown
+    assert "\t" not in terminal.shown
+
+
+def test_empty_list_says_so_only_on_a_terminal(lockctl: Lockctl) -> None:
+    terminal = Terminal((*LOCKCTL, "list"), lockctl.env)
+    assert terminal.wait() == 0
+    assert terminal.shown == "Nothing is locked.\r\n"
+    assert lockctl("list").stdout == ""
+
+
+def test_list_as_json_has_the_shape_of_the_protocol(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.acquire("a")
+    (resource,) = json.loads(lockctl("list", "--json").stdout)
+    assert (resource["lockspace"], resource["resource"]) == ("default", "a")
+    assert resource["holders"][0]["pid"] == os.getpid()
+    assert (resource["holder_count"], resource["waiter_count"]) == (1, 0)
+
+
+@pytest.mark.parametrize("text", ["a\tb", "x\x1b[31m", "line\nline"])
+def test_what_a_client_calls_itself_cannot_forge_a_line(
+    lockctl: Lockctl, client: Client, text: str
+) -> None:
+    try:
+        client.acquire("a", reason=text)
+    except ValueError:
+        return  # refused at the door
+    (line,) = lockctl("list").stdout.splitlines()
+    assert text not in line
+    assert len(line.split("\t")) == 10
+
+
+def test_show_tells_holder_queue_and_last_holder(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.release(client.acquire("job"))
+    first = lockctl.start("run", "job", "--", "cat")
+    ask_until(client, "job", lambda state: state["holder_count"] == 1)
+    second = lockctl.start("run", "-s", "job", "--", "cat")
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    lines = [line.split("\t") for line in lockctl("show", "job").stdout.splitlines()]
+    assert [line[0] for line in lines[:2]] == ["holds", "1st in queue"]
+    assert lines[2][0].startswith("released ")
+    assert [line[1] for line in lines] == ["cat", "cat", "the test"]
+    assert [line[6] for line in lines] == ["exclusive", "shared", "exclusive"]
+    end_input(first)
+    end_input(second)
+
+
+def test_show_as_json_is_the_answer_of_query(lockctl: Lockctl, client: Client) -> None:
+    grant = client.acquire("job")
+    state = json.loads(lockctl("show", "--json", "job").stdout)
+    assert state["holders"][0]["fencing_token"] == grant.fencing_token
+    assert state["waiters"] == []
+    assert state["last_holder"] is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"), [("exclusive", "held"), ("shared", "shared")]
+)
+def test_query_of_a_held_lock_is_1(
+    lockctl: Lockctl, client: Client, mode: str, word: str
+) -> None:
+    client.call("acquire", resource="job", mode=mode)
+    done = lockctl("query", "job")
+    assert (done.returncode, done.stdout) == (1, f"{word}\n")
+
+
+def test_query_of_a_free_lock_is_0_and_takes_nothing(
+    lockctl: Lockctl, client: Client
+) -> None:
+    done = lockctl("query", "job")
+    assert (done.returncode, done.stdout) == (0, "free\n")
+    assert client.query("job")["last_holder"] is None
+
+
+def test_who_names_the_holder_of_a_name_in_any_lockspace(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.create_lockspace("other", "memory")
+    client.acquire("job", lockspace="other", reason="nightly")
+    done = lockctl("who", "job")
+    assert done.returncode == 0
+    cells = done.stdout.rstrip("\n").split("\t")
+    assert cells[:4] == ["other", "job", "the test", str(os.getpid())]
+    assert (cells[7], cells[9]) == ("exclusive", "nightly")
+
+
+def test_who_of_a_free_name_is_1(lockctl: Lockctl) -> None:
+    done = lockctl("who", "job")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "lockctl: nobody holds 'job'\n"
+
+
+def test_who_finds_a_file_by_any_of_its_paths(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    disk, link = tmp_path / "disk.img", tmp_path / "link"
+    disk.touch()
+    link.symlink_to(disk)
+    client.acquire(str(disk))
+    (holder,) = json.loads(lockctl("who", "--json", link).stdout)
+    assert (holder["lockspace"], holder["resource"]) == ("direct", str(disk))
+    done = lockctl("who", "./link", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split("\t")[0]) == (0, "direct")
+
+
+def test_who_finds_a_file_by_its_hash(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    locks, disk = tmp_path / "locks", tmp_path / "disk.img"
+    locks.mkdir()
+    client.create_lockspace("hashed", "directory", str(locks))
+    name = lockctl("lock-name", disk).stdout.strip()
+    client.acquire(name, lockspace="hashed", label=str(disk))
+    (holder,) = json.loads(lockctl("who", "--json", disk).stdout)
+    assert (holder["lockspace"], holder["resource"]) == ("hashed", name)
+    assert holder["label"] == str(disk)
+
+
+def test_run_locks_a_file_under_its_canonical_path(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    disk, link = tmp_path / "disk.img", tmp_path / "link"
+    disk.touch()
+    link.symlink_to(disk)
+    client.acquire(str(disk))
+    assert lockctl("run", "-n", link, "--", "true").returncode == 75
+
+
+def test_lock_name_is_the_hash_of_the_canonical_path(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
+    disk, link = tmp_path / "disk.img", tmp_path / "link"
+    link.symlink_to(disk)
+    expected = hashlib.sha256(os.fsencode(disk.resolve())).hexdigest()
+    assert lockctl("lock-name", link).stdout == f"{expected}\n"
+
+
+def test_sessions_lists_the_connections(lockctl: Lockctl, client: Client) -> None:
+    client.acquire("job")
+    lines = [line.split("\t") for line in lockctl("sessions").stdout.splitlines()]
+    own = next(line for line in lines if line[0] == str(client.session))
+    assert own[1:3] == ["the test", str(os.getpid())]
+    assert own[8:] == ["1", "0"]
+    shown = json.loads(lockctl("sessions", "--json").stdout)
+    assert client.session in [session["session"] for session in shown]
+
+
+def test_spaces_lists_the_built_in_lockspaces(lockctl: Lockctl) -> None:
+    lines = [line.split("\t") for line in lockctl("spaces").stdout.splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["default", "memory", "-"],
+        ["direct", "direct", "-"],
+    ]
+    shown = json.loads(lockctl("spaces", "--json").stdout)
+    assert [space["name"] for space in shown] == ["default", "direct"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "list", "show", "who", "query", "sessions", "spaces", "lock-name"],
+)
+def test_every_command_explains_itself(lockctl: Lockctl, command: str) -> None:
+    done = lockctl(command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: lockctl {command} ")
+    assert f"  {command} " in lockctl("--help").stdout
+
+
+def test_unknown_command_is_64(lockctl: Lockctl) -> None:
+    done = lockctl("lock")
+    assert done.returncode == 64
+    assert "No such command 'lock'" in done.stderr
+
+
+def test_reader_that_goes_away_is_no_error(lockctl: Lockctl, client: Client) -> None:
+    for number in range(300):
+        client.acquire(f"{number:0250}")
+    process = lockctl.start("list")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.wait(30) == -13
+    assert process.stderr.read() == ""
+    process.stdout = None

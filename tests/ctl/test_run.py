@@ -1,0 +1,266 @@
+"""`lockctl run`: exit statuses, environment, options; the contract with a script."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import LOCKCTL, SRC, Lockctl, ask_until, end_input, line_of
+from lockd import Client
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 75, 255])
+def test_exit_status_is_that_of_the_command(lockctl: Lockctl, status: int) -> None:
+    assert (
+        lockctl("run", "job", "--", "sh", "-c", f"exit {status}").returncode == status
+    )
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "KILL", "TERM", "USR1", "SEGV"])
+def test_lockctl_dies_of_the_signal_its_command_died_of(
+    lockctl: Lockctl, tmp_path: Path, name: str
+) -> None:
+    script = f"ulimit -c 0; kill -{name} $$"
+    done = lockctl("run", "job", "--", "sh", "-c", script, cwd=tmp_path)
+    assert done.returncode == -getattr(signal, f"SIG{name}")
+    assert not list(tmp_path.glob("core*"))
+
+
+def test_missing_command_is_127_and_named(lockctl: Lockctl) -> None:
+    done = lockctl("run", "job", "--", "no-such-command")
+    assert done.returncode == 127
+    assert (
+        done.stderr
+        == "lockctl: cannot run 'no-such-command': No such file or directory\n"
+    )
+
+
+def test_command_that_is_not_executable_is_126(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    done = lockctl("run", "job", "--", plain)
+    assert done.returncode == 126
+    assert "Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["-E", "600", "job", "--", "true"], "600 is not in the range"),
+        (["-E", "-1", "job", "--", "true"], "-1 is not in the range"),
+        (["-w", "nan", "job", "--", "true"], "'nan' is not a number of seconds"),
+        (["-w", "-1", "job", "--", "true"], "'-1' is not a number of seconds"),
+        (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
+        (["--status-fd", "77", "job", "--", "true"], "Bad file descriptor"),
+        (["-F", "--status-fd", "2", "job", "--", "true"], "nobody is left"),
+        (["-s", "-x", "job", "--", "true"], "either --shared or --exclusive"),
+        (["-c", "true", "job", "--", "true"], "not both"),
+        (["job", "/srv/file", "--", "true"], "in different lockspaces"),
+        (["job", "rsync", "-z"], "put `--` before the command"),
+        (["job"], "no command"),
+        ([], "NAME"),
+    ],
+)
+def test_wrong_usage_is_64_and_runs_nothing(
+    lockctl: Lockctl, args: list[str], sentence: str
+) -> None:
+    done = lockctl("run", *args)
+    assert done.returncode == 64
+    assert sentence in done.stderr
+    assert "lockctl run --help" in done.stderr
+
+
+def test_absent_daemon_is_69_and_the_command_does_not_run(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
+    socket, mark = tmp_path / "nobody.sock", tmp_path / "ran"
+    done = lockctl("--socket", socket, "run", "job", "--", "touch", mark)
+    assert done.returncode == 69
+    assert str(socket) in done.stderr
+    assert not mark.exists()
+
+
+def test_unknown_lockspace_is_64(lockctl: Lockctl) -> None:
+    done = lockctl("run", "--lockspace", "nowhere", "job", "--", "true")
+    assert done.returncode == 64
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("option", [["-n"], ["--nb"], ["-w", "0"], ["-w", "0.05"]])
+def test_busy_lock_is_75_and_the_sentence_names_the_holder(
+    lockctl: Lockctl, client: Client, option: list[str]
+) -> None:
+    client.acquire("job")
+    done = lockctl("run", *option, "job", "--", "true")
+    assert done.returncode == 75
+    assert "the test" in done.stderr
+    assert str(os.getpid()) in done.stderr
+
+
+@pytest.mark.parametrize("option", [["-n"], ["-w", "0.05"]])
+def test_conflict_exit_code_replaces_75(
+    lockctl: Lockctl, client: Client, option: list[str]
+) -> None:
+    client.acquire("job")
+    done = lockctl("run", *option, "-E", "0", "--quiet", "job", "--", "false")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_shared_runs_beside_shared_only(lockctl: Lockctl, client: Client) -> None:
+    client.acquire("job", mode="shared")
+    assert lockctl("run", "-n", "-s", "job", "--", "true").returncode == 0
+    assert lockctl("run", "-n", "-x", "job", "--", "true").returncode == 75
+
+
+def test_lock_is_free_as_soon_as_lockctl_has_ended(
+    lockctl: Lockctl, client: Client
+) -> None:
+    assert lockctl("run", "job", "--", "true").returncode == 0
+    assert client.query("job")["holders"] == []
+    assert client.try_acquire("job") is not None
+
+
+def test_several_names_are_locked_together(lockctl: Lockctl, client: Client) -> None:
+    process = lockctl.start("run", "one", "two", "--", "cat")
+    ask_until(client, "two", lambda state: state["holder_count"] == 1)
+    assert client.query("one")["holder_count"] == 1
+    end_input(process)
+    assert process.wait() == 0
+
+
+def test_command_finds_its_lock_in_the_environment(
+    lockctl: Lockctl, client: Client
+) -> None:
+    script = 'echo "$LOCKD_NAME $LOCKD_LOCKSPACE $LOCKD_SOCKET"; echo $LOCKD_TOKEN; cat'
+    process = lockctl.start("run", "-c", script, "job")
+    assert line_of(process) == f"job default {lockctl.env['LOCKD_SOCKET']}"
+    (holder,) = client.query("job")["holders"]
+    assert int(line_of(process)) == holder["fencing_token"]
+    end_input(process)
+
+
+def test_others_see_the_command_as_the_holder(lockctl: Lockctl, client: Client) -> None:
+    process = lockctl.start("run", "--reason", "nightly", "job", "--", "cat")
+    state = ask_until(client, "job", lambda state: state["holder_count"] == 1)
+    (holder,) = state["holders"]
+    assert (holder["name"], holder["reason"]) == ("cat", "nightly")
+    assert holder["pid"] != process.pid
+    parent = Path(f"/proc/{holder['pid']}/stat").read_text().split()[3]
+    assert int(parent) == process.pid
+    end_input(process)
+
+
+def test_no_fork_becomes_the_command_and_keeps_the_lock(
+    lockctl: Lockctl, client: Client
+) -> None:
+    process = lockctl.start("run", "-F", "-c", "echo $$; exec cat", "job")
+    assert int(line_of(process)) == process.pid
+    (holder,) = client.query("job")["holders"]
+    assert holder["pid"] == process.pid
+    end_input(process)
+    assert process.wait() == 0
+    ask_until(client, "job", lambda state: not state["holders"])
+
+
+def test_no_fork_of_a_missing_command_is_127(lockctl: Lockctl) -> None:
+    assert lockctl("run", "-F", "job", "--", "no-such-command").returncode == 127
+
+
+def test_command_starts_as_if_lockctl_were_not_there(lockctl: Lockctl) -> None:
+    script = "grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status; ls /proc/self/fd; cat"
+    direct = subprocess.run(
+        ["sh", "-c", script], input="in", capture_output=True, text=True, check=True
+    )
+    under_lock = lockctl.start("run", "job", "--", "sh", "-c", script)
+    assert under_lock.communicate("in") == (direct.stdout, "")
+
+
+def test_parent_that_ignores_sigchld_gets_the_status_all_the_same(
+    lockctl: Lockctl,
+) -> None:
+    words = " ".join((*LOCKCTL, "run", "-c", "'exit 3'", "job"))
+    shell = ["sh", "-c", f"trap '' CHLD; exec {words}"]
+    assert subprocess.run(shell, env=lockctl.env, check=False).returncode == 3
+
+
+def test_background_grandchild_does_not_keep_the_lock(
+    lockctl: Lockctl, client: Client
+) -> None:
+    script = "sleep 60 >/dev/null 2>&1 & echo $!"
+    done = lockctl("run", "job", "--", "sh", "-c", script)
+    os.kill(int(done.stdout), 9)
+    assert client.query("job")["holders"] == []
+
+
+def _status_of(lockctl: Lockctl, *args: str) -> dict[str, object]:
+    reader, writer = os.pipe()
+    lockctl("run", "--status-fd", str(writer), *args, pass_fds=[writer])
+    os.close(writer)
+    with open(reader) as stream:
+        status: dict[str, object] = json.load(stream)
+    return status
+
+
+def test_status_of_a_command_that_ran(lockctl: Lockctl) -> None:
+    status = _status_of(lockctl, "job", "--", "sh", "-c", "exit 4")
+    assert status["outcome"] == "exited"
+    assert status["exit_status"] == 4
+    assert status["signal"] is None
+    assert status["names"] == ["job"]
+    assert isinstance(status["fencing_token"], int)
+    assert isinstance(status["waited"], float)
+    assert isinstance(status["held"], float)
+
+
+def test_status_of_a_command_that_was_killed(lockctl: Lockctl) -> None:
+    status = _status_of(lockctl, "job", "--", "sh", "-c", "kill -TERM $$")
+    assert (status["outcome"], status["exit_status"]) == ("killed", 143)
+    assert status["signal"] == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("args", "outcome", "exit_status"),
+    [
+        (["-n", "taken", "--", "true"], "busy", 75),
+        (["-w", "0.05", "taken", "--", "true"], "timeout", 75),
+        (["job", "--", "no-such-command"], "not_executed", 127),
+        (["--lockspace", "nowhere", "job", "--", "true"], "not_found", 64),
+    ],
+)
+def test_status_of_a_run_that_failed(
+    lockctl: Lockctl, client: Client, args: list[str], outcome: str, exit_status: int
+) -> None:
+    client.acquire("taken")
+    status = _status_of(lockctl, *args)
+    assert (status["outcome"], status["exit_status"]) == (outcome, exit_status)
+
+
+@pytest.mark.slow
+def test_no_update_is_lost_under_the_lock(lockctl: Lockctl, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    script = f"n=$(cat {counter}); echo $((n + 1)) > {counter}"
+    processes = [lockctl.start("run", "-c", script, "counter") for _ in range(12)]
+    assert [process.wait() for process in processes] == [0] * 12
+    assert counter.read_text() == "12\n"
+
+
+def test_run_loads_nothing_that_it_does_not_need() -> None:
+    heavy = "{'rich', 'trio', 'anyio', 'msgspec', 'json', 'subprocess', 'asyncio'}"
+    script = (
+        f"import sys, lockd.ctl.main, lockd.ctl.run\nprint({heavy} & set(sys.modules))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": SRC},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout == "set()\n"

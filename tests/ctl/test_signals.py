@@ -1,0 +1,204 @@
+"""Signals, and what happens when lockctl, the daemon or the lock goes away."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import (
+    LIMIT,
+    LOCKCTL,
+    Daemon,
+    Lockctl,
+    Terminal,
+    ask_until,
+    end_input,
+    line_of,
+    wait_for_exit,
+)
+from lockd import Client
+
+FORWARDED = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "WINCH", "TSTP"]
+
+TELL_SIGNAL = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+print("ready", flush=True)
+info = signal.sigwaitinfo(signal.valid_signals())
+print(signal.Signals(info.si_signo).name, flush=True)
+"""
+
+IGNORE_TERM = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", os.getpid(), sep="\\n", flush=True)
+signal.pause()
+"""
+
+OBEY_TERM = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("ready", os.getpid(), sep="\\n", flush=True)
+signal.sigwait([signal.SIGTERM])
+print("stopped", flush=True)
+"""
+
+COUNT_INTERRUPTS = """
+import signal
+both = [signal.SIGINT, signal.SIGUSR1]
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+print("ready", flush=True)
+SI_KERNEL = 0x80
+first = signal.sigwaitinfo([signal.SIGINT])
+print("from the", "terminal" if first.si_code == SI_KERNEL else "lockctl", flush=True)
+signal.sigwait([signal.SIGUSR1])
+print("again" if signal.SIGINT in signal.sigpending() else "once", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_signal_is_forwarded_to_the_command(lockctl: Lockctl, name: str) -> None:
+    process = lockctl.start_python("job", TELL_SIGNAL)
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert line_of(process) == f"SIG{name}"
+    assert process.wait(LIMIT) == 0
+
+
+def test_interrupt_from_the_terminal_reaches_the_command_once(lockctl: Lockctl) -> None:
+    argv = (*LOCKCTL, "run", "job", "--", sys.executable, "-c", COUNT_INTERRUPTS)
+    terminal = Terminal(argv, lockctl.env)
+    terminal.wait_for("ready")
+    terminal.type("\x03")
+    terminal.wait_for("from the terminal")
+    # Forwarded after everything that came before it.
+    os.kill(terminal.pid, signal.SIGUSR1)
+    terminal.wait_for("once")
+    assert terminal.wait() == 0
+
+
+def test_lockctl_stops_and_continues_with_its_command(lockctl: Lockctl) -> None:
+    process = lockctl.start("run", "-c", "echo ready; cat", "job", process_group=0)
+    assert line_of(process) == "ready"
+    process.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate("still here", LIMIT) == ("still here", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM"])
+def test_signal_during_the_wait_leaves_the_queue_and_ends_lockctl(
+    lockctl: Lockctl, client: Client, tmp_path: Path, name: str
+) -> None:
+    mark = tmp_path / "ran"
+    grant = client.acquire("job")
+    process = lockctl.start("run", "job", "--", "touch", mark, cwd=tmp_path)
+    state = ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    owner = os.pidfd_open(state["waiters"][0]["pid"])
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert process.wait(LIMIT) == -getattr(signal, f"SIG{name}")
+    ask_until(client, "job", lambda state: state["waiter_count"] == 0)
+    wait_for_exit(owner)
+    client.release(grant)
+    assert not mark.exists()
+
+
+def test_lockctl_killed_while_waiting_leaves_the_queue_and_runs_nothing(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    client.acquire("job")
+    process = lockctl.start("run", "job", "--", "touch", mark)
+    state = ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    owner = os.pidfd_open(state["waiters"][0]["pid"])
+    process.kill()
+    wait_for_exit(owner)
+    ask_until(client, "job", lambda state: state["waiter_count"] == 0)
+    assert not mark.exists()
+
+
+def test_lock_outlives_a_killed_lockctl_as_long_as_its_command(
+    lockctl: Lockctl, client: Client
+) -> None:
+    process = lockctl.start("run", "-c", "echo ready; cat", "job")
+    assert line_of(process) == "ready"
+    process.kill()
+    process.wait(LIMIT)
+    # Only now is its session certainly gone.
+    ended = [session["pid"] for session in client.list_sessions()]
+    while process.pid in ended:
+        ended = [session["pid"] for session in client.list_sessions()]
+    assert lockctl("run", "-n", "job", "--", "true").returncode == 75
+    end_input(process)
+    ask_until(client, "job", lambda state: not state["holders"])
+
+
+def test_broken_lock_stops_the_command_and_is_76(
+    lockctl: Lockctl, client: Client
+) -> None:
+    process = lockctl.start_python("job", OBEY_TERM)
+    (holder,) = client.query("job")["holders"]
+    client.break_grant(holder["fencing_token"], "the disk is on fire")
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 76
+    assert output.endswith("stopped\n")
+    assert "the disk is on fire" in errors
+
+
+def test_stop_of_the_daemon_stops_the_command_and_is_76(
+    lockctl: Lockctl, daemon: Daemon
+) -> None:
+    process = lockctl.start_python("job", OBEY_TERM)
+    daemon.stop()
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 76
+    assert output.endswith("stopped\n")
+    assert "lost" in errors
+
+
+def test_command_that_does_not_stop_is_killed_before_lockctl_ends(
+    lockctl: Lockctl, daemon: Daemon
+) -> None:
+    script = "import sys" + IGNORE_TERM
+    process = lockctl.start_python("job", script, "--kill-after", "0.05")
+    command = int(line_of(process))
+    daemon.stop(signal.SIGKILL)
+    assert process.wait(LIMIT) == 76
+    with pytest.raises(ProcessLookupError):
+        os.kill(command, 0)
+
+
+def test_stop_signal_can_be_chosen(lockctl: Lockctl, daemon: Daemon) -> None:
+    process = lockctl.start_python("job", TELL_SIGNAL, "--signal", "USR2")
+    daemon.stop()
+    assert line_of(process) == "SIGUSR2"
+    assert process.wait(LIMIT) == 76
+
+
+def test_daemon_that_goes_during_the_wait_is_69(
+    lockctl: Lockctl, client: Client, daemon: Daemon, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    client.acquire("job")
+    process = lockctl.start("run", "job", "--", "touch", mark)
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    daemon.stop()
+    assert process.wait(LIMIT) == 69
+    assert not mark.exists()
+
+
+def test_waiting_is_explained_on_a_terminal(lockctl: Lockctl, client: Client) -> None:
+    grant = client.acquire("job")
+    terminal = Terminal((*LOCKCTL, "run", "job", "--", "true"), lockctl.env)
+    terminal.wait_for("lockctl: waiting for 'job' (1st in queue; held for ")
+    terminal.wait_for(f"by the test, pid {os.getpid()}, uid {os.getuid()})")
+    client.release(grant)
+    assert terminal.wait() == 0
+
+
+def test_verbose_says_what_was_got(lockctl: Lockctl) -> None:
+    done = lockctl("run", "-v", "job", "--", "true")
+    assert done.stderr.startswith("lockctl: got 'job' after 0.0")
