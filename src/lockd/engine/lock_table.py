@@ -61,7 +61,8 @@ class LockTable:
         self.last_token = last_token
         #: The turn of the youngest request.
         self.last_order = 0
-        self.granted = self.refused = self.ended = self.waiting = 0
+        self.granted = self.refused = self.ended = 0
+        self.held = self.waiting = 0
         self.lockspaces: dict[str, AddLockspace] = {}
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
@@ -361,6 +362,7 @@ class LockTable:
             held = self._held(session.owner, key)
             if held is None:
                 self.last_token += 1
+                self.held += 1
                 grant = Grant(
                     key,
                     session.owner.owner_id,
@@ -423,6 +425,7 @@ class LockTable:
         del resource.holders[grant.owner_id]
         del self.owners[grant.owner_id].grants[grant.fencing_token]
         self.ended += 1
+        self.held -= 1
         self._remember(LastHolder(grant, now, cause))
         self._effects.append(Ended(grant, cause))
         self._unsettled.append(resource)

@@ -72,8 +72,8 @@ class Lockspace(ABC):
         """
         raise self._has_no_files()
 
-    def finish(self) -> None:
-        """Does what was put off until after the answers; costs nothing if nothing was."""
+    def finish(self) -> None:  # noqa: B027 - most have put nothing off
+        """Does what was put off until after the answers."""
 
     def _has_no_files(self) -> InvalidRequestError:
         return InvalidRequestError(

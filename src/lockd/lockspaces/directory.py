@@ -97,9 +97,6 @@ class DirectoryLockspace(FileLockspace):
             raise self._is_gone() from None
         except OSError as error:
             raise_refusal(error, path)
-        if file := self._files.get(resource):
-            # It had been removed under its holder, and the new one is not the same.
-            file.made = False
 
     def delete_resource(self, resource: str) -> None:
         """Removes the file of a resource; see `Lockspace.delete_resource`."""

@@ -1,5 +1,4 @@
-"""Owns the lock files: every descriptor of an anchor is opened, locked, checked and
-closed here, and nowhere else.
+"""Owns the lock files: opens, locks, checks and closes every descriptor of an anchor.
 
 An anchor is an open file description lock (fcntl_locking(2), F_OFD_SETLK) on byte 0,
 length 1: the byte that virtlockd locks, and which conflicts with its POSIX locks. It
@@ -47,7 +46,7 @@ OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 """How every lock file is opened. O_NONBLOCK: a FIFO must not hold up the daemon."""
 
 MAX_RACES: Final = 10
-"""How often a file may be exchanged under us before we give up (virtlockd: for ever)."""
+"""How often a file may be exchanged under us before we give up."""
 
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""

@@ -1,0 +1,124 @@
+"""From the engine to the peers: carries each effect to the session that it concerns."""
+
+from typing import Any
+
+import trio
+
+from lockd.daemon import views
+from lockd.daemon.events import events_of
+from lockd.daemon.peer import Peer
+from lockd.engine import effects as e
+from lockd.errors import error_for_code
+
+
+class Answers:
+    """The peers, and what they are still to be told.
+
+    Attributes:
+        peers: by session.
+        behind: the peers that have something to be sent, or are to be closed, when the
+            turn ends.
+    """
+
+    def __init__(self) -> None:
+        self.peers: dict[int, Peer] = {}
+        self.behind: set[Peer] = set()
+        self._watchers: set[Peer] = set()
+        #: Requests that named their resources in an array, and get one back.
+        self._arrays: set[tuple[int, int]] = set()
+        #: What a request is answered with when it is completed; nil if nothing is said.
+        self._results: dict[tuple[int, int], Any] = {}
+
+    def add_peer(self, peer: Peer) -> None:
+        """Carries answers to a peer from now on."""
+        self.peers[peer.session] = peer
+
+    def remove_peer(self, peer: Peer) -> None:
+        """Forgets a peer: what concerns it is dropped from now on."""
+        del self.peers[peer.session]
+        self.behind.discard(peer)
+        self._watchers.discard(peer)
+        self._arrays = {x for x in self._arrays if x[0] != peer.session}
+
+    def add_watcher(self, peer: Peer, lockspace: str | None) -> None:
+        """Tells a peer what happens in a lockspace, or in all of them."""
+        peer.watching = lockspace
+        self._watchers.add(peer)
+
+    def expect_array(self, session: int, msgid: int) -> None:
+        """Has a request answered with an array of grants."""
+        self._arrays.add((session, msgid))
+
+    def expect_result(self, session: int, msgid: int, result: Any) -> None:
+        """Has a request answered with this, if it is completed."""
+        self._results[session, msgid] = result
+
+    def answer(self, effect: e.Effect) -> None:
+        """Carries an effect to the session that it concerns, and to who watches."""
+        if isinstance(effect, e.Granted):
+            self._answer_granted(effect)
+        elif isinstance(effect, e.Completed):
+            self._answer_completed(effect)
+        elif isinstance(effect, e.Refused):
+            self._answer_refused(effect)
+        elif isinstance(effect, e.Lost):
+            self._tell_lost(effect)
+        if self._watchers:
+            self._tell_watchers(effect)
+
+    def _answer_granted(self, effect: e.Granted) -> None:
+        peer = self.peers.get(effect.session)
+        if peer is None:
+            return
+        results = [views.grant_result(grant, effect.waited) for grant in effect.grants]
+        request = (effect.session, effect.request)
+        if self._arrays and request in self._arrays:
+            self._arrays.discard(request)
+            peer.send_result(effect.request, {"grants": results})
+        else:
+            peer.send_result(effect.request, {"grant": results[0]})
+        self.behind.add(peer)
+
+    def _answer_completed(self, effect: e.Completed) -> None:
+        peer = self.peers.get(effect.session)
+        if peer is None:
+            return
+        result = None
+        if self._results:
+            result = self._results.pop((effect.session, effect.request), None)
+        peer.send_result(effect.request, result)
+        self.behind.add(peer)
+
+    def _answer_refused(self, effect: e.Refused) -> None:
+        self._arrays.discard((effect.session, effect.request))
+        self._results.pop((effect.session, effect.request), None)
+        peer = self.peers.get(effect.session)
+        if peer is None:
+            return
+        now = trio.current_time()
+        facts = views.facts(effect, now) if peer.connection.greeted else None
+        error = error_for_code(effect.code, views.sentence(effect, now), facts)
+        peer.send_error(effect.request, error)
+        self.behind.add(peer)
+
+    def _tell_lost(self, effect: e.Lost) -> None:
+        peer = self.peers.get(effect.session)
+        if peer is None:
+            return
+        told = {
+            "lockspace": effect.grant.key.lockspace,
+            "resource": effect.grant.key.resource,
+            "fencing_token": effect.grant.fencing_token,
+            "cause": effect.cause,
+        }
+        if effect.reason is not None:
+            told["reason"] = effect.reason
+        peer.connection.send_notification("lost", told)
+        self.behind.add(peer)
+
+    def _tell_watchers(self, effect: e.Effect) -> None:
+        for event in events_of(effect):
+            for peer in self._watchers:
+                if peer.watching in (None, event["lockspace"]):
+                    peer.connection.send_notification("event", event)
+                    self.behind.add(peer)

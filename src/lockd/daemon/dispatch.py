@@ -1,0 +1,351 @@
+"""Between wire and engine: a request becomes a command, an effect becomes an answer.
+
+The only module that knows both. What only reads is answered here from the engine's
+state; everything else goes through `Runtime.carry_out`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import trio
+from msgspec import to_builtins
+
+from lockd import __version__
+from lockd.daemon import access, inquiries
+from lockd.daemon.answers import Answers
+from lockd.daemon.credentials import is_in_our_pid_namespace, open_pidfd, uid_of
+from lockd.daemon.peer import Peer
+from lockd.daemon.processes import Process
+from lockd.daemon.runtime import Runtime
+from lockd.engine import commands as c
+from lockd.errors import (
+    AlreadyExistsError,
+    DeniedError,
+    InUseError,
+    InvalidRequestError,
+    NotFoundError,
+    RequestError,
+)
+from lockd.lockspaces.base import Lockspace
+from lockd.names import check_lockspace_name, quoted
+from lockd.protocol import methods as m
+from lockd.protocol.connection import Request
+from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, ResourceKey
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PAGE = 128
+
+LockspaceMaker = Callable[[str, Kind, str | None], Lockspace]
+
+
+class Dispatcher:
+    """Takes the requests of all peers.
+
+    Args:
+        runtime: where commands are carried out.
+        answers: who carries answers back; knows the peers.
+        epoch: the number of this start.
+        make_lockspace: makes a lockspace of a name, kind and path.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        answers: Answers,
+        epoch: int,
+        make_lockspace: LockspaceMaker,
+    ) -> None:
+        self._runtime = runtime
+        self._answers = answers
+        self._engine = runtime.engine
+        self._epoch = epoch
+        self._make_lockspace = make_lockspace
+        self._numbers = count(1)
+        self._started = trio.current_time()
+        self._handlers: dict[str, Callable[[Peer, int, Any], None]] = {
+            "hello": self._hello,
+            "register": self._register,
+            "restrict": self._restrict,
+            "acquire": self._acquire,
+            "convert": self._convert,
+            "release": self._release,
+            "cancel": self._cancel,
+            "query": self._query,
+            "check": self._check,
+            "list": self._list,
+            "create_resource": self._create_resource,
+            "delete_resource": self._delete_resource,
+            "create_lockspace": self._create_lockspace,
+            "list_lockspaces": self._list_lockspaces,
+            "list_sessions": self._list_sessions,
+            "statistics": self._statistics,
+            "watch": self._watch,
+            "break": self._break,
+            "disconnect": self._disconnect,
+        }
+
+    # Sessions come and go.
+
+    def new_session(self) -> int:
+        """Returns the number of a new session, or owner: never given twice."""
+        return next(self._numbers)
+
+    def open_session(self, peer: Peer, name: str, pidfd: int | None) -> None:
+        """Takes in a client that connected.
+
+        Args:
+            name: what its process is called.
+            pidfd: refers to that process; ours to close from now on.
+        """
+        pid, uid, _ = peer.credentials
+        self._answers.add_peer(peer)
+        if pidfd is not None:
+            process = Process(pid, pidfd, may_signal=True)
+            self._runtime.processes.add_peer(peer.session, process)
+        owner = c.Owner(name, pid, uid)
+        self._runtime.carry_out(c.OpenSession(peer.session, owner))
+
+    def close_session(self, peer: Peer) -> None:
+        """Ends the session of a client that is gone."""
+        runtime, session = self._runtime, peer.session
+        self._answers.remove_peer(peer)
+        runtime.carry_out(c.CloseSession(session))
+        if peer.claims_itself:
+            owner_id = runtime.processes.registered(peer.credentials.pid)
+            if owner_id is not None:
+                runtime.processes.unregister(owner_id)
+                runtime.carry_out(c.EndOwner(owner_id, "disconnected"))
+        if session not in self._engine.owners:
+            runtime.processes.forget(session)
+
+    # From the wire to the engine.
+
+    def take(self, peer: Peer, request: Request) -> None:
+        """Carries out a request, or refuses it."""
+        self._answers.behind.add(peer)
+        msgid, method, params = request
+        try:
+            if method.access != "always":
+                access.check_method(peer, method)
+            self._handlers[method.name](peer, msgid, params)
+        except RequestError as error:
+            peer.send_error(msgid, error)
+
+    def _lockspace(self, peer: Peer, name: str | None) -> Lockspace:
+        lockspace = self._runtime.lockspaces.get(name or DEFAULT_LOCKSPACE)
+        if lockspace is None:
+            raise NotFoundError(f"there is no lockspace {quoted(name or '')}")
+        if lockspace.kind == "direct":
+            access.check_lockspace(peer, lockspace)
+        return lockspace
+
+    def _key(self, peer: Peer, lockspace: str | None, resource: str) -> ResourceKey:
+        space = self._lockspace(peer, lockspace)
+        space.check_name(resource)
+        return ResourceKey(space.name, resource)
+
+    def _keys(
+        self, peer: Peer, params: m.AcquireParams | m.ReleaseParams
+    ) -> tuple[ResourceKey, ...]:
+        if params.resource is not None:
+            return (self._key(peer, params.lockspace, params.resource),)
+        names = params.resources or ()
+        return tuple(self._key(peer, params.lockspace, name) for name in names)
+
+    def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
+        keys = self._keys(peer, params)
+        if self._runtime.lockspaces[keys[0].lockspace].on_disconnect == "kill":
+            self._check_can_be_fenced(peer)
+        if params.resources is not None:
+            self._answers.expect_array(peer.session, msgid)
+        self._runtime.carry_out(
+            c.Acquire(
+                peer.session,
+                msgid,
+                keys,
+                params.mode or EXCLUSIVE,
+                params.timeout,
+                params.create,
+                params.label,
+                params.reason,
+            )
+        )
+
+    def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
+        key = self._key(peer, params.lockspace, params.resource)
+        self._runtime.carry_out(
+            c.Convert(peer.session, msgid, key, params.mode, params.timeout)
+        )
+
+    def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
+        keys = () if params.fencing_token is not None else self._keys(peer, params)
+        command = c.Release(peer.session, msgid, keys, params.fencing_token)
+        self._runtime.carry_out(command)
+
+    def _cancel(self, peer: Peer, msgid: int, params: m.CancelParams) -> None:
+        self._runtime.carry_out(c.Cancel(peer.session, msgid, params.request))
+
+    def _break(self, peer: Peer, msgid: int, params: m.BreakParams) -> None:
+        self._runtime.carry_out(
+            c.BreakGrant(peer.session, msgid, params.fencing_token, params.reason)
+        )
+
+    # Owners.
+
+    def _register(self, peer: Peer, msgid: int, params: m.RegisterParams) -> None:
+        named, own_pid, uid = params.owner, peer.credentials.pid, peer.credentials.uid
+        pid = own_pid if named.pid is None else named.pid
+        if params.on_disconnect == "kill":
+            self._check_can_be_fenced(peer)
+        if pid == own_pid:
+            owner_id = peer.session
+        else:
+            owner_id, uid = self._registered_process(peer, pid)
+        owner = c.Owner(named.name, pid, uid, named.uuid, named.id)
+        result = {"owner": to_builtins(owner)}
+        self._answers.expect_result(peer.session, msgid, result)
+        self._runtime.carry_out(
+            c.RegisterOwner(peer.session, msgid, owner_id, owner, params.on_disconnect)
+        )
+        session = self._engine.sessions[peer.session]
+        if session.owner.identity is owner and named.pid == own_pid:
+            peer.claims_itself = True
+        if owner_id not in self._engine.owners:
+            self._runtime.processes.forget(owner_id)
+
+    def _registered_process(self, peer: Peer, pid: int) -> tuple[int, int]:
+        """Returns number and uid of the owner that another process is."""
+        if not is_in_our_pid_namespace(peer.credentials.pid):
+            raise DeniedError(
+                "this session is of another pid namespace, "
+                "so the pid of its owner cannot be understood"
+            )
+        processes = self._runtime.processes
+        uid, pidfd = uid_of(pid), open_pidfd(pid)
+        if uid is None or pidfd is None:
+            raise NotFoundError(f"there is no process {pid} to be the owner")
+        may_signal = peer.credentials.uid in (0, uid)
+        process = Process(pid, pidfd, may_signal=may_signal)
+        owner_id = processes.registered(pid)
+        if owner_id is None:
+            owner_id = self.new_session()
+            processes.add_registered(owner_id, process)
+        else:
+            process.close()
+        return owner_id, uid
+
+    def _check_can_be_fenced(self, peer: Peer) -> None:
+        process = self._runtime.processes.of(peer.session)
+        if process is None or not process.may_signal:
+            raise DeniedError(
+                "whoever holds locks here is ended when it disconnects, "
+                "and this session's process cannot be reached for that"
+            )
+
+    def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        peer.restricted = True
+        peer.send_result(msgid)
+
+    # What only reads.
+
+    def _hello(self, peer: Peer, msgid: int, params: m.HelloParams) -> None:
+        if params.protocol != m.PROTOCOL_VERSION:
+            raise InvalidRequestError(
+                f"protocol {params.protocol} is not served, "
+                f"only version {m.PROTOCOL_VERSION}"
+            )
+        if peer.connection.greeted:
+            raise InvalidRequestError("hello was said already")
+        peer.connection.greeted = True
+        peer.client = params.client
+        result = {
+            "protocol": m.PROTOCOL_VERSION,
+            "server": f"lockd {__version__}",
+            "session": peer.session,
+            "epoch": self._epoch,
+        }
+        peer.send_result(msgid, result)
+
+    def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
+        key = self._key(peer, params.lockspace, params.resource)
+        peer.send_result(msgid, inquiries.resource(self._engine, key))
+
+    def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:
+        key = self._key(peer, params.lockspace, params.resource)
+        current = self._engine.holds(key, params.fencing_token)
+        peer.send_result(msgid, {"current": current})
+
+    def _list(self, peer: Peer, msgid: int, params: m.ListParams) -> None:
+        if params.lockspace is not None:
+            self._lockspace(peer, params.lockspace)
+        after = params.after and ResourceKey(*params.after)
+        limit = params.limit or DEFAULT_PAGE
+        page = inquiries.page(self._engine, params.lockspace, after, limit)
+        peer.send_result(msgid, page)
+
+    def _list_lockspaces(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        found = inquiries.lockspaces(self._engine, self._runtime.lockspaces.values())
+        peer.send_result(msgid, {"lockspaces": found})
+
+    def _list_sessions(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        peers = self._answers.peers.values()
+        found = inquiries.sessions(self._engine, peers)
+        peer.send_result(msgid, {"sessions": found})
+
+    def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        result = inquiries.statistics(self._engine)
+        result["epoch"] = self._epoch
+        result["uptime"] = trio.current_time() - self._started
+        peer.send_result(msgid, result)
+
+    def _watch(self, peer: Peer, msgid: int, params: m.WatchParams) -> None:
+        if params.lockspace is not None:
+            self._lockspace(peer, params.lockspace)
+        self._answers.add_watcher(peer, params.lockspace)
+        peer.send_result(msgid)
+
+    # Lockspaces, files, sessions of others.
+
+    def _create_lockspace(
+        self, peer: Peer, msgid: int, params: m.CreateLockspaceParams
+    ) -> None:
+        check_lockspace_name(params.name)
+        if params.name in self._runtime.lockspaces:
+            raise AlreadyExistsError(f"lockspace {quoted(params.name)} exists")
+        self._runtime.add_lockspace(
+            self._make_lockspace(params.name, params.kind, params.path)
+        )
+        peer.send_result(msgid)
+
+    def _create_resource(
+        self, peer: Peer, msgid: int, params: m.ResourceFileParams
+    ) -> None:
+        self._key(peer, params.lockspace, params.resource)
+        self._runtime.lockspaces[params.lockspace].create_resource(params.resource)
+        peer.send_result(msgid)
+
+    def _delete_resource(
+        self, peer: Peer, msgid: int, params: m.ResourceFileParams
+    ) -> None:
+        key = self._key(peer, params.lockspace, params.resource)
+        if key in self._engine.resources:
+            raise InUseError(
+                f"{quoted(str(key))} is held or waited for",
+                inquiries.resource(self._engine, key),
+            )
+        self._runtime.lockspaces[params.lockspace].delete_resource(params.resource)
+        peer.send_result(msgid)
+
+    def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
+        other = self._answers.peers.get(params.session)
+        if other is None:
+            raise NotFoundError(f"there is no session {params.session}")
+        logger.warning("= %r is disconnected: %s", other, quoted(params.reason))
+        other.is_closing = True
+        self._answers.behind.add(other)
+        peer.send_result(msgid)

@@ -1,0 +1,111 @@
+"""The number of this start of the daemon, on disk, so that fencing tokens only rise.
+
+Every token of an epoch is greater than every one of the epochs before. The number is
+written once, before the first grant; nothing is written per grant. Whenever the process
+or the machine dies, the file holds the old number or the new one, never less than what
+was used: the new content is on disk (fsync(2)) before it gets its name (rename(2)), and
+the name is on disk (fsync of the directory) before `open_epoch` returns.
+"""
+
+import fcntl
+import os
+from typing import Final
+
+from lockd.errors import ConfigError
+from lockd.names import quoted
+
+TOKENS_PER_EPOCH: Final = 10**12
+"""More grants than a start can make: 50,000 a second would take 231 days, and then
+`Epoch.ensure` takes the next number. Decimal, so that people can read the epoch."""
+
+_FILE: Final = "epoch"
+_NEW_FILE: Final = "epoch.new"
+
+
+class Epoch:
+    """The state directory, locked for this daemon, and the epoch that is ours."""
+
+    def __init__(self, directory: str, fd: int, number: int) -> None:
+        self.directory = directory
+        #: The epoch of this start.
+        self.number = number
+        self._reserved = number
+        self._fd = fd
+
+    @property
+    def last_token(self) -> int:
+        """A number that is not less than any fencing token given out before."""
+        return self.number * TOKENS_PER_EPOCH
+
+    def ensure(self, last_token: int) -> None:
+        """Reserves the next epoch well before the tokens of this one are used up."""
+        if last_token > (self._reserved + 1) * TOKENS_PER_EPOCH - 10**9:
+            self._reserved += 1
+            _write(self._fd, self._reserved)
+
+    def close(self) -> None:
+        """Lets another daemon use the directory."""
+        os.close(self._fd)
+
+
+def open_epoch(directory: str) -> Epoch:
+    """Locks a state directory and begins the next epoch in it.
+
+    Raises:
+        ConfigError: the directory cannot be used, another daemon uses it, or what it
+            holds is no epoch.
+    """
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot(directory, error) from None
+    try:
+        # flock(2), because a directory cannot be opened for writing.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        number = _read(fd, directory) + 1
+        _write(fd, number)
+    except BlockingIOError:
+        os.close(fd)
+        raise ConfigError(
+            f"the state directory {quoted(directory)} is used by another lockd"
+        ) from None
+    except OSError as error:
+        os.close(fd)
+        raise _cannot(directory, error) from None
+    except ConfigError:
+        os.close(fd)
+        raise
+    return Epoch(directory, fd, number)
+
+
+def _read(directory_fd: int, directory: str) -> int:
+    try:
+        fd = os.open(_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return 0
+    with open(fd, "rb") as file:
+        text = file.read(32).strip()
+    if not text.isdigit():
+        # Starting from scratch would give out tokens a second time.
+        raise ConfigError(
+            f"the file {quoted(directory + '/' + _FILE)} holds no epoch number: "
+            "write one that is greater than that of every start before"
+        )
+    return int(text)
+
+
+def _write(directory_fd: int, number: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(_NEW_FILE, flags, 0o600, dir_fd=directory_fd)
+    with open(fd, "wb") as file:
+        file.write(b"%d\n" % number)
+        file.flush()
+        os.fsync(fd)
+    os.rename(_NEW_FILE, _FILE, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    os.fsync(directory_fd)
+
+
+def _cannot(directory: str, error: OSError) -> ConfigError:
+    reason = os.strerror(error.errno or 0)
+    return ConfigError(f"the state directory {quoted(directory)}: {reason}")

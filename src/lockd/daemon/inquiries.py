@@ -1,0 +1,92 @@
+"""Answers to those who only ask: the engine's state as plain maps, at this moment."""
+
+import heapq
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import trio
+
+from lockd.daemon import views
+from lockd.daemon.peer import Peer
+from lockd.engine.lock_engine import LockEngine
+from lockd.lockspaces.base import Lockspace
+from lockd.terms import ResourceKey
+
+Map = dict[str, Any]
+
+
+def resource(engine: LockEngine, key: ResourceKey) -> Map:
+    """Who holds a resource, who waits, who held it last (protocol `query`)."""
+    now = trio.current_time()
+    last = engine.last_holders.get(key)
+    found = views.situation(engine.situation(key), now)
+    return found | {"last_holder": views.last_holder(last, now)}
+
+
+def page(
+    engine: LockEngine, lockspace: str | None, after: ResourceKey | None, limit: int
+) -> Map:
+    """One page of what is held or waited for, in the order of names (`list`)."""
+    keys: Iterable[ResourceKey] = (
+        key
+        for key in engine.resources
+        if (lockspace is None or key.lockspace == lockspace)
+        and (after is None or key > after)
+    )
+    found = heapq.nsmallest(limit + 1, keys)
+    now = trio.current_time()
+    resources = [
+        views.situation(engine.situation(key), now, views.IN_LIST)
+        for key in found[:limit]
+    ]
+    following = list(found[limit - 1]) if len(found) > limit else None
+    return {"resources": resources, "next": following}
+
+
+def lockspaces(engine: LockEngine, spaces: Collection[Lockspace]) -> list[Map]:
+    """All lockspaces, and how many resources are held in each."""
+    held = dict.fromkeys((space.name for space in spaces), 0)
+    for key, found in engine.resources.items():
+        held[key.lockspace] += bool(found.holders)
+    return [
+        {
+            "name": space.name,
+            "kind": space.kind,
+            "path": space.path,
+            "on_disconnect": space.on_disconnect,
+            "held": held[space.name],
+        }
+        for space in spaces
+    ]
+
+
+def sessions(engine: LockEngine, peers: Iterable[Peer]) -> list[Map]:
+    """All sessions, and how much each holds and waits for."""
+    now = trio.current_time()
+    return [_session(engine, peer, now) for peer in peers]
+
+
+def _session(engine: LockEngine, peer: Peer, now: float) -> Map:
+    session = engine.sessions[peer.session]
+    return views.party(session.owner.identity, peer.session) | {
+        "client": peer.client,
+        "since": views.wall_time(peer.since, now),
+        "connected_for": now - peer.since,
+        "held": len(session.owner.grants),
+        "waiting": len(session.requests),
+    }
+
+
+def statistics(engine: LockEngine) -> Map:
+    """Counts of what is, and of what was since the start."""
+    return {
+        "sessions": len(engine.sessions),
+        "owners": len(engine.owners),
+        "resources": len(engine.resources),
+        "held": engine.held,
+        "waiting": engine.waiting,
+        "granted": engine.granted,
+        "refused": engine.refused,
+        "released": engine.ended,
+        "last_fencing_token": engine.last_token,
+    }

@@ -1,0 +1,109 @@
+"""The socket file: made for one daemon, removed with it, never taken from another."""
+
+import fcntl
+import os
+import socket
+import stat
+from contextlib import suppress
+from typing import Final
+
+from lockd.errors import ConfigError
+from lockd.names import quoted
+
+BACKLOG: Final = 4096
+"""Clients that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
+
+UMASK: Final = 0o117
+"""Owner and group may connect (unix(7): that takes write permission)."""
+
+
+class Listener:
+    """A listening socket and its file."""
+
+    def __init__(self, path: str, sock: socket.socket) -> None:
+        self.path = path
+        self.socket = sock
+        self._inode = _inode(path)
+
+    def remove(self) -> None:
+        """Removes the socket file, if it is still ours."""
+        directory = _open_directory(self.path)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if _inode(self.path) == self._inode:
+                    os.unlink(self.path)
+        finally:
+            os.close(directory)
+
+
+def bind_listener(path: str) -> Listener:
+    """Returns a listening socket at a path, of which no other daemon makes use.
+
+    A socket file that nobody listens to is a leftover and is replaced. While this is
+    found out, the directory is locked (flock(2)), or two daemons could both find the
+    leftover, and the second remove the first one's new socket.
+
+    Raises:
+        ConfigError: another daemon listens there, or the path cannot be used.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+        fd = _open_directory(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_leftover(path)
+            return _bind(path)
+        finally:
+            os.close(fd)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another daemon is just being started at {quoted(path)}"
+        ) from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(f"the socket {quoted(path)}: {reason}") from None
+
+
+def _open_directory(path: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(os.path.dirname(path) or ".", flags)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.stat(path, follow_symlinks=False)
+    return status.st_dev, status.st_ino
+
+
+def _bind(path: str) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Not chmod(2) after bind(2): between the two anybody could connect.
+    umask = os.umask(UMASK)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+        return Listener(path, sock)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+
+
+def _remove_leftover(path: str) -> None:
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ConfigError(f"{quoted(path)} is there already, and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody is there
+    raise ConfigError(f"another daemon listens at {quoted(path)}")

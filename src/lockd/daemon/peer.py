@@ -1,0 +1,137 @@
+"""One client: its socket, what it is still to be sent, and whether it may go on.
+
+Never waits. What the socket does not take at once is kept until the socket is
+writable; meanwhile no further requests are read from this client, so that whoever does
+not read its answers gets no new ones. Only this module decides to close a connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from lockd.daemon.credentials import Credentials
+from lockd.errors import CodedError, ProtocolError
+from lockd.protocol.connection import Connection, Request
+
+logger = logging.getLogger(__name__)
+
+READ_SIZE: Final = 16_384
+"""Bytes taken from one client before the others have their turn."""
+
+MAX_UNREAD_BYTES: Final = 2 * 1024 * 1024
+"""Grants and notifications that may pile up unread (protocol 3.4)."""
+
+READING: Final = select.EPOLLIN
+WRITING: Final = select.EPOLLOUT
+
+
+class Peer:
+    """The daemon's end of one session.
+
+    Args:
+        watch: called with the events that are wanted from now on.
+
+    Attributes:
+        restricted: whether it gave up its rights.
+        client: what it called itself in `hello`.
+        claims_itself: whether it registered its own process by pid.
+        watching: the lockspace from which it wants events, if it does; None for all.
+        is_closing: whether it is to be closed when the turn ends.
+    """
+
+    def __init__(
+        self,
+        session: int,
+        sock: socket.socket,
+        credentials: Credentials,
+        since: float,
+        watch: Callable[[int], None],
+    ) -> None:
+        self.session = session
+        self.credentials = credentials
+        self.since = since
+        self.connection = Connection()
+        self.restricted = False
+        self.client: str | None = None
+        self.claims_itself = False
+        self.watching: str | None = None
+        self.is_closing = False
+        self._sock = sock
+        self._watch = watch
+        self._unsent = b""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Peer {self.session} pid={self.credentials.pid} "
+            f"uid={self.credentials.uid} unsent={len(self._unsent)}>"
+        )
+
+    def receive(self, take: Callable[[Peer, Request], None]) -> None:
+        """Reads what there is, and hands each request on; the end closes the peer."""
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.is_closing = True
+            return
+        try:
+            for request in self.connection.receive(data):
+                take(self, request)
+        except ProtocolError as error:
+            logger.info("= session %d is closed: %s", self.session, error)
+            self.is_closing = True
+
+    def send_result(self, msgid: int, result: Any = None) -> None:
+        """Answers a request, when the turn ends."""
+        self.connection.send_result(msgid, result)
+
+    def send_error(self, msgid: int, error: CodedError) -> None:
+        """Refuses a request, when the turn ends."""
+        self.connection.send_error(msgid, error)
+
+    def flush(self) -> None:
+        """Sends what there is, as far as the socket takes it."""
+        data = self.connection.data_to_send()
+        if self._unsent:
+            data = self._unsent + data
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.is_closing = True
+            return
+        was_behind, self._unsent = bool(self._unsent), data[sent:]
+        if self._unsent:
+            self._fall_behind(was_behind)
+        elif was_behind:
+            self._watch(READING)
+
+    def _fall_behind(self, was_behind: bool) -> None:
+        if not was_behind:
+            self._watch(WRITING)
+        elif len(self._unsent) > MAX_UNREAD_BYTES:
+            logger.warning(
+                "= session %d is closed: it left %d bytes unread",
+                self.session,
+                len(self._unsent),
+            )
+            self.is_closing = True
+
+    def fileno(self) -> int:
+        """Returns the socket's descriptor."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Ends the connection: the client sees EOF even if others have the socket."""
+        with suppress(OSError):  # the client was faster
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()

@@ -1,0 +1,48 @@
+"""One epoll set for all descriptors of the daemon."""
+
+import select
+from collections.abc import Callable
+
+Action = Callable[[int], None]
+
+
+class Poller:
+    """Which descriptors are watched, and what happens when they are ready.
+
+    Itself a descriptor that is readable when one of them is ready, so that a single
+    task can wait for all.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._actions: dict[int, Action] = {}
+
+    def fileno(self) -> int:
+        """Returns the descriptor to wait for."""
+        return self._epoll.fileno()
+
+    def watch(self, fd: int, events: int, action: Action) -> None:
+        """Has an action called with the events that came, whenever there are some."""
+        self._epoll.register(fd, events)
+        self._actions[fd] = action
+
+    def change(self, fd: int, events: int) -> None:
+        """Waits for other events of a watched descriptor."""
+        self._epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """Stops watching, if it is watched; to be called before it is closed."""
+        if self._actions.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def act(self) -> None:
+        """Calls the actions of all descriptors that are ready, without waiting."""
+        for fd, events in self._epoll.poll(0):
+            # An earlier action of this round may have closed it.
+            action = self._actions.get(fd)
+            if action is not None:
+                action(events)
+
+    def close(self) -> None:
+        """Closes the set, not the descriptors in it."""
+        self._epoll.close()

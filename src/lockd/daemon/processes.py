@@ -1,0 +1,139 @@
+"""The processes behind the owners: watched until they die, ended when that is asked.
+
+Every signal goes through a pidfd, so it never hits another process that got the pid.
+"""
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+import trio
+
+from lockd.daemon.poller import Poller
+
+KILL_GRACE: Final = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+class Process:
+    """The process of an owner.
+
+    Attributes:
+        pidfd: refers to it for ever; closed with the owner.
+        may_signal: whether whoever named it could have ended it, too.
+    """
+
+    __slots__ = ("fencing", "may_signal", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, *, may_signal: bool) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.may_signal = may_signal and pid not in (0, 1, os.getpid())
+        self.fencing = False
+
+    def close(self) -> None:
+        """Closes the pidfd."""
+        os.close(self.pidfd)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended (pidfd_open(2): then the pidfd is readable)."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal; does nothing if it has ended, or may not be signalled."""
+        if not self.may_signal:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+
+class Processes:
+    """The processes of all owners by their number.
+
+    Args:
+        poller: where the deaths of registered processes are watched for.
+        on_death: called with the number of a registered owner whose process died.
+        on_fenced: called with the number of an owner that was fenced and is dead.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        on_death: Callable[[int], None],
+        on_fenced: Callable[[int], None],
+    ) -> None:
+        self._poller = poller
+        self._on_death = on_death
+        self._on_fenced = on_fenced
+        self._by_owner: dict[int, Process] = {}
+        self._owner_by_pid: dict[int, int] = {}
+
+    def add_peer(self, owner_id: int, process: Process) -> None:
+        """Takes in the process at the other end of a new session."""
+        self._by_owner[owner_id] = process
+
+    def add_registered(self, owner_id: int, process: Process) -> None:
+        """Takes in a process for which a session says that it acts."""
+        self._by_owner[owner_id] = process
+        self._owner_by_pid[process.pid] = owner_id
+        action = partial(self._died, owner_id)
+        self._poller.watch(process.pidfd, select.EPOLLIN, action)
+
+    def _died(self, owner_id: int, events: int) -> None:
+        self.unregister(owner_id)
+        self._on_death(owner_id)
+
+    def registered(self, pid: int) -> int | None:
+        """Returns the number of the owner that is a process, if it is registered."""
+        return self._owner_by_pid.get(pid)
+
+    def of(self, owner_id: int) -> Process | None:
+        """Returns the process of an owner, if there is one to be found."""
+        return self._by_owner.get(owner_id)
+
+    def unregister(self, owner_id: int) -> None:
+        """Stops finding an owner by its pid: its end is known."""
+        process = self._by_owner[owner_id]
+        self._poller.unwatch(process.pidfd)
+        if self._owner_by_pid.get(process.pid) == owner_id:
+            del self._owner_by_pid[process.pid]
+
+    def forget(self, owner_id: int) -> None:
+        """Closes the pidfd of an owner, unless its process is just being fenced."""
+        process = self._by_owner.get(owner_id)
+        if process is not None and not process.fencing:
+            self.unregister(owner_id)
+            del self._by_owner[owner_id]
+            process.close()
+
+    def begin_fencing(self, owner_id: int) -> None:
+        """Keeps the pidfd of an owner until `fence` is done with it."""
+        self._by_owner[owner_id].fencing = True
+
+    async def fence(self, owner_id: int) -> None:
+        """Ends the process of an owner, and tells when it is dead.
+
+        One that may not be signalled is waited for: its locks stay until it is dead.
+        """
+        process = self._by_owner[owner_id]
+        process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(KILL_GRACE):
+            await trio.lowlevel.wait_readable(process.pidfd)
+        if not process.is_dead:
+            process.send_signal(signal.SIGKILL)
+            await trio.lowlevel.wait_readable(process.pidfd)
+        process.fencing = False
+        self._on_fenced(owner_id)
+
+    def close(self) -> None:
+        """Closes all pidfds."""
+        for process in self._by_owner.values():
+            process.close()
+        self._by_owner.clear()

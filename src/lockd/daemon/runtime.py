@@ -1,0 +1,245 @@
+"""Drives the engine: the only caller of `LockEngine.handle`.
+
+Every command is carried out to its end here: the effects that need a file are done at
+once and their outcome goes back into the engine in the same turn; files that may be
+slow are left to a thread, one at a time for each lockspace, in order.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from lockd.daemon.answers import Answers
+from lockd.daemon.poller import Poller
+from lockd.daemon.processes import Processes
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine import invariants
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import InternalError, RequestError
+from lockd.lockspaces.base import Lockspace
+from lockd.names import quoted
+
+logger = logging.getLogger(__name__)
+
+SLOW_QUEUE: Final = math.inf
+"""How many anchors may wait for a slow file system: as many as are asked for."""
+
+
+class Runtime:
+    """The engine in its surroundings: time, files, processes.
+
+    Args:
+        engine: nobody else may touch it.
+        poller: watches processes.
+        after_turn: called whenever a turn of the loop ends.
+        checks: whether every law is checked after every command; slow.
+    """
+
+    def __init__(
+        self,
+        engine: LockEngine,
+        answers: Answers,
+        poller: Poller,
+        *,
+        after_turn: Callable[[], None],
+        checks: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.lockspaces: dict[str, Lockspace] = {}
+        self.processes = Processes(poller, self._owner_died, self._owner_is_fenced)
+        self._answers = answers
+        self._after_turn = after_turn
+        self._checks = checks
+        self._commands: deque[c.Command] = deque()
+        self._busy = False
+        self._file_lockspaces: list[Lockspace] = []
+        self._slow: dict[str, trio.MemorySendChannel[Callable[[], None]]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._on_turn: Callable[[], None] = lambda: None
+        self._alarm = trio.CancelScope()
+        self._perform: dict[type, Callable[[Any], None]] = {
+            e.OpenAnchor: self._open_anchor,
+            e.CloseAnchor: self._close_anchor,
+            e.Fence: self._fence,
+            e.ForgetOwner: self._forget_owner,
+        }
+
+    def add_lockspace(self, lockspace: Lockspace) -> None:
+        """Serves another lockspace from now on."""
+        self.lockspaces[lockspace.name] = lockspace
+        if lockspace.anchored:
+            self._file_lockspaces.append(lockspace)
+        self.carry_out(
+            c.AddLockspace(lockspace.name, lockspace.anchored, lockspace.on_disconnect)
+        )
+
+    def carry_out(self, command: c.Command) -> None:
+        """Lets something happen, and everything that follows from it.
+
+        What happens meanwhile, from within an effect, is carried out after it.
+        """
+        commands = self._commands
+        commands.append(command)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while commands:
+                self._carry_out_one(commands.popleft())
+        finally:
+            self._busy = False
+
+    def _carry_out_one(self, command: c.Command) -> None:
+        now = trio.current_time()
+        effects = self.engine.handle(command, now=now)
+        if self._checks:
+            self._check(command, effects)
+        perform, answer = self._perform, self._answers.answer
+        for effect in effects:
+            action = perform.get(type(effect))
+            if action is not None:
+                action(effect)
+            else:
+                answer(effect)
+
+    def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
+        logger.debug("< %s\n> %s", command, effects)
+        try:
+            invariants.check(self.engine)
+        except invariants.BrokenLawError as error:
+            raise InternalError(f"after {command}: {error}") from error
+
+    # Time.
+
+    def _set_alarm(self) -> None:
+        """Makes the alarm ring when the engine's next deadline comes."""
+        when = self.engine.next_deadline()
+        deadline = math.inf if when is None else when
+        if deadline != self._alarm.deadline:
+            self._alarm.deadline = deadline
+
+    async def run(
+        self,
+        on_turn: Callable[[], None],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Runs what needs time: deadlines, slow files, fencing.
+
+        Args:
+            on_turn: called after something was carried out from here, so that the
+                answers leave.
+        """
+        async with trio.open_nursery() as self._nursery:
+            self._on_turn = on_turn
+            task_status.started()
+            while True:
+                with self._alarm:
+                    await trio.sleep_forever()
+                self._alarm = trio.CancelScope()
+                self.carry_out(c.Tick())
+                on_turn()
+
+    def end_turn(self) -> None:
+        """Does what was put off until after the answers."""
+        for lockspace in self._file_lockspaces:
+            lockspace.finish()
+        self._set_alarm()
+        self._after_turn()
+
+    def close(self) -> None:
+        """Lets go of everything that is held outside: files and processes."""
+        for lockspace in self._file_lockspaces:
+            lockspace.finish()
+        self.processes.close()
+
+    # Anchors.
+
+    def _open_anchor(self, effect: e.OpenAnchor) -> None:
+        lockspace = self.lockspaces[effect.key.lockspace]
+        if lockspace.anchor_is_slow(effect.key.resource):
+            self._later(lockspace, partial(self._open_slowly, lockspace, effect))
+            self.carry_out(c.AnchorDelayed(effect.key))
+        else:
+            self.carry_out(_try_to_open(lockspace, effect))
+
+    def _close_anchor(self, effect: e.CloseAnchor) -> None:
+        lockspace = self.lockspaces[effect.key.lockspace]
+        resource = effect.key.resource
+        if lockspace.anchor_is_slow(resource):
+            self._later(lockspace, partial(_close_slowly, lockspace, resource))
+        else:
+            lockspace.close_anchor(resource)
+
+    def _open_slowly(self, lockspace: Lockspace, effect: e.OpenAnchor) -> None:
+        outcome = _try_to_open(lockspace, effect)
+        trio.from_thread.run_sync(self._carry_out_in_a_turn, outcome)
+
+    def _carry_out_in_a_turn(self, command: c.Command) -> None:
+        self.carry_out(command)
+        self._on_turn()
+
+    def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
+        assert self._nursery is not None
+        jobs = self._slow.get(lockspace.name)
+        if jobs is None:
+            jobs, to_do = trio.open_memory_channel[Callable[[], None]](SLOW_QUEUE)
+            self._slow[lockspace.name] = jobs
+            self._nursery.start_soon(self._do_one_after_another, to_do)
+        jobs.send_nowait(job)
+
+    async def _do_one_after_another(
+        self, jobs: trio.MemoryReceiveChannel[Callable[[], None]]
+    ) -> None:
+        async for job in jobs:
+            # Abandoned at the end: a hung server must not keep the daemon alive.
+            await trio.to_thread.run_sync(job, abandon_on_cancel=True)
+
+    # Processes.
+
+    def _fence(self, effect: e.Fence) -> None:
+        assert self._nursery is not None
+        logger.warning(
+            "ending %s (pid %d), which disconnected or lost a lock that it must not "
+            "outlive",
+            quoted(effect.owner.name),
+            effect.owner.pid,
+        )
+        self.processes.begin_fencing(effect.owner_id)
+        self._nursery.start_soon(self.processes.fence, effect.owner_id)
+
+    def _owner_died(self, owner_id: int) -> None:
+        self.carry_out(c.EndOwner(owner_id))
+
+    def _owner_is_fenced(self, owner_id: int) -> None:
+        self.carry_out(c.OwnerFenced(owner_id))
+        if owner_id not in self.engine.owners:
+            self.processes.forget(owner_id)
+        self._on_turn()
+
+    def _forget_owner(self, effect: e.ForgetOwner) -> None:
+        self.processes.forget(effect.owner_id)
+
+
+def _try_to_open(
+    lockspace: Lockspace, effect: e.OpenAnchor
+) -> c.AnchorOpened | c.AnchorRefused:
+    key = effect.key
+    try:
+        lockspace.open_anchor(
+            key.resource, effect.mode, create=effect.create, in_use=effect.in_use
+        )
+    except RequestError as error:
+        outside = error.facts.get("outside")
+        return c.AnchorRefused(key, error.code, error.message, outside)
+    return c.AnchorOpened(key)
+
+
+def _close_slowly(lockspace: Lockspace, resource: str) -> None:
+    lockspace.close_anchor(resource)
+    lockspace.finish()

@@ -1,0 +1,153 @@
+"""Takes clients in and lets them go; goes round those that have something to say.
+
+A single trio task waits for the poller, so a turn of the loop serves every client that
+is ready without a task switch for each: reads, carries out, and sends each client's
+answers in one piece at the end.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+import trio
+
+from lockd.daemon.answers import Answers
+from lockd.daemon.credentials import name_of, open_peer_pidfd, peer_credentials
+from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.peer import READING, Peer
+from lockd.daemon.poller import Poller
+from lockd.daemon.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+ACCEPTS_PER_TURN: Final = 64
+"""New clients taken in before the others have their turn."""
+
+NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+COMPLAINT_PAUSE: Final = 10.0
+"""Seconds between two log lines about clients that had to be turned away."""
+
+
+class Server:
+    """The turns of the loop, and the clients.
+
+    Args:
+        poller: what is watched.
+        runtime: is told when a turn ends.
+        answers: knows who is behind.
+        dispatcher: takes the requests.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        runtime: Runtime,
+        answers: Answers,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._poller = poller
+        self._runtime = runtime
+        self._answers = answers
+        self._dispatcher = dispatcher
+        self._listeners: list[socket.socket] = []
+        # Closed when no other is left, so that a client can be turned away and does
+        # not stay at the head of the backlog for ever.
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._next_complaint = 0.0
+
+    def listen(self, listener: socket.socket) -> None:
+        """Takes in the clients of a listening socket, which is ours from now on."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        action = partial(self._accept_all, listener)
+        self._poller.watch(listener.fileno(), select.EPOLLIN, action)
+
+    async def run(self) -> None:
+        """Serves until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._runtime.run, self.end_turn)
+            while True:
+                await trio.lowlevel.wait_readable(self._poller.fileno())
+                self._poller.act()
+                self.end_turn()
+
+    def end_turn(self) -> None:
+        """Sends what every client is to be told, and closes those that are done."""
+        behind = self._answers.behind
+        while behind:
+            peer = behind.pop()
+            peer.flush()
+            if peer.is_closing:
+                self._close_peer(peer)
+        self._runtime.end_turn()
+
+    def close(self) -> None:
+        """Closes everything: every client sees EOF."""
+        for listener in self._listeners:
+            self._poller.unwatch(listener.fileno())
+            listener.close()
+        for peer in list(self._answers.peers.values()):
+            self._close_peer(peer)
+        self._runtime.end_turn()
+        os.close(self._spare_fd)
+
+    # Clients.
+
+    def _accept_all(self, listener: socket.socket, events: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS:
+                    logger.warning("a client could not be accepted: %s", error)
+                    return
+                self._turn_away(listener, error)
+            else:
+                self._open_peer(sock)
+
+    def _turn_away(self, listener: socket.socket, error: OSError) -> None:
+        os.close(self._spare_fd)
+        try:
+            with suppress(OSError):  # it went away by itself
+                listener.accept()[0].close()
+        finally:
+            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        now = trio.current_time()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_PAUSE
+            logger.error("clients are turned away: %s", error)
+
+    def _open_peer(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        fd = sock.fileno()
+        credentials = peer_credentials(sock)
+        pidfd = open_peer_pidfd(sock, credentials.pid)
+        peer = Peer(
+            self._dispatcher.new_session(),
+            sock,
+            credentials,
+            trio.current_time(),
+            partial(self._poller.change, fd),
+        )
+        self._dispatcher.open_session(peer, name_of(credentials.pid), pidfd)
+        self._poller.watch(fd, READING, partial(self._serve, peer))
+
+    def _serve(self, peer: Peer, events: int) -> None:
+        if events & select.EPOLLIN:
+            peer.receive(self._dispatcher.take)
+        elif events & (select.EPOLLHUP | select.EPOLLERR):
+            peer.is_closing = True
+        # What waits to be written is sent at the end of the turn.
+        self._answers.behind.add(peer)
+
+    def _close_peer(self, peer: Peer) -> None:
+        self._poller.unwatch(peer.fileno())
+        peer.close()
+        self._dispatcher.close_session(peer)

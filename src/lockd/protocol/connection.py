@@ -1,0 +1,174 @@
+"""The daemon's side of a conversation: what was asked, and how answers look.
+
+Knows no socket and no lock. `receive` turns bytes into requests whose parameters have
+been checked; what is wrong with a message is answered here. `send_*` collect answers;
+`data_to_send` hands them over in one piece.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lockd.errors import (
+    CodedError,
+    InvalidRequestError,
+    ProtocolError,
+    RequestError,
+    UnknownMethodError,
+)
+from lockd.names import plain, quoted
+from lockd.protocol.codec import (
+    MAX_MESSAGE_BYTES,
+    MAX_NESTING,
+    NOTIFICATION,
+    REQUEST,
+    Decoder,
+    DuplicateKeys,
+    Encoder,
+    nesting,
+)
+from lockd.protocol.methods import Method, Params, method_of
+
+#: The first element of every error: clients expect a kind (protocol 4.1).
+ERROR_KIND = 1
+
+
+class Request(NamedTuple):
+    """A request whose parameters are as they should be."""
+
+    msgid: int
+    method: Method
+    params: Any
+
+
+class Connection:
+    """One conversation.
+
+    Attributes:
+        greeted: whether the client said `hello`, and gets facts with its errors.
+    """
+
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self.greeted = False
+        self._decoder = Decoder(max_message_bytes)
+        self._encoder = Encoder()
+        self._outgoing: list[bytes] = []
+
+    def receive(self, data: bytes) -> Iterator[Request]:
+        """Takes bytes as they came; yields the requests that they complete.
+
+        You must answer each request, sooner or later, and run the iterator to its end.
+
+        Raises:
+            ProtocolError: the conversation is over; its error has been sent
+                (protocol 3.2). Send what there is and close.
+        """
+        try:
+            for message in self._decoder.receive(data):
+                request = self._understand(message)
+                if request is not None:
+                    yield request
+        except ProtocolError as error:
+            self.send_error(None, error)
+            raise
+
+    def send_result(self, msgid: int, result: Any = None) -> None:
+        """Answers a request."""
+        self._outgoing.append(self._encoder.response(msgid, None, result))
+
+    def send_error(self, msgid: int | None, error: CodedError) -> None:
+        """Refuses a request, or, without a msgid, a message that was none."""
+        sentence = f"{error.code}: {plain(error.message)}"
+        # protocol 4.1: facts only for who said hello.
+        facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()
+        reply = self._encoder.response(msgid, (ERROR_KIND, sentence, *facts), None)
+        self._outgoing.append(reply)
+
+    def send_notification(self, method: str, params: dict[str, Any]) -> None:
+        """Tells the client something that it did not ask."""
+        self._outgoing.append(self._encoder.notification(method, params))
+
+    @property
+    def has_data_to_send(self) -> bool:
+        """Whether something was sent since the last `data_to_send`."""
+        return bool(self._outgoing)
+
+    def data_to_send(self) -> bytes:
+        """Returns everything to be written to the socket; you must write it all."""
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        return data
+
+    def _understand(self, message: Any) -> Request | None:
+        """Returns the request that a message is; answers it if it is none."""
+        try:
+            if type(message) is list and len(message) == 4 and message[0] is REQUEST:
+                _, msgid, method_name, params = message
+                if type(msgid) is int and 0 <= msgid < 2**32:
+                    return _request(msgid, method_name, params)
+            if _is_notification(message):
+                check_nesting(message)
+                return None  # protocol 2.5
+            raise InvalidRequestError(
+                "this is no request: [0, msgid, method, [params]] is expected"
+            )
+        except RequestError as error:
+            check_nesting(message)
+            self.send_error(_msgid_of(message), error)
+            return None
+
+
+def check_nesting(message: Any) -> None:
+    """Raises `ProtocolError` for a message nested too deep (protocol 3.1).
+
+    No request with good parameters is, so only the others need to be looked at.
+    """
+    if nesting(message) > MAX_NESTING:
+        raise ProtocolError(f"a message is nested deeper than {MAX_NESTING}")
+
+
+def _request(msgid: int, method_name: Any, params: Any) -> Request:
+    method = method_of(method_name)
+    if method is None:
+        raise UnknownMethodError(f"there is no method {_shown(method_name)}")
+    return Request(msgid, method, _params(method, params))
+
+
+def _params(method: Method, params: Any) -> Params:
+    if params == []:
+        params = [{}]
+    if type(params) is not list or len(params) != 1 or type(params[0]) is not dict:
+        what = params[0] if isinstance(params, list) and len(params) == 1 else params
+        if isinstance(what, DuplicateKeys):
+            raise InvalidRequestError(f"{method.name}: {what!r}")
+        raise InvalidRequestError(
+            f"{method.name}: the parameters must be one map in an array: "
+            "[{name: value, …}]"
+        )
+    try:
+        return msgspec.convert(params[0], method.params)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        sentence = cause.message if isinstance(cause, RequestError) else str(error)
+        raise InvalidRequestError(f"{method.name}: {sentence}") from None
+
+
+def _is_notification(message: Any) -> bool:
+    return (
+        isinstance(message, list) and len(message) == 3 and message[0] is NOTIFICATION
+    )
+
+
+def _msgid_of(message: Any) -> int | None:
+    if isinstance(message, list) and len(message) > 1 and message[0] is REQUEST:
+        msgid = message[1]
+        if type(msgid) is int and 0 <= msgid < 2**32:
+            return msgid
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return quoted(value) if isinstance(value, str) else "that is not a text"

@@ -1,0 +1,245 @@
+"""The catalogue of methods: name, parameters, who may call it. One table (protocol 6).
+
+Parameters are checked when they are converted: a wrong type, an unknown or a missing
+one never reaches a handler.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct
+
+from lockd.errors import InvalidRequestError
+from lockd.names import check_name
+from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect
+
+PROTOCOL_VERSION: Final = 1
+
+Name = Annotated[str, Meta(min_length=1)]
+MsgId = Annotated[int, Meta(ge=0, lt=2**32)]
+Token = Annotated[int, Meta(ge=0)]
+Pid = Annotated[int, Meta(ge=1, lt=2**31)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+MAX_TEXT_CHARACTERS: Final = 4_096
+"""Of a label or reason: a path fits, a novel does not."""
+
+
+class Params(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The parameters of a method; each field is one of the table in protocol 6.1."""
+
+
+class NoParams(Params, frozen=True):
+    """Nothing."""
+
+
+class HelloParams(Params, frozen=True):
+    """Who speaks, and in which version of the protocol."""
+
+    protocol: int
+    client: str
+
+    def __post_init__(self) -> None:
+        check_shown(client=self.client)
+
+
+class OwnerParams(Params, frozen=True):
+    """An owner as a client describes it."""
+
+    name: Name
+    uuid: str | None = None
+    id: int | None = None
+    pid: Pid | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_shown(uuid=self.uuid)
+
+
+class RegisterParams(Params, frozen=True):
+    """For whom the session acts."""
+
+    owner: OwnerParams
+    on_disconnect: OnDisconnect | None = None
+
+
+class AcquireParams(Params, frozen=True):
+    """What is wanted, how, and for how long to wait."""
+
+    resource: str | None = None
+    resources: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
+    lockspace: str | None = DEFAULT_LOCKSPACE
+    mode: Mode | None = EXCLUSIVE
+    timeout: Seconds | None = None
+    create: bool | None = None
+    label: str | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        check_one_of(resource=self.resource, resources=self.resources)
+        if self.resources and len(set(self.resources)) < len(self.resources):
+            raise InvalidRequestError("a resource is named twice in `resources`")
+        if self.label is not None or self.reason is not None:
+            check_shown(label=self.label, reason=self.reason)
+
+
+class ConvertParams(Params, frozen=True):
+    """Which held lock is wanted in which mode."""
+
+    resource: str
+    mode: Mode
+    lockspace: str | None = DEFAULT_LOCKSPACE
+    timeout: Seconds | None = None
+
+
+class ReleaseParams(Params, frozen=True):
+    """What is given back: by name, or by fencing token."""
+
+    resource: str | None = None
+    resources: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
+    fencing_token: Token | None = None
+    lockspace: str | None = DEFAULT_LOCKSPACE
+
+    def __post_init__(self) -> None:
+        check_one_of(
+            resource=self.resource,
+            resources=self.resources,
+            fencing_token=self.fencing_token,
+        )
+
+
+class CancelParams(Params, frozen=True):
+    """Which request is waited for no longer."""
+
+    request: MsgId
+
+
+class ResourceParams(Params, frozen=True):
+    """One resource."""
+
+    resource: str
+    lockspace: str | None = DEFAULT_LOCKSPACE
+
+
+class ResourceFileParams(Params, frozen=True):
+    """The file of a resource."""
+
+    lockspace: str
+    resource: str
+
+
+class CheckParams(Params, frozen=True):
+    """A fencing token that somebody showed."""
+
+    resource: str
+    fencing_token: Token
+    lockspace: str | None = DEFAULT_LOCKSPACE
+
+
+class ListParams(Params, frozen=True):
+    """Which page of which listing."""
+
+    lockspace: str | None = None
+    after: tuple[str, str] | None = None
+    limit: Annotated[int, Meta(ge=1, le=256)] | None = None
+
+
+class CreateLockspaceParams(Params, frozen=True):
+    """A new lockspace."""
+
+    name: Name
+    kind: Kind
+    path: str | None = None
+
+
+class WatchParams(Params, frozen=True):
+    """Where events are wanted from; everywhere if nothing is said."""
+
+    lockspace: str | None = None
+
+
+class BreakParams(Params, frozen=True):
+    """Which grant is taken away, and why."""
+
+    fencing_token: Token
+    reason: str
+
+    def __post_init__(self) -> None:
+        check_shown(reason=self.reason)
+
+
+class DisconnectParams(Params, frozen=True):
+    """Which session is ended, and why."""
+
+    session: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        check_shown(reason=self.reason)
+
+
+def check_one_of(**params: object) -> None:
+    """Raises `InvalidRequestError` unless exactly one parameter is given."""
+    given = [name for name, value in params.items() if value is not None]
+    if len(given) != 1:
+        names = " or ".join(f"`{name}`" for name in params)
+        raise InvalidRequestError(f"exactly one of {names} is needed")
+
+
+def check_shown(**texts: str | None) -> None:
+    """Raises `InvalidRequestError` for a text that could not be shown to others."""
+    for name, text in texts.items():
+        if text is None:
+            continue
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise InvalidRequestError(
+                f"`{name}` has {len(text)} characters, "
+                f"at most {MAX_TEXT_CHARACTERS} are allowed"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidRequestError(f"`{name}` is not UTF-8")
+
+
+Access = Literal["always", "unrestricted", "admin"]
+"""Who may call it: everybody; who is not restricted; root or the daemon's user."""
+
+
+class Method(Struct, frozen=True):
+    """One line of the catalogue."""
+
+    name: str
+    params: type[Params]
+    access: Access = "unrestricted"
+
+
+METHODS: Final[dict[str, Method]] = {
+    method.name: method
+    for method in (
+        Method("hello", HelloParams, "always"),
+        Method("register", RegisterParams),
+        Method("restrict", NoParams),
+        Method("acquire", AcquireParams),
+        Method("convert", ConvertParams),
+        Method("release", ReleaseParams, "always"),
+        Method("cancel", CancelParams, "always"),
+        Method("query", ResourceParams, "always"),
+        Method("check", CheckParams, "always"),
+        Method("list", ListParams),
+        Method("create_resource", ResourceFileParams, "admin"),
+        Method("delete_resource", ResourceFileParams, "admin"),
+        Method("create_lockspace", CreateLockspaceParams, "admin"),
+        Method("list_lockspaces", NoParams),
+        Method("list_sessions", NoParams),
+        Method("statistics", NoParams),
+        Method("watch", WatchParams),
+        Method("break", BreakParams, "admin"),
+        Method("disconnect", DisconnectParams, "admin"),
+    )
+}
+"""Every method by its name."""
+
+
+def method_of(name: Any) -> Method | None:
+    """Finds a method by its name, which may come as str or bin (protocol 2.2)."""
+    if isinstance(name, bytes):
+        name = name.decode("ascii", "replace")
+    return METHODS.get(name) if isinstance(name, str) else None

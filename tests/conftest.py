@@ -1,0 +1,40 @@
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from daemon_process import DaemonProcess
+
+StartDaemon = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
+    """Starts daemons with a configuration of one's own; ends them after the test."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(config: str = "", prefix: list[str] | None = None) -> DaemonProcess:
+            nonlocal count
+            count += 1
+            directory = tmp_path / f"lockd-{count}"
+            directory.mkdir()
+            daemon = DaemonProcess(directory, config)
+            stack.callback(daemon.close)
+            daemon.start(prefix=prefix)
+            return daemon
+
+        yield start
+
+
+@pytest.fixture
+def lockd(start_daemon: StartDaemon) -> DaemonProcess:
+    """A running daemon with the built-in lockspaces."""
+    return start_daemon()
+
+
+@pytest.fixture
+def sock(lockd: DaemonProcess) -> str:
+    """The socket of a running daemon."""
+    return str(lockd.socket)

@@ -1,0 +1,86 @@
+"""A real daemon process for tests: `python -m lockd.daemon.main` on a private socket."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+READY = "serves at"
+
+
+class DaemonProcess:
+    """Starts, stops, kills and restarts one daemon; remembers what it said."""
+
+    def __init__(self, directory: Path, config: str = "") -> None:
+        self.directory = directory
+        self.socket = directory / "lockd.sock"
+        self.state_dir = directory / "state"
+        self.config = directory / "lockd.toml"
+        self.config.write_text(config)
+        self.said: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "lockd.daemon.main",
+            f"--config={self.config}",
+            f"--socket={self.socket}",
+            f"--state-dir={self.state_dir}",
+        ]
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, prefix: list[str] | None = None) -> None:
+        """Starts the daemon and waits until it serves; `prefix` runs it in a wrapper."""
+        environment = os.environ | {"LOCKD_CHECK_INVARIANTS": "1"}
+        environment.pop("JOURNAL_STREAM", None)
+        self._process = subprocess.Popen(
+            [*(prefix or []), *self.command],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.said.append(line.rstrip("\n"))
+            if READY in line:
+                return
+        raise AssertionError(f"the daemon did not start: {self.said}")
+
+    def wait(self) -> int:
+        """Waits for its end; returns its exit status."""
+        assert self._process is not None
+        _, rest = self._process.communicate(timeout=30)
+        self.said += (rest or "").splitlines()
+        status = self._process.returncode
+        self._process = None
+        return status
+
+    def stop(self) -> int:
+        """Ends it cleanly; returns its exit status."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def close(self) -> None:
+        """Leaves nothing behind; a daemon that broke a law or crashed fails the test."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            os.kill(self.pid, signal.SIGCONT)
+            status = self.stop()
+        else:
+            status = self.wait()
+        assert status == 0, self.said
+        assert not [line for line in self.said if "Traceback" in line], self.said
