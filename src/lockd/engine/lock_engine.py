@@ -313,21 +313,21 @@ class LockEngine(LockTable):
             if request.tries:
                 return self._refuse_request(request, "busy", now)
             return self._wait(request, now)
-        if request.mode == EXCLUSIVE and (cycle := self._cycle_if_raised(held)):
+        if cycle := self._cycle_if_raised(request, held):
             return self._refuse_request(request, "deadlock", now, cycle=cycle)
         return self._move_up(request, now)
 
-    def _cycle_if_raised(self, held: e.Grant) -> tuple[e.Wait, ...]:
+    def _cycle_if_raised(self, request: Request, held: e.Grant) -> tuple[e.Wait, ...]:
         """Looks for a cycle that an upgrade would close although it need not wait.
 
         A waiter for several resources may be compatible with the shared hold and wait
         elsewhere; the exclusive one would then be waited for by it.
         """
-        owner = self.owners[held.owner_id]
-        if owner.waiting_count < 2 or not self.resources[held.key].waiting:
+        others = [r for r in request.owner.waiting() if r is not request]
+        if not others or request.mode == SHARED:
             return ()
         self._put(replace(held, mode=EXCLUSIVE))
-        cycle = self._cycle_of(owner.waiting())
+        cycle = self._cycle_of(others)
         self._put(held)
         return cycle
 
