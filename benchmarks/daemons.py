@@ -170,4 +170,5 @@ def _wait_until_listening(
             return
         time.sleep(0.01)
     said = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise StartError("\n".join([f"{path.name}: nobody listens; the log says:", *said]))
+    what = f"nobody listens on {path.name}, exit status {process.returncode}; it said:"
+    raise StartError("\n".join([what, *said]))

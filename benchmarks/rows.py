@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -186,21 +186,27 @@ def lockctl_row(directory: Path) -> Iterator[Result]:
     script = Path(sys.executable).parent / "lockctl"
     module = [sys.executable, "-m", "lockd.ctl.main"]
     lockctl = [str(script)] if script.exists() else module
+    # As installed: modules are compiled once, whatever this environment says.
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(directory / "pycache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def run(*command: str) -> Round:
+        return repeat(
+            lambda: subprocess.run(
+                command, check=True, stdin=subprocess.DEVNULL, env=environment
+            )
+        )
+
     with daemons.lockd(directory / "lockd") as daemon:
-        run = [*lockctl, "--socket", str(daemon.socket), "run", "nightly"]
-        nothing = [sys.executable, "-c", "pass"]
+        to_daemon = ["--socket", str(daemon.socket)]
         costs = take_turns(
             {
-                "python3 -c pass": repeat(lambda: _run(nothing)),
-                "lockctl": repeat(lambda: _run([*run, "--", "true"])),
+                "python3 -c pass": run(sys.executable, "-c", "pass"),
+                "lockctl": run(*lockctl, *to_daemon, "run", "nightly", "--", "true"),
             }
         )
     what = "`lockctl run NAME -- true`"
     yield _times(what, costs, "lockctl", "python3 -c pass", Goal(6))
-
-
-def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
 def filelock_row(directory: Path) -> Iterator[Result]:
