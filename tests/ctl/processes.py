@@ -1,29 +1,27 @@
-"""Starts and watches the processes of these tests: daemon, lockctl, terminals."""
+"""Starts and watches the processes of these tests: lockctl, terminals."""
 
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lockd as lockd_package
-from lockd import Client, connect
+import lockd
+from lockd import Client
 
-SRC = str(Path(lockd_package.__file__).parents[1])
+SRC = str(Path(lockd.__file__).parents[1])
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
-DAEMON = (sys.executable, "-m", "lockd.daemon.main")
 LIMIT = 30
 
 
 class Lockctl:
     """Starts lockctl processes and sees to it that none outlives the test."""
 
-    def __init__(self, socket: Path) -> None:
-        self.env = {**os.environ, "LOCKD_SOCKET": str(socket), "PYTHONPATH": SRC}
+    def __init__(self, socket: str) -> None:
+        self.env = {**os.environ, "LOCKD_SOCKET": socket, "PYTHONPATH": SRC}
         self._started: list[subprocess.Popen[str]] = []
 
     def __call__(self, *args: object, **popen: Any) -> subprocess.CompletedProcess[str]:
@@ -100,35 +98,6 @@ class Terminal:
         except OSError:  # EIO: nobody has the terminal open any more
             return False
         return True
-
-
-class Daemon:
-    """A daemon of the test's own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "lockd.sock"
-        self._process = subprocess.Popen(
-            [*DAEMON, "--socket", str(self.socket), "--state-dir", str(directory)],
-            env={**os.environ, "PYTHONPATH": SRC},
-            stderr=subprocess.PIPE,
-        )
-
-    def wait_until_it_serves(self) -> None:
-        while True:
-            try:
-                connect(self.socket).close()
-            except lockd_package.ConnectionLostError:
-                assert self._process.poll() is None, self._errors()
-            else:
-                return
-
-    def _errors(self) -> str:
-        assert self._process.stderr is not None
-        return self._process.stderr.read().decode()
-
-    def stop(self, signum: int = signal.SIGTERM) -> None:
-        self._process.send_signal(signum)
-        self._process.communicate(timeout=LIMIT)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -10,7 +10,6 @@ import pytest
 from ctl.processes import (
     LIMIT,
     LOCKCTL,
-    Daemon,
     Lockctl,
     Terminal,
     ask_until,
@@ -18,6 +17,7 @@ from ctl.processes import (
     line_of,
     wait_for_exit,
 )
+from daemon_process import DaemonProcess
 from lockd import Client
 
 FORWARDED = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "WINCH", "TSTP"]
@@ -149,10 +149,10 @@ def test_broken_lock_stops_the_command_and_is_76(
 
 
 def test_stop_of_the_daemon_stops_the_command_and_is_76(
-    lockctl: Lockctl, daemon: Daemon
+    lockctl: Lockctl, lockd: DaemonProcess
 ) -> None:
     process = lockctl.start_python("job", OBEY_TERM)
-    daemon.stop()
+    lockd.stop()
     output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 76
     assert output.endswith("stopped\n")
@@ -160,32 +160,32 @@ def test_stop_of_the_daemon_stops_the_command_and_is_76(
 
 
 def test_command_that_does_not_stop_is_killed_before_lockctl_ends(
-    lockctl: Lockctl, daemon: Daemon
+    lockctl: Lockctl, lockd: DaemonProcess
 ) -> None:
     script = "import sys" + IGNORE_TERM
     process = lockctl.start_python("job", script, "--kill-after", "0.05")
     command = int(line_of(process))
-    daemon.stop(signal.SIGKILL)
+    lockd.kill()
     assert process.wait(LIMIT) == 76
     with pytest.raises(ProcessLookupError):
         os.kill(command, 0)
 
 
-def test_stop_signal_can_be_chosen(lockctl: Lockctl, daemon: Daemon) -> None:
+def test_stop_signal_can_be_chosen(lockctl: Lockctl, lockd: DaemonProcess) -> None:
     process = lockctl.start_python("job", TELL_SIGNAL, "--signal", "USR2")
-    daemon.stop()
+    lockd.stop()
     assert line_of(process) == "SIGUSR2"
     assert process.wait(LIMIT) == 76
 
 
 def test_daemon_that_goes_during_the_wait_is_69(
-    lockctl: Lockctl, client: Client, daemon: Daemon, tmp_path: Path
+    lockctl: Lockctl, client: Client, lockd: DaemonProcess, tmp_path: Path
 ) -> None:
     mark = tmp_path / "ran"
     client.acquire("job")
     process = lockctl.start("run", "job", "--", "touch", mark)
     ask_until(client, "job", lambda state: state["waiter_count"] == 1)
-    daemon.stop()
+    lockd.stop()
     assert process.wait(LIMIT) == 69
     assert not mark.exists()
 

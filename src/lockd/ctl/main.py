@@ -67,6 +67,9 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
     other is in the lockspace `default`, unless --lockspace says otherwise.
     """
     ctx.obj = socket
+    if ctx.invoked_subcommand != "run":
+        # A reader that has seen enough ends us, as it does any filter.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def main() -> None:
@@ -86,8 +89,6 @@ def _status(args: list[str]) -> int:
         return exits.status_of(error)
     except click.Abort:
         exits.die_of(signal.SIGINT)
-    except BrokenPipeError:
-        exits.die_of(signal.SIGPIPE)
     return status or exits.OK
 
 
