@@ -1,5 +1,6 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -28,6 +29,12 @@ class Answers:
         self._arrays: set[tuple[int, int]] = set()
         #: What a request is answered with when it is completed; nil if nothing is said.
         self._results: dict[tuple[int, int], Any] = {}
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            e.Granted: self._answer_granted,
+            e.Completed: self._answer_completed,
+            e.Refused: self._answer_refused,
+            e.Lost: self._tell_lost,
+        }
 
     def add_peer(self, peer: Peer) -> None:
         """Carries answers to a peer from now on."""
@@ -55,14 +62,9 @@ class Answers:
 
     def answer(self, effect: e.Effect) -> None:
         """Carries an effect to the session that it concerns, and to who watches."""
-        if isinstance(effect, e.Granted):
-            self._answer_granted(effect)
-        elif isinstance(effect, e.Completed):
-            self._answer_completed(effect)
-        elif isinstance(effect, e.Refused):
-            self._answer_refused(effect)
-        elif isinstance(effect, e.Lost):
-            self._tell_lost(effect)
+        carry = self._carriers.get(type(effect))
+        if carry is not None:
+            carry(effect)
         if self._watchers:
             self._tell_watchers(effect)
 
@@ -70,13 +72,15 @@ class Answers:
         peer = self.peers.get(effect.session)
         if peer is None:
             return
-        results = [views.grant_result(grant, effect.waited) for grant in effect.grants]
+        grants, waited = effect.grants, effect.waited
         request = (effect.session, effect.request)
         if self._arrays and request in self._arrays:
             self._arrays.discard(request)
+            results = [views.grant_result(grant, waited) for grant in grants]
             peer.send_result(effect.request, {"grants": results})
         else:
-            peer.send_result(effect.request, {"grant": results[0]})
+            result = {"grant": views.grant_result(grants[0], waited)}
+            peer.send_result(effect.request, result)
         self.behind.add(peer)
 
     def _answer_completed(self, effect: e.Completed) -> None:

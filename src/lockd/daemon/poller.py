@@ -35,13 +35,22 @@ class Poller:
         if self._actions.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def act(self) -> None:
-        """Calls the actions of all descriptors that are ready, without waiting."""
-        for fd, events in self._epoll.poll(0):
+    def act(self, patience: float = 0) -> bool:
+        """Calls the actions of all descriptors that are ready.
+
+        Args:
+            patience: seconds to block if none is ready.
+
+        Returns:
+            Whether there was one.
+        """
+        ready = self._epoll.poll(patience)
+        for fd, events in ready:
             # An earlier action of this round may have closed it.
             action = self._actions.get(fd)
             if action is not None:
                 action(events)
+        return bool(ready)
 
     def close(self) -> None:
         """Closes the set, not the descriptors in it."""

@@ -89,14 +89,14 @@ class Runtime:
         if self._busy:
             return
         self._busy = True
+        now = trio.current_time()
         try:
             while commands:
-                self._carry_out_one(commands.popleft())
+                self._carry_out_one(commands.popleft(), now)
         finally:
             self._busy = False
 
-    def _carry_out_one(self, command: c.Command) -> None:
-        now = trio.current_time()
+    def _carry_out_one(self, command: c.Command, now: float) -> None:
         effects = self.engine.handle(command, now=now)
         if self._checks:
             self._check(command, effects)

@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 ACCEPTS_PER_TURN: Final = 64
 """New clients taken in before the others have their turn."""
 
+LINGER: Final = 0.001
+"""Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
+
+TURNS: Final = 0.005
+"""Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
+
 NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 COMPLAINT_PAUSE: Final = 10.0
 """Seconds between two log lines about clients that had to be turned away."""
@@ -73,8 +79,19 @@ class Server:
             await nursery.start(self._runtime.run, self.end_turn)
             while True:
                 await trio.lowlevel.wait_readable(self._poller.fileno())
-                self._poller.act()
-                self.end_turn()
+                self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Serves until nobody asks for anything, or the other tasks have their due.
+
+        Whoever got an answer often asks again at once. Waiting a moment for that here,
+        and not in trio, saves two task switches a request.
+        """
+        until = trio.current_time() + TURNS
+        while self._poller.act(LINGER):
+            self.end_turn()
+            if trio.current_time() > until:
+                break
 
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""

@@ -22,6 +22,10 @@ class DirectLockspace(FileLockspace):
         """Returns the path of a resource's file, which is its name."""
         return resource
 
+    def anchor_is_slow(self, resource: str) -> bool:
+        """Tells whether the file lies on a network file system."""
+        return self._shared.mounts.is_network(os.path.dirname(resource))
+
     def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
         if create:
             raise InvalidRequestError(

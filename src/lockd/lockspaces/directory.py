@@ -48,10 +48,15 @@ class DirectoryLockspace(FileLockspace):
         super().__init__(name, open_files, on_disconnect=on_disconnect)
         _check_directory(path)
         self.path = self.directory = path
+        self._trusted_users = (0, os.geteuid())
 
     def path_of(self, resource: str) -> str:
         """Returns the path of a resource's file."""
         return f"{self.path}/{resource}"
+
+    def anchor_is_slow(self, resource: str) -> bool:
+        """Tells whether the directory lies on a network file system."""
+        return self._shared.mounts.is_network(self.directory)
 
     def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
         if create is False:
@@ -80,7 +85,7 @@ class DirectoryLockspace(FileLockspace):
             problem = "is no regular file"
         elif status.st_nlink > 1:
             problem = "is a hard link to another file"
-        elif status.st_uid not in (0, os.geteuid()):
+        elif status.st_uid not in self._trusted_users:
             problem = f"belongs to another user, uid {status.st_uid}"
         else:
             return

@@ -115,10 +115,6 @@ class FileLockspace(Lockspace):
         """Raises if the opened file is none that may be locked here."""
         raise NotImplementedError
 
-    def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether the file lies on a network file system."""
-        return self._shared.mounts.is_network(os.path.dirname(self.path_of(resource)))
-
     def open_anchor(
         self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
     ) -> None:
