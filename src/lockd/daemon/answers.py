@@ -1,6 +1,7 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import trio
@@ -19,17 +20,19 @@ class Answers:
         peers: by session.
         behind: the peers that have something to be sent, or are to be closed, when the
             turn ends.
+        watchers: the peers that want to know what happens.
     """
 
     def __init__(self) -> None:
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
-        self._watchers: set[Peer] = set()
+        self.watchers: set[Peer] = set()
         #: Requests that named their resources in an array, and get one back.
         self._arrays: set[tuple[int, int]] = set()
         #: What a request is answered with when it is completed; nil if nothing is said.
         self._results: dict[tuple[int, int], Any] = {}
-        self._carriers: dict[type, Callable[[Any], None]] = {
+        #: What is done for each kind of effect.
+        self.carriers: dict[type, Callable[[Any], None]] = {
             e.Granted: self._answer_granted,
             e.Completed: self._answer_completed,
             e.Refused: self._answer_refused,
@@ -44,13 +47,13 @@ class Answers:
         """Forgets a peer: what concerns it is dropped from now on."""
         del self.peers[peer.session]
         self.behind.discard(peer)
-        self._watchers.discard(peer)
+        self.watchers.discard(peer)
         self._arrays = {x for x in self._arrays if x[0] != peer.session}
 
     def add_watcher(self, peer: Peer, lockspace: str | None) -> None:
         """Tells a peer what happens in a lockspace, or in all of them."""
         peer.watching = lockspace
-        self._watchers.add(peer)
+        self.watchers.add(peer)
 
     def expect_array(self, session: int, msgid: int) -> None:
         """Has a request answered with an array of grants."""
@@ -59,14 +62,6 @@ class Answers:
     def expect_result(self, session: int, msgid: int, result: Any) -> None:
         """Has a request answered with this, if it is completed."""
         self._results[session, msgid] = result
-
-    def answer(self, effect: e.Effect) -> None:
-        """Carries an effect to the session that it concerns, and to who watches."""
-        carry = self._carriers.get(type(effect))
-        if carry is not None:
-            carry(effect)
-        if self._watchers:
-            self._tell_watchers(effect)
 
     def _answer_granted(self, effect: e.Granted) -> None:
         peer = self.peers.get(effect.session)
@@ -120,9 +115,10 @@ class Answers:
         peer.connection.send_notification("lost", told)
         self.behind.add(peer)
 
-    def _tell_watchers(self, effect: e.Effect) -> None:
-        for event in events_of(effect):
-            for peer in self._watchers:
+    def tell_watchers(self, effects: list[e.Effect]) -> None:
+        """Tells those who watch what happened."""
+        for event in chain.from_iterable(map(events_of, effects)):
+            for peer in self.watchers:
                 if peer.watching in (None, event["lockspace"]):
                     peer.connection.send_notification("event", event)
                     self.behind.add(peer)

@@ -128,13 +128,13 @@ class Dispatcher:
     def take(self, peer: Peer, request: Request) -> None:
         """Carries out a request, or refuses it."""
         self._answers.behind.add(peer)
-        msgid, method, params = request
+        method = request.method
         try:
             if method.access != "always":
                 access.check_method(peer, method)
-            self._handlers[method.name](peer, msgid, params)
+            self._handlers[method.name](peer, request.msgid, request.params)
         except RequestError as error:
-            peer.send_error(msgid, error)
+            peer.send_error(request.msgid, error)
 
     def _lockspace(self, peer: Peer, name: str | None) -> Lockspace:
         lockspace = self._runtime.lockspaces.get(name or DEFAULT_LOCKSPACE)
@@ -149,17 +149,10 @@ class Dispatcher:
         space.check_name(resource)
         return ResourceKey(space.name, resource)
 
-    def _keys(
-        self, peer: Peer, params: m.AcquireParams | m.ReleaseParams
-    ) -> tuple[ResourceKey, ...]:
-        if params.resource is not None:
-            return (self._key(peer, params.lockspace, params.resource),)
-        names = params.resources or ()
-        return tuple(self._key(peer, params.lockspace, name) for name in names)
-
     def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
-        keys = self._keys(peer, params)
-        if self._runtime.lockspaces[keys[0].lockspace].on_disconnect == "kill":
+        space = self._lockspace(peer, params.lockspace)
+        keys = _keys(space, params)
+        if space.on_disconnect == "kill":
             self._check_can_be_fenced(peer)
         if params.resources is not None:
             self._answers.expect_array(peer.session, msgid)
@@ -183,7 +176,10 @@ class Dispatcher:
         )
 
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
-        keys = () if params.fencing_token is not None else self._keys(peer, params)
+        if params.fencing_token is not None:
+            keys: tuple[ResourceKey, ...] = ()
+        else:
+            keys = _keys(self._lockspace(peer, params.lockspace), params)
         command = c.Release(peer.session, msgid, keys, params.fencing_token)
         self._runtime.carry_out(command)
 
@@ -349,3 +345,15 @@ class Dispatcher:
         other.is_closing = True
         self._answers.behind.add(other)
         peer.send_result(msgid)
+
+
+def _keys(
+    space: Lockspace, params: m.AcquireParams | m.ReleaseParams
+) -> tuple[ResourceKey, ...]:
+    name = params.resource
+    if name is not None:
+        space.check_name(name)
+        return (ResourceKey(space.name, name),)
+    for name in params.resources or ():
+        space.check_name(name)
+    return tuple(ResourceKey(space.name, name) for name in params.resources or ())

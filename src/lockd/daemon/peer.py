@@ -12,10 +12,10 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from lockd.daemon.credentials import Credentials
-from lockd.errors import CodedError, ProtocolError
+from lockd.errors import ProtocolError
 from lockd.protocol.connection import Connection, Request
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,9 @@ class Peer:
         self.credentials = credentials
         self.since = since
         self.connection = Connection()
+        #: Answers and refusals leave when the turn ends.
+        self.send_result = self.connection.send_result
+        self.send_error = self.connection.send_error
         self.restricted = False
         self.client: str | None = None
         self.claims_itself = False
@@ -88,14 +91,6 @@ class Peer:
         except ProtocolError as error:
             logger.info("= session %d is closed: %s", self.session, error)
             self.is_closing = True
-
-    def send_result(self, msgid: int, result: Any = None) -> None:
-        """Answers a request, when the turn ends."""
-        self.connection.send_result(msgid, result)
-
-    def send_error(self, msgid: int, error: CodedError) -> None:
-        """Refuses a request, when the turn ends."""
-        self.connection.send_error(msgid, error)
 
     def flush(self) -> None:
         """Sends what there is, as far as the socket takes it."""

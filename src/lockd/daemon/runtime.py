@@ -63,12 +63,13 @@ class Runtime:
         self._nursery: trio.Nursery | None = None
         self._on_turn: Callable[[], None] = lambda: None
         self._alarm = trio.CancelScope()
-        self._perform: dict[type, Callable[[Any], None]] = {
+        performers: dict[type, Callable[[Any], None]] = {
             e.OpenAnchor: self._open_anchor,
             e.CloseAnchor: self._close_anchor,
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
         }
+        self._perform = performers | answers.carriers
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
         """Serves another lockspace from now on."""
@@ -85,12 +86,13 @@ class Runtime:
         What happens meanwhile, from within an effect, is carried out after it.
         """
         commands = self._commands
-        commands.append(command)
         if self._busy:
+            commands.append(command)
             return
         self._busy = True
         now = trio.current_time()
         try:
+            self._carry_out_one(command, now)
             while commands:
                 self._carry_out_one(commands.popleft(), now)
         finally:
@@ -100,13 +102,13 @@ class Runtime:
         effects = self.engine.handle(command, now=now)
         if self._checks:
             self._check(command, effects)
-        perform, answer = self._perform, self._answers.answer
+        perform = self._perform
         for effect in effects:
             action = perform.get(type(effect))
             if action is not None:
                 action(effect)
-            else:
-                answer(effect)
+        if self._answers.watchers:
+            self._answers.tell_watchers(effects)
 
     def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
         logger.debug("< %s\n> %s", command, effects)

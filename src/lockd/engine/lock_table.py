@@ -428,7 +428,10 @@ class LockTable:
         self.held -= 1
         self._remember(LastHolder(grant, now, cause))
         self._effects.append(Ended(grant, cause))
-        self._unsettled.append(resource)
+        if resource.has_line or resource.anchor is not None:
+            self._unsettled.append(resource)
+        elif not resource.holders:
+            del self.resources[grant.key]
 
     def _remember(self, last: LastHolder) -> None:
         memory = self.last_holders

@@ -71,7 +71,9 @@ class Decoder:
         try:
             unpacker.feed(data)
             for message in unpacker:
-                self._check_length(end := unpacker.tell())
+                end = unpacker.tell()
+                if end - self._decoded > self._max_message_bytes:
+                    raise self._too_long()
                 self._decoded = end
                 yield message
         except ProtocolError:
@@ -79,13 +81,13 @@ class Decoder:
         except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
             reason = str(error) or type(error).__name__
             raise ProtocolError(f"these bytes are not MessagePack: {reason}") from None
-        self._check_length(self._received)
+        if self._received - self._decoded > self._max_message_bytes:
+            raise self._too_long()
 
-    def _check_length(self, end: int) -> None:
-        if end - self._decoded > self._max_message_bytes:
-            raise ProtocolError(
-                f"a message is longer than {self._max_message_bytes} bytes"
-            )
+    def _too_long(self) -> ProtocolError:
+        return ProtocolError(
+            f"a message is longer than {self._max_message_bytes} bytes"
+        )
 
 
 class Encoder:

@@ -6,9 +6,10 @@ been checked; what is wrong with a message is answered here. `send_*` collect an
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from lockd.errors import (
     CodedError,
@@ -34,7 +35,7 @@ from lockd.protocol.methods import Method, Params, method_of
 ERROR_KIND = 1
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """A request whose parameters are as they should be."""
 
     msgid: int

@@ -75,7 +75,8 @@ class AcquireParams(Params, frozen=True):
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        check_one_of(resource=self.resource, resources=self.resources)
+        if (self.resource is None) is (self.resources is None):
+            raise InvalidRequestError("`resource` or `resources` is needed, not both")
         if self.resources and len(set(self.resources)) < len(self.resources):
             raise InvalidRequestError("a resource is named twice in `resources`")
         if self.label is not None or self.reason is not None:
@@ -100,11 +101,11 @@ class ReleaseParams(Params, frozen=True):
     lockspace: str | None = DEFAULT_LOCKSPACE
 
     def __post_init__(self) -> None:
-        check_one_of(
-            resource=self.resource,
-            resources=self.resources,
-            fencing_token=self.fencing_token,
-        )
+        absent = (self.resource, self.resources, self.fencing_token).count(None)
+        if absent != 2:
+            raise InvalidRequestError(
+                "one of `resource`, `resources`, `fencing_token` is needed, not more"
+            )
 
 
 class CancelParams(Params, frozen=True):
@@ -175,14 +176,6 @@ class DisconnectParams(Params, frozen=True):
 
     def __post_init__(self) -> None:
         check_shown(reason=self.reason)
-
-
-def check_one_of(**params: object) -> None:
-    """Raises `InvalidRequestError` unless exactly one parameter is given."""
-    given = [name for name, value in params.items() if value is not None]
-    if len(given) != 1:
-        names = " or ".join(f"`{name}`" for name in params)
-        raise InvalidRequestError(f"exactly one of {names} is needed")
 
 
 def check_shown(**texts: str | None) -> None:
