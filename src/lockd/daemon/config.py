@@ -105,6 +105,8 @@ def check_place(name: str, kind: Kind, path: str | None) -> None:
         raise ConfigError(f"lockspace {quoted(name)}: `path` must be an absolute path")
     if kind != "directory" and path is not None:
         raise ConfigError(f"lockspace {quoted(name)}: kind {kind} has no `path`")
+    if path is not None and "\0" in path:
+        raise ConfigError(f"lockspace {quoted(name)}: `path` has a NUL")
 
 
 def make_lockspace(

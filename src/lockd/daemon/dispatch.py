@@ -24,6 +24,7 @@ from lockd.daemon.runtime import Runtime
 from lockd.engine import commands as c
 from lockd.errors import (
     AlreadyExistsError,
+    ConfigError,
     DeniedError,
     InUseError,
     InvalidRequestError,
@@ -313,9 +314,11 @@ class Dispatcher:
         check_lockspace_name(params.name)
         if params.name in self._runtime.lockspaces:
             raise AlreadyExistsError(f"lockspace {quoted(params.name)} exists")
-        self._runtime.add_lockspace(
-            self._make_lockspace(params.name, params.kind, params.path)
-        )
+        try:
+            made = self._make_lockspace(params.name, params.kind, params.path)
+        except ConfigError as error:
+            raise InvalidRequestError(str(error)) from None
+        self._runtime.add_lockspace(made)
         peer.send_result(msgid)
 
     def _create_resource(

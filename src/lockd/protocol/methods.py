@@ -151,6 +151,9 @@ class CreateLockspaceParams(Params, frozen=True):
     kind: Kind
     path: str | None = None
 
+    def __post_init__(self) -> None:
+        check_shown(path=self.path)
+
 
 class WatchParams(Params, frozen=True):
     """Where events are wanted from; everywhere if nothing is said."""
