@@ -138,9 +138,11 @@ class Dispatcher:
             peer.send_error(request.msgid, error)
 
     def _lockspace(self, peer: Peer, name: str | None) -> Lockspace:
-        lockspace = self._runtime.lockspaces.get(name or DEFAULT_LOCKSPACE)
+        if name is None:
+            name = DEFAULT_LOCKSPACE
+        lockspace = self._runtime.lockspaces.get(name)
         if lockspace is None:
-            raise NotFoundError(f"there is no lockspace {quoted(name or '')}")
+            raise NotFoundError(f"there is no lockspace {quoted(name)}")
         if lockspace.kind == "direct":
             access.check_lockspace(peer, lockspace)
         return lockspace
