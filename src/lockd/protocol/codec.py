@@ -26,11 +26,11 @@ MAX_TEXT_BYTES: Final = 16_384
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 
-class DuplicateKeys:
-    """Stands for a map in which a key came twice: nobody can say which was meant."""
+class BadMap:
+    """Stands for a map with a key that came twice, or is an array or a map itself."""
 
     def __repr__(self) -> str:
-        return "a map with a key that appears twice"
+        return "a map with a key that appears twice, or is no text"
 
 
 class Decoder:
@@ -47,6 +47,9 @@ class Decoder:
         self._decoded = 0
         self._unpacker = msgpack.Unpacker(
             object_pairs_hook=_map_of_pairs,
+            # A wrong key costs one request too (protocol 3.3).
+            strict_map_key=False,
+            ext_hook=_no_extension,
             # Text that is not UTF-8 costs its sender one request, not the connection.
             unicode_errors="surrogateescape",
             max_buffer_size=2**31 - 1,  # bounded below, message by message
@@ -132,6 +135,13 @@ def nesting(value: Any, limit: int = MAX_NESTING) -> int:
 
 
 def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Any:
-    map_ = dict(pairs)
+    try:
+        map_ = dict(pairs)
+    except TypeError:
+        return BadMap()
     # protocol 2.3: which of two equal keys counts must not be left to chance.
-    return map_ if len(map_) == len(pairs) else DuplicateKeys()
+    return map_ if len(map_) == len(pairs) else BadMap()
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ProtocolError(f"a message has an extension type, {code}")

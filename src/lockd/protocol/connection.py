@@ -24,8 +24,8 @@ from lockd.protocol.codec import (
     MAX_NESTING,
     NOTIFICATION,
     REQUEST,
+    BadMap,
     Decoder,
-    DuplicateKeys,
     Encoder,
     nesting,
 )
@@ -141,7 +141,7 @@ def _params(method: Method, params: Any) -> Params:
         params = [{}]
     if type(params) is not list or len(params) != 1 or type(params[0]) is not dict:
         what = params[0] if isinstance(params, list) and len(params) == 1 else params
-        if isinstance(what, DuplicateKeys):
+        if isinstance(what, BadMap):
             raise InvalidRequestError(f"{method.name}: {what!r}")
         raise InvalidRequestError(
             f"{method.name}: the parameters must be one map in an array: "
