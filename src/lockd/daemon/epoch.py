@@ -9,6 +9,7 @@ the name is on disk (fsync of the directory) before `open_epoch` returns.
 
 import fcntl
 import os
+from contextlib import ExitStack
 from typing import Final
 
 from lockd.errors import ConfigError
@@ -18,19 +19,25 @@ TOKENS_PER_EPOCH: Final = 10**12
 """More grants than a start can make: 50,000 a second would take 231 days, and then
 `Epoch.ensure` takes the next number. Decimal, so that people can read the epoch."""
 
+MAX_EPOCH: Final = 2**63 // TOKENS_PER_EPOCH - 1
+"""The last one whose tokens are integers to everybody."""
+
 _FILE: Final = "epoch"
+_LOCK_FILE: Final = "epoch.lock"
 _NEW_FILE: Final = "epoch.new"
+_NEW_FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Epoch:
     """The state directory, locked for this daemon, and the epoch that is ours."""
 
-    def __init__(self, directory: str, fd: int, number: int) -> None:
+    def __init__(self, directory: str, fd: int, lock_fd: int, number: int) -> None:
         self.directory = directory
         #: The epoch of this start.
         self.number = number
         self._reserved = number
         self._fd = fd
+        self._lock_fd = lock_fd
 
     @property
     def last_token(self) -> int:
@@ -46,6 +53,7 @@ class Epoch:
     def close(self) -> None:
         """Lets another daemon use the directory."""
         os.close(self._fd)
+        os.close(self._lock_fd)
 
 
 def open_epoch(directory: str) -> Epoch:
@@ -60,23 +68,23 @@ def open_epoch(directory: str) -> Epoch:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _cannot(directory, error) from None
-    try:
-        # flock(2), because a directory cannot be opened for writing.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        number = _read(fd, directory) + 1
-        _write(fd, number)
-    except BlockingIOError:
-        os.close(fd)
-        raise ConfigError(
-            f"the state directory {quoted(directory)} is used by another lockd"
-        ) from None
-    except OSError as error:
-        os.close(fd)
-        raise _cannot(directory, error) from None
-    except ConfigError:
-        os.close(fd)
-        raise
-    return Epoch(directory, fd, number)
+    with ExitStack() as unless_good:
+        unless_good.callback(os.close, fd)
+        try:
+            lock_fd = os.open(_LOCK_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=fd)
+            unless_good.callback(os.close, lock_fd)
+            # Not on the directory, which may be that of the socket, too.
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            number = _read(fd, directory) + 1
+            _write(fd, number)
+        except BlockingIOError:
+            raise ConfigError(
+                f"the state directory {quoted(directory)} is used by another lockd"
+            ) from None
+        except OSError as error:
+            raise _cannot(directory, error) from None
+        unless_good.pop_all()
+    return Epoch(directory, fd, lock_fd, number)
 
 
 def _read(directory_fd: int, directory: str) -> int:
@@ -86,7 +94,7 @@ def _read(directory_fd: int, directory: str) -> int:
         return 0
     with open(fd, "rb") as file:
         text = file.read(32).strip()
-    if not text.isdigit():
+    if not text.isdigit() or int(text) >= MAX_EPOCH:
         # Starting from scratch would give out tokens a second time.
         raise ConfigError(
             f"the file {quoted(directory + '/' + _FILE)} holds no epoch number: "
@@ -96,8 +104,7 @@ def _read(directory_fd: int, directory: str) -> int:
 
 
 def _write(directory_fd: int, number: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    fd = os.open(_NEW_FILE, flags, 0o600, dir_fd=directory_fd)
+    fd = os.open(_NEW_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=directory_fd)
     with open(fd, "wb") as file:
         file.write(b"%d\n" % number)
         file.flush()
