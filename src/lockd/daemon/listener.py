@@ -27,14 +27,15 @@ class Listener:
 
     def remove(self) -> None:
         """Removes the socket file, if it is still ours."""
-        directory = _open_directory(self.path)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
+        # Somebody may have removed it, or its directory, before.
+        with suppress(FileNotFoundError):
+            directory = _open_directory(self.path)
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX)
                 if _inode(self.path) == self._inode:
                     os.unlink(self.path)
-        finally:
-            os.close(directory)
+            finally:
+                os.close(directory)
 
 
 def bind_listener(path: str) -> Listener:
