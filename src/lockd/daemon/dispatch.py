@@ -225,11 +225,17 @@ class Dispatcher:
                 "so the pid of its owner cannot be understood"
             )
         processes = self._runtime.processes
-        uid, pidfd = uid_of(pid), open_pidfd(pid)
-        if uid is None or pidfd is None:
+        pidfd = open_pidfd(pid)
+        if pidfd is None:
             raise NotFoundError(f"there is no process {pid} to be the owner")
+        uid = uid_of(pid)
         may_signal = peer.credentials.uid in (0, uid)
         process = Process(pid, pidfd, may_signal=may_signal)
+        # Alive after its uid was read: then the uid was its own, not that of another
+        # process which got the pid.
+        if uid is None or process.is_dead:
+            process.close()
+            raise NotFoundError(f"there is no process {pid} to be the owner")
         owner_id = processes.registered(pid)
         if owner_id is None:
             owner_id = self.new_session()
