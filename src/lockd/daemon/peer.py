@@ -66,7 +66,9 @@ class Peer:
         self.is_closing = False
         self._sock = sock
         self._watch = watch
-        self._unsent = b""
+        self._unsent = bytearray()
+        #: Bytes that came while others were unsent: the client did not ask for them.
+        self._piled_up = 0
 
     def __repr__(self) -> str:
         return (
@@ -94,9 +96,12 @@ class Peer:
 
     def flush(self) -> None:
         """Sends what there is, as far as the socket takes it."""
-        data = self.connection.data_to_send()
-        if self._unsent:
-            data = self._unsent + data
+        data: bytes | bytearray = self.connection.data_to_send()
+        was_behind = bool(self._unsent)
+        if was_behind:
+            self._piled_up += len(data)
+            self._unsent += data
+            data = self._unsent
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -104,20 +109,22 @@ class Peer:
         except OSError:
             self.is_closing = True
             return
-        was_behind, self._unsent = bool(self._unsent), data[sent:]
-        if self._unsent:
-            self._fall_behind(was_behind)
-        elif was_behind:
-            self._watch(READING)
-
-    def _fall_behind(self, was_behind: bool) -> None:
-        if not was_behind:
+        if was_behind:
+            del self._unsent[:sent]
+            self._catch_up()
+        elif sent < len(data):
+            self._unsent += data[sent:]
             self._watch(WRITING)
-        elif len(self._unsent) > MAX_UNREAD_BYTES:
+
+    def _catch_up(self) -> None:
+        # protocol 3.4: its own answers, however long, are not held against it.
+        unread = min(len(self._unsent), self._piled_up)
+        if not self._unsent:
+            self._piled_up = 0
+            self._watch(READING)
+        elif unread > MAX_UNREAD_BYTES:
             logger.warning(
-                "= session %d is closed: it left %d bytes unread",
-                self.session,
-                len(self._unsent),
+                "= session %d is closed: it left %d bytes unread", self.session, unread
             )
             self.is_closing = True
 
