@@ -137,15 +137,18 @@ class Runtime:
             on_turn: called after something was carried out from here, so that the
                 answers leave.
         """
-        async with trio.open_nursery() as self._nursery:
-            self._on_turn = on_turn
-            task_status.started()
-            while True:
-                with self._alarm:
-                    await trio.sleep_forever()
-                self._alarm = trio.CancelScope()
-                self.carry_out(c.Tick())
-                on_turn()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._on_turn = on_turn
+                task_status.started()
+                while True:
+                    with self._alarm:
+                        await trio.sleep_forever()
+                    self._alarm = trio.CancelScope()
+                    self.carry_out(c.Tick())
+                    on_turn()
+        finally:
+            self._nursery = None
 
     def end_turn(self) -> None:
         """Does what was put off until after the answers."""
@@ -187,7 +190,8 @@ class Runtime:
         self._on_turn()
 
     def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
-        assert self._nursery is not None
+        if self._nursery is None:
+            return  # the kernel closes what is open when the daemon has ended
         jobs = self._slow.get(lockspace.name)
         if jobs is None:
             jobs, to_do = trio.open_memory_channel[Callable[[], None]](SLOW_QUEUE)
@@ -205,7 +209,8 @@ class Runtime:
     # Processes.
 
     def _fence(self, effect: e.Fence) -> None:
-        assert self._nursery is not None
+        if self._nursery is None:
+            return  # nobody is ended because the daemon ends: it gives nothing to others
         logger.warning(
             "ending %s (pid %d), which disconnected or lost a lock that it must not "
             "outlive",
