@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 ACCEPTS_PER_TURN: Final = 64
 """New clients taken in before the others have their turn."""
 
+SPIN = float(__import__("os").environ.get("SPIN", "0"))
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
 
@@ -63,7 +64,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         # Closed when no other is left, so that a client can be turned away and does
         # not stay at the head of the backlog for ever.
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._spare_fd = _open_spare()
         self._next_complaint = 0.0
 
     def listen(self, listener: socket.socket) -> None:
@@ -88,7 +89,15 @@ class Server:
         and not in trio, saves two task switches a request.
         """
         until = trio.current_time() + TURNS
-        while self._poller.act(LINGER):
+        import time
+
+        while True:
+            sp = time.perf_counter() + SPIN
+            while not (got := self._poller.act(0)):
+                if time.perf_counter() > sp:
+                    break
+            if not got and not self._poller.act(LINGER):
+                break
             self.end_turn()
             if trio.current_time() > until:
                 break
@@ -111,7 +120,8 @@ class Server:
         for peer in list(self._answers.peers.values()):
             self._close_peer(peer)
         self._runtime.end_turn()
-        os.close(self._spare_fd)
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
 
     # Clients.
 
@@ -130,12 +140,11 @@ class Server:
                 self._open_peer(sock)
 
     def _turn_away(self, listener: socket.socket, error: OSError) -> None:
-        os.close(self._spare_fd)
-        try:
-            with suppress(OSError):  # it went away by itself
-                listener.accept()[0].close()
-        finally:
-            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+        with suppress(OSError):  # it went away by itself
+            listener.accept()[0].close()
+        self._spare_fd = _open_spare()
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE
@@ -168,3 +177,10 @@ class Server:
         self._poller.unwatch(peer.fileno())
         peer.close()
         self._dispatcher.close_session(peer)
+
+
+def _open_spare() -> int | None:
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # another process was faster (ENFILE): next time, perhaps
+        return None
