@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 ACCEPTS_PER_TURN: Final = 64
 """New clients taken in before the others have their turn."""
 
-SPIN = float(__import__("os").environ.get("SPIN", "0"))
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
 
@@ -89,15 +88,7 @@ class Server:
         and not in trio, saves two task switches a request.
         """
         until = trio.current_time() + TURNS
-        import time
-
-        while True:
-            sp = time.perf_counter() + SPIN
-            while not (got := self._poller.act(0)):
-                if time.perf_counter() > sp:
-                    break
-            if not got and not self._poller.act(LINGER):
-                break
+        while self._poller.act(LINGER):
             self.end_turn()
             if trio.current_time() > until:
                 break
