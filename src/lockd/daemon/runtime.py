@@ -210,7 +210,7 @@ class Runtime:
 
     def _fence(self, effect: e.Fence) -> None:
         if self._nursery is None:
-            return  # nobody is ended because the daemon ends: it gives nothing to others
+            return  # the daemon ends, and will give its lock to nobody
         logger.warning(
             "ending %s (pid %d), which disconnected or lost a lock that it must not "
             "outlive",
