@@ -123,13 +123,16 @@ class FileLockspace(Lockspace):
         file = self._files.get(resource)
         if file is not None:
             if _leads_to(path, file.inode):
-                return self._lock(file, path, mode)
+                self._lock(file, path, mode)
+                return
             if in_use:
                 raise AnchorError(
                     f"the file {quoted(path)} was exchanged or removed while locked"
                 )
-            self._drop(resource, file)
-        return self._open_new(resource, path, mode, create)
+        self._open_new(resource, path, mode, create)
+        if file is not None:
+            del self._shared.by_inode[file.inode]
+            os.close(file.fd)
 
     def _open_new(
         self, resource: str, path: str, mode: Mode, create: bool | None
@@ -192,9 +195,9 @@ class FileLockspace(Lockspace):
         What others can see is done when this returns; the descriptor itself is closed
         by `finish`, because that costs more than all the rest.
         """
-        file = self._files[resource]
+        file = self._files.pop(resource)
         free = file.made and self._remove(file, self.path_of(resource))
-        self._forget(resource, file)
+        del self._shared.by_inode[file.inode]
         if free or _unlock(file.fd):
             self._to_close.append(file.fd)
         else:
@@ -204,14 +207,6 @@ class FileLockspace(Lockspace):
         """Closes the descriptors of the anchors that were let go."""
         while self._to_close:
             os.close(self._to_close.pop())
-
-    def _drop(self, resource: str, file: LockFile) -> None:
-        self._forget(resource, file)
-        os.close(file.fd)
-
-    def _forget(self, resource: str, file: LockFile) -> None:
-        del self._files[resource]
-        del self._shared.by_inode[file.inode]
 
     def _discard(self, file: LockFile, path: str) -> None:
         """Undoes an opening that came to nothing."""
