@@ -155,9 +155,9 @@ class FileLockspace(Lockspace):
     def _open_file(self, path: str, mode: Mode, create: bool | None) -> LockFile:
         try:
             fd, made = self._open(path, mode, create)
+            status = _status_or_close(fd)
         except OSError as error:
             raise_refusal(error, path)
-        status = os.fstat(fd)
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
         try:
             self._check_status(status, path)
@@ -251,6 +251,14 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
 }
 
 
+def _status_or_close(fd: int) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    except OSError:  # ESTALE, EIO: a network file system
+        os.close(fd)
+        raise
+
+
 def _leads_to(path: str, inode: Inode) -> bool:
     try:
         status = os.stat(path, follow_symlinks=False)
@@ -272,7 +280,10 @@ def _outside_holder(fd: int, mode: Mode) -> OutsideHolder | None:
 
     The pid is -1 for another OFD lock, and means nothing if it is of another host.
     """
-    answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCKS[mode]))
+    try:
+        answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCKS[mode]))
+    except OSError:
+        return None
     kind, pid = answer[0], answer[4]
     if kind == fcntl.F_UNLCK:
         return None
