@@ -193,12 +193,13 @@ class FileLockspace(Lockspace):
         """Unlocks the file of a resource, and removes it if it was made for the lock.
 
         What others can see is done when this returns; the descriptor itself is closed
-        by `finish`, because that costs more than all the rest.
+        by `finish`, because that costs more than all the rest. Not so a slow one: we
+        are in a thread then, and `finish` is called in the loop.
         """
         file = self._files.pop(resource)
         free = file.made and self._remove(file, self.path_of(resource))
         del self._shared.by_inode[file.inode]
-        if free or _unlock(file.fd):
+        if (free or _unlock(file.fd)) and not self.anchor_is_slow(resource):
             self._to_close.append(file.fd)
         else:
             os.close(file.fd)
