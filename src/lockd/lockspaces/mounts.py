@@ -57,7 +57,11 @@ class MountTable:
         """Reads the table anew."""
         self._remembered.clear()
         with open(
-            self._fd, encoding="utf-8", errors="surrogateescape", closefd=False
+            self._fd,
+            encoding="utf-8",
+            errors="surrogateescape",
+            newline="\n",  # the kernel escapes no carriage return in a mount point
+            closefd=False,
         ) as file:
             file.seek(0)
             self._types = dict(map(_mount_of_line, file))
