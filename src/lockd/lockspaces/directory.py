@@ -60,7 +60,7 @@ class DirectoryLockspace(FileLockspace):
 
     def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
         if create is False:
-            return os.open(path, OPEN_FLAGS | os.O_RDWR), False
+            return self._open_existing(path), False
         for _ in range(MAX_RACES):
             try:
                 return os.open(path, NEW_FILE_FLAGS, FILE_MODE), True
@@ -69,10 +69,15 @@ class DirectoryLockspace(FileLockspace):
             except (FileNotFoundError, NotADirectoryError):
                 raise self._is_gone() from None
             try:
-                return os.open(path, OPEN_FLAGS | os.O_RDWR), False
+                return self._open_existing(path), False
             except FileNotFoundError:
                 pass  # removed since it was found: make a new one
         raise AnchorError(f"the file {quoted(path)} comes and goes")
+
+    def _open_existing(self, path: str) -> int:
+        # Opening a FIFO or a device may set something off: look before touching.
+        self._check_status(os.stat(path, follow_symlinks=False), path)
+        return os.open(path, OPEN_FLAGS | os.O_RDWR)
 
     def _is_gone(self) -> UnavailableError:
         return UnavailableError(
