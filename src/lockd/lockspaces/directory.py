@@ -22,6 +22,7 @@ from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Mode, OnDisconnect
 
 FILE_MODE: Final = 0o600
+MISSING: Final = (FileNotFoundError, NotADirectoryError)
 NEW_FILE_FLAGS: Final = OPEN_FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
@@ -60,19 +61,27 @@ class DirectoryLockspace(FileLockspace):
 
     def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
         if create is False:
-            return self._open_existing(path), False
+            return self._open_named(path), False
         for _ in range(MAX_RACES):
             try:
                 return os.open(path, NEW_FILE_FLAGS, FILE_MODE), True
             except FileExistsError:
                 pass
-            except (FileNotFoundError, NotADirectoryError):
+            except MISSING:
                 raise self._is_gone() from None
             try:
                 return self._open_existing(path), False
-            except FileNotFoundError:
+            except MISSING:
                 pass  # removed since it was found: make a new one
         raise AnchorError(f"the file {quoted(path)} comes and goes")
+
+    def _open_named(self, path: str) -> int:
+        try:
+            return self._open_existing(path)
+        except MISSING:
+            if os.path.isdir(self.directory):
+                raise
+            raise self._is_gone() from None
 
     def _open_existing(self, path: str) -> int:
         # Opening a FIFO or a device may set something off: look before touching.
@@ -103,7 +112,7 @@ class DirectoryLockspace(FileLockspace):
             os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
         except FileExistsError:
             raise AlreadyExistsError(f"the file {quoted(path)} exists") from None
-        except FileNotFoundError:
+        except MISSING:
             raise self._is_gone() from None
         except OSError as error:
             raise_refusal(error, path)
