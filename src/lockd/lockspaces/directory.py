@@ -119,10 +119,15 @@ class DirectoryLockspace(FileLockspace):
 
     def delete_resource(self, resource: str) -> None:
         """Removes the file of a resource; see `Lockspace.delete_resource`."""
+        path = self.path_of(resource)
         self.open_anchor(resource, EXCLUSIVE, create=False, in_use=False)
-        self._files[resource].made = True
-        self.close_anchor(resource)
-        self.finish()
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise_refusal(error, path)
+        finally:
+            self.close_anchor(resource)
+            self.finish()
 
 
 def _check_directory(path: str) -> None:
