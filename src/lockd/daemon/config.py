@@ -16,7 +16,7 @@ from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
-from lockd.names import check_lockspace_name, quoted
+from lockd.names import check_lockspace_name, plain, quoted
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     DIRECT_LOCKSPACE,
@@ -84,11 +84,28 @@ def read_config(path: str | None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path or places().config}: {error}") from None
     try:
+        _check_tables(found.get("lockspaces"))
         config = msgspec.convert(found, Config)
         _check_lockspaces(config)
+        _check_paths(config)
     except (msgspec.ValidationError, InvalidRequestError, ConfigError) as error:
         raise ConfigError(f"{path or places().config}: {error}") from None
     return config
+
+
+def _check_tables(tables: object) -> None:
+    """Says which lockspace is wrong: msgspec does not name the table of many."""
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        try:
+            msgspec.convert(table, LockspaceConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"[lockspaces.{plain(name)}]: {error}") from None
+
+
+def _check_paths(config: Config) -> None:
+    for key in ("socket", "state_dir"):
+        if "\0" in (getattr(config, key) or ""):
+            raise ConfigError(f"`{key}` has a NUL")
 
 
 def _check_lockspaces(config: Config) -> None:
@@ -127,4 +144,7 @@ def make_lockspace(
     if kind == "direct":
         return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
     place = os.path.realpath(path or "")
-    return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)
+    try:
+        return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)
+    except ConfigError as error:
+        raise ConfigError(f"lockspace {quoted(name)}: {error}") from None

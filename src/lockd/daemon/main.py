@@ -61,7 +61,7 @@ def main(
     try:
         settings = read_config(config)
         if check_config:
-            _check_lockspaces(settings)
+            _check_lockspaces(settings, config or places().config)
             click.echo("the configuration is good")
             return
         run(
@@ -146,11 +146,15 @@ def _built_in() -> dict[str, LockspaceConfig]:
     }
 
 
-def _check_lockspaces(config: Config) -> None:
+def _check_lockspaces(config: Config, path: str) -> None:
     open_files = OpenFiles()
-    for name, lockspace in config.lockspaces.items():
-        make_lockspace(name, lockspace.kind, lockspace.path, open_files)
-    open_files.mounts.close()
+    try:
+        for name, lockspace in config.lockspaces.items():
+            make_lockspace(name, lockspace.kind, lockspace.path, open_files)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    finally:
+        open_files.mounts.close()
 
 
 def _raise_descriptor_limit() -> None:
