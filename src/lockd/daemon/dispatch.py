@@ -131,6 +131,11 @@ class Dispatcher:
         self._answers.behind.add(peer)
         method = request.method
         try:
+            # protocol 2.1: its answer could not be told from that of the other.
+            if request.msgid in self._engine.sessions[peer.session].requests:
+                raise InvalidRequestError(
+                    "another request with this msgid is not yet answered"
+                )
             if method.access != "always":
                 access.check_method(peer, method)
             self._handlers[method.name](peer, request.msgid, request.params)
@@ -239,9 +244,17 @@ class Dispatcher:
         owner_id = processes.registered(pid)
         if owner_id is None:
             owner_id = self.new_session()
+            process.claimant = peer.credentials.uid
             processes.add_registered(owner_id, process)
-        else:
-            process.close()
+            return owner_id, uid
+        process.close()
+        # Whoever joins an owner may release what it holds.
+        first = processes.of(owner_id)
+        if not may_signal and first and first.claimant != peer.credentials.uid:
+            raise DeniedError(
+                f"process {pid} is registered by another user, "
+                f"and is not one of uid {peer.credentials.uid}"
+            )
         return owner_id, uid
 
     def _check_can_be_fenced(self, peer: Peer) -> None:

@@ -25,14 +25,16 @@ class Process:
     Attributes:
         pidfd: refers to it for ever; closed with the owner.
         may_signal: whether whoever named it could have ended it, too.
+        claimant: the uid of whoever named it first, if it is registered.
     """
 
-    __slots__ = ("fencing", "may_signal", "pid", "pidfd")
+    __slots__ = ("claimant", "fencing", "may_signal", "pid", "pidfd")
 
     def __init__(self, pid: int, pidfd: int, *, may_signal: bool) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.may_signal = may_signal and pid not in (0, 1, os.getpid())
+        self.claimant: int | None = None
         self.fencing = False
 
     def close(self) -> None:
