@@ -156,6 +156,8 @@ class FileLockspace(Lockspace):
         try:
             fd, made = self._open(path, mode, create)
             status = _status_or_close(fd)
+        except RequestError:  # it may be an OSError, too
+            raise
         except OSError as error:
             raise_refusal(error, path)
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
