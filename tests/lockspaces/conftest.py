@@ -1,0 +1,82 @@
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.lockspaces.directory import DirectoryLockspace
+from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockspaces.outside import Outside, descriptors
+
+NewSpace = Callable[..., DirectoryLockspace]
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_leaked() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+@pytest.fixture
+def open_files(_no_descriptor_is_leaked: None) -> Iterator[OpenFiles]:
+    files = OpenFiles()
+    yield files
+    files.mounts.close()
+    assert not files.by_inode
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Path:
+    """A directory for lock files."""
+    path = tmp_path / "locks"
+    path.mkdir(mode=0o755)
+    return path
+
+
+@pytest.fixture
+def space(locks: Path, open_files: OpenFiles) -> Iterator[DirectoryLockspace]:
+    """A lockspace on that directory."""
+    space = DirectoryLockspace("vms", str(locks), open_files)
+    yield space
+    close_all(space)
+
+
+@pytest.fixture
+def direct(open_files: OpenFiles) -> Iterator[DirectLockspace]:
+    space = DirectLockspace("direct", open_files)
+    yield space
+    close_all(space)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that is worth locking."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"precious")
+    return path
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    """A process that locks files without asking lockd."""
+    process = Outside()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that every user can reach, unlike `tmp_path`."""
+    path = Path(tempfile.mkdtemp(prefix="lockd-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def close_all(space: FileLockspace) -> None:
+    for resource in list(space._files):
+        space.close_anchor(resource)
+    space.finish()

@@ -1,0 +1,132 @@
+"""The world outside lockd: a process that locks files itself, and changed rights."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+NOBODY: Final = 65534
+
+_SCRIPT: Final = """
+import fcntl, os, struct, sys
+
+FLOCK = struct.Struct("hhqqi4x")
+KINDS = {"exclusive": fcntl.F_WRLCK, "shared": fcntl.F_RDLCK, "none": fcntl.F_UNLCK}
+WORDS = {fcntl.F_WRLCK: "exclusive", fcntl.F_RDLCK: "shared"}
+fds = {}
+
+def fd_of(path):
+    if path not in fds:
+        fds[path] = os.open(path, os.O_RDWR)
+    return fds[path]
+
+def control(path, command, mode):
+    return fcntl.fcntl(fd_of(path), command, FLOCK.pack(KINDS[mode], 0, 0, 1, 0))
+
+def lock(path, mode, kind):
+    command = fcntl.F_OFD_SETLK if kind == "ofd" else fcntl.F_SETLK
+    try:
+        control(path, command, mode)
+    except BlockingIOError:
+        return "busy"
+    return "ok"
+
+def probe(path, mode):
+    kind, _, _, _, pid = FLOCK.unpack(control(path, fcntl.F_GETLK, mode))
+    return "free" if kind == fcntl.F_UNLCK else f"{WORDS[kind]} {pid}"
+
+def exchange(path):
+    os.unlink(path)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    return "ok"
+
+def unlink(path):
+    os.unlink(path)
+    return "ok"
+
+for line in sys.stdin:
+    verb, *words = line.rstrip("\\n").split("\\t")
+    print(globals()[verb](*words), flush=True)
+"""
+
+
+class Outside:
+    """A process that knows nothing of lockd and locks the first byte of files."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def lock(self, path: object, mode: str = "exclusive", kind: str = "posix") -> bool:
+        """Tries to lock a file; `kind` is "posix" or "ofd"."""
+        return self._ask("lock", path, mode, kind) == "ok"
+
+    def unlock(self, path: object, kind: str = "posix") -> None:
+        self._ask("lock", path, "none", kind)
+
+    def probe(self, path: object, mode: str = "exclusive") -> tuple[str, int] | None:
+        """Asks with F_GETLK who would be in the way; the pid of an OFD lock is -1."""
+        answer = self._ask("probe", path, mode)
+        if answer == "free":
+            return None
+        held, pid = answer.split()
+        return held, int(pid)
+
+    def unlink(self, path: object) -> None:
+        self._ask("unlink", path)
+
+    def exchange(self, path: object) -> None:
+        """Puts another file in the place of this one."""
+        self._ask("exchange", path)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=30)
+
+    def _ask(self, *words: object) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\t".join(map(str, words)) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().rstrip("\n")
+        assert answer, f"the outside process died of {words}"
+        return answer
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Runs the body with the rights of a user that owns nothing; needs root."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def descriptors() -> int:
+    """Returns how many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def flags_of(path: Path) -> list[int]:
+    """Returns the open flags of each descriptor of this process for a file."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        if os.path.realpath(entry) == str(path):
+            lines = Path(f"/proc/self/fdinfo/{entry.name}").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines)
+            found.append(int(fields["flags"], 8))
+    return found

@@ -1,0 +1,190 @@
+"""Files anywhere that are locked themselves."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from lockd.errors import (
+    AnchorError,
+    BusyError,
+    DeniedError,
+    InvalidRequestError,
+    NotFoundError,
+)
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.lockspaces.directory import DirectoryLockspace
+from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockspaces.outside import Outside, flags_of, nobody
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can act as several users"
+)
+
+
+def open_anchor(
+    space: DirectLockspace,
+    path: Path,
+    mode: Mode = EXCLUSIVE,
+    *,
+    create: bool | None = None,
+    in_use: bool = False,
+) -> None:
+    space.open_anchor(str(path), mode, create=create, in_use=in_use)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_file_itself_is_locked(
+    direct: DirectLockspace, image: Path, outside: Outside, mode: Mode
+) -> None:
+    open_anchor(direct, image, mode)
+    assert outside.probe(image) == (mode, -1)
+    (flags,) = flags_of(image)
+    assert flags & os.O_CLOEXEC
+    assert not flags & os.O_TRUNC
+
+
+def test_file_stays_as_it_is(direct: DirectLockspace, image: Path) -> None:
+    open_anchor(direct, image)
+    direct.close_anchor(str(image))
+    assert image.read_bytes() == b"precious"
+
+
+def test_files_are_never_made(direct: DirectLockspace, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="files are not made"):
+        open_anchor(direct, tmp_path / "new", create=True)
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_anchor(direct, tmp_path / "new")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_anchor(direct, tmp_path / "no" / "new")
+    with pytest.raises(InvalidRequestError, match="exists while it is held"):
+        direct.create_resource(str(tmp_path / "new"))
+    with pytest.raises(InvalidRequestError, match="exists while it is held"):
+        direct.delete_resource(str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_under_a_file_does_not_exist(
+    direct: DirectLockspace, image: Path
+) -> None:
+    with pytest.raises(NotFoundError):
+        open_anchor(direct, image / "partition")
+
+
+def test_symbolic_link_is_to_be_resolved_by_who_asks(
+    direct: DirectLockspace, image: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(image)
+    with pytest.raises(InvalidRequestError, match="symbolic link: resolve it first"):
+        open_anchor(direct, link)
+
+
+def test_link_to_the_directory_leads_to_the_same_lock(
+    direct: DirectLockspace, image: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(image.parent)
+    open_anchor(direct, image)
+    with pytest.raises(BusyError, match="locked under another name"):
+        open_anchor(direct, tmp_path / "link" / image.name)
+
+
+def test_hard_link_to_a_locked_file_is_busy_and_names_the_other(
+    direct: DirectLockspace, image: Path, tmp_path: Path, outside: Outside
+) -> None:
+    other = tmp_path / "other.img"
+    os.link(image, other)
+    open_anchor(direct, image, SHARED)
+    with pytest.raises(BusyError) as refusal:
+        open_anchor(direct, other, SHARED)
+    assert str(refusal.value).endswith(f"'{image}' in lockspace 'direct'")
+    assert not outside.lock(other)
+    direct.close_anchor(str(image))
+    open_anchor(direct, other)
+
+
+def test_lock_file_of_a_directory_lockspace_is_busy_and_names_it(
+    direct: DirectLockspace, space: DirectoryLockspace, locks: Path
+) -> None:
+    space.open_anchor("web1", EXCLUSIVE, create=None, in_use=False)
+    with pytest.raises(BusyError, match="'web1' in lockspace 'vms'"):
+        open_anchor(direct, locks / "web1")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "directory"])
+def test_what_is_no_file_or_disk_is_refused(
+    direct: DirectLockspace, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / kind
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "directory":
+            path.mkdir()
+        else:
+            listener.bind(str(path))
+        with pytest.raises(InvalidRequestError, match="neither a regular file nor"):
+            open_anchor(direct, path)
+
+
+def test_character_device_is_refused_without_being_opened(
+    direct: DirectLockspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_open(path: str, flags: int, mode: int = 0o777) -> int:
+        raise AssertionError("a device was opened")
+
+    monkeypatch.setattr(os, "open", no_open)
+    with pytest.raises(InvalidRequestError, match="neither a regular file nor"):
+        open_anchor(direct, Path("/dev/null"))
+
+
+@needs_root
+def test_read_only_file_can_be_shared_but_not_upgraded(
+    direct: DirectLockspace, public_path: Path, outside: Outside
+) -> None:
+    image = public_path / "golden.img"
+    image.touch(mode=0o644)
+    with nobody():
+        with pytest.raises(DeniedError, match="Permission denied"):
+            open_anchor(direct, image)
+        open_anchor(direct, image, SHARED)
+        with pytest.raises(DeniedError, match="only be locked shared"):
+            open_anchor(direct, image, EXCLUSIVE, in_use=True)
+    assert outside.probe(image) == (SHARED, -1)
+
+
+@needs_root
+def test_unreadable_file_is_denied(direct: DirectLockspace, public_path: Path) -> None:
+    image = public_path / "secret.img"
+    image.touch(mode=0o600)
+    with nobody(), pytest.raises(DeniedError, match="Permission denied"):
+        open_anchor(direct, image, SHARED)
+
+
+def test_exchanged_file_is_refused_to_who_joins_its_holders(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    open_anchor(direct, image, SHARED)
+    outside.exchange(image)
+    with pytest.raises(AnchorError, match="exchanged or removed while locked"):
+        open_anchor(direct, image, SHARED, in_use=True)
+
+
+def test_next_holder_gets_the_file_that_is_there_now(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    open_anchor(direct, image)
+    outside.exchange(image)
+    open_anchor(direct, image)
+    assert outside.probe(image) == (EXCLUSIVE, -1)
+
+
+def test_removed_file_can_still_be_let_go(direct: DirectLockspace, image: Path) -> None:
+    open_anchor(direct, image)
+    image.unlink()
+    with pytest.raises(NotFoundError):
+        open_anchor(direct, image)
+    # The engine still has this anchor open, and closes it now that nobody follows.
+    direct.close_anchor(str(image))
+    direct.finish()

@@ -1,0 +1,147 @@
+"""File systems that are full or read-only, and block devices."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import lockd
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.terms import EXCLUSIVE
+from lockspaces.outside import Outside
+
+_PRELUDE = """
+import os, sys
+from lockd.errors import RequestError
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.lockspaces.directory import DirectoryLockspace
+from lockd.lockspaces.files import OpenFiles
+
+place, open_files = sys.argv[1], OpenFiles()
+descriptors = lambda: len(os.listdir("/proc/self/fd"))
+
+def take(space, resource, mode="exclusive", in_use=False):
+    try:
+        space.open_anchor(resource, mode, create=None, in_use=in_use)
+    except RequestError as error:
+        return error.code + ": " + str(error)
+    return "ok"
+"""
+
+InMount = Callable[[str, str], list[str]]
+
+
+def _unshare() -> list[str] | None:
+    """Returns the command that gives a process mounts of its own."""
+    for options in ("-m", "-Urm"):
+        command = ["unshare", options, "mount", "-t", "tmpfs", "none", "/mnt"]
+        if (
+            shutil.which("unshare")
+            and not subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            return ["unshare", options]
+    return None
+
+
+@pytest.fixture
+def in_mount(tmp_path: Path) -> InMount:
+    """Runs a script after a mount that nobody else sees; returns what it printed."""
+    unshare = _unshare()
+    if unshare is None:
+        pytest.skip("private mounts need root or user namespaces")
+    place = tmp_path / "mounted"
+    place.mkdir()
+
+    def run(mount: str, script: str) -> list[str]:
+        shell = f'{mount} && exec "$@"'
+        command = [sys.executable, "-c", _PRELUDE + script, str(place)]
+        done = subprocess.run(
+            [*unshare, "sh", "-ec", shell, "sh", *command],
+            env={"PATH": os.environ["PATH"], "PLACE": str(place)}
+            | {"PYTHONPATH": str(Path(lockd.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.slow
+def test_full_disk_refuses_new_files_only(in_mount: InMount) -> None:
+    # Two inodes: the directory's and one file's.
+    said = in_mount(
+        'mount -t tmpfs -o nr_inodes=2,mode=755 none "$PLACE"',
+        """
+space = DirectoryLockspace("vms", place, open_files)
+print(take(space, "web1"))
+before = descriptors()
+print(take(space, "web2"))
+print(descriptors() - before)
+space.close_anchor("web1")
+space.finish()
+print(take(space, "web2"))
+""",
+    )
+    assert said[0] == "ok"
+    assert said[1].startswith("io: ")
+    assert said[1].endswith("No space left on device")
+    assert said[2:] == ["0", "ok"]
+
+
+@pytest.mark.slow
+def test_read_only_disk_can_be_shared_but_not_upgraded(in_mount: InMount) -> None:
+    said = in_mount(
+        'mount -t tmpfs -o mode=755 none "$PLACE"; touch "$PLACE/golden.img"; '
+        'mount -o remount,ro "$PLACE"',
+        """
+direct, image = DirectLockspace("direct", open_files), place + "/golden.img"
+print(take(direct, image))
+print(take(direct, image, "shared"))
+print(take(direct, image, "exclusive", in_use=True))
+space = DirectoryLockspace("vms", place, open_files)
+print(take(space, "web1"))
+""",
+    )
+    assert said[0].startswith("io: ")
+    assert said[0].endswith("Read-only file system")
+    assert said[1] == "ok"
+    assert said[2].startswith("denied: ")
+    assert said[3].endswith("Read-only file system")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(1 << 20))
+    losetup = shutil.which("losetup", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if losetup is None or os.geteuid() != 0:
+        pytest.skip("a loop device needs losetup (Debian: mount) and root")
+    made = subprocess.run(
+        [losetup, "--show", "-f", str(backing)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip(f"there is no loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    yield Path(device)
+    subprocess.run([losetup, "-d", device], check=True)
+
+
+def test_block_device_can_be_locked(
+    direct: DirectLockspace, disk: Path, outside: Outside
+) -> None:
+    direct.open_anchor(str(disk), EXCLUSIVE, create=None, in_use=False)
+    assert outside.probe(disk) == (EXCLUSIVE, -1)
+    assert not outside.lock(disk)
+    direct.close_anchor(str(disk))
+    assert outside.lock(disk)
