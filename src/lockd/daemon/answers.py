@@ -9,6 +9,7 @@ import trio
 from lockd.daemon import views
 from lockd.daemon.events import events_of
 from lockd.daemon.peer import Peer
+from lockd.daemon.sentences import sentence
 from lockd.engine import effects as e
 from lockd.errors import error_for_code
 
@@ -96,7 +97,7 @@ class Answers:
             return
         now = trio.current_time()
         facts = views.facts(effect, now) if peer.connection.greeted else None
-        error = error_for_code(effect.code, views.sentence(effect, now), facts)
+        error = error_for_code(effect.code, sentence(effect, now), facts)
         peer.send_error(effect.request, error)
         self.behind.add(peer)
 

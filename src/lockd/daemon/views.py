@@ -1,18 +1,12 @@
-"""How the engine's values look on the wire and to people: plain maps, sentences.
-
-The maps have the shapes of protocol 7 and 4.3.
-"""
+"""How the engine's values look on the wire: maps shaped by protocol 7 and 4.3."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from lockd.daemon.credentials import command_of, unit_of
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
-from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, OutsideHolder
-from lockd.text import duration
+from lockd.terms import OutsideHolder
 
 Map = dict[str, Any]
 
@@ -136,65 +130,3 @@ def link(wait: Wait) -> Map:
 def wall_time(since: float, now: float) -> float:
     """Returns seconds since 1970, for people: no decision depends on it."""
     return time.time() - (now - since)
-
-
-def sentence(refused: Refused, now: float) -> str:
-    """What a refusal says to people: what stands in the way, who, since when, why."""
-    what = _SENTENCES.get(refused.code, "")
-    parts = [part for part in (what, refused.message) if part]
-    name = "the lock"
-    if refused.situation is not None:
-        name = quoted(str(refused.situation.key))
-        parts += _who(refused.situation, now)
-    if refused.outside is not None:
-        parts.append(_outside(refused.outside))
-    if refused.cycle:
-        parts.append(_cycle(refused.cycle))
-    return f"{name}: " + "; ".join(parts) if refused.situation else "; ".join(parts)
-
-
-_SENTENCES: Mapping[str, str] = {
-    "busy": "not free",
-    "timeout": "not granted in time",
-    "cancelled": "no longer waited for",
-    "deadlock": "waiting would never end",
-    "not_held": "not held by this owner",
-    "already_held": "this owner has it, or waits for it, already",
-}
-
-
-def _who(found: Situation, now: float) -> list[str]:
-    parts = [_held_by(grant, now) for grant in found.holders[:3]]
-    if found.holder_count > 3:
-        parts.append(f"and by {found.holder_count - 3} more")
-    if found.waiter_count == 1:
-        parts.append(f"{_called(found.waiters[0].owner)} waits")
-    elif found.waiter_count:
-        first = _called(found.waiters[0].owner)
-        parts.append(f"{found.waiter_count} wait, first {first}")
-    return parts
-
-
-def _held_by(grant: Grant, now: float) -> str:
-    how = "exclusively" if grant.mode == EXCLUSIVE else "shared"
-    held_for = duration(now - grant.since)
-    reason = f" for {quoted(grant.reason)}" if grant.reason else ""
-    return f"held {how} by {_called(grant.owner)} since {held_for} ago{reason}"
-
-
-def _called(owner: Owner) -> str:
-    return f"{quoted(owner.name)} (pid {owner.pid}, uid {owner.uid})"
-
-
-def _outside(found: OutsideHolder) -> str:
-    how = "exclusively" if found.mode == EXCLUSIVE else "shared"
-    if found.pid is None:
-        return f"held {how} by a process that the kernel does not name"
-    return f"held {how} by {quoted(found.command or 'unknown')} (pid {found.pid})"
-
-
-def _cycle(cycle: tuple[Wait, ...]) -> str:
-    links = [
-        f"{_called(wait.owner)} waits for {quoted(str(wait.key))}" for wait in cycle
-    ]
-    return ", held or queued for by ".join([*links, "the first"])

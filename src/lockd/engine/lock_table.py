@@ -35,7 +35,7 @@ from lockd.engine.effects import (
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.engine.waitgraph import find_cycle
-from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 FIRST_PAUSE: Final = 0.010
 LAST_PAUSE: Final = 0.500
@@ -160,7 +160,6 @@ class LockTable:
         *,
         key: ResourceKey | None = None,
         message: str = "",
-        outside: OutsideHolder | None = None,
         cycle: Sequence[Wait] = (),
     ) -> None:
         resource = self.resources.get(key or self._obstacle(request))
@@ -173,7 +172,7 @@ class LockTable:
                 message,
                 resource.situation(request) if resource else None,
                 now - request.since,
-                outside,
+                request.outside,
                 tuple(cycle),
             )
         )
@@ -304,6 +303,7 @@ class LockTable:
         self, request: Request, refusal: AnchorRefused, now: float
     ) -> None:
         request.refusal = None
+        request.outside = refusal.outside
         if refusal.code != "busy" or request.tries:
             return self._refuse_request(
                 request,
@@ -311,7 +311,6 @@ class LockTable:
                 now,
                 key=refusal.key,
                 message=refusal.message,
-                outside=refusal.outside,
             )
         # It keeps its place, which is the first one.
         for key in request.keys:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lockd.engine.commands import AnchorRefused, Owner
 from lockd.engine.effects import Grant
-from lockd.terms import SHARED, Mode, OnDisconnect, ResourceKey
+from lockd.terms import SHARED, Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 
 class OwnerState:
@@ -80,6 +80,7 @@ class Request:
         "number",
         "opening",
         "order",
+        "outside",
         "pause",
         "reason",
         "refusal",
@@ -126,6 +127,8 @@ class Request:
         #: tried again; until then nobody in the line moves.
         self.retry_at: float | None = None
         self.pause = 0.0
+        #: Who had it locked, when that was last looked at.
+        self.outside: OutsideHolder | None = None
         #: Whether `Queued` told that it waits.
         self.announced = False
         self.answered = False

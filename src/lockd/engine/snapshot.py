@@ -14,7 +14,7 @@ from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
-from lockd.terms import ResourceKey
+from lockd.terms import OutsideHolder, ResourceKey
 
 VERSION: Final = 1
 """Raised whenever what `dump` writes can no longer be read by an older `load`."""
@@ -133,6 +133,7 @@ def _dump_request(request: Request) -> Plain:
         "number": request.number,
         "keys": [list(key) for key in request.keys],
         "refusal": None if request.refusal is None else to_builtins(request.refusal),
+        "outside": None if request.outside is None else list(request.outside),
     } | {name: getattr(request, name) for name in _REQUEST_FIELDS}
 
 
@@ -149,6 +150,8 @@ def _load_request(engine: LockEngine, data: Plain) -> Request:
     )
     for name in _REQUEST_FIELDS:
         setattr(request, name, data[name])
+    if data["outside"] is not None:
+        request.outside = OutsideHolder(*data["outside"])
     if data["refusal"] is not None:
         request.refusal = convert(data["refusal"], AnchorRefused)
     if not request.answered:

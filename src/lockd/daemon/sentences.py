@@ -1,0 +1,85 @@
+"""What a refusal says to people: what is in the way, who, since when, what for."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant, Refused, Situation, Wait
+from lockd.names import plain, quoted
+from lockd.terms import EXCLUSIVE, Mode, OutsideHolder
+from lockd.text import duration
+
+NAMED: Final = 3
+"""How many holders a sentence names."""
+
+_OPENINGS: Final[Mapping[str, str]] = {
+    "timeout": "{name} was not granted within {waited}",
+    "cancelled": "{name} is waited for no longer",
+    "deadlock": "waiting for {name} would never end",
+    "not_held": "{name} is not held by this owner",
+    "already_held": "{name} is already this owner's, held or waited for",
+}
+
+
+def sentence(refused: Refused, now: float) -> str:
+    """Returns the sentence of a refusal."""
+    situation = refused.situation
+    if situation is None:
+        return refused.message
+    # Who is outside says more than that somebody is.
+    parts = ["" if refused.outside else refused.message]
+    name = quoted(str(situation.key))
+    if refused.code in _OPENINGS:
+        waited = duration(refused.waited or 0)
+        parts.insert(0, _OPENINGS[refused.code].format(name=name, waited=waited))
+        name = "it"
+    if refused.cycle:
+        parts.append(_circle(refused.cycle))
+    elif situation.holder_count:
+        parts.append(f"{name} is {_held(situation, now)}")
+    if refused.outside is not None:
+        parts.append(f"{name} is {_held_outside(refused.outside)}")
+    if situation.waiter_count:
+        parts.append(_waiting(situation))
+    return "; ".join(filter(None, parts))
+
+
+def _held(found: Situation, now: float) -> str:
+    holders = [_holder(grant, now) for grant in found.holders[:NAMED]]
+    if found.holder_count > NAMED:
+        holders.append(f"{found.holder_count - NAMED} more")
+    return f"held {_how(found.holders[0].mode)} by {', '.join(holders)}"
+
+
+def _holder(grant: Grant, now: float) -> str:
+    reason = f": {plain(grant.reason)}" if grant.reason else ""
+    return f"{_called(grant.owner)} for {duration(now - grant.since)}{reason}"
+
+
+def _waiting(found: Situation) -> str:
+    first = _called(found.waiters[0].owner)
+    if found.waiter_count == 1:
+        return f"{first} waits for it"
+    return f"{found.waiter_count} wait for it, first {first}"
+
+
+def _held_outside(outside: OutsideHolder) -> str:
+    if outside.pid is None:
+        who = "a process that the kernel does not name"
+    else:
+        who = f"{plain(outside.command or 'a process')} (pid {outside.pid})"
+    return f"held {_how(outside.mode)} by {who}, outside lockd"
+
+
+def _circle(cycle: tuple[Wait, ...]) -> str:
+    links = [f"{_called(w.owner)} waits for {quoted(str(w.key))}" for w in cycle]
+    first = _called(cycle[0].owner)
+    return ", held or queued for by ".join([*links, first])
+
+
+def _how(mode: Mode) -> str:
+    return "exclusively" if mode == EXCLUSIVE else "shared"
+
+
+def _called(owner: Owner) -> str:
+    return f"{plain(owner.name)} (pid {owner.pid}, uid {owner.uid})"
