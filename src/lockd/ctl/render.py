@@ -8,11 +8,17 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockd.names import plain
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 Row = Sequence[object]
+
+#: The columns that stay whole where the terminal is too narrow for all.
+_UNBROKEN = {"PID", "USER", "MODE", "FOR", "TOKEN"}
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> None:
@@ -92,6 +98,13 @@ def _cell(value: object) -> str:
     return "-" if value is None or value == "" else plain(str(value))
 
 
+def _shorten(column: str, cell: "Text") -> "Text":
+    # A command line has no end; JSON and pipes get all of it.
+    if column == "COMMAND":
+        cell.no_wrap, cell.overflow = True, "ellipsis"
+    return cell
+
+
 def _draw(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -99,8 +112,9 @@ def _draw(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _UNBROKEN)
     for line in lines:
         # Text, as what a client calls itself may look like rich's markup.
-        table.add_row(*map(Text, line))
+        cells = map(Text, line)
+        table.add_row(*map(_shorten, columns, cells))
     Console().print(table)
