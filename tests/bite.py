@@ -1,0 +1,118 @@
+"""Plants each bug of planted_bugs.py into a copy of the engine and runs its tests.
+
+    python tests/bite.py [WORD ...]
+
+The stateful tests must find every one of them, or the exit status is 1. With words,
+only the bugs are planted whose names contain one of them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from planted_bugs import PLANTED_BUGS, PlantedBug
+
+ROOT = Path(__file__).parents[1]
+STORIES = "tests/engine"
+STATEFUL = "tests/engine/test_stateful.py"
+PATIENCE = 90.0
+"""Seconds for one run of the tests: a planted bug may also make the engine hang."""
+
+FAILED = 1
+"""pytest's exit status when tests ran and failed, and not for any other reason."""
+
+
+class Bite(NamedTuple):
+    """What became of one planted bug."""
+
+    bug: str
+    found: bool
+    how: str
+    seconds: float
+
+
+def run_tests(tree: Path, *arguments: str) -> tuple[bool, str]:
+    """Tells whether the tests of a copied tree fail, and on what."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, "--no-shrink", "--tb=short", *arguments],
+            cwd=tree,
+            env=os.environ | {"PYTHONPATH": str(tree / "src")},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return True, f"did not end within {PATIENCE:.0f} s"
+    if done.returncode not in (0, FAILED):
+        why = f"{done.stdout}{done.stderr}"
+        raise SystemExit(f"pytest ended with status {done.returncode}:\n{why}")
+    return done.returncode == FAILED, _cause(done.stdout)
+
+
+def _cause(report: str) -> str:
+    said = [line[1:].strip() for line in report.splitlines() if line[:2] == "E "]
+    for error, more in pairwise(said):
+        if "BrokenLawError" in error:
+            return more
+        if "Error" in error:
+            return error.removeprefix("AssertionError: ")
+    return ""
+
+
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """Copies all that the engine's tests need to where it may be changed."""
+    with tempfile.TemporaryDirectory(prefix="lockd-bite-") as directory:
+        tree = Path(directory)
+        for name in ("src", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        yield tree
+
+
+def bite(bug: PlantedBug) -> Bite:
+    """Plants one bug and looks for it, with the stories too if all else misses it."""
+    if bug.count() != 1:
+        raise SystemExit(f"{bug.name}: its text is there {bug.count()} times, not once")
+    began = time.monotonic()
+    with copied_tree() as tree:
+        bug.plant(tree / "src")
+        found, how = run_tests(tree, STATEFUL)
+        if not found:
+            stories = run_tests(tree, STORIES, f"--ignore={STATEFUL}")
+            how = "MISSED, but for the stories" if stories[0] else "MISSED"
+    return Bite(bug.name, found, how, time.monotonic() - began)
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints a table of the bugs and how each was found."""
+    bugs = [b for b in PLANTED_BUGS if not words or any(w in b.name for w in words)]
+    with copied_tree() as tree:
+        failed, how = run_tests(tree, STATEFUL)
+    if failed:
+        raise SystemExit(f"the tests fail without any planted bug: {how}")
+    missed = 0
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for result in pool.map(bite, bugs):
+            missed += not result.found
+            print(
+                f"{result.bug:56} {result.seconds:5.1f} s  {result.how:.60}", flush=True
+            )
+    print(f"{len(bugs) - missed} of {len(bugs)} planted bugs found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

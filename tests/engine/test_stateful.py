@@ -1,0 +1,525 @@
+"""The engine under random commands: against the naive model, and before a witness."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import ClassVar, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine import lock_table, snapshot
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OnDisconnect, ResourceKey
+from model import Ask, Hold, Model
+from scene import owner
+from strategies import SLOTS, Crowd, Step, anchor_steps, memory_steps
+from witness import Witness
+
+FEW_LAST_HOLDERS = 1
+"""So that the memory of last holders overflows with two names."""
+
+T = TypeVar("T")
+
+
+class Machine(RuleBasedStateMachine):
+    """Drives one engine, shows every effect to a witness, and counts what happened."""
+
+    tally: ClassVar[Counter[str]]
+    lockspace: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = LockEngine()
+        self.witness = Witness(FEW_LAST_HOLDERS)
+        self.now = 0.0
+        self.numbers = count(1)
+        self.sessions = [0] * len(SLOTS)
+        self.process = 0
+        self.happened: set[str] = set()
+
+    def handle(self, command: c.Command) -> list[e.Effect]:
+        effects = self.engine.handle(command, now=self.now)
+        self.witness.follow(command, effects, self.now)
+        assert self.engine.last_holders == self.witness.last_holders
+        check(self.engine)
+        self.happened.update(_story(command, effects))
+        return effects
+
+    def keys(self, *names: str) -> tuple[ResourceKey, ...]:
+        return tuple(ResourceKey(self.lockspace, name) for name in names)
+
+    def open_session(self, slot: int) -> None:
+        session = self.sessions[slot] = next(self.numbers)
+        self.handle(c.OpenSession(session, owner(f"s{session}", session)))
+
+    def enter(self, slot: int, acts_for_process: bool) -> None:
+        self.open_session(slot)
+        if acts_for_process:
+            self.act_for_process(slot)
+
+    def act_for_process(self, slot: int) -> None:
+        """Lets a session act for the process that others act for, or for a new one."""
+        if self.process not in self.engine.owners or self.process in self.witness.dead:
+            self.process = next(self.numbers)
+        self.register(slot, self.process)
+
+    def register(
+        self, slot: int, owner_id: int, on_disconnect: OnDisconnect | None = None
+    ) -> None:
+        session, number = self.sessions[slot], next(self.numbers)
+        who = owner(f"o{owner_id}", owner_id)
+        self.handle(c.RegisterOwner(session, number, owner_id, who, on_disconnect))
+
+    def acquire(
+        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+    ) -> None:
+        raise NotImplementedError
+
+    def convert_name(
+        self, slot: int, name: str, mode: Mode, timeout: float | None
+    ) -> None:
+        raise NotImplementedError
+
+    def whose(self, pick: int) -> tuple[int | None, str]:
+        """Picks a grant, and tells which slot may act for its owner."""
+        raise NotImplementedError
+
+    def convert(self, pick: int, slot: int, mode: Mode, timeout: float | None) -> None:
+        actor, name = self.whose(pick)
+        self.convert_name(slot if actor is None else actor, name, mode, timeout)
+
+    def crowd(self, name: str, crowd: Crowd, timeout: float | None) -> None:
+        for slot, mode in crowd:
+            self.acquire(slot, (name,), mode, timeout)
+
+    def cross(self, crowd: Crowd) -> None:
+        """Lets two sessions ask for what the other one got."""
+        (first, mode), (second, other_mode), *_ = crowd
+        self.acquire(first, ("a",), mode, None)
+        self.acquire(second, ("b",), other_mode, None)
+        self.acquire(first, ("b",), other_mode, None)
+        self.acquire(second, ("a",), mode, None)
+
+    def ring(self, crowd: Crowd) -> None:
+        """Lets each session ask for what the next one got."""
+        for name, (slot, mode) in zip("abc", crowd, strict=True):
+            self.acquire(slot, (name,), mode, None)
+        for name, (slot, mode) in zip("bca", crowd, strict=True):
+            self.acquire(slot, (name,), mode, None)
+
+    def snare(self, crowd: Crowd, joins: bool) -> None:
+        """Makes an upgrade close a circle that is not seen where it is asked for."""
+        (first, mode), (second, _), (third, _) = crowd
+        self.acquire(third, ("b",), EXCLUSIVE, None)
+        self.acquire(second, ("c",), EXCLUSIVE, None)
+        self.acquire(first, ("a",), SHARED, None)
+        if joins:
+            self.acquire(third, ("a",), SHARED, None)
+        self.acquire(second, ("a", "b"), SHARED, None)
+        self.acquire(first, ("c",), mode, None)
+        self.convert_name(first, "a", EXCLUSIVE, None)
+
+    def convert_all(self, mode: Mode) -> None:
+        for slot in SLOTS:
+            self.convert(slot, slot, mode, None)
+
+    def process_lives(self) -> bool:
+        gone = self.process in self.witness.dead
+        return self.process in self.engine.owners and not gone
+
+    def dump_and_load(self) -> None:
+        dumped = json.dumps(snapshot.dump(self.engine))
+        self.engine = snapshot.load(json.loads(dumped))
+        assert json.dumps(snapshot.dump(self.engine)) == dumped
+        check(self.engine)
+        if self.engine.waiting:
+            self.happened.add("loaded while somebody waited")
+
+    def teardown(self) -> None:
+        for what in sorted(self.happened):
+            event(what)
+        self.tally.update(self.happened)
+        self.tally["runs"] += 1
+
+
+class ModelMachine(Machine):
+    """In memory the engine does what the naive model does, answer by answer."""
+
+    tally: ClassVar[Counter[str]] = Counter()
+    lockspace = "m"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+
+    @initialize(acting=st.sampled_from([(), (), (0,), (0, 1)]))
+    def open(self, acting: tuple[int, ...]) -> None:
+        self.handle(c.AddLockspace("m", anchored=False))
+        for slot in SLOTS:
+            self.enter(slot, slot in acting)
+
+    @rule(step=memory_steps)
+    def step(self, step: Step) -> None:
+        verb, *words = step
+        getattr(self, verb)(*words)
+        self.compare_state()
+
+    def enter(self, slot: int, acts_for_process: bool) -> None:
+        super().enter(slot, acts_for_process)
+        session = self.sessions[slot]
+        self.model.owner_of[session] = self.process if acts_for_process else session
+
+    def agree(self, command: c.Command, verdict: str | None = None) -> None:
+        """Carries a command out, and compares the answers with the model's."""
+        if verdict is not None:
+            assert isinstance(
+                command, c.Acquire | c.Convert | c.Release | c.Cancel | c.BreakGrant
+            )
+            self.model.answer(command.session, command.request, verdict)
+        self.model.settle()
+        expected, self.model.answers = self.model.answers, {}
+        said = {
+            (effect.session, effect.request): _verdict(effect)
+            for effect in self.handle(command)
+            if isinstance(effect, e.Granted | e.Refused | e.Completed)
+        }
+        assert said == expected
+
+    def compare_state(self) -> None:
+        holds = [(h.name, h.owner, h.mode, h.count) for h in self.model.holds]
+        found = [
+            (key.resource, grant.owner_id, grant.mode, grant.count)
+            for key, resource in self.engine.resources.items()
+            for grant in resource.holders.values()
+        ]
+        assert sorted(found) == sorted(holds)
+        for key in self.keys("a", "b", "c"):
+            line = self.engine.situation(key).waiters
+            turns = [ask for ask in self.model.turns() if key.resource in ask.names]
+            assert [(w.session, w.mode, w.converting) for w in line] == [
+                (ask.session, ask.mode, ask.converts) for ask in turns
+            ]
+        deadlines = [a.deadline for a in self.model.asks if a.deadline is not None]
+        assert self.engine.next_deadline() == min(deadlines, default=None)
+
+    def ask(
+        self,
+        slot: int,
+        names: tuple[str, ...],
+        mode: Mode,
+        timeout: float | None,
+        converts: bool = False,
+    ) -> Ask:
+        session = self.sessions[slot]
+        deadline = self.now + timeout if timeout else None
+        if converts and mode == SHARED:
+            deadline = None
+        who = self.model.owner_of[session]
+        return Ask(session, next(self.numbers), who, names, mode, deadline, converts)
+
+    def slot_of(self, hold: Hold) -> int | None:
+        owner_of = self.model.owner_of
+        acting = [s for s in SLOTS if owner_of[self.sessions[s]] == hold.owner]
+        return acting[0] if acting else None
+
+    # The steps.
+
+    def acquire(
+        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+    ) -> None:
+        ask = self.ask(slot, names, mode, timeout)
+        keys = self.keys(*names)
+        command = c.Acquire(ask.session, ask.number, keys, mode, timeout)
+        self.agree(command, self.model.acquire(ask, timeout == 0))
+
+    def whose(self, pick: int) -> tuple[int | None, str]:
+        hold = _pick(self.model.holds, pick)
+        return (self.slot_of(hold), hold.name) if hold else (None, "a")
+
+    def convert_name(
+        self, slot: int, name: str, mode: Mode, timeout: float | None
+    ) -> None:
+        ask = self.ask(slot, (name,), mode, timeout, converts=True)
+        (key,) = self.keys(name)
+        command = c.Convert(ask.session, ask.number, key, mode, timeout)
+        self.agree(command, self.model.convert(ask, timeout == 0))
+
+    def release_names(self, slot: int, names: tuple[str, ...]) -> None:
+        session = self.sessions[slot]
+        command = c.Release(session, next(self.numbers), self.keys(*names))
+        self.agree(command, self.model.release(self.model.owner_of[session], names))
+
+    def release(self, pick: int) -> None:
+        hold = _pick(self.model.holds, pick)
+        if hold and (slot := self.slot_of(hold)) is not None:
+            self.release_names(slot, (hold.name,))
+
+    def cancel(self, pick: int) -> None:
+        if ask := _pick(self.model.asks, pick):
+            self.model.give_up([ask], "cancelled")
+            command = c.Cancel(ask.session, next(self.numbers), ask.number)
+            self.agree(command, "completed")
+
+    def reconnect(self, slot: int, acts_for_process: bool) -> None:
+        session = self.sessions[slot]
+        who = self.model.owner_of.pop(session)
+        self.model.asks = [a for a in self.model.asks if a.session != session]
+        if who == session:
+            self.model.drop(who)
+        self.agree(c.CloseSession(session))
+        self.enter(slot, acts_for_process)
+
+    def break_grant(self, pick: int) -> None:
+        if hold := _pick(self.model.holds, pick):
+            (key,) = self.keys(hold.name)
+            held = self.engine.resources[key].holders[hold.owner]
+            self.model.end(hold)
+            number = next(self.numbers)
+            token = held.fencing_token
+            self.agree(c.BreakGrant(self.sessions[0], number, token, "x"), "completed")
+
+    def process_dies(self) -> None:
+        if self.process_lives():
+            self.model.dead.add(self.process)
+            asks = [ask for ask in self.model.asks if ask.owner == self.process]
+            self.model.give_up(asks, "not_found")
+            self.model.drop(self.process)
+            self.agree(c.EndOwner(self.process))
+
+    def time_passes(self, pause: float) -> None:
+        self.now += pause
+        late = [a for a in self.model.asks if (a.deadline or self.now + 1) <= self.now]
+        self.model.give_up(late, "timeout")
+        self.agree(c.Tick())
+
+
+class AnchorMachine(Machine):
+    """With anchors there is no model, but nothing unsafe is ever seen from outside."""
+
+    tally: ClassVar[Counter[str]] = Counter()
+    lockspace = "f"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt = True
+        self.outside = "nothing"
+        self.killed = "nobody"
+
+    @initialize(
+        prompt=st.booleans(),
+        killed=st.sampled_from(["nobody", "owners", "all"]),
+        acting=st.sampled_from([(), (), (0,), (0, 1)]),
+    )
+    def open(self, prompt: bool, killed: str, acting: tuple[int, ...]) -> None:
+        self.prompt, self.killed = prompt, killed
+        on_disconnect: OnDisconnect = "kill" if killed == "all" else "release"
+        self.handle(c.AddLockspace("f", True, on_disconnect))
+        for slot in SLOTS:
+            self.enter(slot, slot in acting)
+
+    @rule(step=anchor_steps)
+    def step(self, step: Step) -> None:
+        verb, *words = step
+        getattr(self, verb)(*words)
+
+    def enter(self, slot: int, acts_for_process: bool) -> None:
+        super().enter(slot, acts_for_process)
+        if self.killed == "owners" and not acts_for_process:
+            self.register(slot, self.sessions[slot], "kill")
+
+    def do(self, command: c.Command) -> None:
+        """Carries a command out, and the anchors' answers too if they come at once."""
+        self.handle(command)
+        while self.prompt and self.witness.opening:
+            self.answer(next(iter(self.witness.opening)), self.outside)
+        if not self.witness.opening:
+            self.witness.check_closed()
+
+    def answer(self, key: ResourceKey, outside: str) -> None:
+        if outside == "nothing":
+            self.handle(c.AnchorOpened(key))
+        else:
+            self.happened.add(f"anchor {outside}")
+            self.handle(c.AnchorRefused(key, outside))
+
+    def held(self) -> list[e.Grant]:
+        return [g for held in self.witness.holders.values() for g in held.values()]
+
+    def slot_of(self, grant: e.Grant) -> int | None:
+        session = grant.session
+        return self.sessions.index(session) if session in self.sessions else None
+
+    # The steps.
+
+    def acquire(
+        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+    ) -> None:
+        number = next(self.numbers)
+        keys = self.keys(*names)
+        self.do(c.Acquire(self.sessions[slot], number, keys, mode, timeout))
+
+    def whose(self, pick: int) -> tuple[int | None, str]:
+        grant = _pick(self.held(), pick)
+        return (self.slot_of(grant), grant.key.resource) if grant else (None, "a")
+
+    def convert_name(
+        self, slot: int, name: str, mode: Mode, timeout: float | None
+    ) -> None:
+        (key,) = self.keys(name)
+        number = next(self.numbers)
+        self.do(c.Convert(self.sessions[slot], number, key, mode, timeout))
+
+    def release_names(self, slot: int, names: tuple[str, ...]) -> None:
+        number = next(self.numbers)
+        self.do(c.Release(self.sessions[slot], number, self.keys(*names)))
+
+    def release(self, pick: int) -> None:
+        grant = _pick(self.held(), pick)
+        if grant and (slot := self.slot_of(grant)) is not None:
+            number, token = next(self.numbers), grant.fencing_token
+            self.do(c.Release(self.sessions[slot], number, fencing_token=token))
+
+    def cancel(self, pick: int) -> None:
+        if asked := _pick(list(self.witness.unanswered), pick):
+            session, number = asked
+            self.do(c.Cancel(session, next(self.numbers), number))
+
+    def reconnect(self, slot: int, acts_for_process: bool) -> None:
+        self.do(c.CloseSession(self.sessions[slot]))
+        self.enter(slot, acts_for_process)
+
+    def break_grant(self, pick: int) -> None:
+        if grant := _pick(self.held(), pick):
+            number, token = next(self.numbers), grant.fencing_token
+            self.do(c.BreakGrant(self.sessions[0], number, token, "x"))
+
+    def process_dies(self) -> None:
+        if self.process_lives():
+            self.do(c.EndOwner(self.process))
+
+    def fenced_process_dies(self) -> None:
+        if doomed := self.witness.fenced - self.witness.dead:
+            self.do(c.OwnerFenced(min(doomed)))
+
+    def anchor_answers(self, pick: int, outside: str) -> None:
+        if key := _pick(list(self.witness.opening), pick):
+            self.answer(key, outside)
+
+    def anchor_is_slow(self, pick: int) -> None:
+        if key := _pick(list(self.witness.opening), pick):
+            self.handle(c.AnchorDelayed(key))
+
+    def anchors_answer(self) -> None:
+        while self.witness.opening:
+            self.answer(next(iter(self.witness.opening)), "nothing")
+        self.witness.check_closed()
+
+    def change_outside(self, outside: str) -> None:
+        self.outside = outside
+
+    def time_passes(self, pause: float) -> None:
+        self.now += pause
+        self.do(c.Tick())
+        due = self.engine.next_deadline()
+        assert due is None or due > self.now
+
+
+def _pick(things: Sequence[T], pick: int) -> T | None:
+    return things[pick % len(things)] if things else None
+
+
+def _verdict(effect: e.Granted | e.Refused | e.Completed) -> str:
+    if isinstance(effect, e.Refused):
+        return effect.code
+    return type(effect).__name__.lower()
+
+
+def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
+    """Names what happened, for the floors under the random tests."""
+    story = set()
+    for effect in effects:
+        match effect:
+            case e.Refused(code=code):
+                story.add(code)
+            case e.Ended(cause=cause):
+                story.add(cause)
+            case e.Granted(converted=True):
+                at_once = isinstance(command, c.Convert | c.AnchorOpened)
+                story.add("converted" if at_once else "converted a waiter")
+            case e.Granted(grants=grants):
+                story.add("granted several" if len(grants) > 1 else "granted")
+                if not isinstance(command, c.Acquire | c.AnchorOpened):
+                    story.add("granted to a waiter")
+                if grants[0].count > 1:
+                    story.add("counted")
+            case _:
+                story.add(type(effect).__name__)
+    return story
+
+
+Run = Callable[[type[Machine]], None]
+
+
+@pytest.fixture
+def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(lock_table, "MAX_LAST_HOLDERS", FEW_LAST_HOLDERS)
+    phases = [Phase.explicit, Phase.generate]
+    if not pytestconfig.getoption("--no-shrink", default=False):
+        phases.append(Phase.shrink)
+
+    def run(machine: type[Machine]) -> None:
+        machine.tally.clear()
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=200,
+                stateful_step_count=50,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=phases,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+    return run
+
+
+def rare(machine: type[Machine], *what: str, floor: float) -> dict[str, str]:
+    """Returns what happened in too small a share of the runs to be tested by them."""
+    tally, runs = machine.tally, machine.tally["runs"]
+    return {
+        story: f"in {tally[story]} of {runs} runs"
+        for story in what
+        if tally[story] < floor * runs
+    }
+
+
+@pytest.mark.slow
+def test_engine_agrees_with_the_naive_model(run: Run) -> None:
+    run(ModelMachine)
+    assert rare(ModelMachine, "granted to a waiter", "deadlock", floor=0.4) == {}
+    assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
+    assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
+    assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
+
+
+@pytest.mark.slow
+def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
+    run(AnchorMachine)
+    assert rare(AnchorMachine, "Queued", "CloseAnchor", "deadlock", floor=0.4) == {}
+    assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
+    assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
+    assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}

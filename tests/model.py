@@ -1,0 +1,139 @@
+"""The lock table in the plainest way: what the engine must agree with at every step.
+
+Two lists, who holds and who asks, both in the order of their coming; who may go is
+worked out from nothing after every change. Short, slow, and without anchors.
+"""
+
+from dataclasses import dataclass
+
+from lockd.terms import EXCLUSIVE, SHARED, Mode
+
+
+@dataclass
+class Hold:
+    name: str
+    owner: int
+    mode: Mode
+    count: int = 1
+
+
+@dataclass(eq=False)
+class Ask:
+    session: int
+    number: int
+    owner: int
+    names: tuple[str, ...]
+    mode: Mode
+    deadline: float | None = None
+    converts: bool = False
+
+
+class Model:
+    def __init__(self) -> None:
+        self.owner_of: dict[int, int] = {}
+        self.dead: set[int] = set()
+        self.holds: list[Hold] = []
+        self.asks: list[Ask] = []
+        self.answers: dict[tuple[int, int], str] = {}
+
+    def turns(self) -> list[Ask]:
+        return sorted(self.asks, key=lambda ask: not ask.converts)
+
+    def blockers(self, ask: Ask) -> list[int]:
+        turns = self.turns()
+        ahead = turns[: turns.index(ask)]
+        return [a.owner for a in ahead if set(a.names) & set(ask.names)] + [
+            hold.owner
+            for hold in self.holds
+            if hold.name in ask.names
+            and hold.owner != ask.owner
+            and EXCLUSIVE in (hold.mode, ask.mode)
+        ]
+
+    def circle(self) -> bool:
+        waits = {(a.owner, b) for a in self.asks for b in self.blockers(a)}
+        waits = {(a, b) for a, b in waits if a != b}
+        while more := {(a, d) for a, b in waits for c, d in waits if b == c} - waits:
+            waits |= more
+        return any(a == b for a, b in waits)
+
+    def held(self, owner: int, name: str) -> Hold | None:
+        mine = [h for h in self.holds if (h.owner, h.name) == (owner, name)]
+        return mine[0] if mine else None
+
+    def mine(self, owner: int, *names: str) -> list[Ask]:
+        return [a for a in self.asks if a.owner == owner and {*a.names} & {*names}]
+
+    def answer(self, session: int, number: int, verdict: str) -> None:
+        self.answers[session, number] = verdict
+        asks = (a for a in self.asks if (a.session, a.number) != (session, number))
+        self.asks = list(asks)
+
+    def settle(self) -> None:
+        while ready := [ask for ask in self.turns() if not self.blockers(ask)]:
+            ask = ready[0]
+            self.answer(ask.session, ask.number, "granted")
+            for name in ask.names:
+                hold = self.held(ask.owner, name)
+                if hold is None:
+                    self.holds.append(Hold(name, ask.owner, ask.mode))
+                elif ask.converts:
+                    hold.mode = ask.mode
+                else:
+                    hold.count += 1
+
+    def offer(self, ask: Ask, tries: bool) -> str | None:
+        self.asks.append(ask)
+        if tries and self.blockers(ask):
+            return "busy"
+        return "deadlock" if self.circle() else None
+
+    def acquire(self, ask: Ask, tries: bool) -> str | None:
+        held = [h for name in ask.names if (h := self.held(ask.owner, name))]
+        if ask.owner in self.dead:
+            return "not_found"
+        if held:
+            again = ask.mode == held[0].mode == SHARED and len(ask.names) == 1
+            if not again or any(a.converts for a in self.mine(ask.owner, *ask.names)):
+                return "already_held"
+        elif any(
+            EXCLUSIVE in (a.mode, ask.mode) for a in self.mine(ask.owner, *ask.names)
+        ):
+            return "already_held"
+        if held:
+            held[0].count += 1
+            return "granted"
+        return self.offer(ask, tries)
+
+    def convert(self, ask: Ask, tries: bool) -> str | None:
+        hold = self.held(ask.owner, ask.names[0])
+        if ask.owner in self.dead:
+            return "not_found"
+        if hold is None:
+            return "not_held"
+        if hold.count > 1:
+            return "in_use"
+        if self.mine(ask.owner, *ask.names):
+            return "already_held"
+        return "granted" if hold.mode == ask.mode else self.offer(ask, tries)
+
+    def release(self, owner: int, names: tuple[str, ...]) -> str:
+        holds = [self.held(owner, name) for name in names]
+        for hold in filter(None, holds):
+            hold.count -= 1
+            if hold.count == 0:
+                self.end(hold)
+        return "completed" if all(holds) else "not_held"
+
+    def end(self, hold: Hold) -> None:
+        for ask in self.mine(hold.owner, hold.name):
+            if ask.converts:
+                self.answer(ask.session, ask.number, "not_held")
+        self.holds.remove(hold)
+
+    def drop(self, owner: int) -> None:
+        self.holds = [hold for hold in self.holds if hold.owner != owner]
+
+    def give_up(self, asks: list[Ask], verdict: str) -> None:
+        for ask in asks:
+            self.answer(ask.session, ask.number, verdict)

@@ -1,0 +1,292 @@
+"""Defects to be planted into the engine, each of which the stateful tests must find."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCE = Path(__file__).parents[1] / "src"
+_ENGINE = "lockd/engine"
+
+
+class PlantedBug(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def count(self, source: Path = SOURCE) -> int:
+        """Returns how often the text to be replaced is found."""
+        return (source / self.file).read_text().count(self.old)
+
+    def plant(self, source: Path) -> None:
+        path = source / self.file
+        path.write_text(path.read_text().replace(self.old, self.new))
+
+
+def _in(module: str, name: str, old: str, new: str) -> PlantedBug:
+    return PlantedBug(name, f"{_ENGINE}/{module}.py", old, new)
+
+
+PLANTED_BUGS = [
+    _in(
+        "lock_engine",
+        "a newcomer overtakes who waits",
+        "resource.has_line or not resource.admits(mode, owner.owner_id)",
+        "not resource.admits(mode, owner.owner_id)",
+    ),
+    _in(
+        "lock_engine",
+        "a try ignores the queue",
+        "if self._is_free(command.keys, command.mode, owner):",
+        "if self._is_free(command.keys, command.mode, owner) or (\n"
+        "            command.timeout == 0 and all(\n"
+        "                key not in self.resources\n"
+        "                or self.resources[key].admits(command.mode, owner.owner_id)\n"
+        "                for key in command.keys\n"
+        "            )\n"
+        "        ):",
+    ),
+    _in(
+        "lock_table",
+        "nobody is woken by a release",
+        "        self._effects.append(Ended(grant, cause))\n",
+        "        self._effects.append(Ended(grant, cause))\n"
+        "        if cause == 'released':\n"
+        "            return\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is woken by a disconnect",
+        "        self._effects.append(Ended(grant, cause))\n",
+        "        self._effects.append(Ended(grant, cause))\n"
+        "        if cause == 'disconnected':\n"
+        "            return\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is woken when somebody leaves the queue",
+        "                resource.dequeue(request)\n"
+        "                self._unsettled.append(resource)\n",
+        "                resource.dequeue(request)\n",
+    ),
+    _in(
+        "lock_engine",
+        "a timeout leaves its place in the queue",
+        '                self._refuse_request(request, "timeout", now)\n',
+        '                self._refuse_request(request, "timeout", now)\n'
+        "                for key in request.keys:\n"
+        "                    if key in self.resources:\n"
+        "                        self.resources[key].enqueue(request)\n",
+    ),
+    _in(
+        "lock_engine",
+        "the time allowed is ignored",
+        "            if when == request.deadline:\n",
+        "            if when == request.deadline and request.converting:\n",
+    ),
+    _in(
+        "lock_table",
+        "only the first of two shared waiters is woken",
+        "            self._move_up(request, now)\n",
+        "            self._move_up(request, now)\n"
+        "            while resource in self._unsettled:\n"
+        "                self._unsettled.remove(resource)\n"
+        "            break\n",
+    ),
+    _in(
+        "resource",
+        "a newcomer overtakes who converts",
+        "return bool(self.pending or self.converting or self.waiting)",
+        "return bool(self.pending or self.waiting)",
+    ),
+    _in(
+        "lock_table",
+        "a convert is overtaken by a waiter for several",
+        "        line = resource.converting\n"
+        "        if not line and not request.converting:\n",
+        "        line = resource.converting\n        if not request.converting:\n",
+    ),
+    _in(
+        "resource",
+        "waiters are served before converts",
+        "for request in self.converting or self.waiting:",
+        "for request in self.waiting or self.converting:",
+    ),
+    _in(
+        "resource",
+        "a reader gets in beside a writer",
+        "return compatible(next(iter(holders.values())).mode, mode)",
+        'return mode == "shared"',
+    ),
+    _in(
+        "resource",
+        "an upgrade does not wait for the other holders",
+        "return len(holders) == 1 or mode == SHARED",
+        "return True",
+    ),
+    _in(
+        "resource",
+        "who comes last is served first",
+        "            self.waiting[request] = None\n",
+        "            self.waiting[request] = None\n"
+        "            self.waiting.move_to_end(request, last=False)\n",
+    ),
+    _in(
+        "lock_table",
+        "a fencing token is used again",
+        "        self.ended += 1\n",
+        "        self.ended += 1\n"
+        "        self.last_token -= grant.fencing_token == self.last_token\n",
+    ),
+    _in(
+        "lock_table",
+        "a shared holder gets the token of the one before",
+        "                self.last_token += 1\n",
+        "                if self._resource(key).mode is None:\n"
+        "                    self.last_token += 1\n",
+    ),
+    _in(
+        "snapshot",
+        "tokens start anew after a load",
+        'setattr(engine, name, data["counts"][name])',
+        'setattr(engine, name, 0 if name == "last_token" else data["counts"][name])',
+    ),
+    _in(
+        "snapshot",
+        "a load turns the queue round",
+        '    for order in [*data["converting"], *data["waiting"]]:\n',
+        '    for order in [*data["converting"], *reversed(data["waiting"])]:\n',
+    ),
+    _in(
+        "snapshot",
+        "a load forgets the time allowed",
+        '    "deadline",\n',
+        "",
+    ),
+    _in(
+        "lock_engine",
+        "the lock is released before its holder is fenced",
+        "            if not self._must_fence(grant):\n",
+        "            if True:\n",
+    ),
+    _in(
+        "lock_engine",
+        "a broken lock is released before its holder is fenced",
+        "        if self._must_fence(grant):\n",
+        "        if False:\n",
+    ),
+    _in(
+        "waitgraph",
+        "a cycle through holders is missed",
+        "        for owner_id in _excluding_holders(request, resource):\n"
+        "            yield key, owner_id\n",
+        "",
+    ),
+    _in(
+        "waitgraph",
+        "a cycle through a queue is missed",
+        "            yield key, other.owner.owner_id\n",
+        "            if other.converting:\n"
+        "                yield key, other.owner.owner_id\n",
+    ),
+    _in(
+        "waitgraph",
+        "a cycle of three is missed",
+        "                frontier.append(other)\n",
+        "                if request is start:\n"
+        "                    frontier.append(other)\n",
+    ),
+    _in(
+        "lock_table",
+        "a cycle that a convert closes for its owner is missed",
+        "new = request.owner.waiting() if request.converting else [request]",
+        "new = [request]",
+    ),
+    _in(
+        "lock_engine",
+        "a cycle that an upgrade closes at once is missed",
+        "        if cycle := self._cycle_if_raised(request, held):\n",
+        "        if cycle := ():\n",
+    ),
+    _in(
+        "lock_table",
+        "several are granted when only one of them is free",
+        "if not all(self._lets_pass(other, request) for other in others):",
+        "if not any(self._lets_pass(other, request) for other in others):",
+    ),
+    _in(
+        "lock_engine",
+        "a counted hold is released whole",
+        "        if held.count > 1:\n"
+        "            self._put(replace(held, count=held.count - 1))\n",
+        "        if held.count > 2:\n"
+        "            self._put(replace(held, count=held.count - 1))\n",
+    ),
+    _in(
+        "lock_engine",
+        "who left is granted",
+        "        for request in list(session.requests.values()):\n"
+        "            self._answered(request)\n",
+        "",
+    ),
+    _in(
+        "lock_table",
+        "the anchor is closed before the last holder is gone",
+        "        if not resource.holders:\n"
+        "            if resource.anchor is not None:\n",
+        "        if len(resource.holders) < 2:\n"
+        "            if resource.anchor is not None:\n",
+    ),
+    _in(
+        "lock_table",
+        "the anchor is never closed",
+        "                self._effects.append(CloseAnchor(resource.key))\n",
+        "",
+    ),
+    _in(
+        "lock_table",
+        "several are granted when the first anchor is open",
+        "        if request.opening:\n            return None\n",
+        "",
+    ),
+    _in(
+        "lock_table",
+        "a refused anchor is taken for an open one",
+        "            if request.refusal is None:\n",
+        '            if request.refusal is None or request.refusal.code == "io":\n',
+    ),
+    _in(
+        "lock_table",
+        "an upgrade does not ask the anchor",
+        "            if self.lockspaces[key.lockspace].anchored:\n",
+        "            if self.lockspaces[key.lockspace].anchored and not (\n"
+        "                request.converting and request.mode == EXCLUSIVE\n"
+        "            ):\n",
+    ),
+    _in(
+        "lock_table",
+        "who loses its file to the outside loses its place",
+        "            self.resources[key].enqueue_first(request)\n",
+        "            self.resources[key].enqueue(request)\n",
+    ),
+    _in(
+        "lock_table",
+        "last holders are remembered without bound",
+        "        if len(memory) > MAX_LAST_HOLDERS:\n",
+        "        if len(memory) > 2 * MAX_LAST_HOLDERS:\n",
+    ),
+    _in(
+        "lock_engine",
+        "the locks of a dead process are kept",
+        "        for grant in list(owner.grants.values()):\n"
+        "            if grant.session in self.sessions:\n",
+        "        for grant in list(owner.grants.values())[:1]:\n"
+        "            if grant.session in self.sessions:\n",
+    ),
+    _in(
+        "lock_engine",
+        "locks of a process end with the session that took them",
+        "        if owner.is_process:\n            self._forget_if_idle(owner)\n",
+        "        if owner.is_process and owner.sessions:\n"
+        "            self._forget_if_idle(owner)\n",
+    ),
+]

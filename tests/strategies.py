@@ -1,0 +1,72 @@
+"""What Hypothesis draws for the engine: steps as plain tuples, a verb and its words.
+
+Few names and three sessions, so that queues form; all steps in every run, so that none
+is spent on one kind of command. A step is two draws: drawing costs more than doing.
+`PICKS` choose among what is there at that moment.
+"""
+
+from collections.abc import Sequence
+from itertools import permutations, product
+from typing import Any
+
+from hypothesis import strategies as st
+
+from lockd.terms import EXCLUSIVE, SHARED, Mode
+
+SLOTS = (0, 1, 2)
+"""Three sessions at a time: the fewest that make a queue, and a circle of three."""
+
+Crowd = tuple[tuple[int, Mode], ...]
+Step = tuple[Any, ...]
+
+NAMES = (("a",), ("a",), ("b",), ("a", "b"), ("b", "a"))
+MODES: tuple[Mode, ...] = (EXCLUSIVE, SHARED)
+#: Mostly for ever: who gives up soon never stands in a queue.
+TIMEOUTS = (None, None, None, 1.0, 2.0, 0)
+PICKS = range(6)
+OUTSIDE = ("nothing", "nothing", "nothing", "busy", "io")
+CROWDS: list[Crowd] = [
+    tuple(zip(order, chosen, strict=True))
+    for order in permutations(SLOTS)
+    for chosen in product(MODES, repeat=len(SLOTS))
+]
+BOTH = (False, True)
+PAUSES = (0.01, 0.5, 1.0, 2.0)
+
+_MOST_WORDS = 216
+"""Up to a few hundred Hypothesis draws evenly; of more it prefers the first."""
+
+
+def _steps(*verbs: tuple[int, str, *tuple[Sequence[Any], ...]]) -> Any:
+    steps = [list(product([verb], *words)) for _, verb, *words in verbs]
+    shares = [i for i, (share, *_) in enumerate(verbs) for _ in range(share)]
+    draws = st.tuples(st.sampled_from(shares), st.integers(0, _MOST_WORDS - 1))
+    return draws.map(lambda draw: steps[draw[0]][draw[1] % len(steps[draw[0]])])
+
+
+_COMMON = (
+    (6, "acquire", SLOTS, NAMES, MODES, TIMEOUTS),
+    (3, "crowd", ("a", "b"), CROWDS, (None, 2.0)),
+    (2, "cross", CROWDS),
+    (1, "ring", CROWDS),
+    (1, "snare", CROWDS, BOTH),
+    (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
+    (1, "convert_all", MODES),
+    (5, "release", PICKS),
+    (1, "release_names", SLOTS, NAMES),
+    (3, "cancel", PICKS),
+    (2, "reconnect", SLOTS, BOTH),
+    (1, "break_grant", PICKS),
+    (1, "process_dies"),
+    (3, "time_passes", PAUSES),
+    (1, "dump_and_load"),
+)
+memory_steps = _steps(*_COMMON)
+anchor_steps = _steps(
+    *_COMMON,
+    (2, "fenced_process_dies"),
+    (5, "anchor_answers", PICKS, OUTSIDE),
+    (1, "anchor_is_slow", PICKS),
+    (3, "anchors_answer"),
+    (1, "change_outside", OUTSIDE),
+)

@@ -1,0 +1,179 @@
+"""Believes nothing but commands and effects, and asserts what must never be seen.
+
+It never looks into the engine: what it knows, a client and the file system know, too.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+
+Asked = c.RegisterOwner | c.Acquire | c.Convert | c.Release | c.Cancel | c.BreakGrant
+
+
+class Witness:
+    def __init__(self, last_holders: int = 1024) -> None:
+        self.lockspaces: dict[str, c.AddLockspace] = {}
+        self.sessions: set[int] = set()
+        self.unanswered: dict[tuple[int, int], tuple[Asked, float]] = {}
+        self.queued: set[tuple[int, int]] = set()
+        self.holders: dict[ResourceKey, dict[int, e.Grant]] = {}
+        self.anchors: dict[ResourceKey, Mode] = {}
+        self.opening: dict[ResourceKey, Mode] = {}
+        self.killed_on_disconnect: set[int] = set()
+        self.fenced: set[int] = set()
+        self.dead: set[int] = set()
+        self.last_token = 0
+        self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
+        self.last_holders_limit = last_holders
+        self.now = 0.0
+
+    def follow(
+        self, command: c.Command, effects: Sequence[e.Effect], now: float
+    ) -> None:
+        self.now = now
+        self.see_command(command)
+        for effect in effects:
+            self.see_effect(effect)
+        for key in self.holders | self.anchors:
+            self.check_anchor(key)
+        if isinstance(command, c.Release | c.Cancel | c.BreakGrant | c.RegisterOwner):
+            assert (command.session, command.request) not in self.unanswered
+            answer = effects[-1]
+            assert isinstance(answer, e.Completed | e.Refused)
+            assert (answer.session, answer.request) == (
+                command.session,
+                command.request,
+            )
+
+    def see_command(self, command: c.Command) -> None:
+        match command:
+            case c.AddLockspace():
+                self.lockspaces[command.name] = command
+            case c.OpenSession():
+                self.sessions.add(command.session)
+            case c.CloseSession(session):
+                self.sessions.remove(session)
+                for asked in [x for x in self.unanswered if x[0] == session]:
+                    del self.unanswered[asked]
+            case c.EndOwner() | c.OwnerFenced():
+                self.dead.add(command.owner_id)
+            case c.AnchorOpened(key):
+                mode = self.anchors[key] = self.opening.pop(key)
+                if mode == SHARED:
+                    # Others outside may share the file from now on.
+                    for owner, grant in self.holders.get(key, {}).items():
+                        self.holders[key][owner] = replace(grant, mode=SHARED)
+            case c.AnchorRefused(key):
+                del self.opening[key]
+            case c.AnchorDelayed() | c.Tick():
+                pass
+            case _:
+                self.unanswered[command.session, command.request] = command, self.now
+
+    def see_effect(self, effect: e.Effect) -> None:
+        match effect:
+            case e.Granted():
+                self.granted(effect)
+            case e.Refused(session, request):
+                self.answered(session, request)
+            case e.Completed(session, request):
+                command = self.answered(session, request)
+                assert not isinstance(command, c.Acquire | c.Convert)
+                match command:
+                    case c.RegisterOwner(owner_id=owner_id, on_disconnect="kill"):
+                        self.killed_on_disconnect.add(owner_id)
+            case e.Queued(session, request):
+                assert (session, request) in self.unanswered
+                assert (session, request) not in self.queued, "queued twice"
+                self.queued.add((session, request))
+            case e.Ended():
+                self.ended(effect)
+            case e.Lost(session, grant):
+                assert session in self.sessions, "a session that is gone is told"
+                held = self.holders[grant.key][grant.owner_id]
+                assert held.fencing_token == grant.fencing_token
+            case e.OpenAnchor(key, mode, _, in_use):
+                assert self.lockspaces[key.lockspace].anchored
+                assert key not in self.opening, "opened twice at once"
+                assert in_use == bool(self.holders.get(key))
+                assert mode == SHARED or len(self.holders.get(key, ())) <= 1
+                self.opening[key] = mode
+            case e.CloseAnchor(key):
+                assert key not in self.opening
+                assert not self.holders.get(key), "closed under a holder"
+                del self.anchors[key]
+            case e.Fence(owner_id):
+                assert owner_id not in self.fenced | self.dead, "fenced twice"
+                self.fenced.add(owner_id)
+            case e.ForgetOwner(owner_id):
+                held_by = [h for h in self.holders.values() if owner_id in h]
+                assert not held_by, "forgotten while it holds"
+
+    def answered(self, session: int, request: int) -> Asked:
+        assert session in self.sessions, "a session that is gone is answered"
+        assert (session, request) in self.unanswered, "answered twice"
+        command, _ = self.unanswered.pop((session, request))
+        return command
+
+    def granted(self, answer: e.Granted) -> None:
+        since = self.unanswered[answer.session, answer.request][1]
+        command = self.answered(answer.session, answer.request)
+        assert isinstance(command, c.Acquire | c.Convert)
+        assert answer.converted == isinstance(command, c.Convert)
+        assert answer.waited == self.now - since
+        keys = command.keys if isinstance(command, c.Acquire) else (command.key,)
+        assert tuple(grant.key for grant in answer.grants) == keys
+        for grant in answer.grants:
+            assert grant.mode == command.mode
+            assert grant.owner_id not in self.dead, "granted to the dead"
+            self.hold(grant, answer.converted)
+
+    def hold(self, grant: e.Grant, converted: bool) -> None:
+        holders = self.holders.setdefault(grant.key, {})
+        before = holders.get(grant.owner_id)
+        if before is None:
+            assert not converted
+            assert grant.fencing_token > self.last_token, "a token that did not rise"
+            self.last_token = grant.fencing_token
+        else:
+            assert grant.fencing_token == before.fencing_token
+        holders[grant.owner_id] = grant
+        modes = [held.mode for held in holders.values()]
+        assert EXCLUSIVE not in modes or len(modes) == 1, f"two holders: {holders}"
+        self.check_anchor(grant.key)
+
+    def ended(self, effect: e.Ended) -> None:
+        grant = effect.grant
+        held = self.holders[grant.key].pop(grant.owner_id)
+        assert held.fencing_token == grant.fencing_token
+        if effect.cause == "owner_died" or (
+            effect.cause != "released" and self.must_be_dead(grant)
+        ):
+            assert grant.owner_id in self.dead, "released before it was fenced"
+        self.last_holders.pop(grant.key, None)
+        self.last_holders[grant.key] = e.LastHolder(grant, self.now, effect.cause)
+        if len(self.last_holders) > self.last_holders_limit:
+            self.last_holders.popitem(last=False)
+
+    def must_be_dead(self, grant: e.Grant) -> bool:
+        lockspace = self.lockspaces[grant.key.lockspace]
+        return (
+            lockspace.on_disconnect == "kill"
+            or grant.owner_id in self.killed_on_disconnect
+        )
+
+    def check_anchor(self, key: ResourceKey) -> None:
+        if not self.lockspaces[key.lockspace].anchored:
+            return
+        anchor = self.anchors.get(key)
+        for grant in self.holders.get(key, {}).values():
+            assert anchor in (EXCLUSIVE, grant.mode), f"{grant} on anchor {anchor}"
+
+    def check_closed(self) -> None:
+        for key in self.anchors:
+            assert self.holders.get(key) or key in self.opening, f"{key} left open"
