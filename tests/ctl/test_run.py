@@ -172,12 +172,22 @@ def test_no_fork_of_a_missing_command_is_127(lockctl: Lockctl) -> None:
     assert lockctl("run", "-F", "job", "--", "no-such-command").returncode == 127
 
 
-def test_command_starts_as_if_lockctl_were_not_there(lockctl: Lockctl) -> None:
-    script = "grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status; ls /proc/self/fd; cat"
+@pytest.mark.parametrize(
+    "command",
+    [
+        # No shell between: it would put its own signals in order.
+        ["grep", "-E", "Sig(Blk|Ign|Cgt)", "/proc/self/status"],
+        ["ls", "/proc/self/fd"],
+        ["cat"],
+    ],
+)
+def test_command_starts_as_if_lockctl_were_not_there(
+    lockctl: Lockctl, command: list[str]
+) -> None:
     direct = subprocess.run(
-        ["sh", "-c", script], input="in", capture_output=True, text=True, check=True
+        command, input="in", capture_output=True, text=True, check=True
     )
-    under_lock = lockctl.start("run", "job", "--", "sh", "-c", script)
+    under_lock = lockctl.start("run", "job", "--", *command)
     assert under_lock.communicate("in") == (direct.stdout, "")
 
 

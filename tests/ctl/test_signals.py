@@ -70,8 +70,12 @@ def test_interrupt_from_the_terminal_reaches_the_command_once(lockctl: Lockctl) 
     argv = (*LOCKCTL, "run", "job", "--", sys.executable, "-c", COUNT_INTERRUPTS)
     terminal = Terminal(argv, lockctl.env)
     terminal.wait_for("ready")
+    # Two equal signals at a time are one: lockctl shall see it after the command.
+    os.kill(terminal.pid, signal.SIGSTOP)
+    os.waitpid(terminal.pid, os.WUNTRACED)
     terminal.type("\x03")
     terminal.wait_for("from the terminal")
+    os.kill(terminal.pid, signal.SIGCONT)
     # Forwarded after everything that came before it.
     os.kill(terminal.pid, signal.SIGUSR1)
     terminal.wait_for("once")
