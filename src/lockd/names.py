@@ -3,7 +3,6 @@
 Pure text, but for `canonical_path`, which asks the file system where a path leads.
 """
 
-import hashlib
 import os
 from typing import Final
 
@@ -101,6 +100,8 @@ def hashed_name(path: str) -> str:
     SHA-256 of the canonical path in hexadecimal: the rule of libvirt's lock driver
     (qemu-lockd.conf, `file_lockspace_dir`), so that its hosts and ours agree.
     """
+    import hashlib  # loads OpenSSL, which takes longer than the rest of a client
+
     return hashlib.sha256(os.fsencode(canonical_path(path))).hexdigest()
 
 

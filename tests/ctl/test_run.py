@@ -156,6 +156,33 @@ def test_others_see_the_command_as_the_holder(lockctl: Lockctl, client: Client) 
     end_input(process)
 
 
+@pytest.mark.parametrize("option", [[], ["-F"], ["-s"]])
+def test_command_under_a_lock_that_wants_the_same_lock_is_73_at_once(
+    lockctl: Lockctl, option: list[str]
+) -> None:
+    inner = [*LOCKCTL, "run", *option, "job", "--", "echo", "ran"]
+    done = lockctl("run", "job", "--", *inner)
+    assert done.returncode == 73
+    assert "is held already for the command that this is part of" in done.stderr
+    assert not done.stdout
+
+
+def test_command_under_a_lock_may_take_another_one(lockctl: Lockctl) -> None:
+    inner = [*LOCKCTL, "run", "other", "--", "echo", "ran"]
+    assert lockctl("run", "job", "--", *inner).stdout == "ran\n"
+
+
+def test_command_that_outlived_its_lock_may_take_it_again(
+    lockctl: Lockctl, client: Client
+) -> None:
+    told = lockctl("run", "job", "--", "env").stdout.splitlines()
+    environment = dict(line.split("=", 1) for line in told if "=" in line)
+    assert environment["LOCKD_NAME"] == "job"
+    lockctl.env |= environment
+    done = lockctl("run", "job", "--", "echo", "ran")
+    assert done.stdout == "ran\n"
+
+
 def test_no_fork_becomes_the_command_and_keeps_the_lock(
     lockctl: Lockctl, client: Client
 ) -> None:

@@ -7,10 +7,13 @@ socket, to hear of a loss by SIGIO and to leave the session to an executed comma
 import fcntl
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
 from lockd.client.threadlink import ThreadLink
+from lockd.errors import AlreadyHeldError
+from lockd.names import quoted
 from lockd.terms import Mode
 
 
@@ -44,6 +47,7 @@ class Session:
 
         Raises:
             ConnectionLostError: there is no daemon, or it went away.
+            AlreadyHeldError: the command that we are part of runs under one of them.
             RequestError: the locks were refused.
         """
         self._sock = paths.new_socket()
@@ -55,6 +59,7 @@ class Session:
         self._perform(
             requests.request("hello", protocol=PROTOCOL_VERSION, client="lockctl run")
         )
+        self._check_not_held_above(names, lockspace)
         self._perform(requests.register(owner, pid=owner_pid))
         acquire = requests.acquire_all(
             names, lockspace, mode, timeout=timeout, label=label, reason=reason
@@ -91,6 +96,32 @@ class Session:
         """Leaves the connection to the program that this process is about to become."""
         self._sock.set_inheritable(True)
 
-    def _perform(self, request: Reply) -> None:
+    def _check_not_held_above(self, names: Sequence[str], lockspace: str) -> None:
+        """Refuses to wait for what is held for the very command that we are part of.
+
+        The holder is our ancestor, another owner to the daemon, and would wait for us.
+        What its environment tells is believed only if the grant is still current.
+        """
+        told = os.environ
+        here = (self.socket, lockspace)
+        if (told.get("LOCKD_SOCKET"), told.get("LOCKD_LOCKSPACE")) != here:
+            return
+        tokens = told.get("LOCKD_TOKEN", "").split("\n")
+        above = dict(zip(told.get("LOCKD_NAME", "").split("\n"), tokens, strict=False))
+        for name in names:
+            token = above.get(name, "")
+            if token.isdecimal() and self._is_current(lockspace, name, int(token)):
+                raise AlreadyHeldError(
+                    f"{quoted(name)} is held already for the command that this is "
+                    f"part of (fencing token {token})"
+                )
+
+    def _is_current(self, lockspace: str, name: str, token: int) -> bool:
+        request = requests.request(
+            "check", lockspace=lockspace, resource=name, fencing_token=token
+        )
+        return bool(self._perform(request)["current"])
+
+    def _perform(self, request: Reply) -> Any:
         self._link.perform(request)
-        request.outcome()
+        return request.outcome()
