@@ -1,0 +1,406 @@
+"""The client for trio and asyncio programs, on anyio.
+
+Cancellation: a request that waits for a lock is taken back, and a grant that comes
+nevertheless is released, before the cancellation goes on. No lock is ever held that
+nobody knows of.
+"""
+
+import os
+import socket as sockets
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+import anyio
+
+from lockd.client import paths, requests
+from lockd.client.core import Grant, Inbox, Reply
+from lockd.client.tasklink import TaskLink
+from lockd.client.turns import Turn, time_left
+from lockd.errors import AcquireTimeoutError, BusyError, LockdError, RequestError
+from lockd.names import quoted
+from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
+
+#: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
+_BACKLOG_PAUSE = 0.01
+
+
+@asynccontextmanager
+async def connect(
+    socket: str | os.PathLike[str] | None = None, *, name: str | None = None
+) -> AsyncIterator["Client"]:
+    """Opens a session with the daemon, which ends with the `async with` body.
+
+    Args:
+        socket: the path; else `$LOCKD_SOCKET`, the user's daemon, the system's.
+        name: on whose behalf locks are held, as others see it.
+
+    Raises:
+        ConnectionLostError: no daemon listens there.
+    """
+    sock = await _open_socket(paths.find_socket(socket))
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        link = TaskLink(sock, tasks)
+        try:
+            opening = requests.opening(name)
+            await link.perform(*opening)
+            welcome, *_ = [reply.outcome() for reply in opening]
+            yield Client(link, welcome)
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            # The one place where a group could come between an error and its handler.
+            failure = error
+        finally:
+            link.stop()
+    if failure is not None:
+        raise failure
+
+
+class Client:
+    """A session with the daemon: what it holds is released when it ends.
+
+    Every method may raise what the daemon refuses with, a `RequestError`, and
+    `ConnectionLostError`, and in a forked child `ForkedSessionError`.
+
+    `hold` is for tasks that exclude each other; `acquire` and `release` speak for the
+    session as a whole, so a second acquire of the same name is `AlreadyHeldError`.
+
+    Attributes:
+        session: the number by which the daemon knows this session.
+        epoch: which run of the daemon this is.
+    """
+
+    def __init__(self, link: TaskLink, welcome: dict[str, Any]) -> None:
+        self._link = link
+        self.session: int = welcome["session"]
+        self.epoch: int = welcome["epoch"]
+
+    def __repr__(self) -> str:
+        return f"<Client session {self.session} {self._link!r}>"
+
+    # Locks.
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> AsyncIterator[Grant]:
+        """Holds a lock while the `async with` body runs.
+
+        The tasks of one client exclude each other, first come, first served. When the
+        lock or the connection is lost, the body is cancelled at once.
+
+        Raises:
+            LockLostError: the lock was lost, and the body raised nothing else.
+            RequestError: as for `acquire`.
+        """
+        key = requests.key_of(resource, lockspace)
+        options = {"create": create, "label": label, "reason": reason}
+        turn = self._link.enter_line(key, mode)
+        try:
+            timeout = await self._wait_turn(turn, timeout)
+            grant = await self.acquire(
+                resource, lockspace=lockspace, mode=mode, timeout=timeout, **options
+            )
+            async with self._guarded(grant):
+                yield grant
+        finally:
+            self._link.leave_line(turn)
+
+    async def acquire(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant:
+        """Waits for a lock.
+
+        Args:
+            resource: its name; one that begins with a slash is a file.
+            lockspace: `direct` for a file, else `default`, if not given.
+            mode: "exclusive" or "shared".
+            timeout: seconds to wait; None waits for ever, 0 does not wait.
+            create: whether to make the file of a directory lockspace if it is missing.
+            label: what the name stands for, for people.
+            reason: what the lock is held for, for people.
+
+        Raises:
+            AcquireTimeoutError: it was not granted in time; `facts` tell who holds it.
+            BusyError: with `timeout` 0, somebody holds it or waits for it.
+            AlreadyHeldError: this session holds it, or waits for it.
+            DeadlockError: waiting would close a cycle.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
+        )
+        await self._call(reply)
+        return reply.grants[0]
+
+    async def try_acquire(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant | None:
+        """Takes a lock if it is free now; returns None if it is busy."""
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=0, **options
+        )
+        try:
+            await self._call(reply)
+        except BusyError:
+            return None
+        return reply.grants[0]
+
+    async def acquire_all(
+        self,
+        resources: Iterable[str],
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> tuple[Grant, ...]:
+        """Waits for several locks of one lockspace: all are granted together, or none.
+
+        Raises:
+            RequestError: as for `acquire`.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.acquire_all(
+            resources, lockspace, mode, timeout=timeout, **options
+        )
+        await self._call(reply)
+        return reply.grants
+
+    async def release(
+        self, *targets: Grant | str, lockspace: str | None = None
+    ) -> None:
+        """Releases locks, by their grants or by name.
+
+        A grant is released exactly: never a later one of the same name. To release it
+        again does nothing.
+
+        Raises:
+            LockLostError: a grant had been lost. All others have been released.
+            NotHeldError: nothing of that name is held.
+        """
+        grants = [target for target in targets if isinstance(target, Grant)]
+        replies = await self._link.release(*grants)
+        for target in targets:
+            if isinstance(target, str):
+                replies.append(requests.about("release", target, lockspace))
+                await self._link.perform(replies[-1])
+        for reply in replies:
+            reply.outcome()
+
+    async def convert(
+        self,
+        target: Grant | str,
+        mode: Mode,
+        *,
+        lockspace: str | None = None,
+        timeout: float | None = None,
+    ) -> Grant:
+        """Changes the mode of a lock that is held; its fencing token stays.
+
+        Raises:
+            DeadlockError: another holder waits to convert, too.
+            RequestError: as for `acquire`.
+        """
+        reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
+        await self._call(reply)
+        return reply.grants[0]
+
+    # Who holds what.
+
+    async def query(
+        self, resource: str, *, lockspace: str | None = None
+    ) -> dict[str, Any]:
+        """Returns who holds a lock, who waits, and who held it last."""
+        return await self._call(requests.about("query", resource, lockspace))
+
+    async def check(
+        self, resource: str, fencing_token: int, *, lockspace: str | None = None
+    ) -> bool:
+        """Returns whether a fencing token is that of a lock held now, by anybody."""
+        reply = requests.about(
+            "check", resource, lockspace, fencing_token=fencing_token
+        )
+        return (await self._call(reply))["current"]
+
+    async def list_resources(
+        self, lockspace: str | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yields the resources that are held or waited for, in the order of names."""
+        after = None
+        while True:
+            page = await self._call(requests.page(lockspace, after))
+            for resource in page["resources"]:
+                yield resource
+            after = page["next"]
+            if after is None:
+                return
+
+    async def list_lockspaces(self) -> list[dict[str, Any]]:
+        """Returns all lockspaces."""
+        return (await self.call("list_lockspaces"))["lockspaces"]
+
+    async def list_sessions(self) -> list[dict[str, Any]]:
+        """Returns all sessions."""
+        return (await self.call("list_sessions"))["sessions"]
+
+    async def statistics(self) -> dict[str, Any]:
+        """Returns the daemon's counters."""
+        return await self.call("statistics")
+
+    @asynccontextmanager
+    async def watch(self, lockspace: str | None = None) -> AsyncIterator["Events"]:
+        """Brings what happens in a lockspace, or in all, while the body runs."""
+        inbox = self._link.open_events()
+        try:
+            await self.call("watch", lockspace=lockspace)
+            yield Events(self._link, inbox)
+        finally:
+            self._link.close_events(inbox)
+
+    # The session, and administration.
+
+    async def register(
+        self,
+        name: str,
+        *,
+        uuid: str | None = None,
+        owner_id: int | None = None,
+        pid: int | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> dict[str, Any]:
+        """Names the owner for whom this session acts; once, before any lock."""
+        reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
+        return (await self._call(reply))["owner"]
+
+    async def restrict(self) -> None:
+        """Gives up the right to do more than release, cancel, query and check."""
+        await self.call("restrict")
+
+    async def create_lockspace(
+        self, name: str, kind: Kind, path: str | None = None
+    ) -> None:
+        """Makes a lockspace."""
+        await self.call("create_lockspace", name=name, kind=kind, path=path)
+
+    async def create_resource(self, resource: str, *, lockspace: str) -> None:
+        """Makes the file of a resource; it stays until it is deleted."""
+        await self.call("create_resource", lockspace=lockspace, resource=resource)
+
+    async def delete_resource(self, resource: str, *, lockspace: str) -> None:
+        """Removes the file of a resource that nobody holds."""
+        await self.call("delete_resource", lockspace=lockspace, resource=resource)
+
+    async def break_grant(self, fencing_token: int, reason: str) -> None:
+        """Takes a lock away from its holder, who is told why."""
+        await self.call("break", fencing_token=fencing_token, reason=reason)
+
+    async def disconnect_session(self, session: int, reason: str) -> None:
+        """Ends another session."""
+        await self.call("disconnect", session=session, reason=reason)
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """Sends any request of the protocol and returns its bare result."""
+        return await self._call(requests.request(method, **params))
+
+    @asynccontextmanager
+    async def _guarded(self, grant: Grant) -> AsyncIterator[None]:
+        scope = self._link.scopes[grant] = anyio.CancelScope()
+        try:
+            # It may have been lost already, in the same bytes that brought it.
+            if grant.lost:
+                scope.cancel()
+            with scope:
+                yield
+        except BaseException:
+            with suppress(LockdError):
+                await self._give_back(grant)
+            raise
+        finally:
+            del self._link.scopes[grant]
+        await self._give_back(grant)
+
+    async def _give_back(self, grant: Grant) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.release(grant)
+
+    async def _wait_turn(self, turn: Turn, timeout: float | None) -> float | None:
+        started = anyio.current_time()
+        if not turn.come and not await self._link.wait_turn(turn, timeout):
+            raise _not_in_turn(turn, timeout or 0)
+        if timeout is None:
+            return None
+        return time_left(timeout, anyio.current_time() - started)
+
+    async def _call(self, reply: Reply) -> Any:
+        await self._link.perform(reply)
+        return reply.outcome()
+
+
+class Events:
+    """What happens, event by event; to be used with `async for`."""
+
+    def __init__(self, link: TaskLink, inbox: Inbox) -> None:
+        self._link = link
+        self._inbox = inbox
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        event: dict[str, Any] = await self._link.wait_item(self._inbox)
+        return event
+
+
+def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
+    sentence = f"{quoted(turn.key.resource)} is held by another task of this process"
+    if not timeout:
+        return BusyError(sentence, turn.facts())
+    return AcquireTimeoutError(
+        f"{sentence}, after {timeout:g} s", turn.facts() | {"waited": timeout}
+    )
+
+
+async def _open_socket(path: str) -> sockets.socket:
+    sock = paths.new_socket()
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                await anyio.sleep(_BACKLOG_PAUSE)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise paths.unreachable(path, error) from None
+        raise

@@ -1,0 +1,319 @@
+"""The client for threads: sockets of the standard library, any number of threads.
+
+Timeouts are kept by the daemon. While the daemon is stopped (SIGSTOP) every wait lasts,
+until it goes on or is killed.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from lockd.client import paths, requests
+from lockd.client.core import Grant, Inbox, Reply
+from lockd.client.locks import Lock
+from lockd.client.threadlink import ThreadLink
+from lockd.errors import BusyError
+from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
+
+
+def connect(
+    socket: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    on_lost: Callable[[Grant], None] | None = None,
+) -> "Client":
+    """Opens a session with the daemon.
+
+    Args:
+        socket: the path; else `$LOCKD_SOCKET`, the user's daemon, the system's.
+        name: on whose behalf locks are held, as others see it.
+        on_lost: called with each grant that is lost, as soon as that is known, in a
+            thread that the client starts for it. It must not raise.
+
+    Raises:
+        ConnectionLostError: no daemon listens there.
+    """
+    path = paths.find_socket(socket)
+    sock = paths.new_socket()
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise paths.unreachable(path, error) from None
+    link = ThreadLink(sock)
+    try:
+        opening = requests.opening(name)
+        link.perform(*opening)
+        welcome, *_ = [reply.outcome() for reply in opening]
+        if on_lost is not None:
+            link.call_when_lost(on_lost)
+    except BaseException:
+        link.close()
+        raise
+    return Client(link, welcome)
+
+
+class Client:
+    """A session with the daemon: what it holds is released when it is closed.
+
+    Every method may raise what the daemon refuses with, a `RequestError`, and
+    `ConnectionLostError`, and in a forked child `ForkedSessionError`.
+
+    `lock` is for threads that exclude each other; `acquire` and `release` speak for the
+    session as a whole, so a second acquire of the same name is `AlreadyHeldError`.
+
+    Attributes:
+        session: the number by which the daemon knows this session.
+        epoch: which run of the daemon this is.
+    """
+
+    def __init__(self, link: ThreadLink, welcome: dict[str, Any]) -> None:
+        self._link = link
+        self.session: int = welcome["session"]
+        self.epoch: int = welcome["epoch"]
+
+    def __repr__(self) -> str:
+        return f"<Client session {self.session} {self._link!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the session; in a forked child, does nothing."""
+        self._link.close()
+
+    # Locks.
+
+    def lock(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Lock:
+        """Returns a lock to be used in a `with` statement, or like `threading.Lock`."""
+        key = requests.key_of(resource, lockspace)
+        options = {"create": create, "label": label, "reason": reason}
+        return Lock(self._link, key, mode, timeout, options)
+
+    def acquire(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant:
+        """Waits for a lock.
+
+        Args:
+            resource: its name; one that begins with a slash is a file.
+            lockspace: `direct` for a file, else `default`, if not given.
+            mode: "exclusive" or "shared".
+            timeout: seconds to wait; None waits for ever, 0 does not wait.
+            create: whether to make the file of a directory lockspace if it is missing.
+            label: what the name stands for, for people.
+            reason: what the lock is held for, for people.
+
+        Raises:
+            AcquireTimeoutError: it was not granted in time; `facts` tell who holds it.
+            BusyError: with `timeout` 0, somebody holds it or waits for it.
+            AlreadyHeldError: this session holds it, or waits for it.
+            DeadlockError: waiting would close a cycle.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
+        )
+        self._call(reply)
+        return reply.grants[0]
+
+    def try_acquire(
+        self,
+        resource: str,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant | None:
+        """Takes a lock if it is free now; returns None if it is busy."""
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=0, **options
+        )
+        try:
+            self._call(reply)
+        except BusyError:
+            return None
+        return reply.grants[0]
+
+    def acquire_all(
+        self,
+        resources: Iterable[str],
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> tuple[Grant, ...]:
+        """Waits for several locks of one lockspace: all are granted together, or none.
+
+        Raises:
+            RequestError: as for `acquire`.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.acquire_all(
+            resources, lockspace, mode, timeout=timeout, **options
+        )
+        self._call(reply)
+        return reply.grants
+
+    def release(self, *targets: Grant | str, lockspace: str | None = None) -> None:
+        """Releases locks, by their grants or by name.
+
+        A grant is released exactly: never a later one of the same name. To release it
+        again does nothing.
+
+        Raises:
+            LockLostError: a grant had been lost. All others have been released.
+            NotHeldError: nothing of that name is held.
+        """
+        grants = [target for target in targets if isinstance(target, Grant)]
+        replies = self._link.release(*grants)
+        for target in targets:
+            if isinstance(target, str):
+                replies.append(requests.about("release", target, lockspace))
+                self._link.perform(replies[-1])
+        for reply in replies:
+            reply.outcome()
+
+    def convert(
+        self,
+        target: Grant | str,
+        mode: Mode,
+        *,
+        lockspace: str | None = None,
+        timeout: float | None = None,
+    ) -> Grant:
+        """Changes the mode of a lock that is held; its fencing token stays.
+
+        Raises:
+            DeadlockError: another holder waits to convert, too.
+            RequestError: as for `acquire`.
+        """
+        reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
+        self._call(reply)
+        return reply.grants[0]
+
+    # Who holds what.
+
+    def query(self, resource: str, *, lockspace: str | None = None) -> dict[str, Any]:
+        """Returns who holds a lock, who waits, and who held it last."""
+        return self._call(requests.about("query", resource, lockspace))
+
+    def check(
+        self, resource: str, fencing_token: int, *, lockspace: str | None = None
+    ) -> bool:
+        """Returns whether a fencing token is that of a lock held now, by anybody."""
+        reply = requests.about(
+            "check", resource, lockspace, fencing_token=fencing_token
+        )
+        return self._call(reply)["current"]
+
+    def list_resources(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the resources that are held or waited for, in the order of names."""
+        after = None
+        while True:
+            page = self._call(requests.page(lockspace, after))
+            yield from page["resources"]
+            after = page["next"]
+            if after is None:
+                return
+
+    def list_lockspaces(self) -> list[dict[str, Any]]:
+        """Returns all lockspaces."""
+        return self.call("list_lockspaces")["lockspaces"]
+
+    def list_sessions(self) -> list[dict[str, Any]]:
+        """Returns all sessions."""
+        return self.call("list_sessions")["sessions"]
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns the daemon's counters."""
+        return self.call("statistics")
+
+    @contextmanager
+    def watch(self, lockspace: str | None = None) -> Iterator[Iterator[dict[str, Any]]]:
+        """Brings what happens in a lockspace, or in all, while the body runs."""
+        inbox = self._link.open_events()
+        try:
+            self.call("watch", lockspace=lockspace)
+            yield self._events(inbox)
+        finally:
+            self._link.close_events(inbox)
+
+    # The session, and administration.
+
+    def register(
+        self,
+        name: str,
+        *,
+        uuid: str | None = None,
+        owner_id: int | None = None,
+        pid: int | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> dict[str, Any]:
+        """Names the owner for whom this session acts; once, before any lock."""
+        reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
+        return self._call(reply)["owner"]
+
+    def restrict(self) -> None:
+        """Gives up the right to do more than release, cancel, query and check."""
+        self.call("restrict")
+
+    def create_lockspace(self, name: str, kind: Kind, path: str | None = None) -> None:
+        """Makes a lockspace."""
+        self.call("create_lockspace", name=name, kind=kind, path=path)
+
+    def create_resource(self, resource: str, *, lockspace: str) -> None:
+        """Makes the file of a resource; it stays until it is deleted."""
+        self.call("create_resource", lockspace=lockspace, resource=resource)
+
+    def delete_resource(self, resource: str, *, lockspace: str) -> None:
+        """Removes the file of a resource that nobody holds."""
+        self.call("delete_resource", lockspace=lockspace, resource=resource)
+
+    def break_grant(self, fencing_token: int, reason: str) -> None:
+        """Takes a lock away from its holder, who is told why."""
+        self.call("break", fencing_token=fencing_token, reason=reason)
+
+    def disconnect_session(self, session: int, reason: str) -> None:
+        """Ends another session."""
+        self.call("disconnect", session=session, reason=reason)
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Sends any request of the protocol and returns its bare result."""
+        return self._call(requests.request(method, **params))
+
+    def _events(self, inbox: Inbox) -> Iterator[dict[str, Any]]:
+        while True:
+            yield self._link.wait_item(inbox)
+
+    def _call(self, reply: Reply) -> Any:
+        self._link.perform(reply)
+        return reply.outcome()

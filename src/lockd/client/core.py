@@ -1,0 +1,473 @@
+"""One client's side of a conversation: what was asked, what is held, what was lost.
+
+No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what is
+in `outgoing`, gives it the bytes that come, and is woken through `Reply.wake`.
+
+A `Reply` goes through these states: new (in no collection), pending (in `_pending`),
+done. A done reply has either a result or an error, and never changes again. A reply may
+be abandoned at any moment, because whoever waited for it was cancelled: what it brings
+then is given back, so that nothing is held that nobody knows of.
+
+A `Grant` is held (in `_held`), releasing (still in `_held`, its release is on its way),
+released, or lost. It leaves the last two never.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lockd.errors import (
+    ConnectionLostError,
+    InvalidRequestError,
+    LockdError,
+    LockLostError,
+    NotHeldError,
+    ProtocolError,
+    error_for_code,
+)
+from lockd.names import quoted
+from lockd.protocol.codec import (
+    MAX_ANSWER_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_NESTING,
+    NOTIFICATION,
+    RESPONSE,
+    Decoder,
+    Encoder,
+    nesting,
+)
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+
+PROTOCOL_VERSION: Final = 1
+
+#: A request of flat parameters that is shorter breaks no limit of protocol 3.1.
+_SURELY_SMALL: Final = 64
+
+_HELD: Final = "held"
+_RELEASING: Final = "releasing"
+_RELEASED: Final = "released"
+_LOST: Final = "lost"
+
+_CAUSES: Final = {
+    "broken": "it was broken by an administrator",
+    "owner_died": "its owner's process died",
+    "disconnected": "the connection to the daemon ended",
+}
+
+
+class Grant:
+    """One lock that this connection holds, or held.
+
+    Attributes:
+        lockspace: where the resource is.
+        resource: what is locked.
+        mode: "exclusive" or "shared"; a conversion changes it.
+        fencing_token: rises strictly from grant to grant; a third party can refuse
+            a token that is lower than one it has seen, or ask `check`.
+        waited: how long the request waited, in seconds.
+    """
+
+    __slots__ = (
+        "_reason",
+        "_state",
+        "cause",
+        "fencing_token",
+        "lockspace",
+        "mode",
+        "resource",
+        "waited",
+    )
+
+    def __init__(self, shape: Mapping[str, Any]) -> None:
+        self.lockspace: str = shape["lockspace"]
+        self.resource: str = shape["resource"]
+        self.mode: Mode = shape["mode"]
+        self.fencing_token: int = shape["fencing_token"]
+        self.waited: float = shape.get("waited") or 0.0
+        self.cause: str | None = None
+        self._reason: str | None = None
+        self._state: str = _HELD
+
+    def __repr__(self) -> str:
+        key = ResourceKey(self.lockspace, self.resource)
+        return f"<Grant {key} {self.mode} {self.fencing_token} {self._state}>"
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is held, as far as has been heard from the daemon."""
+        return self._state in (_HELD, _RELEASING)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock ended though nobody here released it."""
+        return self._state == _LOST
+
+    def check(self) -> None:
+        """Checks that the lock has not been lost, as far as has been heard.
+
+        Raises:
+            LockLostError: it has.
+        """
+        if self.lost:
+            raise self._lost_error()
+
+    def _lost_error(self) -> LockLostError:
+        cause = self.cause or "disconnected"
+        why = _CAUSES.get(cause, cause)
+        if self._reason:
+            why += f" ({quoted(self._reason)})"
+        return LockLostError(
+            f"the lock on {quoted(self.resource)} was lost: {why}",
+            lockspace=self.lockspace,
+            resource=self.resource,
+            fencing_token=self.fencing_token,
+            cause=cause,
+        )
+
+
+class Reply:
+    """One request and, once it is done, its answer.
+
+    Attributes:
+        done: whether the answer is here, or will never come.
+        grants: of an acquire, what was granted; of a release, what it is to release.
+        wake: called once, when the reply gets done; for whoever waits.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "done",
+        "error",
+        "grants",
+        "method",
+        "msgid",
+        "params",
+        "result",
+        "undo_mode",
+        "wake",
+    )
+
+    def __init__(
+        self, method: str, params: dict[str, Any], grants: tuple[Grant, ...] = ()
+    ) -> None:
+        self.method = method
+        self.params = params
+        self.grants = grants
+        self.msgid: int | None = None
+        self.done = False
+        self.abandoned = False
+        self.result: Any = None
+        self.error: LockdError | None = None
+        self.undo_mode: Mode | None = None
+        self.wake: Callable[[], None] | None = None
+
+    def settle(self, result: Any = None, error: LockdError | None = None) -> None:
+        """Makes the reply done and wakes whoever waits for it."""
+        self.result, self.error, self.done = result, error, True
+        wake, self.wake = self.wake, None
+        if wake is not None:
+            wake()
+
+    def outcome(self) -> Any:
+        """Returns the result of a reply that is done, or raises its error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Inbox:
+    """What the daemon says unasked, in order, for one reader."""
+
+    def __init__(self) -> None:
+        self._items: deque[Any] = deque()
+        self._awaited: Reply | None = None
+        self._error: LockdError | None = None
+
+    def put(self, item: Any) -> None:
+        """Adds an item; wakes the reader if it waits."""
+        if self._awaited is None:
+            self._items.append(item)
+        else:
+            reply, self._awaited = self._awaited, None
+            reply.settle(item)
+
+    def take(self) -> Reply:
+        """Returns a reply that gets done with the next item."""
+        reply = Reply("", {})
+        if self._items:
+            reply.settle(self._items.popleft())
+        elif self._error is not None:
+            reply.settle(error=self._error)
+        else:
+            self._awaited = reply
+        return reply
+
+    def end(self, error: LockdError) -> None:
+        """Says that nothing more will come; what is here can still be taken."""
+        self._error = error
+        reply, self._awaited = self._awaited, None
+        if reply is not None:
+            reply.settle(error=error)
+
+
+class ClientCore:
+    """The state of one connection.
+
+    Attributes:
+        outgoing: bytes to be sent; whoever sends some removes them from its front.
+        on_lost: called with every grant that gets lost while it is held.
+        on_event: called with every event that a watch brings.
+        inboxes: are told when the connection ends.
+    """
+
+    def __init__(self) -> None:
+        self.outgoing = bytearray()
+        self.on_lost: Callable[[Grant], None] | None = None
+        self.on_event: Callable[[dict[str, Any]], None] | None = None
+        self.inboxes: list[Inbox] = []
+        self._ended: str | None = None
+        self._last_msgid = 0
+        self._pending: dict[int, Reply] = {}
+        # Several grants of one token are one shared hold, counted. `_tokens` finds the
+        # token of a resource; both have the same tokens.
+        self._held: dict[int, list[Grant]] = {}
+        self._tokens: dict[tuple[str, str], int] = {}
+        self._encoder = Encoder()
+        self._decoder = Decoder(MAX_ANSWER_BYTES)
+
+    def __repr__(self) -> str:
+        state = self._ended or "connected"
+        return f"<ClientCore {len(self._pending)} pending, {len(self._held)} held, {state}>"
+
+    # What the shell asks for.
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is over."""
+        return self._ended is not None
+
+    def start(self, reply: Reply) -> None:
+        """Makes a request pending; `outgoing` then holds its bytes too.
+
+        Raises:
+            ConnectionLostError: the connection is over.
+            InvalidRequestError: the parameters cannot be sent; nothing has changed.
+        """
+        if self._ended is not None:
+            raise ConnectionLostError(self._ended)
+        msgid = self._unused_msgid()
+        data = self._encode(msgid, reply)
+        reply.msgid = msgid
+        self._pending[msgid] = reply
+        self.outgoing += data
+
+    def release(self, grant: Grant) -> Reply:
+        """Makes the release of a grant pending.
+
+        The reply is done at once if the grant is no longer held: with nothing if it was
+        released here, with `LockLostError` if it was lost.
+        """
+        reply = Reply("release", {"fencing_token": grant.fencing_token}, (grant,))
+        if grant._state == _HELD:
+            self.start(reply)
+            grant._state = _RELEASING
+        else:
+            reply.settle(error=grant._lost_error() if grant.lost else None)
+        return reply
+
+    def abandon(self, reply: Reply) -> bool:
+        """Gives up a request, whatever its state; what it brings is given back.
+
+        Returns:
+            Whether the daemon was asked to cancel it: its answer is then near, and
+            is worth waiting for.
+        """
+        if reply.done:
+            self._undo(reply)
+            return False
+        if reply.msgid is None or reply.abandoned:
+            return False
+        reply.abandoned = True
+        if reply.method not in ("acquire", "convert"):
+            return False
+        self.start(Reply("cancel", {"request": reply.msgid}))
+        return True
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes as they came; none means that the daemon closed the connection."""
+        if not data:
+            self.end("the daemon closed the connection")
+        elif self._ended is None:
+            try:
+                for message in self._decoder.receive(data):
+                    self._receive_message(message)
+            except (ProtocolError, LookupError, TypeError, ValueError) as error:
+                self.end(f"the daemon cannot be understood: {error}")
+
+    def end(self, reason: str) -> None:
+        """Ends the connection: what is held is lost, what is pending fails."""
+        if self._ended is not None:
+            return
+        self._ended = reason
+        self.outgoing.clear()
+        for token in list(self._held):
+            self._lose(token, "disconnected", None)
+        for reply in list(self._pending.values()):
+            self._fail(reply, ConnectionLostError(reason))
+        self._pending.clear()
+        for inbox in self.inboxes:
+            inbox.end(ConnectionLostError(reason))
+
+    def close(self) -> None:
+        """Ends the connection on purpose: what is held is released, not lost."""
+        for token in list(self._held):
+            for grant in self._drop(token):
+                grant._state = _RELEASED
+        self.end("the client is closed")
+
+    # What the daemon says.
+
+    def _receive_message(self, message: list[Any]) -> None:
+        if message[0] == RESPONSE:
+            self._receive_answer(*message[1:])
+        elif message[0] == NOTIFICATION and message[1] == "lost":
+            (lost,) = message[2]
+            self._lose(lost["fencing_token"], lost["cause"], lost.get("reason"))
+        elif message[0] == NOTIFICATION and message[1] == "event":
+            if self.on_event is not None:
+                self.on_event(*message[2])
+
+    def _receive_answer(self, msgid: int | None, error: Any, result: Any) -> None:
+        if msgid is None:
+            # protocol 3.2: no request of ours is meant; the daemon is about to close.
+            raise ProtocolError(error[1])
+        reply = self._pending.pop(msgid)
+        if error is not None:
+            self._fail(reply, _refusal(error))
+            return
+        if reply.method in _SUCCESSES:
+            _SUCCESSES[reply.method](self, reply, result)
+        reply.settle(result)
+        if reply.abandoned:
+            self._undo(reply)
+
+    def _fail(self, reply: Reply, error: LockdError) -> None:
+        if reply.method == "release" and reply.grants:
+            (grant,) = reply.grants
+            if grant.lost:
+                error = grant._lost_error()
+            elif isinstance(error, NotHeldError):
+                self._forget(grant)
+            else:
+                grant._state = _HELD
+        reply.settle(error=error)
+
+    def _acquired(self, reply: Reply, result: dict[str, Any]) -> None:
+        shapes = result["grants"] if "resources" in reply.params else [result["grant"]]
+        reply.grants = tuple(Grant(shape) for shape in shapes)
+        for grant in reply.grants:
+            self._held.setdefault(grant.fencing_token, []).append(grant)
+            self._tokens[grant.lockspace, grant.resource] = grant.fencing_token
+
+    def _converted(self, reply: Reply, result: dict[str, Any]) -> None:
+        grant = Grant(result["grant"])
+        for held in self._held.get(grant.fencing_token, ()):
+            reply.undo_mode, held.mode = held.mode, grant.mode
+            reply.grants = (held,)
+
+    def _released(self, reply: Reply, result: None) -> None:
+        if "fencing_token" in reply.params:
+            grants = reply.grants or self._held_under(reply.params["fencing_token"])
+        else:
+            names = reply.params.get("resources") or [reply.params["resource"]]
+            lockspace = reply.params.get("lockspace", "default")
+            tokens = [self._tokens.get((lockspace, name), 0) for name in names]
+            grants = tuple(g for token in tokens for g in self._held_under(token))
+        for grant in grants:
+            self._forget(grant)
+
+    # What is held.
+
+    def _held_under(self, token: int) -> tuple[Grant, ...]:
+        # A release takes back one count of a shared hold; which one is all the same.
+        return tuple(self._held.get(token, ())[-1:])
+
+    def _forget(self, grant: Grant) -> None:
+        if not grant.lost:
+            grant._state = _RELEASED
+        grants = self._held.get(grant.fencing_token, [])
+        if grant in grants:
+            grants.remove(grant)
+        if not grants:
+            self._drop(grant.fencing_token)
+
+    def _drop(self, token: int) -> list[Grant]:
+        grants = self._held.pop(token, [])
+        for grant in grants:
+            self._tokens.pop((grant.lockspace, grant.resource), None)
+        return grants
+
+    def _lose(self, token: int, cause: str, reason: str | None) -> None:
+        for grant in self._drop(token):
+            was, grant._state = grant._state, _LOST
+            grant.cause, grant._reason = cause, reason
+            if was == _HELD and self.on_lost is not None:
+                self.on_lost(grant)
+
+    def _undo(self, reply: Reply) -> None:
+        if self._ended is not None:
+            return
+        if reply.method == "acquire":
+            for grant in reply.grants:
+                if grant._state == _HELD:
+                    self.release(grant)
+        elif reply.undo_mode == SHARED and reply.params["mode"] == EXCLUSIVE:
+            reply.undo_mode = None
+            self.start(Reply("convert", reply.params | {"mode": SHARED}))
+
+    # The wire.
+
+    def _unused_msgid(self) -> int:
+        msgid = self._last_msgid
+        while True:
+            msgid = msgid + 1 & 0xFFFF_FFFF
+            if msgid not in self._pending:
+                self._last_msgid = msgid
+                return msgid
+
+    def _encode(self, msgid: int, reply: Reply) -> bytes:
+        params = reply.params
+        try:
+            data = self._encoder.request(msgid, reply.method, params)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequestError(f"the request cannot be sent: {error}") from None
+        nested = any(
+            isinstance(value, list | tuple | dict) for value in params.values()
+        )
+        if nested or len(data) > _SURELY_SMALL:
+            _check_limits(data)
+        return data
+
+
+#: What the success of a request changes in the core.
+_SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], None]]] = {
+    "acquire": ClientCore._acquired,
+    "convert": ClientCore._converted,
+    "release": ClientCore._released,
+}
+
+
+def _check_limits(data: bytes) -> None:
+    # protocol 3.2: bytes that break a limit would cost the connection, and every lock
+    # that it holds.
+    try:
+        (message,) = Decoder(MAX_MESSAGE_BYTES).receive(data)
+    except ProtocolError as error:
+        raise InvalidRequestError(f"the request is too large: {error}") from None
+    if nesting(message) > MAX_NESTING:
+        raise InvalidRequestError(f"the request is nested deeper than {MAX_NESTING}")
+
+
+def _refusal(error: list[Any]) -> LockdError:
+    code, _, sentence = error[1].partition(": ")
+    return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)

@@ -1,0 +1,217 @@
+"""Locks for code that was written for `threading.Lock` or `filelock.FileLock`."""
+
+import time
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from lockd.client import requests
+from lockd.client.core import Grant
+from lockd.client.threadlink import ThreadLink
+from lockd.client.turns import Turn, time_left
+from lockd.errors import (
+    AcquireTimeoutError,
+    AlreadyHeldError,
+    BusyError,
+    LockdError,
+    NotHeldError,
+)
+from lockd.names import quoted
+from lockd.terms import Mode, ResourceKey
+
+
+class _Hold(NamedTuple):
+    turn: Turn
+    grant: Grant
+
+
+class Acquired:
+    """Whether a lock was acquired: true or false, and a context manager.
+
+    So both `if lock.acquire(timeout=5):` and `with lock.acquire(timeout=5):` say what
+    they mean. To enter a false one raises the refusal.
+    """
+
+    __slots__ = ("_lock", "_refusal")
+
+    def __init__(self, lock: "Lock", refusal: LockdError | None) -> None:
+        self._lock = lock
+        self._refusal = refusal
+
+    def __bool__(self) -> bool:
+        return self._refusal is None
+
+    def __enter__(self) -> "Lock":
+        if self._refusal is not None:
+            raise self._refusal
+        return self._lock
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.__exit__(exc_type, exc, traceback)
+
+
+class Lock:
+    """One lock of the daemon, for one thread at a time (or, shared, for several).
+
+    Locks of the same name that belong to one client exclude each other like
+    `threading.Lock`, first come, first served; they exclude everybody else's through the
+    daemon. They are not re-entrant. Deadlocks between sessions are refused by the daemon;
+    threads of one client that wait for each other, in opposite orders, are not noticed.
+
+    Where the lock is lost while a `with` body runs, the end of the body raises
+    `LockLostError`, unless another exception is on its way.
+    """
+
+    def __init__(
+        self,
+        link: ThreadLink,
+        key: ResourceKey,
+        mode: Mode,
+        timeout: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._link = link
+        self._key = key
+        self._mode: Mode = mode
+        self._timeout = -1 if timeout is None else timeout
+        self._options = options
+        self._holds: list[_Hold] = []
+
+    def __repr__(self) -> str:
+        state = "held" if self._holds else "not held"
+        return f"<Lock {self._key} {self._mode} {state}>"
+
+    @property
+    def grant(self) -> Grant:
+        """What is held.
+
+        Raises:
+            NotHeldError: nothing is.
+        """
+        try:
+            return self._holds[-1].grant
+        except IndexError:
+            raise self._not_held() from None
+
+    @property
+    def fencing_token(self) -> int:
+        """The fencing token of what is held."""
+        return self.grant.fencing_token
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the lock is held through this object."""
+        return bool(self._holds)
+
+    def locked(self) -> bool:
+        """Returns whether the lock is held through this object."""
+        return bool(self._holds)
+
+    def check(self) -> None:
+        """Checks that the lock is still held, as far as the daemon has said.
+
+        Raises:
+            LockLostError: it was lost.
+            NotHeldError: it is not held through this object.
+        """
+        self._link.catch_up()
+        self.grant.check()
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> Acquired:
+        """Waits for the lock.
+
+        Args:
+            blocking: false only tries.
+            timeout: seconds to wait; negative waits for ever; if not given, the lock's.
+
+        Returns:
+            True, or what is false if it was busy or the time is over.
+
+        Raises:
+            AlreadyHeldError: this thread holds it, and would wait for ever.
+            RequestError: the daemon refused for another reason.
+        """
+        if not blocking:
+            timeout = 0
+        elif timeout is None:
+            timeout = self._timeout
+        try:
+            self._acquire(timeout)
+        except (BusyError, AcquireTimeoutError) as refusal:
+            return Acquired(self, refusal)
+        except AlreadyHeldError as refusal:
+            if blocking:
+                raise
+            return Acquired(self, refusal)
+        return Acquired(self, None)
+
+    def release(self) -> None:
+        """Releases the lock; any thread may.
+
+        Raises:
+            LockLostError: it had been lost.
+            NotHeldError: it is not held through this object.
+        """
+        self._link.check_owned()
+        try:
+            hold = self._holds.pop()
+        except IndexError:
+            raise self._not_held() from None
+        try:
+            (reply,) = self._link.release(hold.grant)
+        finally:
+            self._link.leave_line(hold.turn)
+        reply.outcome()
+
+    def __enter__(self) -> Self:
+        self._acquire(self._timeout)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._link.forked:
+            return  # the lock is the parent's
+        try:
+            self.release()
+        except LockdError:
+            if exc is None:
+                raise
+
+    def _acquire(self, timeout: float) -> None:
+        started = time.monotonic()
+        turn = self._link.enter_line(self._key, self._mode)
+        reply = requests.request("acquire", **self._key._asdict(), **self._options)
+        reply.params["mode"] = self._mode
+        try:
+            if not turn.come and not self._link.wait_turn(turn, timeout):
+                raise self._refusal(turn, timeout)
+            if timeout >= 0:
+                reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
+            self._link.perform(reply)
+            reply.outcome()
+        except BaseException:
+            self._link.abandon(reply)
+            self._link.leave_line(turn)
+            raise
+        self._holds.append(_Hold(turn, reply.grants[0]))
+
+    def _refusal(self, turn: Turn, timeout: float) -> LockdError:
+        sentence = (
+            f"{quoted(self._key.resource)} is held by another thread of this process"
+        )
+        if not timeout:
+            return BusyError(sentence, turn.facts())
+        return AcquireTimeoutError(
+            f"{sentence}, after {timeout:g} s", turn.facts() | {"waited": timeout}
+        )
+
+    def _not_held(self) -> NotHeldError:
+        return NotHeldError(f"{quoted(self._key.resource)} is not held by this lock")

@@ -1,0 +1,64 @@
+"""Builds the parameters of requests: what is not said is left out of the map."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
+from lockd.names import default_lockspace
+from lockd.terms import Mode, ResourceKey
+
+CLIENT_NAME: Final = "lockd-python"
+
+
+def request(method: str, **params: Any) -> Reply:
+    """Returns a new request; parameters that are None are left out."""
+    said = {name: value for name, value in params.items() if value is not None}
+    return Reply(method, said)
+
+
+def opening(name: str | None) -> list[Reply]:
+    """Returns the requests that open a conversation; `hello` is the first."""
+    hello = request("hello", protocol=PROTOCOL_VERSION, client=CLIENT_NAME)
+    return [hello] if name is None else [hello, register(name)]
+
+
+def register(
+    name: str,
+    uuid: str | None = None,
+    owner_id: int | None = None,
+    pid: int | None = None,
+    on_disconnect: str | None = None,
+) -> Reply:
+    """Returns the request that names an owner."""
+    owner = {"name": name, "uuid": uuid, "id": owner_id, "pid": pid}
+    said = {key: value for key, value in owner.items() if value is not None}
+    return request("register", owner=said, on_disconnect=on_disconnect)
+
+
+def key_of(target: Grant | str, lockspace: str | None = None) -> ResourceKey:
+    """Returns what a grant is on, or what a name means."""
+    if isinstance(target, Grant):
+        return ResourceKey(target.lockspace, target.resource)
+    return ResourceKey(lockspace or default_lockspace(target), target)
+
+
+def about(
+    method: str, target: Grant | str, lockspace: str | None, **params: Any
+) -> Reply:
+    """Returns a request about one resource."""
+    space, resource = key_of(target, lockspace)
+    return request(method, lockspace=space, resource=resource, **params)
+
+
+def acquire_all(
+    resources: Iterable[str], lockspace: str | None, mode: Mode, **params: Any
+) -> Reply:
+    """Returns a request for several resources, all or nothing."""
+    names = list(resources)
+    space = lockspace or default_lockspace(names[0] if names else "")
+    return request("acquire", lockspace=space, resources=names, mode=mode, **params)
+
+
+def page(lockspace: str | None, after: list[str] | None) -> Reply:
+    """Returns the request for one page of a listing."""
+    return request("list", lockspace=lockspace, after=after)

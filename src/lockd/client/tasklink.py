@@ -1,0 +1,169 @@
+"""Lets the tasks of one trio or asyncio program use one connection.
+
+A reader task gives what comes to the core, which wakes those whose answer it is.
+Everything else happens between two checkpoints, so nothing here needs a lock.
+
+Cancellation: whoever is cancelled still waits, shielded, for the definite answer to what
+it takes back, and the daemon answers every request. The reader is shielded too, or a
+cancelled program could not hear these answers; `stop` ends it.
+"""
+
+import socket
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from lockd.client import forking
+from lockd.client.core import ClientCore, Grant, Inbox, Reply
+from lockd.client.turns import Turn, Turns
+from lockd.client.wire import Wire
+from lockd.terms import Mode, ResourceKey
+
+
+class TaskLink:
+    """A connection that tasks share.
+
+    Attributes:
+        scopes: the bodies that are cancelled when their grant is lost.
+    """
+
+    def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
+        self.scopes: dict[Grant, anyio.CancelScope] = {}
+        self._sock = sock
+        self._core = ClientCore()
+        self._core.on_lost = self._cancel_body
+        self._wire = Wire(sock, self._core)
+        self._turns = Turns()
+        self._tasks = tasks
+        self._reading = anyio.CancelScope(shield=True)
+        self._flushing: anyio.CancelScope | None = None
+        self._forked = False
+        forking.disown_in_children(self)
+        tasks.start_soon(self._read)
+
+    def __repr__(self) -> str:
+        return f"<TaskLink {self._core!r}>"
+
+    def check_owned(self) -> None:
+        """Checks that the session belongs to this process.
+
+        Raises:
+            ForkedSessionError: it is the parent's.
+        """
+        if self._forked:
+            raise forking.forked()
+
+    async def perform(self, *replies: Reply) -> None:
+        """Sends requests and waits until all are answered."""
+        self.check_owned()
+        try:
+            for reply in replies:
+                self._core.start(reply)
+            self._push()
+            for reply in replies:
+                await self._wait(reply)
+        except BaseException:
+            await self.abandon(*replies)
+            raise
+
+    async def release(self, *grants: Grant) -> list[Reply]:
+        """Releases grants and waits until the daemon has done so."""
+        self.check_owned()
+        replies = [self._core.release(grant) for grant in grants]
+        self._push()
+        for reply in replies:
+            await self._wait(reply)
+        return replies
+
+    async def abandon(self, *replies: Reply) -> None:
+        """Gives up requests; what they bring is given back."""
+        cancelled = [reply for reply in replies if self._core.abandon(reply)]
+        self._push()
+        with anyio.CancelScope(shield=True):
+            for reply in cancelled:
+                await self._wait(reply)
+
+    def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
+        """Takes the calling task's place among those who want the same lock."""
+        self.check_owned()
+        return self._turns.enter(key, mode, anyio.get_current_task().id)
+
+    async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
+        """Waits until a turn has come; returns false when the time is over."""
+        event = anyio.Event()
+        turn.wake = event.set
+        with anyio.move_on_after(timeout):
+            await event.wait()
+        return turn.come
+
+    def leave_line(self, turn: Turn) -> None:
+        """Gives up a turn, or a place in the line."""
+        self._turns.leave(turn)
+
+    def open_events(self) -> Inbox:
+        """Returns an inbox into which the events of a watch come."""
+        inbox = Inbox()
+        self._core.inboxes.append(inbox)
+        self._core.on_event = inbox.put
+        return inbox
+
+    def close_events(self, inbox: Inbox) -> None:
+        """Lets events pass unheard from now on."""
+        self._core.inboxes.remove(inbox)
+        if self._core.on_event == inbox.put:
+            self._core.on_event = None
+
+    async def wait_item(self, inbox: Inbox) -> Any:
+        """Waits for the next item of an inbox and returns it."""
+        self.check_owned()
+        reply = inbox.take()
+        await self._wait(reply)
+        return reply.outcome()
+
+    def stop(self) -> None:
+        """Ends the session; those who wait get `ConnectionLostError`."""
+        self._reading.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._core.close()
+        self._sock.close()
+
+    def disown(self) -> None:
+        """Closes a forked child's copy of the socket; sends nothing."""
+        self._forked = True
+        self._sock.close()
+
+    async def _wait(self, reply: Reply) -> None:
+        if reply.done:
+            await anyio.lowlevel.checkpoint()
+        else:
+            event = anyio.Event()
+            reply.wake = event.set
+            await event.wait()
+
+    async def _read(self) -> None:
+        with self._reading:
+            while not self._core.ended:
+                await anyio.wait_readable(self._sock)
+                self._wire.pull()
+                self._push()
+
+    def _push(self) -> None:
+        self._wire.push()
+        if self._core.outgoing and self._flushing is None:
+            self._flushing = anyio.CancelScope(shield=True)
+            self._tasks.start_soon(self._flush, self._flushing)
+
+    async def _flush(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            while self._core.outgoing:
+                await anyio.wait_writable(self._sock)
+                self._wire.push()
+        self._flushing = None
+
+    def _cancel_body(self, grant: Grant) -> None:
+        scope = self.scopes.get(grant)
+        if scope is not None:
+            scope.cancel()
