@@ -202,7 +202,10 @@ def test_device_is_refused_without_being_opened(
     monkeypatch: pytest.MonkeyPatch,
     create: bool | None,
 ) -> None:
-    os.mknod(locks / "web1", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    try:
+        os.mknod(locks / "web1", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this root may not make devices")
     opened: list[int] = []
     real_open = os.open
 

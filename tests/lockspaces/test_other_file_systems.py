@@ -74,7 +74,6 @@ def in_mount(tmp_path: Path) -> InMount:
     return run
 
 
-@pytest.mark.slow
 def test_full_disk_refuses_new_files_only(in_mount: InMount) -> None:
     # Two inodes: the directory's and one file's.
     said = in_mount(
@@ -96,7 +95,6 @@ print(take(space, "web2"))
     assert said[2:] == ["0", "ok"]
 
 
-@pytest.mark.slow
 def test_read_only_disk_can_be_shared_but_not_upgraded(in_mount: InMount) -> None:
     said = in_mount(
         'mount -t tmpfs -o mode=755 none "$PLACE"; touch "$PLACE/golden.img"; '

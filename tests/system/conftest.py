@@ -1,0 +1,60 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon_process import DaemonProcess
+from lockd import Client, connect
+from lockspaces.outside import Outside
+from system.actors import Actor
+
+StartActor = Callable[..., Actor]
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Path:
+    """The directory of lockspace `vms`."""
+    path = tmp_path / "locks"
+    path.mkdir(mode=0o755)
+    return path
+
+
+@pytest.fixture
+def house(start_daemon: Callable[[str], DaemonProcess], locks: Path) -> DaemonProcess:
+    """A daemon that serves a directory lockspace, too."""
+    return start_daemon(f'[lockspaces.vms]\nkind = "directory"\npath = "{locks}"\n')
+
+
+@pytest.fixture
+def client(house: DaemonProcess) -> Iterator[Client]:
+    with connect(house.socket, name="the test") as client:
+        yield client
+
+
+@pytest.fixture
+def start_actor(house: DaemonProcess) -> Iterator[StartActor]:
+    started: list[Actor] = []
+
+    def start(name: str, pass_fds: tuple[int, ...] = ()) -> Actor:
+        started.append(Actor(house.socket, name, pass_fds))
+        return started[-1]
+
+    yield start
+    for actor in started:
+        actor.kill()
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    """A process that locks files without asking lockd."""
+    process = Outside()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that is worth locking."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"precious")
+    return path
