@@ -58,7 +58,8 @@ def check_path(path: str) -> None:
     _check_text(path, "path", MAX_PATH_BYTES)
     if not path.startswith("/"):
         raise InvalidRequestError(f"the path {quoted(path)} is not absolute")
-    normal = os.path.normpath(path)
+    # POSIX lets two slashes at the beginning mean something; on Linux they do not.
+    normal = "/" + os.path.normpath(path).lstrip("/")
     if path != normal:
         raise InvalidRequestError(
             f"the path {quoted(path)} is not canonical: write {quoted(normal)}, "

@@ -1,0 +1,167 @@
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lockd.errors import InvalidRequestError
+from lockd.names import (
+    CHECK_OF_KIND,
+    MAX_PATH_BYTES,
+    canonical_path,
+    check_file_name,
+    check_lockspace_name,
+    check_name,
+    check_path,
+    default_lockspace,
+    hashed_name,
+    plain,
+    quoted,
+)
+
+GOOD_NAMES = [
+    "backup",
+    "a b",
+    "vm-1.qcow2",
+    "-",
+    "...",
+    "ünïcödé",
+    "日本語",
+    "x" * 255,
+    "é" * 127,
+]
+BAD_TEXTS = [
+    "",
+    "a\0b",
+    "a\nb",
+    "a\x1b[31mb",
+    "a\x7fb",
+    "a\u202eb",
+    "a\u200bb",
+    "a\u00a0b",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("name", [*GOOD_NAMES, "a/b", "/", ".", ".."])
+def test_any_printable_name_is_good_in_memory(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("check", [check_name, check_file_name, check_lockspace_name])
+@pytest.mark.parametrize("name", [*BAD_TEXTS, "x" * 256, "é" * 128])
+def test_bad_text_and_long_names_are_refused(
+    check: Callable[[str], None], name: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check(name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_name_of_a_file_may_be_any_directory_entry(name: str, tmp_path: Path) -> None:
+    check_file_name(name)
+    (tmp_path / name).touch()
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["/", "a/b", "../etc", "a/", ".", ".."])
+def test_name_of_a_file_leads_nowhere_else(name: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_file_name(name)
+
+
+@pytest.mark.parametrize("path", ["/", "/dev/sda", "/a b/c", "/ü", "/.../x"])
+def test_canonical_paths_are_good(path: str) -> None:
+    check_path(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a", "a/b", "./a", "//a", "/a//b", "/a/", "/a/.", "/a/../b", "/./a", *BAD_TEXTS],
+)
+def test_other_spellings_of_paths_are_refused(path: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_path(path)
+
+
+def test_refused_path_is_told_how_to_be_written() -> None:
+    with pytest.raises(InvalidRequestError, match="write '/a/b'"):
+        check_path("/a//x/../b/")
+
+
+def test_path_may_be_as_long_as_the_kernel_allows() -> None:
+    check_path("/" + "x" * (MAX_PATH_BYTES - 1))
+    with pytest.raises(InvalidRequestError, match="4096 bytes"):
+        check_path("/" + "x" * MAX_PATH_BYTES)
+
+
+@pytest.mark.parametrize("name", ["a:b", ":", "a/b", "."])
+def test_lockspace_is_named_like_a_file_without_colon(name: str) -> None:
+    check_lockspace_name("images")
+    with pytest.raises(InvalidRequestError):
+        check_lockspace_name(name)
+
+
+def test_every_kind_has_its_check() -> None:
+    assert dict(CHECK_OF_KIND) == {
+        "memory": check_name,
+        "directory": check_file_name,
+        "direct": check_path,
+    }
+
+
+@given(st.text())
+def test_checked_names_are_printable_and_fit(name: str) -> None:
+    try:
+        check_name(name)
+    except InvalidRequestError:
+        fits = 0 < len(name.encode(errors="surrogatepass")) <= 255
+        assert not (name.isprintable() and fits)
+    else:
+        assert name.isprintable()
+        assert 0 < len(name.encode()) <= 255
+
+
+def test_all_spellings_of_a_file_have_one_hash(tmp_path: Path) -> None:
+    file = tmp_path / "disk"
+    file.touch()
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "sub").mkdir()
+    spellings = [file, tmp_path / "link", tmp_path / "sub" / ".." / "disk"]
+    expected = hashlib.sha256(str(file.resolve()).encode()).hexdigest()
+    assert {hashed_name(str(path)) for path in spellings} == {expected}
+    check_file_name(expected)
+
+
+def test_file_that_does_not_exist_has_a_canonical_path(tmp_path: Path) -> None:
+    path = tmp_path / "not" / ".." / "there"
+    assert canonical_path(str(path)) == str(tmp_path.resolve() / "there")
+
+
+def test_path_that_is_not_utf8_has_a_hash(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path.resolve()) + b"/\xff")
+    assert hashed_name(path) == hashlib.sha256(os.fsencode(path)).hexdigest()
+
+
+def test_bare_name_means_default_and_a_path_means_direct() -> None:
+    assert default_lockspace("backup") == "default"
+    assert default_lockspace("/dev/sda") == "direct"
+
+
+@given(st.text())
+def test_quoted_text_never_acts_on_a_terminal(text: str) -> None:
+    assert quoted(text).isprintable()
+    assert plain(text).isprintable()
+
+
+def test_quoted_text_is_cut() -> None:
+    assert quoted("x" * 100, limit=10) == "'xxxxxxxxx…'"
+    assert quoted("x" * 10, limit=10) == "'xxxxxxxxxx'"
+
+
+def test_plain_escapes_only_what_must_be() -> None:
+    assert plain("grün\x1b[0m\u202e") == "grün\\x1b[0m\\u202e"
