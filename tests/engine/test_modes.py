@@ -1,6 +1,6 @@
 import pytest
 
-from lockd.engine.modes import compatible, covers
+from lockd.engine.modes import compatible
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
 
@@ -17,16 +17,3 @@ def test_only_shared_beside_shared_is_compatible(
     held: Mode, wanted: Mode, expected: bool
 ) -> None:
     assert compatible(held, wanted) is expected
-
-
-@pytest.mark.parametrize(
-    ("held", "wanted", "expected"),
-    [
-        (SHARED, SHARED, True),
-        (SHARED, EXCLUSIVE, False),
-        (EXCLUSIVE, SHARED, True),
-        (EXCLUSIVE, EXCLUSIVE, True),
-    ],
-)
-def test_exclusive_covers_both_modes(held: Mode, wanted: Mode, expected: bool) -> None:
-    assert covers(held, wanted) is expected

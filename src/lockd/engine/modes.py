@@ -1,6 +1,6 @@
 """The compatibility table of lock modes."""
 
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.terms import SHARED, Mode
 
 COMPATIBLE: frozenset[tuple[Mode, Mode]] = frozenset({(SHARED, SHARED)})
 """The pairs of modes that two owners may hold at once; any other pair excludes."""
@@ -9,8 +9,3 @@ COMPATIBLE: frozenset[tuple[Mode, Mode]] = frozenset({(SHARED, SHARED)})
 def compatible(held: Mode, wanted: Mode) -> bool:
     """Tells whether one owner may get `wanted` while another holds `held`."""
     return (held, wanted) in COMPATIBLE
-
-
-def covers(held: Mode, wanted: Mode) -> bool:
-    """Tells whether who holds `held` needs nothing more to have `wanted`."""
-    return held == EXCLUSIVE or wanted == SHARED
