@@ -278,9 +278,9 @@ PLANTED_BUGS = [
         "lock_engine",
         "the locks of a dead process are kept",
         "        for grant in list(owner.grants.values()):\n"
-        "            if grant.session in self.sessions:\n",
+        "            self._lose(grant, cause, now)\n",
         "        for grant in list(owner.grants.values())[:1]:\n"
-        "            if grant.session in self.sessions:\n",
+        "            self._lose(grant, cause, now)\n",
     ),
     _in(
         "lock_engine",

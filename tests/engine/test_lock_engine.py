@@ -3,6 +3,7 @@ from lockd.engine.commands import (
     BreakGrant,
     Cancel,
     CloseSession,
+    DisconnectOwner,
     EndOwner,
     OpenSession,
     Owner,
@@ -182,8 +183,9 @@ def test_labels_and_reasons_come_back_with_grant_and_waiter(engine: LockEngine) 
         command = Acquire(session, 1, (DISK,), EXCLUSIVE, label="/dev/x", reason="fsck")
         engine.handle(command, now=0.0)
     situation = engine.situation(DISK)
-    for shown in (*situation.holders, *situation.waiters):
-        assert (shown.label, shown.reason) == ("/dev/x", "fsck")
+    (holder,), (waiter,) = situation.holders, situation.waiters
+    assert (holder.label, holder.reason) == ("/dev/x", "fsck")
+    assert (waiter.label, waiter.reason) == ("/dev/x", "fsck")
 
 
 # Tries, timeouts, cancels.
@@ -641,6 +643,25 @@ def test_grants_of_a_process_outlive_the_session_that_took_them(
         ForgetOwner(GUEST),
         granted(BOB, 1, grant(DISK, BOB, 2)),
     ]
+
+
+def test_process_that_leaves_is_fenced_before_its_locks_are_given_away(
+    engine: LockEngine,
+) -> None:
+    registered(engine, ALICE)
+    acquire(engine, ALICE, 1, GUARDED)
+    acquire(engine, ALICE, 2, DISK)
+    acquire(engine, BOB, 1, GUARDED)
+    lost, ended, fence = engine.handle(DisconnectOwner(GUEST), now=0.0)
+    assert isinstance(lost, Lost)
+    assert lost.cause == "disconnected"
+    assert ended == Ended(lost.grant, "disconnected")
+    assert lost.grant.key == DISK
+    assert fence == Fence(GUEST, owner("guest", 700))
+    assert engine.situation(GUARDED).holder_count == 1
+    effects = engine.handle(OwnerFenced(GUEST), now=0.0)
+    assert isinstance(effects[-1], Granted)
+    assert effects[-1].session == BOB
 
 
 def test_sessions_of_one_process_share_its_grants(engine: LockEngine) -> None:

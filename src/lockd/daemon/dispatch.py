@@ -120,7 +120,7 @@ class Dispatcher:
             owner_id = runtime.processes.registered(peer.credentials.pid)
             if owner_id is not None:
                 runtime.processes.unregister(owner_id)
-                runtime.carry_out(c.EndOwner(owner_id, "disconnected"))
+                runtime.carry_out(c.DisconnectOwner(owner_id))
         if session not in self._engine.owners:
             runtime.processes.forget(session)
 

@@ -90,7 +90,9 @@ class Processes:
 
     def _died(self, owner_id: int, events: int) -> None:
         self.unregister(owner_id)
-        self._on_death(owner_id)
+        # Whoever is fencing it will tell.
+        if not self._by_owner[owner_id].fencing:
+            self._on_death(owner_id)
 
     def registered(self, pid: int) -> int | None:
         """Returns the number of the owner that is a process, if it is registered."""

@@ -56,12 +56,16 @@ class CloseSession(Struct, frozen=True, gc=False):
     session: int
 
 
-class EndOwner(Struct, frozen=True, gc=False):
-    """The process of a registered owner ended: its grants end with it."""
+class DisconnectOwner(Struct, frozen=True, gc=False):
+    """The process of a registered owner closed its own session, but may live on."""
 
     owner_id: int
-    #: "owner_died", or "disconnected" when the process closed its own session.
-    cause: str = "owner_died"
+
+
+class EndOwner(Struct, frozen=True, gc=False):
+    """The process of a registered owner is dead: its grants end with it."""
+
+    owner_id: int
 
 
 class OwnerFenced(Struct, frozen=True, gc=False):
@@ -152,6 +156,7 @@ Command = (
     | OpenSession
     | RegisterOwner
     | CloseSession
+    | DisconnectOwner
     | EndOwner
     | OwnerFenced
     | Acquire

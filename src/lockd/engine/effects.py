@@ -2,8 +2,8 @@
 
 Within the effects of one command: a request that was given up is answered first; a
 grant's end (`Ended`) stands before the `CloseAnchor` or `OpenAnchor` that it causes,
-these before the grants that others get of it, and the answer to the command's own
-sender comes last.
+these before the grants that others get of it; the answer to a release, cancel, break
+or registration comes last.
 """
 
 from msgspec import Struct

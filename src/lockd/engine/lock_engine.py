@@ -31,6 +31,7 @@ class LockEngine(LockTable):
             c.OpenSession: self._open_session,
             c.RegisterOwner: self._register_owner,
             c.CloseSession: self._close_session,
+            c.DisconnectOwner: self._disconnect_owner,
             c.EndOwner: self._end_owner_process,
             c.OwnerFenced: self._owner_fenced,
             c.Acquire: self._acquire,
@@ -139,16 +140,20 @@ class LockEngine(LockTable):
             self._end_owner(owner, now)
 
     def _end_owner(self, owner: OwnerState, now: float) -> None:
-        """Ends a session's own owner: its process is fenced first if that is asked."""
+        """Ends an owner whose process may live: fenced first where that is asked."""
+        self._refuse_waiting(owner, now)
         for grant in list(owner.grants.values()):
             if not self._must_fence(grant):
-                self._end(grant, "disconnected", now)
+                self._lose(grant, "disconnected", now)
         if owner.grants:
             self._fence(owner, "disconnected")
         self._forget_if_idle(owner)
 
+    def _disconnect_owner(self, command: c.DisconnectOwner, now: float) -> None:
+        self._end_owner(self.owners[command.owner_id], now)
+
     def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
-        self._release_all(self.owners[command.owner_id], command.cause, now)
+        self._release_all(self.owners[command.owner_id], "owner_died", now)
 
     def _must_fence(self, grant: e.Grant) -> bool:
         lockspace = self.lockspaces[grant.key.lockspace]
@@ -168,15 +173,23 @@ class LockEngine(LockTable):
 
     def _release_all(self, owner: OwnerState, cause: str, now: float) -> None:
         """Ends all grants of an owner whose process is dead."""
+        self._refuse_waiting(owner, now)
+        for grant in list(owner.grants.values()):
+            self._lose(grant, cause, now)
+        self._forget_if_idle(owner)
+
+    def _refuse_waiting(self, owner: OwnerState, now: float) -> None:
+        """Refuses what waits for an owner that has ended, and all that will come."""
         owner.ended = True
         for request in owner.waiting():
             code, message = _why_not(owner)
             self._refuse_request(request, code, now, message=message)
-        for grant in list(owner.grants.values()):
-            if grant.session in self.sessions:
-                self._effects.append(e.Lost(grant.session, grant, cause))
-            self._end(grant, cause, now)
-        self._forget_if_idle(owner)
+
+    def _lose(self, grant: e.Grant, cause: str, now: float) -> None:
+        """Ends a grant, and tells the session that acquired it if it is still there."""
+        if grant.session in self.sessions:
+            self._effects.append(e.Lost(grant.session, grant, cause))
+        self._end(grant, cause, now)
 
     def _forget_if_idle(self, owner: OwnerState) -> None:
         if owner.sessions or owner.grants:
