@@ -67,7 +67,7 @@ def _cause(report: str) -> str:
             return more
         if "Error" in error:
             return error.removeprefix("AssertionError: ")
-    return ""
+    return said[0] if said else ""
 
 
 @contextmanager

@@ -92,6 +92,15 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         raise NotImplementedError
 
+    def reconnect(self, slot: int, acts_for_process: bool) -> None:
+        raise NotImplementedError
+
+    def release_names(self, slot: int, names: tuple[str, ...]) -> None:
+        raise NotImplementedError
+
+    def process_dies(self) -> None:
+        raise NotImplementedError
+
     def whose(self, pick: int) -> tuple[int | None, str]:
         """Picks a grant, and tells which slot may act for its owner."""
         raise NotImplementedError
@@ -112,24 +121,50 @@ class Machine(RuleBasedStateMachine):
         self.acquire(first, ("b",), other_mode, None)
         self.acquire(second, ("a",), mode, None)
 
+    def clear(self) -> None:
+        """Begins anew: few plots lead anywhere in the middle of another one."""
+        self.process_dies()
+        for slot in SLOTS:
+            self.reconnect(slot, False)
+
+    def upgrade(self, crowd: Crowd, leaves: bool) -> None:
+        """Lets one of two holders upgrade before a waiter."""
+        (first, _), (second, _), (third, mode) = crowd
+        self.clear()
+        self.acquire(first, ("a",), SHARED, None)
+        self.acquire(second, ("a",), SHARED, None)
+        self.acquire(third, ("a",), EXCLUSIVE, None)
+        self.convert_name(first, "a", EXCLUSIVE, None)
+        if leaves:
+            self.release_names(second, ("a",))
+        else:
+            self.convert_name(second, "a", mode, None)
+
     def ring(self, crowd: Crowd) -> None:
         """Lets each session ask for what the next one got."""
+        self.clear()
         for name, (slot, mode) in zip("abc", crowd, strict=True):
             self.acquire(slot, (name,), mode, None)
         for name, (slot, mode) in zip("bca", crowd, strict=True):
             self.acquire(slot, (name,), mode, None)
 
-    def snare(self, crowd: Crowd, joins: bool) -> None:
-        """Makes an upgrade close a circle that is not seen where it is asked for."""
+    def snare(self, crowd: Crowd, joins: bool, waits: bool) -> None:
+        """Lets a session upgrade what another one wants together with more.
+
+        If it waits elsewhere for that other one, it closes a circle.
+        """
         (first, mode), (second, _), (third, _) = crowd
+        self.clear()
         self.acquire(third, ("b",), EXCLUSIVE, None)
         self.acquire(second, ("c",), EXCLUSIVE, None)
         self.acquire(first, ("a",), SHARED, None)
         if joins:
             self.acquire(third, ("a",), SHARED, None)
         self.acquire(second, ("a", "b"), SHARED, None)
-        self.acquire(first, ("c",), mode, None)
+        if waits:
+            self.acquire(first, ("c",), mode, None)
         self.convert_name(first, "a", EXCLUSIVE, None)
+        self.release_names(third, ("b",))
 
     def convert_all(self, mode: Mode) -> None:
         for slot in SLOTS:

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+
+from lockd.engine import snapshot
+from lockd.engine.commands import (
+    AnchorOpened,
+    AnchorRefused,
+    BreakGrant,
+    Cancel,
+    CloseSession,
+    OwnerFenced,
+    RegisterOwner,
+    Tick,
+)
+from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED
+from scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DISK,
+    FILE,
+    GUARDED,
+    OTHER_FILE,
+    TAPE,
+    acquire,
+    convert,
+    grant,
+    granted,
+    owner,
+    refusal,
+    release,
+)
+
+
+def reloaded(engine: LockEngine) -> LockEngine:
+    """Passes an engine through text, as from a daemon to its successor."""
+    dumped = snapshot.dump(engine)
+    loaded = snapshot.load(json.loads(json.dumps(dumped)))
+    check(loaded)
+    assert snapshot.dump(loaded) == dumped
+    assert repr(loaded) == repr(engine)
+    return loaded
+
+
+def test_holders_and_queue_are_what_they_were(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, CAROL, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK)
+    before = engine.situation(DISK)
+    engine = reloaded(engine)
+    assert engine.situation(DISK) == before
+    assert release(engine, ALICE, 2, DISK)[1:-1] == [
+        granted(CAROL, 1, grant(DISK, CAROL, 2, SHARED))
+    ]
+
+
+def test_tokens_go_on(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    release(engine, ALICE, 2, DISK)
+    engine = reloaded(engine)
+    assert acquire(engine, ALICE, 3, DISK) == [granted(ALICE, 3, grant(DISK, ALICE, 2))]
+
+
+def test_deadlines_and_pauses_go_on(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK, timeout=9.0)
+    acquire(engine, CAROL, 1, FILE)
+    engine.handle(AnchorRefused(FILE, "busy"), now=0.0)
+    engine = reloaded(engine)
+    assert engine.next_deadline() == 0.01
+    engine.handle(Tick(), now=0.01)
+    engine.handle(AnchorOpened(FILE), now=0.01)
+    assert engine.next_deadline() == 9.0
+    assert refusal(engine.handle(Tick(), now=9.0)).code == "timeout"
+
+
+def test_waiting_convert_goes_on(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, DISK)
+    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
+    engine = reloaded(engine)
+    (answer,) = [x for x in release(engine, BOB, 2, DISK) if isinstance(x, Granted)]
+    assert (answer.session, answer.converted) == (ALICE, True)
+
+
+def test_opening_anchor_is_still_awaited(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, FILE, OTHER_FILE)
+    engine.handle(AnchorRefused(FILE, "io", "its words"), now=0.0)
+    engine = reloaded(engine)
+    answer, closed = engine.handle(AnchorOpened(OTHER_FILE), now=0.0)
+    assert isinstance(answer, Refused)
+    assert (answer.code, answer.message) == ("io", "its words")
+    assert closed == CloseAnchor(OTHER_FILE)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_opening_anchor_of_who_gave_up_is_still_awaited(
+    engine: LockEngine, leaves: bool
+) -> None:
+    acquire(engine, ALICE, 1, FILE)
+    engine.handle(CloseSession(ALICE) if leaves else Cancel(ALICE, 2, 1), now=0.0)
+    engine = reloaded(engine)
+    assert engine.handle(AnchorOpened(FILE), now=0.0) == [CloseAnchor(FILE)]
+    assert engine.resources == {}
+
+
+def test_fencing_goes_on(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, GUARDED)
+    engine.handle(BreakGrant(BOB, 1, 1, "stuck"), now=0.0)
+    engine = reloaded(engine)
+    assert refusal(acquire(engine, ALICE, 2, DISK)).code == "unavailable"
+    engine.handle(CloseSession(ALICE), now=0.0)
+    assert engine.handle(OwnerFenced(ALICE), now=0.0) == [
+        Ended(grant(GUARDED, ALICE, 1), "broken")
+    ]
+
+
+def test_process_is_still_shared_by_its_sessions(engine: LockEngine) -> None:
+    for session in (ALICE, BOB):
+        command = RegisterOwner(session, 9, 100, owner("guest", 700))
+        engine.handle(command, now=0.0)
+    acquire(engine, ALICE, 1, DISK)
+    engine = reloaded(engine)
+    assert refusal(acquire(engine, BOB, 1, DISK)).code == "already_held"
+    assert engine.owners[100].sessions.keys() == {ALICE, BOB}
+
+
+def test_last_holders_are_still_known(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, TAPE)
+    release(engine, ALICE, 2, DISK, TAPE, now=3.0)
+    assert reloaded(engine).last_holders == engine.last_holders
+
+
+def test_dump_changes_nothing(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK, timeout=1.0)
+    assert snapshot.dump(engine) == snapshot.dump(engine)
+    check(engine)
+
+
+def test_snapshot_of_another_version_is_refused(engine: LockEngine) -> None:
+    data = snapshot.dump(engine) | {"version": snapshot.VERSION + 1}
+    with pytest.raises(ValueError, match="cannot be read"):
+        snapshot.load(data)
