@@ -58,7 +58,7 @@ _COMMON = (
     (3, "cancel", PICKS),
     (2, "reconnect", SLOTS, BOTH),
     (1, "break_grant", PICKS),
-    (1, "process_dies"),
+    (1, "process_ends", BOTH),
     (3, "time_passes", PAUSES),
     (1, "dump_and_load"),
 )

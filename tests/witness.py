@@ -26,6 +26,7 @@ class Witness:
         self.opening: dict[ResourceKey, Mode] = {}
         self.killed_on_disconnect: set[int] = set()
         self.fenced: set[int] = set()
+        self.ended_owners: set[int] = set()
         self.dead: set[int] = set()
         self.last_token = 0
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
@@ -60,8 +61,11 @@ class Witness:
                 self.sessions.remove(session)
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
-            case c.EndOwner() | c.OwnerFenced():
-                self.dead.add(command.owner_id)
+            case c.DisconnectOwner(owner_id):
+                self.ended_owners.add(owner_id)
+            case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
+                self.ended_owners.add(owner_id)
+                self.dead.add(owner_id)
             case c.AnchorOpened(key):
                 mode = self.anchors[key] = self.opening.pop(key)
                 if mode == SHARED:
@@ -130,7 +134,7 @@ class Witness:
         assert tuple(grant.key for grant in answer.grants) == keys
         for grant in answer.grants:
             assert grant.mode == command.mode
-            assert grant.owner_id not in self.dead, "granted to the dead"
+            assert grant.owner_id not in self.ended_owners, "granted to the dead"
             self.hold(grant, answer.converted)
 
     def hold(self, grant: e.Grant, converted: bool) -> None:

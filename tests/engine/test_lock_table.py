@@ -235,10 +235,13 @@ def test_queue_moves_on_when_who_pauses_leaves(engine: LockEngine) -> None:
     opened(engine)
 
 
-def test_pausing_request_runs_out_of_time(engine: LockEngine) -> None:
+def test_pausing_request_that_runs_out_of_time_hears_who_locks_the_file(
+    engine: LockEngine,
+) -> None:
     acquire(engine, ALICE, 1, FILE, timeout=0.005)
     refused(engine, "busy")
-    assert refusal(engine.handle(Tick(), now=0.005)).code == "timeout"
+    answer = refusal(engine.handle(Tick(), now=0.005))
+    assert (answer.code, answer.outside) == ("timeout", OutsideHolder(EXCLUSIVE, 4711))
     assert engine.next_deadline() is None
 
 

@@ -16,7 +16,7 @@ from lockd.engine.commands import (
 from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
 from scene import (
     ALICE,
     BOB,
@@ -69,8 +69,11 @@ def test_deadlines_and_pauses_go_on(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
     acquire(engine, BOB, 1, DISK, timeout=9.0)
     acquire(engine, CAROL, 1, FILE)
-    engine.handle(AnchorRefused(FILE, "busy"), now=0.0)
+    outside = OutsideHolder(EXCLUSIVE, 4711, "qemu")
+    engine.handle(AnchorRefused(FILE, "busy", outside=outside), now=0.0)
     engine = reloaded(engine)
+    (pausing,) = engine.sessions[CAROL].requests.values()
+    assert pausing.outside == outside
     assert engine.next_deadline() == 0.01
     engine.handle(Tick(), now=0.01)
     engine.handle(AnchorOpened(FILE), now=0.01)

@@ -71,7 +71,7 @@ class Machine(RuleBasedStateMachine):
 
     def act_for_process(self, slot: int) -> None:
         """Lets a session act for the process that others act for, or for a new one."""
-        if self.process not in self.engine.owners or self.process in self.witness.dead:
+        if not self.process_lives():
             self.process = next(self.numbers)
         self.register(slot, self.process)
 
@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
     def release_names(self, slot: int, names: tuple[str, ...]) -> None:
         raise NotImplementedError
 
-    def process_dies(self) -> None:
+    def process_ends(self, dead: bool) -> None:
         raise NotImplementedError
 
     def whose(self, pick: int) -> tuple[int | None, str]:
@@ -123,7 +123,7 @@ class Machine(RuleBasedStateMachine):
 
     def clear(self) -> None:
         """Begins anew: few plots lead anywhere in the middle of another one."""
-        self.process_dies()
+        self.process_ends(dead=True)
         for slot in SLOTS:
             self.reconnect(slot, False)
 
@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
             self.convert(slot, slot, mode, None)
 
     def process_lives(self) -> bool:
-        gone = self.process in self.witness.dead
+        gone = self.process in self.witness.ended_owners
         return self.process in self.engine.owners and not gone
 
     def dump_and_load(self) -> None:
@@ -325,13 +325,14 @@ class ModelMachine(Machine):
             token = held.fencing_token
             self.agree(c.BreakGrant(self.sessions[0], number, token, "x"), "completed")
 
-    def process_dies(self) -> None:
+    def process_ends(self, dead: bool) -> None:
         if self.process_lives():
             self.model.dead.add(self.process)
             asks = [ask for ask in self.model.asks if ask.owner == self.process]
             self.model.give_up(asks, "not_found")
             self.model.drop(self.process)
-            self.agree(c.EndOwner(self.process))
+            end = c.EndOwner if dead else c.DisconnectOwner
+            self.agree(end(self.process))
 
     def time_passes(self, pause: float) -> None:
         self.now += pause
@@ -440,9 +441,10 @@ class AnchorMachine(Machine):
             number, token = next(self.numbers), grant.fencing_token
             self.do(c.BreakGrant(self.sessions[0], number, token, "x"))
 
-    def process_dies(self) -> None:
+    def process_ends(self, dead: bool) -> None:
         if self.process_lives():
-            self.do(c.EndOwner(self.process))
+            end = c.EndOwner if dead else c.DisconnectOwner
+            self.do(end(self.process))
 
     def fenced_process_dies(self) -> None:
         if doomed := self.witness.fenced - self.witness.dead:

@@ -8,6 +8,7 @@ owner for which nobody can be waiting needs no search.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 
 from lockd.engine.effects import Wait
 from lockd.engine.modes import compatible
@@ -54,14 +55,12 @@ def blockers(
 ) -> Iterator[tuple[ResourceKey, int]]:
     """Goes through the owners that a request waits for, and where."""
     for key in request.keys:
-        resource = resources.get(key)
-        if resource is None or resource.pending is request:
+        resource = resources[key]
+        if resource.pending is request:
             continue
         for owner_id in _excluding_holders(request, resource):
             yield key, owner_id
-        for other in resource.line():
-            if other is request:
-                break
+        for other in takewhile(lambda other: other is not request, resource.line()):
             yield key, other.owner.owner_id
 
 
