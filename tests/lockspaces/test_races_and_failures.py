@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,42 @@ def test_file_that_comes_and_goes_is_given_up(
         take(space, "web1")
 
 
+def test_symbolic_link_put_in_the_place_of_a_checked_file_is_not_followed(
+    direct: DirectLockspace,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "target"
+    image.rename(target)
+    image.touch()
+    real_open = os.open
+
+    def exchange_and_open(path: str, flags: int) -> int:
+        image.unlink()
+        image.symlink_to(target)
+        return real_open(path, flags)
+
+    monkeypatch.setattr(os, "open", exchange_and_open)
+    with pytest.raises(InvalidRequestError, match="symbolic link"):
+        take(direct, str(image))
+
+
+def test_fifo_put_in_the_place_of_a_checked_file_is_refused(
+    direct: DirectLockspace, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def exchange_and_open(path: str, flags: int) -> int:
+        image.unlink()
+        os.mkfifo(image)
+        return real_open(path, flags)
+
+    monkeypatch.setattr(os, "open", exchange_and_open)
+    with pytest.raises(InvalidRequestError, match="neither a regular file nor"):
+        take(direct, str(image))
+
+
 def test_exchanged_file_stays_open_when_its_successor_is_refused(
     space: DirectoryLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -162,14 +200,21 @@ def test_descriptor_on_a_slow_file_system_is_not_left_for_the_loop_to_close(
 
 
 class Failing:
-    """A system call that fails with an error, from its nth call on."""
+    """A system call that fails with an error, from one call up to another."""
 
-    def __init__(self, call: Callable[..., object], error: int, after: int = 0) -> None:
-        self._call, self._error, self._after = call, error, after
+    def __init__(
+        self,
+        call: Callable[..., object],
+        error: int,
+        after: int = 0,
+        before: int = sys.maxsize,
+    ) -> None:
+        self._call, self._error = call, error
+        self._failing = range(after, before)
+        self._calls = count()
 
     def __call__(self, *args: object) -> object:
-        self._after -= 1
-        if self._after < 0:
+        if next(self._calls) in self._failing:
             raise OSError(self._error, os.strerror(self._error))
         return self._call(*args)
 
@@ -225,6 +270,15 @@ def test_open_that_fails_is_refused_with_the_systems_words(
         take(space, "web1")
     with pytest.raises(refusal, match=os.strerror(error)):
         space.create_resource("web1")
+
+
+def test_file_made_for_a_lock_that_fails_is_removed(
+    space: DirectoryLockspace, locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "fcntl", Failing(fcntl.fcntl, errno.ENOLCK, before=1))
+    with pytest.raises(AnchorError):
+        take(space, "web1")
+    assert not list(locks.iterdir())
 
 
 def test_file_made_for_a_lock_that_fails_is_left_when_it_cannot_be_locked(
