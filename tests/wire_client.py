@@ -40,7 +40,7 @@ class WireClient:
         self.socket.settimeout(PATIENCE)
         self.kept: list[Message] = []
         self._unpacker = msgpack.Unpacker(max_buffer_size=2**31 - 1)
-        self._msgid = 0
+        self.last_msgid = 0
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +59,9 @@ class WireClient:
 
     def send(self, method: str, /, **params: object) -> int:
         """Sends a request; returns its msgid."""
-        self._msgid += 1
-        self.send_message([0, self._msgid, method, [params]])
-        return self._msgid
+        self.last_msgid += 1
+        self.send_message([0, self.last_msgid, method, [params]])
+        return self.last_msgid
 
     def call(self, method: str, /, **params: object) -> Any:
         """Sends a request; returns its result."""

@@ -1,0 +1,406 @@
+"""Owners that are other processes, and processes that must not outlive their locks."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Queue
+from typing import Any
+
+import pytest
+
+from conftest import StartDaemon
+from daemon_process import DaemonProcess
+from wire_client import (
+    NOBODY,
+    Refusal,
+    WireClient,
+    connected_as_nobody,
+    wait_for_waiters,
+)
+
+Connect = Callable[[], WireClient]
+StartChild = Callable[[DaemonProcess, str], subprocess.Popen[str]]
+Sleeper = subprocess.Popen[bytes]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root can be somebody else")
+
+KILLING = """
+[lockspaces.guarded]
+kind = "memory"
+on_disconnect = "kill"
+"""
+
+
+def register(
+    client: WireClient, pid: int | None = None, **more: object
+) -> dict[str, Any]:
+    owner: dict[str, object] = {"name": "vm"} | ({"pid": pid} if pid else {})
+    result = client.call("register", owner=owner, **more)["owner"]
+    assert isinstance(result, dict)
+    return result
+
+
+def test_registered_owner_is_shown_instead_of_the_peer(
+    client: WireClient, other: WireClient
+) -> None:
+    owner = {"name": "vm-1", "uuid": "u-u", "id": 7}
+    result = client.call("register", owner=owner)
+    assert result == {"owner": owner | {"pid": os.getpid(), "uid": os.getuid()}}
+    client.acquire("a")
+    (holder,) = other.call("query", resource="a")["holders"]
+    assert {key: holder[key] for key in owner} == owner
+    assert holder["pid"] == os.getpid()
+
+
+def test_owner_that_is_the_peer_ends_with_its_session(
+    client: WireClient, other: WireClient
+) -> None:
+    register(client, os.getpid())
+    client.acquire("a")
+    waiting = other.send("acquire", resource="a")
+    client.close()
+    assert other.result(waiting)["grant"]["resource"] == "a"
+
+
+def test_sessions_of_one_process_are_independent(
+    client: WireClient, other: WireClient, connect: Connect
+) -> None:
+    register(client, os.getpid())
+    register(other, os.getpid())
+    client.acquire("a")
+    other.acquire("b")
+    assert other.refusal("release", resource="a").code == "not_held"
+    third = connect()
+    waiting = third.send("acquire", resource="a")
+    client.close()
+    third.result(waiting)
+    assert third.call("query", resource="b")["holder_count"] == 1
+
+
+@pytest.mark.parametrize("change", ["registered", "lock", "waiting"])
+def test_owner_is_registered_once_and_before_the_first_lock(
+    change: str, client: WireClient, other: WireClient, process: Sleeper
+) -> None:
+    if change == "registered":
+        register(client, process.pid)
+    elif change == "lock":
+        client.acquire("a")
+    else:
+        other.acquire("a")
+        client.send("acquire", resource="a")
+        wait_for_waiters(other, "a", 1)
+    for pid in (None, process.pid):
+        owner = {"name": "again", "pid": pid}
+        assert client.refusal("register", owner=owner).code == "invalid"
+
+
+def test_grants_of_a_process_outlive_their_session_and_end_with_it(
+    client: WireClient, other: WireClient, process: Sleeper
+) -> None:
+    assert register(client, process.pid)["pid"] == process.pid
+    token = client.acquire("a")["fencing_token"]
+    client.close()
+    waiting = other.send("acquire", resource="a")
+    wait_for_waiters(other, "a", 1)
+    (holder,) = other.call("query", resource="a")["holders"]
+    assert (holder["pid"], holder["fencing_token"]) == (process.pid, token)
+    process.kill()
+    assert other.result(waiting)["grant"]["fencing_token"] > token
+    assert other.call("query", resource="a")["last_holder"]["ended"] == "owner_died"
+
+
+def test_session_that_is_there_hears_that_its_owner_died(
+    client: WireClient, other: WireClient, process: Sleeper
+) -> None:
+    register(client, process.pid)
+    token = client.acquire("a")["fencing_token"]
+    other.acquire("b")
+    waiting = client.send("acquire", resource="b")
+    wait_for_waiters(other, "b", 1)
+    process.kill()
+    assert client.notification("lost") == {
+        "lockspace": "default",
+        "resource": "a",
+        "fencing_token": token,
+        "cause": "owner_died",
+    }
+    assert client.refused(waiting).code == "not_found"
+    assert client.refusal("acquire", resource="c").code == "not_found"
+    assert client.refusal("convert", resource="a", mode="shared").code == "not_found"
+    assert client.call("query", resource="a")["holder_count"] == 0
+
+
+def test_second_session_of_a_process_may_convert_and_release(
+    client: WireClient, other: WireClient, process: Sleeper
+) -> None:
+    register(client, process.pid)
+    client.acquire("a")
+    client.close()
+    register(other, process.pid)
+    assert other.refusal("acquire", resource="a").code == "already_held"
+    other.call("convert", resource="a", mode="shared")
+    other.call("release", resource="a")
+    assert other.call("query", resource="a")["holder_count"] == 0
+
+
+def test_grants_of_a_process_end_with_its_own_registered_session(
+    client: WireClient,
+    other: WireClient,
+    common: DaemonProcess,
+    start_child: StartChild,
+) -> None:
+    child = start_child(
+        common,
+        "c = connect()\n"
+        "c.call('register', owner={'name': 'me', 'pid': os.getpid()})\n"
+        "ready(); sys.stdin.readline(); c.close(); sys.stdin.readline()",
+    )
+    register(client, child.pid)
+    client.acquire("a")
+    waiting = other.send("acquire", resource="a")
+    wait_for_waiters(other, "a", 1)
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert other.result(waiting)["grant"]["resource"] == "a"
+    assert child.poll() is None
+    assert client.notification("lost")["cause"] == "disconnected"
+
+
+@pytest.mark.parametrize("pid", [2**31 - 1, 0, -1, 2**31])
+def test_pid_of_no_process_is_refused(pid: int, client: WireClient) -> None:
+    refusal = client.refusal("register", owner={"name": "x", "pid": pid})
+    assert refusal.code == ("not_found" if pid == 2**31 - 1 else "invalid")
+
+
+def test_dead_process_is_not_found_though_nobody_has_reaped_it(
+    client: WireClient, process: Sleeper
+) -> None:
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    refusal = client.refusal("register", owner={"name": "x", "pid": process.pid})
+    assert refusal.code == "not_found"
+    register(client)
+
+
+def test_thread_is_no_process(client: WireClient) -> None:
+    number: Queue[int] = Queue()
+    done = threading.Event()
+
+    def live() -> None:
+        number.put(threading.get_native_id())
+        done.wait()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        refusal = client.refusal("register", owner={"name": "x", "pid": number.get()})
+    finally:
+        done.set()
+        thread.join()
+    assert refusal.code == "not_found"
+
+
+@needs_root
+def test_process_of_another_user_may_be_named_but_its_owner_not_joined(
+    start_daemon: StartDaemon, process: Sleeper
+) -> None:
+    daemon = start_daemon()
+    with WireClient(daemon.socket) as admin:
+        register(admin, process.pid)
+        admin.acquire("a")
+        with connected_as_nobody(daemon.socket) as nobody:
+            owner = {"name": "x", "pid": process.pid}
+            refusal = nobody.refusal("register", owner=owner)
+            assert refusal.code == "denied"
+            assert nobody.refusal("release", resource="a").code == "not_held"
+        with (
+            subprocess.Popen(["sleep", "1000"]) as root_process,
+            connected_as_nobody(daemon.socket) as first,
+            connected_as_nobody(daemon.socket) as second,
+        ):
+            try:
+                register(first, root_process.pid)
+                first.acquire("b")
+                register(second, root_process.pid)
+                second.call("release", resource="b")
+            finally:
+                root_process.kill()
+
+
+@needs_root
+def test_root_joins_the_owner_that_a_user_registered(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    with (
+        subprocess.Popen(["sleep", "1000"], user=NOBODY) as theirs,
+        connected_as_nobody(daemon.socket) as nobody,
+        WireClient(daemon.socket) as admin,
+    ):
+        try:
+            assert register(nobody, theirs.pid)["uid"] == NOBODY
+            nobody.acquire("a")
+            register(admin, theirs.pid)
+            admin.call("release", resource="a")
+        finally:
+            theirs.kill()
+
+
+# Fencing.
+
+HOLD = "c = connect()\n{register}c.acquire('a', lockspace={lockspace!r})\n"
+REGISTER = "c.call('register', owner={'name': 'vm'}, on_disconnect='kill')\n"
+WAYS = pytest.mark.parametrize(
+    ("registers", "lockspace"),
+    [(REGISTER, "default"), ("", "guarded")],
+    ids=["registered", "lockspace"],
+)
+
+
+@contextmanager
+def visitor(daemon: DaemonProcess, lockspace: str = "guarded") -> Iterator[WireClient]:
+    """A client that surely has let go of `a`, or this very process would be ended."""
+    with WireClient(daemon.socket) as client:
+        try:
+            yield client
+        finally:
+            for msgid in range(1, client.last_msgid + 1):
+                client.call("cancel", request=msgid)
+            with suppress(Refusal):
+                client.call("release", resource="a", lockspace=lockspace)
+
+
+def hold(registers: str, lockspace: str) -> str:
+    return HOLD.format(register=registers, lockspace=lockspace)
+
+
+@WAYS
+def test_process_that_closes_its_connection_is_dead_before_its_lock_is_given(
+    registers: str, lockspace: str, start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    script = hold(registers, lockspace) + "ready(); sys.stdin.readline(); c.close()\n"
+    child = start_child(daemon, script + "while True: signal.pause()")
+    pidfd = os.pidfd_open(child.pid)
+    with visitor(daemon, lockspace) as client:
+        waiting = client.send("acquire", resource="a", lockspace=lockspace)
+        wait_for_waiters(client, "a", 1, lockspace=lockspace)
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        client.result(waiting)
+        os.set_blocking(pidfd, False)
+        died = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert died is not None, "the lock was given while its holder lived"
+        assert died.si_status == signal.SIGTERM
+        last = client.call("query", resource="a", lockspace=lockspace)["last_holder"]
+        assert last["ended"] == "disconnected"
+    os.close(pidfd)
+
+
+@pytest.mark.slow
+def test_process_that_ignores_sigterm_is_killed_and_nobody_else_waits(
+    start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    child = start_child(
+        daemon,
+        "signal.signal(signal.SIGTERM, lambda *_: ready('term'))\n"
+        + hold("", "guarded")
+        + "ready(); sys.stdin.readline(); c.close()\n"
+        + "while True: signal.pause()",
+    )
+    with visitor(daemon) as client, WireClient(daemon.socket) as other:
+        waiting = client.send("acquire", resource="a", lockspace="guarded")
+        wait_for_waiters(client, "a", 1, lockspace="guarded")
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "term\n"
+        for n in range(200):
+            other.acquire(str(n))
+            busy = other.refusal(
+                "acquire", resource="a", lockspace="guarded", timeout=0
+            )
+            assert busy.code == "busy"
+        assert child.poll() is None
+        client.result(waiting)
+        died = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert died is not None
+        assert died.si_status == signal.SIGKILL
+
+
+@WAYS
+def test_process_without_locks_may_go_on(
+    registers: str, lockspace: str, start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    child = start_child(
+        daemon,
+        hold(registers, lockspace)
+        + f"c.call('release', resource='a', lockspace={lockspace!r}); c.close()\n"
+        + "d = connect(); d.call('statistics')\n"
+        + "ready(); sys.stdin.readline(); d.call('statistics'); ready('alive')",
+    )
+    assert child.communicate("\n")[0] == "alive\n"
+    assert child.returncode == 0
+
+
+@WAYS
+def test_broken_grant_ends_the_process_before_the_next_has_it(
+    registers: str, lockspace: str, start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    child = start_child(
+        daemon, hold(registers, lockspace) + "ready(); print(c.rest()); signal.pause()"
+    )
+    with visitor(daemon, lockspace) as client:
+        (holder,) = client.call("query", resource="a", lockspace=lockspace)["holders"]
+        waiting = client.send("acquire", resource="a", lockspace=lockspace)
+        client.call("break", fencing_token=holder["fencing_token"], reason="stuck")
+        client.result(waiting)
+        died = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert died is not None
+        assert died.si_status == signal.SIGTERM
+
+
+def test_session_that_is_being_fenced_gets_no_more_locks(
+    start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    child = start_child(
+        daemon,
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        + hold("", "guarded")
+        + "ready(); c.notification('lost')\n"
+        + "ready(c.refusal('acquire', resource='b').code); sys.stdin.readline()\n"
+        + "os._exit(0)",
+    )
+    with visitor(daemon) as client:
+        query: dict[str, Any] = {"resource": "a", "lockspace": "guarded"}
+        (holder,) = client.call("query", **query)["holders"]
+        client.call("break", fencing_token=holder["fencing_token"], reason="stuck")
+        assert child.stdout is not None
+        assert child.stdout.readline() == "unavailable\n"
+        assert client.call("query", **query)["holder_count"] == 1
+        waiting = client.send("acquire", **query)
+        child.communicate("\n")
+        client.result(waiting)
+
+
+def test_locks_that_nobody_may_outlive_do_not_end_their_holder_with_the_daemon(
+    start_daemon: StartDaemon, start_child: StartChild
+) -> None:
+    daemon = start_daemon(KILLING)
+    child = start_child(
+        daemon,
+        hold("", "guarded") + "ready(); c.rest(); ready('eof'); sys.stdin.readline()",
+    )
+    assert daemon.stop() == 0
+    assert child.communicate("\n")[0] == "eof\n"
+    assert child.returncode == 0
