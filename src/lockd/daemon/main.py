@@ -121,22 +121,17 @@ async def _serve(
     dispatcher = Dispatcher(runtime, answers, epoch.number, make)
     server = Server(poller, runtime, answers, dispatcher)
     server.listen(listener.socket)
-    logger.info("lockd %s serves at %s", __version__, listener.path)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.run)
-        await _wait_for_the_end()
-        nursery.cancel_scope.cancel()
+    # Whoever reads that it serves may end it at once.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        logger.info("lockd %s serves at %s", __version__, listener.path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            logger.info("= ends on %s", signal.Signals(await anext(signals)).name)
+            nursery.cancel_scope.cancel()
     server.close()
     runtime.close()
     open_files.mounts.close()
     poller.close()
-
-
-async def _wait_for_the_end() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            logger.info("= ends on %s", signal.Signals(number).name)
-            return
 
 
 def _built_in() -> dict[str, LockspaceConfig]:
