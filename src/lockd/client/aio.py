@@ -6,7 +6,6 @@ nobody knows of.
 """
 
 import os
-import socket as sockets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
@@ -14,15 +13,13 @@ from typing import Any, Self
 import anyio
 
 from lockd.client import paths, requests
-from lockd.client.core import Grant, Inbox, Reply
-from lockd.client.tasklink import TaskLink
+from lockd.client.core import Grant, Reply
+from lockd.client.inbox import Inbox
+from lockd.client.tasklink import TaskLink, open_socket
 from lockd.client.turns import Turn, time_left
 from lockd.errors import AcquireTimeoutError, BusyError, LockdError, RequestError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
-
-#: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
-_BACKLOG_PAUSE = 0.01
 
 
 @asynccontextmanager
@@ -38,24 +35,26 @@ async def connect(
     Raises:
         ConnectionLostError: no daemon listens there.
     """
-    sock = await _open_socket(paths.find_socket(socket))
     failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        link = TaskLink(sock, tasks)
+    with await open_socket(paths.find_socket(socket)) as sock:
         try:
-            opening = requests.opening(name)
-            await link.perform(*opening)
-            welcome, *_ = [reply.outcome() for reply in opening]
-            yield Client(link, welcome)
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as error:
-            # The one place where a group could come between an error and its handler.
-            failure = error
+            async with anyio.create_task_group() as tasks:
+                link = TaskLink(sock, tasks)
+                try:
+                    opening = requests.opening(name)
+                    await link.perform(*opening)
+                    welcome, *_ = [reply.outcome() for reply in opening]
+                    yield Client(link, welcome)
+                except anyio.get_cancelled_exc_class():
+                    raise
+                except BaseException as error:
+                    # Raised below: the group would put a group around it here.
+                    failure = error
+                finally:
+                    link.stop()
         finally:
-            link.stop()
-    if failure is not None:
-        raise failure
+            if failure is not None:
+                raise failure
 
 
 class Client:
@@ -104,12 +103,17 @@ class Client:
             RequestError: as for `acquire`.
         """
         key = requests.key_of(resource, lockspace)
-        options = {"create": create, "label": label, "reason": reason}
         turn = self._link.enter_line(key, mode)
         try:
             timeout = await self._wait_turn(turn, timeout)
             grant = await self.acquire(
-                resource, lockspace=lockspace, mode=mode, timeout=timeout, **options
+                resource,
+                lockspace=lockspace,
+                mode=mode,
+                timeout=timeout,
+                create=create,
+                label=label,
+                reason=reason,
             )
             async with self._guarded(grant):
                 yield grant
@@ -240,7 +244,9 @@ class Client:
         self, resource: str, *, lockspace: str | None = None
     ) -> dict[str, Any]:
         """Returns who holds a lock, who waits, and who held it last."""
-        return await self._call(requests.about("query", resource, lockspace))
+        reply = requests.about("query", resource, lockspace)
+        found: dict[str, Any] = await self._call(reply)
+        return found
 
     async def check(
         self, resource: str, fencing_token: int, *, lockspace: str | None = None
@@ -249,7 +255,8 @@ class Client:
         reply = requests.about(
             "check", resource, lockspace, fencing_token=fencing_token
         )
-        return (await self._call(reply))["current"]
+        current: bool = (await self._call(reply))["current"]
+        return current
 
     async def list_resources(
         self, lockspace: str | None = None
@@ -266,15 +273,18 @@ class Client:
 
     async def list_lockspaces(self) -> list[dict[str, Any]]:
         """Returns all lockspaces."""
-        return (await self.call("list_lockspaces"))["lockspaces"]
+        found: list[dict[str, Any]] = (await self.call("list_lockspaces"))["lockspaces"]
+        return found
 
     async def list_sessions(self) -> list[dict[str, Any]]:
         """Returns all sessions."""
-        return (await self.call("list_sessions"))["sessions"]
+        found: list[dict[str, Any]] = (await self.call("list_sessions"))["sessions"]
+        return found
 
     async def statistics(self) -> dict[str, Any]:
         """Returns the daemon's counters."""
-        return await self.call("statistics")
+        counters: dict[str, Any] = await self.call("statistics")
+        return counters
 
     @asynccontextmanager
     async def watch(self, lockspace: str | None = None) -> AsyncIterator["Events"]:
@@ -299,7 +309,8 @@ class Client:
     ) -> dict[str, Any]:
         """Names the owner for whom this session acts; once, before any lock."""
         reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
-        return (await self._call(reply))["owner"]
+        owner: dict[str, Any] = (await self._call(reply))["owner"]
+        return owner
 
     async def restrict(self) -> None:
         """Gives up the right to do more than release, cancel, query and check."""
@@ -387,20 +398,3 @@ def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
     return AcquireTimeoutError(
         f"{sentence}, after {timeout:g} s", turn.facts() | {"waited": timeout}
     )
-
-
-async def _open_socket(path: str) -> sockets.socket:
-    sock = paths.new_socket()
-    sock.setblocking(False)
-    try:
-        while True:
-            try:
-                sock.connect(path)
-                return sock
-            except BlockingIOError:
-                await anyio.sleep(_BACKLOG_PAUSE)
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, OSError):
-            raise paths.unreachable(path, error) from None
-        raise

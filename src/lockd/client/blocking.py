@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from lockd.client import paths, requests
-from lockd.client.core import Grant, Inbox, Reply
+from lockd.client.core import Grant, Reply
+from lockd.client.inbox import Inbox
 from lockd.client.locks import Lock
 from lockd.client.threadlink import ThreadLink
 from lockd.errors import BusyError
@@ -38,9 +39,11 @@ def connect(
     sock = paths.new_socket()
     try:
         sock.connect(path)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        raise paths.unreachable(path, error) from None
+        if isinstance(error, OSError):
+            raise paths.unreachable(path, error) from None
+        raise
     link = ThreadLink(sock)
     try:
         opening = requests.opening(name)
@@ -224,7 +227,9 @@ class Client:
 
     def query(self, resource: str, *, lockspace: str | None = None) -> dict[str, Any]:
         """Returns who holds a lock, who waits, and who held it last."""
-        return self._call(requests.about("query", resource, lockspace))
+        reply = requests.about("query", resource, lockspace)
+        found: dict[str, Any] = self._call(reply)
+        return found
 
     def check(
         self, resource: str, fencing_token: int, *, lockspace: str | None = None
@@ -233,7 +238,8 @@ class Client:
         reply = requests.about(
             "check", resource, lockspace, fencing_token=fencing_token
         )
-        return self._call(reply)["current"]
+        current: bool = self._call(reply)["current"]
+        return current
 
     def list_resources(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the resources that are held or waited for, in the order of names."""
@@ -247,15 +253,18 @@ class Client:
 
     def list_lockspaces(self) -> list[dict[str, Any]]:
         """Returns all lockspaces."""
-        return self.call("list_lockspaces")["lockspaces"]
+        found: list[dict[str, Any]] = self.call("list_lockspaces")["lockspaces"]
+        return found
 
     def list_sessions(self) -> list[dict[str, Any]]:
         """Returns all sessions."""
-        return self.call("list_sessions")["sessions"]
+        found: list[dict[str, Any]] = self.call("list_sessions")["sessions"]
+        return found
 
     def statistics(self) -> dict[str, Any]:
         """Returns the daemon's counters."""
-        return self.call("statistics")
+        counters: dict[str, Any] = self.call("statistics")
+        return counters
 
     @contextmanager
     def watch(self, lockspace: str | None = None) -> Iterator[Iterator[dict[str, Any]]]:
@@ -280,7 +289,8 @@ class Client:
     ) -> dict[str, Any]:
         """Names the owner for whom this session acts; once, before any lock."""
         reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
-        return self._call(reply)["owner"]
+        owner: dict[str, Any] = self._call(reply)["owner"]
+        return owner
 
     def restrict(self) -> None:
         """Gives up the right to do more than release, cancel, query and check."""

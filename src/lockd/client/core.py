@@ -1,7 +1,7 @@
 """One client's side of a conversation: what was asked, what is held, what was lost.
 
-No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what is
-in `outgoing`, gives it the bytes that come, and is woken through `Reply.wake`.
+No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what
+is in `outgoing`, gives it the bytes that come, and is woken through `Reply.wake`.
 
 A `Reply` goes through these states: new (in no collection), pending (in `_pending`),
 done. A done reply has either a result or an error, and never changes again. A reply may
@@ -12,36 +12,22 @@ A `Grant` is held (in `_held`), releasing (still in `_held`, its release is on i
 released, or lost. It leaves the last two never.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from lockd.client.encoding import RequestEncoder, refusal
 from lockd.errors import (
     ConnectionLostError,
-    InvalidRequestError,
     LockdError,
     LockLostError,
     NotHeldError,
     ProtocolError,
-    error_for_code,
 )
 from lockd.names import quoted
-from lockd.protocol.codec import (
-    MAX_ANSWER_BYTES,
-    MAX_MESSAGE_BYTES,
-    MAX_NESTING,
-    NOTIFICATION,
-    RESPONSE,
-    Decoder,
-    Encoder,
-    nesting,
-)
+from lockd.protocol.codec import MAX_ANSWER_BYTES, NOTIFICATION, RESPONSE, Decoder
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 PROTOCOL_VERSION: Final = 1
-
-#: A request of flat parameters that is shorter breaks no limit of protocol 3.1.
-_SURELY_SMALL: Final = 64
 
 _HELD: Final = "held"
 _RELEASING: Final = "releasing"
@@ -175,41 +161,6 @@ class Reply:
         return self.result
 
 
-class Inbox:
-    """What the daemon says unasked, in order, for one reader."""
-
-    def __init__(self) -> None:
-        self._items: deque[Any] = deque()
-        self._awaited: Reply | None = None
-        self._error: LockdError | None = None
-
-    def put(self, item: Any) -> None:
-        """Adds an item; wakes the reader if it waits."""
-        if self._awaited is None:
-            self._items.append(item)
-        else:
-            reply, self._awaited = self._awaited, None
-            reply.settle(item)
-
-    def take(self) -> Reply:
-        """Returns a reply that gets done with the next item."""
-        reply = Reply("", {})
-        if self._items:
-            reply.settle(self._items.popleft())
-        elif self._error is not None:
-            reply.settle(error=self._error)
-        else:
-            self._awaited = reply
-        return reply
-
-    def end(self, error: LockdError) -> None:
-        """Says that nothing more will come; what is here can still be taken."""
-        self._error = error
-        reply, self._awaited = self._awaited, None
-        if reply is not None:
-            reply.settle(error=error)
-
-
 class ClientCore:
     """The state of one connection.
 
@@ -217,14 +168,14 @@ class ClientCore:
         outgoing: bytes to be sent; whoever sends some removes them from its front.
         on_lost: called with every grant that gets lost while it is held.
         on_event: called with every event that a watch brings.
-        inboxes: are told when the connection ends.
+        on_end: called when the connection ends, with what to raise from then on.
     """
 
     def __init__(self) -> None:
         self.outgoing = bytearray()
         self.on_lost: Callable[[Grant], None] | None = None
         self.on_event: Callable[[dict[str, Any]], None] | None = None
-        self.inboxes: list[Inbox] = []
+        self.on_end: list[Callable[[LockdError], None]] = []
         self._ended: str | None = None
         self._last_msgid = 0
         self._pending: dict[int, Reply] = {}
@@ -232,12 +183,12 @@ class ClientCore:
         # token of a resource; both have the same tokens.
         self._held: dict[int, list[Grant]] = {}
         self._tokens: dict[tuple[str, str], int] = {}
-        self._encoder = Encoder()
+        self._encoder = RequestEncoder()
         self._decoder = Decoder(MAX_ANSWER_BYTES)
 
     def __repr__(self) -> str:
-        state = self._ended or "connected"
-        return f"<ClientCore {len(self._pending)} pending, {len(self._held)} held, {state}>"
+        counts = f"{len(self._pending)} pending, {len(self._held)} held"
+        return f"<ClientCore {counts}, {self._ended or 'connected'}>"
 
     # What the shell asks for.
 
@@ -246,6 +197,15 @@ class ClientCore:
         """Whether the connection is over."""
         return self._ended is not None
 
+    def check_connected(self) -> None:
+        """Checks that the connection goes on, as far as has been heard.
+
+        Raises:
+            ConnectionLostError: it is over.
+        """
+        if self._ended is not None:
+            raise ConnectionLostError(self._ended)
+
     def start(self, reply: Reply) -> None:
         """Makes a request pending; `outgoing` then holds its bytes too.
 
@@ -253,10 +213,9 @@ class ClientCore:
             ConnectionLostError: the connection is over.
             InvalidRequestError: the parameters cannot be sent; nothing has changed.
         """
-        if self._ended is not None:
-            raise ConnectionLostError(self._ended)
+        self.check_connected()
         msgid = self._unused_msgid()
-        data = self._encode(msgid, reply)
+        data = self._encoder.encode(msgid, reply.method, reply.params)
         reply.msgid = msgid
         self._pending[msgid] = reply
         self.outgoing += data
@@ -294,7 +253,7 @@ class ClientCore:
         return True
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes as they came; none means that the daemon closed the connection."""
+        """Takes bytes as they came; no bytes: the daemon closed the connection."""
         if not data:
             self.end("the daemon closed the connection")
         elif self._ended is None:
@@ -315,8 +274,8 @@ class ClientCore:
         for reply in list(self._pending.values()):
             self._fail(reply, ConnectionLostError(reason))
         self._pending.clear()
-        for inbox in self.inboxes:
-            inbox.end(ConnectionLostError(reason))
+        for on_end in self.on_end:
+            on_end(ConnectionLostError(reason))
 
     def close(self) -> None:
         """Ends the connection on purpose: what is held is released, not lost."""
@@ -330,12 +289,11 @@ class ClientCore:
     def _receive_message(self, message: list[Any]) -> None:
         if message[0] == RESPONSE:
             self._receive_answer(*message[1:])
-        elif message[0] == NOTIFICATION and message[1] == "lost":
+        elif message[:2] == [NOTIFICATION, "lost"]:
             (lost,) = message[2]
             self._lose(lost["fencing_token"], lost["cause"], lost.get("reason"))
-        elif message[0] == NOTIFICATION and message[1] == "event":
-            if self.on_event is not None:
-                self.on_event(*message[2])
+        elif message[:2] == [NOTIFICATION, "event"] and self.on_event is not None:
+            self.on_event(*message[2])
 
     def _receive_answer(self, msgid: int | None, error: Any, result: Any) -> None:
         if msgid is None:
@@ -343,7 +301,7 @@ class ClientCore:
             raise ProtocolError(error[1])
         reply = self._pending.pop(msgid)
         if error is not None:
-            self._fail(reply, _refusal(error))
+            self._fail(reply, refusal(error))
             return
         if reply.method in _SUCCESSES:
             _SUCCESSES[reply.method](self, reply, result)
@@ -373,7 +331,9 @@ class ClientCore:
         grant = Grant(result["grant"])
         for held in self._held.get(grant.fencing_token, ()):
             reply.undo_mode, held.mode = held.mode, grant.mode
-            reply.grants = (held,)
+            grant = held
+        # protocol 6.3: it may be another session's, for the same registered owner.
+        reply.grants = (grant,)
 
     def _released(self, reply: Reply, result: None) -> None:
         if "fencing_token" in reply.params:
@@ -435,19 +395,6 @@ class ClientCore:
                 self._last_msgid = msgid
                 return msgid
 
-    def _encode(self, msgid: int, reply: Reply) -> bytes:
-        params = reply.params
-        try:
-            data = self._encoder.request(msgid, reply.method, params)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidRequestError(f"the request cannot be sent: {error}") from None
-        nested = any(
-            isinstance(value, list | tuple | dict) for value in params.values()
-        )
-        if nested or len(data) > _SURELY_SMALL:
-            _check_limits(data)
-        return data
-
 
 #: What the success of a request changes in the core.
 _SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], None]]] = {
@@ -455,19 +402,3 @@ _SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], None]]] = {
     "convert": ClientCore._converted,
     "release": ClientCore._released,
 }
-
-
-def _check_limits(data: bytes) -> None:
-    # protocol 3.2: bytes that break a limit would cost the connection, and every lock
-    # that it holds.
-    try:
-        (message,) = Decoder(MAX_MESSAGE_BYTES).receive(data)
-    except ProtocolError as error:
-        raise InvalidRequestError(f"the request is too large: {error}") from None
-    if nesting(message) > MAX_NESTING:
-        raise InvalidRequestError(f"the request is nested deeper than {MAX_NESTING}")
-
-
-def _refusal(error: list[Any]) -> LockdError:
-    code, _, sentence = error[1].partition(": ")
-    return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)

@@ -1,8 +1,8 @@
 """Keeps a forked child from holding, using or ending the sessions of its parent.
 
-A session ends when the last descriptor of its socket is closed, so a child that kept its
-copy would keep its parent's locks alive. The copy is closed at the fork, without a byte
-on the wire: the parent's session does not notice.
+A session ends when the last descriptor of its socket is closed, so a child that kept
+its copy would keep its parent's locks alive. The copy is closed at the fork, without a
+byte on the wire: the parent's session does not notice.
 """
 
 import os

@@ -1,6 +1,8 @@
 """Locks for code that was written for `threading.Lock` or `filelock.FileLock`."""
 
+import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -58,9 +60,10 @@ class Lock:
     """One lock of the daemon, for one thread at a time (or, shared, for several).
 
     Locks of the same name that belong to one client exclude each other like
-    `threading.Lock`, first come, first served; they exclude everybody else's through the
-    daemon. They are not re-entrant. Deadlocks between sessions are refused by the daemon;
-    threads of one client that wait for each other, in opposite orders, are not noticed.
+    `threading.Lock`, first come, first served; they exclude everybody else's through
+    the daemon. They are not re-entrant. Deadlocks between sessions are refused by the
+    daemon; threads of one client that wait for each other, in opposite orders, are not
+    noticed.
 
     Where the lock is lost while a `with` body runs, the end of the body raises
     `LockLostError`, unless another exception is on its way.
@@ -87,15 +90,12 @@ class Lock:
 
     @property
     def grant(self) -> Grant:
-        """What is held.
+        """What is held; by this thread, if several hold it.
 
         Raises:
             NotHeldError: nothing is.
         """
-        try:
-            return self._holds[-1].grant
-        except IndexError:
-            raise self._not_held() from None
+        return self._hold().grant
 
     @property
     def fencing_token(self) -> int:
@@ -157,10 +157,9 @@ class Lock:
             NotHeldError: it is not held through this object.
         """
         self._link.check_owned()
-        try:
-            hold = self._holds.pop()
-        except IndexError:
-            raise self._not_held() from None
+        hold = self._hold()
+        if not self._drop(hold.turn):
+            raise self._not_held()  # another thread was faster
         try:
             (reply,) = self._link.release(hold.grant)
         finally:
@@ -197,11 +196,29 @@ class Lock:
                 reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
             self._link.perform(reply)
             reply.outcome()
+            self._holds.append(_Hold(turn, reply.grants[0]))
         except BaseException:
-            self._link.abandon(reply)
-            self._link.leave_line(turn)
+            self._drop(turn)
+            try:
+                self._link.abandon(reply)
+            finally:
+                self._link.leave_line(turn)
             raise
-        self._holds.append(_Hold(turn, reply.grants[0]))
+
+    def _hold(self) -> _Hold:
+        holds = list(self._holds)
+        own = [hold for hold in holds if hold.turn.who is threading.current_thread()]
+        if not holds:
+            raise self._not_held()
+        return (own or holds)[-1]
+
+    def _drop(self, turn: Turn) -> bool:
+        for hold in list(self._holds):
+            if hold.turn is turn:
+                with suppress(ValueError):  # another thread was faster
+                    self._holds.remove(hold)
+                    return True
+        return False
 
     def _refusal(self, turn: Turn, timeout: float) -> LockdError:
         sentence = (

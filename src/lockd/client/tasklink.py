@@ -3,23 +3,27 @@
 A reader task gives what comes to the core, which wakes those whose answer it is.
 Everything else happens between two checkpoints, so nothing here needs a lock.
 
-Cancellation: whoever is cancelled still waits, shielded, for the definite answer to what
-it takes back, and the daemon answers every request. The reader is shielded too, or a
-cancelled program could not hear these answers; `stop` ends it.
+Cancellation: whoever is cancelled still waits, shielded, for the definite answer to
+what it takes back, and the daemon answers every request. The reader is shielded too, or
+a cancelled program could not hear these answers; `stop` ends it.
 """
 
 import socket
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from lockd.client import forking
-from lockd.client.core import ClientCore, Grant, Inbox, Reply
+from lockd.client import forking, paths
+from lockd.client.core import ClientCore, Grant, Reply
+from lockd.client.inbox import Inbox
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.terms import Mode, ResourceKey
+
+#: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
+_BACKLOG_PAUSE: Final = 0.01
 
 
 class TaskLink:
@@ -36,6 +40,7 @@ class TaskLink:
         self._core.on_lost = self._cancel_body
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
+        self._core.on_end.append(self._turns.end)
         self._tasks = tasks
         self._reading = anyio.CancelScope(shield=True)
         self._flushing: anyio.CancelScope | None = None
@@ -88,6 +93,7 @@ class TaskLink:
     def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
         """Takes the calling task's place among those who want the same lock."""
         self.check_owned()
+        self._core.check_connected()
         return self._turns.enter(key, mode, anyio.get_current_task().id)
 
     async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
@@ -104,14 +110,15 @@ class TaskLink:
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
+        self._core.check_connected()
         inbox = Inbox()
-        self._core.inboxes.append(inbox)
+        self._core.on_end.append(inbox.end)
         self._core.on_event = inbox.put
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
         """Lets events pass unheard from now on."""
-        self._core.inboxes.remove(inbox)
+        self._core.on_end.remove(inbox.end)
         if self._core.on_event == inbox.put:
             self._core.on_event = None
 
@@ -119,16 +126,22 @@ class TaskLink:
         """Waits for the next item of an inbox and returns it."""
         self.check_owned()
         reply = inbox.take()
-        await self._wait(reply)
+        try:
+            await self._wait(reply)
+        except BaseException:
+            inbox.take_back(reply)
+            raise
         return reply.outcome()
 
     def stop(self) -> None:
-        """Ends the session; those who wait get `ConnectionLostError`."""
+        """Gives up what is held; those who wait get `ConnectionLostError`.
+
+        The socket is to be closed when the tasks have ended, as they may wait for it.
+        """
         self._reading.cancel()
         if self._flushing is not None:
             self._flushing.cancel()
         self._core.close()
-        self._sock.close()
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket; sends nothing."""
@@ -167,3 +180,25 @@ class TaskLink:
         scope = self.scopes.get(grant)
         if scope is not None:
             scope.cancel()
+
+
+async def open_socket(path: str) -> socket.socket:
+    """Opens a connection to the daemon.
+
+    Raises:
+        ConnectionLostError: no daemon listens there.
+    """
+    sock = paths.new_socket()
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                await anyio.sleep(_BACKLOG_PAUSE)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise paths.unreachable(path, error) from None
+        raise

@@ -13,11 +13,13 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from lockd.client import forking
-from lockd.client.core import ClientCore, Grant, Inbox, Reply
+from lockd.client.core import ClientCore, Grant, Reply
+from lockd.client.inbox import Inbox
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError
@@ -32,6 +34,7 @@ class ThreadLink:
         self._core = ClientCore()
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
+        self._core.on_end.append(self._turns.end)
         self._mutex = threading.Lock()
         self._reader: Reply | None = None
         self._sleepers: dict[Reply, threading.Lock] = {}
@@ -49,7 +52,7 @@ class ThreadLink:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a forked child, so that the session is not its own."""
+        """Whether this process is a forked child: the session is its parent's."""
         return self._forked
 
     def check_owned(self) -> None:
@@ -78,9 +81,12 @@ class ThreadLink:
     def release(self, *grants: Grant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
         self.check_owned()
-        with self._mutex:
-            replies = [self._core.release(grant) for grant in grants]
-            self._wire.push()
+        try:
+            replies = self._start_release(grants)
+        except BaseException:
+            # A signal, before all were asked for: to ask twice does no harm.
+            self._start_release(grants)
+            raise
         for reply in replies:
             self._wait(reply)
         return replies
@@ -94,17 +100,24 @@ class ThreadLink:
             self._wait(reply)
 
     def catch_up(self) -> None:
-        """Takes note of all that the daemon has said so far."""
+        """Takes note of all that the daemon has said so far.
+
+        If another thread is about to read that, it does so as well.
+        """
         self.check_owned()
         with self._mutex:
-            while self._wire.pull():
+            # An answer to the reader, taken here, would leave it waiting.
+            while self._reader is None and self._wire.pull():
                 pass
+            self._wire.push()
 
     def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
         """Takes the calling thread's place among those who want the same lock."""
         self.check_owned()
         with self._mutex:
-            return self._turns.enter(key, mode, threading.get_ident())
+            self._core.check_connected()
+            # Not its number: a later thread may get the same.
+            return self._turns.enter(key, mode, threading.current_thread())
 
     def wait_turn(self, turn: Turn, timeout: float) -> bool:
         """Waits until a turn has come; a negative timeout waits for ever."""
@@ -124,6 +137,7 @@ class ThreadLink:
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
+        self.check_owned()
         with self._mutex:
             inbox = self._open_inbox()
             self._core.on_event = inbox.put
@@ -131,8 +145,10 @@ class ThreadLink:
 
     def close_events(self, inbox: Inbox) -> None:
         """Lets events pass unheard from now on."""
+        if self._forked:
+            return
         with self._mutex:
-            self._core.inboxes.remove(inbox)
+            self._core.on_end.remove(inbox.end)
             if self._core.on_event == inbox.put:
                 self._core.on_event = None
 
@@ -141,7 +157,12 @@ class ThreadLink:
         self.check_owned()
         with self._mutex:
             reply = inbox.take()
-        self._wait(reply)
+        try:
+            self._wait(reply)
+        except BaseException:
+            with self._mutex:
+                inbox.take_back(reply)
+            raise
         return reply.outcome()
 
     def call_when_lost(self, on_lost: Callable[[Grant], None]) -> None:
@@ -160,7 +181,8 @@ class ThreadLink:
             self._core.close()
             if not self._closing:
                 self._closing = True
-                _shut_down(self._sock)
+                with suppress(OSError):  # the daemon was faster
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._close_if_unused()
 
     def disown(self) -> None:
@@ -169,8 +191,9 @@ class ThreadLink:
         self._sock.close()
 
     def _open_inbox(self) -> Inbox:
+        self._core.check_connected()
         inbox = Inbox()
-        self._core.inboxes.append(inbox)
+        self._core.on_end.append(inbox.end)
         return inbox
 
     def _report_losses(self, inbox: Inbox, on_lost: Callable[[Grant], None]) -> None:
@@ -181,9 +204,15 @@ class ThreadLink:
                 return
             on_lost(grant)
 
+    def _start_release(self, grants: tuple[Grant, ...]) -> list[Reply]:
+        with self._mutex:
+            replies = [self._core.release(grant) for grant in grants]
+            self._wire.push()
+        return replies
+
     def _wait(self, reply: Reply) -> None:
-        self._waiting.add(reply)
         try:
+            self._waiting.add(reply)
             while True:
                 with self._mutex:
                     self._wire.push()
@@ -204,7 +233,7 @@ class ThreadLink:
             self._reader = reply
             return self._read
         if self._core.outgoing:
-            return self._wait_writable
+            return self._poll_both_ways
         waker = self._sleepers[reply] = threading.Lock()
         waker.acquire()
         reply.wake = partial(self._rouse, reply)
@@ -217,15 +246,17 @@ class ThreadLink:
 
     def _read(self) -> None:
         if self._core.outgoing:
-            self._wait_writable(select.POLLIN)
+            self._poll_both_ways()
         else:
             self._readable.poll()
         with self._mutex:
             self._wire.pull()
 
-    def _wait_writable(self, also: int = 0) -> None:
+    def _poll_both_ways(self) -> None:
+        # protocol 3.4: while nobody reads, the daemon may not either. So whoever wants
+        # to write waits for input too, lest the reader has left meanwhile.
         poll = select.poll()
-        poll.register(self._sock, select.POLLOUT | also)
+        poll.register(self._sock, select.POLLIN | select.POLLOUT)
         poll.poll()
 
     def _leave(self, reply: Reply) -> None:
@@ -241,10 +272,3 @@ class ThreadLink:
     def _close_if_unused(self) -> None:
         if self._closing and not self._waiting:
             self._sock.close()
-
-
-def _shut_down(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # the daemon was faster

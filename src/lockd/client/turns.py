@@ -8,7 +8,7 @@ turns together. No waiting happens here; `Turn.wake` is for whoever does.
 from collections.abc import Callable
 from typing import Any
 
-from lockd.errors import AlreadyHeldError
+from lockd.errors import AlreadyHeldError, LockdError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -23,7 +23,7 @@ class Turn:
 
     __slots__ = ("come", "key", "mode", "wake", "who")
 
-    def __init__(self, key: ResourceKey, mode: Mode, who: int) -> None:
+    def __init__(self, key: ResourceKey, mode: Mode, who: object) -> None:
         self.key = key
         self.mode = mode
         self.who = who
@@ -47,10 +47,11 @@ class Turns:
 
     def __init__(self) -> None:
         # Invariant: the turns that have come are at the front of their line, and are
-        # either one exclusive or all shared. No line is empty.
+        # either one exclusive or all shared, until the connection ends. No line is
+        # empty.
         self._lines: dict[ResourceKey, list[Turn]] = {}
 
-    def enter(self, key: ResourceKey, mode: Mode, who: int) -> Turn:
+    def enter(self, key: ResourceKey, mode: Mode, who: object) -> Turn:
         """Takes a place in the line.
 
         Args:
@@ -86,6 +87,13 @@ class Turns:
             _advance(line)
         else:
             del self._lines[turn.key]
+
+    def end(self, error: LockdError) -> None:
+        """Lets every turn come: whoever waits for one finds the connection over."""
+        for line in self._lines.values():
+            for turn in line:
+                if not turn.come:
+                    turn.start()
 
 
 def time_left(timeout: float, waited: float) -> float:
