@@ -1,0 +1,246 @@
+"""Start and stop of the daemon, as the operator sees them."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conftest import StartDaemon
+from daemon_process import DaemonProcess
+from lockd import __version__
+from lockd.daemon.main import main
+from wire_client import WireClient, wait_for_waiters
+
+CONFIG_ERROR = 78
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Runs the command in this process; returns its status and what it said."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def refused_start(daemon: DaemonProcess, **changes: object) -> str:
+    """Starts another daemon in a place of this one; returns why it would not."""
+    options = {
+        "config": daemon.config,
+        "socket": daemon.socket,
+        "state-dir": daemon.state_dir,
+    }
+    found = options | {name.replace("_", "-"): at for name, at in changes.items()}
+    result = subprocess.run(
+        [*daemon.command[:3], *(f"--{name}={at}" for name, at in found.items())],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.returncode == CONFIG_ERROR, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("lockd: ")
+    return line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_cleanly(number: signal.Signals, lockd: DaemonProcess) -> None:
+    with WireClient(lockd.socket) as holder, WireClient(lockd.socket) as waiter:
+        holder.acquire("a")
+        waiter.send("acquire", resource="a")
+        wait_for_waiters(holder, "a", 1)
+        os.kill(lockd.pid, number)
+        assert holder.rest() == []
+        assert waiter.rest() == [], "a lock was given by a daemon that ends"
+    assert lockd.wait() == 0
+    assert not lockd.socket.exists()
+    assert lockd.said[-1] == f"= ends on {number.name}"
+
+
+def test_stopped_daemon_leaves_no_file_that_it_made(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    place = tmp_path / "locks"
+    place.mkdir(mode=0o755)
+    daemon = start_daemon(f"[lockspaces.d]\nkind = 'directory'\npath = '{place}'\n")
+    with WireClient(daemon.socket) as client:
+        client.acquire("a", lockspace="d")
+        assert (place / "a").exists()
+        assert daemon.stop() == 0
+    assert list(place.iterdir()) == []
+
+
+def test_daemon_starts_again_where_it_was(lockd: DaemonProcess) -> None:
+    assert lockd.stop() == 0
+    lockd.start()
+    with WireClient(lockd.socket) as client:
+        client.acquire("a", timeout=0)
+
+
+def test_leftover_of_a_crash_is_no_obstacle(lockd: DaemonProcess) -> None:
+    with WireClient(lockd.socket) as client:
+        client.acquire("a")
+        lockd.kill()
+        assert client.receive() is None
+    assert lockd.socket.exists()
+    lockd.start()
+    with WireClient(lockd.socket) as client:
+        client.acquire("a", timeout=0)
+
+
+def test_stop_is_clean_when_its_directory_is_gone(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    moved = daemon.directory.rename(daemon.directory.with_name("moved"))
+    assert daemon.stop() == 0
+    assert (moved / "lockd.sock").exists()
+
+
+def test_second_daemon_on_a_socket_is_refused(
+    lockd: DaemonProcess, tmp_path: Path
+) -> None:
+    said = refused_start(lockd, state_dir=tmp_path / "other")
+    assert f"another daemon listens at '{lockd.socket}'" in said
+    with WireClient(lockd.socket) as client:
+        client.acquire("a")
+
+
+def test_second_daemon_in_a_state_directory_is_refused(
+    lockd: DaemonProcess, tmp_path: Path
+) -> None:
+    said = refused_start(lockd, socket=tmp_path / "other.sock")
+    assert f"the state directory '{lockd.state_dir}' is used by another lockd" in said
+    assert not (tmp_path / "other.sock").exists()
+    with WireClient(lockd.socket) as client:
+        client.acquire("a")
+
+
+def test_socket_may_lie_in_the_state_directory(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    daemon.state_dir = tmp_path
+    daemon.start()
+    with WireClient(daemon.socket) as client:
+        client.acquire("a")
+    assert daemon.stop() == 0
+
+
+def test_damaged_state_is_refused(lockd: DaemonProcess) -> None:
+    lockd.stop()
+    (lockd.state_dir / "epoch").write_text("?")
+    assert "holds no epoch number" in refused_start(lockd)
+    assert not lockd.socket.exists()
+
+
+def test_socket_path_that_is_a_file_is_refused_and_untouched(
+    lockd: DaemonProcess,
+) -> None:
+    lockd.stop()
+    lockd.socket.write_text("precious")
+    assert "is no socket" in refused_start(lockd)
+    assert lockd.socket.read_text() == "precious"
+
+
+def test_lockspace_that_cannot_be_used_is_refused_at_the_start(
+    lockd: DaemonProcess,
+) -> None:
+    lockd.stop()
+    lockd.config.write_text("[lockspaces.d]\nkind='directory'\npath='/no/such'\n")
+    said = refused_start(lockd)
+    assert "'d'" in said
+    assert "No such file" in said
+    assert not lockd.socket.exists()
+
+
+def test_configured_places_are_used(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    daemon.config.write_text(
+        f"socket = '{daemon.socket}'\nstate_dir = '{daemon.state_dir}'\n"
+    )
+    command = daemon.command[:4]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert str(daemon.socket) in process.stderr.readline()
+        assert (daemon.state_dir / "epoch").exists()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_journal_gets_priorities(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    with subprocess.Popen(
+        daemon.command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JOURNAL_STREAM": "1:2"},
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("<6>lockd ")
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_it_takes_all_descriptors_that_it_may(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(prefix=["prlimit", "--nofile=100:300"])
+    limits = Path(f"/proc/{daemon.pid}/limits").read_text().splitlines()
+    (line,) = [line for line in limits if line.startswith("Max open files")]
+    assert line.split()[3:5] == ["300", "300"]
+
+
+def test_socket_is_open_to_user_and_group_only(lockd: DaemonProcess) -> None:
+    assert lockd.socket.stat().st_mode & 0o777 == 0o660
+
+
+# --check-config
+
+
+def test_good_configuration_is_called_good(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "lockd.toml").write_text(
+        f"[lockspaces.d]\nkind = 'directory'\npath = '{tmp_path}'\n"
+        "[lockspaces.m]\nkind = 'memory'\non_disconnect = 'kill'\n"
+    )
+    status, said = run("--check-config", "--config", tmp_path / "lockd.toml")
+    assert (status, said) == (0, "the configuration is good\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["lockd.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[lockspaces.d]\nkind = 'etcd'\n", "[lockspaces.d]"),
+        ("color = 1\n", "`color`"),
+        ("[lockspaces.d]\nkind = 'directory'\n", "`path`"),
+        ("[lockspaces.d]\nkind = 'directory'\npath = '/no/such'\n", "'d'"),
+        ("[lockspaces.d]\nkind = 'directory'\npath = '{}'\n", "chmod go-w"),
+        ("[lockspaces.d\n", "line 1"),
+    ],
+)
+def test_bad_configuration_names_file_and_key(
+    text: str, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lockd.toml"
+    path.write_text(text.replace("{}", str(tmp_path)))
+    tmp_path.chmod(0o775)
+    status, said = run("--check-config", "--config", path)
+    assert status == CONFIG_ERROR
+    assert said.startswith(f"lockd: {path}: ")
+    assert why in said
+
+
+def test_missing_configuration_is_named(tmp_path: Path) -> None:
+    status, said = run("--check-config", "--config", tmp_path / "none.toml")
+    assert status == CONFIG_ERROR
+    assert said == f"lockd: {tmp_path}/none.toml: no such file\n"
+
+
+def test_version_and_help_are_told() -> None:
+    assert run("--version") == (0, f"lockd {__version__}\n")
+    assert "--state-dir" in run("-h")[1]
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    assert run("--colour")[0] == 2
