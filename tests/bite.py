@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -71,23 +72,23 @@ def _cause(report: str) -> str:
 
 
 @contextmanager
-def copied_tree() -> Iterator[Path]:
+def copied(origin: Path) -> Iterator[Path]:
     """Copies all that the engine's tests need to where it may be changed."""
     with tempfile.TemporaryDirectory(prefix="lockd-bite-") as directory:
         tree = Path(directory)
         for name in ("src", "tests"):
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", tree)
+            shutil.copytree(origin / name, tree / name, ignore=ignored)
+        shutil.copy(origin / "pyproject.toml", tree)
         yield tree
 
 
-def bite(bug: PlantedBug) -> Bite:
+def bite(origin: Path, bug: PlantedBug) -> Bite:
     """Plants one bug and looks for it, with the stories too if all else misses it."""
-    if bug.count() != 1:
-        raise SystemExit(f"{bug.name}: its text is there {bug.count()} times, not once")
+    if (count := bug.count(origin / "src")) != 1:
+        raise SystemExit(f"{bug.name}: its text is there {count} times, not once")
     began = time.monotonic()
-    with copied_tree() as tree:
+    with copied(origin) as tree:
         bug.plant(tree / "src")
         found, how = run_tests(tree, STATEFUL)
         if not found:
@@ -99,17 +100,15 @@ def bite(bug: PlantedBug) -> Bite:
 def main(words: Sequence[str]) -> int:
     """Prints a table of the bugs and how each was found."""
     bugs = [b for b in PLANTED_BUGS if not words or any(w in b.name for w in words)]
-    with copied_tree() as tree:
-        failed, how = run_tests(tree, STATEFUL)
-    if failed:
-        raise SystemExit(f"the tests fail without any planted bug: {how}")
     missed = 0
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for result in pool.map(bite, bugs):
+    with copied(ROOT) as origin, ThreadPoolExecutor(max_workers=2) as pool:
+        failed, how = run_tests(origin, STATEFUL)
+        if failed:
+            raise SystemExit(f"the tests fail without any planted bug: {how}")
+        for result in pool.map(partial(bite, origin), bugs):
             missed += not result.found
-            print(
-                f"{result.bug:56} {result.seconds:5.1f} s  {result.how:.60}", flush=True
-            )
+            line = f"{result.bug:56} {result.seconds:5.1f} s  {result.how:.60}"
+            print(line, flush=True)
     print(f"{len(bugs) - missed} of {len(bugs)} planted bugs found")
     return 1 if missed else 0
 
