@@ -1,4 +1,4 @@
-"""A real daemon process for tests: `python -m lockd.daemon.main` on a private socket."""
+"""A real daemon process for tests: `lockd` in the foreground, on a socket of its own."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class DaemonProcess:
         return self._process.pid
 
     def start(self, *, prefix: list[str] | None = None) -> None:
-        """Starts the daemon and waits until it serves; `prefix` runs it in a wrapper."""
+        """Starts it, in a wrapper if there is a `prefix`; waits until it serves."""
         environment = os.environ | {"LOCKD_CHECK_INVARIANTS": "1"}
         environment.pop("JOURNAL_STREAM", None)
         self._process = subprocess.Popen(
@@ -74,7 +74,7 @@ class DaemonProcess:
         self.wait()
 
     def close(self) -> None:
-        """Leaves nothing behind; a daemon that broke a law or crashed fails the test."""
+        """Leaves nothing behind; a daemon that broke a law fails the test."""
         if self._process is None:
             return
         if self._process.poll() is None:

@@ -171,7 +171,7 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "a broken lock is released before its holder is fenced",
-        "        if self._must_fence(grant):\n",
+        "        if must_fence:\n",
         "        if False:\n",
     ),
     _in(

@@ -630,6 +630,13 @@ def test_registration_after_the_first_lock_is_refused(engine: LockEngine) -> Non
     assert refusal(registered(engine, CAROL)).code == "invalid"
 
 
+def test_session_registers_its_own_owner_once(engine: LockEngine) -> None:
+    command = RegisterOwner(ALICE, 1, ALICE, owner("vm", ALICE))
+    assert engine.handle(command, now=0.0) == [Completed(ALICE, 1)]
+    again = RegisterOwner(ALICE, 2, ALICE, owner("another", ALICE))
+    assert refusal(engine.handle(again, now=0.0)).code == "invalid"
+
+
 def test_grants_of_a_process_outlive_the_session_that_took_them(
     engine: LockEngine,
 ) -> None:

@@ -11,7 +11,7 @@ from lockd.daemon.events import events_of
 from lockd.daemon.peer import Peer
 from lockd.daemon.sentences import sentence
 from lockd.engine import effects as e
-from lockd.errors import error_for_code
+from lockd.errors import CodedError, error_for_code
 
 
 class Answers:
@@ -63,6 +63,17 @@ class Answers:
     def expect_result(self, session: int, msgid: int, result: Any) -> None:
         """Has a request answered with this, if it is completed."""
         self._results[session, msgid] = result
+
+    def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
+        """Answers a request that has no result: it is done, or refused."""
+        peer = self.peers.get(session)
+        if peer is None:
+            return
+        if error is None:
+            peer.send_result(msgid)
+        else:
+            peer.send_error(msgid, error)
+        self.behind.add(peer)
 
     def _answer_granted(self, effect: e.Granted) -> None:
         peer = self.peers.get(effect.session)

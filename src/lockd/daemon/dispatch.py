@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -345,9 +346,10 @@ class Dispatcher:
     def _create_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
-        self._key(peer, params.lockspace, params.resource)
-        self._runtime.lockspaces[params.lockspace].create_resource(params.resource)
-        peer.send_result(msgid)
+        space = self._lockspace(peer, params.lockspace)
+        space.check_name(params.resource)
+        done = partial(self._answers.conclude, peer.session, msgid)
+        self._runtime.change_file(space, params.resource, space.create_resource, done)
 
     def _delete_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
@@ -358,8 +360,9 @@ class Dispatcher:
                 f"{quoted(str(key))} is held or waited for",
                 inquiries.resource(self._engine, key),
             )
-        self._runtime.lockspaces[params.lockspace].delete_resource(params.resource)
-        peer.send_result(msgid)
+        space = self._runtime.lockspaces[params.lockspace]
+        done = partial(self._answers.conclude, peer.session, msgid)
+        self._runtime.change_file(space, params.resource, space.delete_resource, done)
 
     def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
         other = self._answers.peers.get(params.session)

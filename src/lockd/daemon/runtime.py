@@ -177,7 +177,7 @@ class Runtime:
         lockspace = self.lockspaces[effect.key.lockspace]
         resource = effect.key.resource
         if lockspace.anchor_is_slow(resource):
-            self._later(lockspace, partial(_close_slowly, lockspace, resource))
+            self._later(lockspace, partial(lockspace.close_anchor, resource))
         else:
             lockspace.close_anchor(resource)
 
@@ -188,6 +188,35 @@ class Runtime:
     def _carry_out_in_a_turn(self, command: c.Command) -> None:
         self.carry_out(command)
         self._on_turn()
+
+    def change_file(
+        self,
+        lockspace: Lockspace,
+        resource: str,
+        change: Callable[[str], None],
+        done: Callable[[RequestError | None], None],
+    ) -> None:
+        """Makes or removes the file of a resource, in a thread if that may take long.
+
+        Args:
+            change: `create_resource` or `delete_resource` of the lockspace.
+            done: called when it is done, or with why it was refused.
+        """
+        if lockspace.anchor_is_slow(resource):
+            job = partial(self._change_slowly, resource, change, done)
+            self._later(lockspace, job)
+        else:
+            done(_try_to_change(change, resource))
+
+    def _change_slowly(
+        self,
+        resource: str,
+        change: Callable[[str], None],
+        done: Callable[[RequestError | None], None],
+    ) -> None:
+        outcome = _try_to_change(change, resource)
+        trio.from_thread.run_sync(done, outcome)
+        trio.from_thread.run_sync(self._on_turn)
 
     def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
         if self._nursery is None:
@@ -233,6 +262,14 @@ class Runtime:
         self.processes.forget(effect.owner_id)
 
 
+def _try_to_change(change: Callable[[str], None], resource: str) -> RequestError | None:
+    try:
+        change(resource)
+    except RequestError as error:
+        return error
+    return None
+
+
 def _try_to_open(
     lockspace: Lockspace, effect: e.OpenAnchor
 ) -> c.AnchorOpened | c.AnchorRefused:
@@ -245,8 +282,3 @@ def _try_to_open(
         outside = error.facts.get("outside")
         return c.AnchorRefused(key, error.code, error.message, outside)
     return c.AnchorOpened(key)
-
-
-def _close_slowly(lockspace: Lockspace, resource: str) -> None:
-    lockspace.close_anchor(resource)
-    lockspace.finish()

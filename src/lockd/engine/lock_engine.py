@@ -108,11 +108,12 @@ class LockEngine(LockTable):
     def _register_owner(self, command: c.RegisterOwner, now: float) -> None:
         session = self.sessions[command.session]
         owner = session.owner
-        if owner.grants or session.requests or owner.is_process:
+        if session.registered or owner.grants or session.requests:
             message = "an owner is registered once, before the first lock"
             return self._refuse(command, "invalid", message)
         if command.owner_id != owner.owner_id:
             owner = self._join_process(session, command)
+        session.registered = True
         owner.identity = command.owner
         owner.on_disconnect = command.on_disconnect or owner.on_disconnect
         self._answer = e.Completed(command.session, command.request)
@@ -186,10 +187,14 @@ class LockEngine(LockTable):
             self._refuse_request(request, code, now, message=message)
 
     def _lose(self, grant: e.Grant, cause: str, now: float) -> None:
-        """Ends a grant, and tells the session that acquired it if it is still there."""
-        if grant.session in self.sessions:
-            self._effects.append(e.Lost(grant.session, grant, cause))
+        """Ends a grant, and tells the session that acquired it, unless it was told."""
+        if self.owners[grant.owner_id].fencing != "broken":
+            self._tell_lost(grant, cause)
         self._end(grant, cause, now)
+
+    def _tell_lost(self, grant: e.Grant, cause: str, reason: str | None = None) -> None:
+        if grant.session in self.sessions:
+            self._effects.append(e.Lost(grant.session, grant, cause, reason))
 
     def _forget_if_idle(self, owner: OwnerState) -> None:
         if owner.sessions or owner.grants:
@@ -401,10 +406,12 @@ class LockEngine(LockTable):
             return self._refuse(command, "not_found", message)
         grant = owner.grants[token]
         self._give_up_convert(owner, grant.key, now)
-        if grant.session in self.sessions:
-            lost = e.Lost(grant.session, grant, "broken", command.reason)
-            self._effects.append(lost)
-        if self._must_fence(grant):
+        must_fence = self._must_fence(grant)
+        if owner.fencing is None:
+            # All that it holds goes with the process.
+            for doomed in list(owner.grants.values()) if must_fence else [grant]:
+                self._tell_lost(doomed, "broken", command.reason)
+        if must_fence:
             self._fence(owner, "broken")
         else:
             self._end(grant, "broken", now)

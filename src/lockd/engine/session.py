@@ -53,11 +53,13 @@ class OwnerState:
 class Session:
     """One client connection: for whom it acts, and what it waits for."""
 
-    __slots__ = ("owner", "requests", "session_id")
+    __slots__ = ("owner", "registered", "requests", "session_id")
 
     def __init__(self, session_id: int, owner: OwnerState) -> None:
         self.session_id = session_id
         self.owner = owner
+        #: Whether it said for whom it acts, which it may do once.
+        self.registered = False
         self.requests: dict[int, Request] = {}
 
 

@@ -49,7 +49,7 @@ def dump(engine: LockEngine) -> Plain:
         "lockspaces": [to_builtins(x) for x in engine.lockspaces.values()],
         "owners": [_dump_owner(owner) for owner in engine.owners.values()],
         "sessions": [
-            [session.session_id, session.owner.owner_id]
+            [session.session_id, session.owner.owner_id, session.registered]
             for session in engine.sessions.values()
         ],
         "requests": [_dump_request(request) for request in requests],
@@ -75,8 +75,8 @@ def load(data: Plain) -> LockEngine:
         engine.lockspaces[lockspace["name"]] = convert(lockspace, AddLockspace)
     for owner in data["owners"]:
         engine.owners[owner["owner_id"]] = _load_owner(owner)
-    for session_id, owner_id in data["sessions"]:
-        _load_session(engine, session_id, owner_id)
+    for session_id, owner_id, registered in data["sessions"]:
+        _load_session(engine, session_id, owner_id).registered = registered
     requests = {x["order"]: _load_request(engine, x) for x in data["requests"]}
     for resource in data["resources"]:
         _load_resource(engine, resource, requests)
@@ -119,11 +119,12 @@ def _load_owner(data: Plain) -> OwnerState:
     return owner
 
 
-def _load_session(engine: LockEngine, session_id: int, owner_id: int) -> None:
+def _load_session(engine: LockEngine, session_id: int, owner_id: int) -> Session:
     owner = engine.owners[owner_id]
     session = Session(session_id, owner)
     owner.sessions[session_id] = session
     engine.sessions[session_id] = session
+    return session
 
 
 def _dump_request(request: Request) -> Plain:
