@@ -29,13 +29,18 @@ def check_method(peer: Peer, method: Method) -> None:
         )
 
 
+def may_use(peer: Peer, lockspace: Lockspace) -> bool:
+    """Tells whether a lockspace is for a peer."""
+    return lockspace.kind != "direct" or is_admin(peer)
+
+
 def check_lockspace(peer: Peer, lockspace: Lockspace) -> None:
     """Raises `DeniedError` for a lockspace that is not for a peer.
 
     The daemon opens the files of a direct lockspace with its own rights, and must not
     lend them to somebody who has less.
     """
-    if lockspace.kind == "direct" and not is_admin(peer):
+    if not may_use(peer, lockspace):
         raise DeniedError(
             f"lockspace {quoted(lockspace.name)} locks files by their path, "
             "which is for root and the daemon's own user"

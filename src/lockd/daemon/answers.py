@@ -51,9 +51,9 @@ class Answers:
         self.watchers.discard(peer)
         self._arrays = {x for x in self._arrays if x[0] != peer.session}
 
-    def add_watcher(self, peer: Peer, lockspace: str | None) -> None:
-        """Tells a peer what happens in a lockspace, or in all of them."""
-        peer.watching = lockspace
+    def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
+        """Tells a peer what happens in the lockspaces that it sees."""
+        peer.sees = sees
         self.watchers.add(peer)
 
     def expect_array(self, session: int, msgid: int) -> None:
@@ -131,6 +131,6 @@ class Answers:
         """Tells those who watch what happened."""
         for event in chain.from_iterable(map(events_of, effects)):
             for peer in self.watchers:
-                if peer.watching in (None, event["lockspace"]):
+                if peer.sees(event["lockspace"]):
                     peer.connection.send_notification("event", event)
                     self.behind.add(peer)

@@ -125,6 +125,13 @@ class Dispatcher:
         if session not in self._engine.owners:
             runtime.processes.forget(session)
 
+    def _visible(self, peer: Peer, lockspace: str | None) -> Callable[[str], bool]:
+        """Returns what tells of each lockspace whether a peer wants and may see it."""
+        if lockspace is not None:
+            return self._lockspace(peer, lockspace).name.__eq__
+        lockspaces = self._runtime.lockspaces
+        return lambda name: access.may_use(peer, lockspaces[name])
+
     # From the wire to the engine.
 
     def take(self, peer: Peer, request: Request) -> None:
@@ -300,11 +307,10 @@ class Dispatcher:
         peer.send_result(msgid, {"current": current})
 
     def _list(self, peer: Peer, msgid: int, params: m.ListParams) -> None:
-        if params.lockspace is not None:
-            self._lockspace(peer, params.lockspace)
+        sees = self._visible(peer, params.lockspace)
         after = params.after and ResourceKey(*params.after)
         limit = params.limit or DEFAULT_PAGE
-        page = inquiries.page(self._engine, params.lockspace, after, limit)
+        page = inquiries.page(self._engine, sees, after, limit)
         peer.send_result(msgid, page)
 
     def _list_lockspaces(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
@@ -323,9 +329,7 @@ class Dispatcher:
         peer.send_result(msgid, result)
 
     def _watch(self, peer: Peer, msgid: int, params: m.WatchParams) -> None:
-        if params.lockspace is not None:
-            self._lockspace(peer, params.lockspace)
-        self._answers.add_watcher(peer, params.lockspace)
+        self._answers.add_watcher(peer, self._visible(peer, params.lockspace))
         peer.send_result(msgid)
 
     # Lockspaces, files, sessions of others.

@@ -1,7 +1,7 @@
 """Answers to those who only ask: the engine's state as plain maps, at this moment."""
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import trio
@@ -24,14 +24,16 @@ def resource(engine: LockEngine, key: ResourceKey) -> Map:
 
 
 def page(
-    engine: LockEngine, lockspace: str | None, after: ResourceKey | None, limit: int
+    engine: LockEngine,
+    sees: Callable[[str], bool],
+    after: ResourceKey | None,
+    limit: int,
 ) -> Map:
     """One page of what is held or waited for, in the order of names (`list`)."""
     keys: Iterable[ResourceKey] = (
         key
         for key in engine.resources
-        if (lockspace is None or key.lockspace == lockspace)
-        and (after is None or key > after)
+        if (after is None or key > after) and sees(key.lockspace)
     )
     found = heapq.nsmallest(limit + 1, keys)
     now = trio.current_time()

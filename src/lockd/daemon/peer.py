@@ -40,7 +40,7 @@ class Peer:
         restricted: whether it gave up its rights.
         client: what it called itself in `hello`.
         claims_itself: whether it registered its own process by pid.
-        watching: the lockspace from which it wants events, if it does; None for all.
+        sees: tells from which lockspaces it gets events, if it watches.
         is_closing: whether it is to be closed when the turn ends.
     """
 
@@ -62,7 +62,7 @@ class Peer:
         self.restricted = False
         self.client: str | None = None
         self.claims_itself = False
-        self.watching: str | None = None
+        self.sees: Callable[[str], bool] = lambda lockspace: False
         self.is_closing = False
         self._sock = sock
         self._watch = watch
