@@ -1,0 +1,261 @@
+"""Shows the blocking and the async client to the same cases in the same way.
+
+A `Peer` is one session. What waits is started, in a thread or in a task, and its
+outcome is asked for later.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+
+import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+import lockd
+from wire_client import PATIENCE
+
+
+class Pending(Protocol):
+    """What runs in the background."""
+
+    def result(self) -> Any: ...
+
+
+class Held(Protocol):
+    """A body that holds a lock, in the background."""
+
+    def grant(self) -> lockd.Grant:
+        """Waits until the body runs."""
+
+    def leave(self) -> None:
+        """Lets the body end."""
+
+    def result(self) -> Any:
+        """Waits until the lock is given back."""
+
+
+class Peer(Protocol):
+    """One session."""
+
+    @property
+    def session(self) -> int: ...
+    def call(self, method: str, /, *args: Any, **params: Any) -> Any: ...
+    def start(self, method: str, /, *args: Any, **params: Any) -> Pending: ...
+    def collect(self, method: str, /, *args: Any) -> list[Any]: ...
+    def hold(self, resource: str, /, **params: Any) -> Held: ...
+    def close(self) -> None: ...
+
+
+class Shell(Protocol):
+    """One of the clients."""
+
+    def connect(self, socket: str, **params: Any) -> Peer: ...
+
+
+class Thread:
+    """A call that runs in a thread."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._future: Future[Any] = Future()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def result(self) -> Any:
+        return self._future.result(PATIENCE)
+
+    def _run(self) -> None:
+        try:
+            self._future.set_result(self._function())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+
+class ThreadBody:
+    """A `with` body in a thread."""
+
+    def __init__(self, lock: lockd.Lock) -> None:
+        self._lock = lock
+        self._grant: Future[lockd.Grant] = Future()
+        self._may_leave = threading.Event()
+        self._thread = Thread(self._body)
+
+    def grant(self) -> lockd.Grant:
+        return self._grant.result(PATIENCE)
+
+    def leave(self) -> None:
+        self._may_leave.set()
+
+    def result(self) -> Any:
+        return self._thread.result()
+
+    def _body(self) -> None:
+        with self._lock as lock:
+            self._grant.set_result(lock.grant)
+            assert self._may_leave.wait(PATIENCE)
+
+
+class BlockingPeer:
+    """A session of `lockd.connect`."""
+
+    def __init__(self, client: lockd.Client) -> None:
+        self.client = client
+
+    @property
+    def session(self) -> int:
+        return self.client.session
+
+    def call(self, method: str, /, *args: Any, **params: Any) -> Any:
+        return getattr(self.client, method)(*args, **params)
+
+    def start(self, method: str, /, *args: Any, **params: Any) -> Thread:
+        return Thread(lambda: self.call(method, *args, **params))
+
+    def collect(self, method: str, /, *args: Any) -> list[Any]:
+        return list(self.call(method, *args))
+
+    def hold(self, resource: str, /, **params: Any) -> ThreadBody:
+        return ThreadBody(self.client.lock(resource, **params))
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class BlockingShell:
+    """Opens sessions of `lockd.connect`; closes them at the end."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def connect(self, socket: str, **params: Any) -> BlockingPeer:
+        client = self._stack.enter_context(lockd.connect(socket, **params))
+        return BlockingPeer(client)
+
+
+class Task:
+    """An async call that runs in a task of the portal's loop, and can be cancelled."""
+
+    def __init__(self, portal: BlockingPortal, function: Callable[[], Any]) -> None:
+        self._portal = portal
+        self._function = function
+        self._scope = portal.call(anyio.CancelScope)
+        self._future = portal.start_task_soon(self._run)
+
+    def cancel(self) -> None:
+        """Cancels it; does not wait for its end."""
+        self._portal.call(self._scope.cancel)
+
+    def result(self) -> Any:
+        """Waits for its end; None if it was cancelled."""
+        return self._future.result(PATIENCE)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._scope.cancelled_caught
+
+    async def _run(self) -> Any:
+        with self._scope:
+            return await self._function()
+
+
+class TaskBody:
+    """An `async with` body in a task."""
+
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        hold: Callable[[], AbstractAsyncContextManager[lockd.Grant]],
+    ) -> None:
+        self._portal = portal
+        self._hold = hold
+        self._grant: Future[lockd.Grant] = Future()
+        self._may_leave = portal.call(anyio.Event)
+        self._task = Task(portal, self._body)
+
+    def grant(self) -> lockd.Grant:
+        return self._grant.result(PATIENCE)
+
+    def leave(self) -> None:
+        self._portal.call(self._may_leave.set)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._task.cancelled
+
+    def result(self) -> Any:
+        return self._task.result()
+
+    async def _body(self) -> None:
+        async with self._hold() as grant:
+            self._grant.set_result(grant)
+            await self._may_leave.wait()
+
+
+class AsyncPeer:
+    """A session of `lockd.aio.connect`."""
+
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        client: lockd.aio.Client,
+        close: Callable[[], None],
+    ) -> None:
+        self.client = client
+        self.close = close
+        self._portal = portal
+
+    @property
+    def session(self) -> int:
+        return self.client.session
+
+    def call(self, method: str, /, *args: Any, **params: Any) -> Any:
+        return self.start(method, *args, **params).result()
+
+    def start(self, method: str, /, *args: Any, **params: Any) -> Task:
+        function = getattr(self.client, method)
+        return Task(self._portal, lambda: function(*args, **params))
+
+    def collect(self, method: str, /, *args: Any) -> list[Any]:
+        async def collected() -> list[Any]:
+            return [item async for item in getattr(self.client, method)(*args)]
+
+        return list(self._portal.call(collected))
+
+    def hold(self, resource: str, /, **params: Any) -> TaskBody:
+        return TaskBody(self._portal, lambda: self.client.hold(resource, **params))
+
+
+class AsyncShell:
+    """Opens sessions of `lockd.aio.connect`; closes them at the end."""
+
+    def __init__(self, portal: BlockingPortal, stack: ExitStack) -> None:
+        self.portal = portal
+        self._stack = stack
+
+    def connect(self, socket: str, **params: Any) -> AsyncPeer:
+        stack = self._stack.enter_context(ExitStack())
+        session = lockd.aio.connect(socket, **params)
+        client = stack.enter_context(self.portal.wrap_async_context_manager(session))
+        return AsyncPeer(self.portal, client, stack.close)
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Runs an async function."""
+        return Task(self.portal, function).result()
+
+
+@contextmanager
+def blocking_shell() -> Iterator[BlockingShell]:
+    """The client for threads."""
+    with ExitStack() as stack:
+        yield BlockingShell(stack)
+
+
+@contextmanager
+def async_shell(backend: str) -> Iterator[AsyncShell]:
+    """The client for tasks, in a loop that runs in a thread."""
+    with start_blocking_portal(backend) as portal, ExitStack() as stack:
+        yield AsyncShell(portal, stack)
