@@ -36,7 +36,11 @@ class WireClient:
             self.socket = path
         else:
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.socket.connect(str(path))
+            try:
+                self.socket.connect(str(path))
+            except BaseException:
+                self.socket.close()
+                raise
         self.socket.settimeout(PATIENCE)
         self.kept: list[Message] = []
         self._unpacker = msgpack.Unpacker(max_buffer_size=2**31 - 1)
@@ -153,19 +157,24 @@ def wait_for_sessions(client: WireClient, count: int) -> None:
 
 
 @contextmanager
-def connected_as_nobody(path: Path) -> Iterator[WireClient]:
+def connected_as_nobody(path: Path, mode: int = 0o666) -> Iterator[WireClient]:
     """A client whose kernel credentials are those of uid 65534; takes root.
 
     unix(7): they are those of the moment of connect(2). The way there goes through the
     current directory, for pytest's own directories are closed to others.
     """
-    path.chmod(0o666)
+    path.chmod(mode)
     path.parent.chmod(0o755)
     with chdir(path.parent):
+        groups, gid = os.getgroups(), os.getegid()
+        os.setgroups([])
+        os.setegid(NOBODY)
         os.seteuid(NOBODY)
         try:
             client = WireClient(path.name)
         finally:
             os.seteuid(0)
+            os.setegid(gid)
+            os.setgroups(groups)
     with client:
         yield client

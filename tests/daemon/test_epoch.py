@@ -129,9 +129,9 @@ def test_file_is_on_disk_before_it_has_its_name(
         done.append("fsync")
         fsync(fd)
 
-    def recorded_rename(*names: str, **directories: int) -> None:
+    def recorded_rename(old: str, new: str, **directories: int) -> None:
         done.append("rename")
-        rename(*names, **directories)
+        rename(old, new, **directories)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "rename", recorded_rename)

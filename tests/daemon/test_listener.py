@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_socket_that_is_listened_to_is_left_alone(backlog: int, tmp_path: Path) 
 @pytest.mark.parametrize("kind", ["file", "directory", "fifo", "link"])
 def test_what_is_no_socket_is_left_alone(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
-    make = {
+    make: dict[str, Callable[[], None]] = {
         "file": path.touch,
         "directory": path.mkdir,
         "fifo": lambda: os.mkfifo(path),
