@@ -1,6 +1,6 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,7 @@ from lockd.daemon.events import events_of
 from lockd.daemon.peer import Peer
 from lockd.daemon.sentences import sentence
 from lockd.engine import effects as e
+from lockd.engine.session import Session
 from lockd.errors import CodedError, error_for_code
 
 
@@ -127,9 +128,11 @@ class Answers:
         peer.connection.send_notification("lost", told)
         self.behind.add(peer)
 
-    def tell_watchers(self, effects: list[e.Effect]) -> None:
+    def tell_watchers(
+        self, effects: list[e.Effect], sessions: Mapping[int, Session]
+    ) -> None:
         """Tells those who watch what happened."""
-        for event in chain.from_iterable(map(events_of, effects)):
+        for event in chain.from_iterable(events_of(x, sessions) for x in effects):
             for peer in self.watchers:
                 if peer.sees(event["lockspace"]):
                     peer.connection.send_notification("event", event)

@@ -1,15 +1,17 @@
 """What happened, as those who watch are told (protocol 7.6)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lockd.engine import effects as e
+from lockd.engine.commands import Owner
+from lockd.engine.session import Session
 from lockd.terms import ResourceKey
 
 Event = dict[str, Any]
 
 
-def events_of(effect: e.Effect) -> Iterator[Event]:
+def events_of(effect: e.Effect, sessions: Mapping[int, Session]) -> Iterator[Event]:
     """Goes through the events that an effect is to an onlooker; most are none."""
     if isinstance(effect, e.Granted):
         for grant in effect.grants:
@@ -19,26 +21,29 @@ def events_of(effect: e.Effect) -> Iterator[Event]:
     elif isinstance(effect, e.Lost):
         yield _of_grant("lost", effect.grant) | {"cause": effect.cause}
     elif isinstance(effect, e.Queued):
+        owner = sessions[effect.session].owner.identity
         for key in effect.keys:
-            yield _event("waiting", key, effect.session) | {"mode": effect.mode}
+            event = _event("waiting", key, effect.session, owner)
+            yield event | {"mode": effect.mode}
     elif isinstance(effect, e.Refused) and effect.situation is not None:
-        key = effect.situation.key
-        yield _event("refused", key, effect.session) | {"code": effect.code}
+        owner = sessions[effect.session].owner.identity
+        event = _event("refused", effect.situation.key, effect.session, owner)
+        yield event | {"code": effect.code}
 
 
 def _of_grant(what: str, grant: e.Grant) -> Event:
-    return _event(what, grant.key, grant.session) | {
-        "name": grant.owner.name,
-        "pid": grant.owner.pid,
+    return _event(what, grant.key, grant.session, grant.owner) | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
     }
 
 
-def _event(what: str, key: ResourceKey, session: int) -> Event:
+def _event(what: str, key: ResourceKey, session: int, owner: Owner) -> Event:
     return {
         "event": what,
         "lockspace": key.lockspace,
         "resource": key.resource,
         "session": session,
+        "name": owner.name,
+        "pid": owner.pid,
     }

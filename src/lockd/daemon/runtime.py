@@ -108,7 +108,7 @@ class Runtime:
             if action is not None:
                 action(effect)
         if self._answers.watchers:
-            self._answers.tell_watchers(effects)
+            self._answers.tell_watchers(effects, self.engine.sessions)
 
     def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
         logger.debug("< %s\n> %s", command, effects)
