@@ -1,0 +1,87 @@
+import os
+import select
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from lockd.daemon import credentials as c
+
+NO_PROCESS = 2**22 + 1
+"""Beyond the greatest pid_max (proc(5))."""
+
+
+def is_dead(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def test_peer_is_the_process_that_connected() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert c.peer_credentials(ours) == (os.getpid(), os.getuid(), os.getgid())
+        pidfd = c.open_peer_pidfd(ours, os.getpid())
+    assert pidfd is not None
+    assert not is_dead(pidfd)
+    os.close(pidfd)
+
+
+def test_peer_is_found_by_its_pid_on_an_older_kernel(
+    monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes]
+) -> None:
+    monkeypatch.setattr(c, "SO_PEERPIDFD", 9999)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pidfd = c.open_peer_pidfd(ours, process.pid)
+        assert c.open_peer_pidfd(ours, NO_PROCESS) is None
+    assert pidfd is not None
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    process.wait()
+    assert is_dead(pidfd)
+    os.close(pidfd)
+
+
+def test_process_is_described(process: subprocess.Popen[bytes]) -> None:
+    assert c.name_of(process.pid) == "sleep"
+    assert c.command_of(process.pid) == "sleep 1000"
+    assert c.uid_of(process.pid) == os.getuid()
+    assert c.is_in_our_pid_namespace(process.pid)
+
+
+@pytest.mark.parametrize("pid", [0, NO_PROCESS])
+def test_nothing_is_known_of_a_process_that_is_not_there(pid: int) -> None:
+    assert c.name_of(pid) == "unknown"
+    assert c.command_of(pid) is None
+    assert c.uid_of(pid) is None
+    assert c.unit_of(pid) is None
+    assert not c.is_in_our_pid_namespace(pid)
+    assert c.open_pidfd(pid) is None
+
+
+def test_command_line_cannot_forge_a_line() -> None:
+    script = "import sys; sys.stdin.read()\n\x1b[2Jroot: all is well"
+    command = ["python3", "-c", "import sys; sys.stdin.read()", script + "x" * 5000]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        while (shown := c.command_of(process.pid)) is None or "stdin" not in shown:
+            pass  # between fork(2) and execve(2) it is still a copy of us
+        process.communicate()
+    assert shown.isprintable()
+    assert len(shown) <= 256
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/cron.service\n", "cron.service"),
+        ("0::/user.slice/user@0.service/app.slice/x.scope/deep\n", "x.scope"),
+        ("1:name=systemd:/system.slice/a.service\n0::/\n", "a.service"),
+        ("4:memory:/system.slice/a.service\n", None),
+        ("0::/\n", None),
+        ("", None),
+    ],
+)
+def test_unit_is_the_innermost_one(
+    cgroup: str, unit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(c, "_read", lambda path: cgroup)
+    assert c.unit_of(1) == unit

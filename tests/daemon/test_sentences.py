@@ -1,0 +1,63 @@
+from typing import Any
+
+import pytest
+
+from lockd.daemon.sentences import sentence
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant, Refused, Situation, Wait, Waiter
+from lockd.terms import OutsideHolder, ResourceKey
+
+OWNER = Owner("vm\n", 0, 5)
+KEY = ResourceKey("disks", "a")
+GRANT = Grant(KEY, 1, OWNER, 1, "shared", 7, since=10.0)
+EXCLUSIVE = Grant(KEY, 1, OWNER, 1, "exclusive", 7, since=10.0, reason="backup")
+WAITER = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)
+FREE = Situation(KEY, (), 0, (), 0)
+CROWDED = Situation(KEY, (GRANT,) * 5, 5, (WAITER,) * 2, 2)
+
+
+def said(code: str, **more: Any) -> str:
+    return sentence(Refused(1, 1, code, **more), 15.0)
+
+
+@pytest.mark.parametrize(
+    "code", ["busy", "timeout", "cancelled", "not_held", "already_held", "in_use"]
+)
+def test_refusal_names_lock_holders_and_waiters_on_one_line(code: str) -> None:
+    found = said(code, situation=CROWDED, waited=3.0)
+    assert "'disks:a'" in found
+    assert "2 more" in found
+    assert "2 wait" in found
+    assert found.isprintable()
+
+
+def test_one_holder_is_named_with_time_and_reason() -> None:
+    found = said("busy", situation=Situation(KEY, (EXCLUSIVE,), 1, (WAITER,), 1))
+    assert "exclusively" in found
+    assert "5.0s" in found
+    assert "backup" in found
+    assert "waits for it" in found
+
+
+def test_timeout_says_how_long_it_was() -> None:
+    assert "3.0s" in said("timeout", situation=FREE, waited=3.0)
+
+
+def test_outside_holder_is_named_where_it_is_known() -> None:
+    found = said("busy", situation=FREE, outside=OutsideHolder("exclusive", 9, "qemu"))
+    assert "qemu" in found
+    assert "pid 9" in found
+    unknown = said("busy", situation=FREE, outside=OutsideHolder("shared"))
+    assert "shared by a process that the kernel does not name" in unknown
+
+
+def test_cycle_is_told_link_by_link_and_comes_back_to_the_first() -> None:
+    other = Owner("other", 6, 5)
+    cycle = (Wait(OWNER, 1, KEY), Wait(other, 2, ResourceKey("default", "b")))
+    found = said("deadlock", situation=FREE, cycle=cycle)
+    first = found.index("waits for 'disks:a'")
+    assert first < found.index("waits for 'b'") < found.rindex("(pid 0, uid 5)")
+
+
+def test_message_stands_alone_where_there_is_no_resource() -> None:
+    assert said("not_found", message="the file is gone") == "the file is gone"

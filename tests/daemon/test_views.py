@@ -1,0 +1,180 @@
+"""The shapes of docs/protocol.md, section 7 and clause 4.3, as they are on the wire."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockd.daemon import views
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant, Refused, Wait, Waiter
+from lockd.terms import OutsideHolder, ResourceKey
+from wire_client import WireClient, wait_for_waiters
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+
+PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
+HOLDER = PARTY | {
+    "mode", "fencing_token", "count", "since", "held_for", "label", "reason"
+}  # fmt: skip
+WAITER = PARTY | {"mode", "converting", "since", "waited", "label", "reason"}
+LAST_HOLDER = {
+    "name", "uuid", "id", "pid", "uid", "mode", "fencing_token", "label", "reason",
+    "held_for", "ended", "ended_ago",
+}  # fmt: skip
+SITUATION = {
+    "lockspace", "resource", "holders", "holder_count", "waiters", "waiter_count"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("clause", "keys"),
+    [
+        ("7.1", PARTY),
+        ("7.2", HOLDER - PARTY),
+        ("7.3", WAITER - PARTY),
+        ("7.4", LAST_HOLDER),
+    ],
+)
+def test_shapes_of_this_test_are_those_of_the_page(clause: str, keys: set[str]) -> None:
+    text = re.search(rf"^{clause}\. (.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    assert text is not None
+    quoted = set(re.findall(r"`([a-z_]+)`", text[1]))
+    assert quoted == keys
+
+
+def test_holder_waiter_and_last_holder_have_their_shapes(
+    client: WireClient, other: WireClient
+) -> None:
+    client.acquire("a")
+    client.call("release", resource="a")
+    client.acquire("a", mode="shared", label="/srv/disk", reason="backup")
+    other.send("acquire", resource="a", label="/other", reason="restore")
+    wait_for_waiters(client, "a", 1)
+    found = client.call("query", resource="a")
+    assert set(found) == SITUATION | {"last_holder"}
+    (holder,), (waiter,), last = (
+        found["holders"],
+        found["waiters"],
+        found["last_holder"],
+    )
+    assert set(holder) == HOLDER
+    assert set(waiter) == WAITER
+    assert set(last) == LAST_HOLDER
+    assert holder["pid"] == waiter["pid"] == last["pid"] == os.getpid()
+    assert holder["uid"] == os.getuid()
+    assert "pytest" in holder["command"]
+    assert (holder["label"], holder["reason"]) == ("/srv/disk", "backup")
+    assert (waiter["label"], waiter["reason"]) == ("/other", "restore")
+    assert (waiter["mode"], waiter["converting"]) == ("exclusive", False)
+    assert (last["mode"], last["ended"]) == ("exclusive", "released")
+    assert holder["since"] > 1_600_000_000
+    assert holder["held_for"] >= 0
+    assert last["ended_ago"] >= 0
+
+
+def test_waiting_convert_is_shown_as_one(client: WireClient, other: WireClient) -> None:
+    client.acquire("a", mode="shared")
+    other.acquire("a", mode="shared")
+    other.send("convert", resource="a", mode="exclusive")
+    wait_for_waiters(client, "a", 1)
+    (waiter,) = client.call("query", resource="a")["waiters"]
+    assert waiter["converting"] is True
+
+
+@pytest.mark.parametrize("code", ["busy", "timeout", "already_held"])
+def test_facts_of_a_refusal_have_their_shape(
+    code: str, client: WireClient, other: WireClient
+) -> None:
+    other.call("hello", protocol=1, client="test")
+    asker = other
+    if code == "already_held":
+        other.acquire("a")
+    else:
+        client.acquire("a")
+    timeout = {"busy": 0, "timeout": 0.01, "already_held": None}[code]
+    refusal = asker.refusal("acquire", resource="a", timeout=timeout)
+    assert refusal.code == code
+    assert refusal.facts is not None
+    assert set(refusal.facts) - {"waited"} == SITUATION
+    assert set(refusal.facts["holders"][0]) == HOLDER
+    if code == "timeout":
+        assert refusal.facts["waited"] >= 0.01
+
+
+def test_refusal_names_at_most_sixteen_of_each(
+    connect: Callable[[], WireClient], client: WireClient
+) -> None:
+    holders = [connect() for _ in range(20)]
+    for holder in holders:
+        holder.acquire("a", mode="shared")
+    for count, waiter in enumerate((connect() for _ in range(18)), 1):
+        waiter.send("acquire", resource="a")
+        wait_for_waiters(client, "a", count)
+    client.call("hello", protocol=1, client="test")
+    facts = client.refusal("acquire", resource="a", timeout=0).facts
+    assert facts is not None
+    assert (len(facts["holders"]), facts["holder_count"]) == (16, 20)
+    assert (len(facts["waiters"]), facts["waiter_count"]) == (16, 18)
+    (listed,) = client.call("list")["resources"]
+    assert set(listed) == SITUATION
+    assert (len(listed["holders"]), listed["holder_count"]) == (4, 20)
+    assert (len(listed["waiters"]), listed["waiter_count"]) == (4, 18)
+
+
+@pytest.mark.parametrize("end", ["released", "disconnected", "broken"])
+def test_last_holder_says_how_it_ended(
+    end: str, client: WireClient, other: WireClient
+) -> None:
+    token = client.acquire("a")["fencing_token"]
+    if end == "released":
+        client.call("release", resource="a")
+    elif end == "broken":
+        other.call("break", fencing_token=token, reason="x")
+    else:
+        client.close()
+        other.acquire("a")
+        other.call("release", resource="a")
+        return
+    assert other.call("query", resource="a")["last_holder"]["ended"] == end
+
+
+OWNER = Owner("vm\n", 0, 5)
+KEY = ResourceKey("disks", "a")
+GRANT = Grant(KEY, 1, OWNER, 1, "shared", 7, since=10.0)
+WAITER_VALUE = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)
+
+
+def test_process_that_cannot_be_seen_has_no_command() -> None:
+    party = views.party(OWNER, 3)
+    assert set(party) == PARTY
+    assert (party["command"], party["unit"], party["session"]) == (None, None, 3)
+
+
+def test_times_are_told_for_people_and_as_durations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    holder = views.holder(GRANT, 15.0)
+    assert (holder["since"], holder["held_for"]) == (995.0, 5.0)
+    waiter = views.waiter(WAITER_VALUE, 15.0)
+    assert (waiter["since"], waiter["waited"]) == (997.0, 3.0)
+
+
+def test_nobody_held_last() -> None:
+    assert views.last_holder(None, 1.0) is None
+
+
+def test_outside_holder_has_its_facts() -> None:
+    outside = OutsideHolder("exclusive", 123, "qemu")
+    facts = views.facts(Refused(1, 1, "busy", outside=outside), 0.0)
+    assert facts == {"outside": {"mode": "exclusive", "pid": 123, "command": "qemu"}}
+
+
+def test_cycle_has_its_links_in_order() -> None:
+    cycle = (Wait(OWNER, 1, KEY), Wait(OWNER, 2, ResourceKey("default", "b")))
+    facts = views.facts(Refused(1, 1, "deadlock", cycle=cycle), 0.0)
+    assert [link["resource"] for link in facts["cycle"]] == ["a", "b"]
+    assert [link["session"] for link in facts["cycle"]] == [1, 2]
