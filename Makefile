@@ -11,18 +11,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Per user: under $XDG_RUNTIME_DIR, where the clients look first.
-RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),/run/user/$(shell id -u))
-SOCKET := $(RUNTIME_DIR)/lockd/lockd.sock
 STATE_DIR := $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/lockd
+
+# Where the clients look first; without such a directory they have to be told.
+RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(shell \
+  d=/run/user/$$(id -u); mkdir -p $$d 2>/dev/null && test -w $$d && echo $$d))
+SOCKET := $(if $(RUNTIME_DIR),$(RUNTIME_DIR)/lockd/lockd.sock,$(STATE_DIR)/lockd.sock)
+LOCKCTL := $(CURDIR)/$(BIN)/lockctl$(if $(RUNTIME_DIR),, --socket $(SOCKET))
 
 .PHONY: run test check fix bite bench lock clean
 
 run: $(READY)
-	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n\n' \
-	  '$(CURDIR)/$(BIN)/lockctl'
-	@printf '  and see who holds it:\n\n    %s list\n\n  Ctrl-C ends the daemon.\n\n' \
-	  '$(CURDIR)/$(BIN)/lockctl'
+	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n' \
+	  '$(LOCKCTL)'
+	@printf '\n  and see who holds it:\n\n    %s list\n\n  Ctrl-C ends the daemon.\n\n' \
+	  '$(LOCKCTL)'
 	@exec $(BIN)/lockd --socket '$(SOCKET)' --state-dir '$(STATE_DIR)'
 
 test: $(READY)

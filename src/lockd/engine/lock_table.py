@@ -148,7 +148,7 @@ class LockTable:
         for key in request.keys:
             # An idle resource has been dropped, and with it the place in its line.
             resource = self.resources.get(key)
-            if resource is not None and resource.pending is not request:
+            if resource is not None and (resource.converting or resource.waiting):
                 resource.dequeue(request)
                 self._unsettled.append(resource)
 
