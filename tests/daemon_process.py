@@ -1,4 +1,4 @@
-"""A real daemon process for tests: `lockd` in the foreground, on a socket of its own."""
+"""A real daemon process for tests: in the foreground, on a socket of its own."""
 
 import os
 import signal
