@@ -1,0 +1,459 @@
+"""The core alone: bytes in, bytes out, no socket."""
+
+from typing import Any
+
+import pytest
+
+from lockd.client.core import ClientCore, Grant, Reply
+from lockd.client.inbox import Inbox
+from lockd.errors import (
+    BusyError,
+    ConnectionLostError,
+    InternalError,
+    InvalidRequestError,
+    LockdError,
+    LockLostError,
+    NotHeldError,
+)
+from lockd.protocol.codec import Decoder, Encoder
+
+encoder = Encoder()
+
+
+def sent(core: ClientCore) -> list[tuple[int, str, dict[str, Any]]]:
+    """Takes what the core wants to send: msgid, method, params of each request."""
+    messages = list(Decoder().receive(bytes(core.outgoing)))
+    core.outgoing.clear()
+    return [(msgid, method, params) for _, msgid, method, (params,) in messages]
+
+
+def answered(core: ClientCore, reply: Reply, result: Any = None) -> None:
+    core.receive(encoder.response(reply.msgid, None, result))
+
+
+def refused(core: ClientCore, reply: Reply, error: str) -> None:
+    core.receive(encoder.response(reply.msgid, (1, error, {}), None))
+
+
+def lost(core: ClientCore, token: int, cause: str = "broken", **more: str) -> None:
+    told = {"lockspace": "default", "resource": "disk"}
+    params = {**told, "fencing_token": token, "cause": cause, **more}
+    core.receive(encoder.notification("lost", params))
+
+
+def shape(token: int, mode: str = "exclusive", resource: str = "disk") -> Any:
+    key = {"lockspace": "default", "resource": resource}
+    return {**key, "mode": mode, "fencing_token": token, "waited": 0.5}
+
+
+def acquiring(core: ClientCore, mode: str = "exclusive") -> Reply:
+    reply = Reply("acquire", {"resource": "disk", "mode": mode})
+    core.start(reply)
+    return reply
+
+
+def acquired(core: ClientCore, token: int = 7, mode: str = "exclusive") -> Grant:
+    reply = acquiring(core, mode)
+    answered(core, reply, {"grant": shape(token, mode)})
+    core.outgoing.clear()
+    return reply.grants[0]
+
+
+def converting(core: ClientCore, mode: str) -> Reply:
+    reply = Reply("convert", {"resource": "disk", "mode": mode})
+    core.start(reply)
+    return reply
+
+
+@pytest.fixture
+def core() -> ClientCore:
+    return ClientCore()
+
+
+def test_answers_find_their_requests_in_any_order(core: ClientCore) -> None:
+    replies = [Reply("statistics", {}) for _ in range(3)]
+    for reply in replies:
+        core.start(reply)
+    assert [method for _, method, _ in sent(core)] == ["statistics"] * 3
+    for reply in reversed(replies):
+        answered(core, reply, reply.msgid)
+    assert [reply.outcome() for reply in replies] == [r.msgid for r in replies]
+
+
+def test_answer_may_come_byte_by_byte(core: ClientCore) -> None:
+    reply = acquiring(core)
+    data = encoder.response(reply.msgid, None, {"grant": shape(7)})
+    for byte in data[:-1]:
+        core.receive(bytes([byte]))
+        assert not reply.done
+    core.receive(data[-1:])
+    assert reply.grants[0].fencing_token == 7
+    assert reply.grants[0].waited == 0.5
+
+
+def test_waking_happens_once_when_the_answer_is_there(core: ClientCore) -> None:
+    reply = acquiring(core)
+    woken = []
+    reply.wake = lambda: woken.append(reply.done)
+    answered(core, reply, {"grant": shape(7)})
+    core.end("over")
+    assert woken == [True]
+
+
+def test_refusal_has_its_class_its_sentence_and_its_facts(core: ClientCore) -> None:
+    reply = acquiring(core)
+    error = (1, "busy: 'a: b' is held", {"holder_count": 1})
+    core.receive(encoder.response(reply.msgid, error, None))
+    with pytest.raises(BusyError, match=r"^'a: b' is held$") as caught:
+        reply.outcome()
+    assert caught.value.facts == {"holder_count": 1}
+
+
+def test_number_of_an_unanswered_request_is_not_used_again(core: ClientCore) -> None:
+    waiting = acquiring(core)
+    core._last_msgid = 2**32 - 1
+    replies = [Reply("statistics", {}) for _ in range(2)]
+    for reply in replies:
+        core.start(reply)
+    assert waiting.msgid == 1
+    assert [reply.msgid for reply in replies] == [0, 2]
+
+
+def test_request_that_cannot_be_sent_changes_nothing(core: ClientCore) -> None:
+    deep: Any = "x"
+    for _ in range(10):
+        deep = [deep]
+    for value in ["x" * 70_000, object(), 2**70, deep]:
+        with pytest.raises(InvalidRequestError):
+            core.start(Reply("acquire", {"resource": value}))
+    assert not core.outgoing
+    assert "0 pending" in repr(core)
+
+
+# Whoever waited is gone.
+
+
+def test_abandoned_acquire_is_cancelled_once(core: ClientCore) -> None:
+    reply = acquiring(core)
+    core.outgoing.clear()
+    assert core.abandon(reply)
+    assert not core.abandon(reply)
+    assert [request[1:] for request in sent(core)] == [
+        ("cancel", {"request": reply.msgid})
+    ]
+    refused(core, reply, "cancelled: by its own session")
+    assert reply.done
+    assert not sent(core)
+
+
+def test_grant_that_comes_after_all_is_given_back(core: ClientCore) -> None:
+    reply = acquiring(core)
+    core.abandon(reply)
+    core.outgoing.clear()
+    answered(core, reply, {"grant": shape(7)})
+    assert [request[1:] for request in sent(core)] == [
+        ("release", {"fencing_token": 7})
+    ]
+
+
+def test_several_grants_that_come_after_all_are_given_back(core: ClientCore) -> None:
+    reply = Reply("acquire", {"resources": ["a", "b"]})
+    core.start(reply)
+    core.abandon(reply)
+    core.outgoing.clear()
+    grants = [shape(7, resource="a"), shape(8, resource="b")]
+    answered(core, reply, {"grants": grants})
+    assert [params for _, _, params in sent(core)] == [
+        {"fencing_token": 7},
+        {"fencing_token": 8},
+    ]
+
+
+def test_grant_that_nobody_took_is_given_back(core: ClientCore) -> None:
+    reply = acquiring(core)
+    answered(core, reply, {"grant": shape(7)})
+    core.outgoing.clear()
+    assert not core.abandon(reply)
+    assert not core.abandon(reply)
+    assert [request[1:] for request in sent(core)] == [
+        ("release", {"fencing_token": 7})
+    ]
+
+
+def test_upgrade_that_comes_after_all_is_taken_back(core: ClientCore) -> None:
+    grant = acquired(core, mode="shared")
+    reply = converting(core, "exclusive")
+    core.abandon(reply)
+    core.outgoing.clear()
+    answered(core, reply, {"grant": shape(7)})
+    ((msgid, method, params),) = sent(core)
+    assert (method, params) == ("convert", {"resource": "disk", "mode": "shared"})
+    result = {"grant": shape(7, "shared")}
+    core.receive(encoder.response(msgid, None, result))
+    assert grant.mode == "shared"
+    assert not sent(core)
+
+
+def test_downgrade_is_not_taken_back(core: ClientCore) -> None:
+    grant = acquired(core)
+    reply = converting(core, "shared")
+    core.abandon(reply)
+    core.outgoing.clear()
+    answered(core, reply, {"grant": shape(7, "shared")})
+    assert grant.mode == "shared"
+    assert not sent(core)
+
+
+def test_abandoned_query_is_not_cancelled(core: ClientCore) -> None:
+    reply = Reply("query", {"resource": "disk"})
+    core.start(reply)
+    core.outgoing.clear()
+    assert not core.abandon(reply)
+    assert not core.outgoing
+
+
+# Grants.
+
+
+def test_grant_is_held_until_its_release_is_answered(core: ClientCore) -> None:
+    grant = acquired(core)
+    reply = core.release(grant)
+    assert grant.held
+    answered(core, reply)
+    assert not grant.held
+    assert not grant.lost
+    reply.outcome()
+
+
+def test_second_release_of_a_grant_sends_nothing(core: ClientCore) -> None:
+    grant = acquired(core)
+    first = core.release(grant)
+    core.outgoing.clear()
+    assert core.release(grant).done
+    answered(core, first)
+    assert core.release(grant).done
+    assert not core.outgoing
+
+
+def test_release_that_fails_leaves_the_grant_held(core: ClientCore) -> None:
+    grant = acquired(core)
+    reply = core.release(grant)
+    refused(core, reply, "internal: a defect")
+    with pytest.raises(InternalError):
+        reply.outcome()
+    assert grant.held
+    core.outgoing.clear()
+    core.release(grant)
+    assert sent(core)
+
+
+def test_release_of_what_the_daemon_does_not_know_ends_the_grant(
+    core: ClientCore,
+) -> None:
+    grant = acquired(core)
+    reply = core.release(grant)
+    refused(core, reply, "not_held: no")
+    with pytest.raises(NotHeldError):
+        reply.outcome()
+    assert not grant.held
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"resource": "disk"}, {"resources": ["disk", "other"]}, {"fencing_token": 7}],
+)
+def test_release_by_name_ends_the_grant(
+    core: ClientCore, params: dict[str, Any]
+) -> None:
+    grant = acquired(core)
+    reply = Reply("release", params)
+    core.start(reply)
+    answered(core, reply)
+    assert not grant.held
+
+
+def test_counted_hold_takes_as_many_releases(core: ClientCore) -> None:
+    first, second = acquired(core, mode="shared"), acquired(core, mode="shared")
+    answered(core, core.release(first))
+    assert not first.held
+    assert second.held
+    lost(core, 7)
+    assert second.lost
+    assert not first.lost
+
+
+def test_lost_grant_is_told_once(core: ClientCore) -> None:
+    told: list[Grant] = []
+    core.on_lost = told.append
+    grant = acquired(core)
+    lost(core, 7, reason="it hangs")
+    lost(core, 7)
+    core.end("over")
+    assert told == [grant]
+    assert grant.lost
+    with pytest.raises(LockLostError, match=r"broken by an administrator.*it hangs"):
+        grant.check()
+
+
+def test_release_of_a_lost_grant_sends_nothing(core: ClientCore) -> None:
+    grant = acquired(core)
+    lost(core, 7, "owner_died")
+    reply = core.release(grant)
+    with pytest.raises(LockLostError) as caught:
+        reply.outcome()
+    assert caught.value.cause == "owner_died"
+    assert not core.outgoing
+
+
+def test_grant_that_is_lost_before_its_release_arrives_is_lost(
+    core: ClientCore,
+) -> None:
+    told: list[Grant] = []
+    core.on_lost = told.append
+    grant = acquired(core)
+    reply = core.release(grant)
+    lost(core, 7)
+    refused(core, reply, "not_held: no")
+    with pytest.raises(LockLostError):
+        reply.outcome()
+    assert not told
+
+
+def test_loss_of_what_is_not_held_is_nothing(core: ClientCore) -> None:
+    grant = acquired(core, 8)
+    lost(core, 7)
+    assert grant.held
+    assert not core.ended
+
+
+def test_converted_grant_of_another_session_is_told(core: ClientCore) -> None:
+    reply = converting(core, "shared")
+    answered(core, reply, {"grant": shape(7, "shared")})
+    assert reply.grants[0].fencing_token == 7
+
+
+# The end.
+
+
+def test_end_loses_what_is_held_and_fails_what_is_pending(core: ClientCore) -> None:
+    told: list[Grant] = []
+    ends: list[LockdError] = []
+    core.on_lost = told.append
+    core.on_end.append(ends.append)
+    grant = acquired(core)
+    reply = acquiring(core)
+    core.receive(b"")
+    core.receive(b"")
+    with pytest.raises(ConnectionLostError, match="the daemon closed the connection"):
+        reply.outcome()
+    with pytest.raises(ConnectionLostError):
+        core.start(Reply("statistics", {}))
+    with pytest.raises(LockLostError) as caught:
+        grant.check()
+    assert caught.value.cause == "disconnected"
+    assert told == [grant]
+    assert len(ends) == 1
+    assert not core.outgoing
+
+
+def test_release_that_the_end_outruns_is_a_lost_lock(core: ClientCore) -> None:
+    reply = core.release(acquired(core))
+    core.end("over")
+    with pytest.raises(LockLostError):
+        reply.outcome()
+
+
+def test_closed_client_has_released_not_lost(core: ClientCore) -> None:
+    told: list[Grant] = []
+    core.on_lost = told.append
+    grant = acquired(core)
+    reply = acquiring(core)
+    core.close()
+    assert not grant.held
+    assert not grant.lost
+    assert not told
+    with pytest.raises(ConnectionLostError, match="closed"):
+        reply.outcome()
+    assert not core.abandon(reply)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xc1",
+        b"\x07",
+        encoder.response(99, None, None),
+        encoder.response(1, (), None),
+        encoder.response(1, None, {"grant": {}}),
+        encoder.notification("lost", {}),
+    ],
+)
+def test_daemon_that_cannot_be_understood_is_left(
+    core: ClientCore, data: bytes
+) -> None:
+    reply = acquiring(core)
+    core.receive(data)
+    assert core.ended
+    with pytest.raises(ConnectionLostError, match="cannot be understood"):
+        core.start(reply)
+
+
+def test_last_word_of_the_daemon_is_told(core: ClientCore) -> None:
+    reply = acquiring(core)
+    core.receive(encoder.response(None, (1, "protocol: too deep"), None))
+    with pytest.raises(ConnectionLostError, match="too deep"):
+        reply.outcome()
+
+
+def test_unknown_notifications_are_ignored(core: ClientCore) -> None:
+    core.receive(encoder.notification("greeting", {"a": 1}))
+    core.receive(encoder.notification("event", {"event": "granted"}))
+    assert not core.ended
+
+
+def test_events_are_told(core: ClientCore) -> None:
+    events: list[dict[str, Any]] = []
+    core.on_event = events.append
+    core.receive(encoder.notification("event", {"event": "granted"}))
+    assert events == [{"event": "granted"}]
+
+
+# The inbox.
+
+
+def test_inbox_keeps_the_order() -> None:
+    inbox = Inbox()
+    inbox.put(1)
+    first, second = inbox.take(), inbox.take()
+    assert first.outcome() == 1
+    assert not second.done
+    inbox.put(2)
+    inbox.put(3)
+    assert [second.outcome(), inbox.take().outcome()] == [2, 3]
+
+
+def test_interrupted_reader_of_an_inbox_loses_nothing() -> None:
+    inbox = Inbox()
+    inbox.take_back(inbox.take())
+    reply = inbox.take()
+    inbox.put(1)
+    inbox.put(2)
+    inbox.take_back(reply)
+    assert [inbox.take().outcome(), inbox.take().outcome()] == [1, 2]
+
+
+def test_inbox_that_ended_can_be_emptied() -> None:
+    inbox = Inbox()
+    inbox.put(1)
+    inbox.end(ConnectionLostError("over"))
+    assert inbox.take().outcome() == 1
+    with pytest.raises(ConnectionLostError):
+        inbox.take().outcome()
+
+
+def test_end_wakes_the_reader_of_an_inbox() -> None:
+    inbox = Inbox()
+    reply = inbox.take()
+    inbox.end(ConnectionLostError("over"))
+    with pytest.raises(ConnectionLostError):
+        reply.outcome()

@@ -1,0 +1,430 @@
+"""Many threads, one connection: who reads, who sleeps, who is interrupted."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+
+import pytest
+
+import lockd
+from client.adapters import Thread
+from daemon_process import DaemonProcess
+from lockd.client import requests
+from lockd.terms import ResourceKey
+from wire_client import PATIENCE, WireClient, wait_for_sessions, wait_for_waiters
+
+
+class Interruption(BaseException):
+    """Stands for KeyboardInterrupt, which would end pytest if a test failed."""
+
+
+@pytest.fixture
+def client(sock: str) -> Iterator[lockd.Client]:
+    with lockd.connect(sock, name="client") as client:
+        yield client
+
+
+@contextmanager
+def interrupted_when(happens: Callable[[], object]) -> Iterator[None]:
+    """Runs a body in which a signal raises an exception, and expects that it does."""
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def wait_and_send() -> None:
+        happens()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    thread = Thread(wait_and_send)
+    try:
+        with pytest.raises(Interruption):
+            yield
+        thread.result()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def wait_for_line(client: lockd.Client, resource: str, count: int) -> None:
+    """Waits until so many threads have a turn, or wait for one."""
+    lines = client._link._turns._lines
+    key = ResourceKey("default", resource)
+    for _ in range(1_000_000):
+        if len(lines.get(key, ())) == count:
+            return
+    raise AssertionError(lines)
+
+
+def is_free(watcher: WireClient, resource: str) -> bool:
+    watcher.acquire(resource)
+    watcher.call("release", resource=resource)
+    return True
+
+
+# Many threads.
+
+
+def test_many_threads_share_one_connection(client: lockd.Client) -> None:
+    def work(number: int) -> None:
+        for _ in range(30):
+            grant = client.acquire(f"own {number}")
+            assert grant.resource == f"own {number}"
+            assert client.query(f"own {number}")["holder_count"] == 1
+            client.release(grant)
+
+    for thread in [Thread(partial(work, i)) for i in range(12)]:
+        thread.result()
+    assert client.statistics()["held"] == 0
+    assert "0 pending" in repr(client)
+    assert "0 waiting" in repr(client)
+
+
+def test_threads_with_locks_of_one_name_exclude_each_other(
+    client: lockd.Client,
+) -> None:
+    inside: list[int] = []
+    tokens: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(15):
+            with client.lock("disk") as lock:
+                inside.append(number)
+                client.query("disk")
+                tokens.append(lock.fencing_token)
+                assert inside == [number]
+                inside.clear()
+
+    for thread in [Thread(partial(work, i)) for i in range(8)]:
+        thread.result()
+    assert len(tokens) == 120
+    assert tokens == sorted(set(tokens))
+
+
+def test_threads_in_line_are_served_in_order(client: lockd.Client) -> None:
+    served: list[int] = []
+
+    def work(number: int) -> None:
+        with client.lock("disk"):
+            served.append(number)
+
+    threads = []
+    with client.lock("disk"):
+        for number in range(5):
+            threads.append(Thread(partial(work, number)))
+            wait_for_line(client, "disk", number + 2)
+    for thread in threads:
+        thread.result()
+    assert served == list(range(5))
+
+
+def test_waiting_thread_holds_up_no_other(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    watcher.acquire("disk")
+    threads = [Thread(lambda: client.acquire("disk"))]
+    wait_for_waiters(watcher, "disk", 1)
+    for number in range(20):
+        assert client.acquire(f"other {number}").held
+    watcher.call("release", resource="disk")
+    assert threads[0].result().held
+
+
+def test_same_thread_is_refused_at_once(client: lockd.Client) -> None:
+    with client.lock("disk"), pytest.raises(lockd.AlreadyHeldError):
+        client.lock("disk").acquire()
+    with client.lock("disk"):
+        pass
+
+
+def test_thread_that_has_ended_is_not_taken_for_a_later_one(
+    client: lockd.Client,
+) -> None:
+    lock = client.lock("disk")
+    ended = threading.Thread(target=lock.acquire)
+    ended.start()
+    ended.join()
+    later: SimpleQueue[object] = SimpleQueue()
+    # The later thread gets the number of the ended one.
+    thread = threading.Thread(target=lambda: later.put(outcome_of_try(client)))
+    thread.start()
+    thread.join()
+    assert later.get() is lockd.AcquireTimeoutError
+    lock.release()
+
+
+def outcome_of_try(client: lockd.Client) -> type[Exception] | None:
+    try:
+        with client.lock("disk", timeout=0.01):
+            return None
+    except lockd.LockdError as error:
+        return type(error)
+
+
+def test_more_than_the_socket_takes_passes_at_once(client: lockd.Client) -> None:
+    def work(number: int) -> None:
+        # They are refused for their names, each by its own answer.
+        name = f"{number} {'x' * 16_000}"
+        replies = [requests.about("check", name, None) for _ in range(10)]
+        client._link.perform(*replies)
+        for reply in replies:
+            with pytest.raises(lockd.InvalidRequestError):
+                reply.outcome()
+
+    for thread in [Thread(partial(work, i)) for i in range(16)]:
+        thread.result()
+
+
+# A thread that is interrupted.
+
+
+def test_interrupted_wait_leaves_the_queue(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    watcher.acquire("disk")
+    with interrupted_when(lambda: wait_for_waiters(watcher, "disk", 1)):
+        client.acquire("disk")
+    assert watcher.call("query", resource="disk")["waiter_count"] == 0
+    watcher.call("release", resource="disk")
+    assert client.acquire("disk").held
+
+
+def test_interrupted_reader_hands_the_reading_on(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    watcher.acquire("disk")
+    watcher.acquire("other")
+    threads = []
+
+    def start_another() -> None:
+        wait_for_waiters(watcher, "disk", 1)
+        threads.append(Thread(lambda: client.acquire("other")))
+        wait_for_waiters(watcher, "other", 1)
+
+    with interrupted_when(start_another):
+        client.acquire("disk")
+    watcher.call("release", resource="other")
+    assert threads[0].result().held
+
+
+def test_interrupted_sleeper_leaves_the_reader_alone(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    watcher.acquire("disk")
+    watcher.acquire("other")
+    thread = Thread(lambda: client.acquire("other"))
+    wait_for_waiters(watcher, "other", 1)
+    with interrupted_when(lambda: wait_for_waiters(watcher, "disk", 1)):
+        client.acquire("disk")
+    assert watcher.call("query", resource="disk")["waiter_count"] == 0
+    watcher.call("release", resource="other")
+    assert thread.result().held
+
+
+@pytest.mark.parametrize("first", ["release", "cancel"])
+def test_grant_that_races_with_an_interruption_is_given_back(
+    client: lockd.Client,
+    sock: str,
+    daemon: DaemonProcess,
+    watcher: WireClient,
+    first: str,
+) -> None:
+    watcher.acquire("disk")
+
+    def stop_the_daemon() -> None:
+        wait_for_waiters(watcher, "disk", 1)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        if first == "release":
+            watcher.send("release", resource="disk")
+
+    def go_on() -> None:
+        # The main thread waits for the answer to its cancel: that it has sent it shows
+        # in what its core waits for.
+        while len(client._link._core._pending) < 2:
+            pass
+        if first == "cancel":
+            watcher.send("release", resource="disk")
+        os.kill(daemon.pid, signal.SIGCONT)
+
+    thread = Thread(go_on)
+    with interrupted_when(stop_the_daemon):
+        client.acquire("disk")
+    thread.result()
+    assert is_free(watcher, "disk")
+
+
+def test_interrupted_wait_in_line_lets_the_next_one_in(client: lockd.Client) -> None:
+    may_leave, holding = threading.Event(), threading.Event()
+    threads: list[Thread] = []
+
+    def hold() -> None:
+        with client.lock("disk"):
+            holding.set()
+            assert may_leave.wait(PATIENCE)
+
+    def start_another() -> None:
+        wait_for_line(client, "disk", 2)
+        threads.append(Thread(lambda: bool(client.lock("disk").acquire())))
+        wait_for_line(client, "disk", 3)
+
+    holder = Thread(hold)
+    assert holding.wait(PATIENCE)
+    with interrupted_when(start_another):
+        client.lock("disk").acquire()
+    wait_for_line(client, "disk", 2)
+    may_leave.set()
+    holder.result()
+    assert threads[0].result() is True
+
+
+def test_interrupted_lock_leaves_nothing_behind(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    watcher.acquire("disk")
+    lock = client.lock("disk")
+    with interrupted_when(lambda: wait_for_waiters(watcher, "disk", 1)):
+        lock.acquire()
+    assert not lock.locked()
+    watcher.call("release", resource="disk")
+    with lock:
+        assert lock.locked()
+    assert is_free(watcher, "disk")
+
+
+def test_body_that_raises_gives_the_lock_back(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    with pytest.raises(ZeroDivisionError), client.lock("disk"):
+        raise ZeroDivisionError
+    assert is_free(watcher, "disk")
+
+
+# The end of the connection, and what is lost.
+
+
+def test_end_of_the_daemon_wakes_every_thread(
+    client: lockd.Client, daemon: DaemonProcess, watcher: WireClient
+) -> None:
+    watcher.acquire("disk 0")
+    threads = []
+    for number in range(5):
+        watcher.acquire(f"disk {number + 1}")
+        threads.append(Thread(partial(client.acquire, f"disk {number + 1}")))
+        wait_for_waiters(watcher, f"disk {number + 1}", 1)
+    for in_line in range(2):
+        threads.append(Thread(lambda: client.lock("disk 0").acquire()))
+        wait_for_line(client, "disk 0", in_line + 1)
+    daemon.kill()
+    for thread in threads:
+        with pytest.raises(lockd.ConnectionLostError):
+            thread.result()
+
+
+def test_close_wakes_every_thread(client: lockd.Client, watcher: WireClient) -> None:
+    threads = []
+    for number in range(3):
+        watcher.acquire(f"disk {number}")
+        threads.append(Thread(partial(client.acquire, f"disk {number}")))
+        wait_for_waiters(watcher, f"disk {number}", 1)
+    client.close()
+    client.close()
+    for thread in threads:
+        with pytest.raises(lockd.ConnectionLostError, match="the client is closed"):
+            thread.result()
+    wait_for_sessions(watcher, 1)
+    assert client._link._sock.fileno() == -1
+
+
+def test_losses_are_told_as_they_happen(
+    sock: str, daemon: DaemonProcess, watcher: WireClient
+) -> None:
+    told: SimpleQueue[lockd.Grant] = SimpleQueue()
+    with lockd.connect(sock, on_lost=told.put) as client:
+        first, second = client.acquire("a"), client.acquire("b")
+        client.release(client.acquire("c"))
+        watcher.call("break", fencing_token=first.fencing_token, reason="why")
+        assert told.get(timeout=PATIENCE) is first
+        assert second.held
+        daemon.kill()
+        assert told.get(timeout=PATIENCE) is second
+    assert told.empty()
+
+
+def test_close_is_no_loss(sock: str) -> None:
+    told: SimpleQueue[lockd.Grant] = SimpleQueue()
+    with lockd.connect(sock, on_lost=told.put) as client:
+        client.acquire("disk")
+    for thread in threading.enumerate():
+        if thread.name == "lockd-on-lost":
+            thread.join(PATIENCE)
+    assert told.empty()
+
+
+def test_thread_that_checks_takes_no_answer_from_another(
+    client: lockd.Client,
+) -> None:
+    def ask() -> None:
+        for _ in range(300):
+            client.statistics()
+
+    with client.lock("disk") as lock:
+        thread = Thread(ask)
+        for _ in range(3_000):
+            lock.check()
+        thread.result()
+
+
+def test_check_hears_of_a_loss(client: lockd.Client, watcher: WireClient) -> None:
+    lock = client.lock("disk")
+    lock.acquire()
+    lock.check()
+    watcher.call("break", fencing_token=lock.fencing_token, reason="it hangs")
+    client.statistics()
+    with pytest.raises(lockd.LockLostError, match="it hangs"):
+        lock.check()
+    with pytest.raises(lockd.LockLostError):
+        lock.release()
+    with lock:
+        lock.check()
+
+
+# Events.
+
+
+def test_events_come_to_who_watches(client: lockd.Client, watcher: WireClient) -> None:
+    with client.watch("default") as events:
+        watcher.acquire("disk")
+        event = next(events)
+        assert (event["event"], event["resource"]) == ("granted", "disk")
+        watcher.call("release", resource="disk")
+        assert next(events)["event"] == "released"
+
+
+def test_interrupted_reader_of_events_loses_none(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    with client.watch() as events:
+
+        def wait_for_reader() -> None:
+            while client._link._reader is None:
+                pass
+
+        with interrupted_when(wait_for_reader):
+            next(events)
+    with client.watch() as events:
+        watcher.acquire("disk")
+        assert next(events)["event"] == "granted"
+
+
+def test_watch_ends_with_the_connection(
+    client: lockd.Client, daemon: DaemonProcess
+) -> None:
+    with client.watch() as events:
+        daemon.kill()
+        with pytest.raises(lockd.ConnectionLostError):
+            next(events)
+    with pytest.raises(lockd.ConnectionLostError), client.watch():
+        raise AssertionError
