@@ -8,7 +8,7 @@ import trio
 
 from lockd.daemon import views
 from lockd.daemon.events import events_of
-from lockd.daemon.peer import Peer
+from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.sentences import sentence
 from lockd.engine import effects as e
 from lockd.engine.session import Session
@@ -29,10 +29,6 @@ class Answers:
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
         self.watchers: set[Peer] = set()
-        #: Requests that named their resources in an array, and get one back.
-        self._arrays: set[tuple[int, int]] = set()
-        #: What a request is answered with when it is completed; nil if nothing is said.
-        self._results: dict[tuple[int, int], Any] = {}
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
             e.Granted: self._answer_granted,
@@ -50,20 +46,11 @@ class Answers:
         del self.peers[peer.session]
         self.behind.discard(peer)
         self.watchers.discard(peer)
-        self._arrays = {x for x in self._arrays if x[0] != peer.session}
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
         """Tells a peer what happens in the lockspaces that it sees."""
         peer.sees = sees
         self.watchers.add(peer)
-
-    def expect_array(self, session: int, msgid: int) -> None:
-        """Has a request answered with an array of grants."""
-        self._arrays.add((session, msgid))
-
-    def expect_result(self, session: int, msgid: int, result: Any) -> None:
-        """Has a request answered with this, if it is completed."""
-        self._results[session, msgid] = result
 
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
         """Answers a request that has no result: it is done, or refused."""
@@ -81,9 +68,7 @@ class Answers:
         if peer is None:
             return
         grants, waited = effect.grants, effect.waited
-        request = (effect.session, effect.request)
-        if self._arrays and request in self._arrays:
-            self._arrays.discard(request)
+        if peer.expected and peer.expected.pop(effect.request, None) is ARRAY:
             results = [views.grant_result(grant, waited) for grant in grants]
             peer.send_result(effect.request, {"grants": results})
         else:
@@ -95,18 +80,14 @@ class Answers:
         peer = self.peers.get(effect.session)
         if peer is None:
             return
-        result = None
-        if self._results:
-            result = self._results.pop((effect.session, effect.request), None)
-        peer.send_result(effect.request, result)
+        peer.send_result(effect.request, peer.expected.pop(effect.request, None))
         self.behind.add(peer)
 
     def _answer_refused(self, effect: e.Refused) -> None:
-        self._arrays.discard((effect.session, effect.request))
-        self._results.pop((effect.session, effect.request), None)
         peer = self.peers.get(effect.session)
         if peer is None:
             return
+        peer.expected.pop(effect.request, None)
         now = trio.current_time()
         facts = views.facts(effect, now) if peer.connection.greeted else None
         error = error_for_code(effect.code, sentence(effect, now), facts)

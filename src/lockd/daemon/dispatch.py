@@ -19,7 +19,7 @@ from lockd import __version__
 from lockd.daemon import access, inquiries
 from lockd.daemon.answers import Answers
 from lockd.daemon.credentials import is_in_our_pid_namespace, open_pidfd, uid_of
-from lockd.daemon.peer import Peer
+from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
 from lockd.daemon.runtime import Runtime
 from lockd.engine import commands as c
@@ -171,7 +171,7 @@ class Dispatcher:
         if space.on_disconnect == "kill":
             self._check_can_be_fenced(peer)
         if params.resources is not None:
-            self._answers.expect_array(peer.session, msgid)
+            peer.expected[msgid] = ARRAY
         self._runtime.carry_out(
             c.Acquire(
                 peer.session,
@@ -220,7 +220,7 @@ class Dispatcher:
             owner_id, uid = self._registered_process(peer, pid)
         owner = c.Owner(named.name, pid, uid, named.uuid, named.id)
         result = {"owner": to_builtins(owner)}
-        self._answers.expect_result(peer.session, msgid, result)
+        peer.expected[msgid] = result
         self._runtime.carry_out(
             c.RegisterOwner(peer.session, msgid, owner_id, owner, params.on_disconnect)
         )

@@ -12,7 +12,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from lockd.daemon.credentials import Credentials
 from lockd.errors import ProtocolError
@@ -30,6 +30,10 @@ READING: Final = select.EPOLLIN
 WRITING: Final = select.EPOLLOUT
 
 
+ARRAY: Final = object()
+"""The grants of a request that named its resources in an array (protocol 6.1)."""
+
+
 class Peer:
     """The daemon's end of one session.
 
@@ -42,6 +46,8 @@ class Peer:
         claims_itself: whether it registered its own process by pid.
         sees: tells from which lockspaces it gets events, if it watches.
         is_closing: whether it is to be closed when the turn ends.
+        expected: what a request gets when it has been carried out, by msgid, if that is
+            not just its grant or nil: `ARRAY` for an array of grants, or a result.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Peer:
         self.claims_itself = False
         self.sees: Callable[[str], bool] = lambda lockspace: False
         self.is_closing = False
+        self.expected: dict[int, Any] = {}
         self._sock = sock
         self._watch = watch
         self._unsent = bytearray()
