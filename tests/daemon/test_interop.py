@@ -1,5 +1,6 @@
 """A MessagePack-RPC client that nobody here wrote: pynvim's."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_hello_and_methods_without_parameters(session: Any) -> None:
 
 def test_error_is_shown_whole(session: Any, client: WireClient) -> None:
     client.acquire("a", reason="backup")
-    with pytest.raises(Exception, match=r"^busy: 'a' .*pytest.*backup"):
+    with pytest.raises(Exception, match=rf"^busy: 'a' .*pid {os.getpid()}.*backup"):
         session.request("acquire", {"resource": "a", "timeout": 0})
     with pytest.raises(Exception, match=r"^unknown_method: there is no method 'nope'"):
         session.request("nope", {})

@@ -27,6 +27,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def sessions(client: WireClient) -> set[int]:
     return {each["session"] for each in client.call("list_sessions")["sessions"]}
 
@@ -152,6 +157,26 @@ def test_client_that_never_reads_gets_no_further_requests_read(
         other.acquire(str(n))
         other.call("release", resource=str(n))
     client.close()
+
+
+def test_answers_are_not_made_for_a_client_that_does_not_read_them(
+    lockd: DaemonProcess,
+) -> None:
+    with WireClient(lockd.socket) as client, WireClient(lockd.socket) as other:
+        for first in range(0, 256, 64):
+            names = [f"r{number}" for number in range(first, first + 64)]
+            other.call("acquire", resources=names)
+        before = resident_bytes(lockd.pid)
+        # A page takes some 100 KiB, all of them together 50 MiB.
+        client.send_bytes(
+            b"".join(
+                msgpack.packb([0, n, "list", [{"limit": 256}]]) for n in range(500)
+            )
+        )
+        assert other.call("statistics")["held"] == 256
+        assert resident_bytes(lockd.pid) - before < 8 * MIB
+        for number in range(500):
+            assert len(client.result(number)["resources"]) == 256
 
 
 def test_own_long_answers_are_not_held_against_a_client(

@@ -148,7 +148,7 @@ WAITER_VALUE = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)
 
 
 def test_process_that_cannot_be_seen_has_no_command() -> None:
-    party = views.party(OWNER, 3)
+    party = views.party(OWNER, 3, 0.0)
     assert set(party) == PARTY
     assert (party["command"], party["unit"], party["session"]) == (None, None, 3)
 

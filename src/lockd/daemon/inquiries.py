@@ -70,7 +70,7 @@ def sessions(engine: LockEngine, peers: Iterable[Peer]) -> list[Map]:
 
 def _session(engine: LockEngine, peer: Peer, now: float) -> Map:
     session = engine.sessions[peer.session]
-    return views.party(session.owner.identity, peer.session) | {
+    return views.party(session.owner.identity, peer.session, now) | {
         "client": peer.client,
         "since": views.wall_time(peer.since, now),
         "connected_for": now - peer.since,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
+
+import trio
 
 from lockd.daemon.credentials import Credentials
 from lockd.errors import ProtocolError
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 READ_SIZE: Final = 16_384
 """Bytes taken from one client before the others have their turn."""
+
+SLICE: Final = 0.002
+"""Seconds for which one client's requests are carried out before the others'."""
 
 MAX_UNREAD_BYTES: Final = 2 * 1024 * 1024
 """Grants and notifications that may pile up unread (protocol 3.4)."""
@@ -72,6 +77,8 @@ class Peer:
         self.is_closing = False
         self.expected: dict[int, Any] = {}
         self._sock = sock
+        #: What was read and not yet carried out.
+        self._requests: Iterator[Request] | None = None
         self._watch = watch
         self._unsent = bytearray()
         #: Bytes that came while others were unsent: the client did not ask for them.
@@ -84,22 +91,41 @@ class Peer:
         )
 
     def receive(self, take: Callable[[Peer, Request], None]) -> None:
-        """Reads what there is, and hands each request on; the end closes the peer."""
+        """Reads what there is, and hands each request on; the end closes the peer.
+
+        What takes too long is left for later (`has_more`).
+        """
+        if self._requests is None:
+            data = self._read()
+            if data is None:
+                return
+            self._requests = self.connection.receive(data)
+        until = trio.current_time() + SLICE
+        try:
+            for request in self._requests:
+                take(self, request)
+                if trio.current_time() > until:
+                    return
+        except ProtocolError as error:
+            logger.info("= session %d is closed: %s", self.session, error)
+            self.is_closing = True
+        self._requests = None
+
+    def _read(self) -> bytes | None:
         try:
             data = self._sock.recv(READ_SIZE)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             data = b""
         if not data:
             self.is_closing = True
-            return
-        try:
-            for request in self.connection.receive(data):
-                take(self, request)
-        except ProtocolError as error:
-            logger.info("= session %d is closed: %s", self.session, error)
-            self.is_closing = True
+        return data or None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether requests were left for later, and may be carried out now."""
+        return self._requests is not None and not self._unsent and not self.is_closing
 
     def flush(self) -> None:
         """Sends what there is, as far as the socket takes it."""

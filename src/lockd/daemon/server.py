@@ -61,6 +61,8 @@ class Server:
         self._answers = answers
         self._dispatcher = dispatcher
         self._listeners: list[socket.socket] = []
+        #: Peers that asked for more than a turn has time for.
+        self._unfinished: set[Peer] = set()
         # Closed when no other is left, so that a client can be turned away and does
         # not stay at the head of the backlog for ever.
         self._spare_fd = _open_spare()
@@ -78,7 +80,10 @@ class Server:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._runtime.run, self.end_turn)
             while True:
-                await trio.lowlevel.wait_readable(self._poller.fileno())
+                if self._unfinished:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._poller.fileno())
                 self._take_turns()
 
     def _take_turns(self) -> None:
@@ -88,10 +93,22 @@ class Server:
         and not in trio, saves two task switches a request.
         """
         until = trio.current_time() + TURNS
-        while self._poller.act(LINGER):
-            self.end_turn()
+        while self._take_turn():
             if trio.current_time() > until:
                 break
+
+    def _take_turn(self) -> bool:
+        """Serves whoever is ready; tells whether anybody was."""
+        unfinished, self._unfinished = self._unfinished, set()
+        any_ready = self._poller.act(0 if unfinished else LINGER)
+        for peer in unfinished:
+            if peer.has_more:
+                peer.receive(self._dispatcher.take)
+                self._answers.behind.add(peer)
+        if not (any_ready or unfinished):
+            return False
+        self.end_turn()
+        return True
 
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""
@@ -101,6 +118,8 @@ class Server:
             peer.flush()
             if peer.is_closing:
                 self._close_peer(peer)
+            elif peer.has_more:
+                self._unfinished.add(peer)
         self._runtime.end_turn()
 
     def close(self) -> None:

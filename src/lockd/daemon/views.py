@@ -1,6 +1,7 @@
 """How the engine's values look on the wire: maps shaped by protocol 7 and 4.3."""
 
 import time
+from functools import lru_cache
 from typing import Any
 
 from lockd.daemon.credentials import command_of, unit_of
@@ -25,23 +26,30 @@ def grant_result(grant: Grant, waited: float) -> Map:
     }
 
 
-def party(owner: Owner, session: int) -> Map:
+@lru_cache(maxsize=256)
+def _process(pid: int, now: float) -> tuple[str | None, str | None]:
+    """Looks command and unit of a process up, once for all that one answer says."""
+    return (command_of(pid), unit_of(pid)) if pid else (None, None)
+
+
+def party(owner: Owner, session: int, now: float) -> Map:
     """Who somebody is (protocol 7.1)."""
+    command, unit = _process(owner.pid, now)
     return {
         "name": owner.name,
         "uuid": owner.uuid,
         "id": owner.id,
         "pid": owner.pid,
         "uid": owner.uid,
-        "command": command_of(owner.pid) if owner.pid else None,
-        "unit": unit_of(owner.pid) if owner.pid else None,
+        "command": command,
+        "unit": unit,
         "session": session,
     }
 
 
 def holder(grant: Grant, now: float) -> Map:
     """Who holds (protocol 7.2)."""
-    return party(grant.owner, grant.session) | {
+    return party(grant.owner, grant.session, now) | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "count": grant.count,
@@ -54,7 +62,7 @@ def holder(grant: Grant, now: float) -> Map:
 
 def waiter(waiting: Waiter, now: float) -> Map:
     """Who waits (protocol 7.3)."""
-    return party(waiting.owner, waiting.session) | {
+    return party(waiting.owner, waiting.session, now) | {
         "mode": waiting.mode,
         "converting": waiting.converting,
         "since": wall_time(waiting.since, now),
