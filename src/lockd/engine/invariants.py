@@ -135,6 +135,8 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
     tokens = [token for owner in engine.owners.values() for token in owner.grants]
     if len(tokens) != len(set(tokens)):
         yield "a fencing token is held twice"
+    if engine.held != len(tokens):
+        yield f"{engine.held} grants are counted, not {len(tokens)}"
     if tokens and max(tokens) > engine.last_token:
         yield f"a fencing token is ahead of the last one, {engine.last_token}"
 

@@ -255,7 +255,6 @@ class LockEngine(LockTable):
         ):
             grant = replace(held, count=held.count + 1)
             self._put(grant)
-            self.granted += 1
             self._answer = e.Granted(command.session, command.request, (grant,))
         else:
             self._refuse(command, "already_held", "", held.key)

@@ -61,8 +61,9 @@ class LockTable:
         self.last_token = last_token
         #: The turn of the youngest request.
         self.last_order = 0
+        #: Grants that were made, requests that were refused, grants that ended.
         self.granted = self.refused = self.ended = 0
-        self.held = self.waiting = 0
+        self.waiting = 0
         self.lockspaces: dict[str, AddLockspace] = {}
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
@@ -85,6 +86,11 @@ class LockTable:
         for when in (request.deadline, request.retry_at):
             if when is not None:
                 self._add_deadline(when, request)
+
+    @property
+    def held(self) -> int:
+        """How many grants there are."""
+        return self.granted - self.ended
 
     # Waiting.
 
@@ -361,7 +367,7 @@ class LockTable:
             held = self._held(session.owner, key)
             if held is None:
                 self.last_token += 1
-                self.held += 1
+                self.granted += 1
                 grant = Grant(
                     key,
                     session.owner.owner_id,
@@ -379,7 +385,6 @@ class LockTable:
                 grant = replace(held, count=held.count + 1)
             self._put(grant)
             grants.append(grant)
-        self.granted += 1
         self._effects.append(
             Granted(session.session_id, number, tuple(grants), now - since)
         )
@@ -395,7 +400,6 @@ class LockTable:
     ) -> None:
         grant = replace(held, mode=mode)
         self._put(grant)
-        self.granted += 1
         self._unsettled.append(self.resources[grant.key])
         self._effects.append(
             Granted(session.session_id, number, (grant,), now - since, True)
@@ -424,7 +428,6 @@ class LockTable:
         del resource.holders[grant.owner_id]
         del self.owners[grant.owner_id].grants[grant.fencing_token]
         self.ended += 1
-        self.held -= 1
         self._remember(LastHolder(grant, now, cause))
         self._effects.append(Ended(grant, cause))
         if resource.has_line or resource.anchor is not None:

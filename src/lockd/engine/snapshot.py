@@ -21,7 +21,7 @@ VERSION: Final = 1
 
 Plain = dict[str, Any]
 
-_COUNTS = ("last_token", "last_order", "granted", "refused", "ended", "held")
+_COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
 _REQUEST_FIELDS = (
     "order",
     "mode",
