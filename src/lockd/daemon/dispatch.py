@@ -21,7 +21,7 @@ from lockd.daemon.answers import Answers
 from lockd.daemon.credentials import is_in_our_pid_namespace, open_pidfd, uid_of
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
-from lockd.daemon.runtime import Runtime
+from lockd.daemon.runtime import Runtime, defect
 from lockd.engine import commands as c
 from lockd.errors import (
     AlreadyExistsError,
@@ -149,6 +149,10 @@ class Dispatcher:
             self._handlers[method.name](peer, request.msgid, request.params)
         except RequestError as error:
             peer.send_error(request.msgid, error)
+        except Exception as error:
+            if self._runtime.is_broken:
+                raise
+            peer.send_error(request.msgid, defect(error))
 
     def _lockspace(self, peer: Peer, name: str | None) -> Lockspace:
         if name is None:

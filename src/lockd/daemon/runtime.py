@@ -21,7 +21,7 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
-from lockd.errors import InternalError, RequestError
+from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
 
@@ -58,6 +58,8 @@ class Runtime:
         self._checks = checks
         self._commands: deque[c.Command] = deque()
         self._busy = False
+        #: Whether the table may be in a state that must not be: nothing can go on then.
+        self.is_broken = False
         self._file_lockspaces: list[Lockspace] = []
         self._slow: dict[str, trio.MemorySendChannel[Callable[[], None]]] = {}
         self._nursery: trio.Nursery | None = None
@@ -95,8 +97,10 @@ class Runtime:
             self._carry_out_one(command, now)
             while commands:
                 self._carry_out_one(commands.popleft(), now)
-        finally:
-            self._busy = False
+        except BaseException:
+            self.is_broken = True
+            raise
+        self._busy = False
 
     def _carry_out_one(self, command: c.Command, now: float) -> None:
         effects = self.engine.handle(command, now=now)
@@ -194,7 +198,7 @@ class Runtime:
         lockspace: Lockspace,
         resource: str,
         change: Callable[[str], None],
-        done: Callable[[RequestError | None], None],
+        done: Callable[[CodedError | None], None],
     ) -> None:
         """Makes or removes the file of a resource, in a thread if that may take long.
 
@@ -212,7 +216,7 @@ class Runtime:
         self,
         resource: str,
         change: Callable[[str], None],
-        done: Callable[[RequestError | None], None],
+        done: Callable[[CodedError | None], None],
     ) -> None:
         outcome = _try_to_change(change, resource)
         trio.from_thread.run_sync(done, outcome)
@@ -262,11 +266,22 @@ class Runtime:
         self.processes.forget(effect.owner_id)
 
 
-def _try_to_change(change: Callable[[str], None], resource: str) -> RequestError | None:
+def defect(error: Exception) -> InternalError:
+    """Returns what is said of an exception that should not have been; logs the rest.
+
+    What fails outside the lock table need not cost everybody's locks.
+    """
+    logger.error("this is a defect of lockd; please report it", exc_info=error)
+    return InternalError("this is a defect of lockd; its log says more")
+
+
+def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:
     try:
         change(resource)
     except RequestError as error:
         return error
+    except Exception as error:
+        return defect(error)
     return None
 
 
@@ -281,4 +296,6 @@ def _try_to_open(
     except RequestError as error:
         outside = error.facts.get("outside")
         return c.AnchorRefused(key, error.code, error.message, outside)
+    except Exception as error:
+        return c.AnchorRefused(key, InternalError.code, defect(error).message)
     return c.AnchorOpened(key)

@@ -1,0 +1,126 @@
+"""What a defect costs: the request that met it, or, in the lock table, everything."""
+
+import socket
+from collections.abc import AsyncIterator
+
+import msgpack
+import pytest
+
+from lockd.daemon import inquiries
+from lockd.daemon.answers import Answers
+from lockd.daemon.config import make_lockspace
+from lockd.daemon.credentials import Credentials
+from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.peer import Peer
+from lockd.daemon.poller import Poller
+from lockd.daemon.runtime import Runtime
+from lockd.engine.lock_engine import LockEngine
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.memory import MemoryLockspace
+from lockd.terms import Mode
+
+
+class DefectError(Exception):
+    pass
+
+
+class DefectiveLockspace(Lockspace):
+    kind = "directory"
+
+    def open_anchor(
+        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+    ) -> None:
+        raise DefectError
+
+    def close_anchor(self, resource: str) -> None:
+        raise AssertionError("nothing was opened")
+
+    def create_resource(self, resource: str) -> None:
+        raise DefectError
+
+
+class Scene:
+    """A daemon without its loop, and one client of it."""
+
+    def __init__(self) -> None:
+        self.poller = Poller()
+        answers = Answers()
+        self.engine = LockEngine()
+        self.runtime = Runtime(
+            self.engine, answers, self.poller, after_turn=lambda: None, checks=True
+        )
+        self.runtime.add_lockspace(MemoryLockspace("default"))
+        self.runtime.add_lockspace(DefectiveLockspace("defective"))
+        self.files = OpenFiles()
+
+        def make(name: str, kind: str, path: str | None) -> Lockspace:
+            return make_lockspace(name, "memory", path, self.files)
+
+        self.dispatcher = Dispatcher(self.runtime, answers, 1, make)
+        self.ours, self.theirs = socket.socketpair()
+        credentials = Credentials(0, 0, 0)
+        self.peer = Peer(1, self.ours, credentials, 0.0, lambda events: None)
+        self.dispatcher.open_session(self.peer, "test", None)
+
+    def ask(self, method: str, **params: object) -> list[object]:
+        self.theirs.sendall(msgpack.packb([0, 1, method, [params]]))
+        self.peer.receive(self.dispatcher.take)
+        self.peer.flush()
+        answer: list[object] = msgpack.unpackb(self.theirs.recv(65_536))
+        return answer[2:]
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+        self.files.mounts.close()
+        self.poller.close()
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+INTERNAL = [1, "internal: this is a defect of lockd; its log says more"]
+
+
+async def test_defect_of_a_lockspace_refuses_the_request(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.ask("acquire", resource="a")
+    error, result = scene.ask("acquire", lockspace="defective", resource="b")
+    assert isinstance(error, list)
+    assert error[1].startswith("internal: this is a defect of lockd")
+    assert result is None
+    assert "DefectError" in caplog.text
+    assert scene.ask("create_resource", lockspace="defective", resource="b") == [
+        INTERNAL,
+        None,
+    ]
+    assert scene.engine.held == 1
+
+
+async def test_defect_of_an_inquiry_refuses_the_request(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(engine: LockEngine) -> None:
+        raise DefectError
+
+    scene.ask("acquire", resource="a")
+    monkeypatch.setattr(inquiries, "statistics", broken)
+    assert scene.ask("statistics") == [INTERNAL, None]
+    assert scene.engine.held == 1
+
+
+async def test_defect_of_the_lock_table_ends_the_daemon(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise DefectError
+
+    monkeypatch.setattr(scene.engine, "handle", broken)
+    with pytest.raises(DefectError):
+        scene.ask("acquire", resource="a")
