@@ -257,5 +257,10 @@ def blocking_shell() -> Iterator[BlockingShell]:
 @contextmanager
 def async_shell(backend: str) -> Iterator[AsyncShell]:
     """The client for tasks, in a loop that runs in a thread."""
-    with start_blocking_portal(backend) as portal, ExitStack() as stack:
-        yield AsyncShell(portal, stack)
+    with start_blocking_portal(backend) as portal:
+        try:
+            with ExitStack() as stack:
+                yield AsyncShell(portal, stack)
+        finally:
+            # What still waits, because a test has failed, must not wait for ever.
+            portal.call(portal.stop, True)

@@ -598,7 +598,7 @@ class AsyncConformance(Conformance):
     def test_body_in_line_hears_of_the_end_of_the_connection(
         self, shell: AsyncShell, sock: str, daemon: DaemonProcess
     ) -> None:
-        stays = shell.portal.call(lambda: anyio.CancelScope(shield=True))
+        stays = shell.portal.call(lambda: anyio.move_on_after(5, shield=True))
 
         async def hold_on(client: lockd.aio.Client, holding: anyio.Event) -> None:
             async with client.hold("disk"):

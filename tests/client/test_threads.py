@@ -308,19 +308,22 @@ def test_body_that_raises_gives_the_lock_back(
 def test_end_of_the_daemon_wakes_every_thread(
     client: lockd.Client, daemon: DaemonProcess, watcher: WireClient
 ) -> None:
-    watcher.acquire("disk 0")
+    lock = client.lock("disk")
+    lock.acquire()
     threads = []
     for number in range(5):
-        watcher.acquire(f"disk {number + 1}")
-        threads.append(Thread(partial(client.acquire, f"disk {number + 1}")))
-        wait_for_waiters(watcher, f"disk {number + 1}", 1)
+        watcher.acquire(f"disk {number}")
+        threads.append(Thread(partial(client.acquire, f"disk {number}")))
+        wait_for_waiters(watcher, f"disk {number}", 1)
     for in_line in range(2):
-        threads.append(Thread(lambda: client.lock("disk 0").acquire()))
-        wait_for_line(client, "disk 0", in_line + 1)
+        threads.append(Thread(client.lock("disk").acquire))
+        wait_for_line(client, "disk", in_line + 2)
     daemon.kill()
     for thread in threads:
         with pytest.raises(lockd.ConnectionLostError):
             thread.result()
+    with pytest.raises(lockd.LockLostError):
+        lock.release()
 
 
 def test_close_wakes_every_thread(client: lockd.Client, watcher: WireClient) -> None:
