@@ -7,11 +7,11 @@ until it goes on or is killed.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 from lockd.client import paths, requests
 from lockd.client.core import Grant, Reply
-from lockd.client.inbox import Inbox
 from lockd.client.locks import Lock
 from lockd.client.threadlink import ThreadLink
 from lockd.errors import BusyError
@@ -272,7 +272,8 @@ class Client:
         inbox = self._link.open_events()
         try:
             self.call("watch", lockspace=lockspace)
-            yield self._events(inbox)
+            # Unlike a generator it can be asked again after an interruption.
+            yield iter(partial(self._link.wait_item, inbox), None)
         finally:
             self._link.close_events(inbox)
 
@@ -319,10 +320,6 @@ class Client:
     def call(self, method: str, **params: Any) -> Any:
         """Sends any request of the protocol and returns its bare result."""
         return self._call(requests.request(method, **params))
-
-    def _events(self, inbox: Inbox) -> Iterator[dict[str, Any]]:
-        while True:
-            yield self._link.wait_item(inbox)
 
     def _call(self, reply: Reply) -> Any:
         self._link.perform(reply)
