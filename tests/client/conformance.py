@@ -24,6 +24,16 @@ def names_of(parties: list[dict[str, Any]]) -> list[str]:
     return [party["name"] for party in parties]
 
 
+def freeze(daemon: DaemonProcess) -> None:
+    """Stops the daemon; a signal that has been sent has not yet stopped anybody."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{daemon.pid}/stat")
+    for _ in range(1_000_000):
+        if stat.read_text().rpartition(")")[2].split()[0] == "T":
+            return
+    raise AssertionError
+
+
 def holders(watcher: WireClient, resource: str) -> list[str]:
     return names_of(watcher.call("query", resource=resource)["holders"])
 
@@ -533,7 +543,7 @@ class AsyncConformance(Conformance):
         watcher.acquire("disk")
         waiting = peer.start("acquire", "disk")
         wait_for_waiters(watcher, "disk", 1)
-        os.kill(daemon.pid, signal.SIGSTOP)
+        freeze(daemon)
         if first == "cancel":
             waiting.cancel()
         watcher.send("release", resource="disk")
@@ -559,7 +569,7 @@ class AsyncConformance(Conformance):
         grant = peer.call("acquire", "disk", mode="shared")
         waiting = peer.start("convert", grant, lockd.EXCLUSIVE)
         wait_for_waiters(watcher, "disk", 1)
-        os.kill(daemon.pid, signal.SIGSTOP)
+        freeze(daemon)
         if first == "cancel":
             waiting.cancel()
         watcher.send("release", resource="disk")

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 import lockd
 from client.adapters import Thread
+from client.conformance import freeze
 from daemon_process import DaemonProcess
 from lockd.client import requests
 from lockd.terms import ResourceKey
@@ -236,14 +238,15 @@ def test_grant_that_races_with_an_interruption_is_given_back(
 
     def stop_the_daemon() -> None:
         wait_for_waiters(watcher, "disk", 1)
-        os.kill(daemon.pid, signal.SIGSTOP)
+        freeze(daemon)
         if first == "release":
             watcher.send("release", resource="disk")
 
     def go_on() -> None:
         # The main thread waits for the answer to its cancel: that it has sent it shows
         # in what its core waits for.
-        while len(client._link._core._pending) < 2:
+        deadline = time.monotonic() + PATIENCE
+        while len(client._link._core._pending) < 2 and time.monotonic() < deadline:
             pass
         if first == "cancel":
             watcher.send("release", resource="disk")
