@@ -22,7 +22,7 @@ from lockd.protocol.connection import Connection, Request
 
 logger = logging.getLogger(__name__)
 
-READ_SIZE: Final = 16_384
+READ_SIZE: Final = 2_048
 """Bytes taken from one client before the others have their turn."""
 
 SLICE: Final = 0.002
