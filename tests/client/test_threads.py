@@ -34,12 +34,18 @@ def client(sock: str) -> Iterator[lockd.Client]:
 def interrupted_when(happens: Callable[[], object]) -> Iterator[None]:
     """Runs a body in which a signal raises an exception, and expects that it does."""
 
+    interrupted = threading.Event()
+
     def interrupt(*_: object) -> None:
-        raise Interruption
+        if not interrupted.is_set():
+            interrupted.set()
+            raise Interruption
 
     def wait_and_send() -> None:
         happens()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        # Just before a thread enters poll(2), a signal does not keep it from waiting.
+        while not interrupted.wait(0.05):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
     thread = Thread(wait_and_send)
