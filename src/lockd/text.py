@@ -2,16 +2,14 @@
 
 
 def duration(seconds: float) -> str:
-    """Returns a length of time as people say it: `0.3s`, `12s`, `4m12s`, `3h05m`."""
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes == 0:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours == 0:
-        return f"{minutes}m{rest:02d}s"
-    days, hours = divmod(hours, 24)
-    if days == 0:
-        return f"{hours}h{minutes:02d}m"
-    return f"{days}d{hours:02d}h"
+    """Returns a time span as people say it: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
+    if seconds < 1:
+        return f"{seconds:.1f}s"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour}h"
+    if hours:
+        return f"{hours}h{minute:02}m"
+    return f"{minutes}m{second:02}s" if minutes else f"{second}s"

@@ -34,13 +34,13 @@ def test_refusal_names_lock_holders_and_waiters_on_one_line(code: str) -> None:
 def test_one_holder_is_named_with_time_and_reason() -> None:
     found = said("busy", situation=Situation(KEY, (EXCLUSIVE,), 1, (WAITER,), 1))
     assert "exclusively" in found
-    assert "5.0s" in found
+    assert "5s" in found
     assert "backup" in found
     assert "waits for it" in found
 
 
 def test_timeout_says_how_long_it_was() -> None:
-    assert "3.0s" in said("timeout", situation=FREE, waited=3.0)
+    assert "3s" in said("timeout", situation=FREE, waited=3.0)
 
 
 def test_outside_holder_is_named_where_it_is_known() -> None:

@@ -8,7 +8,6 @@ import click
 from lockd.client.blocking import Client, connect
 from lockd.ctl.options import as_json, in_lockspace, meant
 from lockd.ctl.render import (
-    duration,
     ordinal,
     purpose,
     say,
@@ -20,6 +19,7 @@ from lockd.ctl.render import (
 from lockd.errors import InvalidRequestError
 from lockd.names import CHECK_OF_KIND, canonical_path, hashed_name, quoted
 from lockd.terms import ResourceKey
+from lockd.text import duration
 
 
 @click.command(short_help="Show who holds a lock, who waits, who had it last.")

@@ -6,7 +6,8 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import duration, purpose, show_json, show_table, user
+from lockd.ctl.render import purpose, show_json, show_table, user
+from lockd.text import duration
 
 
 @click.command("list", short_help="List what is held or waited for.")

@@ -55,20 +55,6 @@ def say(sentence: str) -> None:
         print(f"lockctl: {sentence}", file=sys.stderr, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """Returns a time span as people say it: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
-    if seconds < 1:
-        return f"{seconds:.1f}s"
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d{hour}h"
-    if hours:
-        return f"{hours}h{minute:02}m"
-    return f"{minutes}m{second:02}s" if minutes else f"{second}s"
-
-
 def since(seconds: float) -> str:
     """Returns a moment, given in seconds since 1970, in local time."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

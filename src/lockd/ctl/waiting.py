@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockd.client.blocking import connect
-from lockd.ctl.render import duration, ordinal
+from lockd.ctl.render import ordinal
 from lockd.names import plain, quoted
+from lockd.text import duration
 
 
 def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:

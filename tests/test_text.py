@@ -1,0 +1,20 @@
+import pytest
+
+from lockd.text import duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0s"),
+        (0.44, "0.4s"),
+        (1, "1s"),
+        (59.9, "59s"),
+        (60, "1m00s"),
+        (252, "4m12s"),
+        (3 * 3600 + 5 * 60 + 59, "3h05m"),
+        (2 * 86400 + 4 * 3600 + 1, "2d4h"),
+    ],
+)
+def test_duration_is_told_in_its_two_largest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
