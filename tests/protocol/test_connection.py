@@ -154,7 +154,6 @@ def test_map_with_impossible_keys_inside_a_parameter_is_invalid() -> None:
 def test_notification_is_ignored(message: Any) -> None:
     connection = Connection()
     assert received(connection, message) == []
-    assert not connection.has_data_to_send
 
 
 @pytest.mark.parametrize("prefix", [[2, "x"], [0, 3, "query"], []])
@@ -206,15 +205,12 @@ def test_sentence_cannot_forge_a_line() -> None:
 
 def test_answers_leave_in_one_piece_and_only_once() -> None:
     connection = Connection()
-    assert not connection.has_data_to_send
     connection.send_result(1)
     connection.send_result(2, {"grant": 1})
     connection.send_notification("lost", {"cause": "broken"})
-    assert connection.has_data_to_send
     assert sent(connection) == [
         [1, 1, None, None],
         [1, 2, None, {"grant": 1}],
         [2, "lost", [{"cause": "broken"}]],
     ]
-    assert not connection.has_data_to_send
     assert connection.data_to_send() == b""

@@ -90,11 +90,6 @@ class Connection:
         """Tells the client something that it did not ask."""
         self._outgoing.append(self._encoder.notification(method, params))
 
-    @property
-    def has_data_to_send(self) -> bool:
-        """Whether something was sent since the last `data_to_send`."""
-        return bool(self._outgoing)
-
     def data_to_send(self) -> bytes:
         """Returns everything to be written to the socket; you must write it all."""
         data = b"".join(self._outgoing)
