@@ -154,6 +154,7 @@ def test_map_with_impossible_keys_inside_a_parameter_is_invalid() -> None:
 def test_notification_is_ignored(message: Any) -> None:
     connection = Connection()
     assert received(connection, message) == []
+    assert connection.data_to_send() == b""
 
 
 @pytest.mark.parametrize("prefix", [[2, "x"], [0, 3, "query"], []])
