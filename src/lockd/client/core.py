@@ -24,7 +24,13 @@ from lockd.errors import (
     ProtocolError,
 )
 from lockd.names import quoted
-from lockd.protocol.codec import MAX_ANSWER_BYTES, NOTIFICATION, RESPONSE, Decoder
+from lockd.protocol.codec import (
+    MAX_ANSWER_BYTES,
+    MAX_ANSWER_ELEMENTS,
+    NOTIFICATION,
+    RESPONSE,
+    Decoder,
+)
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 PROTOCOL_VERSION: Final = 1
@@ -184,7 +190,7 @@ class ClientCore:
         self._held: dict[int, list[Grant]] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._encoder = RequestEncoder()
-        self._decoder = Decoder(MAX_ANSWER_BYTES)
+        self._decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS)
 
     def __repr__(self) -> str:
         counts = f"{len(self._pending)} pending, {len(self._held)} held"

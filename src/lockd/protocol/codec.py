@@ -22,8 +22,9 @@ MAX_ARRAY_ELEMENTS: Final = 1_024
 MAX_MAP_ENTRIES: Final = 64
 MAX_TEXT_BYTES: Final = 16_384
 
-#: What a daemon may answer: a page of a listing is larger than any request.
-MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+#: What a client takes from its daemon, which it has to trust: listings are long.
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+MAX_ANSWER_ELEMENTS: Final = 262_144
 
 
 class BadMap:
@@ -38,9 +39,14 @@ class Decoder:
 
     Args:
         max_message_bytes: a longer message ends the stream.
+        max_array_elements: so does a longer array.
     """
 
-    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_array_elements: int = MAX_ARRAY_ELEMENTS,
+    ) -> None:
         self._max_message_bytes = max_message_bytes
         # Positions in the stream: of all that came, and of the last message's end.
         self._received = 0
@@ -53,7 +59,7 @@ class Decoder:
             # Text that is not UTF-8 costs its sender one request, not the connection.
             unicode_errors="surrogateescape",
             max_buffer_size=2**31 - 1,  # bounded below, message by message
-            max_array_len=MAX_ARRAY_ELEMENTS,
+            max_array_len=max_array_elements,
             max_map_len=MAX_MAP_ENTRIES,
             max_str_len=MAX_TEXT_BYTES,
             max_bin_len=MAX_TEXT_BYTES,
