@@ -88,8 +88,8 @@ def _surroundings(directory: Path) -> str:
         f"{ROUNDS} rounds of {ROUND_SECONDS} s each, in turns; a ratio is the median "
         "of the rounds' ratios.\n"
         "The clients are Python too, on plain sockets, and alike; virtlockd takes one "
-        "request of a\nconnection at a time (no setting changes that), those in flight "
-        "wait in its socket."
+        "request of a\nconnection at a time (its configuration has no key for more), "
+        "others wait in its socket."
     )
 
 
