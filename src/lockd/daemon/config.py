@@ -5,10 +5,10 @@ Read from one TOML file; checked whole before anything of it is used.
 
 import os
 import tomllib
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct, field
 
 from lockd.errors import ConfigError, InvalidRequestError
 from lockd.lockspaces.base import Lockspace
@@ -27,12 +27,54 @@ from lockd.terms import (
 BUILT_IN: Final = (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE)
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
+Duration = Annotated[float, Meta(gt=0, le=86_400)]
+"""In seconds."""
+
+
+Who = list[str | int]
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[limits]` table: how much of the daemon one client, or all, may use."""
+
+    sessions: Count = 4_096
+    sessions_per_user: Count = 1_024
+    admin_sessions: Count = 32
+    locks_per_session: Count = 16_384
+    locks_per_user: Count = 65_536
+    waiters_per_session: Count = 1_024
+    requests_per_user: Count = 16_384
+    queue_length: Count = 4_096
+    message_bytes: Bytes = 65_536
+    unread_bytes: Bytes = 2_097_152
+    message_timeout: Duration = 10.0
+
+
+class Allowed(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may do what in a lockspace; None stands for what is usual for its kind.
+
+    Users or groups by name or number; `"*"` is everybody.
+    """
+
+    acquire: Who | None = None
+    share: Who | None = None
+    list_: Who | None = field(default=None, name="list")
+    details: Who | None = None
+    break_: Who | None = field(default=None, name="break")
+
+
 class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """One `[lockspaces.NAME]` table."""
 
     kind: Kind
     path: str | None = None
     on_disconnect: OnDisconnect = "release"
+    allow_users: Allowed = Allowed()
+    allow_groups: Allowed = Allowed()
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +83,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     socket: str | None = None
     state_dir: str | None = None
     lockspaces: dict[str, LockspaceConfig] = {}
+    admin_socket: str | None = None
+    log_level: LogLevel = "info"
+    kill_grace: Duration = 5.0
+    limits: Limits = Limits()
 
 
 class Places(Struct, frozen=True):
