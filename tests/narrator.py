@@ -227,5 +227,5 @@ def _who_has(self: Narrator, words: re.Match[str]) -> list[str]:
 
 @sentence(r"the daemon is replaced")
 def _replaced(self: Narrator, words: re.Match[str]) -> list[str]:
-    self.engine = snapshot.load(snapshot.dump(self.engine))
+    self.engine = snapshot.load(snapshot.dump(self.engine)).engine
     return []

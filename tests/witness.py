@@ -74,6 +74,9 @@ class Witness:
                         self.holders[key][owner] = replace(grant, mode=SHARED)
             case c.AnchorRefused(key):
                 del self.opening[key]
+            case c.Resume():
+                self.opening.clear()
+                self.fenced &= self.dead
             case c.AnchorDelayed() | c.Tick():
                 pass
             case _:

@@ -101,6 +101,7 @@ def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:
         assert found.pop("uptime") > 0
         assert found == {
             "epoch": 1,
+            "upgrades": 0,
             "sessions": 2,
             "owners": 2,
             "resources": 1,

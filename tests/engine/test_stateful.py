@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
 
     def dump_and_load(self) -> None:
         dumped = json.dumps(snapshot.dump(self.engine))
-        self.engine = snapshot.load(json.loads(dumped))
+        self.engine = snapshot.load(json.loads(dumped)).engine
         assert json.dumps(snapshot.dump(self.engine)) == dumped
         check(self.engine)
         if self.engine.waiting:
@@ -369,6 +369,17 @@ class AnchorMachine(Machine):
     def step(self, step: Step) -> None:
         verb, *words = step
         getattr(self, verb)(*words)
+
+    def dump_and_load(self) -> None:
+        super().dump_and_load()
+        opening, doomed = set(self.witness.opening), self.witness.fenced
+        self.handle(c.Resume())
+        assert set(self.witness.opening) == opening, "an anchor is not asked for again"
+        waited_for = {x for x in doomed if x in self.engine.owners}
+        holding = {x for x in waited_for if self.engine.owners[x].grants}
+        assert self.witness.fenced >= holding, "a death is not waited for any more"
+        if opening:
+            self.happened.add("resumed while anchors were opened")
 
     def enter(self, slot: int, acts_for_process: bool) -> None:
         super().enter(slot, acts_for_process)

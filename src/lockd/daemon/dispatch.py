@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from typing import Any
 
 import trio
@@ -67,8 +66,11 @@ class Dispatcher:
         self._engine = runtime.engine
         self._epoch = epoch
         self._make_lockspace = make_lockspace
-        self._numbers = count(1)
-        self._started = trio.current_time()
+        #: The youngest session or owner.
+        self.last_number = 0
+        self.started = trio.current_time()
+        #: How often the daemon gave its place to another program without a pause.
+        self.upgrades = 0
         self._handlers: dict[str, Callable[[Peer, int, Any], None]] = {
             "hello": self._hello,
             "register": self._register,
@@ -95,7 +97,8 @@ class Dispatcher:
 
     def new_session(self) -> int:
         """Returns the number of a new session, or owner: never given twice."""
-        return next(self._numbers)
+        self.last_number += 1
+        return self.last_number
 
     def open_session(self, peer: Peer, name: str, pidfd: int | None) -> None:
         """Takes in a client that connected.
@@ -329,12 +332,18 @@ class Dispatcher:
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         result = inquiries.statistics(self._engine)
         result["epoch"] = self._epoch
-        result["uptime"] = trio.current_time() - self._started
+        result["upgrades"] = self.upgrades
+        result["uptime"] = trio.current_time() - self.started
         peer.send_result(msgid, result)
 
     def _watch(self, peer: Peer, msgid: int, params: m.WatchParams) -> None:
-        self._answers.add_watcher(peer, self._visible(peer, params.lockspace))
+        self.watch(peer, params.lockspace)
         peer.send_result(msgid)
+
+    def watch(self, peer: Peer, lockspace: str | None) -> None:
+        """Has a peer told what happens in one lockspace, or in all that it may see."""
+        self._answers.add_watcher(peer, self._visible(peer, lockspace))
+        peer.watched = lockspace or ""
 
     # Lockspaces, files, sessions of others.
 

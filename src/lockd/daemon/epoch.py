@@ -9,6 +9,7 @@ the name is on disk (fsync of the directory) before `open_epoch` returns.
 
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
@@ -50,10 +51,22 @@ class Epoch:
             self._reserved += 1
             _write(self._fd, self._reserved)
 
+    def dump(self, keep: Callable[[int], int]) -> list[int]:
+        """Returns what `load_epoch` needs: number, last reserved one, descriptors."""
+        return [self.number, self._reserved, keep(self._fd), keep(self._lock_fd)]
+
     def close(self) -> None:
         """Lets another daemon use the directory."""
         os.close(self._fd)
         os.close(self._lock_fd)
+
+
+def load_epoch(directory: str, data: list[int]) -> Epoch:
+    """Goes on in the epoch of a predecessor in this process, which holds the lock."""
+    number, reserved, fd, lock_fd = data
+    epoch = Epoch(directory, fd, lock_fd, number)
+    epoch._reserved = reserved
+    return epoch
 
 
 def open_epoch(directory: str) -> Epoch:

@@ -4,8 +4,9 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from lockd.errors import ConfigError
 from lockd.names import quoted
@@ -16,17 +17,35 @@ BACKLOG: Final = 4096
 UMASK: Final = 0o117
 """Owner and group may connect (unix(7): that takes write permission)."""
 
+ADMIN_UMASK: Final = 0o177
+"""Of the admin socket: only its owner may, and root."""
+
+Plain = dict[str, Any]
+
 
 class Listener:
-    """A listening socket and its file."""
+    """A listening socket and its file.
 
-    def __init__(self, path: str, sock: socket.socket) -> None:
+    Args:
+        inode: of the file, if we made it and so have to remove it.
+    """
+
+    def __init__(
+        self, path: str, sock: socket.socket, inode: tuple[int, int] | None
+    ) -> None:
         self.path = path
         self.socket = sock
-        self._inode = _inode(path)
+        self._inode = inode
+
+    def dump(self, keep: Callable[[int], int]) -> Plain:
+        """Returns what `load_listener` needs."""
+        fd = keep(self.socket.fileno())
+        return {"path": self.path, "fd": fd, "inode": self._inode}
 
     def remove(self) -> None:
         """Removes the socket file, if it is still ours."""
+        if self._inode is None:
+            return
         # Somebody may have removed it, or its directory, before.
         with suppress(FileNotFoundError):
             directory = _open_directory(self.path)
@@ -38,7 +57,19 @@ class Listener:
                 os.close(directory)
 
 
-def bind_listener(path: str) -> Listener:
+def load_listener(data: Plain) -> Listener:
+    """Takes up the listening socket of a predecessor in this process."""
+    inode = data["inode"]
+    sock = socket.socket(fileno=data["fd"])
+    return Listener(data["path"], sock, None if inode is None else tuple(inode))
+
+
+def passed_listener(sock: socket.socket) -> Listener:
+    """Returns the listener of a socket that the service manager made and keeps."""
+    return Listener(sock.getsockname(), sock, None)
+
+
+def bind_listener(path: str, umask: int = UMASK) -> Listener:
     """Returns a listening socket at a path, of which no other daemon makes use.
 
     A socket file that nobody listens to is a leftover and is replaced. While this is
@@ -54,7 +85,7 @@ def bind_listener(path: str) -> Listener:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_leftover(path)
-            return _bind(path)
+            return _bind(path, umask)
         finally:
             os.close(fd)
     except BlockingIOError:
@@ -76,14 +107,14 @@ def _inode(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _bind(path: str) -> Listener:
+def _bind(path: str, wanted_umask: int) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Not chmod(2) after bind(2): between the two anybody could connect.
-    umask = os.umask(UMASK)
+    umask = os.umask(wanted_umask)
     try:
         sock.bind(path)
         sock.listen(BACKLOG)
-        return Listener(path, sock)
+        return Listener(path, sock, _inode(path))
     except BaseException:
         sock.close()
         raise

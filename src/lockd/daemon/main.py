@@ -3,142 +3,142 @@
 import logging
 import os
 import resource
-import select
-import signal
 import sys
-from functools import partial
+from contextlib import ExitStack
 from typing import Final
 
 import click
-import trio
 
 from lockd import __version__
-from lockd.daemon.answers import Answers
-from lockd.daemon.config import (
-    Config,
-    LockspaceConfig,
-    make_lockspace,
-    places,
-    read_config,
+from lockd.daemon import handover, systemd
+from lockd.daemon.config import Config, make_lockspace, places, read_config
+from lockd.daemon.epoch import load_epoch, open_epoch
+from lockd.daemon.listener import (
+    ADMIN_UMASK,
+    UMASK,
+    bind_listener,
+    load_listener,
+    passed_listener,
 )
-from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.epoch import Epoch, open_epoch
-from lockd.daemon.listener import Listener, bind_listener
-from lockd.daemon.poller import Poller
-from lockd.daemon.runtime import Runtime
-from lockd.daemon.server import Server
-from lockd.engine.lock_engine import LockEngine
+from lockd.daemon.service import ADMINS, CLIENTS, Options, go_on, start
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
-from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE
-
-logger = logging.getLogger("lockd")
 
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: systemd does not take it for a crash."""
-
-CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
-"""Set to 1, every law of the lock table is checked after every command. Slow."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="Configuration (TOML).")
 @click.option("--socket", metavar="PATH", help="Where clients connect.")
+@click.option("--admin-socket", metavar="PATH", help="Where admins connect.")
 @click.option("--state-dir", metavar="DIR", help="Where the epoch is kept.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End when nobody was connected and nothing held for so long.",
+)
 @click.option("--check-config", is_flag=True, help="Check the configuration, and end.")
 @click.version_option(__version__, message="lockd %(version)s")
 def main(
-    config: str | None, socket: str | None, state_dir: str | None, check_config: bool
+    config: str | None,
+    socket: str | None,
+    admin_socket: str | None,
+    state_dir: str | None,
+    timeout: float | None,
+    check_config: bool,
 ) -> None:
     """The lock daemon: owns all lockspaces, and runs in the foreground.
 
     Without options it uses the places that fit the user: under /run/lockd and
-    /var/lib/lockd for root, under $XDG_RUNTIME_DIR and $XDG_STATE_HOME for others.
+    /var/lib/lockd for root, under $XDG_RUNTIME_DIR and $XDG_STATE_HOME for others;
+    sockets that systemd passes go before.
+
     SIGTERM and SIGINT end it; every client then sees the end of its connection, and
-    what was held is released.
+    what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
+    give its place to the program as it is now on disk, which no client notices.
     """
     _set_up_logging()
     try:
-        settings = read_config(config)
+        settings = _with_built_in(read_config(config))
         if check_config:
             _check_lockspaces(settings, config or places().config)
             click.echo("the configuration is good")
             return
-        run(
-            settings,
-            socket or settings.socket or places().socket,
-            state_dir or settings.state_dir or places().state_dir,
-        )
+        if (copy := handover.receive(handover.TRIAL)) is not None:
+            handover.check(copy)
+            return
+        _raise_descriptor_limit()
+        options = Options(config, timeout)
+        state = handover.receive(handover.HANDOVER)
+        if state is not None:
+            _go_on(options, settings, state)
+        else:
+            _start(
+                options,
+                settings,
+                {
+                    CLIENTS: socket or settings.socket,
+                    ADMINS: admin_socket or settings.admin_socket,
+                },
+                state_dir or settings.state_dir or places().state_dir,
+            )
     except ConfigError as error:
         click.echo(f"lockd: {error}", err=True)
         sys.exit(EXIT_CONFIG)
 
 
-def run(config: Config, socket_path: str, state_dir: str) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Raises:
-        ConfigError: the configuration, the socket or the state directory cannot be
-            used; nothing was changed.
-    """
-    lockspaces = _built_in() | config.lockspaces
-    epoch = open_epoch(state_dir)
-    try:
-        listener = bind_listener(socket_path)
-        try:
-            _raise_descriptor_limit()
-            trio.run(_serve, lockspaces, listener, epoch)
-        finally:
-            listener.remove()
-    finally:
-        epoch.close()
-
-
-async def _serve(
-    lockspaces: dict[str, LockspaceConfig], listener: Listener, epoch: Epoch
+def _start(
+    options: Options,
+    config: Config,
+    sockets: dict[str, str | None],
+    state_dir: str,
 ) -> None:
-    engine = LockEngine(epoch.last_token)
-    poller, answers, open_files = Poller(), Answers(), OpenFiles()
-    runtime = Runtime(
-        engine,
-        answers,
-        poller,
-        after_turn=lambda: epoch.ensure(engine.last_token),
-        checks=os.environ.get(CHECK_INVARIANTS) == "1",
-    )
-    for name, config in lockspaces.items():
-        runtime.add_lockspace(
-            make_lockspace(
-                name, config.kind, config.path, open_files, config.on_disconnect
-            )
-        )
-    poller.watch(
-        open_files.mounts.fileno(),
-        select.EPOLLPRI,
-        lambda events: open_files.mounts.refresh(),
-    )
-    make = partial(make_lockspace, open_files=open_files)
-    dispatcher = Dispatcher(runtime, answers, epoch.number, make)
-    server = Server(poller, runtime, answers, dispatcher)
-    server.listen(listener.socket)
-    # Whoever reads that it serves may end it at once.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        logger.info("lockd %s serves at %s", __version__, listener.path)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.run)
-            logger.info("= ends on %s", signal.Signals(await anext(signals)).name)
-            nursery.cancel_scope.cancel()
-    server.close()
-    runtime.close()
-    open_files.mounts.close()
-    poller.close()
+    """Serves, after everything that can be refused was tried."""
+    with ExitStack() as stack:
+        epoch = open_epoch(state_dir)
+        stack.callback(epoch.close)
+        listeners = {
+            purpose: passed_listener(sock)
+            for purpose, sock in systemd.take_listeners().items()
+        }
+        for purpose, path in sockets.items():
+            if path is not None and purpose not in listeners:
+                umask = ADMIN_UMASK if purpose == ADMINS else UMASK
+                listeners[purpose] = bind_listener(path, umask)
+                stack.callback(listeners[purpose].remove)
+        if CLIENTS not in listeners:
+            usual = places()
+            listeners[CLIENTS] = bind_listener(usual.socket, UMASK)
+            stack.callback(listeners[CLIENTS].remove)
+        start(options, config, epoch, listeners)
 
 
-def _built_in() -> dict[str, LockspaceConfig]:
-    return {
-        DEFAULT_LOCKSPACE: LockspaceConfig("memory"),
-        DIRECT_LOCKSPACE: LockspaceConfig("direct"),
-    }
+def _go_on(options: Options, config: Config, state: handover.Handover) -> None:
+    """Serves in the place of the program that ran in this process before."""
+    epoch = load_epoch(state.state_dir, state.epoch)
+    listeners = {name: load_listener(x) for name, x in state.listeners.items()}
+    with ExitStack() as stack:
+        stack.callback(epoch.close)
+        for listener in listeners.values():
+            stack.callback(listener.remove)
+        go_on(options, config, epoch, listeners, state)
+
+
+def _with_built_in(config: Config) -> Config:
+    from msgspec.structs import replace
+
+    from lockd.daemon.config import LockspaceConfig
+
+    return replace(
+        config,
+        lockspaces={
+            "default": LockspaceConfig("memory"),
+            "direct": LockspaceConfig("direct"),
+        }
+        | config.lockspaces,
+    )
 
 
 def _check_lockspaces(config: Config, path: str) -> None:

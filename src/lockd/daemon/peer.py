@@ -35,6 +35,9 @@ READING: Final = select.EPOLLIN
 WRITING: Final = select.EPOLLOUT
 
 
+Plain = dict[str, Any]
+_PLAIN_ATTRIBUTES: Final = ("restricted", "client", "claims_itself", "watched")
+
 ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
 
@@ -76,6 +79,8 @@ class Peer:
         self.sees: Callable[[str], bool] = lambda lockspace: False
         self.is_closing = False
         self.expected: dict[int, Any] = {}
+        #: The lockspace that it watches; "" for all that it may see.
+        self.watched: str | None = None
         self._sock = sock
         #: What was read and not yet carried out.
         self._requests: Iterator[Request] | None = None
@@ -89,6 +94,41 @@ class Peer:
             f"<Peer {self.session} pid={self.credentials.pid} "
             f"uid={self.credentials.uid} unsent={len(self._unsent)}>"
         )
+
+    def dump(self, keep: Callable[[int], int]) -> Plain:
+        """Returns the state of a session as plain data (`handover`)."""
+        return {
+            "session": self.session,
+            "fd": keep(self.fileno()),
+            "credentials": list(self.credentials),
+            "since": self.since,
+            "greeted": self.connection.greeted,
+            "partial": self.connection.partial,
+            "unsent": bytes(self._unsent),
+            "piled_up": self._piled_up,
+            "arrays": [msgid for msgid, x in self.expected.items() if x is ARRAY],
+        } | {name: getattr(self, name) for name in _PLAIN_ATTRIBUTES}
+
+    def load(self, data: Plain) -> None:
+        """Goes on where the session stood that `dump` described."""
+        for name in _PLAIN_ATTRIBUTES:
+            setattr(self, name, data[name])
+        self.expected = dict.fromkeys(data["arrays"], ARRAY)
+        self.connection.greeted = data["greeted"]
+        for _ in self.connection.receive(data["partial"]):
+            raise ValueError("what should be half a message is a whole one")
+        self._unsent += data["unsent"]
+        self._piled_up = data["piled_up"]
+
+    @property
+    def wanted_events(self) -> int:
+        """For what its socket is to be watched."""
+        return WRITING if self._unsent else READING
+
+    def finish_receiving(self, take: Callable[[Peer, Request], None]) -> None:
+        """Carries out what was read and left for later."""
+        while self._requests is not None and not self.is_closing:
+            self.receive(take)
 
     def receive(self, take: Callable[[Peer, Request], None]) -> None:
         """Reads what there is, and hands each request on; the end closes the peer.

@@ -9,14 +9,16 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from lockd.daemon.poller import Poller
 
 KILL_GRACE: Final = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL, if nothing else is configured."""
+
+Plain = dict[str, Any]
 
 
 class Process:
@@ -28,7 +30,7 @@ class Process:
         claimant: the uid of whoever named it first, if it is registered.
     """
 
-    __slots__ = ("claimant", "fencing", "may_signal", "pid", "pidfd")
+    __slots__ = ("claimant", "fencing", "kill_at", "may_signal", "pid", "pidfd")
 
     def __init__(self, pid: int, pidfd: int, *, may_signal: bool) -> None:
         self.pid = pid
@@ -36,6 +38,8 @@ class Process:
         self.may_signal = may_signal and pid not in (0, 1, os.getpid())
         self.claimant: int | None = None
         self.fencing = False
+        #: When it is sent SIGKILL; None until it was sent SIGTERM.
+        self.kill_at: float | None = None
 
     def close(self) -> None:
         """Closes the pidfd."""
@@ -71,6 +75,8 @@ class Processes:
         on_death: Callable[[int], None],
         on_fenced: Callable[[int], None],
     ) -> None:
+        #: Seconds between SIGTERM and SIGKILL.
+        self.kill_grace = KILL_GRACE
         self._poller = poller
         self._on_death = on_death
         self._on_fenced = on_fenced
@@ -118,23 +124,63 @@ class Processes:
             process.close()
 
     def begin_fencing(self, owner_id: int) -> None:
-        """Keeps the pidfd of an owner until `fence` is done with it."""
-        self._by_owner[owner_id].fencing = True
+        """Tells the process of an owner to end; `fence` waits until it is dead."""
+        process = self._by_owner[owner_id]
+        process.fencing = True
+        if process.kill_at is None:
+            process.kill_at = trio.current_time() + self.kill_grace
+            process.send_signal(signal.SIGTERM)
+
+    def is_fencing(self, owner_id: int) -> bool:
+        """Tells whether the process of an owner is just being ended."""
+        process = self._by_owner.get(owner_id)
+        return process is not None and process.fencing
+
+    def doomed(self) -> list[int]:
+        """Returns the owners whose processes a predecessor told to end."""
+        found = self._by_owner.items()
+        return [x for x, process in found if process.kill_at and not process.fencing]
 
     async def fence(self, owner_id: int) -> None:
-        """Ends the process of an owner, and tells when it is dead.
+        """Waits for the end of a process, makes sure of it, and tells when it is dead.
 
         One that may not be signalled is waited for: its locks stay until it is dead.
         """
         process = self._by_owner[owner_id]
-        process.send_signal(signal.SIGTERM)
-        with trio.move_on_after(KILL_GRACE):
+        assert process.kill_at is not None
+        with trio.move_on_at(process.kill_at):
             await trio.lowlevel.wait_readable(process.pidfd)
         if not process.is_dead:
             process.send_signal(signal.SIGKILL)
             await trio.lowlevel.wait_readable(process.pidfd)
         process.fencing = False
+        process.kill_at = None
         self._on_fenced(owner_id)
+
+    def dump(self, keep: Callable[[int], int]) -> list[Plain]:
+        """Returns all processes as plain data (`handover`)."""
+        return [
+            {
+                "owner_id": owner_id,
+                "pid": process.pid,
+                "pidfd": keep(process.pidfd),
+                "may_signal": process.may_signal,
+                "claimant": process.claimant,
+                "kill_at": process.kill_at,
+                "registered": self._owner_by_pid.get(process.pid) == owner_id,
+            }
+            for owner_id, process in self._by_owner.items()
+        ]
+
+    def load(self, data: Plain) -> None:
+        """Takes up a process that `dump` described."""
+        process = Process(data["pid"], data["pidfd"], may_signal=data["may_signal"])
+        process.claimant = data["claimant"]
+        process.kill_at = data["kill_at"]
+        if data["registered"]:
+            self.add_registered(data["owner_id"], process)
+        else:
+            self.add_peer(data["owner_id"], process)
 
     def close(self) -> None:
         """Closes all pidfds."""

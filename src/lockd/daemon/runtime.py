@@ -24,6 +24,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
+from lockd.terms import ResourceKey
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class Runtime:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._on_turn = on_turn
+                self._resume()
                 task_status.started()
                 while True:
                     with self._alarm:
@@ -153,6 +155,19 @@ class Runtime:
                     on_turn()
         finally:
             self._nursery = None
+
+    def _resume(self) -> None:
+        """Goes on with what a predecessor had begun and could not end."""
+        for lockspace in self._file_lockspaces:
+            for resource in lockspace.open_resources():
+                key = ResourceKey(lockspace.name, resource)
+                found = self.engine.resources.get(key)
+                if found is None or not (found.anchor or found.pending):
+                    self._close_anchor(e.CloseAnchor(key))
+        for owner_id in self.processes.doomed():
+            self._end_process(owner_id)
+        self.carry_out(c.Resume())
+        self._on_turn()
 
     def end_turn(self) -> None:
         """Does what was put off until after the answers."""
@@ -242,16 +257,22 @@ class Runtime:
     # Processes.
 
     def _fence(self, effect: e.Fence) -> None:
-        if self._nursery is None:
-            return  # the daemon ends, and will give its lock to nobody
+        # Without a nursery the daemon ends, and will give its lock to nobody; or it has
+        # not begun, and will be asked again.
+        if self._nursery is None or self.processes.is_fencing(effect.owner_id):
+            return
         logger.warning(
             "ending %s (pid %d), which disconnected or lost a lock that it must not "
             "outlive",
             quoted(effect.owner.name),
             effect.owner.pid,
         )
-        self.processes.begin_fencing(effect.owner_id)
-        self._nursery.start_soon(self.processes.fence, effect.owner_id)
+        self._end_process(effect.owner_id)
+
+    def _end_process(self, owner_id: int) -> None:
+        assert self._nursery is not None
+        self.processes.begin_fencing(owner_id)
+        self._nursery.start_soon(self.processes.fence, owner_id)
 
     def _owner_died(self, owner_id: int) -> None:
         self.carry_out(c.EndOwner(owner_id))

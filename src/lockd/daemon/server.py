@@ -19,7 +19,7 @@ import trio
 from lockd.daemon.answers import Answers
 from lockd.daemon.credentials import name_of, open_peer_pidfd, peer_credentials
 from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.peer import READING, Peer
+from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
 
@@ -74,6 +74,19 @@ class Server:
         self._listeners.append(listener)
         action = partial(self._accept_all, listener)
         self._poller.watch(listener.fileno(), select.EPOLLIN, action)
+
+    def adopt(self, peer: Peer) -> None:
+        """Goes on serving a client of the daemon before."""
+        self._answers.add_peer(peer)
+        self._watch(peer)
+        self._answers.behind.add(peer)
+
+    def finish_turn(self) -> None:
+        """Carries out all that was read, and sends what the sockets take."""
+        for peer in self._unfinished:
+            peer.finish_receiving(self._dispatcher.take)
+            self._answers.behind.add(peer)
+        self.end_turn()
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
@@ -173,7 +186,11 @@ class Server:
             partial(self._poller.change, fd),
         )
         self._dispatcher.open_session(peer, name_of(credentials.pid), pidfd)
-        self._poller.watch(fd, READING, partial(self._serve, peer))
+        self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        action = partial(self._serve, peer)
+        self._poller.watch(peer.fileno(), peer.wanted_events, action)
 
     def _serve(self, peer: Peer, events: int) -> None:
         if events & select.EPOLLIN:

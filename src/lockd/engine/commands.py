@@ -147,6 +147,10 @@ class AnchorDelayed(Struct, frozen=True, gc=False):
     key: ResourceKey
 
 
+class Resume(Struct, frozen=True, gc=False):
+    """Somebody else drives the engine now: what was asked for is asked for again."""
+
+
 class Tick(Struct, frozen=True, gc=False):
     """Time passed; due when `LockEngine.next_deadline` says so."""
 
@@ -167,5 +171,6 @@ Command = (
     | AnchorOpened
     | AnchorRefused
     | AnchorDelayed
+    | Resume
     | Tick
 )

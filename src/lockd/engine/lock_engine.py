@@ -42,6 +42,7 @@ class LockEngine(LockTable):
             c.AnchorOpened: self._anchor_opened,
             c.AnchorRefused: self._anchor_refused,
             c.AnchorDelayed: self._anchor_delayed,
+            c.Resume: self._resume,
             c.Tick: self._tick,
         }
 
@@ -432,6 +433,15 @@ class LockEngine(LockTable):
             if request.tries:
                 request.deadline = now + TRY_PATIENCE
             self._announce(request)
+
+    def _resume(self, command: c.Resume, now: float) -> None:
+        """Asks again for every anchor and every death that was not answered."""
+        pending = {x.pending: None for x in self.resources.values() if x.pending}
+        for request in pending:
+            self._ask_again(request)
+        for owner in self.owners.values():
+            if owner.fencing is not None and owner.grants:
+                self._effects.append(e.Fence(owner.owner_id, owner.identity))
 
     def _tick(self, command: c.Tick, now: float) -> None:
         while (when := self.next_deadline()) is not None and when <= now:

@@ -5,9 +5,10 @@ carry it. Times stay what they were: the successor must go on with the same cloc
 Sessions, owners and requests keep their numbers, lines their order.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
-from msgspec import convert, to_builtins
+from msgspec import Struct, convert, to_builtins
 
 from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
@@ -17,10 +18,41 @@ from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import OutsideHolder, ResourceKey
 
 VERSION: Final = 1
-"""Raised whenever what `dump` writes can no longer be read by an older `load`."""
+"""Raised whenever something is added to what `dump` writes."""
+
+READABLE_FROM: Final = 1
+"""The oldest version whose `load` understands what `dump` writes now."""
+
+OLDEST: Final = 1
+"""The oldest version that `load` understands."""
 
 Plain = dict[str, Any]
 
+
+class Loaded(Struct, frozen=True):
+    """What could be loaded.
+
+    Attributes:
+        engine: obeys every law as soon as `damaged` and `orphans` are ended.
+        problems: what could not be read, a sentence each; nothing should be here.
+        damaged: sessions that lost a grant or a place in a line: close them.
+        orphans: owners whose session could not be read: disconnect them.
+    """
+
+    engine: LockEngine
+    problems: list[str]
+    damaged: list[int]
+    orphans: list[int]
+
+
+_LISTS = (
+    "lockspaces",
+    "owners",
+    "sessions",
+    "requests",
+    "resources",
+    "last_holders",
+)
 _COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
 _REQUEST_FIELDS = (
     "order",
@@ -45,6 +77,7 @@ def dump(engine: LockEngine) -> Plain:
     requests = _all_requests(engine)
     return {
         "version": VERSION,
+        "readable_from": READABLE_FROM,
         "counts": {name: getattr(engine, name) for name in _COUNTS},
         "lockspaces": [to_builtins(x) for x in engine.lockspaces.values()],
         "owners": [_dump_owner(owner) for owner in engine.owners.values()],
@@ -58,32 +91,85 @@ def dump(engine: LockEngine) -> Plain:
     }
 
 
-def load(data: Plain) -> LockEngine:
+def load(data: Plain) -> Loaded:
     """Returns an engine that goes on exactly where the dumped one was.
 
+    A record that cannot be read costs those whom it is about, and nobody else.
+
     Raises:
-        ValueError: the data is of another version.
+        ValueError: the data is of a version that cannot be read, or is none at all;
+            nothing of it was read.
     """
-    if data["version"] != VERSION:
-        raise ValueError(
-            f"a snapshot of version {data['version']} cannot be read, only {VERSION}"
-        )
+    _check_version(data)
     engine = LockEngine()
     for name in _COUNTS:
         setattr(engine, name, data["counts"][name])
-    for lockspace in data["lockspaces"]:
-        engine.lockspaces[lockspace["name"]] = convert(lockspace, AddLockspace)
-    for owner in data["owners"]:
-        engine.owners[owner["owner_id"]] = _load_owner(owner)
-    for session_id, owner_id, registered in data["sessions"]:
-        _load_session(engine, session_id, owner_id).registered = registered
-    requests = {x["order"]: _load_request(engine, x) for x in data["requests"]}
-    for resource in data["resources"]:
-        _load_resource(engine, resource, requests)
-    for last in data["last_holders"]:
-        last_holder = convert(last, LastHolder)
-        engine.last_holders[last_holder.grant.key] = last_holder
-    return engine
+    requests: dict[int, Request] = {}
+    readers: dict[str, Callable[[Any], None]] = {
+        "lockspaces": lambda x: _load_lockspace(engine, x),
+        "owners": lambda x: _load_owner(engine, x),
+        "sessions": lambda x: _load_session(engine, *x),
+        "requests": lambda x: _load_request(engine, x, requests),
+        "resources": lambda x: _load_resource(engine, x, requests),
+        "last_holders": lambda x: _load_last_holder(engine, x),
+    }
+    problems: list[str] = []
+    for kind, read in readers.items():
+        for index, record in enumerate(data[kind]):
+            try:
+                read(record)
+            except (LookupError, TypeError, ValueError) as error:
+                problems.append(f"record {index} of {kind}: {error!r}")
+    if not problems:
+        return Loaded(engine, [], [], [])
+    return Loaded(engine, problems, _drop_damaged(engine), _orphans(engine))
+
+
+def _check_version(data: Plain) -> None:
+    try:
+        version, readable_from = int(data["version"]), int(data["readable_from"])
+        complete = all(isinstance(data[name], list) for name in _LISTS)
+        complete &= all(type(data["counts"][name]) is int for name in _COUNTS)
+    except (LookupError, TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise ValueError("this is no snapshot")
+    if version < OLDEST or readable_from > VERSION:
+        raise ValueError(
+            f"a snapshot of version {version} cannot be read, "
+            f"only versions {OLDEST} to {VERSION}"
+        )
+
+
+def _drop_damaged(engine: LockEngine) -> list[int]:
+    """Drops what has lost its counterpart; returns whose sessions that concerns."""
+    damaged: dict[int, None] = {}
+    for owner in engine.owners.values():
+        for token, grant in list(owner.grants.items()):
+            resource = engine.resources.get(grant.key)
+            if resource is None or resource.holders.get(owner.owner_id) != grant:
+                del owner.grants[token]
+                damaged |= dict.fromkeys(owner.sessions)
+    # Grants of owners that could not be read are counted, and nowhere.
+    engine.ended = engine.granted - sum(len(x.grants) for x in engine.owners.values())
+    for session in engine.sessions.values():
+        for request in session.requests.values():
+            if not all(_has_place(engine, key, request) for key in request.keys):
+                damaged[session.session_id] = None
+    return list(damaged)
+
+
+def _has_place(engine: LockEngine, key: ResourceKey, request: Request) -> bool:
+    resource = engine.resources.get(key)
+    return resource is not None and any(r is request for r in resource.line())
+
+
+def _orphans(engine: LockEngine) -> list[int]:
+    return [
+        owner.owner_id
+        for owner in engine.owners.values()
+        if not (owner.sessions or owner.is_process or owner.fencing)
+    ]
 
 
 def _all_requests(engine: LockEngine) -> list[Request]:
@@ -107,7 +193,17 @@ def _dump_owner(owner: OwnerState) -> Plain:
     }
 
 
-def _load_owner(data: Plain) -> OwnerState:
+def _load_lockspace(engine: LockEngine, data: Plain) -> None:
+    lockspace = convert(data, AddLockspace)
+    engine.lockspaces[lockspace.name] = lockspace
+
+
+def _load_last_holder(engine: LockEngine, data: Plain) -> None:
+    last = convert(data, LastHolder)
+    engine.last_holders[last.grant.key] = last
+
+
+def _load_owner(engine: LockEngine, data: Plain) -> None:
     identity = convert(data["identity"], Owner)
     owner = OwnerState(data["owner_id"], identity, is_process=data["is_process"])
     owner.on_disconnect = data["on_disconnect"]
@@ -116,15 +212,17 @@ def _load_owner(data: Plain) -> OwnerState:
     for plain in data["grants"]:
         grant = convert(plain, Grant)
         owner.grants[grant.fencing_token] = grant
-    return owner
+    engine.owners[owner.owner_id] = owner
 
 
-def _load_session(engine: LockEngine, session_id: int, owner_id: int) -> Session:
+def _load_session(
+    engine: LockEngine, session_id: int, owner_id: int, registered: bool
+) -> None:
     owner = engine.owners[owner_id]
     session = Session(session_id, owner)
+    session.registered = registered
     owner.sessions[session_id] = session
     engine.sessions[session_id] = session
-    return session
 
 
 def _dump_request(request: Request) -> Plain:
@@ -138,9 +236,14 @@ def _dump_request(request: Request) -> Plain:
     } | {name: getattr(request, name) for name in _REQUEST_FIELDS}
 
 
-def _load_request(engine: LockEngine, data: Plain) -> Request:
+def _load_request(
+    engine: LockEngine, data: Plain, requests: dict[int, Request]
+) -> None:
+    known = engine.sessions.get(data["session"])
+    if known is None and not data["answered"]:
+        raise ValueError("it waits for a session that could not be read")
     # An answered request may belong to a session that is gone.
-    session = engine.sessions.get(data["session"]) or Session(
+    session = known or Session(
         data["session"],
         engine.owners.get(data["owner"])
         or OwnerState(data["owner"], Owner(name="", pid=0, uid=0)),
@@ -157,7 +260,7 @@ def _load_request(engine: LockEngine, data: Plain) -> Request:
         request.refusal = convert(data["refusal"], AnchorRefused)
     if not request.answered:
         engine.adopt(request)
-    return request
+    requests[request.order] = request
 
 
 def _dump_resource(resource: Resource) -> Plain:

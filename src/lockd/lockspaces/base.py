@@ -52,6 +52,10 @@ class Lockspace(ABC):
     def close_anchor(self, resource: str) -> None:
         """Lets an open anchor go. What cannot be done is left undone; nothing fails."""
 
+    def open_resources(self) -> list[str]:
+        """Returns the resources whose anchors are open."""
+        return []
+
     def anchor_is_slow(self, resource: str) -> bool:
         """Tells whether opening an anchor may take long: it lies on a network."""
         return False

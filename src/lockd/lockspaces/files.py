@@ -198,13 +198,47 @@ class FileLockspace(Lockspace):
         by `finish`, because that costs more than all the rest. Not so a slow one: we
         are in a thread then, and `finish` is called in the loop.
         """
-        file = self._files.pop(resource)
+        file = self._files.pop(resource, None)
+        if file is None:
+            return  # it could not be taken over from the daemon before
         free = file.made and self._remove(file, self.path_of(resource))
         del self._shared.by_inode[file.inode]
         if (free or _unlock(file.fd)) and not self.anchor_is_slow(resource):
             self._to_close.append(file.fd)
         else:
             os.close(file.fd)
+
+    def open_resources(self) -> list[str]:
+        """Returns the resources whose anchors are open."""
+        return list(self._files)
+
+    def dump_file(self, resource: str) -> tuple[int, bool, Mode | None]:
+        """Returns descriptor, whether we made the file, and mode, for `adopt_file`."""
+        file = self._files[resource]
+        return file.fd, file.made, file.mode
+
+    def adopt_file(
+        self, resource: str, fd: int, *, made: bool, mode: Mode | None
+    ) -> None:
+        """Takes up the anchor of a predecessor in this process.
+
+        Raises:
+            RequestError: the descriptor does not lock the file of this resource.
+        """
+        path = self.path_of(resource)
+        try:
+            status = os.fstat(fd)
+            file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+            self._check_status(status, path)
+            if mode is not None:
+                # Nothing changes if it is locked still, as it should be.
+                self._lock(file, path, mode)
+        except RequestError:  # it may be an OSError, too
+            raise
+        except OSError as error:
+            raise_refusal(error, path)
+        self._files[resource] = file
+        self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
 
     def finish(self) -> None:
         """Closes the descriptors of the anchors that were let go."""

@@ -51,6 +51,8 @@ class Decoder:
         # Positions in the stream: of all that came, and of the last message's end.
         self._received = 0
         self._decoded = 0
+        #: What came of a message that is not complete yet.
+        self.partial = bytearray()
         self._unpacker = msgpack.Unpacker(
             object_pairs_hook=_map_of_pairs,
             # A wrong key costs one request too (protocol 3.3).
@@ -90,8 +92,17 @@ class Decoder:
         except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
             reason = str(error) or type(error).__name__
             raise ProtocolError(f"these bytes are not MessagePack: {reason}") from None
-        if self._received - self._decoded > self._max_message_bytes:
+        if self._received != self._decoded:
+            self._keep_partial(data)
+        elif self.partial:
+            self.partial.clear()
+
+    def _keep_partial(self, data: bytes) -> None:
+        size = self._received - self._decoded
+        if size > self._max_message_bytes:
             raise self._too_long()
+        self.partial += data
+        del self.partial[:-size]
 
     def _too_long(self) -> ProtocolError:
         return ProtocolError(

@@ -74,6 +74,14 @@ class Connection:
             self.send_error(None, error)
             raise
 
+    @property
+    def partial(self) -> bytes:
+        """What came of a message that is not complete yet.
+
+        Another connection that receives it goes on where this one was.
+        """
+        return bytes(self._decoder.partial)
+
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request."""
         self._outgoing.append(self._encoder.response(msgid, None, result))

@@ -1,0 +1,341 @@
+"""What a daemon leaves to the program that takes its place, in the same process.
+
+The state is written into a memfd (memfd_create(2)), sealed, and read by the new program
+after execve(2). Descriptors stay open under their numbers: sockets, pidfds, lock files.
+Nothing is given back or taken anew meanwhile, so nobody can come between.
+
+Whatever can fail is tried before it counts: the new program first runs as a child with
+a copy of the state, and says whether it could go on from there. execve(2) itself either
+fails, and everything is as before, or is done. A new program that dies after that is a
+crash like any other: the kernel frees the locks and the clients see EOF.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from lockd import __version__
+from lockd.daemon.config import make_lockspace
+from lockd.daemon.credentials import Credentials
+from lockd.daemon.peer import Peer
+from lockd.engine import commands as c
+from lockd.engine import invariants, snapshot
+from lockd.errors import ConfigError, RequestError
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.files import FileLockspace
+from lockd.terms import Kind, Mode, OnDisconnect, ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.service import Service
+
+VERSION: Final = 1
+READABLE_FROM: Final = 1
+OLDEST: Final = 1
+"""As in `snapshot`, of what stands around it."""
+
+HANDOVER: Final = "LOCKD_HANDOVER"
+TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
+"""Environment variables: the descriptor of the state, to take over or just to try."""
+
+PATIENCE: Final = 30.0
+"""Seconds in which the new program must have read the state."""
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Blocked from before execve(2) until the new program has its handlers: what is not
+handled would end it."""
+
+_SEALS: Final = (
+    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+)
+Plain = dict[str, Any]
+
+
+class LockspaceRecord(Struct, frozen=True):
+    """A lockspace, and its open anchors: resource, descriptor, made by us, mode."""
+
+    name: str
+    kind: Kind
+    path: str | None
+    on_disconnect: OnDisconnect
+    files: list[tuple[str, int, bool, Mode | None]]
+
+
+class _Head(Struct, frozen=True):
+    version: int
+    readable_from: int
+
+
+class Handover(Struct, frozen=True):
+    """The state of a daemon; descriptors are numbers that stay valid."""
+
+    version: int
+    readable_from: int
+    program: str
+    engine: Plain
+    epoch: list[int]
+    state_dir: str
+    listeners: dict[str, Plain]
+    lockspaces: list[LockspaceRecord]
+    processes: list[Plain]
+    peers: list[Plain]
+    last_number: int
+    started: float
+    upgrades: int
+
+
+# Giving.
+
+
+async def try_successor(service: "Service") -> None:
+    """Runs the new program on a copy of the state.
+
+    Raises:
+        ConfigError: it could not go on from there, and says why.
+    """
+    memfd = _write(_dump(service, lambda fd: fd))
+    environment = _environment(TRIAL, memfd)
+    environment.pop("NOTIFY_SOCKET", None)
+    try:
+        with trio.fail_after(PATIENCE):
+            done = await trio.run_process(
+                _command(),
+                pass_fds=(memfd,),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    except (OSError, trio.TooSlowError) as error:
+        raise ConfigError(str(error) or f"no end after {PATIENCE:g} s") from None
+    finally:
+        os.close(memfd)
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ConfigError(said[-1] if said else f"it ended with {done.returncode}")
+
+
+def give_way(service: "Service") -> None:
+    """Becomes the new program; returns only if that failed.
+
+    Raises:
+        ConfigError: nothing has changed.
+    """
+    kept: list[int] = []
+
+    def keep(fd: int) -> int:
+        kept.append(fd)
+        return fd
+
+    service.server.finish_turn()
+    memfd = keep(_write(_dump(service, keep)))
+    environment = _environment(HANDOVER, memfd)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        command = _command()
+        os.execve(command[0], command, environment)
+    except OSError as error:
+        for fd in kept:
+            os.set_inheritable(fd, False)
+        os.close(memfd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise ConfigError(str(error)) from None
+
+
+def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
+    dispatcher = service.dispatcher
+    return Handover(
+        VERSION,
+        READABLE_FROM,
+        __version__,
+        snapshot.dump(service.runtime.engine),
+        service.epoch.dump(keep),
+        service.epoch.directory,
+        {role: x.dump(keep) for role, x in service.listeners.items()},
+        [_dump_lockspace(x, keep) for x in service.runtime.lockspaces.values()],
+        service.runtime.processes.dump(keep),
+        [peer.dump(keep) for peer in service.answers.peers.values()],
+        dispatcher.last_number,
+        dispatcher.started,
+        dispatcher.upgrades,
+    )
+
+
+def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRecord:
+    files = []
+    if isinstance(space, FileLockspace):
+        for resource in space.open_resources():
+            fd, made, mode = space.dump_file(resource)
+            files.append((resource, keep(fd), made, mode))
+    return LockspaceRecord(
+        space.name, space.kind, space.path, space.on_disconnect, files
+    )
+
+
+def _write(state: Handover) -> int:
+    fd = os.memfd_create("lockd-handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(state))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _command() -> list[str]:
+    """Returns how this program was started; another may be found there by now."""
+    interpreter, *arguments = sys.orig_argv
+    return [interpreter if "/" in interpreter else sys.executable, *arguments]
+
+
+def _environment(variable: str, fd: int) -> dict[str, str]:
+    return dict(os.environ) | {variable: str(fd)}
+
+
+# Taking.
+
+
+def receive(variable: str) -> Handover | None:
+    """Returns the state that is handed over in this process; None at a plain start.
+
+    Raises:
+        ConfigError: it cannot be read; nothing of it was read.
+    """
+    found = os.environ.pop(variable, None)
+    if found is None:
+        return None
+    try:
+        fd = int(found)
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != _SEALS:
+            raise ConfigError(f"descriptor {fd} is not sealed")
+        with open(fd, "rb") as file:
+            file.seek(0)
+            raw = file.read()
+        _check_version(msgspec.msgpack.decode(raw, type=_Head))
+        return msgspec.msgpack.decode(raw, type=Handover)
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(f"the state of the daemon before: {error}") from None
+
+
+def _check_version(head: _Head) -> None:
+    if head.version < OLDEST or head.readable_from > VERSION:
+        raise ValueError(
+            f"version {head.version} cannot be read, only {OLDEST} to {VERSION}"
+        )
+
+
+def check(state: Handover) -> None:
+    """Does everything that can be done with a copy of a state.
+
+    Raises:
+        ConfigError: something in it cannot be read.
+    """
+    try:
+        loaded = snapshot.load(state.engine)
+        invariants.check(loaded.engine)
+        problems = loaded.problems
+        for record in state.peers:
+            with socket.socket(socket.AF_UNIX) as sock:
+                load_peer(record, sock, lambda events: None)
+        for record in state.processes:
+            int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
+    except (LookupError, TypeError, ValueError, AssertionError) as error:
+        problems = [repr(error)]
+    if problems:
+        raise ConfigError(f"the state of the daemon before: {problems[0]}")
+
+
+def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> None:
+    """Goes on where the daemon before stood.
+
+    What cannot be taken up costs those whom it concerns, is logged, and nobody else
+    notices.
+    """
+    problems = list(loaded.problems)
+    for space in state.lockspaces:
+        _take_lockspace(service, space, problems)
+    for record in state.processes:
+        os.set_inheritable(record["pidfd"], False)
+        service.runtime.processes.load(record)
+    for record in state.peers:
+        _take_peer(service, record, problems)
+    service.dispatcher.last_number = state.last_number
+    service.dispatcher.started = state.started
+    service.dispatcher.upgrades = state.upgrades + 1
+    _end_what_is_left(service, loaded)
+    for problem in problems:
+        service.complain(f"not taken over: {problem}")
+
+
+def _take_lockspace(
+    service: "Service", record: LockspaceRecord, problems: list[str]
+) -> None:
+    space = make_lockspace(
+        record.name, record.kind, record.path, service.open_files, record.on_disconnect
+    )
+    service.runtime.add_lockspace(space)
+    for resource, fd, made, mode in record.files:
+        assert isinstance(space, FileLockspace)
+        try:
+            os.set_inheritable(fd, False)
+            space.adopt_file(resource, fd, made=made, mode=mode)
+        except (OSError, RequestError) as error:
+            problems.append(str(error))
+            _lose(service, ResourceKey(space.name, resource), str(error))
+
+
+def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
+    """Takes a resource from its holders, whose lock is not there any more."""
+    resource = service.runtime.engine.resources.get(key)
+    for grant in list(resource.holders.values()) if resource else ():
+        # Session 0 is nobody's: its answer goes nowhere.
+        command = c.BreakGrant(0, 0, grant.fencing_token, reason)
+        service.runtime.carry_out(command)
+
+
+def load_peer(record: Plain, sock: socket.socket, watch: Callable[[int], None]) -> Peer:
+    """Returns the peer that `Peer.dump` described."""
+    credentials = Credentials(*record["credentials"])
+    peer = Peer(record["session"], sock, credentials, record["since"], watch)
+    peer.load(record)
+    return peer
+
+
+def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
+    sock = socket.socket(fileno=record["fd"])
+    try:
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        peer = load_peer(record, sock, partial(service.poller.change, sock.fileno()))
+        if peer.session not in service.runtime.engine.sessions:
+            raise ValueError("its session could not be read")
+    except (LookupError, TypeError, ValueError) as error:
+        problems.append(f"a connection: {error!r}")
+        sock.close()
+        return
+    service.server.adopt(peer)
+    if peer.watched is not None:
+        service.dispatcher.watch(peer, peer.watched or None)
+
+
+def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
+    peers, engine = service.answers.peers, service.runtime.engine
+    for session in loaded.damaged:
+        if session in peers:
+            peers[session].is_closing = True
+            service.answers.behind.add(peers[session])
+    for session in [x for x in engine.sessions if x not in peers]:
+        service.runtime.carry_out(c.CloseSession(session))
+    for owner_id in loaded.orphans:
+        if owner_id in engine.owners:
+            service.runtime.carry_out(c.DisconnectOwner(owner_id))

@@ -1,0 +1,260 @@
+"""The daemon as a service: its parts put together, and what its signals do."""
+
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from functools import partial
+from typing import Final
+
+import trio
+from msgspec import Struct
+
+from lockd import __version__
+from lockd.daemon import handover, systemd
+from lockd.daemon.answers import Answers
+from lockd.daemon.clock import MonotonicClock
+from lockd.daemon.config import Config, LockspaceConfig, make_lockspace, read_config
+from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.epoch import Epoch
+from lockd.daemon.listener import Listener
+from lockd.daemon.poller import Poller
+from lockd.daemon.runtime import Runtime
+from lockd.daemon.server import Server
+from lockd.engine import snapshot
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import ConfigError
+from lockd.lockspaces.files import OpenFiles
+
+logger = logging.getLogger("lockd")
+
+CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
+"""Set to 1, every law of the lock table is checked after every command. Slow."""
+
+CLIENTS: Final = "client"
+ADMINS: Final = "admin"
+"""What the sockets are for; also their names in systemd (FileDescriptorName=)."""
+
+HOUSEKEEPING: Final = 1.0
+"""Seconds between two looks at what systemd is told, and at whether to end."""
+
+
+class Options(Struct, frozen=True):
+    """What the command line says.
+
+    Attributes:
+        config: the configuration file; None for the user's own.
+        timeout: seconds with nobody connected and nothing held after which the daemon
+            ends; None for never.
+    """
+
+    config: str | None = None
+    timeout: float | None = None
+
+
+class Service:
+    """The daemon, from the moment at which nothing can be refused any more.
+
+    Args:
+        config: already checked.
+        listeners: by what they are for.
+        engine: the lock table, empty or of the daemon before.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        config: Config,
+        epoch: Epoch,
+        listeners: dict[str, Listener],
+        engine: LockEngine,
+    ) -> None:
+        self.config = config
+        self.epoch = epoch
+        self.listeners = listeners
+        self.poller, self.answers, self.open_files = Poller(), Answers(), OpenFiles()
+        self.runtime = Runtime(
+            engine,
+            self.answers,
+            self.poller,
+            after_turn=lambda: epoch.ensure(engine.last_token),
+            checks=os.environ.get(CHECK_INVARIANTS) == "1",
+        )
+        make = partial(make_lockspace, open_files=self.open_files)
+        self.dispatcher = Dispatcher(self.runtime, self.answers, epoch.number, make)
+        self.server = Server(self.poller, self.runtime, self.answers, self.dispatcher)
+        self._options = options
+        self._make_lockspace = make
+        self._upgrading = False
+        self._status = ""
+        #: What an admin should know, until it is mended: shown in the status.
+        self._complaint = ""
+        self._idle_since = trio.current_time()
+        mounts = self.open_files.mounts
+        self.poller.watch(
+            mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
+        )
+
+    def complain(self, problem: str) -> None:
+        """Says what went wrong where an admin will see it: log and status."""
+        logger.error("%s", problem)
+        self._complaint = problem
+
+    # Configuration.
+
+    def configure(self, config: Config) -> None:
+        """Makes a configuration count, as far as that can be while we run."""
+        self.config = config
+        logging.getLogger().setLevel(config.log_level.upper())
+        self.runtime.processes.kill_grace = config.kill_grace
+        for name, wanted in config.lockspaces.items():
+            self._configure_lockspace(name, wanted)
+
+    def _configure_lockspace(self, name: str, wanted: LockspaceConfig) -> None:
+        if name not in self.runtime.lockspaces:
+            made = self._make_lockspace(
+                name, wanted.kind, wanted.path, on_disconnect=wanted.on_disconnect
+            )
+            self.runtime.add_lockspace(made)
+
+    def reload(self) -> None:
+        """Reads the configuration anew; a bad one changes nothing."""
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self.configure(read_config(self._options.config))
+            self._complaint = ""
+            logger.info("= the configuration was read anew")
+        except ConfigError as error:
+            self.complain(f"the configuration stays as it was: {error}")
+        self._tell_ready()
+
+    # Running.
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, or until it is idle for too long."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._take_signals, nursery)
+            nursery.start_soon(self.server.run)
+            nursery.start_soon(self._keep_house, nursery.cancel_scope)
+            for listener in self.listeners.values():
+                self.server.listen(listener.socket)
+                logger.info("lockd %s serves at %s", __version__, listener.path)
+            self._tell_ready()
+        systemd.notify("STOPPING=1")
+        self.server.close()
+        self.runtime.close()
+        self.open_files.mounts.close()
+        self.poller.close()
+
+    async def _take_signals(
+        self,
+        nursery: trio.Nursery,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with trio.open_signal_receiver(*handover.SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
+            # Whoever reads that it serves may end it at once.
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self.reload()
+                elif number == signal.SIGUSR1:
+                    if not self._upgrading:
+                        nursery.start_soon(self._upgrade)
+                else:
+                    logger.info("= ends on %s", signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+
+    async def _upgrade(self) -> None:
+        """Gives way to the program that is now where this one was started from."""
+        self._upgrading = True
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            await handover.try_successor(self)
+            logger.info("= lockd %s gives way", __version__)
+            handover.give_way(self)
+        except ConfigError as error:
+            self.complain(f"no upgrade, lockd {__version__} goes on: {error}")
+        self._upgrading = False
+        self._tell_ready()
+
+    # What systemd is told.
+
+    async def _keep_house(self, cancel_scope: trio.CancelScope) -> None:
+        """Tells systemd that and how it goes, from the loop that serves."""
+        watchdog = systemd.watchdog_interval()
+        if (
+            watchdog is None
+            and self._options.timeout is None
+            and not systemd.is_listening()
+        ):
+            return
+        while True:
+            self._tell_status()
+            if watchdog is not None:
+                systemd.notify("WATCHDOG=1")
+            if self._is_idle_too_long():
+                logger.info("= ends: nobody needed it for a while")
+                cancel_scope.cancel()
+            await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
+
+    def _is_idle_too_long(self) -> bool:
+        timeout = self._options.timeout
+        engine = self.runtime.engine
+        if timeout is None:
+            return False
+        if engine.sessions or engine.held:
+            self._idle_since = trio.current_time()
+        return trio.current_time() - self._idle_since >= timeout
+
+    def _tell_ready(self) -> None:
+        self._status = ""
+        systemd.notify("READY=1")
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        engine = self.runtime.engine
+        status = f"{engine.held} held, {engine.waiting} waiting, "
+        status += f"{len(engine.sessions)} sessions"
+        if self._complaint:
+            status += f"; {self._complaint}"
+        if status != self._status and systemd.notify(f"STATUS={status}"):
+            self._status = status
+
+
+def start(
+    options: Options, config: Config, epoch: Epoch, listeners: dict[str, Listener]
+) -> None:
+    """Serves until SIGTERM or SIGINT."""
+
+    async def serve() -> None:
+        engine = LockEngine(epoch.last_token)
+        service = Service(options, config, epoch, listeners, engine)
+        service.configure(config)
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
+
+
+def go_on(
+    options: Options,
+    config: Config,
+    epoch: Epoch,
+    listeners: dict[str, Listener],
+    state: handover.Handover,
+) -> None:
+    """Serves in the place of the daemon before, with what it had."""
+
+    async def serve() -> None:
+        # Everybody waits, and nothing of what is made now is garbage.
+        gc.disable()
+        loaded = snapshot.load(state.engine)
+        service = Service(options, config, epoch, listeners, loaded.engine)
+        handover.take_over(service, state, loaded)
+        service.configure(config)
+        gc.enable()
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
