@@ -1,11 +1,15 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import fields
 
 from daemon_process import DaemonProcess
+from lockd.daemon.config import Allowed, Config, LockspaceConfig, Places
 
 TOP = Path(__file__).parents[1]
 PAGES = [
@@ -55,11 +59,27 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors, target
 
 
-def test_every_configuration_key_stands_in_the_example_file() -> None:
-    from lockd.daemon.config import Config, LockspaceConfig
-
+def test_example_file_has_every_key_at_its_default() -> None:
     text = (TOP / "conf" / "lockd.toml").read_text()
-    keys = {*Config.__struct_fields__, *LockspaceConfig.__struct_fields__}
-    shown = set(re.findall(r"^# (\w+) = ", text, re.MULTILINE))
-    assert shown == keys - {"lockspaces"}
-    assert "# [lockspaces." in text
+    lines = re.findall(r"^# (\[.*\]|[\w.]+ = .*)$", text, re.MULTILINE)
+    shown = tomllib.loads("\n".join(lines))
+    (example,) = shown.pop("lockspaces").values()
+    places = to_builtins(host_places())
+    del places["config"]
+    config = to_builtins(Config())
+    del config["lockspaces"]
+    assert shown == config | places
+    operations = {f.encode_name for f in fields(Allowed)}
+    assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
+    assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
+    assert example["on_disconnect"] == LockspaceConfig("memory").on_disconnect
+
+
+def host_places() -> Places:
+    """Where things are for root's daemon."""
+    return Places(
+        "/etc/lockd/lockd.toml",
+        "/run/lockd/lockd.sock",
+        "/run/lockd/admin.sock",
+        "/var/lib/lockd",
+    )

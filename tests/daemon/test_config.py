@@ -2,12 +2,19 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lockd.daemon.config import (
+    BUILT_IN,
+    Allowed,
     Config,
+    Limits,
     LockspaceConfig,
     check_place,
+    config_files,
+    effective,
     make_lockspace,
+    needs_restart,
     places,
     read_config,
 )
@@ -26,21 +33,44 @@ def test_everything_that_may_be_set_is_read(tmp_path: Path) -> None:
         tmp_path,
         """
         socket = "/run/x.sock"
+        admin_socket = "/run/a.sock"
         state_dir = "/var/x"
+        log_level = "debug"
+        kill_grace = 1
+        [limits]
+        sessions = 7
+        message_timeout = 0.5
         [lockspaces.disks]
         kind = "directory"
         path = "/srv/locks"
         on_disconnect = "kill"
+        [lockspaces.disks.allow_users]
+        acquire = ["root", 4711]
+        break = ["*"]
         [lockspaces.jobs]
         kind = "memory"
+        allow_groups.list = ["root"]
+        [lockspaces.default]
+        on_disconnect = "kill"
         """,
     )
     assert read_config(path) == Config(
-        "/run/x.sock",
-        "/var/x",
-        {
-            "disks": LockspaceConfig("directory", "/srv/locks", "kill"),
-            "jobs": LockspaceConfig("memory"),
+        socket="/run/x.sock",
+        admin_socket="/run/a.sock",
+        state_dir="/var/x",
+        log_level="debug",
+        kill_grace=1.0,
+        limits=Limits(sessions=7, message_timeout=0.5),
+        lockspaces={
+            "default": LockspaceConfig("memory", on_disconnect="kill"),
+            "direct": LockspaceConfig("direct"),
+            "disks": LockspaceConfig(
+                "directory",
+                "/srv/locks",
+                "kill",
+                allow_users=Allowed(acquire=["root", 4711], break_=["*"]),
+            ),
+            "jobs": LockspaceConfig("memory", allow_groups=Allowed(list_=["root"])),
         },
     )
 
@@ -52,32 +82,67 @@ def test_empty_file_leaves_everything_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("socket = ", "Invalid value"),
-        ("socket = 5", "$.socket"),
-        ("colour = 'red'", "`colour`"),
-        ("socket = 'a\\u0000b'".replace("'", '"'), "`socket` has a NUL"),
-        ("state_dir = 'a\\u0000b'".replace("'", '"'), "`state_dir` has a NUL"),
-        ("lockspaces = 5", "lockspaces"),
-        ("[lockspaces]\nx = 5", "[lockspaces.x]"),
-        ("[lockspaces.x]", "`kind`"),
+        ("socket = ", ": Invalid value (at end of document)"),
+        ("socket = 5", "socket: must be a text, not 5"),
+        ("colour = 'red'", 'the file: there is no key "colour"'),
+        ("sokket = 'x'", 'there is no key "sokket"; did you mean "socket"?'),
+        ('socket = "a\\u0000b"', "socket: has a NUL"),
+        ('state_dir = "a\\u0000b"', "state_dir: has a NUL"),
+        (
+            "log_level = 'loud'",
+            'must be "debug", "error", "info" or "warning", not "loud"',
+        ),
+        ("kill_grace = 0", "kill_grace: must be a number of seconds above 0, at most"),
+        ("kill_grace = nan", "kill_grace: must be a number of seconds above 0"),
+        ("limits = 5", "[limits]: must be a table, not 5"),
+        (
+            "[limits]\nsessions = 'many'",
+            "[limits] sessions: must be a whole number from 1 to 2147483648, "
+            'not "many"',
+        ),
+        ("[limits]\nsessions = true", "2147483648, not true"),
+        ("[limits]\nsessions = 0", "from 1 to"),
+        ("[limits]\nsesions = 3", '[limits]: there is no key "sesions"; did you mean'),
+        ("lockspaces = 5", "[lockspaces]: must be a table, not 5"),
+        ("[lockspaces]\nx = 5", "[lockspaces.x]: must be a table, not 5"),
+        ("[lockspaces.x]", '[lockspaces.x]: "kind" is missing: "memory", "directory"'),
         (
             "[lockspaces.a]\nkind='memory'\n[lockspaces.x]\nkind='etcd'",
-            "[lockspaces.x]",
+            '[lockspaces.x] kind: must be "direct", "directory" or "memory", '
+            'not "etcd"',
         ),
-        ("[lockspaces.x]\nkind='etcd'", "$.kind"),
-        ("[lockspaces.x]\nkind='memory'\ncolour=1", "`colour`"),
-        ("[lockspaces.x]\nkind='memory'\non_disconnect='ignore'", "$.on_disconnect"),
-        ("[lockspaces.x]\nkind='memory'\npath='/x'", "'x': kind memory has no `path`"),
-        ("[lockspaces.x]\nkind='directory'", "'x': `path` must be an absolute path"),
+        ("[lockspaces.x]\nkind='memory'\ncolour=1", 'no key "colour"'),
+        (
+            "[lockspaces.x]\nkind='memory'\non_disconnect='ignore'",
+            '[lockspaces.x] on_disconnect: must be "kill" or "release", not "ignore"',
+        ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_users.acquire = 'bob'",
+            "[lockspaces.x.allow_users] acquire: must be a list of names",
+        ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_users.steal = ['bob']",
+            '[lockspaces.x.allow_users]: there is no key "steal"',
+        ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_users.list = ['no such user']",
+            "allow_users.list: there is no user 'no such user' here",
+        ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_groups.break = ['no such group']",
+            "allow_groups.break: there is no group 'no such group' here",
+        ),
+        ("[lockspaces.x]\nkind='memory'\npath='/x'", 'kind "memory" has no "path"'),
+        ("[lockspaces.x]\nkind='directory'", '"path" must be an absolute path'),
         ("[lockspaces.x]\nkind='directory'\npath='y'", "absolute path"),
         ('[lockspaces.x]\nkind="directory"\npath="/a\\u0000b"', "NUL"),
-        ("[lockspaces.default]\nkind='memory'", "[lockspaces.default]"),
-        ("[lockspaces.direct]\nkind='direct'", "built in"),
+        ("[lockspaces.default]\nkind='direct'", 'its kind is "memory"'),
+        ("[lockspaces.direct]\npath='/x'", 'kind "direct" has no "path"'),
         ("[lockspaces.'a:b']\nkind='memory'", "colon"),
         ("[lockspaces.'']\nkind='memory'", "empty"),
     ],
 )
-def test_wrong_configuration_names_file_and_key(
+def test_wrong_configuration_names_file_and_key_and_what_is_right(
     text: str, why: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text)
@@ -85,6 +150,123 @@ def test_wrong_configuration_names_file_and_key(
         read_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert why in str(caught.value)
+    assert "`" not in str(caught.value)
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "colour = 1\nsocket = 2\n[limits]\nsessions = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    lines = str(caught.value).splitlines()
+    assert [line.startswith(f"{path}: ") for line in lines] == [True] * 3
+
+
+# Files beside the main one.
+
+
+def written_parts(tmp_path: Path, **parts: str) -> str:
+    (tmp_path / "conf.d").mkdir()
+    for name, text in parts.items():
+        (tmp_path / "conf.d" / f"{name}.toml").write_text(text)
+    return written(tmp_path, "log_level = 'error'\n[limits]\nsessions = 1\n")
+
+
+def test_what_comes_later_counts_more(tmp_path: Path) -> None:
+    path = written_parts(
+        tmp_path,
+        b="[limits]\nsessions = 3\n[lockspaces.x]\nkind = 'memory'\n",
+        a="log_level = 'debug'\n[limits]\nsessions = 2\nqueue_length = 9\n",
+    )
+    (tmp_path / "conf.d" / ".hidden.toml").write_text("colour = 1")
+    (tmp_path / "conf.d" / "a.toml.dpkg-old").write_text("colour = 1")
+    found = read_config(path)
+    assert found.log_level == "debug"
+    assert found.limits == Limits(sessions=3, queue_length=9)
+    assert found.lockspaces["x"] == LockspaceConfig("memory")
+    assert config_files(path) == [
+        path,
+        f"{tmp_path}/conf.d/a.toml",
+        f"{tmp_path}/conf.d/b.toml",
+    ]
+
+
+def test_lockspace_may_be_spread_over_files(tmp_path: Path) -> None:
+    path = written_parts(
+        tmp_path,
+        a="[lockspaces.x]\nkind = 'memory'\nallow_users.list = ['*']\n",
+        b="[lockspaces.x]\nallow_users.break = [5]\n",
+    )
+    allowed = Allowed(list_=["*"], break_=[5])
+    assert read_config(path).lockspaces["x"] == LockspaceConfig(
+        "memory", allow_users=allowed
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("colour = 1", "there is no key"),
+        ("[lockspaces.x]\npath = '/x'", 'kind "memory" has no "path"'),
+        ("socket = ", "Invalid value"),
+    ],
+)
+def test_error_names_the_file_in_which_it_stands(
+    wrong: str, why: str, tmp_path: Path
+) -> None:
+    a = "[lockspaces.x]\nkind = 'memory'\n"
+    path = written_parts(tmp_path, a=a, b=wrong)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"{tmp_path}/conf.d/b.toml: ")
+    assert why in str(caught.value)
+
+
+# What may change while the daemon runs.
+
+RUNNING = Config(
+    lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/d", "kill")}
+)
+
+
+def test_limits_rights_and_new_lockspaces_count_at_once() -> None:
+    rights = LockspaceConfig("directory", "/d", "kill", Allowed(list_=["*"]))
+    spaces = RUNNING.lockspaces | {"d": rights, "m": LockspaceConfig("memory")}
+    wanted = Config(
+        limits=Limits(sessions=9), kill_grace=1.0, log_level="error", lockspaces=spaces
+    )
+    assert effective(RUNNING, wanted) == wanted
+    assert needs_restart(RUNNING, wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        (replace(RUNNING, socket="/x"), '"socket" counts'),
+        (replace(RUNNING, admin_socket="/x"), '"admin_socket" counts'),
+        (replace(RUNNING, state_dir="/x"), '"state_dir" counts'),
+        (replace(RUNNING, lockspaces=BUILT_IN), "[lockspaces.d] is served until"),
+        (
+            replace(
+                RUNNING,
+                lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/e", "kill")},
+            ),
+            '[lockspaces.d] "path" counts',
+        ),
+        (
+            replace(
+                RUNNING,
+                lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/d")},
+            ),
+            '[lockspaces.d] "on_disconnect" counts',
+        ),
+    ],
+)
+def test_what_holders_rely_on_stays_until_the_next_start(
+    wanted: Config, why: str
+) -> None:
+    (sentence,) = needs_restart(RUNNING, wanted)
+    assert sentence.startswith(why)
+    assert effective(RUNNING, wanted) == RUNNING
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -96,7 +278,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none: no such file"):
         read_config(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is a directory"):
         read_config(str(tmp_path))
 
 
@@ -115,6 +297,7 @@ def test_users_own_file_may_be_missing(
 def test_places_of_root_are_those_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert places().socket == "/run/lockd/lockd.sock"
+    assert places().admin_socket == "/run/lockd/admin.sock"
     assert places().state_dir == "/var/lib/lockd"
     assert places().config == "/etc/lockd/lockd.toml"
 
@@ -159,9 +342,9 @@ def test_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
 
 
 def test_place_is_needed_exactly_by_a_directory() -> None:
-    check_place("d", "directory", "/x")
-    check_place("m", "memory", None)
+    check_place("directory", "/x")
+    check_place("memory", None)
     with pytest.raises(ConfigError):
-        check_place("d", "directory", None)
+        check_place("directory", None)
     with pytest.raises(ConfigError):
-        check_place("f", "direct", "/x")
+        check_place("direct", "/x")

@@ -1,15 +1,20 @@
 """What the operator may set, and what holds when nothing is set.
 
-Read from one TOML file; checked whole before anything of it is used.
+Read from TOML files; checked whole before anything of it is used.
 """
 
+import grp
 import os
+import pwd
 import tomllib
-from typing import Annotated, Final, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, to_builtins
+from msgspec.structs import replace
 
+from lockd.daemon import config_errors
 from lockd.errors import ConfigError, InvalidRequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.direct import DirectLockspace
@@ -24,8 +29,7 @@ from lockd.terms import (
     OnDisconnect,
 )
 
-BUILT_IN: Final = (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE)
-
+EVERYBODY: Final = "*"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -77,16 +81,23 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allow_groups: Allowed = Allowed()
 
 
+BUILT_IN: Final = {
+    DEFAULT_LOCKSPACE: LockspaceConfig("memory"),
+    DIRECT_LOCKSPACE: LockspaceConfig("direct"),
+}
+"""The lockspaces that are always there; only their kind is given."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file; None stands for the place that fits the user (`Places`)."""
+    """All that may be set; None stands for the place that fits the user (`Places`)."""
 
     socket: str | None = None
-    state_dir: str | None = None
-    lockspaces: dict[str, LockspaceConfig] = {}
     admin_socket: str | None = None
+    state_dir: str | None = None
     log_level: LogLevel = "info"
     kill_grace: Duration = 5.0
     limits: Limits = Limits()
+    lockspaces: dict[str, LockspaceConfig] = field(default_factory=BUILT_IN.copy)
 
 
 class Places(Struct, frozen=True):
@@ -94,82 +105,204 @@ class Places(Struct, frozen=True):
 
     config: str
     socket: str
+    admin_socket: str
     state_dir: str
 
 
 def places() -> Places:
     """Returns where things are for the user who runs this process."""
     if os.geteuid() == 0:
-        return Places(
-            "/etc/lockd/lockd.toml", "/run/lockd/lockd.sock", "/var/lib/lockd"
-        )
-    home = os.path.expanduser("~")
-    config = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    state = os.environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
+        config, runtime, state = "/etc", "/run", "/var/lib"
+    else:
+        home = os.path.expanduser("~")
+        config = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
+        runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+        state = os.environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
     return Places(
-        f"{config}/lockd/lockd.toml", f"{runtime}/lockd/lockd.sock", f"{state}/lockd"
+        f"{config}/lockd/lockd.toml",
+        f"{runtime}/lockd/lockd.sock",
+        f"{runtime}/lockd/admin.sock",
+        f"{state}/lockd",
     )
 
 
+def config_files(path: str | None) -> list[str]:
+    """Returns the files that are read, in their order: what comes later counts more.
+
+    The main file, then `conf.d/*.toml` beside it, by name.
+
+    Args:
+        path: of the main file; None for the user's own, which may be missing.
+    """
+    main = path or places().config
+    directory = os.path.join(os.path.dirname(main), "conf.d")
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from None
+    parts = [x for x in names if x.endswith(".toml") and not x.startswith(".")]
+    found = [main] if path is not None or os.path.exists(main) else []
+    return found + [os.path.join(directory, name) for name in parts]
+
+
 def read_config(path: str | None) -> Config:
-    """Reads a configuration file; the user's own one, which may be missing, if None.
+    """Reads the configuration: see `config_files`.
 
     Raises:
-        ConfigError: it cannot be read, or something in it is wrong.
+        ConfigError: a file cannot be read, or something in one is wrong: a line each.
     """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    #: In which file a lockspace was mentioned last.
+    mentioned: dict[str, str] = {}
+    for file in config_files(path):
+        table = _read_file(file)
+        found = [f"{file}: {x}" for x in config_errors.problems(table, Config)]
+        problems += found
+        if not found:
+            _merge(merged, table)
+            mentioned |= dict.fromkeys(table.get("lockspaces", ()), file)
+    lockspaces = merged.get("lockspaces", {})
+    for name, lockspace in lockspaces.items():
+        found = _problems_of_lockspace(name, lockspace)
+        problems += [
+            f"{mentioned[name]}: [lockspaces.{plain(name)}]: {found}" for found in found
+        ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    merged["lockspaces"] = {n: to_builtins(x) for n, x in BUILT_IN.items()} | lockspaces
+    return msgspec.convert(merged, Config)
+
+
+def file_of_lockspace(path: str | None, name: str) -> str:
+    """Returns the file that mentions a lockspace last."""
+    files = config_files(path)
+    return [x for x in files if name in _read_file(x).get("lockspaces", {})][-1]
+
+
+def _read_file(path: str) -> dict[str, Any]:
     try:
-        with open(path or places().config, "rb") as file:
-            found = tomllib.load(file)
-    except FileNotFoundError:
-        if path is None:
-            return Config()
-        raise ConfigError(f"{path}: no such file") from None
+        with open(path, "rb") as file:
+            return tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        reason = os.strerror(error.errno or 0).lower()
+        raise ConfigError(f"{path}: {reason}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path or places().config}: {error}") from None
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
+
+
+def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with a lockspace when all files are taken together."""
+    problems = []
     try:
-        _check_tables(found.get("lockspaces"))
-        config = msgspec.convert(found, Config)
-        _check_lockspaces(config)
-        _check_paths(config)
-    except (msgspec.ValidationError, InvalidRequestError, ConfigError) as error:
-        raise ConfigError(f"{path or places().config}: {error}") from None
-    return config
-
-
-def _check_tables(tables: object) -> None:
-    """Says which lockspace is wrong: msgspec does not name the table of many."""
-    for name, table in tables.items() if isinstance(tables, dict) else ():
-        try:
-            msgspec.convert(table, LockspaceConfig)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"[lockspaces.{plain(name)}]: {error}") from None
-
-
-def _check_paths(config: Config) -> None:
-    for key in ("socket", "state_dir"):
-        if "\0" in (getattr(config, key) or ""):
-            raise ConfigError(f"`{key}` has a NUL")
-
-
-def _check_lockspaces(config: Config) -> None:
-    for name, lockspace in config.lockspaces.items():
         check_lockspace_name(name)
         if name in BUILT_IN:
-            raise ConfigError(f"[lockspaces.{name}]: this lockspace is built in")
-        check_place(name, lockspace.kind, lockspace.path)
+            if table.setdefault("kind", BUILT_IN[name].kind) != BUILT_IN[name].kind:
+                raise ConfigError(
+                    f'this lockspace is built in, its kind is "{BUILT_IN[name].kind}"'
+                )
+        elif "kind" not in table:
+            raise ConfigError('"kind" is missing: "memory", "directory" or "direct"')
+        check_place(table["kind"], table.get("path"))
+    except (InvalidRequestError, ConfigError) as error:
+        problems.append(str(error))
+    for key, find in (("allow_users", user_ids), ("allow_groups", group_ids)):
+        for operation, who in table.get(key, {}).items():
+            try:
+                find(who)
+            except ConfigError as error:
+                problems.append(f"{key}.{operation}: {error}")
+    return problems
 
 
-def check_place(name: str, kind: Kind, path: str | None) -> None:
+def user_ids(who: Who) -> frozenset[int]:
+    """Returns the uids of a list of names and uids, without `"*"`.
+
+    Raises:
+        ConfigError: there is no user of that name.
+    """
+    return _ids(who, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def group_ids(who: Who) -> frozenset[int]:
+    """Returns the gids of a list of names and gids, without `"*"`.
+
+    Raises:
+        ConfigError: there is no group of that name.
+    """
+    return _ids(who, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _ids(who: Who, what: str, look_up: Callable[[str], int]) -> frozenset[int]:
+    found = set()
+    for name in who:
+        if name == EVERYBODY:
+            continue
+        try:
+            found.add(look_up(name) if isinstance(name, str) else name)
+        except (KeyError, ValueError):
+            raise ConfigError(f"there is no {what} {quoted(str(name))} here") from None
+    return frozenset(found)
+
+
+_FIXED: Final = ("socket", "admin_socket", "state_dir")
+_FIXED_IN_LOCKSPACE: Final = ("kind", "path", "on_disconnect")
+
+
+def effective(running: Config, wanted: Config) -> Config:
+    """Returns what of a configuration counts while the daemon runs.
+
+    Whoever holds locks may rely on where their files are, and on whether its process
+    will be ended.
+    """
+    lockspaces = dict(running.lockspaces)
+    for name, space in wanted.lockspaces.items():
+        before = running.lockspaces.get(name, space)
+        fixed = {key: getattr(before, key) for key in _FIXED_IN_LOCKSPACE}
+        lockspaces[name] = replace(space, **fixed)
+    fixed = {key: getattr(running, key) for key in _FIXED}
+    return replace(wanted, lockspaces=lockspaces, **fixed)
+
+
+def needs_restart(running: Config, wanted: Config) -> list[str]:
+    """Returns what of a configuration cannot count before the next start."""
+    counts = effective(running, wanted)
+    found = [
+        f'"{key}" counts from the next start on'
+        for key in _FIXED
+        if getattr(counts, key) != getattr(wanted, key)
+    ]
+    for name, space in counts.lockspaces.items():
+        new = wanted.lockspaces.get(name)
+        if new is None:
+            found.append(f"[lockspaces.{name}] is served until the next start")
+            continue
+        found += [
+            f'[lockspaces.{name}] "{key}" counts from the next start on'
+            for key in _FIXED_IN_LOCKSPACE
+            if getattr(space, key) != getattr(new, key)
+        ]
+    return found
+
+
+def check_place(kind: Kind, path: str | None) -> None:
     """Raises `ConfigError` unless a lockspace has a path exactly if it needs one."""
     if kind == "directory" and not (path and path.startswith("/")):
-        raise ConfigError(f"lockspace {quoted(name)}: `path` must be an absolute path")
+        raise ConfigError('"path" must be an absolute path')
     if kind != "directory" and path is not None:
-        raise ConfigError(f"lockspace {quoted(name)}: kind {kind} has no `path`")
+        raise ConfigError(f'kind "{kind}" has no "path"')
     if path is not None and "\0" in path:
-        raise ConfigError(f"lockspace {quoted(name)}: `path` has a NUL")
+        raise ConfigError('"path" has a NUL')
 
 
 def make_lockspace(
@@ -184,7 +317,10 @@ def make_lockspace(
     Raises:
         ConfigError: the path is missing, superfluous, or cannot be used.
     """
-    check_place(name, kind, path)
+    try:
+        check_place(kind, path)
+    except ConfigError as error:
+        raise ConfigError(f"lockspace {quoted(name)}: {error}") from None
     if kind == "memory":
         return MemoryLockspace(name, on_disconnect=on_disconnect)
     if kind == "direct":

@@ -25,7 +25,7 @@ import trio
 from msgspec import Struct
 
 from lockd import __version__
-from lockd.daemon.config import make_lockspace
+from lockd.daemon.config import Config, make_lockspace
 from lockd.daemon.credentials import Credentials
 from lockd.daemon.peer import Peer
 from lockd.engine import commands as c
@@ -81,6 +81,7 @@ class Handover(Struct, frozen=True):
     version: int
     readable_from: int
     program: str
+    config: Plain
     engine: Plain
     epoch: list[int]
     state_dir: str
@@ -160,6 +161,7 @@ def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
         VERSION,
         READABLE_FROM,
         __version__,
+        msgspec.to_builtins(service.config),
         snapshot.dump(service.runtime.engine),
         service.epoch.dump(keep),
         service.epoch.directory,
@@ -232,6 +234,14 @@ def _check_version(head: _Head) -> None:
         raise ValueError(
             f"version {head.version} cannot be read, only {OLDEST} to {VERSION}"
         )
+
+
+def config_of(state: Handover) -> Config | None:
+    """Returns the configuration of the daemon before; None if it means nothing here."""
+    try:
+        return msgspec.convert(state.config, Config)
+    except msgspec.ValidationError:
+        return None
 
 
 def check(state: Handover) -> None:

@@ -11,7 +11,14 @@ import click
 
 from lockd import __version__
 from lockd.daemon import handover, systemd
-from lockd.daemon.config import Config, make_lockspace, places, read_config
+from lockd.daemon.config import (
+    Config,
+    config_files,
+    file_of_lockspace,
+    make_lockspace,
+    places,
+    read_config,
+)
 from lockd.daemon.epoch import load_epoch, open_epoch
 from lockd.daemon.listener import (
     ADMIN_UMASK,
@@ -61,10 +68,11 @@ def main(
     """
     _set_up_logging()
     try:
-        settings = _with_built_in(read_config(config))
+        settings = read_config(config)
         if check_config:
-            _check_lockspaces(settings, config or places().config)
-            click.echo("the configuration is good")
+            _check_lockspaces(settings, config)
+            files = config_files(config)
+            click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
             return
         if (copy := handover.receive(handover.TRIAL)) is not None:
             handover.check(copy)
@@ -78,14 +86,14 @@ def main(
             _start(
                 options,
                 settings,
-                {
-                    CLIENTS: socket or settings.socket,
-                    ADMINS: admin_socket or settings.admin_socket,
-                },
+                _socket_paths(
+                    socket or settings.socket, admin_socket or settings.admin_socket
+                ),
                 state_dir or settings.state_dir or places().state_dir,
             )
     except ConfigError as error:
-        click.echo(f"lockd: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"lockd: {line}", err=True)
         sys.exit(EXIT_CONFIG)
 
 
@@ -99,20 +107,25 @@ def _start(
     with ExitStack() as stack:
         epoch = open_epoch(state_dir)
         stack.callback(epoch.close)
-        listeners = {
-            purpose: passed_listener(sock)
-            for purpose, sock in systemd.take_listeners().items()
-        }
-        for purpose, path in sockets.items():
-            if path is not None and purpose not in listeners:
-                umask = ADMIN_UMASK if purpose == ADMINS else UMASK
-                listeners[purpose] = bind_listener(path, umask)
-                stack.callback(listeners[purpose].remove)
-        if CLIENTS not in listeners:
-            usual = places()
-            listeners[CLIENTS] = bind_listener(usual.socket, UMASK)
-            stack.callback(listeners[CLIENTS].remove)
+        passed = systemd.take_listeners()
+        listeners = {name: passed_listener(sock) for name, sock in passed.items()}
+        for name, path in sockets.items():
+            if path is not None and name not in passed:
+                umask = ADMIN_UMASK if name == ADMINS else UMASK
+                listeners[name] = bind_listener(path, umask)
+                stack.callback(listeners[name].remove)
         start(options, config, epoch, listeners)
+
+
+def _socket_paths(clients: str | None, admins: str | None) -> dict[str, str | None]:
+    """Returns where the sockets are to be.
+
+    Whoever moves the clients' socket does not want admins at the usual place.
+    """
+    usual = places()
+    if clients is None:
+        return {CLIENTS: usual.socket, ADMINS: admins or usual.admin_socket}
+    return {CLIENTS: clients, ADMINS: admins}
 
 
 def _go_on(options: Options, config: Config, state: handover.Handover) -> None:
@@ -126,28 +139,13 @@ def _go_on(options: Options, config: Config, state: handover.Handover) -> None:
         go_on(options, config, epoch, listeners, state)
 
 
-def _with_built_in(config: Config) -> Config:
-    from msgspec.structs import replace
-
-    from lockd.daemon.config import LockspaceConfig
-
-    return replace(
-        config,
-        lockspaces={
-            "default": LockspaceConfig("memory"),
-            "direct": LockspaceConfig("direct"),
-        }
-        | config.lockspaces,
-    )
-
-
-def _check_lockspaces(config: Config, path: str) -> None:
+def _check_lockspaces(config: Config, path: str | None) -> None:
     open_files = OpenFiles()
     try:
         for name, lockspace in config.lockspaces.items():
             make_lockspace(name, lockspace.kind, lockspace.path, open_files)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{file_of_lockspace(path, name)}: {error}") from None
     finally:
         open_files.mounts.close()
 

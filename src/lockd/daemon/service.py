@@ -16,7 +16,13 @@ from lockd import __version__
 from lockd.daemon import handover, systemd
 from lockd.daemon.answers import Answers
 from lockd.daemon.clock import MonotonicClock
-from lockd.daemon.config import Config, LockspaceConfig, make_lockspace, read_config
+from lockd.daemon.config import (
+    Config,
+    effective,
+    make_lockspace,
+    needs_restart,
+    read_config,
+)
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.listener import Listener
@@ -58,7 +64,7 @@ class Service:
     """The daemon, from the moment at which nothing can be refused any more.
 
     Args:
-        config: already checked.
+        config: what counts; already checked.
         listeners: by what they are for.
         engine: the lock table, empty or of the daemon before.
     """
@@ -105,23 +111,30 @@ class Service:
     # Configuration.
 
     def configure(self, config: Config) -> None:
-        """Makes a configuration count, as far as that can be while we run."""
-        self.config = config
+        """Makes a configuration count, as far as that can be while we run.
+
+        Raises:
+            ConfigError: a new lockspace cannot be served; nothing has changed.
+        """
+        served = self.runtime.lockspaces
+        new = [
+            self._make_lockspace(
+                name, found.kind, found.path, on_disconnect=found.on_disconnect
+            )
+            for name, found in config.lockspaces.items()
+            if name not in served
+        ]
+        for lockspace in new:
+            self.runtime.add_lockspace(lockspace)
+        for sentence in needs_restart(self.config, config):
+            logger.warning("= %s", sentence)
+        self.config = effective(self.config, config)
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
-        for name, wanted in config.lockspaces.items():
-            self._configure_lockspace(name, wanted)
-
-    def _configure_lockspace(self, name: str, wanted: LockspaceConfig) -> None:
-        if name not in self.runtime.lockspaces:
-            made = self._make_lockspace(
-                name, wanted.kind, wanted.path, on_disconnect=wanted.on_disconnect
-            )
-            self.runtime.add_lockspace(made)
 
     def reload(self) -> None:
         """Reads the configuration anew; a bad one changes nothing."""
-        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._tell_reloading()
         try:
             self.configure(read_config(self._options.config))
             self._complaint = ""
@@ -170,7 +183,7 @@ class Service:
     async def _upgrade(self) -> None:
         """Gives way to the program that is now where this one was started from."""
         self._upgrading = True
-        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._tell_reloading()
         try:
             await handover.try_successor(self)
             logger.info("= lockd %s gives way", __version__)
@@ -208,6 +221,10 @@ class Service:
         if engine.sessions or engine.held:
             self._idle_since = trio.current_time()
         return trio.current_time() - self._idle_since >= timeout
+
+    def _tell_reloading(self) -> None:
+        # The time is for Type=notify-reload of newer managers (sd_notify(3)).
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def _tell_ready(self) -> None:
         self._status = ""
@@ -251,9 +268,13 @@ def go_on(
         # Everybody waits, and nothing of what is made now is garbage.
         gc.disable()
         loaded = snapshot.load(state.engine)
-        service = Service(options, config, epoch, listeners, loaded.engine)
+        before = handover.config_of(state) or config
+        service = Service(options, before, epoch, listeners, loaded.engine)
         handover.take_over(service, state, loaded)
-        service.configure(config)
+        try:
+            service.configure(config)
+        except ConfigError as error:
+            service.complain(f"the configuration stays as it was: {error}")
         gc.enable()
         await service.run()
 
