@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -156,9 +156,22 @@ def wait_for_sessions(client: WireClient, count: int) -> None:
     raise AssertionError(client.call("list_sessions"))
 
 
+def connected_as_nobody(
+    path: Path, mode: int = 0o666
+) -> AbstractContextManager[WireClient]:
+    """A client whose kernel credentials are those of uid 65534; takes root."""
+    return connected_as(path, NOBODY, NOBODY, mode=mode)
+
+
 @contextmanager
-def connected_as_nobody(path: Path, mode: int = 0o666) -> Iterator[WireClient]:
-    """A client whose kernel credentials are those of uid 65534; takes root.
+def connected_as(
+    path: Path,
+    uid: int,
+    own_gid: int,
+    other_gids: tuple[int, ...] = (),
+    mode: int = 0o666,
+) -> Iterator[WireClient]:
+    """A client whose kernel credentials are those of another user; takes root.
 
     unix(7): they are those of the moment of connect(2). The way there goes through the
     current directory, for pytest's own directories are closed to others.
@@ -167,9 +180,9 @@ def connected_as_nobody(path: Path, mode: int = 0o666) -> Iterator[WireClient]:
     path.parent.chmod(0o755)
     with chdir(path.parent):
         groups, gid = os.getgroups(), os.getegid()
-        os.setgroups([])
-        os.setegid(NOBODY)
-        os.seteuid(NOBODY)
+        os.setgroups(other_gids)
+        os.setegid(own_gid)
+        os.seteuid(uid)
         try:
             client = WireClient(path.name)
         finally:

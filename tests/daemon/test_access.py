@@ -52,7 +52,6 @@ def test_user_who_may_not_write_to_the_socket_does_not_get_in(
         ("create_lockspace", {"name": "x", "kind": "memory"}),
         ("create_resource", {"lockspace": "default", "resource": "x"}),
         ("delete_resource", {"lockspace": "default", "resource": "x"}),
-        ("break", {"fencing_token": 1, "reason": "x"}),
         ("disconnect", {"session": 1, "reason": "x"}),
     ],
 )
@@ -83,19 +82,19 @@ def test_lock_of_another_cannot_be_broken_or_released(
         ("check", {"fencing_token": 1}),
     ],
 )
-def test_everything_in_a_direct_lockspace_is_denied(
+def test_direct_lockspace_is_not_there_for_others(
     method: str, params: dict[str, Any], nobody: WireClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "disk"
     path.touch(mode=0o666)
     refusal = nobody.refusal(method, lockspace="direct", resource=str(path), **params)
-    assert refusal.code == "denied"
-    assert "direct" in refusal.sentence
+    assert refusal.code == "not_found"
+    assert refusal.sentence == "there is no lockspace 'direct' that uid 65534 may use"
 
 
-def test_listing_and_watching_a_direct_lockspace_is_denied(nobody: WireClient) -> None:
-    assert nobody.refusal("list", lockspace="direct").code == "denied"
-    assert nobody.refusal("watch", lockspace="direct").code == "denied"
+def test_listing_and_watching_a_direct_lockspace_is_refused(nobody: WireClient) -> None:
+    assert nobody.refusal("list", lockspace="direct").code == "not_found"
+    assert nobody.refusal("watch", lockspace="direct").code == "not_found"
 
 
 def test_paths_that_others_lock_are_not_shown(

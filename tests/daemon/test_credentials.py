@@ -45,7 +45,7 @@ def test_process_is_described(process: subprocess.Popen[bytes]) -> None:
     assert c.name_of(process.pid) == "sleep"
     assert c.command_of(process.pid) == "sleep 1000"
     assert c.uid_of(process.pid) == os.getuid()
-    assert c.is_in_our_pid_namespace(process.pid)
+    assert not c.is_in_other_namespace(process.pid)
 
 
 @pytest.mark.parametrize("pid", [0, NO_PROCESS])
@@ -54,7 +54,7 @@ def test_nothing_is_known_of_a_process_that_is_not_there(pid: int) -> None:
     assert c.command_of(pid) is None
     assert c.uid_of(pid) is None
     assert c.unit_of(pid) is None
-    assert not c.is_in_our_pid_namespace(pid)
+    assert c.is_in_other_namespace(pid)
     assert c.open_pidfd(pid) is None
 
 

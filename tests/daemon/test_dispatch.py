@@ -468,7 +468,7 @@ def test_lockspace_is_created_and_used(
         ({"name": "..", "kind": "memory"}, "directory"),
         ({"name": "a\n", "kind": "memory"}, "control"),
         ({"name": "x" * 256, "kind": "memory"}, "256 bytes"),
-        ({"name": "m", "kind": "memory", "path": "/tmp"}, "no `path`"),
+        ({"name": "m", "kind": "memory", "path": "/tmp"}, 'has no "path"'),
         ({"name": "d", "kind": "directory"}, "absolute path"),
         ({"name": "d", "kind": "directory", "path": "relative"}, "absolute path"),
         ({"name": "d", "kind": "directory", "path": "/no/such"}, "No such file"),

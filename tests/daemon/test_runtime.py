@@ -7,9 +7,10 @@ import msgpack
 import pytest
 
 from lockd.daemon import inquiries
+from lockd.daemon.access import Access
 from lockd.daemon.answers import Answers
-from lockd.daemon.config import make_lockspace
-from lockd.daemon.credentials import Credentials
+from lockd.daemon.config import LockspaceConfig, make_lockspace
+from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
@@ -45,7 +46,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.poller = Poller()
-        answers = Answers()
+        access = Access()
+        answers = Answers(access)
         self.engine = LockEngine()
         self.runtime = Runtime(
             self.engine, answers, self.poller, after_turn=lambda: None, checks=True
@@ -57,11 +59,15 @@ class Scene:
         def make(name: str, kind: str, path: str | None) -> Lockspace:
             return make_lockspace(name, "memory", path, self.files)
 
-        self.dispatcher = Dispatcher(self.runtime, answers, 1, make)
+        for name in self.runtime.lockspaces:
+            access.set_rights(name, LockspaceConfig("memory"))
+        self.dispatcher = Dispatcher(self.runtime, answers, access, 1, make)
         self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(10)
-        credentials = Credentials(0, 0, 0)
-        self.peer = Peer(1, self.ours, credentials, 0.0, lambda events: None)
+        identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False)
+        self.peer = Peer(
+            1, self.ours, identity, 0.0, lambda events: None, is_admin=True
+        )
         self.dispatcher.open_session(self.peer, "test", None)
 
     def ask(self, method: str, **params: object) -> list[object]:

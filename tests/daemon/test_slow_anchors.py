@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lockd.daemon.access import Access
 from lockd.daemon.answers import Answers
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
@@ -74,7 +75,7 @@ class RecordedAnswers(Answers):
     """Keeps what each request is answered with."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Access())
         self.given: dict[tuple[int, int], e.Effect] = {}
         self._news = trio.Event()
         self.carriers = dict.fromkeys((e.Granted, e.Refused, e.Completed), self._keep)

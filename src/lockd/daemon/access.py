@@ -1,17 +1,158 @@
-"""Who may do what. Nothing that a client says about itself counts, only its uid."""
+"""Who may do what in which lockspace.
 
-import os
+Nothing that a client says about itself counts, only what the kernel says of it: uid,
+groups, and through which socket it came.
+"""
 
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from lockd.daemon.config import (
+    EVERYBODY,
+    Allowed,
+    LockspaceConfig,
+    Who,
+    group_ids,
+    user_ids,
+)
 from lockd.daemon.peer import Peer
-from lockd.errors import DeniedError, RestrictedError
-from lockd.lockspaces.base import Lockspace
+from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.names import quoted
 from lockd.protocol.methods import Method
 
+Operation = Literal["acquire", "share", "list", "details", "break"]
 
-def is_admin(peer: Peer) -> bool:
-    """Tells whether a peer may do what the daemon's own user may."""
-    return peer.credentials.uid in (0, os.geteuid())
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    "acquire",
+    "share",
+    "list",
+    "details",
+    "break",
+)
+_FOR_EVERYBODY: Final = ("acquire", "share", "list")
+"""What anybody may do in a lockspace of which nothing is said; but for direct ones: the
+daemon opens files of its clients' choice there, and must not lend them its rights."""
+
+_SAID: Final[dict[Operation, str]] = {
+    "acquire": "take exclusive locks in",
+    "share": "take locks in",
+    "list": "see what is in",
+    "details": "see reasons in",
+    "break": "break locks in",
+}
+
+
+class Permission(Struct, frozen=True):
+    """For whom one operation is."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+    everybody: bool = False
+
+    def includes(self, peer: Peer) -> bool:
+        """Tells whether a peer is one of them."""
+        return (
+            self.everybody
+            or peer.credentials.uid in self.users
+            or not self.groups.isdisjoint(peer.groups)
+        )
+
+    def __or__(self, other: "Permission") -> "Permission":
+        return Permission(
+            self.users | other.users,
+            self.groups | other.groups,
+            self.everybody or other.everybody,
+        )
+
+
+Rights = dict[Operation, Permission]
+
+
+class Access:
+    """The rights in every lockspace."""
+
+    def __init__(self) -> None:
+        self._rights: dict[str, Rights] = {}
+
+    def set_rights(self, name: str, config: LockspaceConfig) -> None:
+        """Makes what is configured count from now on.
+
+        Raises:
+            ConfigError: there is no such user or group.
+        """
+        self._rights[name] = rights_of(config)
+
+    def may(self, peer: Peer, operation: Operation, lockspace: str) -> bool:
+        """Tells whether a peer may do something in a lockspace that there is."""
+        return peer.is_admin or self._rights[lockspace][operation].includes(peer)
+
+    def knows(self, peer: Peer, lockspace: str) -> bool:
+        """Tells whether a peer may know that there is such a lockspace."""
+        if peer.is_admin or lockspace not in self._rights:
+            return lockspace in self._rights
+        return any(self.may(peer, operation, lockspace) for operation in OPERATIONS)
+
+    def check(self, peer: Peer, operation: Operation, lockspace: str) -> None:
+        """Raises unless a peer may do something in a lockspace.
+
+        Raises:
+            NotFoundError: there is no such lockspace, or the peer may not know of it:
+                the two look alike.
+            DeniedError: it may do other things there.
+        """
+        if lockspace in self._rights and self.may(peer, operation, lockspace):
+            return
+        if self.knows(peer, lockspace):
+            raise DeniedError(
+                f"uid {peer.credentials.uid} may not {_SAID[operation]} "
+                f"lockspace {quoted(lockspace)}"
+            )
+        raise not_there(peer, lockspace)
+
+
+def not_there(peer: Peer, lockspace: str) -> NotFoundError:
+    """Returns what is said of a lockspace that is not there, or not for a peer."""
+    uid = peer.credentials.uid
+    limit = "" if peer.is_admin else f" that uid {uid} may use"
+    return NotFoundError(f"there is no lockspace {quoted(lockspace)}{limit}")
+
+
+def rights_of(config: LockspaceConfig) -> Rights:
+    """Returns who may do what in a lockspace.
+
+    Raises:
+        ConfigError: there is no such user or group.
+    """
+    rights: Rights = {
+        operation: _permission(
+            _who(config.allow_users, operation),
+            _who(config.allow_groups, operation),
+            usual=operation in _FOR_EVERYBODY and config.kind != "direct",
+        )
+        for operation in OPERATIONS
+    }
+    rights["share"] |= rights["acquire"]
+    return rights
+
+
+def _who(allowed: Allowed, operation: Operation) -> Who | None:
+    fields: dict[Operation, Who | None] = {
+        "acquire": allowed.acquire,
+        "share": allowed.share,
+        "list": allowed.list_,
+        "details": allowed.details,
+        "break": allowed.break_,
+    }
+    return fields[operation]
+
+
+def _permission(users: Who | None, groups: Who | None, *, usual: bool) -> Permission:
+    if users is None and groups is None:
+        return Permission(everybody=usual)
+    users, groups = users or [], groups or []
+    everybody = EVERYBODY in users or EVERYBODY in groups
+    return Permission(user_ids(users), group_ids(groups), everybody)
 
 
 def check_method(peer: Peer, method: Method) -> None:
@@ -22,26 +163,7 @@ def check_method(peer: Peer, method: Method) -> None:
         raise RestrictedError(
             f"this session gave up its rights: {method.name} is no longer for it"
         )
-    if method.access == "admin" and not is_admin(peer):
+    if method.access == "admin" and not peer.is_admin:
         raise DeniedError(
-            f"{method.name} is for root and the daemon's own user, "
-            f"not for uid {peer.credentials.uid}"
-        )
-
-
-def may_use(peer: Peer, lockspace: Lockspace) -> bool:
-    """Tells whether a lockspace is for a peer."""
-    return lockspace.kind != "direct" or is_admin(peer)
-
-
-def check_lockspace(peer: Peer, lockspace: Lockspace) -> None:
-    """Raises `DeniedError` for a lockspace that is not for a peer.
-
-    The daemon opens the files of a direct lockspace with its own rights, and must not
-    lend them to somebody who has less.
-    """
-    if not may_use(peer, lockspace):
-        raise DeniedError(
-            f"lockspace {quoted(lockspace.name)} locks files by their path, "
-            "which is for root and the daemon's own user"
+            f"{method.name} is for admins, not for uid {peer.credentials.uid}"
         )

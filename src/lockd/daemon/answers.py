@@ -7,9 +7,11 @@ from typing import Any
 import trio
 
 from lockd.daemon import views
+from lockd.daemon.access import Access
 from lockd.daemon.events import events_of
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.sentences import sentence
+from lockd.daemon.veil import Veil
 from lockd.engine import effects as e
 from lockd.engine.session import Session
 from lockd.errors import CodedError, error_for_code
@@ -18,6 +20,9 @@ from lockd.errors import CodedError, error_for_code
 class Answers:
     """The peers, and what they are still to be told.
 
+    Args:
+        access: knows what a peer may see.
+
     Attributes:
         peers: by session.
         behind: the peers that have something to be sent, or are to be closed, when the
@@ -25,7 +30,8 @@ class Answers:
         watchers: the peers that want to know what happens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self._veil = Veil(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
         self.watchers: set[Peer] = set()
@@ -88,6 +94,7 @@ class Answers:
         if peer is None:
             return
         peer.expected.pop(effect.request, None)
+        effect = self._veil.refusal(effect, peer)
         now = trio.current_time()
         facts = views.facts(effect, now) if peer.connection.greeted else None
         error = error_for_code(effect.code, sentence(effect, now), facts)

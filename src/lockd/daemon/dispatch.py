@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 from msgspec import to_builtins
 
 from lockd import __version__
-from lockd.daemon import access, inquiries
+from lockd.daemon import inquiries
+from lockd.daemon.access import Access, Operation, check_method, not_there
 from lockd.daemon.answers import Answers
-from lockd.daemon.credentials import is_in_our_pid_namespace, open_pidfd, uid_of
+from lockd.daemon.config import LockspaceConfig
+from lockd.daemon.credentials import open_pidfd, uid_of
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
 from lockd.daemon.runtime import Runtime, defect
+from lockd.daemon.veil import Veil
 from lockd.engine import commands as c
 from lockd.errors import (
     AlreadyExistsError,
@@ -35,11 +38,16 @@ from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
-from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, ResourceKey
+from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PAGE = 128
+
+_OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
+    EXCLUSIVE: "acquire",
+    SHARED: "share",
+}
 
 LockspaceMaker = Callable[[str, Kind, str | None], Lockspace]
 
@@ -50,6 +58,7 @@ class Dispatcher:
     Args:
         runtime: where commands are carried out.
         answers: who carries answers back; knows the peers.
+        access: who may do what.
         epoch: the number of this start.
         make_lockspace: makes a lockspace of a name, kind and path.
     """
@@ -58,11 +67,14 @@ class Dispatcher:
         self,
         runtime: Runtime,
         answers: Answers,
+        access: Access,
         epoch: int,
         make_lockspace: LockspaceMaker,
     ) -> None:
         self._runtime = runtime
         self._answers = answers
+        self._access = access
+        self._veil = Veil(access)
         self._engine = runtime.engine
         self._epoch = epoch
         self._make_lockspace = make_lockspace
@@ -110,7 +122,7 @@ class Dispatcher:
         pid, uid, _ = peer.credentials
         self._answers.add_peer(peer)
         if pidfd is not None:
-            process = Process(pid, pidfd, may_signal=True)
+            process = Process(pid, pidfd, may_signal=not peer.is_foreign)
             self._runtime.processes.add_peer(peer.session, process)
         owner = c.Owner(name, pid, uid)
         self._runtime.carry_out(c.OpenSession(peer.session, owner))
@@ -131,9 +143,12 @@ class Dispatcher:
     def _visible(self, peer: Peer, lockspace: str | None) -> Callable[[str], bool]:
         """Returns what tells of each lockspace whether a peer wants and may see it."""
         if lockspace is not None:
-            return self._lockspace(peer, lockspace).name.__eq__
-        lockspaces = self._runtime.lockspaces
-        return lambda name: access.may_use(peer, lockspaces[name])
+            self._lockspace(peer, lockspace, "list")
+        sees = self._sees(peer)
+        return lambda name: lockspace in (None, name) and sees(name)
+
+    def _sees(self, peer: Peer) -> Callable[[str], bool]:
+        return lambda name: self._access.may(peer, "list", name)
 
     # From the wire to the engine.
 
@@ -148,7 +163,7 @@ class Dispatcher:
                     "another request with this msgid is not yet answered"
                 )
             if method.access != "always":
-                access.check_method(peer, method)
+                check_method(peer, method)
             self._handlers[method.name](peer, request.msgid, request.params)
         except RequestError as error:
             peer.send_error(request.msgid, error)
@@ -157,23 +172,35 @@ class Dispatcher:
                 raise
             peer.send_error(request.msgid, defect(error))
 
-    def _lockspace(self, peer: Peer, name: str | None) -> Lockspace:
+    def _lockspace(
+        self, peer: Peer, name: str | None, operation: Operation
+    ) -> Lockspace:
         if name is None:
             name = DEFAULT_LOCKSPACE
-        lockspace = self._runtime.lockspaces.get(name)
-        if lockspace is None:
-            raise NotFoundError(f"there is no lockspace {quoted(name)}")
-        if lockspace.kind == "direct":
-            access.check_lockspace(peer, lockspace)
-        return lockspace
+        self._access.check(peer, operation, name)
+        return self._runtime.lockspaces[name]
 
-    def _key(self, peer: Peer, lockspace: str | None, resource: str) -> ResourceKey:
-        space = self._lockspace(peer, lockspace)
+    def _lockspace_of_holder(self, peer: Peer, name: str | None) -> Lockspace:
+        """Returns a lockspace in which a peer may have locks, if only from before."""
+        if name is None:
+            name = DEFAULT_LOCKSPACE
+        if not self._access.knows(peer, name):
+            held = self._engine.sessions[peer.session].owner.grants.values()
+            if all(grant.key.lockspace != name for grant in held):
+                raise not_there(peer, name)
+        return self._runtime.lockspaces[name]
+
+    def _key(
+        self, peer: Peer, lockspace: str | None, resource: str, operation: Operation
+    ) -> ResourceKey:
+        space = self._lockspace(peer, lockspace, operation)
         space.check_name(resource)
         return ResourceKey(space.name, resource)
 
     def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
-        space = self._lockspace(peer, params.lockspace)
+        mode = params.mode or EXCLUSIVE
+        operation = _OPERATION_OF_MODE[mode]
+        space = self._lockspace(peer, params.lockspace, operation)
         keys = _keys(space, params)
         if space.on_disconnect == "kill":
             self._check_can_be_fenced(peer)
@@ -184,7 +211,7 @@ class Dispatcher:
                 peer.session,
                 msgid,
                 keys,
-                params.mode or EXCLUSIVE,
+                mode,
                 params.timeout,
                 params.create,
                 params.label,
@@ -193,7 +220,8 @@ class Dispatcher:
         )
 
     def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
-        key = self._key(peer, params.lockspace, params.resource)
+        operation = _OPERATION_OF_MODE[params.mode]
+        key = self._key(peer, params.lockspace, params.resource, operation)
         self._runtime.carry_out(
             c.Convert(peer.session, msgid, key, params.mode, params.timeout)
         )
@@ -202,7 +230,7 @@ class Dispatcher:
         if params.fencing_token is not None:
             keys: tuple[ResourceKey, ...] = ()
         else:
-            keys = _keys(self._lockspace(peer, params.lockspace), params)
+            keys = _keys(self._lockspace_of_holder(peer, params.lockspace), params)
         command = c.Release(peer.session, msgid, keys, params.fencing_token)
         self._runtime.carry_out(command)
 
@@ -210,9 +238,15 @@ class Dispatcher:
         self._runtime.carry_out(c.Cancel(peer.session, msgid, params.request))
 
     def _break(self, peer: Peer, msgid: int, params: m.BreakParams) -> None:
-        self._runtime.carry_out(
-            c.BreakGrant(peer.session, msgid, params.fencing_token, params.reason)
-        )
+        token = params.fencing_token
+        grant = self._engine.grant_of(token)
+        if grant is not None and not peer.is_admin:
+            lockspace = grant.key.lockspace
+            if not self._access.may(peer, "list", lockspace):
+                raise NotFoundError(f"no lock is held with fencing token {token}")
+            self._access.check(peer, "break", lockspace)
+        command = c.BreakGrant(peer.session, msgid, token, params.reason)
+        self._runtime.carry_out(command)
 
     # Owners.
 
@@ -239,9 +273,9 @@ class Dispatcher:
 
     def _registered_process(self, peer: Peer, pid: int) -> tuple[int, int]:
         """Returns number and uid of the owner that another process is."""
-        if not is_in_our_pid_namespace(peer.credentials.pid):
+        if peer.is_foreign:
             raise DeniedError(
-                "this session is of another pid namespace, "
+                "this session's process is of another pid or user namespace, or gone, "
                 "so the pid of its owner cannot be understood"
             )
         processes = self._runtime.processes
@@ -305,11 +339,12 @@ class Dispatcher:
         peer.send_result(msgid, result)
 
     def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
-        key = self._key(peer, params.lockspace, params.resource)
-        peer.send_result(msgid, inquiries.resource(self._engine, key))
+        key = self._key(peer, params.lockspace, params.resource, "list")
+        found = inquiries.resource(self._engine, key, self._veil, peer)
+        peer.send_result(msgid, found)
 
     def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:
-        key = self._key(peer, params.lockspace, params.resource)
+        key = self._key(peer, params.lockspace, params.resource, "list")
         current = self._engine.holds(key, params.fencing_token)
         peer.send_result(msgid, {"current": current})
 
@@ -317,16 +352,19 @@ class Dispatcher:
         sees = self._visible(peer, params.lockspace)
         after = params.after and ResourceKey(*params.after)
         limit = params.limit or DEFAULT_PAGE
-        page = inquiries.page(self._engine, sees, after, limit)
+        veiled = partial(self._veil.situation, peer=peer)
+        page = inquiries.page(self._engine, sees, veiled, after, limit)
         peer.send_result(msgid, page)
 
     def _list_lockspaces(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        found = inquiries.lockspaces(self._engine, self._runtime.lockspaces.values())
+        lockspaces = self._runtime.lockspaces.values()
+        known = [x for x in lockspaces if self._access.knows(peer, x.name)]
+        found = inquiries.lockspaces(self._engine, known, self._sees(peer))
         peer.send_result(msgid, {"lockspaces": found})
 
     def _list_sessions(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         peers = self._answers.peers.values()
-        found = inquiries.sessions(self._engine, peers)
+        found = inquiries.sessions(self._engine, peers, self._sees(peer))
         peer.send_result(msgid, {"sessions": found})
 
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
@@ -358,12 +396,13 @@ class Dispatcher:
         except ConfigError as error:
             raise InvalidRequestError(str(error)) from None
         self._runtime.add_lockspace(made)
+        self._access.set_rights(params.name, LockspaceConfig(params.kind))
         peer.send_result(msgid)
 
     def _create_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
-        space = self._lockspace(peer, params.lockspace)
+        space = self._lockspace(peer, params.lockspace, "acquire")
         space.check_name(params.resource)
         done = partial(self._answers.conclude, peer.session, msgid)
         self._runtime.change_file(space, params.resource, space.create_resource, done)
@@ -371,11 +410,11 @@ class Dispatcher:
     def _delete_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
-        key = self._key(peer, params.lockspace, params.resource)
+        key = self._key(peer, params.lockspace, params.resource, "acquire")
         if key in self._engine.resources:
             raise InUseError(
                 f"{quoted(str(key))} is held or waited for",
-                inquiries.resource(self._engine, key),
+                inquiries.resource(self._engine, key, self._veil, peer),
             )
         space = self._runtime.lockspaces[params.lockspace]
         done = partial(self._answers.conclude, peer.session, msgid)

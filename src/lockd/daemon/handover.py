@@ -25,8 +25,8 @@ import trio
 from msgspec import Struct
 
 from lockd import __version__
-from lockd.daemon.config import Config, make_lockspace
-from lockd.daemon.credentials import Credentials
+from lockd.daemon.config import Config, LockspaceConfig, make_lockspace
+from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.peer import Peer
 from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
@@ -294,6 +294,7 @@ def _take_lockspace(
         record.name, record.kind, record.path, service.open_files, record.on_disconnect
     )
     service.runtime.add_lockspace(space)
+    service.access.set_rights(record.name, LockspaceConfig(record.kind))
     for resource, fd, made, mode in record.files:
         assert isinstance(space, FileLockspace)
         try:
@@ -315,8 +316,20 @@ def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
 
 def load_peer(record: Plain, sock: socket.socket, watch: Callable[[int], None]) -> Peer:
     """Returns the peer that `Peer.dump` described."""
-    credentials = Credentials(*record["credentials"])
-    peer = Peer(record["session"], sock, credentials, record["since"], watch)
+    identity = Identity(
+        Credentials(*record["credentials"]),
+        frozenset(record["groups"]),
+        None,
+        record["is_foreign"],
+    )
+    peer = Peer(
+        record["session"],
+        sock,
+        identity,
+        record["since"],
+        watch,
+        is_admin=record["is_admin"],
+    )
     peer.load(record)
     return peer
 

@@ -8,6 +8,8 @@ import trio
 
 from lockd.daemon import views
 from lockd.daemon.peer import Peer
+from lockd.daemon.veil import Veil
+from lockd.engine.effects import Situation
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
 from lockd.terms import ResourceKey
@@ -15,17 +17,18 @@ from lockd.terms import ResourceKey
 Map = dict[str, Any]
 
 
-def resource(engine: LockEngine, key: ResourceKey) -> Map:
+def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Map:
     """Who holds a resource, who waits, who held it last (protocol `query`)."""
     now = trio.current_time()
-    last = engine.last_holders.get(key)
-    found = views.situation(engine.situation(key), now)
+    last = veil.last_holder(engine.last_holders.get(key), peer)
+    found = views.situation(veil.situation(engine.situation(key), peer), now)
     return found | {"last_holder": views.last_holder(last, now)}
 
 
 def page(
     engine: LockEngine,
     sees: Callable[[str], bool],
+    veiled: Callable[[Situation], Situation],
     after: ResourceKey | None,
     limit: int,
 ) -> Map:
@@ -38,44 +41,55 @@ def page(
     found = heapq.nsmallest(limit + 1, keys)
     now = trio.current_time()
     resources = [
-        views.situation(engine.situation(key), now, views.IN_LIST)
+        views.situation(veiled(engine.situation(key)), now, views.IN_LIST)
         for key in found[:limit]
     ]
     following = list(found[limit - 1]) if len(found) > limit else None
     return {"resources": resources, "next": following}
 
 
-def lockspaces(engine: LockEngine, spaces: Collection[Lockspace]) -> list[Map]:
-    """All lockspaces, and how many resources are held in each."""
+def lockspaces(
+    engine: LockEngine,
+    spaces: Collection[Lockspace],
+    sees: Callable[[str], bool],
+) -> list[Map]:
+    """Some lockspaces, and how many resources are held in those that are seen into."""
     held = dict.fromkeys((space.name for space in spaces), 0)
     for key, found in engine.resources.items():
-        held[key.lockspace] += bool(found.holders)
+        if key.lockspace in held:
+            held[key.lockspace] += bool(found.holders)
     return [
         {
             "name": space.name,
             "kind": space.kind,
             "path": space.path,
             "on_disconnect": space.on_disconnect,
-            "held": held[space.name],
+            "held": held[space.name] if sees(space.name) else None,
         }
         for space in spaces
     ]
 
 
-def sessions(engine: LockEngine, peers: Iterable[Peer]) -> list[Map]:
-    """All sessions, and how much each holds and waits for."""
+def sessions(
+    engine: LockEngine, peers: Iterable[Peer], sees: Callable[[str], bool]
+) -> list[Map]:
+    """All sessions, and how much each holds and waits for where that may be seen."""
     now = trio.current_time()
-    return [_session(engine, peer, now) for peer in peers]
+    return [_session(engine, peer, now, sees) for peer in peers]
 
 
-def _session(engine: LockEngine, peer: Peer, now: float) -> Map:
+def _session(
+    engine: LockEngine, peer: Peer, now: float, sees: Callable[[str], bool]
+) -> Map:
     session = engine.sessions[peer.session]
+    held = session.owner.grants.values()
+    waiting = session.requests.values()
     return views.party(session.owner.identity, peer.session, now) | {
         "client": peer.client,
         "since": views.wall_time(peer.since, now),
         "connected_for": now - peer.since,
-        "held": len(session.owner.grants),
-        "waiting": len(session.requests),
+        "held": sum(sees(grant.key.lockspace) for grant in held),
+        "waiting": sum(sees(request.keys[0].lockspace) for request in waiting),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from lockd.daemon.credentials import Credentials
+from lockd.daemon.credentials import Identity
 from lockd.errors import ProtocolError
 from lockd.protocol.connection import Connection, Request
 
@@ -46,9 +46,11 @@ class Peer:
     """The daemon's end of one session.
 
     Args:
+        identity: who it is.
         watch: called with the events that are wanted from now on.
 
     Attributes:
+        is_admin: whether it may do everything.
         restricted: whether it gave up its rights.
         client: what it called itself in `hello`.
         claims_itself: whether it registered its own process by pid.
@@ -62,12 +64,17 @@ class Peer:
         self,
         session: int,
         sock: socket.socket,
-        credentials: Credentials,
+        identity: Identity,
         since: float,
         watch: Callable[[int], None],
+        *,
+        is_admin: bool = False,
     ) -> None:
         self.session = session
-        self.credentials = credentials
+        self.credentials = identity.credentials
+        self.groups = identity.groups
+        self.is_foreign = identity.is_foreign
+        self.is_admin = is_admin
         self.since = since
         self.connection = Connection()
         #: Answers and refusals leave when the turn ends.
@@ -101,6 +108,9 @@ class Peer:
             "session": self.session,
             "fd": keep(self.fileno()),
             "credentials": list(self.credentials),
+            "groups": list(self.groups),
+            "is_foreign": self.is_foreign,
+            "is_admin": self.is_admin,
             "since": self.since,
             "greeted": self.connection.greeted,
             "partial": self.connection.partial,

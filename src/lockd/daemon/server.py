@@ -5,7 +5,6 @@ is ready without a task switch for each: reads, carries out, and sends each clie
 answers in one piece at the end.
 """
 
-import errno
 import logging
 import os
 import select
@@ -17,7 +16,7 @@ from typing import Final
 import trio
 
 from lockd.daemon.answers import Answers
-from lockd.daemon.credentials import name_of, open_peer_pidfd, peer_credentials
+from lockd.daemon.credentials import NO_DESCRIPTORS, identify, name_of
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
@@ -34,7 +33,6 @@ LINGER: Final = 0.001
 TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
 
-NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 COMPLAINT_PAUSE: Final = 10.0
 """Seconds between two log lines about clients that had to be turned away."""
 
@@ -61,6 +59,7 @@ class Server:
         self._answers = answers
         self._dispatcher = dispatcher
         self._listeners: list[socket.socket] = []
+        self._admins = (0, os.geteuid())
         #: Peers that asked for more than a turn has time for.
         self._unfinished: set[Peer] = set()
         # Closed when no other is left, so that a client can be turned away and does
@@ -68,11 +67,15 @@ class Server:
         self._spare_fd = _open_spare()
         self._next_complaint = 0.0
 
-    def listen(self, listener: socket.socket) -> None:
-        """Takes in the clients of a listening socket, which is ours from now on."""
+    def listen(self, listener: socket.socket, *, admin: bool = False) -> None:
+        """Takes in the clients of a listening socket, which is ours from now on.
+
+        Args:
+            admin: whether whoever may connect there may do everything.
+        """
         listener.setblocking(False)
         self._listeners.append(listener)
-        action = partial(self._accept_all, listener)
+        action = partial(self._accept_all, listener, admin)
         self._poller.watch(listener.fileno(), select.EPOLLIN, action)
 
     def adopt(self, peer: Peer) -> None:
@@ -148,7 +151,7 @@ class Server:
 
     # Clients.
 
-    def _accept_all(self, listener: socket.socket, events: int) -> None:
+    def _accept_all(self, listener: socket.socket, admin: bool, events: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, _ = listener.accept()
@@ -160,7 +163,7 @@ class Server:
                     return
                 self._turn_away(listener, error)
             else:
-                self._open_peer(sock)
+                self._open_peer(sock, admin)
 
     def _turn_away(self, listener: socket.socket, error: OSError) -> None:
         if self._spare_fd is not None:
@@ -168,24 +171,33 @@ class Server:
         with suppress(OSError):  # it went away by itself
             listener.accept()[0].close()
         self._spare_fd = _open_spare()
+        self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE
             logger.error("clients are turned away: %s", error)
 
-    def _open_peer(self, sock: socket.socket) -> None:
+    def _open_peer(self, sock: socket.socket, came_as_admin: bool) -> None:
         sock.setblocking(False)
-        fd = sock.fileno()
-        credentials = peer_credentials(sock)
-        pidfd = open_peer_pidfd(sock, credentials.pid)
+        try:
+            identity = identify(sock)
+        except OSError as error:
+            sock.close()
+            self._complain(error)
+            return
+        uid = identity.credentials.uid
         peer = Peer(
             self._dispatcher.new_session(),
             sock,
-            credentials,
+            identity,
             trio.current_time(),
-            partial(self._poller.change, fd),
+            partial(self._poller.change, sock.fileno()),
+            is_admin=(came_as_admin or uid in self._admins) and not identity.is_foreign,
         )
-        self._dispatcher.open_session(peer, name_of(credentials.pid), pidfd)
+        name = name_of(identity.credentials.pid)
+        self._dispatcher.open_session(peer, name, identity.pidfd)
         self._watch(peer)
 
     def _watch(self, peer: Peer) -> None:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from lockd import __version__
 from lockd.daemon import handover, systemd
+from lockd.daemon.access import Access
 from lockd.daemon.answers import Answers
 from lockd.daemon.clock import MonotonicClock
 from lockd.daemon.config import (
@@ -80,7 +81,9 @@ class Service:
         self.config = config
         self.epoch = epoch
         self.listeners = listeners
-        self.poller, self.answers, self.open_files = Poller(), Answers(), OpenFiles()
+        self.access = Access()
+        self.poller, self.answers = Poller(), Answers(self.access)
+        self.open_files = OpenFiles()
         self.runtime = Runtime(
             engine,
             self.answers,
@@ -89,7 +92,9 @@ class Service:
             checks=os.environ.get(CHECK_INVARIANTS) == "1",
         )
         make = partial(make_lockspace, open_files=self.open_files)
-        self.dispatcher = Dispatcher(self.runtime, self.answers, epoch.number, make)
+        self.dispatcher = Dispatcher(
+            self.runtime, self.answers, self.access, epoch.number, make
+        )
         self.server = Server(self.poller, self.runtime, self.answers, self.dispatcher)
         self._options = options
         self._make_lockspace = make
@@ -129,6 +134,8 @@ class Service:
         for sentence in needs_restart(self.config, config):
             logger.warning("= %s", sentence)
         self.config = effective(self.config, config)
+        for name, space in self.config.lockspaces.items():
+            self.access.set_rights(name, space)
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
 
@@ -151,8 +158,8 @@ class Service:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.server.run)
             nursery.start_soon(self._keep_house, nursery.cancel_scope)
-            for listener in self.listeners.values():
-                self.server.listen(listener.socket)
+            for purpose, listener in self.listeners.items():
+                self.server.listen(listener.socket, admin=purpose == ADMINS)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             self._tell_ready()
         systemd.notify("STOPPING=1")

@@ -76,6 +76,12 @@ class LockEngine(LockTable):
         holders = resource.holders.values() if resource else ()
         return any(grant.fencing_token == fencing_token for grant in holders)
 
+    def grant_of(self, fencing_token: int) -> e.Grant | None:
+        """Finds a grant by its fencing token."""
+        owners = self.owners.values()
+        found = (owner.grants.get(fencing_token) for owner in owners)
+        return next(filter(None, found), None)
+
     # Answers to the sender of a command come after all other effects.
 
     def _complete(self, command: c.Release | c.Cancel | c.BreakGrant) -> None:
@@ -400,11 +406,11 @@ class LockEngine(LockTable):
 
     def _break_grant(self, command: c.BreakGrant, now: float) -> None:
         token = command.fencing_token
-        owner = next((o for o in self.owners.values() if token in o.grants), None)
-        if owner is None:
+        grant = self.grant_of(token)
+        if grant is None:
             message = f"no lock is held with fencing token {token}"
             return self._refuse(command, "not_found", message)
-        grant = owner.grants[token]
+        owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)
         must_fence = self._must_fence(grant)
         if owner.fencing is None:

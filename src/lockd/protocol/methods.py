@@ -196,7 +196,7 @@ def check_shown(**texts: str | None) -> None:
 
 
 Access = Literal["always", "unrestricted", "admin"]
-"""Who may call it: everybody; who is not restricted; root or the daemon's user."""
+"""Who may call it: everybody; who is not restricted; admins."""
 
 
 class Method(Struct, frozen=True):
@@ -227,7 +227,7 @@ METHODS: Final[dict[str, Method]] = {
         Method("list_sessions", NoParams),
         Method("statistics", NoParams),
         Method("watch", WatchParams),
-        Method("break", BreakParams, "admin"),
+        Method("break", BreakParams),
         Method("disconnect", DisconnectParams, "admin"),
     )
 }

@@ -1,0 +1,72 @@
+"""What is kept from a peer of what others do: their reasons and labels, or everything.
+
+Applied to the engine's values before they become sentences or maps, so that neither has
+to think of it.
+"""
+
+from msgspec.structs import replace
+
+from lockd.daemon.access import Access
+from lockd.daemon.peer import Peer
+from lockd.engine.commands import Owner
+from lockd.engine.effects import LastHolder, Refused, Situation
+from lockd.names import quoted
+
+_CODES = {
+    "timeout": "{} was not granted in time",
+    "cancelled": "{} is waited for no longer",
+    "deadlock": "waiting for {} would never end",
+}
+
+
+class Veil:
+    """What a peer may see in a lockspace.
+
+    Args:
+        access: the rights.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def refusal(self, effect: Refused, peer: Peer) -> Refused:
+        """Returns a refusal as its receiver may see it."""
+        situation = effect.situation
+        if peer.is_admin or situation is None:
+            return effect
+        if self._access.may(peer, "list", situation.key.lockspace):
+            return replace(effect, situation=self.situation(situation, peer))
+        said = _CODES.get(effect.code, "{} is held or waited for")
+        message = effect.message or said.format(quoted(str(situation.key)))
+        return Refused(effect.session, effect.request, effect.code, message)
+
+    def situation(self, situation: Situation, peer: Peer) -> Situation:
+        """Returns holders and waiters without what is not for a peer."""
+        if self._sees_details(peer, situation.key.lockspace):
+            return situation
+        return replace(
+            situation,
+            holders=tuple(
+                x if _is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                for x in situation.holders
+            ),
+            waiters=tuple(
+                x if _is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                for x in situation.waiters
+            ),
+        )
+
+    def last_holder(self, last: LastHolder | None, peer: Peer) -> LastHolder | None:
+        """Returns who held last without what is not for a peer."""
+        if last is None or _is_own(last.grant.owner, peer):
+            return last
+        if self._sees_details(peer, last.grant.key.lockspace):
+            return last
+        return replace(last, grant=replace(last.grant, label=None, reason=None))
+
+    def _sees_details(self, peer: Peer, lockspace: str) -> bool:
+        return peer.is_admin or self._access.may(peer, "details", lockspace)
+
+
+def _is_own(owner: Owner, peer: Peer) -> bool:
+    return owner.uid == peer.credentials.uid and not peer.is_foreign
