@@ -47,12 +47,22 @@ class DaemonProcess:
             text=True,
             env=environment,
         )
+        self.wait_for_line(READY)
+
+    def reload(self) -> None:
+        """Has it read its configuration anew; waits until it did, or refused to."""
+        os.kill(self.pid, signal.SIGHUP)
+        self.wait_for_line("the configuration")
+
+    def wait_for_line(self, part: str) -> str:
+        """Waits until it says something; returns that line."""
+        assert self._process is not None
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.said.append(line.rstrip("\n"))
-            if READY in line:
-                return
-        raise AssertionError(f"the daemon did not start: {self.said}")
+            if part in line:
+                return self.said[-1]
+        raise AssertionError(f"it ended without saying {part!r}: {self.said}")
 
     def wait(self) -> int:
         """Waits for its end; returns its exit status."""

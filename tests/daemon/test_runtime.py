@@ -9,9 +9,10 @@ import pytest
 from lockd.daemon import inquiries
 from lockd.daemon.access import Access
 from lockd.daemon.answers import Answers
-from lockd.daemon.config import LockspaceConfig, make_lockspace
+from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
@@ -61,7 +62,8 @@ class Scene:
 
         for name in self.runtime.lockspaces:
             access.set_rights(name, LockspaceConfig("memory"))
-        self.dispatcher = Dispatcher(self.runtime, answers, access, 1, make)
+        keeper = LimitKeeper(self.engine, Limits())
+        self.dispatcher = Dispatcher(self.runtime, answers, access, keeper, 1, make)
         self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(10)
         identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False)

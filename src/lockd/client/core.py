@@ -18,6 +18,7 @@ from typing import Any, Final
 from lockd.client.encoding import RequestEncoder, refusal
 from lockd.errors import (
     ConnectionLostError,
+    LimitError,
     LockdError,
     LockLostError,
     NotHeldError,
@@ -183,6 +184,8 @@ class ClientCore:
         self.on_event: Callable[[dict[str, Any]], None] | None = None
         self.on_end: list[Callable[[LockdError], None]] = []
         self._ended: str | None = None
+        #: What the daemon said before it ended the connection, if it said anything.
+        self._farewell: LockdError | None = None
         self._last_msgid = 0
         self._pending: dict[int, Reply] = {}
         # Several grants of one token are one shared hold, counted. `_tokens` finds the
@@ -208,9 +211,15 @@ class ClientCore:
 
         Raises:
             ConnectionLostError: it is over.
+            LimitError: it is over because the daemon takes in no further client.
         """
         if self._ended is not None:
-            raise ConnectionLostError(self._ended)
+            raise self._end_error(self._ended)
+
+    def _end_error(self, reason: str) -> LockdError:
+        if isinstance(self._farewell, LimitError):
+            return LimitError(self._farewell.message, self._farewell.facts)
+        return ConnectionLostError(reason)
 
     def start(self, reply: Reply) -> None:
         """Makes a request pending; `outgoing` then holds its bytes too.
@@ -278,10 +287,10 @@ class ClientCore:
         for token in list(self._held):
             self._lose(token, "disconnected", None)
         for reply in list(self._pending.values()):
-            self._fail(reply, ConnectionLostError(reason))
+            self._fail(reply, self._end_error(reason))
         self._pending.clear()
         for on_end in self.on_end:
-            on_end(ConnectionLostError(reason))
+            on_end(self._end_error(reason))
 
     def close(self) -> None:
         """Ends the connection on purpose: what is held is released, not lost."""
@@ -304,6 +313,7 @@ class ClientCore:
     def _receive_answer(self, msgid: int | None, error: Any, result: Any) -> None:
         if msgid is None:
             # protocol 3.2: no request of ours is meant; the daemon is about to close.
+            self._farewell = refusal(error)
             raise ProtocolError(error[1])
         reply = self._pending.pop(msgid)
         if error is not None:

@@ -20,6 +20,7 @@ from lockd.daemon.access import Access, Operation, check_method, not_there
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd, uid_of
+from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
 from lockd.daemon.runtime import Runtime, defect
@@ -59,6 +60,7 @@ class Dispatcher:
         runtime: where commands are carried out.
         answers: who carries answers back; knows the peers.
         access: who may do what.
+        keeper: what is too much.
         epoch: the number of this start.
         make_lockspace: makes a lockspace of a name, kind and path.
     """
@@ -68,12 +70,14 @@ class Dispatcher:
         runtime: Runtime,
         answers: Answers,
         access: Access,
+        keeper: LimitKeeper,
         epoch: int,
         make_lockspace: LockspaceMaker,
     ) -> None:
         self._runtime = runtime
         self._answers = answers
         self._access = access
+        self._keeper = keeper
         self._veil = Veil(access)
         self._engine = runtime.engine
         self._epoch = epoch
@@ -204,6 +208,7 @@ class Dispatcher:
         keys = _keys(space, params)
         if space.on_disconnect == "kill":
             self._check_can_be_fenced(peer)
+        self._keeper.check_acquire(peer.session, keys, waits=params.timeout != 0)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
         self._runtime.carry_out(
@@ -222,6 +227,7 @@ class Dispatcher:
     def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
         operation = _OPERATION_OF_MODE[params.mode]
         key = self._key(peer, params.lockspace, params.resource, operation)
+        self._keeper.check_request(peer.session, waits=params.timeout != 0)
         self._runtime.carry_out(
             c.Convert(peer.session, msgid, key, params.mode, params.timeout)
         )

@@ -25,7 +25,7 @@ import trio
 from msgspec import Struct
 
 from lockd import __version__
-from lockd.daemon.config import Config, LockspaceConfig, make_lockspace
+from lockd.daemon.config import Config, Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.peer import Peer
 from lockd.engine import commands as c
@@ -256,7 +256,7 @@ def check(state: Handover) -> None:
         problems = loaded.problems
         for record in state.peers:
             with socket.socket(socket.AF_UNIX) as sock:
-                load_peer(record, sock, lambda events: None)
+                load_peer(record, sock, lambda events: None, Limits())
         for record in state.processes:
             int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
     except (LookupError, TypeError, ValueError, AssertionError) as error:
@@ -314,7 +314,9 @@ def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
         service.runtime.carry_out(command)
 
 
-def load_peer(record: Plain, sock: socket.socket, watch: Callable[[int], None]) -> Peer:
+def load_peer(
+    record: Plain, sock: socket.socket, watch: Callable[[int], None], limits: Limits
+) -> Peer:
     """Returns the peer that `Peer.dump` described."""
     identity = Identity(
         Credentials(*record["credentials"]),
@@ -329,6 +331,8 @@ def load_peer(record: Plain, sock: socket.socket, watch: Callable[[int], None]) 
         record["since"],
         watch,
         is_admin=record["is_admin"],
+        at_admin_socket=record["at_admin_socket"],
+        limits=limits,
     )
     peer.load(record)
     return peer
@@ -339,7 +343,8 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
     try:
         sock.set_inheritable(False)
         sock.setblocking(False)
-        peer = load_peer(record, sock, partial(service.poller.change, sock.fileno()))
+        watch = partial(service.poller.change, sock.fileno())
+        peer = load_peer(record, sock, watch, service.keeper.limits)
         if peer.session not in service.runtime.engine.sessions:
             raise ValueError("its session could not be read")
     except (LookupError, TypeError, ValueError) as error:

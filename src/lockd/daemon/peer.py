@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
 from lockd.errors import ProtocolError
 from lockd.protocol.connection import Connection, Request
@@ -28,8 +29,9 @@ READ_SIZE: Final = 2_048
 SLICE: Final = 0.002
 """Seconds for which one client's requests are carried out before the others'."""
 
-MAX_UNREAD_BYTES: Final = 2 * 1024 * 1024
-"""Grants and notifications that may pile up unread (protocol 3.4)."""
+ANSWERS_AT_ONCE: Final = 256 * 1024
+"""Bytes of answers after which a client's further requests have to wait for the next
+turn, and until the socket has taken these: what it makes us keep has an end."""
 
 READING: Final = select.EPOLLIN
 WRITING: Final = select.EPOLLOUT
@@ -51,6 +53,7 @@ class Peer:
 
     Attributes:
         is_admin: whether it may do everything.
+        at_admin_socket: whether it is counted among the admins' sessions.
         restricted: whether it gave up its rights.
         client: what it called itself in `hello`.
         claims_itself: whether it registered its own process by pid.
@@ -69,14 +72,18 @@ class Peer:
         watch: Callable[[int], None],
         *,
         is_admin: bool = False,
+        at_admin_socket: bool = False,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self.session = session
         self.credentials = identity.credentials
         self.groups = identity.groups
         self.is_foreign = identity.is_foreign
         self.is_admin = is_admin
+        self.at_admin_socket = at_admin_socket
+        self._max_unread_bytes = limits.unread_bytes
         self.since = since
-        self.connection = Connection()
+        self.connection = Connection(limits.message_bytes)
         #: Answers and refusals leave when the turn ends.
         self.send_result = self.connection.send_result
         self.send_error = self.connection.send_error
@@ -111,6 +118,7 @@ class Peer:
             "groups": list(self.groups),
             "is_foreign": self.is_foreign,
             "is_admin": self.is_admin,
+            "at_admin_socket": self.at_admin_socket,
             "since": self.since,
             "greeted": self.connection.greeted,
             "partial": self.connection.partial,
@@ -129,6 +137,11 @@ class Peer:
             raise ValueError("what should be half a message is a whole one")
         self._unsent += data["unsent"]
         self._piled_up = data["piled_up"]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has answers to read, and is not read from meanwhile."""
+        return bool(self._unsent)
 
     @property
     def wanted_events(self) -> int:
@@ -154,7 +167,10 @@ class Peer:
         try:
             for request in self._requests:
                 take(self, request)
-                if trio.current_time() > until:
+                if (
+                    trio.current_time() > until
+                    or self.connection.outgoing_bytes > ANSWERS_AT_ONCE
+                ):
                     return
         except ProtocolError as error:
             logger.info("= session %d is closed: %s", self.session, error)
@@ -205,7 +221,7 @@ class Peer:
         if not self._unsent:
             self._piled_up = 0
             self._watch(READING)
-        elif unread > MAX_UNREAD_BYTES:
+        elif unread > self._max_unread_bytes:
             logger.warning(
                 "= session %d is closed: it left %d bytes unread", self.session, unread
             )

@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -16,22 +17,41 @@ from typing import Final
 import trio
 
 from lockd.daemon.answers import Answers
-from lockd.daemon.credentials import NO_DESCRIPTORS, identify, name_of
+from lockd.daemon.credentials import (
+    NO_DESCRIPTORS,
+    Identity,
+    identify,
+    name_of,
+    peer_credentials,
+)
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
+from lockd.errors import LimitError, ProtocolError
+from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
 
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 8
 """New clients taken in before the others have their turn."""
+
+SHARE: Final = 0.002
+"""Seconds of a turn for all clients of one user together: a thousand of them must not
+make the others wait longer than one would."""
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds for which nobody is taken in when not even a client can be turned away."""
 
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
 
 TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
+
+SO_PASSRIGHTS: Final = 83
+"""Since Linux 6.16: with 0, who passes descriptors is refused that."""
 
 COMPLAINT_PAUSE: Final = 10.0
 """Seconds between two log lines about clients that had to be turned away."""
@@ -45,6 +65,7 @@ class Server:
         runtime: is told when a turn ends.
         answers: knows who is behind.
         dispatcher: takes the requests.
+        keeper: knows how many clients there may be.
     """
 
     def __init__(
@@ -53,15 +74,23 @@ class Server:
         runtime: Runtime,
         answers: Answers,
         dispatcher: Dispatcher,
+        keeper: LimitKeeper,
     ) -> None:
         self._poller = poller
         self._runtime = runtime
         self._answers = answers
         self._dispatcher = dispatcher
-        self._listeners: list[socket.socket] = []
+        self._keeper = keeper
+        self._listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
+        #: When somebody is taken in again; None while nothing is in the way.
+        self._pause_until: float | None = None
         self._admins = (0, os.geteuid())
-        #: Peers that asked for more than a turn has time for.
-        self._unfinished: set[Peer] = set()
+        #: Peers that asked for more than a turn has time for; who waits longest first.
+        self._unfinished: dict[Peer, None] = {}
+        #: Seconds of this turn that the peers of each user had.
+        self._spent: dict[int, float] = {}
+        #: Until when a message must be complete, the earliest first.
+        self._incomplete: dict[Peer, float] = {}
         # Closed when no other is left, so that a client can be turned away and does
         # not stay at the head of the backlog for ever.
         self._spare_fd = _open_spare()
@@ -74,19 +103,23 @@ class Server:
             admin: whether whoever may connect there may do everything.
         """
         listener.setblocking(False)
-        self._listeners.append(listener)
+        with suppress(OSError):  # an older kernel: what is passed is closed unseen
+            listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         action = partial(self._accept_all, listener, admin)
+        self._listeners.append((listener, action))
         self._poller.watch(listener.fileno(), select.EPOLLIN, action)
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
         self._answers.add_peer(peer)
+        self._keeper.add_session(peer)
         self._watch(peer)
+        self._expect_rest(peer)
         self._answers.behind.add(peer)
 
     def finish_turn(self) -> None:
         """Carries out all that was read, and sends what the sockets take."""
-        for peer in self._unfinished:
+        for peer in self._answers.peers.values():
             peer.finish_receiving(self._dispatcher.take)
             self._answers.behind.add(peer)
         self.end_turn()
@@ -98,9 +131,45 @@ class Server:
             while True:
                 if self._unfinished:
                     await trio.lowlevel.checkpoint()
+                elif (deadline := self._next_deadline()) is not None:
+                    with trio.move_on_at(deadline):
+                        await trio.lowlevel.wait_readable(self._poller.fileno())
+                    self._keep_deadlines()
+                    self.end_turn()
                 else:
                     await trio.lowlevel.wait_readable(self._poller.fileno())
                 self._take_turns()
+
+    def _next_deadline(self) -> float | None:
+        first = next(iter(self._incomplete.values()), None)
+        if self._pause_until is None or first is None:
+            return first if self._pause_until is None else self._pause_until
+        return min(first, self._pause_until)
+
+    def _keep_deadlines(self) -> None:
+        """Ends who leaves a message unfinished; takes in clients again."""
+        now = trio.current_time()
+        while self._incomplete:
+            peer, deadline = next(iter(self._incomplete.items()))
+            if deadline > now:
+                break
+            del self._incomplete[peer]
+            timeout = self._keeper.limits.message_timeout
+            if peer.is_behind:
+                # It is not read from: the rest may be there.
+                self._incomplete[peer] = now + timeout
+                continue
+            message = f"a message was not complete after {timeout:g} seconds"
+            peer.send_error(None, ProtocolError(message))
+            logger.info("= session %d is closed: %s", peer.session, message)
+            peer.is_closing = True
+            self._answers.behind.add(peer)
+        if self._pause_until is not None and self._pause_until <= now:
+            self._pause_until = None
+            if self._spare_fd is None:
+                self._spare_fd = _open_spare()
+            for listener, action in self._listeners:
+                self._poller.watch(listener.fileno(), select.EPOLLIN, action)
 
     def _take_turns(self) -> None:
         """Serves until nobody asks for anything, or the other tasks have their due.
@@ -115,16 +184,40 @@ class Server:
 
     def _take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
-        unfinished, self._unfinished = self._unfinished, set()
-        any_ready = self._poller.act(0 if unfinished else LINGER)
+        unfinished, self._unfinished = self._unfinished, {}
+        self._spent.clear()
         for peer in unfinished:
-            if peer.has_more:
-                peer.receive(self._dispatcher.take)
-                self._answers.behind.add(peer)
+            if not peer.is_closing:
+                self._receive(peer)
+        any_ready = self._poller.act(0 if unfinished else LINGER)
         if not (any_ready or unfinished):
             return False
+        if self._incomplete:
+            self._keep_deadlines()
         self.end_turn()
         return True
+
+    def _receive(self, peer: Peer) -> None:
+        """Serves a peer, unless those of its user had their share of this turn."""
+        uid = peer.credentials.uid
+        spent = self._spent.get(uid, 0.0)
+        if spent > SHARE:
+            self._unfinished[peer] = None
+            return
+        began = trio.current_time()
+        peer.receive(self._dispatcher.take)
+        self._spent[uid] = spent + trio.current_time() - began
+        self._answers.behind.add(peer)
+        if peer.connection.has_partial or peer in self._incomplete:
+            self._expect_rest(peer)
+
+    def _expect_rest(self, peer: Peer) -> None:
+        """Begins to wait for the rest of a message, or goes on waiting, or ends it."""
+        if not peer.connection.has_partial:
+            self._incomplete.pop(peer, None)
+        elif peer not in self._incomplete:
+            timeout = self._keeper.limits.message_timeout
+            self._incomplete[peer] = trio.current_time() + timeout
 
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""
@@ -135,12 +228,12 @@ class Server:
             if peer.is_closing:
                 self._close_peer(peer)
             elif peer.has_more:
-                self._unfinished.add(peer)
+                self._unfinished[peer] = None
         self._runtime.end_turn()
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             self._poller.unwatch(listener.fileno())
             listener.close()
         for peer in list(self._answers.peers.values()):
@@ -163,30 +256,52 @@ class Server:
                     return
                 self._turn_away(listener, error)
             else:
-                self._open_peer(sock, admin)
+                self._take_in(sock, admin)
 
     def _turn_away(self, listener: socket.socket, error: OSError) -> None:
+        self._complain(error)
         if self._spare_fd is not None:
             os.close(self._spare_fd)
-        with suppress(OSError):  # it went away by itself
+        try:
             listener.accept()[0].close()
+        except BlockingIOError:
+            pass  # it went away by itself
+        except OSError:
+            self._pause_accepting()  # somebody took the descriptor that was spare
         self._spare_fd = _open_spare()
-        self._complain(error)
 
-    def _complain(self, error: OSError) -> None:
+    def _pause_accepting(self) -> None:
+        """Looks away from the clients at the door, who would wake us all the time."""
+        self._pause_until = trio.current_time() + ACCEPT_PAUSE
+        for listener, _ in self._listeners:
+            self._poller.unwatch(listener.fileno())
+
+    def _complain(self, error: Exception) -> None:
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE
             logger.error("clients are turned away: %s", error)
 
-    def _open_peer(self, sock: socket.socket, came_as_admin: bool) -> None:
+    def _take_in(self, sock: socket.socket, came_as_admin: bool) -> None:
         sock.setblocking(False)
         try:
-            identity = identify(sock)
+            uid = peer_credentials(sock).uid
+            self._keeper.check_session(uid, at_admin_socket=came_as_admin)
+            self._open_peer(sock, identify(sock), came_as_admin)
+        except LimitError as error:
+            farewell = Connection()
+            farewell.send_error(None, error)
+            with suppress(OSError):  # it is gone, or reads later: it sees the end
+                sock.send(farewell.data_to_send())
+            sock.close()
+            self._complain(error)
         except OSError as error:
             sock.close()
             self._complain(error)
-            return
+
+    def _open_peer(
+        self, sock: socket.socket, identity: Identity, came_as_admin: bool
+    ) -> None:
         uid = identity.credentials.uid
         peer = Peer(
             self._dispatcher.new_session(),
@@ -195,7 +310,10 @@ class Server:
             trio.current_time(),
             partial(self._poller.change, sock.fileno()),
             is_admin=(came_as_admin or uid in self._admins) and not identity.is_foreign,
+            at_admin_socket=came_as_admin,
+            limits=self._keeper.limits,
         )
+        self._keeper.add_session(peer)
         name = name_of(identity.credentials.pid)
         self._dispatcher.open_session(peer, name, identity.pidfd)
         self._watch(peer)
@@ -206,14 +324,18 @@ class Server:
 
     def _serve(self, peer: Peer, events: int) -> None:
         if events & select.EPOLLIN:
-            peer.receive(self._dispatcher.take)
-        elif events & (select.EPOLLHUP | select.EPOLLERR):
+            self._receive(peer)
+            return
+        if events & (select.EPOLLHUP | select.EPOLLERR):
             peer.is_closing = True
         # What waits to be written is sent at the end of the turn.
         self._answers.behind.add(peer)
 
     def _close_peer(self, peer: Peer) -> None:
         self._poller.unwatch(peer.fileno())
+        self._unfinished.pop(peer, None)
+        self._incomplete.pop(peer, None)
+        self._keeper.remove_session(peer)
         peer.close()
         self._dispatcher.close_session(peer)
 

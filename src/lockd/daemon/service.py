@@ -26,6 +26,7 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
+from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import Listener
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
@@ -82,6 +83,7 @@ class Service:
         self.epoch = epoch
         self.listeners = listeners
         self.access = Access()
+        self.keeper = LimitKeeper(engine, config.limits)
         self.poller, self.answers = Poller(), Answers(self.access)
         self.open_files = OpenFiles()
         self.runtime = Runtime(
@@ -93,9 +95,11 @@ class Service:
         )
         make = partial(make_lockspace, open_files=self.open_files)
         self.dispatcher = Dispatcher(
-            self.runtime, self.answers, self.access, epoch.number, make
+            self.runtime, self.answers, self.access, self.keeper, epoch.number, make
         )
-        self.server = Server(self.poller, self.runtime, self.answers, self.dispatcher)
+        self.server = Server(
+            self.poller, self.runtime, self.answers, self.dispatcher, self.keeper
+        )
         self._options = options
         self._make_lockspace = make
         self._upgrading = False
@@ -138,6 +142,7 @@ class Service:
             self.access.set_rights(name, space)
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
+        self.keeper.limits = config.limits
 
     def reload(self) -> None:
         """Reads the configuration anew; a bad one changes nothing."""

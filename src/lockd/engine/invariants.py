@@ -4,6 +4,7 @@ Shares no logic with what it checks: compatibility, turns and cycles are worked 
 here in the plainest way, however slow.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lockd.engine.lock_engine import LockEngine
@@ -116,6 +117,9 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     tracked = {r for s in engine.sessions.values() for r in s.requests.values()}
     if engine.waiting != len(tracked):
         yield f"{engine.waiting} are counted as waiting, not {len(tracked)}"
+    waiting = Counter(request.uid for request in tracked)
+    if engine.waiting_by_user != waiting:
+        yield f"{engine.waiting_by_user} are counted as waiting, not {waiting}"
     timed = {(when, request) for when, _, request in engine._deadlines}
     for request in tracked:
         for key in request.keys:
@@ -137,6 +141,10 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
         yield "a fencing token is held twice"
     if engine.held != len(tokens):
         yield f"{engine.held} grants are counted, not {len(tokens)}"
+    grants = [x for owner in engine.owners.values() for x in owner.grants.values()]
+    held = Counter(grant.owner.uid for grant in grants)
+    if engine.held_by_user != held:
+        yield f"{engine.held_by_user} grants are counted by user, not {held}"
     if tokens and max(tokens) > engine.last_token:
         yield f"a fencing token is ahead of the last one, {engine.last_token}"
 

@@ -90,6 +90,7 @@ class Request:
         "session",
         "since",
         "tries",
+        "uid",
     )
 
     def __init__(
@@ -108,6 +109,8 @@ class Request:
         reason: str | None = None,
     ) -> None:
         self.session = session
+        #: Of the owner when it asked: under which it is counted.
+        self.uid = session.owner.identity.uid
         self.number = number
         #: Its turn: every line is in the order of this number.
         self.order = order

@@ -13,6 +13,7 @@ from msgspec import Struct, convert, to_builtins
 from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_table import count_up
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import OutsideHolder, ResourceKey
@@ -57,6 +58,7 @@ _COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
 _REQUEST_FIELDS = (
     "order",
     "mode",
+    "uid",
     "since",
     "deadline",
     "tries",
@@ -120,9 +122,11 @@ def load(data: Plain) -> Loaded:
                 read(record)
             except (LookupError, TypeError, ValueError) as error:
                 problems.append(f"record {index} of {kind}: {error!r}")
-    if not problems:
-        return Loaded(engine, [], [], [])
-    return Loaded(engine, problems, _drop_damaged(engine), _orphans(engine))
+    damaged = _drop_damaged(engine) if problems else []
+    for owner in engine.owners.values():
+        for grant in owner.grants.values():
+            count_up(engine.held_by_user, grant.owner.uid)
+    return Loaded(engine, problems, damaged, _orphans(engine) if problems else [])
 
 
 def _check_version(data: Plain) -> None:

@@ -55,6 +55,8 @@ class Connection:
         self._decoder = Decoder(max_message_bytes)
         self._encoder = Encoder()
         self._outgoing: list[bytes] = []
+        #: Bytes of it.
+        self.outgoing_bytes = 0
 
     def receive(self, data: bytes) -> Iterator[Request]:
         """Takes bytes as they came; yields the requests that they complete.
@@ -75,6 +77,11 @@ class Connection:
             raise
 
     @property
+    def has_partial(self) -> bool:
+        """Whether a message has begun that is not complete yet."""
+        return bool(self._decoder.partial)
+
+    @property
     def partial(self) -> bytes:
         """What came of a message that is not complete yet.
 
@@ -84,7 +91,9 @@ class Connection:
 
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request."""
-        self._outgoing.append(self._encoder.response(msgid, None, result))
+        reply = self._encoder.response(msgid, None, result)
+        self.outgoing_bytes += len(reply)
+        self._outgoing.append(reply)
 
     def send_error(self, msgid: int | None, error: CodedError) -> None:
         """Refuses a request, or, without a msgid, a message that was none."""
@@ -92,16 +101,20 @@ class Connection:
         # protocol 4.1: facts only for who said hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()
         reply = self._encoder.response(msgid, (ERROR_KIND, sentence, *facts), None)
+        self.outgoing_bytes += len(reply)
         self._outgoing.append(reply)
 
     def send_notification(self, method: str, params: dict[str, Any]) -> None:
         """Tells the client something that it did not ask."""
-        self._outgoing.append(self._encoder.notification(method, params))
+        message = self._encoder.notification(method, params)
+        self.outgoing_bytes += len(message)
+        self._outgoing.append(message)
 
     def data_to_send(self) -> bytes:
         """Returns everything to be written to the socket; you must write it all."""
         data = b"".join(self._outgoing)
         self._outgoing.clear()
+        self.outgoing_bytes = 0
         return data
 
     def _understand(self, message: Any) -> Request | None:

@@ -1,0 +1,114 @@
+"""How much of the daemon one client, one user, or all may use (`[limits]`).
+
+Checked before anything happens: whoever asks for too much is refused, and nobody else
+notices. A limit that is lowered takes nothing away from those who are above it.
+"""
+
+import os
+from collections import Counter
+from typing import Final
+
+from lockd.daemon.config import Limits
+from lockd.daemon.peer import Peer
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import LimitError
+from lockd.terms import ResourceKey
+
+RESERVED: Final = 16
+"""Of all sessions, those that only root and the daemon's own user may take."""
+
+
+class LimitKeeper:
+    """Counts sessions, and knows what is too much.
+
+    Args:
+        engine: counts locks and waiting requests.
+    """
+
+    def __init__(self, engine: LockEngine, limits: Limits) -> None:
+        self.limits = limits
+        self._engine = engine
+        self._clients = 0
+        self._admins = 0
+        self._clients_of: Counter[int] = Counter()
+        self._privileged = (0, os.geteuid())
+
+    # Sessions.
+
+    def check_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Raises `LimitError` if no further client of a user can be taken in."""
+        limits = self.limits
+        if at_admin_socket:
+            _check("admin_sessions", self._admins, limits.admin_sessions)
+            return
+        kept = 0 if uid in self._privileged else min(RESERVED, limits.sessions - 1)
+        _check("sessions", self._clients + kept, limits.sessions)
+        of_user = self._clients_of[uid]
+        _check("sessions_per_user", of_user, limits.sessions_per_user)
+
+    def add_session(self, peer: Peer) -> None:
+        """Counts a client that was taken in."""
+        if peer.at_admin_socket:
+            self._admins += 1
+        else:
+            self._clients += 1
+            self._clients_of[peer.credentials.uid] += 1
+
+    def remove_session(self, peer: Peer) -> None:
+        """Counts a client no longer."""
+        if peer.at_admin_socket:
+            self._admins -= 1
+            return
+        uid = peer.credentials.uid
+        self._clients -= 1
+        self._clients_of[uid] -= 1
+        if not self._clients_of[uid]:
+            del self._clients_of[uid]
+
+    # Requests.
+
+    def check_acquire(
+        self, session_id: int, keys: tuple[ResourceKey, ...], *, waits: bool
+    ) -> None:
+        """Raises `LimitError` for a request for too many locks, or too much patience.
+
+        Args:
+            waits: whether it would wait if it cannot be granted at once.
+        """
+        limits, engine = self.limits, self._engine
+        session = engine.sessions[session_id]
+        owner = session.owner
+        more = len(keys) - 1
+        held = len(owner.grants) + more
+        if held >= limits.locks_per_session:
+            _check("locks_per_session", held, limits.locks_per_session)
+        uid = owner.identity.uid
+        held = engine.held_by_user.get(uid, 0) + more
+        if held >= limits.locks_per_user:
+            _check("locks_per_user", held, limits.locks_per_user)
+        if engine.waiting:
+            self.check_request(session_id, waits=waits)
+            for key in keys if waits else ():
+                resource = engine.resources.get(key)
+                if resource is not None:
+                    length = resource.line_length()
+                    _check("queue_length", length, limits.queue_length)
+
+    def check_request(self, session_id: int, *, waits: bool) -> None:
+        """Raises `LimitError` if too many requests are unanswered already."""
+        limits = self.limits
+        session = self._engine.sessions[session_id]
+        uid = session.owner.identity.uid
+        unanswered = self._engine.waiting_by_user.get(uid, 0)
+        _check("requests_per_user", unanswered, limits.requests_per_user)
+        if waits:
+            waiting = len(session.requests)
+            _check("waiters_per_session", waiting, limits.waiters_per_session)
+
+
+def _check(key: str, used: int, most: int) -> None:
+    if used >= most:
+        raise LimitError(
+            f"the limit of {most} is reached (limits.{key})",
+            {"limit": key, "most": most},
+        )

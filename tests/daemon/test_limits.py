@@ -1,0 +1,261 @@
+"""Every limit: reached by the one who asks, unnoticed by everybody else."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import lockd
+from conftest import StartDaemon
+from daemon_process import DaemonProcess
+from wire_client import (
+    NOBODY,
+    Refusal,
+    WireClient,
+    connected_as,
+    wait_for_sessions,
+    wait_for_waiters,
+)
+
+only_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can connect as another user"
+)
+Limited = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def limited(start_daemon: StartDaemon) -> Limited:
+    """Starts a daemon with some limits."""
+
+    def start(more: str = "", **limits: float) -> DaemonProcess:
+        lines = [f"{key} = {value}" for key, value in limits.items()]
+        return start_daemon("\n".join([more, "[limits]", *lines]))
+
+    return start
+
+
+def greeted(daemon: DaemonProcess) -> WireClient:
+    client = WireClient(daemon.socket)
+    client.call("hello", protocol=1, client="test")
+    return client
+
+
+def check_limit(refusal: Refusal, key: str, most: float) -> None:
+    assert refusal.code == "limit"
+    assert refusal.sentence == f"the limit of {most} is reached (limits.{key})"
+    assert refusal.facts in (None, {"limit": key, "most": most})
+
+
+def turned_away(client: WireClient) -> Refusal:
+    """Returns what a client was told before its connection ended."""
+    (message,) = client.rest()
+    client.close()
+    assert message[:2] == [1, None]
+    return Refusal(message[2])
+
+
+def test_one_lock_too_many_is_refused(limited: Limited) -> None:
+    daemon = limited(locks_per_session=3)
+    with greeted(daemon) as client, greeted(daemon) as other:
+        client.acquire("a")
+        client.acquire("b")
+        check_limit(
+            client.refusal("acquire", resources=["c", "d"]), "locks_per_session", 3
+        )
+        client.acquire("c")
+        check_limit(client.refusal("acquire", resource="d"), "locks_per_session", 3)
+        other.acquire("d")
+        client.call("release", resource="a")
+        client.acquire("e")
+
+
+def test_shared_hold_that_is_counted_is_one_lock(limited: Limited) -> None:
+    daemon = limited(locks_per_user=2)
+    with greeted(daemon) as client:
+        client.acquire("a", mode="shared")
+        client.acquire("a", mode="shared")
+        client.acquire("b")
+        check_limit(client.refusal("acquire", resource="c"), "locks_per_user", 2)
+
+
+@only_root
+def test_locks_of_one_user_count_together(limited: Limited) -> None:
+    daemon = limited(locks_per_user=2)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(greeted(daemon)) for _ in range(2))
+        stranger = stack.enter_context(connected_as(daemon.socket, NOBODY, NOBODY))
+        first.acquire("a")
+        second.acquire("b")
+        for client in (first, second):
+            check_limit(client.refusal("acquire", resource="c"), "locks_per_user", 2)
+        stranger.acquire("c")
+        first.close()
+        wait_for_sessions(second, 2)
+        second.acquire("d")
+
+
+def test_waiters_of_a_session_and_of_a_lock_are_bounded(limited: Limited) -> None:
+    daemon = limited(waiters_per_session=2, queue_length=3)
+    with greeted(daemon) as holder, greeted(daemon) as client, greeted(daemon) as more:
+        holder.call("acquire", resources=["a", "b", "c"])
+        client.send("acquire", resource="a")
+        client.send("acquire", resource="b")
+        wait_for_waiters(holder, "b", 1)
+        check_limit(client.refusal("acquire", resource="c"), "waiters_per_session", 2)
+        assert client.refusal("acquire", resource="c", timeout=0).code == "busy"
+        more.send("acquire", resource="a")
+        with greeted(daemon) as third, greeted(daemon) as fourth:
+            third.send("acquire", resource="a")
+            wait_for_waiters(holder, "a", 3)
+            check_limit(fourth.refusal("acquire", resource="a"), "queue_length", 3)
+            assert fourth.refusal("acquire", resource="a", timeout=0).code == "busy"
+            fourth.acquire("free")
+
+
+def test_unanswered_requests_of_a_user_are_bounded(limited: Limited) -> None:
+    daemon = limited(requests_per_user=2)
+    with greeted(daemon) as holder, greeted(daemon) as one, greeted(daemon) as two:
+        holder.acquire("a")
+        first = one.send("acquire", resource="a")
+        two.send("acquire", resource="a")
+        wait_for_waiters(holder, "a", 2)
+        check_limit(two.refusal("acquire", resource="b"), "requests_per_user", 2)
+        holder.call("release", resource="a")
+        one.result(first)
+        two.acquire("b")
+
+
+def test_client_too_many_is_told_and_turned_away(limited: Limited) -> None:
+    daemon = limited(sessions_per_user=2)
+    with greeted(daemon) as first, greeted(daemon):
+        check_limit(turned_away(WireClient(daemon.socket)), "sessions_per_user", 2)
+        with pytest.raises(lockd.LimitError, match="sessions_per_user"):
+            lockd.connect(str(daemon.socket))
+        first.acquire("a")
+    with greeted(daemon) as client:
+        wait_for_sessions(client, 1)
+        with greeted(daemon) as another:
+            another.acquire("a")
+
+
+@only_root
+def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
+    daemon = limited(sessions=18, admin_sessions=1)
+    with ExitStack() as stack:
+
+        def stranger() -> WireClient:
+            client = connected_as(daemon.socket, NOBODY, NOBODY)
+            return stack.enter_context(client)
+
+        ours = [stranger() for _ in range(2)]
+        for client in ours:
+            client.call("statistics")
+        check_limit(turned_away(stranger()), "sessions", 18)
+        roots = [stack.enter_context(WireClient(daemon.socket)) for _ in range(16)]
+        for client in roots:
+            client.call("statistics")
+        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 18)
+
+
+def test_admins_are_counted_apart(limited: Limited, tmp_path: Any) -> None:
+    path = f"{tmp_path}/admin.sock"
+    daemon = limited(f"admin_socket = '{path}'", sessions=1, admin_sessions=2)
+    with greeted(daemon), WireClient(path) as admin, WireClient(path) as other:
+        admin.call("statistics")
+        other.call("statistics")
+        check_limit(turned_away(WireClient(path)), "admin_sessions", 2)
+        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 1)
+        other.close()
+        wait_for_sessions(admin, 2)
+        with WireClient(path) as another:
+            another.call("statistics")
+
+
+def test_message_may_be_as_long_as_configured(limited: Limited) -> None:
+    daemon = limited(message_bytes=2_000)
+    with greeted(daemon) as client, greeted(daemon) as other:
+        client.acquire("a", reason="x" * 1_900)
+        client.send("acquire", resource="b", reason="x" * 2_000)
+        (message,) = client.rest()
+        assert message[2][1].startswith("protocol: a message is longer than 2000 bytes")
+        other.acquire("a")
+
+
+def test_half_a_message_is_not_waited_for_for_ever(limited: Limited) -> None:
+    daemon = limited(message_timeout=0.05)
+    with greeted(daemon) as slow, greeted(daemon) as silent, greeted(daemon) as other:
+        slow.acquire("a")
+        slow.send_bytes(b"\x94\x00\x63\xa5hel")
+        (message,) = slow.rest()
+        assert message[2][1].startswith("protocol: a message was not complete after")
+        other.acquire("a", timeout=10)
+        silent.acquire("b")
+
+
+def test_message_that_gets_complete_in_time_is_answered(limited: Limited) -> None:
+    daemon = limited(message_timeout=60)
+    with greeted(daemon) as client:
+        client.send_bytes(b"\x94\x00\x63\xaastat")
+        with greeted(daemon) as other:
+            other.call("statistics")
+        client.send_bytes(b"istics\x90")
+        assert client.result(0x63)["sessions"] >= 1
+
+
+def test_lowered_limit_takes_nothing_away(limited: Limited) -> None:
+    daemon = limited(locks_per_session=5)
+    with greeted(daemon) as client:
+        client.call("acquire", resources=["a", "b", "c"])
+        daemon.config.write_text("[limits]\nlocks_per_session = 1\n")
+        daemon.reload()
+        check_limit(client.refusal("acquire", resource="d"), "locks_per_session", 1)
+        for name in "abc":
+            client.call("release", resource=name)
+        client.acquire("d")
+
+
+def test_clients_get_in_again_when_descriptors_are_free(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    used = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + 5, used + 5))
+    with ExitStack() as stack:
+        inside = stack.enter_context(greeted(daemon))
+        crowd = [WireClient(daemon.socket) for _ in range(20)]
+        refused = 0
+        for client in crowd:
+            stack.enter_context(client)
+            try:
+                client.call("statistics")
+            except (AssertionError, ConnectionError):
+                refused += 1
+        assert refused >= 15
+        inside.acquire("a")
+        for client in crowd:
+            client.close()
+        wait_for_sessions(inside, 1)
+        with greeted(daemon) as late:
+            late.acquire("b")
+
+
+def test_lockctl_says_which_limit_it_is(limited: Limited) -> None:
+    daemon = limited(sessions_per_user=1)
+    with greeted(daemon):
+        done = subprocess.run(
+            ["lockctl", f"--socket={daemon.socket}", "list"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            env=os.environ | {"PATH": os.path.dirname(sys.executable)},
+        )
+    assert done.returncode == 69
+    assert done.stderr == (
+        "lockctl: the limit of 1 is reached (limits.sessions_per_user)\n"
+    )
