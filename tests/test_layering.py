@@ -12,6 +12,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "terms": set(),
     "text": set(),
+    "notify": set(),
     "names": {"errors", "terms"},
     "engine": {"errors", "terms", "names"},
     "protocol": {"errors", "terms", "names"},
@@ -20,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
         "errors",
         "terms",
         "text",
+        "notify",
         "names",
         "engine",
         "protocol",
@@ -27,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
         "version",
     },
     "client": {"errors", "terms", "text", "names", "protocol"},
-    "ctl": {"errors", "terms", "text", "names", "client", "version"},
+    "ctl": {"errors", "terms", "text", "notify", "names", "client", "version"},
     "version": {"errors", "terms", "names", "client"},
 }
 """What each room may import besides itself; `version` is the package `lockd` itself."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockd.daemon import systemd
+from lockd.notify import is_listening, notify
 
 Environment = dict[str, str]
 
@@ -25,8 +26,8 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 def test_manager_is_told(manager: socket.socket) -> None:
-    assert systemd.is_listening()
-    assert systemd.notify("READY=1\nSTATUS=ünf")
+    assert is_listening()
+    assert notify("READY=1\nSTATUS=ünf")
     assert manager.recv(100) == "READY=1\nSTATUS=ünf".encode()
 
 
@@ -34,12 +35,12 @@ def test_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"\0lockd-test-{os.getpid()}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@lockd-test-{os.getpid()}")
-        assert systemd.notify("READY=1")
+        assert notify("READY=1")
         assert sock.recv(100) == b"READY=1"
 
 
 def test_manager_that_does_not_read_holds_nobody_up(manager: socket.socket) -> None:
-    sent = [systemd.notify("WATCHDOG=1") for _ in range(5_000)]
+    sent = [notify("WATCHDOG=1") for _ in range(5_000)]
     assert sent[0]
     assert not sent[-1]
 
@@ -49,13 +50,13 @@ def test_nobody_to_tell_is_no_error(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    assert not systemd.notify("READY=1")
+    assert not notify("READY=1")
 
 
 def test_no_notification_without_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not systemd.is_listening()
-    assert not systemd.notify("READY=1")
+    assert not is_listening()
+    assert not notify("READY=1")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from lockd.errors import LockdError
 
 _COMMANDS: Final = {
     "run": ("lockd.ctl.run", "run"),
+    "hold": ("lockd.ctl.hold", "hold"),
     "list": ("lockd.ctl.listings", "list_"),
     "show": ("lockd.ctl.inquiries", "show"),
     "who": ("lockd.ctl.inquiries", "who"),

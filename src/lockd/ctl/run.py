@@ -3,7 +3,6 @@
 What then happens is in `under_lock`.
 """
 
-import math
 import os
 import signal
 from typing import Any, NoReturn
@@ -11,26 +10,12 @@ from typing import Any, NoReturn
 import click
 
 from lockd.ctl.exits import EXITS
-from lockd.ctl.options import in_lockspace, meant
+from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
 from lockd.ctl.under_lock import Plan, Run
 from lockd.names import plain
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED
 
 _NAME_LENGTH = 60
-
-
-def _seconds(
-    _ctx: click.Context, _param: click.Parameter, value: str | float | None
-) -> float | None:
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise click.BadParameter(f"{value!r} is not a number of seconds")
-    return seconds
 
 
 def _signal(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
@@ -99,7 +84,7 @@ class _RunCommand(click.Command):
     "-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Do not wait: -w 0."
 )
 @click.option(
-    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=_seconds,
+    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
     help="Wait at most so long; fractions are allowed, 0 does not wait.",
 )  # fmt: skip
 @click.option(
@@ -127,7 +112,7 @@ class _RunCommand(click.Command):
 )  # fmt: skip
 @click.option(
     "--kill-after", metavar="SECONDS", default="10", show_default=True,
-    callback=_seconds, help="How long that may take before SIGKILL.",
+    callback=seconds, help="How long that may take before SIGKILL.",
 )  # fmt: skip
 @click.option(
     "--status-fd", metavar="FD", type=click.IntRange(min=0),
@@ -167,7 +152,7 @@ def run(
     keys = [meant(name, lockspace) for name in names]
     plan = Plan(
         socket=socket,
-        lockspace=_common_lockspace(keys),
+        lockspace=common_lockspace(keys),
         names=tuple(key.resource for key in keys),
         mode=SHARED if shared else EXCLUSIVE,
         timeout=0 if nonblock else timeout,
@@ -193,15 +178,6 @@ def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...
         return words, plain(os.path.basename(words[0]))[:_NAME_LENGTH] or "?"
     shell = os.environ.get("SHELL") or "/bin/sh"
     return (shell, "-c", script), plain(script)[:_NAME_LENGTH] or "?"
-
-
-def _common_lockspace(keys: list[ResourceKey]) -> str:
-    spaces = {key.lockspace for key in keys}
-    if len(spaces) > 1:
-        raise click.UsageError(
-            "the names are in different lockspaces: one run locks in one of them"
-        )
-    return spaces.pop()
 
 
 def _check_descriptor(status_fd: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The session of a `lockctl run`: one connection, one owner, the locks of one command.
+"""The session of `lockctl run` and `hold`: one connection, one owner, its locks.
 
 It drives the client's link itself, as it needs what other programs do not: the bare
 socket, to hear of a loss by SIGIO and to leave the session to an executed command.
@@ -66,6 +66,10 @@ class Session:
         )
         self._perform(acquire)
         self.grants = acquire.grants
+
+    def fileno(self) -> int:
+        """Returns the socket's descriptor: readable when the daemon says something."""
+        return self._sock.fileno()
 
     def check(self) -> None:
         """Checks, without waiting, that no lock has been lost.

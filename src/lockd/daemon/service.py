@@ -35,6 +35,7 @@ from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
+from lockd.notify import is_listening, notify
 
 logger = logging.getLogger("lockd")
 
@@ -167,7 +168,7 @@ class Service:
                 self.server.listen(listener.socket, admin=purpose == ADMINS)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             self._tell_ready()
-        systemd.notify("STOPPING=1")
+        notify("STOPPING=1")
         self.server.close()
         self.runtime.close()
         self.open_files.mounts.close()
@@ -210,16 +211,12 @@ class Service:
     async def _keep_house(self, cancel_scope: trio.CancelScope) -> None:
         """Tells systemd that and how it goes, from the loop that serves."""
         watchdog = systemd.watchdog_interval()
-        if (
-            watchdog is None
-            and self._options.timeout is None
-            and not systemd.is_listening()
-        ):
+        if watchdog is None and self._options.timeout is None and not is_listening():
             return
         while True:
             self._tell_status()
             if watchdog is not None:
-                systemd.notify("WATCHDOG=1")
+                notify("WATCHDOG=1")
             if self._is_idle_too_long():
                 logger.info("= ends: nobody needed it for a while")
                 cancel_scope.cancel()
@@ -236,11 +233,11 @@ class Service:
 
     def _tell_reloading(self) -> None:
         # The time is for Type=notify-reload of newer managers (sd_notify(3)).
-        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def _tell_ready(self) -> None:
         self._status = ""
-        systemd.notify("READY=1")
+        notify("READY=1")
         self._tell_status()
 
     def _tell_status(self) -> None:
@@ -249,7 +246,7 @@ class Service:
         status += f"{len(engine.sessions)} sessions"
         if self._complaint:
             status += f"; {self._complaint}"
-        if status != self._status and systemd.notify(f"STATUS={status}"):
+        if status != self._status and notify(f"STATUS={status}"):
             self._status = status
 
 

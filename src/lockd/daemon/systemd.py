@@ -1,8 +1,8 @@
-"""What a service says to systemd and gets from it: sd_notify(3), sd_listen_fds(3).
+"""What systemd gives to a service: sockets and a watchdog (sd_listen_fds(3)).
 
 Variables that name descriptors are removed once they are used: a program that is put
-in this one's place in the same process must not use them again. Those of the
-notifications stay, for it goes on to notify.
+in this one's place in the same process must not use them again. Those of the watchdog
+stay, for it goes on to be watched.
 """
 
 import os
@@ -18,33 +18,6 @@ FIRST_FD: Final = 3
 
 NAMES: Final = ("client", "admin")
 """What a socket may be for: FileDescriptorName= of its unit (systemd.socket(5))."""
-
-
-def is_listening() -> bool:
-    """Tells whether the service manager wants to hear from us."""
-    return bool(os.environ.get("NOTIFY_SOCKET"))
-
-
-def notify(state: str) -> bool:
-    """Tells the service manager something; tells whether that left.
-
-    Never waits, never fails: a manager that does not listen must not hold up locks.
-
-    Args:
-        state: assignments, one a line, as in sd_notify(3).
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return False
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with (
-        suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
-    ):
-        sock.sendto(state.encode("utf-8", "replace"), address)
-        return True
-    return False
 
 
 def watchdog_interval() -> float | None:

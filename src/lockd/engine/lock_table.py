@@ -34,6 +34,7 @@ from lockd.engine.effects import (
 )
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.tally import Tally
 from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -64,9 +65,8 @@ class LockTable:
         #: Grants that were made, requests that were refused, grants that ended.
         self.granted = self.refused = self.ended = 0
         self.waiting = 0
-        #: How many grants, and how many unanswered requests, a uid has; never 0.
-        self.held_by_user: dict[int, int] = {}
-        self.waiting_by_user: dict[int, int] = {}
+        #: How many grants, and how many unanswered requests, a uid has.
+        self.held_by_user, self.waiting_by_user = Tally(), Tally()
         self.lockspaces: dict[str, AddLockspace] = {}
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
@@ -100,7 +100,7 @@ class LockTable:
     def _track(self, request: Request) -> None:
         request.session.requests[request.number] = request
         self.waiting += 1
-        count_up(self.waiting_by_user, request.uid)
+        self.waiting_by_user.add(request.uid)
 
     def _wait(self, request: Request, now: float) -> None:
         """Gives a tracked request its place in the lines, or refuses a deadlock."""
@@ -155,7 +155,7 @@ class LockTable:
         request.answered = True
         del request.session.requests[request.number]
         self.waiting -= 1
-        _count_down(self.waiting_by_user, request.uid)
+        self.waiting_by_user.remove(request.uid)
         for key in request.keys:
             # An idle resource has been dropped, and with it the place in its line.
             resource = self.resources.get(key)
@@ -389,7 +389,7 @@ class LockTable:
             if held is None:
                 self.last_token += 1
                 self.granted += 1
-                count_up(self.held_by_user, session.owner.identity.uid)
+                self.held_by_user.add(session.owner.identity.uid)
                 grant = Grant(
                     key,
                     session.owner.owner_id,
@@ -450,7 +450,7 @@ class LockTable:
         del resource.holders[grant.owner_id]
         del self.owners[grant.owner_id].grants[grant.fencing_token]
         self.ended += 1
-        _count_down(self.held_by_user, grant.owner.uid)
+        self.held_by_user.remove(grant.owner.uid)
         self._remember(LastHolder(grant, now, cause))
         self._effects.append(Ended(grant, cause))
         if resource.has_line or resource.anchor is not None:
@@ -464,19 +464,6 @@ class LockTable:
         memory.move_to_end(last.grant.key)
         if len(memory) > MAX_LAST_HOLDERS:
             memory.popitem(last=False)
-
-
-def count_up(counts: dict[int, int], uid: int) -> None:
-    """Counts one more for a user."""
-    counts[uid] = counts.get(uid, 0) + 1
-
-
-def _count_down(counts: dict[int, int], uid: int) -> None:
-    left = counts[uid] - 1
-    if left:
-        counts[uid] = left
-    else:
-        del counts[uid]
 
 
 def _is_stale(entry: tuple[float, int, Request]) -> bool:

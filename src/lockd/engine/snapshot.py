@@ -13,7 +13,6 @@ from msgspec import Struct, convert, to_builtins
 from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.lock_table import count_up
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import OutsideHolder, ResourceKey
@@ -125,7 +124,7 @@ def load(data: Plain) -> Loaded:
     damaged = _drop_damaged(engine) if problems else []
     for owner in engine.owners.values():
         for grant in owner.grants.values():
-            count_up(engine.held_by_user, grant.owner.uid)
+            engine.held_by_user.add(grant.owner.uid)
     return Loaded(engine, problems, damaged, _orphans(engine) if problems else [])
 
 

@@ -1,0 +1,97 @@
+"""`lockctl hold`: a lock without a command, for as long as this process lives.
+
+Made for units of systemd that need a lock (`lockd-hold@.service`), of use to anybody
+who can wait for a line and send a signal.
+"""
+
+import os
+import select
+import signal
+
+import click
+
+from lockd.ctl.exits import EXITS
+from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
+from lockd.ctl.session import Session
+from lockd.names import quoted
+from lockd.notify import notify
+from lockd.terms import EXCLUSIVE, SHARED
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _HoldCommand(click.Command):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit status"):
+            unheard = ("126", "127")
+            rows = [(str(x.status), x.meaning) for x in EXITS]
+            shown = [row for row in rows if row[0] not in unheard]
+            formatter.write_dl([("0", "it was told to stop, and released"), *shown])
+
+
+@click.command(
+    cls=_HoldCommand,
+    short_help="Hold a lock until told to stop.",
+    options_metavar="[OPTIONS]",
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
+@click.option(
+    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
+    help="Wait at most so long; fractions are allowed, 0 does not wait.",
+)  # fmt: skip
+@in_lockspace
+@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
+@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
+@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@click.pass_obj
+def hold(
+    socket: str | None,
+    /,
+    names: tuple[str, ...],
+    lockspace: str | None,
+    shared: bool,
+    timeout: float | None,
+    owner: str | None,
+    reason: str | None,
+    label: str | None,
+) -> None:
+    """Hold the lock NAME until SIGTERM, SIGINT or SIGHUP, then release it.
+
+    Several NAMEs are locked all or none. "held" is printed when it is granted; a
+    service manager that listens is told that the service is ready. If the lock is lost,
+    lockctl says why and exits.
+    """
+    keys = [meant(name, lockspace) for name in names]
+    session = Session(socket)
+    session.acquire(
+        [key.resource for key in keys],
+        common_lockspace(keys),
+        mode=SHARED if shared else EXCLUSIVE,
+        timeout=timeout,
+        label=label,
+        reason=reason,
+        owner=owner or "lockctl hold",
+        owner_pid=None,
+    )
+    told_to_stop = _wakeup_descriptor()
+    shown = ", ".join(quoted(str(key)) for key in keys)
+    tokens = ", ".join(str(grant.fencing_token) for grant in session.grants)
+    notify(f"READY=1\nSTATUS=holds {shown}, fencing token {tokens}")
+    click.echo("held")
+    poll = select.poll()
+    poll.register(session.fileno(), select.POLLIN)
+    poll.register(told_to_stop, select.POLLIN)
+    while told_to_stop not in [fd for fd, _ in poll.poll()]:
+        session.check()
+    notify("STOPPING=1")
+    session.release()
+
+
+def _wakeup_descriptor() -> int:
+    """Returns a descriptor that is readable once a signal told us to stop."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer)
+    for number in _STOPPING:
+        signal.signal(number, lambda number, frame: None)
+    return reader

@@ -1,0 +1,32 @@
+"""What a service says to its manager: sd_notify(3)."""
+
+import os
+import socket
+from contextlib import suppress
+
+
+def is_listening() -> bool:
+    """Tells whether the service manager wants to hear from us."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def notify(state: str) -> bool:
+    """Tells the service manager something; tells whether that left.
+
+    Never waits, never fails: a manager that does not listen must not hold up locks.
+
+    Args:
+        state: assignments, one a line, as in sd_notify(3).
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
+    ):
+        sock.sendto(state.encode("utf-8", "replace"), address)
+        return True
+    return False

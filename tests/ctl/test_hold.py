@@ -1,0 +1,100 @@
+"""`lockctl hold`: ready when it is granted, ends when it is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import LOCKCTL
+from daemon_process import DaemonProcess
+from lockd import Client
+
+PATIENCE = 30.0
+
+
+@contextmanager
+def holding(
+    lockd: DaemonProcess, *arguments: str, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*LOCKCTL, f"--socket={lockd.socket}", "hold", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_lock_is_held_until_told_to_stop(
+    lockd: DaemonProcess, client: Client, number: signal.Signals
+) -> None:
+    with holding(lockd, "a", "b", "--reason=why", "--owner=the unit") as process:
+        assert line(process) == "held\n"
+        for name in "ab":
+            (holder,) = client.query(name)["holders"]
+            assert (holder["name"], holder["reason"]) == ("the unit", "why")
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 0
+    client.acquire("a", timeout=0)
+
+
+def test_manager_hears_that_it_is_ready_when_it_is_granted(
+    lockd: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    grant = client.acquire("a")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        address = str(tmp_path / "notify")
+        with holding(lockd, "a", NOTIFY_SOCKET=address) as process:
+            while not client.query("a")["waiters"]:
+                pass
+            with pytest.raises(BlockingIOError):
+                manager.recv(1000, socket.MSG_DONTWAIT)
+            grant.release()
+            said = manager.recv(1000).decode()
+            assert said.startswith("READY=1\nSTATUS=holds 'a', fencing token ")
+            process.terminate()
+            assert manager.recv(1000) == b"STOPPING=1"
+            assert process.wait(PATIENCE) == 0
+
+
+def test_loss_ends_it(lockd: DaemonProcess, client: Client) -> None:
+    with holding(lockd, "a") as process:
+        assert line(process) == "held\n"
+        (holder,) = client.query("a")["holders"]
+        client.break_grant(holder["fencing_token"], "maintenance")
+        assert process.wait(PATIENCE) == 76
+        assert process.stderr is not None
+        assert "maintenance" in process.stderr.read()
+
+
+def test_end_of_the_daemon_ends_it(lockd: DaemonProcess) -> None:
+    with holding(lockd, "a") as process:
+        assert line(process) == "held\n"
+        lockd.kill()
+        assert process.wait(PATIENCE) == 76
+
+
+def test_patience_has_an_end(lockd: DaemonProcess, client: Client) -> None:
+    client.acquire("a", reason="mine")
+    with holding(lockd, "a", "-w", "0") as process:
+        assert process.wait(PATIENCE) == 75
+        assert process.stderr is not None
+        assert "mine" in process.stderr.read()
