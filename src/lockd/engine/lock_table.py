@@ -258,25 +258,18 @@ class LockTable:
     def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
         resource.pending = request
         resource.anchor_wanted = mode
-        self._ask_for_anchor(resource, request, mode)
-
-    def _ask_for_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
-        in_use = bool(resource.holders)
-        self._effects.append(OpenAnchor(resource.key, mode, request.create, in_use))
+        self._effects.append(
+            OpenAnchor(resource.key, mode, request.create, bool(resource.holders))
+        )
 
     def _ask_again(self, request: Request) -> None:
         """Has all anchors of a request opened anew: no answer will come any more."""
-        asked = [key for key in request.keys if self._is_asked_for(key, request)]
+        found = filter(None, map(self.resources.get, request.keys))
+        asked = [resource for resource in found if resource.pending is request]
         request.refusal = None
         request.opening = len(asked)
-        for key in asked:
-            resource = self.resources[key]
-            assert resource.anchor_wanted is not None
-            self._ask_for_anchor(resource, request, resource.anchor_wanted)
-
-    def _is_asked_for(self, key: ResourceKey, request: Request) -> bool:
-        resource = self.resources.get(key)
-        return resource is not None and resource.pending is request
+        for resource in asked:
+            self._open_anchor(resource, request, resource.anchor_wanted or request.mode)
 
     def _anchor_answered(
         self, resource: Resource, refusal: AnchorRefused | None, now: float
