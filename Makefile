@@ -1,9 +1,12 @@
 # make run     start a daemon here, in the foreground
 # make test    everything that needs no root and no system package
+# make test-system   lockd under a real systemd, in namespaces of its own; takes root
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
 # make bench   speed, beside the peers that are installed
+# make install [DESTDIR=] [PREFIX=/usr/local] [PYTHON=python3]   program, units, manual
+# make uninstall     with the same variables
 # make lock    write requirements.lock anew, from pyproject.toml
 
 PYTHON ?= python3
@@ -19,7 +22,15 @@ RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(shell \
 SOCKET := $(if $(RUNTIME_DIR),$(RUNTIME_DIR)/lockd/lockd.sock,$(STATE_DIR)/lockd.sock)
 LOCKCTL := $(CURDIR)/$(BIN)/lockctl$(if $(RUNTIME_DIR),, --socket $(SOCKET))
 
-.PHONY: run test check fix bite bench lock clean
+# Where `make install` puts things; DESTDIR goes before all of it.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+BINDIR = $(PREFIX)/bin
+LIBDIR = $(PREFIX)/lib/lockd
+UNITDIR = $(PREFIX)/lib/systemd
+MANDIR = $(PREFIX)/share/man
+
+.PHONY: run test test-system check fix bite bench lock install uninstall clean
 
 run: $(READY)
 	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n' \
@@ -30,6 +41,9 @@ run: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-system: $(READY)
+	$(BIN)/python -m pytest tests/booted
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -61,6 +75,53 @@ lock:
 	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --generate-hashes \
 	  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
 	  --output-file requirements.lock pyproject.toml
+
+# The program lies in a directory of its own, with the dependencies that the lock file pins, and
+# runs with the interpreter that $(PYTHON) is, which no environment variable and no
+# module of the user can change (-I).
+install: $(READY)
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(UNITDIR)/system' \
+	  '$(DESTDIR)$(UNITDIR)/user' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
+	  '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d' '$(DESTDIR)$(SYSCONFDIR)/lockd/conf.d'
+	$(BIN)/python tools/runtime_requirements.py > '$(DESTDIR)$(LIBDIR)/requirements.txt'
+	$(BIN)/python -m pip --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
+	  install --quiet --disable-pip-version-check --no-warn-script-location --ignore-installed \
+	  --require-hashes --no-deps --target '$(DESTDIR)$(LIBDIR)' \
+	  -r '$(DESTDIR)$(LIBDIR)/requirements.txt'
+	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
+	cp -R src/lockd '$(DESTDIR)$(LIBDIR)/'
+	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)'
+	for program in lockd:daemon lockctl:ctl; do \
+	  sed -e "s|@python@|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
+	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@room@|$${program#*:}|" tools/launcher.in \
+	    > '$(DESTDIR)$(BINDIR)'/$${program%:*} && \
+	  chmod 755 '$(DESTDIR)$(BINDIR)'/$${program%:*} || exit 1; \
+	done
+	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
+	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
+	  sed 's|/usr/bin/|$(BINDIR)/|' $$unit > '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} || exit 1; \
+	done
+	install -m 644 systemd/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/'
+	install -m 644 systemd/tmpfiles.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/'
+	test -e '$(DESTDIR)$(SYSCONFDIR)/lockd/lockd.toml' || \
+	  install -m 644 conf/lockd.toml '$(DESTDIR)$(SYSCONFDIR)/lockd/'
+	for page in man/*.[1-8]; do \
+	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
+	done
+
+# The configuration and the state stay: they are the operator's.
+uninstall:
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	rm -f '$(DESTDIR)$(BINDIR)/lockd' '$(DESTDIR)$(BINDIR)/lockctl' \
+	  '$(DESTDIR)$(UNITDIR)'/system/lockd.service '$(DESTDIR)$(UNITDIR)'/system/lockd.socket \
+	  '$(DESTDIR)$(UNITDIR)'/system/lockd-admin.socket \
+	  '$(DESTDIR)$(UNITDIR)'/system/lockd-hold@.service \
+	  '$(DESTDIR)$(UNITDIR)'/user/lockd.service '$(DESTDIR)$(UNITDIR)'/user/lockd.socket \
+	  '$(DESTDIR)$(PREFIX)'/lib/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)'/lib/tmpfiles.d/lockd.conf
+	for page in man/*.[1-8]; do \
+	  rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/}; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

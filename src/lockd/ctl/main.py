@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from lockd import __version__
 from lockd.ctl import exits
 from lockd.errors import LockdError
 
@@ -59,7 +60,7 @@ class _Commands(click.Group):
     help="Where the daemon listens; else $LOCKD_SOCKET, your own daemon's socket, "
     "the system's.",
 )  # fmt: skip
-@click.version_option(package_name="lockd", message="lockctl %(version)s")
+@click.version_option(__version__, message="lockctl %(version)s")
 @click.pass_context
 def lockctl(ctx: click.Context, socket: str | None) -> None:
     """Take locks of lockd, and see who holds them.

@@ -152,8 +152,9 @@ def _check_lockspaces(config: Config, path: str | None) -> None:
 
 def _raise_descriptor_limit() -> None:
     """Takes all descriptors that we may: each session and each lock file needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_up_logging() -> None:

@@ -1,0 +1,183 @@
+"""A machine with a real systemd: PID 1 of namespaces of its own, on this host's files.
+
+The root is an overlay (Documentation/filesystems/overlayfs.rst) of this host's root and of
+a directory into which lockd was installed; what is written goes to a tmpfs and is gone in
+the end. The network, the processes and the control groups are its own.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Self
+
+TOP = Path(__file__).parents[3]
+PATIENCE = 60.0
+
+INTERPRETER = "/usr/bin/python3"
+LIBDIR = "/usr/lib/lockd"
+
+# unshare(1) made the namespaces; here the root is put together and changed
+# (pivot_root(2)). systemd takes a container that has such a control group for its own.
+BOOT = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 lockd-test "$1"
+mkdir "$1/work" "$1/root"
+cp -a "$2" "$1/changes"
+mount -t overlay lockd-test "$1/root" \
+    -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work"
+cd "$1/root"
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+for place in run tmp; do mount -t tmpfs -o mode=1777 tmpfs $place; done
+chmod 755 run
+mount --rbind /dev dev
+mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+mkdir sys/fs/cgroup/unified sys/fs/cgroup/systemd
+mount -t cgroup2 cgroup2 sys/fs/cgroup/unified || true
+mount -t cgroup -o none,name=systemd systemd sys/fs/cgroup/systemd || true
+mkdir -p .before
+pivot_root . .before
+umount -l /.before
+ip link set lo up || true
+exec env -i container=lxc \
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    /lib/systemd/systemd --system --unit=multi-user.target --log-target=console
+"""
+
+
+class Machine:
+    """A booted machine; ends, with all that runs in it, when it is closed or we die."""
+
+    def __init__(self, place: Path) -> None:
+        stage = place / "installed"
+        command = ["make", "install", f"DESTDIR={stage}", "PREFIX=/usr"]
+        command.append(f"PYTHON={INTERPRETER}")
+        subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+        root = place / "root"
+        root.mkdir()
+        self._log = (place / "log").open("w")
+        # Whatever kills us kills unshare(1), and that kills PID 1 and all the rest.
+        self._outer = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL"),
+                *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts"),
+                *("--ipc", "--cgroup", "--net"),
+                *("bash", "-c", BOOT, "boot", str(root), str(stage)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self._pid = self._first_process()
+            self._wait_booted()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends everything in it."""
+        self._outer.send_signal(signal.SIGKILL)
+        self._outer.wait()
+        self._log.close()
+
+    def _first_process(self) -> int:
+        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
+        while not (found := children.read_text().split()):
+            assert self._outer.poll() is None, self.boot_log()
+        pid = int(found[0])
+        comm = Path(f"/proc/{pid}/comm")
+        try:
+            while comm.read_text() != "systemd\n":
+                pass
+        except OSError:
+            raise AssertionError(self.boot_log()) from None
+        return pid
+
+    def _wait_booted(self) -> None:
+        for _ in range(600):
+            done = self.run("systemctl", "is-system-running", "--wait", check=False)
+            if done.stdout.strip() in ("running", "degraded"):
+                return
+            assert self._outer.poll() is None, self.boot_log()
+        raise AssertionError(self.boot_log())
+
+    def boot_log(self) -> str:
+        return Path(self._log.name).read_text()
+
+    # What is done inside.
+
+    def command(self, *words: str, user: str | None = None) -> list[str]:
+        """Returns the command that runs another one inside."""
+        enter = ["nsenter", "-t", str(self._pid), "-m", "-p", "-u", "-i", "-n", "--"]
+        if user is not None:
+            enter += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+        return [*enter, *words]
+
+    def run(
+        self, *words: str, check: bool = True, user: str | None = None, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command inside, and waits for its end."""
+        done = subprocess.run(
+            self.command(*words, user=user),
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        )
+        if check:
+            assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done
+
+    def say(self, *words: str, user: str | None = None) -> str:
+        """Runs a command inside; returns what it printed."""
+        return self.run(*words, user=user).stdout.strip()
+
+    def python(self, script: str, *words: str, user: str | None = None) -> str:
+        """Runs a script inside, with `lockd` to import; returns what it printed."""
+        done = self.run(*self.script(script, *words), user=user)
+        return done.stdout
+
+    def script(self, script: str, *words: str) -> list[str]:
+        head = f"import sys; sys.path.insert(0, {LIBDIR!r})\n"
+        return [INTERPRETER, "-I", "-c", head + textwrap.dedent(script), *words]
+
+    def write(self, path: str, text: str) -> None:
+        """Writes a file inside."""
+        self.run("mkdir", "-p", os.path.dirname(path))
+        self.run("tee", path, text=text)
+
+    def show(self, unit: str, name: str) -> str:
+        """Returns a property of a unit."""
+        return self.say("systemctl", "show", "--value", f"--property={name}", unit)
+
+    def wait_for(self, unit: str, name: str, value: str) -> None:
+        """Waits until a property of a unit has a value."""
+        for _ in range(3_000):
+            if (found := self.show(unit, name)) == value:
+                return
+        raise AssertionError((unit, name, found, self.journal(unit)))
+
+    def journal(self, unit: str, *options: str) -> str:
+        """Returns what the journal has of a unit."""
+        self.run("journalctl", "--sync")
+        return self.say("journalctl", "-u", unit, "-o", "cat", "--no-pager", *options)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place, Machine(Path(place)) as machine:
+        subprocess.run(machine.command(*(sys.argv[1:] or ["bash"])), check=False)
