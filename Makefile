@@ -5,7 +5,7 @@
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
 # make bench   speed, beside the peers that are installed
-# make install [DESTDIR=] [PREFIX=/usr/local] [PYTHON=python3]   program, units, manual
+# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
 # make uninstall     with the same variables
 # make lock    write requirements.lock anew, from pyproject.toml
 
@@ -24,6 +24,8 @@ LOCKCTL := $(CURDIR)/$(BIN)/lockctl$(if $(RUNTIME_DIR),, --socket $(SOCKET))
 
 # Where `make install` puts things; DESTDIR goes before all of it.
 PREFIX ?= /usr/local
+# What runs it there: the system's own, which every user can execute.
+TARGET_PYTHON ?= $(or $(wildcard /usr/bin/python3),$(PYTHON))
 SYSCONFDIR ?= /etc
 BINDIR = $(PREFIX)/bin
 LIBDIR = $(PREFIX)/lib/lockd
@@ -42,8 +44,14 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# What Debian calls what a booted machine needs.
+SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3
+
 test-system: $(READY)
-	$(BIN)/python -m pytest tests/booted
+	@dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  $(SYSTEM_PACKAGES) >/dev/null; }
+	$(BIN)/python -m pytest tests/system/booted
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -77,7 +85,7 @@ lock:
 	  --output-file requirements.lock pyproject.toml
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
-# runs with the interpreter that $(PYTHON) is, which no environment variable and no
+# runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
 # module of the user can change (-I).
 install: $(READY)
 	rm -rf '$(DESTDIR)$(LIBDIR)'
@@ -85,15 +93,15 @@ install: $(READY)
 	  '$(DESTDIR)$(UNITDIR)/user' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
 	  '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d' '$(DESTDIR)$(SYSCONFDIR)/lockd/conf.d'
 	$(BIN)/python tools/runtime_requirements.py > '$(DESTDIR)$(LIBDIR)/requirements.txt'
-	$(BIN)/python -m pip --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
+	$(BIN)/python -m pip --python "$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')" \
 	  install --quiet --disable-pip-version-check --no-warn-script-location --ignore-installed \
 	  --require-hashes --no-deps --target '$(DESTDIR)$(LIBDIR)' \
 	  -r '$(DESTDIR)$(LIBDIR)/requirements.txt'
 	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
 	cp -R src/lockd '$(DESTDIR)$(LIBDIR)/'
-	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)'
+	$(TARGET_PYTHON) -m compileall -q -f -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)'
 	for program in lockd:daemon lockctl:ctl; do \
-	  sed -e "s|@python@|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
+	  sed -e "s|@python@|$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')|" \
 	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@room@|$${program#*:}|" tools/launcher.in \
 	    > '$(DESTDIR)$(BINDIR)'/$${program%:*} && \
 	  chmod 755 '$(DESTDIR)$(BINDIR)'/$${program%:*} || exit 1; \

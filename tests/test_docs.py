@@ -4,12 +4,18 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from msgspec import to_builtins
 from msgspec.structs import fields
 
 from daemon_process import DaemonProcess
+from lockd.ctl.exits import EXITS
+from lockd.ctl.main import lockctl
 from lockd.daemon.config import Allowed, Config, LockspaceConfig, Places
+from lockd.daemon.handover import SIGNALS
+from lockd.daemon.main import EXIT_CONFIG
+from lockd.daemon.main import main as lockd_command
 
 TOP = Path(__file__).parents[1]
 PAGES = [
@@ -73,6 +79,64 @@ def test_example_file_has_every_key_at_its_default() -> None:
     assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
     assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
     assert example["on_disconnect"] == LockspaceConfig("memory").on_disconnect
+
+
+def test_manual_has_every_key_at_its_default() -> None:
+    page = (TOP / "man" / "lockd.toml.5").read_text()
+    shown = dict.fromkeys(re.findall(r"^\.B (\w+)$", page, re.MULTILINE))
+    shown |= re.findall(r'^\.BR (\w+) " \(" (\S+) \)$', page, re.MULTILINE)
+    config = to_builtins(Config())
+    del config["lockspaces"], config["socket"], config["admin_socket"]
+    del config["state_dir"]
+    keys = config | config.pop("limits") | to_builtins(host_places())
+    del keys["config"]
+    keys["on_disconnect"] = LockspaceConfig("memory").on_disconnect
+    assert {key: shown.get(key) for key in keys} == {k: str(v) for k, v in keys.items()}
+    assert {"kind", "path", *(f.encode_name for f in fields(Allowed))} <= shown.keys()
+    assert '.BR allow_users ", " allow_groups' in page
+    known = {*keys, *(f.encode_name for f in fields(Allowed))}
+    known |= {"kind", "path", "kill", "release", "limit", "direct", "default"}
+    known |= {"memory", "directory", "warning"}
+    assert shown.keys() <= known
+
+
+def options_of(command: click.Command) -> set[str]:
+    found = {
+        name
+        for parameter in command.params
+        for name in parameter.opts
+        if isinstance(parameter, click.Option)
+    }
+    return found | {"-h", "--help", "--version"}
+
+
+def options_in(page: str) -> set[str]:
+    text = (TOP / "man" / page).read_text().replace("\\-", "-")
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
+
+
+def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
+    assert options_in("lockd.8") == options_of(lockd_command)
+    page = (TOP / "man" / "lockd.8").read_text()
+    assert {signal.name for signal in SIGNALS} <= set(re.findall(r"SIG\w+", page))
+    assert str(EXIT_CONFIG) in re.findall(r"^\.B (\d+)$", page, re.MULTILINE)
+
+
+def test_manual_has_every_command_option_and_status_of_lockctl() -> None:
+    page = (TOP / "man" / "lockctl.1").read_text()
+    names = lockctl.list_commands(click.Context(lockctl))
+    commands = {
+        name: lockctl.get_command(click.Context(lockctl), name) for name in names
+    }
+    shown = re.findall(r'^\.BI? ([\w\\-]+)(?: ".*)?$', page, re.MULTILINE)
+    assert commands.keys() <= {name.replace("\\-", "-") for name in shown}
+    known = options_of(lockctl).union(*(options_of(x) for x in commands.values() if x))
+    documented = options_in("lockctl.1")
+    assert known <= documented
+    # Those of the commands in the examples.
+    assert documented - known == {"-a", "-l"}
+    statuses = set(re.findall(r"^\.B (\d+)$", page, re.MULTILINE))
+    assert {str(exit_.status) for exit_ in EXITS} <= statuses
 
 
 def host_places() -> Places:

@@ -33,7 +33,9 @@ def needed(name: str, found: set[str]) -> set[str]:
 def main() -> None:
     names = needed("lockd", set()) - {"lockd"}
     blocks = re.findall(
-        r"^[\w.-]+==.*?(?=^\S|\Z)", (TOP / "requirements.lock").read_text(), re.MULTILINE | re.DOTALL
+        r"^[\w.-]+==.*?(?=^\S|\Z)",
+        (TOP / "requirements.lock").read_text(),
+        re.MULTILINE | re.DOTALL,
     )
     print("".join(x for x in blocks if normal(x.split("==")[0]) in names), end="")
 

@@ -8,6 +8,13 @@ from lockd import Client, connect
 from lockspaces.outside import Outside
 from system.actors import Actor
 
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Boots no machine unless that is asked for: `make test-system`."""
+    asked = any("booted" in argument for argument in config.args)
+    return True if collection_path.name == "booted" and not asked else None
+
+
 StartActor = Callable[..., Actor]
 
 

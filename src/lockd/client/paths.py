@@ -39,6 +39,9 @@ def unreachable(path: str, error: OSError) -> ConnectionLostError:
     start = "lockd" if path == user_socket() else f"lockd --socket {path}"
     if path == SYSTEM_SOCKET:
         start = "systemctl start lockd"
+    advice = f"start it with `{start}`"
+    if isinstance(error, PermissionError):
+        advice = "only its owner and its group may connect"
     return ConnectionLostError(
-        f"lockd cannot be reached at {path} ({reason}): start it with `{start}`"
+        f"lockd cannot be reached at {path} ({reason}): {advice}"
     )

@@ -279,6 +279,7 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
     errno.EACCES: (DeniedError, "is not open to lockd"),
     errno.EPERM: (DeniedError, "is not open to lockd"),
     errno.EBADF: (DeniedError, "is read-only and can only be locked shared"),
+    errno.EROFS: (DeniedError, "is read-only to lockd and can only be locked shared"),
     errno.EISDIR: (InvalidRequestError, "is no regular file"),
     errno.ELOOP: (InvalidRequestError, "is a symbolic link: resolve it first"),
     errno.ENXIO: (InvalidRequestError, "is no regular file"),

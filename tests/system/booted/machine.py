@@ -1,8 +1,8 @@
 """A machine with a real systemd: PID 1 of namespaces of its own, on this host's files.
 
-The root is an overlay (Documentation/filesystems/overlayfs.rst) of this host's root and of
-a directory into which lockd was installed; what is written goes to a tmpfs and is gone in
-the end. The network, the processes and the control groups are its own.
+The root is an overlay (Documentation/filesystems/overlayfs.rst) of this host's root and
+of a directory into which lockd was installed; what is written goes to a tmpfs and is
+gone in the end. The network, the processes and the control groups are its own.
 """
 
 import os
@@ -55,7 +55,7 @@ class Machine:
     def __init__(self, place: Path) -> None:
         stage = place / "installed"
         command = ["make", "install", f"DESTDIR={stage}", "PREFIX=/usr"]
-        command.append(f"PYTHON={INTERPRETER}")
+        command.append(f"TARGET_PYTHON={INTERPRETER}")
         subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL)
         root = place / "root"
         root.mkdir()

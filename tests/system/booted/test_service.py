@@ -1,0 +1,348 @@
+"""lockd as systemd runs it: started, watched, reloaded, restarted, stopped."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from system.booted.machine import Machine
+
+HOLD = """
+import lockd, sys
+with lockd.connect() as client:
+    for name in sys.argv[2:]:
+        client.acquire(name, lockspace=sys.argv[1])
+    print("held", flush=True)
+    sys.stdin.readline()
+    for name in sys.argv[2:]:
+        client.release(name, lockspace=sys.argv[1])
+    print("released", flush=True)
+"""
+
+
+@contextmanager
+def held(
+    machine: Machine, lockspace: str, *names: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A client inside that holds locks; a line on its input ends it."""
+    with subprocess.Popen(
+        machine.command(*machine.script(HOLD, lockspace, *names)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "held\n"
+        yield client
+
+
+def released(client: subprocess.Popen[str]) -> bool:
+    """Tells whether a client still had its locks, to the end."""
+    said, _ = client.communicate("\n", timeout=30)
+    return said == "released\n"
+
+
+WAITED_FOR = "1 held, 1 waiting, 2 sessions"
+
+
+def main_pid(machine: Machine) -> str:
+    return machine.show("lockd.service", "MainPID")
+
+
+def drop_in(machine: Machine, unit: str, text: str) -> None:
+    machine.write(f"/run/systemd/system/{unit}.d/test.conf", text)
+    machine.run("systemctl", "daemon-reload")
+
+
+def test_units_are_good(machine: Machine) -> None:
+    units = [
+        "lockd.service",
+        "lockd.socket",
+        "lockd-admin.socket",
+        "lockd-hold@x.service",
+    ]
+    done = machine.run("systemd-analyze", "verify", *units)
+    assert done.stdout + done.stderr == ""
+    done = machine.run(
+        "env",
+        "XDG_RUNTIME_DIR=/run",
+        "systemd-analyze",
+        "--user",
+        "verify",
+        "lockd.service",
+    )
+    assert "lockd" not in done.stdout + done.stderr
+
+
+def test_service_is_hardened(machine: Machine) -> None:
+    said = machine.say("systemd-analyze", "security", "lockd.service", "--no-pager")
+    level = re.search(r"Overall exposure level for lockd.service: ([\d.]+)", said)
+    assert level is not None
+    assert float(level[1]) <= 1.2
+
+
+def test_first_client_starts_it(machine: Machine) -> None:
+    assert machine.show("lockd.service", "ActiveState") == "inactive"
+    machine.run("lockctl", "run", "a", "--", "true")
+    assert machine.show("lockd.service", "ActiveState") == "active"
+    assert machine.show("lockd.service", "SubState") == "running"
+
+
+def test_status_counts_what_is_held(machine: Machine) -> None:
+    with held(machine, "default", "a", "b"):
+        machine.wait_for("lockd.service", "StatusText", "2 held, 0 waiting, 1 sessions")
+        with subprocess.Popen(
+            machine.command("lockctl", "run", "a", "--", "true")
+        ) as waiter:
+            machine.wait_for(
+                "lockd.service", "StatusText", "2 held, 1 waiting, 2 sessions"
+            )
+            machine.run("lockctl", "list")
+            waiter.terminate()
+
+
+def test_everything_is_locked_under_the_hardening(machine: Machine) -> None:
+    machine.run("truncate", "-s", "1M", "/srv/disk", "/var/lib/image")
+    machine.run("chown", "stranger:", "/srv/disk")
+    machine.run("chmod", "600", "/srv/disk")
+    device = machine.say("losetup", "--find", "--show", "/var/lib/image")
+    try:
+        with (
+            held(machine, "default", "a") as first,
+            held(machine, "files", "a", "b") as second,
+            held(machine, "direct", "/srv/disk", "/var/lib/image", device) as third,
+        ):
+            listed = machine.say("lockctl", "list").splitlines()
+            assert len(listed) == 6
+            locked = machine.say("ls", "/var/lib/locks").split()
+            assert locked == ["a", "b"]
+            for path in ("/srv/disk", "/var/lib/image", device, "/var/lib/locks/a"):
+                inode = machine.say("stat", "-c", "%i", path)
+                assert f":{inode} 0 0" in machine.say("cat", "/proc/locks")
+            assert [released(x) for x in (first, second, third)] == [True] * 3
+        assert machine.say("ls", "/var/lib/locks") == ""
+    finally:
+        machine.run("losetup", "--detach", device)
+
+
+def test_peers_are_known_by_name_user_and_unit(machine: Machine) -> None:
+    machine.run("systemctl", "start", "lockd.service")
+    machine.run(
+        "systemd-run", "--wait", "--unit=under-test", "--uid=member", "-q",
+        "lockctl", "run", "a", "-c", "lockctl list --json > /tmp/listed",
+    )  # fmt: skip
+    told = machine.say("cat", "/tmp/listed")
+    assert '"unit": "under-test.service"' in told
+    uid = machine.say("id", "-u", "member")
+    assert f'"uid": {uid}' in told
+
+
+def test_only_the_group_may_connect(machine: Machine) -> None:
+    assert machine.run("lockctl", "list", user="member").returncode == 0
+    done = machine.run("lockctl", "list", user="stranger", check=False)
+    assert done.returncode == 69
+    assert "only its owner and its group may connect" in done.stderr
+
+
+def test_daemon_that_hangs_is_restarted(machine: Machine) -> None:
+    drop_in(machine, "lockd.service", "[Service]\nWatchdogSec=1\nRestartSec=2\n")
+    machine.run("systemctl", "start", "lockd.service")
+    before = main_pid(machine)
+    machine.run("kill", "-STOP", before)
+    machine.wait_for("lockd.service", "Result", "watchdog")
+    machine.wait_for("lockd.service", "NRestarts", "1")
+    machine.wait_for("lockd.service", "ActiveState", "active")
+    assert main_pid(machine) != before
+    machine.run("lockctl", "run", "a", "--", "true")
+
+
+def test_daemon_that_is_killed_again_and_again_comes_back(machine: Machine) -> None:
+    drop_in(machine, "lockd.service", "[Service]\nRestartSec=0\n")
+    machine.run("systemctl", "start", "lockd.service")
+    for count in range(1, 9):
+        machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
+        machine.wait_for("lockd.service", "NRestarts", str(count))
+        machine.run("lockctl", "run", "a", "--", "true")
+
+
+def test_bad_configuration_is_not_tried_again(machine: Machine) -> None:
+    machine.write("/etc/lockd/conf.d/test.toml", "[limits]\nsessions = 'many'\n")
+    assert machine.run("systemctl", "start", "lockd", check=False).returncode != 0
+    assert machine.show("lockd.service", "ExecMainStatus") == "78"
+    assert machine.show("lockd.service", "ActiveState") == "failed"
+    assert machine.show("lockd.service", "NRestarts") == "0"
+    said = machine.journal("lockd.service")
+    assert "/etc/lockd/conf.d/test.toml: [limits] sessions: must be a whole" in said
+
+
+def test_reload_is_a_live_upgrade(machine: Machine) -> None:
+    machine.run("systemctl", "start", "lockd.service")
+    before = main_pid(machine)
+    with (
+        held(machine, "files", "a") as one,
+        held(machine, "direct", "/var/lib/dpkg/status") as two,
+    ):
+        machine.write(
+            "/etc/lockd/conf.d/zz-lockd.toml", "[lockspaces.new]\nkind = 'memory'\n"
+        )
+        machine.run("systemctl", "reload", "lockd.service")
+        while "gives way" not in machine.journal("lockd.service"):
+            pass
+        machine.run("lockctl", "run", "--lockspace=new", "a", "--", "true")
+        assert main_pid(machine) == before
+        machine.wait_for("lockd.service", "ActiveState", "active")
+        assert machine.show("lockd.service", "NRestarts") == "0"
+        assert released(one)
+        assert released(two)
+
+
+def test_reload_with_a_bad_configuration_fails_and_changes_nothing(
+    machine: Machine,
+) -> None:
+    with held(machine, "files", "a") as client:
+        machine.write("/etc/lockd/conf.d/test.toml", "colour = 1\n")
+        done = machine.run("systemctl", "reload", "lockd.service", check=False)
+        assert done.returncode != 0
+        assert machine.show("lockd.service", "ActiveState") == "active"
+        assert released(client)
+
+
+def test_program_that_cannot_start_does_not_replace_the_old_one(
+    machine: Machine,
+) -> None:
+    launcher = machine.say("cat", "/usr/bin/lockd") + "\n"
+    with held(machine, "files", "a") as client:
+        pid = main_pid(machine)
+        machine.write("/usr/bin/lockd", "#!/usr/bin/python3 -I\nimport no_such_thing\n")
+        try:
+            machine.run("kill", "-USR1", pid)
+            while "no upgrade" not in machine.journal("lockd.service"):
+                pass
+            assert "No module named 'no_such_thing'" in machine.journal("lockd.service")
+            assert "no upgrade" in machine.show("lockd.service", "StatusText")
+            assert main_pid(machine) == pid
+        finally:
+            machine.write("/usr/bin/lockd", launcher)
+        machine.run("kill", "-USR1", pid)
+        while "gives way" not in machine.journal("lockd.service"):
+            pass
+        machine.run("lockctl", "run", "b", "--", "true")
+        assert main_pid(machine) == pid
+        assert released(client)
+
+
+def test_stop_releases_everything(machine: Machine) -> None:
+    with held(machine, "files", "a") as client:
+        machine.run("systemctl", "stop", "lockd.service", "lockd.socket")
+        assert not released(client)
+    assert machine.say("ls", "/var/lib/locks") == ""
+    assert machine.show("lockd.service", "Result") == "success"
+
+
+def test_process_is_dead_before_its_lock_is_given_away(machine: Machine) -> None:
+    script = """
+    import lockd, os, signal, subprocess, sys
+    LIVES_ON = '''
+    import lockd, signal, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    client = lockd.connect()
+    client.acquire("a", lockspace="killed")
+    print("held", flush=True)
+    sys.stdin.readline()
+    client.close()
+    signal.pause()
+    '''.replace("\\n    ", "\\n")
+    head = "import sys; sys.path.insert(0, '/usr/lib/lockd')"
+    owner = subprocess.Popen(
+        [sys.executable, "-I", "-c", head + LIVES_ON],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    pidfd = os.pidfd_open(owner.pid)
+    assert owner.stdout.readline() == "held\\n"
+    owner.stdin.write("\\n")
+    owner.stdin.flush()
+    with lockd.connect() as client:
+        client.acquire("a", lockspace="killed")
+        import select
+        print(bool(select.select([pidfd], [], [], 0)[0]))
+        client.release("a", lockspace="killed")
+    print(owner.wait() == -signal.SIGKILL)
+    """
+    assert machine.python(script) == "True\nTrue\n"
+
+
+def test_journal_has_priorities(machine: Machine) -> None:
+    machine.run("systemctl", "start", "lockd.service")
+    machine.write("/etc/lockd/conf.d/test.toml", "colour = 1\n")
+    machine.run("kill", "-HUP", main_pid(machine))
+    while "stays as it was" not in machine.journal("lockd.service"):
+        pass
+    errors = machine.journal("lockd.service", "--priority=err")
+    assert "stays as it was" in errors
+    assert "serves at" not in errors
+
+
+def test_unit_that_needs_a_lock_runs_while_it_is_held(machine: Machine) -> None:
+    machine.write(
+        "/run/systemd/system/needs-lockd.service",
+        "[Unit]\nBindsTo=lockd-hold@job.service\nAfter=lockd-hold@job.service\n"
+        "[Service]\nExecStart=sleep infinity\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    with held(machine, "default", "job") as other:
+        machine.run("systemctl", "start", "--no-block", "needs-lockd.service")
+        machine.wait_for("lockd.service", "StatusText", WAITED_FOR)
+        assert machine.show("needs-lockd.service", "ActiveState") == "inactive"
+        assert machine.show("lockd-hold@job.service", "ActiveState") == "activating"
+        assert released(other)
+    machine.wait_for("needs-lockd.service", "ActiveState", "active")
+    status = machine.show("lockd-hold@job.service", "StatusText")
+    assert status.startswith("holds 'job', fencing token ")
+    machine.python(
+        """
+        import lockd
+        with lockd.connect() as client:
+            (holder,) = client.query("job")["holders"]
+            assert holder["name"] == "lockd-hold@job.service"
+            client.break_grant(holder["fencing_token"], "maintenance")
+        """
+    )
+    machine.wait_for("needs-lockd.service", "ActiveState", "inactive")
+    machine.wait_for("lockd-hold@job.service", "ActiveState", "failed")
+    assert "maintenance" in machine.journal("lockd-hold@job.service")
+
+
+def test_idle_daemon_ends_and_comes_back(machine: Machine) -> None:
+    drop_in(
+        machine,
+        "lockd.service",
+        "[Service]\nRestart=on-failure\nExecStart=\n"
+        "ExecStart=/usr/bin/lockd --config /etc/lockd/lockd.toml "
+        "--state-dir /var/lib/lockd --timeout 0.5\n",
+    )
+    with held(machine, "default", "a") as client:
+        machine.wait_for("lockd.service", "ActiveState", "active")
+        assert released(client)
+    machine.wait_for("lockd.service", "ActiveState", "inactive")
+    assert machine.show("lockd.service", "Result") == "success"
+    for _ in range(3):
+        machine.run("lockctl", "run", "a", "--", "true")
+
+
+@pytest.mark.parametrize("user", ["member"])
+def test_users_have_daemons_of_their_own(machine: Machine, user: str) -> None:
+    uid = machine.say("id", "-u", user)
+    machine.run("systemctl", "start", f"user@{uid}.service")
+    environment = f"XDG_RUNTIME_DIR=/run/user/{uid}"
+
+    def as_user(*words: str) -> str:
+        return machine.say("env", environment, *words, user=user)
+
+    as_user("systemctl", "--user", "start", "lockd.socket")
+    as_user("lockctl", "run", "a", "--", "true")
+    assert as_user("systemctl", "--user", "is-active", "lockd.service") == "active"
+    spaces = as_user("lockctl", "spaces")
+    assert "direct" in spaces, "a user's own daemon does not know its user for admin"
+    machine.run("systemctl", "stop", f"user@{uid}.service")
