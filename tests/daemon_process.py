@@ -54,6 +54,12 @@ class DaemonProcess:
         os.kill(self.pid, signal.SIGHUP)
         self.wait_for_line("the configuration")
 
+    def upgrade(self) -> None:
+        """Has it give way to a new program; waits until that one serves."""
+        os.kill(self.pid, signal.SIGUSR1)
+        self.wait_for_line("gives way")
+        self.wait_for_line(READY)
+
     def wait_for_line(self, part: str) -> str:
         """Waits until it says something; returns that line."""
         assert self._process is not None

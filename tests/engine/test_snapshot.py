@@ -9,6 +9,7 @@ from lockd.engine.commands import (
     BreakGrant,
     Cancel,
     CloseSession,
+    DisconnectOwner,
     OwnerFenced,
     RegisterOwner,
     Tick,
@@ -21,6 +22,7 @@ from scene import (
     ALICE,
     BOB,
     CAROL,
+    DAVE,
     DISK,
     FILE,
     GUARDED,
@@ -151,3 +153,82 @@ def test_snapshot_of_another_version_is_refused(engine: LockEngine) -> None:
     data = snapshot.dump(engine) | {"version": newer, "readable_from": newer}
     with pytest.raises(ValueError, match="cannot be read"):
         snapshot.load(data)
+
+
+# Damage.
+
+LISTS = ("lockspaces", "owners", "sessions", "requests", "resources", "last_holders")
+
+
+def busy(engine: LockEngine) -> None:
+    """Holders, waiters, a convert, a request for several, an anchor being opened."""
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, CAROL, 2, DISK)
+    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
+    acquire(engine, BOB, 3, TAPE)
+    acquire(engine, BOB, 4, FILE)
+    acquire(engine, DAVE, 1, GUARDED)
+    check(engine)
+
+
+def spoiled(record: object) -> list[object]:
+    """Returns what a record may have become."""
+    if isinstance(record, dict):
+        changed = [record | {key: [[]]} for key in record]
+        missing = [{k: v for k, v in record.items() if k != key} for key in record]
+        return [None, *changed, *missing]
+    assert isinstance(record, list)
+    return [None, record[:-1], [*record[:-1], "x"], [9_999, *record[1:]]]
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_damaged_record_costs_only_those_whom_it_is_about(
+    engine: LockEngine, kind: str
+) -> None:
+    busy(engine)
+    whole = snapshot.dump(engine)
+    seen = 0
+    for index, record in enumerate(whole[kind]):
+        for other in spoiled(record):
+            records = list(whole[kind])
+            records[index] = other
+            try:
+                loaded = snapshot.load(whole | {kind: records})
+            except ValueError:
+                raise AssertionError((kind, index, other)) from None
+            if not loaded.problems:
+                continue
+            seen += 1
+            finish(loaded)
+            check(loaded.engine)
+            if str(DAVE) not in str(record) and GUARDED.lockspace not in str(record):
+                (kept,) = loaded.engine.owners[DAVE].grants.values()
+                assert kept.key == GUARDED
+    assert seen or not whole[kind]
+
+
+def finish(loaded: snapshot.Loaded) -> None:
+    """Ends what is damaged, as whoever loads has to."""
+    engine = loaded.engine
+    for session in loaded.damaged:
+        if session in engine.sessions:
+            engine.handle(CloseSession(session), now=0.0)
+    for owner_id in loaded.orphans:
+        if owner_id in engine.owners:
+            engine.handle(DisconnectOwner(owner_id), now=0.0)
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"version": "x"}, {"version": 1}, {"version": 0, "readable_from": 0}]
+)
+def test_what_is_no_snapshot_is_refused(data: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no snapshot"):
+        snapshot.load(data)
+
+
+def test_newer_snapshot_that_says_so_is_read(engine: LockEngine) -> None:
+    busy(engine)
+    data = snapshot.dump(engine) | {"version": snapshot.VERSION + 1, "more": 5}
+    assert snapshot.load(data).problems == []

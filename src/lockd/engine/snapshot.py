@@ -15,7 +15,7 @@ from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
-from lockd.terms import OutsideHolder, ResourceKey
+from lockd.terms import Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 VERSION: Final = 1
 """Raised whenever something is added to what `dump` writes."""
@@ -206,15 +206,23 @@ def _load_last_holder(engine: LockEngine, data: Plain) -> None:
     engine.last_holders[last.grant.key] = last
 
 
+class _OwnerRecord(Struct):
+    owner_id: int
+    identity: Owner
+    is_process: bool
+    on_disconnect: OnDisconnect | None
+    fencing: str | None
+    ended: bool
+    grants: list[Grant]
+
+
 def _load_owner(engine: LockEngine, data: Plain) -> None:
-    identity = convert(data["identity"], Owner)
-    owner = OwnerState(data["owner_id"], identity, is_process=data["is_process"])
-    owner.on_disconnect = data["on_disconnect"]
-    owner.fencing = data["fencing"]
-    owner.ended = data["ended"]
-    for plain in data["grants"]:
-        grant = convert(plain, Grant)
-        owner.grants[grant.fencing_token] = grant
+    record = convert(data, _OwnerRecord)
+    owner = OwnerState(record.owner_id, record.identity, is_process=record.is_process)
+    owner.on_disconnect = record.on_disconnect
+    owner.fencing = record.fencing
+    owner.ended = record.ended
+    owner.grants = {grant.fencing_token: grant for grant in record.grants}
     engine.owners[owner.owner_id] = owner
 
 
@@ -239,28 +247,54 @@ def _dump_request(request: Request) -> Plain:
     } | {name: getattr(request, name) for name in _REQUEST_FIELDS}
 
 
+class _RequestRecord(Struct):
+    session: int
+    owner: int
+    number: int
+    keys: tuple[ResourceKey, ...]
+    refusal: AnchorRefused | None
+    outside: OutsideHolder | None
+    order: int
+    mode: Mode
+    uid: int
+    since: float
+    deadline: float | None
+    tries: bool
+    converting: bool
+    create: bool | None
+    label: str | None
+    reason: str | None
+    opening: int
+    retry_at: float | None
+    pause: float
+    announced: bool
+    answered: bool
+
+
 def _load_request(
     engine: LockEngine, data: Plain, requests: dict[int, Request]
 ) -> None:
-    known = engine.sessions.get(data["session"])
-    if known is None and not data["answered"]:
+    record = convert(data, _RequestRecord)
+    known = engine.sessions.get(record.session)
+    if known is None and not record.answered:
         raise ValueError("it waits for a session that could not be read")
     # An answered request may belong to a session that is gone.
     session = known or Session(
-        data["session"],
-        engine.owners.get(data["owner"])
-        or OwnerState(data["owner"], Owner(name="", pid=0, uid=0)),
+        record.session,
+        engine.owners.get(record.owner)
+        or OwnerState(record.owner, Owner(name="", pid=0, uid=0)),
     )
-    keys = tuple(ResourceKey(*key) for key in data["keys"])
     request = Request(
-        session, data["number"], data["order"], keys, data["mode"], data["since"], None
+        session,
+        record.number,
+        record.order,
+        record.keys,
+        record.mode,
+        record.since,
+        None,
     )
-    for name in _REQUEST_FIELDS:
-        setattr(request, name, data[name])
-    if data["outside"] is not None:
-        request.outside = OutsideHolder(*data["outside"])
-    if data["refusal"] is not None:
-        request.refusal = convert(data["refusal"], AnchorRefused)
+    for name in (*_REQUEST_FIELDS, "outside", "refusal"):
+        setattr(request, name, getattr(record, name))
     if not request.answered:
         engine.adopt(request)
     requests[request.order] = request
@@ -281,16 +315,29 @@ def _dump_resource(resource: Resource) -> Plain:
     }
 
 
+class _ResourceRecord(Struct):
+    key: ResourceKey
+    holders: list[tuple[int, int]]
+    converting: list[int]
+    waiting: list[int]
+    anchor: Mode | None
+    anchor_wanted: Mode | None
+    pending: int | None
+
+
 def _load_resource(
     engine: LockEngine, data: Plain, requests: dict[int, Request]
 ) -> None:
-    resource = Resource(ResourceKey(*data["key"]))
-    for owner_id, token in data["holders"]:
+    record = convert(data, _ResourceRecord)
+    resource = Resource(record.key)
+    if resource.key.lockspace not in engine.lockspaces:
+        raise ValueError("its lockspace could not be read")
+    for owner_id, token in record.holders:
         resource.holders[owner_id] = engine.owners[owner_id].grants[token]
-    for order in [*data["converting"], *data["waiting"]]:
+    for order in [*record.converting, *record.waiting]:
         resource.enqueue(requests[order])
-    resource.anchor = data["anchor"]
-    resource.anchor_wanted = data["anchor_wanted"]
-    if data["pending"] is not None:
-        resource.pending = requests[data["pending"]]
+    resource.anchor = record.anchor
+    resource.anchor_wanted = record.anchor_wanted
+    if record.pending is not None:
+        resource.pending = requests[record.pending]
     engine.resources[resource.key] = resource
