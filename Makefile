@@ -4,6 +4,7 @@
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
+# make campaigns     fencings, live upgrades and floods by the thousand; takes root, minutes
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
 # make uninstall     with the same variables
@@ -32,7 +33,7 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 
-.PHONY: run test test-system check fix bite bench lock install uninstall clean
+.PHONY: run test test-system check fix bite campaigns bench lock install uninstall clean
 
 run: $(READY)
 	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n' \
@@ -64,6 +65,11 @@ fix: $(READY)
 
 bite: $(READY)
 	$(BIN)/python tests/bite.py
+
+campaigns: $(READY)
+	for campaign in fencing fencing_stall flood upgrade; do \
+	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
+	done
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,7 +1,5 @@
 """The command `lockd`: reads what it is to do, and runs until it is told to stop."""
 
-import logging
-import os
 import resource
 import sys
 from contextlib import ExitStack
@@ -27,6 +25,7 @@ from lockd.daemon.listener import (
     load_listener,
     passed_listener,
 )
+from lockd.daemon.logs import set_up_logging
 from lockd.daemon.service import ADMINS, CLIENTS, Options, go_on, start
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
@@ -66,7 +65,6 @@ def main(
     what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
     give its place to the program as it is now on disk, which no client notices.
     """
-    _set_up_logging()
     try:
         settings = read_config(config)
         if check_config:
@@ -77,20 +75,24 @@ def main(
         if (copy := handover.receive(handover.TRIAL)) is not None:
             handover.check(copy)
             return
+        log = set_up_logging()
         _raise_descriptor_limit()
         options = Options(config, timeout)
         state = handover.receive(handover.HANDOVER)
-        if state is not None:
-            _go_on(options, settings, state)
-        else:
-            _start(
-                options,
-                settings,
-                _socket_paths(
-                    socket or settings.socket, admin_socket or settings.admin_socket
-                ),
-                state_dir or settings.state_dir or places().state_dir,
-            )
+        try:
+            if state is not None:
+                _go_on(options, settings, state)
+            else:
+                _start(
+                    options,
+                    settings,
+                    _socket_paths(
+                        socket or settings.socket, admin_socket or settings.admin_socket
+                    ),
+                    state_dir or settings.state_dir or places().state_dir,
+                )
+        finally:
+            log.flush()
     except ConfigError as error:
         for line in str(error).splitlines():
             click.echo(f"lockd: {line}", err=True)
@@ -155,24 +157,6 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler()
-    # sd-daemon(3): what goes to the journal may say its priority.
-    to_journal = "JOURNAL_STREAM" in os.environ
-    handler.setFormatter(_PriorityFormatter() if to_journal else logging.Formatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-class _PriorityFormatter(logging.Formatter):
-    """Puts the priority of syslog(3) before each line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Returns the line as journald understands it."""
-        priority = {10: 7, 20: 6, 30: 4, 40: 3}.get(record.levelno, 2)
-        text = super().format(record).replace("\n", f"\n<{priority}>")
-        return f"<{priority}>{text}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Final
 
 import trio
@@ -34,12 +35,13 @@ from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
 
-ACCEPTS_PER_TURN: Final = 8
-"""New clients taken in before the others have their turn."""
-
-SHARE: Final = 0.002
+SHARE: Final = 0.001
 """Seconds of a turn for all clients of one user together: a thousand of them must not
 make the others wait longer than one would."""
+
+COMING: Final = 0.0005
+GOING: Final = 0.0005
+"""Seconds of a turn for clients that come, and for those that go."""
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds for which nobody is taken in when not even a client can be turned away."""
@@ -82,11 +84,13 @@ class Server:
         self._dispatcher = dispatcher
         self._keeper = keeper
         self._listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
-        #: When somebody is taken in again; None while nothing is in the way.
-        self._pause_until: float | None = None
+        #: When somebody is taken in again; never while nothing is in the way.
+        self._pause_until = inf
         self._admins = (0, os.geteuid())
         #: Peers that asked for more than a turn has time for; who waits longest first.
         self._unfinished: dict[Peer, None] = {}
+        #: Peers that are to be closed, and are not served any more.
+        self._leaving: dict[Peer, None] = {}
         #: Seconds of this turn that the peers of each user had.
         self._spent: dict[int, float] = {}
         #: Until when a message must be complete, the earliest first.
@@ -95,6 +99,7 @@ class Server:
         # not stay at the head of the backlog for ever.
         self._spare_fd = _open_spare()
         self._next_complaint = 0.0
+        self._sleep = trio.CancelScope()
 
     def listen(self, listener: socket.socket, *, admin: bool = False) -> None:
         """Takes in the clients of a listening socket, which is ours from now on.
@@ -123,28 +128,30 @@ class Server:
             peer.finish_receiving(self._dispatcher.take)
             self._answers.behind.add(peer)
         self.end_turn()
+        while self._leaving:
+            self._close_peer(next(iter(self._leaving)))
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._runtime.run, self.end_turn)
             while True:
-                if self._unfinished:
+                if self._has_work():
                     await trio.lowlevel.checkpoint()
-                elif (deadline := self._next_deadline()) is not None:
-                    with trio.move_on_at(deadline):
-                        await trio.lowlevel.wait_readable(self._poller.fileno())
-                    self._keep_deadlines()
-                    self.end_turn()
                 else:
-                    await trio.lowlevel.wait_readable(self._poller.fileno())
+                    deadline = self._next_deadline()
+                    with trio.CancelScope(deadline=deadline) as self._sleep:
+                        await trio.lowlevel.wait_readable(self._poller.fileno())
+                    if trio.current_time() >= deadline:
+                        self._keep_deadlines()
+                        self.end_turn()
                 self._take_turns()
 
-    def _next_deadline(self) -> float | None:
-        first = next(iter(self._incomplete.values()), None)
-        if self._pause_until is None or first is None:
-            return first if self._pause_until is None else self._pause_until
-        return min(first, self._pause_until)
+    def _has_work(self) -> bool:
+        return bool(self._unfinished or self._leaving)
+
+    def _next_deadline(self) -> float:
+        return min(next(iter(self._incomplete.values()), inf), self._pause_until)
 
     def _keep_deadlines(self) -> None:
         """Ends who leaves a message unfinished; takes in clients again."""
@@ -164,8 +171,8 @@ class Server:
             logger.info("= session %d is closed: %s", peer.session, message)
             peer.is_closing = True
             self._answers.behind.add(peer)
-        if self._pause_until is not None and self._pause_until <= now:
-            self._pause_until = None
+        if self._pause_until <= now:
+            self._pause_until = inf
             if self._spare_fd is None:
                 self._spare_fd = _open_spare()
             for listener, action in self._listeners:
@@ -189,8 +196,9 @@ class Server:
         for peer in unfinished:
             if not peer.is_closing:
                 self._receive(peer)
-        any_ready = self._poller.act(0 if unfinished else LINGER)
-        if not (any_ready or unfinished):
+        busy = bool(unfinished) or self._has_work()
+        any_ready = self._poller.act(0 if busy else LINGER)
+        if not (any_ready or busy):
             return False
         if self._incomplete:
             self._keep_deadlines()
@@ -226,10 +234,17 @@ class Server:
             peer = behind.pop()
             peer.flush()
             if peer.is_closing:
-                self._close_peer(peer)
+                self._poller.unwatch(peer.fileno())
+                self._leaving[peer] = None
             elif peer.has_more:
                 self._unfinished[peer] = None
+        until = trio.current_time() + GOING
+        while self._leaving and trio.current_time() < until:
+            self._close_peer(next(iter(self._leaving)))
         self._runtime.end_turn()
+        if self._has_work():
+            # Another task may have called, while ours sleeps.
+            self._sleep.cancel()
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
@@ -245,7 +260,8 @@ class Server:
     # Clients.
 
     def _accept_all(self, listener: socket.socket, admin: bool, events: int) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
+        until = trio.current_time() + COMING
+        while trio.current_time() < until:
             try:
                 sock, _ = listener.accept()
             except BlockingIOError:
@@ -334,6 +350,7 @@ class Server:
     def _close_peer(self, peer: Peer) -> None:
         self._poller.unwatch(peer.fileno())
         self._unfinished.pop(peer, None)
+        self._leaving.pop(peer, None)
         self._incomplete.pop(peer, None)
         self._keeper.remove_session(peer)
         peer.close()

@@ -200,6 +200,8 @@ class Service:
         try:
             await handover.try_successor(self)
             logger.info("= lockd %s gives way", __version__)
+            for handler in logging.getLogger().handlers:
+                handler.flush()
             handover.give_way(self)
         except ConfigError as error:
             self.complain(f"no upgrade, lockd {__version__} goes on: {error}")

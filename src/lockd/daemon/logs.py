@@ -1,0 +1,95 @@
+"""The log: lines on standard error, written by a thread of their own.
+
+Whoever reads them may be slow, or stopped, and what they tell of may be a flood.
+Neither must hold up locks: what cannot be written is left out, and so are the many that
+are alike.
+"""
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Final
+
+MAX_LINES: Final = 10_000
+"""Lines that may wait to be written."""
+
+ALIKE: Final = 20
+PERIOD: Final = 10.0
+"""So many lines of one kind are written in so many seconds."""
+
+PATIENCE: Final = 1.0
+"""Seconds for which the end of the program waits for the last lines."""
+
+
+class LogWriter(logging.Handler):
+    """Hands lines to a thread that writes them; never waits.
+
+    Args:
+        fd: where they are written.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lines: queue.Queue[bytes] = queue.Queue(MAX_LINES)
+        #: Of each kind of line: when counting began, and how many there were.
+        self._seen: dict[str, tuple[float, int]] = {}
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Has a record written, unless it is one of many."""
+        began, count = self._seen.get(record.msg, (0.0, 0))
+        now = time.monotonic()
+        if now - began >= PERIOD:
+            if count > ALIKE:
+                self._put(record, f"{count - ALIKE} lines like the next were left out")
+            began, count = now, 0
+        self._seen[record.msg] = began, count + 1
+        if count < ALIKE:
+            self._put(record)
+
+    def _put(self, record: logging.LogRecord, message: str | None = None) -> None:
+        if message is not None:
+            name, level = record.name, record.levelno
+            record = logging.LogRecord(name, level, "", 0, message, None, None)
+        with suppress(queue.Full):
+            line = self.format(record) + "\n"
+            self._lines.put_nowait(line.encode("utf-8", "backslashreplace"))
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with suppress(OSError):
+                while line:
+                    line = line[os.write(self._fd, line) :]
+            self._lines.task_done()
+
+    def flush(self) -> None:
+        """Waits until all is written, but not for ever."""
+        until = time.monotonic() + PATIENCE
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.001)
+
+
+class _PriorityFormatter(logging.Formatter):
+    """Puts the priority of syslog(3) before each line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line as journald understands it."""
+        priority = {10: 7, 20: 6, 30: 4, 40: 3}.get(record.levelno, 2)
+        text = super().format(record).replace("\n", f"\n<{priority}>")
+        return f"<{priority}>{text}"
+
+
+def set_up_logging() -> LogWriter:
+    """Has everything that is logged written to standard error."""
+    writer = LogWriter(sys.stderr.fileno())
+    # sd-daemon(3): what goes to the journal may say its priority.
+    to_journal = "JOURNAL_STREAM" in os.environ
+    writer.setFormatter(_PriorityFormatter() if to_journal else logging.Formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[writer])
+    return writer
