@@ -66,6 +66,7 @@ def lockd(directory: Path) -> Iterator[Daemon]:
     locks.mkdir()
     config = directory / "lockd.toml"
     config.write_text(
+        "[limits]\nlocks_per_session = 100000\nlocks_per_user = 1000000\n"
         f'[lockspaces.{DIRECTORY}]\nkind = "directory"\npath = "{locks}"\n'
     )
     path = directory / "lockd.sock"

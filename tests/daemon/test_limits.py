@@ -45,6 +45,18 @@ def greeted(daemon: DaemonProcess) -> WireClient:
     return client
 
 
+def greeted_soon(daemon: DaemonProcess) -> WireClient:
+    """Connects as soon as the daemon has noticed that others have gone."""
+    while True:
+        client = WireClient(daemon.socket)
+        client.send("hello", protocol=1, client="test")
+        message = client.receive()
+        assert message is not None
+        if message[1] is not None:
+            return client
+        client.close()
+
+
 def check_limit(refusal: Refusal, key: str, most: float) -> None:
     assert refusal.code == "limit"
     assert refusal.sentence == f"the limit of {most} is reached (limits.{key})"
@@ -137,7 +149,7 @@ def test_client_too_many_is_told_and_turned_away(limited: Limited) -> None:
         with pytest.raises(lockd.LimitError, match="sessions_per_user"):
             lockd.connect(str(daemon.socket))
         first.acquire("a")
-    with greeted(daemon) as client:
+    with greeted_soon(daemon) as client:
         wait_for_sessions(client, 1)
         with greeted(daemon) as another:
             another.acquire("a")

@@ -130,6 +130,7 @@ class Server:
         self.end_turn()
         while self._leaving:
             self._close_peer(next(iter(self._leaving)))
+            self._send_answers()
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
@@ -229,6 +230,18 @@ class Server:
 
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""
+        self._send_answers()
+        until = trio.current_time() + GOING
+        while self._leaving and trio.current_time() < until:
+            self._close_peer(next(iter(self._leaving)))
+            # Others may have got its locks.
+            self._send_answers()
+        self._runtime.end_turn()
+        if self._has_work():
+            # Another task may have called, while ours sleeps.
+            self._sleep.cancel()
+
+    def _send_answers(self) -> None:
         behind = self._answers.behind
         while behind:
             peer = behind.pop()
@@ -238,13 +251,6 @@ class Server:
                 self._leaving[peer] = None
             elif peer.has_more:
                 self._unfinished[peer] = None
-        until = trio.current_time() + GOING
-        while self._leaving and trio.current_time() < until:
-            self._close_peer(next(iter(self._leaving)))
-        self._runtime.end_turn()
-        if self._has_work():
-            # Another task may have called, while ours sleeps.
-            self._sleep.cancel()
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
