@@ -59,6 +59,16 @@ def test_signal_ends_it_cleanly(number: signal.Signals, lockd: DaemonProcess) ->
     assert lockd.said[-1] == f"= ends on {number.name}"
 
 
+def test_second_signal_does_not_cut_the_end_short(lockd: DaemonProcess) -> None:
+    with WireClient(lockd.socket) as client:
+        for index in range(300):
+            client.acquire(f"{index}")
+        for _ in range(5):
+            os.kill(lockd.pid, signal.SIGTERM)
+        assert lockd.wait() == 0
+    assert not lockd.socket.exists()
+
+
 def test_stopped_daemon_leaves_no_file_that_it_made(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

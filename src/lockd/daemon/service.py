@@ -191,6 +191,8 @@ class Service:
                         nursery.start_soon(self._upgrade)
                 else:
                     logger.info("= ends on %s", signal.Signals(number).name)
+                    # A second one must not cut the end short.
+                    signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
                     nursery.cancel_scope.cancel()
 
     async def _upgrade(self) -> None:

@@ -1,0 +1,63 @@
+"""The log waits for nobody, and does not repeat itself for ever."""
+
+import logging
+import os
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from lockd.daemon.logs import ALIKE, MAX_LINES, LogWriter
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+
+
+def logger(writer: LogWriter) -> logging.Logger:
+    made = logging.Logger("test")  # noqa: LOG001 - not for everybody
+    made.addHandler(writer)
+    return made
+
+
+def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
+    reader, fd = pipe
+    writer = LogWriter(fd)
+    log = logger(writer)
+    log.warning("one %d", 1)
+    log.error("two \udcff")
+    writer.flush()
+    assert os.read(reader, 100) == b"one 1\ntwo \\udcff\n"
+
+
+def test_reader_that_does_not_read_holds_nobody_up(pipe: tuple[int, int]) -> None:
+    log = logger(LogWriter(pipe[1]))
+    for number in range(2 * MAX_LINES):
+        log.warning(f"a line of its own kind {number} {'x' * 50}")  # noqa: G004
+    assert select.select([pipe[0]], [], [], 10)[0]
+
+
+def test_lines_that_are_alike_are_left_out_and_counted(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("lockd.daemon.logs.time.monotonic", lambda: now)
+    reader, fd = pipe
+    writer = LogWriter(fd)
+    log = logger(writer)
+    for number in range(ALIKE + 7):
+        log.warning("session %d is closed", number)
+    log.warning("another kind")
+    now += 10
+    log.warning("session %d is closed", 99)
+    writer._lines.join()
+    lines = os.read(reader, 10_000).decode().splitlines()
+    assert len(lines) == ALIKE + 3
+    assert lines[-3:] == [
+        "another kind",
+        "7 lines like the next were left out",
+        "session 99 is closed",
+    ]
