@@ -153,8 +153,26 @@ PLANTED_BUGS = [
     _in(
         "snapshot",
         "a load turns the queue round",
-        '    for order in [*data["converting"], *data["waiting"]]:\n',
-        '    for order in [*data["converting"], *reversed(data["waiting"])]:\n',
+        "    for order in [*record.converting, *record.waiting]:\n",
+        "    for order in [*record.converting, *reversed(record.waiting)]:\n",
+    ),
+    _in(
+        "lock_engine",
+        "a resume leaves an anchor unasked for",
+        "            self._ask_again(request)\n",
+        "            pass\n",
+    ),
+    _in(
+        "lock_engine",
+        "a resume forgets a death that is waited for",
+        "            if owner.fencing is not None and owner.grants:\n",
+        "            if False:\n",
+    ),
+    _in(
+        "lock_table",
+        "a lock that ended is still counted for its user",
+        "        self.held_by_user.remove(grant.owner.uid)\n",
+        "",
     ),
     _in(
         "snapshot",

@@ -372,7 +372,7 @@ class AnchorMachine(Machine):
 
     def dump_and_load(self) -> None:
         super().dump_and_load()
-        opening, doomed = set(self.witness.opening), self.witness.fenced
+        opening, doomed = set(self.witness.opening), set(self.witness.fenced)
         self.handle(c.Resume())
         assert set(self.witness.opening) == opening, "an anchor is not asked for again"
         waited_for = {x for x in doomed if x in self.engine.owners}
