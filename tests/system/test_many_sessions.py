@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd import Client, connect
 
@@ -22,8 +23,9 @@ def enough_descriptors() -> Iterator[None]:
 
 
 def test_listing_more_sessions_than_a_request_may_have_elements(
-    lockd: DaemonProcess, enough_descriptors: None
+    start_daemon: StartDaemon, enough_descriptors: None
 ) -> None:
+    lockd = start_daemon(f"[limits]\nsessions_per_user = {MANY + 1}\n")
     with ExitStack() as stack, connected(lockd) as client:
         grant = client.acquire("precious")
         for _ in range(MANY):
