@@ -108,7 +108,7 @@ space = DirectoryLockspace("vms", place, open_files)
 print(take(space, "web1"))
 """,
     )
-    assert said[0].startswith("io: ")
+    assert said[0].startswith("denied: ")
     assert said[0].endswith("Read-only file system")
     assert said[1] == "ok"
     assert said[2].startswith("denied: ")

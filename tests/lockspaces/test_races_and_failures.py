@@ -252,7 +252,7 @@ OPEN_FAILURES = [
     (errno.ENFILE, UnavailableError),
     (errno.EIO, AnchorError),
     (errno.EINTR, AnchorError),
-    (errno.EROFS, AnchorError),
+    (errno.EROFS, DeniedError),
     (errno.EDQUOT, AnchorError),
     (errno.ENOSPC, AnchorError),
     (errno.EPERM, DeniedError),
