@@ -16,6 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "names": {"errors", "terms"},
     "engine": {"errors", "terms", "names"},
     "protocol": {"errors", "terms", "names"},
+    "libvirt": {"errors", "terms", "names"},
     "lockspaces": {"errors", "terms", "names"},
     "daemon": {
         "errors",
@@ -25,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
         "names",
         "engine",
         "protocol",
+        "libvirt",
         "lockspaces",
         "version",
     },

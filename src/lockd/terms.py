@@ -15,6 +15,11 @@ OnDisconnect = Literal["release", "kill"]
 Kind = Literal["memory", "directory", "direct"]
 """How the resources of a lockspace are anchored."""
 
+Create = bool | Literal["temporary"] | None
+"""Whether a lock file that is missing is made; None for what is usual in its lockspace.
+One that was made goes with its last holder; a temporary one goes even if it was there
+before (AUTOCREATE of virtlockd)."""
+
 DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 

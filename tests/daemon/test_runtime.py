@@ -20,7 +20,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
-from lockd.terms import Mode
+from lockd.terms import Create, Mode
 
 
 class DefectError(Exception):
@@ -31,7 +31,7 @@ class DefectiveLockspace(Lockspace):
     kind = "directory"
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         raise DefectError
 

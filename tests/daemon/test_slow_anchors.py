@@ -19,7 +19,7 @@ from lockd.engine.lock_table import TRY_PATIENCE
 from lockd.errors import AnchorError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.memory import MemoryLockspace
-from lockd.terms import EXCLUSIVE, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, Create, Mode, ResourceKey
 
 LIMIT = 30
 HUNG = ResourceKey("hung", "web1")
@@ -39,7 +39,7 @@ class ServedLockspace(Lockspace):
         self.threads: set[threading.Thread] = set()
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         self._note("open", resource)
 
@@ -63,7 +63,7 @@ class HungLockspace(ServedLockspace):
         return True
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         assert self.answers.wait(LIMIT)
         super().open_anchor(resource, mode, create=create, in_use=in_use)

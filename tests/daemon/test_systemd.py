@@ -159,7 +159,7 @@ def test_sockets_of_another_process_are_not_ours(tmp_path: Path) -> None:
     [
         ("2", "client:client", "no two alike"),
         ("2", "client", "2 sockets were passed"),
-        ("1", "stranger", "client or admin"),
+        ("1", "stranger", "client, admin or virtlockd"),
         ("x", "client", "no number"),
         ("2", "client:admin", "descriptor 4"),
     ],

@@ -22,7 +22,7 @@ from lockd.errors import (
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import MAX_RACES, FileLockspace, OpenFiles
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.terms import EXCLUSIVE, SHARED, Create, Mode
 from lockspaces.conftest import close_all
 from lockspaces.outside import Outside, descriptors
 
@@ -33,7 +33,7 @@ class RacedLockspace(DirectoryLockspace):
     happens: Callable[[], object]
     opened = 0
 
-    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
+    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
         opened = super()._open(path, mode, create)
         self.opened += 1
         self.happens()
@@ -45,7 +45,7 @@ def raced(locks: Path, open_files: OpenFiles) -> RacedLockspace:
     return RacedLockspace("raced", str(locks), open_files)
 
 
-def take(space: FileLockspace, resource: str, *, create: bool | None = None) -> None:
+def take(space: FileLockspace, resource: str, *, create: Create = None) -> None:
     space.open_anchor(resource, EXCLUSIVE, create=create, in_use=False)
 
 

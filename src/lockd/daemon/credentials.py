@@ -6,6 +6,7 @@ A pidfd (pidfd_open(2)) refers to one process for ever.
 
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -28,6 +29,8 @@ _MAX_GROUPS_BYTES: Final = 1024  # as much as Python's getsockopt takes
 
 _UCRED: Final = struct.Struct("iII")
 _MAX_COMMAND: Final = 256
+_MAX_CMDLINE: Final = 256 * 1024
+_PATH: Final = re.compile(rb'/[^\0",]+')
 _UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
@@ -178,6 +181,15 @@ def command_of(pid: int) -> str | None:
     """Returns the command line of a process, on one line; None if there is none."""
     words = _read(f"/proc/{pid}/cmdline").split("\0")
     return plain(" ".join(words).strip())[:_MAX_COMMAND] or None
+
+
+def paths_of(pid: int) -> set[str]:
+    """Returns the absolute paths in the command line of a process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return {os.fsdecode(x) for x in _PATH.findall(file.read(_MAX_CMDLINE))}
+    except OSError:
+        return set()
 
 
 def unit_of(pid: int) -> str | None:

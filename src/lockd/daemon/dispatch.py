@@ -218,7 +218,7 @@ class Dispatcher:
                 keys,
                 mode,
                 params.timeout,
-                params.create,
+                "temporary" if params.create and peer.is_libvirt else params.create,
                 params.label,
                 params.reason,
             )
@@ -261,7 +261,7 @@ class Dispatcher:
         pid = own_pid if named.pid is None else named.pid
         if params.on_disconnect == "kill":
             self._check_can_be_fenced(peer)
-        if pid == own_pid:
+        if pid == own_pid and not peer.is_libvirt:
             owner_id = peer.session
         else:
             owner_id, uid = self._registered_process(peer, pid)
@@ -276,6 +276,11 @@ class Dispatcher:
             peer.claims_itself = True
         if owner_id not in self._engine.owners:
             self._runtime.processes.forget(owner_id)
+
+    def registered_pid(self, peer: Peer) -> int | None:
+        """Returns the process for which a peer said that it acts; None if it did not."""
+        session = self._engine.sessions[peer.session]
+        return session.owner.identity.pid if session.registered else None
 
     def _registered_process(self, peer: Peer, pid: int) -> tuple[int, int]:
         """Returns number and uid of the owner that another process is."""

@@ -27,6 +27,7 @@ from msgspec import Struct
 from lockd import __version__
 from lockd.daemon.config import Config, Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
+from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
 from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
@@ -85,7 +86,7 @@ class Handover(Struct, frozen=True):
     engine: Plain
     epoch: list[int]
     state_dir: str
-    listeners: dict[str, Plain]
+    listeners: dict[Role, Plain]
     lockspaces: list[LockspaceRecord]
     processes: list[Plain]
     peers: list[Plain]
@@ -330,8 +331,8 @@ def load_peer(
         identity,
         record["since"],
         watch,
+        role=record["role"],
         is_admin=record["is_admin"],
-        at_admin_socket=record["at_admin_socket"],
         limits=limits,
     )
     peer.load(record)

@@ -6,10 +6,19 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lockd.errors import ConfigError
 from lockd.names import quoted
+
+Role = Literal["client", "admin", "virtlockd"]
+"""What a socket is for: clients, admins, and libvirt, who takes us for virtlockd. Also
+its name in systemd (FileDescriptorName=)."""
+
+CLIENTS: Final = "client"
+ADMINS: Final = "admin"
+VIRTLOCKD: Final = "virtlockd"
+ROLES: Final[tuple[Role, ...]] = (CLIENTS, ADMINS, VIRTLOCKD)
 
 BACKLOG: Final = 4096
 """Clients that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
@@ -17,8 +26,8 @@ BACKLOG: Final = 4096
 UMASK: Final = 0o117
 """Owner and group may connect (unix(7): that takes write permission)."""
 
-ADMIN_UMASK: Final = 0o177
-"""Of the admin socket: only its owner may, and root."""
+OWNER_UMASK: Final = 0o177
+"""Of the other sockets: only its owner may, and root."""
 
 Plain = dict[str, Any]
 

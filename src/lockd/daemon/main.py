@@ -19,14 +19,18 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.epoch import load_epoch, open_epoch
 from lockd.daemon.listener import (
-    ADMIN_UMASK,
+    ADMINS,
+    CLIENTS,
+    OWNER_UMASK,
     UMASK,
+    VIRTLOCKD,
+    Role,
     bind_listener,
     load_listener,
     passed_listener,
 )
 from lockd.daemon.logs import set_up_logging
-from lockd.daemon.service import ADMINS, CLIENTS, Options, go_on, start
+from lockd.daemon.service import Options, go_on, start
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
 
@@ -38,6 +42,7 @@ EXIT_CONFIG: Final = 78
 @click.option("--config", metavar="FILE", help="Configuration (TOML).")
 @click.option("--socket", metavar="PATH", help="Where clients connect.")
 @click.option("--admin-socket", metavar="PATH", help="Where admins connect.")
+@click.option("--virtlockd-socket", metavar="PATH", help="Where libvirt connects.")
 @click.option("--state-dir", metavar="DIR", help="Where the epoch is kept.")
 @click.option(
     "--timeout",
@@ -51,6 +56,7 @@ def main(
     config: str | None,
     socket: str | None,
     admin_socket: str | None,
+    virtlockd_socket: str | None,
     state_dir: str | None,
     timeout: float | None,
     check_config: bool,
@@ -87,7 +93,9 @@ def main(
                     options,
                     settings,
                     _socket_paths(
-                        socket or settings.socket, admin_socket or settings.admin_socket
+                        socket or settings.socket,
+                        admin_socket or settings.admin_socket,
+                        virtlockd_socket,
                     ),
                     state_dir or settings.state_dir or places().state_dir,
                 )
@@ -102,7 +110,7 @@ def main(
 def _start(
     options: Options,
     config: Config,
-    sockets: dict[str, str | None],
+    sockets: dict[Role, str | None],
     state_dir: str,
 ) -> None:
     """Serves, after everything that can be refused was tried."""
@@ -113,21 +121,23 @@ def _start(
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         for name, path in sockets.items():
             if path is not None and name not in passed:
-                umask = ADMIN_UMASK if name == ADMINS else UMASK
+                umask = UMASK if name == CLIENTS else OWNER_UMASK
                 listeners[name] = bind_listener(path, umask)
                 stack.callback(listeners[name].remove)
         start(options, config, epoch, listeners)
 
 
-def _socket_paths(clients: str | None, admins: str | None) -> dict[str, str | None]:
+def _socket_paths(
+    clients: str | None, admins: str | None, virtlockd: str | None
+) -> dict[Role, str | None]:
     """Returns where the sockets are to be.
 
     Whoever moves the clients' socket does not want admins at the usual place.
     """
     usual = places()
     if clients is None:
-        return {CLIENTS: usual.socket, ADMINS: admins or usual.admin_socket}
-    return {CLIENTS: clients, ADMINS: admins}
+        clients, admins = usual.socket, admins or usual.admin_socket
+    return {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd}
 
 
 def _go_on(options: Options, config: Config, state: handover.Handover) -> None:

@@ -18,8 +18,10 @@ import trio
 
 from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
+from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.errors import ProtocolError
-from lockd.protocol.connection import Connection, Request
+from lockd.libvirt.connection import Connection as LibvirtConnection
+from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,17 @@ ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
 
 
+Conversation = Connection | LibvirtConnection
+"""What a peer says and hears, in one tongue or the other."""
+
+
+def connection_for(role: Role, limits: Limits = Limits()) -> Conversation:  # noqa: B008
+    """Returns a new conversation in the tongue that is spoken at a socket."""
+    if role == VIRTLOCKD:
+        return LibvirtConnection()
+    return Connection(limits.message_bytes)
+
+
 class Peer:
     """The daemon's end of one session.
 
@@ -52,8 +65,8 @@ class Peer:
         watch: called with the events that are wanted from now on.
 
     Attributes:
+        role: through which socket it came.
         is_admin: whether it may do everything.
-        at_admin_socket: whether it is counted among the admins' sessions.
         restricted: whether it gave up its rights.
         client: what it called itself in `hello`.
         claims_itself: whether it registered its own process by pid.
@@ -71,8 +84,8 @@ class Peer:
         since: float,
         watch: Callable[[int], None],
         *,
+        role: Role = CLIENTS,
         is_admin: bool = False,
-        at_admin_socket: bool = False,
         limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self.session = session
@@ -80,10 +93,10 @@ class Peer:
         self.groups = identity.groups
         self.is_foreign = identity.is_foreign
         self.is_admin = is_admin
-        self.at_admin_socket = at_admin_socket
+        self.role = role
         self._max_unread_bytes = limits.unread_bytes
         self.since = since
-        self.connection = Connection(limits.message_bytes)
+        self.connection = connection_for(role, limits)
         #: Answers and refusals leave when the turn ends.
         self.send_result = self.connection.send_result
         self.send_error = self.connection.send_error
@@ -97,7 +110,7 @@ class Peer:
         self.watched: str | None = None
         self._sock = sock
         #: What was read and not yet carried out.
-        self._requests: Iterator[Request] | None = None
+        self._requests: Iterator[Any] | None = None
         self._watch = watch
         self._unsent = bytearray()
         #: Bytes that came while others were unsent: the client did not ask for them.
@@ -117,11 +130,10 @@ class Peer:
             "credentials": list(self.credentials),
             "groups": list(self.groups),
             "is_foreign": self.is_foreign,
+            "role": self.role,
             "is_admin": self.is_admin,
-            "at_admin_socket": self.at_admin_socket,
             "since": self.since,
-            "greeted": self.connection.greeted,
-            "partial": self.connection.partial,
+            "connection": self.connection.dump(),
             "unsent": bytes(self._unsent),
             "piled_up": self._piled_up,
             "arrays": [msgid for msgid, x in self.expected.items() if x is ARRAY],
@@ -132,11 +144,19 @@ class Peer:
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, data[name])
         self.expected = dict.fromkeys(data["arrays"], ARRAY)
-        self.connection.greeted = data["greeted"]
-        for _ in self.connection.receive(data["partial"]):
-            raise ValueError("what should be half a message is a whole one")
+        self.connection.load(data["connection"])
         self._unsent += data["unsent"]
         self._piled_up = data["piled_up"]
+
+    @property
+    def at_admin_socket(self) -> bool:
+        """Whether it is counted among the admins' sessions."""
+        return self.role == ADMINS
+
+    @property
+    def is_libvirt(self) -> bool:
+        """Whether it takes us for virtlockd, and has to be treated as by it."""
+        return self.role == VIRTLOCKD
 
     @property
     def is_behind(self) -> bool:
@@ -148,12 +168,12 @@ class Peer:
         """For what its socket is to be watched."""
         return WRITING if self._unsent else READING
 
-    def finish_receiving(self, take: Callable[[Peer, Request], None]) -> None:
+    def finish_receiving(self, take: Callable[[Peer, Any], None]) -> None:
         """Carries out what was read and left for later."""
         while self._requests is not None and not self.is_closing:
             self.receive(take)
 
-    def receive(self, take: Callable[[Peer, Request], None]) -> None:
+    def receive(self, take: Callable[[Peer, Any], None]) -> None:
         """Reads what there is, and hands each request on; the end closes the peer.
 
         What takes too long is left for later (`has_more`).

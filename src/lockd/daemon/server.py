@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -27,11 +27,12 @@ from lockd.daemon.credentials import (
 )
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.peer import Peer
+from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
+from lockd.daemon.peer import Peer, connection_for
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
-from lockd.errors import LimitError, ProtocolError
-from lockd.protocol.connection import Connection
+from lockd.daemon.virtlockd import Virtlockd
+from lockd.errors import DeniedError, ProtocolError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Server:
         runtime: is told when a turn ends.
         answers: knows who is behind.
         dispatcher: takes the requests.
+        virtlockd: takes the calls of those who take us for virtlockd.
         keeper: knows how many clients there may be.
     """
 
@@ -76,12 +78,14 @@ class Server:
         runtime: Runtime,
         answers: Answers,
         dispatcher: Dispatcher,
+        virtlockd: Virtlockd,
         keeper: LimitKeeper,
     ) -> None:
         self._poller = poller
         self._runtime = runtime
         self._answers = answers
         self._dispatcher = dispatcher
+        self._virtlockd = virtlockd
         self._keeper = keeper
         self._listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
         #: When somebody is taken in again; never while nothing is in the way.
@@ -101,16 +105,16 @@ class Server:
         self._next_complaint = 0.0
         self._sleep = trio.CancelScope()
 
-    def listen(self, listener: socket.socket, *, admin: bool = False) -> None:
+    def listen(self, listener: socket.socket, role: Role = CLIENTS) -> None:
         """Takes in the clients of a listening socket, which is ours from now on.
 
         Args:
-            admin: whether whoever may connect there may do everything.
+            role: who comes there. Whoever may connect as an admin may do everything.
         """
         listener.setblocking(False)
         with suppress(OSError):  # an older kernel: what is passed is closed unseen
             listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-        action = partial(self._accept_all, listener, admin)
+        action = partial(self._accept_all, listener, role)
         self._listeners.append((listener, action))
         self._poller.watch(listener.fileno(), select.EPOLLIN, action)
 
@@ -125,7 +129,7 @@ class Server:
     def finish_turn(self) -> None:
         """Carries out all that was read, and sends what the sockets take."""
         for peer in self._answers.peers.values():
-            peer.finish_receiving(self._dispatcher.take)
+            peer.finish_receiving(self._taker(peer))
             self._answers.behind.add(peer)
         self.end_turn()
         while self._leaving:
@@ -214,11 +218,14 @@ class Server:
             self._unfinished[peer] = None
             return
         began = trio.current_time()
-        peer.receive(self._dispatcher.take)
+        peer.receive(self._taker(peer))
         self._spent[uid] = spent + trio.current_time() - began
         self._answers.behind.add(peer)
         if peer.connection.has_partial or peer in self._incomplete:
             self._expect_rest(peer)
+
+    def _taker(self, peer: Peer) -> Callable[[Peer, Any], None]:
+        return self._virtlockd.take if peer.is_libvirt else self._dispatcher.take
 
     def _expect_rest(self, peer: Peer) -> None:
         """Begins to wait for the rest of a message, or goes on waiting, or ends it."""
@@ -265,7 +272,7 @@ class Server:
 
     # Clients.
 
-    def _accept_all(self, listener: socket.socket, admin: bool, events: int) -> None:
+    def _accept_all(self, listener: socket.socket, role: Role, events: int) -> None:
         until = trio.current_time() + COMING
         while trio.current_time() < until:
             try:
@@ -278,7 +285,7 @@ class Server:
                     return
                 self._turn_away(listener, error)
             else:
-                self._take_in(sock, admin)
+                self._take_in(sock, role)
 
     def _turn_away(self, listener: socket.socket, error: OSError) -> None:
         self._complain(error)
@@ -304,14 +311,14 @@ class Server:
             self._next_complaint = now + COMPLAINT_PAUSE
             logger.error("clients are turned away: %s", error)
 
-    def _take_in(self, sock: socket.socket, came_as_admin: bool) -> None:
+    def _take_in(self, sock: socket.socket, role: Role) -> None:
         sock.setblocking(False)
         try:
             uid = peer_credentials(sock).uid
-            self._keeper.check_session(uid, at_admin_socket=came_as_admin)
-            self._open_peer(sock, identify(sock), came_as_admin)
-        except LimitError as error:
-            farewell = Connection()
+            self._keeper.check_session(uid, at_admin_socket=role == ADMINS)
+            self._open_peer(sock, identify(sock), role)
+        except RequestError as error:
+            farewell = connection_for(role)
             farewell.send_error(None, error)
             with suppress(OSError):  # it is gone, or reads later: it sees the end
                 sock.send(farewell.data_to_send())
@@ -321,18 +328,24 @@ class Server:
             sock.close()
             self._complain(error)
 
-    def _open_peer(
-        self, sock: socket.socket, identity: Identity, came_as_admin: bool
-    ) -> None:
+    def _open_peer(self, sock: socket.socket, identity: Identity, role: Role) -> None:
         uid = identity.credentials.uid
+        is_privileged = uid in self._admins and not identity.is_foreign
+        if role == VIRTLOCKD and not is_privileged:
+            if identity.pidfd is not None:
+                os.close(identity.pidfd)
+            raise DeniedError(
+                f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
+                "who serves root only"
+            )
         peer = Peer(
             self._dispatcher.new_session(),
             sock,
             identity,
             trio.current_time(),
             partial(self._poller.change, sock.fileno()),
-            is_admin=(came_as_admin or uid in self._admins) and not identity.is_foreign,
-            at_admin_socket=came_as_admin,
+            role=role,
+            is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
             limits=self._keeper.limits,
         )
         self._keeper.add_session(peer)

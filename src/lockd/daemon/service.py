@@ -27,10 +27,11 @@ from lockd.daemon.config import (
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import Listener
+from lockd.daemon.listener import Listener, Role
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
 from lockd.daemon.server import Server
+from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
@@ -41,10 +42,6 @@ logger = logging.getLogger("lockd")
 
 CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
 """Set to 1, every law of the lock table is checked after every command. Slow."""
-
-CLIENTS: Final = "client"
-ADMINS: Final = "admin"
-"""What the sockets are for; also their names in systemd (FileDescriptorName=)."""
 
 HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what systemd is told, and at whether to end."""
@@ -77,7 +74,7 @@ class Service:
         options: Options,
         config: Config,
         epoch: Epoch,
-        listeners: dict[str, Listener],
+        listeners: dict[Role, Listener],
         engine: LockEngine,
     ) -> None:
         self.config = config
@@ -98,8 +95,14 @@ class Service:
         self.dispatcher = Dispatcher(
             self.runtime, self.answers, self.access, self.keeper, epoch.number, make
         )
+        virtlockd = Virtlockd(self.dispatcher, self.runtime.lockspaces)
         self.server = Server(
-            self.poller, self.runtime, self.answers, self.dispatcher, self.keeper
+            self.poller,
+            self.runtime,
+            self.answers,
+            self.dispatcher,
+            virtlockd,
+            self.keeper,
         )
         self._options = options
         self._make_lockspace = make
@@ -164,8 +167,8 @@ class Service:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.server.run)
             nursery.start_soon(self._keep_house, nursery.cancel_scope)
-            for purpose, listener in self.listeners.items():
-                self.server.listen(listener.socket, admin=purpose == ADMINS)
+            for role, listener in self.listeners.items():
+                self.server.listen(listener.socket, role)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             self._tell_ready()
         notify("STOPPING=1")
@@ -255,7 +258,7 @@ class Service:
 
 
 def start(
-    options: Options, config: Config, epoch: Epoch, listeners: dict[str, Listener]
+    options: Options, config: Config, epoch: Epoch, listeners: dict[Role, Listener]
 ) -> None:
     """Serves until SIGTERM or SIGINT."""
 
@@ -272,7 +275,7 @@ def go_on(
     options: Options,
     config: Config,
     epoch: Epoch,
-    listeners: dict[str, Listener],
+    listeners: dict[Role, Listener],
     state: handover.Handover,
 ) -> None:
     """Serves in the place of the daemon before, with what it had."""

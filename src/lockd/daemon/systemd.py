@@ -10,14 +10,12 @@ import socket
 from contextlib import suppress
 from typing import Final
 
+from lockd.daemon.listener import CLIENTS, ROLES, Role
 from lockd.errors import ConfigError
 from lockd.names import quoted
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START."""
-
-NAMES: Final = ("client", "admin")
-"""What a socket may be for: FileDescriptorName= of its unit (systemd.socket(5))."""
 
 
 def watchdog_interval() -> float | None:
@@ -34,7 +32,7 @@ def watchdog_interval() -> float | None:
     return int(microseconds) / 2_000_000
 
 
-def take_listeners() -> dict[str, socket.socket]:
+def take_listeners() -> dict[Role, socket.socket]:
     """Returns the listening sockets that were passed to us, by what they are for.
 
     A single one without a name is the clients'.
@@ -54,20 +52,22 @@ def take_listeners() -> dict[str, socket.socket]:
             os.set_inheritable(fd, False)
     return {
         name: _listener(fd, name)
-        for fd, name in zip(fds, _purposes(names, len(fds)), strict=True)
+        for fd, name in zip(fds, _roles(names, len(fds)), strict=True)
     }
 
 
-def _purposes(names: str | None, count: int) -> list[str]:
+def _roles(names: str | None, count: int) -> list[Role]:
     # What systemd calls a descriptor whose unit gives it no name.
     if names is None or (count == 1 and names.endswith(".socket")):
-        found = [NAMES[0]] * count
+        said = [CLIENTS] * count
     else:
-        found = names.split(":") if names else []
-    if len(found) != count or len(set(found)) != count or set(found) - set(NAMES):
+        said = names.split(":") if names else []
+    found = [role for name in said for role in ROLES if role == name]
+    if not len(said) == len(set(found)) == count:
         raise ConfigError(
             f"{count} sockets were passed with the names {quoted(names or '')}: "
-            "each must be called client or admin (FileDescriptorName= of its unit), "
+            f"each must be called {', '.join(ROLES[:-1])} or {ROLES[-1]} "
+            "(FileDescriptorName= of its unit), "
             "and no two alike"
         )
     return found

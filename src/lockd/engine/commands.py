@@ -7,7 +7,7 @@ which the answer is expected; it is unique among the unanswered requests of a se
 
 from msgspec import Struct
 
-from lockd.terms import Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 
 class Owner(Struct, frozen=True, gc=False):
@@ -84,7 +84,7 @@ class Acquire(Struct, frozen=True, gc=False):
     mode: Mode
     #: None waits for ever, 0 tries, else seconds.
     timeout: float | None = None
-    create: bool | None = None
+    create: Create = None
     label: str | None = None
     reason: str | None = None
 

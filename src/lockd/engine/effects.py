@@ -9,7 +9,7 @@ or registration comes last.
 from msgspec import Struct
 
 from lockd.engine.commands import Owner
-from lockd.terms import Mode, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OutsideHolder, ResourceKey
 
 
 class Grant(Struct, frozen=True, gc=False):
@@ -133,7 +133,7 @@ class OpenAnchor(Struct, frozen=True, gc=False):
 
     key: ResourceKey
     mode: Mode
-    create: bool | None = None
+    create: Create = None
     in_use: bool = False
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lockd.engine.commands import AnchorRefused, Owner
 from lockd.engine.effects import Grant
-from lockd.terms import SHARED, Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import SHARED, Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 
 class OwnerState:
@@ -104,7 +104,7 @@ class Request:
         timeout: float | None,
         *,
         converting: bool = False,
-        create: bool | None = None,
+        create: Create = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> None:

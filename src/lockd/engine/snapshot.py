@@ -15,7 +15,7 @@ from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
-from lockd.terms import Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 VERSION: Final = 1
 """Raised whenever something is added to what `dump` writes."""
@@ -261,7 +261,7 @@ class _RequestRecord(Struct):
     deadline: float | None
     tries: bool
     converting: bool
-    create: bool | None
+    create: Create
     label: str | None
     reason: str | None
     opening: int

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from lockd.errors import InvalidRequestError
 from lockd.names import CHECK_OF_KIND
-from lockd.terms import Kind, Mode, OnDisconnect
+from lockd.terms import Create, Kind, Mode, OnDisconnect
 
 
 class Lockspace(ABC):
@@ -33,12 +33,12 @@ class Lockspace(ABC):
 
     @abstractmethod
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         """Has the anchor of a resource held in a mode, whatever it is held in now.
 
         Args:
-            create: whether a missing file is made; None for what is usual here.
+            create: whether a missing file is made, and when it goes.
             in_use: somebody holds the resource through this anchor: it may change its
                 mode but not be exchanged.
 

@@ -8,7 +8,7 @@ from typing import Final
 from lockd.errors import InvalidRequestError
 from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace
 from lockd.names import quoted
-from lockd.terms import SHARED, Mode
+from lockd.terms import SHARED, Create, Mode
 
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -26,7 +26,7 @@ class DirectLockspace(FileLockspace):
         """Tells whether the file lies on a network file system."""
         return self._shared.mounts.is_network(os.path.dirname(resource))
 
-    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
+    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
         if create:
             raise InvalidRequestError(
                 f"files are not made in lockspace {quoted(self.name)}: "

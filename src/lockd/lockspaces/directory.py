@@ -19,7 +19,7 @@ from lockd.lockspaces.files import (
     raise_refusal,
 )
 from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, Mode, OnDisconnect
+from lockd.terms import EXCLUSIVE, Create, Mode, OnDisconnect
 
 FILE_MODE: Final = 0o600
 MISSING: Final = (FileNotFoundError, NotADirectoryError)
@@ -59,7 +59,7 @@ class DirectoryLockspace(FileLockspace):
         """Tells whether the directory lies on a network file system."""
         return self._shared.mounts.is_network(self.directory)
 
-    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
+    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
         if create is False:
             return self._open_named(path), False
         for _ in range(MAX_RACES):
@@ -70,7 +70,7 @@ class DirectoryLockspace(FileLockspace):
             except MISSING:
                 raise self._is_gone() from None
             try:
-                return self._open_existing(path), False
+                return self._open_existing(path), create == "temporary"
             except MISSING:
                 pass  # removed since it was found: make a new one
         raise AnchorError(f"the file {quoted(path)} comes and goes")

@@ -36,6 +36,7 @@ from lockd.names import quoted
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
+    Create,
     Mode,
     OnDisconnect,
     OutsideHolder,
@@ -68,7 +69,7 @@ class LockFile:
     def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
         self.fd = fd
         self.inode = inode
-        #: Whether we made the file, and so have to remove it.
+        #: Whether we made the file, or took it over, and so have to remove it.
         self.made = made
         self.mode: Mode | None = None
 
@@ -107,8 +108,8 @@ class FileLockspace(Lockspace):
         """Returns the path of the file in which a resource is anchored."""
         raise NotImplementedError
 
-    def _open(self, path: str, mode: Mode, create: bool | None) -> tuple[int, bool]:
-        """Opens the file; returns the descriptor, and whether the file is new."""
+    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
+        """Opens the file; returns the descriptor, and whether it is ours to remove."""
         raise NotImplementedError
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
@@ -116,7 +117,7 @@ class FileLockspace(Lockspace):
         raise NotImplementedError
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         """Has the file of a resource locked in a mode; see `Lockspace.open_anchor`."""
         path = self.path_of(resource)
@@ -134,9 +135,7 @@ class FileLockspace(Lockspace):
             del self._shared.by_inode[file.inode]
             os.close(file.fd)
 
-    def _open_new(
-        self, resource: str, path: str, mode: Mode, create: bool | None
-    ) -> None:
+    def _open_new(self, resource: str, path: str, mode: Mode, create: Create) -> None:
         for _ in range(MAX_RACES):
             file = self._open_file(path, mode, create)
             try:
@@ -152,7 +151,7 @@ class FileLockspace(Lockspace):
             os.close(file.fd)
         raise AnchorError(f"the file {quoted(path)} is exchanged again and again")
 
-    def _open_file(self, path: str, mode: Mode, create: bool | None) -> LockFile:
+    def _open_file(self, path: str, mode: Mode, create: Create) -> LockFile:
         try:
             fd, made = self._open(path, mode, create)
             status = _status_or_close(fd)

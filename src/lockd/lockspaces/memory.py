@@ -1,7 +1,7 @@
 """Resources that are nothing but names: the daemon itself is the arbiter."""
 
 from lockd.lockspaces.base import Lockspace
-from lockd.terms import Mode
+from lockd.terms import Create, Mode
 
 
 class MemoryLockspace(Lockspace):
@@ -11,7 +11,7 @@ class MemoryLockspace(Lockspace):
     anchored = False
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: bool | None, in_use: bool
+        self, resource: str, mode: Mode, *, create: Create, in_use: bool
     ) -> None:
         """Is never asked: nothing here is anchored."""
         raise AssertionError("a memory lockspace has no anchors")

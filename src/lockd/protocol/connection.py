@@ -81,13 +81,15 @@ class Connection:
         """Whether a message has begun that is not complete yet."""
         return bool(self._decoder.partial)
 
-    @property
-    def partial(self) -> bytes:
-        """What came of a message that is not complete yet.
+    def dump(self) -> dict[str, Any]:
+        """Returns what `load` needs: half a message, and what was agreed."""
+        return {"greeted": self.greeted, "partial": bytes(self._decoder.partial)}
 
-        Another connection that receives it goes on where this one was.
-        """
-        return bytes(self._decoder.partial)
+    def load(self, data: dict[str, Any]) -> None:
+        """Goes on where the connection stood that `dump` described."""
+        self.greeted = data["greeted"]
+        for _ in self.receive(data["partial"]):
+            raise ValueError("what should be half a message is a whole one")
 
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request."""

@@ -1,0 +1,1 @@
+"""virtlockd's tongue: libvirt's RPC as bytes, calls and errors. No I/O."""

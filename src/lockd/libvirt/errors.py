@@ -1,0 +1,120 @@
+"""What is refused, in libvirt's numbers (virterror.h, virnetprotocol.x).
+
+The number, the domain that raised it, and the sentence, which libvirt hands on as it
+is, up to whoever called virsh(1).
+"""
+
+from enum import IntEnum
+from typing import Final
+
+from lockd.errors import CodedError, RequestError
+from lockd.libvirt.procedures import Procedure
+from lockd.libvirt.xdr import int_, optional_string, uint
+
+
+class Number(IntEnum):
+    """virErrorNumber, as far as virtlockd uses it."""
+
+    INTERNAL_ERROR = 1
+    INVALID_ARG = 8
+    OPERATION_DENIED = 29
+    SYSTEM_ERROR = 38
+    RPC = 39
+    OPERATION_INVALID = 55
+    RESOURCE_BUSY = 87
+
+
+class Domain(IntEnum):
+    """virErrorDomain, as far as virtlockd uses it."""
+
+    RPC = 7
+    LOCKSPACE = 51
+
+
+_LEVEL_ERROR: Final = 2
+"""VIR_ERR_ERROR."""
+
+_OPENINGS: Final = {
+    Number.INTERNAL_ERROR: "internal error: ",
+    Number.INVALID_ARG: "invalid argument: ",
+    Number.OPERATION_DENIED: "operation forbidden: ",
+    Number.OPERATION_INVALID: "Requested operation is not valid: ",
+    Number.RESOURCE_BUSY: "resource busy: ",
+}
+"""How libvirt begins its sentence for a number (virErrorMsg)."""
+
+
+class RemoteError(RequestError):
+    """Raised when a call is refused with a number and domain of libvirt's own.
+
+    Never crosses the native wire.
+    """
+
+    code = "libvirt"
+
+    def __init__(self, number: Number, domain: Domain, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+        self.domain = domain
+
+    def encode(self) -> bytes:
+        """Returns it as virNetMessageError: what libvirt's clients raise again."""
+        message = _OPENINGS.get(self.number, "") + self.message
+        # Surrogates stand for bytes that came from the client and were no UTF-8.
+        text = message.encode("utf-8", "backslashreplace")
+        return b"".join(
+            (
+                int_(self.number),
+                int_(self.domain),
+                optional_string(text),
+                int_(_LEVEL_ERROR),
+                uint(0),  # no domain (guest) object
+                optional_string(None),
+                optional_string(None),
+                optional_string(None),
+                int_(-1),
+                int_(-1),
+                uint(0),  # no network object
+            )
+        )
+
+
+def rpc_error(message: str) -> RemoteError:
+    """Returns what is said of a message that is no call, or none that we know."""
+    return RemoteError(Number.RPC, Domain.RPC, message)
+
+
+def out_of_order(message: str) -> RemoteError:
+    """Returns what is said of a call at the wrong time."""
+    return RemoteError(Number.OPERATION_INVALID, Domain.RPC, message)
+
+
+def remote(error: CodedError, procedure: int) -> RemoteError | None:
+    """Returns what virtlockd would say; None if it would not complain."""
+    if isinstance(error, RemoteError):
+        return error
+    if procedure == Procedure.CREATE_RESOURCE and error.code == "exists":
+        return None  # it is touched (virFileTouch)
+    number, domain = _NUMBERS.get(error.code, _OTHER)
+    if error.code == "not_held" and error.facts.get("holders"):
+        number = Number.INTERNAL_ERROR  # somebody else's
+    return RemoteError(number, domain, error.message)
+
+
+_BUSY: Final = (Number.RESOURCE_BUSY, Domain.LOCKSPACE)
+_SYSTEM: Final = (Number.SYSTEM_ERROR, Domain.LOCKSPACE)
+_OTHER: Final = (Number.INTERNAL_ERROR, Domain.RPC)
+
+_NUMBERS: Final = {
+    "busy": _BUSY,
+    "already_held": _BUSY,
+    "in_use": _BUSY,
+    "not_held": _BUSY,
+    "not_found": _SYSTEM,
+    "denied": _SYSTEM,
+    "io": _SYSTEM,
+    "unavailable": _SYSTEM,
+    "invalid": (Number.INVALID_ARG, Domain.LOCKSPACE),
+    "restricted": (Number.OPERATION_DENIED, Domain.RPC),
+}
+"""What the codes of the native protocol are here."""

@@ -1,0 +1,113 @@
+"""The procedures of virtlockd's program, and their arguments (lock_protocol.x)."""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+
+from lockd.libvirt.xdr import Reader
+
+PROGRAM: Final = 0x0EA7BEEF
+VERSION: Final = 1
+
+MAX_STRING_BYTES: Final = 65_536
+"""VIR_LOCK_SPACE_PROTOCOL_STRING_MAX."""
+
+SHARED: Final = 1
+AUTOCREATE: Final = 2
+"""Flags of ACQUIRE_RESOURCE. AUTOCREATE: the file is made if it is missing, and goes
+with its last holder."""
+
+
+class Procedure(IntEnum):
+    """What can be asked for."""
+
+    REGISTER = 1
+    RESTRICT = 2
+    NEW = 3
+    CREATE_RESOURCE = 4
+    DELETE_RESOURCE = 5
+    ACQUIRE_RESOURCE = 6
+    RELEASE_RESOURCE = 7
+    CREATE_LOCKSPACE = 8
+
+
+class RegisterArgs(Struct, frozen=True):
+    """For whom a connection acts."""
+
+    uuid: UUID
+    name: str
+    id: int
+    pid: int
+    flags: int
+
+
+class RestrictArgs(Struct, frozen=True):
+    """No arguments but flags."""
+
+    flags: int
+
+
+class LockspaceArgs(Struct, frozen=True):
+    """A lockspace, by its directory."""
+
+    path: str
+    flags: int
+
+
+class ResourceArgs(Struct, frozen=True):
+    """A resource in a lockspace: `path` is its directory, or empty for direct paths."""
+
+    path: str
+    name: str
+    flags: int
+
+
+def decode_args(procedure: Procedure, payload: bytes) -> Any:
+    """Returns the arguments of a call; what is left over is ignored.
+
+    Raises:
+        XdrError: they are not what the procedure takes.
+    """
+    return _DECODERS[procedure](Reader(payload))
+
+
+def _register(reader: Reader) -> RegisterArgs:
+    return RegisterArgs(
+        UUID(bytes=reader.opaque(16)),
+        _text(reader),
+        reader.uint(),
+        reader.uint(),
+        reader.uint(),
+    )
+
+
+def _restrict(reader: Reader) -> RestrictArgs:
+    return RestrictArgs(reader.uint())
+
+
+def _lockspace(reader: Reader) -> LockspaceArgs:
+    return LockspaceArgs(_text(reader), reader.uint())
+
+
+def _resource(reader: Reader) -> ResourceArgs:
+    return ResourceArgs(_text(reader), _text(reader), reader.uint())
+
+
+def _text(reader: Reader) -> str:
+    # As file names are elsewhere (PEP 383): what is not UTF-8 is refused by name.
+    return reader.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
+
+
+_DECODERS: Final[dict[Procedure, Callable[[Reader], Any]]] = {
+    Procedure.REGISTER: _register,
+    Procedure.RESTRICT: _restrict,
+    Procedure.NEW: _lockspace,
+    Procedure.CREATE_RESOURCE: _resource,
+    Procedure.DELETE_RESOURCE: _resource,
+    Procedure.ACQUIRE_RESOURCE: _resource,
+    Procedure.RELEASE_RESOURCE: _resource,
+    Procedure.CREATE_LOCKSPACE: _lockspace,
+}

@@ -1,0 +1,72 @@
+"""External Data Representation (RFC 4506), as much of it as libvirt's RPC needs."""
+
+import struct
+from typing import Final
+
+UINT_MAX: Final = 2**32 - 1
+
+_UINT: Final = struct.Struct(">I")
+_INT: Final = struct.Struct(">i")
+
+
+class XdrError(ValueError):
+    """Raised when bytes are not what they should be."""
+
+
+class Reader:
+    """Takes values from the front of some bytes.
+
+    Every method raises `XdrError` if too little is left.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def uint(self) -> int:
+        """Takes an unsigned integer (RFC 4506, 4.2)."""
+        number: int = _UINT.unpack(self.opaque(_UINT.size))[0]
+        return number
+
+    def opaque(self, size: int) -> bytes:
+        """Takes opaque data of a length that is known (RFC 4506, 4.9).
+
+        What fills it up to a multiple of four is not looked at: glibc's xdr_opaque(3),
+        which libvirt reads with, does not either.
+        """
+        begin = self._position
+        self._position = begin + _padded(size)
+        if self._position > len(self._data):
+            raise XdrError("the payload ends too early")
+        return self._data[begin : begin + size]
+
+    def string(self, most: int) -> bytes:
+        """Takes a string of at most `most` bytes (RFC 4506, 4.11)."""
+        size = self.uint()
+        if size > most:
+            raise XdrError(f"a string has {size} bytes, at most {most} are allowed")
+        return self.opaque(size)
+
+
+def uint(number: int) -> bytes:
+    """Encodes an unsigned integer."""
+    return _UINT.pack(number)
+
+
+def int_(number: int) -> bytes:
+    """Encodes a signed integer (RFC 4506, 4.1)."""
+    return _INT.pack(number)
+
+
+def string(data: bytes) -> bytes:
+    """Encodes a string."""
+    return _UINT.pack(len(data)) + data + bytes(_padded(len(data)) - len(data))
+
+
+def optional_string(data: bytes | None) -> bytes:
+    """Encodes a string that may be missing (RFC 4506, 4.19)."""
+    return uint(0) if data is None else uint(1) + string(data)
+
+
+def _padded(size: int) -> int:
+    return size + -size % 4
