@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, end_input
-from lockd import Client
+from lockd import Client, connect
 
 
 def test_list_has_one_line_for_each_resource_when_piped(
@@ -22,7 +22,31 @@ def test_list_has_one_line_for_each_resource_when_piped(
         ["default", "b", "shared", "1", "the test"],
     ]
     assert lines[0][5] == str(os.getpid())
-    assert lines[0][8:] == ["nightly", "0"]
+    assert lines[0][8:] == ["nightly", "0", "-"]
+
+
+GUEST = "8b1a9953-c461-1296-a827-abf8c47804d7"
+
+
+def test_list_has_the_uuid_of_a_guest(lockctl: Lockctl, sock: str) -> None:
+    with connect(sock) as client:
+        client.register("web1", uuid=GUEST)
+        client.acquire("a")
+        (line,) = lockctl("list").stdout.splitlines()
+        terminal = Terminal((*LOCKCTL, "list"), lockctl.env)
+        assert terminal.wait() == 0
+    assert line.split("\t")[-1] == GUEST
+    assert "UUID" in terminal.shown
+
+
+def test_list_on_a_terminal_has_no_column_for_uuids_that_nobody_has(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.acquire("a")
+    terminal = Terminal((*LOCKCTL, "list"), lockctl.env)
+    assert terminal.wait() == 0
+    assert "WAITING" in terminal.shown
+    assert "UUID" not in terminal.shown
 
 
 def test_list_is_a_table_on_a_terminal(lockctl: Lockctl, client: Client) -> None:
@@ -61,7 +85,7 @@ def test_what_a_client_calls_itself_cannot_forge_a_line(
         return  # refused at the door
     (line,) = lockctl("list").stdout.splitlines()
     assert text not in line
-    assert len(line.split("\t")) == 10
+    assert len(line.split("\t")) == 11
 
 
 def test_show_tells_holder_queue_and_last_holder(

@@ -18,8 +18,8 @@ def list_(socket: str | None, /, lockspace: str | None, as_json: bool) -> None:
     """List the resources that are held or waited for, in LOCKSPACE or everywhere.
 
     Piped, the columns are separated by tabs: lockspace, name, mode, number of holders,
-    then of the first holder its name, pid, user, how long it has held and why, and
-    the number of waiters.
+    then of the first holder its name, pid, user, how long it has held and why, the
+    number of waiters, and the first holder's UUID, which guests have.
     """
     with connect(socket) as client:
         resources = list(client.list_resources(lockspace))
@@ -28,7 +28,7 @@ def list_(socket: str | None, /, lockspace: str | None, as_json: bool) -> None:
         return
     columns = (
         "LOCKSPACE", "NAME", "MODE", "HOLDERS", "HELD BY", "PID", "USER", "FOR",
-        "REASON", "WAITING",
+        "REASON", "WAITING", "UUID",
     )  # fmt: skip
     show_table(columns, map(_resource, resources), empty="Nothing is locked.")
 
@@ -85,6 +85,7 @@ def _resource(resource: dict[str, Any]) -> list[object]:
         first and duration(first["held_for"]),
         first and purpose(first),
         resource["waiter_count"],
+        first and first["uuid"],
     ]
 
 

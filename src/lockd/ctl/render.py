@@ -24,8 +24,9 @@ _UNBROKEN = {"PID", "USER", "MODE", "FOR", "TOKEN"}
 def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> None:
     """Shows one record per line.
 
-    On a terminal there is a heading, and `empty` is said if there are no rows. Piped,
-    there are only the rows, with one tab between columns.
+    On a terminal there is a heading, `UUID` is left out where nobody has one, and
+    `empty` is said if there are no rows. Piped, there are only the rows, with one tab
+    between columns.
 
     Args:
         columns: their headings.
@@ -36,7 +37,12 @@ def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> No
     if not sys.stdout.isatty():
         sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
     elif lines:
-        _draw(columns, lines)
+        shown = [
+            number
+            for number, column in enumerate(columns)
+            if column != "UUID" or any(line[number] != "-" for line in lines)
+        ]
+        _draw(_pick(columns, shown), [_pick(line, shown) for line in lines])
     else:
         print(empty)
 
@@ -82,6 +88,10 @@ def purpose(party: Mapping[str, Any]) -> str | None:
 
 def _cell(value: object) -> str:
     return "-" if value is None or value == "" else plain(str(value))
+
+
+def _pick(cells: Sequence[str], numbers: Iterable[int]) -> list[str]:
+    return [cells[number] for number in numbers]
 
 
 def _shorten(column: str, cell: "Text") -> "Text":

@@ -278,7 +278,7 @@ class Dispatcher:
             self._runtime.processes.forget(owner_id)
 
     def registered_pid(self, peer: Peer) -> int | None:
-        """Returns the process for which a peer said that it acts; None if it did not."""
+        """Returns the process for which a peer acts; None if it did not register."""
         session = self._engine.sessions[peer.session]
         return session.owner.identity.pid if session.registered else None
 
