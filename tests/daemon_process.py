@@ -18,6 +18,7 @@ class DaemonProcess:
         self._checks = checks
         self.directory = directory
         self.socket = directory / "lockd.sock"
+        self.virtlockd_socket = directory / "virtlockd.sock"
         self.state_dir = directory / "state"
         self.config = directory / "lockd.toml"
         self.config.write_text(config)
@@ -32,6 +33,7 @@ class DaemonProcess:
             "lockd.daemon.main",
             f"--config={self.config}",
             f"--socket={self.socket}",
+            f"--virtlockd-socket={self.virtlockd_socket}",
             f"--state-dir={self.state_dir}",
         ]
 

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lockd.daemon.sentences import sentence
 from lockd.engine.commands import Owner
@@ -37,6 +38,12 @@ def test_one_holder_is_named_with_time_and_reason() -> None:
     assert "5s" in found
     assert "backup" in found
     assert "waits for it" in found
+
+
+def test_label_of_the_holder_tells_what_a_hashed_name_stands_for() -> None:
+    labelled = replace(EXCLUSIVE, label="/srv/a\n.img")
+    found = said("busy", situation=Situation(KEY, (labelled,), 1, (), 0))
+    assert found.startswith("'disks:a' (/srv/a\\n.img) is held exclusively by")
 
 
 def test_timeout_says_how_long_it_was() -> None:

@@ -413,23 +413,28 @@ class Dispatcher:
     def _create_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
-        space = self._lockspace(peer, params.lockspace, "acquire")
-        space.check_name(params.resource)
+        space = self._lockspace_of_unused(peer, params)
         done = partial(self._answers.conclude, peer.session, msgid)
         self._runtime.change_file(space, params.resource, space.create_resource, done)
 
     def _delete_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
+        space = self._lockspace_of_unused(peer, params)
+        done = partial(self._answers.conclude, peer.session, msgid)
+        self._runtime.change_file(space, params.resource, space.delete_resource, done)
+
+    def _lockspace_of_unused(
+        self, peer: Peer, params: m.ResourceFileParams
+    ) -> Lockspace:
+        """Returns the lockspace of a resource whose file may be changed."""
         key = self._key(peer, params.lockspace, params.resource, "acquire")
         if key in self._engine.resources:
             raise InUseError(
                 f"{quoted(str(key))} is held or waited for",
                 inquiries.resource(self._engine, key, self._veil, peer),
             )
-        space = self._runtime.lockspaces[params.lockspace]
-        done = partial(self._answers.conclude, peer.session, msgid)
-        self._runtime.change_file(space, params.resource, space.delete_resource, done)
+        return self._runtime.lockspaces[params.lockspace]
 
     def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
         other = self._answers.peers.get(params.session)

@@ -29,6 +29,8 @@ def sentence(refused: Refused, now: float) -> str:
     # Who is outside says more than that somebody is.
     parts = ["" if refused.outside else refused.message]
     name = quoted(str(situation.key))
+    if label := _label(situation):
+        name += f" ({plain(label)})"
     if refused.code in _OPENINGS:
         waited = duration(refused.waited or 0)
         parts.insert(0, _OPENINGS[refused.code].format(name=name, waited=waited))
@@ -42,6 +44,12 @@ def sentence(refused: Refused, now: float) -> str:
     if situation.waiter_count:
         parts.append(_waiting(situation))
     return "; ".join(filter(None, parts))
+
+
+def _label(found: Situation) -> str | None:
+    """Returns what a name stands for, as its holder says: a path that was hashed."""
+    labels = (grant.label for grant in found.holders)
+    return next(filter(None, labels), None)
 
 
 def _held(found: Situation, now: float) -> str:

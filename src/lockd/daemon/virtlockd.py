@@ -20,6 +20,7 @@ from lockd.libvirt import procedures as p
 from lockd.libvirt.connection import Call
 from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
 from lockd.libvirt.procedures import Procedure
+from lockd.libvirt.xdr import UINT_MAX
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
@@ -49,10 +50,10 @@ class Virtlockd:
         self._dispatcher = dispatcher
         self._lockspaces = lockspaces
         self._paths = HashedPaths()
-        self._handlers: dict[Procedure, Callable[[Peer, Any], m.Params]] = {
+        self._handlers: dict[Procedure, Callable[[Peer, Any], m.Params | None]] = {
             Procedure.REGISTER: self._register,
             Procedure.RESTRICT: self._restrict,
-            Procedure.NEW: self._create_lockspace,
+            Procedure.NEW: self._new,
             Procedure.CREATE_RESOURCE: self._file,
             Procedure.DELETE_RESOURCE: self._file,
             Procedure.ACQUIRE_RESOURCE: self._acquire,
@@ -69,10 +70,14 @@ class Virtlockd:
         except RequestError as error:
             peer.send_error(call.number, error)
             return
+        if params is None:
+            peer.send_result(call.number)
+            return
         method = m.METHODS[_METHODS[procedure]]
         self._dispatcher.take(peer, Request(call.number, method, params))
 
     def _check_order(self, peer: Peer, call: Call) -> None:
+        """Raises unless it is time for a call; in virtlockd's own order."""
         unknown = call.args.flags & ~_FLAGS.get(call.procedure, 0)
         if unknown:
             raise RemoteError(
@@ -88,7 +93,8 @@ class Virtlockd:
         if call.procedure == Procedure.REGISTER:
             if registered:
                 raise out_of_order("lock owner details have already been registered")
-        elif not registered and call.procedure not in _FOR_STRANGERS:
+        elif not registered and call.procedure != Procedure.CREATE_LOCKSPACE:
+            # libvirtd makes its lockspaces without saying for whom.
             raise out_of_order("lock owner details have not been registered")
 
     # From arguments to parameters.
@@ -130,19 +136,21 @@ class Virtlockd:
         resource = _resource(space, args.name)
         return m.ResourceFileParams(lockspace=space.name, resource=resource)
 
-    def _create_lockspace(self, peer: Peer, args: p.LockspaceArgs) -> m.Params:
+    def _new(self, peer: Peer, args: p.LockspaceArgs) -> m.Params | None:
         if not args.path:
             raise out_of_order("the default lockspace already exists")
         if self._find(args.path) is not None:
-            raise out_of_order(f"Lockspace for path {args.path} already exists")
-        try:
-            os.makedirs(args.path, mode=0o700, exist_ok=True)
-        except OSError as error:
             raise RemoteError(
-                Number.SYSTEM_ERROR,
-                Domain.LOCKSPACE,
-                f"Unable to create lockspace {args.path}: {error.strerror}",
-            ) from None
+                Number.INTERNAL_ERROR,
+                Domain.RPC,
+                f"Lockspace for path {args.path} already exists",
+            )
+        return self._create_lockspace(peer, args)
+
+    def _create_lockspace(self, peer: Peer, args: p.LockspaceArgs) -> m.Params | None:
+        if self._find(args.path) is not None:
+            return None
+        _make_directory(args.path)
         name = _name_for(args.path, self._lockspaces)
         return m.CreateLockspaceParams(name=name, kind="directory", path=args.path)
 
@@ -161,6 +169,8 @@ class Virtlockd:
     def _find(self, path: str) -> Lockspace | None:
         if not path:
             return self._lockspaces[DIRECT_LOCKSPACE]
+        if not path.startswith("/") or "\0" in path:
+            return None
         for wanted in (path, canonical_path(path)):
             for space in self._lockspaces.values():
                 if space.path == wanted:
@@ -213,17 +223,33 @@ _METHODS: Final = {
     Procedure.CREATE_LOCKSPACE: "create_lockspace",
 }
 
-_FLAGS: Final = {Procedure.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE}
-"""The flags that a procedure takes; most take none."""
+_FLAGS: Final = {
+    Procedure.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE,
+    Procedure.CREATE_LOCKSPACE: UINT_MAX,
+}
+"""The flags that a procedure takes, or does not look at; most take none."""
 
 
-_FOR_STRANGERS: Final = (
-    Procedure.RESTRICT,
-    Procedure.NEW,
-    Procedure.CREATE_LOCKSPACE,
-)
-"""What may be asked for before it was said for whom: libvirtd makes its lockspaces
-without registering."""
+def _make_directory(path: str) -> None:
+    if not path.startswith("/"):
+        raise RemoteError(
+            Number.INVALID_ARG, Domain.LOCKSPACE, f"{path} is not an absolute path"
+        )
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise RemoteError(
+            Number.INTERNAL_ERROR,
+            Domain.LOCKSPACE,
+            f"Lockspace location {path} exists, but is not a directory",
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RemoteError(
+            Number.SYSTEM_ERROR,
+            Domain.LOCKSPACE,
+            f"Unable to create lockspace {path}: {reason}",
+        ) from None
 
 
 def _resource(space: Lockspace, name: str) -> str:

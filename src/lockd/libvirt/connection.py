@@ -3,7 +3,7 @@
 Like `protocol.connection`, whose shape it has: knows no socket and no lock. A message
 is a length that includes itself, a header, and a payload in XDR (virnetprotocol.x):
 
-    length, program, version, procedure, type, serial, status: unsigned, four bytes each
+    length, program, version, procedure, type, serial, status: four bytes each
 
 A call's serial is repeated in its reply. Calls are numbered here, because a serial is
 its sender's affair and may come twice.
@@ -33,7 +33,7 @@ OK: Final = 0
 ERROR: Final = 1
 
 _LENGTH: Final = struct.Struct(">I")
-_HEADER: Final = struct.Struct(">7I")
+_HEADER: Final = struct.Struct(">IIIiiIi")
 
 Plain = dict[str, Any]
 

@@ -1,0 +1,432 @@
+"""The daemon in virtlockd's place: what libvirt asks for, and what others see of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+import libvirt_client as lc
+from daemon.conftest import Connect, StartChild
+from daemon_process import DaemonProcess
+from libvirt_client import LibvirtClient
+from wire_client import WireClient, wait_for_sessions
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd serves root only")
+
+Guest = Callable[..., LibvirtClient]
+
+
+@pytest.fixture
+def libvirt(common: DaemonProcess, connect: Connect) -> Iterator[Guest]:
+    """Connects as libvirt does; with a pid, registered for that process."""
+    with ExitStack() as stack:
+
+        def start(pid: int | None = None, name: str = "web1") -> LibvirtClient:
+            client = stack.enter_context(LibvirtClient(common.virtlockd_socket))
+            if pid is not None:
+                client.register(pid, name)
+            return client
+
+        yield start
+
+
+@pytest.fixture
+def processes() -> Iterator[list[int]]:
+    """The pids of two processes that may own locks, and are ended."""
+    with ExitStack() as stack:
+        pids = []
+        for _ in range(2):
+            sleeper = stack.enter_context(subprocess.Popen(["sleep", "1000"]))
+            stack.callback(sleeper.kill)
+            pids.append(sleeper.pid)
+        yield pids
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> str:
+    path = tmp_path / "disk.img"
+    path.touch()
+    return str(path)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, libvirt: Guest) -> str:
+    """A lockspace as libvirtd makes it: without saying for whom."""
+    path = str(tmp_path / "made" / "files")
+    assert libvirt().done(lc.CREATE_LOCKSPACE, lc.text(path) + lc.flags())
+    return path
+
+
+def refusal(
+    client: LibvirtClient, procedure: int, payload: bytes
+) -> tuple[int, int, str]:
+    reply = client.call(procedure, payload)
+    assert reply is not None
+    assert reply.error is not None, "it was not refused"
+    return reply.error.code, reply.error.domain, reply.error.message or ""
+
+
+def gone(client: WireClient, resource: str, lockspace: str) -> None:
+    """Waits until nobody holds a resource any more."""
+    params = {"lockspace": lockspace, "resource": resource}
+    while client.call("query", **params)["holders"]:
+        pass
+
+
+# Locks.
+
+
+def test_guest_holds_its_disk_for_all_to_see(
+    libvirt: Guest, client: WireClient, processes: list[int], disk: str
+) -> None:
+    pid, other_pid = processes
+    assert libvirt(pid).done(lc.ACQUIRE, lc.resource("", disk))
+    (held,) = client.call("list", lockspace="direct")["resources"]
+    holder = held["holders"][0]
+    assert held["resource"] == disk
+    assert (holder["name"], holder["pid"], holder["id"]) == ("web1", pid, 1)
+    assert holder["uuid"] == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+    code, domain, message = refusal(
+        libvirt(other_pid, "web2"), lc.ACQUIRE, lc.resource("", disk)
+    )
+    assert (code, domain) == (87, 51)
+    assert f"'{disk}' is held exclusively by web1 (pid {pid}, uid 0)" in message
+
+
+def test_native_client_and_guest_exclude_each_other(
+    libvirt: Guest, client: WireClient, processes: list[int], disk: str
+) -> None:
+    params = {"lockspace": "direct", "resource": disk}
+    client.call("acquire", **params, reason="a backup")
+    guest = libvirt(processes[0])
+    assert "a backup" in refusal(guest, lc.ACQUIRE, lc.resource("", disk))[2]
+    client.call("release", **params)
+    assert guest.done(lc.ACQUIRE, lc.resource("", disk))
+    error = client.refusal("acquire", **params, timeout=0)
+    assert error.code == "busy"
+    assert "web1" in str(error)
+
+
+def test_path_through_a_link_is_the_same_disk(
+    libvirt: Guest, processes: list[int], disk: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(disk)
+    pid, other_pid = processes
+    assert libvirt(pid).done(lc.ACQUIRE, lc.resource("", str(tmp_path / "link")))
+    assert not libvirt(other_pid).done(lc.ACQUIRE, lc.resource("", disk))
+
+
+def test_disk_is_neither_made_nor_removed(
+    libvirt: Guest, processes: list[int], disk: str
+) -> None:
+    guest = libvirt(processes[0])
+    wanted = lc.resource("", disk, lc.AUTOCREATE)
+    assert guest.done(lc.ACQUIRE, wanted)
+    assert guest.done(lc.RELEASE, lc.resource("", disk))
+    assert os.path.exists(disk)
+    missing = lc.resource("", disk + "2", lc.AUTOCREATE)
+    assert refusal(guest, lc.ACQUIRE, missing)[:2] == (38, 51)
+    assert refusal(guest, lc.DELETE_RESOURCE, lc.resource("", disk))[:2] == (8, 51)
+    assert os.path.exists(disk)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_autocreated_file_goes_with_its_last_holder(
+    libvirt: Guest, processes: list[int], directory: str, was_there: bool
+) -> None:
+    file = Path(directory) / "web1"
+    if was_there:
+        file.touch(mode=0o600)
+    wanted = lc.resource(directory, "web1", lc.AUTOCREATE | lc.SHARED)
+    first, second = map(libvirt, processes)
+    assert first.done(lc.ACQUIRE, wanted)
+    assert second.done(lc.ACQUIRE, wanted)
+    assert first.done(lc.RELEASE, lc.resource(directory, "web1"))
+    assert file.exists()
+    assert second.done(lc.RELEASE, lc.resource(directory, "web1"))
+    assert not file.exists()
+
+
+def test_lease_must_be_there_and_stays(
+    libvirt: Guest, processes: list[int], directory: str
+) -> None:
+    lease, guest = lc.resource(directory, "lease"), libvirt(processes[0])
+    assert refusal(guest, lc.ACQUIRE, lease)[:2] == (38, 51)
+    assert guest.done(lc.CREATE_RESOURCE, lease)
+    assert guest.done(lc.ACQUIRE, lease)
+    assert refusal(guest, lc.CREATE_RESOURCE, lease)[:2] == (87, 51)
+    assert refusal(guest, lc.DELETE_RESOURCE, lease)[:2] == (87, 51)
+    assert guest.done(lc.RELEASE, lease)
+    assert (Path(directory) / "lease").exists()
+    assert guest.done(lc.DELETE_RESOURCE, lease)
+    assert not (Path(directory) / "lease").exists()
+
+
+def test_hashed_name_shows_the_path_of_the_guests_command_line(
+    libvirt: Guest,
+    client: WireClient,
+    processes: list[int],
+    directory: str,
+    disk: str,
+) -> None:
+    name = sha256(disk.encode()).hexdigest()
+    script = "input()"
+    blockdev = f'{{"driver":"file","filename":"{disk}"}}'
+    command = [sys.executable, "-c", script, "-blockdev", blockdev]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as qemu:
+        guest = libvirt(qemu.pid)
+        assert guest.done(lc.ACQUIRE, lc.resource(directory, name, lc.AUTOCREATE))
+        params = {"lockspace": _lockspace(client, directory), "resource": name}
+        (holder,) = client.call("query", **params)["holders"]
+        assert holder["label"] == disk
+        other = libvirt(processes[0], "web2")
+        wanted = lc.resource(directory, name, lc.AUTOCREATE)
+        assert disk in refusal(other, lc.ACQUIRE, wanted)[2]
+    gone(client, name, params["lockspace"])
+
+
+def _lockspace(client: WireClient, path: str) -> str:
+    """Finds the native lockspace that is a directory."""
+    spaces = client.call("list_lockspaces")["lockspaces"]
+    (name,) = [space["name"] for space in spaces if space["path"] == path]
+    return str(name)
+
+
+# The order of calls.
+
+
+def test_lockspace_is_found_by_any_path_to_it(
+    libvirt: Guest, processes: list[int], directory: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(directory)
+    guest = libvirt(processes[0])
+    again = lc.text(directory + "/") + lc.flags()
+    assert guest.done(lc.CREATE_LOCKSPACE, again)
+    assert refusal(guest, lc.NEW, again)[:2] == (1, 7)
+    through = lc.resource(str(tmp_path / "link"), "web1", lc.AUTOCREATE)
+    assert guest.done(lc.ACQUIRE, through)
+    held = lc.resource(directory, "web1", lc.AUTOCREATE)
+    assert refusal(guest, lc.ACQUIRE, held)[:2] == (87, 51)
+
+
+@pytest.mark.parametrize("path", ["relative", "/a\0b", "/proc/no", "/dev/null"])
+def test_lockspace_that_cannot_be_is_refused(libvirt: Guest, path: str) -> None:
+    reply = libvirt().call(lc.CREATE_LOCKSPACE, lc.text(path) + lc.flags())
+    assert reply is not None
+    assert reply.status == lc.ERROR
+    assert not os.path.exists("relative")
+
+
+def test_only_the_lockspace_may_be_made_before_registering(
+    libvirt: Guest, disk: str
+) -> None:
+    stranger = libvirt()
+    for procedure, payload in (
+        (lc.RESTRICT, lc.flags()),
+        (lc.NEW, lc.text("/x") + lc.flags()),
+        (lc.ACQUIRE, lc.resource("", disk)),
+        (lc.RELEASE, lc.resource("", disk)),
+        (lc.CREATE_RESOURCE, lc.resource("", disk)),
+        (lc.DELETE_RESOURCE, lc.resource("", disk)),
+    ):
+        assert refusal(stranger, procedure, payload)[:2] == (55, 7)
+
+
+def test_owner_is_registered_once(libvirt: Guest, processes: list[int]) -> None:
+    guest = libvirt(processes[0])
+    assert refusal(guest, lc.REGISTER, lc.owner(processes[1]))[:2] == (55, 7)
+
+
+def test_restricted_connection_gets_nothing_more(
+    libvirt: Guest, processes: list[int], disk: str
+) -> None:
+    guest, wanted = libvirt(processes[0]), lc.resource("", disk)
+    assert guest.done(lc.ACQUIRE, wanted)
+    assert guest.done(lc.RESTRICT, lc.flags())
+    for procedure in (lc.ACQUIRE, lc.RELEASE, lc.CREATE_RESOURCE):
+        assert refusal(guest, procedure, wanted)[:2] == (29, 7)
+    assert libvirt(processes[0]).done(lc.RELEASE, wanted)
+
+
+def test_unknown_flags_are_refused(
+    libvirt: Guest, processes: list[int], disk: str
+) -> None:
+    guest = libvirt(processes[0])
+    for procedure, flags in ((lc.ACQUIRE, 4), (lc.RELEASE, 1)):
+        wanted = lc.resource("", disk, flags)
+        assert refusal(guest, procedure, wanted)[:2] == (8, 7)
+
+
+def test_only_root_is_served(common: DaemonProcess, start_child: StartChild) -> None:
+    os.chmod(common.virtlockd_socket, 0o666)
+    script = """
+import socket
+os.setgid(65534); os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1].replace("lockd.sock", "virtlockd.sock"))
+print("ready", flush=True)
+print(sock.recv(1), flush=True)
+"""
+    for directory in (common.directory, *common.directory.parents[:-2]):
+        os.chmod(directory, 0o755)
+    child = start_child(common, script)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "b''\n"
+
+
+# Owners.
+
+
+def test_connection_that_acts_for_another_process_may_end(
+    libvirt: Guest, client: WireClient, processes: list[int], disk: str
+) -> None:
+    wanted = lc.resource("", disk)
+    with libvirt(processes[0]) as libvirtd:
+        assert libvirtd.done(lc.ACQUIRE, wanted)
+    wait_for_sessions(client, 1)
+    assert not libvirt(processes[1]).done(lc.ACQUIRE, wanted)
+    assert libvirt(processes[0]).done(lc.RELEASE, wanted)
+    assert libvirt(processes[1]).done(lc.ACQUIRE, wanted)
+
+
+def test_owner_that_dies_without_a_connection_leaves_nothing(
+    libvirt: Guest, client: WireClient, disk: str
+) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as qemu:
+        with libvirt(qemu.pid) as libvirtd:
+            assert libvirtd.done(lc.ACQUIRE, lc.resource("", disk))
+        wait_for_sessions(client, 1)
+        qemu.kill()
+    gone(client, disk, "direct")
+
+
+def test_shared_lock_that_was_taken_twice_leaves_nothing(
+    libvirt: Guest, client: WireClient, directory: str
+) -> None:
+    wanted = lc.resource(directory, "web1", lc.AUTOCREATE | lc.SHARED)
+    lockspace = _lockspace(client, directory)
+    with subprocess.Popen(["sleep", "1000"]) as qemu:
+        guest = libvirt(qemu.pid)
+        assert guest.done(lc.ACQUIRE, wanted)
+        assert guest.done(lc.ACQUIRE, wanted)
+        qemu.kill()
+    gone(client, "web1", lockspace)
+    assert not os.listdir(directory)
+
+
+QEMU = """
+import signal
+import libvirt_client as lc
+{before}
+guest = lc.LibvirtClient(sys.argv[1].replace("lockd.sock", "virtlockd.sock"))
+guest.register(os.getpid(), "web1")
+assert guest.done(lc.RESTRICT, lc.flags())
+ready()
+input()
+guest.close()
+ready("closed")
+signal.pause()
+"""
+
+
+def test_guest_that_closes_with_locks_is_dead_before_they_are_free(
+    common: DaemonProcess,
+    libvirt: Guest,
+    start_child: StartChild,
+    processes: list[int],
+    disk: str,
+) -> None:
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    child = start_child(common, QEMU.format(before=ignore))
+    wanted = lc.resource("", disk)
+    libvirtd = libvirt(child.pid)
+    assert libvirtd.done(lc.ACQUIRE, wanted)
+    assert child.stdin is not None
+    pidfd = os.pidfd_open(child.pid)
+    child.stdin.write("close\n")
+    child.stdin.flush()
+    other = libvirt(processes[0], "web2")
+    while not other.done(lc.ACQUIRE, wanted):
+        pass
+    # Not even a zombie could have it still: signal 0 finds those, too.
+    assert child.wait() == -signal.SIGKILL
+    os.close(pidfd)
+
+
+def test_guest_that_closes_without_locks_lives_on(
+    common: DaemonProcess, client: WireClient, start_child: StartChild
+) -> None:
+    child = start_child(common, QEMU.format(before=""))
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write("close\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "closed\n"
+    wait_for_sessions(client, 1)
+    assert child.poll() is None
+
+
+# Messages.
+
+
+def test_calls_in_pieces_and_at_once_are_answered_in_order(
+    libvirt: Guest, processes: list[int], disk: str
+) -> None:
+    guest = libvirt(processes[0])
+    wanted = lc.resource("", disk)
+    data = b"".join(
+        lc.message(procedure, wanted, serial=9)
+        for procedure in (lc.ACQUIRE, lc.ACQUIRE, lc.RELEASE)
+    )
+    guest.send(data[:50])
+    guest.send(data[50:])
+    answers = [guest.receive() for _ in range(3)]
+    assert [x and (x.serial, x.status) for x in answers] == [(9, 0), (9, 1), (9, 0)]
+
+
+def test_message_that_is_none_ends_the_connection(
+    libvirt: Guest, processes: list[int]
+) -> None:
+    guest = libvirt(processes[0])
+    guest.send(lc.message(lc.RESTRICT, lc.flags(), length=8))
+    assert guest.receive() is None
+
+
+# The daemon changes.
+
+
+def test_upgrade_keeps_guests_their_locks_and_half_their_calls(tmp_path: Path) -> None:
+    disk, daemon = tmp_path / "disk.img", DaemonProcess(tmp_path)
+    disk.touch()
+    daemon.start()
+    try:
+        with (
+            subprocess.Popen(["sleep", "1000"]) as qemu,
+            LibvirtClient(daemon.virtlockd_socket) as guest,
+        ):
+            guest.register(qemu.pid)
+            assert guest.done(lc.ACQUIRE, lc.resource("", str(disk)))
+            again = lc.message(lc.ACQUIRE, lc.resource("", str(disk)), serial=5)
+            guest.send(again[:20])
+            daemon.upgrade()
+            guest.send(again[20:])
+            answer = guest.receive()
+            assert answer is not None
+            assert (answer.serial, answer.error and answer.error.code) == (5, 87)
+            assert guest.done(lc.RELEASE, lc.resource("", str(disk)))
+            qemu.kill()
+    finally:
+        daemon.close()
+
+
+def test_socket_is_for_its_owner_only(common: DaemonProcess) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(common.virtlockd_socket))
+    assert os.stat(common.virtlockd_socket).st_mode & 0o777 in (0o600, 0o666)

@@ -1,0 +1,247 @@
+"""Calls and replies as bytes: framing, what is no call, how a refusal looks."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+
+import libvirt_client as lc
+from lockd.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CodedError,
+    NotHeldError,
+    ProtocolError,
+    error_for_code,
+)
+from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Call, Connection
+from lockd.libvirt.errors import Domain, Number, RemoteError
+from lockd.libvirt.procedures import Procedure, RegisterArgs, ResourceArgs
+
+ACQUIRE = lc.message(lc.ACQUIRE, lc.resource("/srv/locks", "web1", 3), serial=7)
+
+
+@pytest.fixture
+def connection() -> Connection:
+    return Connection()
+
+
+def replies(connection: Connection) -> Iterator[lc.Reply]:
+    """Reads what the connection has to send, with the strict client of the tests."""
+    data = connection.data_to_send()
+    while data:
+        length = int.from_bytes(data[:4])
+        raw, data = data[:length], data[length:]
+        _, *header, status = lc.HEADER.unpack_from(raw)
+        payload = raw[lc.HEADER.size :]
+        error = lc.read_error(payload) if status == lc.ERROR else None
+        assert error is not None or not payload
+        yield lc.Reply(*header, status, error, raw)
+
+
+def only_reply(connection: Connection) -> lc.Reply:
+    (reply,) = replies(connection)
+    return reply
+
+
+def refusal_of(connection: Connection, error: CodedError) -> lc.LibvirtError | None:
+    (call,) = connection.receive(ACQUIRE)
+    connection.send_error(call.number, error)
+    return only_reply(connection).error
+
+
+# Calls.
+
+
+def test_call_comes_with_its_arguments(connection: Connection) -> None:
+    (call,) = connection.receive(ACQUIRE)
+    assert call == Call(
+        1, Procedure.ACQUIRE_RESOURCE, ResourceArgs("/srv/locks", "web1", 3)
+    )
+
+
+def test_owner_comes_whole(connection: Connection) -> None:
+    (call,) = connection.receive(lc.message(lc.REGISTER, lc.owner(12, "web1", id=-1)))
+    uuid = UUID(bytes=bytes(range(16)))
+    assert call.args == RegisterArgs(uuid, "web1", 2**32 - 1, 12, 0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 28, 31, 1_000])
+def test_calls_may_come_in_any_pieces(connection: Connection, size: int) -> None:
+    data = ACQUIRE * 3
+    calls: list[Call] = []
+    for begin in range(0, len(data), size):
+        calls += connection.receive(data[begin : begin + size])
+    assert [call.number for call in calls] == [1, 2, 3]
+    assert not connection.has_partial
+
+
+def test_half_a_call_is_a_partial_one(connection: Connection) -> None:
+    assert list(connection.receive(ACQUIRE[:-1])) == []
+    assert connection.has_partial
+
+
+def test_what_is_left_over_of_a_payload_is_ignored(connection: Connection) -> None:
+    data = lc.message(lc.RESTRICT, lc.flags(0) + b"more")
+    assert [call.procedure for call in connection.receive(data)] == [2]
+
+
+def test_text_that_is_not_utf8_comes_as_in_file_names(connection: Connection) -> None:
+    (call,) = connection.receive(lc.message(lc.ACQUIRE, lc.resource("", b"\xff")))
+    assert call.args.name == "\udcff"
+
+
+@pytest.mark.parametrize("length", [0, 27, MAX_MESSAGE_BYTES + 1, 2**32 - 1])
+def test_impossible_length_ends_the_conversation(
+    connection: Connection, length: int
+) -> None:
+    with pytest.raises(ProtocolError, match=f"a message of {length} bytes"):
+        list(connection.receive(length.to_bytes(4)))
+
+
+def test_longest_call_there_is_fits(connection: Connection) -> None:
+    longest = lc.message(lc.ACQUIRE, lc.resource(bytes(65_536), bytes(65_536)))
+    assert len(longest) == MAX_MESSAGE_BYTES
+    assert len(list(connection.receive(longest))) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lc.message(6, ACQUIRE[28:], program=5), "Cannot find program 5 version 1"),
+        (
+            lc.message(6, ACQUIRE[28:], version=2),
+            f"Cannot find program {lc.PROGRAM} version 2",
+        ),
+        (lc.message(99), "unknown procedure: 99"),
+        (lc.message(0), "unknown procedure: 0"),
+        (lc.message(-1), "unknown procedure: -1"),
+        (lc.message(6, ACQUIRE[28:-1]), "Unable to decode message payload"),
+        (
+            lc.message(6, lc.resource(bytes(65_537), "")[:65_600]),
+            "Unable to decode message payload",
+        ),
+    ],
+)
+def test_what_is_no_call_is_refused_and_the_next_one_is_taken(
+    connection: Connection, data: bytes, message: str
+) -> None:
+    calls = list(connection.receive(data + ACQUIRE))
+    assert [call.procedure for call in calls] == [lc.ACQUIRE]
+    error = only_reply(connection).error
+    assert error is not None
+    assert error.message == message
+
+
+# Replies.
+
+
+def test_result_is_a_header_with_the_serial_of_its_call(
+    connection: Connection,
+) -> None:
+    (call,) = connection.receive(ACQUIRE)
+    connection.send_result(call.number, {"grant": "of no interest"})
+    reply = only_reply(connection)
+    assert reply.raw == lc.message(lc.ACQUIRE, b"", type=lc.REPLY, serial=7)
+
+
+def test_serials_that_come_twice_are_answered_twice(connection: Connection) -> None:
+    first, second = connection.receive(ACQUIRE + ACQUIRE)
+    connection.send_result(second.number)
+    connection.send_error(first.number, BusyError("no"))
+    granted, refused = replies(connection)
+    assert granted.serial == refused.serial == 7
+    assert (granted.status, refused.status) == (lc.OK, lc.ERROR)
+
+
+def test_refusal_has_number_domain_and_sentence(connection: Connection) -> None:
+    error = refusal_of(connection, BusyError("'web1' is held by web2"))
+    assert error == lc.LibvirtError(
+        87,
+        51,
+        "resource busy: 'web1' is held by web2",
+        2,
+        *(None, None, None),
+        *(-1, -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "domain"),
+    [
+        ("busy", 87, 51),
+        ("already_held", 87, 51),
+        ("in_use", 87, 51),
+        ("not_found", 38, 51),
+        ("denied", 38, 51),
+        ("io", 38, 51),
+        ("unavailable", 38, 51),
+        ("invalid", 8, 51),
+        ("restricted", 29, 7),
+        ("internal", 1, 7),
+        ("limit", 1, 7),
+    ],
+)
+def test_codes_of_lockd_are_numbers_of_libvirt(
+    connection: Connection, code: str, number: int, domain: int
+) -> None:
+    error = refusal_of(connection, error_for_code(code, "no", {}))
+    assert error is not None
+    assert (error.code, error.domain) == (number, domain)
+
+
+def test_what_is_not_held_differs_from_what_somebody_else_holds(
+    connection: Connection,
+) -> None:
+    free = refusal_of(connection, NotHeldError("no", {"holders": []}))
+    taken = refusal_of(connection, NotHeldError("no", {"holders": [{"name": "x"}]}))
+    assert free is not None
+    assert taken is not None
+    assert (free.code, free.domain) == (87, 51)
+    assert (taken.code, taken.domain) == (1, 51)
+
+
+def test_file_that_should_be_made_may_be_there(connection: Connection) -> None:
+    data = lc.message(lc.CREATE_RESOURCE, lc.resource("/srv/locks", "web1"))
+    (call,) = connection.receive(data)
+    connection.send_error(call.number, AlreadyExistsError("it is there"))
+    assert only_reply(connection).status == lc.OK
+    assert refusal_of(connection, AlreadyExistsError("it is there")) is not None
+
+
+def test_error_of_libvirts_own_goes_out_as_it_is(connection: Connection) -> None:
+    error = refusal_of(
+        connection, RemoteError(Number.INVALID_ARG, Domain.RPC, "bad \udcff")
+    )
+    assert error is not None
+    assert (error.code, error.domain) == (8, 7)
+    assert error.message == "invalid argument: bad \\udcff"
+
+
+def test_what_nobody_asked_for_is_not_sent(connection: Connection) -> None:
+    connection.send_notification("lost", {})
+    connection.send_error(None, ProtocolError("the end"))
+    assert connection.data_to_send() == b""
+
+
+# Another connection goes on.
+
+
+def test_another_connection_goes_on_where_one_was(connection: Connection) -> None:
+    (call,) = connection.receive(ACQUIRE)
+    assert list(connection.receive(ACQUIRE[:40])) == []
+    heir = Connection()
+    heir.load(connection.dump())
+    (next_call,) = heir.receive(ACQUIRE[40:])
+    assert next_call.number == call.number + 1
+    heir.send_result(call.number)
+    heir.send_result(next_call.number)
+    assert [reply.serial for reply in replies(heir)] == [7, 7]
+
+
+def test_bytes_to_send_are_counted_until_they_are_taken(connection: Connection) -> None:
+    (call,) = connection.receive(ACQUIRE)
+    connection.send_result(call.number)
+    assert connection.outgoing_bytes == 28
+    connection.data_to_send()
+    assert connection.outgoing_bytes == 0
