@@ -7,6 +7,7 @@ lock_protocol.x. What a daemon sends must be exactly what they promise.
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -115,7 +116,11 @@ def text(value: str | bytes) -> bytes:
 
 
 def owner(
-    pid: int, name: str | bytes = "a guest", *, id: int = 1, flags: int = 0
+    pid: int,
+    name: str | bytes = "a guest",
+    *,
+    id: int = 1,  # noqa: A002 - as virtlockd calls it
+    flags: int = 0,
 ) -> bytes:
     """Returns the arguments of REGISTER."""
     uuid = bytes(range(_UUID_BYTES))
@@ -139,7 +144,7 @@ def message(
     *,
     program: int = PROGRAM,
     version: int = VERSION,
-    type: int = CALL,
+    type: int = CALL,  # noqa: A002 - as virtlockd calls it
     serial: int = 0,
     status: int = OK,
     length: int | None = None,
@@ -155,12 +160,22 @@ def read_error(payload: bytes) -> LibvirtError:
     code, domain, said, level = xdr.int(), xdr.int(), xdr.optional_text(), xdr.int()
     if xdr.is_there():
         raise MalformedError("an error about a domain")
-    texts = [xdr.optional_text() for _ in range(3)]
+    str1, str2, str3 = (xdr.optional_text() for _ in range(3))
     int1, int2 = xdr.int(), xdr.int()
     if xdr.is_there():
         raise MalformedError("an error about a network")
     xdr.end()
-    return LibvirtError(code, domain, said, level, *texts, int1, int2)
+    return LibvirtError(code, domain, said, level, str1, str2, str3, int1, int2)
+
+
+def read_message(raw: bytes) -> Reply:
+    """Reads a whole message, which must be a reply as the daemon sends it."""
+    _, program, version, procedure, type_, serial, status = HEADER.unpack_from(raw)
+    payload = raw[HEADER.size :]
+    if status == OK and payload:
+        raise MalformedError(f"{payload!r} where nothing should be")
+    error = read_error(payload) if status == ERROR else None
+    return Reply(program, version, procedure, type_, serial, status, error, raw)
 
 
 class LibvirtClient:
@@ -192,10 +207,8 @@ class LibvirtClient:
 
     def send(self, data: bytes) -> None:
         """Sends bytes; that the daemon has closed shows when one receives."""
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def receive(self) -> Reply | None:
         """Waits for a message; returns None when the daemon has closed."""
@@ -208,12 +221,7 @@ class LibvirtClient:
         raw = start + self._read(length - _WORD.size)
         if len(raw) != length:
             raise MalformedError(f"{raw!r} ends too early")
-        _, *header, status = HEADER.unpack_from(raw)
-        payload = raw[HEADER.size :]
-        if status == OK and payload:
-            raise MalformedError(f"{payload!r} where nothing should be")
-        error = read_error(payload) if status == ERROR else None
-        return Reply(*header, status, error, raw)
+        return read_message(raw)
 
     def call(self, procedure: int, payload: bytes = b"") -> Reply | None:
         """Sends a call and returns its answer, None if there is none but the end."""

@@ -133,7 +133,7 @@ def test_disk_is_neither_made_nor_removed(
     assert os.path.exists(disk)
     missing = lc.resource("", disk + "2", lc.AUTOCREATE)
     assert refusal(guest, lc.ACQUIRE, missing)[:2] == (38, 51)
-    assert refusal(guest, lc.DELETE_RESOURCE, lc.resource("", disk))[:2] == (8, 51)
+    assert refusal(guest, lc.DELETE_RESOURCE, lc.resource("", disk))[:2] == (38, 51)
     assert os.path.exists(disk)
 
 
@@ -214,6 +214,38 @@ def test_lockspace_is_found_by_any_path_to_it(
     assert guest.done(lc.ACQUIRE, through)
     held = lc.resource(directory, "web1", lc.AUTOCREATE)
     assert refusal(guest, lc.ACQUIRE, held)[:2] == (87, 51)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31 - 1])
+def test_owner_must_be_a_process(libvirt: Guest, disk: str, pid: int) -> None:
+    stranger = libvirt()
+    assert refusal(stranger, lc.REGISTER, lc.owner(pid))[:2] == (38, 51)
+    assert refusal(stranger, lc.ACQUIRE, lc.resource("", disk))[:2] == (55, 7)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", b"\xff\xfe", "n" * 65_536])
+def test_guest_may_be_called_anything(
+    libvirt: Guest, client: WireClient, processes: list[int], disk: str, name: str
+) -> None:
+    guest = libvirt()
+    assert guest.done(lc.REGISTER, lc.owner(processes[0], name))
+    assert guest.done(lc.ACQUIRE, lc.resource("", disk))
+    params = {"lockspace": "direct", "resource": disk}
+    (holder,) = client.call("query", **params)["holders"]
+    assert 0 < len(holder["name"].encode()) < 256
+    assert holder["name"].isprintable()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\0b", "n" * 256])
+def test_name_that_no_file_may_have_is_refused(
+    libvirt: Guest, processes: list[int], directory: str, name: str
+) -> None:
+    guest = libvirt(processes[0])
+    wanted = lc.resource(directory, name, lc.AUTOCREATE)
+    assert refusal(guest, lc.ACQUIRE, wanted)[:2] == (38, 51)
+    released = lc.resource(directory, name)
+    assert refusal(guest, lc.RELEASE, released)[:2] == (87, 51)
+    assert os.listdir(directory) == []
 
 
 @pytest.mark.parametrize("path", ["relative", "/a\0b", "/proc/no", "/dev/null"])

@@ -10,6 +10,8 @@ from lockd.errors import (
     AlreadyExistsError,
     BusyError,
     CodedError,
+    InvalidRequestError,
+    NotFoundError,
     NotHeldError,
     ProtocolError,
     error_for_code,
@@ -32,11 +34,7 @@ def replies(connection: Connection) -> Iterator[lc.Reply]:
     while data:
         length = int.from_bytes(data[:4])
         raw, data = data[:length], data[length:]
-        _, *header, status = lc.HEADER.unpack_from(raw)
-        payload = raw[lc.HEADER.size :]
-        error = lc.read_error(payload) if status == lc.ERROR else None
-        assert error is not None or not payload
-        yield lc.Reply(*header, status, error, raw)
+        yield lc.read_message(raw)
 
 
 def only_reply(connection: Connection) -> lc.Reply:
@@ -116,6 +114,8 @@ def test_longest_call_there_is_fits(connection: Connection) -> None:
         (lc.message(99), "unknown procedure: 99"),
         (lc.message(0), "unknown procedure: 0"),
         (lc.message(-1), "unknown procedure: -1"),
+        (lc.message(99, program=lc.PROGRAM), "unknown procedure: 99"),
+        (lc.message(6, ACQUIRE[28:], status=2), "Unexpected message status 2"),
         (lc.message(6, ACQUIRE[28:-1]), "Unable to decode message payload"),
         (
             lc.message(6, lc.resource(bytes(65_537), "")[:65_600]),
@@ -131,6 +131,44 @@ def test_what_is_no_call_is_refused_and_the_next_one_is_taken(
     error = only_reply(connection).error
     assert error is not None
     assert error.message == message
+
+
+@pytest.mark.parametrize("type_", [lc.REPLY, lc.MESSAGE, lc.STREAM, 6, -1])
+@pytest.mark.parametrize("program", [lc.PROGRAM, 5])
+def test_messages_that_are_no_calls_are_passed_over(
+    connection: Connection, type_: int, program: int
+) -> None:
+    data = lc.message(lc.ACQUIRE, ACQUIRE[28:], type=type_, program=program)
+    assert len(list(connection.receive(data + ACQUIRE))) == 1
+    assert connection.data_to_send() == b""
+
+
+def test_call_that_could_pass_descriptors_but_does_not_is_one(
+    connection: Connection,
+) -> None:
+    data = lc.message(lc.ACQUIRE, bytes(4) + ACQUIRE[28:], type=lc.CALL_WITH_FDS)
+    (call,) = connection.receive(data)
+    assert call.args.name == "web1"
+
+
+@pytest.mark.parametrize("count", [b"\0\0\0\1", b""])
+def test_call_that_passes_descriptors_ends_the_conversation(
+    connection: Connection, count: bytes
+) -> None:
+    data = lc.message(lc.RESTRICT, count, type=lc.CALL_WITH_FDS)
+    with pytest.raises(ProtocolError, match="descriptors"):
+        list(connection.receive(data))
+
+
+def test_whoever_asks_whether_we_are_alive_is_told(connection: Connection) -> None:
+    ping, pong = (
+        lc.message(procedure, program=0x6B656570, version=1, type=lc.MESSAGE)
+        for procedure in (1, 2)
+    )
+    assert list(connection.receive(ping)) == []
+    assert only_reply(connection).raw == pong
+    assert list(connection.receive(pong)) == []
+    assert connection.data_to_send() == b""
 
 
 # Replies.
@@ -176,7 +214,7 @@ def test_refusal_has_number_domain_and_sentence(connection: Connection) -> None:
         ("denied", 38, 51),
         ("io", 38, 51),
         ("unavailable", 38, 51),
-        ("invalid", 8, 51),
+        ("invalid", 38, 51),
         ("restricted", 29, 7),
         ("internal", 1, 7),
         ("limit", 1, 7),
@@ -201,12 +239,42 @@ def test_what_is_not_held_differs_from_what_somebody_else_holds(
     assert (taken.code, taken.domain) == (1, 51)
 
 
-def test_file_that_should_be_made_may_be_there(connection: Connection) -> None:
-    data = lc.message(lc.CREATE_RESOURCE, lc.resource("/srv/locks", "web1"))
-    (call,) = connection.receive(data)
-    connection.send_error(call.number, AlreadyExistsError("it is there"))
+@pytest.mark.parametrize(
+    ("procedure", "error"),
+    [
+        (lc.CREATE_RESOURCE, AlreadyExistsError("it is there")),
+        (lc.DELETE_RESOURCE, NotFoundError("it is not there")),
+    ],
+)
+def test_file_may_be_as_it_should_be(
+    connection: Connection, procedure: int, error: CodedError
+) -> None:
+    (call,) = connection.receive(lc.message(procedure, lc.resource("/srv", "web1")))
+    connection.send_error(call.number, error)
     assert only_reply(connection).status == lc.OK
-    assert refusal_of(connection, AlreadyExistsError("it is there")) is not None
+    assert refusal_of(connection, error) is not None
+
+
+@pytest.mark.parametrize(
+    ("procedure", "error", "number", "domain"),
+    [
+        (lc.RELEASE, InvalidRequestError("no name"), 87, 51),
+        (lc.CREATE_RESOURCE, InvalidRequestError("no name"), 38, 0),
+        (lc.CREATE_RESOURCE, BusyError("held"), 87, 51),
+    ],
+)
+def test_some_procedures_refuse_in_their_own_way(
+    connection: Connection,
+    procedure: int,
+    error: CodedError,
+    number: int,
+    domain: int,
+) -> None:
+    (call,) = connection.receive(lc.message(procedure, lc.resource("/srv", "web1")))
+    connection.send_error(call.number, error)
+    found = only_reply(connection).error
+    assert found is not None
+    assert (found.code, found.domain) == (number, domain)
 
 
 def test_error_of_libvirts_own_goes_out_as_it_is(connection: Connection) -> None:

@@ -15,12 +15,11 @@ from typing import Any, Final
 from lockd.daemon.credentials import paths_of
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.peer import Peer
-from lockd.errors import RequestError
+from lockd.errors import NotFoundError, RequestError
 from lockd.libvirt import procedures as p
 from lockd.libvirt.connection import Call
 from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
 from lockd.libvirt.procedures import Procedure
-from lockd.libvirt.xdr import UINT_MAX
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
@@ -100,6 +99,8 @@ class Virtlockd:
     # From arguments to parameters.
 
     def _register(self, peer: Peer, args: p.RegisterArgs) -> m.Params:
+        if not 0 < args.pid < 2**31:
+            raise NotFoundError(f"there is no process {args.pid} to be the owner")
         owner = m.OwnerParams(
             name=_shown_name(args.name),
             uuid=str(args.uuid),
@@ -148,11 +149,13 @@ class Virtlockd:
         return self._create_lockspace(peer, args)
 
     def _create_lockspace(self, peer: Peer, args: p.LockspaceArgs) -> m.Params | None:
-        if self._find(args.path) is not None:
+        path = args.path
+        if self._find(path) is not None:
             return None
-        _make_directory(args.path)
-        name = _name_for(args.path, self._lockspaces)
-        return m.CreateLockspaceParams(name=name, kind="directory", path=args.path)
+        name = _name_for(path, self._lockspaces)
+        params = m.CreateLockspaceParams(name=name, kind="directory", path=path)
+        _make_directory(path)
+        return params
 
     # Lockspaces.
 
@@ -225,9 +228,8 @@ _METHODS: Final = {
 
 _FLAGS: Final = {
     Procedure.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE,
-    Procedure.CREATE_LOCKSPACE: UINT_MAX,
 }
-"""The flags that a procedure takes, or does not look at; most take none."""
+"""The flags that a procedure takes; most take none."""
 
 
 def _make_directory(path: str) -> None:
@@ -237,13 +239,13 @@ def _make_directory(path: str) -> None:
         )
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-    except FileExistsError:
-        raise RemoteError(
-            Number.INTERNAL_ERROR,
-            Domain.LOCKSPACE,
-            f"Lockspace location {path} exists, but is not a directory",
-        ) from None
     except (OSError, ValueError) as error:
+        if os.path.exists(path):
+            raise RemoteError(
+                Number.INTERNAL_ERROR,
+                Domain.LOCKSPACE,
+                f"Lockspace location {path} exists, but is not a directory",
+            ) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise RemoteError(
             Number.SYSTEM_ERROR,

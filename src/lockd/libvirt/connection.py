@@ -29,11 +29,20 @@ libvirt itself would take 32 MiB.
 
 CALL: Final = 0
 REPLY: Final = 1
+MESSAGE: Final = 2
+CALL_WITH_FDS: Final = 4
+"""Types of messages (virNetMessageType)."""
+
 OK: Final = 0
 ERROR: Final = 1
 
+KEEPALIVE: Final = (0x6B656570, 1)
+PING: Final = 1
+PONG: Final = 2
+"""Program, version and procedures by which a client asks whether we are alive."""
+
 _LENGTH: Final = struct.Struct(">I")
-_HEADER: Final = struct.Struct(">IIIiiIi")
+_HEADER: Final = struct.Struct(">IIIiiII")
 
 Plain = dict[str, Any]
 
@@ -109,9 +118,17 @@ class Connection:
     def _understand(self, message: bytes) -> Call | None:
         """Returns the call that a message is; answers it if it is none."""
         header = Header(*_HEADER.unpack_from(message))
+        payload = message[_HEADER.size :]
+        if header.type == MESSAGE and (header.program, header.version) == KEEPALIVE:
+            self._keep_alive(header)
+            return None
+        if header.type == CALL_WITH_FDS:
+            payload = _without_descriptors(payload)
+        elif header.type != CALL:
+            return None  # virtlockd says nothing to it either
         try:
             procedure = _procedure(header)
-            args = decode_args(procedure, message[_HEADER.size :])
+            args = decode_args(procedure, payload)
         except XdrError:
             error = rpc_error("Unable to decode message payload")
         except RemoteError as refusal:
@@ -122,6 +139,10 @@ class Connection:
             return Call(self._last_number, procedure, args)
         self._reply(header, ERROR, error.encode())
         return None
+
+    def _keep_alive(self, header: Header) -> None:
+        if header.procedure == PING:
+            self._send(*KEEPALIVE, PONG, MESSAGE, 0, OK)
 
     # Answers.
 
@@ -144,17 +165,31 @@ class Connection:
         """Does nothing: virtlockd tells its clients nothing that they did not ask."""
 
     def _reply(self, header: Header, status: int, payload: bytes) -> None:
-        length = _HEADER.size + len(payload)
-        reply = _HEADER.pack(
-            length,
+        self._send(
             header.program,
             header.version,
             header.procedure,
             REPLY,
             header.serial,
             status,
+            payload,
         )
-        self._outgoing.append(reply + payload)
+
+    def _send(
+        self,
+        program: int,
+        version: int,
+        procedure: int,
+        type_: int,
+        serial: int,
+        status: int,
+        payload: bytes = b"",
+    ) -> None:
+        length = _HEADER.size + len(payload)
+        header = _HEADER.pack(
+            length, program, version, procedure, type_, serial, status
+        )
+        self._outgoing.append(header + payload)
         self.outgoing_bytes += length
 
     def data_to_send(self) -> bytes:
@@ -190,6 +225,13 @@ class Connection:
         self._last_number = data["last_number"]
 
 
+def _without_descriptors(payload: bytes) -> bytes:
+    """Returns what follows the number of descriptors, of which we take none."""
+    if payload[: _LENGTH.size] != bytes(_LENGTH.size):
+        raise ProtocolError("a call with descriptors: no procedure takes any")
+    return payload[_LENGTH.size :]
+
+
 def _procedure(header: Header) -> Procedure:
     """Returns what a header asks for.
 
@@ -200,8 +242,6 @@ def _procedure(header: Header) -> Procedure:
         raise rpc_error(
             f"Cannot find program {header.program} version {header.version}"
         )
-    if header.type != CALL:
-        raise rpc_error(f"Unexpected message type {header.type}")
     if header.status != OK:
         raise rpc_error(f"Unexpected message status {header.status}")
     try:

@@ -27,6 +27,7 @@ class Number(IntEnum):
 class Domain(IntEnum):
     """virErrorDomain, as far as virtlockd uses it."""
 
+    NONE = 0
     RPC = 7
     LOCKSPACE = 51
 
@@ -93,13 +94,23 @@ def remote(error: CodedError, procedure: int) -> RemoteError | None:
     """Returns what virtlockd would say; None if it would not complain."""
     if isinstance(error, RemoteError):
         return error
-    if procedure == Procedure.CREATE_RESOURCE and error.code == "exists":
-        return None  # it is touched (virFileTouch)
+    if (procedure, error.code) in _NO_ERRORS:
+        return None
     number, domain = _NUMBERS.get(error.code, _OTHER)
     if error.code == "not_held" and error.facts.get("holders"):
         number = Number.INTERNAL_ERROR  # somebody else's
+    elif error.code == "invalid" and procedure == Procedure.RELEASE_RESOURCE:
+        number = Number.RESOURCE_BUSY  # what cannot be locked is not locked
+    elif number == Number.SYSTEM_ERROR and procedure == Procedure.CREATE_RESOURCE:
+        domain = Domain.NONE
     return RemoteError(number, domain, error.message)
 
+
+_NO_ERRORS: Final = {
+    (Procedure.CREATE_RESOURCE, "exists"),
+    (Procedure.DELETE_RESOURCE, "not_found"),
+}
+"""What is as it should be already."""
 
 _BUSY: Final = (Number.RESOURCE_BUSY, Domain.LOCKSPACE)
 _SYSTEM: Final = (Number.SYSTEM_ERROR, Domain.LOCKSPACE)
@@ -114,7 +125,7 @@ _NUMBERS: Final = {
     "denied": _SYSTEM,
     "io": _SYSTEM,
     "unavailable": _SYSTEM,
-    "invalid": (Number.INVALID_ARG, Domain.LOCKSPACE),
+    "invalid": _SYSTEM,
     "restricted": (Number.OPERATION_DENIED, Domain.RPC),
 }
 """What the codes of the native protocol are here."""

@@ -51,10 +51,10 @@ class RestrictArgs(Struct, frozen=True):
 
 
 class LockspaceArgs(Struct, frozen=True):
-    """A lockspace, by its directory."""
+    """A lockspace, by its directory; CREATE_LOCKSPACE has no flags."""
 
     path: str
-    flags: int
+    flags: int = 0
 
 
 class ResourceArgs(Struct, frozen=True):
@@ -88,8 +88,12 @@ def _restrict(reader: Reader) -> RestrictArgs:
     return RestrictArgs(reader.uint())
 
 
-def _lockspace(reader: Reader) -> LockspaceArgs:
+def _new(reader: Reader) -> LockspaceArgs:
     return LockspaceArgs(_text(reader), reader.uint())
+
+
+def _create_lockspace(reader: Reader) -> LockspaceArgs:
+    return LockspaceArgs(_text(reader))
 
 
 def _resource(reader: Reader) -> ResourceArgs:
@@ -104,10 +108,10 @@ def _text(reader: Reader) -> str:
 _DECODERS: Final[dict[Procedure, Callable[[Reader], Any]]] = {
     Procedure.REGISTER: _register,
     Procedure.RESTRICT: _restrict,
-    Procedure.NEW: _lockspace,
+    Procedure.NEW: _new,
     Procedure.CREATE_RESOURCE: _resource,
     Procedure.DELETE_RESOURCE: _resource,
     Procedure.ACQUIRE_RESOURCE: _resource,
     Procedure.RELEASE_RESOURCE: _resource,
-    Procedure.CREATE_LOCKSPACE: _lockspace,
+    Procedure.CREATE_LOCKSPACE: _create_lockspace,
 }
