@@ -46,7 +46,8 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 # What Debian calls what a booted machine needs.
-SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3
+SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
+  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 
 test-system: $(READY)
 	@dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
@@ -130,6 +131,7 @@ uninstall:
 	rm -f '$(DESTDIR)$(BINDIR)/lockd' '$(DESTDIR)$(BINDIR)/lockctl' \
 	  '$(DESTDIR)$(UNITDIR)'/system/lockd.service '$(DESTDIR)$(UNITDIR)'/system/lockd.socket \
 	  '$(DESTDIR)$(UNITDIR)'/system/lockd-admin.socket \
+	  '$(DESTDIR)$(UNITDIR)'/system/lockd-virtlockd.socket \
 	  '$(DESTDIR)$(UNITDIR)'/system/lockd-hold@.service \
 	  '$(DESTDIR)$(UNITDIR)'/user/lockd.service '$(DESTDIR)$(UNITDIR)'/user/lockd.socket \
 	  '$(DESTDIR)$(PREFIX)'/lib/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)'/lib/tmpfiles.d/lockd.conf

@@ -61,6 +61,7 @@ def test_units_are_good(machine: Machine) -> None:
         "lockd.service",
         "lockd.socket",
         "lockd-admin.socket",
+        "lockd-virtlockd.socket",
         "lockd-hold@x.service",
     ]
     done = machine.run("systemd-analyze", "verify", *units)
