@@ -1,9 +1,11 @@
 """lockd and the real virtlockd on one directory exclude each other."""
 
+import json
 import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,3 +210,38 @@ def test_never_both_while_files_come_and_go(
     thread.join()
     assert enough(), turns
     assert not both
+
+
+def checked(directory: Path) -> tuple[int, bool, list[tuple[str, str]]]:
+    """Asks `lockctl virtlockd-check`; returns status, verdict, locks in a directory.
+
+    It asks of all virtlockds here, and there may be others.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "lockd.ctl.main", "virtlockd-check", "--json"],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=LIMIT,
+    )
+    told = json.loads(done.stdout)
+    locks = [(lock["path"], lock["mode"]) for lock in told["locks"]]
+    return (
+        done.returncode,
+        told["safe"],
+        [lock for lock in locks if lock[0].startswith(f"{directory}/")],
+    )
+
+
+def test_check_tells_what_is_locked_in_virtlockd(
+    virtlockd: Virtlockd, locks: Path, tmp_path: Path
+) -> None:
+    assert virtlockd.acquire("web1", _AUTOCREATE)
+    assert virtlockd.acquire("web2", _AUTOCREATE | _SHARED)
+    assert checked(tmp_path) == (
+        75,
+        False,
+        [(f"{locks}/web1", "exclusive"), (f"{locks}/web2", "shared")],
+    )
+    virtlockd.release("web1")
+    virtlockd.release("web2")
+    assert checked(tmp_path)[2] == []

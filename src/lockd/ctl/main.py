@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "sessions": ("lockd.ctl.listings", "sessions"),
     "spaces": ("lockd.ctl.listings", "spaces"),
     "lock-name": ("lockd.ctl.inquiries", "lock_name"),
+    "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
 }
 
 

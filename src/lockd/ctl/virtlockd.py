@@ -1,0 +1,227 @@
+"""`lockctl virtlockd-check`: who holds locks in virtlockd now, as the kernel has it.
+
+virtlockd cannot be asked. What it holds stands in its directory of /proc, descriptor
+by descriptor (proc_pid_fdinfo(5)); which guest that is for, in libvirtd's own files on
+the guests that run.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import click
+
+from lockd.ctl.exits import BUSY, OK
+from lockd.ctl.options import as_json
+from lockd.ctl.render import say, show_json, show_table
+from lockd.errors import DeniedError
+from lockd.terms import EXCLUSIVE, SHARED, Mode
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+PROC: Final = Path("/proc")
+GUESTS: Final = Path("/run/libvirt/qemu")
+
+_MODES: Final[dict[str, Mode]] = {"WRITE": EXCLUSIVE, "READ": SHARED}
+
+
+class Guest(NamedTuple):
+    """A guest that libvirt's QEMU driver runs, and what it may have locked.
+
+    Attributes:
+        paths: disk images, devices and leases, each by its canonical path.
+        hashes: the names of the same disks in a lockspace of hashed names.
+    """
+
+    name: str
+    uuid: str
+    pid: int
+    paths: frozenset[str]
+    hashes: frozenset[str]
+
+    def may_hold(self, path: str) -> bool:
+        """Tells whether a locked file is this guest's."""
+        return path in self.paths or os.path.basename(path) in self.hashes
+
+
+class Lock(NamedTuple):
+    """A lock in a virtlockd, and the guests that it can be for."""
+
+    path: str
+    mode: Mode
+    virtlockd: int
+    guests: list[Guest]
+
+
+@click.command(
+    "virtlockd-check", short_help="Tell whether virtlockd can be stopped now."
+)
+@as_json
+def virtlockd_check(as_json: bool) -> int:
+    """Tell whether virtlockd can be stopped now, so that lockd takes its place.
+
+    That is so when nobody holds a lock in it: virtlockd kills whom it holds locks for
+    when it is stopped. Exits with 0 if nobody does, with 75 if somebody does. Takes
+    root. It is asked of the kernel, at this moment: a guest that is started or resumed
+    afterwards takes its locks.
+
+    Piped, the columns are separated by tabs: locked file, mode, name, uuid and pid of
+    the guest where they are known, pid of virtlockd.
+    """
+    daemons = list(find_virtlockds())
+    guests = list(read_guests())
+    locks = [lock for pid in daemons for lock in read_locks(pid, guests)]
+    if as_json:
+        show_json(_as_plain_data(daemons, locks))
+    else:
+        show_table(
+            ("LOCKED", "MODE", "GUEST", "UUID", "GUEST PID", "VIRTLOCKD"),
+            [row for lock in locks for row in _rows(lock)],
+            empty="",
+        )
+        say(_verdict(daemons, locks))
+    return BUSY if locks else OK
+
+
+def find_virtlockds() -> Iterator[int]:
+    """Yields the pid of each process called virtlockd."""
+    for comm in PROC.glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # has just ended
+            if comm.read_text() == "virtlockd\n":
+                yield int(comm.parent.name)
+
+
+def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
+    """Returns the locks that a virtlockd holds.
+
+    Args:
+        pid: its process. If it has ended it holds none.
+        guests: whom to look among for those that hold them.
+
+    Raises:
+        DeniedError: we may not look at its descriptors.
+    """
+    try:
+        modes = dict(_locked_files(PROC / str(pid)))
+    except FileNotFoundError:
+        return []
+    except PermissionError:
+        raise DeniedError(
+            f"what virtlockd (pid {pid}) has locked is only shown to root: ask as root"
+        ) from None
+    return [
+        Lock(path, mode, pid, [guest for guest in guests if guest.may_hold(path)])
+        for path, mode in sorted(modes.items())
+    ]
+
+
+def read_guests(directory: Path = GUESTS) -> Iterator[Guest]:
+    """Yields the guests that run, from libvirtd's status files.
+
+    Paused ones are left out: libvirt releases their locks. Where there are no files,
+    or we may not read them, nothing is known.
+    """
+    for path in sorted(directory.glob("*.xml")):
+        with suppress(OSError):
+            guest = _read_guest(path.read_text())
+            if guest is not None:
+                yield guest
+
+
+def _locked_files(process: Path) -> Iterator[tuple[str, Mode]]:
+    for fdinfo in (process / "fdinfo").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
+            mode = _lock_mode(fdinfo.read_text())
+            link = process / "fd" / fdinfo.name
+            if mode and not _is_pid_file(link, process.name):
+                yield os.readlink(link).removesuffix(" (deleted)"), mode
+
+
+def _lock_mode(fdinfo: str) -> Mode | None:
+    for line in fdinfo.splitlines():
+        # lock:	1: POSIX  ADVISORY  WRITE 214 00:29:2146 0 0
+        if line.startswith("lock:"):
+            return _MODES.get(line.split()[4])
+    return None
+
+
+def _is_pid_file(link: Path, pid: str) -> bool:
+    """Tells whether an open file is the one that virtlockd locks to be the only one."""
+    if not link.is_file():
+        return False
+    with link.open("rb") as file:
+        return file.read(len(pid) + 2).strip() == pid.encode()
+
+
+def _read_guest(status: str) -> Guest | None:
+    from xml.etree import ElementTree  # nobody else has to wait for it
+
+    try:
+        root = ElementTree.fromstring(status)
+    except ElementTree.ParseError:  # half written
+        return None
+    domain = root.find("domain")
+    if domain is None or root.get("state") == "paused":
+        return None
+    disks = [
+        path
+        for source in domain.iterfind("devices/disk/source")
+        if (path := source.get("file") or source.get("dev"))
+    ]
+    leases = [_lease_path(lease) for lease in domain.iterfind("devices/lease")]
+    return Guest(
+        domain.findtext("name", ""),
+        domain.findtext("uuid", ""),
+        int(root.get("pid", "0")),
+        frozenset(map(os.path.realpath, disks + leases)),
+        # Of the path as libvirt has it, which need not be the canonical one.
+        frozenset(hashlib.sha256(os.fsencode(path)).hexdigest() for path in disks),
+    )
+
+
+def _lease_path(lease: "Element") -> str:
+    """Returns the file that libvirt's lock driver makes of a lease."""
+    target = lease.find("target")
+    path = "" if target is None else target.get("path", "")
+    return "/".join((path, lease.findtext("lockspace", ""), lease.findtext("key", "")))
+
+
+def _rows(lock: Lock) -> Iterator[list[object]]:
+    known = [[guest.name, guest.uuid, guest.pid] for guest in lock.guests]
+    for guest in known or [[None, None, None]]:
+        yield [lock.path, lock.mode, *guest, lock.virtlockd]
+
+
+def _as_plain_data(daemons: list[int], locks: list[Lock]) -> dict[str, Any]:
+    return {
+        "safe": not locks,
+        "virtlockd": daemons,
+        "locks": [
+            {
+                "path": lock.path,
+                "mode": lock.mode,
+                "virtlockd": lock.virtlockd,
+                "guests": [
+                    {"name": guest.name, "uuid": guest.uuid, "pid": guest.pid}
+                    for guest in lock.guests
+                ],
+            }
+            for lock in locks
+        ],
+    }
+
+
+def _verdict(daemons: list[int], locks: list[Lock]) -> str:
+    if not daemons:
+        return "virtlockd does not run: nobody holds a lock in it"
+    if not locks:
+        return "nobody holds a lock in virtlockd: it can be stopped"
+    count = "1 lock is" if len(locks) == 1 else f"{len(locks)} locks are"
+    return (
+        f"{count} held in virtlockd. It kills the guests that hold them when it is "
+        "stopped: suspend, save or shut them down first"
+    )
