@@ -40,7 +40,8 @@ def daemon(config: str = CONFIG) -> Iterator[DaemonProcess]:
         Path(place).chmod(0o755)
         process = DaemonProcess(Path(place), config.format(place=place), checks=False)
         try:
-            process.start()
+            # As in lockd.service.
+            process.start(prefix=["nice", "-n", "-10"])
             yield process
         finally:
             process.close()

@@ -26,8 +26,11 @@ def is_served(client: WireClient) -> bool:
 
 @pytest.fixture
 def narrow(start_daemon: StartDaemon) -> DaemonProcess:
-    """A daemon that may have 40 descriptors."""
-    return start_daemon(prefix=["prlimit", "--nofile=40:40"])
+    """A daemon that may have 41 descriptors, so that in the end none is left.
+
+    A client takes two: where one is left over, a file can still be opened.
+    """
+    return start_daemon(prefix=["prlimit", "--nofile=41:41"])
 
 
 @pytest.fixture

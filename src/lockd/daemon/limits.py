@@ -33,6 +33,11 @@ class LimitKeeper:
         self._clients_of: Counter[int] = Counter()
         self._privileged = (0, os.geteuid())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one user is connected."""
+        return len(self._clients_of) + bool(self._admins) > 1
+
     # Sessions.
 
     def check_session(self, uid: int, *, at_admin_socket: bool) -> None:

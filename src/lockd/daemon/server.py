@@ -12,8 +12,9 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -31,18 +32,14 @@ from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.daemon.peer import Peer, connection_for
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
+from lockd.daemon.turns import REST, Turns
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.errors import DeniedError, ProtocolError, RequestError
 
 logger = logging.getLogger(__name__)
 
-SHARE: Final = 0.001
-"""Seconds of a turn for all clients of one user together: a thousand of them must not
-make the others wait longer than one would."""
-
 COMING: Final = 0.0005
-GOING: Final = 0.0005
-"""Seconds of a turn for clients that come, and for those that go."""
+"""Seconds of a turn for clients that come, at each socket."""
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds for which nobody is taken in when not even a client can be turned away."""
@@ -58,6 +55,17 @@ SO_PASSRIGHTS: Final = 83
 
 COMPLAINT_PAUSE: Final = 10.0
 """Seconds between two log lines about clients that had to be turned away."""
+
+
+Waiting = dict[int, dict[Peer, None]]
+"""Peers by their user's uid."""
+
+
+class Listening(NamedTuple):
+    """A listening socket, and who comes there."""
+
+    socket: socket.socket
+    role: Role
 
 
 class Server:
@@ -87,16 +95,16 @@ class Server:
         self._dispatcher = dispatcher
         self._virtlockd = virtlockd
         self._keeper = keeper
-        self._listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
-        #: When somebody is taken in again; never while nothing is in the way.
-        self._pause_until = inf
+        self._listeners: list[Listening] = []
+        #: The listeners at which nobody is taken in, and until when.
+        self._pauses: dict[Listening, float] = {}
         self._admins = (0, os.geteuid())
-        #: Peers that asked for more than a turn has time for; who waits longest first.
-        self._unfinished: dict[Peer, None] = {}
+        self._turns = Turns(lambda: keeper.is_shared)
+        #: Peers that asked for more than a turn has time for, by user; who waits
+        #: longest first.
+        self._unfinished: Waiting = {}
         #: Peers that are to be closed, and are not served any more.
-        self._leaving: dict[Peer, None] = {}
-        #: Seconds of this turn that the peers of each user had.
-        self._spent: dict[int, float] = {}
+        self._leaving: Waiting = {}
         #: Until when a message must be complete, the earliest first.
         self._incomplete: dict[Peer, float] = {}
         # Closed when no other is left, so that a client can be turned away and does
@@ -114,9 +122,13 @@ class Server:
         listener.setblocking(False)
         with suppress(OSError):  # an older kernel: what is passed is closed unseen
             listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-        action = partial(self._accept_all, listener, role)
-        self._listeners.append((listener, action))
-        self._poller.watch(listener.fileno(), select.EPOLLIN, action)
+        listening = Listening(listener, role)
+        self._listeners.append(listening)
+        self._watch_for_clients(listening)
+
+    def _watch_for_clients(self, listening: Listening) -> None:
+        action = partial(self._accept_all, listening)
+        self._poller.watch(listening.socket.fileno(), select.EPOLLIN, action)
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
@@ -133,8 +145,9 @@ class Server:
             self._answers.behind.add(peer)
         self.end_turn()
         while self._leaving:
-            self._close_peer(next(iter(self._leaving)))
-            self._send_answers()
+            for peers in list(self._leaving.values()):
+                self._close_peer(next(iter(peers)))
+                self._send_answers()
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
@@ -153,10 +166,15 @@ class Server:
                 self._take_turns()
 
     def _has_work(self) -> bool:
-        return bool(self._unfinished or self._leaving)
+        if not (self._unfinished or self._leaving):
+            return False
+        return not all(map(self._turns.rests, chain(self._unfinished, self._leaving)))
 
     def _next_deadline(self) -> float:
-        return min(next(iter(self._incomplete.values()), inf), self._pause_until)
+        deadline = next(iter(self._incomplete.values()), inf)
+        if self._unfinished or self._leaving:
+            deadline = min(deadline, self._turns.deadline)
+        return min(deadline, *self._pauses.values(), inf)
 
     def _keep_deadlines(self) -> None:
         """Ends who leaves a message unfinished; takes in clients again."""
@@ -167,7 +185,8 @@ class Server:
                 break
             del self._incomplete[peer]
             timeout = self._keeper.limits.message_timeout
-            if peer.is_behind:
+            put_off = self._unfinished.get(peer.credentials.uid, ())
+            if peer.is_behind or peer in put_off:
                 # It is not read from: the rest may be there.
                 self._incomplete[peer] = now + timeout
                 continue
@@ -176,12 +195,11 @@ class Server:
             logger.info("= session %d is closed: %s", peer.session, message)
             peer.is_closing = True
             self._answers.behind.add(peer)
-        if self._pause_until <= now:
-            self._pause_until = inf
+        for listening in [x for x, until in self._pauses.items() if until <= now]:
+            del self._pauses[listening]
             if self._spare_fd is None:
                 self._spare_fd = _open_spare()
-            for listener, action in self._listeners:
-                self._poller.watch(listener.fileno(), select.EPOLLIN, action)
+            self._watch_for_clients(listening)
 
     def _take_turns(self) -> None:
         """Serves until nobody asks for anything, or the other tasks have their due.
@@ -196,30 +214,46 @@ class Server:
 
     def _take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
-        unfinished, self._unfinished = self._unfinished, {}
-        self._spent.clear()
-        for peer in unfinished:
-            if not peer.is_closing:
-                self._receive(peer)
-        busy = bool(unfinished) or self._has_work()
+        self._turns.begin()
+        busy = self._has_work()
+        self._give_turns(self._unfinished, self._receive)
         any_ready = self._poller.act(0 if busy else LINGER)
         if not (any_ready or busy):
             return False
-        if self._incomplete:
+        if self._incomplete or self._pauses:
             self._keep_deadlines()
         self.end_turn()
         return True
 
-    def _receive(self, peer: Peer) -> None:
-        """Serves a peer, unless those of its user had their share of this turn."""
-        uid = peer.credentials.uid
-        spent = self._spent.get(uid, 0.0)
-        if spent > SHARE:
-            self._unfinished[peer] = None
+    def _give_turns(self, waiting: Waiting, serve: Callable[[Peer], None]) -> None:
+        """Serves those who wait, each user's for what it has of the turn."""
+        if not waiting:
             return
-        began = trio.current_time()
+        for uid, peers in list(waiting.items()):
+            for _ in range(len(peers)):
+                if not peers or not self._turns.has_time(uid):
+                    break
+                began = trio.current_time()
+                serve(next(iter(peers)))
+                self._turns.charge(uid, began)
+
+    def _receive(self, peer: Peer) -> None:
+        """Serves a peer that was put off."""
+        _drop(self._unfinished, peer)
+        if peer.is_closing:
+            return
+        self._poller.change(peer.fileno(), peer.wanted_events)
+        self._serve_now(peer)
+
+    def _put_off(self, peer: Peer) -> None:
+        """Lets a peer wait for a later turn."""
+        self._unfinished.setdefault(peer.credentials.uid, {})[peer] = None
+        if self._turns.rests(peer.credentials.uid):
+            # It would wake us all the time.
+            self._poller.change(peer.fileno(), 0)
+
+    def _serve_now(self, peer: Peer) -> None:
         peer.receive(self._taker(peer))
-        self._spent[uid] = spent + trio.current_time() - began
         self._answers.behind.add(peer)
         if peer.connection.has_partial or peer in self._incomplete:
             self._expect_rest(peer)
@@ -238,11 +272,7 @@ class Server:
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""
         self._send_answers()
-        until = trio.current_time() + GOING
-        while self._leaving and trio.current_time() < until:
-            self._close_peer(next(iter(self._leaving)))
-            # Others may have got its locks.
-            self._send_answers()
+        self._give_turns(self._leaving, self._close_peer_and_tell)
         self._runtime.end_turn()
         if self._has_work():
             # Another task may have called, while ours sleeps.
@@ -255,9 +285,9 @@ class Server:
             peer.flush()
             if peer.is_closing:
                 self._poller.unwatch(peer.fileno())
-                self._leaving[peer] = None
+                self._leaving.setdefault(peer.credentials.uid, {})[peer] = None
             elif peer.has_more:
-                self._unfinished[peer] = None
+                self._put_off(peer)
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
@@ -272,38 +302,42 @@ class Server:
 
     # Clients.
 
-    def _accept_all(self, listener: socket.socket, role: Role, events: int) -> None:
+    def _accept_all(self, listening: Listening, events: int) -> None:
         until = trio.current_time() + COMING
         while trio.current_time() < until:
             try:
-                sock, _ = listener.accept()
+                sock, _ = listening.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno not in NO_DESCRIPTORS:
                     logger.warning("a client could not be accepted: %s", error)
                     return
-                self._turn_away(listener, error)
+                self._turn_away(listening, error)
+                if listening in self._pauses:
+                    return
             else:
-                self._take_in(sock, role)
+                self._take_in(sock, listening.role)
+        if self._keeper.is_shared:
+            self._pause_accepting(listening, REST)
 
-    def _turn_away(self, listener: socket.socket, error: OSError) -> None:
+    def _turn_away(self, listening: Listening, error: OSError) -> None:
         self._complain(error)
         if self._spare_fd is not None:
             os.close(self._spare_fd)
         try:
-            listener.accept()[0].close()
+            listening.socket.accept()[0].close()
         except BlockingIOError:
             pass  # it went away by itself
         except OSError:
-            self._pause_accepting()  # somebody took the descriptor that was spare
+            # Somebody took the descriptor that was spare.
+            self._pause_accepting(listening, ACCEPT_PAUSE)
         self._spare_fd = _open_spare()
 
-    def _pause_accepting(self) -> None:
-        """Looks away from the clients at the door, who would wake us all the time."""
-        self._pause_until = trio.current_time() + ACCEPT_PAUSE
-        for listener, _ in self._listeners:
-            self._poller.unwatch(listener.fileno())
+    def _pause_accepting(self, listening: Listening, pause: float) -> None:
+        """Looks away from the clients at a door, who would wake us all the time."""
+        self._pauses[listening] = trio.current_time() + pause
+        self._poller.unwatch(listening.socket.fileno())
 
     def _complain(self, error: Exception) -> None:
         now = trio.current_time()
@@ -359,21 +393,41 @@ class Server:
 
     def _serve(self, peer: Peer, events: int) -> None:
         if events & select.EPOLLIN:
-            self._receive(peer)
+            uid = peer.credentials.uid
+            if self._turns.has_time(uid):
+                began = trio.current_time()
+                self._serve_now(peer)
+                self._turns.charge(uid, began)
+            else:
+                self._put_off(peer)
             return
         if events & (select.EPOLLHUP | select.EPOLLERR):
             peer.is_closing = True
         # What waits to be written is sent at the end of the turn.
         self._answers.behind.add(peer)
 
+    def _close_peer_and_tell(self, peer: Peer) -> None:
+        self._close_peer(peer)
+        # Others may have got its locks.
+        self._send_answers()
+
     def _close_peer(self, peer: Peer) -> None:
         self._poller.unwatch(peer.fileno())
-        self._unfinished.pop(peer, None)
-        self._leaving.pop(peer, None)
+        _drop(self._unfinished, peer)
+        _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)
         self._keeper.remove_session(peer)
         peer.close()
         self._dispatcher.close_session(peer)
+
+
+def _drop(waiting: Waiting, peer: Peer) -> None:
+    uid = peer.credentials.uid
+    peers = waiting.get(uid)
+    if peers is not None:
+        peers.pop(peer, None)
+        if not peers:
+            del waiting[uid]
 
 
 def _open_spare() -> int | None:
