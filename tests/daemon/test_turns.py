@@ -66,6 +66,7 @@ async def test_who_is_alone_never_rests(mock_clock: MockClock) -> None:
 
 
 REQUESTS = 60
+REASON = "x" * 500
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can connect as another user")
@@ -73,8 +74,11 @@ REQUESTS = 60
 def test_who_rests_gets_every_answer_and_leaves_nothing(
     lockd: DaemonProcess, leave: bool
 ) -> None:
+    # Too long to be read at once.
     many = b"".join(
-        msgpack.packb([0, number, "acquire", [{"resource": f"{{}}-{number}"}]])
+        msgpack.packb(
+            [0, number, "acquire", [{"resource": f"{{}}-{number}", "reason": REASON}]]
+        )
         for number in range(REQUESTS)
     )
     with ExitStack() as stack, WireClient(lockd.socket) as root:
