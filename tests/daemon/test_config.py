@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -83,11 +84,24 @@ def test_empty_file_leaves_everything_as_it_is(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("socket = ", ": Invalid value (at end of document)"),
-        ("socket = 5", "socket: must be a text, not 5"),
+        ("socket = 5", "socket: must be an absolute path of at most 107 bytes, not 5"),
+        ("socket = ''", 'at most 107 bytes, not ""'),
+        ("socket = 'lockd.sock'", 'at most 107 bytes, not "lockd.sock"'),
+        (f"admin_socket = '/{'x' * 107}'", "admin_socket: must be an absolute path of"),
+        ("state_dir = ''", 'state_dir: must be an absolute path, not ""'),
         ("colour = 'red'", 'the file: there is no key "colour"'),
         ("sokket = 'x'", 'there is no key "sokket"; did you mean "socket"?'),
-        ('socket = "a\\u0000b"', "socket: has a NUL"),
-        ('state_dir = "a\\u0000b"', "state_dir: has a NUL"),
+        ('socket = "/a\\u0000b"', "socket: has a NUL"),
+        ('state_dir = "/a\\u0000b"', "state_dir: has a NUL"),
+        (f"x = {'[' * 9999}", ": is nested too deeply"),
+        (f"x = {'9' * 9999}", ": has a number with too many digits"),
+        (
+            "[lockspaces.x]\n[limits]\n[lockspaces.x]\n",
+            ": Cannot declare [lockspaces.x] twice (at line 3,",
+        ),
+        ("['a.b'.\"c'd\"]\n['a.b'.\"c'd\"]\n", "Cannot declare [a.b.c'd] twice"),
+        ("[limits]\nsessions = 1\nsessions = 2\n", "at line 3"),
+        ("[limits]\n[limits]\n", "Cannot declare [limits] twice"),
         (
             "log_level = 'loud'",
             'must be "debug", "error", "info" or "warning", not "loud"',
@@ -128,6 +142,12 @@ def test_empty_file_leaves_everything_as_it_is(tmp_path: Path) -> None:
             "[lockspaces.x]\nkind='memory'\nallow_users.list = ['no such user']",
             "allow_users.list: there is no user 'no such user' here",
         ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_users.list = ['1000']",
+            "no user '1000' here; a number stands without quotes",
+        ),
+        ("[lockspaces.x]\nkind='memory'\nallow_users.list = [-1]", "not [-1]"),
+        ("[lockspaces.x]\nkind='memory'\nallow_groups.list = [4294967295]", "a list"),
         (
             "[lockspaces.x]\nkind='memory'\nallow_groups.break = ['no such group']",
             "allow_groups.break: there is no group 'no such group' here",
@@ -270,9 +290,51 @@ def test_what_holders_rely_on_stays_until_the_next_start(
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "lockd.toml").write_bytes(b"socket = '\xff'")
-    with pytest.raises(ConfigError, match=r"lockd\.toml"):
+    (tmp_path / "lockd.toml").write_bytes(b"kill_grace = 1\nsocket = '\xff'")
+    with pytest.raises(ConfigError, match=r"lockd\.toml: is not UTF-8 \(at line 2\)"):
         read_config(str(tmp_path / "lockd.toml"))
+
+
+def test_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = written(tmp_path, "\ufefflog_level = 'error'\n")
+    assert read_config(path).log_level == "error"
+
+
+def test_file_that_would_make_us_wait_is_refused(tmp_path: Path) -> None:
+    path = written_parts(tmp_path)
+    os.mkfifo(tmp_path / "conf.d" / "a.toml")
+    with pytest.raises(ConfigError, match=r"conf\.d/a\.toml: is no regular file"):
+        read_config(path)
+    assert read_config(os.devnull) == Config()
+
+
+@pytest.mark.parametrize("why", ["is a directory", "no such file", "permission denied"])
+def test_part_that_cannot_be_read_is_named(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written_parts(tmp_path, b="")
+    part = tmp_path / "conf.d" / "a.toml"
+    if why == "is a directory":
+        part.mkdir()
+    elif why == "no such file":
+        part.symlink_to("nowhere")
+    else:
+        part.write_text("")
+        # Root may read everything.
+        open_ = os.open
+
+        def refuse(name: str, flags: int) -> int:
+            if name == str(part):
+                raise PermissionError(errno.EACCES, "no", name)
+            return open_(name, flags)
+
+        monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match=f"^{part}: {why}"):
+        read_config(path)
+
+
+def test_empty_part_changes_nothing(tmp_path: Path) -> None:
+    assert read_config(written_parts(tmp_path, a="")).limits == Limits(sessions=1)
 
 
 def test_file_that_was_named_must_be_there(tmp_path: Path) -> None:

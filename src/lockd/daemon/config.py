@@ -6,6 +6,7 @@ Read from TOML files; checked whole before anything of it is used.
 import grp
 import os
 import pwd
+import stat
 import tomllib
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
@@ -38,8 +39,14 @@ Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 Duration = Annotated[float, Meta(gt=0, le=86_400)]
 """In seconds."""
 
+AbsolutePath = Annotated[str, Meta(pattern="^/")]
+SocketPath = Annotated[str, Meta(pattern="^/", max_length=107)]
+"""As long as unix(7) allows."""
 
-Who = list[str | int]
+Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+"""Of a user or group; the last number is nobody's (setreuid(2) takes it for -1)."""
+
+Who = list[str | Id]
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,9 +98,9 @@ BUILT_IN: Final = {
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """All that may be set; None stands for the place that fits the user (`Places`)."""
 
-    socket: str | None = None
-    admin_socket: str | None = None
-    state_dir: str | None = None
+    socket: SocketPath | None = None
+    admin_socket: SocketPath | None = None
+    state_dir: AbsolutePath | None = None
     log_level: LogLevel = "info"
     kill_grace: Duration = 5.0
     limits: Limits = Limits()
@@ -183,14 +190,26 @@ def file_of_lockspace(path: str | None, name: str) -> str:
 
 
 def _read_file(path: str) -> dict[str, Any]:
+    raw = _read_bytes(path)
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        # An editor's byte order mark does no harm.
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    # Deep nesting and long numbers are errors of Python's, not of the parser's.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {config_errors.of_syntax(error)}") from None
+
+
+def _read_bytes(path: str) -> bytes:
+    """Reads a file without ever waiting: whoever reloads serves clients meanwhile."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) or path == os.devnull:
+                return file.read()
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         raise ConfigError(f"{path}: {reason}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    raise ConfigError(f"{path}: is no regular file")
 
 
 def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
@@ -251,7 +270,9 @@ def _ids(who: Who, what: str, look_up: Callable[[str], int]) -> frozenset[int]:
         try:
             found.add(look_up(name) if isinstance(name, str) else name)
         except (KeyError, ValueError):
-            raise ConfigError(f"there is no {what} {quoted(str(name))} here") from None
+            hint = "; a number stands without quotes" if str(name).isdecimal() else ""
+            sentence = f"there is no {what} {quoted(str(name))} here{hint}"
+            raise ConfigError(sentence) from None
     return frozenset(found)
 
 

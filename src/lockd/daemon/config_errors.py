@@ -3,7 +3,10 @@
 Derived from the types of the structs in `config`, so that a new key needs nothing here.
 """
 
+import ast
 import difflib
+import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any, Final, get_args, get_origin
 
@@ -60,6 +63,29 @@ def _problems_of_value(
             yield f"{f'{where} {key}'.lstrip()}: has a NUL"
 
 
+def of_syntax(error: Exception) -> str:
+    """Says why a file is no TOML, and where.
+
+    Args:
+        error: what `tomllib` or the decoding raised.
+    """
+    match error:
+        case UnicodeDecodeError(object=raw, start=start):
+            line = raw.count(b"\n", 0, start) + 1
+            return f"is not UTF-8 (at line {line})"
+        case RecursionError():
+            return "is nested too deeply"
+        case tomllib.TOMLDecodeError():
+            # The parser shows the name of a table as a tuple.
+            return re.sub(r"\(['\"].*['\"],?\)", _table_name, str(error))
+        case _:
+            return "has a number with too many digits"
+
+
+def _table_name(shown: re.Match[str]) -> str:
+    return f"[{'.'.join(plain(part) for part in ast.literal_eval(shown[0]))}]"
+
+
 def _wanted(info: inspect.Type) -> str:
     """Says what a value of a type is."""
     match info:
@@ -67,8 +93,10 @@ def _wanted(info: inspect.Type) -> str:
             return f"a whole number from {least} to {most}"
         case inspect.FloatType(gt=above, le=most):
             return f"a number of seconds above {above:g}, at most {most:g}"
+        case inspect.StrType(max_length=int(most)):
+            return f"an absolute path of at most {most} bytes"
         case inspect.StrType():
-            return "a text"
+            return "an absolute path"
         case inspect.LiteralType(values=values):
             *others, last = (f'"{value}"' for value in values)
             return f"{', '.join(others)} or {last}"
