@@ -1,6 +1,6 @@
 import pytest
 
-from lockd.text import duration
+from lockd.text import counted, duration
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,7 @@ from lockd.text import duration
 )
 def test_duration_is_told_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "lock") for n in range(3)] == ["0 locks", "1 lock", "2 locks"]

@@ -1,6 +1,11 @@
 """Words for people: the same wherever lockd speaks."""
 
 
+def counted(number: int, what: str) -> str:
+    """Returns a number of things as people say it: `1 session`, `2 sessions`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def duration(seconds: float) -> str:
     """Returns a time span as people say it: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
     if seconds < 1:

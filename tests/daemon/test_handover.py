@@ -302,6 +302,39 @@ def tried(daemon: DaemonProcess, fd: int) -> str:
 NEWER = {"version": 99, "readable_from": 99}
 
 
+def test_lockspace_that_could_not_be_served_again_ends_the_upgrade(
+    daemon: DaemonProcess, clients: Any, place: Path
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    (place / "locks").chmod(0o777)
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert "others may write" in daemon.wait_for_line("no upgrade")
+    (place / "locks").chmod(0o755)
+    daemon.upgrade()
+    client.call("release", lockspace="files", resource="a")
+
+
+def test_configuration_that_goes_bad_after_the_trial_costs_nothing(
+    start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'LOCKD_HANDOVER' in os.environ:\n"
+        "    (path,) = [x[9:] for x in sys.orig_argv if x.startswith('--config=')]\n"
+        "    with open(path, 'w') as file:\n"
+        "        file.write('colour = 1')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = start_daemon("[limits]\nlocks_per_session = 1\n")
+    with WireClient(daemon.socket) as client:
+        client.acquire("a")
+        daemon.upgrade()
+        assert 'no key "colour"' in str(daemon.said)
+        assert client.refusal("acquire", resource="b").code == "limit"
+        client.call("release", resource="a")
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [

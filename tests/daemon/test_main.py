@@ -1,9 +1,12 @@
 """Start and stop of the daemon, as the operator sees them."""
 
+import logging
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -179,18 +182,65 @@ def test_configured_places_are_used(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_journal_gets_priorities(tmp_path: Path) -> None:
+JOURNAL = """
+import os, sys
+status = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a program as if its standard error were the journal."""
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_journal_gets_priorities_and_nobody_else(
+    is_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon = DaemonProcess(tmp_path)
-    with subprocess.Popen(
-        daemon.command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"JOURNAL_STREAM": "1:2"},
-    ) as process:
+    # As a shell inherits it from a session that is a unit.
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    wrapper = [sys.executable, "-c", JOURNAL] if is_journal else []
+    command = [*wrapper, *daemon.command]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("<6>lockd ")
+        said = process.stderr.readline()
         process.terminate()
         process.communicate(timeout=30)
+    assert said.startswith("<6>lockd " if is_journal else "lockd ")
+    daemon.config.write_text("colour = 1\nsocket = 2\n")
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, check=False, timeout=30
+    )
+    assert done.returncode == CONFIG_ERROR
+    start = "<3>lockd: " if is_journal else "lockd: "
+    assert [x.startswith(start) for x in done.stderr.splitlines()] == [True] * 2
+
+
+def test_defect_is_logged_with_its_story(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*told: Any) -> None:
+        for listener in told[-1].values():
+            listener.socket.close()
+        raise ZeroDivisionError("the story")
+
+    monkeypatch.setattr("lockd.daemon.main.start", fail)
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        found, _ = run(
+            "--config=/dev/null", f"--state-dir={tmp_path}", f"--socket={tmp_path}/s"
+        )
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    lines = capfd.readouterr().err.splitlines()
+    assert found == 70
+    assert lines[0] == "<2>this is a defect of lockd"
+    assert lines[-1] == "<2>ZeroDivisionError: the story"
+    assert all(line.startswith("<2>") for line in lines)
 
 
 def test_it_takes_all_descriptors_that_it_may(start_daemon: StartDaemon) -> None:

@@ -1,19 +1,28 @@
 """The daemon as a service: reloading, idle exit, and what systemd is told."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from lockd.daemon.config import Config
+from lockd.daemon.epoch import open_epoch
+from lockd.daemon.service import HOUSEKEEPING, Options, Service
+from lockd.engine.lock_engine import LockEngine
 from wire_client import WireClient
 
 PATIENCE = 30
+DEFAULT_GRACE = Config().kill_grace
 
 
 class Manager:
@@ -48,7 +57,7 @@ def test_manager_hears_of_the_whole_life(
     manager.wait_for("STATUS=0 held, 0 waiting, 0 sessions")
     with WireClient(daemon.socket) as client:
         client.acquire("a")
-        manager.wait_for("STATUS=1 held, 0 waiting, 1 sessions")
+        manager.wait_for("STATUS=1 held, 0 waiting, 1 session")
         os.kill(daemon.pid, signal.SIGHUP)
         manager.wait_for("RELOADING=1\nMONOTONIC_USEC=")
         manager.wait_for("READY=1")
@@ -88,9 +97,48 @@ def test_reload_counts_at_once(lockd: DaemonProcess) -> None:
         client.acquire("a", lockspace="new")
 
 
+def test_reload_changes_log_level_and_patience(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    daemon.config.write_text(
+        "log_level = 'error'\nkill_grace = 0.1\n"
+        "[lockspaces.killed]\nkind = 'memory'\non_disconnect = 'kill'\n"
+    )
+    os.kill(daemon.pid, signal.SIGHUP)
+    with WireClient(daemon.socket) as client:
+        # Of all that is said until it ends nothing but the error is heard.
+        while "killed" not in str(client.call("list_lockspaces")):
+            pass
+        daemon.config.write_text("kill_grace = 0\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        assert "kill_grace" in daemon.wait_for_line("the configuration")
+        script = (
+            "import signal, sys; from wire_client import WireClient\n"
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            "with WireClient(sys.argv[1]) as client:\n"
+            "    client.acquire('a', lockspace='killed')\n"
+            "print(flush=True)\n"
+            "signal.pause()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(daemon.socket)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        ) as owner:
+            assert owner.stdout is not None
+            owner.stdout.readline()
+            began = time.monotonic()
+            client.acquire("a", lockspace="killed", timeout=PATIENCE)
+            assert time.monotonic() - began < DEFAULT_GRACE
+        assert owner.returncode == -signal.SIGKILL
+        client.call("release", lockspace="killed", resource="a")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        (f"x = {'[' * 9999}", "is nested too deeply"),
         ("colour = 1\n", 'there is no key "colour"'),
         (
             "[lockspaces.good]\nkind = 'memory'\n"
@@ -114,6 +162,25 @@ def test_bad_configuration_changes_nothing(
         assert names == ["default", "direct"]
 
 
+def test_status_is_one_line_whatever_is_wrong(
+    manager: Manager, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon()
+    wrong = "".join(f"colour{i} = 1\n" for i in range(200))
+    daemon.config.write_text("socket = 1\nwrong = 2\n" + wrong)
+    os.kill(daemon.pid, signal.SIGHUP)
+    told = manager.wait_for("stays as it was")
+    status, *others = told.splitlines()
+    assert others == []
+    assert "socket: must be" in status
+    assert "; " + str(daemon.config) + ': the file: there is no key "wrong"' in status
+    # The manager takes no more than 4096 bytes (sd_notify(3)).
+    assert len(status) < 1000
+    daemon.config.write_text("")
+    os.kill(daemon.pid, signal.SIGHUP)
+    assert manager.wait_for("STATUS") == "STATUS=0 held, 0 waiting, 0 sessions"
+
+
 def test_idle_daemon_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     process = subprocess.Popen(
@@ -130,6 +197,66 @@ def test_idle_daemon_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0
         assert "nobody needed it" in process.stderr.read()
     assert not daemon.socket.exists()
+
+
+def test_client_that_comes_when_it_ends_is_left_to_the_next_one(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(daemon.socket))
+        listener.listen()
+        with activated(daemon, listener) as first:
+            os.kill(first.pid, signal.SIGSTOP)
+            with WireClient(daemon.socket) as client:
+                # By now it should have ended, and has somebody at the door.
+                waiting = select.select([client.socket], [], [], 2 * HOUSEKEEPING)
+                assert waiting == ([], [], [])
+                os.kill(first.pid, signal.SIGCONT)
+                assert first.wait(PATIENCE) == 0
+                with activated(daemon, listener) as second:
+                    client.acquire("a")
+                    client.close()
+                    assert second.wait(PATIENCE) == 0
+
+
+def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> None:
+    async def check() -> None:
+        epoch = open_epoch(str(tmp_path))
+        service = Service(Options(), Config(), epoch, {}, LockEngine(0))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        service.server.listen(listener)
+        sessions = service.runtime.engine.sessions
+        with WireClient(tmp_path / "sock"), WireClient(tmp_path / "sock"):
+            service.poller.act()
+            assert len(sessions) == 2
+            service.server.stop_accepting()
+            with WireClient(tmp_path / "sock"):
+                assert not service.poller.act()
+                assert len(sessions) == 2
+            service.server.close()
+        service.runtime.close()
+        service.open_files.mounts.close()
+        service.poller.close()
+        epoch.close()
+
+    trio.run(check)
+
+
+def activated(
+    daemon: DaemonProcess, listener: socket.socket
+) -> subprocess.Popen[bytes]:
+    """Starts a daemon as systemd does, to end when idle; waits until it serves."""
+    script = f'LISTEN_PID=$$ exec "$@" 3<&{listener.fileno()}'
+    process = subprocess.Popen(
+        ["bash", "-c", script, "bash", *daemon.command, "--timeout=0.5"],
+        pass_fds=[listener.fileno()],
+        env=os.environ | {"LISTEN_FDS": "1"},
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert b"serves at" in process.stderr.readline()
+    return process
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "x"])

@@ -6,6 +6,7 @@ What is expected stands in a table of its own here, written from docs/protocol.m
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from wire_client import NOBODY, Refusal, WireClient, connected_as, wait_for_sessions
 
@@ -321,3 +323,60 @@ def test_admin_socket_is_for_its_owner_and_gives_every_right(tmp_path: Path) -> 
             assert holder.notification("lost")["cause"] == "broken"
     finally:
         daemon.close()
+
+
+def test_reload_changes_rights(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    with connected_as(daemon.socket, *WHO["bob of staff"]) as bob:
+        bob.acquire("a")
+        daemon.config.write_text(
+            f"[lockspaces.default]\nallow_groups.share = [{STAFF}]\n"
+            f"allow_users.acquire = [{ALICE}]\n"
+        )
+        daemon.reload()
+        assert bob.refusal("acquire", resource="b").code == DENIED
+        bob.acquire("b", mode="shared")
+        bob.call("release", resource="a")
+    with connected_as(daemon.socket, *WHO["alice"]) as alice:
+        alice.acquire("a")
+
+
+@pytest.mark.parametrize("change", ["reload", "upgrade"])
+def test_rights_stay_when_a_configuration_is_refused(
+    start_daemon: StartDaemon, change: str
+) -> None:
+    daemon = start_daemon("[lockspaces.default]\nallow_users.acquire = []\n")
+    with connected_as(daemon.socket, *WHO["alice"]) as alice:
+        assert alice.refusal("acquire", resource="a").code == DENIED
+        daemon.config.write_text(
+            "[lockspaces.new]\nkind = 'directory'\npath = '/no/such'\n"
+        )
+        number = signal.SIGHUP if change == "reload" else signal.SIGUSR1
+        os.kill(daemon.pid, number)
+        assert "/no/such" in daemon.wait_for_line("/no/such")
+        assert alice.refusal("acquire", resource="a").code == DENIED
+
+
+@pytest.mark.parametrize("change", ["reload", "upgrade"])
+def test_file_does_not_open_a_lockspace_that_an_admin_made_of_another_kind(
+    start_daemon: StartDaemon, tmp_path: Path, change: str
+) -> None:
+    (tmp_path / "disk").touch()
+    daemon = start_daemon()
+    with (
+        WireClient(daemon.socket) as root,
+        connected_as(daemon.socket, *WHO["alice"]) as alice,
+    ):
+        root.call("create_lockspace", name="disks", kind="direct")
+        daemon.config.write_text("[lockspaces.disks]\nkind = 'memory'\n")
+        if change == "reload":
+            daemon.reload()
+        else:
+            daemon.upgrade()
+        assert '[lockspaces.disks] "kind" counts from the next start on' in str(
+            daemon.said
+        )
+        refusal = alice.refusal(
+            "acquire", lockspace="disks", resource=str(tmp_path / "disk")
+        )
+        assert refusal.code == ABSENT

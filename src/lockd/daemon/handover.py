@@ -33,7 +33,7 @@ from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.base import Lockspace
-from lockd.lockspaces.files import FileLockspace
+from lockd.lockspaces.files import FileLockspace, OpenFiles
 from lockd.terms import Kind, Mode, OnDisconnect, ResourceKey
 
 if TYPE_CHECKING:
@@ -251,7 +251,10 @@ def check(state: Handover) -> None:
     Raises:
         ConfigError: something in it cannot be read.
     """
+    open_files = OpenFiles()
     try:
+        for space in state.lockspaces:
+            make_lockspace(space.name, space.kind, space.path, open_files)
         loaded = snapshot.load(state.engine)
         invariants.check(loaded.engine)
         problems = loaded.problems
@@ -260,8 +263,12 @@ def check(state: Handover) -> None:
                 load_peer(record, sock, lambda events: None, Limits())
         for record in state.processes:
             int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
+    except ConfigError:
+        raise
     except (LookupError, TypeError, ValueError, AssertionError) as error:
         problems = [repr(error)]
+    finally:
+        open_files.mounts.close()
     if problems:
         raise ConfigError(f"the state of the daemon before: {problems[0]}")
 

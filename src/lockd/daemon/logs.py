@@ -8,11 +8,12 @@ are alike.
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 from contextlib import suppress
 from typing import Final
+
+STDERR: Final = 2
 
 MAX_LINES: Final = 10_000
 """Lines that may wait to be written."""
@@ -87,9 +88,18 @@ class _PriorityFormatter(logging.Formatter):
 
 def set_up_logging() -> LogWriter:
     """Has everything that is logged written to standard error."""
-    writer = LogWriter(sys.stderr.fileno())
-    # sd-daemon(3): what goes to the journal may say its priority.
-    to_journal = "JOURNAL_STREAM" in os.environ
-    writer.setFormatter(_PriorityFormatter() if to_journal else logging.Formatter())
+    writer = LogWriter(STDERR)
+    writer.setFormatter(_PriorityFormatter() if to_journal() else logging.Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[writer])
     return writer
+
+
+def to_journal() -> bool:
+    """Tells whether standard error is the journal, which understands priorities.
+
+    The variable alone does not say so (systemd.exec(5)): children inherit it, whatever
+    their standard error is.
+    """
+    status = os.fstat(STDERR)
+    stream = f"{status.st_dev}:{status.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == stream

@@ -1,8 +1,12 @@
 """The command `lockd`: reads what it is to do, and runs until it is told to stop."""
 
+import logging
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from syslog import LOG_ERR
 from typing import Final
 
 import click
@@ -29,13 +33,18 @@ from lockd.daemon.listener import (
     load_listener,
     passed_listener,
 )
-from lockd.daemon.logs import set_up_logging
+from lockd.daemon.logs import set_up_logging, to_journal
 from lockd.daemon.service import Options, go_on, start
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
 
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: systemd does not take it for a crash."""
+
+EXIT_DEFECT: Final = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+logger = logging.getLogger("lockd")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,40 +80,48 @@ def main(
     what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
     give its place to the program as it is now on disk, which no client notices.
     """
+    options = Options(config, timeout)
     try:
+        if (state := handover.receive(handover.HANDOVER)) is not None:
+            _run(partial(_go_on, options, state))
+            return
         settings = read_config(config)
         if check_config:
             _check_lockspaces(settings, config)
             files = config_files(config)
             click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
-            return
-        if (copy := handover.receive(handover.TRIAL)) is not None:
+        elif (copy := handover.receive(handover.TRIAL)) is not None:
+            _check_lockspaces(settings, config)
             handover.check(copy)
-            return
-        log = set_up_logging()
-        _raise_descriptor_limit()
-        options = Options(config, timeout)
-        state = handover.receive(handover.HANDOVER)
-        try:
-            if state is not None:
-                _go_on(options, settings, state)
-            else:
-                _start(
-                    options,
-                    settings,
-                    _socket_paths(
-                        socket or settings.socket,
-                        admin_socket or settings.admin_socket,
-                        virtlockd_socket,
-                    ),
-                    state_dir or settings.state_dir or places().state_dir,
-                )
-        finally:
-            log.flush()
+        else:
+            sockets = _socket_paths(
+                socket or settings.socket,
+                admin_socket or settings.admin_socket,
+                virtlockd_socket,
+            )
+            found_dir = state_dir or settings.state_dir or places().state_dir
+            _run(partial(_start, options, settings, sockets, found_dir))
     except ConfigError as error:
+        # sd-daemon(3), as the log has it.
+        priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
-            click.echo(f"lockd: {line}", err=True)
+            click.echo(f"{priority}lockd: {line}", err=True)
         sys.exit(EXIT_CONFIG)
+
+
+def _run(serve: Callable[[], None]) -> None:
+    """Serves; what should not have happened is logged, with its story."""
+    log = set_up_logging()
+    try:
+        _raise_descriptor_limit()
+        serve()
+    except ConfigError:
+        raise
+    except Exception:
+        logger.critical("this is a defect of lockd", exc_info=True)
+        sys.exit(EXIT_DEFECT)
+    finally:
+        log.flush()
 
 
 def _start(
@@ -140,7 +157,7 @@ def _socket_paths(
     return {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd}
 
 
-def _go_on(options: Options, config: Config, state: handover.Handover) -> None:
+def _go_on(options: Options, state: handover.Handover) -> None:
     """Serves in the place of the program that ran in this process before."""
     epoch = load_epoch(state.state_dir, state.epoch)
     listeners = {name: load_listener(x) for name, x in state.listeners.items()}
@@ -148,7 +165,7 @@ def _go_on(options: Options, config: Config, state: handover.Handover) -> None:
         stack.callback(epoch.close)
         for listener in listeners.values():
             stack.callback(listener.remove)
-        go_on(options, config, epoch, listeners, state)
+        go_on(options, epoch, listeners, state)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> None:

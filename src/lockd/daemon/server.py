@@ -138,6 +138,12 @@ class Server:
         self._expect_rest(peer)
         self._answers.behind.add(peer)
 
+    def stop_accepting(self) -> None:
+        """Leaves who comes at the door, for whoever listens there next."""
+        self._pauses.clear()
+        for listening in self._listeners:
+            self._poller.unwatch(listening.socket.fileno())
+
     def finish_turn(self) -> None:
         """Carries out all that was read, and sends what the sockets take."""
         for peer in self._answers.peers.values():

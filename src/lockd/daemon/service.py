@@ -5,12 +5,14 @@ import logging
 import os
 import select
 import signal
+import textwrap
 import time
 from functools import partial
 from typing import Final
 
 import trio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lockd import __version__
 from lockd.daemon import handover, systemd
@@ -19,6 +21,7 @@ from lockd.daemon.answers import Answers
 from lockd.daemon.clock import MonotonicClock
 from lockd.daemon.config import (
     Config,
+    LockspaceConfig,
     effective,
     make_lockspace,
     needs_restart,
@@ -37,6 +40,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.files import OpenFiles
 from lockd.notify import is_listening, notify
+from lockd.text import counted
 
 logger = logging.getLogger("lockd")
 
@@ -45,6 +49,10 @@ CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
 
 HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what systemd is told, and at whether to end."""
+
+
+MAX_COMPLAINT: Final = 500
+"""Characters of the status for what an admin should know; the log has all of it."""
 
 
 class Options(Struct, frozen=True):
@@ -130,6 +138,7 @@ class Service:
             ConfigError: a new lockspace cannot be served; nothing has changed.
         """
         served = self.runtime.lockspaces
+        running = self._running_config(config)
         new = [
             self._make_lockspace(
                 name, found.kind, found.path, on_disconnect=found.on_disconnect
@@ -139,14 +148,26 @@ class Service:
         ]
         for lockspace in new:
             self.runtime.add_lockspace(lockspace)
-        for sentence in needs_restart(self.config, config):
+        for sentence in needs_restart(running, config):
             logger.warning("= %s", sentence)
-        self.config = effective(self.config, config)
+        self.config = effective(running, config)
         for name, space in self.config.lockspaces.items():
             self.access.set_rights(name, space)
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
         self.keeper.limits = config.limits
+
+    def _running_config(self, wanted: Config) -> Config:
+        """Returns what counts now, with those lockspaces of `wanted` that clients made.
+
+        What they are is not what a file says that comes later.
+        """
+        made = {
+            name: LockspaceConfig(space.kind, space.path, space.on_disconnect)
+            for name, space in self.runtime.lockspaces.items()
+            if name in wanted.lockspaces
+        }
+        return replace(self.config, lockspaces=made | self.config.lockspaces)
 
     def reload(self) -> None:
         """Reads the configuration anew; a bad one changes nothing."""
@@ -166,7 +187,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.server.run)
-            nursery.start_soon(self._keep_house, nursery.cancel_scope)
+            nursery.start_soon(self._keep_house, nursery)
             for role, listener in self.listeners.items():
                 self.server.listen(listener.socket, role)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
@@ -196,7 +217,12 @@ class Service:
                     logger.info("= ends on %s", signal.Signals(number).name)
                     # A second one must not cut the end short.
                     signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
-                    nursery.cancel_scope.cancel()
+                    self._end(nursery)
+
+    def _end(self, nursery: trio.Nursery) -> None:
+        # Who connects from now on is not for us, if the manager starts another daemon.
+        self.server.stop_accepting()
+        nursery.cancel_scope.cancel()
 
     async def _upgrade(self) -> None:
         """Gives way to the program that is now where this one was started from."""
@@ -215,7 +241,7 @@ class Service:
 
     # What systemd is told.
 
-    async def _keep_house(self, cancel_scope: trio.CancelScope) -> None:
+    async def _keep_house(self, nursery: trio.Nursery) -> None:
         """Tells systemd that and how it goes, from the loop that serves."""
         watchdog = systemd.watchdog_interval()
         if watchdog is None and self._options.timeout is None and not is_listening():
@@ -226,7 +252,7 @@ class Service:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
                 logger.info("= ends: nobody needed it for a while")
-                cancel_scope.cancel()
+                self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
 
     def _is_idle_too_long(self) -> bool:
@@ -250,9 +276,11 @@ class Service:
     def _tell_status(self) -> None:
         engine = self.runtime.engine
         status = f"{engine.held} held, {engine.waiting} waiting, "
-        status += f"{len(engine.sessions)} sessions"
+        status += counted(len(engine.sessions), "session")
         if self._complaint:
-            status += f"; {self._complaint}"
+            # A line of its own would be another assignment (sd_notify(3)).
+            complaint = "; ".join(self._complaint.splitlines())
+            status += f"; {textwrap.shorten(complaint, MAX_COMPLAINT, placeholder='…')}"
         if status != self._status and notify(f"STATUS={status}"):
             self._status = status
 
@@ -273,23 +301,26 @@ def start(
 
 def go_on(
     options: Options,
-    config: Config,
     epoch: Epoch,
     listeners: dict[Role, Listener],
     state: handover.Handover,
 ) -> None:
-    """Serves in the place of the daemon before, with what it had."""
+    """Serves in the place of the daemon before, with what it had.
+
+    A configuration that went bad since the trial must not cost the locks.
+    """
 
     async def serve() -> None:
         # Everybody waits, and nothing of what is made now is garbage.
         gc.disable()
         loaded = snapshot.load(state.engine)
-        before = handover.config_of(state) or config
+        before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
         handover.take_over(service, state, loaded)
         try:
-            service.configure(config)
+            service.configure(read_config(options.config))
         except ConfigError as error:
+            service.configure(before)
             service.complain(f"the configuration stays as it was: {error}")
         gc.enable()
         await service.run()

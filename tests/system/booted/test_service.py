@@ -93,7 +93,7 @@ def test_first_client_starts_it(machine: Machine) -> None:
 
 def test_status_counts_what_is_held(machine: Machine) -> None:
     with held(machine, "default", "a", "b"):
-        machine.wait_for("lockd.service", "StatusText", "2 held, 0 waiting, 1 sessions")
+        machine.wait_for("lockd.service", "StatusText", "2 held, 0 waiting, 1 session")
         with subprocess.Popen(
             machine.command("lockctl", "run", "a", "--", "true")
         ) as waiter:
