@@ -93,20 +93,26 @@ lock:
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
-# module of the user can change (-I).
+# module of the user can change (-I). What was installed before stays until all that can fail
+# is done. Everybody can read all of it, whatever the umask is.
+NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
 install: $(READY)
-	rm -rf '$(DESTDIR)$(LIBDIR)'
-	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(UNITDIR)/system' \
+	rm -rf '$(NEW_LIBDIR)'
+	install -d '$(DESTDIR)$(BINDIR)' '$(NEW_LIBDIR)' '$(DESTDIR)$(UNITDIR)/system' \
 	  '$(DESTDIR)$(UNITDIR)/user' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
 	  '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d' '$(DESTDIR)$(SYSCONFDIR)/lockd/conf.d'
-	$(BIN)/python tools/runtime_requirements.py > '$(DESTDIR)$(LIBDIR)/requirements.txt'
+	$(BIN)/python tools/runtime_requirements.py > '$(NEW_LIBDIR)/requirements.txt'
 	$(BIN)/python -m pip --python "$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')" \
 	  install --quiet --disable-pip-version-check --no-warn-script-location --ignore-installed \
-	  --require-hashes --no-deps --target '$(DESTDIR)$(LIBDIR)' \
-	  -r '$(DESTDIR)$(LIBDIR)/requirements.txt'
-	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
-	cp -R src/lockd '$(DESTDIR)$(LIBDIR)/'
-	$(TARGET_PYTHON) -m compileall -q -f -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)'
+	  --require-hashes --no-deps --target '$(NEW_LIBDIR)' \
+	  -r '$(NEW_LIBDIR)/requirements.txt'
+	rm -rf '$(NEW_LIBDIR)/bin'
+	cp -R src/lockd '$(NEW_LIBDIR)/'
+	find '$(NEW_LIBDIR)' -name __pycache__ -prune -exec rm -rf {} +
+	$(TARGET_PYTHON) -m compileall -q -s '$(NEW_LIBDIR)' -p '$(LIBDIR)' '$(NEW_LIBDIR)'
+	chmod -R u=rwX,go=rX '$(NEW_LIBDIR)'
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	mv '$(NEW_LIBDIR)' '$(DESTDIR)$(LIBDIR)'
 	for program in lockd:daemon lockctl:ctl; do \
 	  sed -e "s|@python@|$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')|" \
 	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@room@|$${program#*:}|" tools/launcher.in \
@@ -115,7 +121,8 @@ install: $(READY)
 	done
 	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
 	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
-	  sed 's|/usr/bin/|$(BINDIR)/|' $$unit > '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} || exit 1; \
+	  sed 's|/usr/bin/|$(BINDIR)/|' $$unit > '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} && \
+	  chmod 644 '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} || exit 1; \
 	done
 	install -m 644 systemd/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/'
 	install -m 644 systemd/tmpfiles.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/'

@@ -49,14 +49,20 @@ exec env -i container=lxc \
 """
 
 
+def make(target: str, stage: Path, *, umask: int = 0o022) -> None:
+    """Installs lockd below a directory, or uninstalls it there."""
+    command = ["make", target, f"DESTDIR={stage}", "PREFIX=/usr"]
+    command.append(f"TARGET_PYTHON={INTERPRETER}")
+    subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL, umask=umask)
+
+
 class Machine:
     """A booted machine; ends, with all that runs in it, when it is closed or we die."""
 
     def __init__(self, place: Path) -> None:
         stage = place / "installed"
-        command = ["make", "install", f"DESTDIR={stage}", "PREFIX=/usr"]
-        command.append(f"TARGET_PYTHON={INTERPRETER}")
-        subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+        # Others must be able to use it, whatever the umask of whoever installed it.
+        make("install", stage, umask=0o077)
         root = place / "root"
         root.mkdir()
         self._log = (place / "log").open("w")

@@ -1,0 +1,57 @@
+"""What `make install` puts where, as those see it who use it."""
+
+from pathlib import Path
+
+import pytest
+
+from system.booted.machine import Machine, make
+
+PLACES = (
+    "/usr/bin/lockd",
+    "/usr/bin/lockctl",
+    "/usr/lib/lockd",
+    "/usr/lib/systemd/system/lockd.service",
+    "/usr/lib/systemd/system/lockd.socket",
+    "/usr/lib/systemd/system/lockd-admin.socket",
+    "/usr/lib/systemd/system/lockd-hold@.service",
+    "/usr/lib/systemd/user/lockd.service",
+    "/usr/lib/systemd/user/lockd.socket",
+    "/usr/lib/sysusers.d/lockd.conf",
+    "/usr/lib/tmpfiles.d/lockd.conf",
+    "/usr/share/man/man1/lockctl.1",
+    "/usr/share/man/man5/lockd.toml.5",
+    "/usr/share/man/man8/lockd.8",
+    "/etc/lockd/lockd.toml",
+    "/etc/lockd/conf.d",
+)
+
+
+def test_everybody_can_use_it_and_nobody_change_it(machine: Machine) -> None:
+    assert machine.say("find", *PLACES, "!", "-perm", "-o=r") == ""
+    assert machine.say("find", *PLACES, "-type", "d", "!", "-perm", "-o=x") == ""
+    assert machine.say("find", *PLACES, "-perm", "/022") == ""
+    assert machine.say("find", *PLACES, "!", "-user", "root") == ""
+    for program in ("lockd", "lockctl"):
+        said = machine.say(program, "--version", user="stranger")
+        assert said.startswith(f"{program} ")
+
+
+@pytest.mark.parametrize("page", ["lockd", "lockd.toml", "lockctl"])
+def test_manual_is_shown_without_a_warning(machine: Machine, page: str) -> None:
+    done = machine.run("man", "-P", "cat", "--warnings", page, user="stranger")
+    assert done.stderr == ""
+    assert "SEE ALSO" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_configuration_and_nothing_else_stays(tmp_path: Path) -> None:
+    config = tmp_path / "etc" / "lockd" / "lockd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("# the operator's own\n")
+    make("install", tmp_path)
+    found = {path for path in PLACES if (tmp_path / path[1:]).exists()}
+    assert found == set(PLACES)
+    make("uninstall", tmp_path)
+    left = [path for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert left == [config]
+    assert config.read_text() == "# the operator's own\n"
