@@ -148,3 +148,29 @@ def host_places() -> Places:
         "/run/lockd/admin.sock",
         "/var/lib/lockd",
     )
+
+
+UNITS = sorted(
+    path
+    for path in (TOP / "systemd").rglob("*.*")
+    if path.suffix in (".service", ".socket")
+)
+PLAIN = ("Description", "Documentation", "WantedBy", "Also")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_directives_of_units_have_their_reasons(unit: Path) -> None:
+    explained = False
+    for line in unit.read_text().splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line or line.startswith("["):
+            explained = False
+        elif line.split("=", 1)[0] not in PLAIN:
+            assert explained, line
+
+
+def test_manual_has_every_unit() -> None:
+    page = (TOP / "man" / "lockd.8").read_text().replace("\\-", "-")
+    assert len(UNITS) >= 6
+    assert [unit.name for unit in UNITS if unit.name not in page] == []

@@ -77,8 +77,11 @@ def test_units_are_good(machine: Machine) -> None:
     assert "lockd" not in done.stdout + done.stderr
 
 
-def test_service_is_hardened(machine: Machine) -> None:
-    said = machine.say("systemd-analyze", "security", "lockd.service", "--no-pager")
+@pytest.mark.parametrize("offline", ["true", "false"])
+def test_service_is_hardened(machine: Machine, offline: str) -> None:
+    said = machine.say(
+        "systemd-analyze", "security", f"--offline={offline}", "lockd.service"
+    )
     level = re.search(r"Overall exposure level for lockd.service: ([\d.]+)", said)
     assert level is not None
     assert float(level[1]) <= 1.2
@@ -88,6 +91,11 @@ def test_first_client_starts_it(machine: Machine) -> None:
     assert machine.show("lockd.service", "ActiveState") == "inactive"
     machine.run("lockctl", "run", "a", "--", "true")
     assert machine.show("lockd.service", "ActiveState") == "active"
+    assert machine.show("lockd.service", "SubState") == "running"
+
+
+def test_first_admin_starts_it(machine: Machine) -> None:
+    machine.run("lockctl", "--socket", "/run/lockd/admin.sock", "spaces")
     assert machine.show("lockd.service", "SubState") == "running"
 
 
@@ -126,6 +134,15 @@ def test_everything_is_locked_under_the_hardening(machine: Machine) -> None:
         assert machine.say("ls", "/var/lib/locks") == ""
     finally:
         machine.run("losetup", "--detach", device)
+
+
+def test_file_in_a_home_can_be_locked_shared(machine: Machine) -> None:
+    path = "/home/stranger/file"
+    machine.run("touch", path, user="stranger")
+    machine.run("lockctl", "run", "--shared", path, "--", "true")
+    done = machine.run("lockctl", "run", path, "--", "true", check=False)
+    assert done.returncode == 77
+    assert "is read-only to lockd and can only be locked shared" in done.stderr
 
 
 def test_peers_are_known_by_name_user_and_unit(machine: Machine) -> None:
@@ -174,7 +191,7 @@ def test_bad_configuration_is_not_tried_again(machine: Machine) -> None:
     assert machine.show("lockd.service", "ExecMainStatus") == "78"
     assert machine.show("lockd.service", "ActiveState") == "failed"
     assert machine.show("lockd.service", "NRestarts") == "0"
-    said = machine.journal("lockd.service")
+    said = machine.journal("lockd.service", "--priority=err")
     assert "/etc/lockd/conf.d/test.toml: [limits] sessions: must be a whole" in said
 
 
@@ -197,6 +214,60 @@ def test_reload_is_a_live_upgrade(machine: Machine) -> None:
         assert machine.show("lockd.service", "NRestarts") == "0"
         assert released(one)
         assert released(two)
+
+
+LOAD = """
+import lockd, os, sys, threading
+lost, rounds = [], [0] * 8
+ended = threading.Event()
+def work(number):
+    with lockd.connect() as client:
+        while not ended.is_set():
+            for space, mode in (("default", "exclusive"), ("files", "shared")):
+                client.acquire("common", lockspace=space, mode=mode, timeout=30)
+                client.release("common", lockspace=space)
+            rounds[number] += 1
+def watched(number):
+    try:
+        work(number)
+    except BaseException as error:
+        lost.append(repr(error))
+workers = [threading.Thread(target=watched, args=(n,)) for n in range(len(rounds))]
+for worker in workers:
+    worker.start()
+print("works", flush=True)
+sys.stdin.readline()
+before = rounds[:]
+while not lost and any(new < old + 5 for new, old in zip(rounds, before)):
+    pass
+ended.set()
+for worker in workers:
+    worker.join()
+print(lost, flush=True)
+"""
+
+
+def test_nobody_notices_a_reload_under_load(machine: Machine) -> None:
+    with subprocess.Popen(
+        machine.command(*machine.script(LOAD)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as clients:
+        assert clients.stdout is not None
+        assert clients.stdout.readline() == "works\n"
+        pid = main_pid(machine)
+        for count in range(1, 6):
+            machine.run("systemctl", "reload", "lockd.service")
+            while machine.journal("lockd.service").count("gives way") < count:
+                pass
+            machine.run("kill", "-HUP", pid)
+            while machine.journal("lockd.service").count("read anew") < count:
+                pass
+        said, _ = clients.communicate("\n", timeout=60)
+    assert said == "[]\n"
+    assert main_pid(machine) == pid
+    assert machine.show("lockd.service", "NRestarts") == "0"
 
 
 def test_reload_with_a_bad_configuration_fails_and_changes_nothing(
@@ -315,6 +386,33 @@ def test_unit_that_needs_a_lock_runs_while_it_is_held(machine: Machine) -> None:
     assert "maintenance" in machine.journal("lockd-hold@job.service")
 
 
+@pytest.mark.parametrize(
+    ("name", "lockspace"), [("nightly-job 7", "default"), ("/srv/disk", "direct")]
+)
+def test_any_lock_can_be_held_by_a_unit(
+    machine: Machine, name: str, lockspace: str
+) -> None:
+    machine.run("touch", "/srv/disk")
+    unit = machine.say("systemd-escape", "--template=lockd-hold@.service", name)
+    machine.run("systemctl", "start", unit)
+    done = machine.run("lockctl", "run", "-n", name, "--", "true", check=False)
+    assert done.returncode == 75
+    assert f"{name!r} is held exclusively by lockd-hold@" in done.stderr.replace(
+        "direct:", ""
+    )
+    listed = machine.say("lockctl", "list")
+    assert f"{lockspace} " in listed.replace("\t", " ")
+    machine.run("systemctl", "stop", unit)
+    machine.run("lockctl", "run", "-n", name, "--", "true")
+
+
+def test_unit_that_holds_a_lock_fails_with_the_daemon(machine: Machine) -> None:
+    machine.run("systemctl", "start", "lockd-hold@job.service")
+    machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
+    machine.wait_for("lockd-hold@job.service", "ActiveState", "failed")
+    assert machine.show("lockd-hold@job.service", "ExecMainStatus") == "76"
+
+
 def test_idle_daemon_ends_and_comes_back(machine: Machine) -> None:
     drop_in(
         machine,
@@ -332,7 +430,7 @@ def test_idle_daemon_ends_and_comes_back(machine: Machine) -> None:
         machine.run("lockctl", "run", "a", "--", "true")
 
 
-@pytest.mark.parametrize("user", ["member"])
+@pytest.mark.parametrize("user", ["member", "stranger"])
 def test_users_have_daemons_of_their_own(machine: Machine, user: str) -> None:
     uid = machine.say("id", "-u", user)
     machine.run("systemctl", "start", f"user@{uid}.service")
@@ -346,4 +444,15 @@ def test_users_have_daemons_of_their_own(machine: Machine, user: str) -> None:
     assert as_user("systemctl", "--user", "is-active", "lockd.service") == "active"
     spaces = as_user("lockctl", "spaces")
     assert "direct" in spaces, "a user's own daemon does not know its user for admin"
+    pid = as_user("systemctl", "--user", "show", "-P", "MainPID", "lockd.service")
+    as_user("systemctl", "--user", "reload", "lockd.service")
+    status = ""
+    while not status.startswith("0 held"):
+        status = as_user(
+            "systemctl", "--user", "show", "-P", "StatusText", "lockd.service"
+        )
+    assert pid == as_user(
+        "systemctl", "--user", "show", "-P", "MainPID", "lockd.service"
+    )
+    assert machine.show("lockd.service", "ActiveState") == "inactive"
     machine.run("systemctl", "stop", f"user@{uid}.service")
