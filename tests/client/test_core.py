@@ -11,9 +11,11 @@ from lockd.errors import (
     ConnectionLostError,
     InternalError,
     InvalidRequestError,
+    LimitError,
     LockdError,
     LockLostError,
     NotHeldError,
+    UnavailableError,
 )
 from lockd.protocol.codec import Decoder, Encoder
 
@@ -403,6 +405,20 @@ def test_last_word_of_the_daemon_is_told(core: ClientCore) -> None:
     core.receive(encoder.response(None, (1, "protocol: too deep"), None))
     with pytest.raises(ConnectionLostError, match="too deep"):
         reply.outcome()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("limit", LimitError), ("unavailable", UnavailableError)]
+)
+def test_who_is_turned_away_is_told_why(
+    core: ClientCore, code: str, error: type[LockdError]
+) -> None:
+    reply = acquiring(core)
+    core.receive(encoder.response(None, (1, f"{code}: not today"), None))
+    with pytest.raises(error, match="not today"):
+        reply.outcome()
+    with pytest.raises(error, match="not today"):
+        core.check_connected()
 
 
 def test_unknown_notifications_are_ignored(core: ClientCore) -> None:

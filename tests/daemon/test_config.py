@@ -89,7 +89,7 @@ def test_empty_file_leaves_everything_as_it_is(tmp_path: Path) -> None:
         ("socket = 'lockd.sock'", 'at most 107 bytes, not "lockd.sock"'),
         (f"admin_socket = '/{'x' * 107}'", "admin_socket: must be an absolute path of"),
         ("state_dir = ''", 'state_dir: must be an absolute path, not ""'),
-        ("colour = 'red'", 'the file: there is no key "colour"'),
+        ("colour = 'red'", 'lockd.toml: there is no key "colour"'),
         ("sokket = 'x'", 'there is no key "sokket"; did you mean "socket"?'),
         ('socket = "/a\\u0000b"', "socket: has a NUL"),
         ('state_dir = "/a\\u0000b"', "state_dir: has a NUL"),

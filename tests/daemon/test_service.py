@@ -173,7 +173,7 @@ def test_status_is_one_line_whatever_is_wrong(
     status, *others = told.splitlines()
     assert others == []
     assert "socket: must be" in status
-    assert "; " + str(daemon.config) + ': the file: there is no key "wrong"' in status
+    assert "; " + str(daemon.config) + ': there is no key "wrong"' in status
     # The manager takes no more than 4096 bytes (sd_notify(3)).
     assert len(status) < 1000
     daemon.config.write_text("")
@@ -218,6 +218,26 @@ def test_client_that_comes_when_it_ends_is_left_to_the_next_one(tmp_path: Path) 
                     assert second.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("wrong", ["configuration", "state"])
+def test_nobody_waits_for_a_daemon_that_cannot_start(
+    wrong: str, tmp_path: Path
+) -> None:
+    daemon = DaemonProcess(tmp_path, "colour = 1" if wrong == "configuration" else "")
+    if wrong == "state":
+        daemon.state_dir.write_text("no directory")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(daemon.socket))
+        listener.listen()
+        with WireClient(daemon.socket) as one, WireClient(daemon.socket) as other:
+            one.send("statistics")
+            with pytest.raises(AssertionError):
+                activated(daemon, listener)
+            sentence = "unavailable: lockd cannot start, and its log says why"
+            told = [[1, None, [1, sentence], None]]
+            assert one.rest() == told
+            assert other.rest() == told
+
+
 def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> None:
     async def check() -> None:
         epoch = open_epoch(str(tmp_path))
@@ -255,7 +275,9 @@ def activated(
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    assert b"serves at" in process.stderr.readline()
+    if b"serves at" not in process.stderr.readline():
+        process.communicate()
+        raise AssertionError("it did not start")
     return process
 
 

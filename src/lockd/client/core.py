@@ -23,6 +23,7 @@ from lockd.errors import (
     LockLostError,
     NotHeldError,
     ProtocolError,
+    UnavailableError,
 )
 from lockd.names import quoted
 from lockd.protocol.codec import (
@@ -212,13 +213,14 @@ class ClientCore:
         Raises:
             ConnectionLostError: it is over.
             LimitError: it is over because the daemon takes in no further client.
+            UnavailableError: it is over because the daemon cannot start.
         """
         if self._ended is not None:
             raise self._end_error(self._ended)
 
     def _end_error(self, reason: str) -> LockdError:
-        if isinstance(self._farewell, LimitError):
-            return LimitError(self._farewell.message, self._farewell.facts)
+        if isinstance(found := self._farewell, LimitError | UnavailableError):
+            return type(found)(found.message, found.facts)
         return ConnectionLostError(reason)
 
     def start(self, reply: Reply) -> None:

@@ -36,7 +36,8 @@ def problems(table: object, kind: type[Struct], where: str = "") -> Iterator[str
         else:
             close = difflib.get_close_matches(key, fields, 1)
             hint = f'; did you mean "{close[0]}"?' if close else ""
-            yield f"{where or 'the file'}: there is no key {_shown(key)}{hint}"
+            place = f"{where}: " if where else ""
+            yield f"{place}there is no key {_shown(key)}{hint}"
 
 
 def _problems_of_value(

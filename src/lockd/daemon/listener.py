@@ -78,6 +78,18 @@ def passed_listener(sock: socket.socket) -> Listener:
     return Listener(sock.getsockname(), sock, None)
 
 
+def turn_away_all(sock: socket.socket, farewell: bytes) -> None:
+    """Ends the wait of those at a socket that the service manager keeps.
+
+    They would have it start us again and again, and wait for ever.
+    """
+    with suppress(OSError):
+        while True:
+            client, _ = sock.accept()
+            with client, suppress(OSError):  # it went away by itself
+                client.sendall(farewell)
+
+
 def bind_listener(path: str, umask: int = UMASK) -> Listener:
     """Returns a listening socket at a path, of which no other daemon makes use.
 

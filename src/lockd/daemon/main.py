@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import socket as socket_module
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,11 +33,13 @@ from lockd.daemon.listener import (
     bind_listener,
     load_listener,
     passed_listener,
+    turn_away_all,
 )
 from lockd.daemon.logs import set_up_logging, to_journal
 from lockd.daemon.service import Options, go_on, start
-from lockd.errors import ConfigError
+from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
+from lockd.protocol.connection import Connection
 
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: systemd does not take it for a crash."""
@@ -81,10 +84,13 @@ def main(
     give its place to the program as it is now on disk, which no client notices.
     """
     options = Options(config, timeout)
+    passed: dict[Role, socket_module.socket] = {}
     try:
         if (state := handover.receive(handover.HANDOVER)) is not None:
             _run(partial(_go_on, options, state))
             return
+        if not check_config:
+            passed = systemd.take_listeners()
         settings = read_config(config)
         if check_config:
             _check_lockspaces(settings, config)
@@ -100,13 +106,25 @@ def main(
                 virtlockd_socket,
             )
             found_dir = state_dir or settings.state_dir or places().state_dir
-            _run(partial(_start, options, settings, sockets, found_dir))
+            _run(partial(_start, options, settings, sockets, found_dir, passed))
     except ConfigError as error:
+        for role, sock in passed.items():
+            turn_away_all(sock, _farewell(role))
         # sd-daemon(3), as the log has it.
         priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
             click.echo(f"{priority}lockd: {line}", err=True)
         sys.exit(EXIT_CONFIG)
+
+
+def _farewell(role: Role) -> bytes:
+    """Returns what clients are told who would wait for a daemon that cannot start."""
+    if role == VIRTLOCKD:
+        return b""  # libvirt waits for no word before its call
+    connection = Connection()
+    sentence = "lockd cannot start, and its log says why"
+    connection.send_error(None, UnavailableError(sentence))
+    return connection.data_to_send()
 
 
 def _run(serve: Callable[[], None]) -> None:
@@ -129,12 +147,12 @@ def _start(
     config: Config,
     sockets: dict[Role, str | None],
     state_dir: str,
+    passed: dict[Role, socket_module.socket],
 ) -> None:
     """Serves, after everything that can be refused was tried."""
     with ExitStack() as stack:
         epoch = open_epoch(state_dir)
         stack.callback(epoch.close)
-        passed = systemd.take_listeners()
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         for name, path in sockets.items():
             if path is not None and name not in passed:

@@ -191,8 +191,15 @@ def test_bad_configuration_is_not_tried_again(machine: Machine) -> None:
     assert machine.show("lockd.service", "ExecMainStatus") == "78"
     assert machine.show("lockd.service", "ActiveState") == "failed"
     assert machine.show("lockd.service", "NRestarts") == "0"
+    for _ in range(3):
+        done = machine.run("lockctl", "run", "a", "--", "true", check=False)
+        assert done.returncode == 69
+        assert done.stderr == "lockctl: lockd cannot start, and its log says why\n"
     said = machine.journal("lockd.service", "--priority=err")
+    assert said.count("sessions: must be a whole") == 4
     assert "/etc/lockd/conf.d/test.toml: [limits] sessions: must be a whole" in said
+    machine.write("/etc/lockd/conf.d/test.toml", "[limits]\nsessions = 100\n")
+    machine.run("lockctl", "run", "a", "--", "true")
 
 
 def test_reload_is_a_live_upgrade(machine: Machine) -> None:
