@@ -136,12 +136,11 @@ install: $(READY)
 uninstall:
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	rm -f '$(DESTDIR)$(BINDIR)/lockd' '$(DESTDIR)$(BINDIR)/lockctl' \
-	  '$(DESTDIR)$(UNITDIR)'/system/lockd.service '$(DESTDIR)$(UNITDIR)'/system/lockd.socket \
-	  '$(DESTDIR)$(UNITDIR)'/system/lockd-admin.socket \
-	  '$(DESTDIR)$(UNITDIR)'/system/lockd-virtlockd.socket \
-	  '$(DESTDIR)$(UNITDIR)'/system/lockd-hold@.service \
-	  '$(DESTDIR)$(UNITDIR)'/user/lockd.service '$(DESTDIR)$(UNITDIR)'/user/lockd.socket \
 	  '$(DESTDIR)$(PREFIX)'/lib/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)'/lib/tmpfiles.d/lockd.conf
+	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
+	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
+	  rm -f '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/}; \
+	done
 	for page in man/*.[1-8]; do \
 	  rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/}; \
 	done

@@ -66,13 +66,33 @@ def test_manager_hears_that_it_is_ready_when_it_is_granted(
         with holding(lockd, "a", NOTIFY_SOCKET=address) as process:
             while not client.query("a")["waiters"]:
                 pass
+            assert manager.recv(1000) == b"STATUS=waits for 'a'"
             assert select.select([manager], [], [], 0)[0] == []
             client.release(grant)
             said = manager.recv(1000).decode()
             assert said.startswith("READY=1\nSTATUS=holds 'a', fencing token ")
             process.terminate()
-            assert manager.recv(1000) == b"STOPPING=1"
+            assert manager.recv(1000) == b"STOPPING=1\nSTATUS=released 'a'"
             assert process.wait(PATIENCE) == 0
+
+
+def test_manager_hears_that_it_was_lost(
+    lockd: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        with holding(lockd, "a", NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
+            while b"READY=1" not in manager.recv(1000):
+                pass
+            (session,) = (
+                x["session"]
+                for x in client.list_sessions()
+                if x["client"] == "lockctl hold"
+            )
+            client.disconnect_session(session, "maintenance")
+            assert manager.recv(1000) == b"STATUS=lost 'a'"
+            assert process.wait(PATIENCE) == 76
 
 
 def test_loss_ends_it(lockd: DaemonProcess, client: Client) -> None:

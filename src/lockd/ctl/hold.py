@@ -13,6 +13,7 @@ import click
 from lockd.ctl.exits import EXITS
 from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
 from lockd.ctl.session import Session
+from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify
 from lockd.terms import EXCLUSIVE, SHARED
@@ -63,7 +64,9 @@ def hold(
     lockctl says why and exits.
     """
     keys = [meant(name, lockspace) for name in names]
-    session = Session(socket)
+    shown = ", ".join(quoted(str(key)) for key in keys)
+    notify(f"STATUS=waits for {shown}")
+    session = Session(socket, "lockctl hold")
     session.acquire(
         [key.resource for key in keys],
         common_lockspace(keys),
@@ -75,7 +78,6 @@ def hold(
         owner_pid=None,
     )
     told_to_stop = _wakeup_descriptor()
-    shown = ", ".join(quoted(str(key)) for key in keys)
     tokens = ", ".join(str(grant.fencing_token) for grant in session.grants)
     notify(f"READY=1\nSTATUS=holds {shown}, fencing token {tokens}")
     click.echo("held")
@@ -83,8 +85,12 @@ def hold(
     poll.register(session.fileno(), select.POLLIN)
     poll.register(told_to_stop, select.POLLIN)
     while told_to_stop not in [fd for fd, _ in poll.poll()]:
-        session.check()
-    notify("STOPPING=1")
+        try:
+            session.check()
+        except LockdError:
+            notify(f"STATUS=lost {shown}")
+            raise
+    notify(f"STOPPING=1\nSTATUS=released {shown}")
     session.release()
 
 

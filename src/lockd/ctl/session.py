@@ -22,12 +22,17 @@ class Session:
 
     So a child that is forked first has no part in it.
 
+    Args:
+        socket: the path of the daemon's socket; None for the usual one.
+        client: what the daemon is told who asks.
+
     Attributes:
         socket: the path of the daemon's socket.
         grants: what is locked.
     """
 
-    def __init__(self, socket: str | None) -> None:
+    def __init__(self, socket: str | None, client: str) -> None:
+        self._client = client
         self.socket = os.path.abspath(paths.find_socket(socket))
         self.grants: Sequence[Grant] = ()
 
@@ -57,7 +62,7 @@ class Session:
             raise paths.unreachable(self.socket, error) from None
         self._link = ThreadLink(self._sock)
         self._perform(
-            requests.request("hello", protocol=PROTOCOL_VERSION, client="lockctl run")
+            requests.request("hello", protocol=PROTOCOL_VERSION, client=self._client)
         )
         self._check_not_held_above(names, lockspace)
         self._perform(requests.register(owner, pid=owner_pid))

@@ -65,7 +65,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._inherited = signals.block()
-        self._session = Session(plan.socket)
+        self._session = Session(plan.socket, "lockctl run")
         self._held: float | None = None
 
     def in_child(self) -> NoReturn:

@@ -180,7 +180,7 @@ def test_daemon_that_is_killed_again_and_again_comes_back(machine: Machine) -> N
     drop_in(machine, "lockd.service", "[Service]\nRestartSec=0\n")
     machine.run("systemctl", "start", "lockd.service")
     for count in range(1, 9):
-        machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
+        machine.run("kill", "-KILL", main_pid(machine))
         machine.wait_for("lockd.service", "NRestarts", str(count))
         machine.run("lockctl", "run", "a", "--", "true")
 
@@ -415,7 +415,7 @@ def test_any_lock_can_be_held_by_a_unit(
 
 def test_unit_that_holds_a_lock_fails_with_the_daemon(machine: Machine) -> None:
     machine.run("systemctl", "start", "lockd-hold@job.service")
-    machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
+    machine.run("kill", "-KILL", main_pid(machine))
     machine.wait_for("lockd-hold@job.service", "ActiveState", "failed")
     assert machine.show("lockd-hold@job.service", "ExecMainStatus") == "76"
 
