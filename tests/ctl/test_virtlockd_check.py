@@ -70,8 +70,14 @@ def test_locks_of_a_process_are_read(
     assert read_locks(outside.pid, []) == []
     outside.lock(image, mode, kind)
     assert read_locks(outside.pid, []) == [Lock(str(image), mode, outside.pid, [])]
-    outside.unlock(image, kind)
-    assert read_locks(outside.pid, []) == []
+
+
+def test_lock_that_was_lost_is_told_while_its_file_is_open(
+    outside: Outside, image: Path
+) -> None:
+    outside.lock(image)
+    outside.unlock(image)
+    assert read_locks(outside.pid, []) == [Lock(str(image), None, outside.pid, [])]
 
 
 def test_file_that_was_removed_is_called_as_it_was(

@@ -49,10 +49,15 @@ class Guest(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """A lock in a virtlockd, and the guests that it can be for."""
+    """A lock in a virtlockd, and the guests that it can be for.
+
+    Attributes:
+        mode: None if virtlockd only believes in it: the kernel dropped the lock when
+            virtlockd closed the same file under another path (POSIX fcntl(2)).
+    """
 
     path: str
-    mode: Mode
+    mode: Mode | None
     virtlockd: int
     guests: list[Guest]
 
@@ -67,7 +72,8 @@ def virtlockd_check(as_json: bool) -> int:
     That is so when nobody holds a lock in it: virtlockd kills whom it holds locks for
     when it is stopped. Exits with 0 if nobody does, with 75 if somebody does. Takes
     root. It is asked of the kernel, at this moment: a guest that is started or resumed
-    afterwards takes its locks.
+    afterwards takes its locks. A lock without a mode is one that virtlockd believes in,
+    but has lost to the kernel.
 
     Piped, the columns are separated by tabs: locked file, mode, name, uuid and pid of
     the guest where they are known, pid of virtlockd.
@@ -106,7 +112,7 @@ def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
         DeniedError: we may not look at its descriptors.
     """
     try:
-        modes = dict(_locked_files(PROC / str(pid)))
+        modes = dict(_lock_files(PROC / str(pid)))
     except FileNotFoundError:
         return []
     except PermissionError:
@@ -132,29 +138,39 @@ def read_guests(directory: Path = GUESTS) -> Iterator[Guest]:
                 yield guest
 
 
-def _locked_files(process: Path) -> Iterator[tuple[str, Mode]]:
+def _lock_files(process: Path) -> Iterator[tuple[str, Mode | None]]:
+    """Yields the files that a virtlockd has open for its locks, and how they are."""
     for fdinfo in (process / "fdinfo").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
-            mode = _lock_mode(fdinfo.read_text())
+            fields = [line.split() for line in fdinfo.read_text().splitlines()]
             link = process / "fd" / fdinfo.name
-            if mode and not _is_pid_file(link, process.name):
-                yield os.readlink(link).removesuffix(" (deleted)"), mode
+            if _is_lock_file(link, fields) and not _is_pid_file(link, process.name):
+                yield os.readlink(link).removesuffix(" (deleted)"), _lock_mode(fields)
 
 
-def _lock_mode(fdinfo: str) -> Mode | None:
-    for line in fdinfo.splitlines():
-        # lock:	1: POSIX  ADVISORY  WRITE 214 00:29:2146 0 0
-        if line.startswith("lock:"):
-            return _MODES.get(line.split()[4])
-    return None
+def _is_lock_file(link: Path, fields: list[list[str]]) -> bool:
+    """Tells lock files from logs and the like, which are not open for both."""
+    if link.name in ("0", "1", "2"):
+        return False
+    (flags,) = (int(field[1], 8) for field in fields if field[0] == "flags:")
+    is_disk = link.is_file() or link.is_block_device()
+    return is_disk and flags & os.O_ACCMODE == os.O_RDWR
 
 
 def _is_pid_file(link: Path, pid: str) -> bool:
-    """Tells whether an open file is the one that virtlockd locks to be the only one."""
+    """Tells whether a lock file is the one that makes virtlockd the only one."""
     if not link.is_file():
         return False
     with link.open("rb") as file:
         return file.read(len(pid) + 2).strip() == pid.encode()
+
+
+def _lock_mode(fields: list[list[str]]) -> Mode | None:
+    for field in fields:
+        # lock:	1: POSIX  ADVISORY  WRITE 214 00:29:2146 0 0
+        if field[0] == "lock:":
+            return _MODES.get(field[4])
+    return None
 
 
 def _read_guest(status: str) -> Guest | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -289,7 +290,7 @@ def test_virtlockd_cannot_be_started_beside_lockd(guests: Guests) -> None:
     assert guests.held() == {A: ["web"]}
 
 
-def check(machine: Machine) -> tuple[int, dict[str, object]]:
+def check(machine: Machine) -> tuple[int, dict[str, Any]]:
     """Runs `lockctl virtlockd-check`; returns its status and its JSON."""
     done = machine.run("lockctl", "virtlockd-check", "--json", check=False)
     return done.returncode, json.loads(done.stdout)
@@ -335,6 +336,22 @@ def test_check_names_the_guests_that_hold_locks_in_virtlockd(guests: Guests) -> 
     done = machine.run("lockctl", "virtlockd-check", check=False)
     assert "2 locks are held in virtlockd" in done.stderr
     assert f"{LEASES}/seat\texclusive\tweb\t" in done.stdout
+
+
+def test_check_tells_of_a_lock_that_virtlockd_has_lost(guests: Guests) -> None:
+    machine = guests.machine
+    to_virtlockd(machine)
+    machine.run("ln", "-sf", A, "/srv/link.img")
+    guests.start("web", disk("a"), emulator=QEMU_WITHOUT_LOCKS)
+    # The same file by another path: virtlockd takes it for another disk, and drops the
+    # one lock that the kernel has when it closes the file once.
+    guests.start("other", disk("/srv/link.img"), emulator=QEMU_WITHOUT_LOCKS)
+    guests.virsh("suspend", "other")
+    status, told = check(machine)
+    assert status == 75
+    (lock,) = told["locks"]
+    assert (lock["path"], lock["mode"]) == (A, None)
+    assert [guest["name"] for guest in lock["guests"]] == ["web"]
 
 
 def test_check_says_that_nobody_holds_a_lock_in_virtlockd(guests: Guests) -> None:
