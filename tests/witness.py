@@ -42,6 +42,11 @@ class Witness:
             self.see_effect(effect)
         for key in self.holders | self.anchors:
             self.check_anchor(key)
+        if isinstance(command, c.DisconnectOwner):
+            if command.owner_id in self.fenced:
+                self.ended_owners.add(command.owner_id)
+            held_by = [h for h in self.holders.values() if command.owner_id in h]
+            assert command.owner_id in self.fenced or not held_by, "neither is done"
         if isinstance(command, c.Release | c.Cancel | c.BreakGrant | c.RegisterOwner):
             assert (command.session, command.request) not in self.unanswered
             answer = effects[-1]
@@ -61,8 +66,6 @@ class Witness:
                 self.sessions.remove(session)
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
-            case c.DisconnectOwner(owner_id):
-                self.ended_owners.add(owner_id)
             case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
                 self.ended_owners.add(owner_id)
                 self.dead.add(owner_id)
@@ -77,7 +80,7 @@ class Witness:
             case c.Resume():
                 self.opening.clear()
                 self.fenced &= self.dead
-            case c.AnchorDelayed() | c.Tick():
+            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
                 pass
             case _:
                 self.unanswered[command.session, command.request] = command, self.now

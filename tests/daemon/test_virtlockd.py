@@ -405,6 +405,26 @@ def test_guest_that_closes_without_locks_lives_on(
     assert child.poll() is None
 
 
+def test_others_act_on_for_a_guest_that_closed_its_connection(
+    common: DaemonProcess,
+    libvirt: Guest,
+    client: WireClient,
+    start_child: StartChild,
+    disk: str,
+) -> None:
+    child = start_child(common, QEMU.format(before=""))
+    libvirtd, wanted = libvirt(child.pid), lc.resource("", disk)
+    assert child.stdin is not None
+    child.stdin.write("close\n")
+    child.stdin.flush()
+    wait_for_sessions(client, 2)
+    assert libvirtd.done(lc.ACQUIRE, wanted)
+    assert libvirt(child.pid).done(lc.RELEASE, wanted)
+    assert libvirtd.done(lc.ACQUIRE, wanted)
+    child.kill()
+    gone(client, disk, "direct")
+
+
 # Messages.
 
 

@@ -671,6 +671,22 @@ def test_process_that_leaves_is_fenced_before_its_locks_are_given_away(
     assert effects[-1].session == BOB
 
 
+def test_process_that_only_closed_its_session_can_be_acted_for(
+    engine: LockEngine,
+) -> None:
+    registered(engine, ALICE)
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    refused, _, ended = engine.handle(DisconnectOwner(GUEST), now=0.0)
+    assert isinstance(refused, Refused)
+    assert (refused.request, refused.code) == (2, "not_found")
+    assert ended == Ended(guest_grant(ALICE, 1), "disconnected")
+    (again,) = acquire(engine, ALICE, 3, DISK)
+    assert isinstance(again, Granted)
+    assert again.grants[0].owner_id == GUEST
+
+
 def test_sessions_of_one_process_share_its_grants(engine: LockEngine) -> None:
     registered(engine, ALICE)
     registered(engine, BOB)

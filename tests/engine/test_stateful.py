@@ -327,7 +327,8 @@ class ModelMachine(Machine):
 
     def process_ends(self, dead: bool) -> None:
         if self.process_lives():
-            self.model.dead.add(self.process)
+            if dead:
+                self.model.dead.add(self.process)
             asks = [ask for ask in self.model.asks if ask.owner == self.process]
             self.model.give_up(asks, "not_found")
             self.model.drop(self.process)

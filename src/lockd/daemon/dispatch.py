@@ -139,7 +139,6 @@ class Dispatcher:
         if peer.claims_itself:
             owner_id = runtime.processes.registered(peer.credentials.pid)
             if owner_id is not None:
-                runtime.processes.unregister(owner_id)
                 runtime.carry_out(c.DisconnectOwner(owner_id))
         if session not in self._engine.owners:
             runtime.processes.forget(session)

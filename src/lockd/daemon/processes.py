@@ -3,6 +3,7 @@
 Every signal goes through a pidfd, so it never hits another process that got the pid.
 """
 
+import logging
 import os
 import select
 import signal
@@ -13,10 +14,18 @@ from typing import Any, Final
 
 import trio
 
+from lockd.daemon.credentials import name_of
 from lockd.daemon.poller import Poller
+from lockd.names import plain
+
+logger = logging.getLogger(__name__)
 
 KILL_GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL, if nothing else is configured."""
+
+LAST_BREATH: Final = 0.05
+"""Seconds in which a process has ended that was about to: the kernel closes its sockets
+before it tells that it is dead (do_exit)."""
 
 Plain = dict[str, Any]
 
@@ -148,8 +157,18 @@ class Processes:
         """
         process = self._by_owner[owner_id]
         assert process.kill_at is not None
-        with trio.move_on_at(process.kill_at):
+        soon = min(trio.current_time() + LAST_BREATH, process.kill_at)
+        with trio.move_on_at(soon):
             await trio.lowlevel.wait_readable(process.pidfd)
+        if not process.is_dead:
+            logger.warning(
+                "ending process %d (%s), which disconnected or lost a lock that it "
+                "must not outlive",
+                process.pid,
+                plain(name_of(process.pid)),
+            )
+            with trio.move_on_at(process.kill_at):
+                await trio.lowlevel.wait_readable(process.pidfd)
         if not process.is_dead:
             process.send_signal(signal.SIGKILL)
             await trio.lowlevel.wait_readable(process.pidfd)

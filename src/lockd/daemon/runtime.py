@@ -23,7 +23,6 @@ from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
-from lockd.names import quoted
 from lockd.terms import ResourceKey
 
 logger = logging.getLogger(__name__)
@@ -261,12 +260,6 @@ class Runtime:
         # not begun, and will be asked again.
         if self._nursery is None or self.processes.is_fencing(effect.owner_id):
             return
-        logger.warning(
-            "ending %s (pid %d), which disconnected or lost a lock that it must not "
-            "outlive",
-            quoted(effect.owner.name),
-            effect.owner.pid,
-        )
         self._end_process(effect.owner_id)
 
     def _end_process(self, owner_id: int) -> None:

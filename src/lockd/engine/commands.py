@@ -57,7 +57,10 @@ class CloseSession(Struct, frozen=True, gc=False):
 
 
 class DisconnectOwner(Struct, frozen=True, gc=False):
-    """The process of a registered owner closed its own session, but may live on."""
+    """The process of a registered owner closed its own session, but may live on.
+
+    Its grants end, or it is fenced; other sessions may go on to act for it.
+    """
 
     owner_id: int
 

@@ -158,7 +158,10 @@ class LockEngine(LockTable):
         self._forget_if_idle(owner)
 
     def _disconnect_owner(self, command: c.DisconnectOwner, now: float) -> None:
-        self._end_owner(self.owners[command.owner_id], now)
+        owner = self.owners[command.owner_id]
+        self._end_owner(owner, now)
+        # Others may act for it while its process lives.
+        owner.ended = owner.fencing is not None
 
     def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
         self._release_all(self.owners[command.owner_id], "owner_died", now)
@@ -461,7 +464,7 @@ class LockEngine(LockTable):
 
 def _why_not(owner: OwnerState) -> tuple[str, str]:
     if owner.ended:
-        return "not_found", "the process of the owner has ended"
+        return "not_found", "the owner of this session has ended"
     if owner.fencing:
         return "unavailable", "the process of this session is being ended"
     return "invalid", "another request with this msgid is not yet answered"

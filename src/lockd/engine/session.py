@@ -37,7 +37,8 @@ class OwnerState:
         self.sessions: dict[int, Session] = {}
         #: Why its process is being ended; its grants wait for that.
         self.fencing: str | None = None
-        #: Whether its process is gone although sessions still name it.
+        #: Whether it is over although sessions still name it: its process is dead, or
+        #: is being ended.
         self.ended = False
 
     @property
