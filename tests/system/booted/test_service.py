@@ -78,11 +78,10 @@ def test_units_are_good(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("offline", ["true", "false"])
-def test_service_is_hardened(machine: Machine, offline: str) -> None:
-    said = machine.say(
-        "systemd-analyze", "security", f"--offline={offline}", "lockd.service"
-    )
-    level = re.search(r"Overall exposure level for lockd.service: ([\d.]+)", said)
+@pytest.mark.parametrize("unit", ["lockd.service", "lockd-hold@x.service"])
+def test_service_is_hardened(machine: Machine, unit: str, offline: str) -> None:
+    said = machine.say("systemd-analyze", "security", f"--offline={offline}", unit)
+    level = re.search(rf"Overall exposure level for {unit}: ([\d.]+)", said)
     assert level is not None
     assert float(level[1]) <= 1.2
 
