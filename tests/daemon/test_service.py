@@ -1,21 +1,25 @@
 """The daemon as a service: reloading, idle exit, and what systemd is told."""
 
+import logging
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon.config import Config
+from lockd.daemon.config import Config, LockspaceConfig
 from lockd.daemon.epoch import open_epoch
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
 from lockd.engine.lock_engine import LockEngine
@@ -238,29 +242,93 @@ def test_nobody_waits_for_a_daemon_that_cannot_start(
             assert other.rest() == told
 
 
+@contextmanager
+def service_in_this_process(tmp_path: Path) -> Iterator[Service]:
+    epoch = open_epoch(str(tmp_path))
+    service = Service(Options(os.devnull), Config(), epoch, {}, LockEngine(0))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "sock"))
+    listener.listen()
+    service.server.listen(listener)
+    level = logging.getLogger().level
+    service.configure(Config())
+    yield service
+    logging.getLogger().setLevel(level)
+    service.server.close()
+    service.runtime.close()
+    service.open_files.mounts.close()
+    service.poller.close()
+    epoch.close()
+
+
 def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> None:
     async def check() -> None:
-        epoch = open_epoch(str(tmp_path))
-        service = Service(Options(), Config(), epoch, {}, LockEngine(0))
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(tmp_path / "sock"))
-        listener.listen()
-        service.server.listen(listener)
-        sessions = service.runtime.engine.sessions
-        with WireClient(tmp_path / "sock"), WireClient(tmp_path / "sock"):
-            service.poller.act()
-            assert len(sessions) == 2
-            service.server.stop_accepting()
-            with WireClient(tmp_path / "sock"):
-                assert not service.poller.act()
+        with service_in_this_process(tmp_path) as service:
+            sessions = service.runtime.engine.sessions
+            with WireClient(tmp_path / "sock"), WireClient(tmp_path / "sock"):
+                service.poller.act()
                 assert len(sessions) == 2
-            service.server.close()
-        service.runtime.close()
-        service.open_files.mounts.close()
-        service.poller.close()
-        epoch.close()
+                service.server.stop_accepting()
+                with WireClient(tmp_path / "sock"):
+                    assert not service.poller.act()
+                    assert len(sessions) == 2
 
     trio.run(check)
+
+
+def test_nobody_waits_for_a_directory_that_a_reload_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    new = {"new": LockspaceConfig("directory", str(tmp_path))}
+
+    def read_slowly(path: str | None) -> Config:
+        assert answers.wait(PATIENCE)
+        return Config(log_level="error", lockspaces=Config().lockspaces | new)
+
+    monkeypatch.setattr("lockd.daemon.service.read_config", read_slowly)
+    (place := tmp_path / "state").mkdir()
+    tmp_path.chmod(0o755)
+
+    async def check() -> None:
+        with service_in_this_process(place) as service:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.reload)
+                nursery.start_soon(service.reload)
+                await trio.testing.wait_all_tasks_blocked()
+                with WireClient(place / "sock"):
+                    service.poller.act()
+                    assert len(service.runtime.engine.sessions) == 1
+                assert "new" not in service.runtime.lockspaces
+                answers.set()
+            assert service.runtime.lockspaces["new"].path == str(tmp_path)
+            assert service.config.log_level == "error"
+
+    trio.run(check)
+
+
+def test_directory_that_never_answers_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def read_slowly(path: str | None) -> Config:
+        assert answers.wait(PATIENCE)
+        return Config(kill_grace=1.0)
+
+    monkeypatch.setattr("lockd.daemon.service.read_config", read_slowly)
+    monkeypatch.setattr("lockd.daemon.handover.PATIENCE", 0.01)
+    told: list[str] = []
+
+    async def check() -> None:
+        with service_in_this_process(tmp_path) as service:
+            monkeypatch.setattr(service, "complain", told.append)
+            await service.reload()
+            assert service.config == Config()
+            answers.set()
+
+    trio.run(check)
+    assert told == ["the configuration stays as it was: no end after 0.01 s"]
 
 
 def activated(

@@ -38,6 +38,7 @@ from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
+from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.notify import is_listening, notify
 from lockd.text import counted
@@ -115,6 +116,8 @@ class Service:
         self._options = options
         self._make_lockspace = make
         self._upgrading = False
+        #: Held by a reload or an upgrade: one after the other.
+        self._changing = trio.Lock()
         self._status = ""
         #: What an admin should know, until it is mended: shown in the status.
         self._complaint = ""
@@ -137,17 +140,23 @@ class Service:
         Raises:
             ConfigError: a new lockspace cannot be served; nothing has changed.
         """
-        served = self.runtime.lockspaces
-        running = self._running_config(config)
-        new = [
+        self._apply(config, self._make_missing(config))
+
+    def _make_missing(self, config: Config) -> list[Lockspace]:
+        return [
             self._make_lockspace(
                 name, found.kind, found.path, on_disconnect=found.on_disconnect
             )
             for name, found in config.lockspaces.items()
-            if name not in served
+            if name not in self.runtime.lockspaces
         ]
-        for lockspace in new:
-            self.runtime.add_lockspace(lockspace)
+
+    def _apply(self, config: Config, made: list[Lockspace]) -> None:
+        running = self._running_config(config)
+        for lockspace in made:
+            # A client may have been quicker.
+            if lockspace.name not in self.runtime.lockspaces:
+                self.runtime.add_lockspace(lockspace)
         for sentence in needs_restart(running, config):
             logger.warning("= %s", sentence)
         self.config = effective(running, config)
@@ -169,16 +178,30 @@ class Service:
         }
         return replace(self.config, lockspaces=made | self.config.lockspaces)
 
-    def reload(self) -> None:
-        """Reads the configuration anew; a bad one changes nothing."""
-        self._tell_reloading()
-        try:
-            self.configure(read_config(self._options.config))
-            self._complaint = ""
-            logger.info("= the configuration was read anew")
-        except ConfigError as error:
-            self.complain(f"the configuration stays as it was: {error}")
-        self._tell_ready()
+    async def reload(self) -> None:
+        """Reads the configuration anew; a bad one changes nothing.
+
+        In a thread: directories, and who is who, may be far away and not answer.
+        """
+        async with self._changing:
+            self._tell_reloading()
+            try:
+                with trio.fail_after(handover.PATIENCE):
+                    self._apply(
+                        *await trio.to_thread.run_sync(
+                            self._prepare, abandon_on_cancel=True
+                        )
+                    )
+                self._complaint = ""
+                logger.info("= the configuration was read anew")
+            except (ConfigError, trio.TooSlowError) as error:
+                reason = str(error) or f"no end after {handover.PATIENCE:g} s"
+                self.complain(f"the configuration stays as it was: {reason}")
+            self._tell_ready()
+
+    def _prepare(self) -> tuple[Config, list[Lockspace]]:
+        config = read_config(self._options.config)
+        return config, self._make_missing(config)
 
     # Running.
 
@@ -209,7 +232,7 @@ class Service:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    self.reload()
+                    nursery.start_soon(self.reload)
                 elif number == signal.SIGUSR1:
                     if not self._upgrading:
                         nursery.start_soon(self._upgrade)
@@ -227,17 +250,18 @@ class Service:
     async def _upgrade(self) -> None:
         """Gives way to the program that is now where this one was started from."""
         self._upgrading = True
-        self._tell_reloading()
-        try:
-            await handover.try_successor(self)
-            logger.info("= lockd %s gives way", __version__)
-            for handler in logging.getLogger().handlers:
-                handler.flush()
-            handover.give_way(self)
-        except ConfigError as error:
-            self.complain(f"no upgrade, lockd {__version__} goes on: {error}")
+        async with self._changing:
+            self._tell_reloading()
+            try:
+                await handover.try_successor(self)
+                logger.info("= lockd %s gives way", __version__)
+                for handler in logging.getLogger().handlers:
+                    handler.flush()
+                handover.give_way(self)
+            except ConfigError as error:
+                self.complain(f"no upgrade, lockd {__version__} goes on: {error}")
+            self._tell_ready()
         self._upgrading = False
-        self._tell_ready()
 
     # What systemd is told.
 
