@@ -97,6 +97,8 @@ lock:
 # is done. Everybody can read all of it, whatever the umask is.
 NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
 install: $(READY)
+	@$(TARGET_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
+	  sys.exit("lockd needs Python 3.11 or later: say where with TARGET_PYTHON=")'
 	rm -rf '$(NEW_LIBDIR)'
 	install -d '$(DESTDIR)$(BINDIR)' '$(NEW_LIBDIR)' '$(DESTDIR)$(UNITDIR)/system' \
 	  '$(DESTDIR)$(UNITDIR)/user' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
