@@ -93,7 +93,8 @@ class Xdr:
         text = self.take(length)
         if self.take(-length % 4).strip(b"\0"):
             raise MalformedError("padding that is not zero")
-        return text.decode()
+        # An error may repeat what was never UTF-8.
+        return text.decode(errors="surrogateescape")
 
     def is_there(self) -> bool:
         """Whether an optional value follows."""

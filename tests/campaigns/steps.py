@@ -1,0 +1,469 @@
+"""One episode of the comparison with virtlockd: random steps, and what came of them."""
+
+import fcntl
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import libvirt_client as lc
+
+from campaigns.allowed import ALLOWED
+from campaigns.mischief import CHANGED, change, lock_from_outside, malformed
+from campaigns.twins import (
+    DEATH_SECONDS,
+    Files,
+    Line,
+    Owner,
+    Pair,
+    Persona,
+    Twins,
+    pid_of,
+)
+
+PERSONAS: Final = 5
+LINES: Final = 9
+
+# Owners that are no processes of ours: none at all, init, numbers nobody can have.
+STRANGERS: Final = (0, 1, 0x7FFFFFFF, -1)
+
+SPACES: Final = (b"", b"@/one", b"@/two")
+ODD_SPACES: Final = (
+    b"@/none",
+    b"@/one/",
+    b"@//one",
+    b"@/one\0x",
+    b"@/disks/file",
+    b"@/deep/er/still",
+    b"@/two/../one",
+    b"\xff\xfe",
+    b"/" + b"n" * 65_535,
+    b"/" + b"n" * 65_536,
+)
+NAMES: Final = (b"a", b"b", b"c", b"0" * 64, b"with blank", "\u00e4".encode())
+ODD_NAMES: Final = (
+    b"",
+    b".",
+    b"..",
+    b"a/b",
+    b"no/such",
+    b"../escaped",
+    b"/absolute",
+    b"./a",
+    b"line\nbreak",
+    b"control\x01",
+    b"\xff\xfe",
+    b"a\0b",
+    b"n" * 255,
+    b"n" * 256,
+    b"n" * 65_536,
+    b"n" * 65_537,
+    b"link",
+    b"dangling",
+    b"directory",
+    b"fifo",
+    b"hardlink",
+)
+ODD_PATHS: Final = (b"@//disks/a", b"@/one/a", b"@/disks/../disks/a", b"relative")
+
+
+_NAMES: Final = {
+    lc.NEW: "NEW",
+    lc.CREATE_RESOURCE: "CREATE_RESOURCE",
+    lc.DELETE_RESOURCE: "DELETE_RESOURCE",
+    lc.ACQUIRE: "ACQUIRE",
+    lc.RELEASE: "RELEASE",
+    lc.CREATE_LOCKSPACE: "CREATE_LOCKSPACE",
+}
+
+
+class Unexpected(Exception):  # noqa: N818 - a finding
+    """Raised when the two differ in a way that nobody allowed."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What a call got, according to both."""
+
+    owner: Owner
+    flags: int
+
+
+@dataclass
+class Event:
+    """One step, for the table of what is allowed."""
+
+    what: str
+    line: Line | None = None
+    procedure: int = 0
+    space: bytes = b""
+    name: bytes = b""
+    flags: int = 0
+    owner: Owner | None = None
+    answers: Pair = ("", "")
+    files: tuple[Files, Files] = field(default_factory=lambda: ({}, {}))
+
+    def is_same(self) -> bool:
+        return self.answers[0] == self.answers[1] and self.files[0] == self.files[1]
+
+    def __str__(self) -> str:
+        said = [self.what]
+        if self.procedure in (lc.ACQUIRE, lc.RELEASE) or self.name:
+            said.append(f"{_short(self.space)} {_short(self.name)} flags {self.flags}")
+        elif self.space:
+            said.append(_short(self.space))
+        if self.answers[0] != self.answers[1]:
+            said.append(f"answers {self.answers[0]!r} | {self.answers[1]!r}")
+        first, second = self.files
+        for path in sorted(first.keys() | second.keys()):
+            if first.get(path) != second.get(path):
+                said.append(f"{path[:40]}: {first.get(path)} | {second.get(path)}")
+        return ", ".join(said)
+
+
+def _short(text: bytes) -> str:
+    return repr(text if len(text) < 80 else text[:20] + b"..%d" % len(text))[1:]
+
+
+class Episode:
+    """Some hundred steps that begin with empty directories and new processes.
+
+    Args:
+        twins: the two daemons.
+        chance: all that is chosen is chosen by it.
+        allowed: counts differences that were allowed, by reason.
+        happened: counts what happened.
+        is_strict: whether nothing is allowed.
+    """
+
+    def __init__(
+        self,
+        twins: Twins,
+        chance: random.Random,
+        allowed: Counter[str],
+        happened: Counter[str],
+        is_strict: bool,
+    ) -> None:
+        self.twins = twins
+        self.chance = chance
+        self.holds: dict[tuple[bytes, bytes], list[Hold]] = {}
+        self.personas: list[Persona] = []
+        self.lines: list[Line] = []
+        self.is_over = False
+        self._allowed = allowed
+        self._happened = happened
+        self._is_strict = is_strict
+        self._outside: list[int] = []
+        self._last: list[str] = []
+
+    def run(self, calls: int) -> None:
+        """Goes on for so many calls, or until a difference that ends the episode."""
+        last = self.twins.calls + calls
+        self._prepare()
+        steps, weights = zip(*self._steps(), strict=True)
+        while self.twins.calls < last and not self.is_over:
+            (step,) = self.chance.choices(steps, weights)
+            step()
+        if not self.is_over:
+            self._end()
+
+    def abandon(self) -> None:
+        """Ends what is left of it."""
+        for persona in self.personas:
+            for guest in persona.guests:
+                guest.close()
+        for line in self.lines:
+            self.twins.close_line(line)
+        self._unlock_outside()
+        self.twins.settle()
+
+    def _steps(self) -> list[tuple[Callable[[], None], float]]:
+        return [
+            (self._acquire, 36),
+            (self._release, 26),
+            (self._register, 3),
+            (self._restrict, 0.7),
+            (self._create_resource, 4),
+            (self._delete_resource, 3),
+            (self._make_lockspace, 4),
+            (self._malformed, 5),
+            (self._open, 7),
+            (self._close, 5),
+            (self._death, 0.7),
+            (self._change_files, 5),
+            (self._lock_outside, 3),
+        ]
+
+    def _prepare(self) -> None:
+        for side in self.twins.sides:
+            (side.root / "one").mkdir(mode=0o755)
+            (side.root / "disks").mkdir(mode=0o755)
+            (side.root / "disks" / "a").write_bytes(b"precious")
+            (side.root / "disks" / "b").write_bytes(b"precious, too")
+            (side.root / "disks" / "file").touch(mode=0o640)
+        for _ in range(3):
+            self._open()
+        self._space(lc.CREATE_LOCKSPACE, b"@/one", self._line())
+
+    def _acquire(self) -> None:
+        flags = self.chance.choices(
+            (0, lc.SHARED, lc.AUTOCREATE, lc.AUTOCREATE | lc.SHARED, 4, 0xFFFFFFFF),
+            (30, 20, 30, 20, 0.5, 0.5),
+        )[0]
+        space, name = self._resource()
+        self._call(self._line(), lc.ACQUIRE, space, name, flags)
+
+    def _release(self) -> None:
+        flags = self.chance.choices((0, 1, 8), (100, 1, 1))[0]
+        if self.holds and self.chance.random() < 0.8:
+            key = self.chance.choice(list(self.holds))
+            hold = self.chance.choice(self.holds[key])
+            if own := [line for line in self.lines if line.owner == hold.owner]:
+                self._call(self.chance.choice(own), lc.RELEASE, *key, flags)
+                return
+        self._call(self._line(), lc.RELEASE, *self._resource(), flags)
+
+    def _create_resource(self) -> None:
+        space, name = self._resource()
+        if name.endswith(b"fifo"):
+            return  # virtlockd opens it for writing, and waits for a reader for ever
+        flags = self.chance.choices((0, 2), (20, 1))[0]
+        self._call(self._line(), lc.CREATE_RESOURCE, space, name, flags)
+
+    def _delete_resource(self) -> None:
+        flags = self.chance.choices((0, 1), (20, 1))[0]
+        self._call(self._line(), lc.DELETE_RESOURCE, *self._resource(), flags)
+
+    def _make_lockspace(self) -> None:
+        space = self.chance.choice(ODD_SPACES + SPACES * 8)
+        procedure = lc.CREATE_LOCKSPACE
+        if space in SPACES and self.chance.random() < 0.5:
+            procedure = lc.NEW  # virtlockd dies of one that cannot be made
+        self._space(procedure, space, self._line())
+
+    def _space(self, procedure: int, space: bytes, line: Line) -> None:
+        event = Event(_NAMES[procedure], line, procedure, space)
+        event.answers = self.twins.call(
+            line,
+            procedure,
+            lambda side: lc.text(self.twins.fill(space, side)) + lc.flags(),
+        )
+        self._judge(event)
+
+    def _register(self) -> None:
+        self._register_line(self._line())
+
+    def _register_line(self, line: Line) -> None:
+        chosen: Owner = line.persona
+        if self.chance.random() < 0.3:
+            chosen = self.chance.choice(self.personas)
+        elif self.chance.random() < 0.1:
+            chosen = self.chance.choice(STRANGERS)
+        number, flags = self.chance.choices(((1, 0), (0, 0), (7, 1)), (30, 1, 1))[0]
+        event = Event(f"REGISTER id {number} flags {flags}", line, lc.REGISTER)
+        event.owner, event.flags = chosen, flags
+        event.answers = self.twins.call(
+            line,
+            lc.REGISTER,
+            lambda side: lc.owner(pid_of(chosen, side), id=number, flags=flags),
+        )
+        if self._judge(event) == "ok":
+            line.owner = chosen
+
+    def _restrict(self) -> None:
+        line, flags = self._line(), self.chance.choices((0, 1), (3, 1))[0]
+        event = Event(f"RESTRICT flags {flags}", line, lc.RESTRICT, flags=flags)
+        event.answers = self.twins.call(line, lc.RESTRICT, lambda _: lc.flags(flags))
+        if self._judge(event) == "ok":
+            line.is_restricted = True
+
+    def _malformed(self) -> None:
+        line, message = self._line(), malformed(self.chance)
+        event = Event(f"bytes {message[:64].hex()}..({len(message)})", line)
+        event.answers = self.twins.send(line, message)
+        if "closed" in event.answers[0] + event.answers[1]:
+            self._expect_end(line, event)
+        self._judge(event)
+
+    def _open(self) -> None:
+        if len(self.lines) >= LINES:
+            return
+        living = [persona for persona in self.personas if not persona.is_dead]
+        if not living or (len(living) < PERSONAS and self.chance.random() < 0.6):
+            living.append(self.twins.persona(len(self.personas)))
+            self.personas.append(living[-1])
+        self.lines.append(self.twins.open(self.chance.choice(living)))
+        if self.chance.random() < 0.9:
+            self._register_line(self.lines[-1])
+
+    def _close(self) -> None:
+        line = self._line()
+        if self._is_owning(line) and self.chance.random() < 0.8:
+            return  # virtlockd needs 200 ms for it
+        event = Event("close", line, owner=line.owner)
+        self._expect_end(line, event)
+        self._judge(event)
+
+    def _expect_end(self, line: Line, event: Event) -> None:
+        """Closes a connection, and waits for the death of those who must die by it."""
+        must_die = self._is_owning(line)
+        self.twins.close_line(line)
+        self.lines.remove(line)
+        persona = line.persona
+        if must_die:
+            event.what += f", which ends persona {persona.number}"
+            self._happened["guests that were killed for closing"] += 1
+            for guest in persona.guests:
+                guest.wait_until_dead(DEATH_SECONDS)
+            self._forget(persona)
+        self.twins.settle()
+        first, second = (
+            " killed" * guest.wait_until_dead() for guest in persona.guests
+        )
+        event.answers = (event.answers[0] + first, event.answers[1] + second)
+        if first and second:
+            persona.is_dead = True
+
+    def _death(self) -> None:
+        if not (living := [p for p in self.personas if not p.is_dead]):
+            return
+        persona = self.chance.choice(living)
+        persona.is_dead = True
+        for guest in persona.guests:
+            guest.kill()
+        self._happened["guests that died by themselves"] += 1
+        for line in [line for line in self.lines if line.persona is persona]:
+            self.twins.close_line(line)
+            self.lines.remove(line)
+        self.twins.settle()
+        self._judge(Event("death", owner=persona))
+        self._forget(persona)
+
+    def _change_files(self) -> None:
+        name = self.chance.choice(CHANGED)
+        place = self.chance.choice(("one", "disks"))
+        for side in self.twins.sides:
+            change(side.root / place, name)
+        self._judge(Event(f"from outside: {place}/{name} comes or goes"))
+
+    def _lock_outside(self) -> None:
+        if self._outside:
+            self._unlock_outside()
+            self._judge(Event("the lock from outside goes"))
+            return
+        place = self.chance.choice(("one/a", "one/b", "disks/a", "disks/b"))
+        kind = self.chance.choice((fcntl.F_WRLCK, fcntl.F_RDLCK))
+        got = [lock_from_outside(s.root / place, kind) for s in self.twins.sides]
+        self._outside = [fd for fd in got if fd is not None]
+        event = Event(f"a lock from outside on {place}")
+        event.answers = (str(got[0] is not None), str(got[1] is not None))
+        self._judge(event)
+
+    def _unlock_outside(self) -> None:
+        for descriptor in self._outside:
+            os.close(descriptor)
+        self._outside = []
+
+    def _end(self) -> None:
+        """All die, all connections end: nothing may be locked any more."""
+        for persona in self.personas:
+            for guest in persona.guests:
+                guest.kill()
+            persona.is_dead = True
+        for line in self.lines:
+            self.twins.close_line(line)
+        self.lines = []
+        self._unlock_outside()
+        self.twins.settle()
+        self._judge(Event("all die"))
+        if self._is_strict:
+            return
+        strangers = {h.owner for holds in self.holds.values() for h in holds}
+        for path, said in self.twins.look()[1].items():
+            if said.endswith((" shared", " exclusive")) and not any(
+                isinstance(owner, int) for owner in strangers
+            ):
+                raise Unexpected(f"{path} is still locked when all are dead: {said}")
+
+    # How it is chosen.
+
+    def _line(self) -> Line:
+        while not self.lines:
+            self._open()
+        return self.chance.choice(self.lines)
+
+    def _resource(self) -> tuple[bytes, bytes]:
+        odd = self.chance.random()
+        space = self.chance.choice(ODD_SPACES if odd < 0.04 else SPACES)
+        if 0.04 < odd < 0.05:
+            return b"", self.chance.choice(ODD_PATHS)
+        name = self.chance.choice(ODD_NAMES if odd > 0.93 else NAMES)
+        return space, name if space else b"@/disks/" + name
+
+    # What must come of it.
+
+    def _call(
+        self, line: Line, procedure: int, space: bytes, name: bytes, flags: int
+    ) -> None:
+        fill = self.twins.fill
+        event = Event(_NAMES[procedure], line, procedure, space, name, flags)
+        event.owner = line.owner
+        event.answers = self.twins.call(
+            line,
+            procedure,
+            lambda side: lc.resource(fill(space, side), fill(name, side), flags),
+        )
+        if self._judge(event) == "ok":
+            self._happened[_NAMES[procedure]] += 1
+            self._remember(event)
+
+    def _remember(self, event: Event) -> None:
+        # They are C strings.
+        key = (event.space.partition(b"\0")[0], event.name.partition(b"\0")[0])
+        owner = event.owner
+        assert owner is not None
+        if event.procedure == lc.ACQUIRE:
+            self.holds.setdefault(key, []).append(Hold(owner, event.flags))
+        elif event.procedure == lc.RELEASE:
+            holds = self.holds.get(key, [])
+            hold = next((hold for hold in holds if hold.owner == owner), None)
+            if hold is None and self._is_strict:
+                return  # left by somebody who is dead
+            if hold is None:
+                raise Unexpected(f"both released what nobody holds: {event}")
+            holds.remove(hold)
+            if not holds:
+                del self.holds[key]
+
+    def _forget(self, owner: Owner) -> None:
+        """What its owner cannot hold any more."""
+        for key, holds in list(self.holds.items()):
+            self.holds[key] = [hold for hold in holds if hold.owner != owner]
+            if not self.holds[key]:
+                del self.holds[key]
+
+    def _is_owning(self, line: Line) -> bool:
+        """Whether its process is killed if it closes this connection."""
+        return line.owner is line.persona and any(
+            hold.owner is line.owner for holds in self.holds.values() for hold in holds
+        )
+
+    def _judge(self, event: Event) -> str:
+        """Compares what came of a step; returns the answer that both gave at last."""
+        self._last = [*self._last[-5:], str(event)]
+        event.files = self.twins.look()
+        if event.is_same():
+            return event.answers[1]
+        if not self._is_strict:
+            for rule in ALLOWED:
+                if rule.applies(event, self):
+                    self._allowed[rule.reason] += 1
+                    rule.heal(event, self)
+                    if not self.is_over:
+                        event.files = self.twins.look()
+                        if event.files[0] != event.files[1]:
+                            raise Unexpected(f"after {rule.reason!r}: {event}")
+                    return event.answers[1]
+        raise Unexpected(f"{event}\n    before: " + "\n      ".join(self._last[:-1]))

@@ -1,0 +1,183 @@
+"""Two lock daemons that are told the same, each about a directory of its own.
+
+Arguments are templates: `@` in them is the root of the daemon's own directory. Both
+roots are equally long, so that limits of length are met alike.
+"""
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import libvirt_client as lc
+from libvirt_client import LibvirtClient, Reply
+
+from campaigns.guests import Guest, Nursery
+
+SIDES: Final = (0, 1)
+"""The model, and the one that is measured by it."""
+
+DEATH_SECONDS: Final = 10.0
+_NOBODY_ASKS: Final = lc.message(lc.RESTRICT, lc.flags(0x40), serial=0x70696E67)
+_FLOCK: Final = struct.Struct("hhqqi4x")
+_LOCKED: Final = {fcntl.F_RDLCK: " shared", fcntl.F_WRLCK: " exclusive"}
+
+Pair = tuple[str, str]
+Files = dict[str, str]
+
+
+class Side(NamedTuple):
+    """One daemon and what is its own."""
+
+    name: str
+    socket: Path
+    root: Path
+
+
+@dataclass(eq=False)
+class Persona:
+    """One process twice, once for each daemon; either may be killed."""
+
+    number: int
+    guests: tuple[Guest, Guest]
+    is_dead: bool = False
+
+
+Owner = Persona | int
+"""A process of ours, or a number that is no process of ours."""
+
+
+@dataclass(eq=False)
+class Line:
+    """One connection to each daemon, made by one persona."""
+
+    persona: Persona
+    clients: tuple[LibvirtClient, LibvirtClient]
+    owner: Owner | None = None
+    is_restricted: bool = False
+    is_closed: bool = False
+
+
+def pid_of(owner: Owner, side: int) -> int:
+    return owner if isinstance(owner, int) else owner.guests[side].pid
+
+
+def told(reply: Reply | None) -> str:
+    """Says in one word or two what was answered."""
+    if reply is None:
+        return "closed"
+    if reply.error is None:
+        return "ok"
+    e = reply.error
+    return f"{e.code}/{e.domain} level {e.level} ({e.int1}, {e.int2})"
+
+
+def look(root: Path) -> Files:
+    """Returns what there is below a directory, and how its files are locked."""
+    found: Files = {}
+    for base, directories, files in os.walk(os.fsencode(root)):
+        for name in (*directories, *files):
+            path = os.path.join(base, name)
+            status = os.lstat(path)
+            said = stat.filemode(status.st_mode)
+            if stat.S_ISREG(status.st_mode):
+                said += f" {status.st_size}{_lock_of(path)}"
+            elif stat.S_ISLNK(status.st_mode):
+                said += f" -> {os.readlink(path)!r}"
+            found[repr(path[len(os.fsencode(root)) + 1 :])[2:-1]] = said
+    return found
+
+
+def _lock_of(path: bytes) -> str:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    finally:
+        os.close(descriptor)
+    return _LOCKED.get(kind, "")
+
+
+@dataclass
+class Twins:
+    """Says everything to both daemons, and tells what each of them answered."""
+
+    sides: tuple[Side, Side]
+    nursery: Nursery
+    calls: int = 0
+    _monitors: list[tuple[Guest, LibvirtClient]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for side in self.sides:
+            guest = self.nursery.guest()
+            self._monitors.append((guest, guest.connect(side.socket)))
+
+    def close(self) -> None:
+        for guest, client in self._monitors:
+            guest.close()
+            client.close()
+
+    def persona(self, number: int) -> Persona:
+        return Persona(number, (self.nursery.guest(), self.nursery.guest()))
+
+    def open(self, persona: Persona) -> Line:
+        first, second = (
+            guest.connect(side.socket)
+            for guest, side in zip(persona.guests, self.sides, strict=True)
+        )
+        return Line(persona, (first, second))
+
+    def root(self, side: int) -> bytes:
+        return os.fsencode(self.sides[side].root)
+
+    def fill(self, template: bytes, side: int) -> bytes:
+        return template.replace(b"@", self.root(side))
+
+    def call(self, line: Line, procedure: int, payload: Callable[[int], bytes]) -> Pair:
+        """Has both carry out one call."""
+        self.calls += 1
+        first, second = (
+            told(line.clients[side].call(procedure, payload(side))) for side in SIDES
+        )
+        return first, second
+
+    def send(self, line: Line, message: bytes) -> Pair:
+        """Sends any bytes to both; returns all they said before the next answer."""
+        self.calls += 1
+        first, second = (_answers(line.clients[side], message) for side in SIDES)
+        return first, second
+
+    def settle(self) -> None:
+        """Returns when both have seen all that happened to their connections.
+
+        Two round trips: what was ready before the first is over before the second.
+        """
+        for _ in range(2):
+            for _, client in self._monitors:
+                client.send(_NOBODY_ASKS)
+                assert client.receive() is not None
+
+    def close_line(self, line: Line) -> None:
+        line.is_closed = True
+        for client in line.clients:
+            client.close()
+
+    def look(self) -> tuple[Files, Files]:
+        first, second = (look(side.root) for side in self.sides)
+        return first, second
+
+
+def _answers(client: LibvirtClient, message: bytes) -> str:
+    client.send(message)
+    client.send(_NOBODY_ASKS)
+    said = []
+    while (reply := client.receive()) is not None:
+        if reply.serial == 0x70696E67:
+            return "; ".join([*said, "goes on"])
+        header = f"{reply.program:#x} {reply.version} {reply.procedure} {reply.type}"
+        said.append(f"{header} {reply.serial} {told(reply)}")
+    return "; ".join([*said, "closed"])

@@ -1,0 +1,121 @@
+"""The same random calls to virtlockd and to lockd: every answer must be the same.
+
+    python -m campaigns.virtlockd_diff [--calls 100000] [--seed N] [--self-check]
+
+Status, code, domain, level and numbers of each answer are compared, and after each
+step what files there are, of which type and mode, how the kernel says that they are
+locked, and who was killed. Differences that are meant are in `ALLOWED`.
+
+With --self-check virtlockd is compared with itself, and nothing is allowed.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from virtlockd_process import VirtlockdProcess, why_not
+
+from campaigns.guests import Nursery
+from campaigns.steps import Episode, Unexpected
+from campaigns.tools import Counts, end
+from campaigns.twins import Side, Twins
+from daemon_process import DaemonProcess
+
+EPISODE = 500
+SHOWN = 10
+
+
+@contextmanager
+def twins(place: Path, *, self_check: bool = False) -> Iterator[Twins]:
+    """Starts both daemons, each with a directory of its own."""
+    roots = []
+    for name in "a", "b":
+        (place / name).mkdir()
+        roots.append(place / name / "root")
+    virtlockd = VirtlockdProcess(place / "a")
+    other: VirtlockdProcess | DaemonProcess | None = None
+    try:
+        model = Side("virtlockd", virtlockd.socket, roots[0])
+        if self_check:
+            other = VirtlockdProcess(place / "b")
+            measured = Side("virtlockd again", other.socket, roots[1])
+        else:
+            other = DaemonProcess(place / "b", "kill_grace = 5\n", checks=True)
+            other.start()
+            measured = Side("lockd", other.virtlockd_socket, roots[1])
+        with Nursery() as nursery:
+            pair = Twins((model, measured), nursery)
+            try:
+                yield pair
+            finally:
+                pair.close()
+    finally:
+        virtlockd.close()
+        if other is not None:
+            other.close()
+
+
+def campaign(calls: int, seed: int, *, self_check: bool = False) -> Counts:
+    allowed: Counter[str] = Counter()
+    happened: Counter[str] = Counter()
+    unexpected: list[str] = []
+    began = time.monotonic()
+    title = "virtlockd and virtlockd" if self_check else "virtlockd and lockd"
+    counts = Counts(f"{calls:,} random calls to {title}, seed {seed}")
+    with (
+        tempfile.TemporaryDirectory(prefix="lockd-twins-", dir="/dev/shm") as place,
+        twins(Path(place), self_check=self_check) as pair,
+    ):
+        number = 0
+        while pair.calls < calls and len(unexpected) < SHOWN:
+            chance = random.Random(f"{seed} {number}")
+            number += 1
+            for side in pair.sides:
+                side.root.mkdir()
+            episode = Episode(pair, chance, allowed, happened, self_check)
+            try:
+                episode.run(min(EPISODE, calls - pair.calls))
+            except Unexpected as difference:
+                unexpected.append(f"episode {number}: {difference}")
+                print(f"  DIFFERENT {unexpected[-1]}", flush=True)
+            finally:
+                episode.abandon()
+            for side in pair.sides:
+                shutil.rmtree(side.root)
+    for what, count in sorted(happened.items()):
+        counts.show(what, count)
+    for reason, count in sorted(allowed.items()):
+        counts.show(f"allowed: {reason}", count)
+    seconds = time.monotonic() - began
+    counts.show("episodes", number)
+    counts.show("calls", pair.calls)
+    counts.show("seconds", f"{seconds:.0f}")
+    counts.must("differences that are not allowed", len(unexpected), 0)
+    print(
+        f"calls {pair.calls}, differences allowed {allowed.total()}, "
+        f"not allowed {len(unexpected)}"
+    )
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--self-check", action="store_true")
+    wanted = parser.parse_args()
+    if missing := why_not():
+        print(f"skipped: {missing}")
+        sys.exit(0)
+    end(campaign(wanted.calls, wanted.seed, self_check=wanted.self_check))
+
+
+if __name__ == "__main__":
+    main()
