@@ -1,11 +1,29 @@
-"""The differences from virtlockd that are meant: each with its reason, all of them here."""
+"""The differences from virtlockd that are meant: each with its reason, all of them here.
 
+A rule says why, how one knows the difference, and how both are made alike again: what
+virtlockd did is undone, so that the comparison goes on. Where that cannot be done the
+episode is over.
+"""
+
+import os
+import stat
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import libvirt_client as lc
+
+from campaigns.twins import Owner, Persona, is_locked, pid_of
 
 if TYPE_CHECKING:
     from campaigns.steps import Episode, Event
+
+    Test = Callable[[Event, Episode], bool]
+    Heal = Callable[[Event, Episode], None]
+
+_BUSY, _IO = "87/51", "38/51"
 
 
 @dataclass(frozen=True)
@@ -13,8 +31,275 @@ class Allowed:
     """A difference: why it is meant, how one knows it, and how both are made alike."""
 
     reason: str
-    applies: "Callable[[Event, Episode], bool]"
-    heal: "Callable[[Event, Episode], None]"
+    applies: "Test"
+    heal: "Heal"
 
 
-ALLOWED: Final[tuple[Allowed, ...]] = ()
+def _is(event: "Event", procedure: int, first: str, second: str) -> bool:
+    return (
+        event.procedure == procedure
+        and event.answers[0].startswith(first)
+        and event.answers[1].startswith(second)
+    )
+
+
+def _differing(event: "Event") -> set[str]:
+    first, second = event.files
+    return {p for p in first.keys() | second.keys() if first.get(p) != second.get(p)}
+
+
+# Owners.
+
+
+def _registers_again(event: "Event", _: "Episode") -> bool:
+    line = event.line
+    again = _is(event, lc.REGISTER, "ok", "55/7")
+    return again and line is not None and line.owner is not None
+
+
+def _register_as_before(event: "Event", episode: "Episode") -> None:
+    line = event.line
+    assert line is not None
+    assert line.owner is not None
+    payload = lc.owner(pid_of(line.owner, 0))
+    assert line.clients[0].done(lc.REGISTER, payload)
+
+
+def _owner_is_no_process(event: "Event", _: "Episode") -> bool:
+    return _is(event, lc.REGISTER, "ok", _IO) and not _is_alive(event.owner)
+
+
+def _is_alive(owner: Owner | None) -> bool:
+    return not owner.is_dead if isinstance(owner, Persona) else owner == 1
+
+
+def _hang_up(event: "Event", episode: "Episode") -> None:
+    assert event.line is not None
+    episode.hang_up(event.line)
+
+
+def _left_by_the_dead(event: "Event", episode: "Episode") -> bool:
+    """Whether it is only virtlockd that still has locks, and only of the dead."""
+    if event.what not in ("death", "all die"):
+        return False
+    return event.answers[0] == event.answers[1] and all(
+        is_locked(event.files[0].get(path, ""))
+        and not is_locked(event.files[1].get(path, ""))
+        for path in _differing(event)
+    )
+
+
+def _has_ghost(event: "Event", episode: "Episode") -> bool:
+    """Whether virtlockd still has what somebody who was killed had more than once."""
+    counts = Counter((space, name) for space, name, _ in episode.gone)
+    return (
+        event.answers[0] == event.answers[1]
+        and event.answers[0].endswith("killed")
+        and max(counts.values(), default=0) > 1
+        and any(is_locked(event.files[0].get(path, "")) for path in _differing(event))
+    )
+
+
+def _release_for_the_dead(event: "Event", episode: "Episode") -> None:
+    episode.release_in_virtlockd()
+
+
+# Direct paths.
+
+
+def _is_direct(event: "Event") -> bool:
+    return not event.space.partition(b"\0")[0]
+
+
+def _makes_direct(event: "Event", _: "Episode") -> bool:
+    if not _is_direct(event):
+        return False
+    acquires = _is(event, lc.ACQUIRE, "ok", _IO) and bool(event.flags & lc.AUTOCREATE)
+    return acquires or _is(event, lc.CREATE_RESOURCE, "ok", "38/")
+
+
+def _undo(event: "Event", episode: "Episode") -> None:
+    """Has whoever did it undo it; the other one did not."""
+    event.is_undone = event.answers[0] != event.answers[1]
+    if event.procedure == lc.RELEASE and "ok" in event.answers and event.is_undone:
+        episode.is_over = True  # one lock more in one of them, seen or not
+    undoing = {lc.ACQUIRE: lc.RELEASE, lc.CREATE_RESOURCE: lc.DELETE_RESOURCE}
+    if event.procedure not in undoing or "ok" not in event.answers:
+        return
+    side = event.answers.index("ok")
+    assert event.line is not None
+    fill = episode.twins.fill
+    payload = lc.resource(fill(event.space, side), fill(event.name, side))
+    assert event.line.clients[side].done(undoing[event.procedure], payload)
+
+
+def _make_alike(event: "Event", episode: "Episode") -> None:
+    """Undoes it, and gives virtlockd's directory the files that lockd's has.
+
+    What is locked in one of them only cannot be mended: the episode is over.
+    """
+    _undo(event, episode)
+    event.files = episode.twins.look()
+    # Locked in one of them only.
+    if any(is_locked(f.get(p, "")) for f in event.files for p in _differing(event)):
+        episode.is_over = True
+        return
+    theirs, ours = (side.root for side in episode.twins.sides)
+    for path in sorted(_differing(event)):
+        if os.path.lexists(theirs / path):
+            (theirs / path).unlink()
+        if path in event.files[1]:
+            _copy(ours / path, theirs / path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Makes such a file, too; all names of one file become names of one."""
+    status = os.lstat(source)
+    if stat.S_ISLNK(status.st_mode):
+        target.symlink_to(os.readlink(source))
+    elif stat.S_ISFIFO(status.st_mode):
+        os.mkfifo(target, stat.S_IMODE(status.st_mode))
+    elif other := _other_name(source, status):
+        os.link(target.parent / other, target)
+    else:
+        target.write_bytes(source.read_bytes())
+        target.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _other_name(source: Path, status: os.stat_result) -> str | None:
+    """Returns another name of a file in its directory."""
+    return next(
+        (
+            entry.name
+            for entry in os.scandir(source.parent)
+            if entry.inode() == status.st_ino and entry.name != source.name
+        ),
+        None,
+    )
+
+
+def _names_no_plain_file(event: "Event", _: "Episode") -> bool:
+    """Whether a link in a lock directory is named, or something that is no file."""
+    return event.name.endswith((b"link", b"dangling", b"fifo")) and (
+        event.answers[1] in ("ok", "38/51 level 2")
+    )
+
+
+def _names_held_otherwise(event: "Event", _: "Episode") -> bool:
+    """Whether the file is held under another name."""
+    return event.is_held_otherwise
+
+
+def _has_nul(event: "Event", _: "Episode") -> bool:
+    return b"\0" in event.space + event.name
+
+
+def _names_no_file(event: "Event", _: "Episode") -> bool:
+    """Whether a name is none that a file in a directory can have, or not a text."""
+    name = event.name
+    if b"/" in name.removeprefix(b"@/disks/") or not name.isascii():
+        return True
+    return any(code < 32 for code in name)
+
+
+def _names_dead(event: "Event", _: "Episode") -> bool:
+    owner = event.line.owner if event.line else None
+    return (
+        isinstance(owner, Persona)
+        and owner.is_dead
+        and _is(event, lc.ACQUIRE, "ok", _IO)
+    )
+
+
+def _names_no_lockspace(event: "Event", _: "Episode") -> bool:
+    return bool(event.space) and not event.space.startswith((b"/", b"@"))
+
+
+def _removes_locked(event: "Event", _: "Episode") -> bool:
+    """Whether virtlockd removed a file that somebody outside had locked."""
+    return _is(event, lc.DELETE_RESOURCE, "ok", _BUSY) and all(
+        is_locked(event.files[1].get(path, "")) for path in _differing(event)
+    )
+
+
+def _names_lockspace_otherwise(event: "Event", _: "Episode") -> bool:
+    return event.space in (b"@/one/", b"@//one", b"@/one/../one")
+
+
+def _removes_direct(event: "Event", _: "Episode") -> bool:
+    return _is_direct(event) and _is(event, lc.DELETE_RESOURCE, "ok", _IO)
+
+
+def _removed_what_was_there(event: "Event", episode: "Episode") -> bool:
+    """Whether virtlockd removed files at direct paths, and that is all."""
+    return event.answers[0] == event.answers[1] and all(
+        path.startswith("disks/") and path not in event.files[0]
+        for path in _differing(event)
+    )
+
+
+def _defect_2(event: "Event", _: "Episode") -> bool:
+    if event.procedure == lc.RELEASE and event.answers[1] in (
+        "1/51 level 2",
+        "87/51 level 2",
+    ):
+        return True
+    return event.procedure == lc.ACQUIRE and event.answers[1].startswith("38/51")
+
+
+def _over(_: "Event", episode: "Episode") -> None:
+    episode.is_over = True
+
+
+ALLOWED: Final = (
+    Allowed("a text does not end at a NUL", _has_nul, _make_alike),
+    Allowed("a name must be a file's in its directory", _names_no_file, _make_alike),
+    Allowed("a lockspace is an absolute path", _names_no_lockspace, _make_alike),
+    Allowed(
+        "a file that is locked from outside is not removed",
+        _removes_locked,
+        _make_alike,
+    ),
+    Allowed(
+        "a lockspace is found by any path to it",
+        _names_lockspace_otherwise,
+        _make_alike,
+    ),
+    Allowed(
+        "an owner is registered once, virtlockd lets a connection change it",
+        _registers_again,
+        _register_as_before,
+    ),
+    Allowed(
+        "an owner must be a process, virtlockd takes any number",
+        _owner_is_no_process,
+        _hang_up,
+    ),
+    Allowed(
+        "an owner that dies without a connection of its own loses its locks",
+        _left_by_the_dead,
+        _release_for_the_dead,
+    ),
+    Allowed("an owner that is dead gets no locks", _names_dead, _make_alike),
+    Allowed(
+        "a shared lock taken twice leaves no ghost",
+        _has_ghost,
+        _release_for_the_dead,
+    ),
+    Allowed("a direct path is never made", _makes_direct, _make_alike),
+    Allowed("a direct path is never removed by DELETE", _removes_direct, _make_alike),
+    Allowed(
+        "AUTOCREATE never removes a file at a direct path",
+        _removed_what_was_there,
+        _make_alike,
+    ),
+    Allowed(
+        "one file has one lock, whatever it is called", _names_held_otherwise, _over
+    ),
+    Allowed(
+        "only files are locked, links to them not followed",
+        _names_no_plain_file,
+        _make_alike,
+    ),
+    Allowed("DEFECT 2", _defect_2, _over),
+)

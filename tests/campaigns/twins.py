@@ -46,6 +46,9 @@ class Persona:
     guests: tuple[Guest, Guest]
     is_dead: bool = False
 
+    def __str__(self) -> str:
+        return f"persona {self.number}" + " (dead)" * self.is_dead
+
 
 Owner = Persona | int
 """A process of ours, or a number that is no process of ours."""
@@ -67,13 +70,13 @@ def pid_of(owner: Owner, side: int) -> int:
 
 
 def told(reply: Reply | None) -> str:
-    """Says in one word or two what was answered."""
+    """Says in one word or two what was answered; sentences may differ."""
     if reply is None:
         return "closed"
     if reply.error is None:
         return "ok"
     e = reply.error
-    return f"{e.code}/{e.domain} level {e.level} ({e.int1}, {e.int2})"
+    return f"{e.code}/{e.domain} level {e.level}"
 
 
 def look(root: Path) -> Files:
@@ -88,8 +91,13 @@ def look(root: Path) -> Files:
                 said += f" {status.st_size}{_lock_of(path)}"
             elif stat.S_ISLNK(status.st_mode):
                 said += f" -> {os.readlink(path)!r}"
-            found[repr(path[len(os.fsencode(root)) + 1 :])[2:-1]] = said
+            found[os.fsdecode(path[len(os.fsencode(root)) + 1 :])] = said
     return found
+
+
+def is_locked(said: str) -> bool:
+    """Whether what `look` says of a file says that it is locked."""
+    return said.endswith(tuple(_LOCKED.values()))
 
 
 def _lock_of(path: bytes) -> str:
@@ -109,12 +117,22 @@ class Twins:
     sides: tuple[Side, Side]
     nursery: Nursery
     calls: int = 0
+    sentences: list[str | None] = field(default_factory=list)
     _monitors: list[tuple[Guest, LibvirtClient]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for side in self.sides:
             guest = self.nursery.guest()
             self._monitors.append((guest, guest.connect(side.socket)))
+
+    def move_to(self, name: str) -> None:
+        """Goes on in new directories: a lockspace of virtlockd's is one for ever."""
+        first, second = (
+            side._replace(root=side.socket.parent / name) for side in self.sides
+        )
+        self.sides = (first, second)
+        for side in self.sides:
+            side.root.mkdir()
 
     def close(self) -> None:
         for guest, client in self._monitors:
@@ -140,16 +158,24 @@ class Twins:
     def call(self, line: Line, procedure: int, payload: Callable[[int], bytes]) -> Pair:
         """Has both carry out one call."""
         self.calls += 1
-        first, second = (
-            told(line.clients[side].call(procedure, payload(side))) for side in SIDES
-        )
-        return first, second
+        replies = [line.clients[n].call(procedure, payload(n)) for n in SIDES]
+        self.sentences = [r.error.message if r and r.error else None for r in replies]
+        return told(replies[0]), told(replies[1])
 
     def send(self, line: Line, message: bytes) -> Pair:
         """Sends any bytes to both; returns all they said before the next answer."""
         self.calls += 1
         first, second = (_answers(line.clients[side], message) for side in SIDES)
         return first, second
+
+    def in_the_name_of(self, pid: int, procedure: int, payload: bytes) -> bool:
+        """Says something to the model only, for an owner that is dead."""
+        guest, side = self.nursery.guest(), self.sides[0]
+        with guest.connect(side.socket) as client:
+            client.register(pid)
+            done = client.done(procedure, payload)
+        guest.close()
+        return done
 
     def settle(self) -> None:
         """Returns when both have seen all that happened to their connections.

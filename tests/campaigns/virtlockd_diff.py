@@ -1,17 +1,18 @@
 """The same random calls to virtlockd and to lockd: every answer must be the same.
 
     python -m campaigns.virtlockd_diff [--calls 100000] [--seed N] [--self-check]
+        [--episode N]
 
 Status, code, domain, level and numbers of each answer are compared, and after each
 step what files there are, of which type and mode, how the kernel says that they are
 locked, and who was killed. Differences that are meant are in `ALLOWED`.
 
-With --self-check virtlockd is compared with itself, and nothing is allowed.
+With --self-check virtlockd is compared with itself, and nothing is allowed. With
+--episode only that one is run, and told step by step.
 """
 
 import argparse
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -35,21 +36,19 @@ SHOWN = 10
 @contextmanager
 def twins(place: Path, *, self_check: bool = False) -> Iterator[Twins]:
     """Starts both daemons, each with a directory of its own."""
-    roots = []
     for name in "a", "b":
         (place / name).mkdir()
-        roots.append(place / name / "root")
     virtlockd = VirtlockdProcess(place / "a")
     other: VirtlockdProcess | DaemonProcess | None = None
     try:
-        model = Side("virtlockd", virtlockd.socket, roots[0])
+        model = Side("virtlockd", virtlockd.socket, place / "a")
         if self_check:
             other = VirtlockdProcess(place / "b")
-            measured = Side("virtlockd again", other.socket, roots[1])
+            measured = Side("virtlockd again", other.socket, place / "b")
         else:
             other = DaemonProcess(place / "b", "kill_grace = 5\n", checks=True)
             other.start()
-            measured = Side("lockd", other.virtlockd_socket, roots[1])
+            measured = Side("lockd", other.virtlockd_socket, place / "b")
         with Nursery() as nursery:
             pair = Twins((model, measured), nursery)
             try:
@@ -62,7 +61,9 @@ def twins(place: Path, *, self_check: bool = False) -> Iterator[Twins]:
             other.close()
 
 
-def campaign(calls: int, seed: int, *, self_check: bool = False) -> Counts:
+def campaign(
+    calls: int, seed: int, *, self_check: bool = False, only: int | None = None
+) -> Counts:
     allowed: Counter[str] = Counter()
     happened: Counter[str] = Counter()
     unexpected: list[str] = []
@@ -73,12 +74,11 @@ def campaign(calls: int, seed: int, *, self_check: bool = False) -> Counts:
         tempfile.TemporaryDirectory(prefix="lockd-twins-", dir="/dev/shm") as place,
         twins(Path(place), self_check=self_check) as pair,
     ):
-        number = 0
+        number = 0 if only is None else only - 1
         while pair.calls < calls and len(unexpected) < SHOWN:
             chance = random.Random(f"{seed} {number}")
             number += 1
-            for side in pair.sides:
-                side.root.mkdir()
+            pair.move_to(f"{number:06}")
             episode = Episode(pair, chance, allowed, happened, self_check)
             try:
                 episode.run(min(EPISODE, calls - pair.calls))
@@ -87,8 +87,9 @@ def campaign(calls: int, seed: int, *, self_check: bool = False) -> Counts:
                 print(f"  DIFFERENT {unexpected[-1]}", flush=True)
             finally:
                 episode.abandon()
-            for side in pair.sides:
-                shutil.rmtree(side.root)
+            if only is not None:
+                print("\n".join(episode.story))
+                break
     for what, count in sorted(happened.items()):
         counts.show(what, count)
     for reason, count in sorted(allowed.items()):
@@ -110,11 +111,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--self-check", action="store_true")
+    parser.add_argument("--episode", type=int)
     wanted = parser.parse_args()
     if missing := why_not():
         print(f"skipped: {missing}")
         sys.exit(0)
-    end(campaign(wanted.calls, wanted.seed, self_check=wanted.self_check))
+    check, only = wanted.self_check, wanted.episode
+    end(campaign(wanted.calls, wanted.seed, self_check=check, only=only))
 
 
 if __name__ == "__main__":

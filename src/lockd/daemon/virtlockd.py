@@ -10,6 +10,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Final
 
 from lockd.daemon.credentials import paths_of
@@ -99,6 +100,8 @@ class Virtlockd:
     # From arguments to parameters.
 
     def _register(self, peer: Peer, args: p.RegisterArgs) -> m.Params:
+        if not args.id:
+            raise out_of_order("lock owner details have not been registered")
         if not 0 < args.pid < 2**31:
             raise NotFoundError(f"there is no process {args.pid} to be the owner")
         owner = m.OwnerParams(
@@ -238,7 +241,7 @@ def _make_directory(path: str) -> None:
             Number.INVALID_ARG, Domain.LOCKSPACE, f"{path} is not an absolute path"
         )
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        _make_directories(Path(path))
     except (OSError, ValueError) as error:
         if os.path.exists(path):
             raise RemoteError(
@@ -252,6 +255,12 @@ def _make_directory(path: str) -> None:
             Domain.LOCKSPACE,
             f"Unable to create lockspace {path}: {reason}",
         ) from None
+
+
+def _make_directories(path: Path) -> None:
+    """Makes what is missing of a path; all of it is private, not its end alone."""
+    for parent in (*reversed(path.parents), path):
+        parent.mkdir(mode=0o700, exist_ok=True)
 
 
 def _resource(space: Lockspace, name: str) -> str:
