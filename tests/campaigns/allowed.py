@@ -7,7 +7,6 @@ episode is over.
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,10 @@ def _is(event: "Event", procedure: int, first: str, second: str) -> bool:
         and event.answers[0].startswith(first)
         and event.answers[1].startswith(second)
     )
+
+
+def _refuses(event: "Event") -> bool:
+    return event.answers[1].endswith(" level 2")
 
 
 def _differing(event: "Event") -> set[str]:
@@ -79,29 +82,23 @@ def _hang_up(event: "Event", episode: "Episode") -> None:
 
 
 def _left_by_the_dead(event: "Event", episode: "Episode") -> bool:
-    """Whether it is only virtlockd that still has locks, and only of the dead."""
-    if event.what not in ("death", "all die"):
-        return False
-    return event.answers[0] == event.answers[1] and all(
-        is_locked(event.files[0].get(path, ""))
-        and not is_locked(event.files[1].get(path, ""))
-        for path in _differing(event)
-    )
+    is_death = event.what in ("death", "all die")
+    return is_death and episode.left_in_virtlockd(event)
 
 
-def _has_ghost(event: "Event", episode: "Episode") -> bool:
-    """Whether virtlockd still has what somebody who was killed had more than once."""
-    counts = Counter((space, name) for space, name, _ in episode.gone)
-    return (
-        event.answers[0] == event.answers[1]
-        and event.answers[0].endswith("killed")
-        and max(counts.values(), default=0) > 1
-        and any(is_locked(event.files[0].get(path, "")) for path in _differing(event))
-    )
+def _left_by_the_killed(event: "Event", episode: "Episode") -> bool:
+    is_close = event.answers[0].endswith("killed")
+    return is_close and episode.left_in_virtlockd(event)
 
 
-def _release_for_the_dead(event: "Event", episode: "Episode") -> None:
-    episode.release_in_virtlockd()
+def _nothing(event: "Event", episode: "Episode") -> None:
+    """It was released already, to know that it was there."""
+
+
+def _cannot_identify(event: "Event", _: "Episode") -> bool:
+    # "Cannot find start time for pid"
+    line = event.line
+    return line is not None and line.persona.is_dead and event.answers[0][:3] == "1/0"
 
 
 # Direct paths.
@@ -187,19 +184,22 @@ def _names_no_plain_file(event: "Event", _: "Episode") -> bool:
 
 def _names_held_otherwise(event: "Event", _: "Episode") -> bool:
     """Whether the file is held under another name."""
-    return event.is_held_otherwise
+    answers = ("ok", f"{_BUSY} level 2", "1/51 level 2")
+    return event.is_held_otherwise and event.answers[1] in answers
 
 
 def _has_nul(event: "Event", _: "Episode") -> bool:
-    return b"\0" in event.space + event.name
+    return _refuses(event) and b"\0" in event.space + event.name
 
 
 def _names_no_file(event: "Event", _: "Episode") -> bool:
     """Whether a name is none that a file in a directory can have, or not a text."""
-    name = event.name
-    if b"/" in name.removeprefix(b"@/disks/") or not name.isascii():
-        return True
-    return any(code < 32 for code in name)
+    name = event.name.removeprefix(b"@/disks/")
+    try:
+        is_text = name.decode().isprintable()
+    except UnicodeDecodeError:
+        is_text = False
+    return _refuses(event) and (b"/" in name or not is_text)
 
 
 def _names_dead(event: "Event", _: "Episode") -> bool:
@@ -212,7 +212,8 @@ def _names_dead(event: "Event", _: "Episode") -> bool:
 
 
 def _names_no_lockspace(event: "Event", _: "Episode") -> bool:
-    return bool(event.space) and not event.space.startswith((b"/", b"@"))
+    is_relative = bool(event.space) and not event.space.startswith((b"/", b"@"))
+    return is_relative and _refuses(event)
 
 
 def _removes_locked(event: "Event", _: "Episode") -> bool:
@@ -232,19 +233,14 @@ def _removes_direct(event: "Event", _: "Episode") -> bool:
 
 def _removed_what_was_there(event: "Event", episode: "Episode") -> bool:
     """Whether virtlockd removed files at direct paths, and that is all."""
-    return event.answers[0] == event.answers[1] and all(
-        path.startswith("disks/") and path not in event.files[0]
-        for path in _differing(event)
+    is_release = event.procedure in (0, lc.RELEASE)  # or a close, or a death
+    differing = _differing(event)
+    return (
+        is_release
+        and event.answers[0] == event.answers[1]
+        and bool(differing)
+        and all(p.startswith("disks/") and p not in event.files[0] for p in differing)
     )
-
-
-def _defect_2(event: "Event", _: "Episode") -> bool:
-    if event.procedure == lc.RELEASE and event.answers[1] in (
-        "1/51 level 2",
-        "87/51 level 2",
-    ):
-        return True
-    return event.procedure == lc.ACQUIRE and event.answers[1].startswith("38/51")
 
 
 def _over(_: "Event", episode: "Episode") -> None:
@@ -278,13 +274,18 @@ ALLOWED: Final = (
     Allowed(
         "an owner that dies without a connection of its own loses its locks",
         _left_by_the_dead,
-        _release_for_the_dead,
+        _nothing,
+    ),
+    Allowed(
+        "virtlockd answers no first call when the caller is dead",
+        _cannot_identify,
+        _hang_up,
     ),
     Allowed("an owner that is dead gets no locks", _names_dead, _make_alike),
     Allowed(
         "a shared lock taken twice leaves no ghost",
-        _has_ghost,
-        _release_for_the_dead,
+        _left_by_the_killed,
+        _nothing,
     ),
     Allowed("a direct path is never made", _makes_direct, _make_alike),
     Allowed("a direct path is never removed by DELETE", _removes_direct, _make_alike),
@@ -301,5 +302,4 @@ ALLOWED: Final = (
         _names_no_plain_file,
         _make_alike,
     ),
-    Allowed("DEFECT 2", _defect_2, _over),
 )
