@@ -23,12 +23,13 @@ class DaemonProcess:
         self.config = directory / "lockd.toml"
         self.config.write_text(config)
         self.said: list[str] = []
+        self.interpreter = sys.executable
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def command(self) -> list[str]:
         return [
-            sys.executable,
+            self.interpreter,
             "-m",
             "lockd.daemon.main",
             f"--config={self.config}",

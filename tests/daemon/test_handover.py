@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import msgspec
@@ -16,7 +19,12 @@ import pytest
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon import handover
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from wire_client import (
+    WireClient,
+    connected_as_nobody,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 CONFIG = """
 admin_socket = "{place}/admin.sock"
@@ -49,6 +57,23 @@ def clients(daemon: DaemonProcess) -> Iterator[Any]:
             return stack.enter_context(WireClient(daemon.socket))
 
         yield connect
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has new programs run something first: in their trial, or when it counts."""
+    directory = tmp_path / "planted"
+    directory.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+    def plant(variable: str, code: str) -> None:
+        code = f"import os\nif {variable!r} in os.environ:\n" + indent(code, "    ")
+        (directory / "sitecustomize.py").write_text(code)
+
+    return plant
+
+
+Plant = Callable[..., None]
 
 
 def descriptors(daemon: DaemonProcess) -> int:
@@ -255,6 +280,38 @@ def test_locks_that_are_taken_from_outside_meanwhile_wait_on(
         client.result(msgid)
 
 
+def test_signal_that_comes_meanwhile_is_heard(
+    daemon: DaemonProcess, clients: Any
+) -> None:
+    client = clients()
+    client.acquire("a")
+    for _ in range(10):
+        os.kill(daemon.pid, signal.SIGUSR1)
+        daemon.wait_for_line("gives way")
+        # Before, during or after the moment at which the program changes.
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_for_line("was read anew")
+    client.call("release", resource="a")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    daemon.wait_for_line("gives way")
+    assert daemon.stop() == 0
+
+
+def test_program_that_is_put_there_meanwhile_is_tried_too(
+    plant: Plant, daemon: DaemonProcess, tmp_path: Path, clients: Any
+) -> None:
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    plant(handover.TRIAL, f"open({str(told)!r}).read()")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    with told.open("w"):
+        # The first one waits in its trial.
+        plant(handover.TRIAL, "os._exit(3)")
+        os.kill(daemon.pid, signal.SIGUSR1)
+        clients().call("statistics")
+    assert "it ended with 3" in daemon.wait_for_line("no upgrade")
+
+
 # What cannot be.
 
 
@@ -273,6 +330,203 @@ def test_program_that_cannot_go_on_changes_nothing(
     daemon.config.write_text(good)
     daemon.upgrade()
     client.call("release", resource="a", lockspace="files")
+
+
+FLOOD = "for _ in range(500): os.write(1, b'x' * 10**6)\nos._exit(7)"
+
+
+@pytest.mark.parametrize(
+    ("trial", "why"),
+    [
+        ("os._exit(0)", "it ended without reading the state"),
+        ("os.write(1, b'lockd 99 serves\\n'); os._exit(0)", "without reading"),
+        ("raise SystemExit('no such library')", "no such library"),
+        ("os.write(2, b'\\xff\\x1b[2J'); os._exit(1)", r"\x1b[2J"),
+        ("os.kill(os.getpid(), 9)", "it ended with -9"),
+        (FLOOD, "xxx"),
+    ],
+)
+def test_program_that_does_not_read_the_state_gets_nothing(
+    plant: Plant, daemon: DaemonProcess, clients: Any, trial: str, why: str
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    daemon.upgrade()
+    before, peak = descriptors(daemon), memory(daemon)
+    plant(handover.TRIAL, trial)
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert why in daemon.wait_for_line("no upgrade")
+    assert memory(daemon) - peak < 100 * 1024 * 1024
+    plant(handover.TRIAL, "pass")
+    daemon.upgrade()
+    assert descriptors(daemon) == before
+    client.call("release", resource="a", lockspace="files")
+
+
+def memory(daemon: DaemonProcess) -> int:
+    """Returns the most that the daemon ever had, in bytes."""
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    (line,) = (x for x in status.splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def test_end_is_not_held_up_by_a_program_that_hangs(
+    plant: Plant, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    hang = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    hang += f"open({str(told)!r}, 'w').write(str(os.getpid()))\nsignal.pause()"
+    plant(handover.TRIAL, hang)
+    os.kill(daemon.pid, signal.SIGUSR1)
+    pid = int(told.read_text())
+    with WireClient(daemon.socket) as client:
+        client.acquire("a")
+        pidfd = os.pidfd_open(pid)
+        assert daemon.stop() == 0
+        assert client.rest() == []
+    assert select.select([pidfd], [], [], 0)[0]
+    os.close(pidfd)
+
+
+def test_program_that_vanishes_after_its_trial_changes_nothing(
+    plant: Plant, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [os.environ["PYTHONPATH"], *sys.path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    daemon = DaemonProcess(place, CONFIG.format(place=place))
+    interpreter = place / "python"
+    interpreter.symlink_to(sys.executable)
+    daemon.interpreter = str(interpreter)
+    daemon.start()
+    with WireClient(daemon.socket) as client, WireClient(daemon.socket) as waiter:
+        client.acquire("a", lockspace="files")
+        msgid = waiter.send("acquire", resource="a", lockspace="files")
+        wait_for_waiters(client, "a", 1, lockspace="files")
+        before = descriptors(daemon)
+        # It is there when it is tried, and not any more when it counts.
+        plant(handover.TRIAL, f"os.unlink({daemon.interpreter!r})")
+        os.kill(daemon.pid, signal.SIGUSR1)
+        assert "No such file" in daemon.wait_for_line("no upgrade")
+        assert descriptors(daemon) == before
+        assert inheritable(daemon) == []
+        interpreter.symlink_to(sys.executable)
+        plant(handover.TRIAL, "pass")
+        daemon.upgrade()
+        client.call("release", resource="a", lockspace="files")
+        waiter.result(msgid)
+    assert daemon.stop() == 0
+
+
+def inheritable(daemon: DaemonProcess) -> list[str]:
+    """Returns what a child of the daemon would get beside the standard streams."""
+    place = Path(f"/proc/{daemon.pid}/fdinfo")
+    found = {x.name: x.read_text().split("flags:")[1].split() for x in place.iterdir()}
+    return [
+        fd
+        for fd, (flags, *_) in found.items()
+        if not int(flags, 8) & os.O_CLOEXEC and int(fd) > 2
+    ]
+
+
+def test_no_descriptor_can_leave_the_daemon_afterwards(
+    daemon: DaemonProcess, clients: Any
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        client.call("list")
+        clients().call("register", owner={"name": "vm", "pid": process.pid})
+        daemon.upgrade()
+        assert inheritable(daemon) == []
+        process.kill()
+
+
+@pytest.mark.parametrize("free", [0, 3, 20])
+def test_upgrade_without_room_changes_nothing(
+    daemon: DaemonProcess, clients: Any, free: int
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    used = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) + 1
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + free, limits[1]))
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert "Too many open files" in daemon.wait_for_line("no upgrade")
+    client.acquire("b")
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    daemon.upgrade()
+    client.call("release", resource="a", lockspace="files")
+
+
+# What goes wrong when it is too late.
+
+
+def test_configuration_that_is_spoilt_meanwhile_costs_nothing(
+    plant: Plant, place: Path, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(CONFIG.format(place=place) + ONLY_ADMINS)
+    with ExitStack() as stack:
+        client = stack.enter_context(WireClient(daemon.socket))
+        client.acquire("a", lockspace="hidden")
+        spoil = f"open({str(daemon.config)!r}, 'w').write('colour = 1')"
+        plant(handover.HANDOVER, spoil)
+        daemon.upgrade()
+        assert "stays as it was" in "".join(daemon.said)
+        client.call("release", resource="a", lockspace="hidden")
+        if os.geteuid() == 0:
+            other = stack.enter_context(connected_as_nobody(daemon.socket))
+            refusal = other.refusal("acquire", resource="a", lockspace="hidden")
+            assert refusal.code == "not_found"
+
+
+ONLY_ADMINS = """
+[lockspaces.hidden]
+kind = "memory"
+allow_users = {acquire = [], share = [], list = []}
+"""
+
+
+@pytest.mark.parametrize(
+    "spoil", ["os.rename({0!r}, {0!r} + 'x')", "os.chmod({0!r}, 0o777)"]
+)
+def test_directory_that_is_spoilt_after_the_trial_costs_nothing(
+    plant: Plant, daemon: DaemonProcess, clients: Any, place: Path, spoil: str
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    client.acquire("b")
+    plant(handover.HANDOVER, spoil.format(str(place / "locks")))
+    daemon.upgrade()
+    client.call("release", resource="a", lockspace="files")
+    client.call("release", resource="b")
+
+
+def test_lock_that_is_not_there_any_more_costs_only_its_holder(
+    plant: Plant, daemon: DaemonProcess, clients: Any, place: Path
+) -> None:
+    client, waiter = clients(), clients()
+    for name in "ab":
+        client.acquire(name, lockspace="files")
+    msgid = waiter.send("acquire", resource="a", lockspace="files")
+    wait_for_waiters(client, "a", 1, lockspace="files")
+    path = str(place / "locks" / "a")
+    close = f"""
+for fd in range(3, 100):
+    try:
+        found = os.readlink(f"/proc/self/fd/{{fd}}")
+    except OSError:
+        continue
+    if found == {path!r}:
+        os.close(fd)
+"""
+    plant(handover.HANDOVER, close)
+    daemon.upgrade()
+    lost = client.notification("lost")
+    assert (lost["resource"], lost["cause"]) == ("a", "broken")
+    assert waiter.result(msgid)["grant"]["resource"] == "a"
+    client.call("release", resource="b", lockspace="files")
+    assert "not taken over" in "".join(daemon.said)
 
 
 def memfd(data: bytes, seals: int = handover._SEALS) -> int:

@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from lockd.daemon import inquiries
-from lockd.daemon.access import Access
+from lockd.daemon.access import Access, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
@@ -61,7 +61,7 @@ class Scene:
             return make_lockspace(name, "memory", path, self.files)
 
         for name in self.runtime.lockspaces:
-            access.set_rights(name, LockspaceConfig("memory"))
+            access.set_rights(name, rights_of(LockspaceConfig("memory")))
         keeper = LimitKeeper(self.engine, Limits())
         self.dispatcher = Dispatcher(self.runtime, answers, access, keeper, 1, make)
         self.ours, self.theirs = socket.socketpair()

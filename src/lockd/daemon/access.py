@@ -75,13 +75,9 @@ class Access:
     def __init__(self) -> None:
         self._rights: dict[str, Rights] = {}
 
-    def set_rights(self, name: str, config: LockspaceConfig) -> None:
-        """Makes what is configured count from now on.
-
-        Raises:
-            ConfigError: there is no such user or group.
-        """
-        self._rights[name] = rights_of(config)
+    def set_rights(self, name: str, rights: Rights) -> None:
+        """Makes the rights in a lockspace count from now on."""
+        self._rights[name] = rights
 
     def may(self, peer: Peer, operation: Operation, lockspace: str) -> bool:
         """Tells whether a peer may do something in a lockspace that there is."""

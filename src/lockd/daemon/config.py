@@ -332,8 +332,13 @@ def make_lockspace(
     path: str | None,
     open_files: OpenFiles,
     on_disconnect: OnDisconnect = "release",
+    *,
+    check: bool = True,
 ) -> Lockspace:
     """Makes a lockspace of any kind.
+
+    Args:
+        check: whether to look at its directory.
 
     Raises:
         ConfigError: the path is missing, superfluous, or cannot be used.
@@ -346,8 +351,10 @@ def make_lockspace(
         return MemoryLockspace(name, on_disconnect=on_disconnect)
     if kind == "direct":
         return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
-    place = os.path.realpath(path or "")
+    place = os.path.realpath(path or "") if check else path or ""
     try:
-        return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)
+        return DirectoryLockspace(
+            name, place, open_files, on_disconnect=on_disconnect, check=check
+        )
     except ConfigError as error:
         raise ConfigError(f"lockspace {quoted(name)}: {error}") from None

@@ -16,7 +16,7 @@ from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon import inquiries
-from lockd.daemon.access import Access, Operation, check_method, not_there
+from lockd.daemon.access import Access, Operation, check_method, not_there, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd, uid_of
@@ -406,7 +406,8 @@ class Dispatcher:
         except ConfigError as error:
             raise InvalidRequestError(str(error)) from None
         self._runtime.add_lockspace(made)
-        self._access.set_rights(params.name, LockspaceConfig(params.kind))
+        rights = rights_of(LockspaceConfig(params.kind))
+        self._access.set_rights(params.name, rights)
         peer.send_result(msgid)
 
     def _create_resource(

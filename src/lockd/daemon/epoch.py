@@ -64,6 +64,8 @@ class Epoch:
 def load_epoch(directory: str, data: list[int]) -> Epoch:
     """Goes on in the epoch of a predecessor in this process, which holds the lock."""
     number, reserved, fd, lock_fd = data
+    os.set_inheritable(fd, False)
+    os.set_inheritable(lock_fd, False)
     epoch = Epoch(directory, fd, lock_fd, number)
     epoch._reserved = reserved
     return epoch

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ import trio
 from msgspec import Struct
 
 from lockd import __version__
+from lockd.daemon.access import rights_of
 from lockd.daemon.config import Config, Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.listener import Role
@@ -34,6 +36,7 @@ from lockd.engine import invariants, snapshot
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockd.names import plain, quoted
 from lockd.terms import Kind, Mode, OnDisconnect, ResourceKey
 
 if TYPE_CHECKING:
@@ -50,6 +53,17 @@ TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
 
 PATIENCE: Final = 30.0
 """Seconds in which the new program must have read the state."""
+
+GOOD: Final = "lockd can go on from here"
+"""The last line of a new program that has read the state: a status of 0 alone would
+also be that of one that never looked at it."""
+
+MAX_SAID: Final = 1_000
+"""Bytes that are kept of what it says, the last ones."""
+
+ROOM: Final = 32
+"""Descriptors that must be free: a program that cannot open its own files would end,
+and every lock with it."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Blocked from before execve(2) until the new program has its handlers: what is not
@@ -103,35 +117,62 @@ async def try_successor(service: "Service") -> None:
 
     Raises:
         ConfigError: it could not go on from there, and says why.
+        OSError: there is no room for a copy.
     """
     memfd = _write(_dump(service, lambda fd: fd))
-    environment = _environment(TRIAL, memfd)
-    environment.pop("NOTIFY_SOCKET", None)
     try:
         with trio.fail_after(PATIENCE):
-            done = await trio.run_process(
-                _command(),
-                pass_fds=(memfd,),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-            )
+            status, said = await _run_trial(memfd)
     except (OSError, trio.TooSlowError) as error:
         raise ConfigError(str(error) or f"no end after {PATIENCE:g} s") from None
     finally:
         os.close(memfd)
-    if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ConfigError(said[-1] if said else f"it ended with {done.returncode}")
+    lines = said.decode("utf-8", "replace").strip()
+    last = plain(lines.rpartition("\n")[2])
+    if status != 0:
+        raise ConfigError(last or f"it ended with {status}")
+    if last != GOOD:
+        raise ConfigError("it ended without reading the state")
+
+
+async def _run_trial(memfd: int) -> tuple[int, bytes]:
+    """Runs the new program; returns its status, and the end of what it said."""
+    environment = _environment(TRIAL, memfd)
+    environment.pop("NOTIFY_SOCKET", None)
+    # trio does this in a thread, which must not be one that signals are delivered to.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = await trio.lowlevel.open_process(
+            _command(),
+            pass_fds=(memfd,),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert process.stdout is not None
+    said = b""
+    try:
+        async with process.stdout:
+            async for data in process.stdout:
+                said = (said + data)[-MAX_SAID:]
+        return await process.wait(), said
+    finally:
+        # Out of patience, or the daemon ends.
+        if process.returncode is None:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 def give_way(service: "Service") -> None:
     """Becomes the new program; returns only if that failed.
 
     Raises:
-        ConfigError: nothing has changed.
+        ConfigError: the system refused; nothing has changed.
+        Exception: so did something else, and nothing has changed, either.
     """
     kept: list[int] = []
 
@@ -140,20 +181,30 @@ def give_way(service: "Service") -> None:
         return fd
 
     service.server.finish_turn()
-    memfd = keep(_write(_dump(service, keep)))
-    environment = _environment(HANDOVER, memfd)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with ExitStack() as unless_done:
+        try:
+            memfd = _write(_dump(service, keep))
+            unless_done.callback(os.close, memfd)
+            _check_room(memfd)
+            for fd in (*kept, memfd):
+                os.set_inheritable(fd, True)
+                unless_done.callback(os.set_inheritable, fd, False)
+            command = _command()
+            os.execve(command[0], command, _environment(HANDOVER, memfd))
+        except OSError as error:
+            raise ConfigError(str(error)) from None
+
+
+def _check_room(fd: int) -> None:
+    """Raises unless some descriptors are free."""
+    taken: list[int] = []
     try:
-        for fd in kept:
-            os.set_inheritable(fd, True)
-        command = _command()
-        os.execve(command[0], command, environment)
+        taken.extend(os.dup(fd) for _ in range(ROOM))
     except OSError as error:
-        for fd in kept:
-            os.set_inheritable(fd, False)
-        os.close(memfd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{os.strerror(error.errno or 0)}: no room") from None
+    finally:
+        for duplicate in taken:
+            os.close(duplicate)
 
 
 def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
@@ -280,13 +331,22 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
     notices.
     """
     problems = list(loaded.problems)
+    lost: dict[ResourceKey, str] = {}
     for space in state.lockspaces:
-        _take_lockspace(service, space, problems)
+        lost |= _take_lockspace(service, space)
+        _take_rights(service, space, problems)
+    problems += lost.values()
     for record in state.processes:
-        os.set_inheritable(record["pidfd"], False)
-        service.runtime.processes.load(record)
+        try:
+            os.set_inheritable(record["pidfd"], False)
+            service.runtime.processes.load(record)
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            problems.append(f"a process: {error!r}")
     for record in state.peers:
         _take_peer(service, record, problems)
+    # Now there is somebody to be told.
+    for key, reason in lost.items():
+        _lose(service, key, reason)
     service.dispatcher.last_number = state.last_number
     service.dispatcher.started = state.started
     service.dispatcher.upgrades = state.upgrades + 1
@@ -296,21 +356,41 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
 
 
 def _take_lockspace(
-    service: "Service", record: LockspaceRecord, problems: list[str]
-) -> None:
+    service: "Service", record: LockspaceRecord
+) -> dict[ResourceKey, str]:
+    """Serves a lockspace on; returns what is not locked any more, and why."""
     space = make_lockspace(
-        record.name, record.kind, record.path, service.open_files, record.on_disconnect
+        record.name,
+        record.kind,
+        record.path,
+        service.open_files,
+        record.on_disconnect,
+        # Locks are held there, whatever has become of its directory.
+        check=False,
     )
     service.runtime.add_lockspace(space)
-    service.access.set_rights(record.name, LockspaceConfig(record.kind))
+    lost = {}
     for resource, fd, made, mode in record.files:
         assert isinstance(space, FileLockspace)
         try:
             os.set_inheritable(fd, False)
             space.adopt_file(resource, fd, made=made, mode=mode)
         except (OSError, RequestError) as error:
-            problems.append(str(error))
-            _lose(service, ResourceKey(space.name, resource), str(error))
+            lost[ResourceKey(space.name, resource)] = str(error)
+    return lost
+
+
+def _take_rights(
+    service: "Service", record: LockspaceRecord, problems: list[str]
+) -> None:
+    """Lets everybody do in a lockspace what they could, until that is read anew."""
+    config = service.config.lockspaces.get(record.name, LockspaceConfig(record.kind))
+    try:
+        rights = rights_of(config)
+    except ConfigError as error:  # a user has been deleted
+        problems.append(f"rights in lockspace {quoted(record.name)}: {error}")
+        rights = rights_of(LockspaceConfig("direct"))  # for admins only
+    service.access.set_rights(record.name, rights)
 
 
 def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
@@ -347,7 +427,11 @@ def load_peer(
 
 
 def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
-    sock = socket.socket(fileno=record["fd"])
+    try:
+        sock = socket.socket(fileno=record["fd"])
+    except (LookupError, TypeError, OSError) as error:
+        problems.append(f"a connection: {error!r}")
+        return
     try:
         sock.set_inheritable(False)
         sock.setblocking(False)
@@ -355,7 +439,7 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         peer = load_peer(record, sock, watch, service.keeper.limits)
         if peer.session not in service.runtime.engine.sessions:
             raise ValueError("its session could not be read")
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OSError) as error:
         problems.append(f"a connection: {error!r}")
         sock.close()
         return

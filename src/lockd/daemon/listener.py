@@ -70,6 +70,7 @@ def load_listener(data: Plain) -> Listener:
     """Takes up the listening socket of a predecessor in this process."""
     inode = data["inode"]
     sock = socket.socket(fileno=data["fd"])
+    sock.set_inheritable(False)
     return Listener(data["path"], sock, None if inode is None else tuple(inode))
 
 

@@ -8,10 +8,13 @@ are alike.
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from contextlib import suppress
 from typing import Final
+
+import trio
 
 STDERR: Final = 2
 
@@ -62,6 +65,8 @@ class LogWriter(logging.Handler):
             self._lines.put_nowait(line.encode("utf-8", "backslashreplace"))
 
     def _write(self) -> None:
+        # A signal that is delivered here is not there for a successor (`handover`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             line = self._lines.get()
             with suppress(OSError):
@@ -72,8 +77,21 @@ class LogWriter(logging.Handler):
     def flush(self) -> None:
         """Waits until all is written, but not for ever."""
         until = time.monotonic() + PATIENCE
-        while self._lines.unfinished_tasks and time.monotonic() < until:
+        while self.is_behind and time.monotonic() < until:
             time.sleep(0.001)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are lines to be written."""
+        return bool(self._lines.unfinished_tasks)
+
+
+async def wait_written() -> None:
+    """Waits until all is written, but not for ever."""
+    writers = [x for x in logging.getLogger().handlers if isinstance(x, LogWriter)]
+    with trio.move_on_after(PATIENCE):
+        while any(x.is_behind for x in writers):  # noqa: ASYNC110 - it is a thread
+            await trio.sleep(0.001)
 
 
 class _PriorityFormatter(logging.Formatter):

@@ -99,6 +99,7 @@ def main(
         elif (copy := handover.receive(handover.TRIAL)) is not None:
             _check_lockspaces(settings, config)
             handover.check(copy)
+            click.echo(handover.GOOD)
         else:
             sockets = _socket_paths(
                 socket or settings.socket,

@@ -7,10 +7,11 @@ slow are left to a thread, one at a time for each lockspace, in order.
 
 import logging
 import math
+import signal
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -23,9 +24,12 @@ from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
+from lockd.names import quoted
 from lockd.terms import ResourceKey
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SLOW_QUEUE: Final = math.inf
 """How many anchors may wait for a slow file system: as many as are asked for."""
@@ -251,7 +255,7 @@ class Runtime:
     ) -> None:
         async for job in jobs:
             # Abandoned at the end: a hung server must not keep the daemon alive.
-            await trio.to_thread.run_sync(job, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(undisturbed, job, abandon_on_cancel=True)
 
     # Processes.
 
@@ -259,6 +263,9 @@ class Runtime:
         # Without a nursery the daemon ends, and will give its lock to nobody; or it has
         # not begun, and will be asked again.
         if self._nursery is None or self.processes.is_fencing(effect.owner_id):
+            return
+        if self.processes.of(effect.owner_id) is None:
+            logger.error("%s cannot be found to be ended", quoted(effect.owner.name))
             return
         self._end_process(effect.owner_id)
 
@@ -278,6 +285,15 @@ class Runtime:
 
     def _forget_owner(self, effect: e.ForgetOwner) -> None:
         self.processes.forget(effect.owner_id)
+
+
+def undisturbed(job: Callable[[], T]) -> T:
+    """Does a job in this thread, to which no signal is delivered from now on.
+
+    It would not be there for a successor (`handover`).
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    return job()
 
 
 def defect(error: Exception) -> InternalError:

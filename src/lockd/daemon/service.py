@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from lockd import __version__
 from lockd.daemon import handover, systemd
-from lockd.daemon.access import Access
+from lockd.daemon.access import Access, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.clock import MonotonicClock
 from lockd.daemon.config import (
@@ -31,8 +31,9 @@ from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import Listener, Role
+from lockd.daemon.logs import wait_written
 from lockd.daemon.poller import Poller
-from lockd.daemon.runtime import Runtime
+from lockd.daemon.runtime import Runtime, defect, undisturbed
 from lockd.daemon.server import Server
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine import snapshot
@@ -115,13 +116,14 @@ class Service:
         )
         self._options = options
         self._make_lockspace = make
-        self._upgrading = False
+        self._upgrading = self._asked_to_upgrade = False
         #: Held by a reload or an upgrade: one after the other.
         self._changing = trio.Lock()
         self._status = ""
         #: What an admin should know, until it is mended: shown in the status.
         self._complaint = ""
         self._idle_since = trio.current_time()
+        self._set_up(config)
         mounts = self.open_files.mounts
         self.poller.watch(
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
@@ -153,15 +155,23 @@ class Service:
 
     def _apply(self, config: Config, made: list[Lockspace]) -> None:
         running = self._running_config(config)
+        counts = effective(running, config)
+        # What was said of lockspaces that are named no longer goes on to count.
+        rights = {
+            name: rights_of(counts.lockspaces[name]) for name in config.lockspaces
+        }
         for lockspace in made:
             # A client may have been quicker.
             if lockspace.name not in self.runtime.lockspaces:
                 self.runtime.add_lockspace(lockspace)
         for sentence in needs_restart(running, config):
             logger.warning("= %s", sentence)
-        self.config = effective(running, config)
-        for name, space in self.config.lockspaces.items():
-            self.access.set_rights(name, space)
+        self.config = counts
+        for name, found in rights.items():
+            self.access.set_rights(name, found)
+        self._set_up(config)
+
+    def _set_up(self, config: Config) -> None:
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
         self.keeper.limits = config.limits
@@ -189,7 +199,7 @@ class Service:
                 with trio.fail_after(handover.PATIENCE):
                     self._apply(
                         *await trio.to_thread.run_sync(
-                            self._prepare, abandon_on_cancel=True
+                            undisturbed, self._prepare, abandon_on_cancel=True
                         )
                     )
                 self._complaint = ""
@@ -234,7 +244,9 @@ class Service:
                 if number == signal.SIGHUP:
                     nursery.start_soon(self.reload)
                 elif number == signal.SIGUSR1:
+                    self._asked_to_upgrade = True
                     if not self._upgrading:
+                        self._upgrading = True
                         nursery.start_soon(self._upgrade)
                 else:
                     logger.info("= ends on %s", signal.Signals(number).name)
@@ -249,19 +261,43 @@ class Service:
 
     async def _upgrade(self) -> None:
         """Gives way to the program that is now where this one was started from."""
-        self._upgrading = True
         async with self._changing:
             self._tell_reloading()
-            try:
-                await handover.try_successor(self)
-                logger.info("= lockd %s gives way", __version__)
-                for handler in logging.getLogger().handlers:
-                    handler.flush()
-                handover.give_way(self)
-            except ConfigError as error:
-                self.complain(f"no upgrade, lockd {__version__} goes on: {error}")
+            while self._asked_to_upgrade:
+                self._asked_to_upgrade = False
+                await self._try_to_upgrade()
             self._tell_ready()
         self._upgrading = False
+
+    async def _try_to_upgrade(self) -> None:
+        try:
+            await handover.try_successor(self)
+            await self._leave_signals()
+            # Else another program may be there by now, which was not tried.
+            if not self._asked_to_upgrade:
+                logger.info("= lockd %s gives way", __version__)
+                await wait_written()
+                handover.give_way(self)
+        except Exception as error:
+            if self.runtime.is_broken:
+                raise
+            why = error if isinstance(error, ConfigError | OSError) else defect(error)
+            self.complain(f"no upgrade, lockd {__version__} goes on: {why}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
+
+    async def _leave_signals(self) -> None:
+        """Leaves signals to the new program, after those that have come were heard.
+
+        Nobody else would hear them: what the kernel has delivered ends with execve(2).
+        If one of them is to end us, this is cancelled.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
+        heard = trio.Event()
+        # trio's own handler goes through the same line, and was there before us.
+        token = trio.lowlevel.current_trio_token()
+        token.run_sync_soon(heard.set, idempotent=True)
+        await heard.wait()
+        await trio.lowlevel.checkpoint()
 
     # What systemd is told.
 
@@ -344,7 +380,6 @@ def go_on(
         try:
             service.configure(read_config(options.config))
         except ConfigError as error:
-            service.configure(before)
             service.complain(f"the configuration stays as it was: {error}")
         gc.enable()
         await service.run()

@@ -31,6 +31,7 @@ class DirectoryLockspace(FileLockspace):
 
     Args:
         path: the directory, which must be ours alone to change.
+        check: whether to see that it is.
 
     Raises:
         ConfigError: it is not there, or somebody else may write to it.
@@ -45,9 +46,11 @@ class DirectoryLockspace(FileLockspace):
         open_files: OpenFiles,
         *,
         on_disconnect: OnDisconnect = "release",
+        check: bool = True,
     ) -> None:
         super().__init__(name, open_files, on_disconnect=on_disconnect)
-        _check_directory(path)
+        if check:
+            _check_directory(path)
         self.path = self.directory = path
         self._trusted_users = (0, os.geteuid())
 
