@@ -18,7 +18,14 @@ import pytest
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from wire_client import NOBODY, Refusal, WireClient, connected_as, wait_for_sessions
+from wire_client import (
+    NOBODY,
+    Refusal,
+    WireClient,
+    connected_as,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can connect as another user"
@@ -229,6 +236,28 @@ def test_reasons_of_others_are_in_no_answer(daemon: DaemonProcess) -> None:
         assert "secret" not in told + str(said[0])
         assert "mine" in str(herself.call("query", lockspace="open", resource="own"))
         assert "mine" in str(root.call("query", lockspace="open", resource="own"))
+
+
+def test_cycle_leaves_out_what_may_not_be_listed(daemon: DaemonProcess) -> None:
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        first, second = (enter(WireClient(daemon.socket)) for _ in range(2))
+        asker = enter(connected_as(daemon.socket, *WHO["nobody"]))
+        asker.call("hello", protocol=1, client="test")
+        asker.acquire("hers", lockspace="open")
+        first.acquire("first", lockspace="open")
+        second.acquire("secret", lockspace="memory")
+        first.send("acquire", lockspace="memory", resource="secret")
+        wait_for_waiters(second, "secret", 1, lockspace="memory")
+        second.send("acquire", lockspace="open", resource="hers")
+        wait_for_waiters(first, "hers", 1, lockspace="open")
+        refusal = asker.refusal("acquire", lockspace="open", resource="first")
+        assert refusal.code == "deadlock"
+        assert "secret" not in refusal.sentence + json.dumps(refusal.facts)
+        assert "memory" not in refusal.sentence + json.dumps(refusal.facts)
+        assert refusal.facts is not None
+        names = [link["resource"] for link in refusal.facts["cycle"]]
+        assert sorted(names, key=str) == [None, "first", "hers"]
 
 
 def test_sessions_show_only_counts_that_may_be_seen(daemon: DaemonProcess) -> None:

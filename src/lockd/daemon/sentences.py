@@ -80,9 +80,13 @@ def _held_outside(outside: OutsideHolder) -> str:
 
 
 def _circle(cycle: tuple[Wait, ...]) -> str:
-    links = [f"{_called(w.owner)} waits for {quoted(str(w.key))}" for w in cycle]
+    links = [f"{_called(w.owner)} waits for {_wanted(w)}" for w in cycle]
     first = _called(cycle[0].owner)
     return ", held or queued for by ".join([*links, first])
+
+
+def _wanted(wait: Wait) -> str:
+    return quoted(str(wait.key)) if wait.key.resource else "something"
 
 
 def _how(mode: Mode) -> str:

@@ -4,13 +4,19 @@ Applied to the engine's values before they become sentences or maps, so that nei
 to think of it.
 """
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from lockd.daemon.access import Access
 from lockd.daemon.peer import Peer
 from lockd.engine.commands import Owner
-from lockd.engine.effects import LastHolder, Refused, Situation
+from lockd.engine.effects import LastHolder, Refused, Situation, Wait
 from lockd.names import quoted
+from lockd.terms import ResourceKey
+
+HIDDEN: Final = ResourceKey("", "")
+"""In the place of a resource that is not for a peer."""
 
 _CODES = {
     "timeout": "{} was not granted in time",
@@ -35,10 +41,20 @@ class Veil:
         if peer.is_admin or situation is None:
             return effect
         if self._access.may(peer, "list", situation.key.lockspace):
-            return replace(effect, situation=self.situation(situation, peer))
+            return replace(
+                effect,
+                situation=self.situation(situation, peer),
+                cycle=tuple(self._link(wait, peer) for wait in effect.cycle),
+            )
         said = _CODES.get(effect.code, "{} is held or waited for")
-        message = effect.message or said.format(quoted(str(situation.key)))
+        message = said.format(quoted(str(situation.key)))
+        if effect.code != "busy":
+            message = effect.message or message
         return Refused(effect.session, effect.request, effect.code, message)
+
+    def _link(self, wait: Wait, peer: Peer) -> Wait:
+        seen = self._access.may(peer, "list", wait.key.lockspace)
+        return wait if seen else replace(wait, key=HIDDEN)
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
         """Returns holders and waiters without what is not for a peer."""

@@ -130,8 +130,8 @@ def link(wait: Wait) -> Map:
         "name": wait.owner.name,
         "pid": wait.owner.pid,
         "session": wait.session,
-        "lockspace": wait.key.lockspace,
-        "resource": wait.key.resource,
+        "lockspace": wait.key.lockspace or None,
+        "resource": wait.key.resource or None,
     }
 
 

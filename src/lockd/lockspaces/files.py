@@ -169,11 +169,13 @@ class FileLockspace(Lockspace):
 
     def _check_alias(self, file: LockFile, path: str) -> None:
         other = self._shared.by_inode.get(file.inode)
-        if other is not None:
-            raise BusyError(
-                f"the file {quoted(path)} is locked under another name, "
-                f"{quoted(other.resource)} in lockspace {quoted(other.lockspace)}"
-            )
+        if other is None:
+            return
+        # Who may see into this lockspace need not know of the other one.
+        name = "in another lockspace"
+        if other.lockspace == self.name:
+            name = quoted(other.resource)
+        raise BusyError(f"the file {quoted(path)} is locked under another name, {name}")
 
     def _lock(self, file: LockFile, path: str, mode: Mode) -> None:
         if file.mode == mode:
