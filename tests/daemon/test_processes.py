@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from queue import Queue
 from typing import Any
 
@@ -205,30 +205,48 @@ def test_thread_is_no_process(client: WireClient) -> None:
 
 
 @needs_root
-def test_process_of_another_user_may_be_named_but_its_owner_not_joined(
+def test_process_that_a_stranger_registers_is_an_owner_apart(
     start_daemon: StartDaemon, process: Sleeper
 ) -> None:
     daemon = start_daemon()
-    with WireClient(daemon.socket) as admin:
-        register(admin, process.pid)
-        admin.acquire("a")
-        with connected_as_nobody(daemon.socket) as nobody:
-            owner = {"name": "x", "pid": process.pid}
-            refusal = nobody.refusal("register", owner=owner)
-            assert refusal.code == "denied"
-            assert nobody.refusal("release", resource="a").code == "not_held"
-        with (
-            subprocess.Popen(["sleep", "1000"]) as root_process,
-            connected_as_nobody(daemon.socket) as first,
-            connected_as_nobody(daemon.socket) as second,
-        ):
-            try:
-                register(first, root_process.pid)
-                first.acquire("b")
-                register(second, root_process.pid)
-                second.call("release", resource="b")
-            finally:
-                root_process.kill()
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        stranger, friend = (enter(connected_as_nobody(daemon.socket)) for _ in range(2))
+        admin, other = (enter(WireClient(daemon.socket)) for _ in range(2))
+        # Whoever comes first gets no hold on those who come later.
+        assert register(stranger, process.pid)["uid"] == NOBODY
+        assert register(admin, process.pid)["uid"] == os.getuid()
+        register(other, process.pid)
+        register(friend, process.pid)
+        token = admin.acquire("a")["fencing_token"]
+        for client in (stranger, friend):
+            assert client.refusal("release", resource="a").code == "not_held"
+            assert client.refusal("release", fencing_token=token).code == "not_held"
+        stranger.acquire("b")
+        assert other.refusal("release", resource="b").code == "not_held"
+        friend.call("release", resource="b")
+        stranger.acquire("c")
+        daemon.upgrade()
+        friend.call("release", resource="c")
+        stranger.acquire("d")
+        other.call("release", resource="a")
+        process.kill()
+        assert stranger.notification("lost")["cause"] == "owner_died"
+
+
+@needs_root
+def test_what_a_stranger_acquires_for_a_process_does_not_count_as_its_users(
+    start_daemon: StartDaemon, process: Sleeper
+) -> None:
+    daemon = start_daemon("[limits]\nlocks_per_user = 2\nrequests_per_user = 2\n")
+    with (
+        connected_as_nobody(daemon.socket) as stranger,
+        WireClient(daemon.socket) as victim,
+    ):
+        register(stranger, process.pid)
+        stranger.call("acquire", resources=["a", "b"])
+        assert stranger.refusal("acquire", resource="c").code == "limit"
+        victim.call("acquire", resources=["d", "e"])
 
 
 @needs_root

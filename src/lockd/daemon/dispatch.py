@@ -300,20 +300,18 @@ class Dispatcher:
         if uid is None or process.is_dead:
             process.close()
             raise NotFoundError(f"there is no process {pid} to be the owner")
-        owner_id = processes.registered(pid)
-        if owner_id is None:
+        if not may_signal:
+            # Whoever joins an owner may release what it holds, and what it holds
+            # counts among what its user may hold: neither is for a stranger.
+            uid = process.claimant = peer.credentials.uid
+        owner_id = processes.registered(pid, process.claimant)
+        first = None if owner_id is None else processes.of(owner_id)
+        # One that is dead had the pid before; the news of that is on its way.
+        if owner_id is None or first is None or first.is_dead:
             owner_id = self.new_session()
-            process.claimant = peer.credentials.uid
             processes.add_registered(owner_id, process)
-            return owner_id, uid
-        process.close()
-        # Whoever joins an owner may release what it holds.
-        first = processes.of(owner_id)
-        if not may_signal and first and first.claimant != peer.credentials.uid:
-            raise DeniedError(
-                f"process {pid} is registered by another user, "
-                f"and is not one of uid {peer.credentials.uid}"
-            )
+        else:
+            process.close()
         return owner_id, uid
 
     def _check_can_be_fenced(self, peer: Peer) -> None:

@@ -36,7 +36,7 @@ class Process:
     Attributes:
         pidfd: refers to it for ever; closed with the owner.
         may_signal: whether whoever named it could have ended it, too.
-        claimant: the uid of whoever named it first, if it is registered.
+        claimant: the uid of who registered it without a right to it; None for others.
     """
 
     __slots__ = ("claimant", "fencing", "kill_at", "may_signal", "pid", "pidfd")
@@ -90,7 +90,8 @@ class Processes:
         self._on_death = on_death
         self._on_fenced = on_fenced
         self._by_owner: dict[int, Process] = {}
-        self._owner_by_pid: dict[int, int] = {}
+        #: By pid and claimant.
+        self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
     def add_peer(self, owner_id: int, process: Process) -> None:
         """Takes in the process at the other end of a new session."""
@@ -99,7 +100,7 @@ class Processes:
     def add_registered(self, owner_id: int, process: Process) -> None:
         """Takes in a process for which a session says that it acts."""
         self._by_owner[owner_id] = process
-        self._owner_by_pid[process.pid] = owner_id
+        self._owner_by_pid[process.pid, process.claimant] = owner_id
         action = partial(self._died, owner_id)
         self._poller.watch(process.pidfd, select.EPOLLIN, action)
 
@@ -109,9 +110,9 @@ class Processes:
         if not self._by_owner[owner_id].fencing:
             self._on_death(owner_id)
 
-    def registered(self, pid: int) -> int | None:
+    def registered(self, pid: int, claimant: int | None = None) -> int | None:
         """Returns the number of the owner that is a process, if it is registered."""
-        return self._owner_by_pid.get(pid)
+        return self._owner_by_pid.get((pid, claimant))
 
     def of(self, owner_id: int) -> Process | None:
         """Returns the process of an owner, if there is one to be found."""
@@ -121,8 +122,9 @@ class Processes:
         """Stops finding an owner by its pid: its end is known."""
         process = self._by_owner[owner_id]
         self._poller.unwatch(process.pidfd)
-        if self._owner_by_pid.get(process.pid) == owner_id:
-            del self._owner_by_pid[process.pid]
+        key = process.pid, process.claimant
+        if self._owner_by_pid.get(key) == owner_id:
+            del self._owner_by_pid[key]
 
     def forget(self, owner_id: int) -> None:
         """Closes the pidfd of an owner, unless its process is just being fenced."""
@@ -186,7 +188,8 @@ class Processes:
                 "may_signal": process.may_signal,
                 "claimant": process.claimant,
                 "kill_at": process.kill_at,
-                "registered": self._owner_by_pid.get(process.pid) == owner_id,
+                "registered": owner_id
+                == self._owner_by_pid.get((process.pid, process.claimant)),
             }
             for owner_id, process in self._by_owner.items()
         ]
