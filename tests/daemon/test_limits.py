@@ -4,10 +4,12 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import msgpack
 import pytest
 
 import lockd
@@ -207,6 +209,20 @@ def test_half_a_message_is_not_waited_for_for_ever(limited: Limited) -> None:
         assert message[2][1].startswith("protocol: a message was not complete after")
         other.acquire("a", timeout=10)
         silent.acquire("b")
+
+
+def test_one_message_after_the_other_is_no_half_message(limited: Limited) -> None:
+    daemon = limited(message_timeout=0.1)
+    request = msgpack.packb([0, 1, "check", [{"resource": "a", "fencing_token": 1}]])
+    with greeted(daemon) as client:
+        until = time.monotonic() + 0.5
+        # There is always a message that has begun, and never one for long.
+        client.send_bytes(request[:5])
+        while time.monotonic() < until:
+            client.send_bytes(request[5:] + request[:5])
+            assert client.result(1) == {"current": False}
+        client.send_bytes(request[5:])
+        client.result(1)
 
 
 def test_message_that_gets_complete_in_time_is_answered(limited: Limited) -> None:

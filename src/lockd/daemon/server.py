@@ -105,8 +105,8 @@ class Server:
         self._unfinished: Waiting = {}
         #: Peers that are to be closed, and are not served any more.
         self._leaving: Waiting = {}
-        #: Until when a message must be complete, the earliest first.
-        self._incomplete: dict[Peer, float] = {}
+        #: Until when which message must be complete, the earliest first.
+        self._incomplete: dict[Peer, tuple[float, int]] = {}
         # Closed when no other is left, so that a client can be turned away and does
         # not stay at the head of the backlog for ever.
         self._spare_fd = _open_spare()
@@ -177,7 +177,7 @@ class Server:
         return not all(map(self._turns.rests, chain(self._unfinished, self._leaving)))
 
     def _next_deadline(self) -> float:
-        deadline = next(iter(self._incomplete.values()), inf)
+        deadline = next((when for when, _ in self._incomplete.values()), inf)
         if self._unfinished or self._leaving:
             deadline = min(deadline, self._turns.deadline)
         return min(deadline, *self._pauses.values(), inf)
@@ -186,7 +186,7 @@ class Server:
         """Ends who leaves a message unfinished; takes in clients again."""
         now = trio.current_time()
         while self._incomplete:
-            peer, deadline = next(iter(self._incomplete.items()))
+            peer, (deadline, begun_at) = next(iter(self._incomplete.items()))
             if deadline > now:
                 break
             del self._incomplete[peer]
@@ -194,7 +194,7 @@ class Server:
             put_off = self._unfinished.get(peer.credentials.uid, ())
             if peer.is_behind or peer in put_off:
                 # It is not read from: the rest may be there.
-                self._incomplete[peer] = now + timeout
+                self._incomplete[peer] = now + timeout, begun_at
                 continue
             message = f"a message was not complete after {timeout:g} seconds"
             peer.send_error(None, ProtocolError(message))
@@ -269,11 +269,14 @@ class Server:
 
     def _expect_rest(self, peer: Peer) -> None:
         """Begins to wait for the rest of a message, or goes on waiting, or ends it."""
+        begun_at = peer.connection.begun_at
         if not peer.connection.has_partial:
             self._incomplete.pop(peer, None)
-        elif peer not in self._incomplete:
+        elif self._incomplete.get(peer, (0, -1))[1] != begun_at:
+            # Whoever sends one message after the other has always begun one.
+            self._incomplete.pop(peer, None)
             timeout = self._keeper.limits.message_timeout
-            self._incomplete[peer] = trio.current_time() + timeout
+            self._incomplete[peer] = trio.current_time() + timeout, begun_at
 
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""

@@ -78,6 +78,8 @@ class Connection:
 
     def __init__(self) -> None:
         self._incoming = bytearray()
+        #: How much of the stream is cut into messages.
+        self._decoded = 0
         #: The headers of the calls that are not yet answered.
         self._calls: dict[int, Header] = {}
         self._last_number = 0
@@ -113,6 +115,7 @@ class Connection:
             return None
         message = bytes(incoming[:length])
         del incoming[:length]
+        self._decoded += length
         return message
 
     def _understand(self, message: bytes) -> Call | None:
@@ -200,6 +203,11 @@ class Connection:
         return data
 
     # Another connection goes on where this one was.
+
+    @property
+    def begun_at(self) -> int:
+        """Which message that is: no two begin at the same place."""
+        return self._decoded
 
     @property
     def has_partial(self) -> bool:

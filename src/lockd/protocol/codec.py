@@ -68,6 +68,11 @@ class Decoder:
             max_ext_len=0,
         )
 
+    @property
+    def begun_at(self) -> int:
+        """Where in the stream the message began that is not complete yet."""
+        return self._decoded
+
     def receive(self, data: bytes) -> Iterator[Any]:
         """Takes bytes as they came; yields every message that they complete.
 

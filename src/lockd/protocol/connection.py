@@ -81,6 +81,11 @@ class Connection:
         """Whether a message has begun that is not complete yet."""
         return bool(self._decoder.partial)
 
+    @property
+    def begun_at(self) -> int:
+        """Which message that is: no two begin at the same place."""
+        return self._decoder.begun_at
+
     def dump(self) -> dict[str, Any]:
         """Returns what `load` needs: half a message, and what was agreed."""
         return {"greeted": self.greeted, "partial": bytes(self._decoder.partial)}
