@@ -26,6 +26,21 @@ def test_peer_is_the_process_that_connected() -> None:
     os.close(pidfd)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have so many groups")
+def test_peer_may_have_very_many_groups() -> None:
+    groups = frozenset(range(1_000_000, 1_003_000))
+    before = os.getgroups()
+    os.setgroups(list(groups))
+    try:
+        ours, theirs = socket.socketpair()
+    finally:
+        os.setgroups(before)
+    with ours, theirs, subprocess.Popen(["sleep", "1000"], extra_groups=groups) as many:
+        # More than getsockopt(2) gives us: what /proc says of the process.
+        assert frozenset(c._peer_groups(ours, many.pid)) == groups
+        many.kill()
+
+
 def test_peer_is_found_by_its_pid_on_an_older_kernel(
     monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes]
 ) -> None:

@@ -31,6 +31,7 @@ _UCRED: Final = struct.Struct("iII")
 _MAX_COMMAND: Final = 256
 _MAX_CMDLINE: Final = 256 * 1024
 _PATH: Final = re.compile(rb'/[^\0",]+')
+_MAX_STATUS: Final = 2**20  # 65,536 groups (NGROUPS_MAX) and more
 _UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
@@ -118,7 +119,8 @@ def _differs(pid: int, kind: str) -> bool:
 
 def _status(pid: int) -> dict[str, str]:
     """Returns proc_pid_status(5) as a map."""
-    lines = (x.partition(":") for x in _read(f"/proc/{pid}/status").splitlines())
+    text = _read(f"/proc/{pid}/status", _MAX_STATUS)
+    lines = (x.partition(":") for x in text.splitlines())
     return {name: value.strip() for name, _, value in lines}
 
 
@@ -204,9 +206,9 @@ def unit_of(pid: int) -> str | None:
     return None
 
 
-def _read(path: str) -> str:
+def _read(path: str, size: int = 4096) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(4096)
+            return file.read(size)
     except OSError:
         return ""
