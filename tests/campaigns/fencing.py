@@ -4,7 +4,9 @@
 
 Owners are processes that leave in every way there is while they hold locks for which
 they must be dead first. Whoever gets such a lock next looks through a pidfd, opened
-when the owner started: it must be dead by then (pidfd_open(2): readable).
+when the owner started: it must be dead by then (pidfd_open(2): readable). Half of the
+owners have so much memory that the kernel takes milliseconds to end them after the last
+signal: a lock that is given away when that is sent is seen to be.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from campaigns.tools import Counts, daemon, end
 from wire_client import WireClient
 
 AT_ONCE = 8
+MEMORY = 16 * 1024 * 1024
 WAYS = (
     "closes and lives on",
     "closes and ignores SIGTERM",
@@ -35,7 +38,9 @@ WAYS = (
 class Owner:
     """A forked process that holds some locks and leaves in one of the ways."""
 
-    def __init__(self, path: Path, way: str, space: str, names: list[str]) -> None:
+    def __init__(
+        self, path: Path, way: str, space: str, names: list[str], memory: int
+    ) -> None:
         self.way, self.space, self.names = way, space, names
         ready_in, ready_out = os.pipe()
         self.go_in, self.go_out = os.pipe()
@@ -43,7 +48,7 @@ class Owner:
         if self.pid == 0:
             signal.alarm(60)  # should the campaign end before us
             try:
-                self._live(path, ready_out)
+                self._live(path, ready_out, b"x" * memory)
             finally:
                 os._exit(1)
         self.pidfd = os.pidfd_open(self.pid)
@@ -55,7 +60,7 @@ class Owner:
         session, *tokens = map(int, told.split())
         self.session, self.tokens = session, tokens
 
-    def _live(self, path: Path, ready: int) -> None:
+    def _live(self, path: Path, ready: int, memory: bytes) -> None:
         if self.way in ("closes and ignores SIGTERM", "is broken by an admin"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         client = WireClient(path)
@@ -121,7 +126,8 @@ def campaign(count: int, seed: int) -> Counts:
                 if way == "asks for it by registration":
                     space = chance.choice(["default", "files"])
                 names = [f"{place}-{i}" for i in range(chance.randint(1, 5))]
-                owners.append(Owner(process.socket, way, space, names))
+                memory = chance.choice([0, MEMORY])
+                owners.append(Owner(process.socket, way, space, names, memory))
                 ways[way] += 1
             asked = {
                 waiter.send("acquire", resource=name, lockspace=owner.space): owner

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import daemons
 from benchmarks.wires import VirtlockdWire, names
 
-from campaigns.tools import Counts, daemon, end
+from campaigns.tools import KILL_GRACE, Counts, daemon, end
 from wire_client import WireClient
 
 PATIENCE = 15.0
@@ -82,6 +82,9 @@ def in_lockd(count: int) -> Counts:
         found = [watch(stubborn(hold), round_trip) for _ in range(count)]
     took = max(seconds for _, seconds in found)
     counts.show("longest time until the owner was dead", f"{took:.3f}", "s")
+    counts.must("owners that were not ended", sum(s > PATIENCE for _, s in found), 0)
+    early = sum(seconds < KILL_GRACE for _, seconds in found)
+    counts.must("owners that did not get their time to end", early, 0)
     longest = max(trip for trip, _ in found)
     counts.must("longest pair of another client meanwhile", longest * 1000, 20, "ms")
     return counts

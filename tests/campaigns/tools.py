@@ -9,22 +9,24 @@ from pathlib import Path
 
 from daemon_process import DaemonProcess
 
-CONFIG = """
-admin_socket = "{place}/admin.sock"
-kill_grace = 0.1
+KILL_GRACE = 0.1
+
+CONFIG = f"""
+admin_socket = "{{place}}/admin.sock"
+kill_grace = {KILL_GRACE}
 [limits]
 locks_per_session = 100000
 locks_per_user = 1000000
 sessions_per_user = 4000
 [lockspaces.files]
 kind = "directory"
-path = "{place}/locks"
+path = "{{place}}/locks"
 [lockspaces.killed]
 kind = "memory"
 on_disconnect = "kill"
 [lockspaces.killed-files]
 kind = "directory"
-path = "{place}/killed"
+path = "{{place}}/killed"
 on_disconnect = "kill"
 """
 

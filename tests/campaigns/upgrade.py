@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -141,7 +142,10 @@ def load(path: str, first: int, count: int, control: Connection) -> None:
     stop.set()
     for client in clients:
         client.join(90)
-    surplus = [message for client in clients for message in client.client.kept]
+    # Whatever is said that was not asked for: nothing may come after the last answer.
+    for client in clients:
+        client.client.socket.shutdown(socket.SHUT_WR)
+    surplus = [message for client in clients for message in client.client.rest()]
     control.send(
         {
             "asked": sum(len(client.asked) for client in clients),
