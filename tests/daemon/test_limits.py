@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -270,6 +271,46 @@ def test_clients_get_in_again_when_descriptors_are_free(
         wait_for_sessions(inside, 1)
         with greeted(daemon) as late:
             late.acquire("b")
+
+
+@only_root
+def test_admin_gets_in_when_others_have_all_descriptors(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "locks").mkdir(mode=0o755)
+    path = tmp_path / "admin.sock"
+    daemon = start_daemon(
+        f"admin_socket = '{path}'\n[lockspaces.files]\nkind = 'directory'\n"
+        f"path = '{tmp_path}/locks'\n",
+        prefix=["prlimit", "--nofile=600:600"],
+    )
+    with ExitStack() as stack:
+
+        def stranger() -> WireClient:
+            client = connected_as(daemon.socket, NOBODY, NOBODY)
+            return stack.enter_context(client)
+
+        client, taken, error = stranger(), 0, None
+        while error is None:
+            wanted = {"resource": f"{taken}", "lockspace": "files"}
+            error, _ = client.answer(client.send("acquire", **wanted))
+            taken += error is None
+        assert error[1].startswith("unavailable")
+        assert taken > 450
+        assert len(os.listdir(tmp_path / "locks")) == taken
+        # Each takes two, and the first ones perhaps the last that are not reserved.
+        crowd = [stranger() for _ in range(4)]
+        refusal = turned_away(crowd[-1])
+        assert refusal.sentence == (
+            "the limit of 536 descriptors is reached (LimitNOFILE)"
+        )
+        admins = [stack.enter_context(WireClient(path)) for _ in range(10)]
+        admins.append(stack.enter_context(WireClient(daemon.socket)))
+        for admin in admins:
+            admin.call("statistics")
+            admin.close()
+        daemon.upgrade()
+        client.call("release", resource="0", lockspace="files")
 
 
 def test_lockctl_says_which_limit_it_is(limited: Limited) -> None:

@@ -5,6 +5,7 @@ notices. A limit that is lowered takes nothing away from those who are above it.
 """
 
 import os
+import resource
 from collections import Counter
 from typing import Final
 
@@ -13,6 +14,10 @@ from lockd.daemon.peer import Peer
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import LimitError
 from lockd.terms import ResourceKey
+
+RESERVED_DESCRIPTORS: Final = 64
+"""Of all descriptors, those that neither locks nor the sessions of others than admins
+may take (an eighth, if there are few): an admin gets in, and an upgrade finds room."""
 
 RESERVED: Final = 16
 """Of all sessions, those that only root and the daemon's own user may take."""
@@ -32,6 +37,8 @@ class LimitKeeper:
         self._admins = 0
         self._clients_of: Counter[int] = Counter()
         self._privileged = (0, os.geteuid())
+        #: Descriptors from this number on are reserved.
+        self.max_fd = unreserved_descriptors()
 
     @property
     def is_shared(self) -> bool:
@@ -50,6 +57,18 @@ class LimitKeeper:
         _check("sessions", self._clients + kept, limits.sessions)
         of_user = self._clients_of[uid]
         _check("sessions_per_user", of_user, limits.sessions_per_user)
+
+    def check_descriptor(self, fd: int, uid: int, *, at_admin_socket: bool) -> None:
+        """Raises `LimitError` if a user's session would take one that is reserved.
+
+        Args:
+            fd: of its socket; the kernel gives the lowest that is free (accept(2)).
+        """
+        if fd >= self.max_fd and not (at_admin_socket or uid in self._privileged):
+            raise LimitError(
+                f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE)",
+                {"limit": "LimitNOFILE", "most": self.max_fd},
+            )
 
     def add_session(self, peer: Peer) -> None:
         """Counts a client that was taken in."""
@@ -109,6 +128,12 @@ class LimitKeeper:
         if waits:
             waiting = len(session.requests)
             _check("waiters_per_session", waiting, limits.waiters_per_session)
+
+
+def unreserved_descriptors() -> int:
+    """Returns how many descriptors we may have, less those that are reserved."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most - min(RESERVED_DESCRIPTORS, most // 8)
 
 
 def _check(key: str, used: int, most: int) -> None:

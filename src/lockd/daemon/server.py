@@ -358,7 +358,9 @@ class Server:
         sock.setblocking(False)
         try:
             uid = peer_credentials(sock).uid
-            self._keeper.check_session(uid, at_admin_socket=role == ADMINS)
+            admin = role == ADMINS
+            self._keeper.check_session(uid, at_admin_socket=admin)
+            self._keeper.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
             self._open_peer(sock, identify(sock), role)
         except RequestError as error:
             farewell = connection_for(role)

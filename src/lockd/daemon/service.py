@@ -93,7 +93,7 @@ class Service:
         self.access = Access()
         self.keeper = LimitKeeper(engine, config.limits)
         self.poller, self.answers = Poller(), Answers(self.access)
-        self.open_files = OpenFiles()
+        self.open_files = OpenFiles(self.keeper.max_fd)
         self.runtime = Runtime(
             engine,
             self.answers,

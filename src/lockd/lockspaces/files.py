@@ -16,6 +16,7 @@ held exclusively, so that nobody else can be about to trust them.
 
 import errno
 import fcntl
+import math
 import os
 import struct
 from collections.abc import Callable
@@ -77,6 +78,9 @@ class LockFile:
 class OpenFiles:
     """What all file lockspaces of a daemon share.
 
+    Args:
+        max_fd: descriptors from this number on are not for lock files.
+
     Attributes:
         by_inode: which files are locked, under which name. Two names can lead to one
             file: hard links, bind mounts, two lockspaces on one directory. The kernel
@@ -84,7 +88,8 @@ class OpenFiles:
         mounts: where network file systems are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_fd: float = math.inf) -> None:
+        self.max_fd = max_fd
         self.by_inode: dict[Inode, ResourceKey] = {}
         self.mounts = MountTable()
 
@@ -162,6 +167,8 @@ class FileLockspace(Lockspace):
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
         try:
             self._check_status(status, path)
+            if fd >= self._shared.max_fd:
+                raise_refusal(OSError(errno.EMFILE, ""), path)
         except RequestError:
             self._discard(file, path)
             raise
