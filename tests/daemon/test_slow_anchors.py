@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lockd.daemon import handover
 from lockd.daemon.access import Access
 from lockd.daemon.answers import Answers
 from lockd.daemon.poller import Poller
@@ -16,7 +19,7 @@ from lockd.engine import effects as e
 from lockd.engine.commands import Owner
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_table import TRY_PATIENCE
-from lockd.errors import AnchorError
+from lockd.errors import AnchorError, CodedError, ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.memory import MemoryLockspace
 from lockd.terms import EXCLUSIVE, Create, Mode, ResourceKey
@@ -256,3 +259,25 @@ async def test_hung_file_system_does_not_hold_up_the_end() -> None:
     scene.hung.answers.set()
     scene.runtime.close()
     scene.poller.close()
+
+
+async def test_upgrade_waits_for_who_was_promised_an_answer(scene: Scene) -> None:
+    told: list[CodedError | None] = []
+    done = trio.Event()
+
+    def conclude(outcome: CodedError | None) -> None:
+        told.append(outcome)
+        done.set()
+
+    def make(name: str) -> None:
+        scene.hung.answers.wait(LIMIT)
+
+    scene.runtime.change_file(scene.hung, "web1", make, conclude)
+    server = SimpleNamespace(finish_turn=lambda: None)
+    service: Any = SimpleNamespace(server=server, runtime=scene.runtime)
+    with pytest.raises(ConfigError, match="slow file system"):
+        handover.give_way(service)
+    scene.hung.answers.set()
+    await done.wait()
+    assert told == [None]
+    assert scene.runtime.changes == 0

@@ -66,6 +66,8 @@ class Runtime:
         self.is_broken = False
         self._file_lockspaces: list[Lockspace] = []
         self._slow: dict[str, trio.MemorySendChannel[Callable[[], None]]] = {}
+        #: How many files are just being made or removed in a thread.
+        self.changes = 0
         self._nursery: trio.Nursery | None = None
         self._on_turn: Callable[[], None] = lambda: None
         self._alarm = trio.CancelScope()
@@ -225,6 +227,7 @@ class Runtime:
             done: called when it is done, or with why it was refused.
         """
         if lockspace.anchor_is_slow(resource):
+            self.changes += 1
             job = partial(self._change_slowly, resource, change, done)
             self._later(lockspace, job)
         else:
@@ -237,8 +240,14 @@ class Runtime:
         done: Callable[[CodedError | None], None],
     ) -> None:
         outcome = _try_to_change(change, resource)
-        trio.from_thread.run_sync(done, outcome)
-        trio.from_thread.run_sync(self._on_turn)
+        trio.from_thread.run_sync(self._changed, outcome, done)
+
+    def _changed(
+        self, outcome: CodedError | None, done: Callable[[CodedError | None], None]
+    ) -> None:
+        self.changes -= 1
+        done(outcome)
+        self._on_turn()
 
     def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
         if self._nursery is None:
