@@ -607,5 +607,32 @@ def test_state_that_cannot_be_read_is_refused_whole(
     assert why in tried(daemon, memfd(data))
 
 
+def test_state_of_a_newer_program_is_read_if_that_says_so(
+    plant: Plant, daemon: DaemonProcess, clients: Any
+) -> None:
+    client = clients()
+    client.acquire("a", lockspace="files")
+    # As a program would leave it that knows more than we do.
+    add = """
+import fcntl, msgpack
+name = "LOCKD_HANDOVER"
+with open(int(os.environ[name]), "rb") as file:
+    file.seek(0)
+    state = msgpack.unpackb(file.read())
+state |= {"version": state["version"] + 1, "colours": ["red"]}
+state["peers"] = [peer | {"colour": "red"} for peer in state["peers"]]
+state["engine"]["version"] += 1
+state["engine"]["owners"] = [x | {"colour": 1} for x in state["engine"]["owners"]]
+fd = os.memfd_create("newer", os.MFD_ALLOW_SEALING)
+os.write(fd, msgpack.packb(state))
+fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15)
+os.environ[name] = str(fd)
+"""
+    plant(handover.HANDOVER, add)
+    daemon.upgrade()
+    assert not [x for x in daemon.said if "not taken over" in x or "Error in" in x]
+    client.call("release", resource="a", lockspace="files")
+
+
 def test_state_that_somebody_could_change_is_refused(daemon: DaemonProcess) -> None:
     assert "not sealed" in tried(daemon, memfd(b"", fcntl.F_SEAL_GROW))
