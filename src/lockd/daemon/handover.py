@@ -223,7 +223,7 @@ def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
         {role: x.dump(keep) for role, x in service.listeners.items()},
         [_dump_lockspace(x, keep) for x in service.runtime.lockspaces.values()],
         service.runtime.processes.dump(keep),
-        [peer.dump(keep) for peer in service.answers.peers.values()],
+        [_dump_peer(peer, keep) for peer in service.answers.peers.values()],
         dispatcher.last_number,
         dispatcher.started,
         dispatcher.upgrades,
@@ -239,6 +239,10 @@ def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRe
     return LockspaceRecord(
         space.name, space.kind, space.path, space.on_disconnect, files
     )
+
+
+def _dump_peer(peer: Peer, keep: Callable[[int], int]) -> Plain:
+    return peer.dump() | peer.dump_state() | {"fd": keep(peer.fileno())}
 
 
 def _write(state: Handover) -> int:
@@ -425,7 +429,7 @@ def load_peer(
         is_admin=record["is_admin"],
         limits=limits,
     )
-    peer.load(record)
+    peer.load_state(record)
     return peer
 
 

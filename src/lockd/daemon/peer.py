@@ -18,15 +18,13 @@ import trio
 
 from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
+from lockd.daemon.flow import Flow, KeptFlow, PlainFlow
 from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.errors import ProtocolError
 from lockd.libvirt.connection import Connection as LibvirtConnection
 from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
-
-READ_SIZE: Final = 2_048
-"""Bytes taken from one client before the others have their turn."""
 
 SLICE: Final = 0.002
 """Seconds for which one client's requests are carried out before the others'."""
@@ -63,6 +61,7 @@ class Peer:
     Args:
         identity: who it is.
         watch: called with the events that are wanted from now on.
+        flow: how its bytes come and go; plainly, if nothing else is said.
 
     Attributes:
         role: through which socket it came.
@@ -87,8 +86,10 @@ class Peer:
         role: Role = CLIENTS,
         is_admin: bool = False,
         limits: Limits = Limits(),  # noqa: B008 - frozen
+        flow: Flow | None = None,
     ) -> None:
         self.session = session
+        self.flow = flow or PlainFlow(sock)
         self.credentials = identity.credentials
         self.groups = identity.groups
         self.is_foreign = identity.is_foreign
@@ -112,8 +113,12 @@ class Peer:
         #: What was read and not yet carried out.
         self._requests: Iterator[Any] | None = None
         self._watch = watch
+        #: How many bytes were received, before it was this peer's and since then.
+        self._received_before = self._received = 0
         self._unsent = bytearray()
-        #: Bytes that came while others were unsent: the client did not ask for them.
+        #: Whether the socket did not take all there was, and is watched for more room.
+        self.is_behind = False
+        #: Bytes that came meanwhile: the client did not ask for them.
         self._piled_up = 0
 
     def __repr__(self) -> str:
@@ -122,31 +127,60 @@ class Peer:
             f"uid={self.credentials.uid} unsent={len(self._unsent)}>"
         )
 
-    def dump(self, keep: Callable[[int], int]) -> Plain:
-        """Returns the state of a session as plain data (`handover`)."""
+    def dump(self) -> Plain:
+        """Returns who it is as plain data, which never changes (`handover`)."""
         return {
             "session": self.session,
-            "fd": keep(self.fileno()),
             "credentials": list(self.credentials),
             "groups": list(self.groups),
             "is_foreign": self.is_foreign,
             "role": self.role,
             "is_admin": self.is_admin,
             "since": self.since,
-            "connection": self.connection.dump(),
+            "slot": self.flow.slot,
+        }
+
+    def dump_state(self) -> Plain:
+        """Returns where its session stands: what was done and said, and what was not.
+
+        What was read and left for later has not been done; with `KeptFlow` it is still
+        in the socket.
+        """
+        half_done = self._requests is not None
+        connection = self.connection.dump()
+        done = self._received
+        if half_done:
+            done = self._received_before + self.connection.begun_at
+            connection["partial"] = b""
+        return {
+            "done": done,
+            "sent": self.flow.sent,
+            "connection": connection,
             "unsent": bytes(self._unsent),
             "piled_up": self._piled_up,
             "arrays": [msgid for msgid, x in self.expected.items() if x is ARRAY],
+            "is_closing": self.is_closing,
         } | {name: getattr(self, name) for name in _PLAIN_ATTRIBUTES}
 
-    def load(self, data: Plain) -> None:
-        """Goes on where the session stood that `dump` described."""
+    def load_state(self, data: Plain) -> None:
+        """Goes on where the session stood that `dump_state` described.
+
+        Raises:
+            OSError: the connection is broken.
+        """
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, data[name])
         self.expected = dict.fromkeys(data["arrays"], ARRAY)
         self.connection.load(data["connection"])
+        self._received = data["done"]
+        self._received_before = self._received - len(data["connection"]["partial"])
         self._unsent += data["unsent"]
+        if isinstance(self.flow, KeptFlow):
+            self.flow.resume(self._received)
+            del self._unsent[: self.flow.sent - data["sent"]]
         self._piled_up = data["piled_up"]
+        self.is_behind = bool(self._unsent)
+        self.is_closing = data["is_closing"]
 
     @property
     def at_admin_socket(self) -> bool:
@@ -159,14 +193,9 @@ class Peer:
         return self.role == VIRTLOCKD
 
     @property
-    def is_behind(self) -> bool:
-        """Whether it has answers to read, and is not read from meanwhile."""
-        return bool(self._unsent)
-
-    @property
     def wanted_events(self) -> int:
         """For what its socket is to be watched."""
-        return WRITING if self._unsent else READING
+        return WRITING if self.is_behind else READING
 
     def finish_receiving(self, take: Callable[[Peer, Any], None]) -> None:
         """Carries out what was read and left for later."""
@@ -182,6 +211,7 @@ class Peer:
             data = self._read()
             if data is None:
                 return
+            self._received += len(data)
             self._requests = self.connection.receive(data)
         until = trio.current_time() + SLICE
         try:
@@ -199,7 +229,7 @@ class Peer:
 
     def _read(self) -> bytes | None:
         try:
-            data = self._sock.recv(READ_SIZE)
+            data = self.flow.receive()
         except BlockingIOError:
             return None
         except OSError:
@@ -211,28 +241,31 @@ class Peer:
     @property
     def has_more(self) -> bool:
         """Whether requests were left for later, and may be carried out now."""
-        return self._requests is not None and not self._unsent and not self.is_closing
+        return not (self._requests is None or self.is_behind or self.is_closing)
+
+    def collect(self) -> None:
+        """Takes what is to be sent out of the conversation."""
+        data = self.connection.data_to_send()
+        if self.is_behind:
+            self._piled_up += len(data)
+        self._unsent += data
 
     def flush(self) -> None:
         """Sends what there is, as far as the socket takes it."""
-        data: bytes | bytearray = self.connection.data_to_send()
-        was_behind = bool(self._unsent)
-        if was_behind:
-            self._piled_up += len(data)
-            self._unsent += data
-            data = self._unsent
+        self.collect()
+        unsent = self._unsent
         try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
+            if unsent:
+                del unsent[: self.flow.send(unsent)]
+            if self._requests is None and not self.is_closing:
+                self.flow.settle()
         except OSError:
             self.is_closing = True
             return
-        if was_behind:
-            del self._unsent[:sent]
+        if self.is_behind:
             self._catch_up()
-        elif sent < len(data):
-            self._unsent += data[sent:]
+        elif unsent:
+            self.is_behind = True
             self._watch(WRITING)
 
     def _catch_up(self) -> None:
@@ -240,6 +273,7 @@ class Peer:
         unread = min(len(self._unsent), self._piled_up)
         if not self._unsent:
             self._piled_up = 0
+            self.is_behind = False
             self._watch(READING)
         elif unread > self._max_unread_bytes:
             logger.warning(

@@ -206,7 +206,7 @@ class Connection:
 
     @property
     def begun_at(self) -> int:
-        """Which message that is: no two begin at the same place."""
+        """Where in the stream that message begins, or the next one will."""
         return self._decoded
 
     @property

@@ -83,7 +83,7 @@ class Connection:
 
     @property
     def begun_at(self) -> int:
-        """Which message that is: no two begin at the same place."""
+        """Where in the stream that message begins, or the next one will."""
         return self._decoder.begun_at
 
     def dump(self) -> dict[str, Any]:
