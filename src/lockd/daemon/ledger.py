@@ -1,0 +1,272 @@
+"""Records that outlive the process, in memory that the kernel keeps.
+
+Two memfds (memfd_create(2)), mapped. Whoever keeps their descriptors elsewhere keeps
+what is written there: SIGKILL ends the process, not the memory. A record is written
+beyond what counts, and then the length of what counts is stored, which is one machine
+instruction: there is no moment in which half a commit could be read.
+
+One file is in use. When most of it is garbage, what lives of it is copied into the
+other one in small slices, while records are still added to the first; the other one is
+in use from the moment its own length is stored, because its generation is higher.
+"""
+
+import os
+import time
+from typing import Final
+
+from lockd.daemon.ledger_file import (
+    DATA,
+    MAX_KEY,
+    MAX_VALUE,
+    STEP,
+    VERSION,
+    File,
+    Header,
+    encode,
+    find_record,
+    read_header,
+    read_value,
+)
+from lockd.errors import LockdError
+
+_SLICE_RECORDS: Final = 64
+_SLICE_BYTES: Final = 1 << 16
+"""What is copied between two looks at the clock."""
+
+_Place = tuple[int, int, int]
+"""Where the newest record of a key is: generation of the file, offset, size."""
+
+
+class LedgerError(LockdError, ValueError):
+    """Raised when a predecessor's records are of a version that is not known here."""
+
+
+class Ledger:
+    """Values by key, of which a successor finds exactly those that were committed.
+
+    `fds` are the two memfds, to be kept elsewhere. With those of a predecessor, it
+    goes on with what is in them; they are its own to close from then on. `problems`
+    says what of it could not be read, a sentence each. Where the newest record of a key
+    is damaged beyond recognition, `records` has what the key stood for before: whoever
+    finds problems there should rely on nothing else that can be asked instead.
+
+    Raises:
+        LedgerError: the predecessor was of another version. Nothing was changed, and
+            `fds` are still the caller's.
+        OSError: there is no memory, or `fds` are not what they should be.
+    """
+
+    def __init__(self, fds: tuple[int, int] | None = None) -> None:
+        self.problems: list[str] = []
+        self._index: dict[bytes, _Place] = {}
+        self._staged: dict[bytes, bytes] = {}
+        #: Which of the staged records are removals.
+        self._removals: set[bytes] = set()
+        self._live = 0
+        self._copied = 0
+        self._copying_since = 0
+        headers: list[Header | None] = [None, None]
+        if fds is not None:
+            headers = [read_header(fd, self.problems) for fd in fds]
+        chosen = _choose(headers)
+        if fds is not None and chosen is None:
+            self.problems.append("no file of the ledger can be read")
+        self.fds = fds or (_create("lockd-ledger-0"), _create("lockd-ledger-1"))
+        self._open(headers, chosen)
+        self._is_damaged = bool(self.problems)
+
+    def records(self) -> dict[bytes, bytes]:
+        """Returns all values that are committed, by key."""
+        files = {file.generation: file for file in (self._file, self._spare)}
+        found = {}
+        for key, (generation, offset, _) in self._index.items():
+            file = files.get(generation)
+            value = read_value(file, offset) if file else None
+            if value is not None:
+                found[key] = value
+        return found
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Stages a value, which replaces the one that the key has.
+
+        Raises:
+            ValueError: the key has more than 65,535 bytes, or the value than 1 GiB.
+        """
+        if len(key) > MAX_KEY or len(value) > MAX_VALUE:
+            raise ValueError(f"too long: {len(key)} and {len(value)} bytes")
+        self._staged[key] = encode(key, value, self._file.salt)
+        self._removals.discard(key)
+
+    def remove(self, key: bytes) -> None:
+        """Stages that a key has no value any more; it need not have had one."""
+        self._staged[key] = encode(key, None, self._file.salt)
+        self._removals.add(key)
+
+    def commit(self) -> None:
+        """Has all that is staged count from now on, and all of it at once.
+
+        Raises:
+            OSError: there is no memory. Nothing of it counts, what counted before still
+                does, and what is staged stays so: the next commit tries it again.
+        """
+        staged, file = self._staged, self._file
+        if not staged:
+            return
+        offset = file.append(b"".join(staged.values()))
+        file.commit()
+        for key, record in staged.items():
+            if key in self._removals:
+                self._forget(key)
+            else:
+                self._note(key, offset, len(record))
+            offset += len(record)
+        staged.clear()
+        self._removals.clear()
+
+    def tidy(self, seconds: float) -> None:
+        """Works on getting rid of garbage, for about so long and at least a little.
+
+        Cheap if there is nothing to do. To be called about as often as `commit`.
+
+        Raises:
+            OSError: there is no memory; nothing is lost, and it can be called again.
+        """
+        deadline = time.monotonic() + seconds
+        while self._tidy_slice() and time.monotonic() < deadline:
+            pass
+
+    def close(self) -> None:
+        """Closes both files. What was committed stays, if they are kept elsewhere."""
+        self._file.close()
+        self._spare.close()
+
+    def _open(self, headers: list[Header | None], chosen: int | None) -> None:
+        for number, fd in enumerate(self.fds):
+            if number != chosen:
+                os.ftruncate(fd, 0)
+        files = [File(fd) for fd in self.fds]
+        self._file, self._spare = files[chosen or 0], files[1 - (chosen or 0)]
+        header = headers[chosen] if chosen is not None else None
+        if header is None:
+            self._file.begin(1, int.from_bytes(os.urandom(4)))
+        else:
+            self._file.adopt(header)
+            end = self._load()
+            if not header.end_is_known:
+                self._file.end = end
+            elif end != header.end:
+                self._report_gap(end, header.end)
+            self._file.write_header(header.generation, header.salt)
+        self._file.commit()
+
+    def _load(self) -> int:
+        """Reads what a predecessor left; returns where the last record ends."""
+        file = self._file
+        lost: dict[bytes, int] = {}
+        offset = DATA
+        while found := find_record(file, offset):
+            start, size, key, is_removal = found
+            if start != offset:
+                self._report_gap(offset, start)
+            offset = start + size
+            lost.pop(key, None)
+            is_damaged = read_value(file, start) is None
+            if is_damaged:
+                lost[key] = start
+            if is_damaged or is_removal:
+                # What the key stood for before is not what it stands for.
+                self._forget(key)
+            else:
+                self._note(key, start, size)
+        for key, start in lost.items():
+            self.problems.append(f"the value of {key!r} at {start} is damaged")
+        return offset
+
+    def _report_gap(self, start: int, end: int) -> None:
+        self.problems.append(f"no record can be read from {start} to {end}")
+
+    def _note(self, key: bytes, offset: int, size: int) -> None:
+        """Has a record in the file that is in use be the newest of its key."""
+        before = self._index.get(key)
+        self._index[key] = (self._file.generation, offset, size)
+        self._live += size if before is None else size - before[2]
+
+    def _forget(self, key: bytes) -> None:
+        before = self._index.pop(key, None)
+        if before is not None:
+            self._live -= before[2]
+
+    def _tidy_slice(self) -> bool:
+        """Does a little of what there is to do; tells whether there may be more."""
+        if not self._spare.generation:
+            if self._spare.reserved:
+                self._spare.give_back()
+                return True
+            if not self._is_due():
+                return False
+            self._spare.begin(self._file.generation + 1, self._file.salt)
+            self._copied = DATA
+            self._copying_since = self._file.end
+        self._copy_slice()
+        return True
+
+    def _is_due(self) -> bool:
+        garbage = self._file.end - DATA - self._live
+        return self._is_damaged or garbage > max(self._live, STEP)
+
+    def _copy_slice(self) -> None:
+        limit = self._copied + _SLICE_BYTES
+        for _ in range(_SLICE_RECORDS):
+            found = find_record(self._file, self._copied)
+            if found is None:
+                self._switch()
+                return
+            start, size, key, is_removal = found
+            if start != self._copied:
+                self._report_gap(self._copied, start)
+            self._copy(start, size, key, is_removal)
+            self._copied = start + size
+            if self._copied > limit:
+                return
+
+    def _copy(self, start: int, size: int, key: bytes, is_removal: bool) -> None:
+        """Copies a record if it counts, checksums and all."""
+        if is_removal:
+            # An older one removed nothing that has been copied.
+            counts = start >= self._copying_since and key not in self._index
+        else:
+            counts = self._index.get(key) == (self._file.generation, start, size)
+        if counts:
+            offset = self._spare.append(self._file.map[start : start + size])
+            if not is_removal:
+                self._index[key] = (self._spare.generation, offset, size)
+
+    def _switch(self) -> None:
+        """Uses the other file: everything that counts is in both at this moment."""
+        self._spare.commit()
+        self._file, self._spare = self._spare, self._file
+        self._spare.erase()
+        self._is_damaged = False
+
+
+def _create(name: str) -> int:
+    return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def _choose(headers: list[Header | None]) -> int | None:
+    """Returns which file counts: the newest one that is complete."""
+    ranks = [
+        (header.end_is_known, header.generation, number)
+        for number, header in enumerate(headers)
+        if header and header.end
+    ]
+    if not ranks:
+        return None
+    chosen = max(ranks)[2]
+    header = headers[chosen]
+    if header and header.version != VERSION:
+        raise LedgerError(
+            f"the records of the daemon before are of version {header.version}, "
+            f"only {VERSION} can be read"
+        )
+    return chosen

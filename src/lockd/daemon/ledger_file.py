@@ -1,0 +1,254 @@
+"""A file of records in shared memory, of which the first so many bytes count.
+
+The header is five 64-bit words, twice: magic, version and salt, generation, a checksum
+of these, and the length with a checksum of its own. It is read by every version, for
+ever. Records follow, aligned to eight bytes: checksum of lengths and key, checksum of
+the value, a mark, both lengths, key, value. All numbers are the machine's own: the
+memory never leaves it. The salt keeps what is inside a value from passing for a record
+when what is around it is damaged.
+
+The file is sparse and as large as it can ever be, so that it is mapped once. Memory is
+reserved (fallocate(2)) before it is written to: where there is none, that fails with
+OSError, whereas the write itself would be SIGBUS.
+"""
+
+import errno
+import mmap
+import os
+import struct
+import sys
+from typing import Final, NamedTuple
+from zlib import crc32
+
+VERSION: Final = 1
+
+SIZE: Final = 1 << 34
+"""Bytes of address space for each file: of memory, only what is used."""
+
+STEP: Final = 1 << 18
+"""Bytes that are reserved, or given back, at a time; less garbage is not tidied."""
+
+_MAGIC: Final = int.from_bytes(b"lockdldg", sys.byteorder)
+_COPY: Final = 5
+_HEADER: Final = struct.Struct("=10Q")
+DATA: Final = _HEADER.size
+_CHECKED: Final = struct.Struct("=QQQ")
+
+_PRIME: Final = (1 << 24) - 3
+"""No flipped bit leaves the rest of a division by it as it was."""
+
+_MARK: Final = 0xB10C
+_MARK_BYTES: Final = _MARK.to_bytes(2, sys.byteorder)
+_CHECKSUMS: Final = struct.Struct("=II")
+_LENGTHS: Final = struct.Struct("=HHI")
+_HEAD: Final = struct.Struct("=IIHHI")
+_REMOVED: Final = 0xFFFFFFFF
+"""Stands where the length of a value stands: the key has none any more."""
+
+MAX_KEY: Final = 0xFFFF
+MAX_VALUE: Final = 1 << 30
+
+_PADDING: Final = [bytes(-size % 8) for size in range(8)]
+
+Record = tuple[int, int, bytes, bool]
+"""Offset, size with padding, key, and whether it only says that the key has none."""
+
+
+class Header(NamedTuple):
+    """What a header says of its file."""
+
+    version: int
+    salt: int
+    generation: int
+    end: int
+    """Where that which counts ends; 0: nothing counts yet."""
+    end_is_known: bool
+    """False: both copies of it are damaged, and this is where the memory ends."""
+
+
+class File:
+    """One memfd, mapped; records are appended, and count once they are committed."""
+
+    def __init__(self, fd: int) -> None:
+        os.ftruncate(fd, SIZE)
+        self.fd = fd
+        self.map = mmap.mmap(fd, SIZE)
+        # A core dump would fill memory with what is a hole.
+        self.map.madvise(mmap.MADV_DONTDUMP)
+        # Not struct.pack_into(): it fills with zeros first. This stores a word at once.
+        self._words = memoryview(self.map)[:DATA].cast("Q")
+        self.generation = 0
+        self.salt = 0
+        self.end = 0
+        self.reserved = 0
+
+    def begin(self, generation: int, salt: int) -> None:
+        """Makes it a file with no records, which does not count before `commit`.
+
+        Raises:
+            OSError: there is no memory; it can be tried again.
+        """
+        self.end = DATA
+        self._reserve(0)
+        self.write_header(generation, salt)
+
+    def adopt(self, header: Header) -> None:
+        """Makes it a file whose records can be read, and nothing can be added yet.
+
+        Raises:
+            OSError: there is no memory, where some is missing.
+        """
+        self.end = header.end
+        self._reserve(0)
+        self.generation, self.salt = header.generation, header.salt
+
+    def write_header(self, generation: int, salt: int) -> None:
+        """Writes both copies: the magic last, so that no half of one is ever read."""
+        self.generation, self.salt = generation, salt
+        flags = VERSION << 32 | salt
+        check = crc32(_CHECKED.pack(_MAGIC, flags, generation))
+        for first in (0, _COPY):
+            self._words[first + 3] = check
+            self._words[first + 2] = generation
+            self._words[first + 1] = flags
+            self._words[first] = _MAGIC
+
+    def append(self, records: bytes) -> int:
+        """Writes behind the end, and returns where.
+
+        Raises:
+            OSError: there is no memory; nothing has changed.
+        """
+        offset = self.end
+        end = offset + len(records)
+        if end > self.reserved:
+            self._reserve(len(records))
+        self.map[offset:end] = records
+        self.end = end
+        return offset
+
+    def commit(self) -> None:
+        """Has all that was appended count, from one machine instruction to the next.
+
+        The second copy is for the case that the first is damaged.
+        """
+        word = _guarded(self.end, self.salt)
+        self._words[_COPY - 1] = word
+        self._words[2 * _COPY - 1] = word
+
+    def erase(self) -> None:
+        """Has nothing count any more; the memory is still there."""
+        self.generation = 0
+        self._words[0] = 0
+        self._words[_COPY] = 0
+
+    def give_back(self) -> None:
+        """Gives a step of memory back to the kernel, of a file that was erased."""
+        self.map.madvise(mmap.MADV_REMOVE, self.reserved - STEP, STEP)
+        self.reserved -= STEP
+
+    def close(self) -> None:
+        """Unmaps and closes it; what counts stays, if the memfd is kept elsewhere."""
+        self._words.release()
+        self.map.close()
+        os.close(self.fd)
+
+    def _reserve(self, size: int) -> None:
+        end = (self.end + size + STEP - 1) // STEP * STEP
+        if end > SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(self.fd, self.reserved, end - self.reserved)
+        self.reserved = end
+
+
+# Records.
+
+
+def encode(key: bytes, value: bytes | None, salt: int) -> bytes:
+    """Returns a record; with None, the one which says that the key has no value."""
+    if value is None:
+        value, length = b"", _REMOVED
+    else:
+        length = len(value)
+    lengths_and_key = _LENGTHS.pack(_MARK, len(key), length) + key
+    check = crc32(lengths_and_key, salt)
+    checks = _CHECKSUMS.pack(check, crc32(value, check))
+    return checks + lengths_and_key + value + _PADDING[(len(key) + len(value)) & 7]
+
+
+def find_record(file: File, offset: int) -> Record | None:
+    """Returns the first readable record from there on; None: there is none.
+
+    Its value may be damaged.
+    """
+    memory, end = file.map, file.end
+    while offset + _HEAD.size <= end:
+        check, _, mark, key_size, length = _HEAD.unpack_from(memory, offset)
+        key_end = offset + _HEAD.size + key_size
+        is_removal = length == _REMOVED
+        value_end = key_end if is_removal else key_end + length
+        if mark == _MARK and value_end <= end:
+            lengths_and_key = memory[offset + _CHECKSUMS.size : key_end]
+            if crc32(lengths_and_key, file.salt) == check:
+                size = (value_end - offset + 7) & -8
+                return offset, size, lengths_and_key[_LENGTHS.size :], is_removal
+        offset = _next_mark(memory, offset, end)
+    return None
+
+
+def _next_mark(memory: mmap.mmap, offset: int, end: int) -> int:
+    """Returns the next offset where a record may begin."""
+    while True:
+        found = memory.find(_MARK_BYTES, offset + _CHECKSUMS.size + 1, end)
+        if found < 0:
+            return end
+        offset = found - _CHECKSUMS.size
+        if offset % 8 == 0:
+            return offset
+
+
+def read_value(file: File, offset: int) -> bytes | None:
+    """Returns the value of a record with a key that is not damaged; None: it is."""
+    check, value_check, _, key_size, length = _HEAD.unpack_from(file.map, offset)
+    start = offset + _HEAD.size + key_size
+    value = b"" if length == _REMOVED else file.map[start : start + length]
+    return value if crc32(value, check) == value_check else None
+
+
+# The header.
+
+
+def read_header(fd: int, problems: list[str]) -> Header | None:
+    """Reads both copies of a header, without changing anything; None: there is none."""
+    size = os.fstat(fd).st_size
+    words = _HEADER.unpack(os.pread(fd, DATA, 0).ljust(DATA, b"\0"))
+    found = None
+    lengths = []
+    for magic, flags, generation, check, length in (words[:_COPY], words[_COPY:]):
+        if magic == _MAGIC and crc32(_CHECKED.pack(magic, flags, generation)) == check:
+            found = flags >> 32, flags & 0xFFFF_FFFF, generation
+            lengths.append(length)
+        elif magic:
+            problems.append("a copy of a header is damaged")
+    if found is None:
+        return None
+    ends = [_end_of(word, found[1]) for word in lengths if word]
+    if None in ends:
+        problems.append("a copy of the length is damaged")
+    end = max((end for end in ends if end), default=0)
+    if size < end:
+        problems.append(f"of {end} bytes, only {size} are there")
+    if ends and not end:
+        return Header(*found, os.lseek(fd, 0, os.SEEK_HOLE), end_is_known=False)
+    return Header(*found, end, end_is_known=True)
+
+
+def _guarded(end: int, salt: int) -> int:
+    """Returns a length together with a checksum of it, as one word."""
+    return end << 24 | (end % _PRIME ^ salt & 0xFF_FFFF)
+
+
+def _end_of(word: int, salt: int) -> int | None:
+    """Returns the length that `_guarded` made a word of; None: it is damaged."""
+    end = word >> 24
+    return end if DATA <= end <= SIZE and word == _guarded(end, salt) else None
