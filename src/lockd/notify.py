@@ -2,6 +2,8 @@
 
 import os
 import socket
+from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 
 
@@ -10,13 +12,14 @@ def is_listening() -> bool:
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
-def notify(state: str) -> bool:
+def notify(state: str, fds: Sequence[int] = ()) -> bool:
     """Tells the service manager something; tells whether that left.
 
     Never waits, never fails: a manager that does not listen must not hold up locks.
 
     Args:
         state: assignments, one a line, as in sd_notify(3).
+        fds: descriptors that go with it.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -27,6 +30,8 @@ def notify(state: str) -> bool:
         suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
     ):
-        sock.sendto(state.encode("utf-8", "replace"), address)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+        text = state.encode("utf-8", "replace")
+        sock.sendmsg([text], rights if fds else [], 0, address)
         return True
     return False

@@ -92,13 +92,15 @@ from lockd.errors import ConfigError
 if "wrong" not in os.environ:
     os.environ["LISTEN_PID"] = str(os.getpid())
 try:
-    taken = systemd.take_listeners()
+    taken = systemd.take_passed()
 except ConfigError as error:
     print("refused:", error)
 else:
-    for name, sock in taken.items():
+    for name, sock in taken.listeners.items():
         print(name, sock.fileno(), sock.getsockname(),
               os.get_inheritable(sock.fileno()), sock.getblocking())
+    for name, fd in taken.kept:
+        print(name, fd, os.readlink(f"/proc/self/fd/{fd}"), os.get_inheritable(fd))
 print(sorted(set(os.environ) & {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}))
 """
 

@@ -10,8 +10,8 @@ what is still wanted of it goes into one message of an old one; the first messag
 an old queue go to its end without what is not wanted. Always: first the copy is queued,
 then the original taken out. A kill between the two leaves both, with the same serial.
 
-Descriptors are told by labels, which travel with them: in the message if they fit, else
-in a memfd that is its first descriptor, because messages may hold few bytes in all.
+Descriptors are told by labels, which travel with them: that of a single one in the
+message, those of many in a memfd, its first descriptor: a queue may hold few bytes.
 """
 
 import errno
@@ -22,6 +22,7 @@ import struct
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from time import monotonic
 from typing import Final
 
@@ -55,20 +56,22 @@ SEND_BUFFER: Final = 212_992
 SO_PEEK_OFF: Final = 42
 """Where MSG_PEEK goes on (socket(7)); Python has no name for it."""
 
-_INLINE: Final = 224
+# Format, whether the labels are in a memfd, and how many; serial and length of each.
 _HEADER: Final = struct.Struct("<BBH")
 _TAG: Final = struct.Struct("<QB")
+_ONE: Final = struct.Struct("<BBHQB")
 _INT: Final = struct.Struct("@i")
 _SPACE: Final = socket.CMSG_SPACE((FULL + 1) * _INT.size)
 
 
 class _Kept:
-    """A descriptor in flight: its serial and label as they travel, and where it is."""
+    """A descriptor in flight: its serial and label, and where it is."""
 
-    __slots__ = ("fd", "gone", "is_wanted", "queue", "tag")
+    __slots__ = ("fd", "gone", "is_wanted", "label", "queue", "serial")
 
-    def __init__(self, tag: bytes, fd: int, queue: "_Queue") -> None:
-        self.tag = tag
+    def __init__(self, serial: int, label: bytes, fd: int, queue: "_Queue") -> None:
+        self.serial = serial
+        self.label = label
         self.fd = fd
         self.queue = queue
         self.is_wanted = True
@@ -87,31 +90,40 @@ class _Queue:
         self.total = 0
         self.wanted = 0
 
+    def send_one(self, kept: _Kept) -> None:
+        """Queues a message with one descriptor; what it costs is what `keep` costs.
+
+        Raises:
+            OSError: it is not queued.
+        """
+        label = kept.label
+        text = _ONE.pack(FORMAT, 0, 1, kept.serial, len(label)) + label
+        self._send(text, _INT.pack(kept.fd))
+        self.messages.append((kept,))
+        self.total += 1
+        self.wanted += 1
+
     def send(self, message: Sequence[_Kept]) -> None:
-        """Queues one message.
+        """Queues a message.
 
         Raises:
             OSError: nothing of it is queued.
         """
-        tags = b"".join([kept.tag for kept in message])
-        fds = array("i", [kept.fd for kept in message])
-        if len(tags) <= _INLINE:
-            self._send(_HEADER.pack(FORMAT, 0, len(message)) + tags, fds)
-        else:
-            memfd = _write(tags)
-            try:
-                fds.insert(0, memfd)
-                self._send(_HEADER.pack(FORMAT, 1, len(message)), fds)
-            finally:
-                os.close(memfd)
+        tags = b"".join([_TAG.pack(x.serial, len(x.label)) + x.label for x in message])
+        memfd = _write(tags)
+        try:
+            fds = array("i", [memfd, *(kept.fd for kept in message)])
+            self._send(_HEADER.pack(FORMAT, 1, len(message)), fds)
+        finally:
+            os.close(memfd)
+        self.enter(message)
+        self.wanted += len(message)
         for kept in message:
             kept.queue = self
-        self.wanted += len(message)
-        self.enter(message)
 
-    def _send(self, text: bytes, fds: "array[int]") -> None:
+    def _send(self, text: bytes, fds: "bytes | array[int]") -> None:
         try:
-            self.sender.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            self.sender.sendmsg((text,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),))
         except BlockingIOError:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
 
@@ -125,14 +137,16 @@ class _Queue:
         self.messages.clear()
         self.total = self.wanted = 0
 
-    def consume(self) -> None:
-        """Takes the first message out; what is in it is closed by the kernel."""
-        os.read(self.receiver.fileno(), 1)
-        message = self.messages.popleft()
-        self.total -= len(message)
-        for kept in message:
-            if kept.gone is not None:
-                kept.gone()
+    def consume(self, count: int) -> None:
+        """Takes the first messages out; what is in them is closed by the kernel."""
+        fd = self.receiver.fileno()
+        for _ in range(count):
+            os.read(fd, 1)
+            message = self.messages.popleft()
+            self.total -= len(message)
+            for kept in message:
+                if kept.gone is not None:
+                    kept.gone()
 
     def peek(self) -> Iterator[tuple[bytes, list[int]]]:
         """Yields each message with fresh descriptors, and leaves all of them there.
@@ -174,7 +188,7 @@ class Keeper:
         problems: what `recover` could not read.
 
     Raises:
-        ValueError: those are not the ends of a keeper.
+        ValueError: those are not the ends of a keeper, and stay the caller's.
     """
 
     def __init__(self, ends: Sequence[int] | None = None) -> None:
@@ -216,8 +230,8 @@ class Keeper:
             raise ValueError(f"a label of {len(label)} bytes")
         if self._room <= 0:
             self._make_room()
-        kept = _Kept(_tag(self._serial, label), fd, self._young)
-        self._young.send((kept,))
+        kept = _Kept(self._serial, label, fd, self._young)
+        self._young.send_one(kept)
         self._serial += 1
         self._room -= 1
         if label in self._kept:
@@ -277,22 +291,23 @@ class Keeper:
             OSError: no descriptor was opened.
         """
         held = held or {}
-        found: list[tuple[int, bytes, _Kept]] = []
+        found: list[_Kept] = []
         try:
             for queue in self._queues:
                 queue.forget()
                 for text, fds in queue.peek():
                     found += self._enter(queue, text, fds, held)
         except OSError:
-            _close(kept.fd for _, label, kept in found if label not in held)
+            _close(kept.fd for kept in found if kept.label not in held)
             raise
-        self._kept = {label: kept for _, label, kept in sorted(found, key=_serial)}
-        for _, label, kept in found:
-            kept.is_wanted = self._kept[label] is kept
+        found.sort(key=attrgetter("serial"))
+        self._kept = {kept.label: kept for kept in found}
+        for kept in found:
+            kept.is_wanted = self._kept[kept.label] is kept
             kept.queue.wanted += kept.is_wanted
-            if not kept.is_wanted and label not in held:
+            if not kept.is_wanted and kept.label not in held:
                 os.close(kept.fd)
-        self._serial = 1 + max((serial for serial, _, _ in found), default=0)
+        self._serial = found[-1].serial + 1 if found else 0
         self._is_known = True
         return [(label, kept.fd) for label, kept in self._kept.items()]
 
@@ -304,7 +319,7 @@ class Keeper:
 
     def _enter(
         self, queue: _Queue, text: bytes, fds: list[int], held: Mapping[bytes, int]
-    ) -> list[tuple[int, bytes, _Kept]]:
+    ) -> list[_Kept]:
         """Notes a message of a predecessor; returns what is in it."""
         try:
             tags = list(_read(text, fds))
@@ -312,14 +327,13 @@ class Keeper:
             place = f"{self._queues.index(queue)}-{len(queue.messages)}"
             self.problems.append(f"the message {place} of those in flight: {error}")
             tags = [(0, f"unreadable-{place}-{i}".encode()) for i in range(len(fds))]
-        found = []
+        message = []
         for (serial, label), fd in zip(tags, fds, strict=True):
             if label in held:
                 os.close(fd)
-            kept = _Kept(_tag(serial, label), held.get(label, fd), queue)
-            found.append((serial, label, kept))
-        queue.enter([kept for _, _, kept in found])
-        return found
+            message.append(_Kept(serial, label, held.get(label, fd), queue))
+        queue.enter(message)
+        return message
 
     def _make_room(self) -> None:
         self._check_known()
@@ -382,8 +396,7 @@ class Keeper:
         if wanted:
             self._target(source).send(wanted)
             source.wanted -= len(wanted)
-        for _ in range(count):
-            source.consume()
+        source.consume(count)
 
     def _target(self, source: _Queue) -> _Queue:
         if source is not self._young:
@@ -407,22 +420,21 @@ def _make_pairs() -> list[tuple[socket.socket, socket.socket]]:
 
 def _open_pairs(ends: Sequence[int]) -> list[tuple[socket.socket, socket.socket]]:
     if len(ends) < 4 or len(ends) % 2:
-        raise ValueError(f"{len(ends)} ends")
-    socks = [socket.socket(fileno=fd) for fd in ends]
+        raise ValueError(f"{len(ends)} descriptors are not the ends of queues")
+    socks = []
+    try:
+        for fd in ends:
+            socks.append(sock := socket.socket(fileno=fd))
+            if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+                raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
+    except OSError as error:
+        for sock in socks:
+            sock.detach()
+        raise ValueError(f"descriptor {fd} is no end of a queue: {error}") from None
     for sock in socks:
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            raise ValueError(f"descriptor {sock.fileno()} is no end of a queue")
         sock.set_inheritable(False)
         sock.setblocking(False)
     return list(zip(socks[::2], socks[1::2], strict=True))
-
-
-def _serial(found: tuple[int, bytes, _Kept]) -> int:
-    return found[0]
-
-
-def _tag(serial: int, label: bytes) -> bytes:
-    return _TAG.pack(serial, len(label)) + label
 
 
 def _write(tags: bytes) -> int:

@@ -90,7 +90,7 @@ def main(
             _run(partial(_go_on, options, state))
             return
         if not check_config:
-            passed = systemd.take_listeners()
+            passed = systemd.take_passed().listeners
         settings = read_config(config)
         if check_config:
             _check_lockspaces(settings, config)

@@ -1,4 +1,4 @@
-"""What systemd gives to a service: sockets and a watchdog (sd_listen_fds(3)).
+"""What systemd gives to a service: descriptors and a watchdog (sd_listen_fds(3)).
 
 Variables that name descriptors are removed once they are used: a program that is put
 in this one's place in the same process must not use them again. Those of the watchdog
@@ -8,8 +8,9 @@ stay, for it goes on to be watched.
 import os
 import socket
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
+from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.listener import CLIENTS, ROLES, Role
 from lockd.errors import ConfigError
 from lockd.names import quoted
@@ -32,40 +33,57 @@ def watchdog_interval() -> float | None:
     return int(microseconds) / 2_000_000
 
 
-def take_listeners() -> dict[Role, socket.socket]:
-    """Returns the listening sockets that were passed to us, by what they are for.
+class Passed(NamedTuple):
+    """What was passed to us.
 
-    A single one without a name is the clients'.
+    Attributes:
+        listeners: the listening sockets by what they are for.
+        kept: what a predecessor had stored (`fdstore`), each with its name. Of several
+            with the same name the order says nothing.
+    """
+
+    listeners: dict[Role, socket.socket]
+    kept: list[tuple[str, int]]
+
+
+def take_passed() -> Passed:
+    """Returns the descriptors that were passed to us.
+
+    A single socket without a name is the clients'.
 
     Raises:
         ConfigError: something was passed that is none, or with another name.
     """
     count = os.environ.pop("LISTEN_FDS", "")
-    names = os.environ.pop("LISTEN_FDNAMES", None)
+    said = os.environ.pop("LISTEN_FDNAMES", None)
     if os.environ.pop("LISTEN_PID", None) != str(os.getpid()):
-        return {}
+        return Passed({}, [])
     if not count.isdecimal():
         raise ConfigError(f"LISTEN_FDS is {quoted(count)}, which is no number")
     fds = range(FIRST_FD, FIRST_FD + int(count))
     for fd in fds:
         with suppress(OSError):
             os.set_inheritable(fd, False)
-    return {
+    names = [""] * len(fds) if said is None else said.split(":") if said else []
+    kept = [x for x in zip(names, fds, strict=False) if x[0].startswith(PREFIX)]
+    rest = [fd for fd in fds if fd not in {fd for _, fd in kept}]
+    others = [name for name in names if not name.startswith(PREFIX)]
+    listeners = {
         name: _listener(fd, name)
-        for fd, name in zip(fds, _roles(names, len(fds)), strict=True)
+        for fd, name in zip(rest, _roles(others, len(rest)), strict=True)
     }
+    return Passed(listeners, kept)
 
 
-def _roles(names: str | None, count: int) -> list[Role]:
+def _roles(said: list[str], count: int) -> list[Role]:
+    names = ":".join(said)
     # What systemd calls a descriptor whose unit gives it no name.
-    if names is None or (count == 1 and names.endswith(".socket")):
-        said = [CLIENTS] * count
-    else:
-        said = names.split(":") if names else []
+    if len(said) == count == 1 and (not names or names.endswith(".socket")):
+        said = [CLIENTS]
     found = [role for name in said for role in ROLES if role == name]
     if not len(said) == len(set(found)) == count:
         raise ConfigError(
-            f"{count} sockets were passed with the names {quoted(names or '')}: "
+            f"{count} sockets were passed with the names {quoted(names)}: "
             f"each must be called {', '.join(ROLES[:-1])} or {ROLES[-1]} "
             "(FileDescriptorName= of its unit), "
             "and no two alike"
