@@ -231,7 +231,11 @@ class Keeper:
         if self._room <= 0:
             self._make_room()
         kept = _Kept(self._serial, label, fd, self._young)
-        self._young.send_one(kept)
+        try:
+            self._young.send_one(kept)
+        except OSError:
+            self._room = 0
+            raise
         self._serial += 1
         self._room -= 1
         if label in self._kept:

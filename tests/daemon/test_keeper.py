@@ -1,0 +1,555 @@
+"""Descriptors in flight: real sockets, real locks, and processes that are killed."""
+
+import errno
+import os
+import resource
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kept import contents, copies, inode, is_locked, lock, shrink
+from lockd.daemon import keeper as keeper_module
+from lockd.daemon.keeper import FULL, Keeper
+
+Make = Callable[[], int]
+
+FOR_EVER = 1e9
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    keeper = Keeper()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+def ends(keeper: Keeper) -> Iterator[list[int]]:
+    """Copies of the keeper's ends, as a service manager has them."""
+    ends = copies(keeper.ends)
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
+def memfd() -> Iterator[Callable[[], int]]:
+    """Makes files to keep, each another one."""
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.memfd_create("kept"))
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queues so small that few descriptors go all the ways there are."""
+    shrink(monkeypatch.setattr)
+
+
+def open_descriptors() -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[os.readlink(f"/proc/self/fd/{name}")] += 1
+        except OSError:
+            continue  # That of the listing itself.
+    return found
+
+
+def keep_all(keeper: Keeper, fd: int, numbers: Iterator[int]) -> None:
+    for i in numbers:
+        keeper.keep(b"%d" % i, fd)
+
+
+# What is kept.
+
+
+def test_kept_lock_outlives_its_descriptor(keeper: Keeper, tmp_path: Path) -> None:
+    fd = lock(tmp_path / "a")
+    keeper.keep(b"a", fd)
+    os.close(fd)
+    assert is_locked(tmp_path / "a")
+    keeper.drop(b"a")
+    assert not keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == 0
+    assert not is_locked(tmp_path / "a")
+
+
+def test_kept_connection_goes_on(keeper: Keeper, ends: list[int]) -> None:
+    here, there = socket.socketpair()
+    keeper.keep(b"peer", here.fileno())
+    here.close()
+    keeper.close()
+    there.send(b"request")
+    successor = Keeper(copies(ends))
+    ((label, fd),) = successor.recover()
+    with socket.socket(fileno=fd) as again, there:
+        assert (label, again.recv(10)) == (b"peer", b"request")
+    successor.close()
+
+
+def test_successor_finds_each_under_its_label(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = {b"%d" % i: memfd() for i in range(3 * FULL + 7)}
+    for label, fd in fds.items():
+        keeper.keep(label, fd)
+    keeper.close()
+    assert contents(ends) == {label: inode(fd) for label, fd in fds.items()}
+
+
+def test_recovery_leaves_everything_in_flight(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = [memfd() for _ in range(FULL + 20)]
+    for i, fd in enumerate(fds):
+        keeper.keep(b"%d" % i, fd)
+    first = contents(ends)
+    assert len(first) == len(fds)
+    assert contents(ends) == first
+
+
+def test_recovery_that_was_cut_off_is_begun_anew(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = [memfd() for _ in range(20)]
+    for i, fd in enumerate(fds):
+        keeper.keep(b"%d" % i, fd)
+    # Where a recovery stopped stands in the socket, which outlives it.
+    receiver = socket.socket(fileno=os.dup(ends[1]))
+    receiver.setsockopt(socket.SOL_SOCKET, keeper_module.SO_PEEK_OFF, 0)
+    for _ in range(10):
+        receiver.recv(1024, socket.MSG_PEEK)
+    receiver.close()
+    assert len(contents(ends)) == 20
+
+
+def test_recovered_keeper_goes_on(
+    small: None, keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = {b"%d" % i: memfd() for i in range(30)}
+    for label, fd in fds.items():
+        keeper.keep(label, fd)
+    for i in range(0, 30, 3):
+        keeper.drop(b"%d" % i)
+        del fds[b"%d" % i]
+    keeper.close()
+    successor = Keeper(copies(ends))
+    found = dict(successor.recover())
+    assert set(found) >= set(fds)
+    for label in set(found) - set(fds):
+        successor.drop(label)
+        os.close(found.pop(label))
+    for i in range(100, 130):
+        found[b"%d" % i] = memfd()
+        successor.keep(b"%d" % i, found[b"%d" % i])
+    successor.tidy(FOR_EVER, thoroughly=True)
+    assert successor.in_flight == len(found) == 50
+    assert contents(ends) == {label: inode(fd) for label, fd in found.items()}
+    successor.close()
+    for i in range(30):
+        if b"%d" % i in found:
+            os.close(found[b"%d" % i])
+
+
+def test_what_is_open_already_is_not_opened_again(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = {b"%d" % i: memfd() for i in range(FULL + 20)}
+    for label, fd in fds.items():
+        keeper.keep(label, fd)
+    keeper.close()
+    held = {label: fd for label, fd in fds.items() if label != b"7"}
+    successor = Keeper(copies(ends))
+    before = open_descriptors().total()
+    found = dict(successor.recover(held))
+    assert open_descriptors().total() == before + 1
+    assert {x: fd for x, fd in found.items() if x != b"7"} == held
+    assert inode(found[b"7"]) == inode(fds[b"7"])
+    os.close(found[b"7"])
+    successor.close()
+
+
+def test_newest_of_a_label_counts(keeper: Keeper, ends: list[int], memfd: Make) -> None:
+    old, new = memfd(), memfd()
+    keeper.keep(b"a", old)
+    keeper.keep(b"a", new)
+    assert contents(ends) == {b"a": inode(new)}
+    keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == 1
+    assert contents(ends) == {b"a": inode(new)}
+    # The order in the queues does not count: what is young may be older.
+    successor = Keeper(copies(ends))
+    found = dict(successor.recover())
+    newer = memfd()
+    successor.keep(b"a", newer)
+    assert contents(ends) == {b"a": inode(newer)}
+    successor.close()
+    os.close(found[b"a"])
+
+
+def test_older_copy_that_was_not_taken_out_changes_nothing(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    """As a kill between the two steps of a move leaves it."""
+    fds = [memfd() for _ in range(8)]
+    for i, fd in enumerate(fds):
+        keeper.keep(b"%d" % i, fd)
+    young, old = keeper._queues[:2]
+    old.send([message[0] for message in young.messages])
+    expected = {b"%d" % i: inode(fd) for i, fd in enumerate(fds)}
+    assert contents(ends) == expected
+    successor = Keeper(copies(ends))
+    found = successor.recover()
+    assert successor.in_flight == 16
+    successor.tidy(FOR_EVER, thoroughly=True)
+    assert successor.in_flight == 8
+    assert contents(ends) == expected
+    successor.close()
+    for _, fd in found:
+        os.close(fd)
+
+
+def test_nothing_is_left_open(keeper: Keeper, ends: list[int]) -> None:
+    before = open_descriptors()
+    fds = [os.memfd_create("kept") for _ in range(3 * FULL)]
+    for i, fd in enumerate(fds):
+        keeper.keep(b"%d" % i, fd)
+    contents(ends)
+    for i, fd in enumerate(fds):
+        keeper.drop(b"%d" % i)
+        os.close(fd)
+    keeper.tidy(FOR_EVER, thoroughly=True)
+    assert open_descriptors() == before
+
+
+def test_recovered_descriptors_are_closed_on_exec(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fd = memfd()
+    keeper.keep(b"a", fd)
+    passed = copies(ends)
+    for end in passed:
+        os.set_inheritable(end, True)
+    successor = Keeper(passed)
+    ((_, fresh),) = successor.recover()
+    assert not any(os.get_inheritable(x) for x in (fresh, *successor.ends))
+    assert not any(os.get_inheritable(x) for x in keeper.ends)
+    successor.close()
+    os.close(fresh)
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_labels_have_any_bytes(
+    length: int, keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fd = memfd()
+    labels = [bytes([i]) * length for i in range(256)]
+    for label in labels:
+        keeper.keep(label, fd)
+    assert set(contents(ends)) == set(labels)
+
+
+@pytest.mark.parametrize("length", [0, 201])
+def test_labels_of_another_length_are_refused(length: int, keeper: Keeper) -> None:
+    with pytest.raises(ValueError, match="label"):
+        keeper.keep(b"x" * length, 0)
+
+
+def test_kernel_has_room_for_the_longest_labels(keeper: Keeper, memfd: Make) -> None:
+    fd = memfd()
+    keeper.limit = 10_000_000
+    room = keeper_module.YOUNG * 2
+    for i in range(room):
+        keeper.keep(b"%0200d" % i, fd)
+    assert keeper.in_flight == room
+
+
+# What is dropped.
+
+
+def test_garbage_is_bounded_whoever_tidies(keeper: Keeper, memfd: Make) -> None:
+    fds = [memfd() for _ in range(600)]
+    for i in range(60_000):
+        keeper.keep(b"%d" % i, fds[i % 600])
+        if i >= 600:
+            keeper.drop(b"%d" % (i - 600))
+    assert keeper.in_flight <= 2 * 600 + 3 * FULL
+
+
+def test_tidying_ends_and_takes_the_garbage_along(keeper: Keeper, memfd: Make) -> None:
+    fd = memfd()
+    for i in range(20 * FULL):
+        keeper.keep(b"%d" % i, fd)
+    for i in range(20 * FULL):
+        if i % 4:
+            keeper.drop(b"%d" % i)
+    assert keeper.tidy(0)
+    assert not keeper.tidy(FOR_EVER)
+    assert 5 * FULL <= keeper.in_flight <= 2 * 5 * FULL + 2 * FULL
+    assert keeper.tidy(0, thoroughly=True)
+    assert not keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == 5 * FULL
+    assert not keeper.tidy(0, thoroughly=True)
+
+
+def test_whoever_waits_for_the_copy_hears_when_it_is_gone(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    held, gone = memfd(), memfd()
+    said: list[str] = []
+    keeper.keep(b"held", held)
+    keeper.keep(b"gone", gone)
+    keeper.drop(b"gone", lambda: said.append("gone"))
+    assert not said
+    assert b"gone" in contents(ends)
+    keeper.tidy(FOR_EVER, thoroughly=True)
+    assert said == ["gone"]
+    assert set(contents(ends)) == {b"held"}
+
+
+def test_what_is_not_kept_cannot_be_dropped(keeper: Keeper) -> None:
+    with pytest.raises(KeyError):
+        keeper.drop(b"a")
+
+
+# What cannot be kept.
+
+
+def test_closed_descriptor_is_refused_and_changes_nothing(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fd = memfd()
+    keeper.keep(b"a", fd)
+    closed = os.dup(fd)
+    os.close(closed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        keeper.keep(b"a", closed)
+    assert keeper.in_flight == 1
+    assert contents(ends) == {b"a": inode(fd)}
+
+
+def test_more_than_a_successor_could_open_is_refused(
+    keeper: Keeper, memfd: Make
+) -> None:
+    fd = memfd()
+    keeper.limit = 400
+    for i in range(400):
+        keeper.keep(b"%d" % i, fd)
+    with pytest.raises(OSError, match="Too many references"):
+        keeper.keep(b"more", fd)
+    assert (keeper.in_flight, len(list(keeper.labels))) == (400, 400)
+    keeper.drop(b"17")
+    keeper.keep(b"more", fd)
+    assert keeper.in_flight == 400
+
+
+def test_full_queues_refuse_and_lose_nothing(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, ends: list[int], memfd: Make
+) -> None:
+    monkeypatch.setattr(keeper_module, "OLD", 1)
+    fd = memfd()
+    keeper.limit = 10_000_000
+    kept = iter(range(1_000_000))
+    with pytest.raises(OSError, match="No buffer space"):
+        keep_all(keeper, fd, kept)
+    count = next(kept) - 1
+    assert count > 3 * keeper_module.YOUNG
+    assert len(contents(ends)) == count
+    for i in range(count):
+        keeper.drop(b"%d" % i)
+    keeper.keep(b"again", fd)
+    assert not keeper.tidy(FOR_EVER, thoroughly=True)
+    assert set(contents(ends)) == {b"again"}
+
+
+def test_without_memory_the_young_queue_takes_what_it_can(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, memfd: Make
+) -> None:
+    fd = memfd()
+
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        for i in range(keeper_module.YOUNG + 20):
+            keeper.keep(b"%d" % i, fd)
+        keeper.drop(b"0")
+        assert not keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == keeper_module.YOUNG + 20
+    keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == keeper_module.YOUNG + 19
+
+
+# What a successor may find.
+
+
+def test_too_small_a_table_of_descriptors_costs_nothing(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fds = [memfd() for _ in range(300)]
+    for i, fd in enumerate(fds):
+        keeper.keep(b"%d" % i, fd)
+    if (pid := os.fork()) == 0:
+        os._exit(_recover_with_few(ends))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(contents(ends)) == 300
+
+
+def _recover_with_few(ends: list[int]) -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = open_descriptors()
+    successor = Keeper(ends)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        successor.recover()
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        leaked = open_descriptors() - before
+        again = len(successor.recover())
+        return int(error.errno != errno.EMFILE or bool(leaked) or again != 300)
+    return 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x02\x00\x01\x00" + bytes(8) + b"\x01a",
+        b"\x01\x00\x02\x00" + bytes(8) + b"\x01a",
+        b"\x01\x00\x01\x00" + bytes(8) + b"\x02a",
+        b"\x01\x01\x01\x00",
+        b"\x01",
+    ],
+)
+def test_message_that_cannot_be_read_stays_and_is_reported(
+    text: bytes, keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    good, strange = memfd(), memfd()
+    sender = socket.socket(fileno=os.dup(keeper.ends[0]))
+    keeper.keep(b"good", good)
+    socket.send_fds(sender, [text], [strange])
+    sender.close()
+    successor = Keeper(copies(keeper.ends))
+    found = dict(successor.recover())
+    assert len(successor.problems) == 1
+    assert inode(found.pop(b"good")) == inode(good)
+    ((label, fd),) = found.items()
+    assert label.startswith(b"unreadable-")
+    assert inode(fd) == inode(strange)
+    keeper.close()
+    successor.close()
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_other_numbers_of_ends_are_refused(
+    count: int, keeper: Keeper, ends: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="ends"):
+        Keeper(keeper.ends[:count])
+
+
+def test_other_descriptors_are_no_ends(
+    keeper: Keeper, ends: list[int], memfd: Make
+) -> None:
+    fd = memfd()
+    with pytest.raises(ValueError, match=f"descriptor {fd} is no end"):
+        Keeper([*keeper.ends[:3], fd])
+    here, there = socket.socketpair()
+    with here, there, pytest.raises(ValueError, match="is no end"):
+        Keeper([*keeper.ends[:3], here.fileno()])
+    assert inode(fd)
+    keeper.keep(b"still", fd)
+
+
+def test_nothing_is_done_before_recovery(keeper: Keeper, ends: list[int]) -> None:
+    successor = Keeper(copies(keeper.ends))
+    with pytest.raises(RuntimeError):
+        successor.keep(b"a", 0)
+    with pytest.raises(RuntimeError):
+        successor.tidy(1)
+    successor.close()
+
+
+# Anything, in any order.
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Keeps, drops, tidies and is followed; a successor always finds what is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        shrink(self.patch.setattr)
+        self.keeper = Keeper()
+        self.ends = copies(self.keeper.ends)
+        self.fds: dict[bytes, int] = {}
+
+    @rule(number=st.integers(0, 40), times=st.integers(1, 8))
+    def keep(self, number: int, times: int) -> None:
+        for i in range(number, number + times):
+            fd = os.memfd_create("kept")
+            self.keeper.keep(b"%d" % i, fd)
+            if (before := self.fds.pop(b"%d" % i, None)) is not None:
+                os.close(before)
+            self.fds[b"%d" % i] = fd
+
+    @rule(number=st.integers(0, 40), times=st.integers(1, 8))
+    def drop(self, number: int, times: int) -> None:
+        for i in range(number, number + times):
+            if b"%d" % i in self.fds:
+                self.keeper.drop(b"%d" % i)
+                os.close(self.fds.pop(b"%d" % i))
+
+    @rule(thoroughly=st.booleans())
+    def tidy(self, thoroughly: bool) -> None:
+        assert not self.keeper.tidy(FOR_EVER, thoroughly=thoroughly)
+        if thoroughly:
+            assert self.keeper.in_flight == len(self.fds)
+
+    @rule(is_upgrade=st.booleans())
+    def follow(self, is_upgrade: bool) -> None:
+        """Another process, or another program in this one, goes on."""
+        before = self.keeper
+        self.keeper = Keeper(copies(self.ends))
+        found = dict(self.keeper.recover(self.fds if is_upgrade else None))
+        for label in set(found) - set(self.fds):
+            self.keeper.drop(label)
+            os.close(found.pop(label))
+        if not is_upgrade:
+            for fd in self.fds.values():
+                os.close(fd)
+        self.fds = found
+        assert self.keeper.in_flight == before.in_flight
+        before.close()
+
+    @invariant()
+    def all_is_kept(self) -> None:
+        found = contents(self.ends)
+        assert {x: found.get(x) for x in self.fds} == {
+            label: inode(fd) for label, fd in self.fds.items()
+        }
+        assert set(self.keeper.labels) == set(self.fds)
+        assert self.keeper.in_flight <= 4 * len(self.fds) + 40
+
+    def teardown(self) -> None:
+        self.keeper.close()
+        for fd in (*self.ends, *self.fds.values()):
+            os.close(fd)
+        self.patch.undo()
+
+
+TestAnyLife = AnyLife.TestCase
+TestAnyLife.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

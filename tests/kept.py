@@ -1,0 +1,60 @@
+"""Kept descriptors as the tests look at them, and the files that are locked by some."""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lockd.daemon import keeper as keeper_module
+from lockd.daemon.keeper import Keeper
+
+WHOLE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+
+
+def shrink(setattr_: Callable[[object, str, int], None]) -> None:
+    """Makes queues so small that few descriptors go all the ways there are."""
+    for name, value in {"FULL": 4, "YOUNG": 5, "MOST_AT_ONCE": 12, "SPARE": 3}.items():
+        setattr_(keeper_module, name, value)
+
+
+def copies(fds: list[int]) -> list[int]:
+    """Returns descriptors of the same files."""
+    return [os.dup(fd) for fd in fds]
+
+
+def contents(ends: list[int]) -> dict[bytes, int]:
+    """Returns what a process that comes after would find: label and inode."""
+    successor = Keeper(copies(ends))
+    found = successor.recover()
+    assert successor.problems == []
+    inodes = {}
+    for label, fd in found:
+        inodes[label] = os.fstat(fd).st_ino
+        os.close(fd)
+    successor.close()
+    assert len(inodes) == len(found)
+    return inodes
+
+
+def inode(fd: int) -> int:
+    """Tells which file this is."""
+    return os.fstat(fd).st_ino
+
+
+def lock(path: Path) -> int:
+    """Returns a descriptor that has a file locked (F_OFD_SETLK)."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, WHOLE)
+    return fd
+
+
+def is_locked(path: Path) -> bool:
+    """Asks the kernel."""
+    with open(path, "r+b") as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, WHOLE)
+        except BlockingIOError:
+            return True
+    return False
