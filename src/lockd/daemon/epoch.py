@@ -36,7 +36,8 @@ class Epoch:
         self.directory = directory
         #: The epoch of this start.
         self.number = number
-        self._reserved = number
+        #: The last one that nobody else will get.
+        self.reserved = number
         self._fd = fd
         self._lock_fd = lock_fd
 
@@ -47,13 +48,13 @@ class Epoch:
 
     def ensure(self, last_token: int) -> None:
         """Reserves the next epoch well before the tokens of this one are used up."""
-        if last_token > (self._reserved + 1) * TOKENS_PER_EPOCH - 10**9:
-            self._reserved += 1
-            _write(self._fd, self._reserved)
+        if last_token > (self.reserved + 1) * TOKENS_PER_EPOCH - 10**9:
+            self.reserved += 1
+            _write(self._fd, self.reserved)
 
     def dump(self, keep: Callable[[int], int]) -> list[int]:
         """Returns what `load_epoch` needs: number, last reserved one, descriptors."""
-        return [self.number, self._reserved, keep(self._fd), keep(self._lock_fd)]
+        return [self.number, self.reserved, keep(self._fd), keep(self._lock_fd)]
 
     def close(self) -> None:
         """Lets another daemon use the directory."""
@@ -67,12 +68,15 @@ def load_epoch(directory: str, data: list[int]) -> Epoch:
     os.set_inheritable(fd, False)
     os.set_inheritable(lock_fd, False)
     epoch = Epoch(directory, fd, lock_fd, number)
-    epoch._reserved = reserved
+    epoch.reserved = reserved
     return epoch
 
 
-def open_epoch(directory: str) -> Epoch:
+def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
     """Locks a state directory and begins the next epoch in it.
+
+    Args:
+        most: with it, the last one that was begun goes on if it is this one.
 
     Raises:
         ConfigError: the directory cannot be used, another daemon uses it, or what it
@@ -90,8 +94,10 @@ def open_epoch(directory: str) -> Epoch:
             unless_good.callback(os.close, lock_fd)
             # Not on the directory, which may be that of the socket, too.
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            number = _read(fd, directory) + 1
-            _write(fd, number)
+            number = _read(fd, directory)
+            if number != most:
+                number += 1
+                _write(fd, number)
         except BlockingIOError:
             raise ConfigError(
                 f"the state directory {quoted(directory)} is used by another lockd"
@@ -100,6 +106,20 @@ def open_epoch(directory: str) -> Epoch:
             raise _cannot(directory, error) from None
         unless_good.pop_all()
     return Epoch(directory, fd, lock_fd, number)
+
+
+def resume_epoch(directory: str, number: int, reserved: int) -> Epoch:
+    """Goes on in the epoch of a predecessor that was killed.
+
+    If somebody else used the directory since then, the next epoch begins.
+
+    Raises:
+        ConfigError: as `open_epoch`.
+    """
+    epoch = open_epoch(directory, most=reserved)
+    if epoch.number == reserved:
+        epoch.number = number
+    return epoch
 
 
 def _read(directory_fd: int, directory: str) -> int:

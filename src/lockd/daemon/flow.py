@@ -33,9 +33,6 @@ PIPE_SIZE: Final = 65_536
 CELLS_SIZE: Final = 8 * 1024 * 1024
 """Room for the positions of half a million clients; what is not used costs nothing."""
 
-_HEAD: Final = struct.Struct("@QQQ")
-_PAIR: Final = struct.Struct("@QQ")
-_ONE: Final = struct.Struct("@Q")
 
 
 class PlainFlow:
@@ -73,8 +70,8 @@ class PlainFlow:
 class Cells:
     """Numbers in shared memory: positions in the streams of clients, by slot.
 
-    Slot 0 says what is being sent: the slot, from which position, how many bytes; no
-    bytes if nothing is.
+    The first three say what is being sent: to which slot, from which position, how many
+    bytes; none if nothing is.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -83,43 +80,47 @@ class Cells:
             os.ftruncate(fd, CELLS_SIZE)
         self.fd = fd
         self._memory = mmap.mmap(fd, CELLS_SIZE)
+        # Not struct.pack_into(), which fills with zeros first: a word is stored at once.
+        self._words = memoryview(self._memory).cast("Q")
 
     def close(self) -> None:
         """Lets go of the memory; somebody else may have it still."""
+        self._words.release()
         self._memory.close()
         os.close(self.fd)
 
-    # One store each, of 8 bytes that do not cross a boundary: all of it or nothing.
-
     def set_sent(self, slot: int, position: int) -> None:
         """Stores how many bytes were sent."""
-        _ONE.pack_into(self._memory, _place(slot), position)
+        self._words[_place(slot)] = position
 
     def set_consumed(self, slot: int, position: int) -> None:
         """Stores how many bytes were taken out of the socket."""
-        _ONE.pack_into(self._memory, _place(slot) + _ONE.size, position)
+        self._words[_place(slot) + 1] = position
 
     def positions(self, slot: int) -> tuple[int, int]:
         """Returns how many bytes were sent, and how many were taken out."""
-        sent, consumed = _PAIR.unpack_from(self._memory, _place(slot))
-        return sent, consumed
+        place = _place(slot)
+        return self._words[place], self._words[place + 1]
 
     def begin_sending(self, slot: int, position: int, size: int) -> None:
         """Stores what is about to leave the pipe; the size last, for it makes it so."""
-        _PAIR.pack_into(self._memory, 0, slot, position)
-        _ONE.pack_into(self._memory, _PAIR.size, size)
+        words = self._words
+        words[0] = slot
+        words[1] = position
+        words[2] = size
 
     def end_sending(self) -> None:
         """Stores that nothing is."""
-        _ONE.pack_into(self._memory, _PAIR.size, 0)
+        self._words[2] = 0
 
     def finish_sending(self, pipe: "Pipe") -> None:
         """Finds out how far a predecessor came with what it was sending."""
-        slot, position, size = _HEAD.unpack_from(self._memory, 0)
-        left = pipe.empty()
+        slot, position, size = self._words[:3]
+        left = pipe.left()
         if size:
             self.set_sent(slot, position + size - left)
             self.end_sending()
+        pipe.empty()
 
 
 class Pipe:
@@ -143,13 +144,16 @@ class Pipe:
         except BlockingIOError:
             return 0
 
-    def empty(self) -> int:
-        """Drops what is left; returns how many bytes that was."""
+    def left(self) -> int:
+        """Returns how many bytes were not moved."""
         raw = fcntl.ioctl(self.ends[0], termios.FIONREAD, bytes(4))
         left: int = struct.unpack("i", raw)[0]
-        if left:
-            os.read(self.ends[0], left)
         return left
+
+    def empty(self) -> None:
+        """Drops what is left."""
+        if left := self.left():
+            os.read(self.ends[0], left)
 
     def close(self) -> None:
         """Closes both ends; somebody else may have them still."""
@@ -253,4 +257,4 @@ Flow = PlainFlow | KeptFlow
 
 
 def _place(slot: int) -> int:
-    return (slot + 2) * _PAIR.size
+    return 4 + 2 * slot

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -29,8 +29,10 @@ from lockd import __version__
 from lockd.daemon.access import rights_of
 from lockd.daemon.config import Config, Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
+from lockd.daemon.flow import Flow
+from lockd.daemon.keeping import Keeping
 from lockd.daemon.listener import Role
-from lockd.daemon.peer import Peer
+from lockd.daemon.peer import Peer, PeerState
 from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
 from lockd.errors import ConfigError, RequestError
@@ -48,8 +50,9 @@ OLDEST: Final = 1
 """As in `snapshot`, of what stands around it."""
 
 HANDOVER: Final = "LOCKD_HANDOVER"
+KEPT: Final = "LOCKD_KEPT"
 TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
-"""Environment variables: the descriptor of the state, to take over or just to try."""
+"""Environment variables: the descriptor of a state, to take over or just to try."""
 
 PATIENCE: Final = 30.0
 """Seconds in which the new program must have read the state."""
@@ -107,6 +110,17 @@ class Handover(Struct, frozen=True):
     last_number: int
     started: float
     upgrades: int
+
+
+class Kept(Struct, frozen=True):
+    """What a daemon leaves whose state is kept outside (`keeping`): where that is."""
+
+    version: int
+    readable_from: int
+    epoch: list[int]
+    state_dir: str
+    listeners: dict[Role, Plain]
+    stores: dict[str, int]
 
 
 # Giving.
@@ -174,26 +188,40 @@ def give_way(service: "Service") -> None:
         ConfigError: the system refused; nothing has changed.
         Exception: so did something else, and nothing has changed, either.
     """
+    service.server.finish_turn()
+    if service.runtime.changes:
+        # Whoever asked for that would never be answered.
+        raise ConfigError("a file is being made or removed on a slow file system")
+    keeping = service.keeping
+    if keeping is None:
+        become(HANDOVER, lambda keep: _dump(service, keep))
+    else:
+        become(KEPT, lambda keep: _dump_kept(service, keeping, keep))
+
+
+def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> None:
+    """Runs the new program in the place of this one, with a state in a memfd.
+
+    Args:
+        variable: by which it finds the state.
+        dump: makes the state; calls its argument with each descriptor that stays open.
+    """
     kept: list[int] = []
 
     def keep(fd: int) -> int:
         kept.append(fd)
         return fd
 
-    service.server.finish_turn()
-    if service.runtime.changes:
-        # Whoever asked for that would never be answered.
-        raise ConfigError("a file is being made or removed on a slow file system")
     with ExitStack() as unless_done:
         try:
-            memfd = _write(_dump(service, keep))
+            memfd = _write(dump(keep))
             unless_done.callback(os.close, memfd)
             _check_room(memfd)
             for fd in (*kept, memfd):
                 os.set_inheritable(fd, True)
                 unless_done.callback(os.set_inheritable, fd, False)
             command = _command()
-            os.execve(command[0], command, _environment(HANDOVER, memfd))
+            os.execve(command[0], command, _environment(variable, memfd))
         except OSError as error:
             raise ConfigError(str(error)) from None
 
@@ -208,6 +236,20 @@ def _check_room(fd: int) -> None:
     finally:
         for duplicate in taken:
             os.close(duplicate)
+
+
+def _dump_kept(
+    service: "Service", keeping: Keeping, keep: Callable[[int], int]
+) -> Kept:
+    stores = {name: keep(fd) for name, fd in keeping.descriptors().items()}
+    return Kept(
+        VERSION,
+        READABLE_FROM,
+        service.epoch.dump(keep),
+        service.epoch.directory,
+        {role: x.dump(keep) for role, x in service.listeners.items()},
+        stores,
+    )
 
 
 def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
@@ -242,10 +284,11 @@ def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRe
 
 
 def _dump_peer(peer: Peer, keep: Callable[[int], int]) -> Plain:
-    return peer.dump() | peer.dump_state() | {"fd": keep(peer.fileno())}
+    state = msgspec.to_builtins(peer.dump_state())
+    return peer.dump() | {"state": state, "fd": keep(peer.fileno())}
 
 
-def _write(state: Handover) -> int:
+def _write(state: Struct) -> int:
     fd = os.memfd_create("lockd-handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(msgspec.msgpack.encode(state))
@@ -266,7 +309,10 @@ def _environment(variable: str, fd: int) -> dict[str, str]:
 # Taking.
 
 
-def receive(variable: str) -> Handover | None:
+State = TypeVar("State", Handover, Kept)
+
+
+def receive(variable: str, kind: type[State]) -> State | None:
     """Returns the state that is handed over in this process; None at a plain start.
 
     Raises:
@@ -283,7 +329,7 @@ def receive(variable: str) -> Handover | None:
             file.seek(0)
             raw = file.read()
         _check_version(msgspec.msgpack.decode(raw, type=_Head))
-        return msgspec.msgpack.decode(raw, type=Handover)
+        return msgspec.msgpack.decode(raw, type=kind)
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"the state of the daemon before: {error}") from None
 
@@ -410,9 +456,13 @@ def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
 
 
 def load_peer(
-    record: Plain, sock: socket.socket, watch: Callable[[int], None], limits: Limits
+    record: Plain,
+    sock: socket.socket,
+    watch: Callable[[int], None],
+    limits: Limits,
+    flow: Flow | None = None,
 ) -> Peer:
-    """Returns the peer that `Peer.dump` described."""
+    """Returns the peer that `Peer.dump` and `Peer.dump_state` described."""
     identity = Identity(
         Credentials(*record["credentials"]),
         frozenset(record["groups"]),
@@ -428,8 +478,9 @@ def load_peer(
         role=record["role"],
         is_admin=record["is_admin"],
         limits=limits,
+        flow=flow,
     )
-    peer.load_state(record)
+    peer.load_state(msgspec.convert(record["state"], PeerState))
     return peer
 
 
@@ -443,7 +494,10 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         sock.set_inheritable(False)
         sock.setblocking(False)
         watch = partial(service.poller.change, sock.fileno())
-        peer = load_peer(record, sock, watch, service.keeper.limits)
+        flow = None
+        if service.keeping is not None:
+            flow = service.keeping.flow(sock, record["slot"])
+        peer = load_peer(record, sock, watch, service.keeper.limits, flow)
         if peer.session not in service.runtime.engine.sessions:
             raise ValueError("its session could not be read")
     except (LookupError, TypeError, ValueError, OSError) as error:

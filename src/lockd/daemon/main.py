@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from lockd import __version__
-from lockd.daemon import handover, systemd
+from lockd.daemon import handover, service, systemd
 from lockd.daemon.config import (
     Config,
     config_files,
@@ -22,7 +22,9 @@ from lockd.daemon.config import (
     places,
     read_config,
 )
-from lockd.daemon.epoch import load_epoch, open_epoch
+from lockd.daemon.epoch import load_epoch, open_epoch, resume_epoch
+from lockd.daemon.handover import Handover, Kept
+from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import (
     ADMINS,
     CLIENTS,
@@ -36,6 +38,7 @@ from lockd.daemon.listener import (
     turn_away_all,
 )
 from lockd.daemon.logs import set_up_logging, to_journal
+from lockd.daemon.revival import open_stores, revive
 from lockd.daemon.service import Options, go_on, start
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
@@ -85,18 +88,30 @@ def main(
     """
     options = Options(config, timeout)
     passed: dict[Role, socket_module.socket] = {}
+    kept: list[tuple[str, int]] = []
     try:
-        if (state := handover.receive(handover.HANDOVER)) is not None:
+        if (state := handover.receive(handover.HANDOVER, Handover)) is not None:
             _run(partial(_go_on, options, state))
             return
+        if (left := handover.receive(handover.KEPT, Kept)) is not None:
+            _run(partial(_go_on_with_kept, options, left))
+            return
         if not check_config:
-            passed = systemd.take_passed().listeners
-        settings = read_config(config)
-        if check_config:
+            passed, kept = systemd.take_passed()
+        try:
+            settings = read_config(config)
+        except ConfigError:
+            if not kept:
+                raise
+            # It must not cost what was kept: what counted goes on to count.
+            settings = None
+        if settings is None:
+            _run(partial(_start_with_kept, options, passed, kept))
+        elif check_config:
             _check_lockspaces(settings, config)
             files = config_files(config)
             click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
-        elif (copy := handover.receive(handover.TRIAL)) is not None:
+        elif (copy := handover.receive(handover.TRIAL, Handover)) is not None:
             _check_lockspaces(settings, config)
             handover.check(copy)
             click.echo(handover.GOOD)
@@ -107,7 +122,7 @@ def main(
                 virtlockd_socket,
             )
             found_dir = state_dir or settings.state_dir or places().state_dir
-            _run(partial(_start, options, settings, sockets, found_dir, passed))
+            _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
     except ConfigError as error:
         for role, sock in passed.items():
             turn_away_all(sock, _farewell(role))
@@ -149,10 +164,16 @@ def _start(
     sockets: dict[Role, str | None],
     state_dir: str,
     passed: dict[Role, socket_module.socket],
+    kept: list[tuple[str, int]],
 ) -> None:
     """Serves, after everything that can be refused was tried."""
     with ExitStack() as stack:
-        epoch = open_epoch(state_dir)
+        stores = open_stores(kept)
+        revived = None if stores is None else revive(stores)
+        if revived is None:
+            epoch = open_epoch(state_dir)
+        else:
+            epoch = resume_epoch(revived.state.state_dir, *revived.state.epoch)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         for name, path in sockets.items():
@@ -160,7 +181,10 @@ def _start(
                 umask = UMASK if name == CLIENTS else OWNER_UMASK
                 listeners[name] = bind_listener(path, umask)
                 stack.callback(listeners[name].remove)
-        start(options, config, epoch, listeners)
+        if stores is None or revived is None:
+            start(options, config, epoch, listeners, stores)
+        else:
+            service.revive(options, epoch, listeners, stores, revived)
 
 
 def _socket_paths(
@@ -185,6 +209,43 @@ def _go_on(options: Options, state: handover.Handover) -> None:
         for listener in listeners.values():
             stack.callback(listener.remove)
         go_on(options, epoch, listeners, state)
+
+
+def _start_with_kept(
+    options: Options,
+    passed: dict[Role, socket_module.socket],
+    kept: list[tuple[str, int]],
+) -> None:
+    """Serves with what was kept although the configuration cannot be read any more.
+
+    Raises:
+        ConfigError: nothing was kept, and so the configuration is needed.
+    """
+    with ExitStack() as stack:
+        stores = open_stores(kept)
+        revived = None if stores is None else revive(stores)
+        if stores is None or revived is None:
+            read_config(options.config)
+            raise ConfigError("the configuration was mended just now: start again")
+        epoch = resume_epoch(revived.state.state_dir, *revived.state.epoch)
+        stack.callback(epoch.close)
+        listeners = {name: passed_listener(sock) for name, sock in passed.items()}
+        service.revive(options, epoch, listeners, stores, revived)
+
+
+def _go_on_with_kept(options: Options, left: Kept) -> None:
+    """The same, with what is kept outside it."""
+    epoch = load_epoch(left.state_dir, left.epoch)
+    listeners = {name: load_listener(x) for name, x in left.listeners.items()}
+    with ExitStack() as stack:
+        stack.callback(epoch.close)
+        for listener in listeners.values():
+            stack.callback(listener.remove)
+        stores = Stores(left.stores)
+        revived = revive(stores)
+        if revived is None:
+            raise ConfigError("what was kept of the daemon before is gone")
+        service.revive(options, epoch, listeners, stores, revived, is_upgrade=True)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> None:

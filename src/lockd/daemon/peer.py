@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import trio
+from msgspec import Struct
 
 from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
@@ -38,7 +39,36 @@ WRITING: Final = select.EPOLLOUT
 
 
 Plain = dict[str, Any]
-_PLAIN_ATTRIBUTES: Final = ("restricted", "client", "claims_itself", "watched")
+_PLAIN_ATTRIBUTES: Final = (
+    "is_closing",
+    "restricted",
+    "client",
+    "claims_itself",
+    "watched",
+)
+
+
+class PeerState(Struct, frozen=True, array_like=True, gc=False):
+    """Where a session stands, as plain data (`Peer.dump_state`).
+
+    Attributes:
+        done: how many bytes of requests were carried out, or are in `connection`.
+        sent: how many bytes of answers left before those in `unsent`.
+        arrays: the msgids of requests that expect an array of grants.
+    """
+
+    done: int
+    sent: int
+    connection: Plain
+    unsent: bytes
+    piled_up: int
+    arrays: list[int]
+    is_closing: bool
+    restricted: bool
+    client: str | None
+    claims_itself: bool
+    watched: str | None
+
 
 ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
@@ -140,47 +170,49 @@ class Peer:
             "slot": self.flow.slot,
         }
 
-    def dump_state(self) -> Plain:
+    def dump_state(self) -> PeerState:
         """Returns where its session stands: what was done and said, and what was not.
 
         What was read and left for later has not been done; with `KeptFlow` it is still
         in the socket.
         """
-        half_done = self._requests is not None
         connection = self.connection.dump()
         done = self._received
-        if half_done:
+        if self._requests is not None:
             done = self._received_before + self.connection.begun_at
             connection["partial"] = b""
-        return {
-            "done": done,
-            "sent": self.flow.sent,
-            "connection": connection,
-            "unsent": bytes(self._unsent),
-            "piled_up": self._piled_up,
-            "arrays": [msgid for msgid, x in self.expected.items() if x is ARRAY],
-            "is_closing": self.is_closing,
-        } | {name: getattr(self, name) for name in _PLAIN_ATTRIBUTES}
+        return PeerState(
+            done,
+            self.flow.sent,
+            connection,
+            bytes(self._unsent),
+            self._piled_up,
+            [msgid for msgid, x in self.expected.items() if x is ARRAY],
+            self.is_closing,
+            self.restricted,
+            self.client,
+            self.claims_itself,
+            self.watched,
+        )
 
-    def load_state(self, data: Plain) -> None:
+    def load_state(self, state: PeerState) -> None:
         """Goes on where the session stood that `dump_state` described.
 
         Raises:
             OSError: the connection is broken.
         """
         for name in _PLAIN_ATTRIBUTES:
-            setattr(self, name, data[name])
-        self.expected = dict.fromkeys(data["arrays"], ARRAY)
-        self.connection.load(data["connection"])
-        self._received = data["done"]
-        self._received_before = self._received - len(data["connection"]["partial"])
-        self._unsent += data["unsent"]
+            setattr(self, name, getattr(state, name))
+        self.expected = dict.fromkeys(state.arrays, ARRAY)
+        self.connection.load(state.connection)
+        self._received = state.done
+        self._received_before = state.done - len(state.connection["partial"])
+        self._unsent += state.unsent
         if isinstance(self.flow, KeptFlow):
-            self.flow.resume(self._received)
-            del self._unsent[: self.flow.sent - data["sent"]]
-        self._piled_up = data["piled_up"]
+            self.flow.resume(state.done)
+            del self._unsent[: self.flow.sent - state.sent]
+        self._piled_up = state.piled_up
         self.is_behind = bool(self._unsent)
-        self.is_closing = data["is_closing"]
 
     @property
     def at_admin_socket(self) -> bool:
@@ -280,6 +312,11 @@ class Peer:
                 "= session %d is closed: it left %d bytes unread", self.session, unread
             )
             self.is_closing = True
+
+    def tell_resumed(self, epoch: int) -> None:
+        """Tells a client that said hello that another process serves it from now on."""
+        if self.connection.greeted:
+            self.connection.send_notification("resumed", {"epoch": epoch})
 
     def fileno(self) -> int:
         """Returns the socket's descriptor."""

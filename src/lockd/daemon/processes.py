@@ -90,19 +90,27 @@ class Processes:
         self._on_death = on_death
         self._on_fenced = on_fenced
         self._by_owner: dict[int, Process] = {}
+        #: Of whom something changed, where somebody wants to know (`keeping`).
+        self.changed: set[int] | None = None
         #: By pid and claimant.
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
     def add_peer(self, owner_id: int, process: Process) -> None:
         """Takes in the process at the other end of a new session."""
         self._by_owner[owner_id] = process
+        self._mark(owner_id)
 
     def add_registered(self, owner_id: int, process: Process) -> None:
         """Takes in a process for which a session says that it acts."""
         self._by_owner[owner_id] = process
+        self._mark(owner_id)
         self._owner_by_pid[process.pid, process.claimant] = owner_id
         action = partial(self._died, owner_id)
         self._poller.watch(process.pidfd, select.EPOLLIN, action)
+
+    def _mark(self, owner_id: int) -> None:
+        if self.changed is not None:
+            self.changed.add(owner_id)
 
     def _died(self, owner_id: int, events: int) -> None:
         self.unregister(owner_id)
@@ -113,6 +121,10 @@ class Processes:
     def registered(self, pid: int, claimant: int | None = None) -> int | None:
         """Returns the number of the owner that is a process, if it is registered."""
         return self._owner_by_pid.get((pid, claimant))
+
+    def owners(self) -> list[int]:
+        """Returns the owners whose processes are known."""
+        return list(self._by_owner)
 
     def of(self, owner_id: int) -> Process | None:
         """Returns the process of an owner, if there is one to be found."""
@@ -125,6 +137,7 @@ class Processes:
         key = process.pid, process.claimant
         if self._owner_by_pid.get(key) == owner_id:
             del self._owner_by_pid[key]
+            self._mark(owner_id)
 
     def forget(self, owner_id: int) -> None:
         """Closes the pidfd of an owner, unless its process is just being fenced."""
@@ -133,11 +146,13 @@ class Processes:
             self.unregister(owner_id)
             del self._by_owner[owner_id]
             process.close()
+            self._mark(owner_id)
 
     def begin_fencing(self, owner_id: int) -> None:
         """Tells the process of an owner to end; `fence` waits until it is dead."""
         process = self._by_owner[owner_id]
         process.fencing = True
+        self._mark(owner_id)
         if process.kill_at is None:
             process.kill_at = trio.current_time() + self.kill_grace
             process.send_signal(signal.SIGTERM)
@@ -176,23 +191,29 @@ class Processes:
             await trio.lowlevel.wait_readable(process.pidfd)
         process.fencing = False
         process.kill_at = None
+        self._mark(owner_id)
         self._on_fenced(owner_id)
 
     def dump(self, keep: Callable[[int], int]) -> list[Plain]:
         """Returns all processes as plain data (`handover`)."""
-        return [
-            {
-                "owner_id": owner_id,
-                "pid": process.pid,
-                "pidfd": keep(process.pidfd),
-                "may_signal": process.may_signal,
-                "claimant": process.claimant,
-                "kill_at": process.kill_at,
-                "registered": owner_id
-                == self._owner_by_pid.get((process.pid, process.claimant)),
-            }
-            for owner_id, process in self._by_owner.items()
-        ]
+        found = [self.dump_one(owner_id) for owner_id in self._by_owner]
+        return [x | {"pidfd": keep(x["pidfd"])} for x in found if x is not None]
+
+    def dump_one(self, owner_id: int) -> Plain | None:
+        """Returns one process as plain data; None if there is none."""
+        process = self._by_owner.get(owner_id)
+        if process is None:
+            return None
+        key = process.pid, process.claimant
+        return {
+            "owner_id": owner_id,
+            "pid": process.pid,
+            "pidfd": process.pidfd,
+            "may_signal": process.may_signal,
+            "claimant": process.claimant,
+            "kill_at": process.kill_at,
+            "registered": self._owner_by_pid.get(key) == owner_id,
+        }
 
     def load(self, data: Plain) -> None:
         """Takes up a process that `dump` described."""

@@ -5,13 +5,16 @@ once and their outcome goes back into the engine in the same turn; files that ma
 slow are left to a thread, one at a time for each lockspace, in order.
 """
 
+from __future__ import annotations
+
 import logging
 import math
+import os
 import signal
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -27,12 +30,18 @@ from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
+if TYPE_CHECKING:
+    from lockd.daemon.keeping import Keeping
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 SLOW_QUEUE: Final = math.inf
 """How many anchors may wait for a slow file system: as many as are asked for."""
+
+
+AnchorOutcome = c.AnchorOpened | c.AnchorRefused
 
 
 class Runtime:
@@ -57,6 +66,8 @@ class Runtime:
         self.engine = engine
         self.lockspaces: dict[str, Lockspace] = {}
         self.processes = Processes(poller, self._owner_died, self._owner_is_fenced)
+        #: Keeps outside this process what is to outlive it, where that can be.
+        self.keeping: Keeping | None = None
         self._answers = answers
         self._after_turn = after_turn
         self._checks = checks
@@ -195,9 +206,24 @@ class Runtime:
             self._later(lockspace, partial(self._open_slowly, lockspace, effect))
             self.carry_out(c.AnchorDelayed(effect.key))
         else:
-            self.carry_out(_try_to_open(lockspace, effect))
+            self.carry_out(self._kept(_try_to_open(lockspace, effect)))
+
+    def _kept(self, outcome: AnchorOutcome) -> AnchorOutcome:
+        """Sees to it that an anchor outlives us before anybody is told of it."""
+        if self.keeping is None or isinstance(outcome, c.AnchorRefused):
+            return outcome
+        try:
+            self.keeping.keep_file(outcome.key)
+        except OSError as error:
+            key = outcome.key
+            self._close_anchor(e.CloseAnchor(key))
+            reason = os.strerror(error.errno or 0)
+            return c.AnchorRefused(key, "unavailable", f"it cannot be kept: {reason}")
+        return outcome
 
     def _close_anchor(self, effect: e.CloseAnchor) -> None:
+        if self.keeping is not None:
+            self.keeping.drop_file(effect.key)
         lockspace = self.lockspaces[effect.key.lockspace]
         resource = effect.key.resource
         if lockspace.anchor_is_slow(resource):
@@ -207,10 +233,10 @@ class Runtime:
 
     def _open_slowly(self, lockspace: Lockspace, effect: e.OpenAnchor) -> None:
         outcome = _try_to_open(lockspace, effect)
-        trio.from_thread.run_sync(self._carry_out_in_a_turn, outcome)
+        trio.from_thread.run_sync(self._opened_slowly, outcome)
 
-    def _carry_out_in_a_turn(self, command: c.Command) -> None:
-        self.carry_out(command)
+    def _opened_slowly(self, outcome: AnchorOutcome) -> None:
+        self.carry_out(self._kept(outcome))
         self._on_turn()
 
     def change_file(
@@ -324,9 +350,7 @@ def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError |
     return None
 
 
-def _try_to_open(
-    lockspace: Lockspace, effect: e.OpenAnchor
-) -> c.AnchorOpened | c.AnchorRefused:
+def _try_to_open(lockspace: Lockspace, effect: e.OpenAnchor) -> AnchorOutcome:
     key = effect.key
     try:
         lockspace.open_anchor(

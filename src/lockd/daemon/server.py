@@ -27,6 +27,7 @@ from lockd.daemon.credentials import (
     peer_credentials,
 )
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.daemon.peer import Peer, connection_for
@@ -111,6 +112,8 @@ class Server:
         # not stay at the head of the backlog for ever.
         self._spare_fd = _open_spare()
         self._next_complaint = 0.0
+        #: Keeps outside this process what is to outlive it, where that can be.
+        self.keeping: Keeping | None = None
         self._sleep = trio.CancelScope()
 
     def listen(self, listener: socket.socket, role: Role = CLIENTS) -> None:
@@ -283,20 +286,31 @@ class Server:
         self._send_answers()
         self._give_turns(self._leaving, self._close_peer_and_tell)
         self._runtime.end_turn()
+        if self.keeping is not None:
+            self.keeping.tidy()
         if self._has_work():
             # Another task may have called, while ours sleeps.
             self._sleep.cancel()
 
     def _send_answers(self) -> None:
         behind = self._answers.behind
+        if self.keeping is not None and not behind:
+            self.keeping.commit(())
         while behind:
-            peer = behind.pop()
-            peer.flush()
-            if peer.is_closing:
-                self._poller.unwatch(peer.fileno())
-                self._leaving.setdefault(peer.credentials.uid, {})[peer] = None
-            elif peer.has_more:
-                self._put_off(peer)
+            peers = list(behind)
+            behind.clear()
+            if self.keeping is not None:
+                self.keeping.commit(peers)
+            for peer in peers:
+                self._send_to(peer)
+
+    def _send_to(self, peer: Peer) -> None:
+        peer.flush()
+        if peer.is_closing:
+            self._poller.unwatch(peer.fileno())
+            self._leaving.setdefault(peer.credentials.uid, {})[peer] = None
+        elif peer.has_more:
+            self._put_off(peer)
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
@@ -326,7 +340,7 @@ class Server:
                 if listening in self._pauses:
                     return
             else:
-                self._take_in(sock, listening.role)
+                self.take_in(sock, listening.role)
         if self._keeper.is_shared:
             self._pause_accepting(listening, REST)
 
@@ -354,7 +368,8 @@ class Server:
             self._next_complaint = now + COMPLAINT_PAUSE
             logger.error("clients are turned away: %s", error)
 
-    def _take_in(self, sock: socket.socket, role: Role) -> None:
+    def take_in(self, sock: socket.socket, role: Role) -> None:
+        """Begins to serve who connected, or says why not."""
         sock.setblocking(False)
         try:
             uid = peer_credentials(sock).uid
@@ -383,8 +398,11 @@ class Server:
                 f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
                 "who serves root only"
             )
+        session, flow = self._dispatcher.new_session(), None
+        if self.keeping is not None:
+            flow = self.keeping.open_flow(session, sock, role)
         peer = Peer(
-            self._dispatcher.new_session(),
+            session,
             sock,
             identity,
             trio.current_time(),
@@ -392,7 +410,10 @@ class Server:
             role=role,
             is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
             limits=self._keeper.limits,
+            flow=flow,
         )
+        if self.keeping is not None:
+            self.keeping.open_peer(peer)
         self._keeper.add_session(peer)
         name = name_of(identity.credentials.pid)
         self._dispatcher.open_session(peer, name, identity.pidfd)
@@ -429,6 +450,8 @@ class Server:
         self._incomplete.pop(peer, None)
         self._keeper.remove_session(peer)
         peer.close()
+        if self.keeping is not None:
+            self.keeping.close_flow(peer)
         self._dispatcher.close_session(peer)
 
 

@@ -5,8 +5,10 @@ import logging
 import os
 import select
 import signal
+import socket
 import textwrap
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
@@ -15,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon import handover, systemd
+from lockd.daemon import handover, revival, systemd
 from lockd.daemon.access import Access, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.clock import MonotonicClock
@@ -29,6 +31,7 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
+from lockd.daemon.keeping import Keeping, Stores
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import Listener, Role
 from lockd.daemon.logs import wait_written
@@ -41,6 +44,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
+from lockd.names import quoted
 from lockd.notify import is_listening, notify
 from lockd.text import counted
 
@@ -114,6 +118,7 @@ class Service:
             virtlockd,
             self.keeper,
         )
+        self.keeping: Keeping | None = None
         self._options = options
         self._make_lockspace = make
         self._upgrading = self._asked_to_upgrade = False
@@ -128,6 +133,12 @@ class Service:
         self.poller.watch(
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
         )
+
+    def keep(self, stores: Stores, slots: Iterable[int] = ()) -> Keeping:
+        """Keeps outside this process, from now on, what is to outlive it."""
+        keeping = Keeping(self, stores, slots)
+        self.keeping = self.server.keeping = self.runtime.keeping = keeping
+        return keeping
 
     def complain(self, problem: str) -> None:
         """Says what went wrong where an admin will see it: log and status."""
@@ -226,6 +237,10 @@ class Service:
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             self._tell_ready()
         notify("STOPPING=1")
+        if self.keeping is not None:
+            # Whoever is started next goes on; if nobody is, the manager lets go of what
+            # was kept, and the kernel of everything else.
+            return
         self.server.close()
         self.runtime.close()
         self.open_files.mounts.close()
@@ -346,14 +361,80 @@ class Service:
 
 
 def start(
-    options: Options, config: Config, epoch: Epoch, listeners: dict[Role, Listener]
+    options: Options,
+    config: Config,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    stores: Stores | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        stores: where everything is kept that is to outlive this process.
+    """
 
     async def serve() -> None:
         engine = LockEngine(epoch.last_token)
         service = Service(options, config, epoch, listeners, engine)
+        keeping = None if stores is None else service.keep(stores)
         service.configure(config)
+        if keeping is not None:
+            keeping.record_anew()
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
+
+
+def revive(
+    options: Options,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    stores: Stores,
+    revived: revival.Revived,
+    *,
+    is_upgrade: bool = False,
+) -> None:
+    """Serves in the place of a daemon that is gone, with what was kept of it.
+
+    Args:
+        is_upgrade: whether it went by itself, and no client noticed.
+    """
+    state = revived.state
+
+    async def serve() -> None:
+        gc.disable()
+        loaded = snapshot.load(state.engine)
+        loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
+        before = handover.config_of(state) or Config()
+        service = Service(options, before, epoch, listeners, loaded.engine)
+        keeping = service.keep(stores, [peer["slot"] for peer in state.peers])
+        handover.take_over(service, state, loaded)
+        for problem in revived.problems:
+            service.complain(f"not taken over: {problem}")
+        try:
+            service.configure(read_config(options.config))
+        except ConfigError as error:
+            service.complain(f"the configuration stays as it was: {error}")
+        for stranger in revived.strangers:
+            service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
+        keeping.record_anew()
+        damaged = bool(loaded.problems or revived.problems)
+        left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)
+        for key in left:
+            service.complain(f"{quoted(str(key))} stays locked, and nobody holds it")
+        service.dispatcher.upgrades += is_upgrade
+        for peer in service.answers.peers.values():
+            if not is_upgrade:
+                peer.tell_resumed(epoch.number)
+            service.answers.behind.add(peer)
+        logger.info(
+            "= lockd %s goes on with %d held, %d waiting, %s",
+            __version__,
+            loaded.engine.held,
+            loaded.engine.waiting,
+            counted(len(loaded.engine.sessions), "session"),
+        )
+        gc.enable()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())

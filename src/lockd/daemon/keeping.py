@@ -1,0 +1,346 @@
+"""Keeps outside this process, all the time, what has to outlive it.
+
+Under a service manager with a descriptor store (sd_notify(3), FDSTORE=1) nothing of
+value is in this process alone: the state is in shared memory (`Ledger`, `Cells`),
+descriptors are in flight (`Keeper`), and the few descriptors that this takes are the
+manager's, too. `revival` goes on from there.
+
+The order that everything hangs on: lock, keep, record, answer; unlock, record, answer.
+An answer never leaves before `commit` has recorded what it promises.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from lockd.daemon.flow import Cells, KeptFlow, Pipe
+from lockd.daemon.keeper import ENDS, Keeper
+from lockd.daemon.ledger import Ledger
+from lockd.daemon.listener import Role
+from lockd.daemon.peer import Peer
+from lockd.engine import records
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.files import FileLockspace
+from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.service import Service
+
+TIDYING: Final = 0.002
+TURNS_UNTIDIED: Final = 64
+"""Seconds for getting rid of what is no longer needed, and how many turns between."""
+
+Plain = dict[str, Any]
+
+PEER: Final = "peer"
+STATE: Final = "state"
+PROCESS: Final = "process"
+SPACE: Final = "space"
+CONFIG: Final = "config"
+DAEMON: Final = "daemon"
+
+FILE: Final = "file"
+"""Kinds of records besides the engine's (`records`); of labels, too."""
+
+CONNECTION: Final = "connection"
+PIDFD: Final = "pidfd"
+"""Kinds of labels of descriptors."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Stores:
+    """All that outlives us, and the descriptors that hold it.
+
+    Args:
+        found: by name, as the service manager kept them for a predecessor; None to
+            begin anew.
+    """
+
+    #: Of the descriptors that `descriptors` returns.
+    NAMES: Final = frozenset(
+        ("cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1")
+        + tuple(f"end-{n:02}" for n in range(ENDS))
+    )
+
+    def __init__(self, found: dict[str, int] | None = None) -> None:
+        if found is None:
+            self.ledger, self.cells = Ledger(), Cells()
+            self.keeper, self.pipe = Keeper(), Pipe()
+            return
+        self.ledger = Ledger((found["ledger-0"], found["ledger-1"]))
+        self.cells = Cells(found["cells"])
+        self.pipe = Pipe((found["pipe-0"], found["pipe-1"]))
+        ends = sorted(x for x in found if x.startswith("end-"))
+        self.keeper = Keeper([found[name] for name in ends])
+
+    def descriptors(self) -> dict[str, int]:
+        """Returns what has to be kept, by names that `__init__` knows."""
+        named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
+        named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
+        named |= {f"end-{n:02}": fd for n, fd in enumerate(self.keeper.ends)}
+        return named | {"cells": self.cells.fd}
+
+
+class Keeping:
+    """Keeps the state of one service in its stores.
+
+    Args:
+        slots: the slots of `Cells` that are taken.
+    """
+
+    def __init__(
+        self, service: Service, stores: Stores, slots: Iterable[int] = ()
+    ) -> None:
+        self._service = service
+        self._stores = stores
+        self._engine = service.runtime.engine
+        self._last_slot = max(slots, default=0)
+        self._free_slots = sorted(set(range(self._last_slot)) - set(slots))
+        #: Free when it is recorded that their peers are gone.
+        self._left_slots: list[int] = []
+        #: The owners whose pidfds are kept.
+        self._pidfds: set[int] = set()
+        #: The descriptor that is kept for each resource.
+        self._files: dict[ResourceKey, int] = {}
+        self._state_keys: dict[int, bytes] = {}
+        self._numbers = (-1, -1)
+        self._config: object = None
+        self._turns_untidied = 0
+        self._spaces: set[str] = set()
+        records.follow(self._engine)
+        service.runtime.processes.changed = set()
+
+    def descriptors(self) -> dict[str, int]:
+        """Returns the descriptors of all stores, by name."""
+        return self._stores.descriptors()
+
+    # Descriptors.
+
+    def open_flow(self, session: int, sock: socket.socket, role: Role) -> KeptFlow:
+        """Keeps a connection from now on; returns how its bytes come and go.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        flow = self.flow(sock, self._new_slot())
+        try:
+            flow.begin()
+            label = label_of(CONNECTION, session, role)
+            self._stores.keeper.keep(label, sock.fileno())
+        except OSError:
+            self._free_slots.append(flow.slot)
+            raise
+        return flow
+
+    def flow(self, sock: socket.socket, slot: int) -> KeptFlow:
+        """Returns how the bytes of a connection that is kept already come and go."""
+        return KeptFlow(sock, slot, self._stores.cells, self._stores.pipe)
+
+    def _new_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._last_slot += 1
+        return self._last_slot
+
+    def close_flow(self, peer: Peer) -> None:
+        """Keeps a connection no longer."""
+        self._stores.keeper.drop(label_of(CONNECTION, peer.session, peer.role))
+        self._remove(PEER, peer.session)
+        self._stores.ledger.remove(self._state_keys.pop(peer.session))
+        self._left_slots.append(peer.flow.slot)
+
+    def keep_file(self, key: ResourceKey) -> None:
+        """Keeps the locked file of a resource.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        space = self._service.runtime.lockspaces[key.lockspace]
+        assert isinstance(space, FileLockspace)
+        fd, made, _ = space.dump_file(key.resource)
+        if self._files.get(key) == fd:
+            return  # it was opened before, and changed its mode
+        self._stores.keeper.keep(label_of(FILE, *key), fd)
+        self._files[key] = fd
+        self._put(FILE, key, made)
+
+    def drop_file(self, key: ResourceKey) -> None:
+        """Keeps the file of a resource no longer."""
+        if self._files.pop(key, None) is None:
+            return
+        self._stores.keeper.drop(label_of(FILE, *key))
+        self._remove(FILE, key)
+
+    # Records.
+
+    def open_peer(self, peer: Peer) -> None:
+        """Records who a new peer is, with the next `commit`."""
+        self._state_keys[peer.session] = key_of(STATE, peer.session)
+        self._put(PEER, peer.session, peer.dump())
+
+    def commit(self, peers: Iterable[Peer]) -> None:
+        """Records everything that changed, so that answers may leave.
+
+        Args:
+            peers: those that something was read from, or is to be sent to.
+
+        Raises:
+            OSError: there is no memory for it. Nothing may be answered then.
+        """
+        put = self._stores.ledger.put
+        for peer in peers:
+            peer.collect()
+            put(self._state_keys[peer.session], _encode(peer.dump_state()))
+        for kind, name, value in records.changes(self._engine):
+            if value is None:
+                self._remove(kind, name)
+            else:
+                self._put(kind, name, value)
+        self._record_processes()
+        self._record_daemon()
+        self._stores.ledger.commit()
+        if self._left_slots:
+            self._free_slots += self._left_slots
+            self._left_slots.clear()
+
+    def _record_processes(self) -> None:
+        processes = self._service.runtime.processes
+        if not processes.changed:
+            return
+        for owner_id in processes.changed:
+            record = processes.dump_one(owner_id)
+            if record is None:
+                self._remove(PROCESS, owner_id)
+                if owner_id in self._pidfds:
+                    self._pidfds.remove(owner_id)
+                    self._stores.keeper.drop(label_of(PIDFD, owner_id))
+                continue
+            pidfd = record.pop("pidfd")
+            # Those of peers are found through their sockets.
+            if record["registered"] and owner_id not in self._pidfds:
+                self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)
+                self._pidfds.add(owner_id)
+            self._put(PROCESS, owner_id, record)
+        processes.changed.clear()
+
+    def _record_daemon(self) -> None:
+        service = self._service
+        dispatcher, epoch = service.dispatcher, service.epoch
+        if (dispatcher.last_number, epoch.reserved) != self._numbers:
+            self._numbers = dispatcher.last_number, epoch.reserved
+            daemon = {
+                "last_number": dispatcher.last_number,
+                "started": dispatcher.started,
+                "upgrades": dispatcher.upgrades,
+                "epoch": epoch.number,
+                "reserved": epoch.reserved,
+                "state_dir": epoch.directory,
+            }
+            self._put(DAEMON, 0, daemon)
+        if service.config is not self._config:
+            self._config = service.config
+            self._put(CONFIG, 0, msgspec.to_builtins(service.config))
+        lockspaces = service.runtime.lockspaces
+        if len(lockspaces) > len(self._spaces):
+            for name in lockspaces.keys() - self._spaces:
+                self._put(SPACE, name, _dump_space(lockspaces[name]))
+                self._spaces.add(name)
+
+    def record_anew(self) -> None:
+        """Records all there is, and nothing else, whatever a predecessor left."""
+        ledger = self._stores.ledger
+        known = set(ledger.records())
+        records.changes(self._engine)
+        fresh = {key_of(kind, name) for kind, name, _ in self._everything()}
+        for kind, name, value in self._everything():
+            self._put(kind, name, value)
+        for key in known - fresh:
+            ledger.remove(key)
+        self._numbers, self._config = (-1, -1), None
+        self._spaces.clear()
+        self.commit(())
+
+    def forget_the_rest(
+        self, found: dict[bytes, int], *, also_files: bool
+    ) -> list[ResourceKey]:
+        """Keeps no longer what a predecessor kept and nobody took up; closes it.
+
+        Args:
+            found: the descriptors that nobody else closes, by label.
+            also_files: whether files are let go, too.
+
+        Returns:
+            The files that stay locked although nobody holds them.
+        """
+        keeper = self._stores.keeper
+        wanted = {label_of(FILE, *key) for key in self._files}
+        for peer in self._service.answers.peers.values():
+            wanted.add(label_of(CONNECTION, peer.session, peer.role))
+        for owner_id in self._service.runtime.processes.owners():
+            wanted.add(label_of(PIDFD, owner_id))
+        left = []
+        for label in list(keeper.labels):
+            if label in wanted:
+                continue
+            kind, *parts = msgspec.msgpack.decode(label)
+            if kind == FILE and not also_files:
+                left.append(ResourceKey(*parts))
+                continue
+            keeper.drop(label)
+            if label in found:
+                os.close(found[label])
+        return left
+
+    def _everything(self) -> Iterable[tuple[str, Any, Any]]:
+        yield from records.everything(self._engine)
+        for peer in self._service.answers.peers.values():
+            self._state_keys[peer.session] = key_of(STATE, peer.session)
+            yield PEER, peer.session, peer.dump()
+            yield STATE, peer.session, peer.dump_state()
+        for space in self._service.runtime.lockspaces.values():
+            if isinstance(space, FileLockspace):
+                for resource in space.open_resources():
+                    key = ResourceKey(space.name, resource)
+                    fd, made, _ = space.dump_file(resource)
+                    self._files[key] = fd
+                    yield FILE, key, made
+
+    def tidy(self, seconds: float = TIDYING) -> None:
+        """Gets rid of what is no longer needed, for about so long, now and then."""
+        self._turns_untidied += 1
+        if self._turns_untidied < TURNS_UNTIDIED:
+            return
+        self._turns_untidied = 0
+        self._stores.ledger.tidy(seconds)
+        self._stores.keeper.tidy(seconds)
+
+    def _put(self, kind: str, name: Any, value: Any) -> None:
+        self._stores.ledger.put(key_of(kind, name), _encode(value))
+
+    def _remove(self, kind: str, name: Any) -> None:
+        self._stores.ledger.remove(key_of(kind, name))
+
+
+def _dump_space(space: Lockspace) -> Plain:
+    return {
+        "name": space.name,
+        "kind": space.kind,
+        "path": space.path,
+        "on_disconnect": space.on_disconnect,
+    }
+
+
+def key_of(kind: str, name: Any) -> bytes:
+    """Returns the key of a record."""
+    return _encode((kind, name))
+
+
+def label_of(kind: str, *parts: Any) -> bytes:
+    """Returns the label of a kept descriptor."""
+    return _encode((kind, *parts))

@@ -1,0 +1,245 @@
+"""Goes on after a crash with what was kept: makes of it what a live upgrade leaves.
+
+What the kernel says is locked is the truth; the records say whose it is. They differ by
+what was being done when the predecessor was killed: an anchor that nobody was granted
+yet is let go, a lock that is recorded is taken again, which changes nothing if it is
+held still. Where records are damaged nothing is let go that they may have been about.
+"""
+
+import logging
+import os
+import socket
+import struct
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from lockd import __version__
+from lockd.daemon import fdstore
+from lockd.daemon.credentials import SO_PEERPIDFD
+from lockd.daemon.fdstore import PREFIX
+from lockd.daemon.handover import READABLE_FROM, VERSION, Handover, LockspaceRecord
+from lockd.daemon.keeping import (
+    CONFIG,
+    CONNECTION,
+    DAEMON,
+    FILE,
+    PEER,
+    PIDFD,
+    PROCESS,
+    SPACE,
+    STATE,
+    Stores,
+)
+from lockd.daemon.listener import Role
+from lockd.engine import records
+from lockd.errors import ConfigError
+from lockd.terms import Mode
+
+logger = logging.getLogger(__name__)
+
+Plain = dict[str, Any]
+
+_OURS: Final = (CONFIG, DAEMON, FILE, PEER, PROCESS, SPACE, STATE)
+
+
+class Stranger(NamedTuple):
+    """A connection that was kept, and of which nothing was recorded yet."""
+
+    fd: int
+    role: Role
+
+
+class Revived(NamedTuple):
+    """What a predecessor left.
+
+    Attributes:
+        unclaimed: the descriptors that neither the state nor a stranger has, by label.
+        problems: what could not be read.
+    """
+
+    state: Handover
+    strangers: list[Stranger]
+    unclaimed: dict[bytes, int]
+    problems: list[str]
+
+
+class _Found:
+    """Records and descriptors of a predecessor, sorted."""
+
+    def __init__(self, stores: Stores) -> None:
+        self.problems = list(stores.ledger.problems)
+        self.engine: list[tuple[str, Any, Plain]] = []
+        self.ours: dict[str, dict[Any, Any]] = {kind: {} for kind in _OURS}
+        self.fds: dict[str, dict[Any, tuple[int, tuple[Any, ...]]]] = {
+            kind: {} for kind in (CONNECTION, FILE, PIDFD)
+        }
+        for key, value in stores.ledger.records().items():
+            kind, name = msgspec.msgpack.decode(key)
+            record = msgspec.msgpack.decode(value)
+            if kind in self.ours:
+                self.ours[kind][_hashable(name)] = record
+            else:
+                self.engine.append((kind, name, record))
+        self.kept = stores.keeper.recover()
+        for label, fd in self.kept:
+            kind, *parts = msgspec.msgpack.decode(label)
+            if kind == FILE:
+                self.fds[FILE][tuple(parts)] = fd, ()
+            else:
+                self.fds[kind][parts[0]] = fd, tuple(parts[1:])
+
+    def one(self, kind: str) -> Plain:
+        """Returns the only record of a kind.
+
+        Raises:
+            ValueError: it could not be read.
+        """
+        try:
+            found: Plain = self.ours[kind][0]
+        except KeyError:
+            raise ValueError(f"the record {kind!r} is missing") from None
+        return found
+
+
+def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
+    """Returns where everything is kept that is to outlive this process.
+
+    Args:
+        kept: what the service manager kept for a predecessor.
+
+    Returns:
+        None where nothing can be kept: there is no service manager, or it has no store.
+    """
+    found = {name.removeprefix(PREFIX): fd for name, fd in kept}
+    if found.keys() >= Stores.NAMES:
+        return Stores(found)
+    # Killed before everything was stored, it had served nobody.
+    for name, fd in kept:
+        fdstore.remove(name)
+        os.close(fd)
+    if fdstore.is_offered() < len(Stores.NAMES):
+        logger.warning(
+            "nothing is kept outside this process: if it is killed every lock and every "
+            "connection is lost"
+        )
+        return None
+    stores = Stores()
+    for name, fd in stores.descriptors().items():
+        if not fdstore.store(PREFIX + name, fd):
+            raise ConfigError("the service manager does not take what is to be kept")
+    return stores
+
+
+def revive(stores: Stores) -> Revived | None:
+    """Returns what a predecessor left, as a live upgrade would have left it.
+
+    Returns:
+        None if there was none, or it had served nobody.
+
+    Raises:
+        ConfigError: nothing can be made of it.
+    """
+    stores.cells.finish_sending(stores.pipe)
+    found = _Found(stores)
+    if not found.ours[DAEMON] and not found.problems:
+        return None
+    try:
+        return _revived(found)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"what was kept cannot be read: {error!r}") from None
+
+
+def _revived(found: _Found) -> Revived:
+    daemon = found.one(DAEMON)
+    engine = records.assemble(found.engine)
+    peers = _peers(found)
+    state = Handover(
+        VERSION,
+        READABLE_FROM,
+        __version__,
+        found.ours[CONFIG].get(0, {}),
+        engine,
+        [daemon["epoch"], daemon["reserved"]],
+        daemon["state_dir"],
+        {},
+        _lockspaces(found, engine),
+        _processes(found, peers),
+        peers,
+        daemon["last_number"],
+        daemon["started"],
+        # take_over counts one more: this is none.
+        daemon["upgrades"] - 1,
+    )
+    sessions = {peer["session"] for peer in peers}
+    strangers = [
+        Stranger(fd, role)
+        for session, (fd, (role,)) in found.fds[CONNECTION].items()
+        if session not in sessions
+    ]
+    claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
+    claimed |= {x["pidfd"] for x in state.processes}
+    claimed |= {file[1] for space in state.lockspaces for file in space.files}
+    unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
+    return Revived(state, strangers, unclaimed, found.problems)
+
+
+def _peers(found: _Found) -> list[Plain]:
+    peers = []
+    for session, record in found.ours[PEER].items():
+        kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
+        if kept is not None and state is not None:
+            peers.append(record | {"state": state, "fd": kept[0]})
+    return peers
+
+
+def _processes(found: _Found, peers: list[Plain]) -> list[Plain]:
+    fd_of = {peer["session"]: peer["fd"] for peer in peers}
+    processes = []
+    for owner_id, record in found.ours[PROCESS].items():
+        if owner_id in found.fds[PIDFD]:
+            pidfd: int | None = found.fds[PIDFD][owner_id][0]
+        else:
+            pidfd = _pidfd_of_peer(fd_of.get(owner_id))
+        if pidfd is not None:
+            processes.append(record | {"pidfd": pidfd})
+        else:
+            found.problems.append(f"the process {record['pid']} cannot be found")
+    return processes
+
+
+def _pidfd_of_peer(fd: int | None) -> int | None:
+    """Returns the pidfd of whoever connected, also if it is dead by now."""
+    if fd is None:
+        return None
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+        except OSError:
+            return None
+    pidfd: int = struct.unpack("i", raw)[0]
+    return pidfd
+
+
+def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
+    modes = {tuple(x["key"]): x["anchor"] for x in engine["resources"]}
+    files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
+    for (lockspace, resource), (fd, _) in found.fds[FILE].items():
+        key = lockspace, resource
+        made = bool(found.ours[FILE].get(key))
+        file = resource, fd, made, modes.get(key)
+        files.setdefault(lockspace, []).append(file)
+    return [
+        LockspaceRecord(
+            name,
+            record["kind"],
+            record["path"],
+            record["on_disconnect"],
+            files.get(name, []),
+        )
+        for name, record in found.ours[SPACE].items()
+    ]
+
+
+def _hashable(name: Any) -> Any:
+    return tuple(name) if isinstance(name, list) else name
