@@ -284,7 +284,7 @@ def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRe
 
 
 def _dump_peer(peer: Peer, keep: Callable[[int], int]) -> Plain:
-    state = msgspec.to_builtins(peer.dump_state())
+    state = list(msgspec.structs.astuple(peer.dump_state()))
     return peer.dump() | {"state": state, "fd": keep(peer.fileno())}
 
 

@@ -8,8 +8,10 @@ held still. Where records are damaged nothing is let go that they may have been 
 
 import logging
 import os
+import select
 import socket
 import struct
+import time
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -39,6 +41,11 @@ from lockd.terms import Mode
 logger = logging.getLogger(__name__)
 
 Plain = dict[str, Any]
+
+PATIENCE: Final = 10.0
+PAUSE: Final = 0.01
+"""Seconds for which the service manager may be busy when we start, and between two
+tries: its socket holds few messages."""
 
 _OURS: Final = (CONFIG, DAEMON, FILE, PEER, PROCESS, SPACE, STATE)
 
@@ -126,9 +133,17 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
         return None
     stores = Stores()
     for name, fd in stores.descriptors().items():
-        if not fdstore.store(PREFIX + name, fd):
-            raise ConfigError("the service manager does not take what is to be kept")
+        _store(PREFIX + name, fd)
     return stores
+
+
+def _store(name: str, fd: int) -> None:
+    """Has a descriptor stored; waits for a manager that is busy, but not for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while not fdstore.store(name, fd):
+        if time.monotonic() > deadline:
+            raise ConfigError("the service manager does not take what is to be kept")
+        time.sleep(PAUSE)
 
 
 def revive(stores: Stores) -> Revived | None:
@@ -175,13 +190,20 @@ def _revived(found: _Found) -> Revived:
     strangers = [
         Stranger(fd, role)
         for session, (fd, (role,)) in found.fds[CONNECTION].items()
-        if session not in sessions
+        if session not in sessions and not _is_over(fd)
     ]
     claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
     claimed |= {x["pidfd"] for x in state.processes}
     claimed |= {file[1] for space in state.lockspaces for file in space.files}
     unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
     return Revived(state, strangers, unclaimed, found.problems)
+
+
+def _is_over(fd: int) -> bool:
+    """Tells whether a connection was shut down, by us or by its client."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def _peers(found: _Found) -> list[Plain]:

@@ -1,0 +1,384 @@
+"""The daemon is killed; another one goes on, and nobody has lost anything."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgpack
+import pytest
+
+import libvirt_client as lc
+from kept import is_locked
+from libvirt_client import LibvirtClient
+from service_manager import ServiceManager
+from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+
+Connect = Callable[[], WireClient]
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Path:
+    directory = tmp_path / "locks"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+@pytest.fixture
+def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
+    place = tmp_path / "service"
+    place.mkdir()
+    manager = ServiceManager(
+        place,
+        f"""
+        kill_grace = 0.2
+        [lockspaces.files]
+        kind = "directory"
+        path = "{locks}"
+        [lockspaces.killed]
+        kind = "memory"
+        on_disconnect = "kill"
+        """,
+    )
+    manager.start()
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def connect(manager: ServiceManager) -> Iterator[Connect]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(WireClient(manager.socket))
+
+
+@pytest.fixture
+def client(connect: Connect) -> WireClient:
+    return connect()
+
+
+@pytest.fixture
+def other(connect: Connect) -> WireClient:
+    return connect()
+
+
+def holders(client: WireClient, resource: str, lockspace: str = "default") -> list[int]:
+    found = client.call("query", resource=resource, lockspace=lockspace)
+    return [holder["session"] for holder in found["holders"]]
+
+
+# What survives.
+
+
+def test_locks_queues_and_tokens_survive(
+    manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
+) -> None:
+    first = client.acquire("a")["fencing_token"]
+    client.acquire("f", lockspace="files")
+    waiting = other.send("acquire", resource="a")
+    also = other.send("acquire", resource="f", lockspace="files")
+    wait_for_waiters(client, "a", 1)
+    for _ in range(3):
+        manager.kill()
+        assert is_locked(locks / "f")
+        manager.start()
+        assert is_locked(locks / "f")
+    client.call("release", resource="a")
+    client.call("release", resource="f", lockspace="files")
+    assert other.result(waiting)["grant"]["fencing_token"] > first
+    assert other.result(also)["grant"]["resource"] == "f"
+    assert is_locked(locks / "f")
+
+
+def test_sessions_keep_what_was_agreed(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    hello = client.call("hello", protocol=1, client="test")
+    client.call("register", owner={"name": "backup"})
+    client.call("watch")
+    client.acquire("a")
+    client.call("restrict")
+    manager.kill_and_start()
+    assert client.notification("resumed") == {"epoch": hello["epoch"]}
+    assert client.refusal("acquire", resource="b").code == "restricted"
+    client.call("release", resource="a")
+    assert client.notification("event")["name"] == "backup"
+
+
+def test_who_did_not_say_hello_is_told_nothing(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    client.acquire("a")
+    manager.kill_and_start()
+    client.call("release", resource="a")
+    assert client.kept == []
+
+
+def test_request_that_came_while_nobody_was_there_is_answered(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    client.acquire("a")
+    manager.kill()
+    released = client.send("release", resource="a")
+    taken = other.send("acquire", resource="a")
+    manager.start()
+    client.result(released)
+    assert other.result(taken)["grant"]["resource"] == "a"
+
+
+def test_half_a_request_goes_on(manager: ServiceManager, client: WireClient) -> None:
+    data = msgpack.packb([0, 77, "acquire", [{"resource": "a" * 200}]])
+    client.send_bytes(data[:100])
+    client_session = WireClient(manager.socket)
+    with client_session as witness:
+        # Turns have gone round: what was sent before has been read.
+        witness.call("statistics")
+        witness.call("statistics")
+        manager.kill_and_start()
+        client.send_bytes(data[100:])
+        assert client.result(77)["grant"]["resource"] == "a" * 200
+
+
+def test_client_that_left_meanwhile_holds_nothing(
+    manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
+) -> None:
+    client.acquire("a")
+    client.acquire("f", lockspace="files")
+    waiting = other.send("acquire", resource="a")
+    wait_for_waiters(client, "a", 1)
+    manager.kill()
+    client.close()
+    manager.start()
+    assert other.result(waiting)["grant"]["resource"] == "a"
+    wait_for_sessions(other, 1)
+    assert not (locks / "f").exists()
+
+
+def test_client_that_came_meanwhile_is_served(
+    manager: ServiceManager, connect: Connect
+) -> None:
+    manager.kill()
+    late = connect()
+    asked = late.send("acquire", resource="a")
+    manager.start()
+    assert late.result(asked)["grant"]["resource"] == "a"
+
+
+def test_slow_reader_gets_every_answer_once(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    """More answers than a socket takes are on their way through two kills."""
+    reason = "x" * 4_000
+    other.acquire("a", reason=reason)
+    other.call("hello", protocol=1, client="test")
+    asked = [client.send("query", resource="a") for _ in range(100)]
+    manager.kill_and_start()
+    other.call("query", resource="a")
+    manager.kill_and_start()
+    answers = [client.result(msgid)["holders"][0]["reason"] for msgid in asked]
+    assert answers == [reason] * 100
+    assert client.kept == []
+
+
+def test_lockspace_that_a_client_made_is_there(
+    manager: ServiceManager, client: WireClient, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir(mode=0o755)
+    made = {"name": "made", "kind": "directory", "path": str(tmp_path / "made")}
+    client.call("create_lockspace", **made)
+    client.acquire("f", lockspace="made")
+    manager.kill_and_start()
+    assert is_locked(tmp_path / "made" / "f")
+    client.call("release", resource="f", lockspace="made")
+    assert os.listdir(tmp_path / "made") == []
+
+
+def test_conversion_goes_on(
+    manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
+) -> None:
+    for reader in (client, other):
+        reader.acquire("f", lockspace="files", mode="shared")
+    upgrade = client.send(
+        "convert", resource="f", lockspace="files", mode="exclusive"
+    )
+    while not other.call("query", resource="f", lockspace="files")["waiters"]:
+        pass
+    manager.kill_and_start()
+    other.call("release", resource="f", lockspace="files")
+    assert client.result(upgrade)["grant"]["mode"] == "exclusive"
+    with open(locks / "f", "r+b") as file, pytest.raises(BlockingIOError):
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
+
+
+def test_timeout_runs_on(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    client.acquire("a")
+    waiting = other.send("acquire", resource="a", timeout=0.3)
+    wait_for_waiters(client, "a", 1)
+    manager.kill_and_start()
+    assert other.refused(waiting).code == "timeout"
+
+
+# Owners.
+
+
+def test_process_that_died_meanwhile_owns_nothing(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        client.call("register", owner={"name": "guest", "pid": process.pid})
+        client.acquire("a")
+        waiting = other.send("acquire", resource="a")
+        manager.kill()
+        process.kill()
+    manager.start()
+    assert other.result(waiting)["grant"]["resource"] == "a"
+
+
+def test_owner_that_is_being_ended_is_dead_before_its_lock_is_given(
+    manager: ServiceManager, connect: Connect
+) -> None:
+    script = (
+        "import signal, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from wire_client import WireClient\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "client = WireClient(sys.argv[1]); client.acquire('g', lockspace='killed')\n"
+        "print('held', flush=True); input(); client.close()\n"
+        "print('closed', flush=True); signal.pause()\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    waiter = connect()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(manager.socket), tests],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        waiting = waiter.send("acquire", resource="g", lockspace="killed")
+        owner.stdin.write("close\n")
+        owner.stdin.flush()
+        assert owner.stdout.readline() == "closed\n"
+        manager.kill_and_start()
+        assert waiter.result(waiting)["grant"]["resource"] == "g"
+        assert owner.wait(timeout=0) == -signal.SIGKILL
+
+
+def test_guests_of_libvirt_keep_their_disks(
+    manager: ServiceManager, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    wanted = lc.resource("", str(disk))
+    with (
+        subprocess.Popen(["sleep", "1000"]) as qemu,
+        subprocess.Popen(["sleep", "1000"]) as rival,
+        LibvirtClient(manager.virtlockd_socket) as guest,
+        LibvirtClient(manager.virtlockd_socket) as other,
+    ):
+        guest.register(qemu.pid, "web1")
+        assert guest.done(lc.ACQUIRE, wanted)
+        other.register(rival.pid, "web2")
+        call = lc.message(lc.ACQUIRE, wanted, serial=9)
+        other.send(call[:30])
+        manager.kill_and_start()
+        other.send(call[30:])
+        answer = other.receive()
+        assert answer is not None
+        assert answer.error is not None
+        assert "web1" in (answer.error.message or "")
+        assert guest.done(lc.RELEASE, wanted)
+        assert other.done(lc.ACQUIRE, wanted)
+        qemu.kill()
+        rival.kill()
+
+
+# The end, and other starts.
+
+
+def test_restart_loses_nothing(
+    manager: ServiceManager, client: WireClient, locks: Path
+) -> None:
+    client.acquire("f", lockspace="files")
+    assert manager.stop() == 0
+    assert is_locked(locks / "f")
+    manager.start()
+    client.call("release", resource="f", lockspace="files")
+    assert not (locks / "f").exists()
+
+
+def test_upgrade_goes_the_same_way(
+    manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
+) -> None:
+    client.call("hello", protocol=1, client="test")
+    client.acquire("f", lockspace="files")
+    waiting = other.send("acquire", resource="f", lockspace="files")
+    for upgrades in range(1, 4):
+        manager.upgrade()
+        assert is_locked(locks / "f")
+        assert client.call("statistics")["upgrades"] == upgrades
+    manager.kill_and_start()
+    client.call("release", resource="f", lockspace="files")
+    assert other.result(waiting)["grant"]["resource"] == "f"
+    assert [kind for _, kind, _ in client.kept] == ["resumed"]
+
+
+def test_bad_configuration_costs_nothing(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    client.acquire("a")
+    manager.config.write_text("nonsense")
+    manager.kill_and_start()
+    assert holders(client, "a")
+    assert "the configuration stays as it was" in manager.log()
+
+
+def test_what_is_not_needed_any_more_goes(
+    manager: ServiceManager, client: WireClient, locks: Path
+) -> None:
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{manager.pid}/fd"))
+
+    manager.kill_and_start()
+    client.call("statistics")
+    before = descriptors()
+    stored = set(manager.stored)
+    for number in range(300):
+        client.acquire(f"f{number}", lockspace="files")
+    manager.kill_and_start()
+    for number in range(300):
+        client.call("release", resource=f"f{number}", lockspace="files")
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(WireClient(manager.socket)).call("statistics")
+    wait_for_sessions(client, 1)
+    manager.kill_and_start()
+    client.call("statistics")
+    assert descriptors() == before
+    assert set(manager.stored) == stored
+    assert os.listdir(locks) == []
+
+
+def test_killed_again_and_again_while_it_starts(
+    manager: ServiceManager, client: WireClient, locks: Path
+) -> None:
+    client.acquire("f", lockspace="files")
+    manager.kill()
+    for number in range(8):
+        manager.start(wait=False)
+        pidfd = os.pidfd_open(manager.pid)
+        signal.pidfd_send_signal(pidfd, 0)
+        # A little further each time.
+        for _ in range(number * 2_000):
+            pass
+        os.close(pidfd)
+        manager.kill()
+        assert is_locked(locks / "f")
+    manager.start()
+    client.call("release", resource="f", lockspace="files")

@@ -1,0 +1,167 @@
+"""A service manager for tests: sockets, a descriptor store, and a new start after a kill.
+
+As much of systemd as surviving takes (sd_listen_fds(3), sd_notify(3)), in this process,
+so that tests can look at what is stored and decide when the daemon is started.
+"""
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+PATIENCE: Final = 20.0
+FIRST_FD: Final = 3
+STORE_SIZE: Final = 64
+
+# Moves the descriptors that it inherits to where sd_listen_fds(3) wants them.
+TAKE_DESCRIPTORS = """
+import fcntl, os, sys
+fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 500) for fd in sys.argv[1].split()]
+for number, fd in enumerate(fds):
+    os.dup2(fd, 3 + number)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServiceManager:
+    """Runs one lockd as a service, in a directory."""
+
+    def __init__(self, directory: Path, config: str = "") -> None:
+        self.directory = directory
+        self.config = directory / "lockd.toml"
+        self.config.write_text(config)
+        self.socket = directory / "lockd.sock"
+        self.admin_socket = directory / "admin.sock"
+        self.virtlockd_socket = directory / "virtlockd.sock"
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(directory / "notify"))
+        self._notify.settimeout(PATIENCE)
+        self._listeners = {
+            "client": self._listen(self.socket),
+            "admin": self._listen(self.admin_socket),
+            "virtlockd": self._listen(self.virtlockd_socket),
+        }
+        #: What the daemon has stored, by name.
+        self.stored: dict[str, int] = {}
+        self.said: list[str] = []
+        self._log = (directory / "log").open("a")
+        self._process: subprocess.Popen[str] | None = None
+
+    @staticmethod
+    def _listen(path: Path) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(path))
+        sock.listen(1_000)
+        return sock
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, wait: bool = True, prefix: tuple[str, ...] = ()) -> None:
+        """Starts the daemon with what it had stored, and waits until it is ready."""
+        passed = {name: sock.fileno() for name, sock in self._listeners.items()}
+        passed |= self.stored
+        environment = os.environ | {
+            "LISTEN_FDS": str(len(passed)),
+            "LISTEN_FDNAMES": ":".join(passed),
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "LOCKD_KEEP": str(STORE_SIZE),
+            "LOCKD_CHECK_INVARIANTS": "1",
+        }
+        environment.pop("JOURNAL_STREAM", None)
+        daemon = [sys.executable, "-m", "lockd.daemon.main", f"--config={self.config}"]
+        daemon.append(f"--state-dir={self.directory / 'state'}")
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", TAKE_DESCRIPTORS),
+                " ".join(map(str, passed.values())),
+                *(*prefix, *daemon),
+            ],
+            pass_fds=tuple(passed.values()),
+            stderr=self._log,
+            env=environment,
+            text=True,
+        )
+        if wait:
+            self.wait_until("READY=1")
+
+    def wait_until(self, assignment: str) -> None:
+        """Waits until the daemon says something, and stores what it wants stored."""
+        while assignment not in self.hear():
+            pass
+
+    def hear(self) -> list[str]:
+        """Waits for the next message of the daemon."""
+        size = array.array("i").itemsize
+        text, control, _, _ = self._notify.recvmsg(4_096, socket.CMSG_SPACE(16 * size))
+        fds = array.array("i")
+        for _, _, raw in control:
+            fds.frombytes(raw)
+        lines = text.decode().splitlines()
+        values = dict(line.partition("=")[::2] for line in lines)
+        if values.get("FDSTORE") == "1":
+            assert values["FDPOLL"] == "0"
+            self.stored[values["FDNAME"]] = fds[0]
+        elif values.get("FDSTOREREMOVE") == "1":
+            os.close(self.stored.pop(values["FDNAME"]))
+        self.said += lines
+        return lines
+
+    def drain(self) -> None:
+        """Takes what the daemon has said up to now."""
+        self._notify.setblocking(False)
+        try:
+            while True:
+                self.hear()
+        except BlockingIOError:
+            pass
+        finally:
+            self._notify.settimeout(PATIENCE)
+
+    def kill(self) -> None:
+        """Ends the daemon as a crash does."""
+        assert self._process is not None
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self.drain()
+
+    def kill_and_start(self) -> None:
+        """Ends it, and starts another one."""
+        self.kill()
+        self.start()
+
+    def upgrade(self) -> None:
+        """Has the daemon give way to a new program."""
+        os.kill(self.pid, signal.SIGUSR1)
+        self.wait_until("READY=1")
+
+    def stop(self) -> int:
+        """Ends the daemon as `systemctl stop` and `restart` do, without a new start."""
+        assert self._process is not None
+        os.kill(self.pid, signal.SIGTERM)
+        status = self._process.wait(timeout=PATIENCE)
+        self.drain()
+        return status
+
+    def log(self) -> str:
+        """Returns what the daemons have logged."""
+        return (self.directory / "log").read_text()
+
+    def close(self) -> None:
+        """Leaves nothing behind; a daemon with a defect fails the test."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self.pid, signal.SIGCONT)
+            self.kill()
+        for fd in self.stored.values():
+            os.close(fd)
+        self._log.close()
+        for sock in (*self._listeners.values(), self._notify):
+            sock.close()
+        assert "Traceback" not in self.log(), self.log()
