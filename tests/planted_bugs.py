@@ -46,7 +46,7 @@ PLANTED_BUGS = [
         "        ):",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "nobody is woken by a release",
         "        self._effects.append(Ended(grant, cause))\n",
         "        self._effects.append(Ended(grant, cause))\n"
@@ -54,7 +54,7 @@ PLANTED_BUGS = [
         "            return\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "nobody is woken by a disconnect",
         "        self._effects.append(Ended(grant, cause))\n",
         "        self._effects.append(Ended(grant, cause))\n"
@@ -131,7 +131,7 @@ PLANTED_BUGS = [
         "            self.waiting.move_to_end(request, last=False)\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "a fencing token is used again",
         "        self.ended += 1\n",
         "        self.ended += 1\n"
@@ -169,7 +169,7 @@ PLANTED_BUGS = [
         "            if False:\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "a lock that ended is still counted for its user",
         "        self.held_by_user.remove(grant.owner.uid)\n",
         "",
@@ -287,7 +287,7 @@ PLANTED_BUGS = [
         "            self.resources[key].enqueue(request)\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "last holders are remembered without bound",
         "        if len(memory) > MAX_LAST_HOLDERS:\n",
         "        if len(memory) > 2 * MAX_LAST_HOLDERS:\n",

@@ -27,7 +27,8 @@ from lockd.engine.effects import (
     Refused,
 )
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.lock_table import MAX_LAST_HOLDERS, TRY_PATIENCE
+from lockd.engine.lock_state import MAX_LAST_HOLDERS
+from lockd.engine.lock_table import TRY_PATIENCE
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
 from scene import (
     ALICE,

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.engine import lock_table, snapshot
+from lockd.engine import lock_state, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OnDisconnect, ResourceKey
@@ -523,7 +523,7 @@ Run = Callable[[type[Machine]], None]
 
 @pytest.fixture
 def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(lock_table, "MAX_LAST_HOLDERS", FEW_LAST_HOLDERS)
+    monkeypatch.setattr(lock_state, "MAX_LAST_HOLDERS", FEW_LAST_HOLDERS)
     phases = [Phase.explicit, Phase.generate]
     if not pytestconfig.getoption("--no-shrink", default=False):
         phases.append(Phase.shrink)

@@ -6,7 +6,6 @@ Each command has one handler here; what the handlers do to the table is in
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,6 @@ from msgspec.structs import replace
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_table import TRY_PATIENCE, LockTable
-from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -65,22 +63,6 @@ class LockEngine(LockTable):
             self._answer = None
         effects, self._effects = self._effects, []
         return effects
-
-    def situation(self, key: ResourceKey) -> e.Situation:
-        """Describes who holds a resource and who waits, also if nobody does."""
-        return (self.resources.get(key) or Resource(key)).situation()
-
-    def holds(self, key: ResourceKey, fencing_token: int) -> bool:
-        """Tells whether a grant is still held."""
-        resource = self.resources.get(key)
-        holders = resource.holders.values() if resource else ()
-        return any(grant.fencing_token == fencing_token for grant in holders)
-
-    def grant_of(self, fencing_token: int) -> e.Grant | None:
-        """Finds a grant by its fencing token."""
-        owners = self.owners.values()
-        found = (owner.grants.get(fencing_token) for owner in owners)
-        return next(filter(None, found), None)
 
     # Answers to the sender of a command come after all other effects.
 
@@ -454,7 +436,7 @@ class LockEngine(LockTable):
 
     def _tick(self, command: c.Tick, now: float) -> None:
         while (when := self.next_deadline()) is not None and when <= now:
-            _, _, request = heapq.heappop(self._deadlines)
+            request = self._deadlines.take_first()
             if when == request.deadline:
                 self._refuse_request(request, "timeout", now)
             else:

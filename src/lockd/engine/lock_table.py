@@ -1,4 +1,4 @@
-"""The state of the engine and its elementary moves: wait, move up, grant, end.
+"""The elementary moves of the engine: wait, move up, grant.
 
 Theory of operation. Whatever may let somebody move up marks its resource *unsettled*;
 before the engine returns, `settle_all` grants the request at the front of every such
@@ -12,29 +12,24 @@ all of them, and is granted when all their anchors are open; it holds nothing be
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from lockd.engine.commands import AddLockspace, AnchorRefused
+from lockd.engine.commands import AnchorRefused
 from lockd.engine.effects import (
     CloseAnchor,
-    Effect,
-    Ended,
     Grant,
     Granted,
-    LastHolder,
     OpenAnchor,
     Queued,
     Refused,
     Wait,
 )
+from lockd.engine.lock_state import LockState
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
-from lockd.engine.tally import Tally
+from lockd.engine.session import Request, Session
 from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -45,55 +40,16 @@ LAST_PAUSE: Final = 0.500
 TRY_PATIENCE: Final = 10.0
 """Seconds that a try waits for an anchor that does not answer at once."""
 
-MAX_LAST_HOLDERS: Final = 1024
-"""How many resources are remembered with their last holder (protocol 7.4)."""
 
-_FEW_DEADLINES: Final = 64
-
-
-class LockTable:
-    """Who holds what and who waits; `LockEngine` says what moves it.
-
-    Args:
-        last_token: every fencing token will be greater than this.
-    """
-
-    def __init__(self, last_token: int = 0) -> None:
-        self.last_token = last_token
-        #: The turn of the youngest request.
-        self.last_order = 0
-        #: Grants that were made, requests that were refused, grants that ended.
-        self.granted = self.refused = self.ended = 0
-        self.waiting = 0
-        #: How many grants, and how many unanswered requests, a uid has.
-        self.held_by_user, self.waiting_by_user = Tally(), Tally()
-        self.lockspaces: dict[str, AddLockspace] = {}
-        self.resources: dict[ResourceKey, Resource] = {}
-        self.owners: dict[int, OwnerState] = {}
-        self.sessions: dict[int, Session] = {}
-        self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
-        self._deadlines: list[tuple[float, int, Request]] = []
-        self._unsettled: list[Resource] = []
-        self._effects: list[Effect] = []
-
-    def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} sessions={len(self.sessions)} "
-            f"owners={len(self.owners)} resources={len(self.resources)} "
-            f"waiting={self.waiting} last_token={self.last_token}>"
-        )
+class LockTable(LockState):
+    """Who waits, and whose turn it is; `LockEngine` says what moves it."""
 
     def adopt(self, request: Request) -> None:
         """Takes up a request that waited in the engine whose snapshot is loaded."""
         self._track(request)
         for when in (request.deadline, request.retry_at):
             if when is not None:
-                self._add_deadline(when, request)
-
-    @property
-    def held(self) -> int:
-        """How many grants there are."""
-        return self.granted - self.ended
+                self._deadlines.add(when, request, self.waiting)
 
     # Waiting.
 
@@ -131,22 +87,11 @@ class LockTable:
             )
         )
         if request.deadline is not None:
-            self._add_deadline(request.deadline, request)
-
-    def _add_deadline(self, when: float, request: Request) -> None:
-        deadlines = self._deadlines
-        if len(deadlines) > _FEW_DEADLINES + 4 * self.waiting:
-            # Most belong to requests that were answered long before their time.
-            deadlines[:] = [entry for entry in deadlines if not _is_stale(entry)]
-            heapq.heapify(deadlines)
-        heapq.heappush(deadlines, (when, request.order, request))
+            self._deadlines.add(request.deadline, request, self.waiting)
 
     def next_deadline(self) -> float | None:
         """Returns when `Tick` is due; None if nothing waits for time."""
-        deadlines = self._deadlines
-        while deadlines and _is_stale(deadlines[0]):
-            heapq.heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        return self._deadlines.first()
 
     # Answering.
 
@@ -337,7 +282,7 @@ class LockTable:
             self.resources[key].enqueue_first(request)
         request.pause = min(max(2 * request.pause, FIRST_PAUSE), LAST_PAUSE)
         request.retry_at = now + request.pause
-        self._add_deadline(request.retry_at, request)
+        self._deadlines.add(request.retry_at, request, self.waiting)
         if cycle := self._cycle_of([request]):
             self._refuse_request(request, "deadlock", now, cycle=cycle)
         else:
@@ -419,46 +364,3 @@ class LockTable:
         self._effects.append(
             Granted(session.session_id, number, (grant,), now - since, True)
         )
-
-    def _put(self, grant: Grant) -> None:
-        """Enters a grant, or exchanges it for another state of it."""
-        self._resource(grant.key).holders[grant.owner_id] = grant
-        self.owners[grant.owner_id].grants[grant.fencing_token] = grant
-
-    def _held(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
-        resource = self.resources.get(key)
-        return None if resource is None else resource.holders.get(owner.owner_id)
-
-    def _resource(self, key: ResourceKey) -> Resource:
-        resource = self.resources.get(key)
-        if resource is None:
-            resource = self.resources[key] = Resource(key)
-        return resource
-
-    # Ending.
-
-    def _end(self, grant: Grant, cause: str, now: float) -> None:
-        """Ends a grant; a convert that waits for it must be answered before."""
-        resource = self.resources[grant.key]
-        del resource.holders[grant.owner_id]
-        del self.owners[grant.owner_id].grants[grant.fencing_token]
-        self.ended += 1
-        self.held_by_user.remove(grant.owner.uid)
-        self._remember(LastHolder(grant, now, cause))
-        self._effects.append(Ended(grant, cause))
-        if resource.has_line or resource.anchor is not None:
-            self._unsettled.append(resource)
-        elif not resource.holders:
-            del self.resources[grant.key]
-
-    def _remember(self, last: LastHolder) -> None:
-        memory = self.last_holders
-        memory[last.grant.key] = last
-        memory.move_to_end(last.grant.key)
-        if len(memory) > MAX_LAST_HOLDERS:
-            memory.popitem(last=False)
-
-
-def _is_stale(entry: tuple[float, int, Request]) -> bool:
-    when, _, request = entry
-    return request.answered or when not in (request.deadline, request.retry_at)
