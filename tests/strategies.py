@@ -61,6 +61,8 @@ _COMMON = (
     (1, "process_ends", BOTH),
     (3, "time_passes", PAUSES),
     (1, "dump_and_load"),
+    (1, "crash"),
+    (1, "lose", range(6), range(36)),
 )
 memory_steps = _steps(*_COMMON)
 anchor_steps = _steps(

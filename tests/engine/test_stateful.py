@@ -16,9 +16,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ledger import Ledger
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.engine import lock_state, snapshot
+from lockd.engine import lock_state, records, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OnDisconnect, ResourceKey
@@ -43,6 +44,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.engine = LockEngine()
         self.witness = Witness(FEW_LAST_HOLDERS)
+        self.ledger = Ledger()
+        self.ledger.begin(self.engine)
         self.now = 0.0
         self.numbers = count(1)
         self.sessions = [0] * len(SLOTS)
@@ -54,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.witness.follow(command, effects, self.now)
         assert self.engine.last_holders == self.witness.last_holders
         check(self.engine)
+        self.ledger.follow(self.engine)
         self.happened.update(_story(command, effects))
         return effects
 
@@ -181,6 +185,20 @@ class Machine(RuleBasedStateMachine):
         check(self.engine)
         if self.engine.waiting:
             self.happened.add("loaded while somebody waited")
+        self.ledger.begin(self.engine)
+
+    def crash(self) -> None:
+        """Goes on from nothing but the records, as after a kill."""
+        loaded = self.ledger.recover()
+        assert loaded == snapshot.Loaded(loaded.engine, [], [], [])
+        self.engine = loaded.engine
+        check(self.engine)
+        # Its marks begin where those of the one before ended.
+        records.follow(self.engine)
+
+    def lose(self, share: int, again: int) -> None:
+        """Looks at what comes of it if records are lost; nothing of it counts."""
+        self.happened.add(self.ledger.damage(share, again))
 
     def teardown(self) -> None:
         for what in sorted(self.happened):

@@ -86,6 +86,7 @@ class LockEngine(LockTable):
 
     def _add_lockspace(self, command: c.AddLockspace, now: float) -> None:
         self.lockspaces[command.name] = command
+        self._touch("lockspace", command.name)
 
     def _open_session(self, command: c.OpenSession, now: float) -> None:
         owner = OwnerState(command.session, command.owner)
@@ -93,6 +94,8 @@ class LockEngine(LockTable):
         owner.sessions[command.session] = session
         self.owners[command.session] = owner
         self.sessions[command.session] = session
+        self._touch("owner", command.session)
+        self._touch("session", command.session)
 
     def _register_owner(self, command: c.RegisterOwner, now: float) -> None:
         session = self.sessions[command.session]
@@ -105,11 +108,14 @@ class LockEngine(LockTable):
         session.registered = True
         owner.identity = command.owner
         owner.on_disconnect = command.on_disconnect or owner.on_disconnect
+        self._touch("session", session.session_id)
+        self._touch("owner", owner.owner_id)
         self._answer = e.Completed(command.session, command.request)
         return None
 
     def _join_process(self, session: Session, command: c.RegisterOwner) -> OwnerState:
         del self.owners[session.session_id]
+        self._touch("owner", session.session_id)
         owner = self.owners.get(command.owner_id)
         if owner is None:
             owner = OwnerState(command.owner_id, command.owner, is_process=True)
@@ -120,6 +126,7 @@ class LockEngine(LockTable):
 
     def _close_session(self, command: c.CloseSession, now: float) -> None:
         session = self.sessions.pop(command.session)
+        self._touch("session", command.session)
         owner = session.owner
         for request in list(session.requests.values()):
             self._answered(request)
@@ -156,6 +163,7 @@ class LockEngine(LockTable):
     def _fence(self, owner: OwnerState, cause: str) -> None:
         if owner.fencing is None:
             owner.fencing = cause
+            self._touch("owner", owner.owner_id)
             self._effects.append(e.Fence(owner.owner_id, owner.identity))
 
     def _owner_fenced(self, command: c.OwnerFenced, now: float) -> None:
@@ -174,6 +182,7 @@ class LockEngine(LockTable):
     def _refuse_waiting(self, owner: OwnerState, now: float) -> None:
         """Refuses what waits for an owner that has ended, and all that will come."""
         owner.ended = True
+        self._touch("owner", owner.owner_id)
         for request in owner.waiting():
             code, message = _why_not(owner)
             self._refuse_request(request, code, now, message=message)
@@ -192,6 +201,7 @@ class LockEngine(LockTable):
         if owner.sessions or owner.grants:
             return
         del self.owners[owner.owner_id]
+        self._touch("owner", owner.owner_id)
         if owner.is_process:
             self._effects.append(e.ForgetOwner(owner.owner_id))
 
@@ -423,6 +433,7 @@ class LockEngine(LockTable):
         if request is not None and not (request.answered or request.announced):
             if request.tries:
                 request.deadline = now + TRY_PATIENCE
+            self._touch("request", request.order, request)
             self._announce(request)
 
     def _resume(self, command: c.Resume, now: float) -> None:
@@ -441,6 +452,7 @@ class LockEngine(LockTable):
                 self._refuse_request(request, "timeout", now)
             else:
                 request.retry_at = None
+                self._touch("request", request.order, request)
                 self._unsettled += [self.resources[key] for key in request.keys]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from lockd.engine.changes import Changes, Kind
 from lockd.engine.commands import AddLockspace
 from lockd.engine.deadlines import Deadlines
 from lockd.engine.effects import Effect, Ended, Grant, LastHolder, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Session
+from lockd.engine.session import OwnerState, Request, Session
 from lockd.engine.tally import Tally
 from lockd.terms import ResourceKey
 
@@ -40,6 +41,8 @@ class LockState:
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
         self._deadlines = Deadlines()
         self._unsettled: list[Resource] = []
+        #: What changed and was not yet told; None if nobody wants to know.
+        self.changed: Changes | None = None
         self._effects: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -72,12 +75,19 @@ class LockState:
         found = (owner.grants.get(fencing_token) for owner in owners)
         return next(filter(None, found), None)
 
+    def _touch(self, kind: Kind, name: str | int, thing: Request | None = None) -> None:
+        """Notes that something is new, other or gone, where speed is no matter."""
+        if self.changed is not None:
+            self.changed[kind, name] = thing
+
     # Grants.
 
     def _put(self, grant: Grant) -> None:
         """Enters a grant, or exchanges it for another state of it."""
         self._resource(grant.key).holders[grant.owner_id] = grant
         self.owners[grant.owner_id].grants[grant.fencing_token] = grant
+        if self.changed is not None:
+            self.changed["grant", grant.fencing_token] = grant
 
     def _held(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
         resource = self.resources.get(key)
@@ -96,6 +106,8 @@ class LockState:
         del self.owners[grant.owner_id].grants[grant.fencing_token]
         self.ended += 1
         self.held_by_user.remove(grant.owner.uid)
+        if self.changed is not None:
+            self.changed["grant", grant.fencing_token] = None
         self._remember(LastHolder(grant, now, cause))
         self._effects.append(Ended(grant, cause))
         if resource.has_line or resource.anchor is not None:
@@ -107,5 +119,9 @@ class LockState:
         memory = self.last_holders
         memory[last.grant.key] = last
         memory.move_to_end(last.grant.key)
+        if self.changed is not None:
+            self.changed["last", last.grant.key] = (self.ended, last)
         if len(memory) > MAX_LAST_HOLDERS:
-            memory.popitem(last=False)
+            forgotten, _ = memory.popitem(last=False)
+            if self.changed is not None:
+                self.changed["last", forgotten] = None

@@ -57,6 +57,8 @@ class LockTable(LockState):
         request.session.requests[request.number] = request
         self.waiting += 1
         self.waiting_by_user.add(request.uid)
+        if self.changed is not None:
+            self.changed["request", request.order] = request
 
     def _wait(self, request: Request, now: float) -> None:
         """Gives a tracked request its place in the lines, or refuses a deadlock."""
@@ -101,6 +103,8 @@ class LockTable(LockState):
         del request.session.requests[request.number]
         self.waiting -= 1
         self.waiting_by_user.remove(request.uid)
+        if self.changed is not None:
+            self.changed["request", request.order] = request
         for key in request.keys:
             # An idle resource has been dropped, and with it the place in its line.
             resource = self.resources.get(key)
@@ -203,6 +207,8 @@ class LockTable(LockState):
     def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
         resource.pending = request
         resource.anchor_wanted = mode
+        if self.changed is not None:
+            self.changed["request", request.order] = request
         self._effects.append(
             OpenAnchor(resource.key, mode, request.create, bool(resource.holders))
         )
@@ -221,6 +227,8 @@ class LockTable(LockState):
     ) -> None:
         request = resource.pending
         assert request is not None
+        if self.changed is not None:
+            self.changed["request", request.order] = request
         if refusal is None:
             resource.anchor = resource.anchor_wanted
         else:
@@ -241,7 +249,7 @@ class LockTable(LockState):
     def _close_opening(self, request: Request) -> None:
         for key in request.keys:
             resource = self.resources[key]
-            resource.pending = None
+            resource.pending = resource.anchor_wanted = None
             self._unsettled.append(resource)
 
     def _finish_given_up_convert(

@@ -13,6 +13,7 @@ from msgspec import Struct, convert, to_builtins
 from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
@@ -36,7 +37,7 @@ class Loaded(Struct, frozen=True):
         engine: obeys every law as soon as `damaged` and `orphans` are ended.
         problems: what could not be read, a sentence each; nothing should be here.
         damaged: sessions that lost a grant or a place in a line: close them.
-        orphans: owners whose session could not be read: disconnect them.
+        orphans: owners whose session is missing: disconnect them.
     """
 
     engine: LockEngine
@@ -53,7 +54,7 @@ _LISTS = (
     "resources",
     "last_holders",
 )
-_COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
+COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
 _REQUEST_FIELDS = (
     "order",
     "mode",
@@ -75,19 +76,19 @@ _REQUEST_FIELDS = (
 
 def dump(engine: LockEngine) -> Plain:
     """Returns the state of an engine as plain data; the engine is not changed."""
-    requests = _all_requests(engine)
+    requests = all_requests(engine)
     return {
         "version": VERSION,
         "readable_from": READABLE_FROM,
-        "counts": {name: getattr(engine, name) for name in _COUNTS},
+        "counts": {name: getattr(engine, name) for name in COUNTS},
         "lockspaces": [to_builtins(x) for x in engine.lockspaces.values()],
-        "owners": [_dump_owner(owner) for owner in engine.owners.values()],
-        "sessions": [
-            [session.session_id, session.owner.owner_id, session.registered]
-            for session in engine.sessions.values()
+        "owners": [
+            dump_owner(x) | {"grants": [to_builtins(y) for y in x.grants.values()]}
+            for x in engine.owners.values()
         ],
-        "requests": [_dump_request(request) for request in requests],
-        "resources": [_dump_resource(x) for x in engine.resources.values()],
+        "sessions": [dump_session(x) for x in engine.sessions.values()],
+        "requests": [dump_request(request) for request in requests],
+        "resources": [dump_resource(x) for x in engine.resources.values()],
         "last_holders": [to_builtins(x) for x in engine.last_holders.values()],
     }
 
@@ -95,7 +96,8 @@ def dump(engine: LockEngine) -> Plain:
 def load(data: Plain) -> Loaded:
     """Returns an engine that goes on exactly where the dumped one was.
 
-    A record that cannot be read costs those whom it is about, and nobody else.
+    A record that is missing or cannot be read costs those whom it is about, and nobody
+    else.
 
     Raises:
         ValueError: the data is of a version that cannot be read, or is none at all;
@@ -103,7 +105,7 @@ def load(data: Plain) -> Loaded:
     """
     _check_version(data)
     engine = LockEngine()
-    for name in _COUNTS:
+    for name in COUNTS:
         setattr(engine, name, data["counts"][name])
     requests: dict[int, Request] = {}
     readers: dict[str, Callable[[Any], None]] = {
@@ -114,25 +116,36 @@ def load(data: Plain) -> Loaded:
         "resources": lambda x: _load_resource(engine, x, requests),
         "last_holders": lambda x: _load_last_holder(engine, x),
     }
-    problems: list[str] = []
+    problems = [str(x) for x in data.get("problems", [])]
+    damaged: list[int] = []
     for kind, read in readers.items():
         for index, record in enumerate(data[kind]):
             try:
                 read(record)
             except (LookupError, TypeError, ValueError) as error:
                 problems.append(f"record {index} of {kind}: {error!r}")
-    damaged = _drop_damaged(engine) if problems else []
+                damaged += _whose(record) if kind == "requests" else []
+    losses = mend(engine, known=bool(problems))
     for owner in engine.owners.values():
         for grant in owner.grants.values():
             engine.held_by_user.add(grant.owner.uid)
-    return Loaded(engine, problems, damaged, _orphans(engine) if problems else [])
+    damaged = [
+        x for x in dict.fromkeys(damaged + losses.sessions) if x in engine.sessions
+    ]
+    return Loaded(engine, problems + losses.problems, damaged, losses.orphans)
+
+
+def _whose(request: Any) -> list[int]:
+    """Tells whose request it is that could not be read, and that nobody will answer."""
+    session = request.get("session") if isinstance(request, dict) else None
+    return [session] if isinstance(session, int) else []
 
 
 def _check_version(data: Plain) -> None:
     try:
         version, readable_from = int(data["version"]), int(data["readable_from"])
         complete = all(isinstance(data[name], list) for name in _LISTS)
-        complete &= all(type(data["counts"][name]) is int for name in _COUNTS)
+        complete &= all(type(data["counts"][name]) is int for name in COUNTS)
     except (LookupError, TypeError, ValueError):
         complete = False
     if not complete:
@@ -144,38 +157,7 @@ def _check_version(data: Plain) -> None:
         )
 
 
-def _drop_damaged(engine: LockEngine) -> list[int]:
-    """Drops what has lost its counterpart; returns whose sessions that concerns."""
-    damaged: dict[int, None] = {}
-    for owner in engine.owners.values():
-        for token, grant in list(owner.grants.items()):
-            resource = engine.resources.get(grant.key)
-            if resource is None or resource.holders.get(owner.owner_id) != grant:
-                del owner.grants[token]
-                damaged |= dict.fromkeys(owner.sessions)
-    # Grants of owners that could not be read are counted, and nowhere.
-    engine.ended = engine.granted - sum(len(x.grants) for x in engine.owners.values())
-    for session in engine.sessions.values():
-        for request in session.requests.values():
-            if not all(_has_place(engine, key, request) for key in request.keys):
-                damaged[session.session_id] = None
-    return list(damaged)
-
-
-def _has_place(engine: LockEngine, key: ResourceKey, request: Request) -> bool:
-    resource = engine.resources.get(key)
-    return resource is not None and any(r is request for r in resource.line())
-
-
-def _orphans(engine: LockEngine) -> list[int]:
-    return [
-        owner.owner_id
-        for owner in engine.owners.values()
-        if not (owner.sessions or owner.is_process or owner.fencing)
-    ]
-
-
-def _all_requests(engine: LockEngine) -> list[Request]:
+def all_requests(engine: LockEngine) -> list[Request]:
     """Returns who waits, and the answered requests whose anchors are still awaited."""
     requests = {r: None for s in engine.sessions.values() for r in s.requests.values()}
     for resource in engine.resources.values():
@@ -184,7 +166,13 @@ def _all_requests(engine: LockEngine) -> list[Request]:
     return sorted(requests, key=lambda request: request.order)
 
 
-def _dump_owner(owner: OwnerState) -> Plain:
+def dump_session(session: Session) -> list[Any]:
+    """Returns a session without its requests."""
+    return [session.session_id, session.owner.owner_id, session.registered]
+
+
+def dump_owner(owner: OwnerState) -> Plain:
+    """Returns an owner without its grants."""
     return {
         "owner_id": owner.owner_id,
         "identity": to_builtins(owner.identity),
@@ -192,7 +180,6 @@ def _dump_owner(owner: OwnerState) -> Plain:
         "on_disconnect": owner.on_disconnect,
         "fencing": owner.fencing,
         "ended": owner.ended,
-        "grants": [to_builtins(grant) for grant in owner.grants.values()],
     }
 
 
@@ -236,7 +223,8 @@ def _load_session(
     engine.sessions[session_id] = session
 
 
-def _dump_request(request: Request) -> Plain:
+def dump_request(request: Request) -> Plain:
+    """Returns a request without its places in the lines."""
     return {
         "session": request.session.session_id,
         "owner": request.owner.owner_id,
@@ -296,11 +284,14 @@ def _load_request(
     for name in (*_REQUEST_FIELDS, "outside", "refusal"):
         setattr(request, name, getattr(record, name))
     if not request.answered:
+        if request.number in session.requests:
+            raise ValueError("another request of its session has the same number")
         engine.adopt(request)
     requests[request.order] = request
 
 
-def _dump_resource(resource: Resource) -> Plain:
+def dump_resource(resource: Resource) -> Plain:
+    """Returns who stands where at a resource, by their numbers."""
     pending = resource.pending
     return {
         "key": list(resource.key),
@@ -332,12 +323,23 @@ def _load_resource(
     resource = Resource(record.key)
     if resource.key.lockspace not in engine.lockspaces:
         raise ValueError("its lockspace could not be read")
+    missing = 0
     for owner_id, token in record.holders:
-        resource.holders[owner_id] = engine.owners[owner_id].grants[token]
+        owner = engine.owners.get(owner_id)
+        if owner is not None and token in owner.grants:
+            resource.holders[owner_id] = owner.grants[token]
+        else:
+            missing += 1
     for order in [*record.converting, *record.waiting]:
-        resource.enqueue(requests[order])
+        if order in requests:
+            resource.enqueue(requests[order])
+        else:
+            missing += 1
     resource.anchor = record.anchor
     resource.anchor_wanted = record.anchor_wanted
     if record.pending is not None:
-        resource.pending = requests[record.pending]
+        resource.pending = requests.get(record.pending)
+        missing += resource.pending is None
     engine.resources[resource.key] = resource
+    if missing:
+        raise ValueError(f"{missing} of those at it could not be read")

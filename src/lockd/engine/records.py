@@ -1,0 +1,272 @@
+"""The engine as records that change one by one: what outlives a crash.
+
+A record is a kind, a name and a value. A change costs the records that it is about,
+however much is held and however many wait. Kinds, names and values:
+
+    counts      0                  `VERSION` and `READABLE_FROM` of `snapshot`, then its
+                                   `COUNTS`: tokens and turns given, statistics
+    lockspace   its name           the command that added it
+    owner       its number         without what it holds
+    session     its number         without what it waits for
+    grant       fencing token      the whole grant
+    request     its turn           with the anchors that are being opened for it
+    last        its key            the last holder of a resource, and a rank by age
+
+Resources are not recorded. Holders follow from the grants, in the order of their
+tokens; lines from the requests, in the order of their turns: whoever is not answered,
+and has no anchor opened, stands in the line of each of its keys. An anchor that is not
+being opened is held as the resource is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, itemgetter
+from typing import Any
+
+from msgspec import Struct, convert, to_builtins
+
+from lockd.engine import snapshot
+from lockd.engine.changes import Changes
+from lockd.engine.commands import AddLockspace
+from lockd.engine.effects import Grant, LastHolder
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.resource import Resource
+from lockd.engine.session import OwnerState, Request
+from lockd.engine.snapshot import COUNTS, Plain
+from lockd.terms import Mode, ResourceKey
+
+Record = tuple[str, Any, Any]
+"""Kind, name, value; all that `msgspec` encodes, and plain data when it is decoded.
+Of `changes`, the value is None if there is no such record any more."""
+
+
+_counts_of = attrgetter(*COUNTS)
+
+# Telling.
+
+
+def follow(engine: LockEngine) -> None:
+    """Lets the engine mark from now on what changes."""
+    engine.changed = Changes()
+
+
+def changes(engine: LockEngine) -> list[Record]:
+    """Returns what is new, other or gone since the last call, or since `follow`.
+
+    Together they count or not at all: in between, the laws may not hold.
+    """
+    changed = engine.changed
+    assert changed is not None
+    found: list[Record] = []
+    _, _, last_token, last_order, *_ = changed.counts
+    if (counts := _counts(engine)) != changed.counts:
+        changed.counts = counts
+        found.append(("counts", 0, counts))
+    for (kind, name), thing in changed.items():
+        make = _VALUES.get(kind)
+        value = thing if make is None else make(engine, thing or name)
+        # What came and went since the last call was never told.
+        if value is None and (
+            (kind == "grant" and name > last_token)
+            or (kind == "request" and name > last_order)
+        ):
+            continue
+        found.append((kind, name, value))
+    changed.clear()
+    return found
+
+
+def everything(engine: LockEngine) -> list[Record]:
+    """Returns all records that there are."""
+    return list(_everything(engine))
+
+
+def _everything(engine: LockEngine) -> Iterator[Record]:
+    yield "counts", 0, _counts(engine)
+    yield from (("lockspace", x, y) for x, y in engine.lockspaces.items())
+    for owner_id, owner in engine.owners.items():
+        yield "owner", owner_id, snapshot.dump_owner(owner)
+        yield from (("grant", x, y) for x, y in owner.grants.items())
+    for session_id, session in engine.sessions.items():
+        yield "session", session_id, snapshot.dump_session(session)
+    for request in snapshot.all_requests(engine):
+        yield "request", request.order, _request(engine, request)
+    eldest = engine.ended - len(engine.last_holders) + 1
+    for rank, (key, last) in enumerate(engine.last_holders.items(), eldest):
+        yield "last", key, (rank, last)
+
+
+def _counts(engine: LockEngine) -> tuple[int, ...]:
+    return (snapshot.VERSION, snapshot.READABLE_FROM, *_counts_of(engine))
+
+
+def _owner(engine: LockEngine, owner_id: int) -> Plain | None:
+    owner = engine.owners.get(owner_id)
+    return None if owner is None else snapshot.dump_owner(owner)
+
+
+def _session(engine: LockEngine, session_id: int) -> list[Any] | None:
+    session = engine.sessions.get(session_id)
+    return None if session is None else snapshot.dump_session(session)
+
+
+def _request(engine: LockEngine, request: Request) -> Plain | None:
+    """Returns a request that waits, or whose anchors do; None if it is over."""
+    opening = [
+        (key, resource.anchor, resource.anchor_wanted)
+        for key in request.keys
+        if (resource := engine.resources.get(key)) and resource.pending is request
+    ]
+    if request.answered and not opening:
+        return None
+    return snapshot.dump_request(request) | {"anchors": opening}
+
+
+_VALUES: dict[str, Callable[[LockEngine, Any], Any]] = {
+    "lockspace": lambda engine, name: engine.lockspaces[name],
+    "owner": _owner,
+    "session": _session,
+    "request": _request,
+}
+
+
+# Taking up.
+
+
+def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
+    """Returns what `snapshot.load` takes; its `Loaded.problems` name what is missing.
+
+    Args:
+        records: all that there are, decoded, in any order.
+        problems: what is known to be lost of them, a sentence each.
+    """
+    pieces = _Pieces(list(problems))
+    for kind, name, value in records:
+        try:
+            pieces.add(kind, value)
+        except (LookupError, TypeError, ValueError) as error:
+            pieces.problems.append(f"record {name!r} of {kind}: {error!r}")
+    return pieces.put_together()
+
+
+class _Place(Struct):
+    """What of a request says where it stands."""
+
+    order: int
+    keys: tuple[ResourceKey, ...]
+    converting: bool
+    answered: bool
+    anchors: list[tuple[ResourceKey, Mode | None, Mode | None]]
+
+
+class _OwnerName(Struct):
+    owner_id: int
+
+
+class _Pieces:
+    """The records by their kinds, as far as they can be read."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        self.counts: list[int] = []
+        self.lockspaces: list[AddLockspace] = []
+        self.owners: dict[int, Plain] = {}
+        self.sessions: dict[int, list[Any]] = {}
+        self.grants: dict[int, Grant] = {}
+        self.requests: dict[int, tuple[_Place, Plain]] = {}
+        self.last: list[tuple[int, LastHolder]] = []
+
+    def add(self, kind: str, value: Any) -> None:
+        match kind:
+            case "counts":
+                self.counts = convert(value, list[int])
+            case "lockspace":
+                self.lockspaces.append(convert(value, AddLockspace))
+            case "owner":
+                self.owners[convert(value, _OwnerName).owner_id] = value
+            case "session":
+                self.sessions[convert(value[0], int)] = value
+            case "grant":
+                grant = convert(value, Grant)
+                self.grants[grant.fencing_token] = grant
+            case "request":
+                place = convert(value, _Place)
+                self.requests[place.order] = (place, value)
+            case "last":
+                self.last.append(convert(value, tuple[int, LastHolder]))
+            case _:
+                raise ValueError("nobody knows this kind")
+
+    def put_together(self) -> Plain:
+        self.grants = dict(sorted(self.grants.items()))
+        self.requests = dict(sorted(self.requests.items()))
+        version, readable_from, counts = self._counts()
+        return {
+            "version": version,
+            "readable_from": readable_from,
+            "counts": counts,
+            "lockspaces": [to_builtins(x) for x in self.lockspaces],
+            "owners": self._owners(),
+            "sessions": [x for _, x in sorted(self.sessions.items())],
+            "requests": [value for _, value in self.requests.values()],
+            "resources": self._resources(),
+            "last_holders": [
+                to_builtins(x) for _, x in sorted(self.last, key=itemgetter(0))
+            ],
+            "problems": self.problems,
+        }
+
+    def _counts(self) -> tuple[int, int, Plain]:
+        versions, counts = self.counts[:2], self.counts[2:]
+        if len(counts) < len(COUNTS):
+            self.problems.append("the counts are missing")
+            versions = [snapshot.VERSION, snapshot.READABLE_FROM]
+            counts = [0] * len(COUNTS)
+        found = dict(zip(COUNTS, counts, strict=False))
+        found["last_token"] = max(found["last_token"], *self.grants, 0)
+        found["last_order"] = max(found["last_order"], *self.requests, 0)
+        found["granted"] = max(found["granted"], len(self.grants))
+        return versions[0], versions[1], found
+
+    def _owners(self) -> list[Plain]:
+        grants: dict[int, list[Plain]] = {}
+        for grant in self.grants.values():
+            if grant.owner_id not in self.owners:
+                self._make_up_owner(grant)
+            grants.setdefault(grant.owner_id, []).append(to_builtins(grant))
+        return [
+            owner | {"grants": grants.get(owner_id, [])}
+            for owner_id, owner in sorted(self.owners.items())
+        ]
+
+    def _make_up_owner(self, grant: Grant) -> None:
+        """Gives a grant somebody to hold it, so that it ends as any other."""
+        self.problems.append(f"owner {grant.owner_id} is missing")
+        is_process = grant.owner_id != grant.session
+        owner = OwnerState(grant.owner_id, grant.owner, is_process=is_process)
+        self.owners[grant.owner_id] = snapshot.dump_owner(owner)
+
+    def _resources(self) -> list[Plain]:
+        anchored = {x.name for x in self.lockspaces if x.anchored}
+        found: dict[ResourceKey, Plain] = {}
+        for grant in self.grants.values():
+            resource = _resource(found, grant.key)
+            resource["holders"].append([grant.owner_id, grant.fencing_token])
+            if grant.key.lockspace in anchored:
+                resource["anchor"] = grant.mode
+        for order, (place, _) in self.requests.items():
+            for key, anchor, wanted in place.anchors:
+                resource = _resource(found, key)
+                resource |= {"anchor": anchor, "anchor_wanted": wanted}
+                resource["pending"] = order
+            if not place.answered and not place.anchors:
+                line = "converting" if place.converting else "waiting"
+                for key in place.keys:
+                    _resource(found, key)[line].append(order)
+        return list(found.values())
+
+
+def _resource(found: dict[ResourceKey, Plain], key: ResourceKey) -> Plain:
+    resource = found.get(key)
+    if resource is None:
+        resource = found[key] = snapshot.dump_resource(Resource(key))
+    return resource

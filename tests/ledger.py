@@ -1,0 +1,101 @@
+"""The records of an engine, kept as a daemon keeps them, or spoiled."""
+
+from random import Random
+from typing import Any
+
+import msgspec.msgpack
+
+from lockd.engine import commands as c
+from lockd.engine import records, snapshot
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+
+Plain = dict[str, Any]
+
+
+class Ledger:
+    """Follows an engine by its changes, all as bytes; compares after every command."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        #: What each record was before, None where there was none.
+        self.before: dict[bytes, list[bytes | None]] = {}
+
+    def begin(self, engine: LockEngine) -> None:
+        """Takes down everything."""
+        records.follow(engine)
+        self.values = {}
+        self._write(records.everything(engine))
+
+    def follow(self, engine: LockEngine) -> None:
+        """Takes down what changed; now the records say what the engine knows."""
+        self._write(records.changes(engine))
+        assert records.changes(engine) == []
+        loaded = self.recover()
+        assert loaded.problems == []
+        assert _sorted(snapshot.dump(loaded.engine)) == _sorted(snapshot.dump(engine))
+
+    def recover(self) -> snapshot.Loaded:
+        """Loads what the records say."""
+        return snapshot.load(records.assemble(_decoded(self.values)))
+
+    def damage(self, share: int, seed: int) -> str:
+        """Loses a share of the records, in tenths, or puts old ones in their places.
+
+        The laws hold again when those are ended whom it concerns.
+        """
+        random, values = Random(seed), dict(self.values)
+        is_old = seed % 2 == 0
+        for key, earlier in self.before.items() if is_old else ():
+            old = random.choice(earlier) if random.random() * 10 < share else None
+            if old is not None:
+                values[key] = old
+        for key in list(values):
+            if random.random() * 10 < share:
+                del values[key]
+        problems = ["some are old"] if is_old else []
+        loaded = snapshot.load(records.assemble(_decoded(values), problems))
+        end_what_is_damaged(loaded)
+        check(loaded.engine)
+        return "loaded old records" if is_old else "loaded without some records"
+
+    def _write(self, changes: list[records.Record]) -> None:
+        for kind, name, value in changes:
+            key = _encode((kind, name))
+            self.before.setdefault(key, []).append(self.values.get(key))
+            if value is None:
+                # What came and went at once was perhaps never there.
+                self.values.pop(key, None)
+            else:
+                self.values[key] = _encode(value)
+
+
+def end_what_is_damaged(loaded: snapshot.Loaded) -> None:
+    """Ends what is damaged, as whoever loads has to."""
+    engine = loaded.engine
+    for session in loaded.damaged:
+        if session in engine.sessions:
+            engine.handle(c.CloseSession(session), now=0.0)
+    for owner_id in loaded.orphans:
+        if owner_id in engine.owners:
+            engine.handle(c.DisconnectOwner(owner_id), now=0.0)
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def _decoded(values: dict[bytes, bytes]) -> list[records.Record]:
+    decode = msgspec.msgpack.decode
+    return [(*decode(key), decode(value)) for key, value in values.items()]
+
+
+def _sorted(data: Plain) -> Plain:
+    """Puts in one order what may stand in any."""
+    order: Plain = {
+        "lockspaces": lambda x: x["name"],
+        "owners": lambda x: x["owner_id"],
+        "sessions": lambda x: x[0],
+        "resources": lambda x: x["key"],
+    }
+    return data | {name: sorted(data[name], key=key) for name, key in order.items()}
