@@ -307,4 +307,218 @@ PLANTED_BUGS = [
         "        if owner.is_process and owner.sessions:\n"
         "            self._forget_if_idle(owner)\n",
     ),
+    _in(
+        "lock_state",
+        "nobody is told of a grant",
+        "        if self.changed is not None:\n"
+        '            self.changed["grant", grant.fencing_token] = grant\n',
+        "",
+    ),
+    _in(
+        "lock_state",
+        "nobody is told of the end of a grant",
+        '            self.changed["grant", grant.fencing_token] = None\n',
+        "            pass\n",
+    ),
+    _in(
+        "lock_state",
+        "nobody is told of the last holder",
+        '            self.changed["last", last.grant.key] = (self.ended, last)\n',
+        "            pass\n",
+    ),
+    _in(
+        "lock_state",
+        "nobody is told that a last holder is forgotten",
+        '                self.changed["last", forgotten] = None\n',
+        "                pass\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is told of who waits",
+        "        self.waiting_by_user.add(request.uid)\n"
+        "        if self.changed is not None:\n"
+        '            self.changed["request", request.order] = request\n',
+        "        self.waiting_by_user.add(request.uid)\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is told of an answer",
+        "        self.waiting_by_user.remove(request.uid)\n"
+        "        if self.changed is not None:\n"
+        '            self.changed["request", request.order] = request\n',
+        "        self.waiting_by_user.remove(request.uid)\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is told what anchor is being opened",
+        "        resource.anchor_wanted = mode\n"
+        "        if self.changed is not None:\n"
+        '            self.changed["request", request.order] = request\n',
+        "        resource.anchor_wanted = mode\n",
+    ),
+    _in(
+        "lock_table",
+        "nobody is told what an anchor answered",
+        "        assert request is not None\n"
+        "        if self.changed is not None:\n"
+        '            self.changed["request", request.order] = request\n',
+        "        assert request is not None\n",
+    ),
+    _in(
+        "lock_table",
+        "what an anchor was asked for is remembered too long",
+        "resource.pending = resource.anchor_wanted = None",
+        "resource.pending = None",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told of a lockspace",
+        "        self.lockspaces[command.name] = command\n"
+        '        self._touch("lockspace", command.name)\n',
+        "        self.lockspaces[command.name] = command\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told of a new owner",
+        "        self.sessions[command.session] = session\n"
+        '        self._touch("owner", command.session)\n',
+        "        self.sessions[command.session] = session\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told of a new session",
+        '        self._touch("owner", command.session)\n'
+        '        self._touch("session", command.session)\n',
+        '        self._touch("owner", command.session)\n',
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that a session registered",
+        "        owner.on_disconnect = command.on_disconnect or owner.on_disconnect\n"
+        '        self._touch("session", session.session_id)\n',
+        "        owner.on_disconnect = command.on_disconnect or owner.on_disconnect\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told of a registered owner",
+        '        self._touch("session", session.session_id)\n'
+        '        self._touch("owner", owner.owner_id)\n',
+        '        self._touch("session", session.session_id)\n',
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that a session gave up its own owner",
+        "        del self.owners[session.session_id]\n"
+        '        self._touch("owner", session.session_id)\n',
+        "        del self.owners[session.session_id]\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that a session ended",
+        "        session = self.sessions.pop(command.session)\n"
+        '        self._touch("session", command.session)\n',
+        "        session = self.sessions.pop(command.session)\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that a process is being ended",
+        "            owner.fencing = cause\n"
+        '            self._touch("owner", owner.owner_id)\n',
+        "            owner.fencing = cause\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that an owner is over",
+        '        owner.ended = True\n        self._touch("owner", owner.owner_id)\n',
+        "        owner.ended = True\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that an owner is forgotten",
+        "        del self.owners[owner.owner_id]\n"
+        '        self._touch("owner", owner.owner_id)\n',
+        "        del self.owners[owner.owner_id]\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that an anchor is slow",
+        "                request.deadline = now + TRY_PATIENCE\n"
+        '            self._touch("request", request.order, request)\n',
+        "                request.deadline = now + TRY_PATIENCE\n",
+    ),
+    _in(
+        "lock_engine",
+        "nobody is told that a pause is over",
+        "                request.retry_at = None\n"
+        '                self._touch("request", request.order, request)\n',
+        "                request.retry_at = None\n",
+    ),
+    _in(
+        "records",
+        "a crash gives a place back to who was answered",
+        "            if not place.answered and not place.anchors:\n",
+        "            if not place.anchors:\n",
+    ),
+    _in(
+        "records",
+        "a crash gives who opens a place in line, too",
+        "            if not place.answered and not place.anchors:\n",
+        "            if not place.answered:\n",
+    ),
+    _in(
+        "records",
+        "a crash lets go the anchors of what is held",
+        '                resource["anchor"] = grant.mode\n',
+        "                pass\n",
+    ),
+    _in(
+        "records",
+        "a grant without its owner falls",
+        "            if grant.owner_id not in self.owners:\n"
+        "                self._make_up_owner(grant)\n",
+        "",
+    ),
+    _in(
+        "records",
+        "tokens begin anew when the counts are lost",
+        '        found["last_token"] = max(found["last_token"], *self.grants, 0)\n',
+        "",
+    ),
+    _in(
+        "mending",
+        "holders that exclude each other are believed",
+        "        _drop_incompatible(resource)\n",
+        "        pass\n",
+    ),
+    _in(
+        "mending",
+        "who waits behind a lost holder waits for ever",
+        "    for request in dict.fromkeys(suspects):\n",
+        "    for request in []:\n",
+    ),
+    _in(
+        "mending",
+        "who converts what it does not hold is believed",
+        "        if not all(owner_id in resource.holders for resource in resources):\n"
+        "            return False\n",
+        "        pass\n",
+    ),
+    _in(
+        "mending",
+        "a request that lost one of its places goes on",
+        "        if not _is_in_place(engine, request):\n",
+        "        if False:\n",
+    ),
+    _in(
+        "mending",
+        "old records lead round in a circle",
+        "        _break_circles(engine, losses)\n",
+        "        pass\n",
+    ),
+    _in(
+        "mending",
+        "an owner whose session is lost goes on for ever",
+        "        if not owner.sessions\n",
+        "        if False\n",
+    ),
 ]

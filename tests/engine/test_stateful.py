@@ -195,6 +195,8 @@ class Machine(RuleBasedStateMachine):
         check(self.engine)
         # Its marks begin where those of the one before ended.
         records.follow(self.engine)
+        if self.engine.waiting:
+            self.happened.add("went on from the records while somebody waited")
 
     def lose(self, share: int, again: int) -> None:
         """Looks at what comes of it if records are lost; nothing of it counts."""
@@ -393,7 +395,8 @@ class AnchorMachine(Machine):
         super().dump_and_load()
         opening, doomed = set(self.witness.opening), set(self.witness.fenced)
         self.handle(c.Resume())
-        assert set(self.witness.opening) == opening, "an anchor is not asked for again"
+        # Those that were answered while others of the same request were not, too.
+        assert opening <= set(self.witness.opening), "an anchor is not asked for again"
         waited_for = {x for x in doomed if x in self.engine.owners}
         holding = {x for x in waited_for if self.engine.owners[x].grants}
         assert self.witness.fenced >= holding, "a death is not waited for any more"
@@ -574,6 +577,13 @@ def rare(machine: type[Machine], *what: str, floor: float) -> dict[str, str]:
     }
 
 
+DAMAGE = (
+    "went on from the records while somebody waited",
+    "loaded without some records",
+    "loaded old records",
+)
+
+
 @pytest.mark.slow
 def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     run(ModelMachine)
@@ -581,6 +591,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
+    assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
 
 
 @pytest.mark.slow
@@ -590,3 +601,4 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
+    assert rare(AnchorMachine, *DAMAGE, floor=0.1) == {}

@@ -1,0 +1,296 @@
+from typing import Any
+
+import msgspec.msgpack
+import pytest
+
+from ledger import Ledger, end_what_is_damaged
+from lockd.engine import records, snapshot
+from lockd.engine.commands import (
+    AnchorOpened,
+    CloseSession,
+    RegisterOwner,
+)
+from lockd.engine.effects import CloseAnchor, Granted
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.records import Record
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+from scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    DISK,
+    FILE,
+    GUARDED,
+    OTHER_FILE,
+    TAPE,
+    acquire,
+    convert,
+    granted,
+    owner,
+    release,
+)
+from scene import grant as grant_of
+
+
+@pytest.fixture
+def ledger(engine: LockEngine) -> Ledger:
+    """What is written down of the engine from now on."""
+    ledger = Ledger()
+    ledger.begin(engine)
+    return ledger
+
+
+def told(engine: LockEngine) -> dict[str, Any]:
+    """Returns what changed since the last call, a value for each kind and name."""
+    return {f"{kind} {name}": value for kind, name, value in records.changes(engine)}
+
+
+def test_engine_marks_nothing_while_nobody_wants_to_know(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    assert engine.changed is None
+
+
+def test_change_is_told_once(engine: LockEngine, ledger: Ledger) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    assert told(engine).keys() == {"counts 0", "grant 1"}
+    assert told(engine) == {}
+
+
+def test_release_is_told_with_the_last_holder(
+    engine: LockEngine, ledger: Ledger
+) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    ledger.follow(engine)
+    release(engine, ALICE, 2, DISK)
+    changes = told(engine)
+    assert changes.keys() == {"counts 0", "grant 1", f"last {DISK}"}
+    assert changes["grant 1"] is None
+
+
+def test_nothing_is_told_of_what_came_and_went(
+    engine: LockEngine, ledger: Ledger
+) -> None:
+    told(engine)
+    acquire(engine, ALICE, 1, FILE)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    release(engine, ALICE, 2, FILE)
+    assert told(engine).keys() == {"counts 0", f"last {FILE}"}
+
+
+def test_refusal_changes_the_counts_alone(engine: LockEngine, ledger: Ledger) -> None:
+    release(engine, ALICE, 1, DISK)
+    assert told(engine).keys() == {"counts 0"}
+
+
+def test_cost_of_a_change_depends_neither_on_holders_nor_on_waiters(
+    engine: LockEngine, ledger: Ledger
+) -> None:
+    for number in range(1, 300):
+        acquire(engine, ALICE, number, ResourceKey("memory", f"r{number}"))
+        acquire(engine, BOB, number, ResourceKey("memory", "r1"), mode=SHARED)
+    ledger.follow(engine)
+    acquire(engine, CAROL, 1, DISK)
+    assert told(engine).keys() == {"counts 0", "grant 300"}
+    acquire(engine, DAVE, 1, ResourceKey("memory", "r1"))
+    assert told(engine).keys() == {"counts 0", "request 300"}
+    engine.handle(CloseSession(DAVE), now=0.0)
+    assert told(engine).keys() == {f"session {DAVE}", f"owner {DAVE}", "request 300"}
+
+
+def test_values_are_plain_when_they_are_decoded(engine: LockEngine) -> None:
+    busy(engine)
+    assert snapshot.load(records.assemble(decoded(engine))).problems == []
+
+
+def test_line_is_what_it_was(engine: LockEngine, ledger: Ledger) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, DAVE, 1, TAPE, DISK)
+    convert(engine, BOB, 2, DISK, EXCLUSIVE)
+    ledger.follow(engine)
+    assert ledger.recover().engine.situation(DISK) == engine.situation(DISK)
+
+
+def test_last_holders_keep_their_order(engine: LockEngine, ledger: Ledger) -> None:
+    keys = [ResourceKey("memory", name) for name in "cabd"]
+    for again in (keys, reversed(keys), keys[:2]):
+        acquire(engine, ALICE, 1, *again)
+        release(engine, ALICE, 2, *keys)
+        ledger.follow(engine)
+        found = ledger.recover().engine.last_holders
+        assert list(found) == list(engine.last_holders)
+        ledger.begin(engine)
+        assert list(ledger.recover().engine.last_holders) == list(found)
+
+
+def test_half_opened_request_goes_on(engine: LockEngine, ledger: Ledger) -> None:
+    acquire(engine, ALICE, 1, FILE, OTHER_FILE)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    ledger.follow(engine)
+    recovered = ledger.recover().engine
+    (answer,) = recovered.handle(AnchorOpened(OTHER_FILE), now=0.0)
+    assert isinstance(answer, Granted)
+    released = release(recovered, ALICE, 2, FILE, OTHER_FILE)
+    assert [x for x in released if isinstance(x, CloseAnchor)] == [
+        CloseAnchor(FILE),
+        CloseAnchor(OTHER_FILE),
+    ]
+
+
+def test_tokens_go_on(engine: LockEngine, ledger: Ledger) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    release(engine, ALICE, 2, DISK)
+    ledger.follow(engine)
+    recovered = ledger.recover().engine
+    expected = granted(BOB, 1, grant_of(DISK, BOB, 2))
+    assert acquire(recovered, BOB, 1, DISK) == [expected]
+
+
+# Damage.
+
+
+def busy(engine: LockEngine) -> None:
+    """Holders, waiters, a convert, a request for several, an anchor being opened."""
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, CAROL, 2, DISK)
+    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
+    acquire(engine, BOB, 3, TAPE)
+    acquire(engine, BOB, 4, FILE)
+    acquire(engine, DAVE, 1, GUARDED)
+    release(engine, DAVE, 2, GUARDED)
+    acquire(engine, DAVE, 3, GUARDED)
+    check(engine)
+
+
+def decoded(engine: LockEngine) -> list[Record]:
+    """Returns all records as they are read again."""
+    return [
+        msgspec.msgpack.decode(msgspec.msgpack.encode(record))
+        for record in records.everything(engine)
+    ]
+
+
+def mended(records_left: list[Record], *problems: str) -> snapshot.Loaded:
+    loaded = snapshot.load(records.assemble(records_left, problems))
+    end_what_is_damaged(loaded)
+    check(loaded.engine)
+    return loaded
+
+
+def spoiled(value: Any) -> list[Any]:
+    """Returns what a value may have become."""
+    if isinstance(value, dict):
+        changed = [value | {name: [[]]} for name in value]
+        missing = [{k: v for k, v in value.items() if k != name} for name in value]
+        return [7, *changed, *missing]
+    return [7, value[:-1], [*value[:-1], {}], [{}, *value[1:]]]
+
+
+def test_damaged_record_costs_only_those_whom_it_is_about(engine: LockEngine) -> None:
+    busy(engine)
+    whole = decoded(engine)
+    seen = 0
+    for index, (kind, name, value) in enumerate(whole):
+        for other in spoiled(value):
+            loaded = mended([*whole[:index], (kind, name, other), *whole[index + 1 :]])
+            if name != DAVE and GUARDED.lockspace not in str(value):
+                seen += bool(loaded.problems)
+                (kept,) = loaded.engine.owners[DAVE].grants.values()
+                assert kept.key == GUARDED
+    assert seen > 100
+
+
+def without(engine: LockEngine, kind: str, name: Any) -> list[Record]:
+    """Returns all records but one."""
+    whole = decoded(engine)
+    left = [record for record in whole if (record[0], record[1]) != (kind, name)]
+    assert len(left) == len(whole) - 1
+    return left
+
+
+def test_owner_that_is_lost_is_made_up_from_what_it_holds(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    loaded = mended(without(engine, "owner", ALICE))
+    assert loaded.problems == [f"owner {ALICE} is missing"]
+    assert (loaded.damaged, loaded.orphans) == ([], [])
+    assert loaded.engine.situation(DISK) == engine.situation(DISK)
+
+
+def test_lost_session_ends_as_if_it_had_closed(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK)
+    loaded = mended(without(engine, "session", ALICE))
+    assert loaded.orphans == [ALICE]
+    assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
+
+
+def test_nobody_is_granted_what_a_lost_grant_may_hold(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK)
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, DAVE, 1, TAPE)
+    loaded = mended(without(engine, "grant", 1))
+    assert loaded.damaged == [BOB, CAROL]
+    assert "2 grants are counted, 1 are there" in loaded.problems
+    assert loaded.engine.situation(DISK).holder_count == 0
+    assert loaded.engine.situation(TAPE) == engine.situation(TAPE)
+
+
+def test_lost_request_leaves_the_others_in_line(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK)
+    acquire(engine, CAROL, 1, DISK)
+    loaded = mended(without(engine, "request", 1))
+    assert (loaded.damaged, loaded.orphans) == ([], [])
+    assert [x.session for x in loaded.engine.situation(DISK).waiters] == [CAROL]
+
+
+def test_tokens_are_not_used_again_when_the_counts_are_lost(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, TAPE)
+    loaded = mended(without(engine, "counts", 0))
+    assert loaded.problems == ["the counts are missing"]
+    assert acquire(loaded.engine, CAROL, 1, GUARDED) == [
+        granted(CAROL, 1, grant_of(GUARDED, CAROL, 3))
+    ]
+
+
+def test_old_grant_beside_a_newer_one_is_not_believed(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    old = [record for record in decoded(engine) if record[0] == "grant"]
+    release(engine, ALICE, 2, DISK)
+    acquire(engine, BOB, 1, DISK)
+    loaded = mended([*decoded(engine), *old], "one may be old")
+    assert loaded.damaged == [ALICE]
+    assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
+
+
+def test_process_that_nobody_acts_for_any_more_is_forgotten(engine: LockEngine) -> None:
+    engine.handle(RegisterOwner(ALICE, 1, 100, owner("guest", 700)), now=0.0)
+    loaded = mended(without(engine, "session", ALICE))
+    assert loaded.orphans == [100]
+    assert 100 not in loaded.engine.owners
+
+
+def test_record_of_an_unknown_kind_is_named(engine: LockEngine) -> None:
+    loaded = mended([*decoded(engine), ("lease", 7, None)])
+    (problem,) = loaded.problems
+    assert "record 7 of lease" in problem
+
+
+def test_records_of_another_version_are_refused(engine: LockEngine) -> None:
+    newer = snapshot.VERSION + 1
+    others = without(engine, "counts", 0)
+    counts: Record = ("counts", 0, [newer, newer, 0, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match="cannot be read"):
+        snapshot.load(records.assemble([counts, *others]))
+
+
+def test_nothing_makes_an_empty_engine() -> None:
+    assert mended([]).engine.owners == {}
