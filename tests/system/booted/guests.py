@@ -135,8 +135,13 @@ class Guests:
         return int(self.machine.say("cat", f"/run/libvirt/qemu/{name}.pid"))
 
     def kill(self, name: str) -> None:
-        """Ends the QEMU of a guest in no good way."""
+        """Ends the QEMU of a guest in no good way.
+
+        Returns when libvirtd is done with it, too: it gives the disks back to root.
+        """
         self.machine.run("kill", "-KILL", str(self.pid(name)))
+        while self.virsh("domstate", name, check=False).returncode == 0:
+            pass
 
     def end_all(self) -> None:
         """Ends all guests, also those whose end libvirtd has not yet seen."""
@@ -158,9 +163,10 @@ class Guests:
         listed = json.loads(self.machine.say("lockctl", "list", "--json"))
         return [resource for resource in listed if resource["holders"]]
 
-    def wait_until_free(self, path: str) -> None:
-        """Waits until nobody holds the lock of a disk."""
-        self.machine.run("lockctl", "run", "--wait=30", path, "--", "true")
+    def wait_until_free(self, name: str, lockspace: str = "direct") -> None:
+        """Waits until nobody holds the lock of a disk, or of a lease."""
+        words = ("lockctl", "run", "--wait=30", f"--lockspace={lockspace}", name)
+        self.machine.run(*words, "--", "true")
 
 
 def domain(name: str, *devices: str, emulator: str = QEMU) -> str:
