@@ -6,10 +6,13 @@ gone in the end. The network, the processes and the control groups are its own.
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +21,16 @@ PATIENCE = 60.0
 
 INTERPRETER = "/usr/bin/python3"
 LIBDIR = "/usr/lib/lockd"
+
+# The machine's first process enters control groups of its own, and they become the root
+# of all that it can see of them: two machines are not in each other's way, and what one
+# leaves behind can be removed.
+ENTER = """
+set -e
+while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs"; shift; done
+shift
+exec unshare --cgroup "$@"
+"""
 
 # unshare(1) made the namespaces; here the root is put together and changed
 # (pivot_root(2)). systemd takes a container that has such a control group for its own.
@@ -65,21 +78,25 @@ class Machine:
         make("install", stage, umask=0o077)
         root = place / "root"
         root.mkdir()
+        self._groups = list(_make_groups(f"lockd-test-{os.getpid()}-{place.name}"))
         self._log = (place / "log").open("w")
         # Whatever kills us kills unshare(1), and that kills PID 1 and all the rest.
         self._outer = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts"),
-                *("--ipc", "--cgroup", "--net"),
+                *("--ipc", "--net"),
+                *("bash", "-c", ENTER, "enter", *map(str, self._groups), "--"),
                 *("bash", "-c", BOOT, "boot", str(root), str(stage)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+        self._first: int | None = None
         try:
             self._pid = self._first_process()
+            self._first = os.pidfd_open(self._pid)
             self._wait_booted()
         except BaseException:
             self.close()
@@ -96,6 +113,12 @@ class Machine:
         self._outer.send_signal(signal.SIGKILL)
         self._outer.wait()
         self._log.close()
+        if self._first is not None:
+            # The first process is dead when all others are (pid_namespaces(7)).
+            select.select([self._first], [], [], PATIENCE)
+            os.close(self._first)
+        for group in self._groups:
+            _remove_group(group)
 
     def _first_process(self) -> int:
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
@@ -180,6 +203,38 @@ class Machine:
         """Returns what the journal has of a unit."""
         self.run("journalctl", "--sync")
         return self.say("journalctl", "-u", unit, "-o", "cat", "--no-pager", *options)
+
+
+def _make_groups(name: str) -> Iterator[Path]:
+    """Makes a control group in each hierarchy, below that of this process.
+
+    Where none can be made (in a container), the machine is in ours.
+    """
+    mounts = [x.split() for x in Path("/proc/self/mounts").read_text().splitlines()]
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        kind = "cgroup" if controllers else "cgroup2"
+        wanted = set(controllers.split(",")) - {""}
+        for _, place, mounted, options, *_ in mounts:
+            if mounted == kind and wanted <= set(options.split(",")):
+                group = Path(place) / path.lstrip("/") / name
+                with suppress(OSError):
+                    group.mkdir()
+                    _inherit_cpus(group)
+                    yield group
+                break
+
+
+def _inherit_cpus(group: Path) -> None:
+    """Does for a group of cpuset's first version what later ones do by themselves."""
+    for setting in ("cpuset.cpus", "cpuset.mems"):
+        if (group / setting).exists():
+            (group / setting).write_text((group.parent / setting).read_text())
+
+
+def _remove_group(group: Path) -> None:
+    for place, _, _ in os.walk(group, topdown=False):
+        os.rmdir(place)
 
 
 if __name__ == "__main__":
