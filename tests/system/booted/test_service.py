@@ -262,6 +262,8 @@ def test_nobody_notices_a_reload_under_load(machine: Machine) -> None:
     ) as clients:
         assert clients.stdout is not None
         assert clients.stdout.readline() == "works\n"
+        # A reload of a service that is still being started does nothing.
+        machine.wait_for("lockd.service", "ActiveState", "active")
         pid = main_pid(machine)
         for count in range(1, 6):
             machine.run("systemctl", "reload", "lockd.service")
