@@ -120,6 +120,15 @@ def taken(environment: Environment, *socks: socket.socket) -> list[str]:
     return done.stdout.splitlines()
 
 
+def kept() -> socket.socket:
+    """Returns one end of a pair, out of the way of those that the child gets."""
+    here, there = socket.socketpair()
+    there.close()
+    high = socket.socket(fileno=os.dup2(here.fileno(), 60, False))
+    here.close()
+    return high
+
+
 def listening(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -156,13 +165,56 @@ def test_sockets_of_another_process_are_not_ours(tmp_path: Path) -> None:
         assert taken(environment, a) == ["[]"]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_was_stored_is_told_from_listening_sockets(
+    place: int, tmp_path: Path
+) -> None:
+    with listening(tmp_path / "a") as a, listening(tmp_path / "bb") as b, kept() as k:
+        names = ["admin", "client"]
+        names.insert(place, "kept-x")
+        socks = [a, b]
+        socks.insert(place, k)
+        environment = {"LISTEN_FDS": "3", "LISTEN_FDNAMES": ":".join(names)}
+        lines = taken(environment, *socks)
+        admin, client = (3 + socks.index(x) for x in (a, b))
+    assert lines == [
+        f"admin {admin} {tmp_path}/a False False",
+        f"client {client} {tmp_path}/bb False False",
+        f"kept-x {3 + place} {lines[2].split()[2]} False",
+        "[]",
+    ]
+
+
+@pytest.mark.parametrize("names", ["lockd.socket:kept-x", "kept-x:client"])
+def test_single_socket_beside_what_was_stored_is_that_of_the_clients(
+    names: str, tmp_path: Path
+) -> None:
+    with listening(tmp_path / "a") as a, kept() as k:
+        socks = [k, a] if names.startswith("kept") else [a, k]
+        lines = taken({"LISTEN_FDS": "2", "LISTEN_FDNAMES": names}, *socks)
+        fd = 3 + socks.index(a)
+    assert lines[0] == f"client {fd} {tmp_path}/a False False"
+    assert lines[1].startswith(f"kept-x {7 - fd} socket:")
+
+
+def test_only_what_was_stored_is_no_error() -> None:
+    with kept() as k:
+        lines = taken({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "kept-x:kept-x"}, k, k)
+    assert [line.split()[:2] for line in lines[:2]] == [
+        ["kept-x", "3"],
+        ["kept-x", "4"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "names", "why"),
     [
         ("2", "client:client", "no two alike"),
-        ("2", "client", "2 sockets were passed"),
+        ("2", "client", "2 descriptors were passed"),
         ("1", "stranger", "client, admin or virtlockd"),
         ("x", "client", "no number"),
+        ("2", "kept-x", "2 descriptors were passed"),
+        ("1", "client:kept-x", "1 descriptors were passed"),
         ("2", "client:admin", "descriptor 4"),
     ],
 )

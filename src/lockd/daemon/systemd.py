@@ -65,25 +65,29 @@ def take_passed() -> Passed:
         with suppress(OSError):
             os.set_inheritable(fd, False)
     names = [""] * len(fds) if said is None else said.split(":") if said else []
-    kept = [x for x in zip(names, fds, strict=False) if x[0].startswith(PREFIX)]
-    rest = [fd for fd in fds if fd not in {fd for _, fd in kept}]
-    others = [name for name in names if not name.startswith(PREFIX)]
+    if len(names) != len(fds):
+        raise ConfigError(
+            f"{len(fds)} descriptors were passed with the names {quoted(said or '')}"
+        )
+    passed = list(zip(names, fds, strict=True))
+    kept = [x for x in passed if x[0].startswith(PREFIX)]
+    others = [x for x in passed if x not in kept]
+    roles = _roles([name for name, _ in others])
     listeners = {
-        name: _listener(fd, name)
-        for fd, name in zip(rest, _roles(others, len(rest)), strict=True)
+        role: _listener(fd, role) for role, (_, fd) in zip(roles, others, strict=True)
     }
     return Passed(listeners, kept)
 
 
-def _roles(said: list[str], count: int) -> list[Role]:
-    names = ":".join(said)
+def _roles(names: list[str]) -> list[Role]:
     # What systemd calls a descriptor whose unit gives it no name.
-    if len(said) == count == 1 and (not names or names.endswith(".socket")):
-        said = [CLIENTS]
-    found = [role for name in said for role in ROLES if role == name]
-    if not len(said) == len(set(found)) == count:
+    if len(names) == 1 and (not names[0] or names[0].endswith(".socket")):
+        return [CLIENTS]
+    found = [role for name in names for role in ROLES if role == name]
+    if not len(names) == len(set(found)) == len(found):
         raise ConfigError(
-            f"{count} sockets were passed with the names {quoted(names)}: "
+            f"{len(names)} sockets were passed with the names "
+            f"{quoted(':'.join(names))}: "
             f"each must be called {', '.join(ROLES[:-1])} or {ROLES[-1]} "
             "(FileDescriptorName= of its unit), "
             "and no two alike"
