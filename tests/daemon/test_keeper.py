@@ -289,6 +289,24 @@ def test_garbage_is_bounded_whoever_tidies(keeper: Keeper, memfd: Make) -> None:
     assert keeper.in_flight <= 2 * 600 + 3 * FULL
 
 
+def test_a_few_that_stay_of_many_take_no_room(
+    keeper: Keeper, memfd: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "OLD", 5)
+    fd = memfd()
+    for i in range(100 * keeper_module.YOUNG):
+        keeper.keep(b"%d" % i, fd)
+        if i % keeper_module.YOUNG:
+            keeper.drop(b"%d" % i)
+    assert len(list(keeper.labels)) == 100
+    assert not keeper.tidy(FOR_EVER, thoroughly=True)
+    assert keeper.in_flight == 100
+
+
+def test_ends_never_block(keeper: Keeper) -> None:
+    assert not any(os.get_blocking(fd) for fd in keeper.ends)
+
+
 def test_tidying_ends_and_takes_the_garbage_along(keeper: Keeper, memfd: Make) -> None:
     fd = memfd()
     for i in range(20 * FULL):
@@ -337,7 +355,7 @@ def test_closed_descriptor_is_refused_and_changes_nothing(
     os.close(closed)
     with pytest.raises(OSError, match="Bad file descriptor"):
         keeper.keep(b"a", closed)
-    assert keeper.in_flight == 1
+    assert (keeper.in_flight, list(keeper.labels)) == (1, [b"a"])
     assert contents(ends) == {b"a": inode(fd)}
 
 
@@ -413,7 +431,9 @@ def _recover_with_few(ends: list[int]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = open_descriptors()
     successor = Keeper(ends)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    # Enough for the young ones, and for some of the first message of old ones.
+    most = 100 + max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:
         successor.recover()
     except OSError as error:

@@ -163,9 +163,9 @@ class _Queue:
             try:
                 text, control, said, _ = self.receiver.recvmsg(1024, _SPACE, flags)
             except BlockingIOError:
-                break
+                return
             if not text:
-                break
+                return
             fds = array("i")
             for _, _, raw in control:
                 fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
@@ -173,7 +173,6 @@ class _Queue:
                 _close(fds)
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             yield text, list(fds)
-        self.receiver.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, -1)
 
 
 class Keeper:
