@@ -12,6 +12,7 @@ in use from the moment its own length is stored, because its generation is highe
 
 import os
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from lockd.daemon.ledger_file import (
@@ -45,15 +46,16 @@ class Ledger:
     """Values by key, of which a successor finds exactly those that were committed.
 
     `fds` are the two memfds, to be kept elsewhere. With those of a predecessor, it
-    goes on with what is in them; they are its own to close from then on. `problems`
+    goes on with what is in them; they are its own to close from then on, and nobody
+    else may use them, not even to try whether they can be read. `problems`
     says what of it could not be read, a sentence each. Where the newest record of a key
     is damaged beyond recognition, `records` has what the key stood for before: whoever
     finds problems there should rely on nothing else that can be asked instead.
 
     Raises:
-        LedgerError: the predecessor was of another version. Nothing was changed, and
-            `fds` are still the caller's.
-        OSError: there is no memory, or `fds` are not what they should be.
+        LedgerError: the predecessor was of another version.
+        OSError: there is no memory or descriptor left, or `fds` are something else.
+            In both cases what counts in `fds` still does, and they are the caller's.
     """
 
     def __init__(self, fds: tuple[int, int] | None = None) -> None:
@@ -71,8 +73,10 @@ class Ledger:
         chosen = _choose(headers)
         if fds is not None and chosen is None:
             self.problems.append("no file of the ledger can be read")
-        self.fds = fds or (_create("lockd-ledger-0"), _create("lockd-ledger-1"))
-        self._open(headers, chosen)
+        with ExitStack() as unless_good:
+            self.fds = fds or (_create(unless_good), _create(unless_good))
+            self._open(headers, chosen)
+            unless_good.pop_all()
         self._is_damaged = bool(self.problems)
 
     def records(self) -> dict[bytes, bytes]:
@@ -249,8 +253,10 @@ class Ledger:
         self._is_damaged = False
 
 
-def _create(name: str) -> int:
-    return os.memfd_create(name, os.MFD_CLOEXEC)
+def _create(unless_good: ExitStack) -> int:
+    fd = os.memfd_create("lockd-ledger", os.MFD_CLOEXEC)
+    unless_good.callback(os.close, fd)
+    return fd
 
 
 def _choose(headers: list[Header | None]) -> int | None:

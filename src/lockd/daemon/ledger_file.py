@@ -220,7 +220,6 @@ def read_value(file: File, offset: int) -> bytes | None:
 
 def read_header(fd: int, problems: list[str]) -> Header | None:
     """Reads both copies of a header, without changing anything; None: there is none."""
-    size = os.fstat(fd).st_size
     words = _HEADER.unpack(os.pread(fd, DATA, 0).ljust(DATA, b"\0"))
     found = None
     lengths = []
@@ -236,8 +235,6 @@ def read_header(fd: int, problems: list[str]) -> Header | None:
     if None in ends:
         problems.append("a copy of the length is damaged")
     end = max((end for end in ends if end), default=0)
-    if size < end:
-        problems.append(f"of {end} bytes, only {size} are there")
     if ends and not end:
         return Header(*found, os.lseek(fd, 0, os.SEEK_HOLE), end_is_known=False)
     return Header(*found, end, end_is_known=True)

@@ -1,0 +1,735 @@
+import errno
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockd.daemon import ledger as ledger_module
+from lockd.daemon import ledger_file
+from lockd.daemon.ledger import Ledger, LedgerError
+from single_step import single_step
+
+Fds = tuple[int, int]
+Records = dict[bytes, bytes]
+FILES = {ledger_module.__file__, ledger_file.__file__}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_steps() -> Iterator[None]:
+    """A page at a time, so that little data is enough for every kind of work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger_module, "STEP", 4096)
+        patch.setattr(ledger_file, "STEP", 4096)
+        patch.setattr(ledger_module, "_SLICE_RECORDS", 4)
+        yield
+
+
+def successor(ledger: Ledger) -> Ledger:
+    """What a new process finds when the one before is gone."""
+    fds = os.dup(ledger.fds[0]), os.dup(ledger.fds[1])
+    ledger.close()
+    return Ledger(fds)
+
+
+def contents(fds: Fds) -> list[bytes]:
+    """What both files hold, up to where they have no memory."""
+    return [
+        os.pread(fd, os.lseek(fd, 0, os.SEEK_HOLE), 0) if os.fstat(fd).st_size else b""
+        for fd in fds
+    ]
+
+
+def memory_of(*files: bytes | bytearray) -> Fds:
+    fds = []
+    for file in files:
+        fds.append(os.memfd_create("copy"))
+        os.pwrite(fds[-1], file, 0)
+    return fds[0], fds[1]
+
+
+@contextmanager
+def reading(*files: bytes | bytearray) -> Iterator[Ledger]:
+    """A ledger on a copy of memory, as a successor would find it."""
+    ledger = Ledger(memory_of(*files))
+    yield ledger
+    ledger.close()
+
+
+def found_in(fds: Fds) -> Records:
+    """What a successor would find if the process died now; nothing may be damaged."""
+    with reading(*contents(fds)) as ledger:
+        assert ledger.problems == []
+        return ledger.records()
+
+
+def put_all(ledger: Ledger, records: Records) -> None:
+    for key, value in records.items():
+        ledger.put(key, value)
+    ledger.commit()
+
+
+def tidy_all(ledger: Ledger) -> None:
+    while ledger._tidy_slice():
+        pass
+
+
+def blocks(ledger: Ledger) -> int:
+    """Bytes of memory that both files have."""
+    return sum(os.fstat(fd).st_blocks for fd in ledger.fds) * 512
+
+
+# What is found.
+
+
+def test_successor_finds_what_was_committed_and_nothing_else() -> None:
+    ledger = Ledger()
+    put_all(ledger, {b"a": b"1", b"b": b"2", b"c": b"", b"": b"no key"})
+    ledger.put(b"a", b"3")
+    ledger.remove(b"b")
+    ledger.remove(b"never there")
+    ledger.commit()
+    ledger.put(b"a", b"4")
+    ledger.remove(b"c")
+    ledger = successor(ledger)
+    assert ledger.problems == []
+    assert ledger.records() == {b"a": b"3", b"c": b"", b"": b"no key"}
+    ledger.put(b"d", b"x" * 70_000)
+    ledger.commit()
+    ledger = successor(ledger)
+    assert ledger.records()[b"d"] == b"x" * 70_000
+    ledger.close()
+
+
+def test_last_word_on_a_key_counts_within_one_commit() -> None:
+    ledger = Ledger()
+    ledger.put(b"a", b"1")
+    ledger.remove(b"a")
+    ledger.remove(b"b")
+    ledger.put(b"b", b"2")
+    ledger.commit()
+    assert ledger.records() == found_in(ledger.fds) == {b"b": b"2"}
+    ledger.close()
+
+
+def test_descriptors_are_not_inherited_and_all_closed() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    ledger = Ledger()
+    assert not any(os.get_inheritable(fd) for fd in ledger.fds)
+    successor(ledger).close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_descriptors_nothing_is_left_behind() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    first_free = os.dup(0)
+    os.close(first_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    try:
+        for limit in itertools.count(first_free):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            try:
+                Ledger().close()
+                break
+            except OSError as error:
+                refused += error.errno == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert refused >= 4
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_too_long_a_key_is_refused_and_nothing_staged() -> None:
+    ledger = Ledger()
+    ledger.put(b"k" * 65_535, b"longest")
+    with pytest.raises(ValueError, match="too long: 65536 and 1 bytes"):
+        ledger.put(b"k" * 65_536, b"x")
+    ledger.commit()
+    assert found_in(ledger.fds) == {b"k" * 65_535: b"longest"}
+    ledger.close()
+
+
+KEYS = st.sampled_from([b"", b"a", b"bb", b"ccc", b"grant 17"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), KEYS, st.sampled_from([0, 1, 7, 8, 150, 3000])),
+        st.tuples(st.just("remove"), KEYS),
+        st.tuples(st.sampled_from(["commit", "commit", "commit", "tidy", "die"])),
+    ),
+    max_size=120,
+)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=150)
+@given(STEPS)
+def test_ledger_is_a_dict_that_survives(steps: list[tuple[Any, ...]]) -> None:
+    ledger = Ledger()
+    staged: dict[bytes, bytes | None] = {}
+    model: Records = {}
+    for number, (verb, *words) in enumerate(steps):
+        if verb == "put":
+            key, size = words
+            staged[key] = (b"%d-" % number * size)[:size]
+            ledger.put(key, staged[key] or b"")
+        elif verb == "remove":
+            staged[words[0]] = None
+            ledger.remove(words[0])
+        elif verb == "commit":
+            model = {k: v for k, v in (model | staged).items() if v is not None}
+            staged.clear()
+            ledger.commit()
+        elif verb == "tidy":
+            ledger.tidy(0)
+        else:
+            ledger = successor(ledger)
+            staged.clear()
+        assert ledger.records() == model
+    assert found_in(ledger.fds) == model
+    tidy_all(ledger)
+    assert ledger.records() == found_in(ledger.fds) == model
+    ledger.close()
+
+
+# Death at any moment.
+
+
+def at_each_instruction(work: Callable[[], None], look: Callable[[], None]) -> None:
+    """Calls `look` before every bytecode instruction of the ledger."""
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in FILES:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            look()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+
+
+class Watch:
+    """Looks as a successor would, whenever the memory is not what it was."""
+
+    def __init__(self, fds: Fds) -> None:
+        self._fds = fds
+        self._before: list[bytes] = []
+        self.seen: list[Records] = []
+        self.moments = 0
+
+    def look(self) -> None:
+        self.moments += 1
+        now = contents(self._fds)
+        if now == self._before:
+            return
+        self._before = now
+        found = found_in(self._fds)
+        if not self.seen or found != self.seen[-1]:
+            self.seen.append(found)
+
+
+def test_commit_counts_as_a_whole_or_not_at_all_at_every_instruction() -> None:
+    ledger = Ledger()
+    old = {b"a": b"1", b"b": b"2", b"c": b"3"}
+    put_all(ledger, old)
+    watch = Watch(ledger.fds)
+
+    def work() -> None:
+        ledger.put(b"a", b"x" * 5000)
+        ledger.remove(b"b")
+        ledger.put(b"d", b"4")
+        ledger.commit()
+
+    at_each_instruction(work, watch.look)
+    watch.look()
+    assert watch.seen == [old, {b"a": b"x" * 5000, b"c": b"3", b"d": b"4"}]
+    assert watch.moments > 200
+    ledger.close()
+
+
+@pytest.mark.slow
+def test_tidying_changes_nothing_at_any_instruction() -> None:
+    ledger = Ledger()
+    records = {b"%d" % i: b"%d" % i * 20 for i in range(90)}
+    for _ in range(4):
+        put_all(ledger, records)
+    watch = Watch(ledger.fds)
+    expected = [dict(records)]
+
+    def work() -> None:
+        switched = ledger.fds[1]
+        turn = 0
+        while ledger._file.fd != switched or ledger._spare.reserved:
+            ledger.tidy(0)
+            turn += 1
+            # What is not copied yet, and what is.
+            if turn in (1, 2, 75, 76):
+                key = b"%d" % (turn % 71)
+                records.pop(key)
+                ledger.remove(key)
+                records[b"80"] = b"changed %d" % turn
+                ledger.put(b"80", records[b"80"])
+                ledger.commit()
+                expected.append(dict(records))
+
+    at_each_instruction(work, watch.look)
+    watch.look()
+    assert watch.seen == expected
+    assert watch.moments > 5000
+    ledger.close()
+
+
+def test_successor_at_every_instruction_of_its_start_loses_nothing() -> None:
+    ledger = Ledger()
+    records = {b"%d" % i: b"%d" % i * 20 for i in range(90)}
+    for _ in range(4):
+        put_all(ledger, records)
+    for _ in range(10):
+        ledger.tidy(0)
+    assert ledger._spare.generation == 2
+    fds = os.dup(ledger.fds[0]), os.dup(ledger.fds[1])
+    ledger.close()
+    watch = Watch(fds)
+    opened: list[Ledger] = []
+    at_each_instruction(lambda: opened.append(Ledger(fds)), watch.look)
+    assert watch.seen == [records]
+    assert watch.moments > 5000
+    opened[0].close()
+
+
+@pytest.mark.slow
+def test_commit_is_one_machine_instruction() -> None:
+    ledger = Ledger()
+    old, new = {b"a": b"1", b"b": b"2"}, {b"a": b"3", b"b": b"4"}
+    put_all(ledger, old)
+    ledger.put(b"a", b"3")
+    ledger.put(b"b", b"4")
+    watch = Watch(ledger.fds)
+    status = single_step(ledger.commit, watch.look)
+    watch.look()
+    assert status == 0
+    assert watch.seen == [old, new]
+    assert watch.moments > 2000
+    ledger.close()
+
+
+@pytest.mark.slow
+def test_switch_is_one_machine_instruction() -> None:
+    ledger = Ledger()
+    records = {b"%d" % i: b"%d" % i * 1200 for i in range(4)}
+    for _ in range(3):
+        put_all(ledger, records)
+    for _ in range(3):
+        ledger.tidy(0)
+    assert ledger._copied == ledger._file.end
+    put_all(ledger, {b"0": b"changed"})
+    ledger.remove(b"1")
+    ledger.commit()
+    watch = Watch(ledger.fds)
+
+    def work() -> None:
+        before = ledger._file
+        ledger.tidy(0)
+        assert ledger._file is not before
+
+    assert single_step(work, watch.look) == 0
+    watch.look()
+    records = {k: v for k, v in records.items() if k != b"1"} | {b"0": b"changed"}
+    assert watch.seen == [records]
+    assert watch.moments > 2000
+    ledger.close()
+
+
+def batch(number: int) -> dict[bytes, bytes | None]:
+    """The changes of one commit; the same for whoever asks."""
+    draw = Random(number)
+    changes: dict[bytes, bytes | None] = {b"number": b"%d" % number}
+    for _ in range(draw.randrange(8)):
+        key = b"key %d" % draw.randrange(60)
+        size = draw.choice([0, 10, 150, 150, 900])
+        changes[key] = draw.choice([None, draw.randbytes(size), draw.randbytes(size)])
+    return changes
+
+
+def commit_for_ever(fds: Fds, said: int) -> None:
+    ledger = Ledger(fds)
+    for number in itertools.count(int(ledger.records().get(b"number", b"-1")) + 1):
+        for key, value in batch(number).items():
+            if value is None:
+                ledger.remove(key)
+            else:
+                ledger.put(key, value)
+        ledger.commit()
+        os.write(said, b"%d\n" % number)
+        ledger.tidy(0)
+
+
+def die_after(fds: Fds, lines: int) -> int:
+    """Has a child commit until it is killed; returns the last commit that it told."""
+    said, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            commit_for_ever(fds, say)
+        finally:
+            os._exit(1)
+    os.close(say)
+    with open(said) as file:
+        for _ in range(lines):
+            file.readline()
+        os.kill(pid, signal.SIGKILL)
+        told = file.read().split()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    return int(told[-1]) if told else -1
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_leaves_the_last_commit_or_one_more() -> None:
+    ledger = Ledger()
+    draw = Random(5)
+    model: dict[bytes, bytes | None] = {}
+    next_number = 0
+    for _ in range(40):
+        told = die_after(ledger.fds, draw.randrange(1, 80))
+        found = found_in(ledger.fds)
+        last = int(found[b"number"])
+        assert last in (told, told + 1) or told < 0
+        for number in range(next_number, last + 1):
+            model |= batch(number)
+        next_number = last + 1
+        assert found == {k: v for k, v in model.items() if v is not None}
+    assert next_number > 1000
+    ledger.close()
+
+
+# Damage.
+
+HISTORY: list[Records] = [
+    {b"a": b"1" * 30, b"b": b"2", b"c": b"3"},
+    {b"b": b"two" * 20, b"d": b"4"},
+    {b"a": b"one", b"e": b"5" * 90},
+]
+LATEST: Records = HISTORY[0] | HISTORY[1] | HISTORY[2]
+
+
+def a_plain_file() -> list[bytes]:
+    ledger = Ledger()
+    for records in HISTORY:
+        put_all(ledger, records)
+    left = contents(ledger.fds)
+    ledger.close()
+    return [file[: ledger._file.end] for file in left]
+
+
+def in_the_middle(until: Callable[[Ledger], bool]) -> list[bytes]:
+    ledger = Ledger()
+    put_all(ledger, {b"garbage": b"g" * 6000})
+    ledger.remove(b"garbage")
+    ledger.commit()
+    for records in HISTORY:
+        put_all(ledger, records)
+    for _ in range(100):
+        if until(ledger):
+            break
+        ledger.tidy(0)
+    assert until(ledger)
+    left = contents(ledger.fds)
+    ledger.close()
+    return left
+
+
+def while_copying() -> list[bytes]:
+    return in_the_middle(lambda ledger: ledger._spare.generation == 2)
+
+
+def just_switched() -> list[bytes]:
+    return in_the_middle(lambda ledger: ledger._file.generation == 2)
+
+
+STATES = [a_plain_file, while_copying, just_switched]
+
+
+def may_be_damaged(left: list[bytes]) -> Iterator[tuple[int, int]]:
+    """File and offset of every byte, but for the inside of what is all the same."""
+    for number, file in enumerate(left):
+        for offset in range(len(file)):
+            around = file[max(0, offset - 20) : offset + 20]
+            if len(set(around)) > 1:
+                yield number, offset
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_flipped_bit_costs_at_most_one_record_and_is_told(
+    state: Callable[[], list[bytes]],
+) -> None:
+    left = state()
+    for number, offset in may_be_damaged(left):
+        for bit in {0, offset % 8, 7} if offset >= ledger_file.DATA else range(8):
+            damaged = [bytearray(file) for file in left]
+            damaged[number][offset] ^= 1 << bit
+            with reading(*damaged) as ledger:
+                found = ledger.records()
+                wrong = [x for x in LATEST | found if LATEST.get(x) != found.get(x)]
+                assert len(wrong) <= 1
+                assert ledger.problems or not wrong
+                assert offset >= ledger_file.DATA or not wrong
+
+
+def test_damaged_value_is_not_replaced_by_an_older_one() -> None:
+    left = a_plain_file()
+    place = left[0].index(b"one")
+    damaged = left[0][:place] + b"oNe" + left[0][place + 3 :]
+    with reading(damaged, left[1]) as ledger:
+        assert b"a" not in ledger.records()
+        assert ledger.problems == [
+            f"the value of b'a' at {place - 17} is damaged",
+        ]
+
+
+def test_damage_is_told_once() -> None:
+    left = a_plain_file()
+    ledger = Ledger(memory_of(left[0].replace(b"one", b"oNe"), left[1]))
+    assert ledger.problems
+    found = ledger.records()
+    tidy_all(ledger)
+    ledger = successor(ledger)
+    assert ledger.problems == []
+    assert ledger.records() == found
+    ledger.close()
+
+
+@pytest.mark.parametrize("offset", range(40))
+def test_header_is_mended_from_its_copy(offset: int) -> None:
+    left = bytearray(a_plain_file()[0])
+    left[offset] ^= 1
+    with reading(left, b"") as ledger:
+        assert len(ledger.problems) == 1
+        mended = bytearray(contents(ledger.fds)[0])
+    mended[offset + 40] ^= 1
+    with reading(mended, b"") as ledger:
+        assert len(ledger.problems) == 1
+        assert ledger.records() == LATEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_truncated_file_is_read_as_far_as_it_goes(
+    state: Callable[[], list[bytes]],
+) -> None:
+    left = state()
+    ever = {(k, v) for records in HISTORY for k, v in records.items()}
+    ever.add((b"garbage", b"g" * 6000))
+    for number, size in may_be_damaged(left):
+        cut = list(left)
+        cut[number] = cut[number][:size]
+        with reading(*cut) as ledger:
+            found = ledger.records()
+            assert set(found.items()) <= ever
+            assert ledger.problems or found == LATEST
+            put_all(ledger, {b"new": b"value"})
+            found[b"new"] = b"value"
+            again = successor(Ledger(memory_of(*contents(ledger.fds))))
+            assert again.records() == found
+            again.close()
+
+
+def test_both_lengths_damaged_reads_as_far_as_records_go() -> None:
+    left = a_plain_file()
+    damaged = bytearray(left[0])
+    for place in (32, 72):
+        damaged[place] ^= 1
+    with reading(bytes(damaged), left[1]) as ledger:
+        assert ledger.records() == LATEST
+        assert ledger.problems == ["a copy of the length is damaged"]
+        put_all(ledger, {b"new": b"value"})
+        assert found_in(ledger.fds) == LATEST | {b"new": b"value"}
+
+
+@pytest.mark.parametrize("end", [8, 72, ledger_file.SIZE + 8, 1 << 39])
+def test_length_that_cannot_be_is_damage(end: int) -> None:
+    left = bytearray(a_plain_file()[0])
+    salt = int.from_bytes(left[8:12], sys.byteorder)
+    for place in (32, 72):
+        word = ledger_file._guarded(end, salt)
+        left[place : place + 8] = word.to_bytes(8, sys.byteorder)
+    with reading(left, b"") as ledger:
+        assert ledger.problems == ["a copy of the length is damaged"]
+        assert ledger.records() == LATEST
+
+
+def test_what_is_inside_a_value_never_passes_for_a_record() -> None:
+    ledger = Ledger()
+    put_all(ledger, {b"victim": b"true"})
+    inner = ledger_file.encode(b"victim", b"forged", salt=0)
+    put_all(ledger, {b"long-key": inner * 3})
+    left = contents(ledger.fds)
+    damaged = left[0].replace(b"long-key", b"lonG-key")
+    with reading(damaged, left[1]) as read:
+        assert read.records() == {b"victim": b"true"}
+    ledger.close()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(*[st.binary(max_size=300)] * 2), st.booleans())
+def test_any_bytes_can_be_read(files: tuple[bytes, ...], has_header: bool) -> None:
+    if has_header:
+        files = a_plain_file()[0][:80] + files[0], files[1]
+    with reading(*files) as ledger:
+        assert ledger.problems
+        put_all(ledger, {b"a": b"1"})
+        assert ledger.records()[b"a"] == b"1"
+
+
+def test_other_version_is_refused_whole_and_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(ledger_file, "VERSION", 2)
+        ledger = Ledger()
+        put_all(ledger, {b"a": b"1"})
+    before = contents(ledger.fds)
+    with pytest.raises(LedgerError, match="are of version 2, only 1 can be read"):
+        Ledger(ledger.fds)
+    assert contents(ledger.fds) == before
+    ledger.close()
+
+
+# Memory, and time.
+
+
+@pytest.fixture
+def small_memory(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 16 pages."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], check=True
+    )
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_without_memory_nothing_of_a_commit_counts(small_memory: Path) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    filler = os.open(small_memory / "filler", flags)
+    os.posix_fallocate(filler, 0, 8192)
+    with ExitStack() as stack:
+        stack.callback(os.close, filler)
+        fds = [os.open(small_memory / name, flags) for name in "01"]
+        ledger = Ledger((fds[0], fds[1]))
+        stack.callback(ledger.close)
+        records: Records = {}
+        failed = False
+        for number in range(100):
+            new = {b"%d" % number: b"x" * 1000, b"last": b"%d" % number}
+            try:
+                put_all(ledger, new)
+            except OSError as error:
+                failed = error.errno == errno.ENOSPC
+                break
+            records |= new
+        assert failed
+        assert len(records) > 40
+        for _ in range(2):
+            assert ledger.records() == found_in(ledger.fds) == records
+            with pytest.raises(OSError, match="No space left"):
+                ledger.commit()
+        os.ftruncate(filler, 0)
+        ledger.commit()
+        assert ledger.records() == found_in(ledger.fds) == records | new
+
+
+def test_without_memory_tidying_fails_and_goes_on_later(small_memory: Path) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    fds = [os.open(small_memory / name, flags) for name in "01"]
+    ledger = Ledger((fds[0], fds[1]))
+    tidy_all(ledger)
+    records = {b"%d" % number: b"%d" % number * 500 for number in range(10)}
+    for _ in range(3):
+        put_all(ledger, records)
+    with open(small_memory / "filler", "wb") as filler:
+        space = os.statvfs(small_memory).f_bavail * 4096
+        os.posix_fallocate(filler.fileno(), 0, space - 4096)
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            tidy_all(ledger)
+        assert ledger.records() == found_in(ledger.fds) == records
+    (small_memory / "filler").unlink()
+    tidy_all(ledger)
+    assert ledger.records() == found_in(ledger.fds) == records
+    assert ledger._file.fd == fds[0]
+    ledger.close()
+
+
+def test_memory_is_given_back() -> None:
+    ledger = Ledger()
+    for number in range(20_000):
+        ledger.put(b"%d" % (number % 20), b"v" * 150)
+        ledger.commit()
+        ledger.tidy(0)
+    assert blocks(ledger) <= 8 * 4096
+    for number in range(20):
+        ledger.remove(b"%d" % number)
+    ledger.commit()
+    put_all(ledger, {b"%d" % number: b"v" * 150 for number in range(1000)})
+    for number in range(1000):
+        ledger.remove(b"%d" % number)
+    ledger.commit()
+    tidy_all(ledger)
+    assert blocks(ledger) <= 4096
+    assert not ledger._index
+    assert not ledger._staged
+    assert not ledger._removals
+    ledger.close()
+
+
+def test_no_call_of_tidy_does_more_because_more_is_held() -> None:
+    ledger = Ledger()
+    records = {b"%d" % number: b"v" * 100 for number in range(5000)}
+    put_all(ledger, records)
+    put_all(ledger, records)
+    put_all(ledger, {b"0": b"w"})
+    calls = 0
+    before = blocks(ledger)
+    while ledger._tidy_slice():
+        calls += 1
+        assert abs(blocks(ledger) - before) <= 4 * 4096
+        before = blocks(ledger)
+    assert calls > 10_000 // 4
+    assert ledger.records() == records | {b"0": b"w"}
+    ledger.close()
+
+
+def test_tidy_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger()
+    records = {b"%d" % number: b"v" * 100 for number in range(5000)}
+    put_all(ledger, records)
+    put_all(ledger, records)
+    put_all(ledger, {b"0": b"w"})
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    ledger.tidy(5.0)
+    assert 0 < ledger._spare.end <= ledger_file.DATA + 5 * 4 * 128
+    assert next(clock) == 6
+    ledger.close()
