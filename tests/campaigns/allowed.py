@@ -175,11 +175,22 @@ def _other_name(source: Path, status: os.stat_result) -> str | None:
     )
 
 
-def _names_no_plain_file(event: "Event", _: "Episode") -> bool:
-    """Whether a link in a lock directory is named, or something that is no file."""
-    return event.name.endswith((b"link", b"dangling", b"fifo")) and (
-        event.answers[1] in ("ok", "38/51 level 2")
-    )
+def _names_no_plain_file(event: "Event", episode: "Episode") -> bool:
+    """Whether what is named is a link, a file with two names, or no file at all."""
+    path = os.path.join(event.space, event.name)
+    try:
+        status = os.lstat(episode.twins.fill(path, 1))
+    except (OSError, ValueError):
+        return False
+    is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    made_through_link = _is(event, lc.CREATE_RESOURCE, "ok", "ok")
+    return not is_plain and (made_through_link or _refuses(event))
+
+
+def _joins_what_is_gone(event: "Event", episode: "Episode") -> bool:
+    """Whether it is another lock on a file that was removed or exchanged."""
+    is_held = (event.space, event.name) in episode.holds
+    return is_held and _is(event, lc.ACQUIRE, "ok", _IO)
 
 
 def _names_held_otherwise(event: "Event", _: "Episode") -> bool:
@@ -204,11 +215,8 @@ def _names_no_file(event: "Event", _: "Episode") -> bool:
 
 def _names_dead(event: "Event", _: "Episode") -> bool:
     owner = event.line.owner if event.line else None
-    return (
-        isinstance(owner, Persona)
-        and owner.is_dead
-        and _is(event, lc.ACQUIRE, "ok", _IO)
-    )
+    is_dead = isinstance(owner, Persona) and owner.is_dead
+    return is_dead and _is(event, lc.ACQUIRE, "", _IO)
 
 
 def _names_no_lockspace(event: "Event", _: "Episode") -> bool:
@@ -239,7 +247,8 @@ def _removed_what_was_there(event: "Event", episode: "Episode") -> bool:
         is_release
         and event.answers[0] == event.answers[1]
         and bool(differing)
-        and all(p.startswith("disks/") and p not in event.files[0] for p in differing)
+        and all(p not in event.files[0] for p in differing)
+        and (_is_direct(event) or all(p.startswith("disks/") for p in differing))
     )
 
 
@@ -295,10 +304,15 @@ ALLOWED: Final = (
         _make_alike,
     ),
     Allowed(
+        "a shared lock of a file that was exchanged is not joined",
+        _joins_what_is_gone,
+        _make_alike,
+    ),
+    Allowed(
         "one file has one lock, whatever it is called", _names_held_otherwise, _over
     ),
     Allowed(
-        "only files are locked, links to them not followed",
+        "only files are locked that have one name and are no links",
         _names_no_plain_file,
         _make_alike,
     ),

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import libvirt_client as lc
@@ -132,6 +133,10 @@ class Event:
             if first.get(path) != second.get(path):
                 said.append(f"{path[:40]!r}: {first.get(path)} | {second.get(path)}")
         return ", ".join(said)
+
+
+def _owner(pid: int, _: int) -> bytes:
+    return lc.owner(pid)
 
 
 def _short(text: bytes) -> str:
@@ -395,6 +400,7 @@ class Episode:
 
     def _end(self) -> None:
         """All die, all connections end: nothing may be locked any more."""
+        self._release_for_strangers()
         for persona in self.personas:
             for guest in persona.guests:
                 guest.kill()
@@ -411,6 +417,18 @@ class Episode:
         for path, said in self.twins.look()[1].items():
             if is_locked(said):
                 raise Unexpected(f"{path} is still locked when all are dead: {said}")
+
+    def _release_for_strangers(self) -> None:
+        """Releases what is held for a process that will live on."""
+        for key, holds in list(self.holds.items()):
+            for owner in [h.owner for h in holds if isinstance(h.owner, int)]:
+                line = self.twins.open(self.twins.persona(-1))
+                self.twins.call(line, lc.REGISTER, partial(_owner, owner))
+                line.owner = owner
+                self._call(line, lc.RELEASE, *key, 0)
+                for guest in line.persona.guests:
+                    guest.close()
+                self.twins.close_line(line)
 
     # How it is chosen.
 
@@ -523,7 +541,7 @@ class Episode:
                 break
             event.files = self.twins.look()
             event.is_healed = True
-        return "undone" if event.is_undone else event.answers[1]
+        return "undone" if event.is_undone or self.is_over else event.answers[1]
 
     def _rule(self, event: Event) -> Allowed | None:
         """Returns the rule that allows a difference; None if there is none left."""
