@@ -4,7 +4,7 @@
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
-# make campaigns     fencings, live upgrades and floods by the thousand; takes root, minutes
+# make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
 # make uninstall     with the same variables
@@ -68,7 +68,7 @@ bite: $(READY)
 	$(BIN)/python tests/bite.py
 
 campaigns: $(READY)
-	for campaign in fencing fencing_stall flood upgrade; do \
+	for campaign in fencing fencing_stall flood upgrade virtlockd_diff; do \
 	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
 	done
 

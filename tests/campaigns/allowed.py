@@ -1,4 +1,4 @@
-"""The differences from virtlockd that are meant: each with its reason, all of them here.
+"""The differences from virtlockd that are meant: each with its reason, all here.
 
 A rule says why, how one knows the difference, and how both are made alike again: what
 virtlockd did is undone, so that the comparison goes on. Where that cannot be done the
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt_client as lc
-
-from campaigns.twins import Owner, Persona, is_locked, pid_of
+from campaigns.twins import Owner, Persona, Unexpected, is_locked, pid_of
 
 if TYPE_CHECKING:
     from campaigns.steps import Episode, Event
@@ -127,7 +126,8 @@ def _undo(event: "Event", episode: "Episode") -> None:
     assert event.line is not None
     fill = episode.twins.fill
     payload = lc.resource(fill(event.space, side), fill(event.name, side))
-    assert event.line.clients[side].done(undoing[event.procedure], payload)
+    if not event.line.clients[side].done(undoing[event.procedure], payload):
+        raise Unexpected(f"{event} cannot be undone")
 
 
 def _make_alike(event: "Event", episode: "Episode") -> None:
@@ -239,17 +239,23 @@ def _removes_direct(event: "Event", _: "Episode") -> bool:
     return _is_direct(event) and _is(event, lc.DELETE_RESOURCE, "ok", _IO)
 
 
-def _removed_what_was_there(event: "Event", episode: "Episode") -> bool:
-    """Whether virtlockd removed files at direct paths, and that is all."""
+def _removed(event: "Event") -> set[str]:
+    """Returns what virtlockd removed when locks went, if that is all it did."""
     is_release = event.procedure in (0, lc.RELEASE)  # or a close, or a death
+    if not is_release or event.answers[0] != event.answers[1]:
+        return set()
     differing = _differing(event)
-    return (
-        is_release
-        and event.answers[0] == event.answers[1]
-        and bool(differing)
-        and all(p not in event.files[0] for p in differing)
-        and (_is_direct(event) or all(p.startswith("disks/") for p in differing))
-    )
+    return set() if differing & event.files[0].keys() else differing
+
+
+def _removed_direct(event: "Event", _: "Episode") -> bool:
+    removed = _removed(event)
+    is_direct = _is_direct(event) or all(p.startswith("disks/") for p in removed)
+    return bool(removed) and is_direct
+
+
+def _removed_exchanged(event: "Event", episode: "Episode") -> bool:
+    return any(path in episode.exchanged for path in _removed(event))
 
 
 def _over(_: "Event", episode: "Episode") -> None:
@@ -300,12 +306,17 @@ ALLOWED: Final = (
     Allowed("a direct path is never removed by DELETE", _removes_direct, _make_alike),
     Allowed(
         "AUTOCREATE never removes a file at a direct path",
-        _removed_what_was_there,
+        _removed_direct,
         _make_alike,
     ),
     Allowed(
         "a shared lock of a file that was exchanged is not joined",
         _joins_what_is_gone,
+        _make_alike,
+    ),
+    Allowed(
+        "a file that was put in the place of a locked one is not removed",
+        _removed_exchanged,
         _make_alike,
     ),
     Allowed(

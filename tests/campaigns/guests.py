@@ -19,8 +19,8 @@ from libvirt_client import LibvirtClient
 
 _PID: Final = struct.Struct("I")
 
-# It forks all guests, and has no connection that a guest could inherit. SIGCHLD is
-# ignored: a guest that is killed is gone at once, not a zombie that kill(2) still finds.
+# It forks all guests, and has no connection that a guest could inherit. It ignores
+# SIGCHLD: who is killed is gone at once, and no zombie that kill(2) still finds.
 _SCRIPT: Final = """
 import os, signal, socket, struct, sys
 
@@ -110,4 +110,5 @@ class Nursery:
         self._socket.send(b"x")
         pid, descriptors, _, _ = socket.recv_fds(self._socket, _PID.size, 2)
         orders, pidfd = descriptors
-        return Guest(*_PID.unpack(pid), socket.socket(fileno=orders), pidfd)
+        (number,) = _PID.unpack(pid)
+        return Guest(number, socket.socket(fileno=orders), pidfd)

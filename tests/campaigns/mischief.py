@@ -22,18 +22,16 @@ CHANGED: Final = ("a", "b", "c", "link", "dangling", "directory", "fifo", "hardl
 
 def malformed(chance: random.Random) -> bytes:
     """Returns bytes that are no call, or none that one should make."""
-    kind = chance.choice(
-        (_strange_header, _strange_header, _cut, _cut, _surplus, _garbled, _no_length)
-        + (_other_program, _two_at_once)
-    )
+    kinds = (_strange_header, _cut, _surplus, _garbled, _no_length)
+    kind = chance.choice((*kinds, _strange_header, _cut, _other_program, _two_at_once))
     return kind(chance)
 
 
 def _strange_header(chance: random.Random) -> bytes:
     field = chance.choice(("program", "version", "procedure", "type", "status"))
     value = chance.choice((0, 1, 2, 3, 4, 5, 6, 9, 77, 0x7FFFFFFF))
-    header = {"procedure": chance.choice(_CALLS), "payload": lc.flags(0x40)}
-    return lc.message(**(header | {field: value}), serial=chance.getrandbits(32))
+    header = {"procedure": chance.choice(_CALLS), "serial": chance.getrandbits(32)}
+    return lc.message(**(header | {field: value}), payload=lc.flags(0x40))
 
 
 def _cut(chance: random.Random) -> bytes:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final
 
 import libvirt_client as lc
-
 from campaigns.allowed import ALLOWED, Allowed
 from campaigns.mischief import CHANGED, change, lock_from_outside, malformed
 from campaigns.twins import (
@@ -22,6 +21,7 @@ from campaigns.twins import (
     Pair,
     Persona,
     Twins,
+    Unexpected,
     is_locked,
     pid_of,
 )
@@ -83,10 +83,6 @@ _NAMES: Final = {
 }
 
 
-class Unexpected(Exception):  # noqa: N818 - a finding
-    """Raised when the two differ in a way that nobody allowed."""
-
-
 @dataclass(frozen=True)
 class Hold:
     """What a call got, according to both."""
@@ -129,9 +125,11 @@ class Event:
         if self.answers[0] != self.answers[1]:
             said.append(f"answers {self.answers[0]!r} | {self.answers[1]!r}")
         first, second = self.files
-        for path in sorted(first.keys() | second.keys()):
-            if first.get(path) != second.get(path):
-                said.append(f"{path[:40]!r}: {first.get(path)} | {second.get(path)}")
+        said.extend(
+            f"{path[:40]!r}: {first.get(path)} | {second.get(path)}"
+            for path in sorted(first.keys() | second.keys())
+            if first.get(path) != second.get(path)
+        )
         return ", ".join(said)
 
 
@@ -168,6 +166,7 @@ class Episode:
         self.personas: list[Persona] = []
         self.lines: list[Line] = []
         self.gone: list[tuple[bytes, bytes, Hold]] = []
+        self.exchanged: set[str] = set()
         self.is_over = False
         self._allowed = allowed
         self._happened = happened
@@ -376,6 +375,8 @@ class Episode:
     def _change_files(self) -> None:
         name = self.chance.choice(CHANGED)
         place = self.chance.choice(("one", "disks"))
+        if (b"@/one", os.fsencode(name)) in self.holds:
+            self.exchanged.add(f"{place}/{name}")
         for side in self.twins.sides:
             change(side.root / place, name)
         self._judge(Event(f"from outside: {place}/{name} comes or goes"))

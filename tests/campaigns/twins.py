@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import libvirt_client as lc
-from libvirt_client import LibvirtClient, Reply
-
 from campaigns.guests import Guest, Nursery
+from libvirt_client import LibvirtClient, Reply
 
 SIDES: Final = (0, 1)
 """The model, and the one that is measured by it."""
@@ -28,6 +27,10 @@ _LOCKED: Final = {fcntl.F_RDLCK: " shared", fcntl.F_WRLCK: " exclusive"}
 
 Pair = tuple[str, str]
 Files = dict[str, str]
+
+
+class Unexpected(Exception):  # noqa: N818 - a finding
+    """Raised when the two differ in a way that nobody allowed."""
 
 
 class Side(NamedTuple):
@@ -200,7 +203,7 @@ class Twins:
 def _answers(client: LibvirtClient, message: bytes) -> str:
     client.send(message)
     client.send(_NOBODY_ASKS)
-    said = []
+    said: list[str] = []
     while (reply := client.receive()) is not None:
         if reply.serial == 0x70696E67:
             return "; ".join([*said, "goes on"])

@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from virtlockd_process import VirtlockdProcess, why_not
-
 from campaigns.guests import Nursery
-from campaigns.steps import Episode, Unexpected
+from campaigns.steps import Episode
 from campaigns.tools import Counts, end
-from campaigns.twins import Side, Twins
+from campaigns.twins import Side, Twins, Unexpected
 from daemon_process import DaemonProcess
+from virtlockd_process import VirtlockdProcess, why_not
 
 EPISODE = 500
 SHOWN = 10

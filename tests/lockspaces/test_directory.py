@@ -3,6 +3,8 @@
 import os
 import socket
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -398,6 +400,15 @@ def test_created_resource_stays_after_its_holder(
     space.close_anchor("web1")
     assert (locks / "web1").exists()
     with pytest.raises(AlreadyExistsError):
+        space.create_resource("web1")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, partial(os.symlink, "web2")])
+def test_what_could_not_be_locked_is_no_resource_that_exists(
+    space: DirectoryLockspace, locks: Path, make: Callable[[Path], None]
+) -> None:
+    make(locks / "web1")
+    with pytest.raises(InvalidRequestError, match="is no regular file"):
         space.create_resource("web1")
 
 

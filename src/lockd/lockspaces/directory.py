@@ -114,11 +114,20 @@ class DirectoryLockspace(FileLockspace):
         try:
             os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
         except FileExistsError:
+            self._check_existing(path)
             raise AlreadyExistsError(f"the file {quoted(path)} exists") from None
         except MISSING:
             raise self._is_gone() from None
         except OSError as error:
             raise_refusal(error, path)
+
+    def _check_existing(self, path: str) -> None:
+        """Raises if what is there already could not be locked."""
+        try:
+            status = os.lstat(path)
+        except OSError as error:
+            raise_refusal(error, path)
+        self._check_status(status, path)
 
     def delete_resource(self, resource: str) -> None:
         """Removes the file of a resource; see `Lockspace.delete_resource`."""
