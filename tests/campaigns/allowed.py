@@ -111,7 +111,7 @@ def _makes_direct(event: "Event", _: "Episode") -> bool:
     if not _is_direct(event):
         return False
     acquires = _is(event, lc.ACQUIRE, "ok", _IO) and bool(event.flags & lc.AUTOCREATE)
-    return acquires or _is(event, lc.CREATE_RESOURCE, "ok", "38/")
+    return acquires or _is(event, lc.CREATE_RESOURCE, "ok", "38/0")
 
 
 def _undo(event: "Event", episode: "Episode") -> None:
@@ -250,8 +250,10 @@ def _removed(event: "Event") -> set[str]:
 
 def _removed_direct(event: "Event", _: "Episode") -> bool:
     removed = _removed(event)
-    is_direct = _is_direct(event) or all(p.startswith("disks/") for p in removed)
-    return bool(removed) and is_direct
+    is_direct = event.procedure == lc.RELEASE and _is_direct(event)
+    return bool(removed) and (
+        is_direct or all(path.startswith("disks/") for path in removed)
+    )
 
 
 def _removed_exchanged(event: "Event", episode: "Episode") -> bool:

@@ -63,9 +63,17 @@ def _no_length(chance: random.Random) -> bytes:
 
 
 def _other_program(chance: random.Random) -> bytes:
-    program, version = chance.choice((_KEEPALIVE, _ADMIN)), chance.choice((1, 1, 2))
-    kind = chance.choice((lc.CALL, lc.MESSAGE))
-    procedure = chance.choice((1, 2, 3))
+    """A ping of libvirt's keepalive, more often than not; or what nobody serves."""
+    program, version, procedure, kind = chance.choice(
+        (
+            (_KEEPALIVE, 1, 1, lc.MESSAGE),
+            (_KEEPALIVE, 1, 1, lc.MESSAGE),
+            (_KEEPALIVE, 1, 2, lc.MESSAGE),
+            (_KEEPALIVE, 2, 1, lc.MESSAGE),
+            (_KEEPALIVE, 1, 1, lc.CALL),
+            (_ADMIN, 1, 1, lc.CALL),
+        )
+    )
     return lc.message(procedure, program=program, version=version, type=kind)
 
 

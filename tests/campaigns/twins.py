@@ -146,10 +146,15 @@ class Twins:
         return Persona(number, (self.nursery.guest(), self.nursery.guest()))
 
     def open(self, persona: Persona) -> Line:
-        first, second = (
-            guest.connect(side.socket)
-            for guest, side in zip(persona.guests, self.sides, strict=True)
-        )
+        try:
+            first, second = (
+                guest.connect(side.socket)
+                for guest, side in zip(persona.guests, self.sides, strict=True)
+            )
+        except (BrokenPipeError, ConnectionResetError, ValueError):
+            raise Unexpected(
+                f"{persona} is dead, nobody should have done that"
+            ) from None
         return Line(persona, (first, second))
 
     def root(self, side: int) -> bytes:
@@ -161,7 +166,10 @@ class Twins:
     def call(self, line: Line, procedure: int, payload: Callable[[int], bytes]) -> Pair:
         """Has both carry out one call."""
         self.calls += 1
-        replies = [line.clients[n].call(procedure, payload(n)) for n in SIDES]
+        try:
+            replies = [line.clients[n].call(procedure, payload(n)) for n in SIDES]
+        except (lc.MalformedError, TimeoutError) as error:
+            raise Unexpected(str(error)) from None
         self.sentences = [r.error.message if r and r.error else None for r in replies]
         return told(replies[0]), told(replies[1])
 
