@@ -1,0 +1,175 @@
+"""Guests as libvirt starts and stops them, in virtlockd's protocol, for both daemons.
+
+A guest connects, registers its process, and acquires its disks, one call after the
+other's answer. How it stops decides what can be measured:
+
+- When a guest ends, its process closes the connection by dying, locks held. virtlockd
+  sends it a SIGTERM, and if the process is not reaped yet, which it never is when the
+  kernel has just closed its sockets, waits 200 ms, and everybody with it. To compare
+  that would compare one sleep.
+- Here a guest releases first and then closes; or it is killed, and reaped, before the
+  last descriptor of its connection is closed. virtlockd does not wait then. What the
+  guest's process costs the kernel, both have to wait for alike.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measure import Round
+from benchmarks.wires import RefusedError, VirtlockdWire
+
+_ANSWER_BYTES: Final = 28
+_STATUS: Final = struct.Struct(">24xI")
+
+
+@dataclass
+class Guest:
+    """What one guest says, from its registration to its last release."""
+
+    acquires: list[bytes]
+    releases: list[bytes]
+
+    @classmethod
+    def of(cls, wire: VirtlockdWire, disks: Sequence[str]) -> "Guest":
+        """Makes one that speaks about a lockspace as a wire does."""
+        return cls(
+            [wire.encode_acquire(disk, n) for n, disk in enumerate(disks)],
+            [wire.encode_release(disk, n) for n, disk in enumerate(disks)],
+        )
+
+
+def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
+    """Returns the round in which each guest starts, releases, and closes, over and over.
+
+    All of them do so at the same time, in this process, which is the owner of all.
+    """
+    register = VirtlockdWire.encode_register(os.getpid())
+
+    def work(seconds: float) -> float:
+        sessions = 0
+        start = time.perf_counter()
+        with selectors.EpollSelector() as selector:
+            for guest in guests:
+                _begin(selector, path, guest, register)
+            while selector.get_map():
+                over = time.perf_counter() - start >= seconds
+                for key, _ in selector.select():
+                    calls, guest = key.data
+                    if _say_next(key.fileobj, calls):
+                        continue
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+                    sessions += 1
+                    if not over:
+                        _begin(selector, path, guest, register)
+        return (time.perf_counter() - start) / sessions
+
+    return work
+
+
+def _begin(
+    selector: selectors.BaseSelector, path: Path, guest: Guest, register: bytes
+) -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    connection.sendall(register)
+    calls = iter([*guest.acquires, *guest.releases])
+    selector.register(connection, selectors.EVENT_READ, (calls, guest))
+
+
+def _say_next(connection: socket.socket, calls: "Iterator[bytes]") -> bool:
+    """Reads an answer and sends the next call; returns False if there is none left."""
+    _check(connection)
+    call = next(calls, None)
+    if call is not None:
+        connection.sendall(call)
+    return call is not None
+
+
+def _check(connection: socket.socket) -> None:
+    answer = connection.recv(_ANSWER_BYTES, socket.MSG_WAITALL)
+    if len(answer) < _ANSWER_BYTES or _STATUS.unpack(answer) != (0,):
+        raise RefusedError(f"a guest was refused: {answer!r}")
+
+
+def starts_and_deaths(
+    path: Path, guests: Sequence[Guest], monitor: VirtlockdWire
+) -> Round:
+    """Returns the round in which each guest starts, is killed, and so closes.
+
+    Args:
+        monitor: a connection whose two round trips tell when the daemon is done.
+    """
+
+    def work(seconds: float) -> float:
+        sessions, elapsed = 0, 0.0
+        while elapsed < seconds:
+            with ExitStack() as stack:
+                processes = [stack.enter_context(_Process(path)) for _ in guests]
+                start = time.perf_counter()
+                connections = [process.connect() for process in processes]
+                for connection, process in zip(connections, processes, strict=True):
+                    connection.sendall(VirtlockdWire.encode_register(process.pid))
+                for turn in range(len(guests[0].acquires)):
+                    for connection, guest in zip(connections, guests, strict=True):
+                        _check(connection)
+                        connection.sendall(guest.acquires[turn])
+                for connection in connections:
+                    _check(connection)
+                for process in processes:
+                    process.kill()
+                for connection in connections:
+                    connection.close()
+                for _ in range(2):
+                    monitor.round_trip()
+                elapsed += time.perf_counter() - start
+                sessions += len(guests)
+        return elapsed / sessions
+
+    return work
+
+
+class _Process:
+    """A process that connects and passes the connection, and can be killed."""
+
+    def __init__(self, path: Path) -> None:
+        self._orders, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._orders.close()
+                theirs.recv(1)
+                connection = socket.socket(socket.AF_UNIX)
+                connection.connect(str(path))
+                socket.send_fds(theirs, [b"x"], [connection.fileno()])
+                theirs.recv(1)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def connect(self) -> socket.socket:
+        self._orders.send(b"x")
+        _, [descriptor], _, _ = socket.recv_fds(self._orders, 1, 1)
+        return socket.socket(fileno=descriptor)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.pid = 0
+
+    def __enter__(self) -> "_Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pid:
+            self.kill()
+        self._orders.close()
