@@ -49,6 +49,8 @@ class Daemon:
 
     pid: int
     socket: Path
+    virtlockd_socket: Path
+    locks: Path
 
     def rss_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
@@ -71,11 +73,13 @@ def lockd(directory: Path) -> Iterator[Daemon]:
     )
     path = directory / "lockd.sock"
     command = [sys.executable, "-m", "lockd.daemon.main"]
-    command += ["--socket", str(path), "--state-dir", str(directory / "state")]
+    as_virtlockd = directory / "virtlockd.sock"
+    command += ["--socket", str(path), "--virtlockd-socket", str(as_virtlockd)]
+    command += ["--state-dir", str(directory / "state")]
     command += ["--config", str(config)]
     with _running(command, directory / "log") as process:
         _wait_until_listening(path, process, directory / "log")
-        yield Daemon(process.pid, path)
+        yield Daemon(process.pid, path, as_virtlockd, locks)
 
 
 @contextmanager

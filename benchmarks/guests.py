@@ -13,7 +13,7 @@ other's answer. How it stops decides what can be measured:
 """
 
 import os
-import selectors
+import select
 import signal
 import socket
 import struct
@@ -28,6 +28,7 @@ from benchmarks.measure import Round
 from benchmarks.wires import RefusedError, VirtlockdWire
 
 _ANSWER_BYTES: Final = 28
+_SILENCE_SECONDS: Final = 20
 _STATUS: Final = struct.Struct(">24xI")
 
 
@@ -48,7 +49,7 @@ class Guest:
 
 
 def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
-    """Returns the round in which each guest starts, releases, and closes, over and over.
+    """Returns the round in which each guest starts, releases and closes, all the time.
 
     All of them do so at the same time, in this process, which is the owner of all.
     """
@@ -57,42 +58,49 @@ def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
     def work(seconds: float) -> float:
         sessions = 0
         start = time.perf_counter()
-        with selectors.EpollSelector() as selector:
+        with select.epoll() as epoll:
+            running: dict[int, _Session] = {}
+
+            def begin(guest: Guest) -> None:
+                session = _Session(path, guest, register)
+                running[session.socket.fileno()] = session
+                epoll.register(session.socket, select.EPOLLIN)
+
             for guest in guests:
-                _begin(selector, path, guest, register)
-            while selector.get_map():
+                begin(guest)
+            while running:
                 over = time.perf_counter() - start >= seconds
-                for key, _ in selector.select():
-                    calls, guest = key.data
-                    if _say_next(key.fileobj, calls):
+                for descriptor, _ in epoll.poll(_SILENCE_SECONDS):
+                    session = running[descriptor]
+                    if session.goes_on():
                         continue
-                    selector.unregister(key.fileobj)
-                    key.fileobj.close()
+                    del running[descriptor]
+                    session.socket.close()
                     sessions += 1
                     if not over:
-                        _begin(selector, path, guest, register)
+                        begin(session.guest)
         return (time.perf_counter() - start) / sessions
 
     return work
 
 
-def _begin(
-    selector: selectors.BaseSelector, path: Path, guest: Guest, register: bytes
-) -> None:
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(path))
-    connection.sendall(register)
-    calls = iter([*guest.acquires, *guest.releases])
-    selector.register(connection, selectors.EVENT_READ, (calls, guest))
+class _Session:
+    """One guest from its start to its stop."""
 
+    def __init__(self, path: Path, guest: Guest, register: bytes) -> None:
+        self.guest = guest
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.socket.sendall(register)
+        self._calls = iter([*guest.acquires, *guest.releases])
 
-def _say_next(connection: socket.socket, calls: "Iterator[bytes]") -> bool:
-    """Reads an answer and sends the next call; returns False if there is none left."""
-    _check(connection)
-    call = next(calls, None)
-    if call is not None:
-        connection.sendall(call)
-    return call is not None
+    def goes_on(self) -> bool:
+        """Reads an answer and sends the next call, if there is one."""
+        _check(self.socket)
+        call = next(self._calls, None)
+        if call is not None:
+            self.socket.sendall(call)
+        return call is not None
 
 
 def _check(connection: socket.socket) -> None:

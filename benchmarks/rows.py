@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Final
 
 import lockd
-from benchmarks import daemons, peers
+from benchmarks import daemons, guests, peers
 from benchmarks.daemons import Daemon, SkipError
 from benchmarks.measure import Duel, Round, Spread, median_of, repeat, take_turns
 from benchmarks.table import Goal, Result
-from benchmarks.wires import LockdWire, in_flight, names, one_by_one
+from benchmarks.wires import LockdWire, VirtlockdWire, in_flight, names, one_by_one
 
 _IN_FLIGHT: Final = 50
 _HELD_BY_OTHERS: Final = 10_000
 _LOCKS_PER_SESSION: Final = 500
 _BATCH: Final = 100
 _LOCKS_OF_A_GUEST: Final = 4
+_GUESTS: Final = (1, 50)
 _WAITERS: Final = 1_000
 _WEIGHED: Final = 50_000
 _WEIGHINGS: Final = 3
@@ -118,6 +119,41 @@ def _guest(daemon: Daemon, lockspace: str) -> Callable[[], None]:
                 wire.call("acquire", {"lockspace": lockspace, "resource": name})
 
     return session
+
+
+def guests_row(directory: Path) -> Iterator[Result]:
+    """Guests that start with four disks and stop, in libvirt's protocol, to both."""
+    with ExitStack() as stack:
+        virtlockd = stack.enter_context(daemons.virtlockd(directory / "virtlockd"))
+        daemon = stack.enter_context(daemons.lockd(directory / "lockd"))
+        path = directory / "virtlockd" / "virtlockd.sock"
+        ours = VirtlockdWire(daemon.virtlockd_socket, daemon.locks)
+        stack.enter_context(closing(ours))
+        contenders = {
+            "lockd": (daemon.virtlockd_socket, ours),
+            "virtlockd": (path, virtlockd),
+        }
+        for count in _GUESTS:
+            ends: dict[str, dict[str, Round]] = {"releases": {}, "is killed": {}}
+            for name, (socket, wire) in contenders.items():
+                at_once = [
+                    guests.Guest.of(wire, names(_LOCKS_OF_A_GUEST, f"guest{n}-"))
+                    for n in range(count)
+                ]
+                ends["releases"][name] = guests.starts_and_stops(socket, at_once)
+                ends["is killed"][name] = guests.starts_and_deaths(
+                    socket, at_once, wire
+                )
+            for how, rounds in ends.items():
+                costs = take_turns(rounds)
+                duel = Duel(costs["lockd"], costs["virtlockd"])
+                yield Result(
+                    f"guest starts, {how}; {count} at a time",
+                    _rate(duel.ours, "guests"),
+                    f"virtlockd {_rate(duel.theirs, 'guests')}",
+                    duel.rate_ratio(),
+                    Goal(1, at_least=True),
+                )
 
 
 def handover_row(directory: Path) -> Iterator[Result]:
@@ -297,13 +333,14 @@ def _time(costs: list[float]) -> str:
     return f"{microseconds / 1000:.1f} ms"
 
 
-def _rate(costs: list[float]) -> str:
-    return f"{1 / statistics.median(costs):,.0f} pairs/s"
+def _rate(costs: list[float], unit: str = "pairs") -> str:
+    return f"{1 / statistics.median(costs):,.0f} {unit}/s"
 
 
 ROWS: Final[dict[str, Row]] = {
     "one-by-one": one_by_one_row,
     "in-flight": in_flight_row,
+    "guests": guests_row,
     "held-memory": held_memory_row,
     "held-directory": held_directory_row,
     "handover": handover_row,

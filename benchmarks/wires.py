@@ -100,7 +100,7 @@ class LockdWire:
 
 
 class VirtlockdWire:
-    """Speaks libvirt's RPC to virtlockd.
+    """Speaks libvirt's RPC to virtlockd, or to lockd in its place.
 
     virtlockd kills the owner of a connection that ends with locks held: end virtlockd
     before closing a wire that may hold some.
@@ -120,13 +120,16 @@ class VirtlockdWire:
         self._lockspace = _xdr_text(str(lockspace))
         self._request = struct.Struct(f">7I{len(self._lockspace)}sI{NAME_BYTES}sI")
         self._unread = b""
-        self._call(
-            self._REGISTER,
-            struct.pack(">16s", os.urandom(16))
-            + _xdr_text("benchmark")
-            + struct.pack(">III", 1, os.getpid(), 0),
-        )
-        self._call(self._CREATE_LOCKSPACE, self._lockspace + struct.pack(">I", 0))
+        self._call(self.encode_register(os.getpid()))
+        create = self._lockspace + struct.pack(">I", 0)
+        self._call(self._encode_call(self._CREATE_LOCKSPACE, create))
+
+    @classmethod
+    def encode_register(cls, pid: int) -> bytes:
+        """Encodes the call that says for which process a connection acts."""
+        name = _xdr_text("benchmark")
+        payload = os.urandom(16) + name + struct.pack(">III", 1, pid, 0)
+        return cls._encode_call(cls._REGISTER, payload)
 
     def encode_acquire(self, name: str, serial: int) -> bytes:
         return self._encode(self._ACQUIRE_RESOURCE, serial, name, self._AUTOCREATE)
@@ -169,17 +172,19 @@ class VirtlockdWire:
             flags,
         )
 
-    def _call(self, procedure: int, payload: bytes) -> None:
-        header = self._HEADER.pack(
-            self._HEADER.size + len(payload),
-            self._PROGRAM,
-            self._VERSION,
-            procedure,
-            0,
-            0,
-            0,
-        )
-        self.send(header + payload)
+    def round_trip(self) -> None:
+        """Asks for what changes nothing, and waits for the answer."""
+        create = self._lockspace + struct.pack(">I", 0)
+        self._call(self._encode_call(self._CREATE_LOCKSPACE, create))
+
+    @classmethod
+    def _encode_call(cls, procedure: int, payload: bytes) -> bytes:
+        length = cls._HEADER.size + len(payload)
+        header = (length, cls._PROGRAM, cls._VERSION, procedure, 0, 0, 0)
+        return cls._HEADER.pack(*header) + payload
+
+    def _call(self, request: bytes) -> None:
+        self.send(request)
         while not self.receive():
             pass
 

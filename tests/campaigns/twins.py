@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -88,14 +89,19 @@ def look(root: Path) -> Files:
     for base, directories, files in os.walk(os.fsencode(root)):
         for name in (*directories, *files):
             path = os.path.join(base, name)
-            status = os.lstat(path)
-            said = stat.filemode(status.st_mode)
-            if stat.S_ISREG(status.st_mode):
-                said += f" {status.st_size}{_lock_of(path)}"
-            elif stat.S_ISLNK(status.st_mode):
-                said += f" -> {os.readlink(path)!r}"
-            found[os.fsdecode(path[len(os.fsencode(root)) + 1 :])] = said
+            with suppress(FileNotFoundError):  # it goes just now
+                found[os.fsdecode(path[len(os.fsencode(root)) + 1 :])] = _say(path)
     return found
+
+
+def _say(path: bytes) -> str:
+    status = os.lstat(path)
+    said = stat.filemode(status.st_mode)
+    if stat.S_ISREG(status.st_mode):
+        return said + f" {status.st_size}{_lock_of(path)}"
+    if stat.S_ISLNK(status.st_mode):
+        return said + f" -> {os.readlink(path)!r}"
+    return said
 
 
 def is_locked(said: str) -> bool:
