@@ -2,7 +2,8 @@
 
     python -m campaigns.fencing_stall [--count 5]
 
-In lockd and, where it is installed, in virtlockd, which ends its owners as well.
+In lockd, in its own protocol and in libvirt's, and, where it is installed, in
+virtlockd, which ends its owners as well.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from benchmarks import daemons
@@ -80,6 +82,11 @@ def in_lockd(count: int) -> Counts:
             client.call("release", resource="unrelated")
 
         found = [watch(stubborn(hold), round_trip) for _ in range(count)]
+    judge(counts, found)
+    return counts
+
+
+def judge(counts: Counts, found: list[tuple[float, float]]) -> None:
     took = max(seconds for _, seconds in found)
     counts.show("longest time until the owner was dead", f"{took:.3f}", "s")
     counts.must("owners that were not ended", sum(s > PATIENCE for _, s in found), 0)
@@ -87,19 +94,12 @@ def in_lockd(count: int) -> Counts:
     counts.must("owners that did not get their time to end", early, 0)
     longest = max(trip for trip, _ in found)
     counts.must("longest pair of another client meanwhile", longest * 1000, 20, "ms")
-    return counts
 
 
-def in_virtlockd(count: int) -> None:
-    # It may take us for an owner, too: it is ended before it can mean it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    counts = Counts(f"virtlockd: {count} owners that ignore SIGTERM are ended")
+def through_libvirt(path: Path, locks: Path, count: int) -> list[tuple[float, float]]:
+    """The same in virtlockd's protocol, whoever speaks it."""
     own, owned = names(2)
-    with (
-        daemons.private_directory(Path("/dev/shm")) as place,
-        daemons.virtlockd(place / "virtlockd") as wire,
-    ):
-        path, locks = place / "virtlockd" / "virtlockd.sock", place / "virtlockd/locks"
+    with closing(VirtlockdWire(path, locks)) as wire:
 
         def hold() -> socket.socket:
             owner = VirtlockdWire(path, locks)
@@ -112,10 +112,31 @@ def in_virtlockd(count: int) -> None:
                 wire.send(encode(own, 10))
                 wire.receive()
 
-        found = [watch(stubborn(hold), round_trip) for _ in range(count)]
+        return [watch(stubborn(hold), round_trip) for _ in range(count)]
+
+
+def in_lockd_through_libvirt(count: int) -> Counts:
+    title = f"lockd, through libvirt's protocol: {count} owners that ignore SIGTERM"
+    counts = Counts(f"{title} are ended")
+    with daemon() as process:
+        locks = process.directory / "locks"
+        judge(counts, through_libvirt(process.virtlockd_socket, locks, count))
+    return counts
+
+
+def in_virtlockd(count: int) -> None:
+    # It may take us for an owner, too: it is ended before it can mean it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    counts = Counts(f"virtlockd: {count} owners that ignore SIGTERM are ended")
+    with (
+        daemons.private_directory(Path("/dev/shm")) as place,
+        daemons.virtlockd(place / "virtlockd"),
+    ):
+        path, locks = place / "virtlockd" / "virtlockd.sock", place / "virtlockd/locks"
+        found = through_libvirt(path, locks, count)
         took = max(seconds for _, seconds in found)
-        counts.show("longest time until the owner was dead", f"{took:.3f}", "s")
         longest = max(trip for trip, _ in found)
+        counts.show("longest time until the owner was dead", f"{took:.3f}", "s")
         counts.show("longest pair of another client meanwhile", f"{longest:.3f}", "s")
         sys.stdout.flush()
 
@@ -124,12 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=5)
     wanted = parser.parse_args()
-    counts = in_lockd(wanted.count)
+    found = [in_lockd(wanted.count), in_lockd_through_libvirt(wanted.count)]
     if Path(daemons.VIRTLOCKD).exists():
         child = multiprocessing.Process(target=in_virtlockd, args=[wanted.count])
         child.start()
         child.join()
-    end(counts)
+    end(*found)
 
 
 if __name__ == "__main__":
