@@ -1,117 +1,63 @@
 """lockd and the real virtlockd on one directory exclude each other."""
 
 import json
-import os
-import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+import libvirt_client as lc
 from lockd import BusyError, Client
 from lockspaces.outside import Outside
 from system.actors import LIMIT, Actor, wait_for_waiter
 from system.conftest import StartActor
+from virtlockd_process import VirtlockdProcess, why_not
 
-VIRTLOCKD: Final = "/usr/sbin/virtlockd"
-
-pytestmark = [
-    pytest.mark.skipif(
-        not os.access(VIRTLOCKD, os.X_OK),
-        reason="virtlockd is not installed (Debian: libvirt-daemon)",
-    ),
-    pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd needs root here"),
-]
-
-_HEADER: Final = struct.Struct(">7I")  # length, program, .. procedure, .. status
-_PROGRAM: Final = 0x0EA7BEEF
-_REGISTER, _ACQUIRE, _RELEASE, _CREATE_LOCKSPACE = 1, 6, 7, 8
-_SHARED, _AUTOCREATE = 1, 2
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 ENOUGH: Final = 100
 MOST_TRIES: Final = 100_000
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack(">I", len(data)) + data + bytes(-len(data) % 4)
-
-
 class Virtlockd:
-    """A connection to virtlockd in libvirt's RPC, acting for some process.
+    """A connection to virtlockd about one lockspace, acting for some process.
 
-    virtlockd kills that process when the connection ends with locks held.
+    virtlockd kills its client if that is the owner and closes with locks held.
     """
 
     def __init__(self, path: Path, directory: Path, owner_pid: int) -> None:
         self._directory = str(directory)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(LIMIT)
-        self._socket.connect(str(path))
-        owner = bytes(16) + _text("a guest") + struct.pack(">III", 1, owner_pid, 0)
-        assert self._call(_REGISTER, owner)
-        assert self._call(_CREATE_LOCKSPACE, _text(self._directory) + bytes(4))
+        self._client = lc.LibvirtClient(path)
+        self._client.register(owner_pid)
+        assert self._client.done(lc.CREATE_LOCKSPACE, lc.text(self._directory))
 
     def acquire(self, name: str, flags: int = 0) -> bool:
         """Tries to take a lock."""
-        return self._call(_ACQUIRE, self._resource(name, flags))
+        return self._client.done(lc.ACQUIRE, lc.resource(self._directory, name, flags))
 
     def release(self, name: str) -> None:
-        assert self._call(_RELEASE, self._resource(name, 0))
+        assert self._client.done(lc.RELEASE, lc.resource(self._directory, name))
 
     def close(self) -> None:
-        self._socket.close()
-
-    def _resource(self, name: str, flags: int) -> bytes:
-        return _text(self._directory) + _text(name) + struct.pack(">I", flags)
-
-    def _call(self, procedure: int, payload: bytes) -> bool:
-        length = _HEADER.size + len(payload)
-        header = _HEADER.pack(length, _PROGRAM, 1, procedure, 0, 0, 0)
-        self._socket.sendall(header + payload)
-        answer = self._socket.recv(_HEADER.size, socket.MSG_WAITALL)
-        length, *_, status = _HEADER.unpack(answer)
-        if length > _HEADER.size:
-            self._socket.recv(length - _HEADER.size, socket.MSG_WAITALL)
-        return int(status) == 0
+        self._client.close()
 
 
 @pytest.fixture
 def virtlockd(tmp_path: Path, locks: Path, outside: Outside) -> Iterator[Virtlockd]:
-    """A connection to a virtlockd of our own, which gets its socket as from systemd."""
-    path, config = tmp_path / "virtlockd.sock", tmp_path / "virtlockd.conf"
-    config.write_text('log_outputs = "3:stderr"\n')
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        take_socket = 'exec 3<&0 </dev/null; LISTEN_PID=$$ exec "$@"'
-        virtlockd = [VIRTLOCKD, "-f", str(config), "-p", str(tmp_path / "pid")]
-        process = subprocess.Popen(
-            ["sh", "-c", take_socket, "sh", *virtlockd],
-            stdin=listener.fileno(),
-            stderr=subprocess.DEVNULL,
-            env=os.environ
-            | {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
-            | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "virtlockd.socket"},
-        )
-    connection = None
+    """A connection to a virtlockd of our own."""
+    place = tmp_path / "virtlockd"
+    place.mkdir()
+    process = VirtlockdProcess(place)
     try:
-        connection = Virtlockd(path, locks, outside.pid)
-        yield connection
+        with closing(Virtlockd(process.socket, locks, outside.pid)) as connection:
+            yield connection
     finally:
-        process.terminate()
-        try:
-            process.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if connection is not None:
-            connection.close()
+        process.close()
 
 
 @pytest.mark.parametrize("create", [True, False])
@@ -121,13 +67,13 @@ def test_virtlockd_respects_a_lock_of_lockd(
     if not create:
         (locks / "web1").touch()
     grant = client.acquire("web1", lockspace="vms", create=create)
-    assert not virtlockd.acquire("web1", _AUTOCREATE)
-    assert not virtlockd.acquire("web1", _AUTOCREATE | _SHARED)
+    assert not virtlockd.acquire("web1", lc.AUTOCREATE)
+    assert not virtlockd.acquire("web1", lc.AUTOCREATE | lc.SHARED)
     client.release(grant)
-    assert virtlockd.acquire("web1", _AUTOCREATE)
+    assert virtlockd.acquire("web1", lc.AUTOCREATE)
 
 
-@pytest.mark.parametrize("flags", [0, _AUTOCREATE])
+@pytest.mark.parametrize("flags", [0, lc.AUTOCREATE])
 def test_lockd_respects_and_names_a_lock_of_virtlockd(
     client: Client, virtlockd: Virtlockd, locks: Path, flags: int
 ) -> None:
@@ -143,7 +89,7 @@ def test_lockd_respects_and_names_a_lock_of_virtlockd(
 
 def test_shared_locks_of_both_go_together(client: Client, virtlockd: Virtlockd) -> None:
     assert client.try_acquire("web1", lockspace="vms", mode="shared")
-    assert virtlockd.acquire("web1", _AUTOCREATE | _SHARED)
+    assert virtlockd.acquire("web1", lc.AUTOCREATE | lc.SHARED)
     with pytest.raises(BusyError) as refusal:
         client.convert("web1", "exclusive", lockspace="vms", timeout=0)
     assert refusal.value.facts["outside"]["command"] == "virtlockd"
@@ -151,7 +97,7 @@ def test_shared_locks_of_both_go_together(client: Client, virtlockd: Virtlockd) 
     client.convert("web1", "exclusive", lockspace="vms", timeout=0)
 
 
-@pytest.mark.parametrize("flags", [0, _AUTOCREATE])
+@pytest.mark.parametrize("flags", [0, lc.AUTOCREATE])
 def test_waiter_of_lockd_gets_the_lock_from_virtlockd(
     client: Client,
     start_actor: StartActor,
@@ -166,7 +112,7 @@ def test_waiter_of_lockd_gets_the_lock_from_virtlockd(
     wait_for_waiter(client, "web1", "vms")
     virtlockd.release("web1")
     assert waiter.result() > 0
-    assert not virtlockd.acquire("web1", _AUTOCREATE)
+    assert not virtlockd.acquire("web1", lc.AUTOCREATE)
 
 
 @pytest.mark.slow
@@ -195,7 +141,7 @@ def test_never_both_while_files_come_and_go(
         for _ in range(MOST_TRIES):
             if enough():
                 return
-            if virtlockd.acquire("web1", _AUTOCREATE):
+            if virtlockd.acquire("web1", lc.AUTOCREATE):
                 be_inside()
                 virtlockd.release("web1")
                 turns["virtlockd"] += 1
@@ -235,8 +181,8 @@ def checked(directory: Path) -> tuple[int, bool, list[tuple[str, str]]]:
 def test_check_tells_what_is_locked_in_virtlockd(
     virtlockd: Virtlockd, locks: Path, tmp_path: Path
 ) -> None:
-    assert virtlockd.acquire("web1", _AUTOCREATE)
-    assert virtlockd.acquire("web2", _AUTOCREATE | _SHARED)
+    assert virtlockd.acquire("web1", lc.AUTOCREATE)
+    assert virtlockd.acquire("web2", lc.AUTOCREATE | lc.SHARED)
     assert checked(tmp_path) == (
         75,
         False,
