@@ -165,14 +165,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def _other_name(source: Path, status: os.stat_result) -> str | None:
     """Returns another name of a file in its directory."""
-    return next(
-        (
-            entry.name
-            for entry in os.scandir(source.parent)
-            if entry.inode() == status.st_ino and entry.name != source.name
-        ),
-        None,
-    )
+    with os.scandir(source.parent) as entries:
+        names = [e.name for e in entries if e.inode() == status.st_ino]
+    return next((name for name in names if name != source.name), None)
 
 
 def _names_no_plain_file(event: "Event", episode: "Episode") -> bool:

@@ -29,6 +29,7 @@ from campaigns.twins import (
 PERSONAS: Final = 5
 LINES: Final = 9
 RULES_AT_ONCE: Final = 4
+STEPS_SHOWN: Final = 25
 
 # Owners that are no processes of ours: none at all, init, numbers nobody can have.
 STRANGERS: Final = (0, 1, 0x7FFFFFFF, -1)
@@ -194,6 +195,16 @@ class Episode:
             self.twins.close_line(line)
         self._unlock_outside()
         self.twins.settle()
+
+    def last_steps(self) -> list[str]:
+        """Tells what came before a difference, and who is dead now, and for whom."""
+        dead = [
+            f"{persona} is dead at {side.name}'s"
+            for persona in self.personas
+            for guest, side in zip(persona.guests, self.twins.sides, strict=True)
+            if guest.wait_until_dead()
+        ]
+        return [*self.story[-STEPS_SHOWN:-1], *dead]
 
     def _steps(self) -> list[tuple[Callable[[], None], float]]:
         return [

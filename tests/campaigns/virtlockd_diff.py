@@ -85,7 +85,8 @@ def campaign(
                     episode.run(min(EPISODE, calls - done - pair.calls))
                 except Unexpected as difference:
                     unexpected.append(f"episode {number}: {difference}")
-                    print(f"  DIFFERENT {unexpected[-1]}", flush=True)
+                    print(f"  DIFFERENT {unexpected[-1]}")
+                    print("   ", "\n    ".join(episode.last_steps()), flush=True)
                     episode.is_over = True
                 finally:
                     episode.abandon()
