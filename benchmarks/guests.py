@@ -7,9 +7,12 @@ other's answer. How it stops decides what can be measured:
   sends it a SIGTERM, and if the process is not reaped yet, which it never is when the
   kernel has just closed its sockets, waits 200 ms, and everybody with it. To compare
   that would compare one sleep.
-- Here a guest releases first and then closes; or it is killed, and reaped, before the
-  last descriptor of its connection is closed. virtlockd does not wait then. What the
-  guest's process costs the kernel, both have to wait for alike.
+- So here somebody else acts for the guest, as libvirtd does for QEMU, and releases
+  before closing. The owner is a process that sleeps: were it the client, virtlockd
+  would kill it for the locks that its other connections hold.
+- Or the guest is killed, and reaped, before the last descriptor of its connection is
+  closed. virtlockd does not wait then. What the guest's process costs the kernel, both
+  have to wait for alike.
 """
 
 import os
@@ -36,13 +39,15 @@ _STATUS: Final = struct.Struct(">24xI")
 class Guest:
     """What one guest says, from its registration to its last release."""
 
+    register: bytes
     acquires: list[bytes]
     releases: list[bytes]
 
     @classmethod
-    def of(cls, wire: VirtlockdWire, disks: Sequence[str]) -> "Guest":
+    def of(cls, wire: VirtlockdWire, pid: int, disks: Sequence[str]) -> "Guest":
         """Makes one that speaks about a lockspace as a wire does."""
         return cls(
+            VirtlockdWire.encode_register(pid),
             [wire.encode_acquire(disk, n) for n, disk in enumerate(disks)],
             [wire.encode_release(disk, n) for n, disk in enumerate(disks)],
         )
@@ -51,9 +56,8 @@ class Guest:
 def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
     """Returns the round in which each guest starts, releases and closes, all the time.
 
-    All of them do so at the same time, in this process, which is the owner of all.
+    All of them do so at the same time. What they say comes from this process.
     """
-    register = VirtlockdWire.encode_register(os.getpid())
 
     def work(seconds: float) -> float:
         sessions = 0
@@ -62,7 +66,7 @@ def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
             running: dict[int, _Session] = {}
 
             def begin(guest: Guest) -> None:
-                session = _Session(path, guest, register)
+                session = _Session(path, guest)
                 running[session.socket.fileno()] = session
                 epoll.register(session.socket, select.EPOLLIN)
 
@@ -87,11 +91,11 @@ def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
 class _Session:
     """One guest from its start to its stop."""
 
-    def __init__(self, path: Path, guest: Guest, register: bytes) -> None:
+    def __init__(self, path: Path, guest: Guest) -> None:
         self.guest = guest
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
-        self.socket.sendall(register)
+        self.socket.sendall(guest.register)
         self._calls = iter([*guest.acquires, *guest.releases])
 
     def goes_on(self) -> bool:
@@ -122,7 +126,7 @@ def starts_and_deaths(
         sessions, elapsed = 0, 0.0
         while elapsed < seconds:
             with ExitStack() as stack:
-                processes = [stack.enter_context(_Process(path)) for _ in guests]
+                processes = [stack.enter_context(Process(path)) for _ in guests]
                 start = time.perf_counter()
                 connections = [process.connect() for process in processes]
                 for connection, process in zip(connections, processes, strict=True):
@@ -146,8 +150,8 @@ def starts_and_deaths(
     return work
 
 
-class _Process:
-    """A process that connects and passes the connection, and can be killed."""
+class Process:
+    """A process that sleeps, connects if asked, and can be killed."""
 
     def __init__(self, path: Path) -> None:
         self._orders, theirs = socket.socketpair()
@@ -174,7 +178,7 @@ class _Process:
         os.waitpid(self.pid, 0)
         self.pid = 0
 
-    def __enter__(self) -> "_Process":
+    def __enter__(self) -> "Process":
         return self
 
     def __exit__(self, *_: object) -> None:

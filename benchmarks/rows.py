@@ -133,12 +133,17 @@ def guests_row(directory: Path) -> Iterator[Result]:
             "lockd": (daemon.virtlockd_socket, ours),
             "virtlockd": (path, virtlockd),
         }
+        owners = [
+            stack.enter_context(guests.Process(path)) for _ in range(max(_GUESTS))
+        ]
         for count in _GUESTS:
             ends: dict[str, dict[str, Round]] = {"releases": {}, "is killed": {}}
             for name, (socket, wire) in contenders.items():
                 at_once = [
-                    guests.Guest.of(wire, names(_LOCKS_OF_A_GUEST, f"guest{n}-"))
-                    for n in range(count)
+                    guests.Guest.of(
+                        wire, owner.pid, names(_LOCKS_OF_A_GUEST, f"{owner.pid}-")
+                    )
+                    for owner in owners[:count]
                 ]
                 ends["releases"][name] = guests.starts_and_stops(socket, at_once)
                 ends["is killed"][name] = guests.starts_and_deaths(
