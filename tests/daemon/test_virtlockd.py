@@ -276,6 +276,20 @@ def test_owner_is_registered_once(libvirt: Guest, processes: list[int]) -> None:
     assert refusal(guest, lc.REGISTER, lc.owner(processes[1]))[:2] == (55, 7)
 
 
+def test_guest_that_does_not_run_is_no_owner(
+    libvirt: Guest, processes: list[int]
+) -> None:
+    # libvirt's id of a guest is 0 for none, in this protocol.
+    guest = libvirt()
+    assert refusal(guest, lc.REGISTER, lc.owner(processes[0], id=0))[:2] == (55, 7)
+    guest.register(processes[0])
+
+
+def test_all_that_is_made_of_a_path_is_private(directory: str) -> None:
+    for path in Path(directory), Path(directory).parent:
+        assert path.stat().st_mode & 0o777 == 0o700
+
+
 def test_restricted_connection_gets_nothing_more(
     libvirt: Guest, processes: list[int], disk: str
 ) -> None:
