@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt_client as lc
+from campaigns.events import Event
 from campaigns.twins import Owner, Persona, Unexpected, is_locked, pid_of
 
 if TYPE_CHECKING:
-    from campaigns.steps import Episode, Event
+    from campaigns.steps import Episode
 
     Test = Callable[[Event, Episode], bool]
     Heal = Callable[[Event, Episode], None]
 
 _BUSY, _IO = "87/51", "38/51"
+_OF_RESOURCES: Final = (
+    lc.CREATE_RESOURCE,
+    lc.DELETE_RESOURCE,
+    lc.ACQUIRE,
+    lc.RELEASE,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Allowed:
     heal: "Heal"
 
 
-def _is(event: "Event", procedure: int, first: str, second: str) -> bool:
+def _is(event: Event, procedure: int, first: str, second: str) -> bool:
     return (
         event.procedure == procedure
         and event.answers[0].startswith(first)
@@ -41,11 +48,11 @@ def _is(event: "Event", procedure: int, first: str, second: str) -> bool:
     )
 
 
-def _refuses(event: "Event") -> bool:
+def _refuses(event: Event) -> bool:
     return event.answers[1].endswith(" level 2")
 
 
-def _differing(event: "Event") -> set[str]:
+def _differing(event: Event) -> set[str]:
     first, second = event.files
     return {p for p in first.keys() | second.keys() if first.get(p) != second.get(p)}
 
@@ -53,13 +60,13 @@ def _differing(event: "Event") -> set[str]:
 # Owners.
 
 
-def _registers_again(event: "Event", _: "Episode") -> bool:
+def _registers_again(event: Event, _: "Episode") -> bool:
     line = event.line
     again = _is(event, lc.REGISTER, "ok", "55/7")
     return again and line is not None and line.owner is not None
 
 
-def _register_as_before(event: "Event", episode: "Episode") -> None:
+def _register_as_before(event: Event, episode: "Episode") -> None:
     line = event.line
     assert line is not None
     assert line.owner is not None
@@ -67,7 +74,7 @@ def _register_as_before(event: "Event", episode: "Episode") -> None:
     assert line.clients[0].done(lc.REGISTER, payload)
 
 
-def _owner_is_no_process(event: "Event", _: "Episode") -> bool:
+def _owner_is_no_process(event: Event, _: "Episode") -> bool:
     return _is(event, lc.REGISTER, "ok", _IO) and not _is_alive(event.owner)
 
 
@@ -75,26 +82,26 @@ def _is_alive(owner: Owner | None) -> bool:
     return not owner.is_dead if isinstance(owner, Persona) else owner == 1
 
 
-def _hang_up(event: "Event", episode: "Episode") -> None:
+def _hang_up(event: Event, episode: "Episode") -> None:
     assert event.line is not None
     episode.hang_up(event.line)
 
 
-def _left_by_the_dead(event: "Event", episode: "Episode") -> bool:
+def _left_by_the_dead(event: Event, episode: "Episode") -> bool:
     is_death = event.what in ("death", "all die")
-    return is_death and episode.left_in_virtlockd(event)
+    return is_death and episode.holdings.left_in_virtlockd()
 
 
-def _left_by_the_killed(event: "Event", episode: "Episode") -> bool:
+def _left_by_the_killed(event: Event, episode: "Episode") -> bool:
     is_close = event.answers[0].endswith("killed")
-    return is_close and episode.left_in_virtlockd(event)
+    return is_close and episode.holdings.left_in_virtlockd()
 
 
-def _nothing(event: "Event", episode: "Episode") -> None:
+def _nothing(event: Event, episode: "Episode") -> None:
     """It was released already, to know that it was there."""
 
 
-def _cannot_identify(event: "Event", _: "Episode") -> bool:
+def _cannot_identify(event: Event, _: "Episode") -> bool:
     # "Cannot find start time for pid"
     line = event.line
     return line is not None and line.persona.is_dead and event.answers[0][:3] == "1/0"
@@ -103,18 +110,18 @@ def _cannot_identify(event: "Event", _: "Episode") -> bool:
 # Direct paths.
 
 
-def _is_direct(event: "Event") -> bool:
+def _is_direct(event: Event) -> bool:
     return not event.space.partition(b"\0")[0]
 
 
-def _makes_direct(event: "Event", _: "Episode") -> bool:
+def _makes_direct(event: Event, _: "Episode") -> bool:
     if not _is_direct(event):
         return False
     acquires = _is(event, lc.ACQUIRE, "ok", _IO) and bool(event.flags & lc.AUTOCREATE)
     return acquires or _is(event, lc.CREATE_RESOURCE, "ok", "38/0")
 
 
-def _undo(event: "Event", episode: "Episode") -> None:
+def _undo(event: Event, episode: "Episode") -> None:
     """Has whoever did it undo it; the other one did not."""
     event.is_undone = event.answers[0] != event.answers[1]
     if event.procedure == lc.RELEASE and "ok" in event.answers and event.is_undone:
@@ -130,7 +137,7 @@ def _undo(event: "Event", episode: "Episode") -> None:
         raise Unexpected(f"{event} cannot be undone")
 
 
-def _make_alike(event: "Event", episode: "Episode") -> None:
+def _make_alike(event: Event, episode: "Episode") -> None:
     """Undoes it, and gives virtlockd's directory the files that lockd's has.
 
     What is locked in one of them only cannot be mended: the episode is over.
@@ -170,7 +177,7 @@ def _other_name(source: Path, status: os.stat_result) -> str | None:
     return next((name for name in names if name != source.name), None)
 
 
-def _names_no_plain_file(event: "Event", episode: "Episode") -> bool:
+def _names_no_plain_file(event: Event, episode: "Episode") -> bool:
     """Whether what is named is a link, a file with two names, or no file at all."""
     path = os.path.join(event.space, event.name)
     try:
@@ -179,26 +186,27 @@ def _names_no_plain_file(event: "Event", episode: "Episode") -> bool:
         return False
     is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
     made_through_link = _is(event, lc.CREATE_RESOURCE, "ok", "ok")
-    return not is_plain and (made_through_link or _refuses(event))
+    names_file = event.procedure in _OF_RESOURCES and not is_plain
+    return names_file and (made_through_link or _refuses(event))
 
 
-def _joins_what_is_gone(event: "Event", episode: "Episode") -> bool:
+def _joins_what_is_gone(event: Event, episode: "Episode") -> bool:
     """Whether it is another lock on a file that was removed or exchanged."""
-    is_held = (event.space, event.name) in episode.holds
-    return is_held and _is(event, lc.ACQUIRE, "ok", _IO)
+    is_exchanged = episode.holdings.was_exchanged(event)
+    return is_exchanged and _is(event, lc.ACQUIRE, "ok", _IO)
 
 
-def _names_held_otherwise(event: "Event", _: "Episode") -> bool:
+def _names_held_otherwise(event: Event, _: "Episode") -> bool:
     """Whether the file is held under another name."""
     answers = ("ok", f"{_BUSY} level 2", "1/51 level 2")
     return event.is_held_otherwise and event.answers[1] in answers
 
 
-def _has_nul(event: "Event", _: "Episode") -> bool:
+def _has_nul(event: Event, _: "Episode") -> bool:
     return _refuses(event) and b"\0" in event.space + event.name
 
 
-def _names_no_file(event: "Event", _: "Episode") -> bool:
+def _names_no_file(event: Event, _: "Episode") -> bool:
     """Whether a name is none that a file in a directory can have, or not a text."""
     name = event.name.removeprefix(b"@/disks/")
     try:
@@ -208,33 +216,33 @@ def _names_no_file(event: "Event", _: "Episode") -> bool:
     return _refuses(event) and (b"/" in name or not is_text)
 
 
-def _names_dead(event: "Event", _: "Episode") -> bool:
+def _names_dead(event: Event, _: "Episode") -> bool:
     owner = event.line.owner if event.line else None
     is_dead = isinstance(owner, Persona) and owner.is_dead
     return is_dead and _is(event, lc.ACQUIRE, "", _IO)
 
 
-def _names_no_lockspace(event: "Event", _: "Episode") -> bool:
+def _names_no_lockspace(event: Event, _: "Episode") -> bool:
     is_relative = bool(event.space) and not event.space.startswith((b"/", b"@"))
     return is_relative and _refuses(event)
 
 
-def _removes_locked(event: "Event", _: "Episode") -> bool:
+def _removes_locked(event: Event, _: "Episode") -> bool:
     """Whether virtlockd removed a file that somebody outside had locked."""
     return _is(event, lc.DELETE_RESOURCE, "ok", _BUSY) and all(
         is_locked(event.files[1].get(path, "")) for path in _differing(event)
     )
 
 
-def _names_lockspace_otherwise(event: "Event", _: "Episode") -> bool:
+def _names_lockspace_otherwise(event: Event, _: "Episode") -> bool:
     return event.space in (b"@/one/", b"@//one", b"@/one/../one")
 
 
-def _removes_direct(event: "Event", _: "Episode") -> bool:
+def _removes_direct(event: Event, _: "Episode") -> bool:
     return _is_direct(event) and _is(event, lc.DELETE_RESOURCE, "ok", _IO)
 
 
-def _removed(event: "Event") -> set[str]:
+def _removed(event: Event) -> set[str]:
     """Returns what virtlockd removed when locks went, if that is all it did."""
     is_release = event.procedure in (0, lc.RELEASE)  # or a close, or a death
     if not is_release or event.answers[0] != event.answers[1]:
@@ -243,7 +251,7 @@ def _removed(event: "Event") -> set[str]:
     return set() if differing & event.files[0].keys() else differing
 
 
-def _removed_direct(event: "Event", _: "Episode") -> bool:
+def _removed_direct(event: Event, _: "Episode") -> bool:
     removed = _removed(event)
     is_direct = event.procedure == lc.RELEASE and _is_direct(event)
     return bool(removed) and (
@@ -251,11 +259,11 @@ def _removed_direct(event: "Event", _: "Episode") -> bool:
     )
 
 
-def _removed_exchanged(event: "Event", episode: "Episode") -> bool:
-    return any(path in episode.exchanged for path in _removed(event))
+def _removed_exchanged(event: Event, episode: "Episode") -> bool:
+    return any(path in episode.holdings.exchanged for path in _removed(event))
 
 
-def _over(_: "Event", episode: "Episode") -> None:
+def _over(_: Event, episode: "Episode") -> None:
     episode.is_over = True
 
 

@@ -1,4 +1,4 @@
-"""What may happen to a lock daemon besides good calls, at random."""
+"""What is said about and done to a lock daemon, good or bad, at random."""
 
 import fcntl
 import os
@@ -16,8 +16,69 @@ _KEEPALIVE: Final = 0x6B656570
 _ADMIN: Final = 0x06900690
 _CALLS: Final = range(lc.REGISTER, lc.CREATE_LOCKSPACE + 1)
 
+# Owners that are no processes of ours: none at all, init, numbers nobody can have.
+STRANGERS: Final = (0, 1, 0x7FFFFFFF, -1)
+
+SPACES: Final = (b"", b"@/one", b"@/two")
+ODD_SPACES: Final = (
+    b"@/none",
+    b"@/one/",
+    b"@//one",
+    b"@/one\0x",
+    b"@/disks/file",
+    b"@/deep/er/still",
+    b"@/one/../one",
+    b"\xff\xfe",
+    b"/" + b"n" * 65_535,
+    b"/" + b"n" * 65_536,
+)
+NAMES: Final = (b"a", b"b", b"c", b"0" * 64, b"with blank", "\u00e4".encode())
+ODD_NAMES: Final = (
+    b"",
+    b".",
+    b"..",
+    b"a/b",
+    b"no/such",
+    b"../escaped",
+    b"/absolute",
+    b"./a",
+    b"line\nbreak",
+    b"control\x01",
+    b"\xff\xfe",
+    b"a\0b",
+    b"n" * 255,
+    b"n" * 256,
+    b"n" * 65_536,
+    b"n" * 65_537,
+    b"link",
+    b"dangling",
+    b"directory",
+    b"fifo",
+    b"hardlink",
+)
+ODD_PATHS: Final = (b"@//disks/a", b"@/one/a", b"@/disks/../disks/a", b"relative")
+
 CHANGED: Final = ("a", "b", "c", "link", "dangling", "directory", "fifo", "hardlink")
 """Files that come and go without a daemon."""
+
+
+def furnish(root: Path) -> None:
+    """Makes what is there when an episode begins."""
+    for name in "one", "disks":
+        (root / name).mkdir(mode=0o755)
+    (root / "disks" / "a").write_bytes(b"precious")
+    (root / "disks" / "b").write_bytes(b"precious, too")
+    (root / "disks" / "file").touch(mode=0o640)
+
+
+def resource(chance: random.Random) -> tuple[bytes, bytes]:
+    """Chooses a lockspace and a name in it, good ones more often than not."""
+    odd = chance.random()
+    space = chance.choice(ODD_SPACES if odd < 0.04 else SPACES)
+    if 0.04 < odd < 0.045:
+        return b"", chance.choice(ODD_PATHS)
+    name = chance.choice(ODD_NAMES if odd > 0.93 else NAMES)
+    return space, name if space else b"@/disks/" + name
 
 
 def malformed(chance: random.Random) -> bytes:

@@ -5,20 +5,19 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import libvirt_client as lc
+from campaigns import mischief
 from campaigns.allowed import ALLOWED, Allowed
-from campaigns.mischief import CHANGED, change, lock_from_outside, malformed
+from campaigns.events import NAME_OF, Event
+from campaigns.holdings import Holdings
 from campaigns.twins import (
     DEATH_SECONDS,
-    Files,
     Line,
     Owner,
-    Pair,
     Persona,
     Twins,
     Unexpected,
@@ -31,115 +30,9 @@ LINES: Final = 9
 RULES_AT_ONCE: Final = 4
 STEPS_SHOWN: Final = 25
 
-# Owners that are no processes of ours: none at all, init, numbers nobody can have.
-STRANGERS: Final = (0, 1, 0x7FFFFFFF, -1)
-
-SPACES: Final = (b"", b"@/one", b"@/two")
-ODD_SPACES: Final = (
-    b"@/none",
-    b"@/one/",
-    b"@//one",
-    b"@/one\0x",
-    b"@/disks/file",
-    b"@/deep/er/still",
-    b"@/one/../one",
-    b"\xff\xfe",
-    b"/" + b"n" * 65_535,
-    b"/" + b"n" * 65_536,
-)
-NAMES: Final = (b"a", b"b", b"c", b"0" * 64, b"with blank", "\u00e4".encode())
-ODD_NAMES: Final = (
-    b"",
-    b".",
-    b"..",
-    b"a/b",
-    b"no/such",
-    b"../escaped",
-    b"/absolute",
-    b"./a",
-    b"line\nbreak",
-    b"control\x01",
-    b"\xff\xfe",
-    b"a\0b",
-    b"n" * 255,
-    b"n" * 256,
-    b"n" * 65_536,
-    b"n" * 65_537,
-    b"link",
-    b"dangling",
-    b"directory",
-    b"fifo",
-    b"hardlink",
-)
-ODD_PATHS: Final = (b"@//disks/a", b"@/one/a", b"@/disks/../disks/a", b"relative")
-
-
-_NAMES: Final = {
-    lc.NEW: "NEW",
-    lc.CREATE_RESOURCE: "CREATE_RESOURCE",
-    lc.DELETE_RESOURCE: "DELETE_RESOURCE",
-    lc.ACQUIRE: "ACQUIRE",
-    lc.RELEASE: "RELEASE",
-    lc.CREATE_LOCKSPACE: "CREATE_LOCKSPACE",
-}
-
-
-@dataclass(frozen=True)
-class Hold:
-    """What a call got, according to both."""
-
-    owner: Owner
-    flags: int
-
-
-@dataclass
-class Event:
-    """One step, for the table of what is allowed."""
-
-    what: str
-    line: Line | None = None
-    procedure: int = 0
-    space: bytes = b""
-    name: bytes = b""
-    flags: int = 0
-    owner: Owner | None = None
-    answers: Pair = ("", "")
-    files: tuple[Files, Files] = field(default_factory=lambda: ({}, {}))
-    is_healed: bool = False
-    is_undone: bool = False
-    is_held_otherwise: bool = False
-
-    def is_same(self) -> bool:
-        answers_are = self.is_healed or self.answers[0] == self.answers[1]
-        return answers_are and self.files[0] == self.files[1]
-
-    def __str__(self) -> str:
-        said = [self.what]
-        if self.procedure == lc.REGISTER:
-            said.append(f"for {self.owner}")
-        if self.procedure in (lc.ACQUIRE, lc.RELEASE) or self.name:
-            said.append(f"{_short(self.space)} {_short(self.name)} flags {self.flags}")
-        elif self.space:
-            said.append(_short(self.space))
-        if self.line is not None:
-            said.append(f"of {self.line.persona} for {self.line.owner}")
-        if self.answers[0] != self.answers[1]:
-            said.append(f"answers {self.answers[0]!r} | {self.answers[1]!r}")
-        first, second = self.files
-        said.extend(
-            f"{path[:40]!r}: {first.get(path)} | {second.get(path)}"
-            for path in sorted(first.keys() | second.keys())
-            if first.get(path) != second.get(path)
-        )
-        return ", ".join(said)
-
 
 def _owner(pid: int, _: int) -> bytes:
     return lc.owner(pid)
-
-
-def _short(text: bytes) -> str:
-    return repr(text if len(text) < 80 else text[:20] + b"..%d" % len(text))[1:]
 
 
 class Episode:
@@ -163,11 +56,9 @@ class Episode:
     ) -> None:
         self.twins = twins
         self.chance = chance
-        self.holds: dict[tuple[bytes, bytes], list[Hold]] = {}
+        self.holdings = Holdings(twins, is_strict=is_strict)
         self.personas: list[Persona] = []
         self.lines: list[Line] = []
-        self.gone: list[tuple[bytes, bytes, Hold]] = []
-        self.exchanged: set[str] = set()
         self.is_over = False
         self._allowed = allowed
         self._happened = happened
@@ -225,11 +116,7 @@ class Episode:
 
     def _prepare(self) -> None:
         for side in self.twins.sides:
-            (side.root / "one").mkdir(mode=0o755)
-            (side.root / "disks").mkdir(mode=0o755)
-            (side.root / "disks" / "a").write_bytes(b"precious")
-            (side.root / "disks" / "b").write_bytes(b"precious, too")
-            (side.root / "disks" / "file").touch(mode=0o640)
+            mischief.furnish(side.root)
         for _ in range(3):
             self._open()
         self._space(lc.CREATE_LOCKSPACE, b"@/one", self._line())
@@ -244,9 +131,9 @@ class Episode:
 
     def _release(self) -> None:
         flags = self.chance.choices((0, 1, 8), (100, 1, 1))[0]
-        if self.holds and self.chance.random() < 0.8:
-            key = self.chance.choice(list(self.holds))
-            hold = self.chance.choice(self.holds[key])
+        if self.holdings.of and self.chance.random() < 0.8:
+            key = self.chance.choice(list(self.holdings.of))
+            hold = self.chance.choice(self.holdings.of[key])
             if own := [line for line in self.lines if line.owner == hold.owner]:
                 self._call(self.chance.choice(own), lc.RELEASE, *key, flags)
                 return
@@ -264,14 +151,14 @@ class Episode:
         self._call(self._line(), lc.DELETE_RESOURCE, *self._resource(), flags)
 
     def _make_lockspace(self) -> None:
-        space = self.chance.choice(ODD_SPACES + SPACES * 8)
+        space = self.chance.choice(mischief.ODD_SPACES + mischief.SPACES * 8)
         procedure = lc.CREATE_LOCKSPACE
-        if space in SPACES and self.chance.random() < 0.5:
+        if space in mischief.SPACES and self.chance.random() < 0.5:
             procedure = lc.NEW  # virtlockd dies of one that cannot be made
         self._space(procedure, space, self._line())
 
     def _space(self, procedure: int, space: bytes, line: Line) -> None:
-        event = Event(_NAMES[procedure], line, procedure, space)
+        event = Event(NAME_OF[procedure], line, procedure, space)
         event.answers = self.twins.call(
             line,
             procedure,
@@ -287,7 +174,7 @@ class Episode:
         if self.chance.random() < 0.3:
             chosen = self.chance.choice(self.personas)
         elif self.chance.random() < 0.1:
-            chosen = self.chance.choice(STRANGERS)
+            chosen = self.chance.choice(mischief.STRANGERS)
         number, flags = self.chance.choices(((1, 0), (0, 0), (7, 1)), (30, 1, 1))[0]
         event = Event(f"REGISTER id {number} flags {flags}", line, lc.REGISTER)
         event.owner, event.flags = chosen, flags
@@ -307,7 +194,7 @@ class Episode:
             line.is_restricted = True
 
     def _malformed(self) -> None:
-        line, message = self._line(), malformed(self.chance)
+        line, message = self._line(), mischief.malformed(self.chance)
         event = Event(f"bytes {message[:64].hex()}..({len(message)})", line)
         event.answers = self.twins.send(line, message)
         if "closed" in event.answers[0] + event.answers[1]:
@@ -329,7 +216,7 @@ class Episode:
 
     def _close(self) -> None:
         line = self._line()
-        if self._is_owning(line) and self.chance.random() < 0.8:
+        if self.holdings.is_owning(line) and self.chance.random() < 0.8:
             return  # virtlockd needs 200 ms for it
         event = Event("close", line)
         self._expect_end(line, event)
@@ -337,7 +224,7 @@ class Episode:
 
     def _expect_end(self, line: Line, event: Event) -> None:
         """Closes a connection, and waits for the death of those who must die by it."""
-        must_die, self.gone = self._is_owning(line), []
+        must_die, self.holdings.gone = self.holdings.is_owning(line), []
         self.twins.close_line(line)
         self.lines.remove(line)
         persona = line.persona
@@ -346,7 +233,7 @@ class Episode:
             self._happened["guests that were killed for closing"] += 1
             for guest in persona.guests:
                 guest.wait_until_dead(DEATH_SECONDS)
-            self._forget([persona])
+            self.holdings.forget([persona])
         self.twins.settle()
         self._wait_for_release()
         first, second = (
@@ -359,7 +246,7 @@ class Episode:
     def _wait_for_release(self) -> None:
         """Returns when lockd, which releases after a death, has nothing more of it."""
         end = time.monotonic() + DEATH_SECONDS
-        while self.gone and time.monotonic() < end:
+        while self.holdings.gone and time.monotonic() < end:
             first, second = self.twins.look()
             if not any(
                 is_locked(s) and not is_locked(first.get(p, ""))
@@ -380,16 +267,15 @@ class Episode:
             self.twins.close_line(line)
             self.lines.remove(line)
         self.twins.settle()
-        self._forget([persona])
+        self.holdings.forget([persona])
         self._judge(Event("death", owner=persona))
 
     def _change_files(self) -> None:
-        name = self.chance.choice(CHANGED)
+        name = self.chance.choice(mischief.CHANGED)
         place = self.chance.choice(("one", "disks"))
-        if (b"@/one", os.fsencode(name)) in self.holds:
-            self.exchanged.add(f"{place}/{name}")
+        self.holdings.see_change(place, name)
         for side in self.twins.sides:
-            change(side.root / place, name)
+            mischief.change(side.root / place, name)
         self._judge(Event(f"from outside: {place}/{name} comes or goes"))
 
     def _lock_outside(self) -> None:
@@ -399,7 +285,9 @@ class Episode:
             return
         place = self.chance.choice(("one/a", "one/b", "disks/a", "disks/b"))
         kind = self.chance.choice((fcntl.F_WRLCK, fcntl.F_RDLCK))
-        got = [lock_from_outside(s.root / place, kind) for s in self.twins.sides]
+        got = [
+            mischief.lock_from_outside(s.root / place, kind) for s in self.twins.sides
+        ]
         self._outside = [fd for fd in got if fd is not None]
         event = Event(f"a lock from outside on {place}")
         event.answers = (str(got[0] is not None), str(got[1] is not None))
@@ -422,7 +310,7 @@ class Episode:
         self.lines = []
         self._unlock_outside()
         self.twins.settle()
-        self._forget([*self.personas, *STRANGERS])
+        self.holdings.forget([*self.personas, *mischief.STRANGERS])
         self._judge(Event("all die"))
         if self._is_strict:
             return
@@ -432,7 +320,7 @@ class Episode:
 
     def _release_for_strangers(self) -> None:
         """Releases what is held for a process that will live on."""
-        for key, holds in list(self.holds.items()):
+        for key, holds in list(self.holdings.of.items()):
             for owner in [h.owner for h in holds if isinstance(h.owner, int)]:
                 line = self.twins.open(self.twins.persona(-1))
                 self.twins.call(line, lc.REGISTER, partial(_owner, owner))
@@ -454,10 +342,12 @@ class Episode:
 
     def _resource(self) -> tuple[bytes, bytes]:
         odd = self.chance.random()
-        space = self.chance.choice(ODD_SPACES if odd < 0.04 else SPACES)
+        space = self.chance.choice(
+            mischief.ODD_SPACES if odd < 0.04 else mischief.SPACES
+        )
         if 0.04 < odd < 0.045:
-            return b"", self.chance.choice(ODD_PATHS)
-        name = self.chance.choice(ODD_NAMES if odd > 0.93 else NAMES)
+            return b"", self.chance.choice(mischief.ODD_PATHS)
+        name = self.chance.choice(mischief.ODD_NAMES if odd > 0.93 else mischief.NAMES)
         return space, name if space else b"@/disks/" + name
 
     # What must come of it.
@@ -466,69 +356,23 @@ class Episode:
         self, line: Line, procedure: int, space: bytes, name: bytes, flags: int
     ) -> None:
         fill = self.twins.fill
-        event = Event(_NAMES[procedure], line, procedure, space, name, flags)
+        event = Event(NAME_OF[procedure], line, procedure, space, name, flags)
         event.owner = line.owner
-        event.is_held_otherwise = self._is_held_otherwise(event)
+        event.is_held_otherwise = self.holdings.is_held_otherwise(event)
         event.answers = self.twins.call(
             line,
             procedure,
             lambda side: lc.resource(fill(space, side), fill(name, side), flags),
         )
         if self._judge(event) == "ok":
-            self._happened[_NAMES[procedure]] += 1
-            self._remember(event)
-
-    def _remember(self, event: Event) -> None:
-        # They are C strings.
-        key = (event.space.partition(b"\0")[0], event.name.partition(b"\0")[0])
-        owner = event.owner
-        assert owner is not None
-        if event.procedure == lc.ACQUIRE:
-            self.holds.setdefault(key, []).append(Hold(owner, event.flags))
-        elif event.procedure == lc.RELEASE:
-            holds = self.holds.get(key, [])
-            hold = next((hold for hold in holds if hold.owner == owner), None)
-            if hold is None and self._is_strict:
-                return  # left by somebody who is dead
-            if hold is None:
-                raise Unexpected(f"both released what nobody holds: {event}")
-            holds.remove(hold)
-            if not holds:
-                del self.holds[key]
-
-    def _forget(self, owners: Collection[Owner]) -> None:
-        """Moves what the dead cannot hold any more to `gone`."""
-        self.gone = []
-        for key, holds in list(self.holds.items()):
-            self.gone += [(*key, hold) for hold in holds if hold.owner in owners]
-            self.holds[key] = [hold for hold in holds if hold.owner not in owners]
-            if not self.holds[key]:
-                del self.holds[key]
-
-    def left_in_virtlockd(self, event: Event) -> bool:
-        """Releases what virtlockd still has of those who are dead; tells if it had."""
-        left = [
-            self.twins.in_the_name_of(
-                pid_of(hold.owner, 0),
-                lc.RELEASE,
-                lc.resource(self.twins.fill(space, 0), self.twins.fill(name, 0)),
-            )
-            for space, name, hold in self.gone
-        ]
-        self.gone = []
-        return any(left)
+            self._happened[NAME_OF[procedure]] += 1
+            self.holdings.remember(event)
 
     def hang_up(self, line: Line) -> None:
         """Closes a connection that one of the two cannot use any more."""
         self.twins.close_line(line)
         self.lines.remove(line)
         self.twins.settle()
-
-    def _is_owning(self, line: Line) -> bool:
-        """Whether its process is killed if it closes this connection."""
-        return line.owner is line.persona and any(
-            hold.owner is line.owner for holds in self.holds.values() for hold in holds
-        )
 
     def _judge(self, event: Event) -> str:
         """Compares what came of a step; returns the answer that both gave at last."""
@@ -540,7 +384,7 @@ class Episode:
             event.files = self.twins.look()
             self._happened["looked at again"] += event.is_same()
         rounds = 0
-        while not event.is_same() or (self.gone and not self._is_strict):
+        while not event.is_same() or (self.holdings.gone and not self._is_strict):
             rule = self._rule(event)
             if rule is None:
                 break
@@ -564,21 +408,3 @@ class Episode:
         if event.is_same():
             return None  # the dead left nothing
         raise Unexpected(f"{event} {self.twins.sentences}")
-
-    def _is_held_otherwise(self, event: Event) -> bool:
-        """Whether the file that is named is held by another name."""
-        wanted = self._file(event.space, event.name)
-        return wanted is not None and any(
-            self._file(*key) == wanted
-            for key in self.holds
-            if key != (event.space, event.name)
-        )
-
-    def _file(self, space: bytes, name: bytes) -> tuple[int, int] | None:
-        """Returns which file is meant, of lockd's side."""
-        path = os.path.join(space, name.partition(b"\0")[0])
-        try:
-            status = os.stat(self.twins.fill(path, 1))
-        except (OSError, ValueError):
-            return None
-        return status.st_dev, status.st_ino
