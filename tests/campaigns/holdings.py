@@ -74,21 +74,22 @@ class Holdings:
 
     def is_held_otherwise(self, event: Event) -> bool:
         """Whether the file that is named is held by another name."""
-        wanted = self._file(event.space, event.name)
-        return wanted is not None and any(
-            self._file(*key) == wanted
+        wanted = self._files(event.space, event.name)
+        return any(
+            self._files(*key) & wanted
             for key in self.of
             if key != (event.space, event.name)
         )
 
-    def _file(self, space: bytes, name: bytes) -> tuple[int, int] | None:
-        """Returns which file is meant, of lockd's side."""
-        path = os.path.join(space, name.partition(b"\0")[0])
+    def _files(self, space: bytes, name: bytes) -> set[object]:
+        """Returns which file is meant: by its path, and by itself if it is there."""
+        path = os.path.join(space, name).partition(b"\0")[0]
+        path = self._twins.fill(path, 1)
         try:
-            status = os.stat(self._twins.fill(path, 1))
-        except (OSError, ValueError):
-            return None
-        return status.st_dev, status.st_ino
+            status = os.stat(path)
+        except OSError:
+            return {os.path.realpath(path)}
+        return {os.path.realpath(path), (status.st_dev, status.st_ino)}
 
     def see_change(self, place: str, name: str) -> None:
         """A file comes or goes."""
