@@ -1,4 +1,4 @@
-"""A service manager for tests: sockets, a descriptor store, and a new start after a kill.
+"""A service manager for tests: sockets, a descriptor store, a new start after a kill.
 
 As much of systemd as surviving takes (sd_listen_fds(3), sd_notify(3)), in this process,
 so that tests can look at what is stored and decide when the daemon is started.

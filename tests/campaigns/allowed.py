@@ -199,7 +199,8 @@ def _joins_what_is_gone(event: Event, episode: "Episode") -> bool:
 def _names_held_otherwise(event: Event, _: "Episode") -> bool:
     """Whether the file is held under another name."""
     answers = ("ok", f"{_BUSY} level 2", "1/51 level 2")
-    return event.is_held_otherwise and event.answers[1] in answers
+    is_end = event.procedure == 0 and event.answers[0] == event.answers[1]
+    return event.is_held_otherwise and (is_end or event.answers[1] in answers)
 
 
 def _has_nul(event: Event, _: "Episode") -> bool:

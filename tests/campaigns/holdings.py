@@ -74,15 +74,10 @@ class Holdings:
 
     def is_held_otherwise(self, event: Event) -> bool:
         """Whether the file that is named is held by another name."""
-        wanted = self._files(event.space, event.name)
-        return any(
-            self._files(*key) & wanted
-            for key in self.of
-            if key != (event.space, event.name)
-        )
+        return any(self._is_other((event.space, event.name), key) for key in self.of)
 
     def _files(self, space: bytes, name: bytes) -> set[object]:
-        """Returns which file is meant: by its path, and by itself if it is there."""
+        """Tells which file is meant: by its path, and by itself if it is there."""
         path = os.path.join(space, name).partition(b"\0")[0]
         path = self._twins.fill(path, 1)
         try:
@@ -91,10 +86,18 @@ class Holdings:
             return {os.path.realpath(path)}
         return {os.path.realpath(path), (status.st_dev, status.st_ino)}
 
+    def shares_a_file(self, owner: Owner | None) -> bool:
+        """Whether a file is held for an owner by one name, and by another one, too."""
+        own = [key for key in self.of if any(h.owner == owner for h in self.of[key])]
+        return any(self._is_other(key, name) for key in own for name in self.of)
+
+    def _is_other(self, key: Key, other: Key) -> bool:
+        return key != other and bool(self._files(*key) & self._files(*other))
+
     def see_change(self, place: str, name: str) -> None:
         """A file comes or goes."""
-        path = os.fsencode(f"@/{place}/{name}")
-        if {(b"@/one", os.fsencode(name)), (b"", path)} & self.of.keys():
+        changed = self._files(os.fsencode(f"@/{place}"), os.fsencode(name))
+        if any(self._files(*key) & changed for key in self.of):
             self.exchanged.add(f"{place}/{name}")
 
     def was_exchanged(self, event: Event) -> bool:

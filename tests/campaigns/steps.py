@@ -225,6 +225,7 @@ class Episode:
     def _expect_end(self, line: Line, event: Event) -> None:
         """Closes a connection, and waits for the death of those who must die by it."""
         must_die, self.holdings.gone = self.holdings.is_owning(line), []
+        event.is_held_otherwise = must_die and self.holdings.shares_a_file(line.owner)
         self.twins.close_line(line)
         self.lines.remove(line)
         persona = line.persona
@@ -267,8 +268,10 @@ class Episode:
             self.twins.close_line(line)
             self.lines.remove(line)
         self.twins.settle()
+        event = Event("death", owner=persona)
+        event.is_held_otherwise = self.holdings.shares_a_file(persona)
         self.holdings.forget([persona])
-        self._judge(Event("death", owner=persona))
+        self._judge(event)
 
     def _change_files(self) -> None:
         name = self.chance.choice(mischief.CHANGED)

@@ -201,9 +201,7 @@ def test_conversion_goes_on(
 ) -> None:
     for reader in (client, other):
         reader.acquire("f", lockspace="files", mode="shared")
-    upgrade = client.send(
-        "convert", resource="f", lockspace="files", mode="exclusive"
-    )
+    upgrade = client.send("convert", resource="f", lockspace="files", mode="exclusive")
     while not other.call("query", resource="f", lockspace="files")["waiters"]:
         pass
     manager.kill_and_start()

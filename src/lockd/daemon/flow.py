@@ -34,7 +34,6 @@ CELLS_SIZE: Final = 8 * 1024 * 1024
 """Room for the positions of half a million clients; what is not used costs nothing."""
 
 
-
 class PlainFlow:
     """The bytes of a client whose end with this process is the end of all."""
 
@@ -80,7 +79,7 @@ class Cells:
             os.ftruncate(fd, CELLS_SIZE)
         self.fd = fd
         self._memory = mmap.mmap(fd, CELLS_SIZE)
-        # Not struct.pack_into(), which fills with zeros first: a word is stored at once.
+        # Not struct.pack_into(), which fills with zeros first: a word is one store.
         self._words = memoryview(self._memory).cast("Q")
 
     def close(self) -> None:
@@ -171,7 +170,9 @@ class KeptFlow:
         sent: how many bytes were sent so far.
     """
 
-    def __init__(self, sock: socket.socket, slot: int, cells: Cells, pipe: Pipe) -> None:
+    def __init__(
+        self, sock: socket.socket, slot: int, cells: Cells, pipe: Pipe
+    ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
         self._cells = cells

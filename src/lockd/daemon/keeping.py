@@ -64,8 +64,8 @@ class Stores:
 
     #: Of the descriptors that `descriptors` returns.
     NAMES: Final = frozenset(
-        ("cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1")
-        + tuple(f"end-{n:02}" for n in range(ENDS))
+        ["cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1"]
+        + [f"end-{n:02}" for n in range(ENDS)]
     )
 
     def __init__(self, found: dict[str, int] | None = None) -> None:

@@ -22,7 +22,7 @@ from lockd.daemon.config import (
     places,
     read_config,
 )
-from lockd.daemon.epoch import load_epoch, open_epoch, resume_epoch
+from lockd.daemon.epoch import Epoch, load_epoch, open_epoch, resume_epoch
 from lockd.daemon.handover import Handover, Kept
 from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import (
@@ -38,7 +38,7 @@ from lockd.daemon.listener import (
     turn_away_all,
 )
 from lockd.daemon.logs import set_up_logging, to_journal
-from lockd.daemon.revival import open_stores, revive
+from lockd.daemon.revival import Revived, open_stores, revive
 from lockd.daemon.service import Options, go_on, start
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
@@ -170,10 +170,7 @@ def _start(
     with ExitStack() as stack:
         stores = open_stores(kept)
         revived = None if stores is None else revive(stores)
-        if revived is None:
-            epoch = open_epoch(state_dir)
-        else:
-            epoch = resume_epoch(revived.state.state_dir, *revived.state.epoch)
+        epoch = open_epoch(state_dir) if revived is None else _epoch_after(revived)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         for name, path in sockets.items():
@@ -227,10 +224,18 @@ def _start_with_kept(
         if stores is None or revived is None:
             read_config(options.config)
             raise ConfigError("the configuration was mended just now: start again")
-        epoch = resume_epoch(revived.state.state_dir, *revived.state.epoch)
+        epoch = _epoch_after(revived)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         service.revive(options, epoch, listeners, stores, revived)
+
+
+def _epoch_after(revived: Revived) -> Epoch:
+    """Returns the epoch to go on in."""
+    if revived.problems:
+        # The last tokens may be among what could not be read.
+        return open_epoch(revived.state.state_dir)
+    return resume_epoch(revived.state.state_dir, *revived.state.epoch)
 
 
 def _go_on_with_kept(options: Options, left: Kept) -> None:

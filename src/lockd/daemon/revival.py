@@ -127,8 +127,8 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
         os.close(fd)
     if fdstore.is_offered() < len(Stores.NAMES):
         logger.warning(
-            "nothing is kept outside this process: if it is killed every lock and every "
-            "connection is lost"
+            "nothing is kept outside this process: if it is killed, all locks and "
+            "connections are lost"
         )
         return None
     stores = Stores()
