@@ -115,6 +115,7 @@ class Keeping:
         self._spaces: set[str] = set()
         records.follow(self._engine)
         service.runtime.processes.changed = set()
+        service.runtime.processes.before_close = self._drop_pidfd
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors of all stores, by name."""
@@ -217,9 +218,6 @@ class Keeping:
             record = processes.dump_one(owner_id)
             if record is None:
                 self._remove(PROCESS, owner_id)
-                if owner_id in self._pidfds:
-                    self._pidfds.remove(owner_id)
-                    self._stores.keeper.drop(label_of(PIDFD, owner_id))
                 continue
             pidfd = record.pop("pidfd")
             # Those of peers are found through their sockets.
@@ -228,6 +226,11 @@ class Keeping:
                 self._pidfds.add(owner_id)
             self._put(PROCESS, owner_id, record)
         processes.changed.clear()
+
+    def _drop_pidfd(self, owner_id: int) -> None:
+        if owner_id in self._pidfds:
+            self._pidfds.remove(owner_id)
+            self._stores.keeper.drop(label_of(PIDFD, owner_id))
 
     def _record_daemon(self) -> None:
         service = self._service
@@ -319,6 +322,10 @@ class Keeping:
         self._turns_untidied = 0
         self._stores.ledger.tidy(seconds)
         self._stores.keeper.tidy(seconds)
+
+    def tidy_thoroughly(self) -> None:
+        """Lets go of all that is not wanted: else it would keep file systems busy."""
+        self._stores.keeper.tidy(TIDYING, thoroughly=True)
 
     def _put(self, kind: str, name: Any, value: Any) -> None:
         self._stores.ledger.put(key_of(kind, name), _encode(value))

@@ -92,6 +92,8 @@ class Processes:
         self._by_owner: dict[int, Process] = {}
         #: Of whom something changed, where somebody wants to know (`keeping`).
         self.changed: set[int] | None = None
+        #: Called with an owner before its pidfd is closed.
+        self.before_close: Callable[[int], None] = lambda owner_id: None
         #: By pid and claimant.
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
@@ -144,6 +146,7 @@ class Processes:
         process = self._by_owner.get(owner_id)
         if process is not None and not process.fencing:
             self.unregister(owner_id)
+            self.before_close(owner_id)
             del self._by_owner[owner_id]
             process.close()
             self._mark(owner_id)

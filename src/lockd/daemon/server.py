@@ -449,9 +449,9 @@ class Server:
         _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)
         self._keeper.remove_session(peer)
-        peer.close()
         if self.keeping is not None:
             self.keeping.close_flow(peer)
+        peer.close()
         self._dispatcher.close_session(peer)
 
 

@@ -323,6 +323,8 @@ class Service:
             return
         while True:
             self._tell_status()
+            if self.keeping is not None:
+                self.keeping.tidy_thoroughly()
             if watchdog is not None:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
@@ -417,12 +419,12 @@ def revive(
             service.complain(f"the configuration stays as it was: {error}")
         for stranger in revived.strangers:
             service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
+        service.dispatcher.upgrades += is_upgrade
         keeping.record_anew()
         damaged = bool(loaded.problems or revived.problems)
         left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)
         for key in left:
             service.complain(f"{quoted(str(key))} stays locked, and nobody holds it")
-        service.dispatcher.upgrades += is_upgrade
         for peer in service.answers.peers.values():
             if not is_upgrade:
                 peer.tell_resumed(epoch.number)
