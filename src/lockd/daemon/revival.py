@@ -6,7 +6,6 @@ yet is let go, a lock that is recorded is taken again, which changes nothing if 
 held still. Where records are damaged nothing is let go that they may have been about.
 """
 
-import logging
 import os
 import select
 import socket
@@ -37,8 +36,6 @@ from lockd.daemon.listener import Role
 from lockd.engine import records
 from lockd.errors import ConfigError
 from lockd.terms import Mode
-
-logger = logging.getLogger(__name__)
 
 Plain = dict[str, Any]
 
@@ -126,10 +123,6 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
         fdstore.remove(name)
         os.close(fd)
     if fdstore.is_offered() < len(Stores.NAMES):
-        logger.warning(
-            "nothing is kept outside this process: if it is killed, all locks and "
-            "connections are lost"
-        )
         return None
     stores = Stores()
     for name, fd in stores.descriptors().items():

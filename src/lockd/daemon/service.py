@@ -235,6 +235,11 @@ class Service:
             for role, listener in self.listeners.items():
                 self.server.listen(listener.socket, role)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
+            if self.keeping is None:
+                logger.info(
+                    "no service manager keeps anything for us: if this process is "
+                    "killed, all locks and connections are lost"
+                )
             self._tell_ready()
         notify("STOPPING=1")
         if self.keeping is not None:
