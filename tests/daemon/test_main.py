@@ -219,7 +219,7 @@ def test_defect_is_logged_with_its_story(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def fail(*told: Any) -> None:
-        for listener in told[-1].values():
+        for listener in told[3].values():
             listener.socket.close()
         raise ZeroDivisionError("the story")
 
