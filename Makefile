@@ -5,6 +5,7 @@
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
+# make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
 # make uninstall     with the same variables
@@ -33,7 +34,7 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 
-.PHONY: run test test-system check fix bite campaigns bench lock install uninstall clean
+.PHONY: run test test-system check fix bite campaigns torture bench lock install uninstall clean
 
 run: $(READY)
 	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n' \
@@ -47,12 +48,14 @@ test: $(READY)
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
-  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
+  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace
+
+INSTALL_PACKAGES = dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  $(SYSTEM_PACKAGES) >/dev/null; }
 
 test-system: $(READY)
-	@dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  $(SYSTEM_PACKAGES) >/dev/null; }
+	@$(INSTALL_PACKAGES)
 	$(BIN)/python -m pytest tests/system/booted
 
 check: $(READY)
@@ -71,6 +74,10 @@ campaigns: $(READY)
 	for campaign in fencing fencing_stall flood upgrade virtlockd_diff; do \
 	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
 	done
+
+torture: $(READY)
+	@$(INSTALL_PACKAGES)
+	PYTHONPATH=.:tests $(BIN)/python -m torture $(TORTURE)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -144,6 +144,11 @@ class Machine:
     def boot_log(self) -> str:
         return Path(self._log.name).read_text()
 
+    @property
+    def first_pid(self) -> int:
+        """Its PID 1, as it is called outside."""
+        return self._pid
+
     # What is done inside.
 
     def command(self, *words: str, user: str | None = None) -> list[str]:

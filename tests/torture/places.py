@@ -1,0 +1,47 @@
+"""What is locked: resources by number, as workers, prober and judge know them."""
+
+from dataclasses import dataclass
+from typing import Final
+
+DIRECTORY: Final = "/var/lib/locks"
+DISKS: Final = "/srv/torture"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A resource; `path` is the file that is locked, None if there is none."""
+
+    number: int
+    lockspace: str
+    name: str
+    path: str | None
+
+
+def _places() -> list[Place]:
+    found: list[Place] = []
+
+    def add(lockspace: str, name: str, path: str | None) -> None:
+        found.append(Place(len(found), lockspace, name, path))
+
+    for index in range(6):
+        add("default", f"counter-{index}", None)
+    for index in range(6):
+        add("files", f"counter-{index}", f"{DIRECTORY}/counter-{index}")
+    for index in range(2):
+        add("direct", f"{DISKS}/disk-{index}", f"{DISKS}/disk-{index}")
+    for index in range(10):
+        add("default", f"kept-{index}", None)
+    for index in range(20):
+        add("files", f"kept-{index}", f"{DIRECTORY}/kept-{index}")
+    for index in range(3):
+        add("direct", f"{DISKS}/guest-{index}", f"{DISKS}/guest-{index}")
+    return found
+
+
+PLACES: Final = _places()
+
+MEMORY: Final = PLACES[0:6]
+FILES: Final = PLACES[6:12]
+SHARED_DISKS: Final = PLACES[12:14]
+KEPT: Final = PLACES[14:44]
+GUEST_DISKS: Final = PLACES[44:47]

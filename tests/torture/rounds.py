@@ -1,0 +1,166 @@
+"""A round: load, faults, calm, and what the records, the kernel and the daemon say."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from torture import inside, keepers
+from torture.board import Board
+from torture.judge import Judge
+from torture.nursery import Nursery
+from torture.places import GUEST_DISKS
+from torture.target import Target, Use
+
+ENOUGH: Final = 200
+"""Grants before the first and after the last fault; with fewer a round is nothing."""
+
+WARM_SECONDS: Final = 30.0
+CALM_SECONDS: Final = 15.0
+
+FDS_SLACK: Final = 4
+IN_FLIGHT_SLACK: Final = 512
+"""Copies of descriptors given up that may still wait for the next compaction."""
+
+KIB_SLACK: Final = 16_384
+
+
+@dataclass
+class Counted:
+    """What came of rounds of one kind."""
+
+    name: str
+    rounds: int = 0
+    discarded: int = 0
+    faults: int = 0
+    faults_under_load: int = 0
+    grants: int = 0
+    violations: int = 0
+    seconds: float = 0.0
+    tallies: dict[str, int] = field(default_factory=dict)
+
+
+class Pulse:
+    """Tells how much was granted since it was last asked."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._last = 0
+
+    def take(self) -> int:
+        total = self._board.total("grants")
+        taken, self._last = total - self._last, total
+        return taken
+
+
+class Faults:
+    """What a kind of round does to the daemon; it says each fault to `strike`."""
+
+    def __init__(self, target: Target, board: Board, chance: random.Random) -> None:
+        self.target, self.board, self.chance = target, board, chance
+        self.count = 0
+        self.under_load = 0
+        self._pulse = Pulse(board)
+
+    def strike(self, fault: Callable[[], object]) -> None:
+        """Injects a fault, and counts it: under load if anything was granted since."""
+        self.board.note_fault()
+        self.under_load += self._pulse.take() > 0
+        fault()
+        self.count += 1
+        self.board.note_fault()
+
+
+Kind = Callable[[Faults, float], None]
+"""Injects faults for so many seconds."""
+
+
+class Rounds:
+    """Rounds of several kinds, judged one after the other."""
+
+    def __init__(self, target: Target, board: Board, judge: Judge, seed: int) -> None:
+        self.target, self.board, self.judge = target, board, judge
+        self._chance = random.Random(seed)
+        self._start = self._use()
+
+    def round(self, counted: Counted, kind: Kind, seconds: float) -> None:
+        """Runs and judges one round."""
+        began = time.monotonic()
+        board = self.board
+        board.clear()
+        board.note_fault()
+        nursery = Nursery(board, self.target.first_pid, self._chance.randrange(2**32))
+        try:
+            before = self._wait_for_grants(ENOUGH, WARM_SECONDS)
+            faults = Faults(self.target, board, self._chance)
+            kind(faults, seconds)
+            self._settle()
+            after = self._wait_for_grants(ENOUGH, CALM_SECONDS)
+        finally:
+            board.stop()
+            nursery.wait()
+        found = self.judge.judge(board) + self._look_at_the_end()
+        counted.rounds += 1
+        counted.discarded += min(before, after) < ENOUGH
+        counted.faults += faults.count
+        counted.faults_under_load += faults.under_load
+        counted.grants += board.total("grants")
+        counted.violations += found
+        counted.seconds += time.monotonic() - began
+
+    def _wait_for_grants(self, count: int, seconds: float) -> int:
+        pulse = Pulse(self.board)
+        pulse.take()
+        end = time.monotonic() + seconds
+        granted = 0
+        while granted < count and time.monotonic() < end:
+            time.sleep(0.05)
+            granted += pulse.take()
+        return granted
+
+    def _settle(self) -> None:
+        """Waits until the daemon serves: from here on answers must come soon."""
+        self.target.statistics(self.board)
+        self.board.note_fault()
+
+    def _use(self) -> Use:
+        """Counts what is used by a daemon that was just started, and then was quiet."""
+        self.target.machine.run("systemctl", "restart", "lockd.service")
+        self.target.statistics(self.board)
+        return self.target.quiet_use()
+
+    def _look_at_the_end(self) -> int:
+        """When all are gone nothing is held, and nothing is used up."""
+        found = 0
+
+        def must(kind: str, what: str, is_good: bool) -> None:
+            nonlocal found
+            if not is_good:
+                self.judge.say(kind, what)
+                found += 1
+
+        for place in GUEST_DISKS:
+            free = inside.call(self.target.first_pid, partial(keepers.wait_free, place))
+            must("left", f"{place.name} is locked when all are gone", free)
+        end = time.monotonic() + 10
+        while True:
+            said = self.target.statistics(self.board)
+            left = (said["held"], said["waiting"], said["sessions"] - 1)
+            if not any(left) or time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        must("left", f"{left} held, waiting, sessions when all are gone", not any(left))
+        used, start = self.target.quiet_use(), self._start
+        must("left", f"descriptors of lockd: {used} from {start}",
+             used.daemon_fds <= start.daemon_fds + FDS_SLACK)  # fmt: skip
+        must("left", f"descriptors of PID 1: {used} from {start}",
+             used.first_fds <= start.first_fds + FDS_SLACK)  # fmt: skip
+        must("left", f"descriptors in flight: {used} from {start}",
+             used.in_flight <= start.in_flight + IN_FLIGHT_SLACK)  # fmt: skip
+        must("left", f"memory: {used} from {start}",
+             max(used.daemon_kib - start.daemon_kib, used.first_kib - start.first_kib)
+             <= KIB_SLACK)  # fmt: skip
+        self.used = used
+        return found

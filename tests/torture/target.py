@@ -1,0 +1,220 @@
+"""The daemon under test: where it is, how it is faulted, what it and PID 1 use."""
+
+import os
+import re
+import select
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from system.booted.machine import Machine
+from torture import inside
+from torture.board import Board
+from torture.line import Line, NeverServedError
+from torture.places import DIRECTORY, DISKS, GUEST_DISKS, SHARED_DISKS
+
+SERVICE: Final = "lockd.service"
+
+CONFIG: Final = f"""
+kill_grace = 0.2
+[limits]
+locks_per_session = 100000
+locks_per_user = 1000000
+sessions_per_user = 4000
+[lockspaces.files]
+kind = "directory"
+path = "{DIRECTORY}"
+"""
+
+_VIRTLOCKD: Final = ("virtlockd.service", "virtlockd.socket", "virtlockd-admin.socket")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the daemon and PID 1 use at a quiet moment."""
+
+    daemon_fds: int
+    daemon_kib: int
+    first_fds: int
+    first_kib: int
+    in_flight: int
+
+
+class Target:
+    """A booted machine with lockd installed in it, its sockets listening."""
+
+    def __init__(self, machine: Machine, scratch: Path) -> None:
+        self.machine = machine
+        self.scratch = scratch
+        self.first_pid = machine.first_pid
+        root = Path(f"/proc/{self.first_pid}/root/sys/fs/cgroup")
+        self._groups = [
+            root / hierarchy / f"system.slice/{SERVICE}/cgroup.procs"
+            for hierarchy in ("systemd", "unified")
+        ]
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes users, directories and disks, and has lockd be started."""
+        run = self.machine.run
+        run("systemd-sysusers")
+        run("systemd-tmpfiles", "--create")
+        run("mkdir", "-p", "-m", "755", DIRECTORY, DISKS)
+        for place in SHARED_DISKS + GUEST_DISKS:
+            run("truncate", "-s", "1M", place.name)
+        self.machine.write("/etc/lockd/conf.d/torture.toml", CONFIG)
+        run("systemctl", "stop", "libvirtd.service", *_VIRTLOCKD, check=False)
+        run("systemctl", "disable", *_VIRTLOCKD, check=False)
+        run("systemctl", "enable", "--now", "lockd-virtlockd.socket")
+        run("systemctl", "start", "lockd.socket", "lockd-admin.socket", SERVICE)
+
+    def drop_in(self, text: str) -> None:
+        """Changes the unit of lockd from its next start on; an empty text undoes it."""
+        path = f"/run/systemd/system/{SERVICE}.d/torture.conf"
+        self.machine.write(path, text)
+        self.machine.run("systemctl", "daemon-reload")
+
+    # The process.
+
+    def pid(self) -> int | None:
+        """Returns the main process as it is called here; None if there is none."""
+        for group in self._groups:
+            with suppress(OSError):
+                for word in group.read_text().split():
+                    if _parent(int(word)) == self.first_pid:
+                        return int(word)
+                return None
+        return None
+
+    def wait_pid(self, other_than: int | None = None, seconds: float = 30.0) -> int:
+        """Waits until there is a main process (other than one)."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if (pid := self.pid()) is not None and pid != other_than:
+                return pid
+            time.sleep(0.001)
+        raise AssertionError((self.states(), self.machine.journal(SERVICE)[-3_000:]))
+
+    def kill(self, number: int = signal.SIGKILL) -> int | None:
+        """Signals the main process; returns its pid, None if there is none."""
+        if (pid := self.pid()) is None:
+            return None
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
+        try:
+            if _parent(pid) != self.first_pid:
+                return None
+            signal.pidfd_send_signal(handle, number)
+            if number == signal.SIGKILL:
+                select.select([handle], [], [], 10)
+        except ProcessLookupError:
+            return None
+        finally:
+            os.close(handle)
+        return pid
+
+    def is_serving(self) -> bool:
+        return self.machine.show(SERVICE, "SubState") == "running"
+
+    def states(self) -> str:
+        names = "ActiveState,SubState,Result,NRestarts,MainPID,NFileDescriptorStore"
+        return self.machine.say("systemctl", "show", f"--property={names}", SERVICE)
+
+    # What it says.
+
+    def statistics(self, board: Board) -> dict[str, Any]:
+        """Returns what the daemon counts; waits until it serves."""
+        found = inside.call(self.first_pid, partial(_statistics, board))
+        assert isinstance(found, dict)
+        return found
+
+    # What is used.
+
+    def use(self, pid: int | None = None) -> Use:
+        """Counts what is used."""
+        pid = pid or self.wait_pid()
+        return Use(
+            daemon_fds=_descriptors(pid),
+            daemon_kib=_resident(pid),
+            first_fds=_descriptors(self.first_pid),
+            first_kib=_resident(self.first_pid),
+            in_flight=_in_flight(self.first_pid),
+        )
+
+    def quiet_use(self) -> Use:
+        """Counts when what is put off is done: when two counts are the same."""
+        before = self.use()
+        for _ in range(40):
+            time.sleep(0.25)
+            after = self.use()
+            if (after.daemon_fds, after.in_flight, after.first_fds) == (
+                before.daemon_fds, before.in_flight, before.first_fds,
+            ):  # fmt: skip
+                return after
+            before = after
+        return before
+
+    def first_cpu(self) -> float:
+        """Returns the seconds of processor time that PID 1 has used."""
+        fields = Path(f"/proc/{self.first_pid}/stat").read_text().rpartition(")")[2]
+        user, system = fields.split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def booted() -> Iterator[Target]:
+    """Boots a machine, with lockd as it is in this tree."""
+    # Not below /dev/shm: what lockd's user has there is removed with RemoveIPC=.
+    with (
+        tempfile.TemporaryDirectory(prefix="lockd-torture-") as place,
+        Machine(Path(place)) as machine,
+    ):
+        yield Target(machine, Path(place))
+
+
+def _statistics(board: Board) -> dict[str, Any]:
+    while True:
+        line = Line(board, 0, "the campaign")
+        try:
+            found = line.call("statistics")
+        except NeverServedError:
+            time.sleep(0.05)
+        else:
+            line.close()
+            assert isinstance(found, dict)
+            return found
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        text = Path(f"/proc/{pid}/stat").read_text()
+        return int(text.rpartition(")")[2].split()[1])
+    return 0
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _resident(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _in_flight(pid: int) -> int:
+    """Counts the descriptors that wait in sockets that a process has."""
+    total = 0
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(OSError):
+            found = re.search(r"^scm_fds:\s+(\d+)", entry.read_text(), re.MULTILINE)
+            total += int(found[1]) if found else 0
+    return total
