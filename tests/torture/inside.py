@@ -3,9 +3,11 @@
 import ctypes
 import json
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 _SPACES: Final = ("mnt", "pid")
@@ -69,3 +71,59 @@ def call(first_pid: int, task: Callable[[], Any]) -> Any:
     if status:
         raise ChildProcessError(f"what was done inside failed with {status}")
     return json.loads(text)
+
+
+class Actor:
+    """A process inside that acts when it is told to, step by step.
+
+    Args:
+        task: what it does; between steps it calls its `Stage.step`.
+    """
+
+    def __init__(self, first_pid: int, task: Callable[["Stage"], None]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+
+        def outer() -> None:
+            ours.close()
+            enter(first_pid)
+            _, status = os.waitpid(fork(lambda: task(Stage(theirs))), 0)
+            os._exit(1 if status else 0)
+
+        self._pid = fork(outer)
+        theirs.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until it has come to the end of a step; tells if it has."""
+        self._socket.settimeout(seconds)
+        try:
+            return self._socket.recv(1) == b"."
+        except TimeoutError:
+            return False
+
+    def go(self) -> None:
+        """Has it take the next step."""
+        with suppress(BrokenPipeError):
+            self._socket.send(b".")
+
+    def end(self) -> int:
+        """Waits for its end; returns its status."""
+        self._socket.settimeout(30)
+        with suppress(TimeoutError):
+            while self._socket.recv(1):
+                self.go()
+        self._socket.close()
+        return os.waitpid(self._pid, 0)[1]
+
+
+class Stage:
+    """The actor's side: it goes on when it is told to."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def step(self) -> None:
+        """Says that a step is done, and waits for the word to take the next."""
+        self._socket.send(b".")
+        if not self._socket.recv(1):
+            raise SystemExit(1)

@@ -29,8 +29,8 @@ _BYTE: Final = (0, 1)
 """Which byte of a file is locked: the first, as virtlockd does."""
 
 
-def keep(board: Board, slot: int) -> None:
-    """Holds a share of `KEPT` for the whole round, and only looks what is said."""
+def keep(board: Board, slot: int, *, is_quiet: bool = False) -> None:
+    """Holds a share of `KEPT` all the time; unless quiet asks whether it does."""
     mine = KEPT[slot % 2 :: 2]
     try:
         line = Line(board, slot, f"keeper {slot}")
@@ -51,12 +51,15 @@ def keep(board: Board, slot: int) -> None:
             time.sleep(0.05)
             line.look()
             hold = random.choice(holds)
-            if not line.call(
-                "check",
-                lockspace=hold.place.lockspace,
-                resource=hold.place.name,
-                fencing_token=hold.token,
-            )["current"]:
+            if (
+                not is_quiet
+                and not line.call(
+                    "check",
+                    lockspace=hold.place.lockspace,
+                    resource=hold.place.name,
+                    fencing_token=hold.token,
+                )["current"]
+            ):
                 board.complain("lost lock", f"keeper {slot}: {hold.place.name}")
         for hold in holds:
             board.set_kept(hold.place.number, 0)
@@ -66,7 +69,7 @@ def keep(board: Board, slot: int) -> None:
             )
         line.finish()
     except NeverServedError:
-        keep(board, slot)
+        keep(board, slot, is_quiet=is_quiet)
     except (LostError, UnansweredError, Refused) as error:
         for place in mine:
             board.set_kept(place.number, 0)
@@ -187,14 +190,14 @@ def probe(board: Board, slot: int) -> None:
                 if turn % 2:
                     path = PLACES[resource].path
                     if path is not None:
-                        why = _why_free(path, mode)
+                        why = why_free(path, mode)
                         board.tally(slot, "cycles")
                         if why and board.look(held_by, number)[0] == turn:
                             what = f"{path}, held by {held_by}, is {why}"
                             board.complain("free moment", what)
 
 
-def _why_free(path: str, mode: int) -> str:
+def why_free(path: str, mode: int) -> str:
     """Returns how the kernel says that a file is not locked; nothing if it is."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -219,7 +222,7 @@ def wait_free(place: Place, seconds: float = PATIENCE) -> bool:
     assert place.path is not None
     end = now() + int(seconds * 1e9)
     while now() < end:
-        if _why_free(place.path, EXCLUSIVE) in ("not there", "not locked"):
+        if why_free(place.path, EXCLUSIVE) in ("not there", "not locked"):
             return True
         time.sleep(0.01)
     return False

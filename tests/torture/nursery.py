@@ -14,6 +14,9 @@ from torture.board import SLOTS, Board
 from torture.inside import enter, fork
 from torture.worker import Worker
 
+QUIET: Final = 6
+"""So many, the first ones, ask for nothing when they have got what they hold."""
+
 FIRST_WORKER: Final = 9
 
 LAST_SECONDS: Final = 60.0
@@ -25,6 +28,7 @@ class Nursery:
 
     Args:
         kill_every: seconds from one killed worker to the next, on average.
+        is_quiet: only who holds for the whole round, and asks for nothing.
     """
 
     def __init__(
@@ -35,10 +39,12 @@ class Nursery:
         *,
         workers: int = 14,
         kill_every: float = 0.5,
+        is_quiet: bool = False,
     ) -> None:
         self._board = board
         self._seed = seed
-        self._workers = min(workers, SLOTS - FIRST_WORKER)
+        self._workers = 0 if is_quiet else min(workers, SLOTS - FIRST_WORKER)
+        self._is_quiet = is_quiet
         self._kill_every = kill_every
         self._slots: dict[int, int] = {}
         self._pid = fork(partial(self._run, first_pid))
@@ -52,7 +58,7 @@ class Nursery:
     def _run(self, first_pid: int) -> None:
         enter(first_pid)
         chance = random.Random(self._seed)
-        for slot in range(FIRST_WORKER + self._workers):
+        for slot in range(QUIET if self._is_quiet else FIRST_WORKER + self._workers):
             self._start(slot, chance.randrange(2**32))
         while not self._board.is_over:
             time.sleep(chance.expovariate(1 / self._kill_every))
@@ -74,10 +80,11 @@ class Nursery:
         board = self._board
         if slot >= FIRST_WORKER:
             return Worker(board, slot, seed).run
+        keep = partial(keepers.keep, is_quiet=self._is_quiet)
         roles: list[Callable[[Board, int], None]] = [
-            *(keepers.keep, keepers.keep, keepers.rival, keepers.probe),
-            *(keepers.libvirt, keepers.libvirt),
+            *(keep, keep, keepers.probe),
             *(keepers.guest, keepers.guest, keepers.guest),
+            *(keepers.rival, keepers.libvirt, keepers.libvirt),
         ]
         return partial(roles[slot], board, slot)
 

@@ -30,6 +30,9 @@ sessions_per_user = 4000
 [lockspaces.files]
 kind = "directory"
 path = "{DIRECTORY}"
+[lockspaces.killed]
+kind = "memory"
+on_disconnect = "kill"
 """
 
 _VIRTLOCKD: Final = ("virtlockd.service", "virtlockd.socket", "virtlockd-admin.socket")

@@ -1,0 +1,173 @@
+"""SIGKILL at every system call of a scenario, and an error of each of them.
+
+strace(1) is attached to the daemon when a scenario is prepared, and has the kernel kill
+it when it enters the Nth of its calls of one name from there on; N rises until there is
+none, for every name.
+"""
+
+import itertools
+import random
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from torture import scenarios
+from torture.board import Board
+from torture.inside import Actor
+from torture.judge import Judge
+from torture.nursery import Nursery
+from torture.target import Target
+
+PATIENCE: Final = 20.0
+TAIL: Final = 0.03
+"""Seconds that the daemon has for what it does after its last answer."""
+
+_CALL: Final = re.compile(r"^(?:\d+ +)?(\w+)\(", re.MULTILINE)
+
+
+@dataclass
+class Hit:
+    """One scenario: how many system calls it has, at how many the daemon was killed."""
+
+    name: str
+    total: int = 0
+    hit: int = 0
+    violations: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+class Tracer:
+    """strace(1), attached to a process."""
+
+    def __init__(self, pid: int, output: Path, *options: str) -> None:
+        self._output = output
+        self._process = subprocess.Popen(
+            ["strace", "-o", str(output), *options, "-p", str(pid)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stderr is not None
+        said = self._process.stderr.readline()
+        assert "attached" in said, said
+
+    def close(self) -> str:
+        """Detaches it; returns what it wrote."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=30)
+        return self._output.read_text(errors="replace")
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the process has ended, or so long."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+
+
+@contextmanager
+def bystanders(target: Target, board: Board, judge: Judge) -> Iterator[None]:
+    """Those who hold locks all the time and ask for nothing, and the prober."""
+    board.clear()
+    board.note_fault()
+    nursery = Nursery(board, target.first_pid, 1, is_quiet=True)
+    try:
+        end = time.monotonic() + PATIENCE
+        # Two keepers with 15 each, three guests.
+        while board.total("grants") < 33:
+            assert time.monotonic() < end, board.complaints()
+            time.sleep(0.05)
+        yield
+    finally:
+        board.stop()
+        nursery.wait()
+        judge.judge(board)
+
+
+class Calls:
+    """Plays scenarios while the daemon is killed."""
+
+    def __init__(self, target: Target, board: Board, judge: Judge, seed: int) -> None:
+        self._target, self._board, self._judge = target, board, judge
+        self._chance = random.Random(seed)
+        self._trace = target.scratch / "trace"
+
+    def every(self, name: str, scenario: scenarios.Scenario, stride: int) -> Hit:
+        """Kills at every system call, or at each `stride`-th of them.
+
+        strace counts each call by itself: the third recvfrom, the first unlink. So of
+        each it is done until there is no such call any more.
+        """
+        found = Hit(name)
+        trace, found.violations = self._play(scenario, "-e", "trace=all")
+        seen = Counter(_CALL.findall(trace))
+        waiting = list(seen)
+        while waiting:
+            call = waiting.pop()
+            for at in itertools.count(1):
+                is_left_out = at <= seen[call] and self._chance.randrange(stride)
+                if is_left_out:
+                    found.total += 1
+                    continue
+                trace = self._kill_at(found, scenario, call, at)
+                more = Counter(_CALL.findall(trace))
+                waiting += [other for other in more if other not in seen]
+                seen |= more
+                if "killed by SIGKILL" not in trace:
+                    break
+                found.total += 1
+                found.hit += 1
+                found.calls[call] += 1
+        return found
+
+    def _kill_at(
+        self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
+    ) -> str:
+        """Plays with a kill at the `at`-th of a call; once more if it did not come."""
+        for _ in range(2):
+            option = f"inject={call}:signal=SIGKILL:when={at}"
+            trace, violations = self._play(scenario, "-e", "trace=all", "-e", option)
+            found.violations += violations
+            if "killed by SIGKILL" in trace:
+                break
+        return trace
+
+    def _play(self, scenario: scenarios.Scenario, *options: str) -> tuple[str, int]:
+        """Plays it once, traced; returns the trace, and how much was wrong."""
+        board = self._board
+        before = self._target.wait_pid()
+        self._target.statistics(board)
+        board.note_fault()
+        actor = Actor(self._target.first_pid, partial(scenarios.play, board, scenario))
+        assert actor.wait(PATIENCE), "a scenario could not be prepared"
+        time.sleep(TAIL)
+        tracer = Tracer(before, self._trace, *options)
+        board.note_fault()
+        actor.go()
+        if scenario is scenarios.UPGRADE:
+            self._target.kill(signal.SIGUSR1)
+            tracer.wait(2.0)
+        actor.wait(PATIENCE)
+        tracer.wait(TAIL)
+        trace = tracer.close()
+        board.note_fault()
+        actor.go()
+        status = actor.end()
+        if status:
+            board.complain("harness", f"an actor ended with {status}")
+        return trace, self._take_complaints()
+
+    def _take_complaints(self) -> int:
+        found = self._board.complaints()
+        for kind, what, _ in found:
+            self._judge.say(kind, what)
+        return len(found)

@@ -1,0 +1,321 @@
+"""What a client does while the daemon is killed at one system call after the other.
+
+Each has three steps: prepare; act, which is when the kill comes; look whether all is
+as it must be. However often and wherever the daemon dies in the second, the third
+must find the same.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import libvirt_client as lc
+from libvirt_client import LibvirtClient
+from torture.board import Board
+from torture.inside import Stage, fork
+from torture.keepers import LIBVIRT_SOCKET, why_free
+from torture.line import Line, LostError, NeverServedError, Refused, UnansweredError
+from torture.places import DIRECTORY, DISKS
+
+SLOT: Final = 40
+"""Whose tallies the lines of actors add to."""
+
+
+class Scene:
+    """What scenarios are written with."""
+
+    def __init__(self, board: Board, stage: Stage) -> None:
+        self._board, self._stage = board, stage
+        self.lines: list[Line] = []
+        self.step = stage.step
+
+    def line(self) -> Line:
+        """Opens a session; one that ends before its first answer is opened again."""
+        while True:
+            line = Line(self._board, SLOT, f"actor's line {len(self.lines)}")
+            try:
+                line.call("hello", protocol=1, client="torture")
+            except NeverServedError:
+                continue
+            self.lines.append(line)
+            return line
+
+    def acquire(self, line: Line, name: str, **params: object) -> int:
+        """Acquires; returns the fencing token."""
+        return int(
+            line.call("acquire", resource=name, **params)["grant"]["fencing_token"]
+        )
+
+    def query(self, name: str, **params: object) -> tuple[list[int], int]:
+        """Returns the tokens of the holders, and how many wait."""
+        found = self.line().call("query", resource=name, **params)
+        tokens = [holder["fencing_token"] for holder in found["holders"]]
+        return tokens, found["waiter_count"]
+
+    def must(self, found: object, wanted: object, what: str) -> None:
+        if found != wanted:
+            self._board.complain("wrong state", f"{what}: {found}, not {wanted}")
+
+    def must_be_busy(self, name: str, **params: object) -> None:
+        try:
+            self.acquire(self.line(), name, timeout=0, **params)
+        except Refused as refusal:
+            self.must(refusal.code, "busy", f"a try for {name}")
+        else:
+            self._board.complain("overlap", f"a try was granted {name}, which is held")
+
+
+def _acquire(scene: Scene, lockspace: str) -> None:
+    line = scene.line()
+    scene.step()
+    token = scene.acquire(line, "a", lockspace=lockspace)
+    scene.step()
+    _must_be_held(scene, "a", token, lockspace)
+    line.call("release", resource="a", lockspace=lockspace)
+
+
+def _must_be_held(scene: Scene, name: str, token: int, lockspace: str) -> None:
+    scene.must(scene.query(name, lockspace=lockspace), ([token], 0), "after acquire")
+    scene.must_be_busy(name, lockspace=lockspace)
+    if lockspace == "files":
+        scene.must(why_free(f"{DIRECTORY}/{name}", 1), "", "the file")
+
+
+def _try_refused(scene: Scene) -> None:
+    holder, other = scene.line(), scene.line()
+    token = scene.acquire(holder, "a", lockspace="files")
+    scene.step()
+    try:
+        scene.acquire(other, "a", lockspace="files", timeout=0)
+    except Refused as refusal:
+        scene.must(refusal.code, "busy", "a try")
+    scene.step()
+    _must_be_held(scene, "a", token, "files")
+
+
+def _wait(scene: Scene) -> None:
+    holder, waiter = scene.line(), scene.line()
+    token = scene.acquire(holder, "a", lockspace="files")
+    scene.step()
+    msgid, query = waiter.ask_all(
+        [
+            ("acquire", {"resource": "a", "lockspace": "files"}),
+            ("query", {"resource": "a", "lockspace": "files"}),
+        ]
+    )
+    waiter.wait(query)
+    scene.step()
+    scene.must(scene.query("a", lockspace="files"), ([token], 1), "while one waits")
+    holder.call("release", resource="a", lockspace="files")
+    waiter.wait(msgid)
+
+
+def _waits(scene: Scene, line: Line, name: str) -> int:
+    """Has a session wait; returns the msgid when its place is sure."""
+    names: dict[str, object] = {"resource": name, "lockspace": "files"}
+    msgid, query = line.ask_all([("acquire", names), ("query", names)])
+    line.wait(query)
+    return msgid
+
+
+def _grant_to_waiter(scene: Scene) -> None:
+    holder, second, third = scene.line(), scene.line(), scene.line()
+    first = scene.acquire(holder, "a", lockspace="files")
+    of_second = _waits(scene, second, "a")
+    of_third = _waits(scene, third, "a")
+    scene.step()
+    holder.call("release", resource="a", lockspace="files")
+    token = second.wait(of_second)["grant"]["fencing_token"]
+    scene.step()
+    scene.must(token > first, True, "the token rises")
+    scene.must(scene.query("a", lockspace="files"), ([token], 1), "after the grant")
+    third.look()
+    scene.must(third.is_answered(of_third), False, "the third is granted too early")
+    second.call("release", fencing_token=token)
+    third.wait(of_third)
+
+
+def _release(scene: Scene) -> None:
+    line = scene.line()
+    scene.acquire(line, "a", lockspace="files")
+    scene.step()
+    line.call("release", resource="a", lockspace="files")
+    scene.step()
+    scene.must(scene.query("a", lockspace="files"), ([], 0), "after release")
+    scene.acquire(scene.line(), "a", lockspace="files", timeout=0)
+
+
+def _convert(scene: Scene) -> None:
+    line = scene.line()
+    names = {"resource": "a", "lockspace": "files"}
+    token = scene.acquire(line, "a", lockspace="files", mode="shared")
+    scene.step()
+    line.call("convert", **names, mode="exclusive")
+    line.call("convert", **names, mode="shared")
+    line.call("convert", **names, mode="exclusive")
+    scene.step()
+    _must_be_held(scene, "a", token, "files")
+
+
+def _cancel(scene: Scene) -> None:
+    holder, waiter = scene.line(), scene.line()
+    token = scene.acquire(holder, "a", lockspace="files")
+    msgid = _waits(scene, waiter, "a")
+    scene.step()
+    waiter.call("cancel", request=msgid)
+    scene.step()
+    try:
+        waiter.wait(msgid)
+    except Refused as refusal:
+        scene.must(refusal.code, "cancelled", "what was cancelled")
+    _must_be_held(scene, "a", token, "files")
+
+
+def _several(scene: Scene) -> None:
+    line = scene.line()
+    scene.step()
+    line.call("acquire", resources=["a", "b", "c"], lockspace="files")
+    line.call("release", resources=["b", "c"], lockspace="files")
+    scene.step()
+    scene.must(len(scene.query("a", lockspace="files")[0]), 1, "holders of a")
+    for name in ("b", "c"):
+        scene.must(scene.query(name, lockspace="files"), ([], 0), name)
+
+
+def _connect(scene: Scene) -> None:
+    scene.step()
+    line = scene.line()
+    scene.step()
+    token = scene.acquire(line, "a")
+    scene.must(scene.query("a"), ([token], 0), "after connect")
+
+
+def _disconnect(scene: Scene) -> None:
+    holder, waiter = scene.line(), scene.line()
+    scene.acquire(holder, "a", lockspace="files")
+    scene.acquire(holder, "b")
+    msgid = _waits(scene, waiter, "a")
+    scene.step()
+    holder.close()
+    scene.lines.remove(holder)
+    token = waiter.wait(msgid)["grant"]["fencing_token"]
+    scene.step()
+    scene.must(scene.query("a", lockspace="files"), ([token], 0), "after disconnect")
+    scene.must(scene.query("b"), ([], 0), "after disconnect")
+
+
+def _fence(scene: Scene) -> None:
+    """Who closes with locks of `killed` is dead before anybody gets them."""
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        line = scene.line()
+        scene.acquire(line, "a", lockspace="killed")
+        os.write(writer, b".")
+        signal.sigwait({signal.SIGUSR1})
+        line.socket.shutdown(socket.SHUT_RDWR)
+        signal.pause()
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    pid = fork(child)
+    os.read(reader, 1)
+    waiter = scene.line()
+    names: dict[str, object] = {"resource": "a", "lockspace": "killed"}
+    msgid, query = waiter.ask_all([("acquire", names), ("query", names)])
+    waiter.wait(query)
+    scene.step()
+    os.kill(pid, signal.SIGUSR1)
+    waiter.wait(msgid)
+    dead, _ = os.waitpid(pid, os.WNOHANG)
+    scene.must(dead, pid, "who had the lock is dead")
+    scene.step()
+
+
+def _libvirt(scene: Scene) -> None:
+    disk = lc.resource("", f"{DISKS}/disk-0")
+    client = _registered()
+    scene.step()
+    scene.must(_said(client.call(lc.ACQUIRE, disk)), "ok", "ACQUIRE")
+    scene.must(_said(client.call(lc.RELEASE, disk)), "ok", "RELEASE")
+    scene.must(_said(client.call(lc.ACQUIRE, disk)), "ok", "ACQUIRE")
+    scene.step()
+    scene.must(why_free(f"{DISKS}/disk-0", 1), "", "the disk")
+    scene.must(_said(client.call(lc.RELEASE, disk)), "ok", "RELEASE")
+    client.close()
+
+
+def _libvirt_connect(scene: Scene) -> None:
+    scene.step()
+    client = _registered()
+    scene.step()
+    client.close()
+
+
+def _registered() -> LibvirtClient:
+    while True:
+        client = LibvirtClient(LIBVIRT_SOCKET)
+        if client.call(lc.REGISTER, lc.owner(os.getpid())) is not None:
+            return client
+        client.close()
+
+
+def _said(reply: lc.Reply | None) -> str:
+    if reply is None:
+        return "the end"
+    return "ok" if reply.status == lc.OK else str(reply.error)
+
+
+def _upgrade(scene: Scene) -> None:
+    """The upgrade itself is asked for from outside, as it is by `kill -USR1`."""
+    holder, waiter = scene.line(), scene.line()
+    token = scene.acquire(holder, "a", lockspace="files")
+    msgid = _waits(scene, waiter, "a")
+    scene.step()
+    other = scene.acquire(holder, "b")
+    scene.step()
+    scene.must(scene.query("a", lockspace="files"), ([token], 1), "after upgrade")
+    scene.must(scene.query("b"), ([other], 0), "after upgrade")
+    holder.call("release", fencing_token=token)
+    waiter.wait(msgid)
+
+
+Scenario = Callable[[Scene], None]
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "acquire (memory)": partial(_acquire, lockspace="default"),
+    "acquire (directory)": partial(_acquire, lockspace="files"),
+    "acquire, refused": _try_refused,
+    "acquire several": _several,
+    "wait": _wait,
+    "grant to waiter": _grant_to_waiter,
+    "release": _release,
+    "convert": _convert,
+    "cancel": _cancel,
+    "connect": _connect,
+    "disconnect": _disconnect,
+    "fence": _fence,
+    "libvirt: connect": _libvirt_connect,
+    "libvirt: acquire, release": _libvirt,
+}
+
+#: Begun by a signal of whoever runs it, when it has taken its first step.
+UPGRADE: Final = _upgrade
+
+
+def play(board: Board, scenario: Scenario, stage: Stage) -> None:
+    """Carries out a scenario; complains of what is wrong."""
+    scene = Scene(board, stage)
+    try:
+        scenario(scene)
+        for line in scene.lines:
+            line.finish()
+    except (LostError, NeverServedError, UnansweredError):
+        pass  # has been complained of
+    except Refused as refusal:
+        board.complain("unexpected answer", str(refusal))
+    except Exception as error:
+        board.complain("scenario", repr(error))
