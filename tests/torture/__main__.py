@@ -4,28 +4,41 @@
 
 Parts: `rounds` (load and faults at random times), `calls` (SIGKILL at every system
 call), `errors` (an error of each system call), `damage` (records that were spoilt),
-`recovery` (how soon it serves again), `virtlockd` (what virtlockd loses), `bugs` (each
-planted bug must be found). All but the last are run without one.
+`recovery` (how soon it serves again), `virtlockd` (what virtlockd loses). All of them
+are run if none is named.
 """
 
 import argparse
 import os
+import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from torture import scenarios
 from torture.board import TALLIES, Board
+from torture.calls import Calls, bystanders
+from torture.damage import KINDS as DAMAGES
+from torture.damage import Damage
 from torture.judge import Judge
 from torture.kinds import KILLING, KINDS
+from torture.peers import compare
+from torture.rebirth import Rebirth
+from torture.recovery import price, recovery
 from torture.report import Report
 from torture.rounds import Counted, Rounds
 from torture.target import Target, booted
 
-PARTS: Final = ("rounds", "calls", "errors", "damage", "recovery", "virtlockd", "bugs")
-
 SLICE_SECONDS: Final = 5.0
+
+#: Of a slice: one call out of so many.
+CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 12, 300, 200
+
+DAMAGE_TIMES: Final = 20
+RECOVERY_KILLS: Final = 200
 
 
 @dataclass
@@ -46,13 +59,13 @@ def options(words: Sequence[str]) -> Options:
     parser.add_argument("--slice", action="store_true", help="three minutes of it all")
     parser.add_argument("parts", nargs="*", metavar="PART")
     found = parser.parse_args(words)
-    if unknown := set(found.parts) - set(PARTS):
+    if unknown := set(found.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(unknown)}")
     seed = int(time.time()) if found.seed is None else found.seed
     kills, seconds = found.kills, found.seconds
     if found.slice:
         kills, seconds = 0, SLICE_SECONDS
-    return Options(kills, seconds, seed, found.slice, found.parts or PARTS[:-1])
+    return Options(kills, seconds, seed, found.slice, found.parts or list(PARTS))
 
 
 def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
@@ -84,12 +97,83 @@ def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
         report.show("used at the end", runner.used)
 
 
+def calls(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
+    """SIGKILL at every system call of each scenario, and of recovery."""
+    report.title("SIGKILL at every system call (hit/total)")
+    with Board(target.scratch / "complaints-calls") as board:
+        with bystanders(target, board, judge):
+            killer = Calls(target, board, judge, chosen.seed)
+            for name, scenario in scenarios.SCENARIOS.items():
+                report.hit(killer.every(name, scenario, CALL_STRIDE**chosen.is_slice))
+            stride = UPGRADE_STRIDE**chosen.is_slice
+            report.hit(killer.every("upgrade", scenarios.UPGRADE, stride))
+        with bystanders(target, board, judge):
+            reborn = Rebirth(target, board, judge, chosen.seed)
+            report.hit(reborn.every(RECOVERY_STRIDE**chosen.is_slice))
+
+
+def errors(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
+    """An error of each system call of each scenario."""
+    report.title("Errors of system calls (injected/total)")
+    with (
+        Board(target.scratch / "complaints-errors") as board,
+        bystanders(target, board, judge),
+    ):
+        injector = Calls(target, board, judge, chosen.seed)
+        for name, scenario in scenarios.SCENARIOS.items():
+            report.hit(injector.errors(name, scenario, CALL_STRIDE**chosen.is_slice))
+
+
+def damage(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
+    """Records that were spoilt."""
+    report.title("Records that were spoilt, then SIGKILL")
+    with Board(target.scratch / "complaints-damage") as board:
+        spoiler = Damage(target, board, judge, chosen.seed)
+        for kind in DAMAGES:
+            found: Counter[str] = Counter()
+            for _ in range(1 if chosen.is_slice else DAMAGE_TIMES):
+                found += spoiler.once(kind)
+            for what, count in found.items():
+                report.show(f"{kind}: sessions that {what}", count)
+        report.must("violations", spoiler.violations, 0)
+        report.at_least("memories spoilt", spoiler.spoilt, len(DAMAGES))
+
+
+def recovered(target: Target, report: Report, _: Judge, chosen: Options) -> None:
+    """How soon it serves again, and the price."""
+    with Board(target.scratch / "complaints-recovery") as board:
+        recovery(target, board, report, 10 if chosen.is_slice else RECOVERY_KILLS)
+        if not chosen.is_slice:
+            price(target, board, report)
+
+
+def virtlockd(target: Target, report: Report, _: Judge, __: Options) -> None:
+    """The same to virtlockd."""
+    with Board(target.scratch / "complaints-virtlockd") as board:
+        compare(target, board, report)
+
+
+Part = Callable[[Target, Report, Judge, Options], None]
+
+PARTS: Final[dict[str, Part]] = {
+    "rounds": rounds,
+    "calls": calls,
+    "errors": errors,
+    "damage": damage,
+    "recovery": recovered,
+    "virtlockd": virtlockd,
+}
+
+
 def main(words: Sequence[str]) -> int:
+    """Runs what was chosen; returns the exit status."""
     assert os.geteuid() == 0, "booting a machine takes root"
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     chosen, report, judge = options(words), Report(), Judge()
-    if "rounds" in chosen.parts:
-        with booted() as target:
-            rounds(target, report, judge, chosen)
+    with booted() as target:
+        for part in chosen.parts:
+            PARTS[part](target, report, judge, chosen)
     report.judged(judge)
     report.again()
     return 1 if report.failed else 0

@@ -48,6 +48,10 @@ TALLIES: Final = (
     "resumed",
 )
 
+FINDINGS: Final = ("went on", "ended", "not locked", "granted twice")
+"""What those say who look after a fault; not for the table of the load."""
+
+_COLUMNS: Final = TALLIES + FINDINGS
 _HEADER: Final = 64
 _SLOT: Final = 64
 _HOLDS: Final = 32  # the first word of the holds in a slot
@@ -149,10 +153,10 @@ class Board:
     # What is counted by a worker, for the table.
 
     def tally(self, slot: int, name: str, count: int = 1) -> None:
-        self.words[self._slot(slot) + 1 + TALLIES.index(name)] += count
+        self.words[self._slot(slot) + 1 + _COLUMNS.index(name)] += count
 
     def total(self, name: str) -> int:
-        column = 1 + TALLIES.index(name)
+        column = 1 + _COLUMNS.index(name)
         return sum(int(self.words[self._slot(s) + column]) for s in range(SLOTS))
 
     # Complaints.

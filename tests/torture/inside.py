@@ -107,11 +107,12 @@ class Actor:
             self._socket.send(b".")
 
     def end(self) -> int:
-        """Waits for its end; returns its status."""
-        self._socket.settimeout(30)
-        with suppress(TimeoutError):
+        """Has it take no more steps, and waits for its end; returns its status."""
+        self._socket.settimeout(60)
+        with suppress(TimeoutError, BrokenPipeError):
+            self._socket.send(b"!")
             while self._socket.recv(1):
-                self.go()
+                self._socket.send(b"!")
         self._socket.close()
         return os.waitpid(self._pid, 0)[1]
 
@@ -122,8 +123,9 @@ class Stage:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
 
-    def step(self) -> None:
-        """Says that a step is done, and waits for the word to take the next."""
+    def step(self) -> bool:
+        """Says that a step is done, and waits for the word; False: it is the last."""
         self._socket.send(b".")
-        if not self._socket.recv(1):
+        if not (word := self._socket.recv(1)):
             raise SystemExit(1)
+        return word == b"."

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from torture.calls import Hit
 from torture.judge import Judge
 from torture.rounds import Counted
 
@@ -49,6 +50,13 @@ class Report:
             f"discarded) {counted.faults:>6} faults ({counted.faults_under_load} under "
             f"load) {counted.grants:>8} grants {counted.seconds:>6.0f} s: {verdict}"
         )
+
+    def hit(self, found: Hit) -> None:
+        """A scenario that was met at one system call after the other."""
+        self.failed |= found.violations > 0
+        verdict = "none" if not found.violations else f"{found.violations} FOUND"
+        hits = f"{found.hit}/{found.total}"
+        self._row(f"  {found.name:<34} {hits:>10} violations: {verdict}")
 
     def judged(self, judge: Judge) -> None:
         """What was found, by kind."""

@@ -113,7 +113,7 @@ def _wait(scene: Scene) -> None:
     waiter.wait(msgid)
 
 
-def _waits(scene: Scene, line: Line, name: str) -> int:
+def waits(scene: Scene, line: Line, name: str) -> int:
     """Has a session wait; returns the msgid when its place is sure."""
     names: dict[str, object] = {"resource": name, "lockspace": "files"}
     msgid, query = line.ask_all([("acquire", names), ("query", names)])
@@ -124,8 +124,8 @@ def _waits(scene: Scene, line: Line, name: str) -> int:
 def _grant_to_waiter(scene: Scene) -> None:
     holder, second, third = scene.line(), scene.line(), scene.line()
     first = scene.acquire(holder, "a", lockspace="files")
-    of_second = _waits(scene, second, "a")
-    of_third = _waits(scene, third, "a")
+    of_second = waits(scene, second, "a")
+    of_third = waits(scene, third, "a")
     scene.step()
     holder.call("release", resource="a", lockspace="files")
     token = second.wait(of_second)["grant"]["fencing_token"]
@@ -163,7 +163,7 @@ def _convert(scene: Scene) -> None:
 def _cancel(scene: Scene) -> None:
     holder, waiter = scene.line(), scene.line()
     token = scene.acquire(holder, "a", lockspace="files")
-    msgid = _waits(scene, waiter, "a")
+    msgid = waits(scene, waiter, "a")
     scene.step()
     waiter.call("cancel", request=msgid)
     scene.step()
@@ -197,7 +197,7 @@ def _disconnect(scene: Scene) -> None:
     holder, waiter = scene.line(), scene.line()
     scene.acquire(holder, "a", lockspace="files")
     scene.acquire(holder, "b")
-    msgid = _waits(scene, waiter, "a")
+    msgid = waits(scene, waiter, "a")
     scene.step()
     holder.close()
     scene.lines.remove(holder)
@@ -273,7 +273,7 @@ def _upgrade(scene: Scene) -> None:
     """The upgrade itself is asked for from outside, as it is by `kill -USR1`."""
     holder, waiter = scene.line(), scene.line()
     token = scene.acquire(holder, "a", lockspace="files")
-    msgid = _waits(scene, waiter, "a")
+    msgid = waits(scene, waiter, "a")
     scene.step()
     other = scene.acquire(holder, "b")
     scene.step()
@@ -316,6 +316,6 @@ def play(board: Board, scenario: Scenario, stage: Stage) -> None:
     except (LostError, NeverServedError, UnansweredError):
         pass  # has been complained of
     except Refused as refusal:
-        board.complain("unexpected answer", str(refusal))
+        board.complain("unexpected answer", f"actor: {refusal}")
     except Exception as error:
         board.complain("scenario", repr(error))

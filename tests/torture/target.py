@@ -90,10 +90,15 @@ class Target:
         for group in self._groups:
             with suppress(OSError):
                 for word in group.read_text().split():
-                    if _parent(int(word)) == self.first_pid:
+                    if self._is_main(int(word)):
                         return int(word)
                 return None
         return None
+
+    def _is_main(self, pid: int) -> bool:
+        """A tracer that was started with it has the same parent."""
+        comm = Path(f"/proc/{pid}/comm").read_text()
+        return _parent(pid) == self.first_pid and comm != "strace\n"
 
     def wait_pid(self, other_than: int | None = None, seconds: float = 30.0) -> int:
         """Waits until there is a main process (other than one)."""

@@ -1,0 +1,148 @@
+"""SIGKILL at every system call of recovery itself, up to twenty times in a row.
+
+The unit is started through a script which takes the next line of a plan: the call at
+which strace(1) has the kernel kill this start. Without a line it starts as ever.
+"""
+
+import random
+import re
+import time
+from collections import Counter
+from functools import partial
+from typing import Final
+
+from torture import scenarios
+from torture.board import Board
+from torture.calls import Hit
+from torture.inside import Actor, Stage
+from torture.judge import Judge
+from torture.line import LostError, Refused, UnansweredError
+from torture.target import Target
+
+PLACE: Final = "/run/torture"
+IN_A_ROW: Final = 20
+SECONDS: Final = 60.0
+
+_CALL: Final = re.compile(r"^(\w+)\(", re.MULTILINE)
+
+_SCRIPT: Final = """#!/bin/sh
+# $1: where the plan is; the rest: what is started.
+place=$1; shift
+line=$(head -n 1 $place/plan)
+if [ -z "$line" ]; then exec "$@"; fi
+sed -i 1d $place/plan
+set -- "$@"
+number=${line%% *}
+exec strace -D -o $place/trace-$number ${line#* } "$@"
+"""
+
+# ptrace(2) is not among what the daemon may call; nothing else is different.
+_UNIT: Final = """[Service]
+ExecStart=
+ExecStart=/bin/sh {place}/start {place} {command}
+SystemCallFilter=
+SystemCallFilter=@system-service @debug
+RestartSec=0
+"""
+
+_COMMAND: Final = re.compile(r"argv\[\]=(.*?) ;")
+
+
+def witness(board: Board, stage: Stage) -> None:
+    """Has locks and places in a queue, and looks at each step whether it still has."""
+    scene = scenarios.Scene(board, stage)
+    try:
+        holder, waiter = scene.line(), scene.line()
+        token = scene.acquire(holder, "witnessed", lockspace="files")
+        msgid = scenarios.waits(scene, waiter, "witnessed")
+        while stage.step():
+            state = scene.query("witnessed", lockspace="files")
+            scene.must(state, ([token], 1), "after recovery")
+            scene.lines.pop().finish()
+        holder.call("release", fencing_token=token)
+        waiter.wait(msgid)
+    except (LostError, UnansweredError):
+        pass  # has been complained of
+    except Refused as refusal:
+        board.complain("unexpected answer", f"a witness: {refusal}")
+
+
+class Rebirth:
+    """Kills the daemon while it comes back."""
+
+    def __init__(self, target: Target, board: Board, judge: Judge, seed: int) -> None:
+        self._target, self._board, self._judge = target, board, judge
+        self._chance = random.Random(seed)
+
+    def every(self, stride: int) -> Hit:
+        """Kills each start at another call until all, or each `stride`-th, had one."""
+        found = Hit("recovery")
+        machine = self._target.machine
+        shown = machine.show("lockd.service", "ExecStart")
+        command = _COMMAND.search(shown)
+        assert command is not None, shown
+        machine.run("mkdir", "-p", PLACE)
+        machine.write(f"{PLACE}/start", _SCRIPT)
+        self._plan([])
+        machine.run("chown", "-R", "lockd:", PLACE)
+        self._target.drop_in(_UNIT.format(place=PLACE, command=command[1]))
+        actor = Actor(self._target.first_pid, partial(witness, self._board))
+        try:
+            assert actor.wait(SECONDS)
+            self._run(found, actor, stride)
+        finally:
+            self._plan([])
+            self._target.drop_in("")
+            actor.end()
+        return found
+
+    def _run(self, found: Hit, actor: Actor, stride: int) -> None:
+        self._batch(["0 -e trace=all"])
+        seen = Counter(_CALL.findall(self._trace(0)))
+        every = [(call, at) for call in seen for at in range(1, seen[call] + 1)]
+        found.total = len(every)
+        chosen = [pair for pair in every if not self._chance.randrange(stride)]
+        self._chance.shuffle(chosen)
+        for start in range(0, len(chosen), IN_A_ROW):
+            batch = chosen[start : start + IN_A_ROW]
+            self._batch(
+                [
+                    f"{number} -e trace={c} -e inject={c}:signal=SIGKILL:when={at}"
+                    for number, (c, at) in enumerate(batch, 1)
+                ]
+            )
+            for number, (call, _) in enumerate(batch, 1):
+                if "killed by SIGKILL" in self._trace(number):
+                    found.hit += 1
+                    found.calls[call] += 1
+            actor.go()
+            actor.wait(SECONDS)
+            for kind, what, _ in self._board.complaints():
+                found.violations += 1
+                self._judge.say(kind, what)
+
+    def _plan(self, lines: list[str]) -> None:
+        self._target.machine.write(
+            f"{PLACE}/plan", "".join(f"{line}\n" for line in lines)
+        )
+
+    def _batch(self, lines: list[str]) -> None:
+        """Has one start after the other meet its line, and then one meet none."""
+        self._plan(lines)
+        self._target.machine.run("chown", "lockd:", f"{PLACE}/plan")
+        self._target.kill()
+        end = time.monotonic() + SECONDS
+        while self._target.machine.say("cat", f"{PLACE}/plan"):
+            self._board.note_fault()
+            assert time.monotonic() < end, self._target.states()
+            if self._target.is_serving():
+                self._target.kill()  # it did not come to its call
+        # The last line may have been met by a start that serves, traced.
+        self._target.statistics(self._board)
+        self._target.kill()
+        self._board.note_fault()
+        self._target.statistics(self._board)
+
+    def _trace(self, number: int) -> str:
+        path = f"{PLACE}/trace-{number}"
+        return self._target.machine.run("cat", path, check=False).stdout
