@@ -97,9 +97,14 @@ def _share(ordered: list[float], share: float) -> float:
 
 
 def _reload(target: Target, report: Report) -> None:
-    began = time.monotonic()
-    target.machine.run("systemctl", "daemon-reload")
-    report.must("daemon-reload", time.monotonic() - began, RELOAD_SECONDS, "s")
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        target.machine.run("systemctl", "daemon-reload")
+        times.append(time.monotonic() - began)
+    report.must(
+        "daemon-reload, the median of five", sorted(times)[2], RELOAD_SECONDS, "s"
+    )
 
 
 def price(target: Target, board: Board, report: Report) -> None:
