@@ -35,7 +35,7 @@ from torture.target import Target, booted
 SLICE_SECONDS: Final = 5.0
 
 #: Of a slice: one call out of so many.
-CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 12, 300, 200
+CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 12, 1_000, 300
 
 DAMAGE_TIMES: Final = 20
 RECOVERY_KILLS: Final = 200

@@ -127,6 +127,7 @@ class Calls:
         self._target, self._board, self._judge = target, board, judge
         self._chance = random.Random(seed)
         self._trace = target.scratch / "trace"
+        self._context = ""
 
     def every(self, name: str, scenario: scenarios.Scenario, stride: int) -> Hit:
         """Kills at every system call, or at each `stride`-th of them.
@@ -135,14 +136,16 @@ class Calls:
         each it is done until there is no such call any more.
         """
         found = Hit(name)
+        self._context = name
         trace, found.violations = self._play(scenario, "-e", "trace=all")
         seen = Counter(_CALL.findall(trace))
         waiting = list(seen)
         while waiting:
             call = waiting.pop()
             for at in itertools.count(1):
-                is_left_out = at <= seen[call] and self._chance.randrange(stride)
-                if is_left_out:
+                if at > seen[call] and stride > 1:
+                    break  # a sample is not to find more of them
+                if self._chance.randrange(stride):
                     found.total += 1
                     continue
                 trace = self._kill_at(found, scenario, call, at)
@@ -160,6 +163,7 @@ class Calls:
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
     ) -> str:
         """Plays with a kill at the `at`-th of a call; once more if it did not come."""
+        self._context = f"{found.name}, killed at {call} {at}"
         for _ in range(2):
             option = f"inject={call}:signal=SIGKILL:when={at}"
             trace, violations = self._play(scenario, "-e", "trace=all", "-e", option)
@@ -174,6 +178,7 @@ class Calls:
         Who acts may be refused or lose the session; nobody else may notice.
         """
         found = Hit(name)
+        self._context = name
         trace, found.violations = self._play(scenario, "-e", "trace=all")
         seen = Counter(_CALL.findall(trace))
         for call, error in [(c, e) for c in seen for e in ERRORS.get(c, ())]:
@@ -181,6 +186,7 @@ class Calls:
                 found.total += 1
                 if self._chance.randrange(stride):
                     continue
+                self._context = f"{found.name}, {error} from {call} {at}"
                 option = f"inject={call}:error={error}:when={at}"
                 trace, violations = self._play(
                     scenario, "-e", "trace=all", "-e", option, is_tolerant=True
@@ -222,6 +228,6 @@ class Calls:
         for kind, what, _ in self._board.complaints():
             is_own = kind in ("lost connection", "unexpected answer")
             if not (is_tolerant and is_own and what.startswith("actor")):
-                self._judge.say(kind, what)
+                self._judge.say(kind, f"{self._context}: {what}")
                 count += 1
         return count

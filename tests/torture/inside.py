@@ -98,7 +98,7 @@ class Actor:
         self._socket.settimeout(seconds)
         try:
             return self._socket.recv(1) == b"."
-        except TimeoutError:
+        except (TimeoutError, ConnectionResetError):
             return False
 
     def go(self) -> None:
@@ -109,7 +109,7 @@ class Actor:
     def end(self) -> int:
         """Has it take no more steps, and waits for its end; returns its status."""
         self._socket.settimeout(60)
-        with suppress(TimeoutError, BrokenPipeError):
+        with suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
             self._socket.send(b"!")
             while self._socket.recv(1):
                 self._socket.send(b"!")

@@ -119,7 +119,7 @@ class Rebirth:
             actor.wait(SECONDS)
             for kind, what, _ in self._board.complaints():
                 found.violations += 1
-                self._judge.say(kind, what)
+                self._judge.say(kind, f"recovery, killed in {batch}: {what}")
 
     def _plan(self, lines: list[str]) -> None:
         self._target.machine.write(

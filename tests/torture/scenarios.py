@@ -229,10 +229,11 @@ def _fence(scene: Scene) -> None:
     waiter.wait(query)
     scene.step()
     os.kill(pid, signal.SIGUSR1)
-    waiter.wait(msgid)
+    token = waiter.wait(msgid)["grant"]["fencing_token"]
     dead, _ = os.waitpid(pid, os.WNOHANG)
     scene.must(dead, pid, "who had the lock is dead")
     scene.step()
+    waiter.call("release", fencing_token=token)
 
 
 def _libvirt(scene: Scene) -> None:
