@@ -311,8 +311,8 @@ class Episode:
         for line in self.lines:
             self.twins.close_line(line)
         self.lines = []
+        self.twins.settle()  # a file that is locked from outside is not removed
         self._unlock_outside()
-        self.twins.settle()
         self.holdings.forget([*self.personas, *mischief.STRANGERS])
         self._judge(Event("all die"))
         if self._is_strict:
