@@ -7,8 +7,10 @@ from ledger import Ledger, end_what_is_damaged
 from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     AnchorOpened,
+    AnchorRefused,
     CloseSession,
     RegisterOwner,
+    Tick,
 )
 from lockd.engine.effects import CloseAnchor, Granted
 from lockd.engine.invariants import check
@@ -140,6 +142,17 @@ def test_half_opened_request_goes_on(engine: LockEngine, ledger: Ledger) -> None
     ]
 
 
+def test_pause_that_is_over_is_told(engine: LockEngine, ledger: Ledger) -> None:
+    acquire(engine, ALICE, 1, FILE, mode=SHARED)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    acquire(engine, BOB, 1, FILE, mode=SHARED)
+    engine.handle(AnchorRefused(FILE, "busy"), now=0.0)
+    convert(engine, ALICE, 2, FILE, EXCLUSIVE)
+    ledger.follow(engine)
+    engine.handle(Tick(), now=1.0)
+    ledger.follow(engine)
+
+
 def test_tokens_go_on(engine: LockEngine, ledger: Ledger) -> None:
     acquire(engine, ALICE, 1, DISK)
     release(engine, ALICE, 2, DISK)
@@ -269,6 +282,19 @@ def test_old_grant_beside_a_newer_one_is_not_believed(engine: LockEngine) -> Non
     loaded = mended([*decoded(engine), *old], "one may be old")
     assert loaded.damaged == [ALICE]
     assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
+
+
+def test_circle_that_an_old_grant_closes_is_broken(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    old = [record for record in decoded(engine) if record[0] == "grant"]
+    release(engine, ALICE, 2, DISK)
+    acquire(engine, CAROL, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, BOB, 2, DISK)
+    acquire(engine, ALICE, 3, TAPE)
+    loaded = mended([*decoded(engine), *old], "one may be old")
+    assert loaded.damaged == [ALICE, BOB]
+    assert [x.session for x in loaded.engine.situation(DISK).holders] == [CAROL]
 
 
 def test_process_that_nobody_acts_for_any_more_is_forgotten(engine: LockEngine) -> None:

@@ -13,8 +13,8 @@ however much is held and however many wait. Kinds, names and values:
     last        its key            the last holder of a resource, and a rank by age
 
 Resources are not recorded. Holders follow from the grants, in the order of their
-tokens; lines from the requests, in the order of their turns: whoever is not answered,
-and has no anchor opened, stands in the line of each of its keys. An anchor that is not
+tokens; lines from the requests, in the order of their turns: a request for which no
+anchor is being opened stands in the line of each of its keys. An anchor that is not
 being opened is held as the resource is.
 """
 
@@ -154,7 +154,6 @@ class _Place(Struct):
     order: int
     keys: tuple[ResourceKey, ...]
     converting: bool
-    answered: bool
     anchors: list[tuple[ResourceKey, Mode | None, Mode | None]]
 
 
@@ -258,7 +257,7 @@ class _Pieces:
                 resource = _resource(found, key)
                 resource |= {"anchor": anchor, "anchor_wanted": wanted}
                 resource["pending"] = order
-            if not place.answered and not place.anchors:
+            if not place.anchors:
                 line = "converting" if place.converting else "waiting"
                 for key in place.keys:
                     _resource(found, key)[line].append(order)
