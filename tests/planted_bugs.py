@@ -454,19 +454,6 @@ PLANTED_BUGS = [
     ),
     _in(
         "records",
-        "a crash lets go the anchors of what is held",
-        '                resource["anchor"] = grant.mode\n',
-        "                pass\n",
-    ),
-    _in(
-        "records",
-        "a grant without its owner falls",
-        "            if grant.owner_id not in self.owners:\n"
-        "                self._make_up_owner(grant)\n",
-        "",
-    ),
-    _in(
-        "records",
         "tokens begin anew when the counts are lost",
         '        found["last_token"] = max(found["last_token"], *self.grants, 0)\n',
         "",
@@ -501,5 +488,11 @@ PLANTED_BUGS = [
         "an owner whose session is lost goes on for ever",
         "        if not owner.sessions\n",
         "        if False\n",
+    ),
+    _in(
+        "mending",
+        "a crash lets go the anchors of what is held",
+        "        resource.anchor = resource.mode if anchored else None\n",
+        "        pass\n",
     ),
 ]

@@ -29,7 +29,6 @@ from lockd.engine.changes import Changes
 from lockd.engine.commands import AddLockspace
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request
 from lockd.engine.snapshot import COUNTS, Plain
 from lockd.terms import Mode, ResourceKey
@@ -245,13 +244,10 @@ class _Pieces:
         self.owners[grant.owner_id] = snapshot.dump_owner(owner)
 
     def _resources(self) -> list[Plain]:
-        anchored = {x.name for x in self.lockspaces if x.anchored}
         found: dict[ResourceKey, Plain] = {}
         for grant in self.grants.values():
             resource = _resource(found, grant.key)
             resource["holders"].append([grant.owner_id, grant.fencing_token])
-            if grant.key.lockspace in anchored:
-                resource["anchor"] = grant.mode
         for order, (place, _) in self.requests.items():
             for key, anchor, wanted in place.anchors:
                 resource = _resource(found, key)
@@ -265,7 +261,16 @@ class _Pieces:
 
 
 def _resource(found: dict[ResourceKey, Plain], key: ResourceKey) -> Plain:
+    # As `snapshot.dump_resource`: a daemon that restarts makes one for every lock held.
     resource = found.get(key)
     if resource is None:
-        resource = found[key] = snapshot.dump_resource(Resource(key))
+        resource = found[key] = {
+            "key": key,
+            "holders": [],
+            "converting": [],
+            "waiting": [],
+            "anchor": None,
+            "anchor_wanted": None,
+            "pending": None,
+        }
     return resource
