@@ -142,13 +142,17 @@ class ServiceManager:
         os.kill(self.pid, signal.SIGUSR1)
         self.wait_until("READY=1")
 
-    def stop(self) -> int:
-        """Ends the daemon as `systemctl stop` and `restart` do, without a new start."""
+    def wait(self) -> int:
+        """Waits until the daemon ends by itself; returns its exit status."""
         assert self._process is not None
-        os.kill(self.pid, signal.SIGTERM)
         status = self._process.wait(timeout=PATIENCE)
         self.drain()
         return status
+
+    def stop(self) -> int:
+        """Ends the daemon as `systemctl stop` and `restart` do, without a new start."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.wait()
 
     def log(self) -> str:
         """Returns what the daemons have logged."""

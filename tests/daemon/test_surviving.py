@@ -337,6 +337,22 @@ def test_bad_configuration_costs_nothing(
     assert "the configuration stays as it was" in manager.log()
 
 
+def test_start_that_fails_costs_nothing(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    client.acquire("a")
+    manager.kill()
+    state = manager.directory / "state"
+    state.rename(manager.directory / "elsewhere")
+    state.touch()
+    manager.start(wait=False)
+    assert manager.wait() == 75
+    state.unlink()
+    (manager.directory / "elsewhere").rename(state)
+    manager.start()
+    assert holders(client, "a")
+
+
 def test_what_is_not_needed_any_more_goes(
     manager: ServiceManager, client: WireClient, locks: Path
 ) -> None:

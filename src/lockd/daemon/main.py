@@ -47,6 +47,9 @@ from lockd.protocol.connection import Connection
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: systemd does not take it for a crash."""
 
+EXIT_AGAIN: Final = 75
+"""EX_TEMPFAIL: systemd starts us again, and keeps what was kept until then."""
+
 EXIT_DEFECT: Final = 70
 """EX_SOFTWARE of sysexits.h."""
 
@@ -124,13 +127,14 @@ def main(
             found_dir = state_dir or settings.state_dir or places().state_dir
             _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
     except ConfigError as error:
-        for role, sock in passed.items():
+        # Where something is kept there will be another start: who waits can wait on.
+        for role, sock in [] if kept else passed.items():
             turn_away_all(sock, _farewell(role))
         # sd-daemon(3), as the log has it.
         priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
             click.echo(f"{priority}lockd: {line}", err=True)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(EXIT_AGAIN if kept else EXIT_CONFIG)
 
 
 def _farewell(role: Role) -> bytes:
