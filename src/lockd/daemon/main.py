@@ -127,9 +127,9 @@ def main(
             found_dir = state_dir or settings.state_dir or places().state_dir
             _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
     except ConfigError as error:
-        # Where something is kept there will be another start: who waits can wait on.
-        for role, sock in [] if kept else passed.items():
-            turn_away_all(sock, _farewell(role))
+        if not kept:  # else there will be another start: who waits can wait on
+            for role, sock in passed.items():
+                turn_away_all(sock, _farewell(role))
         # sd-daemon(3), as the log has it.
         priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
