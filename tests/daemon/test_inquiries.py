@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from lockd import __version__
 from wire_client import WireClient, wait_for_waiters
 
 Connect = Callable[[], WireClient]
@@ -99,7 +100,17 @@ def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:
         wait_for_waiters(client, "a", 1)
         found = client.call("statistics")
         assert found.pop("uptime") > 0
+        assert found.pop("unit") == client.call("list_sessions")["sessions"][0]["unit"]
         assert found == {
+            "version": __version__,
+            "pid": lockd.pid,
+            "kept": {
+                "by": None,
+                "locks": 0,
+                "connections": 0,
+                "in_flight": 0,
+                "bytes": 0,
+            },
             "epoch": 1,
             "upgrades": 0,
             "sessions": 2,

@@ -93,6 +93,22 @@ def test_locks_queues_and_tokens_survive(
     assert is_locked(locks / "f")
 
 
+def test_statistics_tell_what_would_survive(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    before = client.call("statistics")["kept"]
+    other.acquire("a")
+    other.acquire("f", lockspace="files")
+    now = client.call("statistics")["kept"]
+    assert (now["by"], now["locks"], now["connections"]) == ("service manager", 2, 2)
+    assert now["in_flight"] == before["in_flight"] + 1
+    assert now["bytes"] > before["bytes"]
+    manager.kill_and_start()
+    after = client.call("statistics")
+    assert (after["kept"]["locks"], after["kept"]["connections"]) == (2, 2)
+    assert after["pid"] == manager.pid
+
+
 def test_sessions_keep_what_was_agreed(
     manager: ServiceManager, client: WireClient
 ) -> None:

@@ -376,7 +376,8 @@ class Dispatcher:
         peer.send_result(msgid, {"sessions": found})
 
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        result = inquiries.statistics(self._engine)
+        result = inquiries.program() | inquiries.statistics(self._engine)
+        result["kept"] = inquiries.kept(self._engine, self._runtime.keeping)
         result["epoch"] = self._epoch
         result["upgrades"] = self.upgrades
         result["uptime"] = trio.current_time() - self.started

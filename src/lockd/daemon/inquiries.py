@@ -1,18 +1,24 @@
 """Answers to those who only ask: the engine's state as plain maps, at this moment."""
 
 import heapq
+import os
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from lockd import __version__
 from lockd.daemon import views
+from lockd.daemon.credentials import unit_of
 from lockd.daemon.peer import Peer
 from lockd.daemon.veil import Veil
 from lockd.engine.effects import Situation
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
 from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.keeping import Keeping
 
 Map = dict[str, Any]
 
@@ -105,4 +111,25 @@ def statistics(engine: LockEngine) -> Map:
         "refused": engine.refused,
         "released": engine.ended,
         "last_fencing_token": engine.last_token,
+    }
+
+
+def program() -> Map:
+    """What answers: which version, as which process, started by which unit."""
+    pid = os.getpid()
+    return {"version": __version__, "pid": pid, "unit": unit_of(pid)}
+
+
+def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
+    """What would survive if this process were killed now."""
+    if keeping is None:
+        return {"by": None, "locks": 0, "connections": 0, "in_flight": 0, "bytes": 0}
+    return {
+        "by": "service manager",
+        # Nobody has an answer that is not recorded, and no file is locked that is not
+        # in flight: it is all or nothing.
+        "locks": engine.held,
+        "connections": len(engine.sessions),
+        "in_flight": keeping.in_flight,
+        "bytes": keeping.record_bytes,
     }

@@ -121,6 +121,16 @@ class Keeping:
         """Returns the descriptors of all stores, by name."""
         return self._stores.descriptors()
 
+    @property
+    def in_flight(self) -> int:
+        """How many descriptors are in flight, those not wanted any more included."""
+        return self._stores.keeper.in_flight
+
+    @property
+    def record_bytes(self) -> int:
+        """How many bytes the records have that count."""
+        return self._stores.ledger.live_bytes
+
     # Descriptors.
 
     def open_flow(self, session: int, sock: socket.socket, role: Role) -> KeptFlow:

@@ -90,6 +90,11 @@ class Ledger:
                 found[key] = value
         return found
 
+    @property
+    def live_bytes(self) -> int:
+        """How much memory the values take that are committed, with their keys."""
+        return self._live
+
     def put(self, key: bytes, value: bytes) -> None:
         """Stages a value, which replaces the one that the key has.
 
