@@ -16,7 +16,9 @@ import pytest
 
 import lockd
 from client.adapters import AsyncShell, Peer, Shell
+from client.door import open_door
 from daemon_process import DaemonProcess
+from lockd.client.paths import ATTEMPTS
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
@@ -441,6 +443,33 @@ class Conformance:
             shell.connect(path)
         assert path in str(caught.value)
         assert f"`lockd --socket {path}`" in str(caught.value)
+
+    @pytest.mark.parametrize("reads", [True, False], ids=["closed", "reset"])
+    def test_connection_that_ends_unheard_is_opened_again(
+        self, shell: Shell, sock: str, tmp_path: Path, reads: bool
+    ) -> None:
+        with open_door(
+            tmp_path / "door", reads=reads, leads_to=sock, after=ATTEMPTS - 1
+        ) as door:
+            peer = shell.connect(door.path, name="alice")
+            assert door.ended == ATTEMPTS - 1
+        assert peer.call("acquire", "disk").held
+
+    def test_connection_that_always_ends_unheard_is_given_up(
+        self, shell: Shell, tmp_path: Path
+    ) -> None:
+        with open_door(tmp_path / "door") as door:
+            with pytest.raises(lockd.ConnectionLostError, match="closed the connect"):
+                shell.connect(door.path)
+            assert door.ended == ATTEMPTS
+
+    def test_connection_on_which_something_was_heard_is_not_opened_again(
+        self, shell: Shell, tmp_path: Path
+    ) -> None:
+        with open_door(tmp_path / "door", says=b"\x94") as door:
+            with pytest.raises(lockd.ConnectionLostError):
+                shell.connect(door.path)
+            assert door.ended == 1
 
     def test_path_that_no_socket_can_have_is_told(self, shell: Shell) -> None:
         with pytest.raises(lockd.ConnectionLostError, match="too long"):

@@ -72,6 +72,20 @@ def core() -> ClientCore:
     return ClientCore()
 
 
+def test_word_of_another_process_that_serves_on_changes_nothing(
+    core: ClientCore,
+) -> None:
+    grant = acquired(core)
+    waiting = acquiring(core)
+    core.outgoing.clear()
+    core.receive(encoder.notification("resumed", {"epoch": 2}))
+    assert grant.held
+    assert not waiting.done
+    assert not core.outgoing
+    answered(core, waiting, {"grant": shape(8)})
+    assert waiting.grants[0].held
+
+
 def test_answers_find_their_requests_in_any_order(core: ClientCore) -> None:
     replies = [Reply("statistics", {}) for _ in range(3)]
     for reply in replies:

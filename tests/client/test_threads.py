@@ -347,7 +347,7 @@ def test_close_wakes_every_thread(client: lockd.Client, watcher: WireClient) -> 
         with pytest.raises(lockd.ConnectionLostError, match="the client is closed"):
             thread.result()
     wait_for_sessions(watcher, 1)
-    assert client._link._sock.fileno() == -1
+    assert client._link.sock.fileno() == -1
 
 
 def test_losses_are_told_as_they_happen(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from client.door import open_door
 from ctl.processes import LOCKCTL, SRC, Lockctl, ask_until, end_input, line_of
 from lockd import Client
 
@@ -28,6 +29,15 @@ def test_lockctl_dies_of_the_signal_its_command_died_of(
     done = lockctl("run", "job", "--", "sh", "-c", script, cwd=tmp_path)
     assert done.returncode == -getattr(signal, f"SIG{name}")
     assert not list(tmp_path.glob("core*"))
+
+
+def test_connection_that_ends_unheard_is_opened_again(
+    lockctl: Lockctl, sock: str, tmp_path: Path
+) -> None:
+    with open_door(tmp_path / "door", leads_to=sock, after=2) as door:
+        done = lockctl("--socket", door.path, "run", "job", "--", "true")
+        assert door.ended == 2
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_missing_command_is_127_and_named(lockctl: Lockctl) -> None:

@@ -8,6 +8,7 @@ nobody knows of.
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Self
 
 import anyio
@@ -15,7 +16,7 @@ import anyio
 from lockd.client import paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.inbox import Inbox
-from lockd.client.tasklink import TaskLink, open_socket
+from lockd.client.tasklink import TaskLink, open_link
 from lockd.client.turns import Turn, time_left
 from lockd.errors import AcquireTimeoutError, BusyError, LockdError, RequestError
 from lockd.names import quoted
@@ -35,26 +36,9 @@ async def connect(
     Raises:
         ConnectionLostError: no daemon listens there.
     """
-    failure: BaseException | None = None
-    with await open_socket(paths.find_socket(socket)) as sock:
-        try:
-            async with anyio.create_task_group() as tasks:
-                link = TaskLink(sock, tasks)
-                try:
-                    opening = requests.opening(name)
-                    await link.perform(*opening)
-                    welcome, *_ = [reply.outcome() for reply in opening]
-                    yield Client(link, welcome)
-                except anyio.get_cancelled_exc_class():
-                    raise
-                except BaseException as error:
-                    # Raised below: the group would put a group around it here.
-                    failure = error
-                finally:
-                    link.stop()
-        finally:
-            if failure is not None:
-                raise failure
+    opening = partial(requests.opening, name)
+    async with open_link(paths.find_socket(socket), opening) as (link, welcome):
+        yield Client(link, welcome)
 
 
 class Client:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from lockd.client import paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.locks import Lock
-from lockd.client.threadlink import ThreadLink
+from lockd.client.threadlink import ThreadLink, open_link
 from lockd.errors import BusyError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
@@ -36,19 +36,8 @@ def connect(
         ConnectionLostError: no daemon listens there.
     """
     path = paths.find_socket(socket)
-    sock = paths.new_socket()
+    link, welcome = open_link(path, partial(requests.opening, name))
     try:
-        sock.connect(path)
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, OSError):
-            raise paths.unreachable(path, error) from None
-        raise
-    link = ThreadLink(sock)
-    try:
-        opening = requests.opening(name)
-        link.perform(*opening)
-        welcome, *_ = [reply.outcome() for reply in opening]
         if on_lost is not None:
             link.call_when_lost(on_lost)
     except BaseException:

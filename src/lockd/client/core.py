@@ -49,6 +49,13 @@ _CAUSES: Final = {
 }
 
 
+class UnheardError(ConnectionLostError):
+    """Raised when a connection ended before the daemon had said anything on it.
+
+    Nothing was done of what was asked there: it may be opened again (protocol 1.5).
+    """
+
+
 class Grant:
     """One lock that this connection holds, or held.
 
@@ -185,6 +192,7 @@ class ClientCore:
         self.on_event: Callable[[dict[str, Any]], None] | None = None
         self.on_end: list[Callable[[LockdError], None]] = []
         self._ended: str | None = None
+        self._heard = False
         #: What the daemon said before it ended the connection, if it said anything.
         self._farewell: LockdError | None = None
         self._last_msgid = 0
@@ -221,7 +229,7 @@ class ClientCore:
     def _end_error(self, reason: str) -> LockdError:
         if isinstance(found := self._farewell, LimitError | UnavailableError):
             return type(found)(found.message, found.facts)
-        return ConnectionLostError(reason)
+        return ConnectionLostError(reason) if self._heard else UnheardError(reason)
 
     def start(self, reply: Reply) -> None:
         """Makes a request pending; `outgoing` then holds its bytes too.
@@ -274,6 +282,7 @@ class ClientCore:
         if not data:
             self.end("the daemon closed the connection")
         elif self._ended is None:
+            self._heard = True
             try:
                 for message in self._decoder.receive(data):
                     self._receive_message(message)

@@ -8,6 +8,9 @@ from lockd.errors import ConnectionLostError
 
 SYSTEM_SOCKET: Final = "/run/lockd/lockd.sock"
 
+ATTEMPTS: Final = 5
+"""How often a connection is opened whose end comes before anything is heard on it."""
+
 
 def user_socket() -> str:
     """Returns where a daemon of one's own listens."""

@@ -16,9 +16,9 @@ def request(method: str, **params: Any) -> Reply:
     return Reply(method, said)
 
 
-def opening(name: str | None) -> list[Reply]:
+def opening(name: str | None, client: str = CLIENT_NAME) -> list[Reply]:
     """Returns the requests that open a conversation; `hello` is the first."""
-    hello = request("hello", protocol=PROTOCOL_VERSION, client=CLIENT_NAME)
+    hello = request("hello", protocol=PROTOCOL_VERSION, client=client)
     return [hello] if name is None else [hello, register(name)]
 
 

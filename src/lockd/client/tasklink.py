@@ -9,6 +9,8 @@ a cancelled program could not hear these answers; `stop` ends it.
 """
 
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import anyio
@@ -16,7 +18,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from lockd.client import forking, paths
-from lockd.client.core import ClientCore, Grant, Reply
+from lockd.client.core import ClientCore, Grant, Reply, UnheardError
 from lockd.client.inbox import Inbox
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
@@ -24,6 +26,79 @@ from lockd.terms import Mode, ResourceKey
 
 #: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
 _BACKLOG_PAUSE: Final = 0.01
+
+
+@asynccontextmanager
+async def open_link(
+    path: str, make_opening: Callable[[], list[Reply]]
+) -> AsyncIterator[tuple["TaskLink", Any]]:
+    """Opens a connection and a conversation on it, for as long as the body runs.
+
+    Args:
+        path: where the daemon listens.
+        make_opening: returns the requests that come first.
+
+    Yields:
+        The connection, and the result of the first request.
+
+    Raises:
+        ConnectionLostError: no daemon listens there, or it ended the connection.
+        RequestError: the daemon refused one of the requests.
+    """
+    async with AsyncExitStack() as stack:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                opened = _try_to_open(path, make_opening())
+                found = await stack.enter_async_context(opened)
+                break
+            except UnheardError:
+                if attempts == paths.ATTEMPTS:
+                    raise
+        yield found
+
+
+@asynccontextmanager
+async def _try_to_open(
+    path: str, opening: list[Reply]
+) -> AsyncIterator[tuple["TaskLink", Any]]:
+    failure: BaseException | None = None
+    with await _open_socket(path) as sock:
+        try:
+            async with anyio.create_task_group() as tasks:
+                link = TaskLink(sock, tasks)
+                try:
+                    await link.perform(*opening)
+                    welcome, *_ = [reply.outcome() for reply in opening]
+                    yield link, welcome
+                except anyio.get_cancelled_exc_class():
+                    raise
+                except BaseException as error:
+                    # Raised below: the group would put a group around it here.
+                    failure = error
+                finally:
+                    link.stop()
+        finally:
+            if failure is not None:
+                raise failure
+
+
+async def _open_socket(path: str) -> socket.socket:
+    sock = paths.new_socket()
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                await anyio.sleep(_BACKLOG_PAUSE)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise paths.unreachable(path, error) from None
+        raise
 
 
 class TaskLink:
@@ -180,25 +255,3 @@ class TaskLink:
         scope = self.scopes.get(grant)
         if scope is not None:
             scope.cancel()
-
-
-async def open_socket(path: str) -> socket.socket:
-    """Opens a connection to the daemon.
-
-    Raises:
-        ConnectionLostError: no daemon listens there.
-    """
-    sock = paths.new_socket()
-    sock.setblocking(False)
-    try:
-        while True:
-            try:
-                sock.connect(path)
-                return sock
-            except BlockingIOError:
-                await anyio.sleep(_BACKLOG_PAUSE)
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, OSError):
-            raise paths.unreachable(path, error) from None
-        raise

@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lockd.client import forking
-from lockd.client.core import ClientCore, Grant, Reply
+from lockd.client import forking, paths
+from lockd.client.core import ClientCore, Grant, Reply, UnheardError
 from lockd.client.inbox import Inbox
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
@@ -26,11 +26,58 @@ from lockd.errors import ConnectionLostError
 from lockd.terms import Mode, ResourceKey
 
 
+def open_link(
+    path: str, make_opening: Callable[[], list[Reply]]
+) -> tuple["ThreadLink", Any]:
+    """Opens a connection and a conversation on it.
+
+    Args:
+        path: where the daemon listens.
+        make_opening: returns the requests that come first.
+
+    Returns:
+        The connection, and the result of the first request.
+
+    Raises:
+        ConnectionLostError: no daemon listens there, or it ended the connection.
+        RequestError: the daemon refused one of the requests.
+    """
+    attempts = 0
+    while True:
+        attempts += 1
+        link = ThreadLink(_open_socket(path))
+        try:
+            opening = make_opening()
+            link.perform(*opening)
+            welcome, *_ = [reply.outcome() for reply in opening]
+            return link, welcome
+        except BaseException as error:
+            link.close()
+            if not isinstance(error, UnheardError) or attempts == paths.ATTEMPTS:
+                raise
+
+
+def _open_socket(path: str) -> socket.socket:
+    sock = paths.new_socket()
+    try:
+        sock.connect(path)
+        return sock
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise paths.unreachable(path, error) from None
+        raise
+
+
 class ThreadLink:
-    """A connection that threads share."""
+    """A connection that threads share.
+
+    Attributes:
+        sock: its socket.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._core = ClientCore()
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
@@ -182,13 +229,13 @@ class ThreadLink:
             if not self._closing:
                 self._closing = True
                 with suppress(OSError):  # the daemon was faster
-                    self._sock.shutdown(socket.SHUT_RDWR)
+                    self.sock.shutdown(socket.SHUT_RDWR)
             self._close_if_unused()
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket; takes no lock, sends nothing."""
         self._forked = True
-        self._sock.close()
+        self.sock.close()
 
     def _open_inbox(self) -> Inbox:
         self._core.check_connected()
@@ -256,7 +303,7 @@ class ThreadLink:
         # protocol 3.4: while nobody reads, the daemon may not either. So whoever wants
         # to write waits for input too, lest the reader has left meanwhile.
         poll = select.poll()
-        poll.register(self._sock, select.POLLIN | select.POLLOUT)
+        poll.register(self.sock, select.POLLIN | select.POLLOUT)
         poll.poll()
 
     def _leave(self, reply: Reply) -> None:
@@ -271,4 +318,4 @@ class ThreadLink:
 
     def _close_if_unused(self) -> None:
         if self._closing and not self._waiting:
-            self._sock.close()
+            self.sock.close()

@@ -7,11 +7,12 @@ socket, to hear of a loss by SIGIO and to leave the session to an executed comma
 import fcntl
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lockd.client import paths, requests
-from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
-from lockd.client.threadlink import ThreadLink
+from lockd.client.core import Grant, Reply
+from lockd.client.threadlink import open_link
 from lockd.errors import AlreadyHeldError
 from lockd.names import quoted
 from lockd.terms import Mode
@@ -55,15 +56,8 @@ class Session:
             AlreadyHeldError: the command that we are part of runs under one of them.
             RequestError: the locks were refused.
         """
-        self._sock = paths.new_socket()
-        try:
-            self._sock.connect(self.socket)
-        except OSError as error:
-            raise paths.unreachable(self.socket, error) from None
-        self._link = ThreadLink(self._sock)
-        self._perform(
-            requests.request("hello", protocol=PROTOCOL_VERSION, client=self._client)
-        )
+        opening = partial(requests.opening, None, self._client)
+        self._link, _ = open_link(self.socket, opening)
         self._check_not_held_above(names, lockspace)
         self._perform(requests.register(owner, pid=owner_pid))
         acquire = requests.acquire_all(
@@ -74,7 +68,7 @@ class Session:
 
     def fileno(self) -> int:
         """Returns the socket's descriptor: readable when the daemon says something."""
-        return self._sock.fileno()
+        return self._link.sock.fileno()
 
     def check(self) -> None:
         """Checks, without waiting, that no lock has been lost.
@@ -97,13 +91,13 @@ class Session:
 
     def signal_input(self) -> None:
         """Makes the kernel send this process SIGIO when the daemon says something."""
-        fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(self._sock, fcntl.F_GETFL)
-        fcntl.fcntl(self._sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+        fcntl.fcntl(self._link.sock, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self._link.sock, fcntl.F_GETFL)
+        fcntl.fcntl(self._link.sock, fcntl.F_SETFL, flags | os.O_ASYNC)
 
     def outlive_exec(self) -> None:
         """Leaves the connection to the program that this process is about to become."""
-        self._sock.set_inheritable(True)
+        self._link.sock.set_inheritable(True)
 
     def _check_not_held_above(self, names: Sequence[str], lockspace: str) -> None:
         """Refuses to wait for what is held for the very command that we are part of.
