@@ -217,7 +217,10 @@ def test_spaces_lists_the_built_in_lockspaces(lockctl: Lockctl) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "list", "show", "who", "query", "sessions", "spaces", "lock-name"],
+    [
+        *("run", "list", "show", "who", "query", "sessions", "spaces", "lock-name"),
+        *("status", "stop"),
+    ],
 )
 def test_every_command_explains_itself(lockctl: Lockctl, command: str) -> None:
     done = lockctl(command, "--help")

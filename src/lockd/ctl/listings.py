@@ -1,5 +1,6 @@
 """`lockctl list`, `sessions` and `spaces`: everything of a kind, one line each."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -26,11 +27,7 @@ def list_(socket: str | None, /, lockspace: str | None, as_json: bool) -> None:
     if as_json:
         show_json(resources)
         return
-    columns = (
-        "LOCKSPACE", "NAME", "MODE", "HOLDERS", "HELD BY", "PID", "USER", "FOR",
-        "REASON", "WAITING", "UUID",
-    )  # fmt: skip
-    show_table(columns, map(_resource, resources), empty="Nothing is locked.")
+    show_resources(resources)
 
 
 @click.command(short_help="List who is connected.")
@@ -70,6 +67,15 @@ def spaces(socket: str | None, /, as_json: bool) -> None:
         return
     columns = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD")
     show_table(columns, map(_lockspace, rows), empty="There are no lockspaces.")
+
+
+def show_resources(resources: Iterable[dict[str, Any]]) -> None:
+    """Shows resources as the protocol lists them, one line each."""
+    columns = (
+        "LOCKSPACE", "NAME", "MODE", "HOLDERS", "HELD BY", "PID", "USER", "FOR",
+        "REASON", "WAITING", "UUID",
+    )  # fmt: skip
+    show_table(columns, map(_resource, resources), empty="Nothing is locked.")
 
 
 def _resource(resource: dict[str, Any]) -> list[object]:

@@ -23,6 +23,8 @@ _COMMANDS: Final = {
     "query": ("lockd.ctl.inquiries", "query"),
     "sessions": ("lockd.ctl.listings", "sessions"),
     "spaces": ("lockd.ctl.listings", "spaces"),
+    "status": ("lockd.ctl.status", "status"),
+    "stop": ("lockd.ctl.stop", "stop"),
     "lock-name": ("lockd.ctl.inquiries", "lock_name"),
     "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
 }

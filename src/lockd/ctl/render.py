@@ -47,6 +47,18 @@ def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> No
         print(empty)
 
 
+def show_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Shows one fact per line: what it is, and its value; piped, with one tab between.
+
+    Values are shown as the cells of `show_table` are.
+    """
+    lines = [[name, _cell(value)] for name, value in facts]
+    if not sys.stdout.isatty():
+        sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
+    else:
+        _draw(["", ""], lines, heading=False)
+
+
 def show_json(value: Any) -> None:
     """Shows a value as JSON, indented on a terminal, on one line when piped."""
     import json
@@ -101,12 +113,15 @@ def _shorten(column: str, cell: "Text") -> "Text":
     return cell
 
 
-def _draw(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+def _draw(
+    columns: Sequence[str], lines: Iterable[Sequence[str]], *, heading: bool = True
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    style = "bold" if heading else ""
+    table = Table(box=None, pad_edge=False, header_style=style, show_header=heading)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in _UNBROKEN)
     for line in lines:

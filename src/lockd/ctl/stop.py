@@ -1,0 +1,98 @@
+"""`lockctl stop`: the one way to lose what outlives crash and restart."""
+
+import subprocess
+import sys
+from itertools import islice
+from typing import Final
+
+import click
+
+from lockd.client.blocking import connect
+from lockd.ctl import exits
+from lockd.ctl.listings import show_resources
+from lockd.ctl.render import say
+from lockd.errors import UnavailableError
+from lockd.text import counted
+
+SHOWN: Final = 20
+"""How many of the locks that would be lost are listed."""
+
+NOT_WANTED: Final = 1
+
+#: The manager of the host, and that of the user.
+MANAGERS: Final = (["systemctl"], ["systemctl", "--user"])
+
+
+@click.command(short_help="Stop the daemon for good, after telling who loses what.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def stop(socket: str | None, /, yes: bool) -> int:
+    """Stop the daemon and its sockets, after telling who loses which lock by that.
+
+    It asks on a terminal; elsewhere it needs --yes. Only for a daemon that systemd
+    runs. Exits with 1 if the answer is no.
+    """
+    with connect(socket) as client:
+        found = client.statistics()
+        manager, units = _units(found["pid"], found["unit"])
+        # This session of ours loses nothing.
+        others = found["sessions"] - 1
+        first = list(islice(client.list_resources(), SHOWN))
+    if first:
+        show_resources(first)
+    say(_loss(found["held"], others, more=found["resources"] - len(first)))
+    command = [*manager, "stop", *units]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask on: say --yes")
+        if not click.confirm(f"lockctl: run `{' '.join(command)}`?", err=True):
+            say("nothing was stopped")
+            return NOT_WANTED
+    if status := subprocess.run(command, check=False).returncode:
+        say(f"`{' '.join(command)}` failed with status {status}")
+        return exits.UNAVAILABLE
+    again = [unit for unit in units if unit != found["unit"]] or units
+    say(f"stopped; `{' '.join([*manager, 'start', *again])}` starts it again")
+    return exits.OK
+
+
+def _units(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
+    """Returns the command of the manager that runs the daemon, and what to stop.
+
+    Raises:
+        UnavailableError: no manager runs it.
+    """
+    for manager in MANAGERS:
+        if unit is not None and _show(manager, unit, "MainPID") == [str(pid)]:
+            triggers = _show(manager, unit, "TriggeredBy")
+            listening = [x for x in triggers if _is_active(manager, x)]
+            # Else the next client would start it again.
+            return manager, [unit, *listening]
+    raise UnavailableError(
+        f"lockd (pid {pid}) is not run by systemd: `kill {pid}` ends it, and all "
+        "locks with it"
+    )
+
+
+def _is_active(manager: list[str], unit: str) -> bool:
+    return _show(manager, unit, "ActiveState") == ["active"]
+
+
+def _show(manager: list[str], unit: str, name: str) -> list[str]:
+    """Returns a property of a unit, word by word; nothing if it cannot be asked."""
+    command = [*manager, "show", "--value", f"--property={name}", "--", unit]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return done.stdout.split()
+
+
+def _loss(held: int, sessions: int, *, more: int) -> str:
+    listed = f" ({more} more of what is locked or waited for)" if more > 0 else ""
+    if not held and not sessions:
+        return "nobody holds a lock, and nobody else is connected"
+    return (
+        f"{counted(held, 'lock')} would be lost{listed}, and "
+        f"{counted(sessions, 'session')} would end"
+    )

@@ -1,0 +1,95 @@
+"""`lockctl status` and `lockctl stop`, with daemons that systemd does not run.
+
+What systemd stops is tried in `system/booted/test_stop`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import LOCKCTL, Lockctl, Terminal
+from daemon_process import DaemonProcess
+from lockd import Client, __version__, connect
+from service_manager import ServiceManager
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    manager = ServiceManager(tmp_path)
+    manager.start()
+    yield manager
+    manager.close()
+
+
+def facts_of(lockctl: Lockctl) -> dict[str, str]:
+    lines = lockctl("status").stdout.splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+def test_status_says_how_the_daemon_is(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client
+) -> None:
+    client.acquire("a")
+    facts = facts_of(lockctl)
+    assert list(facts) == [
+        *("version", "pid", "unit", "uptime", "epoch", "live upgrades"),
+        *("sessions", "held", "waiting", "survives a crash"),
+    ]
+    assert facts["version"] == __version__
+    assert facts["pid"] == str(lockd.pid)
+    assert (facts["epoch"], facts["live upgrades"]) == ("1", "0")
+    assert (facts["sessions"], facts["held"], facts["waiting"]) == ("2", "1", "0")
+    assert facts["survives a crash"].startswith("nothing: it was not started by a")
+
+
+def test_status_says_that_everything_survives(manager: ServiceManager) -> None:
+    lockctl = Lockctl(str(manager.socket))
+    with connect(manager.socket) as client:
+        client.acquire("a")
+        said = facts_of(lockctl)["survives a crash"]
+        assert said == (
+            "everything: 1 lock and 2 connections are kept by the service manager"
+        )
+        manager.kill_and_start()
+        assert facts_of(lockctl)["survives a crash"] == said
+        assert facts_of(lockctl)["pid"] == str(manager.pid)
+
+
+def test_status_fits_a_terminal(lockctl: Lockctl) -> None:
+    terminal = Terminal((*LOCKCTL, "status"), lockctl.env | {"COLUMNS": "80"})
+    assert terminal.wait() == 0
+    lines = terminal.shown.split("\r\n")
+    assert lines[0].split() == ["version", __version__]
+    assert "\t" not in terminal.shown
+
+
+def test_status_as_json_is_the_answer_of_statistics(
+    lockctl: Lockctl, client: Client
+) -> None:
+    shown = json.loads(lockctl("status", "--json").stdout)
+    assert shown.keys() == client.statistics().keys()
+    assert shown["kept"]["by"] is None
+
+
+def test_status_without_a_daemon_is_69(tmp_path: Path) -> None:
+    done = Lockctl(str(tmp_path / "nobody"))("status")
+    assert (done.returncode, done.stdout) == (69, "")
+
+
+@pytest.mark.parametrize("option", [[], ["--yes"]])
+def test_stop_of_a_daemon_that_systemd_does_not_run_says_how(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client, option: list[str]
+) -> None:
+    grant = client.acquire("a")
+    done = lockctl("stop", *option)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert f"`kill {lockd.pid}` ends it" in done.stderr
+    assert client.check("a", grant.fencing_token)
+
+
+def test_stop_works_without_systemctl(lockctl: Lockctl, lockd: DaemonProcess) -> None:
+    lockctl.env["PATH"] = os.devnull
+    assert f"`kill {lockd.pid}` ends it" in lockctl("stop").stderr
