@@ -1,5 +1,6 @@
 """Starts what is measured in a private directory, and ends it whatever happens."""
 
+import array
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -61,9 +63,11 @@ class Daemon:
 
 
 @contextmanager
-def lockd(directory: Path) -> Iterator[Daemon]:
+def lockd(
+    directory: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
     """Starts lockd with its own socket, state and lock directory."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     locks = directory / "locks"
     locks.mkdir()
     config = directory / "lockd.toml"
@@ -77,9 +81,44 @@ def lockd(directory: Path) -> Iterator[Daemon]:
     command += ["--socket", str(path), "--virtlockd-socket", str(as_virtlockd)]
     command += ["--state-dir", str(directory / "state")]
     command += ["--config", str(config)]
-    with _running(command, directory / "log") as process:
+    with _running(command, directory / "log", environment) as process:
         _wait_until_listening(path, process, directory / "log")
         yield Daemon(process.pid, path, as_virtlockd, locks)
+
+
+@contextmanager
+def lockd_that_is_kept(directory: Path) -> Iterator[Daemon]:
+    """Starts lockd as a service manager does that keeps what is to outlive it."""
+    directory.mkdir()
+    path = directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(path))
+        notify.settimeout(_START_SECONDS)
+        kept: list[int] = []
+        keeper = threading.Thread(target=_keep, args=(notify, kept))
+        manager = {"NOTIFY_SOCKET": str(path), "LOCKD_KEEP": "64"}
+        try:
+            keeper.start()
+            with lockd(directory, os.environ | manager) as daemon:
+                keeper.join()
+                if not kept:
+                    raise StartError("nothing was given to be kept")
+                yield daemon
+        finally:
+            keeper.join()
+            for fd in kept:
+                os.close(fd)
+
+
+def _keep(notify: socket.socket, kept: list[int]) -> None:
+    """Takes what a daemon wants to be kept, until it says that it is ready."""
+    most = 16 * array.array("i").itemsize
+    text = b""
+    with suppress(TimeoutError):
+        while b"READY=1" not in text.split(b"\n"):
+            text, control, _, _ = notify.recvmsg(4_096, socket.CMSG_SPACE(most))
+            for _, _, raw in control:
+                kept.extend(array.array("i", raw))
 
 
 @contextmanager

@@ -121,6 +121,23 @@ def _guest(daemon: Daemon, lockspace: str) -> Callable[[], None]:
     return session
 
 
+def kept_row(directory: Path) -> Iterator[Result]:
+    """What it costs that all of it would survive a crash."""
+    ways = {"one by one": one_by_one, f"{_IN_FLIGHT} in flight": in_flight}
+    with ExitStack() as stack:
+        kept = stack.enter_context(daemons.lockd_that_is_kept(directory / "kept"))
+        plain = stack.enter_context(daemons.lockd(directory / "plain"))
+        for way, rounds_of in ways.items():
+            for kind in _LOCKSPACE_OF_KIND:
+                rounds = {
+                    name: rounds_of(_opened(stack, daemon, kind), names(_IN_FLIGHT))
+                    for name, daemon in (("kept", kept), ("not kept", plain))
+                }
+                costs = take_turns(rounds)
+                what = f"acquire + release {way}, {kind}, kept"
+                yield _times(what, costs, "kept", "not kept", Goal(1.4))
+
+
 def guests_row(directory: Path) -> Iterator[Result]:
     """Guests that start with four disks and stop, in libvirt's protocol, to both."""
     with ExitStack() as stack:
@@ -345,6 +362,7 @@ def _rate(costs: list[float], unit: str = "pairs") -> str:
 ROWS: Final[dict[str, Row]] = {
     "one-by-one": one_by_one_row,
     "in-flight": in_flight_row,
+    "kept": kept_row,
     "guests": guests_row,
     "held-memory": held_memory_row,
     "held-directory": held_directory_row,
