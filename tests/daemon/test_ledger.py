@@ -333,14 +333,13 @@ def test_commit_is_one_machine_instruction() -> None:
 @pytest.mark.slow
 def test_switch_is_one_machine_instruction() -> None:
     ledger = Ledger()
-    records = {b"%d" % i: b"%d" % i * 1200 for i in range(4)}
+    records = {b"%d" % i: b"%d" % i * 1200 for i in range(7)}
     for _ in range(3):
         put_all(ledger, records)
-    for _ in range(3):
-        ledger.tidy(0)
-    assert ledger._copied == ledger._file.end
-    put_all(ledger, {b"0": b"changed"})
-    ledger.remove(b"1")
+    ledger.tidy(0)
+    first, second, *_ = ledger._copied
+    put_all(ledger, {first: b"changed"})
+    ledger.remove(second)
     ledger.commit()
     watch = Watch(ledger.fds)
 
@@ -351,7 +350,8 @@ def test_switch_is_one_machine_instruction() -> None:
 
     assert single_step(work, watch.look) == 0
     watch.look()
-    records = {k: v for k, v in records.items() if k != b"1"} | {b"0": b"changed"}
+    records[first] = b"changed"
+    del records[second]
     assert watch.seen == [records]
     assert watch.moments > 2000
     ledger.close()
@@ -700,7 +700,7 @@ def test_memory_is_given_back() -> None:
     assert blocks(ledger) <= 4096
     assert not ledger._index
     assert not ledger._staged
-    assert not ledger._removals
+    assert not ledger._outdated
     ledger.close()
 
 
@@ -716,7 +716,7 @@ def test_no_call_of_tidy_does_more_because_more_is_held() -> None:
         calls += 1
         assert abs(blocks(ledger) - before) <= 4 * 4096
         before = blocks(ledger)
-    assert calls > 10_000 // 4
+    assert calls > 5_000 // 4
     assert ledger.records() == records | {b"0": b"w"}
     ledger.close()
 

@@ -13,6 +13,7 @@ in use from the moment its own length is stored, because its generation is highe
 import os
 import time
 from contextlib import ExitStack
+from itertools import islice
 from typing import Final
 
 from lockd.daemon.ledger_file import (
@@ -34,8 +35,8 @@ _SLICE_RECORDS: Final = 64
 _SLICE_BYTES: Final = 1 << 16
 """What is copied between two looks at the clock."""
 
-_Place = tuple[int, int, int]
-"""Where the newest record of a key is: generation of the file, offset, size."""
+_Place = tuple[int, int]
+"""Where a record is: offset and size."""
 
 
 class LedgerError(LockdError, ValueError):
@@ -60,13 +61,15 @@ class Ledger:
 
     def __init__(self, fds: tuple[int, int] | None = None) -> None:
         self.problems: list[str] = []
+        #: Where the newest record of each key is, in the file that is in use.
         self._index: dict[bytes, _Place] = {}
-        self._staged: dict[bytes, bytes] = {}
-        #: Which of the staged records are removals.
-        self._removals: set[bytes] = set()
+        #: Those that were copied since, by key, and where they are in the other one.
+        self._copied: dict[bytes, _Place] = {}
+        #: Keys that have no value any more, but perhaps a copy of one there.
+        self._outdated: set[bytes] = set()
+        #: What the next commit writes; None: that the key has no value.
+        self._staged: dict[bytes, bytes | None] = {}
         self._live = 0
-        self._copied = 0
-        self._copying_since = 0
         headers: list[Header | None] = [None, None]
         if fds is not None:
             headers = [read_header(fd, self.problems) for fd in fds]
@@ -81,13 +84,12 @@ class Ledger:
 
     def records(self) -> dict[bytes, bytes]:
         """Returns all values that are committed, by key."""
-        files = {file.generation: file for file in (self._file, self._spare)}
         found = {}
-        for key, (generation, offset, _) in self._index.items():
-            file = files.get(generation)
-            value = read_value(file, offset) if file else None
-            if value is not None:
-                found[key] = value
+        for file, index in (self._file, self._index), (self._spare, self._copied):
+            for key, (offset, _) in index.items():
+                value = read_value(file, offset)
+                if value is not None:
+                    found[key] = value
         return found
 
     @property
@@ -103,13 +105,11 @@ class Ledger:
         """
         if len(key) > MAX_KEY or len(value) > MAX_VALUE:
             raise ValueError(f"too long: {len(key)} and {len(value)} bytes")
-        self._staged[key] = encode(key, value, self._file.salt)
-        self._removals.discard(key)
+        self._staged[key] = value
 
     def remove(self, key: bytes) -> None:
         """Stages that a key has no value any more; it need not have had one."""
-        self._staged[key] = encode(key, None, self._file.salt)
-        self._removals.add(key)
+        self._staged[key] = None
 
     def commit(self) -> None:
         """Has all that is staged count from now on, and all of it at once.
@@ -121,16 +121,18 @@ class Ledger:
         staged, file = self._staged, self._file
         if not staged:
             return
-        offset = file.append(b"".join(staged.values()))
+        salt = file.salt
+        records = [encode(key, value, salt) for key, value in staged.items()]
+        offset = file.append(b"".join(records))
         file.commit()
-        for key, record in staged.items():
-            if key in self._removals:
+        for (key, value), record in zip(staged.items(), records, strict=True):
+            size = len(record)
+            if value is None:
                 self._forget(key)
             else:
-                self._note(key, offset, len(record))
-            offset += len(record)
+                self._note(key, offset, size)
+            offset += size
         staged.clear()
-        self._removals.clear()
 
     def tidy(self, seconds: float) -> None:
         """Works on getting rid of garbage, for about so long and at least a little.
@@ -197,13 +199,17 @@ class Ledger:
     def _note(self, key: bytes, offset: int, size: int) -> None:
         """Has a record in the file that is in use be the newest of its key."""
         before = self._index.get(key)
-        self._index[key] = (self._file.generation, offset, size)
-        self._live += size if before is None else size - before[2]
+        if before is None and self._copied:
+            before = self._copied.pop(key, None)
+        self._index[key] = offset, size
+        self._live += size if before is None else size - before[1]
 
     def _forget(self, key: bytes) -> None:
-        before = self._index.pop(key, None)
+        before = self._index.pop(key, None) or self._copied.pop(key, None)
         if before is not None:
-            self._live -= before[2]
+            self._live -= before[1]
+            if self._spare.generation:
+                self._outdated.add(key)
 
     def _tidy_slice(self) -> bool:
         """Does a little of what there is to do; tells whether there may be more."""
@@ -214,46 +220,51 @@ class Ledger:
             if not self._is_due():
                 return False
             self._spare.begin(self._file.generation + 1, self._file.salt)
-            self._copied = DATA
-            self._copying_since = self._file.end
-        self._copy_slice()
+        # What is copied must come behind what is said of its key here.
+        if self._outdated:
+            self._outdate_slice()
+        if not self._outdated:
+            self._copy_slice()
         return True
 
     def _is_due(self) -> bool:
         garbage = self._file.end - DATA - self._live
         return self._is_damaged or garbage > max(self._live, STEP)
 
-    def _copy_slice(self) -> None:
-        limit = self._copied + _SLICE_BYTES
-        for _ in range(_SLICE_RECORDS):
-            found = find_record(self._file, self._copied)
-            if found is None:
-                self._switch()
-                return
-            start, size, key, is_removal = found
-            if start != self._copied:
-                self._report_gap(self._copied, start)
-            self._copy(start, size, key, is_removal)
-            self._copied = start + size
-            if self._copied > limit:
-                return
+    def _outdate_slice(self) -> None:
+        """Writes there of some keys that they have no value."""
+        keys = list(islice(self._outdated, _SLICE_RECORDS))
+        salt = self._spare.salt
+        self._spare.append(b"".join([encode(key, None, salt) for key in keys]))
+        self._outdated.difference_update(keys)
 
-    def _copy(self, start: int, size: int, key: bytes, is_removal: bool) -> None:
-        """Copies a record if it counts, checksums and all."""
-        if is_removal:
-            # An older one removed nothing that has been copied.
-            counts = start >= self._copying_since and key not in self._index
-        else:
-            counts = self._index.get(key) == (self._file.generation, start, size)
-        if counts:
-            offset = self._spare.append(self._file.map[start : start + size])
-            if not is_removal:
-                self._index[key] = (self._spare.generation, offset, size)
+    def _copy_slice(self) -> None:
+        """Copies some records, checksums and all; with the last one, it switches."""
+        index, memory = self._index, self._file.map
+        taken: dict[bytes, _Place] = {}
+        records: list[bytes] = []
+        size = 0
+        while index and len(taken) < _SLICE_RECORDS and size < _SLICE_BYTES:
+            key, place = index.popitem()
+            start, length = taken[key] = place
+            records.append(memory[start : start + length])
+            size += length
+        try:
+            offset = self._spare.append(b"".join(records))
+        except OSError:
+            index.update(taken)
+            raise
+        for key, (_, length) in taken.items():
+            self._copied[key] = offset, length
+            offset += length
+        if not index:
+            self._switch()
 
     def _switch(self) -> None:
         """Uses the other file: everything that counts is in both at this moment."""
         self._spare.commit()
         self._file, self._spare = self._spare, self._file
+        self._index, self._copied = self._copied, {}
         self._spare.erase()
         self._is_damaged = False
 
