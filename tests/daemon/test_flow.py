@@ -167,7 +167,7 @@ def steps_of_sending(kept: Kept, moved: int) -> list[Step]:
         lambda: kept.cells.begin_sending(7, 0, len(ANSWER)),
         lambda: os.splice(kept.pipe.ends[0], kept.ours.fileno(), moved),
         lambda: kept.cells.set_sent(7, moved),
-        lambda: kept.cells.end_sending(),
+        lambda: kept.cells.end_sending(7, moved),
         lambda: kept.pipe.empty(),
     ]
 

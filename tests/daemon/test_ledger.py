@@ -333,7 +333,7 @@ def test_commit_is_one_machine_instruction() -> None:
 @pytest.mark.slow
 def test_switch_is_one_machine_instruction() -> None:
     ledger = Ledger()
-    records = {b"%d" % i: b"%d" % i * 1200 for i in range(7)}
+    records = {b"%d" % i: b"%d" % i * 1200 for i in range(6)}
     for _ in range(3):
         put_all(ledger, records)
     ledger.tidy(0)
@@ -698,9 +698,9 @@ def test_memory_is_given_back() -> None:
     ledger.commit()
     tidy_all(ledger)
     assert blocks(ledger) <= 4096
-    assert not ledger._index
+    assert not ledger.records()
     assert not ledger._staged
-    assert not ledger._outdated
+    assert not ledger._copied
     ledger.close()
 
 

@@ -108,17 +108,18 @@ class Cells:
         words[1] = position
         words[2] = size
 
-    def end_sending(self) -> None:
-        """Stores that nothing is."""
-        self._words[2] = 0
+    def end_sending(self, slot: int, position: int) -> None:
+        """Stores how many bytes were sent, and that nothing is being sent any more."""
+        words = self._words
+        words[_place(slot)] = position
+        words[2] = 0
 
     def finish_sending(self, pipe: "Pipe") -> None:
         """Finds out how far a predecessor came with what it was sending."""
         slot, position, size = self._words[:3]
         left = pipe.left()
         if size:
-            self.set_sent(slot, position + size - left)
-            self.end_sending()
+            self.end_sending(slot, position + size - left)
         pipe.empty()
 
 
@@ -129,8 +130,8 @@ class Pipe:
         self.ends = ends or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def fill(self, data: bytes | bytearray | memoryview) -> int:
-        """Writes into the empty pipe; returns how many bytes."""
-        return os.write(self.ends[1], data[:PIPE_SIZE])
+        """Writes at most PIPE_SIZE bytes into the empty pipe; returns how many."""
+        return os.write(self.ends[1], data)
 
     def move(self, fd: int, size: int) -> int:
         """Moves bytes into a socket; returns how many it took.
@@ -230,15 +231,17 @@ class KeptFlow:
 
     def send(self, data: bytes | bytearray) -> int:
         """Sends what the socket takes; see `PlainFlow`."""
+        if len(data) <= PIPE_SIZE:
+            return self._send_some(data)
         begun = self.sent
         with memoryview(data) as view:
-            while self.sent - begun < len(data):
-                if not self._send_some(view[self.sent - begun :]):
+            while rest := view[self.sent - begun :][:PIPE_SIZE]:
+                if self._send_some(rest) < len(rest):
                     break
         return self.sent - begun
 
-    def _send_some(self, data: memoryview) -> bool:
-        """Sends as much as the pipe takes; tells whether the socket took all of it."""
+    def _send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Sends what the pipe takes at once; returns what the socket took of it."""
         cells, pipe = self._cells, self._pipe
         size = pipe.fill(data)
         cells.begin_sending(self.slot, self.sent, size)
@@ -247,11 +250,10 @@ class KeptFlow:
             moved = pipe.move(self._fd, size)
         finally:
             self.sent += moved
-            cells.set_sent(self.slot, self.sent)
-            cells.end_sending()
+            cells.end_sending(self.slot, self.sent)
             if moved < size:
                 pipe.empty()
-        return moved == size
+        return moved
 
 
 Flow = PlainFlow | KeptFlow

@@ -204,26 +204,28 @@ class Keeping:
         Raises:
             OSError: there is no memory for it. Nothing may be answered then.
         """
-        put = self._stores.ledger.put
+        ledger = self._stores.ledger
+        put = ledger.put
         for peer in peers:
             peer.collect()
             put(self._state_keys[peer.session], _encode(peer.dump_state()))
         for kind, name, value in records.changes(self._engine):
+            key = _encode((kind, name))
             if value is None:
-                self._remove(kind, name)
+                ledger.remove(key)
             else:
-                self._put(kind, name, value)
-        self._record_processes()
+                put(key, _encode(value))
+        if self._service.runtime.processes.changed:
+            self._record_processes()
         self._record_daemon()
-        self._stores.ledger.commit()
+        ledger.commit()
         if self._left_slots:
             self._free_slots += self._left_slots
             self._left_slots.clear()
 
     def _record_processes(self) -> None:
         processes = self._service.runtime.processes
-        if not processes.changed:
-            return
+        assert processes.changed is not None
         for owner_id in processes.changed:
             record = processes.dump_one(owner_id)
             if record is None:

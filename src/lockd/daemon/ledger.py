@@ -5,15 +5,15 @@ what is written there: SIGKILL ends the process, not the memory. A record is wri
 beyond what counts, and then the length of what counts is stored, which is one machine
 instruction: there is no moment in which half a commit could be read.
 
-One file is in use. When most of it is garbage, what lives of it is copied into the
-other one in small slices, while records are still added to the first; the other one is
-in use from the moment its own length is stored, because its generation is higher.
+One file is in use. When it has grown to twice of what lived of it, that is written into
+the other one in small slices, while records are still added to the first; the other one
+is in use from the moment its own length is stored, because its generation is higher.
+What lives is in this process, too: the files are read by a successor only.
 """
 
 import os
 import time
 from contextlib import ExitStack
-from itertools import islice
 from typing import Final
 
 from lockd.daemon.ledger_file import (
@@ -33,10 +33,7 @@ from lockd.errors import LockdError
 
 _SLICE_RECORDS: Final = 64
 _SLICE_BYTES: Final = 1 << 16
-"""What is copied between two looks at the clock."""
-
-_Place = tuple[int, int]
-"""Where a record is: offset and size."""
+"""What is written anew between two looks at the clock."""
 
 
 class LedgerError(LockdError, ValueError):
@@ -61,15 +58,14 @@ class Ledger:
 
     def __init__(self, fds: tuple[int, int] | None = None) -> None:
         self.problems: list[str] = []
-        #: Where the newest record of each key is, in the file that is in use.
-        self._index: dict[bytes, _Place] = {}
-        #: Those that were copied since, by key, and where they are in the other one.
-        self._copied: dict[bytes, _Place] = {}
-        #: Keys that have no value any more, but perhaps a copy of one there.
-        self._outdated: set[bytes] = set()
-        #: What the next commit writes; None: that the key has no value.
+        #: All that counts; None: that the key has no value any more, as the file says.
+        self._values: dict[bytes, bytes | None] = {}
+        #: What the other file has been given of it, while that is written anew.
+        self._copied: dict[bytes, bytes | None] = {}
+        #: What the next commit writes.
         self._staged: dict[bytes, bytes | None] = {}
-        self._live = 0
+        #: Where the file ended when it had no garbage.
+        self._clean_end = DATA
         headers: list[Header | None] = [None, None]
         if fds is not None:
             headers = [read_header(fd, self.problems) for fd in fds]
@@ -84,13 +80,8 @@ class Ledger:
 
     def records(self) -> dict[bytes, bytes]:
         """Returns all values that are committed, by key."""
-        found = {}
-        for file, index in (self._file, self._index), (self._spare, self._copied):
-            for key, (offset, _) in index.items():
-                value = read_value(file, offset)
-                if value is not None:
-                    found[key] = value
-        return found
+        values = self._copied | self._values
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def live_bytes(self) -> int:
@@ -123,15 +114,9 @@ class Ledger:
             return
         salt = file.salt
         records = [encode(key, value, salt) for key, value in staged.items()]
-        offset = file.append(b"".join(records))
+        file.append(b"".join(records))
         file.commit()
-        for (key, value), record in zip(staged.items(), records, strict=True):
-            size = len(record)
-            if value is None:
-                self._forget(key)
-            else:
-                self._note(key, offset, size)
-            offset += size
+        self._values.update(staged)
         staged.clear()
 
     def tidy(self, seconds: float) -> None:
@@ -181,35 +166,17 @@ class Ledger:
                 self._report_gap(offset, start)
             offset = start + size
             lost.pop(key, None)
-            is_damaged = read_value(file, start) is None
-            if is_damaged:
+            value = None if is_removal else read_value(file, start)
+            if value is None and not is_removal:
                 lost[key] = start
-            if is_damaged or is_removal:
-                # What the key stood for before is not what it stands for.
-                self._forget(key)
-            else:
-                self._note(key, start, size)
+            # What the key stood for before is not what it stands for.
+            self._values[key] = value
         for key, start in lost.items():
             self.problems.append(f"the value of {key!r} at {start} is damaged")
         return offset
 
     def _report_gap(self, start: int, end: int) -> None:
         self.problems.append(f"no record can be read from {start} to {end}")
-
-    def _note(self, key: bytes, offset: int, size: int) -> None:
-        """Has a record in the file that is in use be the newest of its key."""
-        before = self._index.get(key)
-        if before is None and self._copied:
-            before = self._copied.pop(key, None)
-        self._index[key] = offset, size
-        self._live += size if before is None else size - before[1]
-
-    def _forget(self, key: bytes) -> None:
-        before = self._index.pop(key, None) or self._copied.pop(key, None)
-        if before is not None:
-            self._live -= before[1]
-            if self._spare.generation:
-                self._outdated.add(key)
 
     def _tidy_slice(self) -> bool:
         """Does a little of what there is to do; tells whether there may be more."""
@@ -220,51 +187,44 @@ class Ledger:
             if not self._is_due():
                 return False
             self._spare.begin(self._file.generation + 1, self._file.salt)
-        # What is copied must come behind what is said of its key here.
-        if self._outdated:
-            self._outdate_slice()
-        if not self._outdated:
-            self._copy_slice()
+        self._copy_slice()
         return True
 
     def _is_due(self) -> bool:
-        garbage = self._file.end - DATA - self._live
-        return self._is_damaged or garbage > max(self._live, STEP)
-
-    def _outdate_slice(self) -> None:
-        """Writes there of some keys that they have no value."""
-        keys = list(islice(self._outdated, _SLICE_RECORDS))
-        salt = self._spare.salt
-        self._spare.append(b"".join([encode(key, None, salt) for key in keys]))
-        self._outdated.difference_update(keys)
+        grown = self._file.end - self._clean_end
+        return self._is_damaged or grown > max(self._clean_end, STEP)
 
     def _copy_slice(self) -> None:
-        """Copies some records, checksums and all; with the last one, it switches."""
-        index, memory = self._index, self._file.map
-        taken: dict[bytes, _Place] = {}
+        """Writes something to the other file; with the last of it, that one counts."""
+        values, copied, salt = self._values, self._copied, self._spare.salt
+        taken: dict[bytes, bytes | None] = {}
         records: list[bytes] = []
         size = 0
-        while index and len(taken) < _SLICE_RECORDS and size < _SLICE_BYTES:
-            key, place = index.popitem()
-            start, length = taken[key] = place
-            records.append(memory[start : start + length])
-            size += length
+        while values and len(taken) < _SLICE_RECORDS and size < _SLICE_BYTES:
+            key, value = values.popitem()
+            taken[key] = value
+            if value is not None or key in copied:
+                records.append(record := encode(key, value, salt))
+                size += len(record)
         try:
-            offset = self._spare.append(b"".join(records))
+            self._spare.append(b"".join(records))
         except OSError:
-            index.update(taken)
+            values.update(taken)
             raise
-        for key, (_, length) in taken.items():
-            self._copied[key] = offset, length
-            offset += length
-        if not index:
+        for key, value in taken.items():
+            if value is not None:
+                copied[key] = value
+            else:
+                copied.pop(key, None)
+        if not values:
             self._switch()
 
     def _switch(self) -> None:
         """Uses the other file: everything that counts is in both at this moment."""
         self._spare.commit()
         self._file, self._spare = self._spare, self._file
-        self._index, self._copied = self._copied, {}
+        self._values, self._copied = self._copied, {}
+        self._clean_end = self._file.end
         self._spare.erase()
         self._is_damaged = False
 

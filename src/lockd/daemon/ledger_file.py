@@ -39,8 +39,7 @@ _PRIME: Final = (1 << 24) - 3
 
 _MARK: Final = 0xB10C
 _MARK_BYTES: Final = _MARK.to_bytes(2, sys.byteorder)
-_CHECKSUMS: Final = struct.Struct("=II")
-_LENGTHS: Final = struct.Struct("=HHI")
+_MARK_PLACE: Final = 8
 _HEAD: Final = struct.Struct("=IIHHI")
 _REMOVED: Final = 0xFFFFFFFF
 """Stands where the length of a value stands: the key has none any more."""
@@ -170,10 +169,10 @@ def encode(key: bytes, value: bytes | None, salt: int) -> bytes:
         value, length = b"", _REMOVED
     else:
         length = len(value)
-    lengths_and_key = _LENGTHS.pack(_MARK, len(key), length) + key
-    check = crc32(lengths_and_key, salt)
-    checks = _CHECKSUMS.pack(check, crc32(value, check))
-    return checks + lengths_and_key + value + _PADDING[(len(key) + len(value)) & 7]
+    key_size = len(key)
+    check = crc32(key, salt ^ length ^ key_size << 16)
+    head = _HEAD.pack(check, crc32(value, check), _MARK, key_size, length)
+    return head + key + value + _PADDING[(key_size + len(value)) & 7]
 
 
 def find_record(file: File, offset: int) -> Record | None:
@@ -188,10 +187,10 @@ def find_record(file: File, offset: int) -> Record | None:
         is_removal = length == _REMOVED
         value_end = key_end if is_removal else key_end + length
         if mark == _MARK and value_end <= end:
-            lengths_and_key = memory[offset + _CHECKSUMS.size : key_end]
-            if crc32(lengths_and_key, file.salt) == check:
+            key = memory[offset + _HEAD.size : key_end]
+            if crc32(key, file.salt ^ length ^ key_size << 16) == check:
                 size = (value_end - offset + 7) & -8
-                return offset, size, lengths_and_key[_LENGTHS.size :], is_removal
+                return offset, size, key, is_removal
         offset = _next_mark(memory, offset, end)
     return None
 
@@ -199,10 +198,10 @@ def find_record(file: File, offset: int) -> Record | None:
 def _next_mark(memory: mmap.mmap, offset: int, end: int) -> int:
     """Returns the next offset where a record may begin."""
     while True:
-        found = memory.find(_MARK_BYTES, offset + _CHECKSUMS.size + 1, end)
+        found = memory.find(_MARK_BYTES, offset + _MARK_PLACE + 1, end)
         if found < 0:
             return end
-        offset = found - _CHECKSUMS.size
+        offset = found - _MARK_PLACE
         if offset % 8 == 0:
             return offset
 
