@@ -212,6 +212,17 @@ def test_lockspace_that_a_client_made_is_there(
     assert os.listdir(tmp_path / "made") == []
 
 
+def test_longest_name_survives(
+    manager: ServiceManager, client: WireClient, locks: Path
+) -> None:
+    name = "n" * 255
+    client.acquire(name, lockspace="files")
+    manager.kill_and_start()
+    assert is_locked(locks / name)
+    client.call("release", resource=name, lockspace="files")
+    assert os.listdir(locks) == []
+
+
 def test_conversion_goes_on(
     manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
 ) -> None:

@@ -11,7 +11,8 @@ an old queue go to its end without what is not wanted. Always: first the copy is
 then the original taken out. A kill between the two leaves both, with the same serial.
 
 Descriptors are told by labels, which travel with them: that of a single one in the
-message, those of many in a memfd, its first descriptor: a queue may hold few bytes.
+message, a long one and those of many in a memfd, its first descriptor: a queue may
+hold few bytes.
 """
 
 import errno
@@ -29,7 +30,10 @@ from typing import Final
 FORMAT: Final = 1
 """The first byte of each message."""
 
-LONGEST_LABEL: Final = 200
+LONGEST_LABEL: Final = 5_000
+
+SHORT: Final = 200
+"""Bytes of a label that travels in the message: a queue may hold few."""
 
 FULL: Final = 252
 """Descriptors in a message, beside the memfd: SCM_MAX_FD of the kernel is 253."""
@@ -61,8 +65,8 @@ SO_PEEK_OFF: Final = 42
 
 # Format, whether the labels are in a memfd, and how many; serial and length of each.
 _HEADER: Final = struct.Struct("<BBH")
-_TAG: Final = struct.Struct("<QB")
-_ONE: Final = struct.Struct("<BBHQB")
+_TAG: Final = struct.Struct("<QH")
+_ONE: Final = struct.Struct("<BBHQH")
 _INT: Final = struct.Struct("@i")
 _SPACE: Final = socket.CMSG_SPACE((FULL + 1) * _INT.size)
 
@@ -223,7 +227,7 @@ class Keeper:
         then, for it is sent more than once.
 
         Args:
-            label: 1 to 200 bytes.
+            label: 1 to 5,000 bytes; more than 200 cost another descriptor.
 
         Raises:
             OSError: it is not kept, and nothing has changed.
@@ -234,7 +238,10 @@ class Keeper:
             self._make_room()
         kept = _Kept(self._serial, label, fd, self._young)
         try:
-            self._young.send_one(kept)
+            if len(label) <= SHORT:
+                self._young.send_one(kept)
+            else:
+                self._young.send((kept,))
         except OSError:
             self._room = 0
             raise
