@@ -86,7 +86,7 @@ class Ledger:
     @property
     def live_bytes(self) -> int:
         """How much memory the values take that are committed, with their keys."""
-        return self._live
+        return sum(len(key) + len(value) for key, value in self.records().items())
 
     def put(self, key: bytes, value: bytes) -> None:
         """Stages a value, which replaces the one that the key has.
