@@ -71,6 +71,10 @@ class Hit:
     calls: Counter[str] = field(default_factory=Counter)
 
 
+class StuckError(Exception):
+    """Raised when a scenario cannot be prepared: something was left by the last."""
+
+
 class Tracer:
     """strace(1), attached to a process."""
 
@@ -137,6 +141,14 @@ class Calls:
         """
         found = Hit(name)
         self._context = name
+        try:
+            self._every(found, scenario, stride)
+        except StuckError:
+            self._judge.say("left", f"{self._context}: what came before was not ended")
+            found.violations += self._take_complaints(False) + 1
+        return found
+
+    def _every(self, found: Hit, scenario: scenarios.Scenario, stride: int) -> None:
         trace, found.violations = self._play(scenario, "-e", "trace=all")
         seen = Counter(_CALL.findall(trace))
         waiting = list(seen)
@@ -157,7 +169,6 @@ class Calls:
                 found.total += 1
                 found.hit += 1
                 found.calls[call] += 1
-        return found
 
     def _kill_at(
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
@@ -205,7 +216,9 @@ class Calls:
         self._target.statistics(board)
         board.note_fault()
         actor = Actor(self._target.first_pid, partial(scenarios.play, board, scenario))
-        assert actor.wait(PATIENCE), "a scenario could not be prepared"
+        if not actor.wait(PATIENCE):
+            actor.end()
+            raise StuckError
         time.sleep(TAIL)
         tracer = Tracer(before, self._trace, *options)
         board.note_fault()

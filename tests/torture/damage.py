@@ -9,6 +9,7 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from torture.judge import Judge
 from torture.keepers import why_free
 from torture.line import Line, LostError, Refused, UnansweredError
 from torture.places import DIRECTORY
-from torture.target import Target
+from torture.target import SERVICE, Target
 
 SESSIONS: Final = 12
 SECONDS: Final = 60.0
@@ -31,6 +32,17 @@ KINDS: Final = ("one bit", "a hundred bits", "a page of zeroes", "cut off", "all
 
 def victims(board: Board, stage: Stage) -> None:
     """Sessions with a lock each; looks what each of them still has."""
+    try:
+        _victims(board, stage)
+    except UnansweredError:
+        # Nobody serves. What was granted must be locked nevertheless.
+        for number in range(SESSIONS):
+            path = f"{DIRECTORY}/damaged-{number}"
+            if why := why_free(path, 1):
+                board.complain("free moment", f"{path} is {why}, and nobody serves")
+
+
+def _victims(board: Board, stage: Stage) -> None:
     scene = scenarios.Scene(board, stage)
     lines = [scene.line() for _ in range(SESSIONS)]
     tokens = [
@@ -94,8 +106,8 @@ class Damage:
         board.note_fault()
         try:
             self._target.statistics(board)
-        except (ChildProcessError, UnansweredError):
-            board.complain("unanswered", f"it does not serve after damage: {kind}")
+        except UnansweredError:
+            board.complain("unanswered", f"it does not serve: {self._said()}")
         board.note_fault()
         actor.go()
         actor.wait(SECONDS)
@@ -105,6 +117,7 @@ class Damage:
             if found != "lost connection":
                 self._judge.say(found, f"{kind}: {what}")
                 self.violations += 1
+        self._begin_anew()
         return Counter(
             {
                 "went on": board.total("went on"),
@@ -112,14 +125,20 @@ class Damage:
             }
         )
 
+    def _said(self) -> str:
+        return self._target.machine.journal(SERVICE)[-300:]
+
+    def _begin_anew(self) -> None:
+        """Has the next damage meet a daemon that has nothing of this one."""
+        run = self._target.machine.run
+        run("systemctl", "stop", SERVICE)
+        run("systemctl", "reset-failed", SERVICE, check=False)
+        run("systemctl", "start", SERVICE)
+
     def _spoil(self, path: Path, kind: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            used = [
-                at
-                for at in range(0, os.fstat(descriptor).st_size, 64)
-                if any(os.pread(descriptor, 64, at))
-            ]
+            used = list(_used(descriptor))
             if not used:
                 return
             self.spoilt += 1
@@ -137,3 +156,18 @@ class Damage:
                     os.pwrite(descriptor, bytes([turned]), at)
         finally:
             os.close(descriptor)
+
+
+def _used(descriptor: int) -> Iterator[int]:
+    """Returns where there is anything but zeroes, in steps of 64 bytes."""
+    size = os.fstat(descriptor).st_size
+    at = 0
+    while True:
+        try:
+            at = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but holes from here on
+            return
+        end = min(os.lseek(descriptor, at, os.SEEK_HOLE), size)
+        data = os.pread(descriptor, end - at, at)
+        yield from (at + n for n in range(0, len(data), 64) if any(data[n : n + 64]))
+        at = end

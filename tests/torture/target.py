@@ -16,7 +16,7 @@ from typing import Any, Final
 from system.booted.machine import Machine
 from torture import inside
 from torture.board import Board
-from torture.line import Line, NeverServedError
+from torture.line import Line, NeverServedError, UnansweredError
 from torture.places import DIRECTORY, DISKS, GUEST_DISKS, SHARED_DISKS
 
 SERVICE: Final = "lockd.service"
@@ -139,9 +139,15 @@ class Target:
     # What it says.
 
     def statistics(self, board: Board) -> dict[str, Any]:
-        """Returns what the daemon counts; waits until it serves."""
+        """Returns what the daemon counts; waits until it serves.
+
+        Raises:
+            UnansweredError: it does not; has been complained of.
+        """
         found = inside.call(self.first_pid, partial(_statistics, board))
         assert isinstance(found, dict)
+        if not found:
+            raise UnansweredError(SERVICE)
         return found
 
     # What is used.
@@ -195,6 +201,8 @@ def _statistics(board: Board) -> dict[str, Any]:
             found = line.call("statistics")
         except NeverServedError:
             time.sleep(0.05)
+        except UnansweredError:
+            return {}
         else:
             line.close()
             assert isinstance(found, dict)
