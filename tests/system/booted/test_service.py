@@ -469,5 +469,19 @@ def test_users_have_daemons_of_their_own(machine: Machine, user: str) -> None:
     assert pid == as_user(
         "systemctl", "--user", "show", "-P", "MainPID", "lockd.service"
     )
+    # It outlives a crash as the system's does, and is stopped as that is.
+    holder = machine.command("env", environment, "lockctl", "hold", "a", user=user)
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert "1 lock and 2 connections are kept" in as_user("lockctl", "status")
+        machine.run("kill", "-KILL", pid)
+        assert "1 lock and 2 connections are kept" in as_user("lockctl", "status")
+        assert pid != as_user("systemctl", "--user", "show", "-P", "MainPID", "lockd")
+        assert as_user("lockctl", "stop", "--yes").startswith("default\ta\texclusive")
+        assert process.wait(timeout=30) == 76
+    units = ("lockd.service", "lockd.socket")
+    states = as_user("systemctl", "--user", "show", "-P", "ActiveState", *units)
+    assert states.split() == ["inactive"] * 2
     assert machine.show("lockd.service", "ActiveState") == "inactive"
     machine.run("systemctl", "stop", f"user@{uid}.service")
