@@ -178,6 +178,32 @@ def test_guest_keeps_its_locks_while_libvirtd_is_restarted(guests: Guests) -> No
     assert guests.held() == {}
 
 
+def test_guests_keep_their_disks_when_lockd_is_killed_or_restarted(
+    guests: Guests,
+) -> None:
+    machine = guests.machine
+    guests.start("web", disk("a"), emulator=QEMU_WITHOUT_LOCKS)
+    guests.start("mail", disk("b"), emulator=QEMU_WITHOUT_LOCKS)
+    before = guests.locks()
+    for command in ("kill --signal=KILL", "restart", "kill --signal=KILL"):
+        pid = main_pid(machine)
+        machine.run("systemctl", *command.split(), "lockd.service")
+        said = guests.start_is_refused("other", disk("a"), emulator=QEMU_WITHOUT_LOCKS)
+        assert f"by web (pid {guests.pid('web')}" in said
+        assert main_pid(machine) != pid
+        assert [guests.state(x) for x in ("web", "mail")] == ["running"] * 2
+        assert tokens(guests.locks()) == tokens(before)
+    # They still have the connections with which their locks end.
+    guests.kill("web")
+    guests.wait_until_free(A)
+    guests.start("other", disk("a"), emulator=QEMU_WITHOUT_LOCKS)
+    assert guests.held() == {A: ["other"], B: ["mail"]}
+
+
+def tokens(locks: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(x["resource"], x["holders"][0]["fencing_token"]) for x in locks]
+
+
 def test_shareable_disk_is_shared(guests: Guests) -> None:
     shared = disk("a", extra="<shareable/>")
     guests.start("web", shared)
@@ -276,7 +302,9 @@ def test_lockspace_of_the_configuration_is_there_when_lockd_is_started_anew(
 ) -> None:
     machine = hashed.machine
     machine.write("/etc/lockd/conf.d/zz-lockd.toml", IN_LOCKD)
-    machine.run("systemctl", "restart", "lockd.service")
+    # A restart would keep the one that libvirtd made.
+    machine.run("systemctl", "stop", "lockd.service")
+    machine.run("systemctl", "start", "lockd.service")
     hashed.start("web", disk("a"))
     (lock,) = hashed.locks()
     assert (lock["lockspace"], lock["holders"][0]["label"]) == ("guests", A)
