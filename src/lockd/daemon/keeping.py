@@ -43,10 +43,9 @@ PROCESS: Final = "process"
 SPACE: Final = "space"
 CONFIG: Final = "config"
 DAEMON: Final = "daemon"
+"""Kinds of records besides the engine's (`records`)."""
 
 FILE: Final = "file"
-"""Kinds of records besides the engine's (`records`); of labels, too."""
-
 CONNECTION: Final = "connection"
 PIDFD: Final = "pidfd"
 """Kinds of labels of descriptors."""
@@ -106,8 +105,8 @@ class Keeping:
         self._left_slots: list[int] = []
         #: The owners whose pidfds are kept.
         self._pidfds: set[int] = set()
-        #: The descriptor that is kept for each resource.
-        self._files: dict[ResourceKey, int] = {}
+        #: The descriptor that is kept for each resource, and its label.
+        self._files: dict[ResourceKey, tuple[int, bytes]] = {}
         self._state_keys: dict[int, bytes] = {}
         self._numbers = (-1, -1)
         self._config: object = None
@@ -175,18 +174,20 @@ class Keeping:
         space = self._service.runtime.lockspaces[key.lockspace]
         assert isinstance(space, FileLockspace)
         fd, made, _ = space.dump_file(key.resource)
-        if self._files.get(key) == fd:
+        before = self._files.get(key)
+        if before is not None and before[0] == fd:
             return  # it was opened before, and changed its mode
-        self._stores.keeper.keep(label_of(FILE, *key), fd)
-        self._files[key] = fd
-        self._put(FILE, key, made)
+        label = label_of(FILE, *key, made)
+        self._stores.keeper.keep(label, fd)
+        if before is not None and before[1] != label:
+            self._stores.keeper.drop(before[1])
+        self._files[key] = fd, label
 
     def drop_file(self, key: ResourceKey) -> None:
         """Keeps the file of a resource no longer."""
-        if self._files.pop(key, None) is None:
-            return
-        self._stores.keeper.drop(label_of(FILE, *key))
-        self._remove(FILE, key)
+        kept = self._files.pop(key, None)
+        if kept is not None:
+            self._stores.keeper.drop(kept[1])
 
     # Records.
 
@@ -294,7 +295,8 @@ class Keeping:
             The files that stay locked although nobody holds them.
         """
         keeper = self._stores.keeper
-        wanted = {label_of(FILE, *key) for key in self._files}
+        self._note_files()
+        wanted = {label for _, label in self._files.values()}
         for peer in self._service.answers.peers.values():
             wanted.add(label_of(CONNECTION, peer.session, peer.role))
         for owner_id in self._service.runtime.processes.owners():
@@ -305,7 +307,7 @@ class Keeping:
                 continue
             kind, *parts = msgspec.msgpack.decode(label)
             if kind == FILE and not also_files:
-                left.append(ResourceKey(*parts))
+                left.append(ResourceKey(*parts[:2]))
                 continue
             keeper.drop(label)
             if label in found:
@@ -318,13 +320,15 @@ class Keeping:
             self._state_keys[peer.session] = key_of(STATE, peer.session)
             yield PEER, peer.session, peer.dump()
             yield STATE, peer.session, peer.dump_state()
+
+    def _note_files(self) -> None:
+        """Notes the files that a predecessor kept and that are held on."""
         for space in self._service.runtime.lockspaces.values():
             if isinstance(space, FileLockspace):
                 for resource in space.open_resources():
                     key = ResourceKey(space.name, resource)
                     fd, made, _ = space.dump_file(resource)
-                    self._files[key] = fd
-                    yield FILE, key, made
+                    self._files[key] = fd, label_of(FILE, *key, made)
 
     def tidy(self, seconds: float = TIDYING) -> None:
         """Gets rid of what is no longer needed, for about so long, now and then."""

@@ -44,7 +44,7 @@ PAUSE: Final = 0.01
 """Seconds for which the service manager may be busy when we start, and between two
 tries: its socket holds few messages."""
 
-_OURS: Final = (CONFIG, DAEMON, FILE, PEER, PROCESS, SPACE, STATE)
+_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE)
 
 
 class Stranger(NamedTuple):
@@ -89,7 +89,7 @@ class _Found:
         for label, fd in self.kept:
             kind, *parts = msgspec.msgpack.decode(label)
             if kind == FILE:
-                self.fds[FILE][tuple(parts)] = fd, ()
+                self.fds[FILE][tuple(parts[:2])] = fd, tuple(parts[2:])
             else:
                 self.fds[kind][parts[0]] = fd, tuple(parts[1:])
 
@@ -239,10 +239,8 @@ def _pidfd_of_peer(fd: int | None) -> int | None:
 def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
     modes = {tuple(x["key"]): x["anchor"] for x in engine["resources"]}
     files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
-    for (lockspace, resource), (fd, _) in found.fds[FILE].items():
-        key = lockspace, resource
-        made = bool(found.ours[FILE].get(key))
-        file = resource, fd, made, modes.get(key)
+    for (lockspace, resource), (fd, (made,)) in found.fds[FILE].items():
+        file = resource, fd, made, modes.get((lockspace, resource))
         files.setdefault(lockspace, []).append(file)
     return [
         LockspaceRecord(
