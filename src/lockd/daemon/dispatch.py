@@ -7,6 +7,7 @@ state; everything else goes through `Runtime.carry_out`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -34,6 +35,7 @@ from lockd.errors import (
     InvalidRequestError,
     NotFoundError,
     RequestError,
+    UnavailableError,
 )
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
@@ -309,7 +311,14 @@ class Dispatcher:
         # One that is dead had the pid before; the news of that is on its way.
         if owner_id is None or first is None or first.is_dead:
             owner_id = self.new_session()
-            processes.add_registered(owner_id, process)
+            try:
+                processes.add_registered(owner_id, process)
+            except OSError as error:
+                process.close()
+                reason = os.strerror(error.errno or 0)
+                raise UnavailableError(
+                    f"process {pid} cannot be kept in view: {reason}"
+                ) from None
         else:
             process.close()
         return owner_id, uid

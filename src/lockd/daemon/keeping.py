@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -91,10 +92,15 @@ class Keeping:
 
     Args:
         slots: the slots of `Cells` that are taken.
+        owners: those whose pidfds are kept already.
     """
 
     def __init__(
-        self, service: Service, stores: Stores, slots: Iterable[int] = ()
+        self,
+        service: Service,
+        stores: Stores,
+        slots: Iterable[int] = (),
+        owners: Iterable[int] = (),
     ) -> None:
         self._service = service
         self._stores = stores
@@ -104,7 +110,7 @@ class Keeping:
         #: Free when it is recorded that their peers are gone.
         self._left_slots: list[int] = []
         #: The owners whose pidfds are kept.
-        self._pidfds: set[int] = set()
+        self._pidfds = set(owners)
         #: The descriptor that is kept for each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
         self._state_keys: dict[int, bytes] = {}
@@ -114,7 +120,8 @@ class Keeping:
         self._spaces: set[str] = set()
         records.follow(self._engine)
         service.runtime.processes.changed = set()
-        service.runtime.processes.before_close = self._drop_pidfd
+        service.runtime.processes.keep = self._keep_pidfd
+        service.runtime.processes.drop = self._drop_pidfd
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors of all stores, by name."""
@@ -232,13 +239,15 @@ class Keeping:
             if record is None:
                 self._remove(PROCESS, owner_id)
                 continue
-            pidfd = record.pop("pidfd")
-            # Those of peers are found through their sockets.
-            if record["registered"] and owner_id not in self._pidfds:
-                self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)
-                self._pidfds.add(owner_id)
+            del record["pidfd"]
             self._put(PROCESS, owner_id, record)
         processes.changed.clear()
+
+    def _keep_pidfd(self, owner_id: int, pidfd: int) -> None:
+        # Those of peers are found through their sockets.
+        if owner_id not in self._pidfds:
+            self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)
+            self._pidfds.add(owner_id)
 
     def _drop_pidfd(self, owner_id: int) -> None:
         if owner_id in self._pidfds:
@@ -336,12 +345,14 @@ class Keeping:
         if self._turns_untidied < TURNS_UNTIDIED:
             return
         self._turns_untidied = 0
-        self._stores.ledger.tidy(seconds)
-        self._stores.keeper.tidy(seconds)
+        with suppress(OSError):  # there is no room to make room: later, perhaps
+            self._stores.ledger.tidy(seconds)
+            self._stores.keeper.tidy(seconds)
 
     def tidy_thoroughly(self) -> None:
         """Lets go of all that is not wanted: else it would keep file systems busy."""
-        self._stores.keeper.tidy(TIDYING, thoroughly=True)
+        with suppress(OSError):
+            self._stores.keeper.tidy(TIDYING, thoroughly=True)
 
     def _put(self, kind: str, name: Any, value: Any) -> None:
         self._stores.ledger.put(key_of(kind, name), _encode(value))

@@ -92,8 +92,10 @@ class Processes:
         self._by_owner: dict[int, Process] = {}
         #: Of whom something changed, where somebody wants to know (`keeping`).
         self.changed: set[int] | None = None
-        #: Called with an owner before its pidfd is closed.
-        self.before_close: Callable[[int], None] = lambda owner_id: None
+        #: Called with a registered owner and its pidfd before that counts, may raise
+        #: OSError; and with the owner before the pidfd is closed.
+        self.keep: Callable[[int, int], None] = lambda owner_id, pidfd: None
+        self.drop: Callable[[int], None] = lambda owner_id: None
         #: By pid and claimant.
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
@@ -103,7 +105,12 @@ class Processes:
         self._mark(owner_id)
 
     def add_registered(self, owner_id: int, process: Process) -> None:
-        """Takes in a process for which a session says that it acts."""
+        """Takes in a process for which a session says that it acts.
+
+        Raises:
+            OSError: it cannot be kept; nothing has changed.
+        """
+        self.keep(owner_id, process.pidfd)
         self._by_owner[owner_id] = process
         self._mark(owner_id)
         self._owner_by_pid[process.pid, process.claimant] = owner_id
@@ -146,7 +153,7 @@ class Processes:
         process = self._by_owner.get(owner_id)
         if process is not None and not process.fencing:
             self.unregister(owner_id)
-            self.before_close(owner_id)
+            self.drop(owner_id)
             del self._by_owner[owner_id]
             process.close()
             self._mark(owner_id)

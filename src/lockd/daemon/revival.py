@@ -58,12 +58,14 @@ class Revived(NamedTuple):
     """What a predecessor left.
 
     Attributes:
+        owners: those whose pidfds are kept.
         unclaimed: the descriptors that neither the state nor a stranger has, by label.
         problems: what could not be read.
     """
 
     state: Handover
     strangers: list[Stranger]
+    owners: list[int]
     unclaimed: dict[bytes, int]
     problems: list[str]
 
@@ -189,7 +191,9 @@ def _revived(found: _Found) -> Revived:
     claimed |= {x["pidfd"] for x in state.processes}
     claimed |= {file[1] for space in state.lockspaces for file in space.files}
     unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
-    return Revived(state, strangers, unclaimed, found.problems)
+    owners = [x["owner_id"] for x in state.processes]
+    owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
+    return Revived(state, strangers, owners, unclaimed, found.problems)
 
 
 def _is_over(fd: int) -> bool:

@@ -134,9 +134,14 @@ class Service:
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
         )
 
-    def keep(self, stores: Stores, slots: Iterable[int] = ()) -> Keeping:
+    def keep(
+        self,
+        stores: Stores,
+        slots: Iterable[int] = (),
+        owners: Iterable[int] = (),
+    ) -> Keeping:
         """Keeps outside this process, from now on, what is to outlive it."""
-        keeping = Keeping(self, stores, slots)
+        keeping = Keeping(self, stores, slots, owners)
         self.keeping = self.server.keeping = self.runtime.keeping = keeping
         return keeping
 
@@ -414,7 +419,8 @@ def revive(
         loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
-        keeping = service.keep(stores, [peer["slot"] for peer in state.peers])
+        slots = [peer["slot"] for peer in state.peers]
+        keeping = service.keep(stores, slots, revived.owners)
         handover.take_over(service, state, loaded)
         for problem in revived.problems:
             service.complain(f"not taken over: {problem}")
