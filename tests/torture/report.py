@@ -94,6 +94,7 @@ KINDS_OF_VIOLATION: Final = (
     "malformed",
     "killed",
     "left",
+    "memory",
     "harness",
 )
 

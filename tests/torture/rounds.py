@@ -159,7 +159,7 @@ class Rounds:
              used.first_fds <= start.first_fds + FDS_SLACK)  # fmt: skip
         must("left", f"descriptors in flight: {used} from {start}",
              used.in_flight <= start.in_flight + IN_FLIGHT_SLACK)  # fmt: skip
-        must("left", f"memory: {used} from {start}",
+        must("memory", f"{used} from {start}",
              max(used.daemon_kib - start.daemon_kib, used.first_kib - start.first_kib)
              <= KIB_SLACK)  # fmt: skip
         self.used = used
