@@ -31,8 +31,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 class ServiceManager:
     """Runs one lockd as a service, in a directory."""
 
-    def __init__(self, directory: Path, config: str = "") -> None:
+    def __init__(
+        self, directory: Path, config: str = "", *, checks: bool = True
+    ) -> None:
         self.directory = directory
+        self._checks = checks
         self.config = directory / "lockd.toml"
         self.config.write_text(config)
         self.socket = directory / "lockd.sock"
@@ -73,14 +76,14 @@ class ServiceManager:
             "LISTEN_FDNAMES": ":".join(passed),
             "NOTIFY_SOCKET": str(self.directory / "notify"),
             "LOCKD_KEEP": str(STORE_SIZE),
-            "LOCKD_CHECK_INVARIANTS": "1",
+            "LOCKD_CHECK_INVARIANTS": str(int(self._checks)),
         }
         environment.pop("JOURNAL_STREAM", None)
         daemon = [sys.executable, "-m", "lockd.daemon.main", f"--config={self.config}"]
         daemon.append(f"--state-dir={self.directory / 'state'}")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-c", TAKE_DESCRIPTORS),
+                *(sys.executable, "-IS", "-c", TAKE_DESCRIPTORS),
                 " ".join(map(str, passed.values())),
                 *(*prefix, *daemon),
             ],
