@@ -1,16 +1,14 @@
 """A lock daemon for Linux hosts, and its clients.
 
 `lockd.connect()` opens a session for threads; `lockd.aio.connect()` one for trio and
-asyncio. The async client is loaded when it is first asked for.
+asyncio. A client is loaded when it is first asked for: the daemon needs none.
 """
 
 __version__ = "0.1.0"
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from lockd.client.blocking import Client, connect
-from lockd.client.core import Grant
-from lockd.client.locks import Acquired, Lock
 from lockd.errors import (
     AcquireTimeoutError,
     AlreadyExistsError,
@@ -42,6 +40,17 @@ from lockd.terms import EXCLUSIVE, SHARED
 
 if TYPE_CHECKING:
     from lockd.client import aio
+    from lockd.client.blocking import Client, connect
+    from lockd.client.core import Grant
+    from lockd.client.locks import Acquired, Lock
+
+_MODULES: Final = {
+    "Client": "lockd.client.blocking",
+    "connect": "lockd.client.blocking",
+    "Grant": "lockd.client.core",
+    "Acquired": "lockd.client.locks",
+    "Lock": "lockd.client.locks",
+}
 
 __all__ = [
     "EXCLUSIVE",
@@ -83,7 +92,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "aio":
-        import lockd.client.aio
-
-        return lockd.client.aio
+        return import_module("lockd.client.aio")
+    if name in _MODULES:
+        found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return found
     raise AttributeError(f"module 'lockd' has no attribute {name!r}")

@@ -278,14 +278,18 @@ class Keeping:
                 self._spaces.add(name)
 
     def record_anew(self) -> None:
-        """Records all there is, and nothing else, whatever a predecessor left."""
+        """Records all there is, and nothing else, whatever a predecessor left.
+
+        Only what differs is written: whoever is killed again and again leaves no more.
+        """
         ledger = self._stores.ledger
-        known = set(ledger.records())
+        known = ledger.records()
         records.changes(self._engine)
-        fresh = {key_of(kind, name) for kind, name, _ in self._everything()}
         for kind, name, value in self._everything():
-            self._put(kind, name, value)
-        for key in known - fresh:
+            key, encoded = key_of(kind, name), _encode(value)
+            if known.pop(key, None) != encoded:
+                ledger.put(key, encoded)
+        for key in known:
             ledger.remove(key)
         self._numbers, self._config = (-1, -1), None
         self._spaces.clear()

@@ -158,21 +158,20 @@ class Ledger:
     def _load(self) -> int:
         """Reads what a predecessor left; returns where the last record ends."""
         file = self._file
-        lost: dict[bytes, int] = {}
+        newest: dict[bytes, tuple[int, bool]] = {}
         offset = DATA
         while found := find_record(file, offset):
             start, size, key, is_removal = found
             if start != offset:
                 self._report_gap(offset, start)
             offset = start + size
-            lost.pop(key, None)
+            newest[key] = start, is_removal
+        for key, (start, is_removal) in newest.items():
             value = None if is_removal else read_value(file, start)
             if value is None and not is_removal:
-                lost[key] = start
-            # What the key stood for before is not what it stands for.
+                # What the key stood for before is not what it stands for.
+                self.problems.append(f"the value of {key!r} at {start} is damaged")
             self._values[key] = value
-        for key, start in lost.items():
-            self.problems.append(f"the value of {key!r} at {start} is damaged")
         return offset
 
     def _report_gap(self, start: int, end: int) -> None:

@@ -1,5 +1,6 @@
 """The command `lockd`: reads what it is to do, and runs until it is told to stop."""
 
+import gc
 import logging
 import resource
 import socket as socket_module
@@ -150,6 +151,8 @@ def _farewell(role: Role) -> bytes:
 def _run(serve: Callable[[], None]) -> None:
     """Serves; what should not have happened is logged, with its story."""
     log = set_up_logging()
+    # Until it serves: everybody waits, and nothing of what is made now is garbage.
+    gc.disable()
     try:
         _raise_descriptor_limit()
         serve()

@@ -392,6 +392,7 @@ def start(
         service.configure(config)
         if keeping is not None:
             keeping.record_anew()
+        gc.enable()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())
@@ -414,7 +415,6 @@ def revive(
     state = revived.state
 
     async def serve() -> None:
-        gc.disable()
         loaded = snapshot.load(state.engine)
         loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
         before = handover.config_of(state) or Config()
@@ -465,8 +465,6 @@ def go_on(
     """
 
     async def serve() -> None:
-        # Everybody waits, and nothing of what is made now is garbage.
-        gc.disable()
         loaded = snapshot.load(state.engine)
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)

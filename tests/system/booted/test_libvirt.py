@@ -258,6 +258,32 @@ def test_live_upgrade_changes_nothing_for_guests(guests: Guests) -> None:
     assert guests.held() == {A: ["third"]}
 
 
+def test_guests_go_on_when_lockd_is_killed(guests: Guests) -> None:
+    machine = guests.machine
+    guests.start("web", disk("a"))
+    guests.start("other", disk("b"))
+    tokens = [lock["holders"][0]["fencing_token"] for lock in guests.locks()]
+    running = [guests.pid("web"), guests.pid("other")]
+    for _ in range(3):
+        pid = main_pid(machine)
+        machine.run("kill", "-KILL", str(pid))
+        said = guests.start_is_refused("third", disk("a"), emulator=QEMU_WITHOUT_LOCKS)
+        assert "by web (pid " in said
+        assert main_pid(machine) not in (0, pid)
+    after = [lock["holders"][0]["fencing_token"] for lock in guests.locks()]
+    assert after == tokens
+    assert guests.held() == {A: ["web"], B: ["other"]}
+    assert [guests.pid("web"), guests.pid("other")] == running
+    assert [guests.state("web"), guests.state("other")] == ["running", "running"]
+    guests.virsh("suspend", "other")
+    guests.wait_until_free(B)
+    guests.virsh("resume", "other")
+    guests.virsh("destroy", "web")
+    guests.wait_until_free(A)
+    guests.start("third", disk("a"))
+    assert guests.held() == {A: ["third"], B: ["other"]}
+
+
 def test_second_guest_with_the_same_lease_is_told_who_has_it(hashed: Guests) -> None:
     hashed.machine.run("touch", f"{LEASES}/seat")
     hashed.start("web", lease("seat"))
