@@ -35,7 +35,7 @@ def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
     manager = ServiceManager(
         place,
         f"""
-        kill_grace = 0.2
+        kill_grace = 1
         [lockspaces.files]
         kind = "directory"
         path = "{locks}"
@@ -264,8 +264,9 @@ def test_process_that_died_meanwhile_owns_nothing(
     assert other.result(waiting)["grant"]["resource"] == "a"
 
 
+@pytest.mark.parametrize("was_noticed", [True, False])
 def test_owner_that_is_being_ended_is_dead_before_its_lock_is_given(
-    manager: ServiceManager, connect: Connect
+    manager: ServiceManager, connect: Connect, was_noticed: bool
 ) -> None:
     script = (
         "import signal, sys; sys.path.insert(0, sys.argv[2])\n"
@@ -290,8 +291,12 @@ def test_owner_that_is_being_ended_is_dead_before_its_lock_is_given(
         owner.stdin.write("close\n")
         owner.stdin.flush()
         assert owner.stdout.readline() == "closed\n"
+        if was_noticed:
+            wait_for_sessions(waiter, 1)
         manager.kill_and_start()
         assert waiter.result(waiting)["grant"]["resource"] == "g"
+        # Whoever leaves with it is ended: that would be us.
+        waiter.call("release", resource="g", lockspace="killed")
         assert owner.wait(timeout=0) == -signal.SIGKILL
 
 

@@ -59,7 +59,8 @@ BUGS: Final = [
         "how far a client's requests are done is not recorded",
         "            put(self._state_keys[peer.session], _encode(peer.dump_state()))\n",
         "            if peer.flow.sent == 0:\n"
-        "                put(self._state_keys[peer.session], _encode(peer.dump_state()))\n",
+        "                put(self._state_keys[peer.session], "
+        "_encode(peer.dump_state()))\n",
     ),
     _in(
         "keeping",
@@ -71,14 +72,16 @@ BUGS: Final = [
         "keeping",
         "only each second commit is one",
         "        self._stores.ledger.commit()\n",
-        "        if self._turns_untidied % 2:\n            self._stores.ledger.commit()\n",
+        "        if self._turns_untidied % 2:\n"
+        "            self._stores.ledger.commit()\n",
     ),
     _in(
         "flow",
         "requests are taken out before they are carried out",
         "        data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)\n"
         "        self._peeked += len(data)\n",
-        "        data = self._sock.recv(READ_SIZE)\n        self._consumed += len(data)\n",
+        "        data = self._sock.recv(READ_SIZE)\n"
+        "        self._consumed += len(data)\n",
     ),
     _in(
         "flow",
@@ -134,7 +137,9 @@ BUGS: Final = [
         "ledger",
         "removals are not read",
         "            if is_damaged or is_removal:\n",
-        "            if is_removal:\n                continue\n            if is_damaged:\n",
+        "            if is_removal:\n"
+        "                continue\n"
+        "            if is_damaged:\n",
     ),
     _in(
         "revival",

@@ -202,6 +202,7 @@ class Keeping:
         """Records who a new peer is, with the next `commit`."""
         self._state_keys[peer.session] = key_of(STATE, peer.session)
         self._put(PEER, peer.session, peer.dump())
+        self._put(STATE, peer.session, peer.dump_state())
 
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records everything that changed, so that answers may leave.
@@ -244,7 +245,7 @@ class Keeping:
         processes.changed.clear()
 
     def _keep_pidfd(self, owner_id: int, pidfd: int) -> None:
-        # Those of peers are found through their sockets.
+        # Those of peers are found through their sockets, until they are fenced.
         if owner_id not in self._pidfds:
             self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)
             self._pidfds.add(owner_id)

@@ -163,6 +163,9 @@ class Processes:
         process = self._by_owner[owner_id]
         process.fencing = True
         self._mark(owner_id)
+        # Its connection may be gone, by which it would be found after a crash.
+        with suppress(OSError):
+            self.keep(owner_id, process.pidfd)
         if process.kill_at is None:
             process.kill_at = trio.current_time() + self.kill_grace
             process.send_signal(signal.SIGTERM)
