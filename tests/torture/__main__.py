@@ -32,10 +32,10 @@ from torture.report import Report
 from torture.rounds import Counted, Rounds
 from torture.target import Target, booted
 
-SLICE_SECONDS: Final = 5.0
+SLICE_SECONDS: Final = 4.0
 
 #: Of a slice: one call out of so many.
-CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 12, 1_000, 300
+CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 20, 1_000, 300
 
 DAMAGE_TIMES: Final = 20
 RECOVERY_KILLS: Final = 200

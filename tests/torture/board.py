@@ -214,7 +214,10 @@ class Board:
 
     def end(self, slot: int, index: int) -> None:
         """Says that the lock is given up now; to be called before it is."""
-        self.words[self._record(slot, index) + 4] = now()
+        self.set_end(slot, index, now())
+
+    def set_end(self, slot: int, index: int, at: int) -> None:
+        self.words[self._record(slot, index) + 4] = at
 
     def is_full(self, slot: int) -> bool:
         return int(self.words[self._slot(slot)]) > RECORDS - 16

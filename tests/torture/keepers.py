@@ -182,19 +182,23 @@ def guest(board: Board, slot: int) -> None:
 
 def probe(board: Board, slot: int) -> None:
     """Asks the kernel each millisecond whether a lock that is held is free."""
+    told: set[tuple[int, int, int]] = set()
     while not board.is_over:
         time.sleep(0.001)
         for held_by in range(SLOTS):
             for number in range(HOLDS):
                 turn, resource, mode = board.look(held_by, number)
-                if turn % 2:
-                    path = PLACES[resource].path
-                    if path is not None:
-                        why = why_free(path, mode)
-                        board.tally(slot, "cycles")
-                        if why and board.look(held_by, number)[0] == turn:
+                path = PLACES[resource].path
+                if turn % 2 and path is not None:
+                    why = why_free(path, mode)
+                    board.tally(slot, "cycles")
+                    hold = held_by, number, turn
+                    # Only what was held before and after was held meanwhile.
+                    if why and board.look(held_by, number)[0] == turn:
+                        if hold not in told:
                             what = f"{path}, held by {held_by}, is {why}"
                             board.complain("free moment", what)
+                        told.add(hold)
 
 
 def why_free(path: str, mode: int) -> str:

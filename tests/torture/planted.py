@@ -59,8 +59,8 @@ BUGS: Final = [
         "how far a client's requests are done is not recorded",
         "            put(self._state_keys[peer.session], _encode(peer.dump_state()))\n",
         "            if peer.flow.sent == 0:\n"
-        "                put(self._state_keys[peer.session], "
-        "_encode(peer.dump_state()))\n",
+        "                key = self._state_keys[peer.session]\n"
+        "                put(key, _encode(peer.dump_state()))\n",
     ),
     _in(
         "keeping",

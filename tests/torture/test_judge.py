@@ -1,0 +1,111 @@
+"""What the campaign finds in records that were made up for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torture.board import EXCLUSIVE, SHARED, Board
+from torture.judge import Judge
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    with Board(tmp_path / "complaints") as made:
+        yield made
+
+
+def held(
+    board: Board,
+    slot: int,
+    times: tuple[int, int, int, int],
+    token: int,
+    mode: int = EXCLUSIVE,
+    value: int = -1,
+) -> None:
+    """A record: asked for, queued, granted, ended."""
+    *begun, ended = times
+    sent, queued, granted = begun
+    index = board.begin(slot, 0, mode, (sent, queued, granted), token)
+    if value >= 0:
+        board.set_value(slot, index, value)
+        board.set_counter(0, board.counter(0) + 1)
+    board.set_end(slot, index, ended)
+
+
+def found(board: Board) -> dict[str, int]:
+    judge = Judge()
+    judge.judge(board)
+    return dict(judge.found)
+
+
+def test_nothing_is_wrong_with_one_after_the_other(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 30), 1, value=0)
+    held(board, 2, (11, 12, 31, 40), 2, value=1)
+    held(board, 3, (13, 14, 41, 60), 3, SHARED)
+    held(board, 4, (13, 14, 42, 50), 4, SHARED)
+    assert found(board) == {}
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_two_at_a_time_are_found(board: Board, mode: int) -> None:
+    held(board, 1, (10, 0, 20, 31), 1)
+    held(board, 2, (11, 12, 30, 40), 2, mode)
+    assert found(board) == {"overlap": 1}
+
+
+def test_short_hold_within_a_long_one_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 90), 1, SHARED)
+    held(board, 2, (10, 0, 21, 22), 2, SHARED)
+    held(board, 3, (10, 0, 30, 40), 3)
+    assert found(board) == {"overlap": 1}
+
+
+def test_who_overtakes_is_found(board: Board) -> None:
+    held(board, 1, (10, 12, 40, 50), 2)
+    held(board, 2, (13, 14, 20, 30), 1)
+    assert found(board) == {"queue order": 1}
+
+
+def test_who_overtakes_nobody_that_was_queued_before_is_not(board: Board) -> None:
+    held(board, 1, (10, 14, 40, 50), 2)
+    held(board, 2, (13, 15, 20, 30), 1)
+    assert found(board) == {}
+
+
+def test_token_that_comes_again_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 30), 7)
+    held(board, 2, (25, 0, 31, 40), 7)
+    assert found(board)["token"] > 0
+
+
+def test_token_of_an_earlier_round_is_found(board: Board) -> None:
+    judge = Judge()
+    held(board, 1, (10, 0, 20, 30), 7)
+    judge.judge(board)
+    board.clear()
+    held(board, 1, (50, 0, 60, 70), 6)
+    judge.judge(board)
+    assert judge.found == {"token": 1}
+
+
+def test_lost_count_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 30), 1, value=0)
+    held(board, 2, (25, 0, 31, 40), 2, value=0)
+    assert found(board) == {"counter": 1}
+
+
+def test_count_of_the_killed_may_be_there_or_not(board: Board) -> None:
+    for slot, is_counted in ((1, True), (2, False)):
+        index = board.begin(slot, 0, EXCLUSIVE, (10 * slot, 0, 10 * slot + 1), slot)
+        board.set_value(slot, index, 0)
+        if is_counted:
+            board.set_counter(0, 1)
+        board.end_all(slot)
+        board.set_end(slot, index, 10 * slot + 5)
+    assert found(board) == {}
+
+
+def test_what_was_complained_of_is_found(board: Board) -> None:
+    board.complain("lost connection", "a worker")
+    assert found(board) == {"lost connection": 1}
