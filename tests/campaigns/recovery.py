@@ -51,6 +51,9 @@ def main() -> None:
 
 def measure(place: Path, kills: int) -> bool:
     (place / "locks").mkdir(mode=0o755)
+    # As installed: modules are compiled once, whatever this environment says.
+    os.environ["PYTHONPYCACHEPREFIX"] = str(place / "pycache")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     manager = ServiceManager(place, CONFIG.format(place=place), checks=False)
     with ExitStack() as stack:
         stack.callback(manager.close)

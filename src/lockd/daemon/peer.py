@@ -187,13 +187,16 @@ class Peer:
             connection,
             bytes(self._unsent),
             self._piled_up,
-            [msgid for msgid, x in self.expected.items() if x is ARRAY],
+            self._arrays() if self.expected else [],
             self.is_closing,
             self.restricted,
             self.client,
             self.claims_itself,
             self.watched,
         )
+
+    def _arrays(self) -> list[int]:
+        return [msgid for msgid, x in self.expected.items() if x is ARRAY]
 
     def load_state(self, state: PeerState) -> None:
         """Goes on where the session stood that `dump_state` described.

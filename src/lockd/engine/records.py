@@ -39,6 +39,9 @@ Of `changes`, the value is None if there is no such record any more."""
 
 
 _counts_of = attrgetter(*COUNTS)
+_VERSIONS = snapshot.VERSION, snapshot.READABLE_FROM
+_LAST_TOKEN = len(_VERSIONS) + COUNTS.index("last_token")
+_LAST_ORDER = len(_VERSIONS) + COUNTS.index("last_order")
 
 # Telling.
 
@@ -56,8 +59,8 @@ def changes(engine: LockEngine) -> list[Record]:
     changed = engine.changed
     assert changed is not None
     found: list[Record] = []
-    _, _, last_token, last_order, *_ = changed.counts
-    if (counts := _counts(engine)) != changed.counts:
+    before, counts = changed.counts, _counts(engine)
+    if counts != before:
         changed.counts = counts
         found.append(("counts", 0, counts))
     for (kind, name), thing in changed.items():
@@ -65,8 +68,8 @@ def changes(engine: LockEngine) -> list[Record]:
         value = thing if make is None else make(engine, thing or name)
         # What came and went since the last call was never told.
         if value is None and (
-            (kind == "grant" and name > last_token)
-            or (kind == "request" and name > last_order)
+            (kind == "grant" and name > before[_LAST_TOKEN])
+            or (kind == "request" and name > before[_LAST_ORDER])
         ):
             continue
         found.append((kind, name, value))
@@ -95,7 +98,8 @@ def _everything(engine: LockEngine) -> Iterator[Record]:
 
 
 def _counts(engine: LockEngine) -> tuple[int, ...]:
-    return (snapshot.VERSION, snapshot.READABLE_FROM, *_counts_of(engine))
+    found: tuple[int, ...] = _VERSIONS + _counts_of(engine)
+    return found
 
 
 def _owner(engine: LockEngine, owner_id: int) -> Plain | None:
