@@ -133,12 +133,6 @@ def test_directory_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def verdict_of(daemon: subprocess.Popen[str]) -> str:
-    """Returns what a daemon says first of whether it serves."""
-    assert daemon.stderr is not None
-    return next(line for line in daemon.stderr if "nothing is kept" not in line)
-
-
 def test_of_two_daemons_that_race_for_a_leftover_exactly_one_wins(
     tmp_path: Path,
 ) -> None:
@@ -154,7 +148,7 @@ def test_of_two_daemons_that_race_for_a_leftover_exactly_one_wins(
             racers.append(
                 subprocess.Popen(daemon.command, stderr=subprocess.PIPE, text=True)
             )
-        said = [verdict_of(racer) for racer in racers]
+        said = [racer.stderr.readline() for racer in racers if racer.stderr]
         winners = [
             racer
             for racer, line in zip(racers, said, strict=True)

@@ -85,6 +85,10 @@ def test_stopped_daemon_leaves_no_file_that_it_made(
     assert list(place.iterdir()) == []
 
 
+def test_daemon_that_nothing_is_kept_of_says_so(lockd: DaemonProcess) -> None:
+    assert "if it is killed, all locks" in lockd.wait_for_line("nothing is kept")
+
+
 def test_daemon_starts_again_where_it_was(lockd: DaemonProcess) -> None:
     assert lockd.stop() == 0
     lockd.start()
@@ -175,7 +179,7 @@ def test_configured_places_are_used(tmp_path: Path) -> None:
     command = daemon.command[:4]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert any(str(daemon.socket) in line for line in process.stderr)
+        assert str(daemon.socket) in process.stderr.readline()
         assert (daemon.state_dir / "epoch").exists()
         process.terminate()
         process.communicate(timeout=30)
@@ -202,7 +206,7 @@ def test_journal_gets_priorities_and_nobody_else(
     command = [*wrapper, *daemon.command]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        said = next(line for line in process.stderr if "serves at" in line)
+        said = process.stderr.readline()
         process.terminate()
         process.communicate(timeout=30)
     assert said.startswith("<6>lockd " if is_journal else "lockd ")

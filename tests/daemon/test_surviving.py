@@ -107,6 +107,7 @@ def test_statistics_tell_what_would_survive(
     after = client.call("statistics")
     assert (after["kept"]["locks"], after["kept"]["connections"]) == (2, 2)
     assert after["pid"] == manager.pid
+    assert "nothing is kept" not in manager.log()
 
 
 def test_sessions_keep_what_was_agreed(
