@@ -7,7 +7,6 @@ state; everything else goes through `Runtime.carry_out`.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -315,10 +314,8 @@ class Dispatcher:
                 processes.add_registered(owner_id, process)
             except OSError as error:
                 process.close()
-                reason = os.strerror(error.errno or 0)
-                raise UnavailableError(
-                    f"process {pid} cannot be kept in view: {reason}"
-                ) from None
+                why = f"process {pid} cannot be kept in view: {error.strerror}"
+                raise UnavailableError(why) from None
         else:
             process.close()
         return owner_id, uid

@@ -47,9 +47,6 @@ OLD: Final = 500
 OLD_QUEUES: Final = 3
 """Room for 3 * 500 * 252 descriptors, wanted or not."""
 
-ENDS: Final = 2 * (1 + OLD_QUEUES)
-"""How many descriptors `Keeper.ends` has."""
-
 MOST_AT_ONCE: Final = 4 * FULL
 """Descriptors that are taken out of an old queue in one step, if it has so small
 messages."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from lockd.daemon.flow import Cells, KeptFlow, Pipe
-from lockd.daemon.keeper import ENDS, Keeper
+from lockd.daemon.keeper import OLD_QUEUES, Keeper
 from lockd.daemon.ledger import Ledger
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
@@ -65,7 +65,7 @@ class Stores:
     #: Of the descriptors that `descriptors` returns.
     NAMES: Final = frozenset(
         ["cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1"]
-        + [f"end-{n:02}" for n in range(ENDS)]
+        + [f"end-{n:02}" for n in range(2 * (1 + OLD_QUEUES))]
     )
 
     def __init__(self, found: dict[str, int] | None = None) -> None:

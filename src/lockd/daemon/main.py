@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from lockd import __version__
-from lockd.daemon import handover, service, systemd
+from lockd.daemon import handover, starts, systemd, takeover
 from lockd.daemon.config import (
     Config,
     config_files,
@@ -40,7 +40,8 @@ from lockd.daemon.listener import (
 )
 from lockd.daemon.logs import set_up_logging, to_journal
 from lockd.daemon.revival import Revived, open_stores, revive
-from lockd.daemon.service import Options, go_on, start
+from lockd.daemon.service import Options
+from lockd.daemon.starts import go_on, start
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
 from lockd.protocol.connection import Connection
@@ -117,7 +118,7 @@ def main(
             click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
         elif (copy := handover.receive(handover.TRIAL, Handover)) is not None:
             _check_lockspaces(settings, config)
-            handover.check(copy)
+            takeover.check(copy)
             click.echo(handover.GOOD)
         else:
             sockets = _socket_paths(
@@ -188,7 +189,7 @@ def _start(
         if stores is None or revived is None:
             start(options, config, epoch, listeners, stores)
         else:
-            service.revive(options, epoch, listeners, stores, revived)
+            starts.revive(options, epoch, listeners, stores, revived)
 
 
 def _socket_paths(
@@ -234,7 +235,7 @@ def _start_with_kept(
         epoch = _epoch_after(revived)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
-        service.revive(options, epoch, listeners, stores, revived)
+        starts.revive(options, epoch, listeners, stores, revived)
 
 
 def _epoch_after(revived: Revived) -> Epoch:
@@ -257,7 +258,7 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         revived = revive(stores)
         if revived is None:
             raise ConfigError("what was kept of the daemon before is gone")
-        service.revive(options, epoch, listeners, stores, revived, is_upgrade=True)
+        starts.revive(options, epoch, listeners, stores, revived, is_upgrade=True)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> None:

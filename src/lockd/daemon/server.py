@@ -175,8 +175,6 @@ class Server:
                 self._take_turns()
 
     def _has_work(self) -> bool:
-        if not (self._unfinished or self._leaving):
-            return False
         return not all(map(self._turns.rests, chain(self._unfinished, self._leaving)))
 
     def _next_deadline(self) -> float:
@@ -236,8 +234,6 @@ class Server:
 
     def _give_turns(self, waiting: Waiting, serve: Callable[[Peer], None]) -> None:
         """Serves those who wait, each user's for what it has of the turn."""
-        if not waiting:
-            return
         for uid, peers in list(waiting.items()):
             for _ in range(len(peers)):
                 if not peers or not self._turns.has_time(uid):

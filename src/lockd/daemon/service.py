@@ -1,11 +1,9 @@
 """The daemon as a service: its parts put together, and what its signals do."""
 
-import gc
 import logging
 import os
 import select
 import signal
-import socket
 import textwrap
 import time
 from collections.abc import Iterable
@@ -17,10 +15,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon import handover, revival, systemd
+from lockd.daemon import handover, systemd
 from lockd.daemon.access import Access, rights_of
 from lockd.daemon.answers import Answers
-from lockd.daemon.clock import MonotonicClock
 from lockd.daemon.config import (
     Config,
     LockspaceConfig,
@@ -39,12 +36,10 @@ from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime, defect, undisturbed
 from lockd.daemon.server import Server
 from lockd.daemon.virtlockd import Virtlockd
-from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
-from lockd.names import quoted
 from lockd.notify import is_listening, notify
 from lockd.text import counted
 
@@ -370,110 +365,3 @@ class Service:
             status += f"; {textwrap.shorten(complaint, MAX_COMPLAINT, placeholder='…')}"
         if status != self._status and notify(f"STATUS={status}"):
             self._status = status
-
-
-def start(
-    options: Options,
-    config: Config,
-    epoch: Epoch,
-    listeners: dict[Role, Listener],
-    stores: Stores | None = None,
-) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Args:
-        stores: where everything is kept that is to outlive this process.
-    """
-
-    async def serve() -> None:
-        engine = LockEngine(epoch.last_token)
-        service = Service(options, config, epoch, listeners, engine)
-        keeping = None if stores is None else service.keep(stores)
-        service.configure(config)
-        if keeping is not None:
-            keeping.record_anew()
-        gc.enable()
-        await service.run()
-
-    trio.run(serve, clock=MonotonicClock())
-
-
-def revive(
-    options: Options,
-    epoch: Epoch,
-    listeners: dict[Role, Listener],
-    stores: Stores,
-    revived: revival.Revived,
-    *,
-    is_upgrade: bool = False,
-) -> None:
-    """Serves in the place of a daemon that is gone, with what was kept of it.
-
-    Args:
-        is_upgrade: whether it went by itself, and no client noticed.
-    """
-    state = revived.state
-
-    async def serve() -> None:
-        loaded = snapshot.load(state.engine)
-        loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
-        before = handover.config_of(state) or Config()
-        service = Service(options, before, epoch, listeners, loaded.engine)
-        slots = [peer["slot"] for peer in state.peers]
-        keeping = service.keep(stores, slots, revived.owners)
-        handover.take_over(service, state, loaded)
-        for problem in revived.problems:
-            service.complain(f"not taken over: {problem}")
-        try:
-            service.configure(read_config(options.config))
-        except ConfigError as error:
-            service.complain(f"the configuration stays as it was: {error}")
-        for stranger in revived.strangers:
-            service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
-        service.dispatcher.upgrades += is_upgrade
-        keeping.record_anew()
-        damaged = bool(loaded.problems or revived.problems)
-        left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)
-        for key in left:
-            service.complain(f"{quoted(str(key))} stays locked, and nobody holds it")
-        for peer in service.answers.peers.values():
-            if not is_upgrade:
-                peer.tell_resumed(epoch.number)
-            service.answers.behind.add(peer)
-        logger.info(
-            "= lockd %s goes on with %d held, %d waiting, %s",
-            __version__,
-            loaded.engine.held,
-            loaded.engine.waiting,
-            counted(len(loaded.engine.sessions), "session"),
-        )
-        gc.enable()
-        await service.run()
-
-    trio.run(serve, clock=MonotonicClock())
-
-
-def go_on(
-    options: Options,
-    epoch: Epoch,
-    listeners: dict[Role, Listener],
-    state: handover.Handover,
-) -> None:
-    """Serves in the place of the daemon before, with what it had.
-
-    A configuration that went bad since the trial must not cost the locks.
-    """
-
-    async def serve() -> None:
-        loaded = snapshot.load(state.engine)
-        before = handover.config_of(state) or Config()
-        service = Service(options, before, epoch, listeners, loaded.engine)
-        handover.take_over(service, state, loaded)
-        try:
-            service.configure(read_config(options.config))
-        except ConfigError as error:
-            service.complain(f"the configuration stays as it was: {error}")
-        gc.enable()
-        await service.run()
-
-    trio.run(serve, clock=MonotonicClock())

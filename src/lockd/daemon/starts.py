@@ -1,0 +1,130 @@
+"""How a service begins: empty, with what is handed over, or with what was kept."""
+
+import gc
+import logging
+import socket
+
+import trio
+
+from lockd import __version__
+from lockd.daemon import handover, revival, takeover
+from lockd.daemon.clock import MonotonicClock
+from lockd.daemon.config import Config, read_config
+from lockd.daemon.epoch import Epoch
+from lockd.daemon.keeping import Stores
+from lockd.daemon.listener import Listener, Role
+from lockd.daemon.service import Options, Service
+from lockd.engine import snapshot
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import ConfigError
+from lockd.names import quoted
+from lockd.text import counted
+
+logger = logging.getLogger("lockd")
+
+
+def start(
+    options: Options,
+    config: Config,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    stores: Stores | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        stores: where everything is kept that is to outlive this process.
+    """
+
+    async def serve() -> None:
+        engine = LockEngine(epoch.last_token)
+        service = Service(options, config, epoch, listeners, engine)
+        keeping = None if stores is None else service.keep(stores)
+        service.configure(config)
+        if keeping is not None:
+            keeping.record_anew()
+        gc.enable()
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
+
+
+def revive(
+    options: Options,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    stores: Stores,
+    revived: revival.Revived,
+    *,
+    is_upgrade: bool = False,
+) -> None:
+    """Serves in the place of a daemon that is gone, with what was kept of it.
+
+    Args:
+        is_upgrade: whether it went by itself, and no client noticed.
+    """
+    state = revived.state
+
+    async def serve() -> None:
+        loaded = snapshot.load(state.engine)
+        loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
+        before = handover.config_of(state) or Config()
+        service = Service(options, before, epoch, listeners, loaded.engine)
+        slots = [peer["slot"] for peer in state.peers]
+        keeping = service.keep(stores, slots, revived.owners)
+        takeover.take_over(service, state, loaded)
+        for problem in revived.problems:
+            service.complain(f"not taken over: {problem}")
+        try:
+            service.configure(read_config(options.config))
+        except ConfigError as error:
+            service.complain(f"the configuration stays as it was: {error}")
+        for stranger in revived.strangers:
+            service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
+        service.dispatcher.upgrades += is_upgrade
+        keeping.record_anew()
+        damaged = bool(loaded.problems or revived.problems)
+        left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)
+        for key in left:
+            service.complain(f"{quoted(str(key))} stays locked, and nobody holds it")
+        for peer in service.answers.peers.values():
+            if not is_upgrade:
+                peer.tell_resumed(epoch.number)
+            service.answers.behind.add(peer)
+        logger.info(
+            "= lockd %s goes on with %d held, %d waiting, %s",
+            __version__,
+            loaded.engine.held,
+            loaded.engine.waiting,
+            counted(len(loaded.engine.sessions), "session"),
+        )
+        gc.enable()
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
+
+
+def go_on(
+    options: Options,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    state: handover.Handover,
+) -> None:
+    """Serves in the place of the daemon before, with what it had.
+
+    A configuration that went bad since the trial must not cost the locks.
+    """
+
+    async def serve() -> None:
+        loaded = snapshot.load(state.engine)
+        before = handover.config_of(state) or Config()
+        service = Service(options, before, epoch, listeners, loaded.engine)
+        takeover.take_over(service, state, loaded)
+        try:
+            service.configure(read_config(options.config))
+        except ConfigError as error:
+            service.complain(f"the configuration stays as it was: {error}")
+        gc.enable()
+        await service.run()
+
+    trio.run(serve, clock=MonotonicClock())
