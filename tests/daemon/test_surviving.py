@@ -191,12 +191,13 @@ def test_slow_reader_gets_every_answer_once(
     reason = "x" * 4_000
     other.acquire("a", reason=reason)
     other.call("hello", protocol=1, client="test")
-    asked = [client.send("query", resource="a") for _ in range(100)]
+    # What was not answered stays in the socket, which takes some eighty.
+    asked = [client.send("query", resource="a") for _ in range(60)]
     manager.kill_and_start()
     other.call("query", resource="a")
     manager.kill_and_start()
     answers = [client.result(msgid)["holders"][0]["reason"] for msgid in asked]
-    assert answers == [reason] * 100
+    assert answers == [reason] * 60
     assert client.kept == []
 
 
