@@ -48,8 +48,7 @@ OLD_QUEUES: Final = 3
 """Room for 3 * 500 * 252 descriptors, wanted or not."""
 
 MOST_AT_ONCE: Final = 4 * FULL
-"""Descriptors that are taken out of an old queue in one step, if it has so small
-messages."""
+"""Descriptors that are taken out of an old queue in one step, in small messages."""
 
 SPARE: Final = 8
 """So many old messages may there always be, however little is in them."""
