@@ -71,7 +71,7 @@ bite: $(READY)
 	$(BIN)/python tests/bite.py
 
 campaigns: $(READY)
-	for campaign in fencing fencing_stall flood upgrade virtlockd_diff; do \
+	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery; do \
 	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
 	done
 
