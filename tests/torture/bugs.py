@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from torture import scenarios
 from torture.board import Board
+from torture.calls import Calls
 from torture.judge import Judge
 from torture.kinds import KINDS
 from torture.line import UnansweredError
@@ -28,6 +30,9 @@ LOOKED_IN: Final = (
     "SIGKILL, some in a row",
     "PID 1 stopped, SIGKILL",
 )
+
+#: Those that are played call by call if no round has found it.
+SCENARIOS_LOOKED_IN: Final = ("acquire (memory)", "release", "grant to waiter")
 
 #: What is no proof: it may come of anything.
 NO_PROOF: Final = frozenset(("memory", "harness"))
@@ -62,6 +67,10 @@ def _begin_anew(target: Target) -> None:
     run("systemctl", "start", "lockd-virtlockd.socket", SERVICE, check=False)
 
 
+def _proofs(judge: Judge) -> dict[str, int]:
+    return {kind: n for kind, n in judge.found.items() if kind not in NO_PROOF}
+
+
 def look(target: Target, board: Board, seconds: float, rounds: int) -> str:
     """Looks for what is wrong; returns what was found first, nothing if all is well."""
     judge = Judge()
@@ -70,8 +79,13 @@ def look(target: Target, board: Board, seconds: float, rounds: int) -> str:
         for number in range(rounds):
             kind = LOOKED_IN[number % len(LOOKED_IN)]
             runner.round(Counted(kind), KINDS[kind], seconds)
-            if proofs := {k: n for k, n in judge.found.items() if k not in NO_PROOF}:
+            if proofs := _proofs(judge):
                 return f"{kind}: {proofs}"
+        for name in SCENARIOS_LOOKED_IN:
+            calls = Calls(target, board, judge, seed=1)
+            calls.every(name, scenarios.SCENARIOS[name], 1)
+            if proofs := _proofs(judge):
+                return f"{name}, call by call: {proofs}"
     except (AssertionError, UnansweredError, subprocess.TimeoutExpired) as error:
         # It is not there any more, or does not even start.
         board.complaints()
@@ -83,7 +97,7 @@ def main(words: Sequence[str]) -> int:
     """Prints a table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="torture.bugs", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=len(LOOKED_IN))
     parser.add_argument("words", nargs="*")
     chosen = parser.parse_args(words)
     bugs = [

@@ -60,13 +60,24 @@ ERRORS: Final = {
 _CALL: Final = re.compile(r"^(?:\d+ +)?(\w+)\(", re.MULTILINE)
 
 
+NOT_LEFT: Final = ("execve", "exit_group", "rt_sigreturn")
+"""Calls that are not delayed at their end, or have none."""
+
+DELAY: Final = 0.3
+"""Seconds for which a call does not come back; the kill comes in their middle."""
+
+
 @dataclass
 class Hit:
-    """One scenario: how many system calls it has, at how many the daemon was killed."""
+    """One scenario: how many system calls it has, at how many the daemon was killed.
+
+    `hit` counts kills before a call had any effect, `hit_after` those after it.
+    """
 
     name: str
     total: int = 0
     hit: int = 0
+    hit_after: int = 0
     violations: int = 0
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -169,6 +180,24 @@ class Calls:
                 found.total += 1
                 found.hit += 1
                 found.calls[call] += 1
+                if call not in NOT_LEFT:
+                    self._kill_after(found, scenario, call, at)
+
+    def _kill_after(
+        self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
+    ) -> None:
+        """Plays with a kill when the `at`-th of a call is done, and not yet known.
+
+        What the daemon writes into shared memory between two calls is not there then.
+        """
+        self._context = f"{found.name}, killed when {call} {at} was done"
+        option = f"inject={call}:delay_exit={DELAY * 1e6:.0f}:when={at}"
+        trace, violations = self._play(
+            scenario, "-e", "trace=all", "-e", option, is_killed_soon=True
+        )
+        found.violations += violations
+        names = _CALL.findall(trace)
+        found.hit_after += bool(names) and names[-1] == call
 
     def _kill_at(
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
@@ -208,9 +237,17 @@ class Calls:
         return found
 
     def _play(
-        self, scenario: scenarios.Scenario, *options: str, is_tolerant: bool = False
+        self,
+        scenario: scenarios.Scenario,
+        *options: str,
+        is_tolerant: bool = False,
+        is_killed_soon: bool = False,
     ) -> tuple[str, int]:
-        """Plays it once, traced; returns the trace, and how much was wrong."""
+        """Plays it once, traced; returns the trace, and how much was wrong.
+
+        Args:
+            is_killed_soon: it is killed when it should be where it is delayed.
+        """
         board = self._board
         before = self._target.wait_pid()
         self._target.statistics(board)
@@ -226,6 +263,9 @@ class Calls:
         if scenario is scenarios.UPGRADE:
             self._target.kill(signal.SIGUSR1)
             tracer.wait(2.0)
+        if is_killed_soon:
+            time.sleep(DELAY / 2)
+            self._target.kill()
         actor.wait(PATIENCE)
         tracer.wait(TAIL)
         trace = tracer.close()

@@ -123,9 +123,10 @@ BUGS: Final = [
     ),
     _in(
         "keeper",
-        "whatever is dropped is forgotten as if it were gone",
-        "        kept.queue.wanted -= 1\n",
-        "        kept.queue.wanted = 0\n",
+        "one of what is moved is not sent again",
+        "        if wanted:\n            self._target(source).send(wanted)\n",
+        "        if len(wanted) > 1:\n"
+        "            self._target(source).send(wanted[1:])\n",
     ),
     _in(
         "ledger",

@@ -56,7 +56,8 @@ class Report:
         self.failed |= found.violations > 0
         verdict = "none" if not found.violations else f"{found.violations} FOUND"
         hits = f"{found.hit}/{found.total}"
-        self._row(f"  {found.name:<34} {hits:>10} violations: {verdict}")
+        after = f" (after it: {found.hit_after})" if found.hit_after else ""
+        self._row(f"  {found.name:<34} {hits:>10}{after} violations: {verdict}")
 
     def judged(self, judge: Judge) -> None:
         """What was found, by kind."""
