@@ -220,10 +220,10 @@ def echo(kept: Kept, done_fd: int) -> None:
     try:
         done = int.from_bytes(os.pread(done_fd, 8, 0))
         flow = kept.heir(done)
-        answer = b"".join(
-            b"%06d" % number for number in range(flow.sent // 6, done // 6)
-        )
-        answer = answer[flow.sent % 6 :]
+        # What is read may end within a number.
+        numbers = range(flow.sent // 6, done // 6 + 1)
+        answer = b"".join(b"%06d" % number for number in numbers)
+        answer = answer[flow.sent % 6 :][: done - flow.sent]
         while True:
             while answer:
                 answer = answer[flow.send(answer) :]
