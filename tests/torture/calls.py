@@ -152,12 +152,17 @@ class Calls:
         """
         found = Hit(name)
         self._context = name
-        try:
+        with self._unless_stuck(found):
             self._every(found, scenario, stride)
+        return found
+
+    @contextmanager
+    def _unless_stuck(self, found: Hit) -> Iterator[None]:
+        try:
+            yield
         except StuckError:
             self._judge.say("left", f"{self._context}: what came before was not ended")
             found.violations += self._take_complaints(False) + 1
-        return found
 
     def _every(self, found: Hit, scenario: scenarios.Scenario, stride: int) -> None:
         trace, found.violations = self._play(scenario, "-e", "trace=all")
@@ -219,6 +224,11 @@ class Calls:
         """
         found = Hit(name)
         self._context = name
+        with self._unless_stuck(found):
+            self._errors(found, scenario, stride)
+        return found
+
+    def _errors(self, found: Hit, scenario: scenarios.Scenario, stride: int) -> None:
         trace, found.violations = self._play(scenario, "-e", "trace=all")
         seen = Counter(_CALL.findall(trace))
         for call, error in [(c, e) for c in seen for e in ERRORS.get(c, ())]:
@@ -234,7 +244,6 @@ class Calls:
                 found.violations += violations
                 found.hit += "(INJECTED)" in trace
                 found.calls[call] += 1
-        return found
 
     def _play(
         self,

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -108,11 +109,16 @@ class Actor:
 
     def end(self) -> int:
         """Has it take no more steps, and waits for its end; returns its status."""
-        self._socket.settimeout(60)
-        with suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+        self._socket.settimeout(30)
+        try:
             self._socket.send(b"!")
             while self._socket.recv(1):
                 self._socket.send(b"!")
+        except TimeoutError:
+            # It waits for what does not come. What is inside ends with this one.
+            os.kill(self._pid, signal.SIGKILL)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended
         self._socket.close()
         return os.waitpid(self._pid, 0)[1]
 

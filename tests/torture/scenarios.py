@@ -214,7 +214,10 @@ def _fence(scene: Scene) -> None:
     def child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         line = scene.line()
-        scene.acquire(line, "a", lockspace="killed")
+        try:
+            scene.acquire(line, "a", lockspace="killed")
+        except UnansweredError:
+            return  # has been complained of
         os.write(writer, b".")
         signal.sigwait({signal.SIGUSR1})
         line.socket.shutdown(socket.SHUT_RDWR)
@@ -222,7 +225,9 @@ def _fence(scene: Scene) -> None:
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     pid = fork(child)
-    os.read(reader, 1)
+    os.close(writer)
+    if not os.read(reader, 1):
+        raise UnansweredError("the process to be fenced has nothing")
     waiter = scene.line()
     names: dict[str, object] = {"resource": "a", "lockspace": "killed"}
     msgid, query = waiter.ask_all([("acquire", names), ("query", names)])
