@@ -286,10 +286,19 @@ class Calls:
         return trace, self._take_complaints(is_tolerant)
 
     def _take_complaints(self, is_tolerant: bool) -> int:
+        """Tells the judge; who acts may be refused, or lose what it has."""
+        found = self._board.complaints()
+        own = [
+            what
+            for kind, what, _ in found
+            if kind in ("lost connection", "unexpected answer")
+            and what.startswith("actor")
+        ]
+        is_allowed = is_tolerant and bool(own)
         count = 0
-        for kind, what, _ in self._board.complaints():
-            is_own = kind in ("lost connection", "unexpected answer")
-            if not (is_tolerant and is_own and what.startswith("actor")):
+        for kind, what, _ in found:
+            is_of_it = what in own or kind == "wrong state" or "a try was" in what
+            if not (is_allowed and is_of_it):
                 self._judge.say(kind, f"{self._context}: {what}")
                 count += 1
         return count
