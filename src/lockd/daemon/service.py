@@ -237,8 +237,8 @@ class Service:
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             if self.keeping is None:
                 logger.info(
-                    "no service manager keeps anything for us: if this process is "
-                    "killed, all locks and connections are lost"
+                    "nothing is kept outside this process: if it is killed, all locks "
+                    "and connections are lost"
                 )
             self._tell_ready()
         notify("STOPPING=1")
