@@ -14,7 +14,7 @@ from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl
 from lockd.daemon.config import Allowed, Config, LockspaceConfig, Places
 from lockd.daemon.handover import SIGNALS
-from lockd.daemon.main import EXIT_CONFIG, EXIT_DEFECT
+from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
 from lockd.daemon.main import main as lockd_command
 
 TOP = Path(__file__).parents[1]
@@ -120,7 +120,8 @@ def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
     page = (TOP / "man" / "lockd.8").read_text()
     assert {signal.name for signal in SIGNALS} <= set(re.findall(r"SIG\w+", page))
     statuses = re.findall(r"^\.B (\d+)$", page, re.MULTILINE)
-    assert statuses == ["0", "2", str(EXIT_DEFECT), str(EXIT_CONFIG)]
+    known = map(str, (EXIT_DEFECT, EXIT_AGAIN, EXIT_CONFIG))
+    assert statuses == ["0", "2", *known]
 
 
 def test_manual_has_every_command_option_and_status_of_lockctl() -> None:
