@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -208,6 +208,17 @@ class Machine:
         """Returns what the journal has of a unit."""
         self.run("journalctl", "--sync")
         return self.say("journalctl", "-u", unit, "-o", "cat", "--no-pager", *options)
+
+    @contextmanager
+    def awaited(self, unit: str, words: str) -> Iterator[None]:
+        """Waits in the end for a unit to say something that what is done here causes.
+
+        The journal has what was said before, by other tests, too.
+        """
+        before = self.journal(unit).count(words)
+        yield
+        while self.journal(unit).count(words) == before:
+            pass
 
 
 def _make_groups(name: str) -> Iterator[Path]:

@@ -44,6 +44,9 @@ def released(client: subprocess.Popen[str]) -> bool:
     return said == "released\n"
 
 
+UPGRADED = "goes on with"
+"""What a new program says when it has the configuration and serves."""
+
 WAITED_FOR = "1 held, 1 waiting, 2 sessions"
 
 
@@ -211,9 +214,8 @@ def test_reload_is_a_live_upgrade(machine: Machine) -> None:
         machine.write(
             "/etc/lockd/conf.d/zz-lockd.toml", "[lockspaces.new]\nkind = 'memory'\n"
         )
-        machine.run("systemctl", "reload", "lockd.service")
-        while "gives way" not in machine.journal("lockd.service"):
-            pass
+        with machine.awaited("lockd.service", UPGRADED):
+            machine.run("systemctl", "reload", "lockd.service")
         machine.run("lockctl", "run", "--lockspace=new", "a", "--", "true")
         assert main_pid(machine) == before
         machine.wait_for("lockd.service", "ActiveState", "active")
@@ -266,19 +268,13 @@ def test_nobody_notices_a_reload_under_load(machine: Machine) -> None:
         machine.wait_for("lockd.service", "ActiveState", "active")
         pid = main_pid(machine)
 
-        def said_so_far(words: str) -> int:
-            return machine.journal("lockd.service").count(words)
-
-        # Other tests have left their lines. A SIGHUP in the middle of an upgrade is
-        # heard by nobody: the new program reads the configuration anyway.
-        upgrades, reloads = said_so_far("gives way"), said_so_far("read anew")
-        for count in range(1, 6):
-            machine.run("systemctl", "reload", "lockd.service")
-            while said_so_far("gives way") < upgrades + count:
-                pass
-            machine.run("kill", "-HUP", pid)
-            while said_so_far("read anew") < reloads + count:
-                pass
+        # A SIGHUP in the middle of an upgrade is heard by nobody: the new program reads
+        # the configuration anyway.
+        for _ in range(5):
+            with machine.awaited("lockd.service", UPGRADED):
+                machine.run("systemctl", "reload", "lockd.service")
+            with machine.awaited("lockd.service", "read anew"):
+                machine.run("kill", "-HUP", pid)
         said, _ = clients.communicate("\n", timeout=60)
     assert said == "[]\n"
     assert main_pid(machine) == pid
@@ -304,17 +300,15 @@ def test_program_that_cannot_start_does_not_replace_the_old_one(
         pid = main_pid(machine)
         machine.write("/usr/bin/lockd", "#!/usr/bin/python3 -I\nimport no_such_thing\n")
         try:
-            machine.run("kill", "-USR1", pid)
-            while "no upgrade" not in machine.journal("lockd.service"):
-                pass
+            with machine.awaited("lockd.service", "no upgrade"):
+                machine.run("kill", "-USR1", pid)
             assert "No module named 'no_such_thing'" in machine.journal("lockd.service")
             assert "no upgrade" in machine.show("lockd.service", "StatusText")
             assert main_pid(machine) == pid
         finally:
             machine.write("/usr/bin/lockd", launcher)
-        machine.run("kill", "-USR1", pid)
-        while "gives way" not in machine.journal("lockd.service"):
-            pass
+        with machine.awaited("lockd.service", UPGRADED):
+            machine.run("kill", "-USR1", pid)
         machine.run("lockctl", "run", "b", "--", "true")
         assert main_pid(machine) == pid
         assert released(client)
@@ -366,9 +360,8 @@ def test_process_is_dead_before_its_lock_is_given_away(machine: Machine) -> None
 def test_journal_has_priorities(machine: Machine) -> None:
     machine.run("systemctl", "start", "lockd.service")
     machine.write("/etc/lockd/conf.d/test.toml", "colour = 1\n")
-    machine.run("kill", "-HUP", main_pid(machine))
-    while "stays as it was" not in machine.journal("lockd.service"):
-        pass
+    with machine.awaited("lockd.service", "stays as it was"):
+        machine.run("kill", "-HUP", main_pid(machine))
     errors = machine.journal("lockd.service", "--priority=err")
     assert "stays as it was" in errors
     assert "serves at" not in errors
