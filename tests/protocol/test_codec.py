@@ -1,3 +1,5 @@
+import itertools
+import random
 from itertools import pairwise
 
 import msgpack
@@ -128,6 +130,37 @@ def test_limit_counts_each_message_for_itself() -> None:
     messages, is_good = decoded(piece * 10)
     assert len(messages) == 10
     assert is_good
+
+
+def test_streams_do_not_mix_wherever_they_are_cut() -> None:
+    chance = random.Random(1)
+    messages = [
+        [[0, n, "m" * n, [{"a": stream}]] for n in range(40)] for stream in range(5)
+    ]
+    streams = [b"".join(map(msgpack.packb, x)) for x in messages]
+    decoders = [Decoder() for _ in streams]
+    places = [0] * len(streams)
+    came: list[list[object]] = [[] for _ in streams]
+    while any(place < len(x) for place, x in zip(places, streams, strict=True)):
+        n = chance.randrange(len(streams))
+        cut = places[n] + chance.randrange(60)
+        waiting = decoders[n].receive(streams[n][places[n] : cut])
+        # Somebody else's message comes before the rest of this one's is looked at.
+        came[n] += itertools.islice(waiting, 1)
+        assert list(Decoder().receive(msgpack.packb(REQUEST))) == [REQUEST]
+        came[n] += waiting
+        places[n] = min(cut, len(streams[n]))
+        whole = b"".join(map(msgpack.packb, came[n]))
+        assert decoders[n].begun_at == len(whole)
+        assert decoders[n].partial == streams[n][len(whole) : places[n]]
+    assert came == messages
+
+
+def test_stream_that_is_lost_harms_no_other() -> None:
+    for _ in range(3):
+        with pytest.raises(ProtocolError):
+            list(Decoder().receive(b"\x91\xc1"))
+        assert list(Decoder().receive(msgpack.packb(REQUEST))) == [REQUEST]
 
 
 def test_other_side_may_allow_longer_messages() -> None:

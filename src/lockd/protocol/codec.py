@@ -4,6 +4,7 @@ Serves both sides; knows no method, keeps no request. A decoder that has raised 
 done for: the position in the stream is lost, so the connection has to end.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -34,6 +35,27 @@ class BadMap:
         return "a map with a key that appears twice, or is no text"
 
 
+#: Those that have nothing in them, by the longest array that they take.
+_idle_unpackers: defaultdict[int, list[msgpack.Unpacker]] = defaultdict(list)
+
+
+def _make_unpacker(max_array_elements: int) -> msgpack.Unpacker:
+    return msgpack.Unpacker(
+        object_pairs_hook=_map_of_pairs,
+        # A wrong key costs one request too (protocol 3.3).
+        strict_map_key=False,
+        ext_hook=_no_extension,
+        # Text that is not UTF-8 costs its sender one request, not the connection.
+        unicode_errors="surrogateescape",
+        max_buffer_size=2**31 - 1,  # bounded by the decoder, message by message
+        max_array_len=max_array_elements,
+        max_map_len=MAX_MAP_ENTRIES,
+        max_str_len=MAX_TEXT_BYTES,
+        max_bin_len=MAX_TEXT_BYTES,
+        max_ext_len=0,
+    )
+
+
 class Decoder:
     """Cuts a stream of bytes into messages.
 
@@ -48,25 +70,27 @@ class Decoder:
         max_array_elements: int = MAX_ARRAY_ELEMENTS,
     ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._max_array_elements = max_array_elements
         # Positions in the stream: of all that came, and of the last message's end.
         self._received = 0
         self._decoded = 0
         #: What came of a message that is not complete yet.
         self.partial = bytearray()
-        self._unpacker = msgpack.Unpacker(
-            object_pairs_hook=_map_of_pairs,
-            # A wrong key costs one request too (protocol 3.3).
-            strict_map_key=False,
-            ext_hook=_no_extension,
-            # Text that is not UTF-8 costs its sender one request, not the connection.
-            unicode_errors="surrogateescape",
-            max_buffer_size=2**31 - 1,  # bounded below, message by message
-            max_array_len=max_array_elements,
-            max_map_len=MAX_MAP_ENTRIES,
-            max_str_len=MAX_TEXT_BYTES,
-            max_bin_len=MAX_TEXT_BYTES,
-            max_ext_len=0,
-        )
+        #: What has bytes of this stream in it; and where in the stream it began.
+        self._unpacker: msgpack.Unpacker | None = None
+        self._origin = 0
+
+    def _take_unpacker(self) -> msgpack.Unpacker:
+        """Returns an unpacker with nothing in it.
+
+        One takes 40 KiB and as long to make as a message to read, so those that have
+        half a message have their own, and all others share.
+        """
+        idle = _idle_unpackers[self._max_array_elements]
+        unpacker = idle.pop() if idle else _make_unpacker(self._max_array_elements)
+        self._unpacker = unpacker
+        self._origin = self._decoded - unpacker.tell()
+        return unpacker
 
     @property
     def begun_at(self) -> int:
@@ -82,12 +106,12 @@ class Decoder:
             ProtocolError: the bytes are not MessagePack, or break a limit. Everything
                 before them has been yielded.
         """
-        unpacker = self._unpacker
+        unpacker = self._unpacker or self._take_unpacker()
         self._received += len(data)
         try:
             unpacker.feed(data)
             for message in unpacker:
-                end = unpacker.tell()
+                end = self._origin + unpacker.tell()
                 if end - self._decoded > self._max_message_bytes:
                     raise self._too_long()
                 self._decoded = end
@@ -99,7 +123,10 @@ class Decoder:
             raise ProtocolError(f"these bytes are not MessagePack: {reason}") from None
         if self._received != self._decoded:
             self._keep_partial(data)
-        elif self.partial:
+            return
+        self._unpacker = None
+        _idle_unpackers[self._max_array_elements].append(unpacker)
+        if self.partial:
             self.partial.clear()
 
     def _keep_partial(self, data: bytes) -> None:
