@@ -1,12 +1,14 @@
 """The command `lockd`: reads what it is to do, and runs until it is told to stop."""
 
+import fcntl
 import gc
 import logging
+import os
 import resource
 import socket as socket_module
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from syslog import LOG_ERR
 from typing import Final
@@ -38,7 +40,7 @@ from lockd.daemon.listener import (
     passed_listener,
     turn_away_all,
 )
-from lockd.daemon.logs import set_up_logging, to_journal
+from lockd.daemon.logs import STDERR, set_up_logging, to_journal
 from lockd.daemon.revival import Revived, open_stores, revive
 from lockd.daemon.service import Options
 from lockd.daemon.starts import go_on, start
@@ -54,6 +56,10 @@ EXIT_AGAIN: Final = 75
 
 EXIT_DEFECT: Final = 70
 """EX_SOFTWARE of sysexits.h."""
+
+TABLE: Final = 32_768
+"""Descriptors that the kernel's table of them has room for from the beginning; each
+takes eight bytes."""
 
 logger = logging.getLogger("lockd")
 
@@ -151,11 +157,11 @@ def _farewell(role: Role) -> bytes:
 
 def _run(serve: Callable[[], None]) -> None:
     """Serves; what should not have happened is logged, with its story."""
-    log = set_up_logging()
     # Until it serves: everybody waits, and nothing of what is made now is garbage.
     gc.disable()
+    _make_room_for_descriptors()
+    log = set_up_logging()
     try:
-        _raise_descriptor_limit()
         serve()
     except ConfigError:
         raise
@@ -272,11 +278,17 @@ def _check_lockspaces(config: Config, path: str | None) -> None:
         open_files.mounts.close()
 
 
-def _raise_descriptor_limit() -> None:
-    """Takes all descriptors that we may: each session and each lock file needs one."""
+def _make_room_for_descriptors() -> None:
+    """Takes all descriptors that we may: each session and each lock file needs one.
+
+    The kernel's table of them is made large here, while there is no other thread: each
+    time that it grows under several, all processors are waited for, about 10 ms.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError):  # it grows later, then
+        os.close(fcntl.fcntl(STDERR, fcntl.F_DUPFD_CLOEXEC, min(TABLE, hard) - 1))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def start(
         service.configure(config)
         if keeping is not None:
             keeping.record_anew()
-        gc.enable()
+        _collect_from_now_on()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())
@@ -98,7 +98,7 @@ def revive(
             loaded.engine.waiting,
             counted(len(loaded.engine.sessions), "session"),
         )
-        gc.enable()
+        _collect_from_now_on()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())
@@ -124,7 +124,13 @@ def go_on(
             service.configure(read_config(options.config))
         except ConfigError as error:
             service.complain(f"the configuration stays as it was: {error}")
-        gc.enable()
+        _collect_from_now_on()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())
+
+
+def _collect_from_now_on() -> None:
+    """Has garbage be collected, of what is made from now on: nothing of it is yet."""
+    gc.freeze()
+    gc.enable()
