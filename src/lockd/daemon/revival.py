@@ -241,7 +241,7 @@ def _pidfd_of_peer(fd: int | None) -> int | None:
 
 
 def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
-    modes = {tuple(x["key"]): x["anchor"] for x in engine["resources"]}
+    modes = {x.key: x.anchor for x in engine["resources"]}
     files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
     for (lockspace, resource), (fd, (made,)) in found.fds[FILE].items():
         file = resource, fd, made, modes.get((lockspace, resource))

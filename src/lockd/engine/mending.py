@@ -38,7 +38,12 @@ def mend(engine: LockEngine, *, known: bool) -> Losses:
     """
     losses = Losses([], [], [])
     _drop_grants(engine, losses)
-    suspects = [x for y in engine.resources.values() for x in _suspects(engine, y)]
+    suspects = [
+        request
+        for resource in engine.resources.values()
+        if resource.converting or resource.waiting
+        for request in _suspects(engine, resource)
+    ]
     for request in _all_requests(engine):
         if not _is_in_place(engine, request):
             _drop_request(engine, losses, request, "it has lost its place")
@@ -61,12 +66,13 @@ def mend(engine: LockEngine, *, known: bool) -> Losses:
 
 def _drop_grants(engine: LockEngine, losses: Losses) -> None:
     for resource in engine.resources.values():
-        _drop_incompatible(resource)
+        if len(resource.holders) > 1:
+            _drop_incompatible(resource)
     for owner in engine.owners.values():
         for token, grant in list(owner.grants.items()):
             resource_or_none = engine.resources.get(grant.key)
             holders = resource_or_none.holders if resource_or_none else {}
-            if holders.get(owner.owner_id) != grant:
+            if holders.get(owner.owner_id) is not grant:
                 del owner.grants[token]
                 losses.problems.append(f"grant {token} contradicts the others")
                 losses.sessions += owner.sessions
@@ -79,7 +85,7 @@ def _drop_grants(engine: LockEngine, losses: Losses) -> None:
 def _drop_incompatible(resource: Resource) -> None:
     """Lets the youngest of holders stay that exclude each other."""
     modes = [grant.mode for grant in resource.holders.values()]
-    if len(modes) < 2 or "exclusive" not in modes:
+    if "exclusive" not in modes:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
     for owner_id, grant in list(resource.holders.items()):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import Struct, convert
 
 from lockd.engine import snapshot
 from lockd.engine.changes import Changes
@@ -30,7 +30,7 @@ from lockd.engine.commands import AddLockspace
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.session import OwnerState, Request
-from lockd.engine.snapshot import COUNTS, Plain
+from lockd.engine.snapshot import COUNTS, Plain, ResourceRecord
 from lockd.terms import Mode, ResourceKey
 
 Record = tuple[str, Any, Any]
@@ -138,6 +138,8 @@ _VALUES: dict[str, Callable[[LockEngine, Any], Any]] = {
 def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
     """Returns what `snapshot.load` takes; its `Loaded.problems` name what is missing.
 
+    Not all of it is plain data: what was checked here need not be checked again.
+
     Args:
         records: all that there are, decoded, in any order.
         problems: what is known to be lost of them, a sentence each.
@@ -206,14 +208,12 @@ class _Pieces:
             "version": version,
             "readable_from": readable_from,
             "counts": counts,
-            "lockspaces": [to_builtins(x) for x in self.lockspaces],
+            "lockspaces": self.lockspaces,
             "owners": self._owners(),
             "sessions": [x for _, x in sorted(self.sessions.items())],
             "requests": [value for _, value in self.requests.values()],
             "resources": self._resources(),
-            "last_holders": [
-                to_builtins(x) for _, x in sorted(self.last, key=itemgetter(0))
-            ],
+            "last_holders": [x for _, x in sorted(self.last, key=itemgetter(0))],
             "problems": self.problems,
         }
 
@@ -230,11 +230,11 @@ class _Pieces:
         return versions[0], versions[1], found
 
     def _owners(self) -> list[Plain]:
-        grants: dict[int, list[Plain]] = {}
+        grants: dict[int, list[Grant]] = {}
         for grant in self.grants.values():
             if grant.owner_id not in self.owners:
                 self._make_up_owner(grant)
-            grants.setdefault(grant.owner_id, []).append(to_builtins(grant))
+            grants.setdefault(grant.owner_id, []).append(grant)
         return [
             owner | {"grants": grants.get(owner_id, [])}
             for owner_id, owner in sorted(self.owners.items())
@@ -247,34 +247,28 @@ class _Pieces:
         owner = OwnerState(grant.owner_id, grant.owner, is_process=is_process)
         self.owners[grant.owner_id] = snapshot.dump_owner(owner)
 
-    def _resources(self) -> list[Plain]:
-        found: dict[ResourceKey, Plain] = {}
+    def _resources(self) -> list[ResourceRecord]:
+        found: dict[ResourceKey, ResourceRecord] = {}
         for grant in self.grants.values():
             resource = _resource(found, grant.key)
-            resource["holders"].append([grant.owner_id, grant.fencing_token])
+            resource.holders.append((grant.owner_id, grant.fencing_token))
         for order, (place, _) in self.requests.items():
             for key, anchor, wanted in place.anchors:
                 resource = _resource(found, key)
-                resource |= {"anchor": anchor, "anchor_wanted": wanted}
-                resource["pending"] = order
+                resource.anchor, resource.anchor_wanted = anchor, wanted
+                resource.pending = order
             if not place.anchors:
-                line = "converting" if place.converting else "waiting"
                 for key in place.keys:
-                    _resource(found, key)[line].append(order)
+                    resource = _resource(found, key)
+                    line = resource.converting if place.converting else resource.waiting
+                    line.append(order)
         return list(found.values())
 
 
-def _resource(found: dict[ResourceKey, Plain], key: ResourceKey) -> Plain:
-    # As `snapshot.dump_resource`: a daemon that restarts makes one for every lock held.
+def _resource(
+    found: dict[ResourceKey, ResourceRecord], key: ResourceKey
+) -> ResourceRecord:
     resource = found.get(key)
     if resource is None:
-        resource = found[key] = {
-            "key": key,
-            "holders": [],
-            "converting": [],
-            "waiting": [],
-            "anchor": None,
-            "anchor_wanted": None,
-            "pending": None,
-        }
+        resource = found[key] = ResourceRecord(key)
     return resource

@@ -306,20 +306,22 @@ def dump_resource(resource: Resource) -> Plain:
     }
 
 
-class _ResourceRecord(Struct):
+class ResourceRecord(Struct):
+    """What `dump_resource` returns; owners and tokens, and the orders of requests."""
+
     key: ResourceKey
-    holders: list[tuple[int, int]]
-    converting: list[int]
-    waiting: list[int]
-    anchor: Mode | None
-    anchor_wanted: Mode | None
-    pending: int | None
+    holders: list[tuple[int, int]] = []
+    converting: list[int] = []
+    waiting: list[int] = []
+    anchor: Mode | None = None
+    anchor_wanted: Mode | None = None
+    pending: int | None = None
 
 
 def _load_resource(
-    engine: LockEngine, data: Plain, requests: dict[int, Request]
+    engine: LockEngine, data: Plain | ResourceRecord, requests: dict[int, Request]
 ) -> None:
-    record = convert(data, _ResourceRecord)
+    record = convert(data, ResourceRecord)
     resource = Resource(record.key)
     if resource.key.lockspace not in engine.lockspaces:
         raise ValueError("its lockspace could not be read")
