@@ -110,6 +110,16 @@ def test_statistics_tell_what_would_survive(
     assert "nothing is kept" not in manager.log()
 
 
+def test_link_to_a_locked_file_takes_it_from_nobody(
+    manager: ServiceManager, client: WireClient, locks: Path
+) -> None:
+    client.acquire("f", lockspace="files")
+    os.link(locks / "f", locks / "also")
+    manager.kill_and_start()
+    assert holders(client, "f", "files")
+    assert is_locked(locks / "f")
+
+
 def test_sessions_keep_what_was_agreed(
     manager: ServiceManager, client: WireClient
 ) -> None:
@@ -385,6 +395,42 @@ def test_start_that_fails_costs_nothing(
     (manager.directory / "elsewhere").rename(state)
     manager.start()
     assert holders(client, "a")
+
+
+#: A daemon whose lock table has a defect, which one request brings to light.
+DEFECTIVE = """
+import runpy, sys
+from lockd.engine.lock_engine import LockEngine
+handle = LockEngine.handle
+def handle_or_break(self, command, *, now):
+    if getattr(command, "label", None) == "poison":
+        raise AssertionError("planted")
+    return handle(self, command, now=now)
+LockEngine.handle = handle_or_break
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+def test_request_that_ends_the_daemon_ends_it_once(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    client.acquire("a")
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", DEFECTIVE))
+    other.acquire("b")
+    asked = client.send("acquire", resource="c")
+    other.send("acquire", resource="d", label="poison")
+    assert manager.wait() == 70
+    assert manager.log().count("planted") == 1
+    # Each next one would meet it again, and nobody would ever be served.
+    manager.start(prefix=(sys.executable, "-c", DEFECTIVE))
+    assert client.result(asked)["grant"]["resource"] == "c"
+    assert other.rest() == []
+    assert holders(client, "a")
+    assert not holders(client, "b")
+    assert manager.log().count("planted") == 1
+    (manager.directory / "log").write_text("")
 
 
 def test_what_is_not_needed_any_more_goes(

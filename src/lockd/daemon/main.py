@@ -7,11 +7,12 @@ import os
 import resource
 import socket as socket_module
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from syslog import LOG_ERR
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
@@ -46,6 +47,7 @@ from lockd.daemon.service import Options
 from lockd.daemon.starts import go_on, start
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
+from lockd.notify import is_listening
 from lockd.protocol.connection import Connection
 
 EXIT_CONFIG: Final = 78
@@ -56,6 +58,9 @@ EXIT_AGAIN: Final = 75
 
 EXIT_DEFECT: Final = 70
 """EX_SOFTWARE of sysexits.h."""
+
+SHORTEST_LIFE: Final = 1.0
+"""Seconds that a start takes at least which fails and is to be tried again."""
 
 TABLE: Final = 32_768
 """Descriptors that the kernel's table of them has room for from the beginning; each
@@ -142,7 +147,9 @@ def main(
         priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
             click.echo(f"{priority}lockd: {line}", err=True)
-        sys.exit(EXIT_AGAIN if kept else EXIT_CONFIG)
+        if kept:
+            _end_to_start_again(EXIT_AGAIN, time.monotonic())
+        sys.exit(EXIT_CONFIG)
 
 
 def _farewell(role: Role) -> bytes:
@@ -161,15 +168,27 @@ def _run(serve: Callable[[], None]) -> None:
     gc.disable()
     _make_room_for_descriptors()
     log = set_up_logging()
+    began = time.monotonic()
     try:
         serve()
     except ConfigError:
         raise
     except Exception:
         logger.critical("this is a defect of lockd", exc_info=True)
-        sys.exit(EXIT_DEFECT)
+        log.flush()
+        _end_to_start_again(EXIT_DEFECT, began)
     finally:
         log.flush()
+
+
+def _end_to_start_again(status: int, began: float) -> NoReturn:
+    """Ends, but not at once after the beginning: the service manager starts us at once.
+
+    Again and again, it would take a processor for itself.
+    """
+    if is_listening():
+        time.sleep(max(0, began + SHORTEST_LIFE - time.monotonic()))
+    sys.exit(status)
 
 
 def _start(

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
-from lockd.daemon.flow import Flow, KeptFlow, PlainFlow
+from lockd.daemon.flow import PIPE_SIZE, Flow, KeptFlow, PlainFlow
 from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.errors import ProtocolError
 from lockd.libvirt.connection import Connection as LibvirtConnection
@@ -260,7 +260,20 @@ class Peer:
         except ProtocolError as error:
             logger.info("= session %d is closed: %s", self.session, error)
             self.is_closing = True
+        except Exception:
+            self._abandon()
+            raise
         self._requests = None
+
+    def _abandon(self) -> None:
+        """Has whoever comes after us find nothing of this client but its end.
+
+        What it asked for ends the daemon, and would end each next one.
+        """
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+            while self._sock.recv(PIPE_SIZE):
+                pass
 
     def _read(self) -> bytes | None:
         try:

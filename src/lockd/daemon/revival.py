@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -44,6 +45,11 @@ PAUSE: Final = 0.01
 """Seconds for which the service manager may be busy when we start, and between two
 tries: its socket holds few messages."""
 
+_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
+_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
+    kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
+}
+
 _OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE)
 
 
@@ -75,21 +81,20 @@ class _Found:
 
     def __init__(self, stores: Stores) -> None:
         self.problems = list(stores.ledger.problems)
-        self.engine: list[tuple[str, Any, Plain]] = []
+        self.engine: list[records.Record] = []
         self.ours: dict[str, dict[Any, Any]] = {kind: {} for kind in _OURS}
         self.fds: dict[str, dict[Any, tuple[int, tuple[Any, ...]]]] = {
             kind: {} for kind in (CONNECTION, FILE, PIDFD)
         }
         for key, value in stores.ledger.records().items():
-            kind, name = msgspec.msgpack.decode(key)
-            record = msgspec.msgpack.decode(value)
+            kind, name = _decode(key)
             if kind in self.ours:
-                self.ours[kind][_hashable(name)] = record
+                self.ours[kind][_hashable(name)] = _decode(value)
             else:
-                self.engine.append((kind, name, record))
+                self.engine.append((kind, name, _value_of(kind, value)))
         self.kept = stores.keeper.recover()
         for label, fd in self.kept:
-            kind, *parts = msgspec.msgpack.decode(label)
+            kind, *parts = _decode(label)
             if kind == FILE:
                 self.fds[FILE][tuple(parts[:2])] = fd, tuple(parts[2:])
             else:
@@ -256,6 +261,14 @@ def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
         )
         for name, record in found.ours[SPACE].items()
     ]
+
+
+def _value_of(kind: str, value: bytes) -> Any:
+    """Returns the value of a record of the engine; of most, without a detour."""
+    try:
+        return _DECODERS.get(kind, _decode)(value)
+    except msgspec.ValidationError:
+        return _decode(value)  # `assemble` says what is wrong with it
 
 
 def _hashable(name: Any) -> Any:

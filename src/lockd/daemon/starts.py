@@ -119,6 +119,7 @@ def go_on(
         loaded = snapshot.load(state.engine)
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
+        takeover.close_on_exec(state)
         takeover.take_over(service, state, loaded)
         try:
             service.configure(read_config(options.config))

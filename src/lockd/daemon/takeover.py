@@ -6,6 +6,7 @@ What cannot be taken up costs those whom it concerns, and nobody else notices.
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,6 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
     problems += lost.values()
     for record in state.processes:
         try:
-            os.set_inheritable(record["pidfd"], False)
             service.runtime.processes.load(record)
         except (LookupError, TypeError, ValueError, OSError) as error:
             problems.append(f"a process: {error!r}")
@@ -87,6 +87,17 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
     _end_what_is_left(service, loaded)
     for problem in problems:
         service.complain(f"not taken over: {problem}")
+
+
+def close_on_exec(state: Handover) -> None:
+    """Has the descriptors that came through execve(2) not go through another one."""
+    fds: list[Any] = [file[1] for space in state.lockspaces for file in space.files]
+    for record in (*state.processes, *state.peers):
+        fds += [record.get("pidfd"), record.get("fd")]
+    for fd in fds:
+        if isinstance(fd, int):
+            with suppress(OSError):  # whoever takes it up will see that it is not open
+                os.set_inheritable(fd, False)
 
 
 def _take_lockspace(
@@ -107,7 +118,6 @@ def _take_lockspace(
     for resource, fd, made, mode in record.files:
         assert isinstance(space, FileLockspace)
         try:
-            os.set_inheritable(fd, False)
             space.adopt_file(resource, fd, made=made, mode=mode)
         except (OSError, RequestError) as error:
             lost[ResourceKey(space.name, resource)] = str(error)
@@ -172,7 +182,6 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         problems.append(f"a connection: {error!r}")
         return
     try:
-        sock.set_inheritable(False)
         sock.setblocking(False)
         watch = partial(service.poller.change, sock.fileno())
         flow = None

@@ -20,7 +20,7 @@ being opened is held as the resource is.
 
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct, convert
 
@@ -37,6 +37,8 @@ Record = tuple[str, Any, Any]
 """Kind, name, value; all that `msgspec` encodes, and plain data when it is decoded.
 Of `changes`, the value is None if there is no such record any more."""
 
+TYPES: Final = {"grant": Grant}
+"""What values may be decoded as at once, of kinds of which there are many."""
 
 _counts_of = attrgetter(*COUNTS)
 _VERSIONS = snapshot.VERSION, snapshot.READABLE_FROM

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import math
 import os
+import stat
 import struct
 from collections.abc import Callable
 from typing import Final, NoReturn
@@ -236,15 +237,16 @@ class FileLockspace(Lockspace):
         path = self.path_of(resource)
         try:
             status = os.fstat(fd)
-            file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
-            self._check_status(status, path)
-            if mode is not None:
-                # Nothing changes if it is locked still, as it should be.
-                self._lock(file, path, mode)
-        except RequestError:  # it may be an OSError, too
-            raise
         except OSError as error:
             raise_refusal(error, path)
+        # What else was asked of it was asked before it was locked: whoever makes a link
+        # to the file meanwhile does not take the lock from its holder.
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+            raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
+        file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+        if mode is not None:
+            # Nothing changes if it is locked still, as it should be.
+            self._lock(file, path, mode)
         self._files[resource] = file
         self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
 
