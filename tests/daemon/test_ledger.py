@@ -32,7 +32,7 @@ def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger_module, "STEP", 4096)
         patch.setattr(ledger_file, "STEP", 4096)
-        patch.setattr(ledger_module, "_SLICE_RECORDS", 4)
+        patch.setattr(ledger_module, "_SLICE_KEYS", 4)
         yield
 
 
@@ -310,7 +310,7 @@ def test_successor_at_every_instruction_of_its_start_loses_nothing() -> None:
     opened: list[Ledger] = []
     at_each_instruction(lambda: opened.append(Ledger(fds)), watch.look)
     assert watch.seen == [records]
-    assert watch.moments > 5000
+    assert watch.moments > 500
     opened[0].close()
 
 
@@ -478,10 +478,12 @@ def may_be_damaged(left: list[bytes]) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
-def test_flipped_bit_costs_at_most_one_record_and_is_told(
+def test_flipped_bit_costs_at_most_one_commit_and_is_told(
     state: Callable[[], list[bytes]],
 ) -> None:
     left = state()
+    # What was committed together is damaged together, and so are four keys of a slice.
+    together = 3 if state is a_plain_file else 4
     for number, offset in may_be_damaged(left):
         for bit in {0, offset % 8, 7} if offset >= ledger_file.DATA else range(8):
             damaged = [bytearray(file) for file in left]
@@ -489,7 +491,7 @@ def test_flipped_bit_costs_at_most_one_record_and_is_told(
             with reading(*damaged) as ledger:
                 found = ledger.records()
                 wrong = [x for x in LATEST | found if LATEST.get(x) != found.get(x)]
-                assert len(wrong) <= 1
+                assert len(wrong) <= together
                 assert ledger.problems or not wrong
                 assert offset >= ledger_file.DATA or not wrong
 
@@ -499,10 +501,27 @@ def test_damaged_value_is_not_replaced_by_an_older_one() -> None:
     place = left[0].index(b"one")
     damaged = left[0][:place] + b"oNe" + left[0][place + 3 :]
     with reading(damaged, left[1]) as ledger:
-        assert b"a" not in ledger.records()
+        assert ledger.records() == {
+            key: value for key, value in LATEST.items() if key not in HISTORY[-1]
+        }
+        start = ledger_file.DATA + sum(
+            len(ledger_file.encode(dict(x), 0)) for x in HISTORY[:-1]
+        )
         assert ledger.problems == [
-            f"the value of b'a' at {place - 17} is damaged",
+            f"the value of {key!r} at {start} is damaged" for key in HISTORY[-1]
         ]
+
+
+def test_value_that_was_written_again_was_damaged_in_vain() -> None:
+    ledger = Ledger()
+    put_all(ledger, {b"a": b"one", b"b": b"2"})
+    put_all(ledger, {b"a": b"1"})
+    left = contents(ledger.fds)
+    ledger.close()
+    with reading(left[0].replace(b"one", b"oNe"), left[1]) as read:
+        assert read.records() == {b"a": b"1"}
+        assert len(read.problems) == 1
+        assert "b'b'" in read.problems[0]
 
 
 def test_damage_is_told_once() -> None:
@@ -579,7 +598,7 @@ def test_length_that_cannot_be_is_damage(end: int) -> None:
 def test_what_is_inside_a_value_never_passes_for_a_record() -> None:
     ledger = Ledger()
     put_all(ledger, {b"victim": b"true"})
-    inner = ledger_file.encode(b"victim", b"forged", salt=0)
+    inner = ledger_file.encode({b"victim": b"forged"}, salt=0)
     put_all(ledger, {b"long-key": inner * 3})
     left = contents(ledger.fds)
     damaged = left[0].replace(b"long-key", b"lonG-key")
@@ -603,11 +622,11 @@ def test_other_version_is_refused_whole_and_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(ledger_file, "VERSION", 2)
+        newer.setattr(ledger_file, "VERSION", 99)
         ledger = Ledger()
         put_all(ledger, {b"a": b"1"})
     before = contents(ledger.fds)
-    with pytest.raises(LedgerError, match="are of version 2, only 1 can be read"):
+    with pytest.raises(LedgerError, match="are of version 99, only 2 can be read"):
         Ledger(ledger.fds)
     assert contents(ledger.fds) == before
     ledger.close()

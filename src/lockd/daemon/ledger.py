@@ -22,18 +22,19 @@ from lockd.daemon.ledger_file import (
     MAX_VALUE,
     STEP,
     VERSION,
+    Changes,
     File,
     Header,
     encode,
     find_record,
     read_header,
-    read_value,
 )
 from lockd.errors import LockdError
 
-_SLICE_RECORDS: Final = 64
+_SLICE_KEYS: Final = 16
 _SLICE_BYTES: Final = 1 << 16
-"""What is written anew between two looks at the clock."""
+"""What is written anew between two looks at the clock, in one record: what is damaged
+together."""
 
 
 class LedgerError(LockdError, ValueError):
@@ -59,11 +60,11 @@ class Ledger:
     def __init__(self, fds: tuple[int, int] | None = None) -> None:
         self.problems: list[str] = []
         #: All that counts; None: that the key has no value any more, as the file says.
-        self._values: dict[bytes, bytes | None] = {}
+        self._values: Changes = {}
         #: What the other file has been given of it, while that is written anew.
-        self._copied: dict[bytes, bytes | None] = {}
+        self._copied: Changes = {}
         #: What the next commit writes.
-        self._staged: dict[bytes, bytes | None] = {}
+        self._staged: Changes = {}
         #: Where the file ended when it had no garbage.
         self._clean_end = DATA
         headers: list[Header | None] = [None, None]
@@ -112,9 +113,7 @@ class Ledger:
         staged, file = self._staged, self._file
         if not staged:
             return
-        salt = file.salt
-        records = [encode(key, value, salt) for key, value in staged.items()]
-        file.append(b"".join(records))
+        file.append(encode(staged, file.salt))
         file.commit()
         self._values.update(staged)
         staged.clear()
@@ -157,21 +156,25 @@ class Ledger:
 
     def _load(self) -> int:
         """Reads what a predecessor left; returns where the last record ends."""
-        file = self._file
-        newest: dict[bytes, tuple[int, bool]] = {}
+        file, values = self._file, self._values
+        damaged: dict[bytes, int] = {}
         offset = DATA
-        while found := find_record(file, offset):
-            start, size, key, is_removal = found
-            if start != offset:
-                self._report_gap(offset, start)
-            offset = start + size
-            newest[key] = start, is_removal
-        for key, (start, is_removal) in newest.items():
-            value = None if is_removal else read_value(file, start)
-            if value is None and not is_removal:
-                # What the key stood for before is not what it stands for.
-                self.problems.append(f"the value of {key!r} at {start} is damaged")
-            self._values[key] = value
+        while record := find_record(file, offset):
+            if record.offset != offset:
+                self._report_gap(offset, record.offset)
+            offset = record.offset + record.size
+            if record.values is not None:
+                values.update(zip(record.keys, record.values, strict=True))
+            else:
+                # What the keys stood for before is not what they stand for.
+                values.update(dict.fromkeys(record.keys))
+            if damaged or record.values is None:
+                for key in record.keys:
+                    damaged.pop(key, None)
+                    if record.values is None:
+                        damaged[key] = record.offset
+        for key, place in damaged.items():
+            self.problems.append(f"the value of {key!r} at {place} is damaged")
         return offset
 
     def _report_gap(self, start: int, end: int) -> None:
@@ -196,17 +199,18 @@ class Ledger:
     def _copy_slice(self) -> None:
         """Writes something to the other file; with the last of it, that one counts."""
         values, copied, salt = self._values, self._copied, self._spare.salt
-        taken: dict[bytes, bytes | None] = {}
-        records: list[bytes] = []
+        taken: Changes = {}
+        changes: Changes = {}
         size = 0
-        while values and len(taken) < _SLICE_RECORDS and size < _SLICE_BYTES:
+        while values and len(taken) < _SLICE_KEYS and size < _SLICE_BYTES:
             key, value = values.popitem()
             taken[key] = value
             if value is not None or key in copied:
-                records.append(record := encode(key, value, salt))
-                size += len(record)
+                changes[key] = value
+                size += len(key) + len(value or b"")
         try:
-            self._spare.append(b"".join(records))
+            if changes:
+                self._spare.append(encode(changes, salt))
         except OSError:
             values.update(taken)
             raise

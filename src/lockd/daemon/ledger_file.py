@@ -2,10 +2,11 @@
 
 The header is five 64-bit words, twice: magic, version and salt, generation, a checksum
 of these, and the length with a checksum of its own. It is read by every version, for
-ever. Records follow, aligned to eight bytes: checksum of lengths and key, checksum of
-the value, a mark, both lengths, key, value. All numbers are the machine's own: the
-memory never leaves it. The salt keeps what is inside a value from passing for a record
-when what is around it is damaged.
+ever. Records follow, aligned to eight bytes, each with keys and their values: checksum
+of lengths and keys, checksum of the values, a mark, both lengths, keys, values; these
+are arrays in MessagePack. All numbers are the machine's own: the memory never leaves
+it. The salt keeps what is inside a value from passing for a record when what is around
+it is damaged.
 
 The file is sparse and as large as it can ever be, so that it is mapped once. Memory is
 reserved (fallocate(2)) before it is written to: where there is none, that fails with
@@ -20,7 +21,9 @@ import sys
 from typing import Final, NamedTuple
 from zlib import crc32
 
-VERSION: Final = 1
+import msgspec
+
+VERSION: Final = 2
 
 SIZE: Final = 1 << 34
 """Bytes of address space for each file: of memory, only what is used."""
@@ -40,17 +43,30 @@ _PRIME: Final = (1 << 24) - 3
 _MARK: Final = 0xB10C
 _MARK_BYTES: Final = _MARK.to_bytes(2, sys.byteorder)
 _MARK_PLACE: Final = 8
-_HEAD: Final = struct.Struct("=IIHHI")
-_REMOVED: Final = 0xFFFFFFFF
-"""Stands where the length of a value stands: the key has none any more."""
+_HEAD: Final = struct.Struct("=IIHxxIQ")
 
 MAX_KEY: Final = 0xFFFF
 MAX_VALUE: Final = 1 << 30
 
 _PADDING: Final = [bytes(-size % 8) for size in range(8)]
 
-Record = tuple[int, int, bytes, bool]
-"""Offset, size with padding, key, and whether it only says that the key has none."""
+Changes = dict[bytes, bytes | None]
+"""New values by key; None where a key has none any more."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_values = msgspec.msgpack.Decoder(list[bytes | None]).decode
+
+
+class Record(NamedTuple):
+    """What was committed together, or a part of it."""
+
+    offset: int
+    size: int
+    """With padding."""
+    keys: list[bytes]
+    values: list[bytes | None] | None
+    """As many as there are keys; None: they are damaged."""
 
 
 class Header(NamedTuple):
@@ -163,34 +179,31 @@ class File:
 # Records.
 
 
-def encode(key: bytes, value: bytes | None, salt: int) -> bytes:
-    """Returns a record; with None, the one which says that the key has no value."""
-    if value is None:
-        value, length = b"", _REMOVED
-    else:
-        length = len(value)
-    key_size = len(key)
-    check = crc32(key, salt ^ length ^ key_size << 16)
-    head = _HEAD.pack(check, crc32(value, check), _MARK, key_size, length)
-    return head + key + value + _PADDING[(key_size + len(value)) & 7]
+def encode(changes: Changes, salt: int) -> bytes:
+    """Returns a record."""
+    keys, values = _encode(list(changes)), _encode(list(changes.values()))
+    keys_size, size = len(keys), len(values)
+    check = crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
+    head = _HEAD.pack(check, crc32(values, check), _MARK, keys_size, size)
+    return head + keys + values + _PADDING[(keys_size + size) & 7]
 
 
 def find_record(file: File, offset: int) -> Record | None:
-    """Returns the first readable record from there on; None: there is none.
-
-    Its value may be damaged.
-    """
+    """Returns the first readable record from there on; None: there is none."""
     memory, end = file.map, file.end
     while offset + _HEAD.size <= end:
-        check, _, mark, key_size, length = _HEAD.unpack_from(memory, offset)
-        key_end = offset + _HEAD.size + key_size
-        is_removal = length == _REMOVED
-        value_end = key_end if is_removal else key_end + length
-        if mark == _MARK and value_end <= end:
-            key = memory[offset + _HEAD.size : key_end]
-            if crc32(key, file.salt ^ length ^ key_size << 16) == check:
-                size = (value_end - offset + 7) & -8
-                return offset, size, key, is_removal
+        check, values_check, mark, keys_size, size = _HEAD.unpack_from(memory, offset)
+        keys_start = offset + _HEAD.size
+        keys_end = keys_start + keys_size
+        values_end = keys_end + size
+        if mark == _MARK and values_end <= end:
+            raw = memory[keys_start:keys_end]
+            if crc32(raw, file.salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF) == check:
+                keys = _decode_keys(raw)
+                raw = memory[keys_end:values_end]
+                is_good = crc32(raw, check) == values_check
+                values = _decode_values(raw) if is_good else None
+                return Record(offset, (values_end - offset + 7) & -8, keys, values)
         offset = _next_mark(memory, offset, end)
     return None
 
@@ -204,14 +217,6 @@ def _next_mark(memory: mmap.mmap, offset: int, end: int) -> int:
         offset = found - _MARK_PLACE
         if offset % 8 == 0:
             return offset
-
-
-def read_value(file: File, offset: int) -> bytes | None:
-    """Returns the value of a record with a key that is not damaged; None: it is."""
-    check, value_check, _, key_size, length = _HEAD.unpack_from(file.map, offset)
-    start = offset + _HEAD.size + key_size
-    value = b"" if length == _REMOVED else file.map[start : start + length]
-    return value if crc32(value, check) == value_check else None
 
 
 # The header.
