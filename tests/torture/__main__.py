@@ -1,11 +1,16 @@
 """Faults by the thousand on a booted systemd: no lock, no connection, no place is lost.
 
-    python -m torture [--kills N] [--seconds S] [--seed N] [--slice] [PART ...]
+    python -m torture [--kills N] [--seconds S] [--seed N] [--slice] [--share I/N]
+                      [PART[:NAME] ...]
 
 Parts: `rounds` (load and faults at random times), `calls` (SIGKILL at every system
 call), `errors` (an error of each system call), `damage` (records that were spoilt),
 `recovery` (how soon it serves again), `virtlockd` (what virtlockd loses). All of them
-are run if none is named.
+are run if none is named. With a name only that of a part is run: `calls:upgrade`,
+`errors:release`, "rounds:SIGKILL, one at a time".
+
+Several campaigns can run side by side: `--share 1/2` takes every second system call of
+`calls` and `errors`, `--share 2/2` the others.
 """
 
 import argparse
@@ -16,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from torture import scenarios
 from torture.board import TALLIES, Board
@@ -26,90 +31,134 @@ from torture.damage import Damage
 from torture.judge import Judge
 from torture.kinds import KILLING, KINDS
 from torture.peers import compare
+from torture.portion import Portion
 from torture.rebirth import Rebirth
 from torture.recovery import price, recovery
 from torture.report import Report
 from torture.rounds import Counted, Rounds
 from torture.target import Target, booted
 
-SLICE_SECONDS: Final = 4.0
+SLICE_SECONDS: Final = 3.0
 
-#: Of a slice: one call out of so many.
-CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 20, 1_000, 300
+#: Of a slice: one system call out of so many.
+CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 20, 2_000, 250
 
 DAMAGE_TIMES: Final = 20
-RECOVERY_KILLS: Final = 200
+RECOVERY_KILLS, SLICE_RECOVERY_KILLS = 200, 5
+
+UPGRADE: Final = "upgrade"
+RECOVERY: Final = "recovery"
 
 
 @dataclass
 class Options:
+    """What was chosen.
+
+    Attributes:
+        parts: and of each the names of what is run of it.
+    """
+
     kills: int
     seconds: float
     seed: int
     is_slice: bool
-    parts: Sequence[str]
+    share: tuple[int, int]
+    parts: dict[str, list[str]]
+
+    def portion(self, stride: int) -> Portion:
+        """Returns what is taken; of a slice it is one in so many."""
+        return Portion(stride if self.is_slice else 1, *self.share)
 
 
 def options(words: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(prog="torture", description=__doc__)
+    parser = argparse.ArgumentParser(prog="torture", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--kills", type=int, default=1_000, metavar="N")
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S",
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S",
                         help="of faults, of each round")  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, metavar="N")
     parser.add_argument("--slice", action="store_true", help="three minutes of it all")
-    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--share", type=_share, default=(1, 1), metavar="I/N")
+    parser.add_argument("parts", nargs="*", metavar="PART[:NAME]")
     found = parser.parse_args(words)
-    if unknown := set(found.parts) - PARTS.keys():
-        parser.error(f"no such part: {', '.join(unknown)}")
     seed = int(time.time()) if found.seed is None else found.seed
     kills, seconds = found.kills, found.seconds
     if found.slice:
         kills, seconds = 0, SLICE_SECONDS
-    return Options(kills, seconds, seed, found.slice, found.parts or list(PARTS))
+    try:
+        parts = _parts(found.parts or list(PARTS))
+    except LookupError as error:
+        parser.error(str(error))
+    return Options(kills, seconds, seed, found.slice, found.share, parts)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, of = map(int, text.split("/"))
+    if not 1 <= number <= of:
+        raise ValueError(text)
+    return number, of
+
+
+def _parts(words: Sequence[str]) -> dict[str, list[str]]:
+    """Raises LookupError for a word that names nothing."""
+    chosen: dict[str, list[str]] = {}
+    for word in words:
+        part, _, name = word.partition(":")
+        if part not in PARTS or name not in ("", *PARTS[part].names):
+            raise LookupError(f"no such part: {word}")
+        chosen.setdefault(part, []).extend([name] if name else PARTS[part].names)
+    return chosen
 
 
 def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
     """Load and faults at random times, each kind at least once."""
     report.title(f"Faults at random times (seed {chosen.seed})")
+    names = chosen.parts["rounds"]
+    killing = [name for name in KILLING if name in names]
+    kills = chosen.kills if killing else 0
     with Board(target.scratch / "complaints") as board:
         runner = Rounds(target, board, judge, chosen.seed)
         tallies = dict.fromkeys(TALLIES, 0)
-        all_counted = {name: Counted(name) for name in KINDS}
+        all_counted = {name: Counted(name) for name in names}
         killed = 0
-        waiting = list(KINDS)
-        while waiting or killed < chosen.kills:
-            name = waiting.pop(0) if waiting else KILLING[0]
-            counted = all_counted[name]
+        waiting = list(names)
+        while waiting or killed < kills:
+            counted = all_counted[name := waiting.pop(0)]
             before = counted.faults
             runner.round(counted, KINDS[name], chosen.seconds)
             if name in KILLING:
                 killed += counted.faults - before
             for tally in TALLIES:
                 tallies[tally] += board.total(tally)
-            if killed < chosen.kills and not waiting:
-                waiting = list(KILLING)
+            if killed < kills and not waiting:
+                waiting = list(killing)
         for counted in all_counted.values():
             report.rounds(counted)
         for tally, count in tallies.items():
             report.show(f"load: {tally}", count)
         report.show("load: workers killed while they held", judge.killed)
-        report.at_least("SIGKILLs", killed, chosen.kills)
+        report.at_least("SIGKILLs", killed, kills)
         report.show("used at the end", runner.used)
 
 
 def calls(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
     """SIGKILL at every system call of each scenario, and of recovery."""
     report.title("SIGKILL at every system call (hit/total)")
+    names = chosen.parts["calls"]
     with Board(target.scratch / "complaints-calls") as board:
         with bystanders(target, board, judge):
             killer = Calls(target, board, judge, chosen.seed)
             for name, scenario in scenarios.SCENARIOS.items():
-                report.hit(killer.every(name, scenario, CALL_STRIDE**chosen.is_slice))
-            stride = UPGRADE_STRIDE**chosen.is_slice
-            report.hit(killer.every("upgrade", scenarios.UPGRADE, stride))
-        with bystanders(target, board, judge):
-            reborn = Rebirth(target, board, judge, chosen.seed)
-            report.hit(reborn.every(RECOVERY_STRIDE**chosen.is_slice))
+                if name in names:
+                    portion = chosen.portion(CALL_STRIDE)
+                    report.hit(killer.every(name, scenario, portion))
+            if UPGRADE in names:
+                portion = chosen.portion(UPGRADE_STRIDE)
+                report.hit(killer.every(UPGRADE, scenarios.UPGRADE, portion))
+        if RECOVERY in names:
+            with bystanders(target, board, judge):
+                reborn = Rebirth(target, board, judge, chosen.seed)
+                report.hit(reborn.every(chosen.portion(RECOVERY_STRIDE)))
 
 
 def errors(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
@@ -121,28 +170,32 @@ def errors(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
     ):
         injector = Calls(target, board, judge, chosen.seed)
         for name, scenario in scenarios.SCENARIOS.items():
-            report.hit(injector.errors(name, scenario, CALL_STRIDE**chosen.is_slice))
+            if name in chosen.parts["errors"]:
+                portion = chosen.portion(CALL_STRIDE)
+                report.hit(injector.errors(name, scenario, portion))
 
 
 def damage(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
     """Records that were spoilt."""
     report.title("Records that were spoilt, then SIGKILL")
+    kinds = chosen.parts["damage"]
     with Board(target.scratch / "complaints-damage") as board:
         spoiler = Damage(target, board, judge, chosen.seed)
-        for kind in DAMAGES:
+        for kind in kinds:
             found: Counter[str] = Counter()
             for _ in range(1 if chosen.is_slice else DAMAGE_TIMES):
                 found += spoiler.once(kind)
             for what, count in found.items():
                 report.show(f"{kind}: sessions that {what}", count)
         report.must("violations", spoiler.violations, 0)
-        report.at_least("memories spoilt", spoiler.spoilt, len(DAMAGES))
+        report.at_least("memories spoilt", spoiler.spoilt, len(kinds))
 
 
 def recovered(target: Target, report: Report, _: Judge, chosen: Options) -> None:
     """How soon it serves again, and the price."""
     with Board(target.scratch / "complaints-recovery") as board:
-        recovery(target, board, report, 10 if chosen.is_slice else RECOVERY_KILLS)
+        kills = SLICE_RECOVERY_KILLS if chosen.is_slice else RECOVERY_KILLS
+        recovery(target, board, report, kills)
         if not chosen.is_slice:
             price(target, board, report)
 
@@ -153,27 +206,42 @@ def virtlockd(target: Target, report: Report, _: Judge, __: Options) -> None:
         compare(target, board, report)
 
 
-Part = Callable[[Target, Report, Judge, Options], None]
+class Part(NamedTuple):
+    """What can be run by itself, and the names of what it is made of."""
 
-PARTS: Final[dict[str, Part]] = {
-    "rounds": rounds,
-    "calls": calls,
-    "errors": errors,
-    "damage": damage,
-    "recovery": recovered,
-    "virtlockd": virtlockd,
+    run: Callable[[Target, Report, Judge, Options], None]
+    names: Sequence[str] = ()
+
+
+PARTS: Final = {
+    "rounds": Part(rounds, list(KINDS)),
+    "calls": Part(calls, [*scenarios.SCENARIOS, UPGRADE, RECOVERY]),
+    "errors": Part(errors, list(scenarios.SCENARIOS)),
+    "damage": Part(damage, list(DAMAGES)),
+    "recovery": Part(recovered),
+    "virtlockd": Part(virtlockd),
 }
 
 
 def main(words: Sequence[str]) -> int:
     """Runs what was chosen; returns the exit status."""
+    chosen = options(words)
     assert os.geteuid() == 0, "booting a machine takes root"
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    chosen, report, judge = options(words), Report(), Judge()
+    # How fast it is says something of a machine that has nothing else to do.
+    report, judge = Report(is_speed_judged=not chosen.is_slice), Judge()
+    took = {}
+    began = time.monotonic()
     with booted() as target:
+        took["boot"] = time.monotonic() - began
         for part in chosen.parts:
-            PARTS[part](target, report, judge, chosen)
+            began = time.monotonic()
+            PARTS[part].run(target, report, judge, chosen)
+            took[part] = time.monotonic() - began
+    report.title("How long it took")
+    for part, seconds in took.items():
+        report.show(part, seconds, "s")
     report.judged(judge)
     report.again()
     return 1 if report.failed else 0

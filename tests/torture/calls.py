@@ -24,6 +24,7 @@ from torture.board import Board
 from torture.inside import Actor
 from torture.judge import Judge
 from torture.nursery import Nursery
+from torture.portion import ALL, Portion
 from torture.target import Target
 
 PATIENCE: Final = 20.0
@@ -144,8 +145,10 @@ class Calls:
         self._trace = target.scratch / "trace"
         self._context = ""
 
-    def every(self, name: str, scenario: scenarios.Scenario, stride: int) -> Hit:
-        """Kills at every system call, or at each `stride`-th of them.
+    def every(
+        self, name: str, scenario: scenarios.Scenario, portion: Portion = ALL
+    ) -> Hit:
+        """Kills at every system call, or at those of a portion.
 
         strace counts each call by itself: the third recvfrom, the first unlink. So of
         each it is done until there is no such call any more.
@@ -153,7 +156,18 @@ class Calls:
         found = Hit(name)
         self._context = name
         with self._unless_stuck(found):
-            self._every(found, scenario, stride)
+            trace, found.violations = self._play(scenario, "-e", "trace=all")
+            seen = Counter(_CALL.findall(trace))
+            found.total = seen.total()
+            if portion.is_sample:
+                pairs = [(x, at) for x in seen for at in range(1, seen[x] + 1)]
+
+                def is_hit(pair: tuple[str, int]) -> bool:
+                    return "killed by SIGKILL" in self._kill(found, scenario, *pair)
+
+                portion.take(pairs, self._chance, is_hit)
+            else:
+                self._every(found, scenario, seen, portion)
         return found
 
     @contextmanager
@@ -164,29 +178,36 @@ class Calls:
             self._judge.say("left", f"{self._context}: what came before was not ended")
             found.violations += self._take_complaints(False) + 1
 
-    def _every(self, found: Hit, scenario: scenarios.Scenario, stride: int) -> None:
-        trace, found.violations = self._play(scenario, "-e", "trace=all")
-        seen = Counter(_CALL.findall(trace))
+    def _every(
+        self,
+        found: Hit,
+        scenario: scenarios.Scenario,
+        seen: Counter[str],
+        portion: Portion,
+    ) -> None:
         waiting = list(seen)
         while waiting:
             call = waiting.pop()
-            for at in itertools.count(1):
-                if at > seen[call] and stride > 1:
-                    break  # a sample is not to find more of them
-                if self._chance.randrange(stride):
-                    found.total += 1
-                    continue
-                trace = self._kill_at(found, scenario, call, at)
+            for at in filter(partial(portion.has, call), itertools.count(1)):
+                trace = self._kill(found, scenario, call, at)
                 more = Counter(_CALL.findall(trace))
                 waiting += [other for other in more if other not in seen]
                 seen |= more
                 if "killed by SIGKILL" not in trace:
                     break
-                found.total += 1
-                found.hit += 1
-                found.calls[call] += 1
-                if call not in NOT_LEFT:
-                    self._kill_after(found, scenario, call, at)
+        found.total = max(found.total, found.hit)
+
+    def _kill(
+        self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
+    ) -> str:
+        """Kills before and after the `at`-th of a call; returns the first trace."""
+        trace = self._kill_at(found, scenario, call, at)
+        if "killed by SIGKILL" in trace:
+            found.hit += 1
+            found.calls[call] += 1
+            if call not in NOT_LEFT:
+                self._kill_after(found, scenario, call, at)
+        return trace
 
     def _kill_after(
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
@@ -217,7 +238,9 @@ class Calls:
                 break
         return trace
 
-    def errors(self, name: str, scenario: scenarios.Scenario, stride: int) -> Hit:
+    def errors(
+        self, name: str, scenario: scenarios.Scenario, portion: Portion = ALL
+    ) -> Hit:
         """Has every system call fail once, with each error that it may have.
 
         Who acts may be refused or lose the session; nobody else may notice.
@@ -225,25 +248,34 @@ class Calls:
         found = Hit(name)
         self._context = name
         with self._unless_stuck(found):
-            self._errors(found, scenario, stride)
+            trace, found.violations = self._play(scenario, "-e", "trace=all")
+            seen = Counter(_CALL.findall(trace))
+            failures = [
+                (call, error, at)
+                for call in seen
+                for error in ERRORS.get(call, ())
+                for at in range(1, seen[call] + 1)
+            ]
+            found.total = len(failures)
+            failures = [x for x in failures if portion.has(x[0] + x[1], x[2])]
+            portion.take(
+                failures, self._chance, lambda x: self._fails(found, scenario, *x)
+            )
         return found
 
-    def _errors(self, found: Hit, scenario: scenarios.Scenario, stride: int) -> None:
-        trace, found.violations = self._play(scenario, "-e", "trace=all")
-        seen = Counter(_CALL.findall(trace))
-        for call, error in [(c, e) for c in seen for e in ERRORS.get(c, ())]:
-            for at in range(1, seen[call] + 1):
-                found.total += 1
-                if self._chance.randrange(stride):
-                    continue
-                self._context = f"{found.name}, {error} from {call} {at}"
-                option = f"inject={call}:error={error}:when={at}"
-                trace, violations = self._play(
-                    scenario, "-e", "trace=all", "-e", option, is_tolerant=True
-                )
-                found.violations += violations
-                found.hit += "(INJECTED)" in trace
-                found.calls[call] += 1
+    def _fails(
+        self, found: Hit, scenario: scenarios.Scenario, call: str, error: str, at: int
+    ) -> bool:
+        self._context = f"{found.name}, {error} from {call} {at}"
+        option = f"inject={call}:error={error}:when={at}"
+        trace, violations = self._play(
+            scenario, "-e", "trace=all", "-e", option, is_tolerant=True
+        )
+        found.violations += violations
+        is_hit = "(INJECTED)" in trace
+        found.hit += is_hit
+        found.calls[call] += is_hit
+        return is_hit
 
     def _play(
         self,

@@ -17,6 +17,7 @@ from torture.calls import Hit
 from torture.inside import Actor, Stage
 from torture.judge import Judge
 from torture.line import LostError, Refused, UnansweredError
+from torture.portion import ALL, Portion
 from torture.target import Target
 
 PLACE: Final = "/run/torture"
@@ -74,8 +75,8 @@ class Rebirth:
         self._target, self._board, self._judge = target, board, judge
         self._chance = random.Random(seed)
 
-    def every(self, stride: int) -> Hit:
-        """Kills each start at another call until all, or each `stride`-th, had one."""
+    def every(self, portion: Portion = ALL) -> Hit:
+        """Kills each start at another call until all of a portion had one."""
         found = Hit("recovery")
         machine = self._target.machine
         shown = machine.show("lockd.service", "ExecStart")
@@ -89,20 +90,21 @@ class Rebirth:
         actor = Actor(self._target.first_pid, partial(witness, self._board))
         try:
             assert actor.wait(SECONDS)
-            self._run(found, actor, stride)
+            self._run(found, actor, portion)
         finally:
             self._plan([])
             self._target.drop_in("")
             actor.end()
         return found
 
-    def _run(self, found: Hit, actor: Actor, stride: int) -> None:
+    def _run(self, found: Hit, actor: Actor, portion: Portion) -> None:
         self._batch(["0 -e trace=all"])
         seen = Counter(_CALL.findall(self._trace(0)))
         every = [(call, at) for call in seen for at in range(1, seen[call] + 1)]
         found.total = len(every)
-        chosen = [pair for pair in every if not self._chance.randrange(stride)]
+        chosen = [pair for pair in every if portion.has(*pair)]
         self._chance.shuffle(chosen)
+        chosen = chosen[: len(chosen) // portion.one_in]
         for start in range(0, len(chosen), IN_A_ROW):
             batch = chosen[start : start + IN_A_ROW]
             self._batch(

@@ -57,7 +57,7 @@ def recovery(target: Target, board: Board, report: Report, kills: int) -> None:
     assert actor.wait(SECONDS), board.complaints()
     report.title(f"{LOCKS} locks of {CONNECTIONS} sessions held, {kills} kills")
     acquired = target.first_cpu() - cpu
-    report.must("PID 1's processor time meanwhile", acquired, CPU_SECONDS, "s")
+    report.speed("PID 1's processor time meanwhile", acquired, CPU_SECONDS, "s")
     report.show("used", target.use())
     waits, cpu, lost = [], target.first_cpu(), 0
     for _ in range(kills):
@@ -86,10 +86,10 @@ def recovery(target: Target, board: Board, report: Report, kills: int) -> None:
         report.show(f"  {kind}: {what}", "")
     if waits:
         waits.sort()
-        report.must("first grant after a kill, p50", _share(waits, 0.5), P50, "s")
-        report.must("first grant after a kill, p99", _share(waits, 0.99), P99, "s")
+        report.speed("first grant after a kill, p50", _share(waits, 0.5), P50, "s")
+        report.speed("first grant after a kill, p99", _share(waits, 0.99), P99, "s")
         each = used / len(waits)
-        report.must("PID 1's processor time for each kill", each, CPU_SECONDS, "s")
+        report.speed("PID 1's processor time for each kill", each, CPU_SECONDS, "s")
 
 
 def _share(ordered: list[float], share: float) -> float:
@@ -102,7 +102,7 @@ def _reload(target: Target, report: Report) -> None:
         began = time.monotonic()
         target.machine.run("systemctl", "daemon-reload")
         times.append(time.monotonic() - began)
-    report.must(
+    report.speed(
         "daemon-reload, the median of five", sorted(times)[2], RELOAD_SECONDS, "s"
     )
 
@@ -127,7 +127,7 @@ def price(target: Target, board: Board, report: Report) -> None:
         for how, seconds in best.items():
             report.show(f"acquire + release, {space}, {how}", seconds * 1e6, "us")
         ratio = best["with"] / best["without"]
-        report.must(f"acquire + release, {space}: times as long", ratio, PRICE)
+        report.speed(f"acquire + release, {space}: times as long", ratio, PRICE, "")
 
 
 def _time_pairs(target: Target, board: Board, space: str) -> float:

@@ -12,8 +12,13 @@ _WIDTH: Final = 60
 
 @dataclass
 class Report:
-    """Rows with verdicts; it fails if one does."""
+    """Rows with verdicts; it fails if one does.
 
+    Attributes:
+        is_speed_judged: whether it fails if something takes too long.
+    """
+
+    is_speed_judged: bool = True
     rows: list[str] = field(default_factory=list)
     failed: bool = False
 
@@ -32,6 +37,13 @@ class Report:
         verdict = "met" if met else "MISSED"
         bound = f"<= {most:<8g}"
         self._row(f"  {what:<{_WIDTH}} {_said(value):>12} {unit:<4} {bound} {verdict}")
+
+    def speed(self, what: str, value: float, most: float, unit: str) -> None:
+        """How long something takes, and how long it may at most."""
+        if self.is_speed_judged:
+            self.must(what, value, most, unit)
+        else:
+            self.show(what, value, f"{unit:<4} <= {most:<8g} not judged")
 
     def at_least(self, what: str, value: float, least: float) -> None:
         met = value >= least
