@@ -43,6 +43,7 @@ TALLIES: Final = (
     "libvirt grants",
     "refused",
     "closed while held",
+    "fenced",
     "read slowly",
     "cut messages",
     "resumed",

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from torture import scenarios
@@ -31,7 +32,7 @@ LOOKED_IN: Final = (
     "PID 1 stopped, SIGKILL",
 )
 
-#: Those that are played call by call if no round has found it.
+#: Those that are played call by call if no round has found it, after the bug's own.
 SCENARIOS_LOOKED_IN: Final = ("acquire (memory)", "release", "grant to waiter")
 
 #: What is no proof: it may come of anything.
@@ -46,10 +47,8 @@ def planted(target: Target, bug: Bug) -> Iterator[None]:
         ValueError: its text is not there exactly once.
     """
     text = target.machine.run("cat", bug.path).stdout
-    if (count := text.count(bug.old)) != 1:
-        raise ValueError(f"{bug.name}: its text is there {count} times, not once")
     try:
-        target.machine.write(bug.path, text.replace(bug.old, bug.new))
+        target.machine.write(bug.path, bug.plant(text))
         _begin_anew(target)
         yield
     finally:
@@ -71,21 +70,35 @@ def _proofs(judge: Judge) -> dict[str, int]:
     return {kind: n for kind, n in judge.found.items() if kind not in NO_PROOF}
 
 
-def look(target: Target, board: Board, seconds: float, rounds: int) -> str:
-    """Looks for what is wrong; returns what was found first, nothing if all is well."""
+def look(
+    target: Target, board: Board, seconds: float, rounds: int, scenario: str = ""
+) -> str:
+    """Looks for what is wrong; returns what was found first, nothing if all is well.
+
+    Args:
+        scenario: is played after the first round.
+    """
     judge = Judge()
     try:
         runner = Rounds(target, board, judge, seed=1)
-        for number in range(rounds):
-            kind = LOOKED_IN[number % len(LOOKED_IN)]
+
+        def in_round(kind: str) -> None:
             runner.round(Counted(kind), KINDS[kind], seconds)
-            if proofs := _proofs(judge):
-                return f"{kind}: {proofs}"
-        for name in SCENARIOS_LOOKED_IN:
+
+        def in_scenario(name: str) -> None:
             calls = Calls(target, board, judge, seed=1)
-            calls.every(name, scenarios.SCENARIOS[name], 1)
+            calls.every(name, scenarios.SCENARIOS[name])
+
+        kinds = [LOOKED_IN[number % len(LOOKED_IN)] for number in range(rounds)]
+        names = dict.fromkeys((scenario, *SCENARIOS_LOOKED_IN))
+        places = [(kind, partial(in_round, kind)) for kind in kinds]
+        places += [(f"{x}, call by call", partial(in_scenario, x)) for x in names if x]
+        if scenario:
+            places.insert(1, places.pop(rounds))
+        for place, look_there in places:
+            look_there()
             if proofs := _proofs(judge):
-                return f"{name}, call by call: {proofs}"
+                return f"{place}: {proofs}"
     except (AssertionError, UnansweredError, subprocess.TimeoutExpired) as error:
         # It is not there any more, or does not even start.
         board.complaints()
@@ -116,7 +129,7 @@ def main(words: Sequence[str]) -> int:
         for bug in bugs:
             began = time.monotonic()
             with planted(target, bug):
-                found = look(target, board, chosen.seconds, chosen.rounds)
+                found = look(target, board, chosen.seconds, chosen.rounds, bug.scenario)
             missed += not found
             took = time.monotonic() - began
             report.show(f"{bug.name[:60]}", took, f"s  {found or 'MISSED'}")

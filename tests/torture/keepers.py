@@ -4,13 +4,17 @@ import fcntl
 import os
 import random
 import select
+import signal
+import socket
 import struct
 import time
+from functools import partial
 from typing import Final
 
 import libvirt_client as lc
 from libvirt_client import LibvirtClient, MalformedError
 from torture.board import EXCLUSIVE, HOLDS, SHARED, SLOTS, Board, now
+from torture.inside import fork
 from torture.line import (
     PATIENCE,
     Line,
@@ -19,7 +23,7 @@ from torture.line import (
     Refused,
     UnansweredError,
 )
-from torture.places import GUEST_DISKS, KEPT, PLACES, SHARED_DISKS, Place
+from torture.places import FENCED, GUEST_DISKS, KEPT, PLACES, SHARED_DISKS, Place
 from torture.worker import MODES, Hold
 
 LIBVIRT_SOCKET: Final = "/run/libvirt/virtlockd-sock"
@@ -98,11 +102,13 @@ def rival(board: Board, slot: int) -> None:
 
 
 def _try_to_get(board: Board, line: Line, place: Place) -> None:
-    """Raises Refused, as it should: only what is not held for the round may be had."""
+    """Raises Refused, as it should: only what is no longer held may be had."""
     before = board.kept_since(place.number)
+    if not before:
+        return  # whoever is to hold it must find it free
     names = {"lockspace": place.lockspace, "resource": place.name}
     result = line.call("acquire", **names, timeout=0)
-    if before and board.kept_since(place.number) == before:
+    if board.kept_since(place.number) == before:
         board.complain("lost lock", f"{place.name} was given to a rival: {result}")
     line.call("release", **names)
 
@@ -178,6 +184,53 @@ def guest(board: Board, slot: int) -> None:
     hold.end()
     # Whoever ends its connection with locks held is ended: it goes as guests go.
     os._exit(0)
+
+
+def fenced(board: Board, slot: int) -> None:
+    """Has one process after the other hold what nobody has whose process lives on."""
+    chance = random.Random(slot)
+    while not board.is_over and not board.is_full(slot):
+        place, is_stubborn = chance.choice(FENCED), chance.random() < 0.7
+        doomed = partial(_doomed, board, slot, place, is_stubborn=is_stubborn)
+        os.waitpid(fork(doomed), 0)
+
+
+def _doomed(board: Board, slot: int, place: Place, *, is_stubborn: bool) -> None:
+    """Holds, ends its connection, and says until its end that it still lives.
+
+    So the end of its hold is never later than its own: whoever was granted the lock
+    before that end was granted it while this process lived.
+    """
+    if is_stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        line = Line(board, slot, f"doomed {slot}")
+        names: dict[str, object] = {
+            "lockspace": place.lockspace,
+            "resource": place.name,
+        }
+        calls = [("acquire", names), ("query", names)]
+        asked = now()
+        msgid, query = line.ask_all(calls)
+        _, queued = line.wait_timed(query)
+        result, at = line.wait_timed(msgid)
+    except (LostError, NeverServedError, UnansweredError):
+        return  # has been complained of, if it must not be
+    token = result["grant"]["fencing_token"]
+    index = board.begin(slot, place.number, EXCLUSIVE, (asked, queued, at), token)
+    board.tally(slot, "grants")
+    board.tally(slot, "fenced")
+    if board.is_over:
+        board.end(slot, index)
+        line.call("release", **names)
+        line.finish()
+        return
+    board.end(slot, index)
+    line.socket.shutdown(socket.SHUT_RDWR)
+    while (now() - max(at, board.last_fault)) / 1e9 < PATIENCE:
+        board.end(slot, index)
+        time.sleep(0.001)
+    board.complain("unanswered", f"doomed {slot} was not ended")
 
 
 def probe(board: Board, slot: int) -> None:

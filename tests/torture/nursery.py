@@ -17,7 +17,7 @@ from torture.worker import Worker
 QUIET: Final = 6
 """So many, the first ones, ask for nothing when they have got what they hold."""
 
-FIRST_WORKER: Final = 9
+FIRST_WORKER: Final = 11
 
 LAST_SECONDS: Final = 60.0
 """Within which everybody must be done when the round is over."""
@@ -85,6 +85,7 @@ class Nursery:
             *(keep, keep, keepers.probe),
             *(keepers.guest, keepers.guest, keepers.guest),
             *(keepers.rival, keepers.libvirt, keepers.libvirt),
+            *(keepers.fenced, keepers.fenced),
         ]
         return partial(roles[slot], board, slot)
 

@@ -35,6 +35,8 @@ def _places() -> list[Place]:
         add("files", f"kept-{index}", f"{DIRECTORY}/kept-{index}")
     for index in range(3):
         add("direct", f"{DISKS}/guest-{index}", f"{DISKS}/guest-{index}")
+    for index in range(2):
+        add("killed", f"fenced-{index}", None)
     return found
 
 
@@ -45,3 +47,4 @@ FILES: Final = PLACES[6:12]
 SHARED_DISKS: Final = PLACES[12:14]
 KEPT: Final = PLACES[14:44]
 GUEST_DISKS: Final = PLACES[44:47]
+FENCED: Final = PLACES[47:49]

@@ -1,61 +1,168 @@
 """Defects to be planted into the installed daemon, each of which must be found."""
 
+from pathlib import Path
 from typing import Final, NamedTuple
 
-LIBRARY: Final = "/usr/lib/lockd/lockd"
-UNIT: Final = "/usr/lib/systemd/system/lockd.service"
+TOP: Final = Path(__file__).parents[2]
+
+_INSTALLED: Final = {
+    "src/": "/usr/lib/lockd/",
+    "systemd/": "/usr/lib/systemd/system/",
+}
+"""Where `make install` puts what is in these directories."""
+
+UNIT: Final = "systemd/lockd.service"
 
 
 class Bug(NamedTuple):
-    """A text of one file, which is there once, and what stands there instead."""
+    """A text of one file, which is there once, and what stands there instead.
+
+    Attributes:
+        file: in this tree.
+        scenario: the one in which it is looked for call by call, where a few seconds
+            of load hardly meet the moment in which it matters.
+    """
 
     name: str
-    path: str
+    file: str
     old: str
     new: str
+    scenario: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the file is when it is installed."""
+        top = next(x for x in _INSTALLED if self.file.startswith(x))
+        return _INSTALLED[top] + self.file.removeprefix(top)
+
+    def plant(self, text: str) -> str:
+        """Returns the text of the file with the defect.
+
+        Raises:
+            ValueError: what is to be replaced is not there exactly once.
+        """
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.name}: its text is there {count} times, not once")
+        return text.replace(self.old, self.new)
 
 
-def _in(module: str, name: str, old: str, new: str) -> Bug:
-    return Bug(name, f"{LIBRARY}/daemon/{module}.py", old, new)
+def _in(module: str, name: str, old: str, new: str, scenario: str = "") -> Bug:
+    return Bug(name, f"src/lockd/{module}.py", old, new, scenario)
 
 
-def _unrecorded(kind: str, what: str) -> Bug:
+def _unrecorded(kind: str, what: str, scenario: str = "") -> Bug:
     return _in(
-        "keeping",
+        "daemon/keeping",
         f"{what} not recorded",
         "        for kind, name, value in records.changes(self._engine):\n",
         "        for kind, name, value in records.changes(self._engine):\n"
         f"            if kind == {kind!r}:\n"
         "                continue\n",
+        scenario,
     )
 
 
 BUGS: Final = [
+    # What must be done before what.
     _in(
-        "keeping",
+        "engine/lock_engine",
+        "release before fence",
+        "            if not self._must_fence(grant):\n"
+        '                self._lose(grant, "disconnected", now)\n',
+        "            if self._must_fence(grant):\n"
+        '                self._fence(owner, "disconnected")\n'
+        '            self._lose(grant, "disconnected", now)\n',
+    ),
+    _in(
+        "daemon/keeping",
+        "grant before keep",
+        "        self._stores.keeper.keep(label, fd)\n"
+        "        if before is not None and before[1] != label:\n"
+        "            self._stores.keeper.drop(before[1])\n"
+        "        self._files[key] = fd, label\n",
+        "\n"
+        "        def keep() -> None:\n"
+        "            is_open = key.resource in space.open_resources()\n"
+        "            if is_open and space.dump_file(key.resource)[0] == fd:\n"
+        "                self._stores.keeper.keep(label, fd)\n"
+        "                self._files[key] = fd, label\n"
+        "\n"
+        "        self.drop_file(key)\n"
+        '        lowlevel = __import__("trio").lowlevel\n'
+        "        lowlevel.current_trio_token().run_sync_soon(keep)\n",
+        "acquire (directory)",
+    ),
+    _in(
+        "daemon/server",
+        "answer before record",
+        "                self.keeping.commit(peers)\n"
+        "            for peer in peers:\n"
+        "                self._send_to(peer)\n",
+        "                pass\n"
+        "            for peer in peers:\n"
+        "                self._send_to(peer)\n"
+        "            if self.keeping is not None:\n"
+        "                self.keeping.commit(peers)\n",
+        "acquire (memory)",
+    ),
+    # What is trusted: the kernel, or what we remember of it.
+    _in(
+        "lockspaces/files",
+        "the record is trusted over the kernel: what is locked",
+        "            if mode is not None:\n"
+        "                # Nothing changes if it is locked still, as it should be.\n"
+        "                self._lock(file, path, mode)\n",
+        "            file.mode = mode or EXCLUSIVE\n",
+        "hand over (disk)",
+    ),
+    _in(
+        "lockspaces/files",
+        "the record is trusted over the kernel: what a path leads to",
+        "            if _leads_to(path, file.inode):\n"
+        "                self._lock(file, path, mode)\n",
+        "            if True:\n                self._lock(file, path, mode)\n",
+        "hand over (directory)",
+    ),
+    _in(
+        "daemon/flow",
+        "the record is trusted over the kernel: what was taken out",
+        "min(done - self._consumed, peeked)",
+        "done - self._consumed",
+        "acquire (memory)",
+    ),
+    _in(
+        "daemon/flow",
+        "the record is trusted over the kernel: what has left",
+        "position + size - left",
+        "position + size - left * 0",
+        "acquire (memory)",
+    ),
+    # What is kept and recorded.
+    _in(
+        "daemon/keeping",
         "a connection is not kept",
         "            self._stores.keeper.keep(label, sock.fileno())\n",
         "            pass\n",
     ),
     _in(
-        "keeping",
+        "daemon/keeping",
         "a locked file is not kept",
-        "        self._stores.keeper.keep(label_of(FILE, *key), fd)\n",
-        "",
+        "        if before is not None and before[0] == fd:\n",
+        "        if fd >= 0:\n",
     ),
-    _unrecorded("counts", "which tokens were given is"),
+    _unrecorded("counts", "which tokens were given is", "release"),
     _unrecorded("request", "who waits is"),
     _unrecorded("grant", "what was granted is"),
     _unrecorded("owner", "owners are"),
     _unrecorded("session", "sessions are"),
     _in(
-        "keeping",
+        "daemon/keeping",
         "what has ended stays recorded",
-        "            if value is None:\n                self._remove(kind, name)\n",
-        "            if value is None:\n                pass\n",
+        "                ledger.remove(key)\n            else:\n",
+        "                pass\n            else:\n",
     ),
     _in(
-        "keeping",
+        "daemon/keeping",
         "how far a client's requests are done is not recorded",
         "            put(self._state_keys[peer.session], _encode(peer.dump_state()))\n",
         "            if peer.flow.sent == 0:\n"
@@ -63,20 +170,20 @@ BUGS: Final = [
         "                put(key, _encode(peer.dump_state()))\n",
     ),
     _in(
-        "keeping",
+        "daemon/keeping",
         "who is behind a registered pid is not kept",
-        'if record["registered"] and owner_id not in self._pidfds:',
-        "if False:",
+        "            self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)\n"
+        "            self._pidfds.add(owner_id)\n",
+        "            pass\n",
     ),
     _in(
-        "keeping",
+        "daemon/keeping",
         "only each second commit is one",
-        "        self._stores.ledger.commit()\n",
-        "        if self._turns_untidied % 2:\n"
-        "            self._stores.ledger.commit()\n",
+        "        ledger.commit()\n",
+        "        if self._turns_untidied % 2:\n            ledger.commit()\n",
     ),
     _in(
-        "flow",
+        "daemon/flow",
         "requests are taken out before they are carried out",
         "        data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)\n"
         "        self._peeked += len(data)\n",
@@ -84,82 +191,79 @@ BUGS: Final = [
         "        self._consumed += len(data)\n",
     ),
     _in(
-        "flow",
+        "daemon/flow",
         "what was sent is not stored",
-        "            cells.set_sent(self.slot, self.sent)\n",
-        "",
+        "cells.end_sending(self.slot, self.sent)",
+        "cells.end_sending(self.slot, self.sent - moved)",
     ),
     _in(
-        "flow",
+        "daemon/flow",
         "what is done is not taken out when it goes on",
         "        if rest > 0:\n",
         "        if False:\n",
+        "acquire (memory)",
     ),
     _in(
-        "flow",
+        "daemon/flow",
         "where it peeks is not set back when it goes on",
         "        self._cells.set_consumed(self.slot, done)\n"
         "        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)\n",
         "        self._cells.set_consumed(self.slot, done)\n",
     ),
     _in(
-        "flow",
+        "daemon/flow",
         "answers leave without the pipe",
-        "            moved = pipe.move(self._fd, size)\n",
-        "            moved = os.write(self._fd, os.read(pipe.ends[0], size))\n"
-        "            self._cells.set_sent(self.slot, self.sent)\n",
+        "moved = pipe.move(self._fd, size)",
+        "moved = os.write(self._fd, os.read(pipe.ends[0], size))",
+        "acquire (memory)",
     ),
     _in(
-        "keeper",
+        "daemon/keeper",
         "what is kept is consumed when it is recovered",
         "flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC",
         "flags = socket.MSG_CMSG_CLOEXEC",
     ),
     _in(
-        "keeper",
+        "daemon/keeper",
         "of two with one label the oldest counts",
         '        found.sort(key=attrgetter("serial"))\n',
         '        found.sort(key=attrgetter("serial"), reverse=True)\n',
     ),
     _in(
-        "keeper",
+        "daemon/keeper",
         "one of what is moved is not sent again",
         "        if wanted:\n            self._target(source).send(wanted)\n",
         "        if len(wanted) > 1:\n"
         "            self._target(source).send(wanted[1:])\n",
     ),
     _in(
-        "ledger",
+        "daemon/ledger",
         "a commit does not count before the next",
-        "        file.commit()\n        for key",
-        "        if len(staged) > 3:\n            file.commit()\n        for key",
+        "        file.commit()\n        self._values.update(staged)\n",
+        "        if len(staged) > 3:\n"
+        "            file.commit()\n"
+        "        self._values.update(staged)\n",
     ),
     _in(
-        "ledger",
+        "daemon/ledger",
         "removals are not read",
-        "            if is_damaged or is_removal:\n",
-        "            if is_removal:\n"
-        "                continue\n"
-        "            if is_damaged:\n",
+        "            newest[key] = start, is_removal\n",
+        "            if not is_removal:\n                newest[key] = start, False\n",
     ),
+    # What is made of it.
     _in(
-        "revival",
+        "daemon/runtime",
         "a lock that is recorded is let go",
-        "        file = resource, fd, made, modes.get(key)\n",
-        "        file = resource, fd, made, None\n",
+        "found is None or not (found.anchor or found.pending)",
+        "found is None or not found.pending",
     ),
     _in(
-        "revival",
-        "how far an answer had left is not asked",
-        "    stores.cells.finish_sending(stores.pipe)\n",
-        "    stores.cells.end_sending()\n    stores.pipe.empty()\n",
-    ),
-    _in(
-        "service",
+        "daemon/starts",
         "what nobody took up stays kept",
         "left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)",
         "left = []",
     ),
+    # What the manager is told.
     Bug(
         "the manager gives up after five starts",
         UNIT,

@@ -18,7 +18,7 @@ from torture.board import Board
 from torture.inside import Stage, fork
 from torture.keepers import LIBVIRT_SOCKET, why_free
 from torture.line import Line, LostError, NeverServedError, Refused, UnansweredError
-from torture.places import DIRECTORY, DISKS
+from torture.places import DIRECTORY, DISKS, SHARED_DISKS
 
 SLOT: Final = 40
 """Whose tallies the lines of actors add to."""
@@ -59,6 +59,16 @@ class Scene:
         if found != wanted:
             self._board.complain("wrong state", f"{what}: {found}, not {wanted}")
 
+    def lost(self, what: str) -> LostError:
+        """Complains of a connection that has ended; returns what is to be raised."""
+        self._board.complain("lost connection", what)
+        return LostError(what)
+
+    def refused(self, what: str) -> LostError:
+        """Complains of a refusal; returns what is to be raised."""
+        self._board.complain("unexpected answer", what)
+        return LostError(what)
+
     def must_be_busy(self, name: str, **params: object) -> None:
         try:
             self.acquire(self.line(), name, timeout=0, **params)
@@ -80,8 +90,9 @@ def _acquire(scene: Scene, lockspace: str) -> None:
 def _must_be_held(scene: Scene, name: str, token: int, lockspace: str) -> None:
     scene.must(scene.query(name, lockspace=lockspace), ([token], 0), "after acquire")
     scene.must_be_busy(name, lockspace=lockspace)
-    if lockspace == "files":
-        scene.must(why_free(f"{DIRECTORY}/{name}", 1), "", "the file")
+    if lockspace != "default":
+        path = f"{DIRECTORY}/{name}" if lockspace == "files" else name
+        scene.must(why_free(path, 1), "", "the file")
 
 
 def _try_refused(scene: Scene) -> None:
@@ -138,14 +149,35 @@ def _grant_to_waiter(scene: Scene) -> None:
     third.wait(of_third)
 
 
+def _hand_over(scene: Scene, lockspace: str, name: str) -> None:
+    """One releases and another asks, at once: who asks may be heard first.
+
+    Whatever was done with the file for the first, the second holds one that is there
+    and locked.
+    """
+    second, first = scene.line(), scene.line()
+    names: dict[str, object] = {"resource": name, "lockspace": lockspace}
+    token = scene.acquire(first, name, lockspace=lockspace)
+    scene.step()
+    released = first.ask("release", **names)
+    # Where the release is what the kill comes to, this waits in the socket.
+    asked = second.ask("acquire", **names)
+    first.wait(released)
+    later = int(second.wait(asked)["grant"]["fencing_token"])
+    scene.step()
+    scene.must(later > token, True, "the token rises")
+    _must_be_held(scene, name, later, lockspace)
+
+
 def _release(scene: Scene) -> None:
     line = scene.line()
-    scene.acquire(line, "a", lockspace="files")
+    token = scene.acquire(line, "a", lockspace="files")
     scene.step()
     line.call("release", resource="a", lockspace="files")
     scene.step()
     scene.must(scene.query("a", lockspace="files"), ([], 0), "after release")
-    scene.acquire(scene.line(), "a", lockspace="files", timeout=0)
+    later = scene.acquire(scene.line(), "a", lockspace="files", timeout=0)
+    scene.must(later > token, True, "the token rises")
 
 
 def _convert(scene: Scene) -> None:
@@ -241,38 +273,54 @@ def _fence(scene: Scene) -> None:
     waiter.call("release", fencing_token=token)
 
 
+class _Guest:
+    """A connection in libvirt's tongue, for a process that does nothing else.
+
+    It is not the actor's own: whoever loses the connection may be ended.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._pid = fork(signal.pause)
+        while True:
+            self._client = LibvirtClient(LIBVIRT_SOCKET)
+            registered = self._client.call(lc.REGISTER, lc.owner(self._pid))
+            if registered is not None:
+                break
+            self._client.close()
+
+    def must_be_done(self, procedure: int, args: bytes) -> None:
+        """Complains of a refusal. Raises LostError if the connection has ended."""
+        reply = self._client.call(procedure, args)
+        if reply is None:
+            raise self._scene.lost("actor's guest: EOF")
+        if reply.status != lc.OK:
+            raise self._scene.refused(f"actor's guest: {procedure}: {reply.error}")
+
+    def close(self) -> None:
+        self._client.close()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
 def _libvirt(scene: Scene) -> None:
     disk = lc.resource("", f"{DISKS}/disk-0")
-    client = _registered()
+    guest = _Guest(scene)
     scene.step()
-    scene.must(_said(client.call(lc.ACQUIRE, disk)), "ok", "ACQUIRE")
-    scene.must(_said(client.call(lc.RELEASE, disk)), "ok", "RELEASE")
-    scene.must(_said(client.call(lc.ACQUIRE, disk)), "ok", "ACQUIRE")
+    guest.must_be_done(lc.ACQUIRE, disk)
+    guest.must_be_done(lc.RELEASE, disk)
+    guest.must_be_done(lc.ACQUIRE, disk)
     scene.step()
     scene.must(why_free(f"{DISKS}/disk-0", 1), "", "the disk")
-    scene.must(_said(client.call(lc.RELEASE, disk)), "ok", "RELEASE")
-    client.close()
+    guest.must_be_done(lc.RELEASE, disk)
+    guest.close()
 
 
 def _libvirt_connect(scene: Scene) -> None:
     scene.step()
-    client = _registered()
+    guest = _Guest(scene)
     scene.step()
-    client.close()
-
-
-def _registered() -> LibvirtClient:
-    while True:
-        client = LibvirtClient(LIBVIRT_SOCKET)
-        if client.call(lc.REGISTER, lc.owner(os.getpid())) is not None:
-            return client
-        client.close()
-
-
-def _said(reply: lc.Reply | None) -> str:
-    if reply is None:
-        return "the end"
-    return "ok" if reply.status == lc.OK else str(reply.error)
+    guest.close()
 
 
 def _upgrade(scene: Scene) -> None:
@@ -299,6 +347,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "wait": _wait,
     "grant to waiter": _grant_to_waiter,
     "release": _release,
+    "hand over (directory)": partial(_hand_over, lockspace="files", name="a"),
+    "hand over (disk)": partial(
+        _hand_over, lockspace="direct", name=SHARED_DISKS[1].name
+    ),
     "convert": _convert,
     "cancel": _cancel,
     "connect": _connect,
