@@ -5,7 +5,8 @@
 # make fix     what of the style can be mended by itself
 # make bite    plant bugs in the engine: the tests must find every one
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
-# make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root
+# make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
+#              three minutes of it: TORTURE="--slice"
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
 # make uninstall     with the same variables
