@@ -6,10 +6,12 @@ here in the plainest way, however slow.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import xor
 
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request
+from lockd.engine.session import Request, claim_of
 
 
 class BrokenLawError(AssertionError):
@@ -108,7 +110,13 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         may_outlive = owner.is_process or owner.fencing is not None
         if owner.grants and not owner.sessions and not may_outlive:
             yield f"owner {owner_id} holds locks after its session ended"
+        if owner.claims != reduce(xor, map(claim_of, owner.grants.values()), 0):
+            yield f"owner {owner_id} claims something else than it holds"
     for session in engine.sessions.values():
+        if session.waits != reduce(
+            xor, (x.order for x in session.requests.values()), 0
+        ):
+            yield f"session {session.session_id} claims to wait for something else"
         if engine.owners.get(session.owner.owner_id) is not session.owner:
             yield f"session {session.session_id} acts for an owner that is not there"
 

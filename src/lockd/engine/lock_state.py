@@ -10,7 +10,7 @@ from lockd.engine.commands import AddLockspace
 from lockd.engine.deadlines import Deadlines
 from lockd.engine.effects import Effect, Ended, Grant, LastHolder, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import OwnerState, Request, Session, claim_of
 from lockd.engine.tally import Tally
 from lockd.terms import ResourceKey
 
@@ -85,7 +85,10 @@ class LockState:
     def _put(self, grant: Grant) -> None:
         """Enters a grant, or exchanges it for another state of it."""
         self._resource(grant.key).holders[grant.owner_id] = grant
-        self.owners[grant.owner_id].grants[grant.fencing_token] = grant
+        owner = self.owners[grant.owner_id]
+        before = owner.grants.get(grant.fencing_token)
+        owner.claims ^= claim_of(grant) ^ (claim_of(before) if before else 0)
+        owner.grants[grant.fencing_token] = grant
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
@@ -103,7 +106,8 @@ class LockState:
         """Ends a grant; a convert that waits for it must be answered before."""
         resource = self.resources[grant.key]
         del resource.holders[grant.owner_id]
-        del self.owners[grant.owner_id].grants[grant.fencing_token]
+        owner = self.owners[grant.owner_id]
+        owner.claims ^= claim_of(owner.grants.pop(grant.fencing_token))
         self.ended += 1
         self.held_by_user.remove(grant.owner.uid)
         if self.changed is not None:

@@ -55,6 +55,7 @@ class LockTable(LockState):
 
     def _track(self, request: Request) -> None:
         request.session.requests[request.number] = request
+        request.session.waits ^= request.order
         self.waiting += 1
         self.waiting_by_user.add(request.uid)
         if self.changed is not None:
@@ -101,6 +102,7 @@ class LockTable(LockState):
         """Takes a request out of everything: from now on it waits for nothing."""
         request.answered = True
         del request.session.requests[request.number]
+        request.session.waits ^= request.order
         self.waiting -= 1
         self.waiting_by_user.remove(request.uid)
         if self.changed is not None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request
+from lockd.engine.session import Request, claim_of
 from lockd.engine.waitgraph import find_cycle
 
 
@@ -74,6 +74,7 @@ def _drop_grants(engine: LockEngine, losses: Losses) -> None:
             holders = resource_or_none.holders if resource_or_none else {}
             if holders.get(owner.owner_id) is not grant:
                 del owner.grants[token]
+                owner.claims ^= claim_of(grant)
                 losses.problems.append(f"grant {token} contradicts the others")
                 losses.sessions += owner.sessions
     held = sum(len(owner.grants) for owner in engine.owners.values())

@@ -14,6 +14,7 @@ class OwnerState:
     """An owner, its grants by fencing token, and the sessions that act for it."""
 
     __slots__ = (
+        "claims",
         "ended",
         "fencing",
         "grants",
@@ -34,6 +35,8 @@ class OwnerState:
         self.is_process = is_process
         self.on_disconnect: OnDisconnect | None = None
         self.grants: dict[int, Grant] = {}
+        #: All grants as one number (`claim_of`), so that a missing one is seen.
+        self.claims = 0
         self.sessions: dict[int, Session] = {}
         #: Why its process is being ended; its grants wait for that.
         self.fencing: str | None = None
@@ -51,10 +54,16 @@ class OwnerState:
         return [r for s in self.sessions.values() for r in s.requests.values()]
 
 
+def claim_of(grant: Grant) -> int:
+    """Returns a grant as a number, which changes with its mode and its count."""
+    count = (grant.count & 0x7F) << 56
+    return grant.fencing_token ^ count ^ (grant.mode == SHARED) << 55
+
+
 class Session:
     """One client connection: for whom it acts, and what it waits for."""
 
-    __slots__ = ("owner", "registered", "requests", "session_id")
+    __slots__ = ("owner", "registered", "requests", "session_id", "waits")
 
     def __init__(self, session_id: int, owner: OwnerState) -> None:
         self.session_id = session_id
@@ -62,6 +71,13 @@ class Session:
         #: Whether it said for whom it acts, which it may do once.
         self.registered = False
         self.requests: dict[int, Request] = {}
+        #: The orders of all requests, put together by exclusive or.
+        self.waits = 0
+
+    @property
+    def claims(self) -> int:
+        """What its owner holds and what it waits for, as one number."""
+        return self.owner.claims ^ self.waits
 
 
 class Request:

@@ -15,7 +15,7 @@ from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import OwnerState, Request, Session, claim_of
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
 
 VERSION: Final = 1
@@ -209,7 +209,9 @@ def _load_owner(engine: LockEngine, data: Plain) -> None:
     owner.on_disconnect = record.on_disconnect
     owner.fencing = record.fencing
     owner.ended = record.ended
-    owner.grants = {grant.fencing_token: grant for grant in record.grants}
+    for grant in record.grants:
+        owner.grants[grant.fencing_token] = grant
+        owner.claims ^= claim_of(grant)
     engine.owners[owner.owner_id] = owner
 
 
