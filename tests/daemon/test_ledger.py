@@ -580,7 +580,27 @@ def test_both_lengths_damaged_reads_as_far_as_records_go() -> None:
         assert ledger.records() == LATEST
         assert ledger.problems == ["a copy of the length is damaged"]
         put_all(ledger, {b"new": b"value"})
+        tidy_all(ledger)
         assert found_in(ledger.fds) == LATEST | {b"new": b"value"}
+
+
+@pytest.mark.parametrize("lost", [range(80), [32, 72]])
+def test_damage_is_told_to_whoever_comes_before_all_is_written_anew(
+    lost: list[int],
+) -> None:
+    damaged = bytearray(a_plain_file()[0])
+    for place in lost:
+        damaged[place] ^= 1
+    ledger = Ledger(memory_of(damaged, b""))
+    found = ledger.records()
+    for _ in range(3):
+        assert ledger.problems
+        put_all(ledger, {b"new": b"value"})
+        ledger = successor(ledger)
+        assert ledger.records() == found | {b"new": b"value"}
+    tidy_all(ledger)
+    assert found_in(ledger.fds) == found | {b"new": b"value"}
+    ledger.close()
 
 
 @pytest.mark.parametrize("end", [8, 72, ledger_file.SIZE + 8, 1 << 39])
@@ -658,6 +678,7 @@ def test_without_memory_nothing_of_a_commit_counts(small_memory: Path) -> None:
         fds = [os.open(small_memory / name, flags) for name in "01"]
         ledger = Ledger((fds[0], fds[1]))
         stack.callback(ledger.close)
+        tidy_all(ledger)
         records: Records = {}
         failed = False
         for number in range(100):

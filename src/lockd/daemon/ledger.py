@@ -37,6 +37,11 @@ _SLICE_BYTES: Final = 1 << 16
 together."""
 
 
+_DAMAGED: Final = b"\xc1"
+"""The key of a record that says that something was lost which is seen no more: that is
+a problem until all is written anew. It is no MessagePack: nobody has such a key."""
+
+
 class LedgerError(LockdError, ValueError):
     """Raised when a predecessor's records are of a version that is not known here."""
 
@@ -46,9 +51,10 @@ class Ledger:
 
     `fds` are the two memfds, to be kept elsewhere. With those of a predecessor, it
     goes on with what is in them; they are its own to close from then on, and nobody
-    else may use them, not even to try whether they can be read. `problems`
-    says what of it could not be read, a sentence each. Where the newest record of a key
-    is damaged beyond recognition, `records` has what the key stood for before: whoever
+    else may use them, not even to try whether they can be read. `problems` says what
+    of it could not be read, a sentence each; whoever comes after is told so again until
+    all that counts was written anew (`tidy`). Where the newest record of a key is
+    damaged beyond recognition, `records` has what the key stood for before: whoever
     finds problems there should rely on nothing else that can be asked instead.
 
     Raises:
@@ -152,6 +158,9 @@ class Ledger:
             elif end != header.end:
                 self._report_gap(end, header.end)
             self._file.write_header(header.generation, header.salt)
+        if self.problems and not (header and header.end_is_known):
+            # The header is sound from now on, and would not tell.
+            self._file.append(encode({_DAMAGED: b""}, self._file.salt))
         self._file.commit()
 
     def _load(self) -> int:
@@ -175,6 +184,9 @@ class Ledger:
                         damaged[key] = record.offset
         for key, place in damaged.items():
             self.problems.append(f"the value of {key!r} at {place} is damaged")
+        if _DAMAGED in values:
+            del values[_DAMAGED]
+            self.problems.append("records were lost when it was read before")
         return offset
 
     def _report_gap(self, start: int, end: int) -> None:
