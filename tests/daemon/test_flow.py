@@ -3,11 +3,20 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from lockd.daemon.flow import PIPE_SIZE, SO_PEEK_OFF, Cells, KeptFlow, Pipe
+from lockd.daemon.flow import (
+    CELLS_SIZE,
+    LARGEST,
+    PIPE_SIZE,
+    SO_PEEK_OFF,
+    Cells,
+    KeptFlow,
+    Pipe,
+)
 
 REQUEST = b"x" * 100
 ANSWER = b"y" * 300
@@ -15,6 +24,9 @@ ANSWER = b"y" * 300
 Step = Callable[[], object]
 
 MANY_KILLS = 10
+
+ANY_ANSWERS = range(sys.maxsize)
+"""All may be sent by now, or nothing."""
 
 
 class Kept:
@@ -28,11 +40,22 @@ class Kept:
         self.flow = KeptFlow(self.ours, 7, self.cells, self.pipe)
         self.flow.begin()
 
-    def heir(self, done: int) -> KeptFlow:
+    def heir(self, done: int, answers: range = ANY_ANSWERS) -> KeptFlow:
         self.cells.finish_sending(self.pipe)
         flow = KeptFlow(self.ours, 7, self.cells, self.pipe)
-        flow.resume(done)
+        flow.resume(done, answers)
         return flow
+
+    def at_a_kill(self, steps: int) -> list[int]:
+        """Has a request answered up to a step of that; returns what the cells have."""
+        self.client.send(REQUEST)
+        self.flow.receive()
+        self.flow.settle()
+        self.client.send(b"next")
+        for step in steps_of_sending(self, 120)[:steps]:
+            step()
+        size = 8 * (CONSUMED + 1)
+        return list(memoryview(os.pread(self.cells.fd, size, 0)).cast("Q"))
 
     def close(self) -> None:
         self.cells.close()
@@ -182,6 +205,137 @@ def test_heir_sends_what_has_not_left_and_nothing_twice(
     heir = kept.heir(0)
     heir.send(ANSWER[heir.sent :])
     assert read(kept.client) == ANSWER
+
+
+# Damage.
+
+SLOT = 7
+SENT, CONSUMED = 4 + 2 * SLOT, 5 + 2 * SLOT
+PLACES = [0, 1, 2, SENT, CONSUMED]
+
+
+def spoilt(word: int, place: int) -> Iterator[int]:
+    """All that may have become of a word."""
+    yield from (
+        0,
+        2**64 - 1,
+        word + 1 & 2**64 - 1,
+        word ^ 0xFFFF,
+        word << 8 & 2**64 - 1,
+    )
+    # As it would be elsewhere.
+    yield from (word + other - place & 2**64 - 1 for other in PLACES)
+    yield from (word ^ 1 << bit for bit in range(64))
+
+
+def spoil(kept: Kept, place: int, word: int) -> None:
+    os.pwrite(kept.cells.fd, word.to_bytes(8, sys.byteorder), 8 * place)
+
+
+def word_at(kept: Kept, place: int) -> int:
+    return int.from_bytes(os.pread(kept.cells.fd, 8, 8 * place), sys.byteorder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("killed_after", range(7))
+def test_damaged_position_ends_the_connection_or_costs_nothing(
+    killed_after: int, place: int
+) -> None:
+    ended = 0
+    kept = Kept()
+    found = kept.at_a_kill(killed_after)
+    kept.close()
+    for word in spoilt(found[place], place):
+        if word == found[place]:
+            continue
+        kept = Kept()
+        kept.at_a_kill(killed_after)
+        spoil(kept, place, word)
+        try:
+            heir = kept.heir(len(REQUEST), range(len(ANSWER)))
+        except ValueError:
+            ended += 1
+        else:
+            heir.send(ANSWER[heir.sent :])
+            assert read(kept.client) == ANSWER
+            assert received(heir) == b"next"
+        kept.close()
+    assert ended or place != CONSUMED
+
+
+def test_position_of_somebody_else_is_nobodys_business(kept: Kept) -> None:
+    kept.at_a_kill(3)
+    spoil(kept, SENT + 2, 1)
+    heir = kept.heir(len(REQUEST), range(len(ANSWER)))
+    heir.send(ANSWER[heir.sent :])
+    assert read(kept.client) == ANSWER
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_who_has_nothing_to_get_goes_on_whoever_was_being_sent_to(
+    kept: Kept, place: int
+) -> None:
+    kept.at_a_kill(3)
+    other = KeptFlow(kept.ours, SLOT + 1, kept.cells, kept.pipe)
+    other.begin()
+    spoil(kept, place, 0)
+    with pytest.raises(ValueError, match="may have got a part"):
+        kept.heir(len(REQUEST), range(len(ANSWER)))
+    # Who is killed now finds it as it was.
+    cells = Cells(os.dup(kept.cells.fd))
+    cells.finish_sending(kept.pipe)
+    assert cells.is_unsure
+    KeptFlow(kept.ours, SLOT + 1, cells, kept.pipe).resume(0, range(0))
+    cells.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 20, 23, 24, 8 * SENT + 3, 4_096])
+def test_cells_that_were_cut_off_are_there_again(kept: Kept, size: int) -> None:
+    kept.at_a_kill(6)
+    os.ftruncate(kept.cells.fd, size)
+    cells = Cells(os.dup(kept.cells.fd))
+    assert os.fstat(cells.fd).st_size == CELLS_SIZE
+    cells.finish_sending(kept.pipe)
+    heir = KeptFlow(kept.ours, SLOT, cells, kept.pipe)
+    if size < 8 * SENT + 16:
+        with pytest.raises(ValueError, match="damaged"):
+            heir.resume(len(REQUEST), range(len(ANSWER)))
+    heir.begin()
+    assert cells.positions(SLOT) == (0, 0)
+    cells.close()
+
+
+@pytest.mark.parametrize(
+    ("done", "answers"),
+    [
+        (len(REQUEST) - 1, range(len(ANSWER))),
+        (len(REQUEST), range(119)),
+        (len(REQUEST), range(121, len(ANSWER))),
+    ],
+)
+def test_records_that_are_older_than_the_positions_end_the_connection(
+    kept: Kept, done: int, answers: range
+) -> None:
+    kept.at_a_kill(6)
+    with pytest.raises(ValueError, match="its last records are missing"):
+        kept.heir(done, answers)
+
+
+def test_slot_that_cannot_be_is_damage(kept: Kept) -> None:
+    heir = KeptFlow(kept.ours, CELLS_SIZE, kept.cells, kept.pipe)
+    with pytest.raises(ValueError, match="damaged"):
+        heir.resume(0, ANY_ANSWERS)
+
+
+def test_longest_stream_can_be_stored_and_then_ends(kept: Kept) -> None:
+    kept.cells.set_sent(SLOT, LARGEST)
+    kept.cells.set_consumed(SLOT, LARGEST)
+    assert kept.cells.positions(SLOT) == (LARGEST, LARGEST)
+    heir = kept.heir(LARGEST)
+    kept.client.send(REQUEST)
+    with pytest.raises(OSError, match="too large"):
+        heir.receive()
 
 
 def test_process_that_is_killed_anywhere_loses_and_doubles_nothing(

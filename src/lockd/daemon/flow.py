@@ -11,9 +11,11 @@ socket can tell from what the kernel still has
 - which bytes of the answers have left: they go through a pipe, from which splice(2)
   moves them into the socket in one step. What is left in the pipe has not left.
 
-The positions are cells of shared memory, stored after each step.
+The positions are cells of shared memory, stored after each step. A cell that was
+damaged is told from others, and costs the connection whose it is, and nobody else.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -32,6 +34,13 @@ PIPE_SIZE: Final = 65_536
 
 CELLS_SIZE: Final = 8 * 1024 * 1024
 """Room for the positions of half a million clients; what is not used costs nothing."""
+
+_PRIME: Final = 65_521
+"""A number is stored as so many times itself, and its place added: one word, one store.
+No flipped bit leaves that so, and of other damage one in so many does."""
+
+LARGEST: Final = (1 << 47) - 1
+"""Where streams end: a number has room for 48 bits beside its check."""
 
 
 class PlainFlow:
@@ -71,16 +80,28 @@ class Cells:
 
     The first three say what is being sent: to which slot, from which position, how many
     bytes; none if nothing is.
+
+    Args:
+        fd: of a predecessor; what is cut off of it is damaged.
+
+    Attributes:
+        is_unsure: whether a predecessor may have sent something to somebody, and it is
+            not known to whom.
     """
 
     def __init__(self, fd: int | None = None) -> None:
+        is_new = fd is None
         if fd is None:
             fd = os.memfd_create("lockd-cells", os.MFD_CLOEXEC)
-            os.ftruncate(fd, CELLS_SIZE)
+        # Beyond its end would be SIGBUS.
+        os.ftruncate(fd, CELLS_SIZE)
         self.fd = fd
+        self.is_unsure = False
         self._memory = mmap.mmap(fd, CELLS_SIZE)
         # Not struct.pack_into(), which fills with zeros first: a word is one store.
         self._words = memoryview(self._memory).cast("Q")
+        if is_new:
+            self._words[2] = _word(2, 0)
 
     def close(self) -> None:
         """Lets go of the memory; somebody else may have it still."""
@@ -90,37 +111,77 @@ class Cells:
 
     def set_sent(self, slot: int, position: int) -> None:
         """Stores how many bytes were sent."""
-        self._words[_place(slot)] = position
+        place = _place(slot)
+        self._words[place] = position * _PRIME + place + 1
 
     def set_consumed(self, slot: int, position: int) -> None:
         """Stores how many bytes were taken out of the socket."""
-        self._words[_place(slot) + 1] = position
+        place = _place(slot) + 1
+        self._words[place] = position * _PRIME + place + 1
 
     def positions(self, slot: int) -> tuple[int, int]:
-        """Returns how many bytes were sent, and how many were taken out."""
+        """Returns how many bytes were sent, and how many were taken out.
+
+        Raises:
+            ValueError: one of them is damaged.
+        """
         place = _place(slot)
-        return self._words[place], self._words[place + 1]
+        sent, consumed = self._number(place), self._number(place + 1)
+        if sent is None or consumed is None:
+            raise ValueError("a position in its stream is damaged")
+        return sent, consumed
 
     def begin_sending(self, slot: int, position: int, size: int) -> None:
         """Stores what is about to leave the pipe; the size last, for it makes it so."""
         words = self._words
-        words[0] = slot
-        words[1] = position
-        words[2] = size
+        words[0] = slot * _PRIME + 1
+        words[1] = position * _PRIME + 2
+        words[2] = size * _PRIME + 3
 
     def end_sending(self, slot: int, position: int) -> None:
         """Stores how many bytes were sent, and that nothing is being sent any more."""
         words = self._words
-        words[_place(slot)] = position
-        words[2] = 0
+        place = 4 + 2 * slot
+        words[place] = position * _PRIME + place + 1
+        words[2] = 3
 
     def finish_sending(self, pipe: "Pipe") -> None:
-        """Finds out how far a predecessor came with what it was sending."""
-        slot, position, size = self._words[:3]
+        """Finds out how far a predecessor came with what it was sending.
+
+        Where that cannot be read, what left the pipe was perhaps received by somebody
+        whose position does not say so. Whoever has nothing more to get was not that
+        one, for only what is still to be sent is ever in the pipe; each of the others
+        may be, and would get some bytes twice (`KeptFlow.resume`). What the pipe has
+        is dropped in any case: it is all in the records, too. The cells stay damaged
+        until those were ended, so that whoever is killed meanwhile finds the same.
+        """
+        slot, position, size = map(self._number, range(3))
         left = pipe.left()
-        if size:
+        if size == 0:
+            pass  # what it was before does not matter
+        elif (
+            slot is None
+            or position is None
+            or size is None
+            or left > size
+            or _place(slot) >= len(self._words)
+        ):
+            self.is_unsure = True
+        else:
             self.end_sending(slot, position + size - left)
         pipe.empty()
+
+    def forget_sending(self) -> None:
+        """Stores that nothing is being sent: whom it may concern was ended."""
+        self._words[2] = 3
+        self.is_unsure = False
+
+    def _number(self, place: int) -> int | None:
+        """Returns the number that is stored at a place; None: it is damaged."""
+        if place >= len(self._words):
+            return None
+        number, rest = divmod(self._words[place] - place - 1, _PRIME)
+        return number if rest == 0 <= number else None
 
 
 class Pipe:
@@ -192,13 +253,24 @@ class KeptFlow:
         self._cells.set_sent(self.slot, 0)
         self._cells.set_consumed(self.slot, 0)
 
-    def resume(self, done: int) -> None:
+    def resume(self, done: int, answers: range) -> None:
         """Goes on with the stream of a predecessor, of which `done` bytes are done.
+
+        Args:
+            answers: the positions of what was recorded as not sent; some of it may be.
 
         Raises:
             OSError: the connection is broken.
+            ValueError: how far it came is not known, or contradicts what was recorded;
+                nothing has changed.
         """
-        self.sent, self._consumed = self._cells.positions(self.slot)
+        sent, consumed = self._cells.positions(self.slot)
+        # Done is recorded before it is taken out, and answers before they are sent.
+        if consumed > done or not answers.start <= sent <= answers.stop:
+            raise ValueError("its last records are missing")
+        if self._cells.is_unsure and sent < answers.stop:
+            raise ValueError("it may have got a part of an answer")
+        self.sent, self._consumed = sent, consumed
         sock = self._sock
         # What was peeked and not taken out; all of what is not done, or more.
         peeked = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
@@ -213,6 +285,8 @@ class KeptFlow:
 
     def receive(self) -> bytes:
         """Returns what has come, and leaves it where it is; see `PlainFlow`."""
+        if self.sent + self._consumed > LARGEST:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)
         self._peeked += len(data)
         return data
@@ -227,7 +301,10 @@ class KeptFlow:
 
     def _take_out(self, size: int) -> None:
         while size:
-            size -= len(self._sock.recv(size))
+            taken = len(self._sock.recv(size))
+            if not taken:
+                raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            size -= taken
 
     def send(self, data: bytes | bytearray) -> int:
         """Sends what the socket takes; see `PlainFlow`."""
@@ -261,3 +338,7 @@ Flow = PlainFlow | KeptFlow
 
 def _place(slot: int) -> int:
     return 4 + 2 * slot
+
+
+def _word(place: int, number: int) -> int:
+    return number * _PRIME + place + 1

@@ -55,6 +55,8 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
         done: how many bytes of requests were carried out, or are in `connection`.
         sent: how many bytes of answers left before those in `unsent`.
         arrays: the msgids of requests that expect an array of grants.
+        claims: what it holds and waits for, as `Session.claims`; where it is recorded
+            apart from that, so that it can be seen whether some of it is missing.
     """
 
     done: int
@@ -68,6 +70,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     client: str | None
     claims_itself: bool
     watched: str | None
+    claims: int | None = None
 
 
 ARRAY: Final = object()
@@ -170,7 +173,7 @@ class Peer:
             "slot": self.flow.slot,
         }
 
-    def dump_state(self) -> PeerState:
+    def dump_state(self, claims: int | None = None) -> PeerState:
         """Returns where its session stands: what was done and said, and what was not.
 
         What was read and left for later has not been done; with `KeptFlow` it is still
@@ -193,6 +196,7 @@ class Peer:
             self.client,
             self.claims_itself,
             self.watched,
+            claims,
         )
 
     def _arrays(self) -> list[int]:
@@ -203,6 +207,7 @@ class Peer:
 
         Raises:
             OSError: the connection is broken.
+            ValueError: how far it came cannot be told (`KeptFlow.resume`).
         """
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, getattr(state, name))
@@ -212,7 +217,8 @@ class Peer:
         self._received_before = state.done - len(state.connection["partial"])
         self._unsent += state.unsent
         if isinstance(self.flow, KeptFlow):
-            self.flow.resume(state.done)
+            end = state.sent + len(state.unsent)
+            self.flow.resume(state.done, range(state.sent, end))
             del self._unsent[: self.flow.sent - state.sent]
         self._piled_up = state.piled_up
         self.is_behind = bool(self._unsent)
@@ -338,8 +344,17 @@ class Peer:
         """Returns the socket's descriptor."""
         return self._sock.fileno()
 
-    def close(self) -> None:
+    def shut_down(self) -> None:
         """Ends the connection: the client sees EOF even if others have the socket."""
-        with suppress(OSError):  # the client was faster
-            self._sock.shutdown(socket.SHUT_RDWR)
+        shut_down(self._sock)
+
+    def close(self) -> None:
+        """Ends the connection, and closes the socket."""
+        self.shut_down()
         self._sock.close()
+
+
+def shut_down(sock: socket.socket) -> None:
+    """Has whoever is at the other end see EOF; does nothing if that has ended."""
+    with suppress(OSError):  # the client was faster
+        sock.shutdown(socket.SHUT_RDWR)
