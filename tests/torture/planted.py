@@ -164,10 +164,9 @@ BUGS: Final = [
     _in(
         "daemon/keeping",
         "how far a client's requests are done is not recorded",
-        "            put(self._state_keys[peer.session], _encode(peer.dump_state()))\n",
+        "            put(self._state_keys[peer.session], self._state(peer))\n",
         "            if peer.flow.sent == 0:\n"
-        "                key = self._state_keys[peer.session]\n"
-        "                put(key, _encode(peer.dump_state()))\n",
+        "                put(self._state_keys[peer.session], self._state(peer))\n",
     ),
     _in(
         "daemon/keeping",
@@ -247,8 +246,9 @@ BUGS: Final = [
     _in(
         "daemon/ledger",
         "removals are not read",
-        "            newest[key] = start, is_removal\n",
-        "            if not is_removal:\n                newest[key] = start, False\n",
+        "                values.update(zip(record.keys, record.values, strict=True))\n",
+        "                pairs = zip(record.keys, record.values, strict=True)\n"
+        "                values.update((k, v) for k, v in pairs if v is not None)\n",
     ),
     # What is made of it.
     _in(
@@ -260,7 +260,7 @@ BUGS: Final = [
     _in(
         "daemon/starts",
         "what nobody took up stays kept",
-        "left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)",
+        "left = keeping.forget_the_rest(revived.unclaimed, at_once=damaged)",
         "left = []",
     ),
     # What the manager is told.

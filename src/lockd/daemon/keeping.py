@@ -11,10 +11,12 @@ An answer never leaves before `commit` has recorded what it promises.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -26,7 +28,8 @@ from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
 from lockd.engine import records
 from lockd.lockspaces.base import Lockspace
-from lockd.lockspaces.files import FileLockspace
+from lockd.lockspaces.files import FileLockspace, has_lock
+from lockd.names import quoted
 from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:
@@ -49,7 +52,17 @@ DAEMON: Final = "daemon"
 FILE: Final = "file"
 CONNECTION: Final = "connection"
 PIDFD: Final = "pidfd"
-"""Kinds of labels of descriptors."""
+STUCK: Final = "stuck"
+UNREADABLE: Final = "unreadable"
+"""Kinds of labels of descriptors. A file is stuck whose lock nobody is known to hold,
+since records were damaged: the label says so, so that no start ever lets go of it."""
+
+_PARTS: Final[dict[str, Any]] = {
+    FILE: tuple[str, str, bool],
+    CONNECTION: tuple[int, str],
+    PIDFD: tuple[int],
+    STUCK: tuple[str, str, int, int],
+}
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -202,7 +215,11 @@ class Keeping:
         """Records who a new peer is, with the next `commit`."""
         self._state_keys[peer.session] = key_of(STATE, peer.session)
         self._put(PEER, peer.session, peer.dump())
-        self._put(STATE, peer.session, peer.dump_state())
+        self._stores.ledger.put(self._state_keys[peer.session], self._state(peer))
+
+    def _state(self, peer: Peer) -> bytes:
+        session = self._engine.sessions.get(peer.session)
+        return _encode(peer.dump_state(0 if session is None else session.claims))
 
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records everything that changed, so that answers may leave.
@@ -217,7 +234,7 @@ class Keeping:
         put = ledger.put
         for peer in peers:
             peer.collect()
-            put(self._state_keys[peer.session], _encode(peer.dump_state()))
+            put(self._state_keys[peer.session], self._state(peer))
         for kind, name, value in records.changes(self._engine):
             key = _encode((kind, name))
             if value is None:
@@ -290,26 +307,83 @@ class Keeping:
             key, encoded = key_of(kind, name), _encode(value)
             if known.pop(key, None) != encoded:
                 ledger.put(key, encoded)
+        for peer in self._service.answers.peers.values():
+            key = self._state_keys[peer.session] = key_of(STATE, peer.session)
+            known.pop(key, None)
+            ledger.put(key, self._state(peer))
         for key in known:
             ledger.remove(key)
         self._numbers, self._config = (-1, -1), None
         self._spaces.clear()
         self.commit(())
 
+    def unlocked(self) -> list[ResourceKey]:
+        """Returns the resources that are held by the records, and by no open file."""
+        lockspaces = self._service.runtime.lockspaces
+        return [
+            key
+            for key, resource in self._engine.resources.items()
+            if resource.anchor is not None
+            and key not in self._files
+            and lockspaces[key.lockspace].anchored
+        ]
+
+    def hold_stuck(self, found: dict[bytes, int]) -> None:
+        """Keeps the files locked for good that are locked and that nobody holds.
+
+        To be called before anything is recorded anew, where records were damaged: a
+        next start might find nothing wrong.
+
+        Args:
+            found: the descriptors that a predecessor kept and nobody took up, by label.
+
+        Raises:
+            OSError: one of them cannot be kept so; all are locked, as they were.
+        """
+        keeper = self._stores.keeper
+        left = {x: fd for x, fd in found.items() if parts_of(x)[0] == FILE}
+        for label, fd in (left | self._disown_files()).items():
+            _, lockspace, resource, made = parts_of(label)
+            status = os.fstat(fd)
+            if (made and not status.st_nlink) or not has_lock(fd):
+                continue  # it was let go: what was dropped is in flight for a while
+            key = lockspace, resource, status.st_dev, status.st_ino
+            keeper.keep(label_of(STUCK, *key), fd)
+            keeper.drop(label)
+
+    def _disown_files(self) -> dict[bytes, int]:
+        """Takes the files that nobody holds from their lockspaces, locked as they are.
+
+        Else they would be let go, or be given to whoever asks next.
+        """
+        found = {}
+        for key, (fd, label) in list(self._files.items()):
+            resource = self._engine.resources.get(key)
+            if resource is None or not (resource.anchor or resource.pending):
+                space = self._service.runtime.lockspaces[key.lockspace]
+                assert isinstance(space, FileLockspace)
+                space.disown_file(key.resource)
+                del self._files[key]
+                found[label] = fd
+        return found
+
     def forget_the_rest(
-        self, found: dict[bytes, int], *, also_files: bool
-    ) -> list[ResourceKey]:
+        self, found: dict[bytes, int], *, at_once: bool = False
+    ) -> list[str]:
         """Keeps no longer what a predecessor kept and nobody took up; closes it.
 
         Args:
             found: the descriptors that nobody else closes, by label.
-            also_files: whether files are let go, too.
+            at_once: whether nobody may find any of it again. Whoever found a stuck file
+                by its old label would let go of it.
 
         Returns:
-            The files that stay locked although nobody holds them.
+            What stays locked although nobody holds it.
+
+        Raises:
+            OSError: there is no room to do it at once.
         """
         keeper = self._stores.keeper
-        self._note_files()
         wanted = {label for _, label in self._files.values()}
         for peer in self._service.answers.peers.values():
             wanted.add(label_of(CONNECTION, peer.session, peer.role))
@@ -319,23 +393,27 @@ class Keeping:
         for label in list(keeper.labels):
             if label in wanted:
                 continue
-            kind, *parts = msgspec.msgpack.decode(label)
-            if kind == FILE and not also_files:
-                left.append(ResourceKey(*parts[:2]))
-                continue
-            keeper.drop(label)
-            if label in found:
-                os.close(found[label])
+            kind, *parts = parts_of(label)
+            if kind == STUCK:
+                left.append(quoted(str(ResourceKey(*parts[:2]))))
+            elif kind == UNREADABLE:
+                left.append(f"what is kept as {label!r}")
+            else:
+                keeper.drop(label)
+                if label in found:
+                    os.close(found[label])
+        if at_once:
+            keeper.tidy(inf, thoroughly=True)
+            if keeper.in_flight > len(list(keeper.labels)):
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         return left
 
     def _everything(self) -> Iterable[tuple[str, Any, Any]]:
         yield from records.everything(self._engine)
         for peer in self._service.answers.peers.values():
-            self._state_keys[peer.session] = key_of(STATE, peer.session)
             yield PEER, peer.session, peer.dump()
-            yield STATE, peer.session, peer.dump_state()
 
-    def _note_files(self) -> None:
+    def note_files(self) -> None:
         """Notes the files that a predecessor kept and that are held on."""
         for space in self._service.runtime.lockspaces.values():
             if isinstance(space, FileLockspace):
@@ -353,6 +431,12 @@ class Keeping:
         with suppress(OSError):  # there is no room to make room: later, perhaps
             self._stores.ledger.tidy(seconds)
             self._stores.keeper.tidy(seconds)
+
+    def write_anew(self) -> None:
+        """Has what is kept contain nothing that was damaged, at once."""
+        self._stores.cells.forget_sending()
+        with suppress(OSError):  # later, then; until then it is told again
+            self._stores.ledger.tidy(inf)
 
     def tidy_thoroughly(self) -> None:
         """Lets go of all that is not wanted: else it would keep file systems busy."""
@@ -378,6 +462,16 @@ def _dump_space(space: Lockspace) -> Plain:
 def key_of(kind: str, name: Any) -> bytes:
     """Returns the key of a record."""
     return _encode((kind, name))
+
+
+def parts_of(label: bytes) -> list[Any]:
+    """Returns kind and parts of a label; of one that cannot be read, `UNREADABLE`."""
+    try:
+        kind, *parts = msgspec.msgpack.decode(label)
+        msgspec.convert(parts, _PARTS[kind])
+    except (LookupError, TypeError, ValueError):
+        return [UNREADABLE]
+    return [kind, *parts]
 
 
 def label_of(kind: str, *parts: Any) -> bytes:

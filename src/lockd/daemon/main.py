@@ -122,7 +122,7 @@ def main(
             # It must not cost what was kept: what counted goes on to count.
             settings = None
         if settings is None:
-            _run(partial(_start_with_kept, options, passed, kept))
+            _run(partial(_start_with_kept, options, state_dir, passed, kept))
         elif check_config:
             _check_lockspaces(settings, config)
             files = config_files(config)
@@ -203,7 +203,11 @@ def _start(
     with ExitStack() as stack:
         stores = open_stores(kept)
         revived = None if stores is None else revive(stores)
-        epoch = open_epoch(state_dir) if revived is None else _epoch_after(revived)
+        epoch = (
+            open_epoch(state_dir)
+            if revived is None
+            else _epoch_after(revived, state_dir)
+        )
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         for name, path in sockets.items():
@@ -243,31 +247,38 @@ def _go_on(options: Options, state: handover.Handover) -> None:
 
 def _start_with_kept(
     options: Options,
+    state_dir: str | None,
     passed: dict[Role, socket_module.socket],
     kept: list[tuple[str, int]],
 ) -> None:
     """Serves with what was kept although the configuration cannot be read any more.
 
     Raises:
-        ConfigError: nothing was kept, and so the configuration is needed.
+        ConfigError: nothing was kept, or not where the epoch is, and so the
+            configuration is needed.
     """
     with ExitStack() as stack:
         stores = open_stores(kept)
         revived = None if stores is None else revive(stores)
-        if stores is None or revived is None:
+        found_dir = state_dir or (revived.state.state_dir if revived else "")
+        if stores is None or revived is None or not found_dir:
             read_config(options.config)
             raise ConfigError("the configuration was mended just now: start again")
-        epoch = _epoch_after(revived)
+        epoch = _epoch_after(revived, found_dir)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
         starts.revive(options, epoch, listeners, stores, revived)
 
 
-def _epoch_after(revived: Revived) -> Epoch:
-    """Returns the epoch to go on in."""
+def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
+    """Returns the epoch to go on in.
+
+    Args:
+        state_dir: where it is, if that was lost.
+    """
     if revived.problems:
         # The last tokens may be among what could not be read.
-        return open_epoch(revived.state.state_dir)
+        return open_epoch(revived.state.state_dir or state_dir)
     return resume_epoch(revived.state.state_dir, *revived.state.epoch)
 
 

@@ -3,7 +3,10 @@
 What the kernel says is locked is the truth; the records say whose it is. They differ by
 what was being done when the predecessor was killed: an anchor that nobody was granted
 yet is let go, a lock that is recorded is taken again, which changes nothing if it is
-held still. Where records are damaged nothing is let go that they may have been about.
+held still. Where records are damaged nothing is let go that they may have been about:
+a file that nobody is known to hold stays locked for good, and a session that lost a
+record is ended, so that nobody believes to hold what nobody knows of. Whatever could
+be read goes on.
 """
 
 import os
@@ -12,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -31,12 +35,18 @@ from lockd.daemon.keeping import (
     PROCESS,
     SPACE,
     STATE,
+    UNREADABLE,
     Stores,
+    parts_of,
 )
+from lockd.daemon.ledger import LedgerError
 from lockd.daemon.listener import Role
+from lockd.daemon.peer import PeerState, shut_down
 from lockd.engine import records
+from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.terms import Mode
+from lockd.text import counted
 
 Plain = dict[str, Any]
 
@@ -52,6 +62,9 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
 
 _OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE)
 
+_NUMBERED: Final = ("owner", "session")
+"""Records of the engine that are named by a number of `Dispatcher.new_session`."""
+
 
 class Stranger(NamedTuple):
     """A connection that was kept, and of which nothing was recorded yet."""
@@ -64,6 +77,7 @@ class Revived(NamedTuple):
     """What a predecessor left.
 
     Attributes:
+        state: without a `state_dir` if it is not known.
         owners: those whose pidfds are kept.
         unclaimed: the descriptors that neither the state nor a stranger has, by label.
         problems: what could not be read.
@@ -87,30 +101,41 @@ class _Found:
             kind: {} for kind in (CONNECTION, FILE, PIDFD)
         }
         for key, value in stores.ledger.records().items():
-            kind, name = _decode(key)
-            if kind in self.ours:
-                self.ours[kind][_hashable(name)] = _decode(value)
-            else:
-                self.engine.append((kind, name, _value_of(kind, value)))
+            try:
+                kind, name = _decode(key)
+                if kind in self.ours:
+                    self.ours[kind][_hashable(name)] = _decode(value)
+                else:
+                    self.engine.append((kind, name, _value_of(kind, value)))
+            except (TypeError, ValueError) as error:
+                self.problems.append(f"the record {key!r}: {error}")
         self.kept = stores.keeper.recover()
+        self.problems += stores.keeper.problems
         for label, fd in self.kept:
-            kind, *parts = _decode(label)
+            kind, *parts = parts_of(label)
             if kind == FILE:
                 self.fds[FILE][tuple(parts[:2])] = fd, tuple(parts[2:])
-            else:
+            elif kind in self.fds:
                 self.fds[kind][parts[0]] = fd, tuple(parts[1:])
+            elif kind == UNREADABLE:
+                self.problems.append(f"what is kept as {label!r} cannot be told")
+                _shut_down(fd)
 
-    def one(self, kind: str) -> Plain:
-        """Returns the only record of a kind.
+    def daemon(self) -> Plain:
+        """Returns what is recorded of the daemon itself; what is safe, where it is not.
 
-        Raises:
-            ValueError: it could not be read.
+        No number may be given twice, whatever is recorded of it.
         """
-        try:
-            found: Plain = self.ours[kind][0]
-        except KeyError:
-            raise ValueError(f"the record {kind!r} is missing") from None
-        return found
+        found = self.ours[DAEMON].get(0)
+        if found is None:
+            self.problems.append("nothing is known of the daemon before")
+            started = time.monotonic()
+            found = {"started": started, "upgrades": 0, "epoch": 0, "reserved": 0}
+            found |= {"last_number": 0, "state_dir": ""}
+        numbers = [found["last_number"], *self.fds[CONNECTION], *self.fds[PIDFD]]
+        numbers += [*self.ours[PEER], *self.ours[PROCESS]]
+        numbers += [name for kind, name, _ in self.engine if kind in _NUMBERED]
+        return found | {"last_number": max(numbers)}
 
 
 def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
@@ -121,10 +146,16 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
 
     Returns:
         None where nothing can be kept: there is no service manager, or it has no store.
+
+    Raises:
+        ConfigError: what was kept is of another version.
     """
     found = {name.removeprefix(PREFIX): fd for name, fd in kept}
     if found.keys() >= Stores.NAMES:
-        return Stores(found)
+        try:
+            return Stores(found)
+        except LedgerError as error:
+            raise ConfigError(str(error)) from None
     # Killed before everything was stored, it had served nobody.
     for name, fd in kept:
         fdstore.remove(name)
@@ -157,6 +188,8 @@ def revive(stores: Stores) -> Revived | None:
     """
     stores.cells.finish_sending(stores.pipe)
     found = _Found(stores)
+    if stores.cells.is_unsure:
+        found.problems.append("it is not known to whom something was being sent")
     if not found.ours[DAEMON] and not found.problems:
         return None
     try:
@@ -166,9 +199,11 @@ def revive(stores: Stores) -> Revived | None:
 
 
 def _revived(found: _Found) -> Revived:
-    daemon = found.one(DAEMON)
+    daemon = found.daemon()
+    is_damaged = bool(found.problems)
     engine = records.assemble(found.engine)
-    peers = _peers(found)
+    peers = _peers(found, is_damaged)
+    spaces = _spaces(found, engine)
     state = Handover(
         VERSION,
         READABLE_FROM,
@@ -178,8 +213,8 @@ def _revived(found: _Found) -> Revived:
         [daemon["epoch"], daemon["reserved"]],
         daemon["state_dir"],
         {},
-        _lockspaces(found, engine),
-        _processes(found, peers),
+        _lockspaces(found, engine, spaces),
+        _processes(found),
         peers,
         daemon["last_number"],
         daemon["started"],
@@ -192,6 +227,14 @@ def _revived(found: _Found) -> Revived:
         for session, (fd, (role,)) in found.fds[CONNECTION].items()
         if session not in sessions and not _is_over(fd)
     ]
+    if is_damaged:
+        # One that has just come cannot be told from one whose records are lost.
+        for stranger in strangers:
+            _shut_down(stranger.fd)
+        if strangers:
+            lost = counted(len(strangers), "connection")
+            found.problems.append(f"{lost} of which nothing is known: ended")
+            strangers = []
     claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
     claimed |= {x["pidfd"] for x in state.processes}
     claimed |= {file[1] for space in state.lockspaces for file in space.files}
@@ -208,17 +251,25 @@ def _is_over(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _peers(found: _Found) -> list[Plain]:
+def _shut_down(fd: int) -> None:
+    """Has a client see EOF, if this is its connection."""
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        shut_down(sock)
+
+
+def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
     peers = []
     for session, record in found.ours[PEER].items():
         kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
+        if kept is not None and is_damaged and _is_over(kept[0]):
+            continue  # its end may have been recorded, and its slot be another's
         if kept is not None and state is not None:
             peers.append(record | {"state": state, "fd": kept[0]})
     return peers
 
 
-def _processes(found: _Found, peers: list[Plain]) -> list[Plain]:
-    fd_of = {peer["session"]: peer["fd"] for peer in peers}
+def _processes(found: _Found) -> list[Plain]:
+    fd_of = {session: fd for session, (fd, _) in found.fds[CONNECTION].items()}
     processes = []
     for owner_id, record in found.ours[PROCESS].items():
         if owner_id in found.fds[PIDFD]:
@@ -245,7 +296,34 @@ def _pidfd_of_peer(fd: int | None) -> int | None:
     return pidfd
 
 
-def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
+def _spaces(found: _Found, engine: Plain) -> dict[str, Plain]:
+    """Returns the lockspaces by name; what is recorded of one in two places is enough.
+
+    Of those that remain unknown the engine is told nothing, either.
+    """
+    spaces = dict(found.ours[SPACE])
+    configured = found.ours[CONFIG].get(0, {}).get("lockspaces", {})
+    known = {x["name"]: x for x in engine["lockspaces"]}
+    for name, space in known.items():
+        if name not in spaces and not space["anchored"]:
+            spaces[name] = {"kind": "memory", "path": None} | space
+        elif name not in spaces and name in configured:
+            spaces[name] = configured[name] | space
+    for name, space in spaces.items():
+        if name not in known:
+            is_anchored = space["kind"] != "memory"
+            known[name] = {
+                "name": name,
+                "anchored": is_anchored,
+                "on_disconnect": space["on_disconnect"],
+            }
+    engine["lockspaces"] = [known[name] for name in spaces]
+    return spaces
+
+
+def _lockspaces(
+    found: _Found, engine: Plain, spaces: dict[str, Plain]
+) -> list[LockspaceRecord]:
     modes = {x.key: x.anchor for x in engine["resources"]}
     files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
     for (lockspace, resource), (fd, (made,)) in found.fds[FILE].items():
@@ -259,7 +337,7 @@ def _lockspaces(found: _Found, engine: Plain) -> list[LockspaceRecord]:
             record["on_disconnect"],
             files.get(name, []),
         )
-        for name, record in found.ours[SPACE].items()
+        for name, record in spaces.items()
     ]
 
 
@@ -269,6 +347,21 @@ def _value_of(kind: str, value: bytes) -> Any:
         return _DECODERS.get(kind, _decode)(value)
     except msgspec.ValidationError:
         return _decode(value)  # `assemble` says what is wrong with it
+
+
+def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
+    """Returns the sessions that hold or wait for something else than was recorded.
+
+    Grants and requests are records of their own, and when one is lost nothing else says
+    that it was there.
+    """
+    missing = []
+    for peer in peers:
+        session = engine.sessions.get(peer["session"])
+        claims = msgspec.convert(peer["state"], PeerState).claims
+        if session is not None and claims not in (None, session.claims):
+            missing.append(session.session_id)
+    return missing
 
 
 def _hashable(name: Any) -> Any:

@@ -17,7 +17,6 @@ from lockd.daemon.service import Options, Service
 from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
-from lockd.names import quoted
 from lockd.text import counted
 
 logger = logging.getLogger("lockd")
@@ -66,13 +65,24 @@ def revive(
     state = revived.state
 
     async def serve() -> None:
-        loaded = snapshot.load(state.engine)
+        try:
+            loaded = snapshot.load(state.engine)
+        except ValueError as error:
+            raise ConfigError(f"what was kept: {error}") from None
+        damaged = bool(loaded.problems or revived.problems)
+        if damaged:
+            for session in revival.missing_claims(loaded.engine, state.peers):
+                loaded.problems.append(f"session {session} lost what it has: ended")
+                loaded.damaged.append(session)
         loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
         slots = [peer["slot"] for peer in state.peers]
         keeping = service.keep(stores, slots, revived.owners)
         takeover.take_over(service, state, loaded)
+        if damaged:
+            for key in keeping.unlocked():
+                takeover.lose(service, key, "its file is not locked any more")
         for problem in revived.problems:
             service.complain(f"not taken over: {problem}")
         try:
@@ -82,11 +92,20 @@ def revive(
         for stranger in revived.strangers:
             service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
         service.dispatcher.upgrades += is_upgrade
+        try:
+            # All that is seen now of what was damaged ends with what is recorded anew.
+            if damaged:
+                keeping.hold_stuck(revived.unclaimed)
+            left = keeping.forget_the_rest(revived.unclaimed, at_once=damaged)
+        except OSError as error:
+            raise ConfigError(
+                f"what was kept cannot be put in order: {error}"
+            ) from None
         keeping.record_anew()
-        damaged = bool(loaded.problems or revived.problems)
-        left = keeping.forget_the_rest(revived.unclaimed, also_files=not damaged)
-        for key in left:
-            service.complain(f"{quoted(str(key))} stays locked, and nobody holds it")
+        for what in left:
+            service.complain(f"{what} stays locked, and nobody holds it")
+        if damaged:
+            keeping.write_anew()
         for peer in service.answers.peers.values():
             if not is_upgrade:
                 peer.tell_resumed(epoch.number)

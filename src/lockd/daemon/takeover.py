@@ -17,7 +17,7 @@ from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.flow import Flow
 from lockd.daemon.handover import Handover, LockspaceRecord
-from lockd.daemon.peer import Peer, PeerState
+from lockd.daemon.peer import Peer, PeerState, shut_down
 from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
 from lockd.errors import ConfigError, RequestError
@@ -71,6 +71,8 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
         lost |= _take_lockspace(service, space)
         _take_rights(service, space, problems)
     problems += lost.values()
+    if service.keeping is not None:
+        service.keeping.note_files()
     for record in state.processes:
         try:
             service.runtime.processes.load(record)
@@ -80,7 +82,7 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
         _take_peer(service, record, problems)
     # Now there is somebody to be told.
     for key, reason in lost.items():
-        _lose(service, key, reason)
+        lose(service, key, reason)
     service.dispatcher.last_number = state.last_number
     service.dispatcher.started = state.started
     service.dispatcher.upgrades = state.upgrades + 1
@@ -137,7 +139,7 @@ def _take_rights(
     service.access.set_rights(record.name, rights)
 
 
-def _lose(service: "Service", key: ResourceKey, reason: str) -> None:
+def lose(service: "Service", key: ResourceKey, reason: str) -> None:
     """Takes a resource from its holders, whose lock is not there any more."""
     resource = service.runtime.engine.resources.get(key)
     for grant in list(resource.holders.values()) if resource else ():
@@ -191,7 +193,8 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         if peer.session not in service.runtime.engine.sessions:
             raise ValueError("its session could not be read")
     except (LookupError, TypeError, ValueError, OSError) as error:
-        problems.append(f"a connection: {error!r}")
+        problems.append(f"session {record.get('session')} is ended: {error}")
+        shut_down(sock)
         sock.close()
         return
     service.server.adopt(peer)
@@ -203,6 +206,8 @@ def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
     peers, engine = service.answers.peers, service.runtime.engine
     for session in loaded.damaged:
         if session in peers:
+            # Before anybody gets what it believes to have.
+            peers[session].shut_down()
             peers[session].is_closing = True
             service.answers.behind.add(peers[session])
     for session in [x for x in engine.sessions if x not in peers]:

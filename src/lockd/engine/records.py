@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
-from msgspec import Struct, convert
+from msgspec import Struct, convert, to_builtins
 
 from lockd.engine import snapshot
 from lockd.engine.changes import Changes
@@ -210,7 +210,7 @@ class _Pieces:
             "version": version,
             "readable_from": readable_from,
             "counts": counts,
-            "lockspaces": self.lockspaces,
+            "lockspaces": [to_builtins(x) for x in self.lockspaces],
             "owners": self._owners(),
             "sessions": [x for _, x in sorted(self.sessions.items())],
             "requests": [value for _, value in self.requests.values()],

@@ -250,6 +250,11 @@ class FileLockspace(Lockspace):
         self._files[resource] = file
         self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
 
+    def disown_file(self, resource: str) -> None:
+        """Leaves an open anchor locked, as a file that is nobody's business here."""
+        file = self._files.pop(resource)
+        del self._shared.by_inode[file.inode]
+
     def finish(self) -> None:
         """Closes the descriptors of the anchors that were let go."""
         while self._to_close:
@@ -271,6 +276,19 @@ class FileLockspace(Lockspace):
             os.unlink(path)
         except OSError:
             return False  # it stays behind: litter, but nobody's lock is harmed
+        return True
+
+
+def has_lock(fd: int) -> bool:
+    """Tells whether an open file has a lock, not only its file one of somebody else.
+
+    proc_pid_fdinfo(5): these are the locks of the open file. If it cannot be asked, it
+    has one.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return any(line.startswith("lock:") for line in file)
+    except OSError:
         return True
 
 

@@ -1,0 +1,479 @@
+"""What was kept is damaged when the daemon is killed; nothing is given away for it.
+
+Who goes on has all that was granted; who does not sees the end of the connection. A
+file of which nobody knows any more who holds it stays locked.
+"""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import msgpack
+import pytest
+
+from kept import copies, is_locked, lock
+from lockd.daemon import ledger_file
+from lockd.daemon.fdstore import PREFIX
+from lockd.daemon.keeper import Keeper
+from lockd.daemon.keeping import DAEMON, PEER, SPACE, STATE, key_of
+from lockd.daemon.ledger import Ledger
+from service_manager import ServiceManager
+from wire_client import WireClient, wait_for_waiters
+
+STAYS = "stays locked, and nobody holds it"
+
+# Runs the daemon up to the first call of something.
+DIE_AT = """
+import importlib, os, signal, sys
+module, _, path = sys.argv[1].partition(":")
+*owner, name = path.split(".")
+place = importlib.import_module("lockd.daemon." + module)
+for part in owner:
+    place = getattr(place, part)
+setattr(place, name, lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL))
+sys.argv = ["lockd", *sys.argv[5:]]
+from lockd.daemon.main import main
+main()
+"""
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Path:
+    directory = tmp_path / "locks"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+@pytest.fixture
+def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
+    place = tmp_path / "service"
+    place.mkdir()
+    config = f'[lockspaces.files]\nkind = "directory"\npath = "{locks}"\n'
+    # The laws hold again when those are ended whom it concerns.
+    manager = ServiceManager(place, config, checks=False)
+    manager.start()
+    yield manager
+    manager.close()
+
+
+class Victim:
+    """A client that holds a file and a name of its own."""
+
+    def __init__(self, manager: ServiceManager, locks: Path, number: int) -> None:
+        self.client = WireClient(manager.socket)
+        self.file, self.name = f"f{number}", f"m{number}"
+        self.path = locks / self.file
+        grants = [
+            self.client.acquire(self.file, lockspace="files"),
+            self.client.acquire(self.name),
+        ]
+        self.tokens = [grant["fencing_token"] for grant in grants]
+        self.session = self.client.call("query", resource=self.name)["holders"][0][
+            "session"
+        ]
+
+    def goes_on(self) -> bool:
+        """Tells whether its connection has not ended; whoever goes on has it all."""
+        names = [("files", self.file), ("default", self.name)]
+        try:
+            found = [
+                self.client.call("check", lockspace=x, resource=y, fencing_token=z)
+                for (x, y), z in zip(names, self.tokens, strict=True)
+            ]
+        except (AssertionError, OSError):
+            return False
+        assert found == [{"current": True}, {"current": True}]
+        assert is_locked(self.path)
+        return True
+
+
+@pytest.fixture
+def victims(manager: ServiceManager, locks: Path) -> Iterator[list[Victim]]:
+    victims = [Victim(manager, locks, number) for number in range(4)]
+    yield victims
+    for victim in victims:
+        victim.client.close()
+
+
+def memory(manager: ServiceManager, name: str) -> int:
+    return manager.stored[PREFIX + name]
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, os.lseek(fd, 0, os.SEEK_HOLE), 0)
+
+
+def lose(manager: ServiceManager, kind: str, name: object) -> None:
+    """Damages the newest record of a key so that nobody can tell whose it was."""
+    key = key_of(kind, name)
+    for number in range(2):
+        fd = memory(manager, f"ledger-{number}")
+        if (at := content(fd).rfind(key)) >= 0:
+            os.pwrite(fd, b"\0" * len(key), at)
+            return
+    raise AssertionError(f"{key!r} is not recorded")
+
+
+def is_held(path: Path) -> bool:
+    """Asks the kernel; a file that was made for a lock goes with it."""
+    return path.exists() and is_locked(path)
+
+
+def wait_for_log(manager: ServiceManager, words: str, count: int) -> None:
+    """Waits until the daemons have said something so many times, and never more."""
+    while manager.log().count(words) < count:
+        pass
+    assert manager.log().count(words) == count
+
+
+def must_be_busy(manager: ServiceManager, victim: Victim) -> None:
+    with WireClient(manager.socket) as rival:
+        for space, name in (("files", victim.file), ("default", victim.name)):
+            refusal = rival.refusal(
+                "acquire", lockspace=space, resource=name, timeout=0
+            )
+            assert refusal.code == "busy"
+
+
+def newest(manager: ServiceManager, kind: str) -> object:
+    """Returns the name of the record of a kind that was written last."""
+    begin = key_of(kind, 0)[:-1]
+    for number in range(2):
+        data = content(memory(manager, f"ledger-{number}"))
+        if (at := data.rfind(begin)) >= 0:
+            return msgpack.Unpacker(io.BytesIO(data[at:])).unpack()[1]
+    raise AssertionError(f"no {kind} is recorded")
+
+
+# Anything.
+
+
+def zero(fd: int, chance: Random) -> None:
+    size = len(content(fd))
+    os.pwrite(fd, b"\0" * 300, chance.randrange(min(size, 8_000)) & -8)
+
+
+def cut(fd: int, chance: Random) -> None:
+    os.ftruncate(fd, chance.randrange(len(content(fd).rstrip(b"\0"))))
+
+
+def turn_bits(fd: int, chance: Random) -> None:
+    data = bytearray(content(fd))
+    used = len(data.rstrip(b"\0"))
+    for _ in range(chance.choice([1, 1, 20])):
+        data[chance.randrange(used)] ^= 1 << chance.randrange(8)
+    os.pwrite(fd, data, 0)
+
+
+def fill(fd: int, chance: Random) -> None:
+    os.pwrite(fd, chance.randbytes(len(content(fd))), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ledger-0", "cells"])
+@pytest.mark.parametrize("spoil", [zero, cut, turn_bits, fill])
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_is_not_told_has_it_all(
+    manager: ServiceManager,
+    victims: list[Victim],
+    name: str,
+    spoil: Callable[[int, Random], None],
+    seed: int,
+) -> None:
+    waiter = WireClient(manager.socket)
+    waiting = waiter.send("acquire", resource="f0", lockspace="files")
+    wait_for_waiters(victims[0].client, "f0", 1, lockspace="files")
+    manager.kill()
+    spoil(memory(manager, name), Random(seed))
+    manager.start()
+    going_on = [victim for victim in victims if victim.goes_on()]
+    for victim in going_on:
+        must_be_busy(manager, victim)
+    locked = [victim.path for victim in victims if is_held(victim.path)]
+    # Now nothing is damaged any more.
+    manager.kill_and_start()
+    assert [victim for victim in victims if victim.goes_on()] == going_on
+    assert [victim.path for victim in victims if is_held(victim.path)] == locked
+    if name == "cells":
+        # All is known: the rule of the lockspace says what becomes of it.
+        assert STAYS not in manager.log()
+    with suppress(AssertionError, OSError):
+        if victims[0] in going_on:
+            victims[0].client.call("release", resource="f0", lockspace="files")
+        waiter.result(waiting)
+        assert is_locked(victims[0].path)
+    waiter.close()
+
+
+def test_nothing_can_be_read_and_it_serves(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    manager.kill()
+    for name in ("ledger-0", "ledger-1", "cells"):
+        os.ftruncate(memory(manager, name), 0)
+    manager.start()
+    for start in range(3):
+        assert not any(victim.goes_on() for victim in victims)
+        assert all(is_held(victim.path) for victim in victims)
+        wait_for_log(manager, STAYS, (start + 1) * len(victims))
+        with WireClient(manager.socket) as client:
+            token = client.acquire(f"new{start}", lockspace="files")["fencing_token"]
+            assert token > max(victims[-1].tokens)
+            refusal = client.refusal(
+                "acquire", resource="f0", lockspace="files", timeout=0
+            )
+            assert refusal.code == "busy"
+        manager.kill_and_start()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "revival:_Found.__init__",
+        "takeover:take_over",
+        "keeping:Keeping.hold_stuck",
+        "keeper:Keeper.drop",
+        "keeping:Keeping.record_anew",
+        "keeping:Keeping.forget_the_rest",
+        "keeping:Keeping.write_anew",
+        "service:Service.run",
+    ],
+)
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_start_that_is_killed_forgets_no_damage(
+    manager: ServiceManager, victims: list[Victim], place: str, all_of_it: bool
+) -> None:
+    manager.kill()
+    if all_of_it:
+        for number in range(2):
+            os.ftruncate(memory(manager, f"ledger-{number}"), 0)
+    else:
+        for victim in victims:
+            lose(manager, "grant", victim.tokens[0])
+    for _ in range(2):
+        manager.start(wait=False, prefix=(sys.executable, "-c", DIE_AT, place))
+        assert manager.wait() == -signal.SIGKILL
+    for _ in range(2):
+        manager.start()
+        assert not any(victim.goes_on() for victim in victims)
+        assert all(is_held(victim.path) for victim in victims)
+        manager.kill()
+    manager.start()
+
+
+# A record.
+
+
+def test_file_of_a_lost_grant_stays_locked_until_the_service_is_stopped(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    manager.kill()
+    lose(manager, "grant", victims[1].tokens[0])
+    manager.start()
+    told, others = victims[1], [victims[0], *victims[2:]]
+    for start in range(3):
+        assert not told.goes_on()
+        assert all(victim.goes_on() for victim in others)
+        assert is_locked(told.path)
+        wait_for_log(manager, f"'files:{told.file}' {STAYS}", start + 1)
+        with WireClient(manager.socket) as rival:
+            names = {"resource": told.file, "lockspace": "files"}
+            assert rival.refusal("acquire", **names, timeout=0).code == "busy"
+            # Its other grant was known, and went with it.
+            rival.acquire(told.name)
+        manager.kill_and_start()
+    manager.upgrade()
+    assert is_locked(told.path)
+    assert manager.stop() == 0
+    while manager.stored:
+        os.close(manager.stored.popitem()[1])
+    assert not is_held(told.path)
+    manager.start()
+
+
+def test_lost_grant_of_a_name_ends_its_session(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    manager.kill()
+    lose(manager, "grant", victims[2].tokens[1])
+    manager.start()
+    assert [victim.goes_on() for victim in victims] == [True, True, False, True]
+    assert not is_held(victims[2].path)
+
+
+def test_lost_end_of_a_grant_brings_nobody_what_another_has(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    first, second = victims[:2]
+    first.client.call("release", resource=first.file, lockspace="files")
+    token = second.client.acquire(first.file, lockspace="files")["fencing_token"]
+    manager.kill()
+    lose(manager, "grant", first.tokens[0])
+    manager.start()
+    names = {"resource": first.file, "lockspace": "files", "fencing_token": token}
+    assert second.client.call("check", **names)["current"]
+    assert is_locked(first.path)
+    assert not first.goes_on()
+    assert second.goes_on()
+
+
+def test_lost_grant_beside_a_lost_end_of_another_is_noticed(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    # One too many and one too few: what is left are as many as before.
+    victim = victims[0]
+    victim.client.call("release", resource=victim.name)
+    token = victim.client.acquire("other")["fencing_token"]
+    victim.client.acquire("last")
+    manager.kill()
+    lose(manager, "grant", victim.tokens[1])
+    lose(manager, "grant", token)
+    manager.start()
+    assert not victim.goes_on()
+
+
+def test_lost_conversion_is_noticed(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    client = victims[0].client
+    token = client.acquire("c", mode="shared")["fencing_token"]
+    client.call("convert", resource="c", mode="exclusive")
+    manager.kill()
+    lose(manager, "grant", token)
+    manager.start()
+    assert not victims[0].goes_on()
+
+
+def test_lost_request_ends_who_waits(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    waiting = victims[1].client.send("acquire", resource="m0")
+    wait_for_waiters(victims[0].client, "m0", 1)
+    manager.kill()
+    lose(manager, "request", newest(manager, "request"))
+    manager.start()
+    assert waiting
+    assert [victim.goes_on() for victim in victims] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", [PEER, STATE, "session"])
+def test_session_that_lost_its_record_is_told_before_others_get_its_locks(
+    manager: ServiceManager, victims: list[Victim], kind: str
+) -> None:
+    manager.kill()
+    lose(manager, kind, victims[3].session)
+    manager.start()
+    assert [victim.goes_on() for victim in victims] == [True, True, True, False]
+    with WireClient(manager.socket) as rival:
+        rival.acquire(victims[3].name)
+
+
+@pytest.mark.parametrize("kind", [DAEMON, "counts"])
+def test_lost_counts_give_no_number_twice(
+    manager: ServiceManager, victims: list[Victim], kind: str
+) -> None:
+    manager.kill()
+    lose(manager, kind, 0)
+    manager.start()
+    assert all(victim.goes_on() for victim in victims)
+    with WireClient(manager.socket) as client:
+        token = client.acquire("new")["fencing_token"]
+        assert token > max(max(victim.tokens) for victim in victims)
+        session = client.call("query", resource="new")["holders"][0]["session"]
+        assert session > victims[-1].session
+
+
+@pytest.mark.parametrize("kind", [SPACE, "lockspace"])
+@pytest.mark.parametrize("name", ["default", "files", "made"])
+def test_lockspace_that_is_recorded_in_one_place_goes_on(
+    manager: ServiceManager, victims: list[Victim], kind: str, name: str
+) -> None:
+    client = victims[0].client
+    client.call("create_lockspace", name="made", kind="memory")
+    client.acquire("a", lockspace="made")
+    manager.kill()
+    lose(manager, kind, name)
+    manager.start()
+    assert all(victim.goes_on() for victim in victims)
+    client.call("release", resource="a", lockspace="made")
+
+
+def test_lockspace_of_which_nothing_is_known_costs_who_used_it(
+    manager: ServiceManager, victims: list[Victim], tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    with WireClient(manager.admin_socket) as admin:
+        path = str(tmp_path / "made")
+        admin.call("create_lockspace", name="made", kind="directory", path=path)
+        admin.acquire("f", lockspace="made")
+        manager.kill()
+        for kind in (SPACE, "lockspace"):
+            lose(manager, kind, "made")
+        manager.start()
+        assert all(victim.goes_on() for victim in victims)
+        admin.rest()
+        assert is_locked(tmp_path / "made" / "f")
+
+
+# What is no record, and what is no label.
+
+
+def test_what_is_no_record_is_told_and_costs_nothing(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    manager.kill()
+    ledger = Ledger(_pair(manager))
+    ledger.put(b"\xc0", b"\xc1")
+    ledger.put(key_of("nonsense", [{}]), b"\xc0")
+    ledger.put(key_of(PEER, [{}]), b"\xc0")
+    ledger.commit()
+    ledger.close()
+    manager.start()
+    assert all(victim.goes_on() for victim in victims)
+    wait_for_log(manager, "not taken over: the record", 2)
+
+
+def test_what_is_kept_without_a_label_stays_kept(
+    manager: ServiceManager, victims: list[Victim], tmp_path: Path
+) -> None:
+    manager.kill()
+    ends = [memory(manager, name[len(PREFIX) :]) for name in sorted(manager.stored)
+            if "end-" in name]  # fmt: skip
+    keeper = Keeper(copies(ends))
+    keeper.recover()
+    fd = lock(tmp_path / "unknown")
+    keeper.keep(b"\xc1", fd)
+    keeper.close()
+    os.close(fd)
+    for _ in range(3):
+        manager.start()
+        assert all(victim.goes_on() for victim in victims)
+        assert is_locked(tmp_path / "unknown")
+        manager.kill()
+    manager.start()
+
+
+def test_records_of_another_version_are_refused_and_kept(
+    manager: ServiceManager, victims: list[Victim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.kill()
+    ledger = Ledger(_pair(manager))
+    with monkeypatch.context() as newer:
+        newer.setattr(ledger_file, "VERSION", 2)
+        ledger._file.write_header(ledger._file.generation, ledger._file.salt)
+    manager.start(wait=False)
+    assert manager.wait() == 75
+    ledger._file.write_header(ledger._file.generation, ledger._file.salt)
+    ledger.close()
+    manager.start()
+    assert all(victim.goes_on() for victim in victims)
+
+
+def _pair(manager: ServiceManager) -> tuple[int, int]:
+    first, second = copies([memory(manager, f"ledger-{n}") for n in range(2)])
+    return first, second
