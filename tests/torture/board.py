@@ -49,7 +49,7 @@ TALLIES: Final = (
     "resumed",
 )
 
-FINDINGS: Final = ("went on", "ended", "not locked", "granted twice")
+FINDINGS: Final = ("went on", "ended", "stayed locked", "not locked", "granted twice")
 """What those say who look after a fault; not for the table of the load."""
 
 _COLUMNS: Final = TALLIES + FINDINGS

@@ -2,7 +2,8 @@
 
 The records are in shared memory that PID 1 has. While the daemon is stopped, bits of it
 are turned or its end is cut off; then the daemon is killed. Who is told by the end of
-the connection is told; who is not must have all that was granted.
+the connection is told; who is not must have all that was granted. It is killed once
+more, and then nothing is damaged: what is locked although nobody holds it stays so.
 """
 
 import os
@@ -51,16 +52,26 @@ def _victims(board: Board, stage: Stage) -> None:
     ]
     if not stage.step():
         return
+    going_on: list[int] = []
     for number, (line, token) in enumerate(zip(lines, tokens, strict=True)):
-        name = f"damaged-{number}"
         try:
-            _look(scene, line, name, token)
+            _look(scene, line, f"damaged-{number}", token)
         except LostError:
             board.tally(scenarios.SLOT, "ended")
         except Refused as refusal:
             board.complain("wrong state", f"after damage: {refusal}")
         else:
             board.tally(scenarios.SLOT, "went on")
+            going_on.append(number)
+    paths = [f"{DIRECTORY}/damaged-{number}" for number in range(SESSIONS)]
+    locked = [path for path in paths if not why_free(path, 1)]
+    if not stage.step():
+        return
+    for number in going_on:
+        _look(scene, lines[number], f"damaged-{number}", tokens[number])
+    for path in locked:
+        scene.must(why_free(path, 1), "", f"{path}, which nobody let go of")
+    board.tally(scenarios.SLOT, "stayed locked", len(locked) - len(going_on))
     stage.step()
 
 
@@ -99,6 +110,7 @@ class Damage:
         actor = Actor(self._target.first_pid, partial(victims, board))
         if not actor.wait(SECONDS):
             board.complain("unanswered", f"no session after {kind} was damaged")
+        starts = self._starts()
         self._target.kill(signal.SIGSTOP)
         for path in self.memories():
             self._spoil(path, kind)
@@ -108,6 +120,11 @@ class Damage:
             self._target.statistics(board)
         except UnansweredError:
             board.complain("unanswered", f"it does not serve: {self._said()}")
+        self._must_have_started_once(board, kind, starts)
+        board.note_fault()
+        actor.go()
+        actor.wait(SECONDS)
+        self._target.kill()
         board.note_fault()
         actor.go()
         actor.wait(SECONDS)
@@ -122,8 +139,16 @@ class Damage:
             {
                 "went on": board.total("went on"),
                 "were ended": board.total("ended"),
+                "left a file that stays locked": board.total("stayed locked"),
             }
         )
+
+    def _starts(self) -> int:
+        return int(self._target.machine.show(SERVICE, "NRestarts"))
+
+    def _must_have_started_once(self, board: Board, kind: str, before: int) -> None:
+        if (starts := self._starts() - before) != 1:
+            board.complain("wrong state", f"{kind}: {starts} starts: {self._said()}")
 
     def _said(self) -> str:
         return self._target.machine.journal(SERVICE)[-300:]
