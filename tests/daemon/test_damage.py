@@ -100,6 +100,13 @@ def victims(manager: ServiceManager, locks: Path) -> Iterator[list[Victim]]:
         victim.client.close()
 
 
+def serve(manager: ServiceManager) -> None:
+    """Starts the daemon, and waits until it has done what it does before it serves."""
+    manager.start()
+    with WireClient(manager.socket) as client:
+        client.call("statistics")
+
+
 def memory(manager: ServiceManager, name: str) -> int:
     return manager.stored[PREFIX + name]
 
@@ -190,13 +197,14 @@ def test_whoever_is_not_told_has_it_all(
     wait_for_waiters(victims[0].client, "f0", 1, lockspace="files")
     manager.kill()
     spoil(memory(manager, name), Random(seed))
-    manager.start()
+    serve(manager)
     going_on = [victim for victim in victims if victim.goes_on()]
     for victim in going_on:
         must_be_busy(manager, victim)
     locked = [victim.path for victim in victims if is_held(victim.path)]
     # Now nothing is damaged any more.
-    manager.kill_and_start()
+    manager.kill()
+    serve(manager)
     assert [victim for victim in victims if victim.goes_on()] == going_on
     assert [victim.path for victim in victims if is_held(victim.path)] == locked
     if name == "cells":
@@ -216,7 +224,7 @@ def test_nothing_can_be_read_and_it_serves(
     manager.kill()
     for name in ("ledger-0", "ledger-1", "cells"):
         os.ftruncate(memory(manager, name), 0)
-    manager.start()
+    serve(manager)
     for start in range(3):
         assert not any(victim.goes_on() for victim in victims)
         assert all(is_held(victim.path) for victim in victims)
@@ -228,7 +236,8 @@ def test_nothing_can_be_read_and_it_serves(
                 "acquire", resource="f0", lockspace="files", timeout=0
             )
             assert refusal.code == "busy"
-        manager.kill_and_start()
+        manager.kill()
+        serve(manager)
 
 
 @pytest.mark.parametrize(
@@ -259,11 +268,11 @@ def test_start_that_is_killed_forgets_no_damage(
         manager.start(wait=False, prefix=(sys.executable, "-c", DIE_AT, place))
         assert manager.wait() == -signal.SIGKILL
     for _ in range(2):
-        manager.start()
+        serve(manager)
         assert not any(victim.goes_on() for victim in victims)
         assert all(is_held(victim.path) for victim in victims)
         manager.kill()
-    manager.start()
+    serve(manager)
 
 
 # A record.
@@ -274,7 +283,7 @@ def test_file_of_a_lost_grant_stays_locked_until_the_service_is_stopped(
 ) -> None:
     manager.kill()
     lose(manager, "grant", victims[1].tokens[0])
-    manager.start()
+    serve(manager)
     told, others = victims[1], [victims[0], *victims[2:]]
     for start in range(3):
         assert not told.goes_on()
@@ -286,14 +295,15 @@ def test_file_of_a_lost_grant_stays_locked_until_the_service_is_stopped(
             assert rival.refusal("acquire", **names, timeout=0).code == "busy"
             # Its other grant was known, and went with it.
             rival.acquire(told.name)
-        manager.kill_and_start()
+        manager.kill()
+        serve(manager)
     manager.upgrade()
     assert is_locked(told.path)
     assert manager.stop() == 0
     while manager.stored:
         os.close(manager.stored.popitem()[1])
     assert not is_held(told.path)
-    manager.start()
+    serve(manager)
 
 
 def test_lost_grant_of_a_name_ends_its_session(
@@ -301,7 +311,7 @@ def test_lost_grant_of_a_name_ends_its_session(
 ) -> None:
     manager.kill()
     lose(manager, "grant", victims[2].tokens[1])
-    manager.start()
+    serve(manager)
     assert [victim.goes_on() for victim in victims] == [True, True, False, True]
     assert not is_held(victims[2].path)
 
@@ -314,7 +324,7 @@ def test_lost_end_of_a_grant_brings_nobody_what_another_has(
     token = second.client.acquire(first.file, lockspace="files")["fencing_token"]
     manager.kill()
     lose(manager, "grant", first.tokens[0])
-    manager.start()
+    serve(manager)
     names = {"resource": first.file, "lockspace": "files", "fencing_token": token}
     assert second.client.call("check", **names)["current"]
     assert is_locked(first.path)
@@ -333,7 +343,7 @@ def test_lost_grant_beside_a_lost_end_of_another_is_noticed(
     manager.kill()
     lose(manager, "grant", victim.tokens[1])
     lose(manager, "grant", token)
-    manager.start()
+    serve(manager)
     assert not victim.goes_on()
 
 
@@ -345,7 +355,7 @@ def test_lost_conversion_is_noticed(
     client.call("convert", resource="c", mode="exclusive")
     manager.kill()
     lose(manager, "grant", token)
-    manager.start()
+    serve(manager)
     assert not victims[0].goes_on()
 
 
@@ -356,7 +366,7 @@ def test_lost_request_ends_who_waits(
     wait_for_waiters(victims[0].client, "m0", 1)
     manager.kill()
     lose(manager, "request", newest(manager, "request"))
-    manager.start()
+    serve(manager)
     assert waiting
     assert [victim.goes_on() for victim in victims] == [True, False, True, True]
 
@@ -367,7 +377,7 @@ def test_session_that_lost_its_record_is_told_before_others_get_its_locks(
 ) -> None:
     manager.kill()
     lose(manager, kind, victims[3].session)
-    manager.start()
+    serve(manager)
     assert [victim.goes_on() for victim in victims] == [True, True, True, False]
     with WireClient(manager.socket) as rival:
         rival.acquire(victims[3].name)
@@ -379,7 +389,7 @@ def test_lost_counts_give_no_number_twice(
 ) -> None:
     manager.kill()
     lose(manager, kind, 0)
-    manager.start()
+    serve(manager)
     assert all(victim.goes_on() for victim in victims)
     with WireClient(manager.socket) as client:
         token = client.acquire("new")["fencing_token"]
@@ -398,7 +408,7 @@ def test_lockspace_that_is_recorded_in_one_place_goes_on(
     client.acquire("a", lockspace="made")
     manager.kill()
     lose(manager, kind, name)
-    manager.start()
+    serve(manager)
     assert all(victim.goes_on() for victim in victims)
     client.call("release", resource="a", lockspace="made")
 
@@ -414,7 +424,7 @@ def test_lockspace_of_which_nothing_is_known_costs_who_used_it(
         manager.kill()
         for kind in (SPACE, "lockspace"):
             lose(manager, kind, "made")
-        manager.start()
+        serve(manager)
         assert all(victim.goes_on() for victim in victims)
         admin.rest()
         assert is_locked(tmp_path / "made" / "f")
@@ -433,7 +443,7 @@ def test_what_is_no_record_is_told_and_costs_nothing(
     ledger.put(key_of(PEER, [{}]), b"\xc0")
     ledger.commit()
     ledger.close()
-    manager.start()
+    serve(manager)
     assert all(victim.goes_on() for victim in victims)
     wait_for_log(manager, "not taken over: the record", 2)
 
@@ -451,11 +461,11 @@ def test_what_is_kept_without_a_label_stays_kept(
     keeper.close()
     os.close(fd)
     for _ in range(3):
-        manager.start()
+        serve(manager)
         assert all(victim.goes_on() for victim in victims)
         assert is_locked(tmp_path / "unknown")
         manager.kill()
-    manager.start()
+    serve(manager)
 
 
 def test_records_of_another_version_are_refused_and_kept(
@@ -470,7 +480,7 @@ def test_records_of_another_version_are_refused_and_kept(
     assert manager.wait() == 75
     ledger._file.write_header(ledger._file.generation, ledger._file.salt)
     ledger.close()
-    manager.start()
+    serve(manager)
     assert all(victim.goes_on() for victim in victims)
 
 

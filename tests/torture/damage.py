@@ -67,6 +67,7 @@ def _victims(board: Board, stage: Stage) -> None:
     locked = [path for path in paths if not why_free(path, 1)]
     if not stage.step():
         return
+    scene.line()  # it serves again, and has let go of what it lets go of
     for number in going_on:
         _look(scene, lines[number], f"damaged-{number}", tokens[number])
     for path in locked:
