@@ -64,8 +64,22 @@ _CALL: Final = re.compile(r"^(?:\d+ +)?(\w+)\(", re.MULTILINE)
 NOT_LEFT: Final = ("execve", "exit_group", "rt_sigreturn")
 """Calls that are not delayed at their end, or have none."""
 
-DELAY: Final = 0.3
-"""Seconds for which a call does not come back; the kill comes in their middle."""
+LOOKING: Final = (
+    *("access", "brk", "close", "fstat", "futex", "getdents64", "getrandom", "ioctl"),
+    *("lseek", "mmap", "mprotect", "munmap", "newfstatat", "openat", "read"),
+    *("readlink", "rt_sigaction", "rt_sigprocmask"),
+)
+"""Calls with which an interpreter begins, thousands of them, and changes nothing."""
+
+DELAY: Final = 0.15
+"""Seconds for which a call does not come back. Who is killed meanwhile is not known to
+be dead before they are over."""
+
+UPGRADE_SECONDS: Final = 2.0
+"""Within which the new program serves."""
+
+STOPPED: Final = 0.03
+"""Seconds for which a process is stopped that is being delayed, and no other."""
 
 
 @dataclass
@@ -110,11 +124,41 @@ class Tracer:
         return self._output.read_text(errors="replace")
 
     def wait(self, seconds: float) -> None:
-        """Waits until the process has ended, or so long."""
+        """Waits until the process has ended that is traced, or so long."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return
+
+
+def _is_delayed(pid: int, actor: Actor | None) -> bool:
+    """Waits until a traced process stays stopped; tells if it does before all is done.
+
+    Otherwise it is stopped for no longer than the tracer takes to write a line.
+
+    Args:
+        actor: when it has done what it does, little will come; None: much may.
+    """
+    end, since = time.monotonic() + PATIENCE, None
+    while (now := time.monotonic()) < end:
+        if not _is_stopped(pid):
+            since = None
+        elif since is None:
+            since = now
+        elif now - since > STOPPED:
+            return True
+        if actor is not None and actor.has_come():
+            end, actor = now + TAIL + STOPPED, None
+        time.sleep(0.001)
+    return False
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return text.rpartition(")")[2].split()[0] == "t"
 
 
 @contextmanager
@@ -189,6 +233,8 @@ class Calls:
         while waiting:
             call = waiting.pop()
             for at in filter(partial(portion.has, call), itertools.count(1)):
+                if at > seen[call] and portion.of > 1:
+                    break  # somebody else looks whether there are more
                 trace = self._kill(found, scenario, call, at)
                 more = Counter(_CALL.findall(trace))
                 waiting += [other for other in more if other not in seen]
@@ -205,7 +251,8 @@ class Calls:
         if "killed by SIGKILL" in trace:
             found.hit += 1
             found.calls[call] += 1
-            if call not in NOT_LEFT:
+            is_upgrade = scenario is scenarios.UPGRADE
+            if call not in NOT_LEFT and not (is_upgrade and call in LOOKING):
                 self._kill_after(found, scenario, call, at)
         return trace
 
@@ -218,12 +265,14 @@ class Calls:
         """
         self._context = f"{found.name}, killed when {call} {at} was done"
         option = f"inject={call}:delay_exit={DELAY * 1e6:.0f}:when={at}"
-        trace, violations = self._play(
-            scenario, "-e", "trace=all", "-e", option, is_killed_soon=True
-        )
-        found.violations += violations
-        names = _CALL.findall(trace)
-        found.hit_after += bool(names) and names[-1] == call
+        for _ in range(2):
+            trace, violations = self._play(
+                scenario, "-e", "trace=all", "-e", option, is_killed_soon=True
+            )
+            found.violations += violations
+            if _CALL.findall(trace)[-1:] == [call]:
+                found.hit_after += 1
+                break
 
     def _kill_at(
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int
@@ -301,12 +350,14 @@ class Calls:
         tracer = Tracer(before, self._trace, *options)
         board.note_fault()
         actor.go()
-        if scenario is scenarios.UPGRADE:
+        is_upgrade = scenario is scenarios.UPGRADE
+        if is_upgrade:
             self._target.kill(signal.SIGUSR1)
-            tracer.wait(2.0)
         if is_killed_soon:
-            time.sleep(DELAY / 2)
-            self._target.kill()
+            if _is_delayed(before, None if is_upgrade else actor):
+                self._target.kill()
+        elif is_upgrade:
+            tracer.wait(UPGRADE_SECONDS)
         actor.wait(PATIENCE)
         tracer.wait(TAIL)
         trace = tracer.close()

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -101,6 +102,10 @@ class Actor:
             return self._socket.recv(1) == b"."
         except (TimeoutError, ConnectionResetError):
             return False
+
+    def has_come(self) -> bool:
+        """Tells whether there is nothing to wait for."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def go(self) -> None:
         """Has it take the next step."""

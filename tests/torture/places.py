@@ -37,6 +37,8 @@ def _places() -> list[Place]:
         add("direct", f"{DISKS}/guest-{index}", f"{DISKS}/guest-{index}")
     for index in range(2):
         add("killed", f"fenced-{index}", None)
+    for index in range(4):
+        add("files", f"dwelt-{index}", f"{DIRECTORY}/dwelt-{index}")
     return found
 
 
@@ -48,3 +50,4 @@ SHARED_DISKS: Final = PLACES[12:14]
 KEPT: Final = PLACES[14:44]
 GUEST_DISKS: Final = PLACES[44:47]
 FENCED: Final = PLACES[47:49]
+DWELT: Final = PLACES[49:53]

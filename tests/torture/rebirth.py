@@ -24,17 +24,20 @@ PLACE: Final = "/run/torture"
 IN_A_ROW: Final = 20
 SECONDS: Final = 60.0
 
-_CALL: Final = re.compile(r"^(\w+)\(", re.MULTILINE)
+STUCK: Final = 0.5
+"""Seconds after which a start that was not killed is looked at."""
+
+_CALL: Final = re.compile(r"^(?:\d+ +)?(\w+)\(", re.MULTILINE)
 
 _SCRIPT: Final = """#!/bin/sh
 # $1: where the plan is; the rest: what is started.
 place=$1; shift
-line=$(head -n 1 $place/plan)
+read -r line < $place/plan
 if [ -z "$line" ]; then exec "$@"; fi
 sed -i 1d $place/plan
 set -- "$@"
 number=${line%% *}
-exec strace -D -o $place/trace-$number ${line#* } "$@"
+exec strace -D -f --seccomp-bpf -o $place/trace-$number ${line#* } "$@"
 """
 
 # ptrace(2) is not among what the daemon may call; nothing else is different.
@@ -84,7 +87,7 @@ class Rebirth:
         assert command is not None, shown
         machine.run("mkdir", "-p", PLACE)
         machine.write(f"{PLACE}/start", _SCRIPT)
-        self._plan([])
+        machine.write(f"{PLACE}/plan", "")
         machine.run("chown", "-R", "lockd:", PLACE)
         self._target.drop_in(_UNIT.format(place=PLACE, command=command[1]))
         actor = Actor(self._target.first_pid, partial(witness, self._board))
@@ -94,6 +97,9 @@ class Rebirth:
         finally:
             self._plan([])
             self._target.drop_in("")
+            # It may be traced still.
+            self._target.kill()
+            self._board.note_fault()
             actor.end()
         return found
 
@@ -124,27 +130,35 @@ class Rebirth:
                 self._judge.say(kind, f"recovery, killed in {batch}: {what}")
 
     def _plan(self, lines: list[str]) -> None:
-        self._target.machine.write(
-            f"{PLACE}/plan", "".join(f"{line}\n" for line in lines)
-        )
+        """Says what the next starts are to meet; whose file it is stays so."""
+        plan = self._target.file(f"{PLACE}/plan")
+        plan.write_text("".join(f"{line}\n" for line in lines))
 
     def _batch(self, lines: list[str]) -> None:
         """Has one start after the other meet its line, and then one meet none."""
+        for trace in self._target.file(PLACE).glob("trace-*"):
+            trace.unlink()
         self._plan(lines)
-        self._target.machine.run("chown", "lockd:", f"{PLACE}/plan")
+        plan = self._target.file(f"{PLACE}/plan")
         self._target.kill()
-        end = time.monotonic() + SECONDS
-        while self._target.machine.say("cat", f"{PLACE}/plan"):
+        began = time.monotonic()
+        last, since = "", began
+        while left := plan.read_text():
             self._board.note_fault()
-            assert time.monotonic() < end, self._target.states()
-            if self._target.is_serving():
+            now = time.monotonic()
+            assert now - began < SECONDS, self._target.states()
+            if left != last:
+                last, since = left, now
+            elif now - since > STUCK and self._target.is_serving():
                 self._target.kill()  # it did not come to its call
-        # The last line may have been met by a start that serves, traced.
-        self._target.statistics(self._board)
-        self._target.kill()
+                since = now
+            time.sleep(0.003)
+        # The last line is met by a start which perhaps serves, traced.
         self._board.note_fault()
         self._target.statistics(self._board)
 
     def _trace(self, number: int) -> str:
-        path = f"{PLACE}/trace-{number}"
-        return self._target.machine.run("cat", path, check=False).stdout
+        try:
+            return self._target.file(f"{PLACE}/trace-{number}").read_text()
+        except FileNotFoundError:
+            return ""

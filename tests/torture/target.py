@@ -77,6 +77,10 @@ class Target:
         run("systemctl", "enable", "--now", "lockd-virtlockd.socket")
         run("systemctl", "start", "lockd.socket", "lockd-admin.socket", SERVICE)
 
+    def file(self, path: str) -> Path:
+        """Returns where a file of the machine is found from here."""
+        return Path(f"/proc/{self.first_pid}/root{path}")
+
     def drop_in(self, text: str) -> None:
         """Changes the unit of lockd from its next start on; an empty text undoes it."""
         path = f"/run/systemd/system/{SERVICE}.d/torture.conf"
@@ -196,8 +200,8 @@ def booted() -> Iterator[Target]:
 
 def _statistics(board: Board) -> dict[str, Any]:
     while True:
-        line = Line(board, 0, "the campaign")
         try:
+            line = Line(board, 0, "the campaign")
             found = line.call("statistics")
         except NeverServedError:
             time.sleep(0.05)

@@ -19,7 +19,7 @@ from torture.line import (
     Refused,
     UnansweredError,
 )
-from torture.places import FILES, MEMORY, Place
+from torture.places import DWELT, FILES, MEMORY, Place
 
 LINE_LIFE: Final = 0.02
 """How likely a session ends after a cycle."""
@@ -112,6 +112,7 @@ class Worker:
             (self._cancel, 4),
             (self._close_while_held, 1),
             (self._read_slowly, 0.5),
+            (self._dwell, 1),
         ]
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -239,6 +240,13 @@ class Worker:
         self._acquire([self._place()], EXCLUSIVE, is_queued=False)
         self._board.tally(self._slot, "closed while held")
         self._drop()
+
+    def _dwell(self) -> None:
+        """Holds for long what was held before, so that a kill most likely meets it."""
+        self._acquire([self._chance.choice(DWELT)], EXCLUSIVE, is_queued=True)
+        self._holds[0].count(0)
+        time.sleep(self._chance.uniform(0.05, 0.3))
+        self._release()
 
     def _read_slowly(self) -> None:
         """Asks for much at once, and reads it in small pieces."""
