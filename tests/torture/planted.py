@@ -109,10 +109,10 @@ BUGS: Final = [
     _in(
         "lockspaces/files",
         "the record is trusted over the kernel: what is locked",
-        "            if mode is not None:\n"
-        "                # Nothing changes if it is locked still, as it should be.\n"
-        "                self._lock(file, path, mode)\n",
-        "            file.mode = mode or EXCLUSIVE\n",
+        "        if mode is not None:\n"
+        "            # Nothing changes if it is locked still, as it should be.\n"
+        "            self._lock(file, path, mode)\n",
+        "        file.mode = mode or EXCLUSIVE\n",
         "hand over (disk)",
     ),
     _in(
