@@ -439,6 +439,7 @@ def test_what_is_not_needed_any_more_goes(
     def descriptors() -> int:
         return len(os.listdir(f"/proc/{manager.pid}/fd"))
 
+    client.call("statistics")  # a client that was just accepted would not be kept
     manager.kill_and_start()
     client.call("statistics")
     before = descriptors()

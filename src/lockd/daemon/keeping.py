@@ -57,14 +57,15 @@ UNREADABLE: Final = "unreadable"
 """Kinds of labels of descriptors. A file is stuck whose lock nobody is known to hold,
 since records were damaged: the label says so, so that no start ever lets go of it."""
 
-_PARTS: Final[dict[str, Any]] = {
-    FILE: tuple[str, str, bool],
-    CONNECTION: tuple[int, str],
-    PIDFD: tuple[int],
-    STUCK: tuple[str, str, int, int],
+_PARTS: Final[dict[str, tuple[type, ...]]] = {
+    FILE: (str, str, bool),
+    CONNECTION: (int, str),
+    PIDFD: (int,),
+    STUCK: (str, str, int, int),
 }
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
 
 
 class Stores:
@@ -467,11 +468,12 @@ def key_of(kind: str, name: Any) -> bytes:
 def parts_of(label: bytes) -> list[Any]:
     """Returns kind and parts of a label; of one that cannot be read, `UNREADABLE`."""
     try:
-        kind, *parts = msgspec.msgpack.decode(label)
-        msgspec.convert(parts, _PARTS[kind])
+        parts: list[Any] = _decode(label)
+        if tuple(map(type, parts[1:])) == _PARTS[parts[0]]:
+            return parts
     except (LookupError, TypeError, ValueError):
-        return [UNREADABLE]
-    return [kind, *parts]
+        pass
+    return [UNREADABLE]
 
 
 def label_of(kind: str, *parts: Any) -> bytes:
