@@ -10,9 +10,12 @@ from queue import Queue
 from typing import Any
 
 import pytest
+from trio.testing import MockClock
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from lockd.daemon.poller import Poller
+from lockd.daemon.processes import Process, Processes
 from wire_client import (
     NOBODY,
     Refusal,
@@ -422,3 +425,27 @@ def test_locks_that_nobody_may_outlive_do_not_end_their_holder_with_the_daemon(
     assert daemon.stop() == 0
     assert child.communicate("\n")[0] == "eof\n"
     assert child.returncode == 0
+
+
+async def test_sigkill_that_was_refused_is_sent_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, process: Sleeper
+) -> None:
+    sent: list[signal.Signals] = []
+    fenced: list[int] = []
+    send = signal.pidfd_send_signal
+
+    def refuse_twice(pidfd: int, number: signal.Signals) -> None:
+        sent.append(number)
+        if len(sent) < 3:
+            raise PermissionError
+        send(pidfd, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse_twice)
+    processes = Processes(Poller(), lambda owner_id: None, fenced.append)
+    pidfd = os.pidfd_open(process.pid)
+    processes.add_peer(1, Process(process.pid, pidfd, may_signal=True))
+    processes.begin_fencing(1)
+    await processes.fence(1)
+    processes.close()
+    assert sent[:3] == [signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
+    assert fenced == [1]

@@ -27,6 +27,9 @@ LAST_BREATH: Final = 0.05
 """Seconds in which a process has ended that was about to: the kernel closes its sockets
 before it tells that it is dead (do_exit)."""
 
+AGAIN: Final = 5.0
+"""Seconds between one SIGKILL and the next, for the case that it was refused."""
+
 Plain = dict[str, Any]
 
 
@@ -199,9 +202,10 @@ class Processes:
             )
             with trio.move_on_at(process.kill_at):
                 await trio.lowlevel.wait_readable(process.pidfd)
-        if not process.is_dead:
+        while not process.is_dead:
             process.send_signal(signal.SIGKILL)
-            await trio.lowlevel.wait_readable(process.pidfd)
+            with trio.move_on_after(AGAIN):
+                await trio.lowlevel.wait_readable(process.pidfd)
         process.fencing = False
         process.kill_at = None
         self._mark(owner_id)
