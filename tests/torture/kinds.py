@@ -17,10 +17,10 @@ def none(faults: Faults, seconds: float) -> None:
 
 
 def kills(faults: Faults, seconds: float) -> None:
-    """SIGKILL at random times, 1 to 20 a second, some in a row during recovery."""
+    """SIGKILL at random times, 2 to 20 a second, some in a row during recovery."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        rate = faults.chance.choice((1, 2, 2, 5, 20))
+        rate = faults.chance.choice((2, 3, 5, 20))
         for _ in range(faults.chance.choice((1, 1, 1, 3, 6))):
             _kill(faults)
             time.sleep(faults.chance.expovariate(rate))

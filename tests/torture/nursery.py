@@ -61,10 +61,16 @@ class Nursery:
         for slot in range(QUIET if self._is_quiet else FIRST_WORKER + self._workers):
             self._start(slot, chance.randrange(2**32))
         while not self._board.is_over:
-            time.sleep(chance.expovariate(1 / self._kill_every))
+            self._sleep(chance.expovariate(1 / self._kill_every))
             self._kill_one(chance)
             self._reap()
         self._end()
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleeps for so long, but not beyond the end of the round."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._board.is_over:
+            time.sleep(min(left, 0.05))
 
     def _start(self, slot: int, seed: int) -> None:
         self._slots[fork(partial(self._guarded, self._role(slot, seed), slot))] = slot
