@@ -1,5 +1,6 @@
 """The daemon as a service: reloading, idle exit, and what systemd is told."""
 
+import errno
 import logging
 import os
 import select
@@ -21,6 +22,7 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.config import Config, LockspaceConfig
 from lockd.daemon.epoch import open_epoch
+from lockd.daemon.keeping import Stores
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
 from lockd.engine.lock_engine import LockEngine
 from wire_client import WireClient
@@ -287,6 +289,40 @@ def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> 
                 with WireClient(tmp_path / "sock"):
                     assert not service.poller.act()
                     assert len(sessions) == 2
+
+    trio.run(check)
+
+
+def refuse(*args: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["kept", "watched"])
+def test_client_that_cannot_be_taken_in_leaves_nothing(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        stores = Stores()
+        with ExitStack() as stack, service_in_this_process(tmp_path) as service:
+            for store in (stores.keeper, stores.ledger, stores.cells, stores.pipe):
+                stack.callback(store.close)
+            keeping = service.keep(stores)
+            before = os.listdir("/proc/self/fd")
+            with WireClient(tmp_path / "sock") as client:
+                with monkeypatch.context() as patched:
+                    if what == "kept":
+                        patched.setattr(stores.keeper, "keep", refuse)
+                    else:
+                        patched.setattr(service.poller, "watch", refuse)
+                    service.poller.act()
+                assert client.rest() == []
+            assert os.listdir("/proc/self/fd") == before
+            assert not service.runtime.engine.sessions
+            assert not service.answers.peers
+            assert not service.runtime.processes.owners()
+            assert not list(stores.keeper.labels)
+            keeping.commit(())
+            assert not [x for x in stores.ledger.records() if b"peer" in x]
 
     trio.run(check)
 

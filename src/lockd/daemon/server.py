@@ -396,7 +396,12 @@ class Server:
             )
         session, flow = self._dispatcher.new_session(), None
         if self.keeping is not None:
-            flow = self.keeping.open_flow(session, sock, role)
+            try:
+                flow = self.keeping.open_flow(session, sock, role)
+            except OSError:
+                if identity.pidfd is not None:
+                    os.close(identity.pidfd)
+                raise
         peer = Peer(
             session,
             sock,
@@ -413,7 +418,12 @@ class Server:
         self._keeper.add_session(peer)
         name = name_of(identity.credentials.pid)
         self._dispatcher.open_session(peer, name, identity.pidfd)
-        self._watch(peer)
+        try:
+            self._watch(peer)
+        except OSError:
+            # Nobody may believe that it is there, least of all who comes after us.
+            self._close_peer(peer)
+            raise
 
     def _watch(self, peer: Peer) -> None:
         action = partial(self._serve, peer)
