@@ -1,5 +1,6 @@
 """Owners that are other processes, and processes that must not outlive their locks."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -449,3 +450,26 @@ async def test_sigkill_that_was_refused_is_sent_again(
     processes.close()
     assert sent[:3] == [signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
     assert fenced == [1]
+
+
+def test_process_that_cannot_be_watched_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, process: Sleeper
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept: dict[int, int] = {}
+    poller = Poller()
+    processes = Processes(poller, lambda owner_id: None, lambda owner_id: None)
+    processes.keep = kept.__setitem__
+    processes.drop = kept.__delitem__
+    found = Process(process.pid, os.pidfd_open(process.pid), may_signal=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(poller, "watch", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            processes.add_registered(7, found)
+    assert (kept, processes.owners(), processes.registered(found.pid)) == ({}, [], None)
+    processes.add_registered(7, found)
+    assert (kept, processes.registered(found.pid)) == ({7: found.pidfd}, 7)
+    processes.close()
+    poller.close()

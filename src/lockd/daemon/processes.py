@@ -111,14 +111,18 @@ class Processes:
         """Takes in a process for which a session says that it acts.
 
         Raises:
-            OSError: it cannot be kept; nothing has changed.
+            OSError: it cannot be kept or watched; nothing has changed.
         """
         self.keep(owner_id, process.pidfd)
+        action = partial(self._died, owner_id)
+        try:
+            self._poller.watch(process.pidfd, select.EPOLLIN, action)
+        except OSError:
+            self.drop(owner_id)
+            raise
         self._by_owner[owner_id] = process
         self._mark(owner_id)
         self._owner_by_pid[process.pid, process.claimant] = owner_id
-        action = partial(self._died, owner_id)
-        self._poller.watch(process.pidfd, select.EPOLLIN, action)
 
     def _mark(self, owner_id: int) -> None:
         if self.changed is not None:
