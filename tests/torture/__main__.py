@@ -233,17 +233,19 @@ def main(words: Sequence[str]) -> int:
     report, judge = Report(is_speed_judged=not chosen.is_slice), Judge()
     took = {}
     began = time.monotonic()
-    with booted() as target:
-        took["boot"] = time.monotonic() - began
-        for part in chosen.parts:
-            began = time.monotonic()
-            PARTS[part].run(target, report, judge, chosen)
-            took[part] = time.monotonic() - began
-    report.title("How long it took")
-    for part, seconds in took.items():
-        report.show(part, seconds, "s")
-    report.judged(judge)
-    report.again()
+    try:
+        with booted() as target:
+            took["boot"] = time.monotonic() - began
+            for part in chosen.parts:
+                began = time.monotonic()
+                PARTS[part].run(target, report, judge, chosen)
+                took[part] = time.monotonic() - began
+    finally:
+        report.title("How long it took")
+        for part, seconds in took.items():
+            report.show(part, seconds, "s")
+        report.judged(judge)
+        report.again()
     return 1 if report.failed else 0
 
 

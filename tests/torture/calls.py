@@ -23,6 +23,7 @@ from torture import scenarios
 from torture.board import Board
 from torture.inside import Actor
 from torture.judge import Judge
+from torture.line import UnansweredError
 from torture.nursery import Nursery
 from torture.portion import ALL, Portion
 from torture.target import Target
@@ -229,6 +230,10 @@ class Calls:
         except StuckError:
             self._judge.say("left", f"{self._context}: what came before was not ended")
             found.violations += self._take_complaints(False) + 1
+        except UnansweredError:
+            self._context = f"after {self._context}"
+            found.violations += self._take_complaints(False)
+            self._target.kill()
 
     def _every(
         self,

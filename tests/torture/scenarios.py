@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -239,38 +240,80 @@ def _disconnect(scene: Scene) -> None:
     scene.must(scene.query("b"), ([], 0), "after disconnect")
 
 
+class _Other:
+    """Another process of a scene: it may be ended.
+
+    Args:
+        task: calls what it is given to say that it has come to the end of a step, and
+            to wait for the word to go on.
+    """
+
+    def __init__(self, task: Callable[["_Other"], None]) -> None:
+        self._reader, self._writer = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        self.pid = fork(lambda: self._run(task))
+        os.close(self._writer)
+
+    def _run(self, task: Callable[["_Other"], None]) -> None:
+        os.close(self._reader)
+        with suppress(LostError, NeverServedError, UnansweredError):
+            task(self)
+
+    def say(self) -> None:
+        """Says, in the process itself, that it has come to the end of a step."""
+        os.write(self._writer, b".")
+
+    def wait_for_word(self) -> None:
+        signal.sigwait({signal.SIGUSR1})
+
+    def hears(self) -> bool:
+        """Waits for the end of its step; tells if it comes, and not that of all."""
+        return os.read(self._reader, 1) == b"."
+
+    def go(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+
+
 def _fence(scene: Scene) -> None:
     """Who closes with locks of `killed` is dead before anybody gets them."""
-    reader, writer = os.pipe()
+    names: dict[str, object] = {"resource": "a", "lockspace": "killed"}
 
-    def child() -> None:
+    def first(process: _Other) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         line = scene.line()
-        try:
-            scene.acquire(line, "a", lockspace="killed")
-        except UnansweredError:
-            return  # has been complained of
-        os.write(writer, b".")
-        signal.sigwait({signal.SIGUSR1})
+        line.call("acquire", **names)
+        process.say()
+        process.wait_for_word()
         line.socket.shutdown(socket.SHUT_RDWR)
         signal.pause()
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    pid = fork(child)
-    os.close(writer)
-    if not os.read(reader, 1):
-        raise UnansweredError("the process to be fenced has nothing")
-    waiter = scene.line()
-    names: dict[str, object] = {"resource": "a", "lockspace": "killed"}
-    msgid, query = waiter.ask_all([("acquire", names), ("query", names)])
-    waiter.wait(query)
+    def second(process: _Other) -> None:
+        line = scene.line()
+        msgid, query = line.ask_all([("acquire", names), ("query", names)])
+        line.wait(query)
+        process.say()
+        token = line.wait(msgid)["grant"]["fencing_token"]
+        process.say()
+        process.wait_for_word()
+        line.call("release", fencing_token=token)
+        line.finish()
+
+    others = []
+    for task in (first, second):
+        others.append(other := _Other(task))
+        if not other.hears():
+            raise UnansweredError("a process that is to hold or to wait")
+    doomed, waiter = others
     scene.step()
-    os.kill(pid, signal.SIGUSR1)
-    token = waiter.wait(msgid)["grant"]["fencing_token"]
-    dead, _ = os.waitpid(pid, os.WNOHANG)
-    scene.must(dead, pid, "who had the lock is dead")
+    doomed.go()
+    if not waiter.hears():
+        # Whoever loses its connection with such a lock is ended, too.
+        raise scene.lost("actor's waiter: it was ended")
+    dead, _ = os.waitpid(doomed.pid, os.WNOHANG)
+    scene.must(dead, doomed.pid, "who had the lock is dead")
     scene.step()
-    waiter.call("release", fencing_token=token)
+    waiter.go()
+    os.waitpid(waiter.pid, 0)
 
 
 class _Guest:
