@@ -356,7 +356,6 @@ class Calls:
             is_killed_soon: it is killed when it should be where it is delayed.
         """
         board = self._board
-        before = self._target.wait_pid()
         self._target.statistics(board)
         board.note_fault()
         actor = Actor(self._target.first_pid, partial(scenarios.play, board, scenario))
@@ -364,6 +363,7 @@ class Calls:
             actor.end()
             raise StuckError
         time.sleep(TAIL)
+        before = self._target.wait_pid()
         tracer = Tracer(before, self._trace, *options)
         board.note_fault()
         actor.go()
