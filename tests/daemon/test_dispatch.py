@@ -314,6 +314,7 @@ def test_query_of_a_free_resource_has_its_shape(client: WireClient) -> None:
         "waiters": [],
         "waiter_count": 0,
         "last_holder": None,
+        "history": [],
     }
     assert client.call("statistics")["resources"] == 0
 
@@ -609,6 +610,7 @@ def test_restricted_session_keeps_only_what_harms_nobody(
         "acquire": {"resource": "b"},
         "convert": {"resource": "a", "mode": "shared"},
         "list": {},
+        "list_waiters": {},
         "list_sessions": {},
         "list_lockspaces": {},
         "statistics": {},

@@ -163,10 +163,10 @@ def test_half_a_message_and_many_at_once_are_all_answered(
     half_sent = clients()
     half_sent.call("statistics")
     for _ in range(500):
-        many.send("statistics")
+        many.send("check", resource="a", fencing_token=1)
     os.kill(daemon.pid, signal.SIGUSR1)
     for _ in range(500):
-        many.send("statistics")
+        many.send("check", resource="a", fencing_token=1)
     daemon.wait_for_line("gives way")
     half.send_bytes(b"istics\x90")
     assert half.result(0x63)["sessions"] == 3

@@ -54,7 +54,7 @@ def test_holder_waiter_and_last_holder_have_their_shapes(
     other.send("acquire", resource="a", label="/other", reason="restore")
     wait_for_waiters(client, "a", 1)
     found = client.call("query", resource="a")
-    assert set(found) == SITUATION | {"last_holder"}
+    assert set(found) == SITUATION | {"last_holder", "history"}
     (holder,), (waiter,), last = (
         found["holders"],
         found["waiters"],

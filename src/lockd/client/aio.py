@@ -242,28 +242,42 @@ class Client:
         current: bool = (await self._call(reply))["current"]
         return current
 
-    async def list_resources(
+    def list_resources(
+        self, lockspace: str | None = None, **wanted: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yields the resources that are held or waited for, in the order of names.
+
+        Args:
+            wanted: which of them: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
+                protocol 6.9.
+        """
+        return self._listed("list", "resources", lockspace=lockspace, **wanted)
+
+    def list_waiters(
         self, lockspace: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yields the resources that are held or waited for, in the order of names."""
-        after = None
-        while True:
-            page = await self._call(requests.page(lockspace, after))
-            for resource in page["resources"]:
-                yield resource
-            after = page["next"]
-            if after is None:
-                return
+        """Yields those who wait, in the order of names and of turns."""
+        return self._listed("list_waiters", "waiters", lockspace=lockspace)
 
     async def list_lockspaces(self) -> list[dict[str, Any]]:
         """Returns all lockspaces."""
-        found: list[dict[str, Any]] = (await self.call("list_lockspaces"))["lockspaces"]
-        return found
+        return [x async for x in self._listed("list_lockspaces", "lockspaces")]
 
     async def list_sessions(self) -> list[dict[str, Any]]:
         """Returns all sessions."""
-        found: list[dict[str, Any]] = (await self.call("list_sessions"))["sessions"]
-        return found
+        return [x async for x in self._listed("list_sessions", "sessions")]
+
+    async def _listed(
+        self, method: str, name: str, **params: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        after = None
+        while True:
+            page = await self._call(requests.page(method, after, **params))
+            for found in page[name]:
+                yield found
+            after = page["next"]
+            if after is None:
+                return
 
     async def statistics(self) -> dict[str, Any]:
         """Returns the daemon's counters."""

@@ -230,25 +230,39 @@ class Client:
         current: bool = self._call(reply)["current"]
         return current
 
-    def list_resources(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yields the resources that are held or waited for, in the order of names."""
-        after = None
-        while True:
-            page = self._call(requests.page(lockspace, after))
-            yield from page["resources"]
-            after = page["next"]
-            if after is None:
-                return
+    def list_resources(
+        self, lockspace: str | None = None, **wanted: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the resources that are held or waited for, in the order of names.
+
+        Args:
+            wanted: which of them: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
+                protocol 6.9.
+        """
+        return self._listed("list", "resources", lockspace=lockspace, **wanted)
+
+    def list_waiters(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields those who wait, in the order of names and of turns."""
+        return self._listed("list_waiters", "waiters", lockspace=lockspace)
 
     def list_lockspaces(self) -> list[dict[str, Any]]:
         """Returns all lockspaces."""
-        found: list[dict[str, Any]] = self.call("list_lockspaces")["lockspaces"]
-        return found
+        return list(self._listed("list_lockspaces", "lockspaces"))
 
     def list_sessions(self) -> list[dict[str, Any]]:
         """Returns all sessions."""
-        found: list[dict[str, Any]] = self.call("list_sessions")["sessions"]
-        return found
+        return list(self._listed("list_sessions", "sessions"))
+
+    def _listed(
+        self, method: str, name: str, **params: Any
+    ) -> Iterator[dict[str, Any]]:
+        after = None
+        while True:
+            page = self._call(requests.page(method, after, **params))
+            yield from page[name]
+            after = page["next"]
+            if after is None:
+                return
 
     def statistics(self) -> dict[str, Any]:
         """Returns the daemon's counters."""

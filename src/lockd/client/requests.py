@@ -9,6 +9,9 @@ from lockd.terms import Mode, ResourceKey
 
 CLIENT_NAME: Final = "lockd-python"
 
+PAGE: Final = 256
+"""As much as may be asked for; the daemon says how much there is at once."""
+
 
 def request(method: str, **params: Any) -> Reply:
     """Returns a new request; parameters that are None are left out."""
@@ -59,6 +62,6 @@ def acquire_all(
     return request("acquire", lockspace=space, resources=names, mode=mode, **params)
 
 
-def page(lockspace: str | None, after: list[str] | None) -> Reply:
+def page(method: str, after: object, **params: Any) -> Reply:
     """Returns the request for one page of a listing."""
-    return request("list", lockspace=lockspace, after=after)
+    return request(method, after=after, limit=PAGE, **params)

@@ -16,13 +16,16 @@ from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon import inquiries
-from lockd.daemon.access import Access, Operation, check_method, not_there, rights_of
+from lockd.daemon.access import Access, Operation, check_method, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd, uid_of
+from lockd.daemon.finder import Finder
 from lockd.daemon.limits import LimitKeeper
+from lockd.daemon.logs import AUDIT
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
+from lockd.daemon.reader import Reader
 from lockd.daemon.runtime import Runtime, defect
 from lockd.daemon.veil import Veil
 from lockd.engine import commands as c
@@ -40,11 +43,10 @@ from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
-from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
+from lockd.text import duration
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PAGE = 128
 
 _OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
     EXCLUSIVE: "acquire",
@@ -81,6 +83,10 @@ class Dispatcher:
         self._keeper = keeper
         self._veil = Veil(access)
         self._engine = runtime.engine
+        self._finder = Finder(runtime.engine, access, runtime.lockspaces)
+        self._lockspace, self._key = self._finder.lockspace, self._finder.key
+        self._lockspace_of_holder = self._finder.lockspace_of_holder
+        self._reader = Reader(runtime, answers, self._finder, self._veil)
         self._epoch = epoch
         self._make_lockspace = make_lockspace
         #: The youngest session or owner.
@@ -96,18 +102,14 @@ class Dispatcher:
             "convert": self._convert,
             "release": self._release,
             "cancel": self._cancel,
-            "query": self._query,
-            "check": self._check,
-            "list": self._list,
             "create_resource": self._create_resource,
             "delete_resource": self._delete_resource,
             "create_lockspace": self._create_lockspace,
-            "list_lockspaces": self._list_lockspaces,
-            "list_sessions": self._list_sessions,
             "statistics": self._statistics,
             "watch": self._watch,
             "break": self._break,
             "disconnect": self._disconnect,
+            **self._reader.handlers,
         }
 
     # Sessions come and go.
@@ -136,6 +138,7 @@ class Dispatcher:
         """Ends the session of a client that is gone."""
         runtime, session = self._runtime, peer.session
         self._answers.remove_peer(peer)
+        self._reader.forget(peer)
         runtime.carry_out(c.CloseSession(session))
         if peer.claims_itself:
             owner_id = runtime.processes.registered(peer.credentials.pid)
@@ -143,16 +146,6 @@ class Dispatcher:
                 runtime.carry_out(c.DisconnectOwner(owner_id))
         if session not in self._engine.owners:
             runtime.processes.forget(session)
-
-    def _visible(self, peer: Peer, lockspace: str | None) -> Callable[[str], bool]:
-        """Returns what tells of each lockspace whether a peer wants and may see it."""
-        if lockspace is not None:
-            self._lockspace(peer, lockspace, "list")
-        sees = self._sees(peer)
-        return lambda name: lockspace in (None, name) and sees(name)
-
-    def _sees(self, peer: Peer) -> Callable[[str], bool]:
-        return lambda name: self._access.may(peer, "list", name)
 
     # From the wire to the engine.
 
@@ -175,31 +168,6 @@ class Dispatcher:
             if self._runtime.is_broken:
                 raise
             peer.send_error(request.msgid, defect(error))
-
-    def _lockspace(
-        self, peer: Peer, name: str | None, operation: Operation
-    ) -> Lockspace:
-        if name is None:
-            name = DEFAULT_LOCKSPACE
-        self._access.check(peer, operation, name)
-        return self._runtime.lockspaces[name]
-
-    def _lockspace_of_holder(self, peer: Peer, name: str | None) -> Lockspace:
-        """Returns a lockspace in which a peer may have locks, if only from before."""
-        if name is None:
-            name = DEFAULT_LOCKSPACE
-        if not self._access.knows(peer, name):
-            held = self._engine.sessions[peer.session].owner.grants.values()
-            if all(grant.key.lockspace != name for grant in held):
-                raise not_there(peer, name)
-        return self._runtime.lockspaces[name]
-
-    def _key(
-        self, peer: Peer, lockspace: str | None, resource: str, operation: Operation
-    ) -> ResourceKey:
-        space = self._lockspace(peer, lockspace, operation)
-        space.check_name(resource)
-        return ResourceKey(space.name, resource)
 
     def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
         mode = params.mode or EXCLUSIVE
@@ -251,6 +219,11 @@ class Dispatcher:
             if not self._access.may(peer, "list", lockspace):
                 raise NotFoundError(f"no lock is held with fencing token {token}")
             self._access.check(peer, "break", lockspace)
+        if grant is not None:
+            since = duration(trio.current_time() - grant.since)
+            victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
+            what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
+            self._audit(peer, f"breaks {what} {victim}", params.reason)
         command = c.BreakGrant(peer.session, msgid, token, params.reason)
         self._runtime.carry_out(command)
 
@@ -352,40 +325,13 @@ class Dispatcher:
         }
         peer.send_result(msgid, result)
 
-    def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
-        key = self._key(peer, params.lockspace, params.resource, "list")
-        found = inquiries.resource(self._engine, key, self._veil, peer)
-        peer.send_result(msgid, found)
-
-    def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:
-        key = self._key(peer, params.lockspace, params.resource, "list")
-        current = self._engine.holds(key, params.fencing_token)
-        peer.send_result(msgid, {"current": current})
-
-    def _list(self, peer: Peer, msgid: int, params: m.ListParams) -> None:
-        sees = self._visible(peer, params.lockspace)
-        after = params.after and ResourceKey(*params.after)
-        limit = params.limit or DEFAULT_PAGE
-        veiled = partial(self._veil.situation, peer=peer)
-        page = inquiries.page(self._engine, sees, veiled, after, limit)
-        peer.send_result(msgid, page)
-
-    def _list_lockspaces(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        lockspaces = self._runtime.lockspaces.values()
-        known = [x for x in lockspaces if self._access.knows(peer, x.name)]
-        found = inquiries.lockspaces(self._engine, known, self._sees(peer))
-        peer.send_result(msgid, {"lockspaces": found})
-
-    def _list_sessions(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        peers = self._answers.peers.values()
-        found = inquiries.sessions(self._engine, peers, self._sees(peer))
-        peer.send_result(msgid, {"sessions": found})
-
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         result = inquiries.program() | inquiries.statistics(self._engine)
         result["kept"] = inquiries.kept(self._engine, self._runtime.keeping)
         result["epoch"] = self._epoch
         result["upgrades"] = self.upgrades
+        result["limits"] = self._keeper.usage()
+        result["upgrade"] = inquiries.upgrade(self._runtime.changes, self._keeper)
         result["uptime"] = trio.current_time() - self.started
         peer.send_result(msgid, result)
 
@@ -395,7 +341,7 @@ class Dispatcher:
 
     def watch(self, peer: Peer, lockspace: str | None) -> None:
         """Has a peer told what happens in one lockspace, or in all that it may see."""
-        self._answers.add_watcher(peer, self._visible(peer, lockspace))
+        self._answers.add_watcher(peer, self._finder.visible(peer, lockspace))
         peer.watched = lockspace or ""
 
     # Lockspaces, files, sessions of others.
@@ -445,10 +391,22 @@ class Dispatcher:
         other = self._answers.peers.get(params.session)
         if other is None:
             raise NotFoundError(f"there is no session {params.session}")
-        logger.warning("= %r is disconnected: %s", other, quoted(params.reason))
+        victim = self._engine.sessions[other.session].owner.identity
+        what = f"disconnects {_who(victim, other.session)}"
+        self._audit(peer, what, params.reason)
         other.is_closing = True
         self._answers.behind.add(other)
         peer.send_result(msgid)
+
+    def _audit(self, peer: Peer, what: str, reason: str) -> None:
+        """Writes into the log who did what to whom, and why: never left out."""
+        who = _who(self._engine.sessions[peer.session].owner.identity, peer.session)
+        by = f"uid {peer.credentials.uid}, {who}"
+        logger.warning("= %s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)
+
+
+def _who(owner: c.Owner, session: int) -> str:
+    return f"{quoted(owner.name)} (pid {owner.pid}, uid {owner.uid}, session {session})"
 
 
 def _keys(

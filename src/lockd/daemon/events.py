@@ -46,4 +46,5 @@ def _event(what: str, key: ResourceKey, session: int, owner: Owner) -> Event:
         "session": session,
         "name": owner.name,
         "pid": owner.pid,
+        "uid": owner.uid,
     }

@@ -1,8 +1,8 @@
 """Answers to those who only ask: the engine's state as plain maps, at this moment."""
 
-import heapq
 import os
-from collections.abc import Callable, Collection, Iterable
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -10,11 +10,11 @@ import trio
 from lockd import __version__
 from lockd.daemon import views
 from lockd.daemon.credentials import unit_of
+from lockd.daemon.history import Event
+from lockd.daemon.limits import LimitKeeper, used_descriptors
 from lockd.daemon.peer import Peer
 from lockd.daemon.veil import Veil
-from lockd.engine.effects import Situation
 from lockd.engine.lock_engine import LockEngine
-from lockd.lockspaces.base import Lockspace
 from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:
@@ -31,72 +31,9 @@ def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Ma
     return found | {"last_holder": views.last_holder(last, now)}
 
 
-def page(
-    engine: LockEngine,
-    sees: Callable[[str], bool],
-    veiled: Callable[[Situation], Situation],
-    after: ResourceKey | None,
-    limit: int,
-) -> Map:
-    """One page of what is held or waited for, in the order of names (`list`)."""
-    keys: Iterable[ResourceKey] = (
-        key
-        for key in engine.resources
-        if (after is None or key > after) and sees(key.lockspace)
-    )
-    found = heapq.nsmallest(limit + 1, keys)
-    now = trio.current_time()
-    resources = [
-        views.situation(veiled(engine.situation(key)), now, views.IN_LIST)
-        for key in found[:limit]
-    ]
-    following = list(found[limit - 1]) if len(found) > limit else None
-    return {"resources": resources, "next": following}
-
-
-def lockspaces(
-    engine: LockEngine,
-    spaces: Collection[Lockspace],
-    sees: Callable[[str], bool],
-) -> list[Map]:
-    """Some lockspaces, and how many resources are held in those that are seen into."""
-    held = dict.fromkeys((space.name for space in spaces), 0)
-    for key, found in engine.resources.items():
-        if key.lockspace in held:
-            held[key.lockspace] += bool(found.holders)
-    return [
-        {
-            "name": space.name,
-            "kind": space.kind,
-            "path": space.path,
-            "on_disconnect": space.on_disconnect,
-            "held": held[space.name] if sees(space.name) else None,
-        }
-        for space in spaces
-    ]
-
-
-def sessions(
-    engine: LockEngine, peers: Iterable[Peer], sees: Callable[[str], bool]
-) -> list[Map]:
-    """All sessions, and how much each holds and waits for where that may be seen."""
-    now = trio.current_time()
-    return [_session(engine, peer, now, sees) for peer in peers]
-
-
-def _session(
-    engine: LockEngine, peer: Peer, now: float, sees: Callable[[str], bool]
-) -> Map:
-    session = engine.sessions[peer.session]
-    held = session.owner.grants.values()
-    waiting = session.requests.values()
-    return views.party(session.owner.identity, peer.session, now) | {
-        "client": peer.client,
-        "since": views.wall_time(peer.since, now),
-        "connected_for": now - peer.since,
-        "held": sum(sees(grant.key.lockspace) for grant in held),
-        "waiting": sum(sees(request.keys[0].lockspace) for request in waiting),
-    }
+def history(events: Iterable[Event], now: float) -> Map:
+    """What happened to a resource lately."""
+    return {"history": [views.happening(event, now) for event in events]}
 
 
 def statistics(engine: LockEngine) -> Map:
@@ -133,3 +70,18 @@ def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
         "in_flight": keeping.in_flight,
         "bytes": keeping.record_bytes,
     }
+
+
+def upgrade(changes: int, keeper: LimitKeeper) -> Map:
+    """Whether another program could take this one's place now, as far as we see.
+
+    Whether it can read the state is tried when it is asked to.
+    """
+    program, why = sys.orig_argv[0], None
+    if "/" in program and not os.access(program, os.X_OK):
+        why = f"{program} cannot be executed"
+    elif changes:
+        why = "a file is being made or removed on a slow file system"
+    elif used_descriptors() >= keeper.max_fd:
+        why = "no descriptors are free"
+    return {"ready": why is None, "why": why}

@@ -7,6 +7,7 @@ notices. A limit that is lowered takes nothing away from those who are above it.
 import os
 import resource
 from collections import Counter
+from operator import itemgetter
 from typing import Final
 
 from lockd.daemon.config import Limits
@@ -89,6 +90,28 @@ class LimitKeeper:
         if not self._clients_of[uid]:
             del self._clients_of[uid]
 
+    # How full it is.
+
+    def usage(self) -> dict[str, dict[str, int | None]]:
+        """Returns how much of each limit is used, and by whom if it is a user's.
+
+        Of the limits of users it is what the fullest of them has.
+        """
+        limits, engine = self.limits, self._engine
+        found = {
+            "sessions": _used(self._clients, limits.sessions),
+            "admin_sessions": _used(self._admins, limits.admin_sessions),
+            "descriptors": _used(used_descriptors(), self.max_fd),
+        }
+        for key, of_users in (
+            ("sessions_per_user", self._clients_of),
+            ("locks_per_user", engine.held_by_user),
+            ("requests_per_user", engine.waiting_by_user),
+        ):
+            uid, used = max(of_users.items(), key=itemgetter(1), default=(None, 0))
+            found[key] = _used(used, getattr(limits, key), uid)
+        return found
+
     # Requests.
 
     def check_acquire(
@@ -134,6 +157,20 @@ def unreserved_descriptors() -> int:
     """Returns how many descriptors we may have, less those that are reserved."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most - min(RESERVED_DESCRIPTORS, most // 8)
+
+
+def used_descriptors() -> int:
+    """Returns about how many descriptors are open, at no cost.
+
+    The kernel gives the lowest number that is free; those of many locks are dense.
+    """
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(fd)
+    return fd
+
+
+def _used(used: int, most: int, uid: int | None = None) -> dict[str, int | None]:
+    return {"used": used, "most": most, "uid": uid}
 
 
 def _check(key: str, used: int, most: int) -> None:

@@ -25,6 +25,9 @@ ALIKE: Final = 20
 PERIOD: Final = 10.0
 """So many lines of one kind are written in so many seconds."""
 
+AUDIT: Final = {"audit": True}
+"""The `extra` of a line that is never left out, however many there are."""
+
 PATIENCE: Final = 1.0
 """Seconds for which the end of the program waits for the last lines."""
 
@@ -46,6 +49,9 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Has a record written, unless it is one of many."""
+        if hasattr(record, "audit"):
+            self._put(record)
+            return
         began, count = self._seen.get(record.msg, (0.0, 0))
         now = time.monotonic()
         if now - began >= PERIOD:

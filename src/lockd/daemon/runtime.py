@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from lockd.daemon.answers import Answers
+from lockd.daemon.history import History
 from lockd.daemon.poller import Poller
 from lockd.daemon.processes import Processes
 from lockd.engine import commands as c
@@ -65,6 +66,7 @@ class Runtime:
     ) -> None:
         self.engine = engine
         self.lockspaces: dict[str, Lockspace] = {}
+        self.history = History()
         self.processes = Processes(poller, self._owner_died, self._owner_is_fenced)
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
@@ -128,6 +130,8 @@ class Runtime:
             action = perform.get(type(effect))
             if action is not None:
                 action(effect)
+        if effects:
+            self.history.note(effects, self.engine.sessions, now)
         if self._answers.watchers:
             self._answers.tell_watchers(effects, self.engine.sessions)
 

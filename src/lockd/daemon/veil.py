@@ -58,31 +58,33 @@ class Veil:
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
         """Returns holders and waiters without what is not for a peer."""
-        if self._sees_details(peer, situation.key.lockspace):
+        if self.shows_details(peer, situation.key.lockspace):
             return situation
         return replace(
             situation,
             holders=tuple(
-                x if _is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
                 for x in situation.holders
             ),
             waiters=tuple(
-                x if _is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
                 for x in situation.waiters
             ),
         )
 
     def last_holder(self, last: LastHolder | None, peer: Peer) -> LastHolder | None:
         """Returns who held last without what is not for a peer."""
-        if last is None or _is_own(last.grant.owner, peer):
+        if last is None or is_own(last.grant.owner, peer):
             return last
-        if self._sees_details(peer, last.grant.key.lockspace):
+        if self.shows_details(peer, last.grant.key.lockspace):
             return last
         return replace(last, grant=replace(last.grant, label=None, reason=None))
 
-    def _sees_details(self, peer: Peer, lockspace: str) -> bool:
+    def shows_details(self, peer: Peer, lockspace: str) -> bool:
+        """Tells whether a peer may see the reasons and labels of others."""
         return peer.is_admin or self._access.may(peer, "details", lockspace)
 
 
-def _is_own(owner: Owner, peer: Peer) -> bool:
+def is_own(owner: Owner, peer: Peer) -> bool:
+    """Tells whether an owner is of the peer's own user."""
     return owner.uid == peer.credentials.uid and not peer.is_foreign

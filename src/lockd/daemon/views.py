@@ -1,12 +1,23 @@
 """How the engine's values look on the wire: maps shaped by protocol 7 and 4.3."""
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from lockd.daemon.credentials import command_of, unit_of
+from lockd.daemon.history import Denial, Event
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
+from lockd.engine.effects import (
+    Ended,
+    Grant,
+    Granted,
+    LastHolder,
+    Refused,
+    Situation,
+    Wait,
+    Waiter,
+)
 from lockd.terms import OutsideHolder
 
 Map = dict[str, Any]
@@ -26,15 +37,50 @@ def grant_result(grant: Grant, waited: float) -> Map:
     }
 
 
+REMEMBERED: Final = 2.0
+"""Seconds for which a listing says the same of a process: it may execute another
+program, or be moved to another unit, at any moment."""
+
+_MAX_REMEMBERED: Final = 16_384
+
+Faces = tuple[str | None, str | None]
+Look = Callable[[int, float], Faces]
+"""How command and unit of a process are found, for an answer of a moment."""
+
+
 @lru_cache(maxsize=256)
-def _process(pid: int, now: float) -> tuple[str | None, str | None]:
+def look_up(pid: int, now: float) -> Faces:
     """Looks command and unit of a process up, once for all that one answer says."""
     return (command_of(pid), unit_of(pid)) if pid else (None, None)
 
 
-def party(owner: Owner, session: int, now: float) -> Map:
+class Memory:
+    """Looks processes up for listings, which name the same ones again and again.
+
+    Attributes:
+        misses: how many were looked up.
+    """
+
+    def __init__(self) -> None:
+        self.misses = 0
+        self._known: dict[int, tuple[float, Faces]] = {}
+
+    def __call__(self, pid: int, now: float) -> Faces:
+        """Returns command and unit of a process, as they were a moment ago."""
+        until, found = self._known.get(pid, (0.0, (None, None)))
+        if now < until:
+            return found
+        self.misses += 1
+        if len(self._known) >= _MAX_REMEMBERED:
+            self._known.clear()
+        found = (command_of(pid), unit_of(pid)) if pid else (None, None)
+        self._known[pid] = now + REMEMBERED, found
+        return found
+
+
+def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
     """Who somebody is (protocol 7.1)."""
-    command, unit = _process(owner.pid, now)
+    command, unit = look(owner.pid, now)
     return {
         "name": owner.name,
         "uuid": owner.uuid,
@@ -47,9 +93,9 @@ def party(owner: Owner, session: int, now: float) -> Map:
     }
 
 
-def holder(grant: Grant, now: float) -> Map:
+def holder(grant: Grant, now: float, look: Look = look_up) -> Map:
     """Who holds (protocol 7.2)."""
-    return party(grant.owner, grant.session, now) | {
+    return party(grant.owner, grant.session, now, look) | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "count": grant.count,
@@ -60,9 +106,9 @@ def holder(grant: Grant, now: float) -> Map:
     }
 
 
-def waiter(waiting: Waiter, now: float) -> Map:
+def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
     """Who waits (protocol 7.3)."""
-    return party(waiting.owner, waiting.session, now) | {
+    return party(waiting.owner, waiting.session, now, look) | {
         "mode": waiting.mode,
         "converting": waiting.converting,
         "since": wall_time(waiting.since, now),
@@ -93,15 +139,44 @@ def last_holder(last: LastHolder | None, now: float) -> Map | None:
     }
 
 
-def situation(found: Situation, now: float, most: int | None = None) -> Map:
+def situation(
+    found: Situation, now: float, most: int | None = None, look: Look = look_up
+) -> Map:
     """Who holds a resource and who waits (protocol 4.3, 7.5)."""
     return {
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,
-        "holders": [holder(grant, now) for grant in found.holders[:most]],
+        "holders": [holder(grant, now, look) for grant in found.holders[:most]],
         "holder_count": found.holder_count,
-        "waiters": [waiter(waiting, now) for waiting in found.waiters[:most]],
+        "waiters": [waiter(waiting, now, look) for waiting in found.waiters[:most]],
         "waiter_count": found.waiter_count,
+    }
+
+
+def happening(event: Event, now: float) -> Map:
+    """What happened to a resource (protocol 7.10)."""
+    when, what, grant = event
+    found: Map = {"event": "", "since": wall_time(when, now), "ago": now - when}
+    if isinstance(what, Denial):
+        owner, session, mode = what.owner, what.session, what.mode
+        found |= {"code": what.code} if what.code else {}
+        found["event"] = "refused" if what.code else "waiting"
+    else:
+        assert grant is not None
+        owner, session, mode = grant.owner, grant.session, grant.mode
+        found["fencing_token"] = grant.fencing_token
+        if isinstance(what, Granted):
+            found["event"] = "converted" if what.converted else "granted"
+            found["waited"] = what.waited
+        elif isinstance(what, Ended):
+            found["event"] = "released"
+            found |= {"cause": what.cause, "held_for": when - grant.since}
+    return found | {
+        "session": session,
+        "name": owner.name,
+        "pid": owner.pid,
+        "uid": owner.uid,
+        "mode": mode,
     }
 
 

@@ -56,6 +56,19 @@ class Lockspace(ABC):
         """Returns the resources whose anchors are open."""
         return []
 
+    @property
+    def file_system(self) -> str | None:
+        """The type of the file system on which all its anchors are, if on one."""
+        return None
+
+    def resource_of_file(self, inode: tuple[int, int]) -> str | None:
+        """Returns which resource is anchored just now in a file, if one is.
+
+        Args:
+            inode: st_dev and st_ino of the file, which may have many paths.
+        """
+        return None
+
     def anchor_is_slow(self, resource: str) -> bool:
         """Tells whether opening an anchor may take long: it lies on a network."""
         return False

@@ -58,6 +58,11 @@ class DirectoryLockspace(FileLockspace):
         """Returns the path of a resource's file."""
         return f"{self.path}/{resource}"
 
+    @property
+    def file_system(self) -> str | None:
+        """The type of the file system on which the directory lies."""
+        return self._shared.mounts.type_of(self.directory)
+
     def anchor_is_slow(self, resource: str) -> bool:
         """Tells whether the directory lies on a network file system."""
         return self._shared.mounts.is_network(self.directory)

@@ -110,6 +110,11 @@ class FileLockspace(Lockspace):
         self._files: dict[str, LockFile] = {}
         self._to_close: list[int] = []
 
+    def resource_of_file(self, inode: Inode) -> str | None:
+        """Returns which resource is anchored just now in a file, if one is."""
+        key = self._shared.by_inode.get(inode)
+        return key.resource if key and key.lockspace == self.name else None
+
     def path_of(self, resource: str) -> str:
         """Returns the path of the file in which a resource is anchored."""
         raise NotImplementedError

@@ -75,15 +75,19 @@ class MountTable:
             known = self._remembered[directory] = self._look_up(directory)
         return known
 
+    def type_of(self, directory: str) -> str | None:
+        """Returns the type of the file system that a directory lies on."""
+        path = directory
+        while path not in self._types and path not in ("/", ""):
+            path = os.path.dirname(path)
+        return self._types.get(path)
+
     def close(self) -> None:
         """Closes the descriptor."""
         os.close(self._fd)
 
     def _look_up(self, directory: str) -> bool:
-        path = directory
-        while path not in self._types and path not in ("/", ""):
-            path = os.path.dirname(path)
-        kind = self._types.get(path, "")
+        kind = self.type_of(directory) or ""
         return kind in _NETWORK_TYPES or kind.startswith("fuse.")
 
 

@@ -136,12 +136,47 @@ class CheckParams(Params, frozen=True):
     lockspace: str | None = DEFAULT_LOCKSPACE
 
 
+Limit = Annotated[int, Meta(ge=1, le=256)]
+"""Of a page, which may be shorter (protocol 6.9)."""
+
+Number = Annotated[int, Meta(ge=-1, le=2**62)]
+
+
 class ListParams(Params, frozen=True):
-    """Which page of which listing."""
+    """Which page of the resources, and which of them: those that are all of this."""
 
     lockspace: str | None = None
     after: tuple[str, str] | None = None
-    limit: Annotated[int, Meta(ge=1, le=256)] | None = None
+    limit: Limit | None = None
+    owner: str | None = None
+    uid: int | None = None
+    pid: int | None = None
+    unit: str | None = None
+    path: str | None = None
+    inode: tuple[int, int] | None = None
+    waiting: bool | None = None
+
+
+class ListWaitersParams(Params, frozen=True):
+    """Which page of those who wait."""
+
+    lockspace: str | None = None
+    after: tuple[str, str, Number] | None = None
+    limit: Limit | None = None
+
+
+class ListSessionsParams(Params, frozen=True):
+    """Which page of the sessions."""
+
+    after: Number | None = None
+    limit: Limit | None = None
+
+
+class ListLockspacesParams(Params, frozen=True):
+    """Which page of the lockspaces."""
+
+    after: str | None = None
+    limit: Limit | None = None
 
 
 class CreateLockspaceParams(Params, frozen=True):
@@ -223,8 +258,9 @@ METHODS: Final[dict[str, Method]] = {
         Method("create_resource", ResourceFileParams, "admin"),
         Method("delete_resource", ResourceFileParams, "admin"),
         Method("create_lockspace", CreateLockspaceParams, "admin"),
-        Method("list_lockspaces", NoParams),
-        Method("list_sessions", NoParams),
+        Method("list_waiters", ListWaitersParams),
+        Method("list_lockspaces", ListLockspacesParams),
+        Method("list_sessions", ListSessionsParams),
         Method("statistics", NoParams),
         Method("watch", WatchParams),
         Method("break", BreakParams),
