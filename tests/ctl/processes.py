@@ -68,11 +68,14 @@ class Lockctl:
 class Terminal:
     """A process that is alone on a terminal of its own."""
 
-    def __init__(self, argv: tuple[str, ...], env: dict[str, str]) -> None:
+    def __init__(
+        self, argv: tuple[str, ...], env: dict[str, str], columns: int = 200
+    ) -> None:
         self.shown = ""
         self.pid, self._master = pty.fork()
         if self.pid == 0:
-            os.execve(argv[0], argv, {**env, "COLUMNS": "200", "TERM": "xterm"})
+            env = env | {"COLUMNS": str(columns), "TERM": "xterm"}
+            os.execve(argv[0], argv, env)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -22,7 +24,8 @@ def test_list_has_one_line_for_each_resource_when_piped(
         ["default", "b", "shared", "1", "the test"],
     ]
     assert lines[0][5] == str(os.getpid())
-    assert lines[0][8:] == ["nightly", "0", "-"]
+    assert lines[0][8:11] == ["nightly", "0", "-"]
+    assert "pytest" in lines[0][11]
 
 
 GUEST = "8b1a9953-c461-1296-a827-abf8c47804d7"
@@ -35,7 +38,7 @@ def test_list_has_the_uuid_of_a_guest(lockctl: Lockctl, sock: str) -> None:
         (line,) = lockctl("list").stdout.splitlines()
         terminal = Terminal((*LOCKCTL, "list"), lockctl.env)
         assert terminal.wait() == 0
-    assert line.split("\t")[-1] == GUEST
+    assert line.split("\t")[10] == GUEST
     assert "UUID" in terminal.shown
 
 
@@ -69,7 +72,7 @@ def test_list_as_json_has_the_shape_of_the_protocol(
     lockctl: Lockctl, client: Client
 ) -> None:
     client.acquire("a")
-    (resource,) = json.loads(lockctl("list", "--json").stdout)
+    (resource,) = json.loads(lockctl("list", "--json").stdout)["resources"]
     assert (resource["lockspace"], resource["resource"]) == ("default", "a")
     assert resource["holders"][0]["pid"] == os.getpid()
     assert (resource["holder_count"], resource["waiter_count"]) == (1, 0)
@@ -85,7 +88,77 @@ def test_what_a_client_calls_itself_cannot_forge_a_line(
         return  # refused at the door
     (line,) = lockctl("list").stdout.splitlines()
     assert text not in line
-    assert len(line.split("\t")) == 11
+    assert len(line.split("\t")) == 13
+
+
+def names_in(lockctl: Lockctl, *options: object) -> list[str]:
+    done = lockctl("list", *options)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t")[1] for line in done.stdout.splitlines()]
+
+
+def test_list_picks_and_sorts(
+    lockctl: Lockctl, sock: str, client: Client, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    (tmp_path / "link").symlink_to(disk)
+    client.acquire("b")
+    client.acquire("a", label=str(disk))
+    client.acquire(str(disk))
+    with connect(sock, name="other") as other:
+        other.acquire("c")
+        with connect(sock, name="waiter") as waiter:
+            waiting = Thread(target=lambda: waiter.acquire("c", timeout=1000))
+            waiting.start()
+            ask_until(client, "c", lambda state: state["waiter_count"] == 1)
+            assert names_in(lockctl) == ["a", "b", "c", str(disk)]
+            assert names_in(lockctl, "--owner", "other") == ["c"]
+            assert names_in(lockctl, "--owner", "waiter") == ["c"]
+            assert names_in(lockctl, "--waiting") == ["c"]
+            assert names_in(lockctl, "--pid", 1) == []
+            assert len(names_in(lockctl, "--pid", os.getpid())) == 4
+            assert len(names_in(lockctl, "--user", os.getuid())) == 4
+            assert names_in(lockctl, "--unit", "no.service") == []
+            assert names_in(lockctl, "--path", tmp_path / "link") == ["a", str(disk)]
+            assert names_in(lockctl, "--path", tmp_path) == ["a", str(disk)]
+            assert names_in(lockctl, "direct") == [str(disk)]
+            assert names_in(lockctl, "default", "--sort", "for") == ["b", "a", "c"]
+            assert names_in(lockctl, "--sort", "waiting")[0] == "c"
+            assert names_in(lockctl, "--sort", "holder")[0] == "c"
+            other.release("c")
+            waiting.join()
+    done = lockctl("list", "--user", "no such user")
+    assert done.returncode == 64
+    assert "there is no user" in done.stderr
+
+
+def test_list_of_more_than_a_page_is_whole(lockctl: Lockctl, client: Client) -> None:
+    names = [f"n{number:04}" for number in range(600)]
+    for start in range(0, 600, 60):
+        client.acquire_all(names[start : start + 60])
+    assert names_in(lockctl) == names
+    shown = json.loads(lockctl("list", "--json").stdout)["resources"]
+    assert [resource["resource"] for resource in shown] == names
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_list_keeps_to_the_width_of_the_terminal(
+    lockctl: Lockctl, client: Client, width: int
+) -> None:
+    client.acquire("x" * 120, reason="y" * 120)
+    client.acquire("a", mode="shared", label="/a/path/" + "z" * 100 + "/disk.img")
+    env = lockctl.env | {"COLUMNS": str(width)}
+    terminal = Terminal((*LOCKCTL, "list"), env, width)
+    assert terminal.wait() == 0
+    lines = terminal.shown.split("\r\n")
+    assert len(lines) == 4
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    assert max(map(len, plain)) <= width
+    assert "NAME" in lines[0]
+    assert "FOR" in lines[0]
+    # What a path ends with says more than what it begins with.
+    assert ("disk.img" in plain[1]) == (width > 60)
 
 
 def test_show_tells_holder_queue_and_last_holder(
@@ -107,7 +180,7 @@ def test_show_tells_holder_queue_and_last_holder(
 
 def test_show_as_json_is_the_answer_of_query(lockctl: Lockctl, client: Client) -> None:
     grant = client.acquire("job")
-    state = json.loads(lockctl("show", "--json", "job").stdout)
+    state = json.loads(lockctl("show", "--json", "job").stdout)["resource"]
     assert state["holders"][0]["fencing_token"] == grant.fencing_token
     assert state["waiters"] == []
     assert state["last_holder"] is None
@@ -116,18 +189,18 @@ def test_show_as_json_is_the_answer_of_query(lockctl: Lockctl, client: Client) -
 @pytest.mark.parametrize(
     ("mode", "word"), [("exclusive", "held"), ("shared", "shared")]
 )
-def test_query_of_a_held_lock_is_1(
+def test_test_of_a_held_lock_is_1(
     lockctl: Lockctl, client: Client, mode: str, word: str
 ) -> None:
     client.call("acquire", resource="job", mode=mode)
-    done = lockctl("query", "job")
+    done = lockctl("test", "job")
     assert (done.returncode, done.stdout) == (1, f"{word}\n")
 
 
-def test_query_of_a_free_lock_is_0_and_takes_nothing(
+def test_test_of_a_free_lock_is_0_and_takes_nothing(
     lockctl: Lockctl, client: Client
 ) -> None:
-    done = lockctl("query", "job")
+    done = lockctl("test", "job")
     assert (done.returncode, done.stdout) == (0, "free\n")
     assert client.query("job")["last_holder"] is None
 
@@ -157,7 +230,7 @@ def test_who_finds_a_file_by_any_of_its_paths(
     disk.touch()
     link.symlink_to(disk)
     client.acquire(str(disk))
-    (holder,) = json.loads(lockctl("who", "--json", link).stdout)
+    (holder,) = json.loads(lockctl("who", "--json", link).stdout)["holders"]
     assert (holder["lockspace"], holder["resource"]) == ("direct", str(disk))
     done = lockctl("who", "./link", cwd=tmp_path)
     assert (done.returncode, done.stdout.split("\t")[0]) == (0, "direct")
@@ -171,7 +244,7 @@ def test_who_finds_a_file_by_its_hash(
     client.create_lockspace("hashed", "directory", str(locks))
     name = lockctl("lock-name", disk).stdout.strip()
     client.acquire(name, lockspace="hashed", label=str(disk))
-    (holder,) = json.loads(lockctl("who", "--json", disk).stdout)
+    (holder,) = json.loads(lockctl("who", "--json", disk).stdout)["holders"]
     assert (holder["lockspace"], holder["resource"]) == ("hashed", name)
     assert holder["label"] == str(disk)
 
@@ -201,7 +274,7 @@ def test_sessions_lists_the_connections(lockctl: Lockctl, client: Client) -> Non
     own = next(line for line in lines if line[0] == str(client.session))
     assert own[1:3] == ["the test", str(os.getpid())]
     assert own[8:] == ["1", "0"]
-    shown = json.loads(lockctl("sessions", "--json").stdout)
+    shown = json.loads(lockctl("sessions", "--json").stdout)["sessions"]
     assert client.session in [session["session"] for session in shown]
 
 
@@ -211,15 +284,16 @@ def test_spaces_lists_the_built_in_lockspaces(lockctl: Lockctl) -> None:
         ["default", "memory", "-"],
         ["direct", "direct", "-"],
     ]
-    shown = json.loads(lockctl("spaces", "--json").stdout)
+    shown = json.loads(lockctl("spaces", "--json").stdout)["lockspaces"]
     assert [space["name"] for space in shown] == ["default", "direct"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "list", "show", "who", "query", "sessions", "spaces", "lock-name"),
-        *("status", "stop"),
+        *("run", "acquire", "list", "show", "who", "test", "wait", "waiters"),
+        *("graph", "watch", "sessions", "spaces", "break", "disconnect"),
+        *("lock-name", "status", "stop"),
     ],
 )
 def test_every_command_explains_itself(lockctl: Lockctl, command: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from pwd import getpwuid
 
 import pytest
 
@@ -34,13 +35,19 @@ def test_status_says_how_the_daemon_is(
 ) -> None:
     client.acquire("a")
     facts = facts_of(lockctl)
-    assert list(facts) == [
+    assert list(facts)[:10] == [
         *("version", "pid", "unit", "uptime", "epoch", "live upgrades"),
         *("sessions", "held", "waiting", "survives a crash"),
     ]
     assert facts["version"] == __version__
     assert facts["pid"] == str(lockd.pid)
-    assert (facts["epoch"], facts["live upgrades"]) == ("1", "0")
+    assert facts["epoch"] == "1"
+    assert facts["live upgrades"] == "0 so far; ready for another"
+    assert facts["limit: sessions"] == "2 of 4096 (< 1 %)"
+    user = getpwuid(os.getuid()).pw_name
+    assert facts["limit: locks of one user"] == f"1 of 65536 (< 1 %, {user})"
+    assert facts["lockspace default"] == "memory, 1 held"
+    assert facts["lockspace direct"] == "direct, 0 held"
     assert (facts["sessions"], facts["held"], facts["waiting"]) == ("2", "1", "0")
     assert facts["survives a crash"].startswith("nothing: it was not started by a")
 
@@ -70,8 +77,9 @@ def test_status_as_json_is_the_answer_of_statistics(
     lockctl: Lockctl, client: Client
 ) -> None:
     shown = json.loads(lockctl("status", "--json").stdout)
-    assert shown.keys() == client.statistics().keys()
-    assert shown["kept"]["by"] is None
+    assert shown["status"].keys() == client.statistics().keys()
+    assert shown["status"]["kept"]["by"] is None
+    assert [x["name"] for x in shown["lockspaces"]] == ["default", "direct"]
 
 
 def test_status_without_a_daemon_is_69(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from lockd import procs
 from lockd.daemon import credentials as c
 
 NO_PROCESS = 2**22 + 1
@@ -58,20 +59,20 @@ def test_peer_is_found_by_its_pid_on_an_older_kernel(
 
 def test_process_is_described(process: subprocess.Popen[bytes]) -> None:
     # execve(2) closes what Popen waits for before the new arguments are there.
-    while (command := c.command_of(process.pid)) is None:
+    while (command := procs.command_of(process.pid)) is None:
         pass
     assert command == "sleep 1000"
-    assert c.name_of(process.pid) == "sleep"
-    assert c.uid_of(process.pid) == os.getuid()
+    assert procs.name_of(process.pid) == "sleep"
+    assert procs.uid_of(process.pid) == os.getuid()
     assert not c.is_in_other_namespace(process.pid)
 
 
 @pytest.mark.parametrize("pid", [0, NO_PROCESS])
 def test_nothing_is_known_of_a_process_that_is_not_there(pid: int) -> None:
-    assert c.name_of(pid) == "unknown"
-    assert c.command_of(pid) is None
-    assert c.uid_of(pid) is None
-    assert c.unit_of(pid) is None
+    assert procs.name_of(pid) == "unknown"
+    assert procs.command_of(pid) is None
+    assert procs.uid_of(pid) is None
+    assert procs.unit_of(pid) is None
     assert c.is_in_other_namespace(pid)
     assert c.open_pidfd(pid) is None
 
@@ -80,7 +81,7 @@ def test_command_line_cannot_forge_a_line() -> None:
     script = "import sys; sys.stdin.read()\n\x1b[2Jroot: all is well"
     command = ["python3", "-c", "import sys; sys.stdin.read()", script + "x" * 5000]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        while (shown := c.command_of(process.pid)) is None or "stdin" not in shown:
+        while (shown := procs.command_of(process.pid)) is None or "stdin" not in shown:
             pass  # between fork(2) and execve(2) it is still a copy of us
         process.communicate()
     assert shown.isprintable()
@@ -101,5 +102,5 @@ def test_command_line_cannot_forge_a_line() -> None:
 def test_unit_is_the_innermost_one(
     cgroup: str, unit: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(c, "_read", lambda path: cgroup)
-    assert c.unit_of(1) == unit
+    monkeypatch.setattr(procs, "read", lambda path: cgroup)
+    assert procs.unit_of(1) == unit

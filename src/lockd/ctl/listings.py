@@ -1,40 +1,133 @@
-"""`lockctl list`, `sessions` and `spaces`: everything of a kind, one line each."""
+"""`lockctl list`, `waiters`, `sessions`, `spaces`: all of a kind, one line each."""
 
-from collections.abc import Iterable
-from typing import Any
+import pwd
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import Any, Final
 
 import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import purpose, show_json, show_table, user
+from lockd.ctl.render import ordinal, purpose, show_json, show_table, user
+from lockd.names import canonical_path
 from lockd.text import duration
+
+Thing = dict[str, Any]
+
+
+def _first(resource: Thing) -> Thing:
+    return resource["holders"][0] if resource["holders"] else {}
+
+
+#: By what resources are sorted; where less says more, the most comes first.
+_ORDERS: Final[dict[str, Callable[[Thing], Any]]] = {
+    "name": lambda x: (x["lockspace"], x["resource"]),
+    "for": lambda x: -_first(x).get("held_for", -1.0),
+    "holder": lambda x: _first(x).get("name", ""),
+    "pid": lambda x: _first(x).get("pid", 0),
+    "user": lambda x: user(_first(x).get("uid", -1)),
+    "waiting": lambda x: -x["waiter_count"],
+}
+
+
+def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    if value is None or value.isdecimal():
+        return None if value is None else int(value)
+    try:
+        return pwd.getpwnam(value).pw_uid
+    except KeyError:
+        raise click.BadParameter(f"there is no user {value!r}") from None
 
 
 @click.command("list", short_help="List what is held or waited for.")
 @click.argument("lockspace", required=False)
+@click.option("--owner", metavar="NAME", help="Of an owner with this name or UUID.")
+@click.option(
+    "--user", "uid", metavar="USER", callback=_uid, help="Of a user, by name or uid."
+)
+@click.option("--pid", type=int, metavar="PID", help="Of a process.")
+@click.option("--unit", metavar="UNIT", help="Of the processes of a systemd unit.")
+@click.option(
+    "--path", metavar="PATH", help="Of a file, or of all files below a directory."
+)
+@click.option("--waiting", is_flag=True, help="Only what somebody waits for.")
+@click.option(
+    "--sort", type=click.Choice(list(_ORDERS)), default="name", show_default=True,
+    help="In which order: `for` has what is held longest first, `waiting` what most "
+    "wait for.",
+)  # fmt: skip
 @as_json
 @click.pass_obj
-def list_(socket: str | None, /, lockspace: str | None, as_json: bool) -> None:
+def list_(
+    socket: str | None,
+    /,
+    lockspace: str | None,
+    path: str | None,
+    sort: str,
+    waiting: bool,
+    as_json: bool,
+    **wanted: Any,
+) -> None:
     """List the resources that are held or waited for, in LOCKSPACE or everywhere.
+
+    Several options leave what all of them are about. Whose a resource is counts who
+    holds it and who waits for it.
 
     Piped, the columns are separated by tabs: lockspace, name, mode, number of holders,
     then of the first holder its name, pid, user, how long it has held and why, the
-    number of waiters, and the first holder's UUID, which guests have.
+    number of waiters, and the first holder's UUID, which guests have, its command and
+    systemd unit.
+    """
+    if path is not None:
+        wanted["path"] = canonical_path(path)
+    with connect(socket) as client:
+        # Nothing is the same as not said.
+        found = client.list_resources(lockspace, waiting=waiting or None, **wanted)
+        if sort != "name":
+            found = iter(sorted(found, key=_ORDERS[sort]))
+        if as_json:
+            show_json(resources=found)
+        else:
+            show_resources(found)
+
+
+@click.command(short_help="List who waits, for what, behind whom.")
+@click.argument("lockspace", required=False)
+@click.option(
+    "--sort", type=click.Choice(["name", "for"]), default="name", show_default=True,
+    help="In which order: by what is waited for, or who waits longest first.",
+)  # fmt: skip
+@as_json
+@click.pass_obj
+def waiters(
+    socket: str | None, /, lockspace: str | None, sort: str, as_json: bool
+) -> None:
+    """List who waits for locks, in LOCKSPACE or everywhere, and who must go first.
+
+    Piped, the columns are separated by tabs: lockspace, name, place in the queue, name
+    of the waiter, pid, user, mode, for how long it waits, behind whom, reason, command,
+    unit.
     """
     with connect(socket) as client:
-        resources = list(client.list_resources(lockspace))
-    if as_json:
-        show_json(resources)
-        return
-    show_resources(resources)
+        found = client.list_waiters(lockspace)
+        if sort == "for":
+            found = iter(sorted(found, key=itemgetter("waited"), reverse=True))
+        if as_json:
+            show_json(waiters=found)
+            return
+        columns = (
+            "LOCKSPACE", "LOCKED", "PLACE", "NAME", "PID", "USER", "MODE", "FOR",
+            "BEHIND", "REASON", "COMMAND", "UNIT",
+        )  # fmt: skip
+        show_table(columns, map(_waiter, found), empty="Nobody waits.")
 
 
 @click.command(short_help="List who is connected.")
 @as_json
 @click.pass_obj
 def sessions(socket: str | None, /, as_json: bool) -> None:
-    """List the sessions: the daemon's connections.
+    """List the sessions: the daemon's connections, that of this very command included.
 
     Piped, the columns are separated by tabs: session, name, pid, user, command, unit,
     client, for how long it is connected, locks held, locks waited for.
@@ -42,7 +135,7 @@ def sessions(socket: str | None, /, as_json: bool) -> None:
     with connect(socket) as client:
         rows = client.list_sessions()
     if as_json:
-        show_json(rows)
+        show_json(sessions=rows)
         return
     columns = (
         "SESSION", "NAME", "PID", "USER", "COMMAND", "UNIT", "CLIENT", "CONNECTED",
@@ -58,44 +151,79 @@ def spaces(socket: str | None, /, as_json: bool) -> None:
     """List the lockspaces.
 
     Piped, the columns are separated by tabs: name, kind, path, what happens to the
-    process of a session that ends, resources held.
+    process of a session that ends, resources held, file system.
     """
     with connect(socket) as client:
         rows = client.list_lockspaces()
     if as_json:
-        show_json(rows)
+        show_json(lockspaces=rows)
         return
-    columns = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD")
+    columns = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD", "FILE SYSTEM")
     show_table(columns, map(_lockspace, rows), empty="There are no lockspaces.")
 
 
-def show_resources(resources: Iterable[dict[str, Any]]) -> None:
+def show_resources(resources: Iterable[Thing]) -> None:
     """Shows resources as the protocol lists them, one line each."""
     columns = (
         "LOCKSPACE", "NAME", "MODE", "HOLDERS", "HELD BY", "PID", "USER", "FOR",
-        "REASON", "WAITING", "UUID",
+        "REASON", "WAITING", "UUID", "COMMAND", "UNIT",
     )  # fmt: skip
     show_table(columns, map(_resource, resources), empty="Nothing is locked.")
 
 
-def _resource(resource: dict[str, Any]) -> list[object]:
-    first = resource["holders"][0] if resource["holders"] else None
+_NOBODY: Final[Thing] = dict.fromkeys(
+    ("mode", "name", "pid", "label", "reason", "uuid", "command", "unit")
+)
+
+
+def _resource(resource: Thing) -> list[object]:
+    holders = resource["holders"]
+    first = holders[0] if holders else _NOBODY
     return [
         resource["lockspace"],
         resource["resource"],
-        first and first["mode"],
+        first["mode"],
         resource["holder_count"],
-        first and first["name"],
-        first and first["pid"],
-        first and user(first["uid"]),
-        first and duration(first["held_for"]),
-        first and purpose(first),
+        first["name"],
+        first["pid"],
+        user(first["uid"]) if holders else None,
+        duration(first["held_for"]) if holders else None,
+        purpose(first),
         resource["waiter_count"],
-        first and first["uuid"],
+        first["uuid"],
+        first["command"],
+        first["unit"],
     ]
 
 
-def _session(session: dict[str, Any]) -> list[object]:
+def _waiter(waiter: Thing) -> list[object]:
+    place = "converts" if waiter["converting"] else ordinal(waiter["place"])
+    return [
+        waiter["lockspace"],
+        waiter["resource"],
+        place,
+        waiter["name"],
+        waiter["pid"],
+        user(waiter["uid"]),
+        waiter["mode"],
+        duration(waiter["waited"]),
+        ", ".join(_behind(waiter)),
+        purpose(waiter),
+        waiter["command"],
+        waiter["unit"],
+    ]
+
+
+def _behind(waiter: Thing) -> Iterator[str]:
+    for other in waiter["behind"]:
+        yield f"{other['name']} ({other['pid']})"
+    if outside := waiter["outside"]:
+        who = outside["command"] or "a process"
+        known = f" ({outside['pid']})" if outside["pid"] else ""
+        yield f"{who}{known} outside lockd"
+
+
+def _session(session: Thing) -> list[object]:
     return [
         session["session"],
         session["name"],
@@ -110,6 +238,6 @@ def _session(session: dict[str, Any]) -> list[object]:
     ]
 
 
-def _lockspace(space: dict[str, Any]) -> list[object]:
-    keys = ("name", "kind", "path", "on_disconnect", "held")
+def _lockspace(space: Thing) -> list[object]:
+    keys = ("name", "kind", "path", "on_disconnect", "held", "file_system")
     return [space[key] for key in keys]

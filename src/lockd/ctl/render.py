@@ -5,45 +5,62 @@ rich is loaded only to draw on a terminal: it costs more time than a lock does.
 
 import pwd
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any, Final
 
 from lockd.names import plain
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
 Row = Sequence[object]
 
-#: The columns that stay whole where the terminal is too narrow for all.
-_UNBROKEN = {"PID", "USER", "MODE", "FOR", "TOKEN"}
+#: What may be cut short where the terminal is too narrow, and to how many cells.
+_LEAST: Final = {
+    "COMMAND": 12,
+    "REASON": 11,
+    "UNIT": 12,
+    "CLIENT": 8,
+    "HELD BY": 8,
+    "NAME": 12,
+    "LOCKED": 16,
+    "PATH": 12,
+    "BEHIND": 12,
+}
+
+#: What is left out, in this order, where that is not enough.
+_DISPENSABLE: Final = (
+    *("UUID", "CLIENT", "COMMAND", "UNIT", "SINCE", "HOLDERS", "USER", "TOKEN"),
+    *("REASON", "LOCKSPACE"),
+)
+
+#: What is left out where nobody has one.
+_OPTIONAL: Final = {"UUID", "UNIT", "REASON", "CLIENT", "COMMAND", "TOKEN", "PATH"}
+
+VERSION: Final = 1
+"""Of the shapes in docs/json.md; it rises when something in them goes or changes."""
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Row], *, empty: str) -> None:
     """Shows one record per line.
 
-    On a terminal there is a heading, `UUID` is left out where nobody has one, and
-    `empty` is said if there are no rows. Piped, there are only the rows, with one tab
-    between columns.
+    On a terminal there is a heading, some columns are left out where nobody has such a
+    thing or there is no room, and `empty` is said if there are no rows. Piped, there
+    are only the rows, with one tab between columns.
 
     Args:
         columns: their headings.
         rows: their cells; None is shown as `-`.
         empty: the sentence that is said on a terminal when there is nothing to show.
     """
-    lines = [[_cell(value) for value in row] for row in rows]
+    lines = ([_cell(value) for value in row] for row in rows)
     if not sys.stdout.isatty():
         sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
-    elif lines:
-        shown = [
-            number
-            for number, column in enumerate(columns)
-            if column != "UUID" or any(line[number] != "-" for line in lines)
-        ]
-        _draw(_pick(columns, shown), [_pick(line, shown) for line in lines])
-    else:
+        return
+    shown = list(lines)
+    if shown:
+        _draw(columns, shown)
+    elif empty:
         print(empty)
 
 
@@ -55,16 +72,47 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     lines = [[name, _cell(value)] for name, value in facts]
     if not sys.stdout.isatty():
         sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
-    else:
-        _draw(["", ""], lines, heading=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    Console().print(table)
 
 
-def show_json(value: Any) -> None:
-    """Shows a value as JSON, indented on a terminal, on one line when piped."""
+def show_json(**things: Any) -> None:
+    """Shows named things as one JSON object, with the version of its shape.
+
+    Indented on a terminal; piped it is one line, written as what it tells comes.
+    """
     import json
 
-    indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(value, indent=indent, ensure_ascii=False))
+    if sys.stdout.isatty():
+        whole = {name: _whole(thing) for name, thing in things.items()}
+        print(json.dumps({"version": VERSION} | whole, indent=2, ensure_ascii=False))
+        return
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    write = sys.stdout.write
+    write(f'{{"version": {VERSION}')
+    for name, thing in things.items():
+        write(f', "{name}": ')
+        if isinstance(thing, Iterator):
+            write("[")
+            for number, each in enumerate(thing):
+                write(", " * (number > 0) + encode(each))
+            write("]")
+        else:
+            write(encode(thing))
+    write("}\n")
+
+
+def _whole(thing: Any) -> Any:
+    return list(thing) if isinstance(thing, Iterator) else thing
 
 
 def say(sentence: str) -> None:
@@ -78,6 +126,13 @@ def since(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(seconds: float) -> str:
+    """Returns a moment, given in seconds since 1970, as a time of this day if it is."""
+    moment = datetime.fromtimestamp(seconds)
+    today = moment.date() == datetime.now().date()
+    return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
 def ordinal(number: int) -> str:
     """Returns `1st`, `2nd`, `3rd`, `4th`, ..."""
     teen = number % 100 in (11, 12, 13)
@@ -85,6 +140,7 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+@cache
 def user(uid: int) -> str:
     """Returns the name of a user; the number if it has none."""
     try:
@@ -102,30 +158,52 @@ def _cell(value: object) -> str:
     return "-" if value is None or value == "" else plain(str(value))
 
 
-def _pick(cells: Sequence[str], numbers: Iterable[int]) -> list[str]:
-    return [cells[number] for number in numbers]
-
-
-def _shorten(column: str, cell: "Text") -> "Text":
-    # A command line has no end; JSON and pipes get all of it.
-    if column == "COMMAND":
-        cell.no_wrap, cell.overflow = True, "ellipsis"
-    return cell
-
-
-def _draw(
-    columns: Sequence[str], lines: Iterable[Sequence[str]], *, heading: bool = True
-) -> None:
+def _draw(columns: Sequence[str], lines: list[list[str]]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    style = "bold" if heading else ""
-    table = Table(box=None, pad_edge=False, header_style=style, show_header=heading)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in _UNBROKEN)
+    console = Console()
+    widths = {
+        column: max(cell_len(column), *(cell_len(line[number]) for line in lines))
+        for number, column in enumerate(columns)
+        if column not in _OPTIONAL or any(line[number] != "-" for line in lines)
+    }
+    _fit(widths, console.width)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, width in widths.items():
+        table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
+    picked = [number for number, column in enumerate(columns) if column in widths]
     for line in lines:
         # Text, as what a client calls itself may look like rich's markup.
-        cells = map(Text, line)
-        table.add_row(*map(_shorten, columns, cells))
-    Console().print(table)
+        cells = zip(picked, widths.values(), strict=True)
+        table.add_row(*(Text(_cut(line[number], width)) for number, width in cells))
+    console.print(table)
+
+
+def _cut(text: str, width: int) -> str:
+    """Cuts a path at its beginning: its end says more. Other text is cut later."""
+    if text.startswith("/") and len(text) > width:
+        return "…" + text[1 - width :]
+    return text
+
+
+def _fit(widths: dict[str, int], room: int) -> None:
+    """Makes columns narrower, and leaves some out, until they fit."""
+    for column in (None, *_DISPENSABLE):
+        if column is not None:
+            widths.pop(column, None)
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - room
+        spare = {x: widths[x] - _LEAST[x] for x in widths if x in _LEAST}
+        spare = {x: cells for x, cells in spare.items() if cells > 0}
+        if excess <= sum(spare.values()):
+            break
+    # The widest gives first.
+    while excess > 0 and spare:
+        widest = max(spare, key=lambda x: (widths[x], spare[x]))
+        widths[widest] -= 1
+        excess -= 1
+        spare[widest] -= 1
+        if not spare[widest]:
+            del spare[widest]

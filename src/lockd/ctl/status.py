@@ -1,4 +1,4 @@
-"""`lockctl status`: how the daemon is, and what a crash would cost just now."""
+"""`lockctl status`: how the daemon is, how full it is, what a crash would cost."""
 
 from typing import Any
 
@@ -6,34 +6,49 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import show_facts, show_json
+from lockd.ctl.render import show_facts, show_json, user
 from lockd.text import counted, duration
 
+Thing = dict[str, Any]
 
-@click.command(short_help="Say how the daemon is, and what would survive a crash.")
+_LIMITS = {
+    "sessions": "sessions",
+    "admin_sessions": "admins' sessions",
+    "descriptors": "descriptors",
+    "sessions_per_user": "sessions of one user",
+    "locks_per_user": "locks of one user",
+    "requests_per_user": "requests of one user",
+}
+
+
+@click.command(short_help="Say how the daemon is, how full, and what survives a crash.")
 @as_json
 @click.pass_obj
 def status(socket: str | None, /, as_json: bool) -> None:
-    """Say how the daemon is, and what would survive if it were killed just now.
+    """Say how the daemon is, how full, and what would survive if it were killed now.
 
-    Piped, what each line is about and its value are separated by a tab.
+    Of the limits of users it is told how near the one is who has most. Piped, what each
+    line is about and its value are separated by a tab.
     """
     with connect(socket) as client:
         found = client.statistics()
+        spaces = client.list_lockspaces()
     if as_json:
-        show_json(found)
+        show_json(status=found, lockspaces=spaces)
     else:
-        show_facts(_facts(found))
+        show_facts([*_facts(found), *_limits(found), *map(_space, spaces)])
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, object]]:
+def _facts(found: Thing) -> list[tuple[str, object]]:
+    upgrade = found["upgrade"]
+    ready = "ready" if upgrade["ready"] else f"not now: {upgrade['why']}"
     return [
         ("version", found["version"]),
         ("pid", found["pid"]),
         ("unit", found["unit"]),
         ("uptime", duration(found["uptime"])),
         ("epoch", found["epoch"]),
-        ("live upgrades", found["upgrades"]),
+        ("live upgrades", f"{found['upgrades']} so far; {ready} for another"),
         ("sessions", found["sessions"]),
         ("held", found["held"]),
         ("waiting", found["waiting"]),
@@ -41,7 +56,29 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _what_survives(kept: dict[str, Any]) -> str:
+def _limits(found: Thing) -> list[tuple[str, object]]:
+    return [
+        (f"limit: {_LIMITS.get(name, name)}", _fullness(limit))
+        for name, limit in found["limits"].items()
+    ]
+
+
+def _fullness(limit: Thing) -> str:
+    used, most = limit["used"], limit["most"]
+    share = f"{100 * used // most} %" if used * 100 >= most or not used else "< 1 %"
+    whose = f", {user(limit['uid'])}" if limit["uid"] is not None and used else ""
+    return f"{used} of {most} ({share}{whose})"
+
+
+def _space(space: Thing) -> tuple[str, object]:
+    where = f" in {space['path']}" if space["path"] else ""
+    on = f" ({space['file_system']})" if space["file_system"] else ""
+    held = "" if space["held"] is None else f", {space['held']} held"
+    kill = ", kills whom it loses" if space["on_disconnect"] == "kill" else ""
+    return f"lockspace {space['name']}", f"{space['kind']}{where}{on}{held}{kill}"
+
+
+def _what_survives(kept: Thing) -> str:
     if kept["by"] is None:
         return (
             "nothing: it was not started by a service manager with a descriptor "

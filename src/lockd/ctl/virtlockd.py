@@ -82,7 +82,7 @@ def virtlockd_check(as_json: bool) -> int:
     guests = list(read_guests())
     locks = [lock for pid in daemons for lock in read_locks(pid, guests)]
     if as_json:
-        show_json(_as_plain_data(daemons, locks))
+        show_json(**_as_plain_data(daemons, locks))
     else:
         show_table(
             ("LOCKED", "MODE", "GUEST", "UUID", "GUEST PID", "VIRTLOCKD"),

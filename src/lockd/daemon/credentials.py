@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
-from lockd.names import plain
+from lockd.procs import read
 
 SO_PEERPIDFD: Final = 77
 """unix(7), since Linux 6.5: the pidfd of the process that connected."""
@@ -28,11 +28,9 @@ NOBODY: Final = 65_534
 _MAX_GROUPS_BYTES: Final = 1024  # as much as Python's getsockopt takes
 
 _UCRED: Final = struct.Struct("iII")
-_MAX_COMMAND: Final = 256
 _MAX_CMDLINE: Final = 256 * 1024
 _PATH: Final = re.compile(rb'/[^\0",]+')
 _MAX_STATUS: Final = 2**20  # 65,536 groups (NGROUPS_MAX) and more
-_UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 class Credentials(NamedTuple):
@@ -106,7 +104,7 @@ def is_in_other_namespace(pid: int) -> bool:
     try:
         return _differs(pid, "user") or _differs(pid, "pid")
     except PermissionError:
-        ours, theirs = _read("/proc/self/uid_map"), _read(f"/proc/{pid}/uid_map")
+        ours, theirs = read("/proc/self/uid_map"), read(f"/proc/{pid}/uid_map")
         return theirs != ours or len(_status(pid).get("NSpid", "").split()) != 1
     except OSError:
         return True  # it is gone
@@ -119,7 +117,7 @@ def _differs(pid: int, kind: str) -> bool:
 
 def _status(pid: int) -> dict[str, str]:
     """Returns proc_pid_status(5) as a map."""
-    text = _read(f"/proc/{pid}/status", _MAX_STATUS)
+    text = read(f"/proc/{pid}/status", _MAX_STATUS)
     lines = (x.partition(":") for x in text.splitlines())
     return {name: value.strip() for name, _, value in lines}
 
@@ -166,25 +164,6 @@ def open_pidfd(pid: int) -> int | None:
         return None
 
 
-def name_of(pid: int) -> str:
-    """Returns the short name of a process, to call it by until it says its own."""
-    return _read(f"/proc/{pid}/comm").rstrip("\n") or "unknown"
-
-
-def uid_of(pid: int) -> int | None:
-    """Returns the real uid under which a process runs; None if there is none."""
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
-
-
-def command_of(pid: int) -> str | None:
-    """Returns the command line of a process, on one line; None if there is none."""
-    words = _read(f"/proc/{pid}/cmdline").split("\0")
-    return plain(" ".join(words).strip())[:_MAX_COMMAND] or None
-
-
 def paths_of(pid: int) -> set[str]:
     """Returns the absolute paths in the command line of a process."""
     try:
@@ -192,29 +171,3 @@ def paths_of(pid: int) -> set[str]:
             return {os.fsdecode(x) for x in _PATH.findall(file.read(_MAX_CMDLINE))}
     except OSError:
         return set()
-
-
-def unit_of(pid: int) -> str | None:
-    """Returns the systemd unit of a process: the innermost one in its cgroup path."""
-    for line in _read(f"/proc/{pid}/cgroup").splitlines():
-        hierarchy, _, path = line.partition("::")
-        if hierarchy != "0" and ":name=systemd:" not in line:
-            continue
-        for part in reversed((path or line).split("/")):
-            if part.endswith(_UNIT_SUFFIXES):
-                return part
-    return None
-
-
-def _read(path: str, size: int = 4096) -> str:
-    # Not open(): its layers take as long as the kernel does.
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, size).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

@@ -19,7 +19,7 @@ from lockd.daemon import inquiries
 from lockd.daemon.access import Access, Operation, check_method, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
-from lockd.daemon.credentials import open_pidfd, uid_of
+from lockd.daemon.credentials import open_pidfd
 from lockd.daemon.finder import Finder
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.logs import AUDIT
@@ -41,6 +41,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
+from lockd.procs import uid_of
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
 from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey

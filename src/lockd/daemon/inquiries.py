@@ -9,12 +9,12 @@ import trio
 
 from lockd import __version__
 from lockd.daemon import views
-from lockd.daemon.credentials import unit_of
 from lockd.daemon.history import Event
 from lockd.daemon.limits import LimitKeeper, used_descriptors
 from lockd.daemon.peer import Peer
 from lockd.daemon.veil import Veil
 from lockd.engine.lock_engine import LockEngine
+from lockd.procs import unit_of
 from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:

@@ -56,6 +56,7 @@ class Wanted(NamedTuple):
         unit: a process of this unit.
         path: it stands for this file, or for one below this directory.
         waiting: somebody waits for it.
+        fencing_token: it is held under this.
     """
 
     lockspace: str | None = None
@@ -65,6 +66,7 @@ class Wanted(NamedTuple):
     unit: str | None = None
     path: str | None = None
     waiting: bool = False
+    fencing_token: int | None = None
 
     @property
     def is_of_somebody(self) -> bool:
@@ -93,7 +95,8 @@ def resources(
         keys: the only ones that are looked at, if not None.
     """
     engine, memory = scene.engine, scene.memory
-    is_picked, named = _picker(scene, wanted), wanted.is_of_somebody
+    is_picked = _picker(scene, wanted)
+    named = wanted.is_of_somebody or wanted.fencing_token is not None
     misses, passed = memory.misses, 0
     for key in in_order(
         engine.resources if keys is None else keys, _comes(after, wanted.lockspace)
@@ -132,6 +135,7 @@ def _resource(
             grant
             for grant in found.holders.values()
             if wanted.means(grant.owner, scene.memory, now)
+            and wanted.fencing_token in (None, grant.fencing_token)
         ]
         shown["holders"] = [
             views.holder(_veiled(scene, grant), now, scene.memory)

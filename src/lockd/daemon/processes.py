@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import trio
 
-from lockd.daemon.credentials import name_of
 from lockd.daemon.poller import Poller
 from lockd.names import plain
+from lockd.procs import name_of
 
 logger = logging.getLogger(__name__)
 

@@ -78,10 +78,14 @@ class Reader:
             params.unit,
             params.path,
             bool(params.waiting),
+            params.fencing_token,
         )
         keys = None
         if params.inode is not None:
             keys = self._keys_of_file(params.inode)
+        if params.fencing_token is not None:
+            grant = self._engine.grant_of(params.fencing_token)
+            keys = [] if grant is None else [grant.key]
 
         def begin(after: tuple[Any, ...]) -> Listing:
             return listings.resources(scene, wanted, ResourceKey(*after), keys)

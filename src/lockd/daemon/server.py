@@ -23,7 +23,6 @@ from lockd.daemon.credentials import (
     NO_DESCRIPTORS,
     Identity,
     identify,
-    name_of,
     peer_credentials,
 )
 from lockd.daemon.dispatch import Dispatcher
@@ -36,6 +35,7 @@ from lockd.daemon.runtime import Runtime
 from lockd.daemon.turns import REST, Turns
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.errors import DeniedError, ProtocolError, RequestError
+from lockd.procs import name_of
 
 logger = logging.getLogger(__name__)
 

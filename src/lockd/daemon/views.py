@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from lockd.daemon.credentials import command_of, unit_of
 from lockd.daemon.history import Denial, Event
 from lockd.engine.commands import Owner
 from lockd.engine.effects import (
@@ -18,6 +17,7 @@ from lockd.engine.effects import (
     Wait,
     Waiter,
 )
+from lockd.procs import command_of, unit_of
 from lockd.terms import OutsideHolder
 
 Map = dict[str, Any]

@@ -154,6 +154,7 @@ class ListParams(Params, frozen=True):
     unit: str | None = None
     path: str | None = None
     inode: tuple[int, int] | None = None
+    fencing_token: Token | None = None
     waiting: bool | None = None
 
 

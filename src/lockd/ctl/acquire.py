@@ -1,0 +1,120 @@
+"""`lockctl acquire`: a lock for a process that is not ours, as long as that lives."""
+
+import subprocess
+
+import click
+
+from lockd.client.blocking import connect
+from lockd.ctl.options import as_json, common_lockspace, in_lockspace, meant, seconds
+from lockd.ctl.render import say, show_json
+from lockd.errors import NotFoundError
+from lockd.names import quoted
+from lockd.procs import name_of
+from lockd.terms import EXCLUSIVE, SHARED
+
+#: The manager of the host, and that of the user.
+_MANAGERS = (["systemctl"], ["systemctl", "--user"])
+
+
+@click.command(
+    short_help="Take a lock for another process or unit.",
+    options_metavar="[OPTIONS]",
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--owner-pid", type=click.IntRange(min=1), metavar="PID",
+    help="Hold it until this process ends.",
+)  # fmt: skip
+@click.option(
+    "--owner-unit", metavar="UNIT",
+    help="Hold it until the main process of this systemd unit ends.",
+)  # fmt: skip
+@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
+@click.option(
+    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
+    help="Wait at most so long; fractions are allowed, 0 does not wait.",
+)  # fmt: skip
+@in_lockspace
+@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
+@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
+@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@as_json
+@click.pass_obj
+def acquire(
+    socket: str | None,
+    /,
+    names: tuple[str, ...],
+    owner_pid: int | None,
+    owner_unit: str | None,
+    shared: bool,
+    timeout: float | None,
+    lockspace: str | None,
+    owner: str | None,
+    reason: str | None,
+    label: str | None,
+    as_json: bool,
+) -> None:
+    """Take the lock NAME for another process, and leave it to that process.
+
+    lockctl ends when the lock is granted, and prints its fencing token. The lock is
+    held until the process ends, whatever it does and whoever else is told; `lockctl
+    break` ends it before. Several NAMEs are locked all or none. The process must be
+    your own, unless you are root. For a lock of your own use `lockctl run` or `hold`.
+    """
+    if (owner_pid is None) is (owner_unit is None):
+        raise click.UsageError(
+            "say for whom: --owner-pid or --owner-unit; to hold a lock yourself use "
+            "`lockctl hold` or `lockctl run`"
+        )
+    pid = owner_pid if owner_unit is None else _main_pid(owner_unit)
+    assert pid is not None
+    keys = [meant(name, lockspace) for name in names]
+    with connect(socket) as client:
+        client.register(owner or owner_unit or name_of(pid), pid=pid)
+        grants = client.acquire_all(
+            [key.resource for key in keys],
+            lockspace=common_lockspace(keys),
+            mode=SHARED if shared else EXCLUSIVE,
+            timeout=timeout,
+            label=label,
+            reason=reason,
+        )
+        found = [
+            {
+                "lockspace": grant.lockspace,
+                "resource": grant.resource,
+                "mode": grant.mode,
+                "fencing_token": grant.fencing_token,
+                "waited": grant.waited,
+            }
+            for grant in grants
+        ]
+    if as_json:
+        show_json(pid=pid, grants=found)
+        return
+    for grant in found:
+        print(grant["fencing_token"])
+    names_shown = ", ".join(quoted(str(key)) for key in keys)
+    say(f"{names_shown} is held until process {pid} ends")
+
+
+def _main_pid(unit: str) -> int:
+    """Returns the main process of a unit, of the system's manager or the user's.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    for manager in _MANAGERS:
+        command = [*manager, "show", "--value", "--property=MainPID", "--", unit]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            raise NotFoundError(
+                f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
+            ) from None
+        pid = done.stdout.strip()
+        if pid.isdecimal() and int(pid):
+            return int(pid)
+    raise NotFoundError(
+        f"unit {quoted(unit)} has no main process: `systemctl status {unit}` says more"
+    )

@@ -1,0 +1,166 @@
+"""`lockctl break` and `disconnect`: take away, after showing from whom."""
+
+import sys
+from typing import Any, Final
+
+import click
+
+from lockd.client.blocking import Client, connect
+from lockd.ctl import exits
+from lockd.ctl.options import as_json
+from lockd.ctl.render import purpose, say, show_facts, show_json, user
+from lockd.errors import NotFoundError
+from lockd.names import plain, quoted
+from lockd.terms import ResourceKey
+from lockd.text import counted, duration
+
+NOT_WANTED: Final = 1
+
+Thing = dict[str, Any]
+
+because = click.option(
+    "--reason", required=True, metavar="TEXT",
+    help="Why: the victim is told, and the daemon's log keeps it.",
+)  # fmt: skip
+sure = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command("break", short_help="Take a lock away from its holder.")
+@click.argument("token", type=int, metavar="TOKEN")
+@because
+@sure
+@as_json
+@click.pass_obj
+def break_(
+    socket: str | None, /, token: int, reason: str, yes: bool, as_json: bool
+) -> int:
+    """Take away the lock with the fencing token TOKEN, after showing whose it is.
+
+    Its holder is told that it was broken and why. Where the lockspace, or the holder,
+    says `kill`, its process is ended first, and all its locks go with it; else it may
+    run on in the belief that it holds the lock. The next in line gets the lock. Tokens
+    are shown by `lockctl show`.
+
+    It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
+    """
+    with connect(socket) as client:
+        victim = _holder_of(client, token)
+        space = _lockspace(client, victim["lockspace"])
+        if not as_json:
+            show_facts(_facts(victim, space))
+        name = quoted(str(ResourceKey(victim["lockspace"], victim["resource"])))
+        if not _is_wanted(f"break the lock on {name}?", yes=yes):
+            return NOT_WANTED
+        client.break_grant(token, reason)
+    if as_json:
+        show_json(broken=victim)
+    elif space["on_disconnect"] == "kill":
+        say(f"{name} is free when process {victim['pid']} has been ended")
+    else:
+        say(f"{name} was taken from {plain(victim['name'])}, pid {victim['pid']}")
+    return exits.OK
+
+
+@click.command(short_help="End a session, and with it all that it holds.")
+@click.argument("session", type=int, metavar="SESSION")
+@because
+@sure
+@as_json
+@click.pass_obj
+def disconnect(
+    socket: str | None, /, session: int, reason: str, yes: bool, as_json: bool
+) -> int:
+    """End the session SESSION, after showing whose it is.
+
+    What it holds goes as if its client had closed the connection: by the lockspace's
+    rule, and not what it took for a registered process. Numbers are shown by `lockctl
+    sessions`.
+
+    It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
+    """
+    with connect(socket) as client:
+        found = [x for x in client.list_sessions() if x["session"] == session]
+        if not found:
+            raise NotFoundError(
+                f"there is no session {session}: `lockctl sessions` lists them"
+            )
+        (victim,) = found
+        if not as_json:
+            show_facts(_session_facts(victim))
+        if not _is_wanted(f"end session {session}?", yes=yes):
+            return NOT_WANTED
+        client.disconnect_session(session, reason)
+    if as_json:
+        show_json(disconnected=victim)
+    else:
+        say(f"session {session} of {plain(victim['name'])} was ended")
+    return exits.OK
+
+
+def _holder_of(client: Client, token: int) -> Thing:
+    """Finds who holds a lock, by its fencing token."""
+    resource: Thing
+    for resource in client.list_resources(fencing_token=token):
+        where: Thing = {key: resource[key] for key in ("lockspace", "resource")}
+        for holder in resource["holders"]:
+            if holder["fencing_token"] == token:
+                where.update(holder)
+                return where
+    raise NotFoundError(
+        f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
+        "token of a lock"
+    )
+
+
+def _lockspace(client: Client, name: str) -> Thing:
+    found: Thing = next(x for x in client.list_lockspaces() if x["name"] == name)
+    return found
+
+
+def _is_wanted(question: str, *, yes: bool) -> bool:
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on: say --yes")
+    if click.confirm(f"lockctl: {question}", err=True):
+        return True
+    say("nothing was changed")
+    return False
+
+
+def _facts(victim: Thing, space: Thing) -> list[tuple[str, object]]:
+    return [
+        ("lock", str(ResourceKey(victim["lockspace"], victim["resource"]))),
+        ("mode", victim["mode"]),
+        ("fencing token", victim["fencing_token"]),
+        *_party(victim),
+        ("held for", duration(victim["held_for"])),
+        ("for", purpose(victim)),
+        (
+            "then",
+            f"process {victim['pid']} is ended, then the lock is free"
+            if space["on_disconnect"] == "kill"
+            else "it is told, and runs on; the lock is free at once",
+        ),
+    ]
+
+
+def _session_facts(victim: Thing) -> list[tuple[str, object]]:
+    return [
+        ("session", victim["session"]),
+        *_party(victim),
+        ("client", victim["client"]),
+        ("connected for", duration(victim["connected_for"])),
+        ("holds", counted(victim["held"], "lock")),
+        ("waits for", counted(victim["waiting"], "lock")),
+    ]
+
+
+def _party(victim: Thing) -> list[tuple[str, object]]:
+    return [
+        ("held by" if "fencing_token" in victim else "name", victim["name"]),
+        ("pid", victim["pid"]),
+        ("user", f"{user(victim['uid'])} (uid {victim['uid']})"),
+        ("command", victim["command"]),
+        ("unit", victim["unit"]),
+    ]

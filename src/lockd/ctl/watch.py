@@ -1,0 +1,119 @@
+"""`lockctl watch`: what happens, as it happens."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import click
+
+from lockd.client.blocking import Client, connect
+from lockd.ctl.render import VERSION, clock, say, user
+from lockd.errors import ConnectionLostError, UnavailableError
+from lockd.names import plain
+from lockd.terms import ResourceKey
+
+Thing = dict[str, Any]
+
+PAUSES: Final = (0.1, 0.2, 0.5, 1.0)
+"""Seconds between two attempts to reach a daemon that is gone; the last one is for all
+that follow."""
+
+_CAUSES: Final = {
+    "disconnected": "disconnected",
+    "owner_died": "its owner ended",
+    "broken": "broken",
+}
+
+
+@click.command(short_help="Tell what happens, as it happens.")
+@click.argument("lockspace", required=False)
+@click.option("--name", metavar="NAME", help="Only what happens to this resource.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_obj
+def watch(
+    socket: str | None, /, lockspace: str | None, name: str | None, as_json: bool
+) -> None:
+    """Tell what happens in LOCKSPACE, or everywhere, until it is interrupted.
+
+    If the daemon goes away it waits for the next one, and says so: what happened
+    meanwhile is not told. Piped, the columns are separated by tabs: time (seconds since
+    1970), event, lockspace, name, mode, name of the owner, pid, user, and the fencing
+    token, the code of a refusal or the cause of an end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for event in _events(socket, lockspace):
+        if name is None or event.get("resource", name) == name:
+            _tell(event, as_json=as_json)
+
+
+def _events(socket: str | None, lockspace: str | None) -> Iterator[Thing]:
+    """Goes through all events, of one daemon after the other."""
+    with connect(socket) as client:
+        epoch = client.epoch
+        # Who waits for this line has nothing happen before we listen.
+        yield from _of_one_daemon(client, lockspace, {"event": "watching"})
+    while True:
+        say("the daemon is gone; waiting for it")
+        with _connect_again(socket) as client:
+            again = {"event": "watching", "missed": True}
+            say(f"watching again, epoch {client.epoch} after {epoch}")
+            epoch = client.epoch
+            yield from _of_one_daemon(client, lockspace, again)
+
+
+def _of_one_daemon(
+    client: Client, lockspace: str | None, first: Thing
+) -> Iterator[Thing]:
+    # Its end is no error of ours.
+    with suppress(ConnectionLostError), client.watch(lockspace) as events:
+        yield first | {"epoch": client.epoch, "missed": "missed" in first}
+        yield from events
+
+
+def _connect_again(socket: str | None) -> Client:
+    number = 0
+    while True:
+        time.sleep(PAUSES[min(number, len(PAUSES) - 1)])
+        number += 1
+        with suppress(ConnectionLostError, UnavailableError):
+            return connect(socket)
+
+
+def _tell(event: Thing, *, as_json: bool) -> None:
+    now = time.time()
+    if as_json:
+        line = json.dumps({"version": VERSION, "at": now} | event, ensure_ascii=False)
+    elif event["event"] == "watching":
+        if sys.stdout.isatty():
+            print("Watching. Ctrl-C ends it.", flush=True)
+        return
+    elif sys.stdout.isatty():
+        line = _sentence(event, now)
+    else:
+        line = "\t".join(plain(str(x)) for x in _cells(event, now))
+    print(line, flush=True)
+
+
+def _sentence(event: Thing, now: float) -> str:
+    what, key = event["event"], ResourceKey(event["lockspace"], event["resource"])
+    why = f" ({event['code']})" if "code" in event else ""
+    if what in ("released", "lost") and event["cause"] in _CAUSES:
+        why = f" ({_CAUSES[event['cause']]})"
+    token = f", token {event['fencing_token']}" if what == "granted" else ""
+    mode = f" {event['mode']}" if event.get("mode") else ""
+    return (
+        f"{clock(now)}  {what:<9} {plain(str(key))}{mode}  {plain(event['name'])} "
+        f"(pid {event['pid']}, {user(event['uid'])}){why}{token}"
+    )
+
+
+def _cells(event: Thing, now: float) -> Iterator[object]:
+    yield f"{now:.3f}"
+    for key in ("event", "lockspace", "resource", "mode", "name", "pid"):
+        yield event.get(key) or "-"
+    yield user(event["uid"])
+    yield event.get("code") or event.get("cause") or event.get("fencing_token") or "-"

@@ -1,0 +1,172 @@
+"""`lockctl who`: who holds a name or a file, in lockd and past it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from lockd.client.blocking import Client, connect
+from lockd.ctl.options import as_json
+from lockd.ctl.render import purpose, say, show_json, show_table, since, user
+from lockd.errors import LockdError
+from lockd.names import (
+    CHECK_OF_KIND,
+    canonical_path,
+    hashed_name,
+    quoted,
+)
+from lockd.terms import ResourceKey
+
+Thing = dict[str, Any]
+
+
+@click.command(short_help="Say who holds a name or a file.")
+@click.argument("name", metavar="PATH-or-NAME")
+@as_json
+@click.pass_obj
+def who(socket: str | None, /, name: str, as_json: bool) -> int:
+    """Say who holds a name, or a file, in any lockspace or past lockd.
+
+    A path begins with `/`, `./` or `../`. Files are looked for under their canonical
+    path, its hash (as `lockctl lock-name` prints it), a label that says so, and under
+    every other path of the same file: hard links and bind mounts. Locks on the file
+    that are not lockd's are named, with the processes that have them; those of other
+    users only to root. Exits with 0 if somebody holds it, with 1 if it is free.
+
+    Piped, the columns are separated by tabs: lockspace (`-` for a lock that is not
+    lockd's), locked name, name of the holder, pid, user, command, unit, mode, since
+    when, reason (or the kind of a lock that is not lockd's).
+    """
+    is_path = name.startswith(("/", "./", "../"))
+    with connect(socket) as client:
+        keys = _keys_of_path(client, name) if is_path else _keys_of_name(client, name)
+        holders = [holder for key in keys for holder in _holders(client, key)]
+        others = _outside(client, name, len(holders)) if is_path else []
+    if as_json:
+        show_json(name=name, holders=holders, outside=others)
+    elif holders or others:
+        columns = (
+            "LOCKSPACE", "LOCKED", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE",
+            "SINCE", "REASON",
+        )  # fmt: skip
+        rows = [*map(_row, holders), *(_outsider_row(name, x) for x in others)]
+        show_table(columns, rows, empty="")
+    else:
+        say(f"nobody holds {quoted(name)}")
+    return 0 if holders or others else 1
+
+
+def _keys_of_name(client: Client, name: str) -> Iterator[ResourceKey]:
+    for space in client.list_lockspaces():
+        try:
+            CHECK_OF_KIND[space["kind"]](name)
+        except LockdError:
+            continue
+        yield ResourceKey(space["name"], name)
+
+
+def _keys_of_path(client: Client, name: str) -> list[ResourceKey]:
+    """Finds all resources that stand for a file, under whatever name."""
+    found: dict[ResourceKey, None] = {}
+    path, hashed = canonical_path(name), hashed_name(name)
+    for spelled in {path, os.path.abspath(name)}:
+        for resource in client.list_resources(path=spelled):
+            labels = [holder["label"] for holder in resource["holders"]]
+            # What is below it is listed, too, if it is a directory.
+            if spelled in labels or resource["resource"] in (spelled, hashed):
+                found[_key(resource)] = None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return list(found)
+    inode = (status.st_dev, status.st_ino)
+    for resource in client.list_resources(inode=inode):
+        found[_key(resource)] = None
+    # The hash of another path of the same file is not the hash of this one.
+    for space in client.list_lockspaces():
+        if space["kind"] == "directory":
+            for resource in client.list_resources(space["name"]):
+                if any(_leads_to(x["label"], inode) for x in resource["holders"]):
+                    found[_key(resource)] = None
+    return list(found)
+
+
+def _key(resource: Thing) -> ResourceKey:
+    return ResourceKey(resource["lockspace"], resource["resource"])
+
+
+def _leads_to(label: str | None, inode: tuple[int, int]) -> bool:
+    if label is None or not label.startswith("/"):
+        return False
+    try:
+        status = os.stat(label)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == inode
+
+
+def _holders(client: Client, key: ResourceKey) -> Iterator[Thing]:
+    try:
+        state = client.query(key.resource, lockspace=key.lockspace)
+    except LockdError:
+        return  # not for us to see
+    for holder in state["holders"]:
+        yield {"lockspace": key.lockspace, "resource": key.resource, **holder}
+
+
+def _outside(client: Client, name: str, held: int) -> list[Thing]:
+    from lockd.ctl.outside import inode_of, outsiders
+
+    inode = inode_of(canonical_path(name))
+    if inode is None:
+        return []
+    return [
+        {
+            "kind": found.lock.kind,
+            "mode": found.lock.mode,
+            "waits": found.lock.waits,
+            "from": int(found.lock.span[0]),
+            "to": None if found.lock.span[1] == "EOF" else int(found.lock.span[1]),
+            "pid": found.pid,
+            "uid": found.uid,
+            "command": found.command,
+            "unit": found.unit,
+        }
+        for found in outsiders(inode, client.statistics()["pid"], held)
+    ]
+
+
+def _row(holder: Thing) -> list[object]:
+    return [
+        holder["lockspace"],
+        holder["resource"],
+        holder["name"],
+        holder["pid"],
+        user(holder["uid"]),
+        holder["command"],
+        holder["unit"],
+        holder["mode"],
+        since(holder["since"]),
+        purpose(holder),
+    ]
+
+
+def _outsider_row(name: str, found: Thing) -> list[object]:
+    command = found["command"]
+    program = os.path.basename(command.split(" ")[0]) if command else None
+    end = "EOF" if found["to"] is None else found["to"]
+    span = "" if (found["from"], end) == (0, "EOF") else f", {found['from']} to {end}"
+    waits = "waits for a " if found["waits"] else ""
+    return [
+        None,
+        canonical_path(name),
+        program,
+        found["pid"],
+        None if found["uid"] is None else user(found["uid"]),
+        command,
+        found["unit"],
+        found["mode"],
+        None,
+        f"{waits}{found['kind']} lock{span}, not lockd's",
+    ]

@@ -1,0 +1,58 @@
+"""What /proc says of a process, for people: its name, user, command line, unit.
+
+By its pid, which may be another process's by the time it is looked at.
+"""
+
+import os
+from typing import Final
+
+from lockd.names import plain
+
+_MAX_COMMAND: Final = 256
+_UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
+
+
+def name_of(pid: int) -> str:
+    """Returns the short name of a process, to call it by until it says its own."""
+    return read(f"/proc/{pid}/comm").rstrip("\n") or "unknown"
+
+
+def uid_of(pid: int) -> int | None:
+    """Returns the real uid under which a process runs; None if there is none."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def command_of(pid: int) -> str | None:
+    """Returns the command line of a process, on one line; None if there is none."""
+    words = read(f"/proc/{pid}/cmdline").split("\0")
+    return plain(" ".join(words).strip())[:_MAX_COMMAND] or None
+
+
+def unit_of(pid: int) -> str | None:
+    """Returns the systemd unit of a process: the innermost one in its cgroup path."""
+    for line in read(f"/proc/{pid}/cgroup").splitlines():
+        hierarchy, _, path = line.partition("::")
+        if hierarchy != "0" and ":name=systemd:" not in line:
+            continue
+        for part in reversed((path or line).split("/")):
+            if part.endswith(_UNIT_SUFFIXES):
+                return part
+    return None
+
+
+def read(path: str, size: int = 4096) -> str:
+    """Returns what a file of /proc says; nothing if it cannot be read."""
+    # Not open(): its layers take as long as the kernel does.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, size).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -1,0 +1,140 @@
+"""What `--json` prints has the types in `lockd.ctl.schema`, and its page names them."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+import msgspec
+import pytest
+
+from ctl.processes import Lockctl, ask_until, end_input, line_of
+from lockd import Client
+from lockd.ctl import schema
+from lockd.ctl.main import lockctl as lockctl_command
+from lockd.ctl.render import VERSION
+
+PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    return disk
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def understood(command: str, text: str) -> Any:
+    found = msgspec.json.decode(text, type=schema.COMMANDS[command])
+    # Nothing is lost on the way: every field that is printed has its type.
+    printed = json.loads(text)
+    assert printed["version"] == VERSION
+    return found
+
+
+def test_every_command_that_prints_json_has_a_type() -> None:
+    context = click.Context(lockctl_command)
+    with_json = {
+        name
+        for name in lockctl_command.list_commands(context)
+        for command in [lockctl_command.get_command(context, name)]
+        if command and any("--json" in x.opts for x in command.params)
+    }
+    assert with_json - {"top"} == schema.COMMANDS.keys()
+
+
+def test_what_is_printed_has_its_type(
+    lockctl: Lockctl, client: Client, disk: Path, sleeper: int
+) -> None:
+    client.release(client.acquire("job"))
+    grant = client.acquire("job", reason="nightly", label="/a")
+    client.acquire(str(disk))
+    outsider = subprocess.Popen(
+        ["flock", str(disk), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    waiting = lockctl.start("run", "job", "--", "cat")
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    assert lockctl("run", "-n", "job", "--", "true").returncode == 75
+    token = str(grant.fencing_token)
+    sessions = {x["name"]: x["session"] for x in client.list_sessions()}
+    for command, *arguments in (
+        ["list"],
+        ["list", "--waiting"],
+        ["show", "job"],
+        ["show", "nobody's"],
+        ["who", "job"],
+        ["who", disk],
+        ["test", "job"],
+        ["waiters"],
+        ["graph"],
+        ["sessions"],
+        ["spaces"],
+        ["status"],
+        ["acquire", "theirs", "--owner-pid", sleeper],
+        ["break", token, "--reason", "test", "--yes"],
+        ["disconnect", sessions["cat"], "--reason", "test", "--yes"],
+        ["list"],
+        ["graph"],
+    ):
+        done = lockctl(command, "--json", *arguments)
+        assert done.stdout, done.stderr
+        understood(command, done.stdout)
+    waiting.wait()
+    outsider.communicate(b"")
+
+
+def test_lines_of_watch_have_their_type(lockctl: Lockctl, client: Client) -> None:
+    watcher = lockctl.start("watch", "--json")
+    first = understood("watch", line_of(watcher))
+    assert (first.event, first.epoch, first.missed) == ("watching", 1, False)
+    client.release(client.acquire("job"))
+    granted, released = (understood("watch", line_of(watcher)) for _ in range(2))
+    assert (granted.event, granted.resource, granted.pid) == (
+        "granted",
+        "job",
+        os.getpid(),
+    )
+    assert (released.event, released.cause) == ("released", "released")
+
+
+def test_list_as_json_is_written_as_it_comes(lockctl: Lockctl, client: Client) -> None:
+    """A reader that has seen enough ends a list of any length."""
+    names = [f"{number:0200}" for number in range(900)]
+    for start in range(0, 900, 60):
+        client.acquire_all(names[start : start + 60])
+    process = lockctl.start("list", "--json")
+    assert process.stdout is not None
+    assert process.stdout.read(12) == '{"version": '
+    process.stdout.close()
+    process.stdout = None
+    assert process.wait(30) == -13
+    assert process.stdin is not None
+    end_input(process)
+
+
+def types_in(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """Goes through a type and all that it is made of."""
+    yield kind
+    for hint in get_type_hints(kind).values():
+        for inner in re.findall(r"lockd\.ctl\.schema\.(\w+)", repr(hint)):
+            yield from types_in(getattr(schema, inner))
+
+
+def test_page_names_every_command_and_every_field() -> None:
+    for command, kind in schema.COMMANDS.items():
+        assert f"`{command}`" in PAGE
+        for struct in types_in(kind):
+            for found in msgspec.structs.fields(struct):
+                assert f"`{found.encode_name}`" in PAGE, (command, found.encode_name)
+    assert f"version {VERSION}" in PAGE
