@@ -68,7 +68,7 @@ def test_what_is_printed_has_its_type(
     assert lockctl("run", "-n", "job", "--", "true").returncode == 75
     token = str(grant.fencing_token)
     sessions = {x["name"]: x["session"] for x in client.list_sessions()}
-    for command, *arguments in (
+    commands: tuple[list[Any], ...] = (
         ["list"],
         ["list", "--waiting"],
         ["show", "job"],
@@ -86,7 +86,8 @@ def test_what_is_printed_has_its_type(
         ["disconnect", sessions["cat"], "--reason", "test", "--yes"],
         ["list"],
         ["graph"],
-    ):
+    )
+    for command, *arguments in commands:
         done = lockctl(command, "--json", *arguments)
         assert done.stdout, done.stderr
         understood(command, done.stdout)

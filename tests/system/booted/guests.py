@@ -160,7 +160,7 @@ class Guests:
 
     def locks(self) -> list[dict[str, Any]]:
         """Returns all that is locked, as `lockctl list` has it."""
-        listed = json.loads(self.machine.say("lockctl", "list", "--json"))
+        listed = json.loads(self.machine.say("lockctl", "list", "--json"))["resources"]
         return [resource for resource in listed if resource["holders"]]
 
     def wait_until_free(self, name: str, lockspace: str = "direct") -> None:
