@@ -16,6 +16,8 @@ from typing import Final
 
 import trio
 
+from lockd.daemon.journal import Journal
+
 STDERR: Final = 2
 
 MAX_LINES: Final = 10_000
@@ -28,6 +30,8 @@ PERIOD: Final = 10.0
 AUDIT: Final = {"audit": True}
 """The `extra` of a line that is never left out, however many there are."""
 
+Fields = dict[str, str]
+
 PATIENCE: Final = 1.0
 """Seconds for which the end of the program waits for the last lines."""
 
@@ -37,12 +41,14 @@ class LogWriter(logging.Handler):
 
     Args:
         fd: where they are written.
+        journal: where those go that come with `fields`, if it takes them.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, journal: Journal | None = None) -> None:
         super().__init__()
         self._fd = fd
-        self._lines: queue.Queue[bytes] = queue.Queue(MAX_LINES)
+        self._journal = journal
+        self._lines: queue.Queue[tuple[bytes, Fields | None]] = queue.Queue(MAX_LINES)
         #: Of each kind of line: when counting began, and how many there were.
         self._seen: dict[str, tuple[float, int]] = {}
         threading.Thread(target=self._write, name="log", daemon=True).start()
@@ -68,17 +74,36 @@ class LogWriter(logging.Handler):
             record = logging.LogRecord(name, level, "", 0, message, None, None)
         with suppress(queue.Full):
             line = self.format(record) + "\n"
-            self._lines.put_nowait(line.encode("utf-8", "backslashreplace"))
+            fields: Fields | None = getattr(record, "fields", None)
+            if fields is not None:
+                fields = {
+                    "MESSAGE": record.getMessage(),
+                    "PRIORITY": str(_priority(record)),
+                    "SYSLOG_IDENTIFIER": "lockd",
+                } | fields
+            data = line.encode("utf-8", "backslashreplace")
+            self._lines.put_nowait((data, fields))
 
     def _write(self) -> None:
         # A signal that is delivered here is not there for a successor (`handover`).
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            line = self._lines.get()
+            line, fields = self._lines.get()
             with suppress(OSError):
-                while line:
-                    line = line[os.write(self._fd, line) :]
+                if fields is None or not self._send(fields):
+                    while line:
+                        line = line[os.write(self._fd, line) :]
             self._lines.task_done()
+
+    def _send(self, fields: Fields) -> bool:
+        """Gives a line to the journal with its fields; tells whether it took it."""
+        if self._journal is None:
+            return False
+        try:
+            self._journal.send(fields)
+        except OSError:
+            return False
+        return True
 
     def flush(self) -> None:
         """Waits until all is written, but not for ever."""
@@ -100,19 +125,23 @@ async def wait_written() -> None:
             await trio.sleep(0.001)
 
 
+def _priority(record: logging.LogRecord) -> int:
+    return {10: 7, 20: 6, 30: 4, 40: 3}.get(record.levelno, 2)
+
+
 class _PriorityFormatter(logging.Formatter):
     """Puts the priority of syslog(3) before each line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line as journald understands it."""
-        priority = {10: 7, 20: 6, 30: 4, 40: 3}.get(record.levelno, 2)
+        priority = _priority(record)
         text = super().format(record).replace("\n", f"\n<{priority}>")
         return f"<{priority}>{text}"
 
 
 def set_up_logging() -> LogWriter:
     """Has everything that is logged written to standard error."""
-    writer = LogWriter(STDERR)
+    writer = LogWriter(STDERR, Journal() if to_journal() else None)
     writer.setFormatter(_PriorityFormatter() if to_journal() else logging.Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[writer])
     return writer
