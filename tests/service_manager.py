@@ -44,7 +44,7 @@ class ServiceManager:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(directory / "notify"))
         self._notify.settimeout(PATIENCE)
-        self._listeners = {
+        self.listeners = {
             "client": self._listen(self.socket),
             "admin": self._listen(self.admin_socket),
             "virtlockd": self._listen(self.virtlockd_socket),
@@ -69,7 +69,7 @@ class ServiceManager:
 
     def start(self, *, wait: bool = True, prefix: tuple[str, ...] = ()) -> None:
         """Starts the daemon with what it had stored, and waits until it is ready."""
-        passed = {name: sock.fileno() for name, sock in self._listeners.items()}
+        passed = {name: sock.fileno() for name, sock in self.listeners.items()}
         passed |= self.stored
         environment = os.environ | {
             "LISTEN_FDS": str(len(passed)),
@@ -169,6 +169,6 @@ class ServiceManager:
         for fd in self.stored.values():
             os.close(fd)
         self._log.close()
-        for sock in (*self._listeners.values(), self._notify):
+        for sock in (*self.listeners.values(), self._notify):
             sock.close()
         assert "Traceback" not in self.log(), self.log()

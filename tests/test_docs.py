@@ -78,19 +78,24 @@ def test_example_file_has_every_key_at_its_default() -> None:
     operations = {f.encode_name for f in fields(Allowed)}
     assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
     assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
-    assert example["on_disconnect"] == LockspaceConfig("memory").on_disconnect
+    usual = LockspaceConfig("memory")
+    for key in ("on_disconnect", "slow_wait", "slow_hold"):
+        assert example[key] == getattr(usual, key)
 
 
 def test_manual_has_every_key_at_its_default() -> None:
     page = (TOP / "man" / "lockd.toml.5").read_text()
     shown = dict.fromkeys(re.findall(r"^\.B (\w+)$", page, re.MULTILINE))
     shown |= re.findall(r'^\.BR (\w+) " \(" (\S+) \)$', page, re.MULTILINE)
+    shown |= re.findall(r'^\.BR (\w+) " \(()\)"$', page, re.MULTILINE)
     config = to_builtins(Config())
     del config["lockspaces"], config["socket"], config["admin_socket"]
     del config["state_dir"]
-    keys = config | config.pop("limits") | to_builtins(host_places())
+    tables = config.pop("limits") | config.pop("metrics")
+    keys = config | tables | to_builtins(host_places())
     del keys["config"]
-    keys["on_disconnect"] = LockspaceConfig("memory").on_disconnect
+    for key in ("on_disconnect", "slow_wait", "slow_hold"):
+        keys[key] = getattr(LockspaceConfig("memory"), key)
     assert {key: shown.get(key) for key in keys} == {k: str(v) for k, v in keys.items()}
     assert {"kind", "path", *(f.encode_name for f in fields(Allowed))} <= shown.keys()
     assert '.BR allow_users ", " allow_groups' in page

@@ -614,6 +614,7 @@ def test_restricted_session_keeps_only_what_harms_nobody(
         "list_sessions": {},
         "list_lockspaces": {},
         "statistics": {},
+        "metrics": {},
         "watch": {},
         "restrict": {},
         "break": {"fencing_token": token, "reason": "x"},

@@ -211,7 +211,7 @@ def test_only_what_was_stored_is_no_error() -> None:
     [
         ("2", "client:client", "no two alike"),
         ("2", "client", "2 descriptors were passed"),
-        ("1", "stranger", "client, admin or virtlockd"),
+        ("1", "stranger", "client, admin, virtlockd or metrics"),
         ("x", "client", "no number"),
         ("2", "kept-x", "2 descriptors were passed"),
         ("1", "client:kept-x", "1 descriptors were passed"),

@@ -284,6 +284,11 @@ class Client:
         counters: dict[str, Any] = await self.call("statistics")
         return counters
 
+    async def metrics(self) -> str:
+        """Returns what the daemon counts, as OpenMetrics; for admins."""
+        text: str = (await self.call("metrics"))["text"]
+        return text
+
     @asynccontextmanager
     async def watch(self, lockspace: str | None = None) -> AsyncIterator["Events"]:
         """Brings what happens in a lockspace, or in all, while the body runs."""

@@ -269,6 +269,11 @@ class Client:
         counters: dict[str, Any] = self.call("statistics")
         return counters
 
+    def metrics(self) -> str:
+        """Returns what the daemon counts, as OpenMetrics; for admins."""
+        text: str = self.call("metrics")["text"]
+        return text
+
     @contextmanager
     def watch(self, lockspace: str | None = None) -> Iterator[Iterator[dict[str, Any]]]:
         """Brings what happens in a lockspace, or in all, while the body runs."""

@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "break": ("lockd.ctl.admin", "break_"),
     "disconnect": ("lockd.ctl.admin", "disconnect"),
     "status": ("lockd.ctl.status", "status"),
+    "metrics": ("lockd.ctl.metrics", "metrics"),
     "stop": ("lockd.ctl.stop", "stop"),
     "lock-name": ("lockd.ctl.show", "lock_name"),
     "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),

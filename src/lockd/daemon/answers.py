@@ -8,6 +8,7 @@ import trio
 
 from lockd.daemon import views
 from lockd.daemon.access import Access
+from lockd.daemon.counts import Counts
 from lockd.daemon.events import events_of
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.sentences import sentence
@@ -28,6 +29,7 @@ class Answers:
         behind: the peers that have something to be sent, or are to be closed, when the
             turn ends.
         watchers: the peers that want to know what happens.
+        counts: what is counted of all that goes by here.
     """
 
     def __init__(self, access: Access) -> None:
@@ -35,23 +37,28 @@ class Answers:
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
         self.watchers: set[Peer] = set()
+        self.counts = Counts()
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
             e.Granted: self._answer_granted,
             e.Completed: self._answer_completed,
             e.Refused: self._answer_refused,
             e.Lost: self._tell_lost,
+            e.Queued: self.counts.count_queued,
+            e.Ended: self.counts.count_ended,
         }
 
     def add_peer(self, peer: Peer) -> None:
         """Carries answers to a peer from now on."""
         self.peers[peer.session] = peer
+        peer.connection.on_error = self.counts.count_refusal
 
     def remove_peer(self, peer: Peer) -> None:
         """Forgets a peer: what concerns it is dropped from now on."""
         del self.peers[peer.session]
         self.behind.discard(peer)
         self.watchers.discard(peer)
+        self.counts.end_session(peer.session)
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
         """Tells a peer what happens in the lockspaces that it sees."""
@@ -70,6 +77,7 @@ class Answers:
         self.behind.add(peer)
 
     def _answer_granted(self, effect: e.Granted) -> None:
+        self.counts.count_granted(effect)
         peer = self.peers.get(effect.session)
         if peer is None:
             return
@@ -90,6 +98,7 @@ class Answers:
         self.behind.add(peer)
 
     def _answer_refused(self, effect: e.Refused) -> None:
+        self.counts.end_wait(effect.session, effect.request, effect.code)
         peer = self.peers.get(effect.session)
         if peer is None:
             return

@@ -43,6 +43,25 @@ AbsolutePath = Annotated[str, Meta(pattern="^/")]
 SocketPath = Annotated[str, Meta(pattern="^/", max_length=107)]
 """As long as unix(7) allows."""
 
+Threshold = Annotated[float, Meta(ge=0, le=31_536_000)]
+"""In seconds; 0 for never."""
+
+_OCTET: Final = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_PORT: Final = r"([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+
+LoopbackAddress = Annotated[
+    str,
+    Meta(
+        pattern=rf"^((127(\.{_OCTET}){{3}}|\[::1\]):{_PORT})?\Z",
+        description='an address of this host for itself, as "127.0.0.1:9090", or ""',
+    ),
+]
+"""And a port; empty for none."""
+
+OptionalPath = Annotated[
+    str, Meta(pattern=r"^(/|\Z)", description='an absolute path, or ""')
+]
+
 Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]
 """Of a user or group; the last number is nobody's (setreuid(2) takes it for -1)."""
 
@@ -63,6 +82,14 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     message_bytes: Bytes = 65_536
     unread_bytes: Bytes = 2_097_152
     message_timeout: Duration = 10.0
+
+
+class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[metrics]` table: where figures are published, besides the admin socket."""
+
+    listen: LoopbackAddress = ""
+    textfile: OptionalPath = ""
+    textfile_interval: Duration = 15.0
 
 
 class Allowed(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +113,8 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     on_disconnect: OnDisconnect = "release"
     allow_users: Allowed = Allowed()
     allow_groups: Allowed = Allowed()
+    slow_wait: Threshold = 30.0
+    slow_hold: Threshold = 0.0
 
 
 BUILT_IN: Final = {
@@ -104,6 +133,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     log_level: LogLevel = "info"
     kill_grace: Duration = 5.0
     limits: Limits = Limits()
+    metrics: MetricsConfig = MetricsConfig()
     lockspaces: dict[str, LockspaceConfig] = field(default_factory=BUILT_IN.copy)
 
 

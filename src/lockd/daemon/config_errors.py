@@ -92,6 +92,10 @@ def _wanted(info: inspect.Type) -> str:
     match info:
         case inspect.IntType(ge=least, le=most):
             return f"a whole number from {least} to {most}"
+        case inspect.Metadata(extra_json_schema={"description": str(said)}):
+            return said
+        case inspect.FloatType(ge=int(least), le=most):
+            return f"a number of seconds from {least} to {most:g}"
         case inspect.FloatType(gt=above, le=most):
             return f"a number of seconds above {above:g}, at most {most:g}"
         case inspect.StrType(max_length=int(most)):

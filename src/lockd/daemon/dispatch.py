@@ -95,7 +95,7 @@ class Dispatcher:
         self.started = trio.current_time()
         #: How often the daemon gave its place to another program without a pause.
         self.upgrades = 0
-        self._handlers: dict[str, Callable[[Peer, int, Any], None]] = {
+        self.handlers: dict[str, Callable[[Peer, int, Any], None]] = {
             "hello": self._hello,
             "register": self._register,
             "restrict": self._restrict,
@@ -162,7 +162,8 @@ class Dispatcher:
                 )
             if method.access != "always":
                 check_method(peer, method)
-            self._handlers[method.name](peer, request.msgid, request.params)
+            self._answers.counts.requests[method.name] += 1
+            self.handlers[method.name](peer, request.msgid, request.params)
         except RequestError as error:
             peer.send_error(request.msgid, error)
         except Exception as error:

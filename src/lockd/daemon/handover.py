@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -104,6 +105,9 @@ class Handover(Struct, frozen=True):
     last_number: int
     started: float
     upgrades: int
+    revivals: int = 0
+    #: When the daemon stopped to serve (CLOCK_MONOTONIC).
+    left_at: float = 0.0
 
 
 class Kept(Struct, frozen=True):
@@ -115,6 +119,7 @@ class Kept(Struct, frozen=True):
     state_dir: str
     listeners: dict[Role, Plain]
     stores: dict[str, int]
+    left_at: float = 0.0
 
 
 # Giving.
@@ -243,6 +248,7 @@ def _dump_kept(
         service.epoch.directory,
         {role: x.dump(keep) for role, x in service.listeners.items()},
         stores,
+        time.monotonic(),
     )
 
 
@@ -263,6 +269,8 @@ def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
         dispatcher.last_number,
         dispatcher.started,
         dispatcher.upgrades,
+        service.answers.counts.revivals,
+        time.monotonic(),
     )
 
 

@@ -282,6 +282,7 @@ class Keeping:
                 "last_number": dispatcher.last_number,
                 "started": dispatcher.started,
                 "upgrades": dispatcher.upgrades,
+                "revivals": service.answers.counts.revivals,
                 "epoch": epoch.number,
                 "reserved": epoch.reserved,
                 "state_dir": epoch.directory,

@@ -6,19 +6,20 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from lockd.errors import ConfigError
 from lockd.names import quoted
 
-Role = Literal["client", "admin", "virtlockd"]
-"""What a socket is for: clients, admins, and libvirt, who takes us for virtlockd. Also
-its name in systemd (FileDescriptorName=)."""
+Role = Literal["client", "admin", "virtlockd", "metrics"]
+"""What a socket is for: clients, admins, libvirt, who takes us for virtlockd, and those
+who collect metrics. Also its name in systemd (FileDescriptorName=)."""
 
 CLIENTS: Final = "client"
 ADMINS: Final = "admin"
 VIRTLOCKD: Final = "virtlockd"
-ROLES: Final[tuple[Role, ...]] = (CLIENTS, ADMINS, VIRTLOCKD)
+METRICS: Final = "metrics"
+ROLES: Final[tuple[Role, ...]] = (CLIENTS, ADMINS, VIRTLOCKD, METRICS)
 
 BACKLOG: Final = 4096
 """Clients that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
@@ -30,6 +31,13 @@ OWNER_UMASK: Final = 0o177
 """Of the other sockets: only its owner may, and root."""
 
 Plain = dict[str, Any]
+
+
+class Listening(NamedTuple):
+    """A listening socket, and who comes there."""
+
+    socket: socket.socket
+    role: Role
 
 
 class Listener:
@@ -76,7 +84,10 @@ def load_listener(data: Plain) -> Listener:
 
 def passed_listener(sock: socket.socket) -> Listener:
     """Returns the listener of a socket that the service manager made and keeps."""
-    return Listener(sock.getsockname(), sock, None)
+    name = sock.getsockname()
+    return Listener(
+        name if isinstance(name, str) else f"{name[0]}:{name[1]}", sock, None
+    )
 
 
 def turn_away_all(sock: socket.socket, farewell: bytes) -> None:

@@ -32,6 +32,7 @@ from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import (
     ADMINS,
     CLIENTS,
+    METRICS,
     OWNER_UMASK,
     UMASK,
     VIRTLOCKD,
@@ -154,8 +155,8 @@ def main(
 
 def _farewell(role: Role) -> bytes:
     """Returns what clients are told who would wait for a daemon that cannot start."""
-    if role == VIRTLOCKD:
-        return b""  # libvirt waits for no word before its call
+    if role in (VIRTLOCKD, METRICS):
+        return b""  # libvirt waits for no word before its call; HTTP neither
     connection = Connection()
     sentence = "lockd cannot start, and its log says why"
     connection.send_error(None, UnavailableError(sentence))
@@ -294,7 +295,7 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         revived = revive(stores)
         if revived is None:
             raise ConfigError("what was kept of the daemon before is gone")
-        starts.revive(options, epoch, listeners, stores, revived, is_upgrade=True)
+        starts.revive(options, epoch, listeners, stores, revived, left_at=left.left_at)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> None:

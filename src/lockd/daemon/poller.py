@@ -1,6 +1,7 @@
 """One epoll set for all descriptors of the daemon."""
 
 import select
+import time
 from collections.abc import Callable
 
 Action = Callable[[int], None]
@@ -16,6 +17,8 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._actions: dict[int, Action] = {}
+        #: When some were ready the last time.
+        self.woke = 0.0
 
     def fileno(self) -> int:
         """Returns the descriptor to wait for."""
@@ -45,6 +48,7 @@ class Poller:
             Whether there was one.
         """
         ready = self._epoll.poll(patience)
+        self.woke = time.monotonic()
         for fd, events in ready:
             # An earlier action of this round may have closed it.
             action = self._actions.get(fd)

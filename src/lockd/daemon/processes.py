@@ -89,6 +89,8 @@ class Processes:
     ) -> None:
         #: Seconds between SIGTERM and SIGKILL.
         self.kill_grace = KILL_GRACE
+        #: How many were told to end, how many of them were killed, how many are dead.
+        self.begun = self.killed = self.fenced = 0
         self._poller = poller
         self._on_death = on_death
         self._on_fenced = on_fenced
@@ -169,6 +171,7 @@ class Processes:
         """Tells the process of an owner to end; `fence` waits until it is dead."""
         process = self._by_owner[owner_id]
         process.fencing = True
+        self.begun += 1
         self._mark(owner_id)
         # Its connection may be gone, by which it would be found after a crash.
         with suppress(OSError):
@@ -206,10 +209,12 @@ class Processes:
             )
             with trio.move_on_at(process.kill_at):
                 await trio.lowlevel.wait_readable(process.pidfd)
+        self.killed += not process.is_dead
         while not process.is_dead:
             process.send_signal(signal.SIGKILL)
             with trio.move_on_after(AGAIN):
                 await trio.lowlevel.wait_readable(process.pidfd)
+        self.fenced += 1
         process.fencing = False
         process.kill_at = None
         self._mark(owner_id)

@@ -220,6 +220,7 @@ def _revived(found: _Found) -> Revived:
         daemon["started"],
         # take_over counts one more: this is none.
         daemon["upgrades"] - 1,
+        daemon.get("revivals", 0),
     )
     sessions = {peer["session"] for peer in peers}
     strangers = [

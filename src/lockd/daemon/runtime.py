@@ -71,6 +71,7 @@ class Runtime:
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
         self._answers = answers
+        self._counts = answers.counts
         self._after_turn = after_turn
         self._checks = checks
         self._commands: deque[c.Command] = deque()
@@ -95,6 +96,7 @@ class Runtime:
     def add_lockspace(self, lockspace: Lockspace) -> None:
         """Serves another lockspace from now on."""
         self.lockspaces[lockspace.name] = lockspace
+        self._counts.space(lockspace.name)
         if lockspace.anchored:
             self._file_lockspaces.append(lockspace)
         self.carry_out(
@@ -111,7 +113,7 @@ class Runtime:
             commands.append(command)
             return
         self._busy = True
-        now = trio.current_time()
+        now = self._counts.now = trio.current_time()
         try:
             self._carry_out_one(command, now)
             while commands:

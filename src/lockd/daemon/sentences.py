@@ -46,6 +46,11 @@ def sentence(refused: Refused, now: float) -> str:
     return "; ".join(filter(None, parts))
 
 
+def where(found: Situation, now: float) -> str:
+    """Says by whom a resource is held, if by anybody."""
+    return _held(found, now) if found.holder_count else "held by nobody in lockd"
+
+
 def _label(found: Situation) -> str | None:
     """Returns what a name stands for, as its holder says: a path that was hashed."""
     labels = (grant.label for grant in found.holders)
@@ -56,16 +61,16 @@ def _held(found: Situation, now: float) -> str:
     holders = [_holder(grant, now) for grant in found.holders[:NAMED]]
     if found.holder_count > NAMED:
         holders.append(f"{found.holder_count - NAMED} more")
-    return f"held {_how(found.holders[0].mode)} by {', '.join(holders)}"
+    return f"held {how(found.holders[0].mode)} by {', '.join(holders)}"
 
 
 def _holder(grant: Grant, now: float) -> str:
     reason = f": {plain(grant.reason)}" if grant.reason else ""
-    return f"{_called(grant.owner)} for {duration(now - grant.since)}{reason}"
+    return f"{called(grant.owner)} for {duration(now - grant.since)}{reason}"
 
 
 def _waiting(found: Situation) -> str:
-    first = _called(found.waiters[0].owner)
+    first = called(found.waiters[0].owner)
     if found.waiter_count == 1:
         return f"{first} waits for it"
     return f"{found.waiter_count} wait for it, first {first}"
@@ -76,12 +81,12 @@ def _held_outside(outside: OutsideHolder) -> str:
         who = "a process that the kernel does not name"
     else:
         who = f"{plain(outside.command or 'a process')} (pid {outside.pid})"
-    return f"held {_how(outside.mode)} by {who}, outside lockd"
+    return f"held {how(outside.mode)} by {who}, outside lockd"
 
 
 def _circle(cycle: tuple[Wait, ...]) -> str:
-    links = [f"{_called(w.owner)} waits for {_wanted(w)}" for w in cycle]
-    first = _called(cycle[0].owner)
+    links = [f"{called(w.owner)} waits for {_wanted(w)}" for w in cycle]
+    first = called(cycle[0].owner)
     return ", held or queued for by ".join([*links, first])
 
 
@@ -89,9 +94,11 @@ def _wanted(wait: Wait) -> str:
     return quoted(str(wait.key)) if wait.key.resource else "something"
 
 
-def _how(mode: Mode) -> str:
+def how(mode: Mode) -> str:
+    """Says how something is held."""
     return "exclusively" if mode == EXCLUSIVE else "shared"
 
 
-def _called(owner: Owner) -> str:
+def called(owner: Owner) -> str:
+    """Says who an owner is."""
     return f"{plain(owner.name)} (pid {owner.pid}, uid {owner.uid})"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
@@ -28,7 +28,7 @@ from lockd.daemon.credentials import (
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
+from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Listening, Role
 from lockd.daemon.peer import Peer, connection_for
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
@@ -60,13 +60,6 @@ COMPLAINT_PAUSE: Final = 10.0
 
 Waiting = dict[int, dict[Peer, None]]
 """Peers by their user's uid."""
-
-
-class Listening(NamedTuple):
-    """A listening socket, and who comes there."""
-
-    socket: socket.socket
-    role: Role
 
 
 class Server:
@@ -216,7 +209,9 @@ class Server:
         """
         until = trio.current_time() + TURNS
         while self._take_turn():
-            if trio.current_time() > until:
+            now = trio.current_time()
+            self._answers.counts.turns.observe(now - self._turns.began)
+            if now > until:
                 break
 
     def _take_turn(self) -> bool:
@@ -225,8 +220,10 @@ class Server:
         busy = self._has_work()
         self._give_turns(self._unfinished, self._receive)
         any_ready = self._poller.act(0 if busy else LINGER)
-        if not (any_ready or busy):
-            return False
+        if not busy:
+            if not any_ready:
+                return False
+            self._turns.began = self._poller.woke
         if self._incomplete or self._pauses:
             self._keep_deadlines()
         self.end_turn()
@@ -359,6 +356,7 @@ class Server:
         self._poller.unwatch(listening.socket.fileno())
 
     def _complain(self, error: Exception) -> None:
+        self._answers.counts.turned_away += 1
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE

@@ -30,17 +30,22 @@ from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.keeping import Keeping, Stores
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import Listener, Role
+from lockd.daemon.listener import METRICS, Listener, Role
 from lockd.daemon.logs import wait_written
+from lockd.daemon.metrics import Metrics
+from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
+from lockd.daemon.publishing import Publisher
 from lockd.daemon.runtime import Runtime, defect, undisturbed
+from lockd.daemon.scrape import serve as serve_metrics
 from lockd.daemon.server import Server
+from lockd.daemon.slowness import Slowness
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
-from lockd.notify import is_listening, notify
+from lockd.notify import notify
 from lockd.text import counted
 
 logger = logging.getLogger("lockd")
@@ -114,6 +119,15 @@ class Service:
             self.keeper,
         )
         self.keeping: Keeping | None = None
+        #: Since when clients wait for us to go on where the daemon before stood.
+        self.went_on_since: float | None = None
+        self._metrics = Metrics(self)
+        self._publisher = Publisher(self._metrics.text, self.complain)
+        self._slowness = Slowness(self.answers.counts, engine)
+        self.dispatcher.handlers["metrics"] = self._tell_metrics
+        for method in self.dispatcher.handlers:
+            self.answers.counts.requests[method] = 0
+        self.answers.counts.adopt(engine)
         self._options = options
         self._make_lockspace = make
         self._upgrading = self._asked_to_upgrade = False
@@ -124,6 +138,7 @@ class Service:
         self._complaint = ""
         self._idle_since = trio.current_time()
         self._set_up(config)
+        self._slowness.adopt(trio.current_time())
         mounts = self.open_files.mounts
         self.poller.watch(
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
@@ -139,6 +154,14 @@ class Service:
         keeping = Keeping(self, stores, slots, owners)
         self.keeping = self.server.keeping = self.runtime.keeping = keeping
         return keeping
+
+    def _tell_metrics(self, peer: Peer, msgid: int, params: object) -> None:
+        peer.send_result(msgid, {"text": self._metrics.text()})
+
+    @property
+    def has_complaint(self) -> bool:
+        """Whether the status tells of something that an admin has to mend."""
+        return bool(self._complaint)
 
     def complain(self, problem: str) -> None:
         """Says what went wrong where an admin will see it: log and status."""
@@ -186,6 +209,8 @@ class Service:
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
         self.keeper.limits = config.limits
+        self._publisher.configure(config.metrics)
+        self._slowness.configure(config.lockspaces)
 
     def _running_config(self, wanted: Config) -> Config:
         """Returns what counts now, with those lockspaces of `wanted` that clients made.
@@ -232,14 +257,22 @@ class Service:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.server.run)
             nursery.start_soon(self._keep_house, nursery)
+            nursery.start_soon(self._publisher.run)
             for role, listener in self.listeners.items():
-                self.server.listen(listener.socket, role)
+                if role == METRICS:
+                    text = self._metrics.text
+                    nursery.start_soon(serve_metrics, listener.socket, text)
+                else:
+                    self.server.listen(listener.socket, role)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             if self.keeping is None:
                 logger.info(
                     "nothing is kept outside this process: if it is killed, all locks "
                     "and connections are lost"
                 )
+            if self.went_on_since is not None:
+                took = time.monotonic() - self.went_on_since
+                self.answers.counts.took_over = took
             self._tell_ready()
         notify("STOPPING=1")
         if self.keeping is not None:
@@ -322,11 +355,10 @@ class Service:
     # What systemd is told.
 
     async def _keep_house(self, nursery: trio.Nursery) -> None:
-        """Tells systemd that and how it goes, from the loop that serves."""
+        """Tells how it goes, from the loop that serves: systemd, and the log."""
         watchdog = systemd.watchdog_interval()
-        if watchdog is None and self._options.timeout is None and not is_listening():
-            return
         while True:
+            self._slowness.look(trio.current_time())
             self._tell_status()
             if self.keeping is not None:
                 self.keeping.tidy_thoroughly()

@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+import time
 
 import trio
 
@@ -13,6 +14,7 @@ from lockd.daemon.config import Config, read_config
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import Listener, Role
+from lockd.daemon.metrics import process_age
 from lockd.daemon.service import Options, Service
 from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
@@ -55,14 +57,15 @@ def revive(
     stores: Stores,
     revived: revival.Revived,
     *,
-    is_upgrade: bool = False,
+    left_at: float | None = None,
 ) -> None:
     """Serves in the place of a daemon that is gone, with what was kept of it.
 
     Args:
-        is_upgrade: whether it went by itself, and no client noticed.
+        left_at: when it went by itself, so that no client noticed; None if it crashed.
     """
     state = revived.state
+    is_upgrade = left_at is not None
 
     async def serve() -> None:
         try:
@@ -101,6 +104,11 @@ def revive(
             raise ConfigError(
                 f"what was kept cannot be put in order: {error}"
             ) from None
+        service.answers.counts.revivals = state.revivals + (not is_upgrade)
+        if is_upgrade:
+            service.went_on_since = left_at or None
+        else:
+            service.went_on_since = time.monotonic() - process_age()
         keeping.record_anew()
         for what in left:
             service.complain(f"{what} stays locked, and nobody holds it")
@@ -140,6 +148,8 @@ def go_on(
         service = Service(options, before, epoch, listeners, loaded.engine)
         takeover.close_on_exec(state)
         takeover.take_over(service, state, loaded)
+        service.answers.counts.revivals = state.revivals
+        service.went_on_since = state.left_at or None
         try:
             service.configure(read_config(options.config))
         except ConfigError as error:

@@ -8,10 +8,11 @@ stay, for it goes on to be watched.
 import os
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from lockd.daemon.fdstore import PREFIX
-from lockd.daemon.listener import CLIENTS, ROLES, Role
+from lockd.daemon.listener import CLIENTS, METRICS, ROLES, Role
 from lockd.errors import ConfigError
 from lockd.names import quoted
 
@@ -102,11 +103,18 @@ def _listener(fd: int, name: str) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise ConfigError(f"the {name} socket (descriptor {fd}): {reason}") from None
-    if not (
-        sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM and listens
-    ):
+    fits = sock.family == socket.AF_UNIX or (name == METRICS and _is_loopback(sock))
+    if not (fits and sock.type == socket.SOCK_STREAM and listens):
+        where = " or at a loopback address" if name == METRICS else ""
         raise ConfigError(
             f"the {name} socket (descriptor {fd}) is no listening UNIX stream socket"
+            f"{where}"
         )
     sock.setblocking(False)
     return sock
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return ip_address(sock.getsockname()[0]).is_loopback

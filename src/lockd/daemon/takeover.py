@@ -211,6 +211,7 @@ def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
             peers[session].is_closing = True
             service.answers.behind.add(peers[session])
     for session in [x for x in engine.sessions if x not in peers]:
+        service.answers.counts.end_session(session)
         service.runtime.carry_out(c.CloseSession(session))
     for owner_id in loaded.orphans:
         if owner_id in engine.owners:

@@ -10,7 +10,7 @@ its sender's affair and may come twice.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from msgspec import Struct
@@ -72,11 +72,13 @@ class Connection:
 
     Attributes:
         greeted: refusals come with their facts, which tell how they are to be coded.
+        on_error: called with the code of each error that the client is told.
     """
 
     greeted = True
 
     def __init__(self) -> None:
+        self.on_error: Callable[[str], None] = lambda code: None
         self._incoming = bytearray()
         #: How much of the stream is cut into messages.
         self._decoded = 0
@@ -157,6 +159,7 @@ class Connection:
         """Refuses a call; without a number there is nobody who could be told."""
         if number is None:
             return
+        self.on_error(error.code)
         header = self._calls.pop(number)
         found = errors.remote(error, header.procedure)
         if found is None:

@@ -222,6 +222,11 @@ class FileLockspace(Lockspace):
         else:
             os.close(file.fd)
 
+    @property
+    def anchor_count(self) -> int:
+        """How many anchors are open."""
+        return len(self._files)
+
     def open_resources(self) -> list[str]:
         """Returns the resources whose anchors are open."""
         return list(self._files)

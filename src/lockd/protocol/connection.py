@@ -5,7 +5,7 @@ been checked; what is wrong with a message is answered here. `send_*` collect an
 `data_to_send` hands them over in one piece.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -48,10 +48,12 @@ class Connection:
 
     Attributes:
         greeted: whether the client said `hello`, and gets facts with its errors.
+        on_error: called with the code of each error that the client is told.
     """
 
     def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.greeted = False
+        self.on_error: Callable[[str], None] = lambda code: None
         self._decoder = Decoder(max_message_bytes)
         self._encoder = Encoder()
         self._outgoing: list[bytes] = []
@@ -104,6 +106,7 @@ class Connection:
 
     def send_error(self, msgid: int | None, error: CodedError) -> None:
         """Refuses a request, or, without a msgid, a message that was none."""
+        self.on_error(error.code)
         sentence = f"{error.code}: {plain(error.message)}"
         # protocol 4.1: facts only for who said hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()

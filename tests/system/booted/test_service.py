@@ -65,6 +65,7 @@ def test_units_are_good(machine: Machine) -> None:
         "lockd.socket",
         "lockd-admin.socket",
         "lockd-virtlockd.socket",
+        "lockd-metrics.socket",
         "lockd-hold@x.service",
     ]
     done = machine.run("systemd-analyze", "verify", *units)

@@ -1,0 +1,323 @@
+"""What is counted while the daemon serves: plain numbers, where things happen.
+
+Every number is of a kind of thing (a lockspace, a code, a method), never of a resource
+or a client, so that there is always the same small number of them. All begin at zero
+with each program that serves; `metrics` says what they are.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Final, Generic, Protocol, TypeVar
+
+from lockd.engine import effects as e
+from lockd.engine.commands import Owner
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import ERRORS_BY_CODE
+from lockd.terms import Mode, ResourceKey
+
+WAIT_BOUNDS: Final = (
+    *(0.001, 0.005, 0.025, 0.1, 0.5),
+    *(1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0),
+)
+"""Seconds from a request to its grant."""
+
+HOLD_BOUNDS: Final = (
+    *(0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0),
+    *(1_800.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0),
+)
+"""Seconds from a grant to its end: up to a week."""
+
+TURN_BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+)
+"""Seconds of a turn of the loop."""
+
+CAUSES: Final = ("released", "disconnected", "owner_died", "broken")
+"""How a grant may end (protocol 7.4)."""
+
+
+class Histogram:
+    """How often something took how long.
+
+    Args:
+        bounds: seconds, rising; `counts` has one more, for what took longer than all.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts something that took so long."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
+class _Begun(Protocol):
+    @property
+    def since(self) -> float: ...
+
+
+K = TypeVar("K")
+T = TypeVar("T", bound=_Begun)
+
+
+class Line(Generic[K, T]):
+    """Things in the order of their beginnings, and apart those that are told of.
+
+    So only the first needs to be looked at to know whether any has become old.
+    """
+
+    __slots__ = ("told", "young")
+
+    def __init__(self) -> None:
+        self.young: dict[K, T] = {}
+        self.told: dict[K, T] = {}
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self.told)
+
+    def oldest(self) -> T | None:
+        """Returns what began first."""
+        for things in self.told, self.young:
+            for thing in things.values():
+                return thing
+        return None
+
+    def take_old(self, latest: float) -> list[T]:
+        """Returns what began at a time or before, and was not told of until now."""
+        found = []
+        for key, thing in self.young.items():
+            if thing.since > latest:
+                break
+            found.append((key, thing))
+        for key, thing in found:
+            del self.young[key]
+            self.told[key] = thing
+        return [thing for _, thing in found]
+
+    def remove(self, key: K) -> T | None:
+        """Takes something out, if it is there; returns it if it was told of."""
+        if self.young.pop(key, None) is not None:
+            return None
+        return self.told.pop(key, None)
+
+    def clear(self) -> None:
+        """Takes everything out."""
+        self.young.clear()
+        self.told.clear()
+
+
+class Wait:
+    """A request that waits; `owner` is set when it is told of."""
+
+    __slots__ = ("keys", "mode", "owner", "request", "session", "since", "space")
+
+    def __init__(
+        self,
+        session: int,
+        request: int,
+        keys: tuple[ResourceKey, ...],
+        mode: Mode,
+        since: float,
+        space: "Space",
+    ) -> None:
+        self.session = session
+        self.request = request
+        self.keys = keys
+        self.mode = mode
+        self.since = since
+        self.space = space
+        self.owner: Owner | None = None
+
+
+class Space:
+    """What is counted of one lockspace.
+
+    Attributes:
+        before: how much was held when counting began.
+        waits, holds: how long it took until a grant, and until its end.
+        waiting: the requests that wait, by session and msgid.
+        held: the grants by fencing token, where holds are watched (`slow_hold`).
+        slow_wait, slow_hold: seconds after which one is told of; 0 for never.
+    """
+
+    __slots__ = (
+        *("name", "before", "waits", "holds", "ends", "converted", "waiting", "held"),
+        *("slow_wait", "slow_hold", "slow_waits", "slow_holds"),
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.before = 0
+        self.waits = Histogram(WAIT_BOUNDS)
+        self.holds = Histogram(HOLD_BOUNDS)
+        self.ends = dict.fromkeys(CAUSES, 0)
+        self.converted = 0
+        self.waiting: Line[tuple[int, int], Wait] = Line()
+        self.held: Line[int, e.Grant] = Line()
+        self.slow_wait = self.slow_hold = 0.0
+        #: How many were told of.
+        self.slow_waits = self.slow_holds = 0
+
+    @property
+    def granted(self) -> int:
+        """How many grants were made."""
+        return sum(self.waits.counts)
+
+    @property
+    def held_count(self) -> int:
+        """How many grants there are."""
+        return self.before + self.granted - sum(self.ends.values())
+
+
+def _nothing(thing: Wait | e.Grant, outcome: str) -> None:
+    """Is called for what took long and is over, where nobody wants to know."""
+
+
+class Counts:
+    """What is counted of the daemon.
+
+    Attributes:
+        now: when what is counted happens.
+        requests: by method.
+        refusals: by the code that was told.
+        turned_away: clients that could not be taken in.
+        turns: how long each turn of the loop took.
+        revivals: how often a daemon went on after a crash.
+        took_over: seconds for which clients waited for this program to go on where
+            the one before stood; None if it began by itself.
+        on_slow_end: called when something ends that was told of, and with how.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.spaces: dict[str, Space] = {}
+        self.requests: defaultdict[str, int] = defaultdict(int)
+        self.refusals = dict.fromkeys(ERRORS_BY_CODE, 0)
+        self.turned_away = 0
+        self.turns = Histogram(TURN_BOUNDS)
+        self.revivals = 0
+        self.took_over: float | None = None
+        self.on_slow_end: Callable[[Wait | e.Grant, str], None] = _nothing
+        #: Of each session the requests that wait.
+        self._waiting: dict[int, dict[int, Wait]] = {}
+
+    def space(self, name: str) -> Space:
+        """Returns the numbers of a lockspace, which may be new."""
+        if name not in self.spaces:
+            self.spaces[name] = Space(name)
+        return self.spaces[name]
+
+    def adopt(self, engine: LockEngine) -> None:
+        """Begins with what is held and waited for already."""
+        for owner in engine.owners.values():
+            for grant in owner.grants.values():
+                self.space(grant.key.lockspace).before += 1
+        found = (r for s in engine.sessions.values() for r in s.requests.values())
+        for request in sorted(found, key=lambda request: request.since):
+            if request.announced:
+                session = request.session.session_id
+                self._wait(
+                    *(session, request.number, request.keys),
+                    *(request.mode, request.since),
+                )
+
+    def watch_holds(self, space: Space, engine: LockEngine) -> None:
+        """Begins, or ends, to have the grants of a lockspace in `held`."""
+        space.held.clear()
+        if space.slow_hold:
+            owners = engine.owners.values()
+            found = [g for owner in owners for g in owner.grants.values()]
+            for grant in sorted(found, key=lambda grant: grant.since):
+                if grant.key.lockspace == space.name:
+                    space.held.young[grant.fencing_token] = grant
+
+    # What happens.
+
+    def count_granted(self, effect: e.Granted) -> None:
+        """Counts a request that was granted."""
+        grants = effect.grants
+        if self._waiting:
+            self.end_wait(effect.session, effect.request, "granted")
+        space = self.spaces[grants[0].key.lockspace]
+        if effect.converted:
+            space.converted += 1
+            if space.slow_hold:
+                _exchange(space.held, grants)
+            return
+        waited, waits = effect.waited, space.waits
+        for grant in grants:
+            if grant.count > 1:  # what is counted again is no new grant
+                continue
+            if waited:
+                waits.observe(waited)
+            else:
+                waits.counts[0] += 1
+            if space.slow_hold:
+                space.held.young[grant.fencing_token] = grant
+
+    def count_ended(self, effect: e.Ended) -> None:
+        """Counts a grant that is no more."""
+        grant = effect.grant
+        space = self.spaces[grant.key.lockspace]
+        space.ends[effect.cause] += 1
+        space.holds.observe(self.now - grant.since)
+        if space.slow_hold and space.held.remove(grant.fencing_token) is not None:
+            self.on_slow_end(grant, effect.cause)
+
+    def count_queued(self, effect: e.Queued) -> None:
+        """Counts a request that waits from now on."""
+        self._wait(effect.session, effect.request, effect.keys, effect.mode, self.now)
+
+    def _wait(
+        self,
+        session: int,
+        request: int,
+        keys: tuple[ResourceKey, ...],
+        mode: Mode,
+        since: float,
+    ) -> None:
+        space = self.space(keys[0].lockspace)
+        wait = Wait(session, request, keys, mode, since, space)
+        self._waiting.setdefault(session, {})[request] = wait
+        space.waiting.young[session, request] = wait
+
+    def end_wait(self, session: int, request: int, outcome: str) -> None:
+        """Counts a request no longer, if it waited."""
+        waits = self._waiting.get(session)
+        wait = None if waits is None else waits.pop(request, None)
+        if waits is None or wait is None:
+            return
+        if not waits:
+            del self._waiting[session]
+        self._end(wait, outcome)
+
+    def end_session(self, session: int) -> None:
+        """Counts what a session waited for no longer: nobody will answer it."""
+        for wait in self._waiting.pop(session, {}).values():
+            self._end(wait, "disconnected")
+
+    def _end(self, wait: Wait, outcome: str) -> None:
+        if wait.space.waiting.remove((wait.session, wait.request)) is not None:
+            self.on_slow_end(wait, outcome)
+
+    def count_refusal(self, code: str) -> None:
+        """Counts an error that a client is told.
+
+        What only virtlockd's tongue can say is about calls out of their order.
+        """
+        self.refusals[code if code in self.refusals else "invalid"] += 1
+
+
+def _exchange(held: Line[int, e.Grant], grants: Iterable[e.Grant]) -> None:
+    """Has converted grants in the places of what they were before."""
+    for grant in grants:
+        for things in held.young, held.told:
+            if grant.fencing_token in things:
+                things[grant.fencing_token] = grant

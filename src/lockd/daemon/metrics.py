@@ -1,0 +1,311 @@
+"""What the daemon tells of itself to those who collect figures (docs/metrics.md).
+
+Only reads: the figures are kept where things happen (`counts`, the engine, and whoever
+does what is counted). The labels are lockspaces, codes, methods and the like, of which
+there are few; never a resource, a user or a client.
+"""
+
+import os
+import platform
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from msgspec import to_builtins
+
+from lockd import __version__
+from lockd.daemon import inquiries
+from lockd.daemon.counts import Space
+from lockd.daemon.exposition import Family, Format, Kind, Value, render
+from lockd.daemon.listener import ROLES
+from lockd.lockspaces.files import FileLockspace
+
+if TYPE_CHECKING:
+    from lockd.daemon.service import Service
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Metrics:
+    """All metrics of a service."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+        self._started = time.time()
+        self._process_started = self._started - process_age()
+
+    def text(self, wanted: Format = "openmetrics") -> str:
+        """Returns all metrics as they are at this moment."""
+        return render(self.families(), wanted)
+
+    def families(self) -> Iterator[Family]:
+        """Goes through all metrics."""
+        yield from self._program()
+        yield from self._lockspaces()
+        yield from self._requests()
+        yield from self._limits()
+        yield from self._loop()
+        yield from self._processes()
+        yield from self._survival()
+
+    def _program(self) -> Iterator[Family]:
+        build = {"version": __version__, "python": platform.python_version()}
+        yield Family("lockd_build", "info", "The program that runs.", [(build, 1)])
+        yield _one(
+            "lockd_start_time_seconds",
+            "gauge",
+            "When this program began to serve, since 1970: all counters are from then.",
+            self._started,
+        )
+        yield _one(
+            "lockd_epoch",
+            "gauge",
+            "How often locks began anew: no start that goes on raises it.",
+            self._service.epoch.number,
+        )
+        yield _one(
+            "process_start_time_seconds",
+            "gauge",
+            "When the process was started, since 1970; a live upgrade is no start.",
+            self._process_started,
+        )
+        times = os.times()
+        yield _one(
+            "process_cpu_seconds",
+            "counter",
+            "Processor time of the process.",
+            times.user + times.system,
+        )
+        yield _one(
+            "process_resident_memory_bytes",
+            "gauge",
+            "Memory of the process.",
+            resident_bytes(),
+        )
+        yield _one(
+            "process_open_fds",
+            "gauge",
+            "Descriptors that are open.",
+            open_descriptors(),
+        )
+        yield _one(
+            "process_max_fds",
+            "gauge",
+            "Descriptors that may be open (LimitNOFILE).",
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
+
+    def _lockspaces(self) -> Iterator[Family]:
+        service = self._service
+        spaces = list(service.answers.counts.spaces.values())
+        now = time.monotonic()
+
+        def of_each(name: str, kind: Kind, about: str, value: str) -> Family:
+            found = [(_label(space), getattr(space, value)) for space in spaces]
+            return Family(name, kind, about, found)
+
+        yield of_each("lockd_held", "gauge", "Locks that are held.", "held_count")
+        waiting = [(_label(x), len(x.waiting)) for x in spaces]
+        yield Family(
+            "lockd_waiting", "gauge", "Requests that wait for a lock.", waiting
+        )
+        oldest = [(_label(x), _longest_wait(x, now)) for x in spaces]
+        yield Family(
+            "lockd_longest_wait_seconds",
+            "gauge",
+            "How long the request has waited that waits longest now.",
+            oldest,
+        )
+        anchors = [
+            ({"lockspace": name}, space.anchor_count)
+            for name, space in service.runtime.lockspaces.items()
+            if isinstance(space, FileLockspace)
+        ]
+        yield Family("lockd_anchors", "gauge", "Lock files that are open.", anchors)
+        yield of_each("lockd_grants", "counter", "Locks that were granted.", "granted")
+        yield of_each(
+            "lockd_conversions", "counter", "Locks that were converted.", "converted"
+        )
+        ends = [
+            (_label(space) | {"cause": cause}, number)
+            for space in spaces
+            for cause, number in space.ends.items()
+        ]
+        yield Family("lockd_ends", "counter", "Locks that ended, by cause.", ends)
+        yield of_each(
+            "lockd_wait_seconds",
+            "histogram",
+            "From the request to the grant, of each lock that was granted.",
+            "waits",
+        )
+        yield of_each(
+            "lockd_hold_seconds",
+            "histogram",
+            "From the grant to its end, of each lock that ended.",
+            "holds",
+        )
+        yield of_each(
+            "lockd_slow_waits", "counter", "Waits over slow_wait.", "slow_waits"
+        )
+        yield of_each(
+            "lockd_slow_holds", "counter", "Holds over slow_hold.", "slow_holds"
+        )
+
+    def _requests(self) -> Iterator[Family]:
+        service = self._service
+        counts = service.answers.counts
+        at = Counter(peer.role for peer in service.answers.peers.values())
+        roles = [role for role in ROLES if role != "metrics"]
+        yield Family(
+            "lockd_sessions",
+            "gauge",
+            "Clients that are connected, by socket.",
+            [({"socket": role}, at[role]) for role in roles],
+        )
+        yield _by("lockd_requests", "Requests, by method.", "method", counts.requests)
+        yield _by(
+            "lockd_refusals", "Errors that clients were told.", "code", counts.refusals
+        )
+        yield _one(
+            "lockd_turned_away",
+            "counter",
+            "Clients that were not taken in: a limit, or no descriptor left.",
+            counts.turned_away,
+        )
+
+    def _limits(self) -> Iterator[Family]:
+        keeper = self._service.keeper
+        limits = to_builtins(keeper.limits)
+        usage = keeper.usage()
+        yield Family(
+            "lockd_limit",
+            "gauge",
+            "What is allowed ([limits]).",
+            [({"limit": name}, number) for name, number in limits.items()],
+        )
+        yield Family(
+            "lockd_limit_used",
+            "gauge",
+            "How much of it is used; of limits for users, by the fullest one.",
+            [
+                ({"limit": name}, usage[name]["used"])
+                for name in limits
+                if name in usage
+            ],
+        )
+
+    def _loop(self) -> Iterator[Family]:
+        yield _one(
+            "lockd_turn_seconds",
+            "histogram",
+            "How long a turn of the loop took, for which everybody else waits.",
+            self._service.answers.counts.turns,
+        )
+
+    def _processes(self) -> Iterator[Family]:
+        processes = self._service.runtime.processes
+        yield _one(
+            "lockd_fencings",
+            "counter",
+            "Processes that were told to end before their locks are given on.",
+            processes.begun,
+        )
+        yield _one(
+            "lockd_fencing_kills",
+            "counter",
+            "Processes that did not, and were sent SIGKILL.",
+            processes.killed,
+        )
+        yield _one(
+            "lockd_fencings_outstanding",
+            "gauge",
+            "Processes that are not dead yet.",
+            processes.begun - processes.fenced,
+        )
+
+    def _survival(self) -> Iterator[Family]:
+        service = self._service
+        counts, engine = service.answers.counts, service.runtime.engine
+        handovers = {"upgrade": service.dispatcher.upgrades, "revival": counts.revivals}
+        yield _by(
+            "lockd_handovers",
+            "How often another program went on with everything; never begins anew.",
+            "kind",
+            handovers,
+        )
+        yield Family(
+            "lockd_handover_seconds",
+            "gauge",
+            "For how long clients waited at the handover to this program.",
+            [] if counts.took_over is None else [({}, counts.took_over)],
+        )
+        kept = inquiries.kept(engine, service.keeping)
+        yield _one(
+            "lockd_survives_crash",
+            "gauge",
+            "Whether all of it would go on if the process were killed now.",
+            int(kept["by"] is not None),
+        )
+        yield _one(
+            "lockd_kept_descriptors",
+            "gauge",
+            "Descriptors that are kept outside the process.",
+            kept["in_flight"],
+        )
+        yield _one("lockd_kept_bytes", "gauge", "Records that are kept.", kept["bytes"])
+        yield _one(
+            "lockd_complaint",
+            "gauge",
+            "Whether the status line tells of something to be mended.",
+            int(service.has_complaint),
+        )
+
+
+def _label(space: Space) -> dict[str, str]:
+    return {"lockspace": space.name}
+
+
+def _longest_wait(space: Space, now: float) -> float:
+    oldest = space.waiting.oldest()
+    return 0.0 if oldest is None else max(0.0, now - oldest.since)
+
+
+def _one(name: str, kind: Kind, about: str, value: Value) -> Family:
+    return Family(name, kind, about, [({}, value)])
+
+
+def _by(name: str, about: str, label: str, numbers: Mapping[str, int]) -> Family:
+    return Family(name, "counter", about, [({label: x}, n) for x, n in numbers.items()])
+
+
+# What the kernel says of this process.
+
+
+def open_descriptors() -> int:
+    """Returns how many descriptors are open.
+
+    Where the kernel does not say (before Linux 6.2), the lowest number that is free:
+    what the limits go by, and less than the true figure only while there are gaps. To
+    count them would take longer, the more there are.
+    """
+    if size := os.stat("/proc/self/fd").st_size:
+        return size
+    fd = os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)
+    os.close(fd)
+    return fd
+
+
+def resident_bytes() -> int:
+    """Returns how much memory is ours and not swapped out (proc_pid_statm(5))."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * PAGE
+
+
+def process_age() -> float:
+    """Returns for how many seconds the process has been there (proc_pid_stat(5))."""
+    with open("/proc/self/stat", "rb") as file:
+        started = int(file.read().rpartition(b")")[2].split()[19]) / TICKS
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
