@@ -7,7 +7,7 @@ with each program that serves; `metrics` says what they are.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
 from lockd.engine import effects as e
@@ -141,6 +141,7 @@ class Space:
 
     Attributes:
         before: how much was held when counting began.
+        ended_otherwise: how many grants ended by another cause than their release.
         waits, holds: how long it took until a grant, and until its end.
         waiting: the requests that wait, by session and msgid.
         held: the grants by fencing token, where holds are watched (`slow_hold`).
@@ -148,7 +149,16 @@ class Space:
     """
 
     __slots__ = (
-        *("name", "before", "waits", "holds", "ends", "converted", "waiting", "held"),
+        *(
+            "name",
+            "before",
+            "waits",
+            "holds",
+            "ended_otherwise",
+            "converted",
+            "waiting",
+            "held",
+        ),
         *("slow_wait", "slow_hold", "slow_waits", "slow_holds"),
     )
 
@@ -157,7 +167,7 @@ class Space:
         self.before = 0
         self.waits = Histogram(WAIT_BOUNDS)
         self.holds = Histogram(HOLD_BOUNDS)
-        self.ends = dict.fromkeys(CAUSES, 0)
+        self.ended_otherwise = dict.fromkeys(CAUSES[1:], 0)
         self.converted = 0
         self.waiting: Line[tuple[int, int], Wait] = Line()
         self.held: Line[int, e.Grant] = Line()
@@ -173,7 +183,14 @@ class Space:
     @property
     def held_count(self) -> int:
         """How many grants there are."""
-        return self.before + self.granted - sum(self.ends.values())
+        return self.before + self.granted - sum(self.holds.counts)
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """How many grants ended, by cause."""
+        others = self.ended_otherwise
+        released = sum(self.holds.counts) - sum(others.values())
+        return {CAUSES[0]: released} | others
 
 
 def _nothing(thing: Wait | e.Grant, outcome: str) -> None:
@@ -242,32 +259,25 @@ class Counts:
 
     def count_granted(self, effect: e.Granted) -> None:
         """Counts a request that was granted."""
+        # One way for all would be slower for the most.
         grants = effect.grants
+        space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
             self.end_wait(effect.session, effect.request, "granted")
-        space = self.spaces[grants[0].key.lockspace]
-        if effect.converted:
-            space.converted += 1
-            if space.slow_hold:
-                _exchange(space.held, grants)
-            return
-        waited, waits = effect.waited, space.waits
-        for grant in grants:
-            if grant.count > 1:  # what is counted again is no new grant
-                continue
-            if waited:
-                waits.observe(waited)
-            else:
-                waits.counts[0] += 1
-            if space.slow_hold:
-                space.held.young[grant.fencing_token] = grant
+        if effect.waited or effect.converted or len(grants) > 1 or space.slow_hold:
+            _count_grants(space, effect)
+        elif grants[0].count == 1:
+            space.waits.counts[0] += 1
 
     def count_ended(self, effect: e.Ended) -> None:
         """Counts a grant that is no more."""
         grant = effect.grant
         space = self.spaces[grant.key.lockspace]
-        space.ends[effect.cause] += 1
-        space.holds.observe(self.now - grant.since)
+        if effect.cause != "released":  # what most do is what is left
+            space.ended_otherwise[effect.cause] += 1
+        holds, seconds = space.holds, self.now - grant.since
+        holds.counts[bisect_left(HOLD_BOUNDS, seconds)] += 1
+        holds.total += seconds
         if space.slow_hold and space.held.remove(grant.fencing_token) is not None:
             self.on_slow_end(grant, effect.cause)
 
@@ -315,9 +325,14 @@ class Counts:
         self.refusals[code if code in self.refusals else "invalid"] += 1
 
 
-def _exchange(held: Line[int, e.Grant], grants: Iterable[e.Grant]) -> None:
-    """Has converted grants in the places of what they were before."""
-    for grant in grants:
-        for things in held.young, held.told:
-            if grant.fencing_token in things:
-                things[grant.fencing_token] = grant
+def _count_grants(space: Space, effect: e.Granted) -> None:
+    for grant in effect.grants:
+        if effect.converted:
+            space.converted += 1
+            for things in space.held.young, space.held.told:
+                if grant.fencing_token in things:
+                    things[grant.fencing_token] = grant
+        elif grant.count == 1:  # what is counted again is no new grant
+            space.waits.observe(effect.waited)
+            if space.slow_hold:
+                space.held.young[grant.fencing_token] = grant

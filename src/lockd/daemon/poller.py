@@ -17,7 +17,7 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._actions: dict[int, Action] = {}
-        #: When some were ready the last time.
+        #: When it was waited for the last time, and that was over.
         self.woke = 0.0
 
     def fileno(self) -> int:
@@ -48,7 +48,8 @@ class Poller:
             Whether there was one.
         """
         ready = self._epoll.poll(patience)
-        self.woke = time.monotonic()
+        if patience:
+            self.woke = time.monotonic()
         for fd, events in ready:
             # An earlier action of this round may have closed it.
             action = self._actions.get(fd)

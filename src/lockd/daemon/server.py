@@ -210,20 +210,19 @@ class Server:
         until = trio.current_time() + TURNS
         while self._take_turn():
             now = trio.current_time()
-            self._answers.counts.turns.observe(now - self._turns.began)
+            self._answers.counts.turns.observe(now - self._poller.woke)
             if now > until:
                 break
 
     def _take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
         self._turns.begin()
-        busy = self._has_work()
+        if busy := self._has_work():
+            self._poller.woke = trio.current_time()
         self._give_turns(self._unfinished, self._receive)
         any_ready = self._poller.act(0 if busy else LINGER)
-        if not busy:
-            if not any_ready:
-                return False
-            self._turns.began = self._poller.woke
+        if not (any_ready or busy):
+            return False
         if self._incomplete or self._pauses:
             self._keep_deadlines()
         self.end_turn()

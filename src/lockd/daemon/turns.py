@@ -28,8 +28,6 @@ class Turns:
 
     def __init__(self, is_shared: Callable[[], bool]) -> None:
         self._is_shared = is_shared
-        #: When this turn began.
-        self.began = 0.0
         self._spent: dict[int, float] = {}
         #: Until when.
         self._resting: dict[int, float] = {}
@@ -37,8 +35,8 @@ class Turns:
     def begin(self) -> None:
         """Begins a turn."""
         self._spent.clear()
-        now = self.began = trio.current_time()
         if self._resting:
+            now = trio.current_time()
             for uid in [x for x, until in self._resting.items() if until <= now]:
                 del self._resting[uid]
 
