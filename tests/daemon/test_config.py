@@ -11,6 +11,7 @@ from lockd.daemon.config import (
     Config,
     Limits,
     LockspaceConfig,
+    MetricsConfig,
     check_place,
     config_files,
     effective,
@@ -410,3 +411,67 @@ def test_place_is_needed_exactly_by_a_directory() -> None:
         check_place("directory", None)
     with pytest.raises(ConfigError):
         check_place("direct", "/x")
+
+
+# Metrics, and what is slow.
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["127.0.0.1:9090", "127.255.0.9:0", "[::1]:65535", ""],
+)
+def test_addresses_of_the_loopback_device_may_be_listened_at(
+    place: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, f'[metrics]\nlisten = "{place}"')
+    assert read_config(path).metrics.listen == place
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "0.0.0.0:9090",
+        "10.0.0.1:9090",
+        "[::]:9090",
+        "[::ffff:10.0.0.1]:9090",
+        "localhost:9090",
+        "127.0.0.1",
+        "127.0.0.1:65536",
+        "127.0.0.256:9090",
+        "127.0.0.1:9090\\n",
+        "x127.0.0.1:9090",
+        "127.0.0.1:9090.example.org",
+        ":9090",
+    ],
+)
+def test_nothing_else_may_be_listened_at(place: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f'[metrics]\nlisten = "{place}"')
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    wanted = 'must be an address of this host for itself, as "127.0.0.1:9090", or ""'
+    assert f"[metrics] listen: {wanted}, not " in str(caught.value)
+
+
+def test_thresholds_may_be_never(tmp_path: Path) -> None:
+    text = "[lockspaces.default]\nslow_wait = 0\nslow_hold = 3600"
+    found = read_config(written(tmp_path, text)).lockspaces["default"]
+    assert (found.slow_wait, found.slow_hold) == (0, 3600)
+    assert LockspaceConfig("memory").slow_hold == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "1e9", "'long'"])
+def test_threshold_is_a_number_of_seconds(value: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"[lockspaces.default]\nslow_wait = {value}")
+    with pytest.raises(ConfigError, match="a number of seconds from 0 to"):
+        read_config(path)
+
+
+def test_metrics_and_thresholds_count_at_once() -> None:
+    running = Config()
+    default = LockspaceConfig("memory", slow_wait=1.0, slow_hold=2.0)
+    wanted = Config(
+        metrics=MetricsConfig(listen="127.0.0.1:1"),
+        lockspaces=BUILT_IN | {"default": default},
+    )
+    assert effective(running, wanted) == wanted
+    assert needs_restart(running, wanted) == []

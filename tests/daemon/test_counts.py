@@ -94,7 +94,7 @@ class Daemon:
         self.do(c.OpenSession(session, c.Owner("x", session, 1000)))
 
     def close_session(self, session: int) -> None:
-        self.counts.end_session(session)
+        self.counts.end_session(session, self.now)
         self.do(c.CloseSession(session))
 
     def acquire(self, session: int, request: int, *keys: ResourceKey) -> None:

@@ -235,3 +235,23 @@ def test_socket_of_another_kind_is_refused(tmp_path: Path) -> None:
         with high:
             lines = taken({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "client"}, high)
     assert "no listening UNIX stream socket" in lines[0]
+
+
+def test_metrics_may_be_asked_for_at_a_loopback_address(tmp_path: Path) -> None:
+    with (
+        listening(tmp_path / "a") as clients,
+        socket.create_server(("127.0.0.1", 0)) as metrics,
+    ):
+        names = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "client:metrics"}
+        lines = taken(names, clients, metrics)
+        assert lines[1] == f"metrics 4 {metrics.getsockname()} False False"
+        # Only those, and only for metrics.
+        names = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "client:admin"}
+        assert taken(names, clients, metrics)[0].startswith("refused: the admin socket")
+    with (
+        listening(tmp_path / "b") as clients,
+        socket.create_server(("0.0.0.0", 0)) as everybody,
+    ):
+        names = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "client:metrics"}
+        said = taken(names, clients, everybody)[0]
+        assert said.endswith("no listening UNIX stream socket or at a loopback address")

@@ -58,7 +58,7 @@ class Answers:
         del self.peers[peer.session]
         self.behind.discard(peer)
         self.watchers.discard(peer)
-        self.counts.end_session(peer.session)
+        self.counts.end_session(peer.session, trio.current_time())
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
         """Tells a peer what happens in the lockspaces that it sees."""

@@ -308,8 +308,9 @@ class Counts:
             del self._waiting[session]
         self._end(wait, outcome)
 
-    def end_session(self, session: int) -> None:
+    def end_session(self, session: int, now: float) -> None:
         """Counts what a session waited for no longer: nobody will answer it."""
+        self.now = now
         for wait in self._waiting.pop(session, {}).values():
             self._end(wait, "disconnected")
 

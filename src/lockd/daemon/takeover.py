@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 
 from lockd.daemon.access import rights_of
 from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
@@ -211,7 +212,7 @@ def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
             peers[session].is_closing = True
             service.answers.behind.add(peers[session])
     for session in [x for x in engine.sessions if x not in peers]:
-        service.answers.counts.end_session(session)
+        service.answers.counts.end_session(session, trio.current_time())
         service.runtime.carry_out(c.CloseSession(session))
     for owner_id in loaded.orphans:
         if owner_id in engine.owners:
