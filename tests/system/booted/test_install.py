@@ -15,6 +15,7 @@ PLACES = (
     "/usr/lib/systemd/system/lockd-admin.socket",
     "/usr/lib/systemd/system/lockd-hold@.service",
     "/usr/lib/systemd/system/lockd-virtlockd.socket",
+    "/usr/lib/systemd/system/lockd-metrics.socket",
     "/usr/lib/systemd/user/lockd.service",
     "/usr/lib/systemd/user/lockd.socket",
     "/usr/lib/sysusers.d/lockd.conf",
