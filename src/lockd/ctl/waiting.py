@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockd.client.blocking import connect
-from lockd.ctl.render import ordinal
+from lockd.ctl.render import ordinal, since
 from lockd.names import plain, quoted
 from lockd.text import duration
+
+#: Seconds after which people want the time of day, too.
+_LONG = 60
 
 
 def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
@@ -41,7 +44,10 @@ def _held(state: Mapping[str, Any]) -> str:
     holder = state["holders"][0]
     others = state["holder_count"] - 1
     more = f" and {others} more" if others else ""
+    held = f"held for {duration(holder['held_for'])}"
+    if holder["held_for"] >= _LONG:
+        held += f", since {since(holder['since'])},"
     return (
-        f"held for {duration(holder['held_for'])} by {plain(holder['name'])}, "
+        f"{held} by {plain(holder['name'])}, "
         f"pid {holder['pid']}, uid {holder['uid']}{more}"
     )

@@ -5,6 +5,8 @@ and `promtool check metrics` read. It differs in the names of counters and in th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 from lockd.daemon.counts import Histogram
@@ -68,23 +70,31 @@ def _head(family: Family, wanted: Format) -> list[str]:
 
 
 def _histogram(name: str, labels: Labels, value: Histogram) -> list[str]:
-    found, count = [], 0
-    head = "".join(f'{label}="{_escaped(text)}",' for label, text in labels.items())
-    bounds = [repr(bound) for bound in value.bounds]
-    for bound, more in zip([*bounds, "+Inf"], value.counts, strict=True):
-        count += more
-        found.append(f'{name}_bucket{{{head}le="{bound}"}} {count}')
-    shown = _shown(labels)
-    return [
-        *found,
-        f"{name}_sum{shown} {_number(value.total)}",
-        f"{name}_count{shown} {count}",
-    ]
+    heads = _heads(name, tuple(labels.items()), value.bounds)
+    numbers = [*accumulate(value.counts), _number(value.total)]
+    numbers.append(numbers[-2])
+    return [f"{head}{number}" for head, number in zip(heads, numbers, strict=True)]
+
+
+@lru_cache(maxsize=1024)
+def _heads(
+    name: str, labels: tuple[tuple[str, str], ...], bounds: tuple[float, ...]
+) -> list[str]:
+    """Returns what stands before the numbers of a histogram, which is always alike."""
+    others = dict(labels)
+    shown = [*map(repr, bounds), "+Inf"]
+    buckets = [f"{name}_bucket{_shown(others | {'le': bound})} " for bound in shown]
+    return [*buckets, f"{name}_sum{_shown(others)} ", f"{name}_count{_shown(others)} "]
 
 
 def _shown(labels: Labels) -> str:
-    inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-    return f"{{{inner}}}" if inner else ""
+    return _show(tuple(labels.items())) if labels else ""
+
+
+@lru_cache(maxsize=4096)
+def _show(labels: tuple[tuple[str, str], ...]) -> str:
+    inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
+    return f"{{{inner}}}"
 
 
 def _escaped(text: str) -> str:
