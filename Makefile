@@ -95,7 +95,7 @@ $(READY): requirements.lock pyproject.toml
 lock:
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --generate-hashes \
+	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra top --generate-hashes \
 	  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
 	  --output-file requirements.lock pyproject.toml
 

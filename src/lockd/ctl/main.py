@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "graph": ("lockd.ctl.graph", "graph"),
     "watch": ("lockd.ctl.watch", "watch"),
     "sessions": ("lockd.ctl.listings", "sessions"),
+    "top": ("lockd.ctl.top.command", "top"),
     "spaces": ("lockd.ctl.listings", "spaces"),
     "break": ("lockd.ctl.admin", "break_"),
     "disconnect": ("lockd.ctl.admin", "disconnect"),

@@ -1,0 +1,244 @@
+"""The screens of `lockctl top`, drawn by textual.
+
+Nothing here depends on a colour: what is chosen is marked and reversed, headings are
+bold. The terminal's own colours are left as they are.
+"""
+
+from typing import ClassVar
+
+import anyio
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Input, Static
+
+from lockd.ctl.top.board import Board, Map
+from lockd.ctl.top.dialogs import Help, Showing
+from lockd.ctl.top.feed import Feed
+from lockd.ctl.top.lines import Lines
+from lockd.ctl.top.look import Look
+from lockd.ctl.top.tables import TABLES, matches, sorted_rows
+from lockd.names import plain, quoted
+from lockd.terms import ResourceKey
+from lockd.text import counted, duration
+
+
+class Tables(Showing):
+    """The four tables."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(str(number), f"turn_to({number})") for number in range(1, 5)),
+        Binding("tab", "turn_to(0)", priority=True),
+        Binding("slash", "filter"),
+        Binding("escape", "unfilter"),
+        Binding("s", "sort(1)"),
+        Binding("S", "sort(-1)"),
+        Binding("r", "turn_around"),
+        Binding("p", "pause"),
+        Binding("enter", "look"),
+        Binding("b", "break_chosen"),
+        Binding("question_mark,h", "app.help"),
+        Binding("q", "app.quit"),
+    ]
+    CSS = "#filter { display: none; }"
+
+    def __init__(self, socket: str | None, interval: float) -> None:
+        super().__init__()
+        self.feed = Feed(Board(), socket, interval, self.wanted)
+        self._interval = interval
+        self._lines = Lines(id="lines")
+        self._table = TABLES[0]
+        self._order: dict[str, tuple[str, bool]] = {
+            table.name: (table.sort[0], False) for table in TABLES
+        }
+        self._wanted = ""
+        self._paused = False
+        self._counts: tuple[float, Map] | None = None
+        self._rate = 0.0
+
+    def compose(self) -> ComposeResult:
+        """Lays it out."""
+        yield Static("", id="facts")
+        yield Static("", id="tabs")
+        yield self._lines
+        yield Input(placeholder="filter", compact=True, id="filter")
+        yield Static(
+            "Enter look  b break  / filter  s sort  r reverse  ? help  q quit",
+            id="said",
+        )
+
+    def on_mount(self) -> None:
+        """Draws at once, then again and again."""
+        self._lines.focus()
+        self.draw()
+        self.set_interval(self._interval, self._draw_if_moving)
+
+    def wanted(self) -> tuple[list[ResourceKey], bool]:
+        """Returns which locks are on the screen, and whether sessions are."""
+        rows = self._lines.on_screen
+        keys = [row.key for row in rows if row.key is not None]
+        return list(dict.fromkeys(keys)), self._table.name == "sessions"
+
+    def _draw_if_moving(self) -> None:
+        if not self._paused:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws all of it, as it is now."""
+        now = anyio.current_time()
+        table, board = self._table, self.feed.board
+        by, turned = self._order[table.name]
+        rows = list(table.rows(board, now))
+        everything = len(rows)
+        if self._wanted:
+            rows = [row for row in rows if matches(row, self._wanted)]
+        rows = sorted_rows(table, rows, by, turned=turned)
+        empty = "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
+        self._lines.show(table.columns, rows, empty)
+        self.query_one("#facts", Static).update(self._facts(now))
+        names = [
+            f"[{number} {t.name}]" if t is table else f" {number} {t.name} "
+            for number, t in enumerate(TABLES, 1)
+        ]
+        order = f"by {by}{', turned' if turned else ''}"
+        how = [
+            f"{len(rows)} of {everything}" if self._wanted else f"{len(rows)}",
+            order,
+        ]
+        if self._wanted:
+            how.append(f"filter {quoted(self._wanted, 20)}")
+        if self._paused:
+            how.append("PAUSED")
+        line = "".join(names) + "  " + ", ".join(how)
+        self.query_one("#tabs", Static).update(Text(line, no_wrap=True))
+
+    def _facts(self, now: float) -> Text:
+        facts, feed = self.feed.board.facts, self.feed
+        if feed.trouble is not None:
+            text = f"NOT CONNECTED, tried again each second: {feed.trouble}"
+            return Text(plain(text), "reverse")
+        if not facts:
+            return Text("reading ...")
+        parts = [
+            f"lockd {facts['version']}, pid {facts['pid']}",
+            f"up {duration(facts['uptime'])}",
+            f"{facts['held']} held",
+            f"{facts['waiting']} waiting",
+            counted(facts["sessions"], "session"),
+            f"{self._grants_a_second(now, facts):.0f} grants/s",
+        ]
+        if feed.progress is not None:
+            parts.append(feed.progress)
+        if feed.news is not None:
+            parts.append(feed.news)
+        return Text(", ".join(parts), no_wrap=False)
+
+    def _grants_a_second(self, now: float, facts: Map) -> float:
+        if self._counts is None or self._counts[1]["epoch"] != facts["epoch"]:
+            self._counts = now, facts
+        then, before = self._counts
+        if facts is not before and now > then:
+            self._rate = (facts["granted"] - before["granted"]) / (now - then)
+            self._counts = now, facts
+        return self._rate
+
+    # What the keys do.
+
+    def action_turn_to(self, number: int) -> None:
+        """Shows another table; 0 the next one."""
+        place = TABLES.index(self._table) + 1 if number == 0 else number - 1
+        self._table = TABLES[place % len(TABLES)]
+        self._lines.choose_first()
+        self.draw()
+
+    def action_sort(self, by: int) -> None:
+        """Sorts by another column that is on the screen."""
+        width = self.size.width
+        titles = [c.title for c in self._table.columns if width >= c.least]
+        now, _ = self._order[self._table.name]
+        place = titles.index(now) if now in titles else 0
+        chosen = titles[(place + by) % len(titles)]
+        self._order[self._table.name] = chosen, False
+        self.draw()
+
+    def action_turn_around(self) -> None:
+        """Turns the order around."""
+        by, turned = self._order[self._table.name]
+        self._order[self._table.name] = by, not turned
+        self.draw()
+
+    def action_pause(self) -> None:
+        """Lets the screen stand still, or go on."""
+        self._paused = not self._paused
+        self.draw()
+
+    def action_filter(self) -> None:
+        """Asks what to filter by."""
+        field = self.query_one(Input)
+        field.display = True
+        field.focus()
+
+    def action_unfilter(self) -> None:
+        """Shows everything again."""
+        field = self.query_one(Input)
+        field.value = ""
+        self._leave_filter()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filters as it is typed."""
+        self._wanted = event.value.strip().casefold()
+        self._lines.choose_first()
+        self.draw()
+
+    def on_input_submitted(self) -> None:
+        """Goes back to the lines; the filter stays."""
+        self._leave_filter()
+
+    def _leave_filter(self) -> None:
+        self.query_one(Input).display = False
+        self._lines.focus()
+
+    def action_look(self) -> None:
+        """Looks into the lock that is chosen."""
+        row = self._lines.chosen
+        if row is not None and row.key is not None:
+            self.app.push_screen(Look(self.feed, row.key, self._interval))
+
+    def action_break_chosen(self) -> None:
+        """Breaks the lock that is chosen, where there is one holder."""
+        row = self._lines.chosen
+        if row is None or row.key is None:
+            return
+        if row.party is None:
+            self.say("nobody holds it alone: Enter shows the holders to choose from")
+            return
+        self.run_worker(self.ask_and_break(row), group="break")
+
+
+class Top(App[None]):
+    """`lockctl top`.
+
+    Args:
+        socket: where the daemon listens; None for the usual place.
+        interval: seconds between two changes of the screen.
+    """
+
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    Screen { background: ansi_default; color: ansi_default; }
+    Input { background: ansi_default; color: ansi_default; }
+    #said, #facts, #tabs, #title, #story { height: auto; max-height: 3; }
+    """
+
+    def __init__(self, socket: str | None, interval: float) -> None:
+        super().__init__(ansi_color=True)
+        self.tables = Tables(socket, interval)
+
+    def on_mount(self) -> None:
+        """Begins to listen."""
+        self.push_screen(self.tables)
+        self.run_worker(self.tables.feed.run(), group="feed")
+
+    def action_help(self) -> None:
+        """Shows the keys."""
+        self.push_screen(Help())

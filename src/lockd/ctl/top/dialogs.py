@@ -1,0 +1,133 @@
+"""What the screens of `lockctl top` share: the keys, the question before a break."""
+
+from typing import ClassVar, Final
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Input, Static
+
+from lockd.ctl.render import purpose, user
+from lockd.ctl.top.board import Map
+from lockd.ctl.top.feed import Feed
+from lockd.ctl.top.tables import Row
+from lockd.errors import LockdError
+from lockd.names import plain, quoted
+from lockd.terms import ResourceKey
+from lockd.text import duration
+
+_KEYS: Final = (
+    ("1 2 3 4", "locks, waits, holds, sessions; Tab goes to the next"),
+    ("Up Down j k", "choose a line; PgUp PgDn Home End go further"),
+    ("/", "filter: show what has this text anywhere, as you type it"),
+    ("Esc", "forget the filter; leave what is open"),
+    ("s S", "sort by the next column, by the one before"),
+    ("r", "turn the order around"),
+    ("Enter", "look into a lock: holders, queue, last holder"),
+    ("b", "break the chosen lock: shows the victim, asks for a reason"),
+    ("p", "pause: the screen stands still, though all is heard"),
+    ("? h", "this page"),
+    ("q", "end"),
+)
+
+_WORDS: Final = (
+    "GRANTS counts since top began. USUAL is how long a lock was held the last",
+    "times that top saw; ! marks a hold of more than twice that. WAIT is how",
+    "many wait.",
+)
+
+
+class Help(ModalScreen[None]):
+    """The keys, and the words."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,q,question_mark,h", "dismiss"),
+    ]
+    CSS = "Help { background: ansi_default; }"
+
+    def compose(self) -> ComposeResult:
+        """Says what each key does."""
+        lines = [f"  {keys:<14}{what}" for keys, what in _KEYS]
+        words = [f"  {line}" for line in _WORDS]
+        text = "\n".join(["lockctl top", "", *lines, "", *words, "", "Esc goes back."])
+        yield Static(Text(text))
+
+
+class Break(ModalScreen[str | None]):
+    """Shows whose lock would be broken; returns the reason, or None if it shall not."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)")]
+    CSS = "Break { background: ansi_default; }"
+
+    def __init__(self, key: ResourceKey, victim: Map) -> None:
+        super().__init__()
+        self._key, self._victim = key, victim
+
+    def compose(self) -> ComposeResult:
+        """Shows the victim and asks."""
+        told = self._victim
+        rows = [
+            ("lock", str(self._key)),
+            ("holder", told["name"]),
+            ("pid", told["pid"]),
+            ("user", user(told["uid"])),
+            ("unit", told["unit"]),
+            ("command", told["command"]),
+            ("mode", told["mode"]),
+            ("held for", duration(told["held_for"])),
+            ("reason", purpose(told)),
+            ("token", told["fencing_token"]),
+        ]
+        facts = [f"  {name:<10}{plain(str(v))}" for name, v in rows if v is not None]
+        said = [
+            "Break this lock?",
+            "",
+            *facts,
+            "",
+            "The holder is told, and ended first where the lockspace says so.",
+            "Else it may go on without the lock: it is for you to know that it does",
+            "no harm. Type why, and Enter breaks the lock; Esc leaves it alone.",
+            "",
+        ]
+        yield Static(Text("\n".join(said)))
+        yield Input(placeholder="why it is broken", compact=True)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Returns the reason; without one nothing is broken."""
+        if reason := event.value.strip():
+            self.dismiss(reason)
+
+
+class Showing(Screen[None]):
+    """What the screens share: they say things, and break locks."""
+
+    feed: Feed
+
+    def say(self, sentence: str) -> None:
+        """Says something in the last line."""
+        self.query_one("#said", Static).update(Text(plain(sentence)))
+
+    async def ask_and_break(self, row: Row) -> None:
+        """Breaks the lock of a row's party, if that is wanted."""
+        if row.key is None or row.party is None:
+            return
+        key, token = row.key, row.party["fencing_token"]
+        try:
+            # An event said less than a person must know to decide.
+            found = await self.feed.query(key)
+            victim = next(
+                (x for x in found["holders"] if x["fencing_token"] == token), None
+            )
+            if victim is None:
+                self.say(f"{row.party['name']} has released {quoted(str(key))} already")
+                return
+            reason = await self.app.push_screen_wait(Break(key, victim))
+            if reason is None:
+                self.say("nothing was broken")
+                return
+            await self.feed.break_grant(token, reason)
+        except LockdError as error:
+            self.say(str(error))
+        else:
+            self.say(f"the lock of {victim['name']} on {quoted(str(key))} was broken")

@@ -1,0 +1,217 @@
+"""Keeps a board true: reads everything once, follows events, asks for what is shown.
+
+It is cheap for the daemon by one rule: *after each answer it rests nine times as long
+as that took*. So whatever is asked for, nine tenths of the time nothing is. Where more
+happens than can be followed, it does not watch any more but reads again and again, by
+the same rule.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import anyio
+
+from lockd.client.aio import Client, Events, connect
+from lockd.ctl.top.board import Board
+from lockd.errors import ConnectionLostError, LockdError, RequestError
+from lockd.terms import ResourceKey
+
+Answer = TypeVar("Answer")
+
+REST: Final = 9
+"""How many times as long as an answer took nothing is asked after it."""
+
+PAGE: Final = 256
+"""The most resources that one answer lists (protocol 6.1)."""
+
+STALE: Final = 5.0
+"""Seconds after which what is shown is asked for again though nothing was heard of it:
+whoever waited and left is in no event."""
+
+FLOOD: Final = 2_000
+"""Events in a second that are too many to follow."""
+
+UNFOLLOWED: Final = 60.0
+"""Seconds for which nothing is watched after that."""
+
+RETRY: Final = 1.0
+"""Seconds between two tries to reach a daemon that is gone."""
+
+
+class _TooMuchError(Exception):
+    """Raised where more happens than can be followed."""
+
+
+class Feed:
+    """What is heard from the daemon, as long as `run` runs.
+
+    Args:
+        board: what is to be kept true.
+        socket: where the daemon listens; None for the usual place.
+        interval: seconds between two looks at what changed.
+        wanted: returns what is shown just now, so that it is asked for, and whether
+            sessions are.
+
+    Attributes:
+        board: what is known.
+        trouble: why nothing is heard just now; None if all is well.
+        news: what happened to the daemon that a person should know, the last of it.
+        progress: how much of the first listing is still to come, in words; None if it
+            is complete.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        socket: str | None,
+        interval: float,
+        wanted: Callable[[], tuple[list[ResourceKey], bool]],
+    ) -> None:
+        self.trouble: str | None = "connecting"
+        self.news: str | None = None
+        self.progress: str | None = None
+        self.is_watching = False
+        self.board = board
+        self._socket = socket
+        self._interval = interval
+        self._wanted = wanted
+        self._client: Client | None = None
+        self._epoch: int | None = None
+        self._unfollowed_until = 0.0
+        self._read_at = 0.0
+
+    async def run(self) -> None:
+        """Hears and asks, for ever; a daemon that is gone is waited for."""
+        while True:
+            try:
+                async with connect(self._socket) as client:
+                    self._client = client
+                    self._greet(client.epoch)
+                    await self._serve(client)
+            except* _TooMuchError:
+                self._unfollowed_until = anyio.current_time() + UNFOLLOWED
+            except* LockdError as group:
+                self.trouble = _first(group)
+            finally:
+                self._client = None
+                self.is_watching = False
+            await anyio.sleep(RETRY)
+
+    async def query(self, key: ResourceKey) -> dict[str, Any]:
+        """Returns all about one resource, now.
+
+        Raises:
+            LockdError: it cannot be told.
+        """
+        found = await self._connected().query(key.resource, lockspace=key.lockspace)
+        self.board.take(found, anyio.current_time())
+        return found
+
+    async def break_grant(self, fencing_token: int, reason: str) -> None:
+        """Takes a lock away from its holder.
+
+        Raises:
+            LockdError: that is refused, or the daemon is gone.
+        """
+        await self._connected().break_grant(fencing_token, reason)
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise ConnectionLostError(self.trouble or "the daemon is not reached yet")
+        return self._client
+
+    def _greet(self, epoch: int) -> None:
+        if self._epoch is not None:
+            changed = epoch != self._epoch
+            self.news = (
+                f"the daemon was started anew (start {epoch}): all is read again"
+                if changed
+                else "the daemon is reached again: all is read again"
+            )
+        self._epoch, self.trouble = epoch, None
+        self.board.forget_all()
+
+    async def _serve(self, client: Client) -> None:
+        if anyio.current_time() < self._unfollowed_until:
+            await self._look_and_ask(client)
+            return
+        async with client.watch() as events, anyio.create_task_group() as tasks:
+            self.is_watching = True
+            tasks.start_soon(self._follow, events)
+            await self._look_and_ask(client)
+
+    async def _follow(self, events: Events) -> None:
+        board = self.board
+        began, heard = anyio.current_time(), 0
+        async for event in events:
+            now = anyio.current_time()
+            board.hear(event, now)
+            heard += 1
+            if now - began >= 1:
+                began, heard = now, 0
+            elif heard > FLOOD:
+                self.news = (
+                    f"more than {FLOOD} events a second: read now and then, not watched"
+                )
+                raise _TooMuchError
+
+    async def _look_and_ask(self, client: Client) -> None:
+        await self._read_all(client)
+        while True:
+            await self._paid(self._ask_facts(client))
+            await self._ask_what_is_shown(client)
+            if not self.is_watching:
+                if anyio.current_time() >= self._unfollowed_until:
+                    return  # to connect again, and watch
+                await self._read_all(client)
+            elif self.board.facts["epoch"] != self._epoch:
+                # Under a service manager the connection outlives the daemon.
+                self._greet(self.board.facts["epoch"])
+                await self._read_all(client)
+            await anyio.sleep(self._interval)
+
+    async def _read_all(self, client: Client) -> None:
+        board, began = self.board, anyio.current_time()
+        after: list[str] | None = None
+        while True:
+            page = await self._paid(client.call("list", after=after, limit=PAGE))
+            now = anyio.current_time()
+            for told in page["resources"]:
+                board.take(told, now)
+            after = page["next"]
+            if after is None:
+                break
+            self.progress = f"{len(board.locks)} read"
+        self.progress = None
+        board.forget_unheard(began)
+
+    async def _ask_facts(self, client: Client) -> None:
+        self.board.facts = await client.statistics()
+
+    async def _ask_what_is_shown(self, client: Client) -> None:
+        keys, sessions = self._wanted()
+        if sessions:
+            told = await self._paid(client.list_sessions())
+            self.board.take_sessions(told, anyio.current_time())
+        for key in keys:
+            lock = self.board.locks.get(key)
+            due = anyio.current_time() - STALE
+            if lock is not None and (lock.vague or lock.asked < due):
+                try:
+                    await self._paid(self.query(key))
+                except RequestError:
+                    self.board.locks.pop(key, None)  # not for us any more
+
+    async def _paid(self, asking: Awaitable[Answer]) -> Answer:
+        began = anyio.current_time()
+        answer = await asking
+        await anyio.sleep(REST * (anyio.current_time() - began))
+        return answer
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    """Returns the sentence of one of the errors in a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

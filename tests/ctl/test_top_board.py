@@ -1,0 +1,226 @@
+"""What `lockctl top` knows, and what it makes of that: without a screen or a daemon."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lockd.ctl.top.board import Board
+from lockd.ctl.top.tables import TABLES, Row, lines_of, matches, sorted_rows
+from lockd.terms import ResourceKey
+
+LOCKS, WAITS, HOLDS, SESSIONS = TABLES
+KEY = ResourceKey("default", "job")
+
+
+def party(session: int, **more: Any) -> dict[str, Any]:
+    return {
+        "name": f"p{session}",
+        "pid": session,
+        "uid": 0,
+        "command": "x",
+        "unit": None,
+        "session": session,
+        "mode": "exclusive",
+        "label": None,
+        "reason": None,
+        **more,
+    }
+
+
+def told(
+    holders: list[int], waiters: Sequence[int] = (), name: str = "job"
+) -> dict[str, Any]:
+    return {
+        "lockspace": "default",
+        "resource": name,
+        "holders": [party(x, fencing_token=x, held_for=10.0) for x in holders],
+        "holder_count": len(holders),
+        "waiters": [party(x, waited=5.0, converting=False) for x in waiters],
+        "waiter_count": len(waiters),
+    }
+
+
+def event(
+    what: str, session: int = 1, name: str = "job", **more: Any
+) -> dict[str, Any]:
+    return {
+        "event": what,
+        "lockspace": "default",
+        "resource": name,
+        "session": session,
+        "name": f"p{session}",
+        "pid": session,
+        **more,
+    }
+
+
+def granted(session: int, name: str = "job") -> dict[str, Any]:
+    more = {"mode": "exclusive", "fencing_token": session}
+    return event("granted", session, name, **more)
+
+
+def released(session: int) -> dict[str, Any]:
+    return event("released", session, fencing_token=session, cause="released")
+
+
+def rows(board: Board, table: Any, now: float = 100.0) -> list[Row]:
+    return sorted_rows(table, list(table.rows(board, now)), table.sort[0], turned=False)
+
+
+def test_events_move_the_queue_on() -> None:
+    board = Board()
+    board.take(told([1], [2, 3]), 10.0)
+    board.hear(released(1), 11.0)
+    board.hear(granted(2), 11.0)
+    lock = board.locks[KEY]
+    assert [x.told["session"] for x in lock.holders] == [2]
+    assert [x.told["session"] for x in lock.waiters] == [3]
+    assert (lock.holder_count, lock.waiter_count) == (1, 1)
+    assert lock.vague
+
+
+def test_a_waiter_that_is_granted_keeps_what_it_said_of_itself() -> None:
+    board = Board()
+    board.take(told([1], [2]), 10.0)
+    board.hear(released(1), 11.0)
+    board.hear(granted(2), 11.0)
+    assert board.locks[KEY].holders[0].told["command"] == "x"
+
+
+def test_queue_of_which_not_all_are_known_is_counted() -> None:
+    board = Board()
+    board.take({**told([1], [2]), "waiter_count": 1_000}, 10.0)
+    board.hear(released(1), 11.0)
+    board.hear(granted(7), 11.0)
+    assert board.locks[KEY].waiter_count == 999
+
+
+def test_event_that_a_listing_had_already_counts_once() -> None:
+    board = Board()
+    board.take(told([1]), 10.0)
+    board.hear(granted(1), 10.1)
+    assert board.locks[KEY].holder_count == 1
+
+
+def test_lock_that_nobody_holds_or_wants_is_forgotten_but_not_that_it_was_hot() -> None:
+    board = Board()
+    for _ in range(3):
+        board.hear(granted(1), 10.0)
+        board.hear(released(1), 11.0)
+    assert board.locks == {}
+    (row,) = rows(board, LOCKS)
+    assert (row.cells["NAME"], row.cells["GRANTS"]) == ("job", 3)
+
+
+def test_refusals_and_ends_of_what_is_unknown_are_nothing() -> None:
+    board = Board()
+    board.hear(event("refused", code="busy"), 10.0)
+    board.hear(released(1), 10.0)
+    board.hear(event("lost", fencing_token=3, cause="broken", mode="shared"), 10.0)
+    assert board.locks == {}
+
+
+def test_usual_time_is_that_of_the_holds_that_were_seen() -> None:
+    board = Board()
+    for _ in range(3):
+        board.hear(granted(1), 10.0)
+        board.hear(released(1), 14.0)
+    assert board.usual(KEY) == 4.0
+    assert board.over(KEY, 7.9) == 0
+    assert board.over(KEY, 12.0) == 3.0
+
+
+def test_usual_time_is_that_of_the_last_holder_if_no_other_was_seen() -> None:
+    board = Board()
+    last = {"held_for": 3.0, "name": "x", "pid": 1, "ended": "released"}
+    board.take({**told([1]), "last_holder": last}, 10.0)
+    assert board.usual(KEY) == 3.0
+
+
+def test_hold_over_its_usual_time_is_marked_and_comes_first() -> None:
+    board = Board()
+    board.hear(granted(1), 10.0)
+    board.hear(released(1), 12.0)
+    board.take(told([5], name="old"), 90.0)
+    board.hear(granted(2), 90.0)
+    found = rows(board, HOLDS)
+    assert [(row.cells["NAME"], row.mark) for row in found] == [
+        ("job", "!"),
+        ("old", " "),
+    ]
+    assert found[0].cells["OVER"] == 5.0
+
+
+def test_longest_wait_comes_first() -> None:
+    board = Board()
+    board.take(told([1], [2, 3]), 50.0)
+    board.take(told([4], [5], name="other"), 10.0)
+    found = rows(board, WAITS)
+    assert [row.cells["WAITER"] for row in found] == ["p5", "p2", "p3"]
+    assert found[0].cells["WAITS"] == 95.0
+
+
+def test_lock_for_which_most_wait_comes_first_and_turned_around_last() -> None:
+    board = Board()
+    board.take(told([1], [2], name="a"), 10.0)
+    board.take(told([1], [2, 3], name="b"), 10.0)
+    board.take(told([1], name="c"), 10.0)
+    found = rows(board, LOCKS)
+    assert [row.cells["NAME"] for row in found] == ["b", "a", "c"]
+    turned = sorted_rows(LOCKS, found, "WAIT", turned=True)
+    assert [row.cells["NAME"] for row in turned] == ["a", "b", "c"]
+
+
+def test_only_a_lone_holder_can_be_broken_from_the_list() -> None:
+    board = Board()
+    board.take(told([1, 2], name="site"), 10.0)
+    board.take(told([3], name="job"), 10.0)
+    parties = {row.cells["NAME"]: row.party for row in rows(board, LOCKS)}
+    assert parties["site"] is None
+    assert parties["job"] is not None
+
+
+def test_filter_finds_any_cell() -> None:
+    board = Board()
+    board.take(told([77], name="Backup"), 10.0)
+    (row,) = rows(board, LOCKS)
+    assert matches(row, "backup")
+    assert matches(row, "p77")
+    assert matches(row, "default:") is False
+    assert not matches(row, "nightly")
+
+
+def test_every_line_is_as_wide_as_the_screen() -> None:
+    board = Board()
+    board.take(told([1], [2], name="x" * 200), 10.0)
+    board.take_sessions([party(1, held=1, waiting=0, connected_for=3.0)], 10.0)
+    for table in TABLES:
+        for width in (40, 80, 100, 150, 300):
+            heading, lines = lines_of(table.columns, rows(board, table), width)
+            assert {len(line) for line in (heading, *lines)} == {width}
+            assert len(lines) == 1
+            assert heading.split()[0] in {"NAME", "SESSION"}
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    board = Board()
+    board.hear({**granted(1, "a"), "name": "x\x1b[31m\n"}, 10.0)
+    _, (line,) = lines_of(LOCKS.columns, rows(board, LOCKS), 80)
+    assert line.isprintable()
+
+
+def test_what_another_daemon_serves_now_is_forgotten_but_not_what_was() -> None:
+    board = Board()
+    board.hear(granted(1), 10.0)
+    board.hear(released(1), 12.0)
+    board.hear(granted(2), 13.0)
+    board.forget_all()
+    assert board.locks == {}
+    assert board.usual(KEY) == 2.0
+
+
+def test_listing_that_lacks_a_lock_ends_it() -> None:
+    board = Board()
+    board.take(told([1], name="gone"), 10.0)
+    board.take(told([1], name="here"), 20.0)
+    board.forget_unheard(15.0)
+    assert [key.resource for key in board.locks] == ["here"]
