@@ -8,7 +8,7 @@
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
 #              three minutes of it: TORTURE="--slice"
 # make bench   speed, beside the peers that are installed
-# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual
+# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
 # make uninstall     with the same variables
 # make lock    write requirements.lock anew, from pyproject.toml
 
@@ -49,7 +49,7 @@ test: $(READY)
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
-  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace
+  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace zsh fish
 
 INSTALL_PACKAGES = dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -103,6 +103,8 @@ lock:
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
 # module of the user can change (-I). What was installed before stays until all that can fail
 # is done. Everybody can read all of it, whatever the umask is.
+COMPLETIONS = bash:bash-completion/completions/lockctl zsh:zsh/site-functions/_lockctl \
+  fish:fish/vendor_completions.d/lockctl.fish
 NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
 install: $(READY)
 	@$(TARGET_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
@@ -141,6 +143,12 @@ install: $(READY)
 	for page in man/*.[1-8]; do \
 	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
 	done
+	for script in $(COMPLETIONS); do \
+	  install -d "$$(dirname '$(DESTDIR)$(PREFIX)/share'/$${script#*:})" && \
+	  $(BIN)/python -m lockd.ctl.main completion $${script%%:*} \
+	    > '$(DESTDIR)$(PREFIX)/share'/$${script#*:} && \
+	  chmod 644 '$(DESTDIR)$(PREFIX)/share'/$${script#*:} || exit 1; \
+	done
 
 # The configuration and the state stay: they are the operator's.
 uninstall:
@@ -153,6 +161,9 @@ uninstall:
 	done
 	for page in man/*.[1-8]; do \
 	  rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/}; \
+	done
+	for script in $(COMPLETIONS); do \
+	  rm -f '$(DESTDIR)$(PREFIX)/share'/$${script#*:}; \
 	done
 
 clean:

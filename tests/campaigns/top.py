@@ -114,8 +114,11 @@ def measure(locks: int, seconds: float, pairs: float) -> Counts:
             # The first listing, by its own rule, takes nine times what it costs.
             first, screen = share((lockd.pid, pid), seconds)
             reading = on_processor(lockd.pid) - began
+            done = use.done
             watched, drawing = share((lockd.pid, pid), seconds)
+            done = use.done - done
         use.close()
+    counts.show("acquired and released", f"{done / seconds:.0f}", "a second")
     counts.show("daemon, nobody watches", f"{alone:.3f}", "of a core")
     counts.show("daemon, top reads everything at first", f"{reading:.3f}", "s")
     counts.must("daemon, that while more than without", first - alone, MOST)

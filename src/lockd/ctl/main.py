@@ -3,6 +3,7 @@
 Each command's module is loaded only when it is used: `lockctl run` is to be quick.
 """
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -35,9 +36,13 @@ _COMMANDS: Final = {
     "metrics": ("lockd.ctl.metrics", "metrics"),
     "stop": ("lockd.ctl.stop", "stop"),
     "lock-name": ("lockd.ctl.show", "lock_name"),
+    "completion": ("lockd.ctl.completion", "completion"),
     "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
 }
 
+
+#: Set by the shells to be told how a word can go on.
+_COMPLETING: Final = "_LOCKCTL_COMPLETE"
 
 _EXAMPLES: Final = [
     ("lockctl run backup -- rsync -a /home /mnt", "run a command under a lock"),
@@ -55,6 +60,8 @@ class _Commands(click.Group):
             return None
         module, attribute = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), attribute)
+        if _COMPLETING in os.environ:
+            import_module("lockd.ctl.completion").make_live(command)
         return command
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -92,6 +99,8 @@ def main() -> None:
 
 
 def _status(args: list[str]) -> int:
+    if _COMPLETING in os.environ:
+        import_module("lockd.ctl.completion").prepare()
     try:
         status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
         sys.stdout.flush()

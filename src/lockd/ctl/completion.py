@@ -1,0 +1,274 @@
+"""`lockctl completion`, and what the shells are offered: what there is just now.
+
+The shells run lockctl itself with `_LOCKCTL_COMPLETE` set, as click has it. A daemon
+that is not there, or does not answer in time, costs nothing but the offer: nothing is
+said.
+
+Others may choose what a lock is called. A name that a shell would take apart, or act
+upon, is not offered.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final, NoReturn
+
+import click
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
+
+from lockd.client.blocking import Client, connect
+from lockd.errors import InvalidRequestError, LockdError
+from lockd.names import default_lockspace
+
+VARIABLE: Final = "_LOCKCTL_COMPLETE"
+
+PATIENCE: Final = 1.0
+"""Seconds that a daemon has to answer."""
+
+MOST: Final = 256
+"""How much is offered: who has to choose among more types another letter."""
+
+_SAFE: Final = re.compile(r"[\w@%+:,./-]+", re.ASCII)
+
+Items = Iterable[CompletionItem[str]]
+Source = Callable[[Client, click.Context, str], Items]
+
+_BASH: Final = """\
+%(complete_func)s() {
+    local kind value
+    COMPREPLY=()
+    while IFS=, read -r kind value; do
+        case $kind in
+            file) compopt -o default ;;
+            dir) compopt -o dirnames ;;
+            command) mapfile -t COMPREPLY < <(compgen -c -- "$value") ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+@click.command(short_help="Print what makes a shell complete lockctl.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL complete commands, options and what there is.
+
+    That is the names of locks, lockspaces, sessions and fencing tokens. `make install`
+    puts the scripts where the shells look. For one shell only: `source <(lockctl
+    completion bash)`.
+    """
+    prepare()
+    found = click.shell_completion.get_completion_class(shell)
+    assert found is not None
+    print(found(click.Group(), {}, "lockctl", VARIABLE).source())
+
+
+def prepare() -> None:
+    """Makes click complete as it is done here."""
+    for cls in (_Bash, _Zsh, _Fish):
+        add_completion_class(cls)
+
+
+def make_live(command: click.Command) -> None:
+    """Has each parameter of a command offer what there is."""
+    for param in command.params:
+        if param.name in SOURCES:
+            param.type = _Live(param.type, SOURCES[param.name], command.name or "")
+
+
+class _Live(click.ParamType[Any]):
+    """A type that offers what the daemon knows, or what the system does.
+
+    Args:
+        usual: the type that the parameter has.
+        source: what knows the offers.
+        command: whose parameter it is.
+    """
+
+    name = "live"
+
+    def __init__(
+        self, usual: click.ParamType[Any], source: Source, command: str
+    ) -> None:
+        self._usual, self._source, self._command = usual, source, command
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """Converts as ever."""
+        return self._usual.convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Returns what is offered."""
+        is_path = incomplete.startswith(("/", "./", "../", "~"))
+        if is_path and self._command in _TAKES_FILES:
+            return [CompletionItem(incomplete, type="file")]
+        with suppress(LockdError, OSError), _patient(), connect(_socket(ctx)) as client:
+            offers = self._source(client, ctx, incomplete)
+            fitting = (x for x in offers if _fits(x.value, incomplete))
+            return list(islice(fitting, MOST))
+        return []
+
+
+#: Commands that are given files which nobody has locked yet.
+_TAKES_FILES: Final = {"run", "hold", "acquire", "wait", "test", "who", "lock-name"}
+
+
+def _fits(value: str, incomplete: str) -> bool:
+    return value.startswith(incomplete) and _SAFE.fullmatch(value) is not None
+
+
+def _socket(ctx: click.Context) -> str | None:
+    return ctx.find_root().params.get("socket")
+
+
+class _patient:  # noqa: N801 (a statement of a kind, as `suppress` is)
+    """Interrupts whoever waits too long for a daemon, by a TimeoutError."""
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._interrupt)
+        # More than once: the first may come where it is taken for something else.
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE / 4)
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    @staticmethod
+    def _interrupt(signum: int, frame: object) -> NoReturn:
+        raise TimeoutError
+
+
+# What there is.
+
+
+def _names(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    space = ctx.params.get("lockspace") or default_lockspace(incomplete)
+    # What cannot be a name yet, as a path that ends with a slash, is asked in vain.
+    with suppress(InvalidRequestError):
+        found = client.query(incomplete, lockspace=space)
+        if found["holders"] or found["waiters"]:
+            yield _offer(found)
+    # Names are listed in their order: those that begin so are next to each other.
+    page = client.call("list", lockspace=space, after=[space, incomplete], limit=MOST)
+    for resource in page["resources"]:
+        yield _offer(resource)
+
+
+def _offer(resource: dict[str, Any]) -> CompletionItem[str]:
+    holders = resource["holders"]
+    who = f"held by {_plain(holders[0]['name'])}" if holders else "waited for"
+    return CompletionItem(resource["resource"], help=who)
+
+
+def _lockspaces(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    for space in client.list_lockspaces():
+        yield CompletionItem(space["name"], help=space["kind"])
+
+
+def _sessions(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    for session in client.list_sessions():
+        who = f"{_plain(session['name'])}, pid {session['pid']}"
+        yield CompletionItem(str(session["session"]), help=who)
+
+
+def _tokens(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    for resource in client.list_resources():
+        for holder in resource["holders"]:
+            what = f"{_plain(holder['name'])} holds {_plain(resource['resource'])}"
+            yield CompletionItem(str(holder["fencing_token"]), help=what)
+
+
+def _signals(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    for member in signal.Signals:
+        yield CompletionItem(member.name.removeprefix("SIG"))
+
+
+def _plain(text: str) -> str:
+    """Returns text that no shell takes for more when it shows it."""
+    return re.sub(r"[^\w@%+,./ -]", "_", text, flags=re.ASCII)[:40]
+
+
+SOURCES: Final[dict[str, Source]] = {
+    "name": _names,
+    "names": _names,
+    "lockspace": _lockspaces,
+    "session": _sessions,
+    "fencing_token": _tokens,
+    "token": _tokens,
+    "stop_signal": _signals,
+}
+"""What is offered for a parameter, by its name."""
+
+UNKNOWABLE: Final = {
+    *("conflict_status", "interval", "kill_after", "label", "owner", "path", "reason"),
+    *("script", "status_fd", "timeout"),
+}
+"""The parameters for which nothing can be offered: only their user knows."""
+
+
+# The shells.
+
+
+class _AfterDashes(ShellComplete):
+    """Offers a command, then files, after `--`."""
+
+    command_type = "file"
+
+    def get_completions(
+        self, args: list[str], incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Returns what is offered."""
+        if "--" in args:
+            kind = self.command_type if args[-1] == "--" else "file"
+            return [CompletionItem(incomplete, type=kind)]
+        return super().get_completions(args, incomplete)
+
+
+class _Bash(_AfterDashes, BashComplete):
+    """bash: unlike click's, knows that bash takes words apart at colons."""
+
+    source_template = _BASH
+    command_type = "command"
+    _cut = 0
+
+    @staticmethod
+    def _check_version() -> None:
+        """Does nothing: the script may be made for another machine."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Returns the words that are complete, and the one that is not."""
+        line = os.environ["COMP_LINE"]
+        words = split_arg_string(line)
+        incomplete = words.pop() if words and not line[-1].isspace() else ""
+        breaks = os.environ.get("COMP_WORDBREAKS", "")
+        ends = (n for n, letter in enumerate(incomplete, 1) if letter in breaks)
+        self._cut = max(ends, default=0)
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        """Leaves out what bash takes for words of their own."""
+        return f"{item.type},{item.value[self._cut :]}"
+
+
+class _Zsh(_AfterDashes, ZshComplete):
+    """zsh."""
+
+
+class _Fish(_AfterDashes, FishComplete):
+    """fish."""
