@@ -62,7 +62,9 @@ def greeted_soon(daemon: DaemonProcess) -> WireClient:
 
 def check_limit(refusal: Refusal, key: str, most: float) -> None:
     assert refusal.code == "limit"
-    assert refusal.sentence == f"the limit of {most} is reached (limits.{key})"
+    said, _, step = refusal.sentence.partition(": ")
+    assert said == f"the limit of {most} is reached (limits.{key})"
+    assert step.endswith(", or have an admin raise it")
     assert refusal.facts in (None, {"limit": key, "most": most})
 
 
@@ -301,8 +303,8 @@ def test_admin_gets_in_when_others_have_all_descriptors(
         # Each takes two, and the first ones perhaps the last that are not reserved.
         crowd = [stranger() for _ in range(4)]
         refusal = turned_away(crowd[-1])
-        assert refusal.sentence == (
-            "the limit of 536 descriptors is reached (LimitNOFILE)"
+        assert refusal.sentence.startswith(
+            "the limit of 536 descriptors is reached (LimitNOFILE): "
         )
         admins = [stack.enter_context(WireClient(path)) for _ in range(10)]
         admins.append(stack.enter_context(WireClient(daemon.socket)))
@@ -326,5 +328,6 @@ def test_lockctl_says_which_limit_it_is(limited: Limited) -> None:
         )
     assert done.returncode == 69
     assert done.stderr == (
-        "lockctl: the limit of 1 is reached (limits.sessions_per_user)\n"
+        "lockctl: the limit of 1 is reached (limits.sessions_per_user): end another "
+        "session of this user, or have an admin raise it\n"
     )

@@ -843,4 +843,4 @@ def test_grant_of_a_session_that_is_gone_is_broken_without_telling_it(
 def test_breaking_what_is_not_held_is_refused(engine: LockEngine) -> None:
     refused = refusal(engine.handle(BreakGrant(CAROL, 1, 7, "stuck"), now=0.0))
     assert refused.code == "not_found"
-    assert "fencing token 7" in refused.message
+    assert "token 7: " in refused.message

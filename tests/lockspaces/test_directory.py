@@ -153,7 +153,7 @@ def test_two_lockspaces_on_one_directory_exclude_and_do_not_name_each_other(
 ) -> None:
     other = DirectoryLockspace("others", str(locks), open_files)
     open_anchor(space, "web1")
-    with pytest.raises(BusyError, match=r"another name, in another lockspace$"):
+    with pytest.raises(BusyError, match=r"another name, in another lockspace: "):
         open_anchor(other, "web1", SHARED)
 
 

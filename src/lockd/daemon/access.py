@@ -102,7 +102,8 @@ class Access:
         if self.knows(peer, lockspace):
             raise DeniedError(
                 f"uid {peer.credentials.uid} may not {_SAID[operation]} "
-                f"lockspace {quoted(lockspace)}"
+                f"lockspace {quoted(lockspace)}: an admin can allow it in lockd.toml "
+                f"(allow_users, allow_groups)"
             )
         raise not_there(peer, lockspace)
 
@@ -111,7 +112,10 @@ def not_there(peer: Peer, lockspace: str) -> NotFoundError:
     """Returns what is said of a lockspace that is not there, or not for a peer."""
     uid = peer.credentials.uid
     limit = "" if peer.is_admin else f" that uid {uid} may use"
-    return NotFoundError(f"there is no lockspace {quoted(lockspace)}{limit}")
+    return NotFoundError(
+        f"there is no lockspace {quoted(lockspace)}{limit}: "
+        "`lockctl spaces` lists those that there are"
+    )
 
 
 def rights_of(config: LockspaceConfig) -> Rights:
@@ -157,9 +161,11 @@ def check_method(peer: Peer, method: Method) -> None:
         return
     if peer.restricted:
         raise RestrictedError(
-            f"this session gave up its rights: {method.name} is no longer for it"
+            f"this session gave up its rights, and {method.name} with them: "
+            "open another one"
         )
     if method.access == "admin" and not peer.is_admin:
         raise DeniedError(
-            f"{method.name} is for admins, not for uid {peer.credentials.uid}"
+            f"{method.name} is for admins, not for uid {peer.credentials.uid}: "
+            "ask as root, or through the admin socket"
         )

@@ -106,7 +106,9 @@ class Answers:
         effect = self._veil.refusal(effect, peer)
         now = trio.current_time()
         facts = views.facts(effect, now) if peer.connection.greeted else None
-        error = error_for_code(effect.code, sentence(effect, now), facts)
+        # libvirt asks as it always did, whatever it is told.
+        said = sentence(effect, now, advises=not peer.is_libvirt)
+        error = error_for_code(effect.code, said, facts)
         peer.send_error(effect.request, error)
         self.behind.add(peer)
 

@@ -15,7 +15,7 @@ import trio
 from msgspec import to_builtins
 
 from lockd import __version__
-from lockd.daemon import inquiries
+from lockd.daemon import inquiries, refusals
 from lockd.daemon.access import Access, Operation, check_method, rights_of
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
@@ -30,12 +30,8 @@ from lockd.daemon.runtime import Runtime, defect
 from lockd.daemon.veil import Veil
 from lockd.engine import commands as c
 from lockd.errors import (
-    AlreadyExistsError,
     ConfigError,
-    DeniedError,
-    InUseError,
     InvalidRequestError,
-    NotFoundError,
     RequestError,
     UnavailableError,
 )
@@ -157,9 +153,7 @@ class Dispatcher:
         try:
             # protocol 2.1: its answer could not be told from that of the other.
             if request.msgid in self._engine.sessions[peer.session].requests:
-                raise InvalidRequestError(
-                    "another request with this msgid is not yet answered"
-                )
+                raise InvalidRequestError(refusals.MSGID_IN_USE)
             if method.access != "always":
                 check_method(peer, method)
             self._answers.counts.requests[method.name] += 1
@@ -219,7 +213,7 @@ class Dispatcher:
         if grant is not None and not peer.is_admin:
             lockspace = grant.key.lockspace
             if not self._access.may(peer, "list", lockspace):
-                raise NotFoundError(f"no lock is held with fencing token {token}")
+                raise refusals.no_grant(token)
             self._access.check(peer, "break", lockspace)
         if grant is not None:
             since = duration(trio.current_time() - grant.since)
@@ -260,14 +254,11 @@ class Dispatcher:
     def _registered_process(self, peer: Peer, pid: int) -> tuple[int, int]:
         """Returns number and uid of the owner that another process is."""
         if peer.is_foreign:
-            raise DeniedError(
-                "this session's process is of another pid or user namespace, or gone, "
-                "so the pid of its owner cannot be understood"
-            )
+            raise refusals.foreign()
         processes = self._runtime.processes
         pidfd = open_pidfd(pid)
         if pidfd is None:
-            raise NotFoundError(f"there is no process {pid} to be the owner")
+            raise refusals.no_process(pid)
         uid = uid_of(pid)
         may_signal = peer.credentials.uid in (0, uid)
         process = Process(pid, pidfd, may_signal=may_signal)
@@ -275,7 +266,7 @@ class Dispatcher:
         # process which got the pid.
         if uid is None or process.is_dead:
             process.close()
-            raise NotFoundError(f"there is no process {pid} to be the owner")
+            raise refusals.no_process(pid)
         if not may_signal:
             # Whoever joins an owner may release what it holds, and what it holds
             # counts among what its user may hold: neither is for a stranger.
@@ -298,10 +289,7 @@ class Dispatcher:
     def _check_can_be_fenced(self, peer: Peer) -> None:
         process = self._runtime.processes.of(peer.session)
         if process is None or not process.may_signal:
-            raise DeniedError(
-                "whoever holds locks here is ended when it disconnects, "
-                "and this session's process cannot be reached for that"
-            )
+            raise refusals.cannot_be_fenced()
 
     def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         peer.restricted = True
@@ -311,12 +299,9 @@ class Dispatcher:
 
     def _hello(self, peer: Peer, msgid: int, params: m.HelloParams) -> None:
         if params.protocol != m.PROTOCOL_VERSION:
-            raise InvalidRequestError(
-                f"protocol {params.protocol} is not served, "
-                f"only version {m.PROTOCOL_VERSION}"
-            )
+            raise refusals.other_protocol(params.protocol, m.PROTOCOL_VERSION)
         if peer.connection.greeted:
-            raise InvalidRequestError("hello was said already")
+            raise InvalidRequestError("hello was said already: say it once")
         peer.connection.greeted = True
         peer.client = params.client
         result = {
@@ -353,7 +338,7 @@ class Dispatcher:
     ) -> None:
         check_lockspace_name(params.name)
         if params.name in self._runtime.lockspaces:
-            raise AlreadyExistsError(f"lockspace {quoted(params.name)} exists")
+            raise refusals.exists(self._runtime.lockspaces[params.name])
         try:
             made = self._make_lockspace(params.name, params.kind, params.path)
         except ConfigError as error:
@@ -383,16 +368,15 @@ class Dispatcher:
         """Returns the lockspace of a resource whose file may be changed."""
         key = self._key(peer, params.lockspace, params.resource, "acquire")
         if key in self._engine.resources:
-            raise InUseError(
-                f"{quoted(str(key))} is held or waited for",
-                inquiries.resource(self._engine, key, self._veil, peer),
-            )
+            found = self._veil.situation(self._engine.situation(key), peer)
+            facts = inquiries.resource(self._engine, key, self._veil, peer)
+            raise refusals.in_use(found, trio.current_time(), facts)
         return self._runtime.lockspaces[params.lockspace]
 
     def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
         other = self._answers.peers.get(params.session)
         if other is None:
-            raise NotFoundError(f"there is no session {params.session}")
+            raise refusals.no_session(params.session)
         victim = self._engine.sessions[other.session].owner.identity
         what = f"disconnects {_who(victim, other.session)}"
         self._audit(peer, what, params.reason)

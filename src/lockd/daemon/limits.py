@@ -67,7 +67,8 @@ class LimitKeeper:
         """
         if fd >= self.max_fd and not (at_admin_socket or uid in self._privileged):
             raise LimitError(
-                f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE)",
+                f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE): "
+                "try later, or have an admin raise it",
                 {"limit": "LimitNOFILE", "most": self.max_fd},
             )
 
@@ -153,6 +154,17 @@ class LimitKeeper:
             _check("waiters_per_session", waiting, limits.waiters_per_session)
 
 
+#: What whoever has reached a limit can do about it, where that is not to release.
+_RELIEFS: Final = {
+    "sessions": "try later",
+    "admin_sessions": "end another admin's session",
+    "sessions_per_user": "end another session of this user",
+    "requests_per_user": "wait for other answers first",
+    "waiters_per_session": "wait for other answers first",
+    "queue_length": "try later",
+}
+
+
 def unreserved_descriptors() -> int:
     """Returns how many descriptors we may have, less those that are reserved."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -176,6 +188,7 @@ def _used(used: int, most: int, uid: int | None = None) -> dict[str, int | None]
 def _check(key: str, used: int, most: int) -> None:
     if used >= most:
         raise LimitError(
-            f"the limit of {most} is reached (limits.{key})",
+            f"the limit of {most} is reached (limits.{key}): "
+            f"{_RELIEFS.get(key, 'release something')}, or have an admin raise it",
             {"limit": key, "most": most},
         )

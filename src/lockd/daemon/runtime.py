@@ -343,7 +343,9 @@ def defect(error: Exception) -> InternalError:
     What fails outside the lock table need not cost everybody's locks.
     """
     logger.error("this is a defect of lockd; please report it", exc_info=error)
-    return InternalError("this is a defect of lockd; its log says more")
+    return InternalError(
+        "this is a defect of lockd: report it with what its log says from here on"
+    )
 
 
 def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:

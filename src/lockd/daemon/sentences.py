@@ -1,4 +1,4 @@
-"""What a refusal says to people: what is in the way, who, since when, what for."""
+"""What a refusal says to people: what is in the way, who, since when, what to do."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,18 +14,51 @@ NAMED: Final = 3
 
 _OPENINGS: Final[Mapping[str, str]] = {
     "timeout": "{name} was not granted within {waited}",
-    "cancelled": "{name} is waited for no longer",
+    "cancelled": "{name} is waited for no longer, as its own session wished",
     "deadlock": "waiting for {name} would never end",
     "not_held": "{name} is not held by this owner",
     "already_held": "{name} is already this owner's, held or waited for",
+    "in_use": "{name} cannot be converted",
 }
 
+NEXT_STEPS: Final[Mapping[str, str]] = {
+    "busy": "ask with a timeout to wait in line",
+    "timeout": "ask again with a longer one, or have the holder release it",
+    "deadlock": "release something first, or ask for everything in one request",
+    "not_held": "acquire it again if it is still needed",
+    "already_held": "there is no need to ask again, and `convert` changes the mode",
+    "in_use": "release it until it is held once",
+}
+"""What to do about a refusal that the lock table made, by its code."""
 
-def sentence(refused: Refused, now: float) -> str:
-    """Returns the sentence of a refusal."""
-    situation = refused.situation
-    if situation is None:
-        return refused.message
+
+def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
+    """Returns the sentence of a refusal.
+
+    Args:
+        refused: the refusal.
+        now: the time.
+        advises: whether it says what to do next.
+    """
+    parts = [refused.message]
+    if refused.situation is not None:
+        parts = _explanation(refused, refused.situation, now)
+    if advises:
+        parts.append(NEXT_STEPS.get(refused.code, ""))
+    return "; ".join(filter(None, parts))
+
+
+def unchangeable(found: Situation, now: float) -> str:
+    """Returns why the file of a resource is not made or removed now."""
+    parts = [f"the file of {quoted(str(found.key))} is in use"]
+    if found.holder_count:
+        parts.append(f"it is {_held(found, now)}")
+    if found.waiter_count:
+        parts.append(_waiting(found))
+    return "; ".join([*parts, "try again when nobody holds it or waits for it"])
+
+
+def _explanation(refused: Refused, situation: Situation, now: float) -> list[str]:
     # Who is outside says more than that somebody is.
     parts = ["" if refused.outside else refused.message]
     name = quoted(str(situation.key))
@@ -43,7 +76,7 @@ def sentence(refused: Refused, now: float) -> str:
         parts.append(f"{name} is {_held_outside(refused.outside)}")
     if situation.waiter_count:
         parts.append(_waiting(situation))
-    return "; ".join(filter(None, parts))
+    return parts
 
 
 def where(found: Situation, now: float) -> str:

@@ -16,7 +16,8 @@ from typing import Any, Final
 from lockd.daemon.credentials import paths_of
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.peer import Peer
-from lockd.errors import NotFoundError, RequestError
+from lockd.daemon.refusals import no_process
+from lockd.errors import RequestError
 from lockd.libvirt import procedures as p
 from lockd.libvirt.connection import Call
 from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
@@ -103,7 +104,7 @@ class Virtlockd:
         if not args.id:
             raise out_of_order("lock owner details have not been registered")
         if not 0 < args.pid < 2**31:
-            raise NotFoundError(f"there is no process {args.pid} to be the owner")
+            raise no_process(args.pid)
         owner = m.OwnerParams(
             name=_shown_name(args.name),
             uuid=str(args.uuid),

@@ -403,7 +403,7 @@ class LockEngine(LockTable):
         token = command.fencing_token
         grant = self.grant_of(token)
         if grant is None:
-            message = f"no lock is held with fencing token {token}"
+            message = f"no lock is held with token {token}: see `lockctl list`"
             return self._refuse(command, "not_found", message)
         owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)
@@ -458,7 +458,7 @@ class LockEngine(LockTable):
 
 def _why_not(owner: OwnerState) -> tuple[str, str]:
     if owner.ended:
-        return "not_found", "the owner of this session has ended"
+        return "not_found", "the owner of this session has ended: open another"
     if owner.fencing:
         return "unavailable", "the process of this session is being ended"
     return "invalid", "another request with this msgid is not yet answered"

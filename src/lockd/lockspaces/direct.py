@@ -50,5 +50,6 @@ class DirectLockspace(FileLockspace):
             )
         if kind not in (stat.S_IFREG, stat.S_IFBLK):
             raise InvalidRequestError(
-                f"the file {quoted(path)} is neither a regular file nor a block device"
+                f"the file {quoted(path)} is neither a regular file nor a block "
+                "device: name one"
             )

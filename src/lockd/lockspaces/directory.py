@@ -81,7 +81,9 @@ class DirectoryLockspace(FileLockspace):
                 return self._open_existing(path), create == "temporary"
             except MISSING:
                 pass  # removed since it was found: make a new one
-        raise AnchorError(f"the file {quoted(path)} comes and goes")
+        raise AnchorError(
+            f"the file {quoted(path)} comes and goes: find out who does that"
+        )
 
     def _open_named(self, path: str) -> int:
         try:
@@ -99,7 +101,7 @@ class DirectoryLockspace(FileLockspace):
     def _is_gone(self) -> UnavailableError:
         return UnavailableError(
             f"the directory {quoted(self.directory)} of lockspace "
-            f"{quoted(self.name)} is gone"
+            f"{quoted(self.name)} is gone: have an admin make it again"
         )
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
@@ -111,7 +113,9 @@ class DirectoryLockspace(FileLockspace):
             problem = f"belongs to another user, uid {status.st_uid}"
         else:
             return
-        raise InvalidRequestError(f"the file {quoted(path)} {problem}")
+        raise InvalidRequestError(
+            f"the file {quoted(path)} {problem}: have an admin look at it"
+        )
 
     def create_resource(self, resource: str) -> None:
         """Makes the file of a resource; see `Lockspace.create_resource`."""
@@ -120,7 +124,9 @@ class DirectoryLockspace(FileLockspace):
             os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
         except FileExistsError:
             self._check_existing(path)
-            raise AlreadyExistsError(f"the file {quoted(path)} exists") from None
+            raise AlreadyExistsError(
+                f"the file {quoted(path)} exists already: it can be locked as it is"
+            ) from None
         except MISSING:
             raise self._is_gone() from None
         except OSError as error:

@@ -139,7 +139,8 @@ class FileLockspace(Lockspace):
                 return
             if in_use:
                 raise AnchorError(
-                    f"the file {quoted(path)} was exchanged or removed while locked"
+                    f"the file {quoted(path)} was exchanged or removed while locked: "
+                    "release it, and find out who does that"
                 )
         self._open_new(resource, path, mode, create)
         if file is not None:
@@ -160,7 +161,10 @@ class FileLockspace(Lockspace):
                 self._discard(file, path)
                 raise
             os.close(file.fd)
-        raise AnchorError(f"the file {quoted(path)} is exchanged again and again")
+        raise AnchorError(
+            f"the file {quoted(path)} is exchanged again and again: "
+            "find out who does that"
+        )
 
     def _open_file(self, path: str, mode: Mode, create: Create) -> LockFile:
         try:
@@ -188,7 +192,10 @@ class FileLockspace(Lockspace):
         name = "in another lockspace"
         if other.lockspace == self.name:
             name = quoted(other.resource)
-        raise BusyError(f"the file {quoted(path)} is locked under another name, {name}")
+        raise BusyError(
+            f"the file {quoted(path)} is locked under another name, {name}: "
+            "ask under that one"
+        )
 
     def _lock(self, file: LockFile, path: str, mode: Mode) -> None:
         if file.mode == mode:
@@ -306,8 +313,18 @@ def raise_refusal(error: OSError, path: str) -> NoReturn:
     """Raises what a failed system call means to the one who asked for the lock."""
     reason = os.strerror(error.errno or 0)
     kind, sentence = _REFUSALS.get(error.errno or 0, (AnchorError, "cannot be locked"))
-    raise kind(f"the file {quoted(path)} {sentence}: {reason}") from None
+    step = _STEPS.get(kind, "mend that first")
+    raise kind(f"the file {quoted(path)} {sentence} ({reason}): {step}") from None
 
+
+#: What to do about it.
+_STEPS: Final[dict[Callable[[str], RequestError], str]] = {
+    NotFoundError: "make it first, or mend the name",
+    DeniedError: "ask for a shared lock, or let lockd write to it",
+    InvalidRequestError: "name the file itself, a regular one",
+    UnavailableError: "try later, or have an admin raise the limits of lockd",
+    AnchorError: "mend the file system, and try again",
+}
 
 _Refusal = tuple[Callable[[str], RequestError], str]
 
@@ -319,7 +336,7 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
     errno.EBADF: (DeniedError, "is read-only and can only be locked shared"),
     errno.EROFS: (DeniedError, "is read-only to lockd and can only be locked shared"),
     errno.EISDIR: (InvalidRequestError, "is no regular file"),
-    errno.ELOOP: (InvalidRequestError, "is a symbolic link: resolve it first"),
+    errno.ELOOP: (InvalidRequestError, "is a symbolic link"),
     errno.ENXIO: (InvalidRequestError, "is no regular file"),
     errno.ENAMETOOLONG: (InvalidRequestError, "cannot be named so"),
     errno.EMFILE: (UnavailableError, "cannot be opened just now"),

@@ -120,7 +120,10 @@ class Decoder:
             raise
         except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
             reason = str(error) or type(error).__name__
-            raise ProtocolError(f"these bytes are not MessagePack: {reason}") from None
+            raise ProtocolError(
+                f"these bytes are not MessagePack, {reason}: connect again and send "
+                "MessagePack-RPC"
+            ) from None
         if self._received != self._decoded:
             self._keep_partial(data)
             return
@@ -138,7 +141,8 @@ class Decoder:
 
     def _too_long(self) -> ProtocolError:
         return ProtocolError(
-            f"a message is longer than {self._max_message_bytes} bytes"
+            f"a message is longer than {self._max_message_bytes} bytes: "
+            "send less in one (limits.message_bytes)"
         )
 
 

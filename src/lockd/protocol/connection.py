@@ -158,7 +158,9 @@ def check_nesting(message: Any) -> None:
 def _request(msgid: int, method_name: Any, params: Any) -> Request:
     method = method_of(method_name)
     if method is None:
-        raise UnknownMethodError(f"there is no method {_shown(method_name)}")
+        raise UnknownMethodError(
+            f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 has all"
+        )
     return Request(msgid, method, _params(method, params))
 
 
