@@ -191,7 +191,7 @@ class Metrics:
             "gauge",
             "How much of it is used; of limits for users, by the fullest one.",
             [
-                ({"limit": name}, usage[name]["used"])
+                ({"limit": name}, usage[name]["used"] or 0)
                 for name in limits
                 if name in usage
             ],
