@@ -43,7 +43,7 @@ def break_(
 
     It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
     """
-    with connect(socket) as client:
+    with connect(socket, name="lockctl") as client:
         victim = _holder_of(client, token)
         space = _lockspace(client, victim["lockspace"])
         if not as_json:
@@ -78,7 +78,7 @@ def disconnect(
 
     It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
     """
-    with connect(socket) as client:
+    with connect(socket, name="lockctl") as client:
         found = [x for x in client.list_sessions() if x["session"] == session]
         if not found:
             raise NotFoundError(

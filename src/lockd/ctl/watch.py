@@ -42,7 +42,8 @@ def watch(
     If the daemon goes away it waits for the next one, and says so: what happened
     meanwhile is not told. Piped, the columns are separated by tabs: time (seconds since
     1970), event, lockspace, name, mode, name of the owner, pid, user, and the fencing
-    token, the code of a refusal or the cause of an end.
+    token, the code of a refusal or the cause of an end. The first line, and that after
+    a new daemon was found, is `watching`.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for event in _events(socket, lockspace):
@@ -87,10 +88,6 @@ def _tell(event: Thing, *, as_json: bool) -> None:
     now = time.time()
     if as_json:
         line = json.dumps({"version": VERSION, "at": now} | event, ensure_ascii=False)
-    elif event["event"] == "watching":
-        if sys.stdout.isatty():
-            print("Watching. Ctrl-C ends it.", flush=True)
-        return
     elif sys.stdout.isatty():
         line = _sentence(event, now)
     else:
@@ -99,6 +96,8 @@ def _tell(event: Thing, *, as_json: bool) -> None:
 
 
 def _sentence(event: Thing, now: float) -> str:
+    if event["event"] == "watching":
+        return "Watching. Ctrl-C ends it."
     what, key = event["event"], ResourceKey(event["lockspace"], event["resource"])
     why = f" ({event['code']})" if "code" in event else ""
     if what in ("released", "lost") and event["cause"] in _CAUSES:
@@ -115,5 +114,5 @@ def _cells(event: Thing, now: float) -> Iterator[object]:
     yield f"{now:.3f}"
     for key in ("event", "lockspace", "resource", "mode", "name", "pid"):
         yield event.get(key) or "-"
-    yield user(event["uid"])
+    yield user(event["uid"]) if "uid" in event else "-"
     yield event.get("code") or event.get("cause") or event.get("fencing_token") or "-"

@@ -1,0 +1,200 @@
+"""`lockctl break`, `disconnect`, `acquire`: safely, and told to everybody."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import StartDaemon
+from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from daemon_process import DaemonProcess
+from lockd import Client, LockLostError, connect
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def test_break_shows_the_victim_takes_the_lock_and_is_in_the_log(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client
+) -> None:
+    grant = client.acquire("job", reason="nightly")
+    token = str(grant.fencing_token)
+    done = lockctl("break", token, "--reason", "it hangs", "--yes")
+    assert done.returncode == 0
+    facts = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert facts["lock"] == "job"
+    assert (facts["held by"], facts["pid"]) == ("the test", str(os.getpid()))
+    assert (facts["fencing token"], facts["for"]) == (token, "nightly")
+    assert "'job' was taken from the test" in done.stderr
+    with pytest.raises(LockLostError, match="it hangs"):
+        client.release(grant)
+    line = lockd.wait_for_line("breaks the lock 'job'")
+    assert f"uid {os.getuid()}, 'lockctl'" in line
+    assert f"of 'the test' (pid {os.getpid()}, uid {os.getuid()}, session " in line
+    assert line.endswith(": 'it hangs'")
+
+
+def test_every_break_is_in_the_log_however_many(
+    lockd: DaemonProcess, client: Client, sock: str
+) -> None:
+    """Other lines that are alike are left out."""
+    with connect(sock) as admin:
+        for number in range(60):
+            grant = client.acquire(f"n{number}")
+            admin.break_grant(grant.fencing_token, f"reason {number}")
+    lockd.wait_for_line("'reason 59'")
+    audited = [line for line in lockd.said if "breaks the lock" in line]
+    assert len(audited) == 60
+
+
+def test_break_without_a_terminal_needs_yes(lockctl: Lockctl, client: Client) -> None:
+    grant = client.acquire("job")
+    done = lockctl("break", grant.fencing_token, "--reason", "x", stdin=None)
+    assert done.returncode == 64
+    assert "say --yes" in done.stderr
+    grant.check()
+    assert client.check("job", grant.fencing_token)
+    assert lockctl("break", grant.fencing_token, "--yes").returncode == 64
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_break_asks_on_a_terminal(
+    lockctl: Lockctl, client: Client, answer: str
+) -> None:
+    grant = client.acquire("job")
+    command = (*LOCKCTL, "break", str(grant.fencing_token), "--reason", "x")
+    terminal = Terminal(command, lockctl.env)
+    terminal.wait_for("break the lock on 'job'? [y/N]: ")
+    assert "the test" in terminal.shown
+    terminal.type(f"{answer}\n")
+    assert terminal.wait() == (0 if answer == "y" else 1)
+    assert client.check("job", grant.fencing_token) == (answer == "n")
+
+
+def test_break_of_one_of_many_holders_takes_that_one(
+    lockctl: Lockctl, sock: str, client: Client
+) -> None:
+    others = [connect(sock, name=f"r{number}") for number in range(20)]
+    grants = [peer.acquire("job", mode="shared") for peer in others]
+    done = lockctl(
+        "break", grants[18].fencing_token, "--reason", "x", "--yes", "--json"
+    )
+    assert json.loads(done.stdout)["broken"]["name"] == "r18"
+    assert client.query("job")["holder_count"] == 19
+    for peer in others:
+        peer.close()
+
+
+def test_break_where_that_kills_says_so_first(
+    start_daemon: StartDaemon, sleeper: subprocess.Popen[bytes]
+) -> None:
+    daemon = start_daemon("[lockspaces.k]\nkind='memory'\non_disconnect='kill'\n")
+    lockctl = Lockctl(str(daemon.socket))
+    words = ("acquire", "--lockspace", "k", "job", "--owner-pid", sleeper.pid)
+    token = lockctl(*words).stdout.strip()
+    done = lockctl("break", token, "--reason", "x", "--yes")
+    assert f"process {sleeper.pid} is ended, then the lock is free" in done.stdout
+    assert sleeper.wait(30) == -15
+
+
+def test_break_of_a_token_that_nobody_has_says_what_to_do(lockctl: Lockctl) -> None:
+    done = lockctl("break", "17", "--reason", "x", "--yes")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "no lock is held with fencing token 17: `lockctl show NAME`" in done.stderr
+
+
+def test_disconnect_shows_the_victim_and_ends_its_session(
+    lockctl: Lockctl, lockd: DaemonProcess, sock: str, client: Client
+) -> None:
+    victim = connect(sock, name="victim")
+    victim.acquire("job")
+    session = victim.session
+    assert lockctl("disconnect", session, "--reason", "x", stdin=None).returncode == 64
+    done = lockctl("disconnect", session, "--reason", "it floods", "--yes")
+    assert done.returncode == 0
+    facts = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert (facts["session"], facts["name"]) == (str(session), "victim")
+    assert facts["holds"] == "1 lock"
+    ask_until(client, "job", lambda state: state["holder_count"] == 0)
+    line = lockd.wait_for_line("disconnects 'victim'")
+    assert line.endswith(": 'it floods'")
+    done = lockctl("disconnect", session, "--reason", "x", "--yes")
+    assert done.returncode == 64
+    assert "`lockctl sessions` lists them" in done.stderr
+    victim.close()
+
+
+# For other processes.
+
+
+def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(
+    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
+) -> None:
+    done = lockctl("acquire", "a", "b", "--owner-pid", sleeper.pid, "--reason", "why")
+    assert done.returncode == 0
+    tokens = [int(line) for line in done.stdout.splitlines()]
+    assert f"'a', 'b' is held until process {sleeper.pid} ends" in done.stderr
+    for name, token in zip(("a", "b"), tokens, strict=True):
+        (holder,) = client.query(name)["holders"]
+        assert (holder["fencing_token"], holder["pid"]) == (token, sleeper.pid)
+        assert (holder["name"], holder["reason"]) == ("sleep", "why")
+        assert holder["command"] == "sleep 1000"
+    sleeper.kill()
+    ask_until(client, "a", lambda state: state["holder_count"] == 0)
+    assert client.query("b")["last_holder"]["ended"] == "owner_died"
+
+
+def test_acquire_waits_no_longer_than_it_is_told(
+    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
+) -> None:
+    client.acquire("job")
+    words = ("acquire", "job", "--owner-pid", sleeper.pid)
+    assert lockctl(*words, "-w", "0").returncode == 75
+    assert lockctl(*words, "-w", "0.1").returncode == 75
+
+
+def test_acquire_for_nobody_or_for_two_is_64(
+    lockctl: Lockctl, sleeper: subprocess.Popen[bytes]
+) -> None:
+    done = lockctl("acquire", "job")
+    assert done.returncode == 64
+    assert "--owner-pid or --owner-unit" in done.stderr
+    words = ("--owner-pid", sleeper.pid, "--owner-unit", "x.service")
+    assert lockctl("acquire", "job", *words).returncode == 64
+    done = lockctl("acquire", "job", "--owner-pid", 2**22 + 1)
+    assert done.returncode == 64
+    assert "there is no process" in done.stderr
+
+
+def test_acquire_for_a_unit_is_for_its_main_process(
+    lockctl: Lockctl,
+    client: Client,
+    sleeper: subprocess.Popen[bytes],
+    tmp_path: Path,
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f'"show --value --property=MainPID -- db.service") echo {sleeper.pid};;\n'
+        "*) echo 0;;\nesac\n"
+    )
+    systemctl.chmod(0o755)
+    lockctl.env["PATH"] = f"{tmp_path}:{lockctl.env['PATH']}"
+    done = lockctl("acquire", "job", "--owner-unit", "db.service")
+    assert done.returncode == 0, done.stderr
+    (holder,) = client.query("job")["holders"]
+    assert (holder["name"], holder["pid"]) == ("db.service", sleeper.pid)
+    done = lockctl("acquire", "other", "--owner-unit", "idle.service")
+    assert done.returncode == 64
+    assert "unit 'idle.service' has no main process" in done.stderr
+    lockctl.env["PATH"] = "/nowhere"
+    done = lockctl("acquire", "other", "--owner-unit", "db.service")
+    assert done.returncode == 64
+    assert "there is no systemctl" in done.stderr

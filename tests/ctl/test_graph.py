@@ -1,0 +1,146 @@
+"""`lockctl graph` and `waiters`: who waits for whom."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from threading import Thread
+
+import pytest
+
+from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from lockd import Client, LockdError, connect
+
+
+@pytest.fixture
+def chain(sock: str, client: Client) -> Iterator[list[Client]]:
+    """Five who hold one lock each; all but the first wait for that of the one before.
+
+    A sixth waits for the first one's as well.
+    """
+    with ExitStack() as stack:
+        line = [stack.enter_context(connect(sock, name=f"w{n}")) for n in range(6)]
+        threads = []
+
+        def wait(number: int, name: str, count: int) -> None:
+            def acquire() -> None:
+                with pytest.raises(LockdError):
+                    line[number].acquire(name, reason="next")
+
+            threads.append(Thread(target=acquire))
+            threads[-1].start()
+            ask_until(client, name, lambda state: state["waiter_count"] == count)
+
+        for number in range(5):
+            line[number].acquire(f"s{number}")
+        for number in range(1, 5):
+            wait(number, f"s{number - 1}", 1)
+        wait(5, "s0", 2)
+        yield line
+        # From the end: nobody is granted anything meanwhile.
+        for peer in reversed(line):
+            peer.close()
+        for thread in threads:
+            thread.join()
+
+
+def test_tree_has_each_below_whom_it_waits_for(
+    lockctl: Lockctl, chain: list[Client]
+) -> None:
+    done = lockctl("graph")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("w0 (pid ")
+    starts = [line.split(" (pid")[0] for line in lines[1:]]
+    assert starts == [
+        "├─ s0: 1st w1",
+        "│  └─ s1: 1st w2",
+        "│     └─ ! s2: 1st w3",
+        "│        └─ ! s3: 1st w4",
+        "└─ s0: 2nd w5",
+    ]
+    assert "4 waits: w4 → w3 → w2 → w1 → w0" in done.stderr
+
+
+def test_graph_as_json_has_the_longest_chain(
+    lockctl: Lockctl, chain: list[Client]
+) -> None:
+    told = json.loads(lockctl("graph", "--json").stdout)
+    names = {node["owner"]: node["name"] for node in told["owners"]}
+    assert sorted(names.values()) == [f"w{n}" for n in range(6)]
+    assert [names[x] for x in told["longest_chain"]] == ["w4", "w3", "w2", "w1", "w0"]
+    edges = {(names[x["owner"]], names[x["behind"][0]]) for x in told["waits"]}
+    assert edges == {(f"w{n}", f"w{n - 1}") for n in range(1, 5)} | {("w5", "w0")}
+
+
+def test_graph_in_the_language_of_dot(
+    lockctl: Lockctl, sock: str, client: Client, chain: list[Client]
+) -> None:
+    lines = lockctl("graph", "--dot").stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("digraph waits {", "}")
+    assert sum(" -> " in line for line in lines) == 5
+    # The longest chain is marked, w5 is not in it.
+    assert sum("color=red" in line for line in lines) == 5
+    if shutil.which("dot") is None:
+        done = lockctl("graph", "--svg")
+        assert done.returncode == 69
+        assert "install graphviz" in done.stderr
+    else:
+        assert "<svg" in lockctl("graph", "--svg").stdout
+        source = "\n".join(lines).encode()
+        subprocess.run(
+            ["dot", "-Tcanon"], input=source, check=True, capture_output=True
+        )
+
+
+def test_names_cannot_break_out_of_dot(
+    lockctl: Lockctl, sock: str, client: Client
+) -> None:
+    with connect(sock, name='evil"]; x [label="') as holder:
+        holder.acquire('a"b\\')
+        with connect(sock) as waiter:
+            waiting = Thread(target=lambda: waiter.acquire('a"b\\', timeout=1000))
+            waiting.start()
+            ask_until(client, 'a"b\\', lambda state: state["waiter_count"] == 1)
+            dot = lockctl("graph", "--dot").stdout
+            holder.release('a"b\\')
+            waiting.join()
+    assert 'evil\\"]; x [label=\\"' in dot
+    assert '"a\\"b\\\\: 1st"' in dot
+
+
+def test_graph_without_waits_says_so_only_on_a_terminal(lockctl: Lockctl) -> None:
+    assert lockctl("graph").stdout == ""
+    terminal = Terminal((*LOCKCTL, "graph"), lockctl.env)
+    assert terminal.wait() == 0
+    assert terminal.shown == "Nobody waits.\r\n"
+
+
+def test_graph_without_graphviz_says_what_to_do(
+    lockctl: Lockctl, chain: list[Client]
+) -> None:
+    lockctl.env["PATH"] = "/nowhere"
+    done = lockctl("graph", "--svg")
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == (
+        "lockctl: there is no `dot` to draw with: install graphviz, or use --dot "
+        "elsewhere\n"
+    )
+
+
+def test_waiters_are_listed_with_place_and_who_goes_before(
+    lockctl: Lockctl, chain: list[Client]
+) -> None:
+    lines = [line.split("\t") for line in lockctl("waiters").stdout.splitlines()]
+    assert [line[1:4] for line in lines] == [
+        ["s0", "1st", "w1"],
+        ["s0", "2nd", "w5"],
+        ["s1", "1st", "w2"],
+        ["s2", "1st", "w3"],
+        ["s3", "1st", "w4"],
+    ]
+    behind = [line[8].split(" (")[0] for line in lines]
+    assert behind == ["w0", "w1", "w1", "w2", "w3"]
+    assert {line[9] for line in lines} == {"next"}
+    longest_first = lockctl("waiters", "--sort", "for").stdout.splitlines()
+    assert [x.split("\t")[3] for x in longest_first] == ["w1", "w2", "w3", "w4", "w5"]

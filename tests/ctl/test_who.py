@@ -1,0 +1,239 @@
+"""`lockctl who`: every name of a file, and those who lock it past lockd."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import StartDaemon
+from ctl.processes import LOCKCTL, Lockctl, Terminal
+from daemon_process import DaemonProcess
+from lockd import Client, connect
+from lockd.ctl.outside import Inode, all_locks, inode_of, locks_on
+from wire_client import NOBODY
+
+Locker = Callable[..., int]
+
+_LOCKER = """
+import fcntl, os, struct, sys
+path, kind, mode, start, length = sys.argv[1:]
+fd = os.open(path, os.O_RDWR)
+number = fcntl.F_WRLCK if mode == "exclusive" else fcntl.F_RDLCK
+lock = struct.pack("hhqqi4x", number, 0, int(start), int(length), 0)
+if kind == "FLOCK":
+    fcntl.flock(fd, fcntl.LOCK_EX if mode == "exclusive" else fcntl.LOCK_SH)
+else:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK if kind == "OFD" else fcntl.F_SETLK, lock)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    return disk
+
+
+@pytest.fixture
+def locker() -> Iterator[Locker]:
+    """Locks a file in another process, which knows nothing of lockd."""
+    started: list[subprocess.Popen[str]] = []
+
+    def lock(
+        path: Path, kind: str, mode: str = "exclusive", start: int = 0, length: int = 1
+    ) -> int:
+        words = [str(path), kind, mode, str(start), str(length)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LOCKER, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        return process.pid
+
+    yield lock
+    for process in started:
+        process.communicate("")
+
+
+def who(lockctl: Lockctl, path: object, **popen: Any) -> tuple[list[Any], list[Any]]:
+    done = lockctl("who", "--json", path, **popen)
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["holders"] or told["outside"] else 1)
+    return told["holders"], told["outside"]
+
+
+def test_lock_of_lockd_is_not_told_as_one_past_it(
+    lockctl: Lockctl, client: Client, disk: Path
+) -> None:
+    client.acquire(str(disk))
+    (holder,), outside = who(lockctl, disk)
+    assert (holder["resource"], holder["pid"]) == (str(disk), os.getpid())
+    assert outside == []
+
+
+@pytest.mark.parametrize("kind", ["POSIX", "OFD", "FLOCK"])
+@pytest.mark.parametrize("mode", ["exclusive", "shared"])
+def test_lock_past_lockd_is_told_with_its_process(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker, kind: str, mode: str
+) -> None:
+    pid = locker(disk, kind, mode)
+    holders, (found,) = who(lockctl, disk)
+    assert holders == []
+    assert (found["kind"], found["mode"], found["pid"]) == (kind, mode, pid)
+    assert (found["uid"], found["waits"]) == (os.getuid(), False)
+    assert "python" in found["command"]
+    done = lockctl("who", disk)
+    assert done.stdout.rstrip("\n").split("\t")[:4] == [
+        "-",
+        str(disk),
+        os.path.basename(sys.executable),
+        str(pid),
+    ]
+
+
+def test_lockd_and_others_on_one_file_are_told_apart(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    client.acquire(str(disk), mode="shared")
+    ofd = locker(disk, "OFD", "shared")
+    posix = locker(disk, "POSIX", "exclusive", start=100, length=10)
+    holders, outside = who(lockctl, disk)
+    assert len(holders) == 1
+    assert {(x["kind"], x["pid"]) for x in outside} == {("OFD", ofd), ("POSIX", posix)}
+    span = next((x["from"], x["to"]) for x in outside if x["kind"] == "POSIX")
+    assert span == (100, 109)
+    shown = lockctl("who", disk).stdout
+    assert "POSIX lock, 100 to 109, not lockd's" in shown
+
+
+def test_hard_link_and_symbolic_link_lead_to_the_holder(
+    lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hard").hardlink_to(disk)
+    (tmp_path / "soft").symlink_to(tmp_path / "hard")
+    client.acquire(str(disk))
+    for name in ("disk.img", "hard", "soft"):
+        (holder,), outside = who(lockctl, f"./{name}", cwd=tmp_path)
+        assert (holder["lockspace"], holder["resource"]) == ("direct", str(disk))
+        assert outside == []
+
+
+def test_hash_and_label_of_a_hard_link_lead_to_the_holder(
+    lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hard").hardlink_to(disk)
+    (tmp_path / "locks").mkdir()
+    client.create_lockspace("hashed", "directory", str(tmp_path / "locks"))
+    name = lockctl("lock-name", disk).stdout.strip()
+    client.acquire(name, lockspace="hashed", label=str(disk))
+    client.acquire("in memory", label=str(disk))
+    found, _ = who(lockctl, tmp_path / "hard")
+    assert [x["lockspace"] for x in found] == ["hashed"]
+    found, _ = who(lockctl, disk)
+    assert {x["resource"] for x in found} == {name, "in memory"}
+
+
+def test_file_below_a_directory_is_not_the_directory(
+    lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    client.acquire(str(disk))
+    assert who(lockctl, tmp_path) == ([], [])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting takes root")
+def test_bind_mount_leads_to_the_holder(
+    lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    client.acquire(str(disk))
+    (tmp_path / "there").mkdir()
+    mount = f'mount --bind {tmp_path} {tmp_path}/there && exec "$@"'
+    words = ("unshare", "--mount", "sh", "-c", mount, "sh", *LOCKCTL, "who", "--json")
+    done = subprocess.run(
+        [*words, f"{tmp_path}/there/disk.img"],
+        env=lockctl.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "mount" in done.stderr:
+        pytest.skip(done.stderr)
+    told = json.loads(done.stdout)
+    assert [x["resource"] for x in told["holders"]] == [str(disk)]
+    assert told["outside"] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+def test_processes_of_others_are_not_seen_but_their_locks_are(
+    start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
+) -> None:
+    daemon = start_daemon("[lockspaces.direct]\nallow_users.list = ['*']\n")
+    for directory in tmp_path.parents[:-2]:
+        directory.chmod(0o755)
+    for directory in (tmp_path, daemon.directory):
+        directory.chmod(0o755)
+    daemon.socket.chmod(0o666)
+    with connect(daemon.socket) as client:
+        client.acquire(str(disk), mode="shared")
+        locker(disk, "OFD", "shared")
+        told = as_nobody(Lockctl(str(daemon.socket)), "who", "--json", str(disk))
+    (holder,) = told["holders"]
+    assert holder["pid"] == os.getpid()
+    # One of the two locks is lockd's; whose the other is only root can say.
+    (found,) = told["outside"]
+    assert (found["kind"], found["pid"]) == ("OFD", None)
+
+
+def as_nobody(lockctl: Lockctl, *words: str) -> Any:
+    # All that it needs is loaded before: the interpreter may be root's alone.
+    script = f"""
+import json, os, sys, encodings.ascii
+import lockd.client.blocking, lockd.ctl.outside, lockd.ctl.who, hashlib, locale
+from lockd.ctl.main import main
+sys.argv = {["lockctl", *words]!r}
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=lockctl.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_kernel_names_a_file_as_we_do(disk: Path, locker: Locker) -> None:
+    inode = inode_of(str(disk))
+    assert inode is not None
+    pid = locker(disk, "POSIX", start=5, length=0)
+    (found,) = locks_on(inode)
+    assert (found.pid, found.span, found.waits) == (pid, ("5", "EOF"), False)
+    assert found in list(all_locks())
+    assert locks_on(Inode(inode.device, inode.number + 1)) == []
+    assert inode_of("/no/such/file") is None
+
+
+def test_who_is_a_table_on_a_terminal(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client, disk: Path, locker: Locker
+) -> None:
+    client.acquire(str(disk))
+    locker(disk, "FLOCK")
+    terminal = Terminal((*LOCKCTL, "who", str(disk)), lockctl.env)
+    assert terminal.wait() == 0
+    assert "LOCKED" in terminal.shown
+    assert "FLOCK lock, not lockd's" in terminal.shown
