@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from campaigns.listings import comparisons
+from conftest import StartDaemon
 from lockd import AnchorError, BusyError, Client, NotFoundError
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 from lockspaces.outside import Outside
@@ -210,3 +212,19 @@ def test_missing_file_is_made_only_if_that_is_allowed(
     assert (locks / "web1").exists()
     client.release(grant)
     assert not (locks / "web1").exists()
+
+
+# Listings.
+
+
+def test_listing_equals_the_kernels_view_under_load(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """A few of the comparisons of campaigns/listings.py."""
+    locks = tmp_path / "listed"
+    locks.mkdir()
+    daemon = start_daemon(f"[lockspaces.files]\nkind = 'directory'\npath = '{locks}'\n")
+    found = list(comparisons(daemon.socket, locks, 25))
+    assert [x.different for x in found if x.different] == []
+    # It is no comparison of nothing.
+    assert min(x.same for x in found) > 5
