@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 from campaigns.tools import Counts, daemon, end
 from daemon_process import DaemonProcess
-from lockd.ctl.outside import all_locks, inode_of
+from lockd.ctl.outside import LOOKS, all_locks, inode_of
 from wire_client import Refusal, WireClient
 
 WORKERS: Final = 6
@@ -210,8 +210,11 @@ def kernel_modes(directory: Path) -> dict[str, str]:
         names = {entry.inode(): entry.name for entry in entries}
     place = inode_of(str(directory))
     assert place is not None
+    # While locks come and go, one look leaves some out (`outside.LOOKS`). Who finds a
+    # lock that ended before the last look has found one that was just being changed.
     return {
         names[lock.inode.number]: lock.mode
+        for _ in range(LOOKS)
         for lock in all_locks()
         if lock.kind == "OFD"
         and lock.inode.device == place.device

@@ -13,6 +13,11 @@ from typing import Final, NamedTuple
 
 from lockd.procs import command_of, uid_of, unit_of
 
+LOOKS: Final = 3
+"""How often all locks are gone through for one file. The kernel gives some seventy at a
+time, and finds the next ones by counting: if one of those before was released meanwhile
+it leaves one out."""
+
 _OPEN: Final = os.O_PATH | os.O_CLOEXEC
 
 
@@ -87,7 +92,9 @@ def _as_hex(device: int) -> str:
 
 def locks_on(inode: Inode) -> list[KernelLock]:
     """Returns the locks that the kernel knows on a file."""
-    return [lock for lock in all_locks() if lock.inode == inode]
+    looks = (all_locks() for _ in range(LOOKS))
+    found = (lock for look in looks for lock in look if lock.inode == inode)
+    return list(dict.fromkeys(found))
 
 
 def all_locks() -> Iterator[KernelLock]:
