@@ -6,7 +6,7 @@ as far as one may. So are the processes behind flock(2).
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -92,9 +92,11 @@ def _as_hex(device: int) -> str:
 
 def locks_on(inode: Inode) -> list[KernelLock]:
     """Returns the locks that the kernel knows on a file."""
-    looks = (all_locks() for _ in range(LOOKS))
-    found = (lock for look in looks for lock in look if lock.inode == inode)
-    return list(dict.fromkeys(found))
+    found: Counter[KernelLock] = Counter()
+    for _ in range(LOOKS):
+        # Those that look alike are as many as were seen at once.
+        found |= Counter(lock for lock in all_locks() if lock.inode == inode)
+    return list(found.elements())
 
 
 def all_locks() -> Iterator[KernelLock]:
