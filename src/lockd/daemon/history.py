@@ -1,16 +1,23 @@
 """What happened to a resource lately, for who asks afterwards.
 
 A few events of each of the resources that something happened to last: the memory is
-bounded, and what a daemon before this one saw is not in it. On the way of every
-request, so it keeps the engine's own values, and makes nothing of them until asked.
+bounded, and what a daemon before this one saw is not in it.
+
+It lies on the way of every request, so it keeps one value for a whole hold, the one
+with which the engine tells of its end: when it was granted stands in there. That is put
+where it belongs after the answers have left, and events are made of it when somebody
+asks.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Effect, Ended, Grant, Granted, Queued, Refused
+from lockd.engine.effects import Ended, Grant, Granted, Queued, Refused
 from lockd.engine.session import Session
 from lockd.terms import Mode, ResourceKey
 
@@ -21,71 +28,167 @@ MAX_EVENTS: Final = 16
 """How many events of each are told (protocol 7.10)."""
 
 
-class Denial(NamedTuple):
-    """A request that waits, or was refused: not yet, or not any more, a grant.
+MAX_FRESH: Final = 512
+AT_ONCE: Final = 8
+"""How many holds may wait for being put where they belong, and how many are after each
+turn. In a flood more come than that, and some are left out."""
 
-    Attributes:
-        code: why it was refused; None if it waits.
-    """
 
+MAX_NOTES: Final = 20
+"""How many of them are kept, at most."""
+
+
+class Event(NamedTuple):
+    """Something that happened; `span` is how long it was held, or waited for."""
+
+    when: float
+    what: str
     owner: Owner
     session: int
     mode: Mode | None
-    code: str | None
+    fencing_token: int | None = None
+    code: str | None = None
+    cause: str | None = None
+    span: float | None = None
 
 
-Event = tuple[float, Effect | Denial, Grant | None]
-"""When something happened, what, and to which grant if there is one."""
+class Hold(Struct, frozen=True, gc=False):
+    """A grant that ended. Little of it is kept: what is kept cannot be used again."""
+
+    since: float
+    when: float
+    owner: Owner
+    session: int
+    mode: Mode
+    fencing_token: int
+    cause: str
+
+
+Note = Hold | Event
 
 
 class History:
-    """The last events of the resources that were used last."""
+    """The last events of the resources that were used last.
 
-    def __init__(self) -> None:
-        self._events: OrderedDict[ResourceKey, list[Event]] = OrderedDict()
+    Attributes:
+        now: when what is told now happens.
+    """
 
-    def note(
-        self, effects: list[Effect], sessions: Mapping[int, Session], now: float
-    ) -> None:
-        """Remembers what came of one command."""
-        for effect in effects:
-            kind = type(effect)
-            if kind is Granted:
-                for grant in effect.grants:  # type: ignore[union-attr]
-                    self._add(grant.key, (now, effect, grant))
-            elif kind is Ended:
-                grant = effect.grant  # type: ignore[union-attr]
-                self._add(grant.key, (now, effect, grant))
-            elif isinstance(effect, Queued):
-                denial = _denial(effect.session, effect.mode, None, sessions)
-                for key in effect.keys:
-                    self._add(key, (now, denial, None))
-            elif isinstance(effect, Refused) and effect.situation is not None:
-                # Its situation names up to 32 others: too much to keep.
-                denial = _denial(effect.session, None, effect.code, sessions)
-                self._add(effect.situation.key, (now, denial, None))
+    def __init__(self, sessions: Mapping[int, Session]) -> None:
+        self.now = 0.0
+        self._sessions = sessions
+        self._notes: OrderedDict[ResourceKey, list[Note]] = OrderedDict()
+        #: Those that are not in `_notes` yet.
+        self._holds: deque[Hold] = deque(maxlen=MAX_FRESH)
+        self._keys: deque[ResourceKey] = deque(maxlen=MAX_FRESH)
 
-    def _add(self, key: ResourceKey, event: Event) -> None:
-        events = self._events.get(key)
-        if events is None:
-            self._events[key] = [event]
-            if len(self._events) > MAX_RESOURCES:
-                self._events.popitem(last=False)
+    def ended(self, effect: Ended) -> None:
+        """Remembers a hold."""
+        grant = effect.grant
+        self._keys.append(grant.key)
+        self._holds.append(
+            Hold(
+                grant.since,
+                self.now,
+                grant.owner,
+                grant.session,
+                grant.mode,
+                grant.fencing_token,
+                effect.cause,
+            )
+        )
+
+    def converted(self, effect: Granted) -> None:
+        """Remembers that a held lock is in another mode now."""
+        for grant in effect.grants:
+            event = Event(
+                self.now,
+                "converted",
+                grant.owner,
+                grant.session,
+                grant.mode,
+                grant.fencing_token,
+            )
+            self._add(grant.key, event)
+
+    def queued(self, effect: Queued) -> None:
+        """Remembers that somebody waits."""
+        owner = self._sessions[effect.session].owner.identity
+        event = Event(self.now, "waiting", owner, effect.session, effect.mode)
+        for key in effect.keys:
+            self._add(key, event)
+
+    def refused(self, effect: Refused) -> None:
+        """Remembers that somebody did not get a resource, if it was about one."""
+        if effect.situation is not None:
+            owner = self._sessions[effect.session].owner.identity
+            event = Event(
+                self.now, "refused", owner, effect.session, None, code=effect.code
+            )
+            self._add(effect.situation.key, event)
+
+    def settle(self) -> None:
+        """Puts some holds where they belong, when the answers have left."""
+        holds = self._holds
+        for _ in range(min(AT_ONCE, len(holds))):
+            self._add(self._keys.popleft(), holds.popleft())
+
+    def _add(self, key: ResourceKey, note: Note) -> None:
+        notes = self._notes.get(key)
+        if notes is None:
+            self._notes[key] = [note]
+            if len(self._notes) > MAX_RESOURCES:
+                self._notes.popitem(last=False)
             return
-        self._events.move_to_end(key)
-        events.append(event)
-        if len(events) >= 2 * MAX_EVENTS:
-            del events[:MAX_EVENTS]
+        self._notes.move_to_end(key)
+        notes.append(note)
+        if len(notes) > MAX_NOTES:
+            del notes[:-MAX_EVENTS]
 
-    def of(self, key: ResourceKey) -> list[Event]:
-        """Returns the last events of a resource, the earliest first."""
-        return self._events.get(key, [])[-MAX_EVENTS:]
+    def of(self, key: ResourceKey, holders: Iterable[Grant]) -> list[Event]:
+        """Returns the last events of a resource, the earliest first.
+
+        Args:
+            holders: who holds it now.
+        """
+        events = [_granted(grant) for grant in holders]
+        fresh = [x for x, y in zip(self._holds, self._keys, strict=True) if y == key]
+        for note in (*self._notes.get(key, ()), *fresh):
+            events += [note] if isinstance(note, Event) else _hold(note)
+        # Python's sort leaves in their order what happened in one moment.
+        events.sort(key=attrgetter("when"))
+        return list(_with_waits(events))[-MAX_EVENTS:]
 
 
-def _denial(
-    session: int,
-    mode: Mode | None,
-    code: str | None,
-    sessions: Mapping[int, Session],
-) -> Denial:
-    return Denial(sessions[session].owner.identity, session, mode, code)
+def _hold(hold: Hold) -> list[Event]:
+    who = (hold.owner, hold.session, hold.mode, hold.fencing_token)
+    held = hold.when - hold.since
+    return [
+        Event(hold.since, "granted", *who),
+        Event(hold.when, "released", *who, cause=hold.cause, span=held),
+    ]
+
+
+def _granted(grant: Grant) -> Event:
+    return Event(
+        grant.since,
+        "granted",
+        grant.owner,
+        grant.session,
+        grant.mode,
+        grant.fencing_token,
+    )
+
+
+def _with_waits(events: Iterable[Event]) -> Iterator[Event]:
+    """Adds to each grant how long its session waited for it."""
+    since: dict[int, float] = {}
+    for event in events:
+        began = since.pop(event.session, event.when)
+        if event.what == "waiting":
+            since[event.session] = event.when
+            yield event
+        elif event.what == "released":
+            yield event
+        else:
+            yield event._replace(span=event.when - began)

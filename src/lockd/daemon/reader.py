@@ -54,7 +54,9 @@ class Reader:
     def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
         key = self._finder.key(peer, params.lockspace, params.resource, "list")
         found = inquiries.resource(self._engine, key, self._veil, peer)
-        past = self._runtime.history.of(key)
+        held = self._engine.resources.get(key)
+        holders = () if held is None else held.holders.values()
+        past = self._runtime.history.of(key, holders)
         peer.send_result(msgid, found | inquiries.history(past, trio.current_time()))
 
     def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:

@@ -66,7 +66,7 @@ class Runtime:
     ) -> None:
         self.engine = engine
         self.lockspaces: dict[str, Lockspace] = {}
-        self.history = History()
+        self.history = History(engine.sessions)
         self.processes = Processes(poller, self._owner_died, self._owner_is_fenced)
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
@@ -90,8 +90,14 @@ class Runtime:
             e.CloseAnchor: self._close_anchor,
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
+            e.Ended: self.history.ended,
+            e.Queued: self.history.queued,
         }
         self._perform = performers | answers.carriers
+        self._answer_granted = answers.carriers[e.Granted]
+        self._answer_refused = answers.carriers[e.Refused]
+        self._perform[e.Granted] = self._granted
+        self._perform[e.Refused] = self._refused
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
         """Serves another lockspace from now on."""
@@ -113,7 +119,7 @@ class Runtime:
             commands.append(command)
             return
         self._busy = True
-        now = self._counts.now = trio.current_time()
+        now = self._counts.now = self.history.now = trio.current_time()
         try:
             self._carry_out_one(command, now)
             while commands:
@@ -132,10 +138,17 @@ class Runtime:
             action = perform.get(type(effect))
             if action is not None:
                 action(effect)
-        if effects:
-            self.history.note(effects, self.engine.sessions, now)
         if self._answers.watchers:
             self._answers.tell_watchers(effects, self.engine.sessions)
+
+    def _granted(self, effect: e.Granted) -> None:
+        if effect.converted:
+            self.history.converted(effect)
+        self._answer_granted(effect)
+
+    def _refused(self, effect: e.Refused) -> None:
+        self.history.refused(effect)
+        self._answer_refused(effect)
 
     def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
         logger.debug("< %s\n> %s", command, effects)
@@ -195,6 +208,7 @@ class Runtime:
         """Does what was put off until after the answers."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
+        self.history.settle()
         self._set_alarm()
         self._after_turn()
 

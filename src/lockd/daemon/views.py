@@ -5,18 +5,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from lockd.daemon.history import Denial, Event
+from lockd.daemon.history import Event
 from lockd.engine.commands import Owner
-from lockd.engine.effects import (
-    Ended,
-    Grant,
-    Granted,
-    LastHolder,
-    Refused,
-    Situation,
-    Wait,
-    Waiter,
-)
+from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
 from lockd.procs import command_of, unit_of
 from lockd.terms import OutsideHolder
 
@@ -155,29 +146,24 @@ def situation(
 
 def happening(event: Event, now: float) -> Map:
     """What happened to a resource (protocol 7.10)."""
-    when, what, grant = event
-    found: Map = {"event": "", "since": wall_time(when, now), "ago": now - when}
-    if isinstance(what, Denial):
-        owner, session, mode = what.owner, what.session, what.mode
-        found |= {"code": what.code} if what.code else {}
-        found["event"] = "refused" if what.code else "waiting"
-    else:
-        assert grant is not None
-        owner, session, mode = grant.owner, grant.session, grant.mode
-        found["fencing_token"] = grant.fencing_token
-        if isinstance(what, Granted):
-            found["event"] = "converted" if what.converted else "granted"
-            found["waited"] = what.waited
-        elif isinstance(what, Ended):
-            found["event"] = "released"
-            found |= {"cause": what.cause, "held_for": when - grant.since}
-    return found | {
-        "session": session,
-        "name": owner.name,
-        "pid": owner.pid,
-        "uid": owner.uid,
-        "mode": mode,
+    found: Map = {
+        "event": event.what,
+        "since": wall_time(event.when, now),
+        "ago": now - event.when,
+        "session": event.session,
+        "name": event.owner.name,
+        "pid": event.owner.pid,
+        "uid": event.owner.uid,
+        "mode": event.mode,
     }
+    span = "held_for" if event.what == "released" else "waited"
+    further = {
+        "fencing_token": event.fencing_token,
+        "code": event.code,
+        "cause": event.cause,
+        span: event.span,
+    }
+    return found | {name: x for name, x in further.items() if x is not None}
 
 
 def facts(refused: Refused, now: float) -> Map:
