@@ -16,7 +16,7 @@ GREEDY, OTHER = 1_000, 2_000
 
 
 @pytest.fixture
-def turns(mock_clock: MockClock) -> Turns:
+async def turns(mock_clock: MockClock) -> Turns:
     return Turns(lambda: True)
 
 

@@ -38,6 +38,7 @@ class Answers:
         self.behind: set[Peer] = set()
         self.watchers: set[Peer] = set()
         self.counts = Counts()
+        self._count_granted = self.counts.count_granted
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
             e.Granted: self._answer_granted,
@@ -77,7 +78,7 @@ class Answers:
         self.behind.add(peer)
 
     def _answer_granted(self, effect: e.Granted) -> None:
-        self.counts.count_granted(effect)
+        self._count_granted(effect)
         peer = self.peers.get(effect.session)
         if peer is None:
             return

@@ -12,9 +12,9 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Final
 
-import trio
 from msgspec import Struct
 
 from lockd.daemon.config import Limits
@@ -254,12 +254,12 @@ class Peer:
                 return
             self._received += len(data)
             self._requests = self.connection.receive(data)
-        until = trio.current_time() + SLICE
+        until = monotonic() + SLICE
         try:
             for request in self._requests:
                 take(self, request)
                 if (
-                    trio.current_time() > until
+                    monotonic() > until
                     or self.connection.outgoing_bytes > ANSWERS_AT_ONCE
                 ):
                     return

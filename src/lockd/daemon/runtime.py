@@ -72,6 +72,8 @@ class Runtime:
         self.keeping: Keeping | None = None
         self._answers = answers
         self._counts = answers.counts
+        # As `trio.current_time`, which finds the clock anew each time.
+        self._current_time = trio.lowlevel.current_clock().current_time
         self._after_turn = after_turn
         self._checks = checks
         self._commands: deque[c.Command] = deque()
@@ -119,7 +121,7 @@ class Runtime:
             commands.append(command)
             return
         self._busy = True
-        now = self._counts.now = self.history.now = trio.current_time()
+        now = self._counts.now = self.history.now = self._current_time()
         try:
             self._carry_out_one(command, now)
             while commands:

@@ -207,9 +207,9 @@ class Server:
         Whoever got an answer often asks again at once. Waiting a moment for that here,
         and not in trio, saves two task switches a request.
         """
-        until = trio.current_time() + TURNS
+        until = self._turns.now() + TURNS
         while self._take_turn():
-            now = trio.current_time()
+            now = self._turns.now()
             self._answers.counts.turns.observe(now - self._poller.woke)
             if now > until:
                 break
@@ -218,7 +218,7 @@ class Server:
         """Serves whoever is ready; tells whether anybody was."""
         self._turns.begin()
         if busy := self._has_work():
-            self._poller.woke = trio.current_time()
+            self._poller.woke = self._turns.now()
         self._give_turns(self._unfinished, self._receive)
         any_ready = self._poller.act(0 if busy else LINGER)
         if not (any_ready or busy):
@@ -234,7 +234,7 @@ class Server:
             for _ in range(len(peers)):
                 if not peers or not self._turns.has_time(uid):
                     break
-                began = trio.current_time()
+                began = self._turns.now()
                 serve(next(iter(peers)))
                 self._turns.charge(uid, began)
 
@@ -430,7 +430,7 @@ class Server:
         if events & select.EPOLLIN:
             uid = peer.credentials.uid
             if self._turns.has_time(uid):
-                began = trio.current_time()
+                began = self._turns.now()
                 self._serve_now(peer)
                 self._turns.charge(uid, began)
             else:

@@ -28,6 +28,8 @@ class Turns:
 
     def __init__(self, is_shared: Callable[[], bool]) -> None:
         self._is_shared = is_shared
+        #: As `trio.current_time`, which finds the clock anew each time.
+        self.now = trio.lowlevel.current_clock().current_time
         self._spent: dict[int, float] = {}
         #: Until when.
         self._resting: dict[int, float] = {}
@@ -43,7 +45,7 @@ class Turns:
     def charge(self, uid: int, began: float) -> None:
         """Counts the time since a moment for a user."""
         spent = self._spent.get(uid, 0.0)
-        self._spent[uid] = spent + trio.current_time() - began
+        self._spent[uid] = spent + self.now() - began
 
     def has_time(self, uid: int) -> bool:
         """Tells whether a user may have more of this turn; it may have to rest now."""
