@@ -114,6 +114,10 @@ class Daemon:
             for request in session.requests.values()
             if request.announced
         }
+        # Nothing is left of who does not wait.
+        remembered = self.counts._waiting.items()
+        assert {(s, r) for s, waits in remembered for r in waits} == {*waiting}
+        assert all(waits for _, waits in remembered)
         for name, space in spaces.items():
             assert space.held_count == held[name]
             lines = space.waiting.young | space.waiting.told
@@ -207,8 +211,17 @@ def test_hold_that_is_counted_again_is_no_new_grant() -> None:
     key = ResourceKey("memory", "a")
     for number in (1, 2):
         daemon.do(c.Acquire(1, number, (key,), SHARED, None))
-    daemon.do(c.Convert(1, 3, key, SHARED, None))
     assert daemon.counts.spaces["memory"].granted == 1
+
+
+def test_conversion_is_no_new_grant() -> None:
+    daemon = Daemon()
+    daemon.open_session(1)
+    key = ResourceKey("memory", "a")
+    daemon.acquire(1, 1, key)
+    daemon.do(c.Convert(1, 2, key, SHARED, None))
+    space = daemon.counts.spaces["memory"]
+    assert (space.granted, space.converted) == (1, 1)
 
 
 def test_end_of_what_was_told_of_is_told_and_of_nothing_else() -> None:

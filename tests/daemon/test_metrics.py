@@ -52,11 +52,15 @@ def write_to(lockd: DaemonProcess, path: Path, more: str = "") -> None:
 
 # The text.
 
+TIMES = Histogram((0.5, 1.0))
+for seconds in (0.25, 1.0, 1.0, 2.0):
+    TIMES.observe(seconds)
+
 FAMILIES = [
     Family("a", "counter", "One.", [({}, 1), ({"x": 'a"\\\nb'}, 2)]),
     Family("b_seconds", "gauge", "Two.", [({}, 1e-07)]),
     Family("c", "info", "Three.", [({"v": "1"}, 1)]),
-    Family("d_seconds", "histogram", "Four.", [({"y": "z"}, Histogram((0.5, 1.0)))]),
+    Family("d_seconds", "histogram", "Four.", [({"y": "z"}, TIMES)]),
 ]
 
 
@@ -76,11 +80,11 @@ def test_openmetrics_is_as_it_is_specified() -> None:
         "# TYPE d_seconds histogram",
         "# UNIT d_seconds seconds",
         "# HELP d_seconds Four.",
-        'd_seconds_bucket{y="z",le="0.5"} 0',
-        'd_seconds_bucket{y="z",le="1.0"} 0',
-        'd_seconds_bucket{y="z",le="+Inf"} 0',
-        'd_seconds_sum{y="z"} 0.0',
-        'd_seconds_count{y="z"} 0',
+        'd_seconds_bucket{y="z",le="0.5"} 1',
+        'd_seconds_bucket{y="z",le="1.0"} 3',
+        'd_seconds_bucket{y="z",le="+Inf"} 4',
+        'd_seconds_sum{y="z"} 4.25',
+        'd_seconds_count{y="z"} 4',
         "# EOF",
     ]
     assert read(render(FAMILIES, "openmetrics"))("a_total", x='a"\\\nb') == 2

@@ -207,6 +207,9 @@ def test_threshold_that_is_set_later_counts_for_what_is_held(story: Story) -> No
     assert story.look_at(1_000.0) == []
     story.configure(30.0, 60.0)
     assert len(story.look_at(1_001.0)) == 1
+    # A reload that changes nothing repeats nothing.
+    story.configure(30.0, 60.0)
+    assert story.look_at(1_002.0) == []
     story.configure(30.0, 0.0)
     story.release(1)
     assert len(story.said) == 1
