@@ -293,7 +293,7 @@ def test_spaces_lists_the_built_in_lockspaces(lockctl: Lockctl) -> None:
     [
         *("run", "acquire", "list", "show", "who", "test", "wait", "waiters"),
         *("graph", "watch", "sessions", "spaces", "break", "disconnect"),
-        *("lock-name", "status", "stop"),
+        *("lock-name", "status", "stop", "top", "completion"),
     ],
 )
 def test_every_command_explains_itself(lockctl: Lockctl, command: str) -> None:
