@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,16 @@ import lockd
 from ctl.processes import Lockctl
 from daemon_process import DaemonProcess
 from lockd import Client, connect
+from lockd.client.forking import forked
 from lockd.ctl.exits import status_of
 from lockd.daemon.runtime import defect
 from lockd.daemon.sentences import NEXT_STEPS
 from lockd.errors import (
     ERRORS_BY_CODE,
     CodedError,
+    ConfigError,
     ConnectionLostError,
+    ForkedSessionError,
     LockdError,
     LockLostError,
     error_for_code,
@@ -314,6 +318,37 @@ def a_daemon_that_is_not_there(scene: Scene) -> None:
     connect("/nowhere/lockd.sock")
 
 
+@case("busy", "'own'", "another thread of this process", step="ask with a timeout")
+def a_lock_that_another_thread_has(scene: Scene) -> None:
+    with ThreadPoolExecutor(1) as threads, scene.other.lock("own"):
+        threads.submit(scene.other.lock("own", timeout=0).__enter__).result()
+
+
+@case("not_held", "'own'", "this lock", step="acquire it first")
+def releasing_a_lock_twice(scene: Scene) -> None:
+    scene.other.lock("own").release()
+
+
+@case("", "the client is closed", step="open another one")
+def a_client_that_is_closed(scene: Scene) -> None:
+    client = connect(scene.daemon.socket)
+    client.close()
+    client.query("job")
+
+
+@case("", "the daemon closed the connection", step="open another one")
+def a_daemon_that_went_away(scene: Scene) -> None:
+    with connect(scene.daemon.socket) as client:
+        scene.daemon.stop()
+        client.query("job")
+
+
+@case("", "parent process", "keeps its locks", step="open a connection of its own")
+def a_session_of_the_parent(scene: Scene) -> None:
+    # What a forked child is told; it cannot raise it here.
+    raise forked()
+
+
 CLAIMED: list[lockd.Grant] = []
 
 
@@ -381,8 +416,14 @@ def test_steps_are_for_codes_that_there_are() -> None:
 
 
 def test_client_errors_without_a_code_have_cases_too() -> None:
-    plain = {LockLostError, ConnectionLostError}
-    assert len([x for x in CASES.values() if not x.code]) == len(plain)
+    plain = set(LockdError.__subclasses__()) - {CodedError}
+    # Why a daemon does not start is told with its configuration (tests/daemon).
+    assert plain == {
+        ConnectionLostError,
+        ForkedSessionError,
+        LockLostError,
+        ConfigError,
+    }
 
 
 def test_lockctl_says_the_same_sentence(scene: Scene) -> None:

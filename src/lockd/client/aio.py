@@ -397,7 +397,9 @@ class Events:
 def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
     sentence = f"{quoted(turn.key.resource)} is held by another task of this process"
     if not timeout:
-        return BusyError(sentence, turn.facts())
+        step = "ask with a timeout to wait for it"
+        return BusyError(f"{sentence}: {step}", turn.facts())
     return AcquireTimeoutError(
-        f"{sentence}, after {timeout:g} s", turn.facts() | {"waited": timeout}
+        f"{sentence}, after {timeout:g} s: ask again with a longer timeout",
+        turn.facts() | {"waited": timeout},
     )

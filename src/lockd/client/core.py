@@ -280,7 +280,7 @@ class ClientCore:
     def receive(self, data: bytes) -> None:
         """Takes bytes as they came; no bytes: the daemon closed the connection."""
         if not data:
-            self.end("the daemon closed the connection")
+            self.end("the daemon closed the connection: open another one")
         elif self._ended is None:
             self._heard = True
             try:
@@ -308,7 +308,7 @@ class ClientCore:
         for token in list(self._held):
             for grant in self._drop(token):
                 grant._state = _RELEASED
-        self.end("the client is closed")
+        self.end("the client is closed: open another one")
 
     # What the daemon says.
 

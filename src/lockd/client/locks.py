@@ -225,10 +225,14 @@ class Lock:
             f"{quoted(self._key.resource)} is held by another thread of this process"
         )
         if not timeout:
-            return BusyError(sentence, turn.facts())
+            step = "ask with a timeout to wait for it"
+            return BusyError(f"{sentence}: {step}", turn.facts())
         return AcquireTimeoutError(
-            f"{sentence}, after {timeout:g} s", turn.facts() | {"waited": timeout}
+            f"{sentence}, after {timeout:g} s: ask again with a longer timeout",
+            turn.facts() | {"waited": timeout},
         )
 
     def _not_held(self) -> NotHeldError:
-        return NotHeldError(f"{quoted(self._key.resource)} is not held by this lock")
+        return NotHeldError(
+            f"{quoted(self._key.resource)} is not held by this lock: acquire it first"
+        )

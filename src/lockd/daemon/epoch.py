@@ -100,7 +100,8 @@ def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
                 _write(fd, number)
         except BlockingIOError:
             raise ConfigError(
-                f"the state directory {quoted(directory)} is used by another lockd"
+                f"the state directory {quoted(directory)} is used by another lockd: "
+                "stop that, or take another with --state-dir"
             ) from None
         except OSError as error:
             raise _cannot(directory, error) from None

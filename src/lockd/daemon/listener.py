@@ -123,7 +123,7 @@ def bind_listener(path: str, umask: int = UMASK) -> Listener:
             os.close(fd)
     except BlockingIOError:
         raise ConfigError(
-            f"another daemon is just being started at {quoted(path)}"
+            f"another daemon is just being started at {quoted(path)}: use that one"
         ) from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -161,7 +161,10 @@ def _remove_leftover(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise ConfigError(f"{quoted(path)} is there already, and is no socket")
+        raise ConfigError(
+            f"{quoted(path)} is there already, and is no socket: remove it, or choose "
+            "another path"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -171,4 +174,6 @@ def _remove_leftover(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full: somebody is there
-    raise ConfigError(f"another daemon listens at {quoted(path)}")
+    raise ConfigError(
+        f"another daemon listens at {quoted(path)}: use that, or choose another path"
+    )
