@@ -433,3 +433,18 @@ def test_lockctl_says_the_same_sentence(scene: Scene) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("lockctl: 'job' is held exclusively by the holder (pid ")
     check_form(line.removeprefix("lockctl: "))
+
+
+TOP = Path(__file__).parents[1]
+TABLE = (TOP / "docs" / "operations.md").read_text().split("## When something is")[1]
+MESSAGES = re.findall(r"^\| `([^`]+)`", TABLE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_message_that_operators_are_told_about_is_said_somewhere(message: str) -> None:
+    source = "".join(path.read_text() for path in (TOP / "src").rglob("*.py"))
+    # Names, numbers, and what the system says after a colon are of the moment.
+    said = re.sub(r" \(.*", "", message.partition(": ")[0])
+    parts = re.split(r"\s*(?:…?\S*'\S*|…|\d+)\s*", said)
+    assert [part for part in parts if part not in source] == []
+    assert any(len(part) > 8 for part in parts)
