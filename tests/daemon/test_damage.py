@@ -20,7 +20,7 @@ from kept import copies, is_locked, lock
 from lockd.daemon import ledger_file
 from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.keeper import Keeper
-from lockd.daemon.keeping import DAEMON, PEER, SPACE, STATE, key_of
+from lockd.daemon.labels import DAEMON, PEER, SPACE, STATE, key_of
 from lockd.daemon.ledger import Ledger
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_waiters

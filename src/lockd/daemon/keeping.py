@@ -23,6 +23,22 @@ import msgspec
 
 from lockd.daemon.flow import Cells, KeptFlow, Pipe
 from lockd.daemon.keeper import OLD_QUEUES, Keeper
+from lockd.daemon.labels import (
+    CONFIG,
+    CONNECTION,
+    DAEMON,
+    FILE,
+    PEER,
+    PIDFD,
+    PROCESS,
+    SPACE,
+    STATE,
+    STUCK,
+    UNREADABLE,
+    key_of,
+    label_of,
+    parts_of,
+)
 from lockd.daemon.ledger import Ledger
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
@@ -41,31 +57,7 @@ TURNS_UNTIDIED: Final = 64
 
 Plain = dict[str, Any]
 
-PEER: Final = "peer"
-STATE: Final = "state"
-PROCESS: Final = "process"
-SPACE: Final = "space"
-CONFIG: Final = "config"
-DAEMON: Final = "daemon"
-"""Kinds of records besides the engine's (`records`)."""
-
-FILE: Final = "file"
-CONNECTION: Final = "connection"
-PIDFD: Final = "pidfd"
-STUCK: Final = "stuck"
-UNREADABLE: Final = "unreadable"
-"""Kinds of labels of descriptors. A file is stuck whose lock nobody is known to hold,
-since records were damaged: the label says so, so that no start ever lets go of it."""
-
-_PARTS: Final[dict[str, tuple[type, ...]]] = {
-    FILE: (str, str, bool),
-    CONNECTION: (int, str),
-    PIDFD: (int,),
-    STUCK: (str, str, int, int),
-}
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 
 
 class Stores:
@@ -178,6 +170,11 @@ class Keeping:
             return self._free_slots.pop()
         self._last_slot += 1
         return self._last_slot
+
+    def abandon_flow(self, session: int, role: Role, flow: KeptFlow) -> None:
+        """Keeps a connection no longer of which nothing was recorded."""
+        self._stores.keeper.drop(label_of(CONNECTION, session, role))
+        self._free_slots.append(flow.slot)
 
     def close_flow(self, peer: Peer) -> None:
         """Keeps a connection no longer."""
@@ -459,24 +456,3 @@ def _dump_space(space: Lockspace) -> Plain:
         "path": space.path,
         "on_disconnect": space.on_disconnect,
     }
-
-
-def key_of(kind: str, name: Any) -> bytes:
-    """Returns the key of a record."""
-    return _encode((kind, name))
-
-
-def parts_of(label: bytes) -> list[Any]:
-    """Returns kind and parts of a label; of one that cannot be read, `UNREADABLE`."""
-    try:
-        parts: list[Any] = _decode(label)
-        if tuple(map(type, parts[1:])) == _PARTS[parts[0]]:
-            return parts
-    except (LookupError, TypeError, ValueError):
-        pass
-    return [UNREADABLE]
-
-
-def label_of(kind: str, *parts: Any) -> bytes:
-    """Returns the label of a kept descriptor."""
-    return _encode((kind, *parts))

@@ -176,7 +176,10 @@ def used_descriptors() -> int:
 
     The kernel gives the lowest number that is free; those of many locks are dense.
     """
-    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # there is none left
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     os.close(fd)
     return fd
 

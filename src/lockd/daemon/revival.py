@@ -25,7 +25,8 @@ from lockd.daemon import fdstore
 from lockd.daemon.credentials import SO_PEERPIDFD
 from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.handover import READABLE_FROM, VERSION, Handover, LockspaceRecord
-from lockd.daemon.keeping import (
+from lockd.daemon.keeping import Stores
+from lockd.daemon.labels import (
     CONFIG,
     CONNECTION,
     DAEMON,
@@ -36,7 +37,6 @@ from lockd.daemon.keeping import (
     SPACE,
     STATE,
     UNREADABLE,
-    Stores,
     parts_of,
 )
 from lockd.daemon.ledger import LedgerError

@@ -19,43 +19,28 @@ from typing import Any, Final
 import trio
 
 from lockd.daemon.answers import Answers
-from lockd.daemon.credentials import (
-    NO_DESCRIPTORS,
-    Identity,
-    identify,
-    peer_credentials,
-)
+from lockd.daemon.credentials import Identity, identify, peer_credentials
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.flow import KeptFlow
+from lockd.daemon.gate import Gate
 from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Listening, Role
-from lockd.daemon.peer import Peer, connection_for
+from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
+from lockd.daemon.peer import Peer, connection_for, shut_down
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
-from lockd.daemon.turns import REST, Turns
+from lockd.daemon.turns import Turns
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.errors import DeniedError, ProtocolError, RequestError
 from lockd.procs import name_of
 
 logger = logging.getLogger(__name__)
 
-COMING: Final = 0.0005
-"""Seconds of a turn for clients that come, at each socket."""
-
-ACCEPT_PAUSE: Final = 0.1
-"""Seconds for which nobody is taken in when not even a client can be turned away."""
-
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
 
 TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
-
-SO_PASSRIGHTS: Final = 83
-"""Since Linux 6.16: with 0, who passes descriptors is refused that."""
-
-COMPLAINT_PAUSE: Final = 10.0
-"""Seconds between two log lines about clients that had to be turned away."""
 
 
 Waiting = dict[int, dict[Peer, None]]
@@ -89,9 +74,9 @@ class Server:
         self._dispatcher = dispatcher
         self._virtlockd = virtlockd
         self._keeper = keeper
-        self._listeners: list[Listening] = []
-        #: The listeners at which nobody is taken in, and until when.
-        self._pauses: dict[Listening, float] = {}
+        self._gate = Gate(
+            poller, answers.counts, lambda: keeper.is_shared, self.take_in
+        )
         self._admins = (0, os.geteuid())
         self._turns = Turns(lambda: keeper.is_shared)
         #: Peers that asked for more than a turn has time for, by user; who waits
@@ -101,10 +86,6 @@ class Server:
         self._leaving: Waiting = {}
         #: Until when which message must be complete, the earliest first.
         self._incomplete: dict[Peer, tuple[float, int]] = {}
-        # Closed when no other is left, so that a client can be turned away and does
-        # not stay at the head of the backlog for ever.
-        self._spare_fd = _open_spare()
-        self._next_complaint = 0.0
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
         self._sleep = trio.CancelScope()
@@ -115,16 +96,7 @@ class Server:
         Args:
             role: who comes there. Whoever may connect as an admin may do everything.
         """
-        listener.setblocking(False)
-        with suppress(OSError):  # an older kernel: what is passed is closed unseen
-            listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-        listening = Listening(listener, role)
-        self._listeners.append(listening)
-        self._watch_for_clients(listening)
-
-    def _watch_for_clients(self, listening: Listening) -> None:
-        action = partial(self._accept_all, listening)
-        self._poller.watch(listening.socket.fileno(), select.EPOLLIN, action)
+        self._gate.listen(listener, role)
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
@@ -136,9 +108,7 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Leaves who comes at the door, for whoever listens there next."""
-        self._pauses.clear()
-        for listening in self._listeners:
-            self._poller.unwatch(listening.socket.fileno())
+        self._gate.stop()
 
     def finish_turn(self) -> None:
         """Carries out all that was read, and sends what the sockets take."""
@@ -174,7 +144,7 @@ class Server:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
         if self._unfinished or self._leaving:
             deadline = min(deadline, self._turns.deadline)
-        return min(deadline, *self._pauses.values(), inf)
+        return min(deadline, self._gate.next_deadline)
 
     def _keep_deadlines(self) -> None:
         """Ends who leaves a message unfinished; takes in clients again."""
@@ -195,11 +165,7 @@ class Server:
             logger.info("= session %d is closed: %s", peer.session, message)
             peer.is_closing = True
             self._answers.behind.add(peer)
-        for listening in [x for x, until in self._pauses.items() if until <= now]:
-            del self._pauses[listening]
-            if self._spare_fd is None:
-                self._spare_fd = _open_spare()
-            self._watch_for_clients(listening)
+        self._gate.keep_deadlines(now)
 
     def _take_turns(self) -> None:
         """Serves until nobody asks for anything, or the other tasks have their due.
@@ -223,7 +189,7 @@ class Server:
         any_ready = self._poller.act(0 if busy else LINGER)
         if not (any_ready or busy):
             return False
-        if self._incomplete or self._pauses:
+        if self._incomplete or self._gate.next_deadline < inf:
             self._keep_deadlines()
         self.end_turn()
         return True
@@ -306,82 +272,58 @@ class Server:
 
     def close(self) -> None:
         """Closes everything: every client sees EOF."""
-        for listener, _ in self._listeners:
-            self._poller.unwatch(listener.fileno())
-            listener.close()
         for peer in list(self._answers.peers.values()):
             self._close_peer(peer)
         self._runtime.end_turn()
-        if self._spare_fd is not None:
-            os.close(self._spare_fd)
+        self._gate.close()
 
     # Clients.
-
-    def _accept_all(self, listening: Listening, events: int) -> None:
-        until = trio.current_time() + COMING
-        while trio.current_time() < until:
-            try:
-                sock, _ = listening.socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno not in NO_DESCRIPTORS:
-                    logger.warning("a client could not be accepted: %s", error)
-                    return
-                self._turn_away(listening, error)
-                if listening in self._pauses:
-                    return
-            else:
-                self.take_in(sock, listening.role)
-        if self._keeper.is_shared:
-            self._pause_accepting(listening, REST)
-
-    def _turn_away(self, listening: Listening, error: OSError) -> None:
-        self._complain(error)
-        if self._spare_fd is not None:
-            os.close(self._spare_fd)
-        try:
-            listening.socket.accept()[0].close()
-        except BlockingIOError:
-            pass  # it went away by itself
-        except OSError:
-            # Somebody took the descriptor that was spare.
-            self._pause_accepting(listening, ACCEPT_PAUSE)
-        self._spare_fd = _open_spare()
-
-    def _pause_accepting(self, listening: Listening, pause: float) -> None:
-        """Looks away from the clients at a door, who would wake us all the time."""
-        self._pauses[listening] = trio.current_time() + pause
-        self._poller.unwatch(listening.socket.fileno())
-
-    def _complain(self, error: Exception) -> None:
-        self._answers.counts.turned_away += 1
-        now = trio.current_time()
-        if now >= self._next_complaint:
-            self._next_complaint = now + COMPLAINT_PAUSE
-            logger.error("clients are turned away: %s", error)
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
         """Begins to serve who connected, or says why not."""
         sock.setblocking(False)
+        session, flow = self._dispatcher.new_session(), None
         try:
             uid = peer_credentials(sock).uid
             admin = role == ADMINS
             self._keeper.check_session(uid, at_admin_socket=admin)
             self._keeper.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
-            self._open_peer(sock, identify(sock), role)
+            if self.keeping is not None:
+                # Before anything that takes time: if we are killed first, it is lost.
+                flow = self.keeping.open_flow(session, sock, role)
+            self._open_peer(session, sock, identify(sock), role, flow)
         except RequestError as error:
             farewell = connection_for(role)
             farewell.send_error(None, error)
             with suppress(OSError):  # it is gone, or reads later: it sees the end
                 sock.send(farewell.data_to_send())
-            sock.close()
-            self._complain(error)
+            self._dismiss(session, sock, role, flow, error)
         except OSError as error:
-            sock.close()
-            self._complain(error)
+            self._dismiss(session, sock, role, flow, error)
 
-    def _open_peer(self, sock: socket.socket, identity: Identity, role: Role) -> None:
+    def _dismiss(
+        self,
+        session: int,
+        sock: socket.socket,
+        role: Role,
+        flow: KeptFlow | None,
+        error: Exception,
+    ) -> None:
+        """Ends the connection of somebody who is not taken in."""
+        if self.keeping is not None and flow is not None:
+            self.keeping.abandon_flow(session, role, flow)
+            shut_down(sock)
+        sock.close()
+        self._gate.complain(error)
+
+    def _open_peer(
+        self,
+        session: int,
+        sock: socket.socket,
+        identity: Identity,
+        role: Role,
+        flow: KeptFlow | None,
+    ) -> None:
         uid = identity.credentials.uid
         is_privileged = uid in self._admins and not identity.is_foreign
         if role == VIRTLOCKD and not is_privileged:
@@ -391,14 +333,6 @@ class Server:
                 f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
                 "who serves root only"
             )
-        session, flow = self._dispatcher.new_session(), None
-        if self.keeping is not None:
-            try:
-                flow = self.keeping.open_flow(session, sock, role)
-            except OSError:
-                if identity.pidfd is not None:
-                    os.close(identity.pidfd)
-                raise
         peer = Peer(
             session,
             sock,
@@ -417,10 +351,10 @@ class Server:
         self._dispatcher.open_session(peer, name, identity.pidfd)
         try:
             self._watch(peer)
-        except OSError:
+        except OSError as error:
             # Nobody may believe that it is there, least of all who comes after us.
             self._close_peer(peer)
-            raise
+            self._gate.complain(error)
 
     def _watch(self, peer: Peer) -> None:
         action = partial(self._serve, peer)
@@ -465,10 +399,3 @@ def _drop(waiting: Waiting, peer: Peer) -> None:
         peers.pop(peer, None)
         if not peers:
             del waiting[uid]
-
-
-def _open_spare() -> int | None:
-    try:
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # another process was faster (ENFILE): next time, perhaps
-        return None
