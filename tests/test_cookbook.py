@@ -32,6 +32,8 @@ SECTIONS = {
     )
 }
 MARK = "__done__"
+OF_THE_MOMENT = re.compile(r"(Terminated|Done) |^lockctl: (waiting for|got) '")
+"""What bash says of its jobs, and what lockctl says on a terminal after a second."""
 PLACES = ("srv", "etc", "usr/local")
 IMAGES = ("web1", "db", "old")
 
@@ -167,7 +169,7 @@ class Shell:
 
 def stable(output: str) -> str:
     """Returns what of an output is the same in every run."""
-    lines = [x for x in output.splitlines() if not re.search(r"(Terminated|Done) ", x)]
+    lines = [line for line in output.splitlines() if not OF_THE_MOMENT.search(line)]
     text = "\n".join(line.rstrip() for line in lines)
     text = re.sub(r"\b\S+\.(scope|slice)\b|\buser@\S+", "-", text)
     text = text.replace(getpass.getuser(), "root")
