@@ -30,6 +30,9 @@ MISSES: Final = 4
 """How many processes are looked up for a page before it ends: each costs as much as
 several things that are listed."""
 
+PASSED: Final = 96
+"""How many things are looked at in vain for a page before it ends."""
+
 
 class Scene(NamedTuple):
     """What a listing is made of, and for whom.
@@ -112,7 +115,7 @@ def resources(
             passed = 0
         else:
             passed += 1
-        if memory.misses - misses >= MISSES or passed >= RUN:
+        if memory.misses - misses >= MISSES or passed >= PASSED:
             misses, passed = memory.misses, 0
             yield None
 
@@ -159,11 +162,12 @@ def _picker(scene: Scene, wanted: Wanted) -> Callable[[Resource, float], bool] |
     if not (wanted.is_of_somebody or wanted.path is not None or wanted.waiting):
         return None
     leads = None if wanted.path is None else _leads_to(wanted.path)
+    of_somebody = wanted.is_of_somebody
 
     def is_picked(found: Resource, now: float) -> bool:
         if wanted.waiting and not found.has_line:
             return False
-        if wanted.is_of_somebody and not any(
+        if of_somebody and not any(
             wanted.means(owner, scene.memory, now) for owner, _ in _parties(found)
         ):
             return False
