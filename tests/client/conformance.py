@@ -281,6 +281,19 @@ class Conformance:
         assert names_of(found[0]["holders"]) == ["alice"]
         assert bob.collect("list_resources", "direct") == []
 
+    def test_those_who_wait_are_listed(
+        self, alice: Peer, bob: Peer, watcher: WireClient
+    ) -> None:
+        alice.call("acquire", "disk")
+        waiting = bob.start("acquire", "disk")
+        wait_for_waiters(watcher, "disk", 1)
+        (found,) = alice.collect("list_waiters", "default")
+        assert (found["name"], found["place"]) == ("bob", 1)
+        assert names_of(found["behind"]) == ["alice"]
+        assert alice.collect("list_waiters", "direct") == []
+        alice.call("release", "disk")
+        waiting.result()
+
     def test_sessions_lockspaces_and_counters_are_told(
         self, alice: Peer, tmp_path: Path
     ) -> None:
