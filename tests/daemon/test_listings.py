@@ -7,7 +7,12 @@ from typing import Any
 from conftest import StartDaemon
 from daemon.conftest import StartChild
 from daemon_process import DaemonProcess
-from wire_client import WireClient, wait_for_waiters
+from wire_client import (
+    WireClient,
+    connected_as_nobody,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 Connect = Callable[[], WireClient]
 
@@ -59,17 +64,35 @@ def test_listing_goes_on_after_any_place(client: WireClient, other: WireClient) 
     """The daemon may have forgotten it: after an upgrade, or among many others."""
     names = sorted(f"n{n}" for n in range(500))
     acquire_many(other, names)
+    # It is put in order anew first, which may take a page or two.
     page = client.call("list", after=["default", "n30"], limit=2)
+    while not page["resources"]:
+        page = client.call("list", after=page["next"], limit=2)
     assert names_of(page["resources"]) == ["n300", "n301"]
-    assert client.call("list", after=["default", "n98"])["next"] is None
     last = listed(other, "list")[-1]["resource"]
     assert last == "n99"
+
+
+def test_too_many_listings_at_once_are_refused_and_the_others_go_on(
+    connect: Connect, client: WireClient
+) -> None:
+    acquire_many(client, [f"n{n:03}" for n in range(100)])
+    readers = [connect() for _ in range(17)]
+    places = [x.call("list")["next"] for x in readers[:16]]
+    refusal = readers[16].refusal("list")
+    assert refusal.code == "limit"
+    # Each question keeps a listing alive; an ended one makes room.
+    for reader, place in zip(readers[:16], places, strict=True):
+        page = reader.call("list", after=place)
+        assert page["resources"][0]["resource"] == "n016"
+    readers[0].close()
+    wait_for_sessions(client, 17)
+    assert names_of(readers[16].call("list")["resources"])[0] == "n000"
 
 
 def test_many_listings_at_once_all_come_to_their_end(
     connect: Connect, client: WireClient
 ) -> None:
-    """More than the daemon remembers: each is begun anew, again and again."""
     acquire_many(client, [f"n{n:03}" for n in range(500)])
     readers = [connect() for _ in range(7)]
     places: dict[WireClient, Any] = dict.fromkeys(readers)
@@ -234,8 +257,6 @@ def test_resources_are_picked_by_path_hash_and_label(
 def test_label_of_another_user_cannot_be_found_out(
     lockd: DaemonProcess, tmp_path: Path
 ) -> None:
-    from wire_client import connected_as_nobody
-
     with WireClient(lockd.socket) as client, connected_as_nobody(lockd.socket) as peer:
         client.acquire("a", label="/secret/plan")
         assert listed(peer, path="/secret") == []
@@ -326,6 +347,7 @@ def test_sessions_are_listed_page_by_page(connect: Connect, client: WireClient) 
     for _ in range(40):
         connect()
     acquire_many(client, [f"n{n}" for n in range(1000)])
+    wait_for_sessions(client, 41)
     numbers = [x["session"] for x in listed(client, "list_sessions", limit=7)]
     assert numbers == sorted(set(numbers))
     assert len(numbers) == 41

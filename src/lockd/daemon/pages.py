@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from typing import Any, Final, NamedTuple, TypeVar
 
+from lockd.errors import LimitError
+
 PAGE: Final = 16
 """How many things a page has at most, whatever was asked for (protocol 6.9)."""
 
 RUN: Final = 192
 """How many names are put in order, or passed over, at once."""
 
-LISTINGS: Final = 4
-"""How many unfinished listings of one user are remembered: others begin anew where
-they are asked to go on."""
+LISTINGS: Final = 16
+"""How many listings of one user may be under way (protocol 6.9)."""
+
+IDLE: Final = 1.0
+"""Seconds after which one that nobody asked about makes room for another. If it goes on
+after all it begins anew, at its place."""
 
 Map = dict[str, Any]
 Key = TypeVar("Key", bound=tuple[Any, ...])
@@ -43,6 +48,7 @@ class _Unfinished:
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
         self.place: tuple[Any, ...] = ()
+        self.asked_at = 0.0
         #: What was found and had no room.
         self.rest: list[Found] = []
 
@@ -61,6 +67,7 @@ class Pages:
         limit: int | None,
         begin: Callable[[tuple[Any, ...]], Listing],
         start: tuple[Any, ...],
+        now: float,
     ) -> tuple[list[Map], tuple[Any, ...] | None]:
         """Returns the next things of a listing, and the place where the page ended.
 
@@ -72,24 +79,24 @@ class Pages:
             start: a place before all others.
 
         The place is None when nothing more comes. A page may be empty.
+
+        Raises:
+            LimitError: too many listings of this user are under way.
         """
         uid, session = who
         mine = self._by_user[uid]
         unfinished = mine.pop((session, what), None)
-        begun = unfinished is None or unfinished.place != after
-        if unfinished is None or begun:
+        if unfinished is None or unfinished.place != after:
+            _make_room(mine, now)
             unfinished = _Unfinished(begin(after or start))
-        # One that begins in its middle was forgotten: its pages must come to an end.
-        has_to_find = begun and after is not None
-        found = _take(unfinished, min(limit or PAGE, PAGE), has_to_find)
+        found = _take(unfinished, min(limit or PAGE, PAGE))
         if found is None:
             if not mine:
                 del self._by_user[uid]
             return [x.item for x in unfinished.rest], None
         unfinished.place = found[-1].place if found else after or start
+        unfinished.asked_at = now
         mine[session, what] = unfinished
-        if len(mine) > LISTINGS:
-            del mine[next(iter(mine))]
         return [x.item for x in found], unfinished.place
 
     def forget(self, who: tuple[int, int]) -> None:
@@ -103,13 +110,29 @@ class Pages:
                 del self._by_user[uid]
 
 
-def _take(unfinished: _Unfinished, most: int, has_to_find: bool) -> list[Found] | None:
+def _make_room(mine: dict[Any, _Unfinished], now: float) -> None:
+    """Drops the listing that was not asked about for longest, if there are too many.
+
+    One that goes on is kept: else many at once would all begin anew for ever.
+    """
+    if len(mine) < LISTINGS:
+        return
+    key, idle = next(iter(mine.items()))
+    if now - idle.asked_at < IDLE:
+        raise LimitError(
+            f"{LISTINGS} listings of this user are under way: end one, or try again",
+            {"limit": "listings", "most": LISTINGS},
+        )
+    del mine[key]
+
+
+def _take(unfinished: _Unfinished, most: int) -> list[Found] | None:
     """Takes a page out of a listing; None if what is in `rest` is the last one."""
     found = unfinished.rest
     for thing in unfinished.listing:
         if thing is not None:
             found.append(thing)
-        elif found or not has_to_find:
+        else:
             break
         if len(found) > most:
             break

@@ -155,7 +155,9 @@ class Reader:
         after: Any = params.after
         if after is not None and not isinstance(after, tuple):
             after = (after,)
-        found, place = self._pages.page(who, what, after, params.limit, begin, start)
+        found, place = self._pages.page(
+            who, what, after, params.limit, begin, start, trio.current_time()
+        )
         following: Any = place
         if place is not None and len(place) == 1:
             (following,) = place
