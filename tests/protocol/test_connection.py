@@ -1,11 +1,12 @@
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 
 from lockd.errors import BusyError, ProtocolError
 from lockd.protocol.connection import Connection, Request
-from lockd.protocol.methods import METHODS
+from lockd.protocol.methods import METHODS, Method
 
 
 def received(connection: Connection, *messages: Any) -> list[Request]:
@@ -90,6 +91,18 @@ def test_unknown_method_is_refused_with_its_msgid(method: Any) -> None:
     msgid, sentence = refusal([0, 3, method, []])
     assert msgid == 3
     assert sentence.startswith("unknown_method: there is no method ")
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_value_that_no_parameter_takes_costs_its_request_only(method: Method) -> None:
+    values = [2**64 - 1, -(2**63), 1e308, float("nan"), float("inf"), b"", [], {}]
+    names = [field.name for field in msgspec.structs.fields(method.params)]
+    for value in values:
+        for msgid, name in enumerate(names):
+            connection = Connection()
+            found = received(connection, [0, msgid, method.name, [{name: value}]])
+            # Taken, or refused.
+            assert len(found) + len(sent(connection)) == 1
 
 
 @pytest.mark.parametrize(

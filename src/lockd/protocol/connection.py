@@ -177,7 +177,7 @@ def _params(method: Method, params: Any) -> Params:
         )
     try:
         return msgspec.convert(params[0], method.params)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # also of bounds, where a number has 64 bits
         cause = error.__cause__
         sentence = cause.message if isinstance(cause, RequestError) else str(error)
         raise InvalidRequestError(f"{method.name}: {sentence}") from None
