@@ -340,6 +340,39 @@ def test_directory_may_go_while_a_lock_is_held(
     assert (locks / "web1").exists()
 
 
+def test_file_that_a_predecessor_removed_is_being_let_go(
+    space: DirectoryLockspace, locks: Path
+) -> None:
+    open_anchor(space, "web1", SHARED)
+    fd, made, _ = space.dump_file("web1")
+    kept = os.dup(fd)
+    space.close_anchor("web1")
+    space.finish()
+    assert not (locks / "web1").exists()
+    space.adopt_file("web1", kept, made=made, mode=SHARED)
+    with pytest.raises(BusyError, match="not there any more"):
+        open_anchor(space, "web1", SHARED, in_use=True)
+    space.close_anchor("web1")
+    space.finish()
+    open_anchor(space, "web1", SHARED)
+    assert (locks / "web1").exists()
+
+
+def test_file_that_was_there_when_it_was_taken_over_is_missed(
+    space: DirectoryLockspace, locks: Path
+) -> None:
+    open_anchor(space, "web1", SHARED)
+    fd, made, _ = space.dump_file("web1")
+    kept = os.dup(fd)
+    space.disown_file("web1")
+    os.close(fd)
+    space.adopt_file("web1", kept, made=made, mode=SHARED)
+    open_anchor(space, "web1", SHARED, in_use=True)
+    (locks / "web1").unlink()
+    with pytest.raises(AnchorError, match="exchanged or removed while locked"):
+        open_anchor(space, "web1", SHARED, in_use=True)
+
+
 # Making and removing files.
 
 

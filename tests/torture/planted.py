@@ -119,8 +119,8 @@ BUGS: Final = [
         "lockspaces/files",
         "the record is trusted over the kernel: what a path leads to",
         "            if _leads_to(path, file.inode):\n"
-        "                self._lock(file, path, mode)\n",
-        "            if True:\n                self._lock(file, path, mode)\n",
+        "                file.is_unsure = False\n",
+        "            if True:\n                file.is_unsure = False\n",
         "hand over (directory)",
     ),
     _in(

@@ -88,12 +88,14 @@ def _acquire(scene: Scene, lockspace: str) -> None:
     line.call("release", resource="a", lockspace=lockspace)
 
 
-def _must_be_held(scene: Scene, name: str, token: int, lockspace: str) -> None:
+def _must_be_held(
+    scene: Scene, name: str, token: int, lockspace: str, mode: str = "exclusive"
+) -> None:
     scene.must(scene.query(name, lockspace=lockspace), ([token], 0), "after acquire")
     scene.must_be_busy(name, lockspace=lockspace)
     if lockspace != "default":
         path = f"{DIRECTORY}/{name}" if lockspace == "files" else name
-        scene.must(why_free(path, 1), "", "the file")
+        scene.must(why_free(path, 1 + (mode == "shared")), "", "the file")
 
 
 def _try_refused(scene: Scene) -> None:
@@ -150,7 +152,9 @@ def _grant_to_waiter(scene: Scene) -> None:
     third.wait(of_third)
 
 
-def _hand_over(scene: Scene, lockspace: str, name: str) -> None:
+def _hand_over(
+    scene: Scene, lockspace: str, name: str, mode: str = "exclusive"
+) -> None:
     """One releases and another asks, at once: who asks may be heard first.
 
     Whatever was done with the file for the first, the second holds one that is there
@@ -158,16 +162,16 @@ def _hand_over(scene: Scene, lockspace: str, name: str) -> None:
     """
     second, first = scene.line(), scene.line()
     names: dict[str, object] = {"resource": name, "lockspace": lockspace}
-    token = scene.acquire(first, name, lockspace=lockspace)
+    token = scene.acquire(first, name, lockspace=lockspace, mode=mode)
     scene.step()
     released = first.ask("release", **names)
     # Where the release is what the kill comes to, this waits in the socket.
-    asked = second.ask("acquire", **names)
+    asked = second.ask("acquire", **names, mode=mode)
     first.wait(released)
     later = int(second.wait(asked)["grant"]["fencing_token"])
     scene.step()
     scene.must(later > token, True, "the token rises")
-    _must_be_held(scene, name, later, lockspace)
+    _must_be_held(scene, name, later, lockspace, mode)
 
 
 def _release(scene: Scene) -> None:
@@ -391,6 +395,9 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "grant to waiter": _grant_to_waiter,
     "release": _release,
     "hand over (directory)": partial(_hand_over, lockspace="files", name="a"),
+    "hand over (shared)": partial(
+        _hand_over, lockspace="files", name="a", mode="shared"
+    ),
     "hand over (disk)": partial(
         _hand_over, lockspace="direct", name=SHARED_DISKS[1].name
     ),

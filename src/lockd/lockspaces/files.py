@@ -66,7 +66,7 @@ Inode = tuple[int, int]
 class LockFile:
     """An open file, its identity, and how it is locked."""
 
-    __slots__ = ("fd", "inode", "made", "mode")
+    __slots__ = ("fd", "inode", "is_unsure", "made", "mode")
 
     def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
         self.fd = fd
@@ -74,6 +74,8 @@ class LockFile:
         #: Whether we made the file, or took it over, and so have to remove it.
         self.made = made
         self.mode: Mode | None = None
+        #: Whether it was taken over, and was perhaps being let go.
+        self.is_unsure = False
 
 
 class OpenFiles:
@@ -135,8 +137,13 @@ class FileLockspace(Lockspace):
         file = self._files.get(resource)
         if file is not None:
             if _leads_to(path, file.inode):
+                file.is_unsure = False
                 self._lock(file, path, mode)
                 return
+            if in_use and file.is_unsure:
+                # A predecessor removed it, and was killed before it could say so. It
+                # will be asked to let it go once more.
+                raise BusyError(f"the file {quoted(path)} is not there any more")
             if in_use:
                 raise AnchorError(
                     f"the file {quoted(path)} was exchanged or removed while locked: "
@@ -261,6 +268,7 @@ class FileLockspace(Lockspace):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+        file.is_unsure = made
         if mode is not None:
             # Nothing changes if it is locked still, as it should be.
             self._lock(file, path, mode)
