@@ -71,7 +71,7 @@ def test_of_many_locks_those_that_begin_so_are_found(
 
 def test_what_is_waited_for_is_offered(lockctl: Lockctl, client: Client) -> None:
     client.acquire("job")
-    assert offered(lockctl.env, "lockctl query jo") == ["plain,job"]
+    assert offered(lockctl.env, "lockctl test jo") == ["plain,job"]
 
 
 def test_lockspaces_signals_and_choices_are_offered(

@@ -21,7 +21,7 @@ from lockd.daemon import ledger_file
 from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.keeper import Keeper
 from lockd.daemon.labels import DAEMON, PEER, SPACE, STATE, key_of
-from lockd.daemon.ledger import Ledger
+from lockd.daemon.ledger import DAMAGED, Ledger
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_waiters
 
@@ -116,14 +116,15 @@ def content(fd: int) -> bytes:
 
 
 def lose(manager: ServiceManager, kind: str, name: object) -> None:
-    """Damages the newest record of a key so that nobody can tell whose it was."""
+    """Takes a record away, as damage does of which nobody can tell whose it was."""
+    fds = [os.dup(memory(manager, f"ledger-{number}")) for number in range(2)]
+    ledger = Ledger((fds[0], fds[1]))
     key = key_of(kind, name)
-    for number in range(2):
-        fd = memory(manager, f"ledger-{number}")
-        if (at := content(fd).rfind(key)) >= 0:
-            os.pwrite(fd, b"\0" * len(key), at)
-            return
-    raise AssertionError(f"{key!r} is not recorded")
+    assert key in ledger.records()
+    ledger.remove(key)
+    ledger.put(DAMAGED, b"")
+    ledger.commit()
+    ledger.close()
 
 
 def is_held(path: Path) -> bool:
@@ -474,7 +475,7 @@ def test_records_of_another_version_are_refused_and_kept(
     manager.kill()
     ledger = Ledger(_pair(manager))
     with monkeypatch.context() as newer:
-        newer.setattr(ledger_file, "VERSION", 2)
+        newer.setattr(ledger_file, "VERSION", 99)
         ledger._file.write_header(ledger._file.generation, ledger._file.salt)
     manager.start(wait=False)
     assert manager.wait() == 75

@@ -159,40 +159,36 @@ def test_client_that_never_reads_gets_no_further_requests_read(
     client.close()
 
 
+def make_lockspaces(client: WireClient, count: int) -> None:
+    """Has `metrics` have some 2 KiB to tell of each."""
+    for number in range(count):
+        client.call("create_lockspace", name=f"space-{number}", kind="memory")
+
+
 def test_answers_are_not_made_for_a_client_that_does_not_read_them(
     lockd: DaemonProcess,
 ) -> None:
     with WireClient(lockd.socket) as client, WireClient(lockd.socket) as other:
-        for first in range(0, 256, 64):
-            names = [f"r{number}" for number in range(first, first + 64)]
-            other.call("acquire", resources=names)
+        make_lockspaces(other, 50)
+        other.call("metrics")
         before = resident_bytes(lockd.pid)
-        # A page takes some 100 KiB, all of them together 50 MiB.
+        # Each takes some 100 KiB, all of them together 50 MiB.
         client.send_bytes(
-            b"".join(
-                msgpack.packb([0, n, "list", [{"limit": 256}]]) for n in range(500)
-            )
+            b"".join(msgpack.packb([0, n, "metrics", []]) for n in range(500))
         )
-        assert other.call("statistics")["held"] == 256
+        assert other.call("statistics")["sessions"] == 2
         assert resident_bytes(lockd.pid) - before < 8 * MIB
         for number in range(500):
-            assert len(client.result(number)["resources"]) == 256
+            assert len(client.result(number)["text"]) > 64 * 1024
 
 
-def test_own_long_answers_are_not_held_against_a_client(
-    client: WireClient, other: WireClient
-) -> None:
+def test_own_long_answers_are_not_held_against_a_client(lockd: DaemonProcess) -> None:
     """More than 2 MiB at once, read slowly but read."""
-    for start in range(0, 256, 64):
-        names = [f"{n:03d}" for n in range(start, start + 64)]
-        other.call("acquire", resources=names, reason="r" * 200)
-    asked = [client.send("list", limit=256) for _ in range(30)]
-    total = 0
-    for msgid in asked:
-        page = client.result(msgid)
-        assert len(page["resources"]) == 256
-        total += len(msgpack.packb(page))
-    assert total > 2 * MIB
+    with WireClient(lockd.socket) as client:
+        make_lockspaces(client, 50)
+        asked = [client.send("metrics") for _ in range(40)]
+        total = sum(len(client.result(msgid)["text"]) for msgid in asked)
+        assert total > 2 * MIB
 
 
 def test_watcher_that_never_reads_is_disconnected_and_nobody_waits_for_it(

@@ -95,7 +95,11 @@ async def scene() -> AsyncIterator[Scene]:
     scene.close()
 
 
-INTERNAL = [1, "internal: this is a defect of lockd; its log says more"]
+INTERNAL = [
+    1,
+    "internal: this is a defect of lockd: report it with what its log says from here "
+    "on",
+]
 
 
 async def test_defect_of_a_lockspace_refuses_the_request(

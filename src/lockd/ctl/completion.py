@@ -165,9 +165,14 @@ def _names(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]
         if found["holders"] or found["waiters"]:
             yield _offer(found)
     # Names are listed in their order: those that begin so are next to each other.
-    page = client.call("list", lockspace=space, after=[space, incomplete], limit=MOST)
-    for resource in page["resources"]:
-        yield _offer(resource)
+    after: Any = [space, incomplete]
+    while after is not None:
+        page = client.call("list", lockspace=space, after=after)
+        for resource in page["resources"]:
+            if not resource["resource"].startswith(incomplete):
+                return
+            yield _offer(resource)
+        after = page.get("next")
 
 
 def _offer(resource: dict[str, Any]) -> CompletionItem[str]:
@@ -216,8 +221,9 @@ SOURCES: Final[dict[str, Source]] = {
 """What is offered for a parameter, by its name."""
 
 UNKNOWABLE: Final = {
-    *("conflict_status", "interval", "kill_after", "label", "owner", "path", "reason"),
-    *("script", "status_fd", "timeout"),
+    *("conflict_status", "interval", "kill_after", "label", "owner", "owner_pid"),
+    *("owner_unit", "path", "pid", "reason", "script", "status_fd", "timeout", "uid"),
+    "unit",
 }
 """The parameters for which nothing can be offered: only their user knows."""
 

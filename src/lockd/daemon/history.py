@@ -10,9 +10,9 @@ asks.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -72,10 +72,17 @@ class History:
 
     Attributes:
         now: when what is told now happens.
+        hears: what is to be told each kind of effect.
     """
 
     def __init__(self, sessions: Mapping[int, Session]) -> None:
         self.now = 0.0
+        self.hears: dict[type, Callable[[Any], None]] = {
+            Ended: self.ended,
+            Granted: self.granted,
+            Queued: self.queued,
+            Refused: self.refused,
+        }
         self._sessions = sessions
         self._notes: OrderedDict[ResourceKey, list[Note]] = OrderedDict()
         #: Those that are not in `_notes` yet.
@@ -98,8 +105,10 @@ class History:
             )
         )
 
-    def converted(self, effect: Granted) -> None:
-        """Remembers that a held lock is in another mode now."""
+    def granted(self, effect: Granted) -> None:
+        """Remembers that a held lock is in another mode now; what is new is held."""
+        if not effect.converted:
+            return
         for grant in effect.grants:
             event = Event(
                 self.now,

@@ -37,7 +37,7 @@ _SLICE_BYTES: Final = 1 << 16
 together."""
 
 
-_DAMAGED: Final = b"\xc1"
+DAMAGED: Final = b"\xc1"
 """The key of a record that says that something was lost which is seen no more: that is
 a problem until all is written anew. It is no MessagePack: nobody has such a key."""
 
@@ -160,7 +160,7 @@ class Ledger:
             self._file.write_header(header.generation, header.salt)
         if self.problems and not (header and header.end_is_known):
             # The header is sound from now on, and would not tell.
-            self._file.append(encode({_DAMAGED: b""}, self._file.salt))
+            self._file.append(encode({DAMAGED: b""}, self._file.salt))
         self._file.commit()
 
     def _load(self) -> int:
@@ -184,8 +184,8 @@ class Ledger:
                         damaged[key] = record.offset
         for key, place in damaged.items():
             self.problems.append(f"the value of {key!r} at {place} is damaged")
-        if _DAMAGED in values:
-            del values[_DAMAGED]
+        if DAMAGED in values:
+            del values[DAMAGED]
             self.problems.append("records were lost when it was read before")
         return offset
 

@@ -87,19 +87,17 @@ class Runtime:
         self._nursery: trio.Nursery | None = None
         self._on_turn: Callable[[], None] = lambda: None
         self._alarm = trio.CancelScope()
-        performers: dict[type, Callable[[Any], None]] = {
+        own: dict[type, Callable[[Any], None]] = {
             e.OpenAnchor: self._open_anchor,
             e.CloseAnchor: self._close_anchor,
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
-            e.Ended: self.history.ended,
-            e.Queued: self.history.queued,
         }
-        self._perform = performers | answers.carriers
-        self._answer_granted = answers.carriers[e.Granted]
-        self._answer_refused = answers.carriers[e.Refused]
-        self._perform[e.Granted] = self._granted
-        self._perform[e.Refused] = self._refused
+        #: What is done for each kind of effect.
+        self._perform: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        for actions in (own, self.history.hears, answers.carriers):
+            for kind, action in actions.items():
+                self._perform[kind] = (*self._perform.get(kind, ()), action)
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
         """Serves another lockspace from now on."""
@@ -137,20 +135,10 @@ class Runtime:
             self._check(command, effects)
         perform = self._perform
         for effect in effects:
-            action = perform.get(type(effect))
-            if action is not None:
+            for action in perform.get(type(effect), ()):
                 action(effect)
         if self._answers.watchers:
             self._answers.tell_watchers(effects, self.engine.sessions)
-
-    def _granted(self, effect: e.Granted) -> None:
-        if effect.converted:
-            self.history.converted(effect)
-        self._answer_granted(effect)
-
-    def _refused(self, effect: e.Refused) -> None:
-        self.history.refused(effect)
-        self._answer_refused(effect)
 
     def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
         logger.debug("< %s\n> %s", command, effects)
