@@ -14,13 +14,17 @@ Several campaigns can run side by side: `--share 1/2` takes every second system 
 """
 
 import argparse
+import fcntl
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from torture import scenarios
@@ -191,9 +195,21 @@ def damage(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
         report.at_least("memories spoilt", spoiler.spoilt, len(kinds))
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Waits until no other campaign of this host does the same.
+
+    The kernel counts what is in flight by user (RLIMIT_NOFILE), and lockd's is the same
+    in all machines.
+    """
+    with open(Path(tempfile.gettempdir()) / "lockd-torture-recovery", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def recovered(target: Target, report: Report, _: Judge, chosen: Options) -> None:
     """How soon it serves again, and the price."""
-    with Board(target.scratch / "complaints-recovery") as board:
+    with _alone(), Board(target.scratch / "complaints-recovery") as board:
         kills = SLICE_RECOVERY_KILLS if chosen.is_slice else RECOVERY_KILLS
         recovery(target, board, report, kills)
         if not chosen.is_slice:
