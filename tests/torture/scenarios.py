@@ -8,6 +8,7 @@ must find the same.
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -15,10 +16,17 @@ from typing import Final
 
 import libvirt_client as lc
 from libvirt_client import LibvirtClient
-from torture.board import Board
+from torture.board import EXCLUSIVE, SHARED, Board
 from torture.inside import Stage, fork
 from torture.keepers import LIBVIRT_SOCKET, why_free
-from torture.line import Line, LostError, NeverServedError, Refused, UnansweredError
+from torture.line import (
+    PATIENCE,
+    Line,
+    LostError,
+    NeverServedError,
+    Refused,
+    UnansweredError,
+)
 from torture.places import DIRECTORY, DISKS, SHARED_DISKS
 
 SLOT: Final = 40
@@ -70,6 +78,31 @@ class Scene:
         self._board.complain("unexpected answer", what)
         return LostError(what)
 
+    def first_answered(self, asked: dict[Line, int]) -> Line:
+        """Waits until one of several requests is answered; returns whose it was.
+
+        Raises:
+            UnansweredError: none is; has been complained of.
+        """
+        end = time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < end:
+            for line, msgid in asked.items():
+                line.look()
+                if line.is_answered(msgid):
+                    return line
+            time.sleep(0.001)
+        self._board.complain("unanswered", f"actor's lines: none of {len(asked)}")
+        raise UnansweredError("none of several")
+
+    def must_be_locked(
+        self, lockspace: str, name: str, mode: str = "exclusive"
+    ) -> None:
+        """Asks the kernel."""
+        if lockspace != "default":
+            path = f"{DIRECTORY}/{name}" if lockspace == "files" else name
+            wanted = SHARED if mode == "shared" else EXCLUSIVE
+            self.must(why_free(path, wanted), "", "the file")
+
     def must_be_busy(self, name: str, **params: object) -> None:
         try:
             self.acquire(self.line(), name, timeout=0, **params)
@@ -88,14 +121,10 @@ def _acquire(scene: Scene, lockspace: str) -> None:
     line.call("release", resource="a", lockspace=lockspace)
 
 
-def _must_be_held(
-    scene: Scene, name: str, token: int, lockspace: str, mode: str = "exclusive"
-) -> None:
+def _must_be_held(scene: Scene, name: str, token: int, lockspace: str) -> None:
     scene.must(scene.query(name, lockspace=lockspace), ([token], 0), "after acquire")
     scene.must_be_busy(name, lockspace=lockspace)
-    if lockspace != "default":
-        path = f"{DIRECTORY}/{name}" if lockspace == "files" else name
-        scene.must(why_free(path, 1 + (mode == "shared")), "", "the file")
+    scene.must_be_locked(lockspace, name)
 
 
 def _try_refused(scene: Scene) -> None:
@@ -155,23 +184,29 @@ def _grant_to_waiter(scene: Scene) -> None:
 def _hand_over(
     scene: Scene, lockspace: str, name: str, mode: str = "exclusive"
 ) -> None:
-    """One releases and another asks, at once: who asks may be heard first.
+    """One releases and others ask, at once: who asks may be heard first.
 
-    Whatever was done with the file for the first, the second holds one that is there
-    and locked.
+    Whatever was done with the file for the first, the next holds one that is there
+    and locked. In whichever order sessions are heard, one is heard before the first.
     """
-    second, first = scene.line(), scene.line()
+    early, first, late = scene.line(), scene.line(), scene.line()
     names: dict[str, object] = {"resource": name, "lockspace": lockspace}
     token = scene.acquire(first, name, lockspace=lockspace, mode=mode)
     scene.step()
     released = first.ask("release", **names)
-    # Where the release is what the kill comes to, this waits in the socket.
-    asked = second.ask("acquire", **names, mode=mode)
+    # Where the release is what the kill comes to, these wait in their sockets.
+    asked = {line: line.ask("acquire", **names, mode=mode) for line in (early, late)}
     first.wait(released)
-    later = int(second.wait(asked)["grant"]["fencing_token"])
+    holder = scene.first_answered(asked)
+    later = int(holder.wait(asked.pop(holder))["grant"]["fencing_token"])
     scene.step()
     scene.must(later > token, True, "the token rises")
-    _must_be_held(scene, name, later, lockspace, mode)
+    scene.must_be_locked(lockspace, name, mode)
+    scene.must_be_busy(name, lockspace=lockspace)
+    holder.call("release", **names)
+    for line, msgid in asked.items():
+        line.wait(msgid)
+    scene.must_be_locked(lockspace, name, mode)
 
 
 def _release(scene: Scene) -> None:
