@@ -94,6 +94,19 @@ def test_queue_of_which_not_all_are_known_is_counted() -> None:
     assert board.locks[KEY].waiter_count == 999
 
 
+def test_what_was_heard_since_it_was_asked_for_counts() -> None:
+    board = Board()
+    board.hear(event("waiting", 7), 10.2)
+    # On its way while that happened: the answer does not have it.
+    board.take(told([1]), 10.4, 10.0)
+    lock = board.locks[KEY]
+    assert [x.told["session"] for x in lock.waiters] == [7]
+    assert lock.vague
+    board.take(told([1], [7]), 10.6, 10.5)
+    assert (lock.holder_count, lock.waiter_count) == (1, 1)
+    assert not lock.vague
+
+
 def test_event_that_a_listing_had_already_counts_once() -> None:
     board = Board()
     board.take(told([1]), 10.0)

@@ -116,15 +116,29 @@ def content(fd: int) -> bytes:
 
 
 def lose(manager: ServiceManager, kind: str, name: object) -> None:
-    """Takes a record away, as damage does of which nobody can tell whose it was."""
+    """Takes the newest record of a key away, as damage does which nobody can read."""
     fds = [os.dup(memory(manager, f"ledger-{number}")) for number in range(2)]
     ledger = Ledger((fds[0], fds[1]))
     key = key_of(kind, name)
-    assert key in ledger.records()
-    ledger.remove(key)
+    if key in ledger.records():
+        ledger.remove(key)
+    else:
+        # What says that it has no value any more is lost: the value counts again.
+        ledger.put(key, before(ledger, key))
     ledger.put(DAMAGED, b"")
     ledger.commit()
     ledger.close()
+
+
+def before(ledger: Ledger, key: bytes) -> bytes:
+    """Returns the last value that a key had."""
+    found, offset = None, ledger_file.DATA
+    while record := ledger_file.find_record(ledger._file, offset):
+        values = dict(zip(record.keys, record.values or (), strict=True))
+        found = values.get(key) or found
+        offset = record.offset + record.size
+    assert found is not None, f"{key!r} was never recorded"
+    return found
 
 
 def is_held(path: Path) -> bool:

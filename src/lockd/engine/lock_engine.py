@@ -403,7 +403,8 @@ class LockEngine(LockTable):
         token = command.fencing_token
         grant = self.grant_of(token)
         if grant is None:
-            message = f"no lock is held with token {token}: see `lockctl list`"
+            held = "`lockctl list` has what is held"
+            message = f"no lock is held with fencing token {token}: {held}"
             return self._refuse(command, "not_found", message)
         owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)

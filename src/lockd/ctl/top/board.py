@@ -53,11 +53,13 @@ class Lock:
         waiter_count: how many wait for it.
         last: who held it last (7.4), once that was asked for.
         asked: when all of this was last told by the daemon.
+        heard: when an event was last heard of it.
         vague: whether an event has changed it since.
     """
 
     __slots__ = (
         "asked",
+        "heard",
         "holder_count",
         "holders",
         "key",
@@ -74,7 +76,7 @@ class Lock:
         self.holder_count = 0
         self.waiter_count = 0
         self.last: Map | None = None
-        self.asked = 0.0
+        self.asked = self.heard = 0.0
         self.vague = True
 
     @property
@@ -112,10 +114,18 @@ class Board:
 
     # What the daemon says.
 
-    def take(self, told: Map, now: float) -> None:
-        """Takes in what the daemon says of a resource (7.5, or a `query`)."""
+    def take(self, told: Map, now: float, asked: float | None = None) -> None:
+        """Takes in what the daemon says of a resource (7.5, or a `query`).
+
+        Args:
+            asked: when it was asked, if not just now. What was heard since may be newer
+                than what is told, and counts; it has to be asked once more.
+        """
         key = ResourceKey(told["lockspace"], told["resource"])
         lock = self.locks.get(key) or Lock(key)
+        if asked is not None and lock.heard >= asked:
+            lock.asked = now
+            return
         lock.holders = [Party(x, now - x["held_for"]) for x in told["holders"]]
         lock.waiters = [Party(x, now - x["waited"]) for x in told["waiters"]]
         lock.holder_count = told["holder_count"]
@@ -153,7 +163,7 @@ class Board:
             for holder in lock.holders:
                 if holder.told["fencing_token"] == event["fencing_token"]:
                     holder.told = holder.told | {"mode": event["mode"]}
-        lock.vague = True
+        lock.vague, lock.heard = True, now
         self._keep_or_forget(lock)
 
     def forget_unheard(self, since: float) -> None:

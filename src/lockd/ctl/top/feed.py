@@ -103,8 +103,9 @@ class Feed:
         Raises:
             LockdError: it cannot be told.
         """
+        asked = anyio.current_time()
         found = await self._connected().query(key.resource, lockspace=key.lockspace)
-        self.board.take(found, anyio.current_time())
+        self.board.take(found, anyio.current_time(), asked)
         return found
 
     async def break_grant(self, fencing_token: int, reason: str) -> None:
@@ -174,25 +175,34 @@ class Feed:
         board, began = self.board, anyio.current_time()
         after: list[str] | None = None
         while True:
-            page = await self._paid(client.call("list", after=after, limit=PAGE))
-            now = anyio.current_time()
-            for told in page["resources"]:
-                board.take(told, now)
-            after = page["next"]
+            after = await self._paid(self._read_page(client, after))
             if after is None:
                 break
             self.progress = f"{len(board.locks)} read"
         self.progress = None
         board.forget_unheard(began)
 
+    async def _read_page(
+        self, client: Client, after: list[str] | None
+    ) -> list[str] | None:
+        asked = anyio.current_time()
+        page = await client.call("list", after=after, limit=PAGE)
+        now = anyio.current_time()
+        for told in page["resources"]:
+            self.board.take(told, now, asked)
+        following: list[str] | None = page["next"]
+        return following
+
     async def _ask_facts(self, client: Client) -> None:
         self.board.facts = await client.statistics()
+
+    async def _ask_sessions(self, client: Client) -> None:
+        self.board.take_sessions(await client.list_sessions(), anyio.current_time())
 
     async def _ask_what_is_shown(self, client: Client) -> None:
         keys, sessions = self._wanted()
         if sessions:
-            told = await self._paid(client.list_sessions())
-            self.board.take_sessions(told, anyio.current_time())
+            await self._paid(self._ask_sessions(client))
         for key in keys:
             lock = self.board.locks.get(key)
             due = anyio.current_time() - STALE
