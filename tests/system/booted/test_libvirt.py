@@ -384,6 +384,7 @@ def test_check_names_the_guests_that_hold_locks_in_virtlockd(guests: Guests) -> 
     name = machine.say("lockctl", "lock-name", A)
     assert status == 75
     assert told == {
+        "version": 1,
         "safe": False,
         "virtlockd": [virtlockd],
         "locks": [{"path": f"{LEASES}/{file}", **common} for file in (name, "seat")],
