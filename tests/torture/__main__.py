@@ -42,10 +42,10 @@ from torture.report import Report
 from torture.rounds import Counted, Rounds
 from torture.target import Target, booted
 
-SLICE_SECONDS: Final = 3.0
+SLICE_SECONDS: Final = 4.0
 
 #: Of a slice: one system call out of so many.
-CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 20, 2_000, 250
+CALL_STRIDE, UPGRADE_STRIDE, RECOVERY_STRIDE = 10, 500, 100
 
 DAMAGE_TIMES: Final = 20
 RECOVERY_KILLS, SLICE_RECOVERY_KILLS = 200, 5
