@@ -78,17 +78,11 @@ class Daemon:
     def do(self, command: c.Command) -> None:
         self.counts.now = self.now
         for effect in self.engine.handle(command, now=self.now):
-            match effect:
-                case e.Granted():
-                    self.counts.count_granted(effect)
-                case e.Ended():
-                    self.counts.count_ended(effect)
-                case e.Queued():
-                    self.counts.count_queued(effect)
-                case e.Refused():
-                    self.counts.end_wait(effect.session, effect.request, effect.code)
-                case e.OpenAnchor():
-                    self.to_open.append(effect)
+            hear = self.counts.hears.get(type(effect))
+            if hear is not None:
+                hear(effect)
+            if isinstance(effect, e.OpenAnchor):
+                self.to_open.append(effect)
 
     def open_session(self, session: int) -> None:
         self.do(c.OpenSession(session, c.Owner("x", session, 1000)))

@@ -12,7 +12,6 @@ from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.counts import Counts
 from lockd.daemon.slowness import Slowness
 from lockd.engine import commands as c
-from lockd.engine import effects as e
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 from wire_client import WireClient
@@ -43,15 +42,9 @@ class Story:
     def do(self, command: c.Command) -> None:
         self.counts.now = self.now
         for effect in self.engine.handle(command, now=self.now):
-            match effect:
-                case e.Granted():
-                    self.counts.count_granted(effect)
-                case e.Ended():
-                    self.counts.count_ended(effect)
-                case e.Queued():
-                    self.counts.count_queued(effect)
-                case e.Refused():
-                    self.counts.end_wait(effect.session, effect.request, effect.code)
+            hear = self.counts.hears.get(type(effect))
+            if hear is not None:
+                hear(effect)
 
     def acquire(
         self,

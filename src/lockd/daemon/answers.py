@@ -38,15 +38,12 @@ class Answers:
         self.behind: set[Peer] = set()
         self.watchers: set[Peer] = set()
         self.counts = Counts()
-        self._count_granted = self.counts.count_granted
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
             e.Granted: self._answer_granted,
             e.Completed: self._answer_completed,
             e.Refused: self._answer_refused,
             e.Lost: self._tell_lost,
-            e.Queued: self.counts.count_queued,
-            e.Ended: self.counts.count_ended,
         }
 
     def add_peer(self, peer: Peer) -> None:
@@ -78,7 +75,6 @@ class Answers:
         self.behind.add(peer)
 
     def _answer_granted(self, effect: e.Granted) -> None:
-        self._count_granted(effect)
         peer = self.peers.get(effect.session)
         if peer is None:
             return
@@ -99,7 +95,6 @@ class Answers:
         self.behind.add(peer)
 
     def _answer_refused(self, effect: e.Refused) -> None:
-        self.counts.end_wait(effect.session, effect.request, effect.code)
         peer = self.peers.get(effect.session)
         if peer is None:
             return

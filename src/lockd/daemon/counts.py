@@ -8,7 +8,7 @@ with each program that serves; `metrics` says what they are.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from lockd.engine import effects as e
 from lockd.engine.commands import Owner
@@ -210,6 +210,7 @@ class Counts:
         took_over: seconds for which clients waited for this program to go on where
             the one before stood; None if it began by itself.
         on_slow_end: called when something ends that was told of, and with how.
+        hears: what is to be told each kind of effect.
     """
 
     def __init__(self) -> None:
@@ -224,6 +225,12 @@ class Counts:
         self.on_slow_end: Callable[[Wait | e.Grant, str], None] = _nothing
         #: Of each session the requests that wait.
         self._waiting: dict[int, dict[int, Wait]] = {}
+        self.hears: dict[type, Callable[[Any], None]] = {
+            e.Granted: self.count_granted,
+            e.Ended: self.count_ended,
+            e.Queued: self.count_queued,
+            e.Refused: self.count_refused,
+        }
 
     def space(self, name: str) -> Space:
         """Returns the numbers of a lockspace, which may be new."""
@@ -263,7 +270,7 @@ class Counts:
         grants = effect.grants
         space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
-            self.end_wait(effect.session, effect.request, "granted")
+            self._end_wait(effect.session, effect.request, "granted")
         if effect.waited or effect.converted or len(grants) > 1 or space.slow_hold:
             _count_grants(space, effect)
         elif grants[0].count == 1:
@@ -298,7 +305,11 @@ class Counts:
         self._waiting.setdefault(session, {})[request] = wait
         space.waiting.young[session, request] = wait
 
-    def end_wait(self, session: int, request: int, outcome: str) -> None:
+    def count_refused(self, effect: e.Refused) -> None:
+        """Counts a request no longer that is refused."""
+        self._end_wait(effect.session, effect.request, effect.code)
+
+    def _end_wait(self, session: int, request: int, outcome: str) -> None:
         """Counts a request no longer, if it waited."""
         waits = self._waiting.get(session)
         wait = None if waits is None else waits.pop(request, None)

@@ -95,7 +95,8 @@ class Runtime:
         }
         #: What is done for each kind of effect.
         self._perform: dict[type, tuple[Callable[[Any], None], ...]] = {}
-        for actions in (own, self.history.hears, answers.carriers):
+        hears = self.history.hears, self._counts.hears
+        for actions in (own, *hears, answers.carriers):
             for kind, action in actions.items():
                 self._perform[kind] = (*self._perform.get(kind, ()), action)
 
