@@ -19,6 +19,7 @@ from lockd import __version__
 from lockd.daemon import inquiries
 from lockd.daemon.counts import Space
 from lockd.daemon.exposition import Family, Format, Kind, Value, render
+from lockd.daemon.limits import used_descriptors
 from lockd.daemon.listener import ROLES
 from lockd.lockspaces.files import FileLockspace
 
@@ -287,15 +288,10 @@ def _by(name: str, about: str, label: str, numbers: Mapping[str, int]) -> Family
 def open_descriptors() -> int:
     """Returns how many descriptors are open.
 
-    Where the kernel does not say (before Linux 6.2), the lowest number that is free:
-    what the limits go by, and less than the true figure only while there are gaps. To
-    count them would take longer, the more there are.
+    Where the kernel does not say (before Linux 6.2), what the limits go by. To count
+    them would take longer, the more there are.
     """
-    if size := os.stat("/proc/self/fd").st_size:
-        return size
-    fd = os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)
-    os.close(fd)
-    return fd
+    return os.stat("/proc/self/fd").st_size or used_descriptors()
 
 
 def resident_bytes() -> int:
