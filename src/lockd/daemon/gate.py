@@ -91,7 +91,8 @@ class Gate:
     @property
     def next_deadline(self) -> float:
         """When somebody is to be taken in again (`keep_deadlines`)."""
-        return min(self._pauses.values(), default=inf)
+        # Asked in each turn, of which hardly one finds a pause.
+        return min(self._pauses.values()) if self._pauses else inf
 
     def keep_deadlines(self, now: float) -> None:
         """Takes in clients again where that was put off until now."""

@@ -276,8 +276,8 @@ class Peer:
 
         What it asked for ends the daemon, and would end each next one.
         """
+        self.shut_down()
         with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
             while self._sock.recv(PIPE_SIZE):
                 pass
 

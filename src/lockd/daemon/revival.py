@@ -2,8 +2,8 @@
 
 What the kernel says is locked is the truth; the records say whose it is. They differ by
 what was being done when the predecessor was killed: an anchor that nobody was granted
-yet is let go, a lock that is recorded is taken again, which changes nothing if it is
-held still. Where records are damaged nothing is let go that they may have been about:
+yet is let go; a lock that is recorded needs nothing, for the open file that was kept
+has it. Where records are damaged nothing is let go that they may have been about:
 a file that nobody is known to hold stays locked for good, and a session that lost a
 record is ended, so that nobody believes to hold what nobody knows of. Whatever could
 be read goes on.

@@ -21,9 +21,6 @@ Answer = TypeVar("Answer")
 REST: Final = 9
 """How many times as long as an answer took nothing is asked after it."""
 
-PAGE: Final = 256
-"""The most resources that one answer lists (protocol 6.1)."""
-
 STALE: Final = 5.0
 """Seconds after which what is shown is asked for again though nothing was heard of it:
 whoever waited and left is in no event."""
@@ -186,7 +183,7 @@ class Feed:
         self, client: Client, after: list[str] | None
     ) -> list[str] | None:
         asked = anyio.current_time()
-        page = await client.call("list", after=after, limit=PAGE)
+        page = await client.call("list", after=after)
         now = anyio.current_time()
         for told in page["resources"]:
             self.board.take(told, now, asked)
