@@ -5,7 +5,7 @@ import subprocess
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.options import as_json, common_lockspace, in_lockspace, meant, seconds
+from lockd.ctl.options import as_json, common_lockspace, meant, of_holder
 from lockd.ctl.render import say, show_json
 from lockd.errors import NotFoundError
 from lockd.names import quoted
@@ -29,15 +29,7 @@ _MANAGERS = (["systemctl"], ["systemctl", "--user"])
     "--owner-unit", metavar="UNIT",
     help="Hold it until the main process of this systemd unit ends.",
 )  # fmt: skip
-@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
-@click.option(
-    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
-    help="Wait at most so long; fractions are allowed, 0 does not wait.",
-)  # fmt: skip
-@in_lockspace
-@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
-@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
-@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@of_holder
 @as_json
 @click.pass_obj
 def acquire(

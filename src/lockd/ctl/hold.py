@@ -11,7 +11,7 @@ import signal
 import click
 
 from lockd.ctl.exits import EXITS
-from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
+from lockd.ctl.options import common_lockspace, meant, of_holder
 from lockd.ctl.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
@@ -36,15 +36,7 @@ class _HoldCommand(click.Command):
     options_metavar="[OPTIONS]",
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
-@click.option(
-    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
-    help="Wait at most so long; fractions are allowed, 0 does not wait.",
-)  # fmt: skip
-@in_lockspace
-@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
-@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
-@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@of_holder
 @click.pass_obj
 def hold(
     socket: str | None,

@@ -1,6 +1,7 @@
 """The options and arguments that several commands share, each declared once."""
 
 import math
+from collections.abc import Callable
 
 import click
 
@@ -12,6 +13,33 @@ in_lockspace = click.option(
     "--lockspace", metavar="NAME",
     help="Where the names are; else `direct` if they begin with a slash, or `default`.",
 )  # fmt: skip
+
+
+_OF_HOLDERS = (
+    click.option(
+        "-s", "--shared", is_flag=True, help="Share the lock with other readers."
+    ),
+    click.option(
+        "-w", "--wait", "--timeout", "timeout", metavar="SECONDS",
+        callback=lambda *words: seconds(*words),
+        help="Wait at most so long; fractions are allowed, 0 does not wait.",
+    ),
+    in_lockspace,
+    click.option(
+        "--owner", metavar="TEXT", help="What others see as the holder's name."
+    ),
+    click.option("--reason", metavar="TEXT", help="Tell others why it is locked."),
+    click.option(
+        "--label", metavar="TEXT", help="Tell others what the name stands for."
+    ),
+)  # fmt: skip
+
+
+def of_holder(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of those that take a lock and run nothing."""
+    for option in reversed(_OF_HOLDERS):
+        command = option(command)
+    return command
 
 
 def meant(name: str, lockspace: str | None) -> ResourceKey:
