@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.binding import Binding
@@ -18,6 +19,7 @@ from lockd import Client, LockLostError, connect
 from lockd.ctl.top.app import Tables, Top
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
+from lockd.terms import ResourceKey
 
 Play = Callable[["Screen"], Awaitable[None]]
 
@@ -311,6 +313,37 @@ def test_shared_locks_are_broken_one_by_one(sock: str, client: Client) -> None:
 
         play(sock, part)
     assert [x["name"] for x in client.query("site")["holders"]] == ["the test"]
+
+
+def test_an_answer_that_comes_as_the_screen_goes_does_no_harm(
+    sock: str, client: Client
+) -> None:
+    client.acquire("site")
+
+    async def part(screen: Screen) -> None:
+        asked, gone = asyncio.Event(), asyncio.Event()
+        app = screen.pilot.app
+        assert isinstance(app, Top)
+        feed = app.tables.feed
+        query = feed.query
+
+        async def late(key: ResourceKey) -> dict[str, Any]:
+            found = await query(key)
+            asked.set()
+            await gone.wait()
+            return found
+
+        await screen.until("site")
+        feed.query = late  # type: ignore[method-assign]
+        await screen.press("enter")
+        await asked.wait()
+        await app.screen.query("*").remove()
+        gone.set()
+        await app.workers.wait_for_complete(
+            [worker for worker in app.workers if worker.group == "look"]
+        )
+
+    play(sock, part)
 
 
 NAMES = {

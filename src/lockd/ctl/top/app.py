@@ -15,7 +15,6 @@ from textual.widgets import Input, Static
 from lockd.ctl.top.board import Board, Map
 from lockd.ctl.top.dialogs import Help, Showing
 from lockd.ctl.top.feed import Feed
-from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
 from lockd.ctl.top.tables import TABLES, matches, sorted_rows
 from lockd.names import plain, quoted
@@ -43,10 +42,14 @@ class Tables(Showing):
     CSS = "#filter { display: none; }"
 
     def __init__(self, socket: str | None, interval: float) -> None:
-        super().__init__()
-        self.feed = Feed(Board(), socket, interval, self.wanted)
+        super().__init__(
+            Feed(Board(), socket, interval, self.wanted),
+            "Enter look  b break  / filter  s sort  r reverse  ? help  q quit",
+        )
         self._interval = interval
-        self._lines = Lines(id="lines")
+        self._head = Static("", id="facts")
+        self._tabs = Static("", id="tabs")
+        self._filter = Input(placeholder="filter", compact=True, id="filter")
         self._table = TABLES[0]
         self._order: dict[str, tuple[str, bool]] = {
             table.name: (table.sort[0], False) for table in TABLES
@@ -58,24 +61,21 @@ class Tables(Showing):
 
     def compose(self) -> ComposeResult:
         """Lays it out."""
-        yield Static("", id="facts")
-        yield Static("", id="tabs")
-        yield self._lines
-        yield Input(placeholder="filter", compact=True, id="filter")
-        yield Static(
-            "Enter look  b break  / filter  s sort  r reverse  ? help  q quit",
-            id="said",
-        )
+        yield self._head
+        yield self._tabs
+        yield self.lines
+        yield self._filter
+        yield self.said
 
     def on_mount(self) -> None:
         """Draws at once, then again and again."""
-        self._lines.focus()
+        self.lines.focus()
         self.draw()
         self.set_interval(self._interval, self._draw_if_moving)
 
     def wanted(self) -> tuple[list[ResourceKey], bool]:
         """Returns which locks are on the screen, and whether sessions are."""
-        rows = self._lines.on_screen
+        rows = self.lines.on_screen
         keys = [row.key for row in rows if row.key is not None]
         return list(dict.fromkeys(keys)), self._table.name == "sessions"
 
@@ -94,8 +94,8 @@ class Tables(Showing):
             rows = [row for row in rows if matches(row, self._wanted)]
         rows = sorted_rows(table, rows, by, turned=turned)
         empty = "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
-        self._lines.show(table.columns, rows, empty)
-        self.query_one("#facts", Static).update(self._facts(now))
+        self.lines.show(table.columns, rows, empty)
+        self._head.update(self._facts(now))
         names = [
             f"[{number} {t.name}]" if t is table else f" {number} {t.name} "
             for number, t in enumerate(TABLES, 1)
@@ -110,7 +110,7 @@ class Tables(Showing):
         if self._paused:
             how.append("PAUSED")
         line = "".join(names) + "  " + ", ".join(how)
-        self.query_one("#tabs", Static).update(Text(line, no_wrap=True))
+        self._tabs.update(Text(line, no_wrap=True))
 
     def _facts(self, now: float) -> Text:
         facts, feed = self.feed.board.facts, self.feed
@@ -148,7 +148,7 @@ class Tables(Showing):
         """Shows another table; 0 the next one."""
         place = TABLES.index(self._table) + 1 if number == 0 else number - 1
         self._table = TABLES[place % len(TABLES)]
-        self._lines.choose_first()
+        self.lines.choose_first()
         self.draw()
 
     def action_sort(self, by: int) -> None:
@@ -174,20 +174,18 @@ class Tables(Showing):
 
     def action_filter(self) -> None:
         """Asks what to filter by."""
-        field = self.query_one(Input)
-        field.display = True
-        field.focus()
+        self._filter.display = True
+        self._filter.focus()
 
     def action_unfilter(self) -> None:
         """Shows everything again."""
-        field = self.query_one(Input)
-        field.value = ""
+        self._filter.value = ""
         self._leave_filter()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filters as it is typed."""
         self._wanted = event.value.strip().casefold()
-        self._lines.choose_first()
+        self.lines.choose_first()
         self.draw()
 
     def on_input_submitted(self) -> None:
@@ -195,18 +193,18 @@ class Tables(Showing):
         self._leave_filter()
 
     def _leave_filter(self) -> None:
-        self.query_one(Input).display = False
-        self._lines.focus()
+        self._filter.display = False
+        self.lines.focus()
 
     def action_look(self) -> None:
         """Looks into the lock that is chosen."""
-        row = self._lines.chosen
+        row = self.lines.chosen
         if row is not None and row.key is not None:
             self.app.push_screen(Look(self.feed, row.key, self._interval))
 
     def action_break_chosen(self) -> None:
         """Breaks the lock that is chosen, where there is one holder."""
-        row = self._lines.chosen
+        row = self.lines.chosen
         if row is None or row.key is None:
             return
         if row.party is None:

@@ -11,6 +11,7 @@ from textual.widgets import Input, Static
 from lockd.ctl.render import purpose, user
 from lockd.ctl.top.board import Map
 from lockd.ctl.top.feed import Feed
+from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.tables import Row
 from lockd.errors import LockdError
 from lockd.names import plain, quoted
@@ -100,13 +101,25 @@ class Break(ModalScreen[str | None]):
 
 
 class Showing(Screen[None]):
-    """What the screens share: they say things, and break locks."""
+    """What the screens share: they say things, and break locks.
 
-    feed: Feed
+    A screen keeps what it changes and never looks for it: an answer may arrive while
+    the screen is being taken apart, and must do no harm then.
+
+    Args:
+        feed: what is known, and where more is asked for.
+        keys: what the last line says until there is something to say.
+    """
+
+    def __init__(self, feed: Feed, keys: str) -> None:
+        super().__init__()
+        self.feed = feed
+        self.lines = Lines(id="lines")
+        self.said = Static(keys, id="said")
 
     def say(self, sentence: str) -> None:
         """Says something in the last line."""
-        self.query_one("#said", Static).update(Text(plain(sentence)))
+        self.said.update(Text(plain(sentence)))
 
     async def ask_and_break(self, row: Row) -> None:
         """Breaks the lock of a row's party, if that is wanted."""

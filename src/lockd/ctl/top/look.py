@@ -11,7 +11,6 @@ from lockd.ctl.render import ordinal, purpose, user
 from lockd.ctl.top.board import Map
 from lockd.ctl.top.dialogs import Showing
 from lockd.ctl.top.feed import Feed
-from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.tables import Column, Row
 from lockd.errors import LockdError
 from lockd.names import plain
@@ -42,17 +41,17 @@ class Look(Showing):
     ]
 
     def __init__(self, feed: Feed, key: ResourceKey, interval: float) -> None:
-        super().__init__()
-        self.feed = feed
+        super().__init__(feed, "Esc back  b break the chosen holder  ? help")
         self._key, self._interval = key, interval
+        self._story = Static("", id="story")
         self._found: Map | None = None
 
     def compose(self) -> ComposeResult:
         """Lays it out."""
         yield Static(Text(plain(str(self._key)), "bold"), id="title")
-        yield Static("", id="story")
-        yield Lines(id="lines")
-        yield Static("Esc back  b break the chosen holder  ? help", id="said")
+        yield self._story
+        yield self.lines
+        yield self.said
 
     def on_mount(self) -> None:
         """Asks at once, then again and again."""
@@ -69,11 +68,12 @@ class Look(Showing):
             self.say(str(error))
             return
         rows = [*_parties(self._key, self._found)]
-        lines = self.query_one(Lines)
-        lines.show(_LOOK_COLUMNS, rows, "Nobody holds it, and nobody waits for it.")
-        self.query_one("#story", Static).update(Text(plain(self._story(self._found))))
+        self.lines.show(
+            _LOOK_COLUMNS, rows, "Nobody holds it, and nobody waits for it."
+        )
+        self._story.update(Text(plain(self._told(self._found))))
 
-    def _story(self, found: Map) -> str:
+    def _told(self, found: Map) -> str:
         parts = [f"held by {found['holder_count']}, waited for by"]
         parts[0] += f" {found['waiter_count']}"
         usual = self.feed.board.usual(self._key)
@@ -91,7 +91,7 @@ class Look(Showing):
 
     async def action_break_chosen(self) -> None:
         """Breaks the lock of the holder that is chosen."""
-        row = self.query_one(Lines).chosen
+        row = self.lines.chosen
         if row is None or row.party is None:
             self.say("choose a holder: who waits has nothing that could be broken")
             return
