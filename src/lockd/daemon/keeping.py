@@ -316,6 +316,24 @@ class Keeping:
         self._spaces.clear()
         self.commit(())
 
+    def adopt_records(self, found: Iterable[tuple[str, Any]]) -> None:
+        """Lets all that a predecessor recorded count; what changes is recorded next.
+
+        To be called instead of `record_anew` where nothing was damaged, and all is
+        written as we would write it. The next `commit` has what the engine did since it
+        was loaded, and the peers whose answers it is about: it comes before them.
+
+        Args:
+            found: kind and name of each record of a peer and of a process.
+        """
+        peers = self._service.answers.peers
+        owners = set(self._service.runtime.processes.owners())
+        for session in peers:
+            self._state_keys[session] = key_of(STATE, session)
+        for kind, name in found:
+            if name not in (owners if kind == PROCESS else peers):
+                self._remove(kind, name)
+
     def unlocked(self) -> list[ResourceKey]:
         """Returns the resources that are held by the records, and by no open file."""
         lockspaces = self._service.runtime.lockspaces

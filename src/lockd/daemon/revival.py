@@ -42,7 +42,7 @@ from lockd.daemon.labels import (
 from lockd.daemon.ledger import LedgerError
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import PeerState, shut_down
-from lockd.engine import records
+from lockd.engine import records, snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.terms import Mode
@@ -80,6 +80,7 @@ class Revived(NamedTuple):
         state: without a `state_dir` if it is not known.
         owners: those whose pidfds are kept.
         unclaimed: the descriptors that neither the state nor a stranger has, by label.
+        recorded: kind and name of each record of a peer and of a process.
         problems: what could not be read.
     """
 
@@ -87,7 +88,14 @@ class Revived(NamedTuple):
     strangers: list[Stranger]
     owners: list[int]
     unclaimed: dict[bytes, int]
+    recorded: list[tuple[str, Any]]
     problems: list[str]
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether all records could be read, and are such as we write."""
+        version = self.state.engine["version"]
+        return not self.problems and bool(version == snapshot.VERSION)
 
 
 class _Found:
@@ -242,7 +250,10 @@ def _revived(found: _Found) -> Revived:
     unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
     owners = [x["owner_id"] for x in state.processes]
     owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
-    return Revived(state, strangers, owners, unclaimed, found.problems)
+    recorded = [
+        (kind, name) for kind in (PEER, STATE, PROCESS) for name in found.ours[kind]
+    ]
+    return Revived(state, strangers, owners, unclaimed, recorded, found.problems)
 
 
 def _is_over(fd: int) -> bool:

@@ -109,7 +109,10 @@ def revive(
             service.went_on_since = left_at or None
         else:
             service.went_on_since = time.monotonic() - process_age()
-        keeping.record_anew()
+        if damaged or is_upgrade or not revived.is_as_written:
+            keeping.record_anew()
+        else:
+            keeping.adopt_records(revived.recorded)
         for what in left:
             service.complain(f"{what} stays locked, and nobody holds it")
         if damaged:
