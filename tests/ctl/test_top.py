@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from textual.binding import Binding
 from textual.pilot import Pilot
 from textual.widget import Widget
@@ -96,14 +97,15 @@ def test_locks_are_there_and_follow_what_happens(sock: str, client: Client) -> N
 @pytest.mark.parametrize("size", [(80, 24), (200, 50), (60, 10)])
 def test_fits_every_screen(sock: str, client: Client, size: tuple[int, int]) -> None:
     client.acquire("backup", reason="nightly dump")
+    client.acquire("日本語の名前ロック" * 9)
     wide, _ = size
 
     async def part(screen: Screen) -> None:
         for number in "134":
             await screen.press(number)
-            shown = await screen.until(f"[{number} ", "1 held", "> ")
+            shown = await screen.until(f"[{number} ", "2 held", "> ")
             lines = screen.pilot.app.screen.query_one(Lines).render().plain
-            assert {len(line) for line in lines.splitlines()} == {wide}
+            assert {cell_len(line) for line in lines.splitlines()} == {wide}
         await screen.press("1")
         shown = await screen.until("[1 ", "> back")
         assert ("nightly dump" in shown) is (wide >= 100)

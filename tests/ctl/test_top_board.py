@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+from rich.cells import cell_len
+
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.tables import TABLES, Row, lines_of, matches, sorted_rows
 from lockd.terms import ResourceKey
@@ -202,16 +205,36 @@ def test_filter_finds_any_cell() -> None:
     assert not matches(row, "nightly")
 
 
-def test_every_line_is_as_wide_as_the_screen() -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 200, "日本語の名前ロック" * 9, "/x" + "ロ" * 99, "e\u0301" * 99, "日本"],
+)
+def test_every_line_is_as_wide_as_the_screen(name: str) -> None:
     board = Board()
-    board.take(told([1], [2], name="x" * 200), 10.0)
+    board.take(told([1], [2], name=name), 10.0)
     board.take_sessions([party(1, held=1, waiting=0, connected_for=3.0)], 10.0)
     for table in TABLES:
         for width in (40, 80, 100, 150, 300):
             heading, lines = lines_of(table.columns, rows(board, table), width)
-            assert {len(line) for line in (heading, *lines)} == {width}
+            assert {cell_len(line) for line in (heading, *lines)} == {width}
             assert len(lines) == 1
             assert heading.split()[0] in {"NAME", "SESSION"}
+
+
+def test_columns_stay_below_their_headings_where_characters_are_wide() -> None:
+    board = Board()
+    names = (
+        "日本語",
+        "/srv/" + "日本語のロック" * 9,
+        "日本語の名前ロック" * 9,
+        "plain",
+    )
+    for name in names:
+        board.take(told([12345], name=name), 10.0)
+    heading, lines = lines_of(LOCKS.columns, rows(board, LOCKS), 80)
+    place = heading.index("HELD BY")
+    assert {cell_len(line[: line.index("p12345")]) for line in lines} == {place}
+    assert any("ロック p12345" in " ".join(line.split()) for line in lines)
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
+
 from lockd.ctl import render
 from lockd.ctl.top.board import Board, Lock, Map
 from lockd.names import plain
@@ -37,7 +39,7 @@ class Column(NamedTuple):
 
     Attributes:
         title: its heading.
-        width: in characters; 0: it shares what the others leave.
+        width: in cells; 0: it shares what the others leave.
         show: makes text of a cell.
         right: whether the text stands at the right.
         least: how wide the screen must be for this column to be there.
@@ -72,7 +74,7 @@ def called(key: ResourceKey) -> str:
 def lines_of(
     columns: Sequence[Column], rows: Sequence[Row], width: int
 ) -> tuple[str, list[str]]:
-    """Returns the heading and the lines of rows, each exactly so wide."""
+    """Returns the heading and the lines of rows, each exactly so many cells wide."""
     shown = [column for column in columns if width >= column.least]
     shares = [column for column in shown if not column.width]
     fixed = sum(column.width for column in shown) + len(shown) - 1
@@ -86,12 +88,12 @@ def lines_of(
         row.mark
         + " "
         + " ".join(
-            _fit(_text(column, row.cells.get(column.title)), wide, right=column.right)
+            _fit(text_of(column, row), wide, right=column.right)
             for column, wide in zip(shown, widths, strict=True)
         )
         for row in rows
     ]
-    return heading[:width].ljust(width), [line[:width].ljust(width) for line in lines]
+    return set_cell_size(heading, width), [set_cell_size(x, width) for x in lines]
 
 
 def sorted_rows(table: Table, rows: list[Row], by: str, *, turned: bool) -> list[Row]:
@@ -120,15 +122,23 @@ def matches(row: Row, wanted: str) -> bool:
     return any(wanted in text.casefold() for text in found)
 
 
-def _text(column: Column, cell: Any) -> str:
+def text_of(column: Column, row: Row) -> str:
+    """Returns what a row has in a column, as it may stand on a terminal."""
+    cell = row.cells.get(column.title)
     return "-" if cell is None or cell == "" else plain(column.show(cell))
 
 
 def _fit(text: str, width: int, *, right: bool) -> str:
-    if len(text) > width:
-        # Of a path the end says more.
-        text = "…" + text[1 - width :] if text[0] == "/" else text[: width - 1] + "…"
-    return text.rjust(width) if right else text.ljust(width)
+    size = cell_len(text)
+    if size > width:
+        if text[0] == "/":
+            # Of a path the end says more.
+            text = "…" + text[len(set_cell_size(text, size - width + 1)) :]
+        else:
+            text = set_cell_size(text, width - 1) + "…"
+    if right:
+        return " " * (width - cell_len(text)) + text
+    return set_cell_size(text, width)
 
 
 # The rows.
