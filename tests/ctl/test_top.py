@@ -1,6 +1,7 @@
 """`lockctl top` on a screen that textual makes up, against a real daemon."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -258,6 +259,28 @@ def test_breaks_a_lock_when_a_reason_is_given(sock: str) -> None:
         play(sock, part)
         with pytest.raises(LockLostError, match="stuck"):
             client.release(grant)
+
+
+def test_whose_lock_is_broken_is_seen_on_a_small_screen(
+    sock: str, client: Client
+) -> None:
+    client.acquire("job", reason="nightly " * 30)
+
+    async def part(screen: Screen) -> None:
+        await screen.until("job", "1 held")
+        await screen.press("b")
+        await screen.until("Break this lock?")
+        await screen.pilot.pause()
+        assert screen.pilot.app.screen.max_scroll_y == 0
+        victim = screen.pilot.app.screen.query_one("#victim")
+        shown = line_of(screen.text, "holder")
+        assert f"the test, pid {os.getpid()}, user " in shown
+        assert (victim.region.y, victim.region.height) == (1, 6)
+        assert victim.max_scroll_y > 0
+        await screen.press("down", "down")
+        assert victim.scroll_y == 2
+
+    play(sock, part, (60, 10))
 
 
 def test_nothing_is_broken_by_escape(sock: str, client: Client) -> None:

@@ -5,6 +5,7 @@ from typing import ClassVar, Final
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
@@ -56,43 +57,55 @@ class Help(ModalScreen[None]):
 
 
 class Break(ModalScreen[str | None]):
-    """Shows whose lock would be broken; returns the reason, or None if it shall not."""
+    """Shows whose lock would be broken; returns the reason, or None if it shall not.
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)")]
-    CSS = "Break { background: ansi_default; }"
+    What is decided about stands at the top of any screen; what has no room below it can
+    be scrolled to.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)"),
+        Binding("up", "scroll(-1)"),
+        Binding("down", "scroll(1)"),
+    ]
+    CSS = """
+    Break { background: ansi_default; }
+    #victim { height: auto; max-height: 60%; scrollbar-size-vertical: 1; }
+    """
 
     def __init__(self, key: ResourceKey, victim: Map) -> None:
         super().__init__()
-        self._key, self._victim = key, victim
+        told = victim
+        facts = [
+            ("lock", str(key)),
+            ("holder", f"{told['name']}, pid {told['pid']}, user {user(told['uid'])}"),
+            (
+                "holds",
+                f"{told['mode']}, for {duration(told['held_for'])}, "
+                f"token {told['fencing_token']}",
+            ),
+            ("reason", purpose(told)),
+            ("unit", told["unit"]),
+            ("command", told["command"]),
+        ]
+        lines = [f"  {name:<9}{plain(what)}" for name, what in facts if what]
+        self._victim = VerticalScroll(
+            Static(Text("\n".join(lines))), id="victim", can_focus=False
+        )
 
     def compose(self) -> ComposeResult:
         """Shows the victim and asks."""
-        told = self._victim
-        rows = [
-            ("lock", str(self._key)),
-            ("holder", told["name"]),
-            ("pid", told["pid"]),
-            ("user", user(told["uid"])),
-            ("unit", told["unit"]),
-            ("command", told["command"]),
-            ("mode", told["mode"]),
-            ("held for", duration(told["held_for"])),
-            ("reason", purpose(told)),
-            ("token", told["fencing_token"]),
-        ]
-        facts = [f"  {name:<10}{plain(str(v))}" for name, v in rows if v is not None]
-        said = [
-            "Break this lock?",
-            "",
-            *facts,
-            "",
-            "The holder is told, and ended first where the lockspace says so.",
-            "Else it may go on without the lock: it is for you to know that it does",
-            "no harm. Type why, and Enter breaks the lock; Esc leaves it alone.",
-            "",
-        ]
-        yield Static(Text("\n".join(said)))
+        yield Static("Break this lock? Type why: Enter breaks it, Esc does not.")
+        yield self._victim
+        yield Static(
+            "It is told, and ended first where its lockspace says so.\n"
+            "Else it may run on: make sure that this does no harm."
+        )
         yield Input(placeholder="why it is broken", compact=True)
+
+    def action_scroll(self, by: int) -> None:
+        """Shows more of the victim."""
+        self._victim.scroll_relative(y=by, animate=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Returns the reason; without one nothing is broken."""
