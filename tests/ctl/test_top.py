@@ -18,6 +18,7 @@ from textual.widgets import Input, Static
 from ctl.processes import LOCKCTL, Lockctl, Terminal
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
+from lockd.ctl.top import dialogs
 from lockd.ctl.top.app import Tables, Top
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
@@ -297,6 +298,33 @@ def test_nothing_is_broken_by_escape(sock: str, client: Client) -> None:
     play(sock, part)
     grant.check()
     assert client.check("job", grant.fencing_token)
+
+
+@pytest.mark.parametrize(
+    ("where", "keys"),
+    [((), "Enter look  b break"), (("enter",), "Esc back  b break")],
+)
+def test_keys_come_back_to_the_last_line(
+    sock: str,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[str, ...],
+    keys: str,
+) -> None:
+    monkeypatch.setattr(dialogs, "SAID", 1)
+    client.acquire("job")
+
+    async def part(screen: Screen) -> None:
+        await screen.until("job", "1 held")
+        await screen.press(*where)
+        await screen.until(keys)
+        await screen.press("b")
+        await screen.until("Break this lock?")
+        await screen.press("escape")
+        await screen.until("nothing was broken", gone=(keys,))
+        await screen.until(keys, gone=("nothing was broken",))
+
+    play(sock, part)
 
 
 def test_holder_that_went_meanwhile_is_told_and_nobody_else_suffers(

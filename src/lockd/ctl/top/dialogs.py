@@ -19,6 +19,9 @@ from lockd.names import plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import duration
 
+SAID: Final = 10.0
+"""Seconds for which a sentence stays in the last line, at least."""
+
 _KEYS: Final = (
     ("1 2 3 4", "locks, waits, holds, sessions; Tab goes to the next"),
     ("Up Down j k", "choose a line; PgUp PgDn Home End go further"),
@@ -121,7 +124,7 @@ class Showing(Screen[None]):
 
     Args:
         feed: what is known, and where more is asked for.
-        keys: what the last line says until there is something to say.
+        keys: what the last line says while there is nothing else to say.
     """
 
     def __init__(self, feed: Feed, keys: str) -> None:
@@ -129,10 +132,19 @@ class Showing(Screen[None]):
         self.feed = feed
         self.lines = Lines(id="lines")
         self.said = Static(keys, id="said")
+        self._keys = keys
+
+    def on_mount(self) -> None:
+        """Lets the keys come back to the last line, again and again."""
+        self._keys_again = self.set_interval(SAID, self._show_keys)
 
     def say(self, sentence: str) -> None:
-        """Says something in the last line."""
+        """Says something in the last line, where the keys are else."""
         self.said.update(Text(plain(sentence)))
+        self._keys_again.reset()
+
+    def _show_keys(self) -> None:
+        self.said.update(self._keys)
 
     async def ask_and_break(self, row: Row) -> None:
         """Breaks the lock of a row's party, if that is wanted."""
