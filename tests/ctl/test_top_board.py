@@ -145,17 +145,34 @@ def test_usual_time_is_that_of_the_holds_that_were_seen() -> None:
     assert board.over(KEY, 12.0) == 3.0
 
 
-def test_usual_time_is_that_of_the_last_holder_if_no_other_was_seen() -> None:
+def test_a_hold_or_two_do_not_tell_what_is_usual() -> None:
+    board = Board()
+    for _ in range(2):
+        board.hear(granted(1), 10.0)
+        board.hear(released(1), 10.009)
+    assert board.usual(KEY) is None
+    assert board.over(KEY, 135.0) == 0
+    board.hear(granted(1), 20.0)
+    board.hear(released(1), 20.009)
+    assert board.over(KEY, 135.0) > 0
+
+
+def test_hold_of_the_last_holder_counts_though_it_was_not_seen() -> None:
     board = Board()
     last = {"held_for": 3.0, "name": "x", "pid": 1, "ended": "released"}
     board.take({**told([1]), "last_holder": last}, 10.0)
+    board.hear(released(1), 10.0)
+    assert board.usual(KEY) is None
+    board.hear(granted(2), 20.0)
+    board.hear(released(2), 22.0)
     assert board.usual(KEY) == 3.0
 
 
 def test_hold_over_its_usual_time_is_marked_and_comes_first() -> None:
     board = Board()
-    board.hear(granted(1), 10.0)
-    board.hear(released(1), 12.0)
+    for _ in range(3):
+        board.hear(granted(1), 10.0)
+        board.hear(released(1), 12.0)
     board.take(told([5], name="old"), 90.0)
     board.hear(granted(2), 90.0)
     found = rows(board, HOLDS)
@@ -246,8 +263,9 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 def test_what_another_daemon_serves_now_is_forgotten_but_not_what_was() -> None:
     board = Board()
-    board.hear(granted(1), 10.0)
-    board.hear(released(1), 12.0)
+    for _ in range(3):
+        board.hear(granted(1), 10.0)
+        board.hear(released(1), 12.0)
     board.hear(granted(2), 13.0)
     board.forget_all()
     assert board.locks == {}

@@ -19,6 +19,9 @@ REMEMBERED: Final = 20_000
 SAMPLES: Final = 9
 """From how many holds, the last ones, is told how long one usually takes."""
 
+ENOUGH: Final = 3
+"""From how many holds at least; fewer do not tell what is usual."""
+
 OVER: Final = 2.0
 """How many times as long as usual is too long."""
 
@@ -187,7 +190,7 @@ class Board:
     def usual(self, key: ResourceKey) -> float | None:
         """Returns how long a resource is usually held, in seconds, if that is known."""
         past = self._past.get(key)
-        return median(past.times) if past and past.times else None
+        return median(past.times) if past and len(past.times) >= ENOUGH else None
 
     def over(self, key: ResourceKey, held_for: float) -> float:
         """Returns how many times the usual time it is held; 0 if not too long."""

@@ -38,8 +38,8 @@ _KEYS: Final = (
 
 _WORDS: Final = (
     "GRANTS counts since top began. USUAL is how long a lock was held the last",
-    "times that top saw; ! marks a hold of more than twice that. WAIT is how",
-    "many wait.",
+    "times, three at least, that top saw; ! marks a hold of more than twice that.",
+    "WAIT is how many wait.",
 )
 
 
