@@ -18,8 +18,10 @@ from textual.widgets import Input, Static
 from ctl.processes import LOCKCTL, Lockctl, Terminal
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
+from lockd.client import aio
 from lockd.ctl.top import dialogs
 from lockd.ctl.top.app import Tables, Top
+from lockd.ctl.top.feed import Feed
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
 from lockd.terms import ResourceKey
@@ -136,6 +138,30 @@ def test_waits_sessions_and_holds_have_tables(sock: str, client: Client) -> None
                 await waiting
 
         play(sock, part)
+
+
+def test_nothing_is_said_to_be_there_only_once_it_was_read(
+    sock: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+    ask = Feed._ask_sessions
+
+    async def late(feed: Feed, client: aio.Client) -> None:
+        asked.set()
+        await answered.wait()
+        await ask(feed, client)
+
+    monkeypatch.setattr(Feed, "_ask_sessions", late)
+
+    async def part(screen: Screen) -> None:
+        await screen.until("0 held", "Nothing.", gone=("Not read yet.",))
+        await screen.press("4")
+        await asked.wait()
+        await screen.until("[4 sessions]", "Not read yet.", gone=("Nothing.",))
+        answered.set()
+        await screen.until("the test", gone=("Not read yet.",))
+
+    play(sock, part)
 
 
 def acquire(client: Client) -> None:
@@ -461,7 +487,7 @@ def test_waits_for_a_daemon_that_is_not_there_yet(tmp_path: Path) -> None:
     lockd = DaemonProcess(tmp_path)
 
     async def part(screen: Screen) -> None:
-        await screen.until("NOT CONNECTED", "cannot be reached")
+        await screen.until("NOT CONNECTED", "cannot be reached", "Not read yet.")
         await asyncio.to_thread(lockd.start)
         await screen.until("0 held", gone=("NOT CONNECTED",))
 

@@ -134,6 +134,6 @@ async def test_rests_nine_times_as_long_as_an_answer_took(
 async def test_sessions_are_asked_for_where_they_are_shown(sock: str) -> None:
     with connect(sock, name="somebody"):
         async with running(sock) as feed:
-            await until(lambda: len(feed.board.sessions) == 2)
-            names = {x.told["name"] for x in feed.board.sessions}
+            await until(lambda: len(feed.board.sessions or ()) == 2)
+            names = {x.told["name"] for x in feed.board.sessions or ()}
             assert "somebody" in names

@@ -93,8 +93,7 @@ class Tables(Showing):
         if self._wanted:
             rows = [row for row in rows if matches(row, self._wanted)]
         rows = sorted_rows(table, rows, by, turned=turned)
-        empty = "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
-        self.lines.show(table.columns, rows, empty)
+        self.lines.show(table.columns, rows, self._why_empty())
         self._head.update(self._facts(now))
         names = [
             f"[{number} {t.name}]" if t is table else f" {number} {t.name} "
@@ -111,6 +110,15 @@ class Tables(Showing):
             how.append("PAUSED")
         line = "".join(names) + "  " + ", ".join(how)
         self._tabs.update(Text(line, no_wrap=True))
+
+    def _why_empty(self) -> str:
+        if self._table.name == "sessions":
+            is_read = self.feed.board.sessions is not None
+        else:
+            is_read = self.feed.progress is None
+        if not is_read:
+            return "Not read yet."
+        return "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
 
     def _facts(self, now: float) -> Text:
         facts, feed = self.feed.board.facts, self.feed

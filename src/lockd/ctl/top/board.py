@@ -103,14 +103,15 @@ class Board:
 
     Attributes:
         locks: what is held or waited for.
-        sessions: who is connected, when that was last asked.
+        sessions: who is connected, when that was last asked; None before the first
+            answer.
         facts: the daemon's counters (7.7), when they were last asked for.
         heard: how many events have come.
     """
 
     def __init__(self) -> None:
         self.locks: dict[ResourceKey, Lock] = {}
-        self.sessions: list[Party] = []
+        self.sessions: list[Party] | None = None
         self.facts: Map = {}
         self.heard = 0
         self._past: dict[ResourceKey, _Past] = {}
@@ -178,7 +179,7 @@ class Board:
     def forget_all(self) -> None:
         """Forgets what is, but not what was: another daemon may serve now."""
         self.locks.clear()
-        self.sessions = []
+        self.sessions = None
 
     # What is asked of it.
 

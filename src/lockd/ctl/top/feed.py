@@ -53,8 +53,7 @@ class Feed:
         board: what is known.
         trouble: why nothing is heard just now; None if all is well.
         news: what happened to the daemon that a person should know, the last of it.
-        progress: how much of the first listing is still to come, in words; None if it
-            is complete.
+        progress: how far the first listing has come, in words; None if it is complete.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Feed:
     ) -> None:
         self.trouble: str | None = "connecting"
         self.news: str | None = None
-        self.progress: str | None = None
+        self.progress: str | None = "0 read"
         self.is_watching = False
         self.board = board
         self._socket = socket
@@ -126,7 +125,7 @@ class Feed:
                 if changed
                 else "the daemon is reached again: all is read again"
             )
-        self._epoch, self.trouble = epoch, None
+        self._epoch, self.trouble, self.progress = epoch, None, "0 read"
         self.board.forget_all()
 
     async def _serve(self, client: Client) -> None:
@@ -175,7 +174,8 @@ class Feed:
             after = await self._paid(self._read_page(client, after))
             if after is None:
                 break
-            self.progress = f"{len(board.locks)} read"
+            if self.progress is not None:
+                self.progress = f"{len(board.locks)} read"
         self.progress = None
         board.forget_unheard(began)
 

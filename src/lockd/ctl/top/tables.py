@@ -201,7 +201,7 @@ def _holds(board: Board, now: float) -> Iterator[Row]:
 
 
 def _sessions(board: Board, now: float) -> Iterator[Row]:
-    for session in board.sessions:
+    for session in board.sessions or ():
         told = session.told
         cells: dict[str, Any] = {
             "SESSION": told["session"],
