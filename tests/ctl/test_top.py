@@ -111,7 +111,9 @@ def test_fits_every_screen(sock: str, client: Client, size: tuple[int, int]) -> 
             lines = screen.pilot.app.screen.query_one(Lines).render().plain
             assert {cell_len(line) for line in lines.splitlines()} == {wide}
         await screen.press("1")
-        shown = await screen.until("[1 ", "> back")
+        shown = await screen.until("[1 ", "> backup ", "sessions, ")
+        for widget in screen.pilot.app.screen.query("#facts, #tabs, #said"):
+            assert widget.size.height == 1
         assert ("nightly dump" in shown) is (wide >= 100)
 
     play(sock, part, size)

@@ -254,6 +254,17 @@ def test_columns_stay_below_their_headings_where_characters_are_wide() -> None:
     assert any("ロック p12345" in " ".join(line.split()) for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 57, 58, 60, 75, 76, 80, 100, 200])
+@pytest.mark.parametrize("table", [LOCKS, WAITS, HOLDS])
+def test_names_have_room_and_no_column_is_cut(table: Any, width: int) -> None:
+    shown = [column for column in table.columns if width >= column.least]
+    heading, _ = lines_of(table.columns, [], width)
+    assert heading.split() == " ".join(column.title for column in shown).split()
+    following = heading.index(shown[1].title, len("  NAME"))
+    room = following - shown[1].right * (shown[1].width - len(shown[1].title))
+    assert room - len("  ") >= 10
+
+
 def test_control_characters_do_not_reach_the_terminal() -> None:
     board = Board()
     board.hear({**granted(1, "a"), "name": "x\x1b[31m\n"}, 10.0)

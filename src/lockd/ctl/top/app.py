@@ -44,7 +44,7 @@ class Tables(Showing):
     def __init__(self, socket: str | None, interval: float) -> None:
         super().__init__(
             Feed(Board(), socket, interval, self.wanted),
-            "Enter look  b break  / filter  s sort  r reverse  ? help  q quit",
+            "Enter look  b break  / filter  s sort  r turn  ? help  q end",
         )
         self._interval = interval
         self._head = Static("", id="facts")
@@ -127,19 +127,21 @@ class Tables(Showing):
             return Text(plain(text), "reverse")
         if not facts:
             return Text("reading ...")
-        parts = [
-            f"lockd {facts['version']}, pid {facts['pid']}",
+        about = [
+            f"lockd {facts['version']}",
+            f"pid {facts['pid']}",
             f"up {duration(facts['uptime'])}",
+        ]
+        counts = [
             f"{facts['held']} held",
             f"{facts['waiting']} waiting",
             counted(facts["sessions"], "session"),
             f"{self._grants_a_second(now, facts):.0f} grants/s",
         ]
-        if feed.progress is not None:
-            parts.append(feed.progress)
-        if feed.news is not None:
-            parts.append(feed.news)
-        return Text(", ".join(parts), no_wrap=False)
+        while about and len(", ".join(about + counts)) > self.size.width:
+            del about[0]
+        what = filter(None, [feed.progress, feed.news])
+        return Text(", ".join([*about, *counts, *what]))
 
     def _grants_a_second(self, now: float, facts: Map) -> float:
         if self._counts is None or self._counts[1]["epoch"] != facts["epoch"]:

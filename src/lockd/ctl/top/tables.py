@@ -243,12 +243,16 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
-_NAME: Final = Column("NAME", 0)
-_PID: Final = Column("PID", 7, right=True)
-_USER: Final = Column("USER", 8)
-_FOR: Final = Column("FOR", 6, duration, right=True, down=True)
-_MODE: Final = Column("MODE", 6)
+# From how many cells on there is room for more than what a table is about, and a name.
+_SMALL: Final = 58
+_USUAL: Final = 76
 _WIDE: Final = 100
+
+_NAME: Final = Column("NAME", 0)
+_PID: Final = Column("PID", 7, right=True, least=_SMALL)
+_USER: Final = Column("USER", 8, least=_USUAL)
+_FOR: Final = Column("FOR", 6, duration, right=True, down=True)
+_MODE: Final = Column("MODE", 6, least=_USUAL)
 _REASON: Final = Column("REASON", 0, least=_WIDE)
 _UNIT: Final = Column("UNIT", 16, least=_WIDE + 30)
 
@@ -258,7 +262,7 @@ TABLES: Final = (
         (
             _NAME, Column("HELD BY", 14), _PID, _USER, _FOR,
             Column("WAIT", 5, right=True, down=True),
-            Column("GRANTS", 7, right=True, down=True), _REASON, _UNIT,
+            Column("GRANTS", 7, right=True, down=True, least=_SMALL), _REASON, _UNIT,
         ),
         _locks,
     ),
@@ -267,7 +271,8 @@ TABLES: Final = (
         (
             _NAME, Column("#", 4, right=True), Column("WAITER", 12), _PID,
             Column("WAITS", 6, duration, right=True, down=True), _MODE,
-            Column("HELD BY", 12), _FOR, _REASON, _UNIT,
+            Column("HELD BY", 12, least=_SMALL), _FOR._replace(least=_USUAL),
+            _REASON, _UNIT,
         ),
         _waits,
     ),
@@ -275,9 +280,10 @@ TABLES: Final = (
         "holds", ("OVER", "FOR", "NAME"),
         (
             _NAME, Column("HELD BY", 14), _PID, _FOR,
-            Column("USUAL", 6, duration, right=True, down=True),
+            Column("USUAL", 6, duration, right=True, down=True, least=_SMALL),
             Column("OVER", 6, _times, right=True, down=True),
-            Column("WAIT", 5, right=True, down=True), _MODE, _REASON, _UNIT,
+            Column("WAIT", 5, right=True, down=True, least=_USUAL), _MODE,
+            _REASON, _UNIT,
         ),
         _holds,
     ),
