@@ -269,6 +269,29 @@ def test_looks_into_a_lock(sock: str, client: Client) -> None:
     play(sock, part)
 
 
+@pytest.mark.parametrize("size", [(60, 10), (80, 24), (100, 24), (200, 50)])
+def test_look_shows_all_of_the_line_that_is_chosen(
+    sock: str, client: Client, size: tuple[int, int]
+) -> None:
+    client.acquire("job", mode="shared", reason="nightly dump")
+    with connect(sock, name="other") as other:
+        grant = other.acquire("job", mode="shared", reason="a copy of it")
+
+        async def part(screen: Screen) -> None:
+            await screen.until("job", "2 held", "the test +1")
+            await screen.press("enter")
+            shown = await screen.until("nightly dump", "COMMAND")
+            assert shown.count("nightly dump") == 1
+            await screen.press("down")
+            await screen.until("a copy of it")
+            lines = screen.pilot.app.screen.query_one(Lines)
+            assert lines.size.height >= 3
+            if size[1] > 10:
+                await screen.until(str(grant.fencing_token))
+
+        play(sock, part, size)
+
+
 def test_breaks_a_lock_when_a_reason_is_given(sock: str) -> None:
     with connect(sock, name="victim") as client:
         grant = client.acquire("job", reason="nightly")

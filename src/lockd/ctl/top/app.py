@@ -236,6 +236,7 @@ class Top(App[None]):
     Screen { background: ansi_default; color: ansi_default; }
     Input { background: ansi_default; color: ansi_default; }
     #said, #facts, #tabs, #title, #story { height: auto; max-height: 3; }
+    #more { height: auto; max-height: 25%; }
     """
 
     def __init__(self, socket: str | None, interval: float) -> None:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.widget import Widget
 
 from lockd.ctl.top.tables import Column, Row, lines_of
@@ -25,6 +26,9 @@ class Lines(Widget, can_focus=True):
         Binding("home", "move(-10_000_000)"),
         Binding("end", "move(10_000_000)"),
     ]
+
+    class Moved(Message):
+        """Another line may be chosen, or the same one be about something else."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002 (textual's name)
         super().__init__(id=id)
@@ -65,6 +69,7 @@ class Lines(Widget, can_focus=True):
         self._first = max(self._first, self._chosen - page + 1)
         self._first = min(self._first, self._chosen, max(len(self._rows) - page, 0))
         self.refresh()
+        self.post_message(self.Moved())
 
     def action_move_page(self, by: int) -> None:
         """Chooses a line a page further down, or up."""

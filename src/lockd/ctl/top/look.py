@@ -11,7 +11,7 @@ from lockd.ctl.render import ordinal, purpose, user
 from lockd.ctl.top.board import Map
 from lockd.ctl.top.dialogs import Showing
 from lockd.ctl.top.feed import Feed
-from lockd.ctl.top.tables import Column, Row
+from lockd.ctl.top.tables import Column, Row, text_of
 from lockd.errors import LockdError
 from lockd.names import plain
 from lockd.terms import ResourceKey
@@ -32,7 +32,10 @@ _LOOK_COLUMNS: Final = (
 
 
 class Look(Showing):
-    """One lock: who holds it, who waits in which order, who held it last."""
+    """One lock: who holds it, who waits in which order, who held it last.
+
+    Where columns have no room, what they say of the chosen line stands below all lines.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,backspace,q", "app.pop_screen"),
@@ -44,6 +47,7 @@ class Look(Showing):
         super().__init__(feed, "Esc back  b break the chosen holder  ? help")
         self._key, self._interval = key, interval
         self._story = Static("", id="story")
+        self._more = Static("", id="more")
         self._found: Map | None = None
 
     def compose(self) -> ComposeResult:
@@ -51,6 +55,7 @@ class Look(Showing):
         yield Static(Text(plain(str(self._key)), "bold"), id="title")
         yield self._story
         yield self.lines
+        yield self._more
         yield self.said
 
     def on_mount(self) -> None:
@@ -72,6 +77,17 @@ class Look(Showing):
             _LOOK_COLUMNS, rows, "Nobody holds it, and nobody waits for it."
         )
         self._story.update(Text(plain(self._told(self._found))))
+
+    def on_lines_moved(self) -> None:
+        """Shows what is not in the line that is chosen."""
+        row, width = self.lines.chosen, self.size.width
+        missing = [
+            f"  {column.title:<9}{text_of(column, row)}"
+            # Few lines may have room: it begins with what says most.
+            for column in reversed(_LOOK_COLUMNS)
+            if row is not None and width < column.least and row.cells[column.title]
+        ]
+        self._more.update(Text("\n".join(missing)))
 
     def _told(self, found: Map) -> str:
         parts = [f"held by {found['holder_count']}, waited for by"]
