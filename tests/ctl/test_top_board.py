@@ -272,6 +272,33 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert line.isprintable()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_who_gives_up_waits_no_more(known: bool) -> None:
+    board = Board()
+    board.take({**told([1], [2, 3]), "waiter_count": 9}, 10.0)
+    board.hear(event("refused", 3 if known else 7, code="timeout"), 11.0)
+    lock = board.locks[KEY]
+    assert lock.waiter_count == 8
+    assert [x.told["session"] for x in lock.waiters] == ([2] if known else [2, 3])
+
+
+def test_who_did_not_want_to_wait_leaves_the_queue_alone() -> None:
+    board = Board()
+    board.take({**told([1], [2]), "waiter_count": 9}, 10.0)
+    board.hear(event("refused", 7, code="busy"), 11.0)
+    assert board.locks[KEY].waiter_count == 9
+
+
+def test_daemon_that_counts_fewer_who_wait_is_noticed() -> None:
+    board = Board()
+    board.take(told([1], [2, 3]), 10.0)
+    assert board.gone == 0  # it has not counted yet
+    board.facts = {"waiting": 1}
+    assert board.gone == 1
+    board.facts = {"waiting": 5}  # some may wait where we may not look
+    assert board.gone == 0
+
+
 def test_what_another_daemon_serves_now_is_forgotten_but_not_what_was() -> None:
     board = Board()
     for _ in range(3):
@@ -289,3 +316,11 @@ def test_listing_that_lacks_a_lock_ends_it() -> None:
     board.take(told([1], name="here"), 20.0)
     board.forget_unheard(15.0)
     assert [key.resource for key in board.locks] == ["here"]
+
+
+def test_listing_that_lacks_what_was_heard_of_before_ends_it_too() -> None:
+    board = Board()
+    board.hear(event("waiting", 1, "gone"), 10.0)
+    board.hear(event("waiting", 1, "since"), 16.0)
+    board.forget_unheard(15.0)
+    assert [key.resource for key in board.locks] == ["since"]

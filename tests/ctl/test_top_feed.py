@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from lockd import Client, connect
+from lockd.client.aio import Client as AsyncClient
 from lockd.ctl.top import feed as feed_module
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.feed import REST, Feed
@@ -31,6 +32,11 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 (nobody sets an event)
             await trio.sleep(0.005)
+
+
+async def next_facts(feed: Feed) -> None:
+    before = feed.board.facts
+    await until(lambda: feed.board.facts is not before)
 
 
 async def test_reads_what_is_held_then_follows_it(sock: str, client: Client) -> None:
@@ -58,8 +64,7 @@ async def test_does_not_ask_for_what_is_not_shown(sock: str, client: Client) -> 
     async with running(sock) as feed:
         client.acquire("job", reason="nightly")
         await until(lambda: KEY in feed.board.locks)
-        before = feed.board.facts
-        await until(lambda: feed.board.facts is not before)
+        await next_facts(feed)
         assert feed.board.locks[KEY].vague
 
 
@@ -75,11 +80,48 @@ async def test_who_waited_and_left_is_missed_where_it_is_shown(
         await until(lambda: feed.board.locks[KEY].waiter_count == 0)
 
 
-async def wait_and_leave(sock: str, feed: Feed) -> None:
+async def test_who_waited_and_left_is_missed_where_nobody_looks(
+    sock: str, client: Client
+) -> None:
+    client.acquire("job")
+    async with running(sock) as feed:
+        for _ in range(3):
+            await wait_and_leave(sock, feed)
+            await until(lambda: feed.board.locks[KEY].waiter_count == 0)
+
+
+async def test_who_waits_for_several_locks_is_no_reason_to_read_all_for_ever(
+    sock: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings, read_all = [], Feed._read_all
+
+    async def counted(feed: Feed, told: AsyncClient) -> None:
+        readings.append(feed)
+        await read_all(feed, told)
+
+    monkeypatch.setattr(Feed, "_read_all", counted)
+    client.acquire("job")
+    client.acquire("other")
+    async with running(sock) as feed:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(sock)
+            wanted = {"resources": ["job", "other"]}
+            raw.sendall(msgpack.packb([0, 1, "acquire", [wanted]]))
+            await until(lambda: len(readings) == 2)  # at first, and for this one
+            for _ in range(5):
+                await next_facts(feed)
+            assert len(readings) == 2
+            # And it does not hide who leaves.
+            await wait_and_leave(sock, feed, waiters=2)
+            await until(lambda: feed.board.locks[KEY].waiter_count == 1)
+        await until(lambda: feed.board.locks[KEY].waiter_count == 0)
+
+
+async def wait_and_leave(sock: str, feed: Feed, waiters: int = 1) -> None:
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(sock)
         raw.sendall(msgpack.packb([0, 1, "acquire", [{"resource": "job"}]]))
-        await until(lambda: feed.board.locks[KEY].waiter_count == 1)
+        await until(lambda: feed.board.locks[KEY].waiter_count == waiters)
 
 
 async def test_where_too_much_happens_it_reads_now_and_then(

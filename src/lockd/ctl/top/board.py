@@ -28,6 +28,9 @@ OVER: Final = 2.0
 NOTICED: Final = 1.0
 """Seconds over the usual time of which nobody speaks."""
 
+ENDED: Final = ("timeout", "cancelled")
+"""The codes of refusals that only those get who have waited."""
+
 
 class Party:
     """Somebody who holds or waits.
@@ -161,6 +164,9 @@ class Board:
         elif what == "waiting":
             lock.waiters.append(Party(event, now))
             lock.waiter_count += 1
+        elif what == "refused":
+            if self._leave_queue(lock, event["session"]) or event["code"] in ENDED:
+                lock.waiter_count = max(lock.waiter_count - 1, len(lock.waiters))
         elif what == "released":
             self._released(lock, event["fencing_token"], now)
         elif what == "converted":
@@ -171,9 +177,9 @@ class Board:
         self._keep_or_forget(lock)
 
     def forget_unheard(self, since: float) -> None:
-        """Forgets what was listed before and was not in the listing that began then."""
+        """Forgets what was neither told nor heard of since a listing began."""
         for lock in list(self.locks.values()):
-            if lock.asked < since and not lock.vague:
+            if max(lock.asked, lock.heard) < since:
                 del self.locks[lock.key]
 
     def forget_all(self) -> None:
@@ -182,6 +188,17 @@ class Board:
         self.sessions = None
 
     # What is asked of it.
+
+    @property
+    def gone(self) -> int:
+        """How many more wait here than the daemon counted, and so have left, perhaps.
+
+        No event tells of a session that ends while it waits. Who waits for several
+        locks at once is counted once by the daemon, and here for each of them.
+        """
+        here = sum(lock.waiter_count for lock in self.locks.values())
+        counted: int = self.facts.get("waiting", here)
+        return max(here - counted, 0)
 
     def grants(self, key: ResourceKey) -> int:
         """Returns how often a resource was seen to be granted."""
@@ -209,18 +226,22 @@ class Board:
     # Inside.
 
     def _granted(self, lock: Lock, event: Map, now: float) -> None:
-        for number, waiter in enumerate(lock.waiters):
-            if waiter.told["session"] == event["session"]:
-                # It says more about itself than the event does.
-                event = waiter.told | event
-                del lock.waiters[number]
-                break
+        if waiter := self._leave_queue(lock, event["session"]):
+            # It says more about itself than the event does.
+            event = waiter.told | event
         # Nobody overtakes: while there is a queue, who gets the lock was in it.
         lock.waiter_count = max(lock.waiter_count - 1, len(lock.waiters))
         tokens = {holder.told["fencing_token"] for holder in lock.holders}
         if event["fencing_token"] not in tokens:
             lock.holders.append(Party(event, now))
             lock.holder_count += 1
+
+    def _leave_queue(self, lock: Lock, session: int) -> Party | None:
+        for waiter in lock.waiters:
+            if waiter.told["session"] == session:
+                lock.waiters.remove(waiter)
+                return waiter
+        return None
 
     def _released(self, lock: Lock, token: int, now: float) -> None:
         for holder in lock.holders:

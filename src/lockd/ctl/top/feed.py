@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from lockd.client.aio import Client, Events, connect
-from lockd.ctl.top.board import Board
+from lockd.ctl.top.board import Board, Map
 from lockd.errors import ConnectionLostError, LockdError, RequestError
 from lockd.terms import ResourceKey
 
@@ -74,7 +74,9 @@ class Feed:
         self._client: Client | None = None
         self._epoch: int | None = None
         self._unfollowed_until = 0.0
-        self._read_at = 0.0
+        # How many more wait on the board than were counted, at the last two looks, and
+        # how many of these are there indeed: who waits for several locks counts once.
+        self._gone = self._gone_before = self._queued_twice = 0
 
     async def run(self) -> None:
         """Hears and asks, for ever; a daemon that is gone is waited for."""
@@ -165,33 +167,48 @@ class Feed:
                 # Under a service manager the connection outlives the daemon.
                 self._greet(self.board.facts["epoch"])
                 await self._read_all(client)
+            else:
+                await self._miss_who_left(client)
             await anyio.sleep(self._interval)
 
     async def _read_all(self, client: Client) -> None:
         board, began = self.board, anyio.current_time()
+        counted, queued = board.facts.get("waiting", 0), 0
         after: list[str] | None = None
         while True:
-            after = await self._paid(self._read_page(client, after))
+            page = await self._paid(self._read_page(client, after))
+            queued += sum(told["waiter_count"] for told in page["resources"])
+            after = page["next"]
             if after is None:
                 break
             if self.progress is not None:
                 self.progress = f"{len(board.locks)} read"
         self.progress = None
+        self._queued_twice = max(queued - counted, 0)
         board.forget_unheard(began)
 
-    async def _read_page(
-        self, client: Client, after: list[str] | None
-    ) -> list[str] | None:
+    async def _read_page(self, client: Client, after: list[str] | None) -> Map:
         asked = anyio.current_time()
-        page = await client.call("list", after=after)
+        page: Map = await client.call("list", after=after)
         now = anyio.current_time()
         for told in page["resources"]:
             self.board.take(told, now, asked)
-        following: list[str] | None = page["next"]
-        return following
+        return page
 
     async def _ask_facts(self, client: Client) -> None:
         self.board.facts = await client.statistics()
+        self._gone = self.board.gone
+
+    async def _miss_who_left(self, client: Client) -> None:
+        """Reads everything again where some seem to have left who waited.
+
+        Twice in a row they must seem to have: one count may be older than the other.
+        """
+        lasting = min(self._gone, self._gone_before)
+        self._gone_before = self._gone
+        self._queued_twice = min(self._queued_twice, self._gone)
+        if lasting > self._queued_twice:
+            await self._read_all(client)
 
     async def _ask_sessions(self, client: Client) -> None:
         self.board.take_sessions(await client.list_sessions(), anyio.current_time())
