@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from textual.binding import Binding
+from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -487,6 +488,22 @@ def test_help_has_every_key(sock: str, client: Client) -> None:
         await screen.until("[1 locks]")
 
     play(sock, part)
+
+
+def test_help_is_scrolled_where_it_does_not_fit(sock: str, client: Client) -> None:
+    async def part(screen: Screen) -> None:
+        await screen.until("0 held")
+        await screen.press("question_mark")
+        await screen.until("Esc goes back.")
+        page = screen.pilot.app.screen.query_one(VerticalScroll)
+        assert page.max_scroll_y > 0
+        await screen.press("end")
+        while page.scroll_y < page.max_scroll_y:
+            await screen.pilot.pause(0.01)
+        await screen.press("escape")
+        await screen.until("[1 locks]")
+
+    play(sock, part, (60, 10))
 
 
 def test_goes_on_after_a_restart_of_the_daemon(lockd: DaemonProcess) -> None:

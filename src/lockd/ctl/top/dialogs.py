@@ -56,7 +56,8 @@ class Help(ModalScreen[None]):
         lines = [f"  {keys:<14}{what}" for keys, what in _KEYS]
         words = [f"  {line}" for line in _WORDS]
         text = "\n".join(["lockctl top", "", *lines, "", *words, "", "Esc goes back."])
-        yield Static(Text(text))
+        with VerticalScroll():
+            yield Static(Text(text))
 
 
 class Break(ModalScreen[str | None]):
