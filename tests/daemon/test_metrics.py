@@ -17,9 +17,11 @@ import pytest
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from exposition import Metrics, read
+from lockd import connect
 from lockd.daemon.counts import Histogram
 from lockd.daemon.exposition import Family, render
 from lockd.daemon.metrics import open_descriptors, process_age
+from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
 from service_manager import ServiceManager
 from wire_client import NOBODY, WireClient, connected_as_nobody, wait_for_waiters
@@ -106,6 +108,15 @@ def test_older_format_pleases_promtool(lockd: DaemonProcess, tmp_path: Path) -> 
 
 
 # What is said.
+
+
+def test_client_takes_the_text_however_long_it_is(lockd: DaemonProcess) -> None:
+    with connect(lockd.socket) as client:
+        for number in range(20):
+            client.create_lockspace(f"space{number}", "memory")
+        text = client.metrics()
+    assert len(text) > 2 * MAX_TEXT_BYTES
+    assert text.endswith("# EOF\n")
 
 
 def test_locks_and_queues_are_counted(lockd: DaemonProcess) -> None:

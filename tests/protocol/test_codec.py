@@ -170,6 +170,16 @@ def test_other_side_may_allow_longer_messages() -> None:
         list(Decoder(max_message_bytes=len(long) - 1).receive(long))
 
 
+def test_other_side_may_allow_longer_texts() -> None:
+    text = "x" * (MAX_TEXT_BYTES + 1)
+    decoder = Decoder(max_text_bytes=len(text))
+    assert list(decoder.receive(msgpack.packb([text]))) == [[text]]
+    with pytest.raises(ProtocolError):
+        list(decoder.receive(msgpack.packb([text + "x"])))
+    with pytest.raises(ProtocolError):
+        list(Decoder().receive(msgpack.packb([text])))
+
+
 def test_encoder_writes_the_three_shapes() -> None:
     encoder = Encoder()
     unpack = msgpack.unpackb

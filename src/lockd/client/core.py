@@ -202,7 +202,7 @@ class ClientCore:
         self._held: dict[int, list[Grant]] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._encoder = RequestEncoder()
-        self._decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS)
+        self._decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS, MAX_ANSWER_BYTES)
 
     def __repr__(self) -> str:
         counts = f"{len(self._pending)} pending, {len(self._held)} held"

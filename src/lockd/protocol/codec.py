@@ -23,7 +23,8 @@ MAX_ARRAY_ELEMENTS: Final = 1_024
 MAX_MAP_ENTRIES: Final = 64
 MAX_TEXT_BYTES: Final = 16_384
 
-#: What a client takes from its daemon, which it has to trust: listings are long.
+#: What a client takes from its daemon, which it has to trust: listings are long, and so
+#: is the text of the metrics.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_ANSWER_ELEMENTS: Final = 262_144
 
@@ -35,11 +36,13 @@ class BadMap:
         return "a map with a key that appears twice, or is no text"
 
 
-#: Those that have nothing in them, by the longest array that they take.
-_idle_unpackers: defaultdict[int, list[msgpack.Unpacker]] = defaultdict(list)
+#: Those that have nothing in them, by the longest array and text that they take.
+_idle_unpackers: defaultdict[tuple[int, int], list[msgpack.Unpacker]] = defaultdict(
+    list
+)
 
 
-def _make_unpacker(max_array_elements: int) -> msgpack.Unpacker:
+def _make_unpacker(max_array_elements: int, max_text_bytes: int) -> msgpack.Unpacker:
     return msgpack.Unpacker(
         object_pairs_hook=_map_of_pairs,
         # A wrong key costs one request too (protocol 3.3).
@@ -50,8 +53,8 @@ def _make_unpacker(max_array_elements: int) -> msgpack.Unpacker:
         max_buffer_size=2**31 - 1,  # bounded by the decoder, message by message
         max_array_len=max_array_elements,
         max_map_len=MAX_MAP_ENTRIES,
-        max_str_len=MAX_TEXT_BYTES,
-        max_bin_len=MAX_TEXT_BYTES,
+        max_str_len=max_text_bytes,
+        max_bin_len=max_text_bytes,
         max_ext_len=0,
     )
 
@@ -61,16 +64,18 @@ class Decoder:
 
     Args:
         max_message_bytes: a longer message ends the stream.
-        max_array_elements: so does a longer array.
+        max_array_elements: so does a longer array,
+        max_text_bytes: and a longer text or bin.
     """
 
     def __init__(
         self,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_array_elements: int = MAX_ARRAY_ELEMENTS,
+        max_text_bytes: int = MAX_TEXT_BYTES,
     ) -> None:
         self._max_message_bytes = max_message_bytes
-        self._max_array_elements = max_array_elements
+        self._bounds = max_array_elements, max_text_bytes
         # Positions in the stream: of all that came, and of the last message's end.
         self._received = 0
         self._decoded = 0
@@ -86,8 +91,8 @@ class Decoder:
         One takes 40 KiB and as long to make as a message to read, so those that have
         half a message have their own, and all others share.
         """
-        idle = _idle_unpackers[self._max_array_elements]
-        unpacker = idle.pop() if idle else _make_unpacker(self._max_array_elements)
+        idle = _idle_unpackers[self._bounds]
+        unpacker = idle.pop() if idle else _make_unpacker(*self._bounds)
         self._unpacker = unpacker
         self._origin = self._decoded - unpacker.tell()
         return unpacker
@@ -128,7 +133,7 @@ class Decoder:
             self._keep_partial(data)
             return
         self._unpacker = None
-        _idle_unpackers[self._max_array_elements].append(unpacker)
+        _idle_unpackers[self._bounds].append(unpacker)
         if self.partial:
             self.partial.clear()
 
