@@ -39,7 +39,10 @@ MAX_NOTES: Final = 20
 
 
 class Event(NamedTuple):
-    """Something that happened; `span` is how long it was held, or waited for."""
+    """Something that happened; `span` is how long it was held, or waited for.
+
+    A wait and its refusal are known by the number of their `request`.
+    """
 
     when: float
     what: str
@@ -50,6 +53,7 @@ class Event(NamedTuple):
     code: str | None = None
     cause: str | None = None
     span: float | None = None
+    request: int | None = None
 
 
 class Hold(Struct, frozen=True, gc=False):
@@ -123,7 +127,14 @@ class History:
     def queued(self, effect: Queued) -> None:
         """Remembers that somebody waits."""
         owner = self._sessions[effect.session].owner.identity
-        event = Event(self.now, "waiting", owner, effect.session, effect.mode)
+        event = Event(
+            self.now,
+            "waiting",
+            owner,
+            effect.session,
+            effect.mode,
+            request=effect.request,
+        )
         for key in effect.keys:
             self._add(key, event)
 
@@ -132,7 +143,13 @@ class History:
         if effect.situation is not None:
             owner = self._sessions[effect.session].owner.identity
             event = Event(
-                self.now, "refused", owner, effect.session, None, code=effect.code
+                self.now,
+                "refused",
+                owner,
+                effect.session,
+                None,
+                code=effect.code,
+                request=effect.request,
             )
             self._add(effect.situation.key, event)
 
@@ -160,10 +177,11 @@ class History:
         Args:
             holders: who holds it now.
         """
-        events = [_granted(grant) for grant in holders]
+        events: list[Event] = []
         fresh = [x for x, y in zip(self._holds, self._keys, strict=True) if y == key]
         for note in (*self._notes.get(key, ()), *fresh):
             events += [note] if isinstance(note, Event) else _hold(note)
+        events += [_granted(grant) for grant in holders]
         # Python's sort leaves in their order what happened in one moment.
         events.sort(key=attrgetter("when"))
         return list(_with_waits(events))[-MAX_EVENTS:]
@@ -190,14 +208,21 @@ def _granted(grant: Grant) -> Event:
 
 
 def _with_waits(events: Iterable[Event]) -> Iterator[Event]:
-    """Adds to each grant how long its session waited for it."""
-    since: dict[int, float] = {}
+    """Adds to each grant and each refusal how long its session waited for it.
+
+    A session waits for a resource once at a time; what else it asks meanwhile is
+    refused at once.
+    """
+    waits: dict[int, Event] = {}
     for event in events:
-        began = since.pop(event.session, event.when)
         if event.what == "waiting":
-            since[event.session] = event.when
+            waits[event.session] = event
             yield event
         elif event.what == "released":
             yield event
         else:
+            began = event.when
+            wait = waits.get(event.session)
+            if wait is not None and event.request in (None, wait.request):
+                began = waits.pop(event.session).when
             yield event._replace(span=event.when - began)
