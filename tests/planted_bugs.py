@@ -183,7 +183,7 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "the lock is released before its holder is fenced",
-        "            if not self._must_fence(grant):\n",
+        "            if not self.must_fence(grant):\n",
         "            if True:\n",
     ),
     _in(

@@ -315,6 +315,7 @@ def test_query_of_a_free_resource_has_its_shape(client: WireClient) -> None:
         "waiter_count": 0,
         "last_holder": None,
         "history": [],
+        "outside": None,
     }
     assert client.call("statistics")["resources"] == 0
 
@@ -580,9 +581,10 @@ def test_symbolic_link_in_a_directory_is_not_followed(
 
 
 def test_file_locked_from_outside_is_busy_and_says_so(
-    client: WireClient, place: Path
+    client: WireClient, other: WireClient, place: Path
 ) -> None:
     client.call("hello", protocol=1, client="test")
+    other.call("hello", protocol=1, client="test")
     with (place / "a").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 1)
         refusal = client.refusal(
@@ -590,11 +592,20 @@ def test_file_locked_from_outside_is_busy_and_says_so(
         )
         waiting = client.send("acquire", lockspace=place.name, resource="a")
         wait_for_waiters(client, "a", 1, lockspace=place.name)
+        found = client.call("query", lockspace=place.name, resource="a")
+        behind = other.refusal("acquire", lockspace=place.name, resource="a", timeout=0)
     assert refusal.code == "busy"
     assert refusal.facts is not None
     assert refusal.facts["outside"]["pid"] == os.getpid()
     assert refusal.facts["outside"]["mode"] == "exclusive"
+    assert found["outside"] == refusal.facts["outside"]
+    # Nor is who comes later left in the dark.
+    assert behind.facts is not None
+    assert behind.facts["outside"] == refusal.facts["outside"]
+    assert "outside lockd" in behind.sentence
     assert client.result(waiting)["grant"]["resource"] == "a"
+    found = client.call("query", lockspace=place.name, resource="a")
+    assert found["outside"] is None
 
 
 # restrict, break, disconnect

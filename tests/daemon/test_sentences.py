@@ -62,8 +62,11 @@ def test_cycle_is_told_link_by_link_and_comes_back_to_the_first() -> None:
     other = Owner("other", 6, 5)
     cycle = (Wait(OWNER, 1, KEY), Wait(other, 2, ResourceKey("default", "b")))
     found = said("deadlock", situation=FREE, cycle=cycle)
-    first = found.index("waits for 'disks:a'")
-    assert first < found.index("waits for 'b'") < found.rindex("(pid 0, uid 5)")
+    assert (
+        "(pid 0, uid 5) waits for 'disks:a', held or queued for by other (pid 6, "
+        "uid 5), who waits for 'b', held or queued for by"
+    ) in found
+    assert found.index("who waits for 'b'") < found.rindex("(pid 0, uid 5)")
 
 
 def test_message_stands_alone_where_there_is_no_resource() -> None:

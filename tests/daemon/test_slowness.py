@@ -13,7 +13,7 @@ from lockd.daemon.counts import Counts
 from lockd.daemon.slowness import Slowness
 from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
 from wire_client import WireClient
 
 KEY, OTHER = ResourceKey("memory", "a"), ResourceKey("memory", "b")
@@ -169,6 +169,18 @@ def test_wait_behind_nobody_says_so(story: Story) -> None:
     assert line.endswith("it is held by nobody in lockd")
 
 
+def test_wait_for_somebody_outside_names_him(story: Story) -> None:
+    story.do(c.AddLockspace("files", anchored=True))
+    files = ResourceKey("files", "a")
+    story.counts.space("files").slow_wait = 30.0
+    story.do(c.Acquire(2, 1, (files,), SHARED, None))
+    outside = OutsideHolder("exclusive", 812, "tar")
+    story.do(c.AnchorRefused(files, "busy", "locked", outside))
+    (line,) = story.look_at(30.0)
+    assert line.endswith("it is held exclusively by tar (pid 812), outside lockd")
+    assert story.said[0][2]["LOCKD_OUTSIDE_PID"] == "812"
+
+
 def test_holds_are_told_only_where_that_is_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -178,7 +190,7 @@ def test_holds_are_told_only_where_that_is_wanted(
         story.configure(0.0, 60.0)
         assert story.look_at(60.0) == [
             "alice (pid 10, uid 1000) has held 'memory:a' exclusively for 1m00s "
-            "(nightly); 1 wait for it"
+            "(nightly); 1 waits for it"
         ]
         fields = story.said[0][2]
         assert fields["LOCKD_EVENT"] == "hold"

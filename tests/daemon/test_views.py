@@ -54,13 +54,13 @@ def test_holder_waiter_and_last_holder_have_their_shapes(
     other.send("acquire", resource="a", label="/other", reason="restore")
     wait_for_waiters(client, "a", 1)
     found = client.call("query", resource="a")
-    assert set(found) == SITUATION | {"last_holder", "history"}
+    assert set(found) == SITUATION | {"last_holder", "history", "outside"}
     (holder,), (waiter,), last = (
         found["holders"],
         found["waiters"],
         found["last_holder"],
     )
-    assert set(holder) == HOLDER
+    assert set(holder) == HOLDER | {"on_disconnect"}
     assert set(waiter) == WAITER
     assert set(last) == LAST_HOLDER
     assert holder["pid"] == waiter["pid"] == last["pid"] == os.getpid()
@@ -178,3 +178,38 @@ def test_cycle_has_its_links_in_order() -> None:
     facts = views.facts(Refused(1, 1, "deadlock", cycle=cycle), 0.0)
     assert [link["resource"] for link in facts["cycle"]] == ["a", "b"]
     assert [link["session"] for link in facts["cycle"]] == [1, 2]
+
+
+def test_wait_is_that_of_the_request_that_waited(
+    client: WireClient, other: WireClient
+) -> None:
+    client.acquire("waited for")
+    waiting = other.send("acquire", resource="waited for")
+    wait_for_waiters(client, "waited for", 1)
+    assert (
+        other.refusal("acquire", resource="waited for", timeout=0).code
+        == "already_held"
+    )
+    client.call("release", resource="waited for")
+    waited = other.result(waiting)["grant"]["waited"]
+    history = other.call("query", resource="waited for")["history"]
+    (mine,) = (x["session"] for x in history if x["event"] == "waiting")
+    spans = {x["event"]: x.get("waited") for x in history if x["session"] == mine}
+    assert spans == {"waiting": None, "refused": 0, "granted": waited}
+    assert waited > 0
+    # Of one moment, in the order in which it happened.
+    assert [x["event"] for x in history][-2:] == ["released", "granted"]
+
+
+def test_query_tells_whose_process_is_ended_with_its_session(
+    client: WireClient, other: WireClient
+) -> None:
+    for each, rule in ((client, "kill"), (other, "release")):
+        each.call("register", owner={"name": rule}, on_disconnect=rule)
+        each.acquire("a", mode="shared")
+    holders = other.call("query", resource="a")["holders"]
+    assert {x["name"]: x["on_disconnect"] for x in holders} == {
+        "kill": "kill",
+        "release": "release",
+    }
+    client.call("release", resource="a")

@@ -67,9 +67,9 @@ BUGS: Final = [
     _in(
         "engine/lock_engine",
         "release before fence",
-        "            if not self._must_fence(grant):\n"
+        "            if not self.must_fence(grant):\n"
         '                self._lose(grant, "disconnected", now)\n',
-        "            if self._must_fence(grant):\n"
+        "            if self.must_fence(grant):\n"
         '                self._fence(owner, "disconnected")\n'
         '            self._lose(grant, "disconnected", now)\n',
     ),

@@ -40,6 +40,7 @@ class Holder(Party, kw_only=True):
     held_for: float
     label: str | None
     reason: str | None
+    on_disconnect: Literal["release", "kill"]
 
 
 class Waiter(Party, kw_only=True):
@@ -99,9 +100,18 @@ class PastEvent(Struct, forbid_unknown_fields=True, kw_only=True):
     held_for: float | None = None
 
 
+class OutsideHolder(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A process that is not lockd's and locks the file, as far as is known."""
+
+    mode: Mode
+    pid: int | None
+    command: str | None
+
+
 class Story(Resource, kw_only=True):
     """All about one resource."""
 
+    outside: OutsideHolder | None
     last_holder: LastHolder | None
     history: list[PastEvent]
 
@@ -164,14 +174,6 @@ class Before(Struct, forbid_unknown_fields=True, kw_only=True):
     session: int
     mode: Mode
     fencing_token: int | None
-
-
-class OutsideHolder(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A process that is not lockd's and locks the file, as far as is known."""
-
-    mode: Mode
-    pid: int | None
-    command: str | None
 
 
 class PlacedWaiter(Waiter, kw_only=True):

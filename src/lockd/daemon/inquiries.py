@@ -27,8 +27,13 @@ def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Ma
     """Who holds a resource, who waits, who held it last (protocol `query`)."""
     now = trio.current_time()
     last = veil.last_holder(engine.last_holders.get(key), peer)
-    found = views.situation(veil.situation(engine.situation(key), peer), now)
-    return found | {"last_holder": views.last_holder(last, now)}
+    situation = veil.situation(engine.situation(key), peer)
+    found = views.situation(situation, now, must_fence=engine.must_fence)
+    outside = situation.outside
+    return found | {
+        "last_holder": views.last_holder(last, now),
+        "outside": None if outside is None else views.outside(outside),
+    }
 
 
 def history(events: Iterable[Event], now: float) -> Map:

@@ -131,7 +131,8 @@ def _resource(
 ) -> Map:
     now = trio.current_time()
     situation = scene.veil.situation(found.situation(), scene.peer)
-    shown = views.situation(situation, now, views.IN_LIST, scene.memory)
+    must_fence = scene.engine.must_fence
+    shown = views.situation(situation, now, views.IN_LIST, scene.memory, must_fence)
     if named and found.mode == SHARED:
         # Of many, those who are meant are named.
         meant = [
@@ -141,7 +142,7 @@ def _resource(
             and wanted.fencing_token in (None, grant.fencing_token)
         ]
         shown["holders"] = [
-            views.holder(_veiled(scene, grant), now, scene.memory)
+            views.holder(_veiled(scene, grant), now, scene.memory, must_fence)
             for grant in meant[: views.IN_LIST]
         ] or shown["holders"]
     return shown

@@ -39,7 +39,8 @@ def no_session(session: int) -> NotFoundError:
 def no_grant(token: int) -> NotFoundError:
     """Returns what is said of a fencing token that is nobody's, or not for a peer."""
     return NotFoundError(
-        f"no lock is held with fencing token {token}: `lockctl list` has what is held"
+        f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
+        "token of a lock"
     )
 
 

@@ -1,6 +1,7 @@
 """What a refusal says to people: what is in the way, who, since when, what to do."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Final
 
 from lockd.engine.commands import Owner
@@ -72,8 +73,8 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
         parts.append(_circle(refused.cycle))
     elif situation.holder_count:
         parts.append(f"{name} is {_held(situation, now)}")
-    if refused.outside is not None:
-        parts.append(f"{name} is {_held_outside(refused.outside)}")
+    if outside := refused.outside or situation.outside:
+        parts.append(f"{name} is {_held_outside(outside)}")
     if situation.waiter_count:
         parts.append(_waiting(situation))
     return parts
@@ -81,7 +82,11 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
 
 def where(found: Situation, now: float) -> str:
     """Says by whom a resource is held, if by anybody."""
-    return _held(found, now) if found.holder_count else "held by nobody in lockd"
+    if found.holder_count:
+        return _held(found, now)
+    if found.outside is not None:
+        return _held_outside(found.outside)
+    return "held by nobody in lockd"
 
 
 def _label(found: Situation) -> str | None:
@@ -118,9 +123,10 @@ def _held_outside(outside: OutsideHolder) -> str:
 
 
 def _circle(cycle: tuple[Wait, ...]) -> str:
-    links = [f"{called(w.owner)} waits for {_wanted(w)}" for w in cycle]
     first = called(cycle[0].owner)
-    return ", held or queued for by ".join([*links, first])
+    waits = [f"waits for {_wanted(wait)}, held or queued for by" for wait in cycle]
+    others = [called(wait.owner) + ", who" for wait in cycle[1:]]
+    return " ".join(chain(*zip([first, *others], waits, strict=True), [first]))
 
 
 def _wanted(wait: Wait) -> str:

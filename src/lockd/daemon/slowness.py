@@ -93,6 +93,8 @@ class Slowness:
                 "LOCKD_HOLDER_UID": str(grant.owner.uid),
                 "LOCKD_HOLDER_FENCING_TOKEN": str(grant.fencing_token),
             }
+        if situation.outside is not None and situation.outside.pid is not None:
+            fields["LOCKD_OUTSIDE_PID"] = str(situation.outside.pid)
         logger.warning(
             "%s has waited %s for %s, %s; it is %s",
             called(owner),
@@ -114,13 +116,13 @@ class Slowness:
         fields["LOCKD_WAITERS"] = str(situation.waiter_count)
         reason = f" ({plain(grant.reason)})" if grant.reason else ""
         logger.warning(
-            "%s has held %s %s for %s%s; %d wait for it",
+            "%s has held %s %s for %s%s; %s",
             called(grant.owner),
             quoted(str(grant.key)),
             how(grant.mode),
             duration(now - grant.since),
             reason,
-            situation.waiter_count,
+            _waited_for(situation.waiter_count),
             extra={"fields": fields},
         )
 
@@ -146,6 +148,12 @@ class Slowness:
             outcome,
             extra={"fields": fields},
         )
+
+
+def _waited_for(count: int) -> str:
+    if count == 0:
+        return "nobody waits for it"
+    return "1 waits for it" if count == 1 else f"{count} wait for it"
 
 
 def _fields(

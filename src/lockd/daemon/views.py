@@ -38,6 +38,9 @@ Faces = tuple[str | None, str | None]
 Look = Callable[[int, float], Faces]
 """How command and unit of a process are found, for an answer of a moment."""
 
+Fences = Callable[[Grant], bool]
+"""Tells whether a holder is dead before its lock is taken from it."""
+
 
 @lru_cache(maxsize=256)
 def look_up(pid: int, now: float) -> Faces:
@@ -84,9 +87,14 @@ def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
     }
 
 
-def holder(grant: Grant, now: float, look: Look = look_up) -> Map:
-    """Who holds (protocol 7.2)."""
-    return party(grant.owner, grant.session, now, look) | {
+def holder(
+    grant: Grant, now: float, look: Look = look_up, must_fence: Fences | None = None
+) -> Map:
+    """Who holds (protocol 7.2); for who asks, what becomes of him, too (7.5)."""
+    found = party(grant.owner, grant.session, now, look)
+    if must_fence is not None:
+        found["on_disconnect"] = "kill" if must_fence(grant) else "release"
+    return found | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "count": grant.count,
@@ -131,13 +139,19 @@ def last_holder(last: LastHolder | None, now: float) -> Map | None:
 
 
 def situation(
-    found: Situation, now: float, most: int | None = None, look: Look = look_up
+    found: Situation,
+    now: float,
+    most: int | None = None,
+    look: Look = look_up,
+    must_fence: Fences | None = None,
 ) -> Map:
     """Who holds a resource and who waits (protocol 4.3, 7.5)."""
     return {
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,
-        "holders": [holder(grant, now, look) for grant in found.holders[:most]],
+        "holders": [
+            holder(grant, now, look, must_fence) for grant in found.holders[:most]
+        ],
         "holder_count": found.holder_count,
         "waiters": [waiter(waiting, now, look) for waiting in found.waiters[:most]],
         "waiter_count": found.waiter_count,
@@ -169,12 +183,14 @@ def happening(event: Event, now: float) -> Map:
 def facts(refused: Refused, now: float) -> Map:
     """What explains a refusal (protocol 4.3)."""
     found: Map = {}
+    held_outside = refused.outside
     if refused.situation is not None:
         found |= situation(refused.situation, now)
+        held_outside = held_outside or refused.situation.outside
     if refused.waited is not None:
         found["waited"] = refused.waited
-    if refused.outside is not None:
-        found["outside"] = outside(refused.outside)
+    if held_outside is not None:
+        found["outside"] = outside(held_outside)
     if refused.cycle:
         found["cycle"] = [link(wait) for wait in refused.cycle]
     return found

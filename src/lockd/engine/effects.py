@@ -58,13 +58,18 @@ class Wait(Struct, frozen=True, gc=False):
 
 
 class Situation(Struct, frozen=True, gc=False):
-    """Who holds a resource and who waits for it, at most 16 of each named."""
+    """Who holds a resource and who waits for it, at most 16 of each named.
+
+    Attributes:
+        outside: who holds it outside lockd, as whoever is next found at its last try.
+    """
 
     key: ResourceKey
     holders: tuple[Grant, ...]
     holder_count: int
     waiters: tuple[Waiter, ...]
     waiter_count: int
+    outside: OutsideHolder | None = None
 
 
 class Granted(Struct, frozen=True, gc=False):

@@ -140,7 +140,7 @@ class LockEngine(LockTable):
         """Ends an owner whose process may live: fenced first where that is asked."""
         self._refuse_waiting(owner, now)
         for grant in list(owner.grants.values()):
-            if not self._must_fence(grant):
+            if not self.must_fence(grant):
                 self._lose(grant, "disconnected", now)
         if owner.grants:
             self._fence(owner, "disconnected")
@@ -155,7 +155,8 @@ class LockEngine(LockTable):
     def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
         self._release_all(self.owners[command.owner_id], "owner_died", now)
 
-    def _must_fence(self, grant: e.Grant) -> bool:
+    def must_fence(self, grant: e.Grant) -> bool:
+        """Tells whether the holder is dead before the lock is taken from it."""
         lockspace = self.lockspaces[grant.key.lockspace]
         owner = self.owners[grant.owner_id]
         return "kill" in (owner.on_disconnect, lockspace.on_disconnect)
@@ -408,7 +409,7 @@ class LockEngine(LockTable):
             return self._refuse(command, "not_found", message)
         owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)
-        must_fence = self._must_fence(grant)
+        must_fence = self.must_fence(grant)
         if owner.fencing is None:
             # All that it holds goes with the process.
             for doomed in list(owner.grants.values()) if must_fence else [grant]:

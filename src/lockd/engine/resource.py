@@ -133,12 +133,14 @@ class Resource:
     def situation(self, but: Request | None = None) -> Situation:
         """Describes holders and waiters, leaving out the request that asks."""
         waiters = (_waiter(r) for r in self.line() if r is not but)
+        front = self.front()
         return Situation(
             self.key,
             tuple(islice(self.holders.values(), MAX_NAMED)),
             len(self.holders),
             tuple(islice(waiters, MAX_NAMED)),
             self.line_length() - (but is not None and self._is_in_line(but)),
+            None if front is None or front is but else front.outside,
         )
 
     def _is_in_line(self, request: Request) -> bool:
