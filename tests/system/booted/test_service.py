@@ -418,6 +418,30 @@ def test_any_lock_can_be_held_by_a_unit(
     machine.run("lockctl", "run", "-n", name, "--", "true")
 
 
+def test_lock_is_held_until_a_unit_ends(machine: Machine) -> None:
+    machine.run("systemd-run", "--unit=importer", "sleep", "infinity")
+    machine.run("lockctl", "acquire", "job", "--owner-unit=importer.service")
+    shown = machine.say("lockctl", "show", "job")
+    assert "importer.service" in shown
+    machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
+    assert machine.run("lockctl", "test", "job", check=False).returncode == 1
+    with subprocess.Popen(
+        machine.command("lockctl", "run", "job", "--", "echo", "granted"),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waiter:
+        status = "1 held, 1 waiting, 1 session"
+        machine.wait_for("lockd.service", "StatusText", status)
+        machine.run("systemctl", "stop", "importer.service")
+        said, _ = waiter.communicate(timeout=30)
+    assert said == "granted\n"
+    done = machine.run(
+        *("lockctl", "acquire", "job", "--owner-unit=importer.service"), check=False
+    )
+    assert done.returncode == 64
+    assert "importer.service" in done.stderr
+
+
 def test_unit_that_holds_a_lock_outlives_a_crash_and_no_stop(machine: Machine) -> None:
     machine.run("systemctl", "start", "lockd-hold@job.service")
     machine.run("kill", "-KILL", main_pid(machine))
