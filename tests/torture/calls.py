@@ -87,7 +87,8 @@ STOPPED: Final = 0.03
 class Hit:
     """One scenario: how many system calls it has, at how many the daemon was killed.
 
-    `hit` counts kills before a call had any effect, `hit_after` those after it.
+    `hit` counts kills before a call had any effect, `hit_after` those after it. Of the
+    calls that were seen once, `missed` are those that did not come again.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Hit:
     hit_after: int = 0
     violations: int = 0
     calls: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
 
 
 class StuckError(Exception):
@@ -255,6 +257,8 @@ class Calls:
                 if "killed by SIGKILL" not in trace:
                     break
         found.total = max(found.total, found.hit)
+        if portion == ALL:
+            found.missed = seen - found.calls
 
     def _kill(
         self, found: Hit, scenario: scenarios.Scenario, call: str, at: int

@@ -124,7 +124,8 @@ class Rebirth:
         chosen = chosen[: len(chosen) // portion.one_in]
         # Not each start comes to the same calls.
         missed = self._kill_each(found, actor, chosen)
-        self._kill_each(found, actor, missed)
+        missed = self._kill_each(found, actor, missed)
+        found.missed = Counter(call for call, _ in missed)
 
     def _kill_each(
         self, found: Hit, actor: Actor, chosen: list[tuple[str, int]]

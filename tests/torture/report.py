@@ -70,6 +70,9 @@ class Report:
         hits = f"{found.hit}/{found.total}"
         after = f" (after it: {found.hit_after})" if found.hit_after else ""
         self._row(f"  {found.name:<34} {hits:>10}{after} violations: {verdict}")
+        if found.missed:
+            missed = ", ".join(f"{call} {n}" for call, n in found.missed.most_common())
+            self._row(f"    seen once, and not again: {missed}")
 
     def judged(self, judge: Judge) -> None:
         """What was found, by kind."""
