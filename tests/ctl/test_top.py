@@ -25,7 +25,7 @@ from lockd.ctl.top.app import Tables, Top
 from lockd.ctl.top.feed import Feed
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
-from lockd.terms import ResourceKey
+from lockd.terms import OnDisconnect, ResourceKey
 
 Play = Callable[["Screen"], Awaitable[None]]
 
@@ -363,7 +363,7 @@ def test_keys_come_back_to_the_last_line(
     where: tuple[str, ...],
     keys: str,
 ) -> None:
-    monkeypatch.setattr(dialogs, "SAID", 1)
+    monkeypatch.setattr(dialogs, "SAID", 3)
     client.acquire("job")
 
     async def part(screen: Screen) -> None:
@@ -377,6 +377,24 @@ def test_keys_come_back_to_the_last_line(
         await screen.until(keys, gone=("nothing was broken",))
 
     play(sock, part)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"), [("kill", "is ended first"), ("release", "may run on")]
+)
+def test_who_breaks_a_lock_knows_what_becomes_of_its_holder(
+    sock: str, client: Client, rule: OnDisconnect, said: str
+) -> None:
+    client.register("guest", on_disconnect=rule)
+    grant = client.acquire("job")
+
+    async def part(screen: Screen) -> None:
+        await screen.until("job", "1 held")
+        await screen.press("b")
+        await screen.until("Break this lock?", said)
+
+    play(sock, part)
+    client.release(grant)
 
 
 def test_holder_that_went_meanwhile_is_told_and_nobody_else_suffers(

@@ -43,6 +43,13 @@ _WORDS: Final = (
 )
 
 
+_RULES: Final = {
+    "kill": "Its process is ended first, and all its locks go with it.",
+    "release": "It is told, and may run on: make sure that this does no harm.",
+}
+"""What becomes of a holder, by its `on_disconnect` (protocol 7.5)."""
+
+
 class Help(ModalScreen[None]):
     """The keys, and the words."""
 
@@ -93,6 +100,7 @@ class Break(ModalScreen[str | None]):
             ("command", told["command"]),
         ]
         lines = [f"  {name:<9}{plain(what)}" for name, what in facts if what]
+        self._rule = told["on_disconnect"]
         self._victim = VerticalScroll(
             Static(Text("\n".join(lines))), id="victim", can_focus=False
         )
@@ -101,10 +109,7 @@ class Break(ModalScreen[str | None]):
         """Shows the victim and asks."""
         yield Static("Break this lock? Type why: Enter breaks it, Esc does not.")
         yield self._victim
-        yield Static(
-            "It is told, and ended first where its lockspace says so.\n"
-            "Else it may run on: make sure that this does no harm."
-        )
+        yield Static(_RULES[self._rule])
         yield Input(placeholder="why it is broken", compact=True)
 
     def action_scroll(self, by: int) -> None:
