@@ -84,10 +84,11 @@ def acquire(
     if as_json:
         show_json(pid=pid, grants=found)
         return
+    names_shown = ", ".join(quoted(str(key)) for key in keys)
+    # First, as it is true even if the tokens cannot be written.
+    say(f"{names_shown} is held until process {pid} ends")
     for grant in found:
         print(grant["fencing_token"])
-    names_shown = ", ".join(quoted(str(key)) for key in keys)
-    say(f"{names_shown} is held until process {pid} ends")
 
 
 def _main_pid(unit: str) -> int:

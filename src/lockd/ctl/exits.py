@@ -32,6 +32,7 @@ USAGE: Final = 64
 UNAVAILABLE: Final = 69
 INTERNAL: Final = 70
 DEADLOCK: Final = 73
+UNWRITTEN: Final = 74
 BUSY: Final = 75
 LOST: Final = 76
 DENIED: Final = 77
@@ -64,6 +65,7 @@ EXITS: Final = (
         "waiting would deadlock, or the lock is held already",
         (DeadlockError, AlreadyHeldError),
     ),
+    Exit(UNWRITTEN, "what it has to tell could not be written"),
     Exit(BUSY, "busy or timed out (or -E N)", (BusyError, AcquireTimeoutError)),
     Exit(LOST, "the lock was lost; the command was stopped first", (LockLostError,)),
     Exit(DENIED, "denied", (DeniedError, RestrictedError)),

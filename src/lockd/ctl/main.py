@@ -3,9 +3,11 @@
 Each command's module is loaded only when it is used: `lockctl run` is to be quick.
 """
 
+import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
 
@@ -91,6 +93,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
     if ctx.invoked_subcommand != "run":
         # A reader that has seen enough ends us, as it does any filter.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        _prepare_output()
 
 
 def main() -> None:
@@ -101,18 +104,57 @@ def main() -> None:
 def _status(args: list[str]) -> int:
     if _COMPLETING in os.environ:
         import_module("lockd.ctl.completion").prepare()
+    if sys.stderr is None:
+        # It was closed. For print(), and for click, no file is standard output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as we live)
+    try:
+        status = _status_of_command(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise  # it is not about standard output, but a defect
+        _discard_output()
+        why = error.strerror or error
+        _complain(f"lockctl: the answer cannot be written to standard output: {why}")
+        return exits.UNWRITTEN
+    return status
+
+
+def _status_of_command(args: list[str]) -> int:
     try:
         status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return exits.USAGE
     except LockdError as error:
-        click.echo(f"lockctl: {error}", err=True)
+        _complain(f"lockctl: {error}")
         return exits.status_of(error)
     except click.Abort:
         exits.die_of(signal.SIGINT)
     return status or exits.OK
+
+
+def _complain(sentence: str) -> None:
+    with suppress(OSError):  # nobody listens: the exit status says it, too
+        click.echo(sentence, err=True)
+
+
+def _prepare_output() -> None:
+    """Sees to it that standard output takes all text, or fails as a file does."""
+    if sys.stdout is None:
+        # It was closed. What is written to a file that is only read fails, too.
+        sys.stdout = open(os.devnull)  # noqa: SIM115 (as long as we live)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Has what could not be written not be tried again when Python ends."""
+    if sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -88,27 +88,34 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
 def show_json(**things: Any) -> None:
     """Shows named things as one JSON object, with the version of its shape.
 
-    Indented on a terminal; piped it is one line, written as what it tells comes.
+    Indented on a terminal; piped it is one line. Nothing is written before all is
+    known: who reads it gets the whole object, or none.
     """
-    import json
-
     if sys.stdout.isatty():
         whole = {name: _whole(thing) for name, thing in things.items()}
-        print(json.dumps({"version": VERSION} | whole, indent=2, ensure_ascii=False))
+        print(to_json({"version": VERSION} | whole, indent=2))
         return
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    write = sys.stdout.write
-    write(f'{{"version": {VERSION}')
+    # Of very many things the text takes less room than they do.
+    text = [f'{{"version": {VERSION}']
     for name, thing in things.items():
-        write(f', "{name}": ')
+        text.append(f', "{name}": ')
         if isinstance(thing, Iterator):
-            write("[")
+            text.append("[")
             for number, each in enumerate(thing):
-                write(", " * (number > 0) + encode(each))
-            write("]")
+                text.append(", " * (number > 0) + to_json(each))
+            text.append("]")
         else:
-            write(encode(thing))
-    write("}\n")
+            text.append(to_json(thing))
+    text.append("}\n")
+    sys.stdout.writelines(text)
+
+
+def to_json(thing: Any, *, indent: int | None = None) -> str:
+    """Returns JSON that standard output can take, whatever its encoding is."""
+    import json
+
+    unicode = sys.stdout.encoding.lower() == "utf-8"
+    return json.dumps(thing, indent=indent, ensure_ascii=not unicode)
 
 
 def _whole(thing: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lockd.ctl.exits import EXITS
+from lockd.ctl.exits import EXITS, UNWRITTEN
 from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
 from lockd.ctl.under_lock import Plan, Run
 from lockd.names import plain
@@ -56,7 +56,9 @@ class _RunCommand(click.Command):
         with formatter.section("Examples"):
             formatter.write_dl(_EXAMPLES, col_max=44)
         with formatter.section("Exit status"):
-            rows = [(str(exit_.status), exit_.meaning) for exit_ in EXITS]
+            # lockctl itself has nothing to tell here.
+            exits = [exit_ for exit_ in EXITS if exit_.status != UNWRITTEN]
+            rows = [(str(exit_.status), exit_.meaning) for exit_ in exits]
             formatter.write_dl([*rows, ("other", "the command's own")])
         with formatter.section("The command finds in its environment"):
             formatter.write_dl(

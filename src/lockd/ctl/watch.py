@@ -1,6 +1,5 @@
 """`lockctl watch`: what happens, as it happens."""
 
-import json
 import signal
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import Client, connect
-from lockd.ctl.render import VERSION, clock, say, user
+from lockd.ctl.render import VERSION, clock, say, to_json, user
 from lockd.errors import ConnectionLostError, UnavailableError
 from lockd.names import plain
 from lockd.terms import ResourceKey
@@ -87,7 +86,7 @@ def _connect_again(socket: str | None) -> Client:
 def _tell(event: Thing, *, as_json: bool) -> None:
     now = time.time()
     if as_json:
-        line = json.dumps({"version": VERSION, "at": now} | event, ensure_ascii=False)
+        line = to_json({"version": VERSION, "at": now} | event)
     elif sys.stdout.isatty():
         line = _sentence(event, now)
     else:
