@@ -6,11 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
 from lockd import Client, LockdError, connect
+from lockd.ctl.graph import Graph, tree
 
 
 @pytest.fixture
@@ -71,6 +73,84 @@ def test_graph_as_json_has_the_longest_chain(
     assert [names[x] for x in told["longest_chain"]] == ["w4", "w3", "w2", "w1", "w0"]
     edges = {(names[x["owner"]], names[x["behind"][0]]) for x in told["waits"]}
     assert edges == {(f"w{n}", f"w{n - 1}") for n in range(1, 5)} | {("w5", "w0")}
+
+
+def waiter(number: int, name: str, holder: int, place: int = 1) -> dict[str, Any]:
+    """An entry of `list_waiters`: owner NUMBER waits for what HOLDER has."""
+
+    def party(number: int) -> dict[str, Any]:
+        return {"owner": number, "name": f"w{number}", "pid": 100 + number, "uid": 0}
+
+    key = {"lockspace": "default", "resource": name, "place": place}
+    state = {"mode": "exclusive", "converting": False, "waited": 5.0, "outside": None}
+    return party(number) | key | state | {"behind": [party(holder)]}
+
+
+def test_chain_of_any_length_is_drawn() -> None:
+    length = 2000
+    graph = Graph(waiter(n, f"s{n}", n - 1) for n in range(1, length))
+    lines = list(tree(graph))
+    assert len(lines) == length
+    assert lines[-1].endswith(
+        f"! s{length - 1}: 1st w{length - 1} (pid 2099, root), exclusive, 5s"
+    )
+    chain = [node.owner for node in graph.longest_chain()]
+    assert chain == list(reversed(range(length)))
+
+
+def test_who_waits_at_several_places_is_drawn_once_with_those_below() -> None:
+    """Each waits for two locks of the one before: 2^n ways, but n lines."""
+    waits = [
+        waiter(n, f"{letter}{n - 1}", n - 1) for n in range(1, 40) for letter in "ab"
+    ]
+    lines = list(tree(Graph(waits)))
+    assert len(lines) == 40
+    assert lines[1] == "└─ a0, b0: 1st w1 (pid 101, root), exclusive, 5s"
+
+
+def test_branch_that_was_drawn_is_referred_to() -> None:
+    waits = [
+        waiter(2, "a", 0), waiter(2, "b", 1), waiter(3, "c", 2),
+        *(waiter(4, f"d{n}", 3) for n in range(5)),
+    ]  # fmt: skip
+    assert [
+        line.replace(" (pid ", "|").split("|")[0] for line in tree(Graph(waits))
+    ] == [
+        "w0",
+        "└─ a: 1st w2",
+        "   └─ c: 1st w3",
+        "      └─ ! d0, d1, d2 and 2 more: 1st w4",
+        "w1",
+        "└─ b: 1st w2",
+    ]
+    assert list(tree(Graph(waits)))[-1].endswith("exclusive, 5s, see above")
+
+
+def test_what_looks_like_a_circle_is_drawn_as_far_as_it_is_none() -> None:
+    """Those who wait are listed page by page: they need not fit together."""
+    waits = [waiter(1, "a", 2), waiter(2, "b", 1), waiter(3, "c", 0)]
+    graph = Graph(waits)
+    assert [node.owner for node in graph.longest_chain()] == [3, 0]
+    assert len(list(tree(graph))) == 2
+
+
+def test_lock_that_is_free_only_for_who_waits_for_more(
+    lockctl: Lockctl, sock: str, client: Client
+) -> None:
+    client.acquire("a")
+    with connect(sock, name="both") as both:
+        waiting = Thread(target=lambda: both.acquire_all(["a", "b"], timeout=1000))
+        waiting.start()
+        ask_until(client, "a", lambda state: state["waiter_count"] == 1)
+        lines = lockctl("graph").stdout.splitlines()
+        client.release("a")
+        waiting.join()
+    assert [line.split(" (pid")[0] for line in lines] == [
+        "the test",
+        "└─ a: 1st both",
+        "nobody holds b: the first in line waits for more locks",
+        "└─ b: 1st both",
+    ]
 
 
 def test_graph_in_the_language_of_dot(

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, NamedTuple
 
 import click
@@ -17,6 +20,9 @@ from lockd.text import counted, duration
 
 LONG: Final = 3
 """Of how many who wait for each other a chain is marked."""
+
+NAMED: Final = 3
+"""How many of the locks are named that somebody waits for at one place of the tree."""
 
 Thing = dict[str, Any]
 
@@ -52,11 +58,17 @@ class Wait(NamedTuple):
     behind: tuple[Node, ...]
     outside: str | None
 
+    @property
+    def turn(self) -> str:
+        """At which place of the line it stands."""
+        return "converts" if self.converting else ordinal(self.place)
+
 
 class Graph:
     """Who waits for whom: by the holder of what each waits for.
 
-    Cycles cannot exist: the daemon refuses the request that would close one.
+    Cycles cannot exist: the daemon refuses the request that would close one. But those
+    who wait are listed page by page, and what has changed meanwhile may look like one.
     """
 
     def __init__(self, waiters: Iterable[Thing]) -> None:
@@ -84,16 +96,20 @@ class Graph:
             for wait in self.waits
             for node in (wait.waiter, *wait.behind)
         }
-        self._waiting = {wait.waiter.owner for wait in self.waits}
+        self._below: defaultdict[int, list[Wait]] = defaultdict(list)
+        self._before: defaultdict[int, list[int]] = defaultdict(list)
+        for wait in self.waits:
+            if wait.behind:
+                self._below[wait.behind[0].owner].append(wait)
+            self._before[wait.waiter.owner] += [node.owner for node in wait.behind]
 
     def roots(self) -> list[Node]:
         """Returns below whom somebody stands, and who waits for nobody."""
-        behind = {x.behind[0].owner: x.behind[0] for x in self.waits if x.behind}
-        return [node for number, node in behind.items() if number not in self._waiting]
+        return [self.nodes[x] for x in self._below if x not in self._before]
 
     def waits_for(self, node: Node) -> list[Wait]:
         """Returns who waits for what somebody holds; of several holders the first."""
-        return [x for x in self.waits if x.behind and x.behind[0].owner == node.owner]
+        return self._below.get(node.owner, [])
 
     def unheld(self) -> list[Wait]:
         """Returns the waits for what nobody in lockd holds."""
@@ -101,21 +117,24 @@ class Graph:
 
     def longest_chain(self) -> list[Node]:
         """Returns the longest chain of those who wait, each for the next."""
-        known: dict[int, list[Node]] = {}
-
-        def chain(number: int) -> list[Node]:
-            if number not in known:
-                known[number] = []
-                further = [
-                    chain(node.owner)
-                    for wait in self.waits
-                    if wait.waiter.owner == number
-                    for node in wait.behind
-                ]
-                known[number] = [self.nodes[number], *max(further, key=len, default=[])]
-            return known[number]
-
-        return max((chain(number) for number in self._waiting), key=len, default=[])
+        sorter = TopologicalSorter(self._before)
+        with suppress(CycleError):  # it then leaves out the cycle and who waits for it
+            sorter.prepare()
+        lengths: dict[int | None, int] = {None: 0}
+        onward: dict[int, int | None] = {}
+        while sorter.is_active():
+            for number in sorter.get_ready():
+                before = self._before.get(number, [])
+                onward[number] = max(before, key=lengths.__getitem__, default=None)
+                lengths[number] = lengths[onward[number]] + 1
+                sorter.done(number)
+        waiting = (x for x in self._before if x in onward)
+        at = max(waiting, key=lengths.__getitem__, default=None)
+        chain = []
+        while at is not None:
+            chain.append(self.nodes[at])
+            at = onward[at]
+        return chain
 
 
 @click.command(short_help="Draw who waits for whom.")
@@ -135,9 +154,9 @@ def graph(
     """Draw who waits for whom, in LOCKSPACE or everywhere, as a tree.
 
     Below each holder stand those who wait for it, in the order of their turns, and
-    below them those who wait for what they hold in turn. Chains of three and more who
-    wait for each other are marked with `!`. A circle cannot be: the request that would
-    close it is refused.
+    below them those who wait for what they hold in turn: once, even if somebody waits
+    at several places. Chains of three and more who wait for each other are marked with
+    `!`. A circle cannot be: the request that would close it is refused.
     """
     with connect(socket) as client:
         found = Graph(client.list_waiters(lockspace))
@@ -148,7 +167,7 @@ def graph(
     elif dot:
         sys.stdout.writelines(line + "\n" for line in _dot(found))
     elif found.waits:
-        print("\n".join(_tree(found)))
+        print("\n".join(tree(found)))
         chain = found.longest_chain()
         if len(chain) > LONG:
             names = " → ".join(plain(node.name) for node in chain)
@@ -171,40 +190,66 @@ def _outside(found: Thing | None) -> str | None:
 # The tree.
 
 
-def _tree(graph: Graph) -> Iterator[str]:
+def tree(graph: Graph) -> Iterator[str]:
+    """Draws a graph, line by line."""
+    drawn: set[int] = set()
     for root in graph.roots():
         yield root.shown
-        yield from _below(graph, root, "", 1)
+        yield from _branches(graph, graph.waits_for(root), drawn)
     unheld: dict[ResourceKey, list[Wait]] = {}
     for wait in graph.unheld():
         unheld.setdefault(wait.key, []).append(wait)
     for key, waits in unheld.items():
         yield (
             waits[0].outside
-            or f"nobody holds {plain(str(key))}, who is first waits for more"
+            or f"nobody holds {plain(str(key))}: the first in line waits for more locks"
         )
-        yield from _branches(graph, waits, "", 1)
+        yield from _branches(graph, waits, drawn)
 
 
-def _below(graph: Graph, node: Node, indent: str, depth: int) -> Iterator[str]:
-    yield from _branches(graph, graph.waits_for(node), indent, depth)
+def _branches(graph: Graph, waits: list[Wait], drawn: set[int]) -> Iterator[str]:
+    """Draws who waits, and below them who waits for them: of each owner once.
 
-
-def _branches(
-    graph: Graph, waits: list[Wait], indent: str, depth: int
-) -> Iterator[str]:
-    for number, wait in enumerate(waits, 1):
-        last = number == len(waits)
+    Args:
+        waits: all for one holder, or for one lock.
+        drawn: below whom has been drawn already; it grows.
+    """
+    # A stack of its own: a chain may be longer than Python lets functions call others.
+    stack = [*_at_one_place(waits, "", 1)]
+    while stack:
+        indent, depth, last, alike = stack.pop()
+        waiter = alike[0].waiter
+        below = graph.waits_for(waiter)
+        above = ", see above" if below and waiter.owner in drawn else ""
         mark = "! " if depth >= LONG else ""
-        turn = "converts" if wait.converting else ordinal(wait.place)
-        more = len(wait.behind) - 1
-        others = f", and for {counted(more, 'more holder')}" if more > 0 else ""
-        yield (
-            f"{indent}{'└' if last else '├'}─ {mark}{plain(str(wait.key))}: {turn} "
-            f"{wait.waiter.shown}, {wait.mode}, {duration(wait.waited)}{others}"
-        )
-        deeper = indent + ("   " if last else "│  ")
-        yield from _below(graph, wait.waiter, deeper, depth + 1)
+        yield f"{indent}{'└' if last else '├'}─ {mark}{_shown(alike)}{above}"
+        if not above:
+            drawn.add(waiter.owner)
+            deeper = indent + ("   " if last else "│  ")
+            stack += _at_one_place(below, deeper, depth + 1)
+
+
+def _at_one_place(
+    waits: list[Wait], indent: str, depth: int
+) -> Iterator[tuple[str, int, bool, list[Wait]]]:
+    """Returns the branches of one place, the last first: alike waits make up one."""
+    found: dict[tuple[object, ...], list[Wait]] = {}
+    for wait in waits:
+        key = (wait.waiter.owner, wait.turn, wait.mode)
+        found.setdefault(key, []).append(wait)
+    for number, alike in enumerate(reversed(found.values())):
+        yield indent, depth, number == 0, alike
+
+
+def _shown(alike: list[Wait]) -> str:
+    wait = alike[0]
+    names = ", ".join(plain(str(x.key)) for x in alike[:NAMED])
+    if len(alike) > NAMED:
+        names += f" and {len(alike) - NAMED} more"
+    more = max(len(x.behind) for x in alike) - 1
+    others = f", and for {counted(more, 'more holder')}" if more > 0 else ""
+    waited = duration(max(x.waited for x in alike))
+    return f"{names}: {wait.turn} {wait.waiter.shown}, {wait.mode}, {waited}{others}"
 
 
 # For graphviz, and for programs.
@@ -220,8 +265,7 @@ def _dot(graph: Graph) -> Iterator[str]:
         look = ", color=red" if node.owner in marked else ""
         yield f"  o{node.owner} [label={_quoted(node.shown)}{look}];"
     for wait in graph.waits:
-        turn = "converts" if wait.converting else ordinal(wait.place)
-        label = _quoted(f"{plain(str(wait.key))}: {turn}")
+        label = _quoted(f"{plain(str(wait.key))}: {wait.turn}")
         for node in wait.behind:
             yield f"  o{wait.waiter.owner} -> o{node.owner} [label={label}];"
         if not wait.behind:
