@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,54 @@ def test_processes_of_others_are_not_seen_but_their_locks_are(
     assert (found["kind"], found["pid"]) == ("OFD", None)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+def test_lock_that_nobody_may_see_is_perhaps_lockds(
+    start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
+) -> None:
+    daemon = start_daemon("")
+    for directory in tmp_path.parents[:-2]:
+        directory.chmod(0o755)
+    for directory in (tmp_path, daemon.directory):
+        directory.chmod(0o755)
+    daemon.socket.chmod(0o666)
+    lockctl = Lockctl(str(daemon.socket))
+    with connect(daemon.socket) as client:
+        client.acquire(str(disk))
+        locker(disk, "OFD", start=5)
+        told = as_nobody(lockctl, "who", "--json", str(disk))
+        assert told["holders"] == []
+        perhaps = {x["from"]: x["perhaps_lockd"] for x in told["outside"]}
+        assert perhaps == {0: True, 5: False}
+        # Who sees lockd's descriptors knows.
+        _, (found,) = who(lockctl, disk)
+        assert (found["from"], found["perhaps_lockd"]) == (5, False)
+        shown = said_to_nobody(lockctl, "who", str(disk)).splitlines()
+    reasons = {line.split("\t")[9] for line in shown}
+    assert reasons == {
+        "OFD lock, 0 to 0, perhaps lockd's",
+        "OFD lock, 5 to 5, not lockd's",
+    }
+
+
+def test_those_who_are_not_named_are_counted(
+    lockctl: Lockctl, sock: str, disk: Path
+) -> None:
+    """The daemon names 16 of those who share a lock."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(sock)).acquire("job", mode="shared")
+        lines = lockctl("who", "job").stdout.splitlines()
+        told = json.loads(lockctl("who", "--json", "job").stdout)
+    assert len(lines) == 17
+    assert lines[-1].split("\t") == ["default", "job", "4 more hold it", *"-------"]
+    assert (len(told["holders"]), told["holder_count"]) == (16, 20)
+
+
 def as_nobody(lockctl: Lockctl, *words: str) -> Any:
+    return json.loads(said_to_nobody(lockctl, *words))
+
+
+def said_to_nobody(lockctl: Lockctl, *words: str) -> str:
     # All that it needs is loaded before: the interpreter may be root's alone.
     script = f"""
 import json, os, sys, encodings.ascii
@@ -214,7 +262,7 @@ main()
         check=False,
     )
     assert done.stdout, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def test_kernel_names_a_file_as_we_do(disk: Path, locker: Locker) -> None:

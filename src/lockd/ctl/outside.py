@@ -48,13 +48,18 @@ class KernelLock(NamedTuple):
 
 
 class Outsider(NamedTuple):
-    """A lock on a file, and a process that has it; pid None if none can be seen."""
+    """A lock on a file, and a process that has it; pid None if none can be seen.
+
+    Attributes:
+        perhaps_ours: whether it may be lockd's, for all that can be seen.
+    """
 
     lock: KernelLock
     pid: int | None
     uid: int | None
     command: str | None
     unit: str | None
+    perhaps_ours: bool
 
 
 def inode_of(path: str) -> Inode | None:
@@ -131,16 +136,19 @@ def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
     Args:
         ours: the pid of the daemon.
         held: how many locks it says that it has on this file. Where its descriptors
-            cannot be seen, as many OFD locks on the first byte are taken for its.
+            cannot be seen, as many OFD locks on the first byte are taken for its; it
+            may have more, of which it does not tell everybody.
     """
     locks = locks_on(inode)
     if not locks:
         return []
     holders = _holders(inode)
+    unseen = all(ours not in pids for pids in holders.values())
+    hidden = not _can_be_seen(ours)
     found = []
     seen_ours = False
     for lock in locks:
-        shape = (lock.kind, lock.mode)
+        shape = _shape(lock)
         pids = holders.get(shape, []) if lock.pid <= 0 or lock.kind != "POSIX" else []
         if lock.kind == "OFD" and ours in pids and not lock.waits:
             # Several of one shape cannot be told apart: each is shown once for each
@@ -149,31 +157,47 @@ def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
             if not seen_ours:
                 seen_ours = True
                 continue
-        elif lock.kind == "OFD" and lock.span == ("0", "0") and held and not pids:
+        like_ours = lock.kind == "OFD" and lock.span == ("0", "0")
+        maybe_ours = like_ours and unseen and not pids and not lock.waits
+        if maybe_ours and held:
             held -= 1
             continue
+        if not pids and lock.pid > 0:
+            pids = [lock.pid]
+        found += [_outsider(lock, pid) for pid in pids]
         if not pids:
-            pids = [lock.pid] if lock.pid > 0 else []
-        found += [_outsider(lock, pid) for pid in pids] or [_outsider(lock, None)]
+            found.append(Outsider(lock, None, None, None, None, maybe_ours and hidden))
     return list(dict.fromkeys(found))
 
 
-def _outsider(lock: KernelLock, pid: int | None) -> Outsider:
-    if pid is None:
-        return Outsider(lock, None, None, None, None)
-    return Outsider(lock, pid, uid_of(pid), command_of(pid), unit_of(pid))
+def _outsider(lock: KernelLock, pid: int) -> Outsider:
+    return Outsider(lock, pid, uid_of(pid), command_of(pid), unit_of(pid), False)
 
 
-def _holders(inode: Inode) -> dict[tuple[str, str], list[int]]:
-    """Finds the processes that have a locked file open, by kind and mode of the lock.
+def _can_be_seen(pid: int) -> bool:
+    """Tells whether we may look at the descriptors of a process."""
+    try:
+        os.listdir(f"/proc/{pid}/fdinfo")
+    except OSError:
+        return False
+    return True
+
+
+def _shape(lock: KernelLock) -> tuple[object, ...]:
+    """Returns what tells locks on one file apart, if anything does."""
+    return lock.kind, lock.mode, lock.span
+
+
+def _holders(inode: Inode) -> dict[tuple[object, ...], list[int]]:
+    """Finds the processes that have a locked file open, by the shape of the lock.
 
     Those of other users are seen by root only.
     """
-    found: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    found: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError):  # it has ended, or is not ours to see
             for lock in _locks_of(f"/proc/{pid}/fdinfo"):
-                pids = found[lock.kind, lock.mode]
+                pids = found[_shape(lock)]
                 if lock.inode == inode and int(pid) not in pids:
                     pids.append(int(pid))
     return found

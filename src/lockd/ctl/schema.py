@@ -154,6 +154,7 @@ class Outsider(Struct, forbid_unknown_fields=True, kw_only=True):
     uid: int | None
     command: str | None
     unit: str | None
+    perhaps_lockd: bool
 
 
 class Who(Document, kw_only=True):
@@ -161,6 +162,7 @@ class Who(Document, kw_only=True):
 
     name: str
     holders: list[FoundHolder]
+    holder_count: int
     outside: list[Outsider]
 
 

@@ -32,7 +32,8 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     path, its hash (as `lockctl lock-name` prints it), a label that says so, and under
     every other path of the same file: hard links and bind mounts. Locks on the file
     that are not lockd's are named, with the processes that have them; those of other
-    users only to root. Exits with 0 if somebody holds it, with 1 if it is free.
+    users only to root, and who may not see what lockd holds is told of a lock that is
+    perhaps lockd's. Exits with 0 if somebody holds it, with 1 if it is free.
 
     Piped, the columns are separated by tabs: lockspace (`-` for a lock that is not
     lockd's), locked name, name of the holder, pid, user, command, unit, mode, since
@@ -41,16 +42,20 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     is_path = name.startswith(("/", "./", "../"))
     with connect(socket) as client:
         keys = _keys_of_path(client, name) if is_path else _keys_of_name(client, name)
-        holders = [holder for key in keys for holder in _holders(client, key)]
-        others = _outside(client, name, len(holders)) if is_path else []
+        states = [state for key in keys if (state := _state(client, key))]
+        held = sum(bool(state["holders"]) for state in states)
+        others = _outside(client, name, held) if is_path else []
+    count = sum(state["holder_count"] for state in states)
+    holders = [holder for state in states for holder in _holders(state)]
     if as_json:
-        show_json(name=name, holders=holders, outside=others)
+        show_json(name=name, holders=holders, holder_count=count, outside=others)
     elif holders or others:
         columns = (
             "LOCKSPACE", "LOCKED", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE",
             "SINCE", "REASON",
         )  # fmt: skip
-        rows = [*map(_row, holders), *(_outsider_row(name, x) for x in others)]
+        rows = [row for state in states for row in _rows(state)]
+        rows += [_outsider_row(name, x) for x in others]
         show_table(columns, rows, empty="")
     else:
         say(f"nobody holds {quoted(name)}")
@@ -106,13 +111,17 @@ def _leads_to(label: str | None, inode: tuple[int, int]) -> bool:
     return (status.st_dev, status.st_ino) == inode
 
 
-def _holders(client: Client, key: ResourceKey) -> Iterator[Thing]:
+def _state(client: Client, key: ResourceKey) -> Thing | None:
     try:
-        state = client.query(key.resource, lockspace=key.lockspace)
+        return client.query(key.resource, lockspace=key.lockspace)
     except LockdError:
-        return  # not for us to see
+        return None  # not for us to see
+
+
+def _holders(state: Thing) -> Iterator[Thing]:
+    where = {key: state[key] for key in ("lockspace", "resource")}
     for holder in state["holders"]:
-        yield {"lockspace": key.lockspace, "resource": key.resource, **holder}
+        yield where | holder
 
 
 def _outside(client: Client, name: str, held: int) -> list[Thing]:
@@ -132,9 +141,17 @@ def _outside(client: Client, name: str, held: int) -> list[Thing]:
             "uid": found.uid,
             "command": found.command,
             "unit": found.unit,
+            "perhaps_lockd": found.perhaps_ours,
         }
         for found in outsiders(inode, client.statistics()["pid"], held)
     ]
+
+
+def _rows(state: Thing) -> Iterator[list[object]]:
+    yield from map(_row, _holders(state))
+    if more := state["holder_count"] - len(state["holders"]):
+        where = [state["lockspace"], state["resource"]]
+        yield [*where, f"{more} more hold it", *[None] * 7]
 
 
 def _row(holder: Thing) -> list[object]:
@@ -158,6 +175,7 @@ def _outsider_row(name: str, found: Thing) -> list[object]:
     end = "EOF" if found["to"] is None else found["to"]
     span = "" if (found["from"], end) == (0, "EOF") else f", {found['from']} to {end}"
     waits = "waits for a " if found["waits"] else ""
+    whose = "perhaps" if found["perhaps_lockd"] else "not"
     return [
         None,
         canonical_path(name),
@@ -168,5 +186,5 @@ def _outsider_row(name: str, found: Thing) -> list[object]:
         found["unit"],
         found["mode"],
         None,
-        f"{waits}{found['kind']} lock{span}, not lockd's",
+        f"{waits}{found['kind']} lock{span}, {whose} lockd's",
     ]
