@@ -137,6 +137,12 @@ def test_all_spellings_of_a_file_have_one_hash(tmp_path: Path) -> None:
     check_file_name(expected)
 
 
+def test_empty_path_is_no_file() -> None:
+    for of_path in (canonical_path, hashed_name):
+        with pytest.raises(InvalidRequestError, match="empty"):
+            of_path("")
+
+
 def test_file_that_does_not_exist_has_a_canonical_path(tmp_path: Path) -> None:
     path = tmp_path / "not" / ".." / "there"
     assert canonical_path(str(path)) == str(tmp_path.resolve() / "there")

@@ -91,7 +91,12 @@ def canonical_path(path: str) -> str:
 
     Callers that hash a path must do this first, or two spellings of one file get two
     locks. The file need not exist.
+
+    Raises:
+        InvalidRequestError: the path is empty; realpath(3) refuses that, too.
     """
+    if not path:
+        raise InvalidRequestError("the path is empty")
     return os.path.realpath(path)
 
 
