@@ -259,6 +259,38 @@ def test_run_locks_a_file_under_its_canonical_path(
     assert lockctl("run", "-n", link, "--", "true").returncode == 75
 
 
+def test_path_relative_to_here_is_a_file_for_every_command(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "below").mkdir()
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    grant = client.acquire(str(disk))
+    for cwd, path in ((tmp_path, "./disk.img"), (tmp_path / "below", "../disk.img")):
+        done = lockctl("run", "-n", path, "--", "true", cwd=cwd)
+        assert done.returncode == 75
+        assert lockctl("test", path, cwd=cwd).stdout == "held\n"
+        shown = lockctl("show", path, cwd=cwd).stdout
+        assert str(grant.fencing_token) in shown
+        assert lockctl("who", path, cwd=cwd).returncode == 0
+    # Without the dot it is a name, whatever there is.
+    assert lockctl("test", "disk.img", cwd=tmp_path).stdout == "free\n"
+    assert lockctl("test", "--lockspace", "default", "./disk.img").stdout == "free\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["lock-name", "list --path", "show --lockspace direct", "show", "test", "who"],
+)
+def test_empty_name_is_refused(lockctl: Lockctl, sock: str, words: str) -> None:
+    done = lockctl(*words.split(), "")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr in (
+        "lockctl: the path is empty\n",
+        "lockctl: the name is empty\n",
+    )
+
+
 def test_lock_name_is_the_hash_of_the_canonical_path(
     lockctl: Lockctl, tmp_path: Path
 ) -> None:

@@ -45,6 +45,19 @@ def test_only_what_happens_to_one_name_is_told(
     assert next_event(watcher)["resource"] == "b"
 
 
+def test_what_happens_to_a_file_is_told_however_it_is_spelled(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    for spelled in ("./disk.img", f"{tmp_path}/../{tmp_path.name}/disk.img"):
+        watcher = lockctl.start("watch", "--json", "--name", spelled, cwd=tmp_path)
+        assert next_event(watcher)["event"] == "watching"
+        client.release(client.acquire(str(disk)))
+        assert next_event(watcher)["resource"] == str(disk)
+    assert lockctl("watch", "direct", "--name", "").returncode == 64
+
+
 def test_events_are_sentences_on_a_terminal(lockctl: Lockctl, client: Client) -> None:
     terminal = Terminal((*LOCKCTL, "watch"), lockctl.env)
     terminal.wait_for("Watching. Ctrl-C ends it.")

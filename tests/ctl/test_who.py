@@ -265,6 +265,26 @@ main()
     return done.stdout
 
 
+def test_file_that_was_meant_for_a_name_is_pointed_at(
+    lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    client.acquire(str(disk))
+    done = lockctl("who", "disk.img", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "lockctl: nobody holds 'disk.img'; for the file of this name write ./disk.img\n"
+    )
+    assert lockctl("who", "./disk.img", cwd=tmp_path).returncode == 0
+    assert lockctl("who", "tape.img").stderr == "lockctl: nobody holds 'tape.img'\n"
+
+
+@pytest.mark.parametrize("name", ["", "\udcff", "a\nb", "n" * 256])
+def test_what_cannot_be_a_name_is_not_free_but_refused(
+    lockctl: Lockctl, sock: str, name: str
+) -> None:
+    assert lockctl("who", name).returncode == lockctl("show", name).returncode == 64
+
+
 def test_kernel_names_a_file_as_we_do(disk: Path, locker: Locker) -> None:
     inode = inode_of(str(disk))
     assert inode is not None

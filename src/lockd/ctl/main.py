@@ -86,8 +86,9 @@ class _Commands(click.Group):
 def lockctl(ctx: click.Context, socket: str | None) -> None:
     """Take locks of lockd, and see who holds them.
 
-    A NAME that begins with a slash is a file, locked in the lockspace `direct`; any
-    other is in the lockspace `default`, unless --lockspace says otherwise.
+    A NAME that begins with `/`, `./` or `../` is a file, locked under its canonical
+    path in the lockspace `direct`; any other is in the lockspace `default`, unless
+    --lockspace says otherwise.
     """
     ctx.obj = socket
     if ctx.invoked_subcommand != "run":

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import click
 
-from lockd.names import canonical_path, default_lockspace
-from lockd.terms import DIRECT_LOCKSPACE, ResourceKey
+from lockd.names import canonical_path
+from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 in_lockspace = click.option(
     "--lockspace", metavar="NAME",
-    help="Where the names are; else `direct` if they begin with a slash, or `default`.",
+    help="Where the names are; else `direct` if they are paths, or `default`.",
 )  # fmt: skip
 
 
@@ -42,12 +42,21 @@ def of_holder(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def is_path(name: str) -> bool:
+    """Tells whether a name on the command line is a file, as a shell has it."""
+    return name.startswith(("/", "./", "../"))
+
+
 def meant(name: str, lockspace: str | None) -> ResourceKey:
     """Returns which resource a name on the command line means.
 
     A file has many paths, but only its canonical one is locked.
+
+    Raises:
+        InvalidRequestError: the name of a file is empty.
     """
-    space = lockspace or default_lockspace(name)
+    by_default = DIRECT_LOCKSPACE if is_path(name) else DEFAULT_LOCKSPACE
+    space = lockspace or by_default
     if space == DIRECT_LOCKSPACE:
         name = canonical_path(name)
     return ResourceKey(space, name)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import Client, connect
+from lockd.ctl.options import meant
 from lockd.ctl.render import VERSION, clock, say, to_json, user
 from lockd.errors import ConnectionLostError, UnavailableError
 from lockd.names import plain
@@ -30,7 +31,7 @@ _CAUSES: Final = {
 
 @click.command(short_help="Tell what happens, as it happens.")
 @click.argument("lockspace", required=False)
-@click.option("--name", metavar="NAME", help="Only what happens to this resource.")
+@click.option("--name", metavar="NAME", help="Only what happens to this.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.pass_obj
 def watch(
@@ -44,6 +45,8 @@ def watch(
     token, the code of a refusal or the cause of an end. The first line, and that after
     a new daemon was found, is `watching`.
     """
+    if name is not None:
+        name = meant(name, lockspace).resource
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for event in _events(socket, lockspace):
         if name is None or event.get("resource", name) == name:

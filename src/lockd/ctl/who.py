@@ -7,13 +7,15 @@ from typing import Any
 import click
 
 from lockd.client.blocking import Client, connect
-from lockd.ctl.options import as_json
+from lockd.ctl.options import as_json, is_path
 from lockd.ctl.render import purpose, say, show_json, show_table, since, user
 from lockd.errors import LockdError
 from lockd.names import (
     CHECK_OF_KIND,
     canonical_path,
+    check_name,
     hashed_name,
+    plain,
     quoted,
 )
 from lockd.terms import ResourceKey
@@ -28,23 +30,25 @@ Thing = dict[str, Any]
 def who(socket: str | None, /, name: str, as_json: bool) -> int:
     """Say who holds a name, or a file, in any lockspace or past lockd.
 
-    A path begins with `/`, `./` or `../`. Files are looked for under their canonical
-    path, its hash (as `lockctl lock-name` prints it), a label that says so, and under
-    every other path of the same file: hard links and bind mounts. Locks on the file
-    that are not lockd's are named, with the processes that have them; those of other
-    users only to root, and who may not see what lockd holds is told of a lock that is
-    perhaps lockd's. Exits with 0 if somebody holds it, with 1 if it is free.
+    Files are looked for under their canonical path, its hash (as `lockctl lock-name`
+    prints it), a label that says so, and under every other path of the same file: hard
+    links and bind mounts. Locks on the file that are not lockd's are named, with the
+    processes that have them; those of other users only to root, and who may not see
+    what lockd holds is told of a lock that is perhaps lockd's. Exits with 0 if somebody
+    holds it, with 1 if it is free.
 
     Piped, the columns are separated by tabs: lockspace (`-` for a lock that is not
     lockd's), locked name, name of the holder, pid, user, command, unit, mode, since
     when, reason (or the kind of a lock that is not lockd's).
     """
-    is_path = name.startswith(("/", "./", "../"))
+    is_file = is_path(name)
+    if not is_file:
+        check_name(name)
     with connect(socket) as client:
-        keys = _keys_of_path(client, name) if is_path else _keys_of_name(client, name)
+        keys = _keys_of_path(client, name) if is_file else _keys_of_name(client, name)
         states = [state for key in keys if (state := _state(client, key))]
         held = sum(bool(state["holders"]) for state in states)
-        others = _outside(client, name, held) if is_path else []
+        others = _outside(client, name, held) if is_file else []
     count = sum(state["holder_count"] for state in states)
     holders = [holder for state in states for holder in _holders(state)]
     if as_json:
@@ -58,7 +62,9 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
         rows += [_outsider_row(name, x) for x in others]
         show_table(columns, rows, empty="")
     else:
-        say(f"nobody holds {quoted(name)}")
+        is_both = not is_file and os.path.lexists(name)
+        hint = f"; for the file of this name write ./{plain(name)}" if is_both else ""
+        say(f"nobody holds {quoted(name)}{hint}")
     return 0 if holders or others else 1
 
 
