@@ -14,7 +14,7 @@ import pytest
 from ctl.processes import SRC, Lockctl, Terminal
 from daemon_process import DaemonProcess
 from lockd import Client, connect
-from lockd.ctl.completion import PATIENCE, SOURCES, UNKNOWABLE
+from lockd.ctl.completion import FILES, PATIENCE, SOURCES, UNKNOWABLE
 from lockd.ctl.main import lockctl as group
 
 BREAKS = " \t\n\"'@><=;|&(:"
@@ -135,6 +135,14 @@ def test_paths_are_left_to_the_shell_where_they_need_not_be_locked(
     client.acquire(str(disk))
     assert offered(lockctl.env, f"lockctl run {tmp_path}/") == [f"file,{tmp_path}/"]
     assert offered(lockctl.env, f"lockctl show {tmp_path}/") == [f"plain,{disk}"]
+    # No listing has a path that is not canonical.
+    assert offered(lockctl.env, "lockctl show ./d") == ["file,./d"]
+
+
+@pytest.mark.parametrize("words", ["lock-name", "list --path", "--socket"])
+def test_files_are_left_to_the_shell(words: str, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": SRC, "LOCKD_SOCKET": str(tmp_path / "none")}
+    assert offered(env, f"lockctl {words} /e") == ["file,/e"]
 
 
 def test_after_two_dashes_a_command_and_files_are_offered(lockctl: Lockctl) -> None:
@@ -152,7 +160,8 @@ def test_every_parameter_is_offered_or_known_not_to_be() -> None:
             if isinstance(param, click.Option) and param.is_flag:
                 continue
             if not isinstance(param.type, click.Choice):
-                assert param.name in SOURCES.keys() | UNKNOWABLE, (name, param.name)
+                known = SOURCES.keys() | FILES | UNKNOWABLE
+                assert param.name in known, (name, param.name)
 
 
 # The shells themselves.

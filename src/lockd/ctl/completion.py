@@ -86,7 +86,9 @@ def prepare() -> None:
 def make_live(command: click.Command) -> None:
     """Has each parameter of a command offer what there is."""
     for param in command.params:
-        if param.name in SOURCES:
+        if param.name in FILES:
+            param.type = click.Path()
+        elif param.name in SOURCES:
             param.type = _Live(param.type, SOURCES[param.name], command.name or "")
 
 
@@ -116,8 +118,7 @@ class _Live(click.ParamType[Any]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Returns what is offered."""
-        is_path = incomplete.startswith(("/", "./", "../", "~"))
-        if is_path and self._command in _TAKES_FILES:
+        if self._source is _names and self._is_for_the_shell(incomplete):
             return [CompletionItem(incomplete, type="file")]
         with suppress(LockdError, OSError), _patient(), connect(_socket(ctx)) as client:
             offers = self._source(client, ctx, incomplete)
@@ -125,9 +126,15 @@ class _Live(click.ParamType[Any]):
             return list(islice(fitting, MOST))
         return []
 
+    def _is_for_the_shell(self, incomplete: str) -> bool:
+        # What is locked is listed by its canonical path, which begins with a slash.
+        if incomplete.startswith(("./", "../", "~")):
+            return True
+        return incomplete.startswith("/") and self._command in _TAKES_FILES
+
 
 #: Commands that are given files which nobody has locked yet.
-_TAKES_FILES: Final = {"run", "hold", "acquire", "wait", "test", "who", "lock-name"}
+_TAKES_FILES: Final = {"run", "hold", "acquire", "wait", "test", "who"}
 
 
 def _fits(value: str, incomplete: str) -> bool:
@@ -220,10 +227,12 @@ SOURCES: Final[dict[str, Source]] = {
 }
 """What is offered for a parameter, by its name."""
 
+FILES: Final = {"path", "socket"}
+"""The parameters that are files, which the shells know best."""
+
 UNKNOWABLE: Final = {
     *("conflict_status", "interval", "kill_after", "label", "owner", "owner_pid"),
-    *("owner_unit", "path", "pid", "reason", "script", "status_fd", "timeout", "uid"),
-    "unit",
+    *("owner_unit", "pid", "reason", "script", "status_fd", "timeout", "uid", "unit"),
 }
 """The parameters for which nothing can be offered: only their user knows."""
 

@@ -104,7 +104,9 @@ def main() -> None:
 
 def _status(args: list[str]) -> int:
     if _COMPLETING in os.environ:
-        import_module("lockd.ctl.completion").prepare()
+        completion = import_module("lockd.ctl.completion")
+        completion.prepare()
+        completion.make_live(lockctl)
     if sys.stderr is None:
         # It was closed. For print(), and for click, no file is standard output.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as we live)
