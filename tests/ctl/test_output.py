@@ -3,14 +3,17 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl
 from lockd import Client
+from lockd.ctl.main import main
 from lockd.ctl.render import show_json
 
 NO_SPACE = (
@@ -116,6 +119,25 @@ def test_what_an_encoding_lacks_is_escaped(
     # JSON knows no such escapes, but others.
     told = json.loads(lockctl("list", "--json", encoding=encoding).stdout)
     assert told["resources"][0]["resource"] == name
+
+
+@pytest.mark.parametrize("error", [RecursionError(), FileNotFoundError(2, "", "a")])
+def test_defect_is_told_with_its_place_and_70(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    """Not 1: that would be "held" for test, and "free" for who."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(click.Group, "invoke", lambda *_: fail())
+    monkeypatch.setattr(sys, "argv", ["lockctl", "spaces"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 70
+    assert "in fail" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["list", "waiters"])

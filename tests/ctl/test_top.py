@@ -383,18 +383,19 @@ def test_keys_come_back_to_the_last_line(
     ("rule", "said"), [("kill", "is ended first"), ("release", "may run on")]
 )
 def test_who_breaks_a_lock_knows_what_becomes_of_its_holder(
-    sock: str, client: Client, rule: OnDisconnect, said: str
+    sock: str, rule: OnDisconnect, said: str
 ) -> None:
-    client.register("guest", on_disconnect=rule)
-    grant = client.acquire("job")
+    with connect(sock) as client:
+        client.register("guest", on_disconnect=rule)
+        grant = client.acquire("job")
 
-    async def part(screen: Screen) -> None:
-        await screen.until("job", "1 held")
-        await screen.press("b")
-        await screen.until("Break this lock?", said)
+        async def part(screen: Screen) -> None:
+            await screen.until("job", "1 held")
+            await screen.press("b")
+            await screen.until("Break this lock?", said)
 
-    play(sock, part)
-    client.release(grant)
+        play(sock, part)
+        client.release(grant)
 
 
 def test_holder_that_went_meanwhile_is_told_and_nobody_else_suffers(

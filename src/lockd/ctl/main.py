@@ -114,9 +114,11 @@ def _status(args: list[str]) -> int:
         status = _status_of_command(args)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as error:
-        if error.filename is not None:
-            raise  # it is not about standard output, but a defect
+    except Exception as error:
+        if not isinstance(error, OSError) or error.filename is not None:
+            # Python would end with 1, which has a meaning here.
+            import_module("traceback").print_exc()
+            return exits.INTERNAL
         _discard_output()
         why = error.strerror or error
         _complain(f"lockctl: the answer cannot be written to standard output: {why}")
