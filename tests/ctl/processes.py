@@ -16,6 +16,23 @@ SRC = str(Path(lockd.__file__).parents[1])
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
 LIMIT = 30
 
+Locker = Callable[..., int]
+"""Locks a file past lockd, and returns the pid of who does."""
+
+LOCKER = """
+import fcntl, os, struct, sys
+path, kind, mode, start, length = sys.argv[1:]
+fd = os.open(path, os.O_RDWR)
+number = fcntl.F_WRLCK if mode == "exclusive" else fcntl.F_RDLCK
+lock = struct.pack("hhqqi4x", number, 0, int(start), int(length), 0)
+if kind == "FLOCK":
+    fcntl.flock(fd, fcntl.LOCK_EX if mode == "exclusive" else fcntl.LOCK_SH)
+else:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK if kind == "OFD" else fcntl.F_SETLK, lock)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
 
 class Lockctl:
     """Starts lockctl processes and sees to it that none outlives the test."""

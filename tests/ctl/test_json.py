@@ -12,20 +12,13 @@ import click
 import msgspec
 import pytest
 
-from ctl.processes import Lockctl, ask_until, end_input, line_of
+from ctl.processes import Lockctl, Locker, ask_until, end_input, line_of
 from lockd import Client
 from lockd.ctl import schema
 from lockd.ctl.main import lockctl as lockctl_command
 from lockd.ctl.render import VERSION
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    disk = tmp_path / "disk.img"
-    disk.touch()
-    return disk
 
 
 @pytest.fixture
@@ -55,14 +48,15 @@ def test_every_command_that_prints_json_has_a_type() -> None:
 
 
 def test_what_is_printed_has_its_type(
-    lockctl: Lockctl, client: Client, disk: Path, sleeper: int
+    lockctl: Lockctl, client: Client, disk: Path, sleeper: int, locker: Locker
 ) -> None:
     client.release(client.acquire("job"))
     grant = client.acquire("job", reason="nightly", label="/a")
     client.acquire(str(disk))
-    outsider = subprocess.Popen(
-        ["flock", str(disk), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    locker(disk, "FLOCK")
+    other = disk.with_name("other.img")
+    other.touch()
+    locker(other, "POSIX")
     waiting = lockctl.start("run", "job", "--", "cat")
     ask_until(client, "job", lambda state: state["waiter_count"] == 1)
     assert lockctl("run", "-n", "job", "--", "true").returncode == 75
@@ -75,7 +69,9 @@ def test_what_is_printed_has_its_type(
         ["show", "nobody's"],
         ["who", "job"],
         ["who", disk],
+        ["show", other],
         ["test", "job"],
+        ["test", other],
         ["waiters"],
         ["graph"],
         ["sessions"],
@@ -92,7 +88,6 @@ def test_what_is_printed_has_its_type(
         assert done.stdout, done.stderr
         understood(command, done.stdout)
     waiting.wait()
-    outsider.communicate(b"")
 
 
 def test_lines_of_watch_have_their_type(lockctl: Lockctl, client: Client) -> None:

@@ -4,34 +4,43 @@ from typing import Any
 
 import pytest
 
-from lockd.ctl import waiting
 from lockd.ctl.render import since
+from lockd.ctl.state import State
 
 HOLDER: dict[str, Any] = {
     "name": "tar",
     "pid": 604,
     "uid": 0,
     "since": 1_000_000_000.0,
+    "label": None,
+    "reason": None,
 }
+OUTSIDER: dict[str, Any] = {"command": "/usr/bin/qemu -m 4", "pid": 77}
 
 
 @pytest.mark.parametrize(
-    ("held_for", "count", "said"),
+    ("held_for", "reason", "count", "said"),
     [
-        (4.0, 1, "held for 4s by tar, pid 604, uid 0"),
+        (4.0, None, 1, "held for 4s by tar, pid 604, uid 0"),
         (
             7_800.0,
+            "nightly",
             3,
             f"held for 2h10m, since {since(1_000_000_000)}, by tar, pid 604, uid 0 "
-            "and 2 more",
+            "(nightly) and 2 more",
         ),
     ],
 )
-def test_holder_is_named_and_since_when(held_for: float, count: int, said: str) -> None:
-    holders = [HOLDER | {"held_for": held_for}]
-    assert waiting._held({"holders": holders, "holder_count": count}) == said
+def test_holder_is_named_since_when_and_why(
+    held_for: float, reason: str | None, count: int, said: str
+) -> None:
+    holders = [HOLDER | {"held_for": held_for, "reason": reason}]
+    assert State({"holders": holders, "holder_count": count}, []).held == said
 
 
-def test_nobody_is_named_where_nobody_holds() -> None:
-    state = {"holders": [], "holder_count": 0}
-    assert waiting._held(state) == "held by nobody in lockd"
+def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
+    nobody = {"holders": [], "holder_count": 0}
+    assert State(nobody, []).held == "held by nobody in lockd"
+    assert State(nobody, [OUTSIDER]).held == "held by qemu (pid 77) outside lockd"
+    nameless = {"command": None, "pid": None}
+    assert State(nobody, [nameless]).held == "held by a process outside lockd"

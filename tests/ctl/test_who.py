@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,59 +11,11 @@ from typing import Any
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import LOCKCTL, Lockctl, Terminal
+from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal
 from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.ctl.outside import Inode, all_locks, inode_of, locks_on
 from wire_client import NOBODY
-
-Locker = Callable[..., int]
-
-_LOCKER = """
-import fcntl, os, struct, sys
-path, kind, mode, start, length = sys.argv[1:]
-fd = os.open(path, os.O_RDWR)
-number = fcntl.F_WRLCK if mode == "exclusive" else fcntl.F_RDLCK
-lock = struct.pack("hhqqi4x", number, 0, int(start), int(length), 0)
-if kind == "FLOCK":
-    fcntl.flock(fd, fcntl.LOCK_EX if mode == "exclusive" else fcntl.LOCK_SH)
-else:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK if kind == "OFD" else fcntl.F_SETLK, lock)
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    disk = tmp_path / "disk.img"
-    disk.touch()
-    return disk
-
-
-@pytest.fixture
-def locker() -> Iterator[Locker]:
-    """Locks a file in another process, which knows nothing of lockd."""
-    started: list[subprocess.Popen[str]] = []
-
-    def lock(
-        path: Path, kind: str, mode: str = "exclusive", start: int = 0, length: int = 1
-    ) -> int:
-        words = [str(path), kind, mode, str(start), str(length)]
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LOCKER, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        return process.pid
-
-    yield lock
-    for process in started:
-        process.communicate("")
 
 
 def who(lockctl: Lockctl, path: object, **popen: Any) -> tuple[list[Any], list[Any]]:

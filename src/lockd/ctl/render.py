@@ -161,6 +161,12 @@ def purpose(party: Mapping[str, Any]) -> str | None:
     return ": ".join(filter(None, (party["label"], party["reason"]))) or None
 
 
+def outsider(program: str | None, pid: int | None) -> str:
+    """Returns who locks a file past lockd, as far as that is known."""
+    known = f" (pid {pid})" if pid else ""
+    return f"{plain(program or 'a process')}{known} outside lockd"
+
+
 def _cell(value: object) -> str:
     return "-" if value is None or value == "" else plain(str(value))
 

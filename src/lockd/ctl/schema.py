@@ -122,26 +122,6 @@ class List(Document, kw_only=True):
     resources: list[Resource]
 
 
-class Show(Document, kw_only=True):
-    """`show`."""
-
-    resource: Story
-
-
-class Test(Document, kw_only=True):
-    """`test`."""
-
-    free: bool
-    resource: Story
-
-
-class FoundHolder(Holder, kw_only=True):
-    """A holder, and of what."""
-
-    lockspace: str
-    resource: str
-
-
 class Outsider(Struct, forbid_unknown_fields=True, kw_only=True):
     """A lock on a file that is not lockd's, and one process that has it."""
 
@@ -155,6 +135,28 @@ class Outsider(Struct, forbid_unknown_fields=True, kw_only=True):
     command: str | None
     unit: str | None
     perhaps_lockd: bool
+
+
+class Show(Document, kw_only=True):
+    """`show`."""
+
+    resource: Story
+    outside: list[Outsider]
+
+
+class Test(Document, kw_only=True):
+    """`test`."""
+
+    free: bool
+    resource: Story
+    outside: list[Outsider]
+
+
+class FoundHolder(Holder, kw_only=True):
+    """A holder, and of what."""
+
+    lockspace: str
+    resource: str
 
 
 class Who(Document, kw_only=True):

@@ -1,13 +1,15 @@
 """`lockctl show`, `test`, `wait`, `lock-name`: about one lock."""
 
+import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from lockd.client.blocking import Client, connect
+from lockd.client.blocking import connect
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import (
     clock,
@@ -17,16 +19,21 @@ from lockd.ctl.render import (
     show_table,
     user,
 )
+from lockd.ctl.state import State, state_of
+from lockd.ctl.who import program_of
 from lockd.errors import AcquireTimeoutError
-from lockd.names import hashed_name, plain, quoted
+from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import duration
 
 Thing = dict[str, Any]
 
-_WITHOUT_EVENTS = 5.0
+_UNHEARD: Final = 5.0
 """Seconds after which it is asked anew although nothing was heard: a waiter that dies
 leaves its line unheard."""
+
+_UNHEARD_OUTSIDE: Final = 0.5
+"""The same where a lock past lockd is in the way, of whose end nothing is heard."""
 
 
 @click.command(short_help="Show who holds a lock, who waits, and what happened to it.")
@@ -39,25 +46,26 @@ def show(
 ) -> None:
     """Show who holds NAME, who waits for it in which order, and who held it last.
 
-    On a terminal, and with --json, its last events follow. Piped, the columns are
-    separated by tabs: state, name, pid, user, command, unit, mode, for how long,
-    fencing token, reason.
+    Who locks a file past lockd is shown as for `test`. On a terminal, and with --json,
+    its last events follow. Piped, the columns are separated by tabs: state, name, pid,
+    user, command, unit, mode, for how long, fencing token, reason.
     """
     with connect(socket) as client:
-        state = _query(client, meant(name, lockspace))
+        state = state_of(client, meant(name, lockspace))
+    found = state.resource
     if as_json:
-        show_json(resource=state)
+        show_json(resource=found, outside=state.outside)
         return
     columns = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
         "REASON",
     )  # fmt: skip
-    empty = f"{quoted(state['resource'])} is free; nobody is known to have held it."
+    empty = f"{quoted(found['resource'])} is free; nobody is known to have held it."
     show_table(columns, _story(state), empty=empty)
-    if sys.stdout.isatty() and state["history"]:
+    if sys.stdout.isatty() and found["history"]:
         print()
         events = ("WHEN", "EVENT", "NAME", "PID", "USER", "MODE", "FOR", "TOKEN")
-        show_table(events, map(_event, state["history"]), empty="")
+        show_table(events, map(_event, found["history"]), empty="")
 
 
 @click.command(short_help="Tell whether a lock is free, without taking it.")
@@ -70,14 +78,19 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
 
     Exits with 0 if it is free, with 1 if somebody holds it or waits for it. Nothing is
     taken, and nobody is held up.
+
+    A file is held, too, if a program past lockd locks its first byte by fcntl(2), as
+    virtlockd does: that is what would keep lockd from it. Such locks are seen only on
+    this host, outside of containers, and if you may look up the file: in the directory
+    of a lockspace that is often root alone.
     """
     with connect(socket) as client:
-        state = _query(client, meant(name, lockspace))
+        state = state_of(client, meant(name, lockspace))
     if as_json:
-        show_json(free=_is_free(state), resource=state)
+        show_json(free=state.is_free, resource=state.resource, outside=state.outside)
     else:
-        print(_word(state))
-    return 0 if _is_free(state) else 1
+        print(state.word)
+    return 0 if state.is_free else 1
 
 
 @click.command(short_help="Wait until a lock is free, without taking it.")
@@ -93,6 +106,8 @@ def wait(
 ) -> None:
     """Wait until nobody holds NAME and nobody waits for it, without taking it.
 
+    Who locks a file past lockd is waited for as far as `test` can see it.
+
     Who wants to be alone with it should use `lockctl run` instead: somebody else may
     have it by the time this ends.
     """
@@ -100,14 +115,12 @@ def wait(
     until = None if timeout is None else time.monotonic() + timeout
     with connect(socket) as client, client.watch(key.lockspace) as events:
         # Asked after the watch began: no end of it passes unheard.
-        while not _is_free(state := _query(client, key)):
-            left = _WITHOUT_EVENTS if until is None else until - time.monotonic()
+        while not (state := state_of(client, key)).is_free:
+            left = math.inf if until is None else until - time.monotonic()
             if left <= 0:
-                raise AcquireTimeoutError(
-                    f"{quoted(str(key))} was not free within {duration(timeout or 0)}: "
-                    f"{_in_the_way(state)}"
-                )
-            _wait_for_end(events, key, min(left, _WITHOUT_EVENTS))
+                raise AcquireTimeoutError(_still(state, key, timeout or 0))
+            patience = _UNHEARD_OUTSIDE if state.outside else _UNHEARD
+            _wait_for_end(events, key, min(left, patience))
 
 
 @click.command(short_help="Print the name under which a file is locked elsewhere.")
@@ -120,28 +133,22 @@ def lock_name(path: str) -> None:
     print(hashed_name(path))
 
 
-def _query(client: Client, key: ResourceKey) -> Thing:
-    return client.query(key.resource, lockspace=key.lockspace)
+def _still(state: State, key: ResourceKey, waited: float) -> str:
+    """Says why a lock is not free, after so many seconds."""
+    name = quoted(str(key))
+    still = f"was not free within {duration(waited)}" if waited else "is not free"
+    why = state.held
+    if not state.is_held:
+        why = "somebody waits for it who is not served yet"
+    return f"{name} {still}: {why}; `{_show(key)}` says more"
 
 
-def _is_free(state: Thing) -> bool:
-    return not (state["holders"] or state["waiters"])
-
-
-def _word(state: Thing) -> str:
-    if not state["holders"]:
-        return "waited for" if state["waiters"] else "free"
-    return "shared" if state["holders"][0]["mode"] == "shared" else "held"
-
-
-def _in_the_way(state: Thing) -> str:
-    if not state["holders"]:
-        return "somebody waits for it who is not served yet"
-    first = state["holders"][0]
-    return (
-        f"held for {duration(first['held_for'])} by {plain(first['name'])}, "
-        f"pid {first['pid']}, {user(first['uid'])}; see `lockctl show`"
-    )
+def _show(key: ResourceKey) -> str:
+    """Returns the command that shows a lock."""
+    words = ["lockctl", "show", plain(key.resource)]
+    if key.lockspace != default_lockspace(key.resource):
+        words += ["--lockspace", plain(key.lockspace)]
+    return shlex.join(words)
 
 
 def _wait_for_end(events: Iterator[Thing], key: ResourceKey, patience: float) -> None:
@@ -176,11 +183,23 @@ _ENDINGS = {
 }
 
 
-def _story(state: Thing) -> Iterator[list[object]]:
+def _story(found: State) -> Iterator[list[object]]:
+    state = found.resource
     for holder in state["holders"]:
         yield _act(holder, "holds", holder["held_for"], holder["fencing_token"])
     if more := state["holder_count"] - len(state["holders"]):
         yield [f"{more} more hold it", *[None] * 9]
+    for other in found.outside:
+        yield [
+            "holds, outside lockd",
+            program_of(other),
+            other["pid"],
+            None if other["uid"] is None else user(other["uid"]),
+            other["command"],
+            other["unit"],
+            other["mode"],
+            *[None] * 3,
+        ]
     for place, waiter in enumerate(state["waiters"], 1):
         what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
         yield _act(waiter, what, waiter["waited"], None)

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockd.client.blocking import connect
-from lockd.ctl.render import ordinal, since
-from lockd.names import plain, quoted
-from lockd.text import duration
-
-#: Seconds after which people want the time of day, too.
-_LONG = 60
+from lockd.ctl.render import ordinal
+from lockd.ctl.state import state_of
+from lockd.names import quoted
+from lockd.terms import ResourceKey
 
 
 def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
@@ -25,29 +23,15 @@ def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) ->
         LockdError: the daemon does not say.
     """
     with connect(socket) as client:
-        states = [client.query(name, lockspace=lockspace) for name in names]
+        states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
     # Of several names, the one that is in the way: the one with the longest queue.
-    state = max(states, key=lambda state: (state["holder_count"], _place(state, pid)))
-    place = ordinal(_place(state, pid))
-    return f"waiting for {quoted(state['resource'])} ({place} in queue; {_held(state)})"
+    state = max(states, key=lambda x: (x.is_held, _place(x.resource, pid)))
+    place = ordinal(_place(state.resource, pid))
+    name = quoted(state.resource["resource"])
+    return f"waiting for {name} ({place} in queue; {state.held})"
 
 
 def _place(state: Mapping[str, Any], pid: int) -> int:
     pids = [waiter["pid"] for waiter in state["waiters"]]
     # The daemon names only the first waiters; who is not among them came last.
     return pids.index(pid) + 1 if pid in pids else state["waiter_count"]
-
-
-def _held(state: Mapping[str, Any]) -> str:
-    if not state["holders"]:
-        return "held by nobody in lockd"
-    holder = state["holders"][0]
-    others = state["holder_count"] - 1
-    more = f" and {others} more" if others else ""
-    held = f"held for {duration(holder['held_for'])}"
-    if holder["held_for"] >= _LONG:
-        held += f", since {since(holder['since'])},"
-    return (
-        f"{held} by {plain(holder['name'])}, "
-        f"pid {holder['pid']}, uid {holder['uid']}{more}"
-    )

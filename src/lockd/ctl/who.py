@@ -48,7 +48,7 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
         keys = _keys_of_path(client, name) if is_file else _keys_of_name(client, name)
         states = [state for key in keys if (state := _state(client, key))]
         held = sum(bool(state["holders"]) for state in states)
-        others = _outside(client, name, held) if is_file else []
+        others = outsiders_of(client, name, held) if is_file else []
     count = sum(state["holder_count"] for state in states)
     holders = [holder for state in states for holder in _holders(state)]
     if as_json:
@@ -130,7 +130,8 @@ def _holders(state: Thing) -> Iterator[Thing]:
         yield where | holder
 
 
-def _outside(client: Client, name: str, held: int) -> list[Thing]:
+def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
+    """Returns the locks on a file that are not lockd's, which has so many on it."""
     from lockd.ctl.outside import inode_of, outsiders
 
     inode = inode_of(canonical_path(name))
@@ -175,9 +176,12 @@ def _row(holder: Thing) -> list[object]:
     ]
 
 
+def program_of(found: Thing) -> str | None:
+    """Returns what a process that locks past lockd runs, by its command line."""
+    return os.path.basename((found["command"] or "").split(" ")[0]) or None
+
+
 def _outsider_row(name: str, found: Thing) -> list[object]:
-    command = found["command"]
-    program = os.path.basename(command.split(" ")[0]) if command else None
     end = "EOF" if found["to"] is None else found["to"]
     span = "" if (found["from"], end) == (0, "EOF") else f", {found['from']} to {end}"
     waits = "waits for a " if found["waits"] else ""
@@ -185,10 +189,10 @@ def _outsider_row(name: str, found: Thing) -> list[object]:
     return [
         None,
         canonical_path(name),
-        program,
+        program_of(found),
         found["pid"],
         None if found["uid"] is None else user(found["uid"]),
-        command,
+        found["command"],
         found["unit"],
         found["mode"],
         None,

@@ -1,0 +1,96 @@
+"""How one lock is: what the daemon says of it, and who locks its file past lockd."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from lockd.client.blocking import Client
+from lockd.ctl.render import outsider, purpose, since
+from lockd.ctl.who import outsiders_of, program_of
+from lockd.names import plain
+from lockd.terms import SHARED, ResourceKey
+from lockd.text import duration
+
+Thing = dict[str, Any]
+
+#: Seconds after which people want the time of day, too.
+_LONG = 60
+
+
+class State(NamedTuple):
+    """How a lock is.
+
+    Attributes:
+        resource: the daemon's answer to `query`.
+        outside: the locks on its file that are not lockd's and keep lockd from it, as
+            far as they can be seen.
+    """
+
+    resource: Thing
+    outside: list[Thing]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds it."""
+        return bool(self.resource["holders"] or self.outside)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds it or waits for it."""
+        return not (self.is_held or self.resource["waiters"])
+
+    @property
+    def word(self) -> str:
+        """How it is, in one word or two."""
+        modes = {x["mode"] for x in (*self.resource["holders"], *self.outside)}
+        if not modes:
+            return "waited for" if self.resource["waiters"] else "free"
+        return "shared" if modes == {SHARED} else "held"
+
+    @property
+    def held(self) -> str:
+        """By whom it is held and since when, for a sentence."""
+        if not self.resource["holders"]:
+            if self.outside:
+                first = self.outside[0]
+                return f"held by {outsider(program_of(first), first['pid'])}"
+            return "held by nobody in lockd"
+        holder = self.resource["holders"][0]
+        others = self.resource["holder_count"] + len(self.outside) - 1
+        more = f" and {others} more" if others else ""
+        why = f" ({plain(said)})" if (said := purpose(holder)) else ""
+        held = f"held for {duration(holder['held_for'])}"
+        if holder["held_for"] >= _LONG:
+            held += f", since {since(holder['since'])},"
+        return (
+            f"{held} by {plain(holder['name'])}, "
+            f"pid {holder['pid']}, uid {holder['uid']}{why}{more}"
+        )
+
+
+def state_of(client: Client, key: ResourceKey) -> State:
+    """Asks the daemon, and the kernel where a file is locked, how a lock is."""
+    resource: Thing = client.query(key.resource, lockspace=key.lockspace)
+    return State(resource, list(_outside(client, key, held=bool(resource["holders"]))))
+
+
+def _outside(client: Client, key: ResourceKey, *, held: bool) -> Iterator[Thing]:
+    path = _file_of(client, key)
+    if path is None:
+        return
+    # However many share a lock in lockd, the kernel knows one of it.
+    for found in outsiders_of(client, path, int(held)):
+        # The first byte is what lockd locks; flock(2) and leases do not mind that.
+        of_fcntl = found["kind"] in ("POSIX", "OFD")
+        if of_fcntl and found["from"] == 0 and not found["waits"]:
+            yield found
+
+
+def _file_of(client: Client, key: ResourceKey) -> str | None:
+    """Returns the path of the file that is locked; None if there is none."""
+    for space in client.list_lockspaces():
+        if space["name"] == key.lockspace:
+            if space["kind"] == "direct":
+                return key.resource
+            if space["kind"] == "directory" and space["path"] is not None:
+                return f"{space['path']}/{key.resource}"
+    return None

@@ -1,0 +1,114 @@
+"""`lockctl test`, `wait`, `show`: a file that somebody locks past lockd is not free."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input
+from lockd import Client, connect
+
+
+@pytest.fixture
+def guests(client: Client, tmp_path: Path) -> Path:
+    """Makes a directory lockspace."""
+    (tmp_path / "locks").mkdir()
+    client.create_lockspace("guests", "directory", str(tmp_path / "locks"))
+    return tmp_path / "locks"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "word"),
+    [
+        ("POSIX", "exclusive", "held"),
+        ("POSIX", "shared", "shared"),
+        ("OFD", "exclusive", "held"),
+        ("OFD", "shared", "shared"),
+    ],
+)
+def test_file_that_is_locked_past_lockd_is_held(
+    lockctl: Lockctl,
+    client: Client,
+    disk: Path,
+    locker: Locker,
+    kind: str,
+    mode: str,
+    word: str,
+) -> None:
+    pid = locker(disk, kind, mode)
+    done = lockctl("test", disk)
+    assert (done.returncode, done.stdout) == (1, f"{word}\n")
+    told = json.loads(lockctl("test", "--json", disk).stdout)
+    assert told["free"] is False
+    assert [(x["kind"], x["pid"]) for x in told["outside"]] == [(kind, pid)]
+    (row,) = lockctl("show", disk).stdout.splitlines()
+    cells = row.split("\t")
+    assert cells[:3] == ["holds, outside lockd", program(), str(pid)]
+    assert cells[6:] == [mode, "-", "-", "-"]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("FLOCK", 0), ("POSIX", 100), ("OFD", 1)])
+def test_lock_that_does_not_keep_lockd_from_a_file_leaves_it_free(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker, kind: str, start: int
+) -> None:
+    locker(disk, kind, start=start)
+    assert lockctl("test", disk).returncode == 0
+    assert lockctl("show", disk).stdout == ""
+    client.acquire(str(disk), timeout=0)
+
+
+def test_file_of_a_directory_lockspace_may_be_locked_past_lockd(
+    lockctl: Lockctl, client: Client, guests: Path, locker: Locker
+) -> None:
+    where = ("web1", "--lockspace", "guests")
+    assert lockctl("test", *where).stdout == "free\n"
+    (guests / "web1").touch()
+    pid = locker(guests / "web1", "POSIX")
+    assert lockctl("test", *where).stdout == "held\n"
+    waiting = lockctl.start("run", *where, "--", "true")
+    while not client.query("web1", lockspace="guests")["waiters"]:
+        pass
+    rows = lockctl("show", *where).stdout.splitlines()
+    cells = [row.split("\t") for row in rows]
+    assert [x[0] for x in cells] == ["holds, outside lockd", "1st in queue"]
+    assert cells[0][2] == str(pid)
+    end_input(waiting)
+
+
+def test_locks_of_lockd_are_not_told_as_past_it(
+    lockctl: Lockctl, client: Client, sock: str, disk: Path
+) -> None:
+    client.acquire(str(disk), mode="shared")
+    with connect(sock) as other:
+        other.acquire(str(disk), mode="shared")
+        told = json.loads(lockctl("test", "--json", disk).stdout)
+    assert told["resource"]["holder_count"] == 2
+    assert told["outside"] == []
+
+
+def test_wait_lasts_until_a_lock_past_lockd_has_ended(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    pid = locker(disk, "POSIX")
+    done = lockctl("wait", disk, "-w", "0.1")
+    assert done.returncode == 75
+    assert f"was not free within 0.1s: held by {program()} (pid {pid})" in done.stderr
+    waiting = lockctl.start("wait", disk)
+    os.kill(pid, 9)
+    assert waiting.wait(30) == 0
+
+
+def test_run_that_waits_for_a_lock_past_lockd_says_whose(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    pid = locker(disk, "OFD")
+    terminal = Terminal((*LOCKCTL, "run", str(disk), "--", "true"), lockctl.env)
+    terminal.wait_for(f"1st in queue; held by {program()} (pid {pid}) outside lockd)")
+    os.kill(pid, 9)
+    assert terminal.wait() == 0
+
+
+def program() -> str:
+    return os.path.basename(sys.executable)
