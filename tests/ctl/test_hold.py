@@ -1,6 +1,7 @@
 """`lockctl hold`: ready when it is granted, ends when it is lost."""
 
 import os
+import re
 import select
 import signal
 import socket
@@ -118,3 +119,14 @@ def test_patience_has_an_end(lockd: DaemonProcess, client: Client) -> None:
         assert process.wait(PATIENCE) == 75
         assert process.stderr is not None
         assert "mine" in process.stderr.read()
+
+
+def test_help_tells_its_own_exit_statuses() -> None:
+    done = subprocess.run(
+        [*LOCKCTL, "hold", "--help"], capture_output=True, text=True, check=True
+    )
+    told = re.findall(r"^  (\d+) +(.+)$", done.stdout, re.MULTILINE)
+    statuses = dict(told)
+    assert statuses["75"] == "busy or timed out"
+    assert statuses["76"] == "the lock was lost"
+    assert not {"126", "127"} & statuses.keys()

@@ -51,7 +51,7 @@ class Exit(NamedTuple):
 EXITS: Final = (
     Exit(
         USAGE,
-        "wrong usage, or no such lockspace",
+        "wrong usage, or what was named does not exist",
         (InvalidRequestError, NotFoundError),
     ),
     Exit(

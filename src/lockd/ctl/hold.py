@@ -10,7 +10,7 @@ import signal
 
 import click
 
-from lockd.ctl.exits import EXITS
+from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
 from lockd.ctl.options import common_lockspace, meant, of_holder
 from lockd.ctl.session import Session
 from lockd.errors import LockdError
@@ -20,14 +20,20 @@ from lockd.terms import EXCLUSIVE, SHARED
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+#: What some exit statuses mean where there is no command; and those that never come.
+_MEANINGS = {BUSY: "busy or timed out", LOST: "the lock was lost"}
+_OF_COMMANDS = (NOT_EXECUTABLE, NOT_FOUND)
+
 
 class _HoldCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit status"):
-            unheard = ("126", "127")
-            rows = [(str(x.status), x.meaning) for x in EXITS]
-            shown = [row for row in rows if row[0] not in unheard]
-            formatter.write_dl([("0", "it was told to stop, and released"), *shown])
+            rows = [
+                (str(x.status), _MEANINGS.get(x.status, x.meaning))
+                for x in EXITS
+                if x.status not in _OF_COMMANDS
+            ]
+            formatter.write_dl([("0", "it was told to stop, and released"), *rows])
 
 
 @click.command(
