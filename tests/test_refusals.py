@@ -336,7 +336,9 @@ def a_client_that_is_closed(scene: Scene) -> None:
     client.query("job")
 
 
-@case("", "the daemon closed the connection", step="open another one")
+@case(
+    "", "the daemon closed the connection", step="connect again when `lockctl status`"
+)
 def a_daemon_that_went_away(scene: Scene) -> None:
     with connect(scene.daemon.socket) as client:
         scene.daemon.stop()

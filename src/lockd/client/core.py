@@ -280,7 +280,10 @@ class ClientCore:
     def receive(self, data: bytes) -> None:
         """Takes bytes as they came; no bytes: the daemon closed the connection."""
         if not data:
-            self.end("the daemon closed the connection: open another one")
+            self.end(
+                "the daemon closed the connection: connect again when `lockctl status` "
+                "says that it runs"
+            )
         elif self._ended is None:
             self._heard = True
             try:
