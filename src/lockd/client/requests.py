@@ -4,13 +4,17 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
-from lockd.names import default_lockspace
+from lockd.errors import InvalidRequestError
+from lockd.names import default_lockspace, quoted
 from lockd.terms import Mode, ResourceKey
 
 CLIENT_NAME: Final = "lockd-python"
 
 PAGE: Final = 256
 """As much as may be asked for; the daemon says how much there is at once."""
+
+MOST_AT_ONCE: Final = 64
+"""Of the resources of one request (protocol 6.1)."""
 
 
 def request(method: str, **params: Any) -> Reply:
@@ -56,8 +60,20 @@ def about(
 def acquire_all(
     resources: Iterable[str], lockspace: str | None, mode: Mode, **params: Any
 ) -> Reply:
-    """Returns a request for several resources, all or nothing."""
+    """Returns a request for several resources, all or nothing.
+
+    Raises:
+        InvalidRequestError: too many, or one of them twice.
+    """
     names = list(resources)
+    if len(names) > MOST_AT_ONCE:
+        raise InvalidRequestError(
+            f"{len(names)} resources are wanted at once, at most {MOST_AT_ONCE} can "
+            "be: take them in several requests"
+        )
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise InvalidRequestError(f"{quoted(name)} is named twice: name it once")
     space = lockspace or default_lockspace(names[0] if names else "")
     return request("acquire", lockspace=space, resources=names, mode=mode, **params)
 
