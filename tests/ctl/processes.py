@@ -11,6 +11,7 @@ from typing import Any
 
 import lockd
 from lockd import Client
+from wire_client import NOBODY
 
 SRC = str(Path(lockd.__file__).parents[1])
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
@@ -34,6 +35,19 @@ sys.stdin.read()
 """
 
 
+# All that it needs is loaded before: the interpreter may be root's alone.
+_AS_NOBODY = """
+import encodings.ascii, encodings.idna, hashlib, json, locale, os, sys
+import lockd.client.blocking, lockd.ctl.acquire, lockd.ctl.outside, lockd.ctl.show
+from lockd.ctl.main import main
+sys.argv = {args!r}
+os.setgroups([])
+os.setgid({nobody})
+os.setuid({nobody})
+main()
+"""
+
+
 class Lockctl:
     """Starts lockctl processes and sees to it that none outlives the test."""
 
@@ -51,6 +65,18 @@ class Lockctl:
             timeout=LIMIT,
             check=False,
             **popen,
+        )
+
+    def as_nobody(self, *args: object) -> subprocess.CompletedProcess[str]:
+        """Runs lockctl to its end as a user without rights; takes root."""
+        script = _AS_NOBODY.format(args=["lockctl", *map(str, args)], nobody=NOBODY)
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
         )
 
     def start(self, *args: object, **popen: Any) -> subprocess.Popen[str]:
@@ -118,6 +144,13 @@ class Terminal:
         except OSError:  # EIO: nobody has the terminal open any more
             return False
         return True
+
+
+def open_to_all(socket: Path) -> None:
+    """Lets every user connect to a daemon of a test."""
+    for directory in socket.parents[:-2]:
+        directory.chmod(0o755)
+    socket.chmod(0o666)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, open_to_all
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
+from wire_client import NOBODY
 
 
 @pytest.fixture
@@ -110,6 +111,29 @@ def test_break_of_a_token_that_nobody_has_says_what_to_do(lockctl: Lockctl) -> N
     assert "no lock is held with fencing token 17: `lockctl show NAME`" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["break", "disconnect"])
+def test_reason_that_says_nothing_is_refused(lockctl: Lockctl, command: str) -> None:
+    for reason in ("", "  "):
+        done = lockctl(command, "1", "--reason", reason, "--yes")
+        assert (done.returncode, done.stdout) == (64, "")
+        assert "say why" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["break", "disconnect"])
+def test_number_that_nothing_can_have_is_wrong_usage(
+    lockctl: Lockctl, command: str
+) -> None:
+    done = lockctl(command, 10**23, "--reason", "x", "--yes")
+    assert done.returncode == 64
+    assert f"{10**23} is not in the range" in done.stderr
+
+
+def test_help_promises_the_reason_only_to_whom_it_is_told(lockctl: Lockctl) -> None:
+    assert "the victim is told" in lockctl("break", "--help").stdout
+    told = " ".join(lockctl("disconnect", "--help").stdout.split())
+    assert "the victim sees only that it was disconnected" in told
+
+
 def test_disconnect_shows_the_victim_and_ends_its_session(
     lockctl: Lockctl, lockd: DaemonProcess, sock: str, client: Client
 ) -> None:
@@ -140,7 +164,7 @@ def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(
     done = lockctl("acquire", "a", "b", "--owner-pid", sleeper.pid, "--reason", "why")
     assert done.returncode == 0
     tokens = [int(line) for line in done.stdout.splitlines()]
-    assert f"'a', 'b' is held until process {sleeper.pid} ends" in done.stderr
+    assert f"'a', 'b' are held until process {sleeper.pid} ends" in done.stderr
     for name, token in zip(("a", "b"), tokens, strict=True):
         (holder,) = client.query(name)["holders"]
         assert (holder["fencing_token"], holder["pid"]) == (token, sleeper.pid)
@@ -158,6 +182,34 @@ def test_acquire_waits_no_longer_than_it_is_told(
     words = ("acquire", "job", "--owner-pid", sleeper.pid)
     assert lockctl(*words, "-w", "0").returncode == 75
     assert lockctl(*words, "-w", "0.1").returncode == 75
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+def test_acquire_for_a_process_of_somebody_else_stays_ones_own(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client
+) -> None:
+    open_to_all(lockd.socket)
+    done = lockctl.as_nobody("acquire", "job", "--owner-pid", os.getpid())
+    assert done.returncode == 0, done.stderr
+    (holder,) = client.query("job")["holders"]
+    assert (holder["pid"], holder["uid"]) == (os.getpid(), NOBODY)
+    told = " ".join(lockctl("acquire", "--help").stdout.split())
+    assert "It may be anybody's process." in told
+
+
+@pytest.mark.parametrize(
+    ("command", "rest"),
+    [("acquire", ["--owner-pid", "1"]), ("hold", []), ("run", ["--", "true"])],
+)
+def test_names_that_cannot_be_locked_at_once_are_refused_by_name(
+    lockctl: Lockctl, client: Client, command: str, rest: list[str]
+) -> None:
+    done = lockctl(command, "x", "y", "x", *rest)
+    assert done.returncode == 64
+    assert "'x' is named twice: name it once" in done.stderr
+    done = lockctl(command, *range(65), *rest)
+    assert done.returncode == 64
+    assert "65 resources are wanted at once, at most 64 can be" in done.stderr
 
 
 def test_acquire_for_nobody_or_for_two_is_64(

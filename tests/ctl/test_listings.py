@@ -128,9 +128,13 @@ def test_list_picks_and_sorts(
             assert names_in(lockctl, "--sort", "holder")[0] == "c"
             other.release("c")
             waiting.join()
-    done = lockctl("list", "--user", "no such user")
+    for user in ("no such user", 10**23):
+        done = lockctl("list", "--user", user)
+        assert done.returncode == 64
+        assert f"there is no user '{user}'" in done.stderr
+    done = lockctl("list", "--pid", 10**23)
     assert done.returncode == 64
-    assert "there is no user" in done.stderr
+    assert f"{10**23} is not in the range" in done.stderr
 
 
 def test_list_of_more_than_a_page_is_whole(lockctl: Lockctl, client: Client) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal
+from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, open_to_all
 from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.ctl.outside import Inode, all_locks, inode_of, locks_on
-from wire_client import NOBODY
 
 
 def who(lockctl: Lockctl, path: object, **popen: Any) -> tuple[list[Any], list[Any]]:
@@ -130,15 +129,12 @@ def test_processes_of_others_are_not_seen_but_their_locks_are(
     start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
 ) -> None:
     daemon = start_daemon("[lockspaces.direct]\nallow_users.list = ['*']\n")
-    for directory in tmp_path.parents[:-2]:
-        directory.chmod(0o755)
-    for directory in (tmp_path, daemon.directory):
-        directory.chmod(0o755)
-    daemon.socket.chmod(0o666)
+    open_to_all(daemon.socket)
     with connect(daemon.socket) as client:
         client.acquire(str(disk), mode="shared")
         locker(disk, "OFD", "shared")
-        told = as_nobody(Lockctl(str(daemon.socket)), "who", "--json", str(disk))
+        done = Lockctl(str(daemon.socket)).as_nobody("who", "--json", disk)
+        told = json.loads(done.stdout)
     (holder,) = told["holders"]
     assert holder["pid"] == os.getpid()
     # One of the two locks is lockd's; whose the other is only root can say.
@@ -151,23 +147,19 @@ def test_lock_that_nobody_may_see_is_perhaps_lockds(
     start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
 ) -> None:
     daemon = start_daemon("")
-    for directory in tmp_path.parents[:-2]:
-        directory.chmod(0o755)
-    for directory in (tmp_path, daemon.directory):
-        directory.chmod(0o755)
-    daemon.socket.chmod(0o666)
+    open_to_all(daemon.socket)
     lockctl = Lockctl(str(daemon.socket))
     with connect(daemon.socket) as client:
         client.acquire(str(disk))
         locker(disk, "OFD", start=5)
-        told = as_nobody(lockctl, "who", "--json", str(disk))
+        told = json.loads(lockctl.as_nobody("who", "--json", disk).stdout)
         assert told["holders"] == []
         perhaps = {x["from"]: x["perhaps_lockd"] for x in told["outside"]}
         assert perhaps == {0: True, 5: False}
         # Who sees lockd's descriptors knows.
         _, (found,) = who(lockctl, disk)
         assert (found["from"], found["perhaps_lockd"]) == (5, False)
-        shown = said_to_nobody(lockctl, "who", str(disk)).splitlines()
+        shown = lockctl.as_nobody("who", disk).stdout.splitlines()
     reasons = {line.split("\t")[9] for line in shown}
     assert reasons == {
         "OFD lock, 0 to 0, perhaps lockd's",
@@ -187,33 +179,6 @@ def test_those_who_are_not_named_are_counted(
     assert len(lines) == 17
     assert lines[-1].split("\t") == ["default", "job", "4 more hold it", *"-------"]
     assert (len(told["holders"]), told["holder_count"]) == (16, 20)
-
-
-def as_nobody(lockctl: Lockctl, *words: str) -> Any:
-    return json.loads(said_to_nobody(lockctl, *words))
-
-
-def said_to_nobody(lockctl: Lockctl, *words: str) -> str:
-    # All that it needs is loaded before: the interpreter may be root's alone.
-    script = f"""
-import json, os, sys, encodings.ascii
-import lockd.client.blocking, lockd.ctl.outside, lockd.ctl.who, hashlib, locale
-from lockd.ctl.main import main
-sys.argv = {["lockctl", *words]!r}
-os.setgroups([])
-os.setgid({NOBODY})
-os.setuid({NOBODY})
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=lockctl.env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    return done.stdout
 
 
 def test_file_that_was_meant_for_a_name_is_pointed_at(

@@ -1,19 +1,18 @@
 """`lockctl acquire`: a lock for a process that is not ours, as long as that lives."""
 
-import subprocess
+import shutil
 
 import click
 
 from lockd.client.blocking import connect
+from lockd.ctl.listings import MOST_PID
+from lockd.ctl.managers import MANAGERS, property_of
 from lockd.ctl.options import as_json, common_lockspace, meant, of_holder
 from lockd.ctl.render import say, show_json
 from lockd.errors import NotFoundError
 from lockd.names import quoted
 from lockd.procs import name_of
 from lockd.terms import EXCLUSIVE, SHARED
-
-#: The manager of the host, and that of the user.
-_MANAGERS = (["systemctl"], ["systemctl", "--user"])
 
 
 @click.command(
@@ -22,7 +21,7 @@ _MANAGERS = (["systemctl"], ["systemctl", "--user"])
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
-    "--owner-pid", type=click.IntRange(min=1), metavar="PID",
+    "--owner-pid", type=click.IntRange(1, MOST_PID), metavar="PID",
     help="Hold it until this process ends.",
 )  # fmt: skip
 @click.option(
@@ -50,8 +49,12 @@ def acquire(
 
     lockctl ends when the lock is granted, and prints its fencing token. The lock is
     held until the process ends, whatever it does and whoever else is told; `lockctl
-    break` ends it before. Several NAMEs are locked all or none. The process must be
-    your own, unless you are root. For a lock of your own use `lockctl run` or `hold`.
+    break` ends it before. Several NAMEs are locked all or none. For a lock of your own
+    use `lockctl run` or `hold`.
+
+    It may be anybody's process. Unless you are root, a lock for one that is not your
+    own stays yours: it is shown under your name, the process cannot release it, and
+    where locks are taken away by ending a process this one is spared.
     """
     if (owner_pid is None) is (owner_unit is None):
         raise click.UsageError(
@@ -85,8 +88,9 @@ def acquire(
         show_json(pid=pid, grants=found)
         return
     names_shown = ", ".join(quoted(str(key)) for key in keys)
+    verb = "is" if len(keys) == 1 else "are"
     # First, as it is true even if the tokens cannot be written.
-    say(f"{names_shown} is held until process {pid} ends")
+    say(f"{names_shown} {verb} held until process {pid} ends")
     for grant in found:
         print(grant["fencing_token"])
 
@@ -97,17 +101,14 @@ def _main_pid(unit: str) -> int:
     Raises:
         NotFoundError: it has none.
     """
-    for manager in _MANAGERS:
-        command = [*manager, "show", "--value", "--property=MainPID", "--", unit]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError:
-            raise NotFoundError(
-                f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
-            ) from None
-        pid = done.stdout.strip()
-        if pid.isdecimal() and int(pid):
-            return int(pid)
+    if shutil.which("systemctl") is None:
+        raise NotFoundError(
+            f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
+        )
+    for manager in MANAGERS:
+        match property_of(manager, unit, "MainPID"):
+            case [pid] if pid.isdecimal() and int(pid):
+                return int(pid)
     raise NotFoundError(
         f"unit {quoted(unit)} has no main process: `systemctl status {unit}` says more"
     )

@@ -1,12 +1,13 @@
 """`lockctl break` and `disconnect`: take away, after showing from whom."""
 
-import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
 from lockd.client.blocking import Client, connect
 from lockd.ctl import exits
+from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.options import as_json
 from lockd.ctl.render import purpose, say, show_facts, show_json, user
 from lockd.errors import NotFoundError
@@ -14,20 +15,27 @@ from lockd.names import plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import counted, duration
 
-NOT_WANTED: Final = 1
-
 Thing = dict[str, Any]
 
-because = click.option(
-    "--reason", required=True, metavar="TEXT",
-    help="Why: the victim is told, and the daemon's log keeps it.",
-)  # fmt: skip
-sure = click.option("--yes", is_flag=True, help="Do not ask.")
+MOST: Final = 2**63 - 1
+"""The greatest fencing token or session that there can be."""
+
+
+def _because(told: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    return click.option(
+        "--reason", required=True, metavar="TEXT", callback=_some, help=f"Why: {told}"
+    )
+
+
+def _some(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("it is empty: say why, in some words")
+    return value
 
 
 @click.command("break", short_help="Take a lock away from its holder.")
-@click.argument("token", type=int, metavar="TOKEN")
-@because
+@click.argument("token", type=click.IntRange(1, MOST), metavar="TOKEN")
+@_because("the victim is told, and the daemon's log keeps it.")
 @sure
 @as_json
 @click.pass_obj
@@ -49,7 +57,7 @@ def break_(
         if not as_json:
             show_facts(_facts(victim, space))
         name = quoted(str(ResourceKey(victim["lockspace"], victim["resource"])))
-        if not _is_wanted(f"break the lock on {name}?", yes=yes):
+        if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
         client.break_grant(token, reason)
     if as_json:
@@ -62,8 +70,8 @@ def break_(
 
 
 @click.command(short_help="End a session, and with it all that it holds.")
-@click.argument("session", type=int, metavar="SESSION")
-@because
+@click.argument("session", type=click.IntRange(1, MOST), metavar="SESSION")
+@_because("the daemon's log keeps it; the victim sees only that it was disconnected.")
 @sure
 @as_json
 @click.pass_obj
@@ -87,7 +95,7 @@ def disconnect(
         (victim,) = found
         if not as_json:
             show_facts(_session_facts(victim))
-        if not _is_wanted(f"end session {session}?", yes=yes):
+        if not is_wanted(f"end session {session}?", yes=yes):
             return NOT_WANTED
         client.disconnect_session(session, reason)
     if as_json:
@@ -115,17 +123,6 @@ def _holder_of(client: Client, token: int) -> Thing:
 def _lockspace(client: Client, name: str) -> Thing:
     found: Thing = next(x for x in client.list_lockspaces() if x["name"] == name)
     return found
-
-
-def _is_wanted(question: str, *, yes: bool) -> bool:
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise click.UsageError("there is no terminal to ask on: say --yes")
-    if click.confirm(f"lockctl: {question}", err=True):
-        return True
-    say("nothing was changed")
-    return False
 
 
 def _facts(victim: Thing, space: Thing) -> list[tuple[str, object]]:

@@ -15,6 +15,12 @@ from lockd.text import duration
 
 Thing = dict[str, Any]
 
+NO_USER: Final = 2**32 - 1
+"""The uid that means nobody (setresuid(2)); those of users are below."""
+
+MOST_PID: Final = 2**31 - 1
+"""More than any process has (proc(5))."""
+
 
 def _first(resource: Thing) -> Thing:
     return resource["holders"][0] if resource["holders"] else {}
@@ -32,8 +38,10 @@ _ORDERS: Final[dict[str, Callable[[Thing], Any]]] = {
 
 
 def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    if value is None or value.isdecimal():
-        return None if value is None else int(value)
+    if value is None:
+        return None
+    if value.isdecimal() and int(value) < NO_USER:
+        return int(value)
     try:
         return pwd.getpwnam(value).pw_uid
     except KeyError:
@@ -46,7 +54,9 @@ def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
 @click.option(
     "--user", "uid", metavar="USER", callback=_uid, help="Of a user, by name or uid."
 )
-@click.option("--pid", type=int, metavar="PID", help="Of a process.")
+@click.option(
+    "--pid", type=click.IntRange(1, MOST_PID), metavar="PID", help="Of a process."
+)
 @click.option("--unit", metavar="UNIT", help="Of the processes of a systemd unit.")
 @click.option(
     "--path", metavar="PATH", help="Of a file, or of all files below a directory."

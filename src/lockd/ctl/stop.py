@@ -1,7 +1,6 @@
 """`lockctl stop`: the one way to lose what outlives crash and restart."""
 
 import subprocess
-import sys
 from itertools import islice
 from typing import Final
 
@@ -9,7 +8,9 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl import exits
+from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.listings import show_resources
+from lockd.ctl.managers import MANAGERS, property_of
 from lockd.ctl.render import say
 from lockd.errors import UnavailableError
 from lockd.text import counted
@@ -17,14 +18,9 @@ from lockd.text import counted
 SHOWN: Final = 20
 """How many of the locks that would be lost are listed."""
 
-NOT_WANTED: Final = 1
-
-#: The manager of the host, and that of the user.
-MANAGERS: Final = (["systemctl"], ["systemctl", "--user"])
-
 
 @click.command(short_help="Stop the daemon for good, after telling who loses what.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@sure
 @click.pass_obj
 def stop(socket: str | None, /, yes: bool) -> int:
     """Stop the daemon and its sockets, after telling who loses which lock by that.
@@ -42,12 +38,8 @@ def stop(socket: str | None, /, yes: bool) -> int:
         show_resources(first)
     say(_loss(found["held"], others, more=found["resources"] - len(first)))
     command = [*manager, "stop", *units]
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("there is no terminal to ask on: say --yes")
-        if not click.confirm(f"lockctl: run `{' '.join(command)}`?", err=True):
-            say("nothing was stopped")
-            return NOT_WANTED
+    if not is_wanted(f"run `{' '.join(command)}`?", yes=yes):
+        return NOT_WANTED
     if status := subprocess.run(command, check=False).returncode:
         say(f"`{' '.join(command)}` failed with status {status}")
         return exits.UNAVAILABLE
@@ -63,8 +55,8 @@ def _units(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
         UnavailableError: no manager runs it.
     """
     for manager in MANAGERS:
-        if unit is not None and _show(manager, unit, "MainPID") == [str(pid)]:
-            triggers = _show(manager, unit, "TriggeredBy")
+        if unit is not None and property_of(manager, unit, "MainPID") == [str(pid)]:
+            triggers = property_of(manager, unit, "TriggeredBy")
             listening = [x for x in triggers if _is_active(manager, x)]
             # Else the next client would start it again.
             return manager, [unit, *listening]
@@ -75,17 +67,7 @@ def _units(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
 
 
 def _is_active(manager: list[str], unit: str) -> bool:
-    return _show(manager, unit, "ActiveState") == ["active"]
-
-
-def _show(manager: list[str], unit: str, name: str) -> list[str]:
-    """Returns a property of a unit, word by word; nothing if it cannot be asked."""
-    command = [*manager, "show", "--value", f"--property={name}", "--", unit]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return []
-    return done.stdout.split()
+    return property_of(manager, unit, "ActiveState") == ["active"]
 
 
 def _loss(held: int, sessions: int, *, more: int) -> str:
