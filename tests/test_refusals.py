@@ -318,6 +318,16 @@ def a_daemon_that_is_not_there(scene: Scene) -> None:
     connect("/nowhere/lockd.sock")
 
 
+@case("", "(Connection refused)", step="name the socket that it listens at")
+def a_file_that_is_no_socket(scene: Scene) -> None:
+    connect(scene.place)
+
+
+@case("invalid", "the path of the socket is empty", step="name the one that lockd")
+def a_socket_without_a_name(scene: Scene) -> None:
+    connect("")
+
+
 @case("busy", "'own'", "another thread of this process", step="ask with a timeout")
 def a_lock_that_another_thread_has(scene: Scene) -> None:
     with ThreadPoolExecutor(1) as threads, scene.other.lock("own"):

@@ -35,6 +35,7 @@ async def connect(
 
     Raises:
         ConnectionLostError: no daemon listens there.
+        DeniedError: this user may not connect there.
     """
     opening = partial(requests.opening, name)
     async with open_link(paths.find_socket(socket), opening) as (link, welcome):

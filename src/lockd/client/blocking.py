@@ -34,6 +34,7 @@ def connect(
 
     Raises:
         ConnectionLostError: no daemon listens there.
+        DeniedError: this user may not connect there.
     """
     path = paths.find_socket(socket)
     link, welcome = open_link(path, partial(requests.opening, name))

@@ -43,6 +43,7 @@ async def open_link(
 
     Raises:
         ConnectionLostError: no daemon listens there, or it ended the connection.
+        DeniedError: this user may not connect there.
         RequestError: the daemon refused one of the requests.
     """
     async with AsyncExitStack() as stack:

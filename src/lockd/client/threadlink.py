@@ -40,6 +40,7 @@ def open_link(
 
     Raises:
         ConnectionLostError: no daemon listens there, or it ended the connection.
+        DeniedError: this user may not connect there.
         RequestError: the daemon refused one of the requests.
     """
     attempts = 0
