@@ -38,13 +38,31 @@ def understood(command: str, text: str) -> Any:
 
 def test_every_command_that_prints_json_has_a_type() -> None:
     context = click.Context(lockctl_command)
-    with_json = {
-        name
+    options = {
+        name: {option for x in command.params for option in x.opts}
         for name in lockctl_command.list_commands(context)
-        for command in [lockctl_command.get_command(context, name)]
-        if command and any("--json" in x.opts for x in command.params)
+        if (command := lockctl_command.get_command(context, name))
     }
-    assert with_json - {"top"} == schema.COMMANDS.keys()
+    typed = {name for name, of in options.items() if {"--json", "--status-fd"} & of}
+    assert typed == schema.COMMANDS.keys()
+    # What has none is named, too.
+    for name in options.keys() - typed:
+        assert f"`{name}`" in PAGE.partition("\n- ")[0]
+
+
+@pytest.mark.parametrize("name", ["free", "taken"])
+def test_how_a_run_ended_has_its_type(
+    lockctl: Lockctl, client: Client, name: str
+) -> None:
+    client.acquire("taken")
+    reader, writer = os.pipe()
+    words = ("-n", "--status-fd", writer, name, "--", "true")
+    done = lockctl("run", *words, pass_fds=[writer])
+    os.close(writer)
+    with open(reader, encoding="utf-8") as file:
+        found = understood("run", file.read())
+    assert found.exit_status == done.returncode
+    assert found.outcome == ("exited" if name == "free" else "busy")
 
 
 def test_what_is_printed_has_its_type(

@@ -345,6 +345,20 @@ class Acquired(Document, kw_only=True):
     grants: list[Grant]
 
 
+class Run(Document, kw_only=True):
+    """What `run` writes to its `--status-fd`."""
+
+    outcome: str
+    exit_status: int
+    signal: int | None
+    lockspace: str
+    names: list[str]
+    fencing_token: int | None
+    fencing_tokens: list[int]
+    waited: float | None
+    held: float | None
+
+
 class Event(Document, kw_only=True):
     """One line of `watch`; of its first, and after a pause, only the first fields."""
 
@@ -388,6 +402,7 @@ COMMANDS = {
     "break": Broken,
     "disconnect": Disconnected,
     "acquire": Acquired,
+    "run": Run,
     "virtlockd-check": VirtlockdCheck,
 }
-"""What each command prints; `watch` prints one a line."""
+"""What each command prints; `watch` one a line, `run` to its `--status-fd`."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from lockd.ctl import exits, signals
 from lockd.ctl.command import Command, execute
-from lockd.ctl.render import say
+from lockd.ctl.render import VERSION, say
 from lockd.ctl.session import Session
 from lockd.ctl.supervise import Supervisor
 from lockd.errors import (
@@ -200,6 +200,7 @@ class Run:
 
         grants = self._session.grants
         facts = {
+            "version": VERSION,
             "outcome": ending.outcome,
             "exit_status": ending.status,
             "signal": ending.signum,
