@@ -165,6 +165,42 @@ def test_list_keeps_to_the_width_of_the_terminal(
     assert ("disk.img" in plain[1]) == (width > 60)
 
 
+def table_at(
+    lockctl: Lockctl, width: int, *words: str
+) -> tuple[list[str], list[list[str]]]:
+    """Returns the heading and the lines of a table, in their columns."""
+    env = lockctl.env | {"COLUMNS": str(width)}
+    terminal = Terminal((*LOCKCTL, *words), env, width)
+    assert terminal.wait() == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.shown.partition("\r\n\r\n")[0])
+    heading, *lines = shown.rstrip().split("\r\n")
+    assert max(map(len, [heading, *lines])) <= width
+    return heading.split(), [re.split("  +", line.rstrip()) for line in lines]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_lock_that_is_shared_looks_shared_at_any_width(
+    lockctl: Lockctl, sock: str, width: int
+) -> None:
+    with connect(sock, name="somebody with a name") as one, connect(sock) as other:
+        one.acquire("n" * 60, mode="shared")
+        other.acquire("n" * 60, mode="shared")
+        heading, (line,) = table_at(lockctl, width, "list")
+    assert "HOLDERS" not in heading
+    (holder,) = (cell for cell in line if cell.startswith("some"))
+    assert holder.endswith(" +1")
+
+
+def test_narrow_table_has_its_numbers_whole(lockctl: Lockctl, client: Client) -> None:
+    grant = client.acquire("n" * 60, reason="why")
+    heading, (line,) = table_at(lockctl, 40, "list")
+    assert "FOR" not in heading
+    assert str(os.getpid()) in line
+    heading, (line,) = table_at(lockctl, 40, "show", "n" * 60)
+    assert "MODE" not in heading
+    assert line[-1] == str(grant.fencing_token)
+
+
 def test_show_tells_holder_queue_and_last_holder(
     lockctl: Lockctl, client: Client
 ) -> None:

@@ -1,6 +1,7 @@
 """`lockctl list`, `waiters`, `sessions`, `spaces`: all of a kind, one line each."""
 
 import pwd
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Final
@@ -174,11 +175,13 @@ def spaces(socket: str | None, /, as_json: bool) -> None:
 
 def show_resources(resources: Iterable[Thing]) -> None:
     """Shows resources as the protocol lists them, one line each."""
+    brief = sys.stdout.isatty()
     columns = (
-        "LOCKSPACE", "NAME", "MODE", "HOLDERS", "HELD BY", "PID", "USER", "FOR",
-        "REASON", "WAITING", "UUID", "COMMAND", "UNIT",
+        "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
+        "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT",
     )  # fmt: skip
-    show_table(columns, map(_resource, resources), empty="Nothing is locked.")
+    rows = (_resource(resource, brief=brief) for resource in resources)
+    show_table(columns, rows, empty="Nothing is locked.")
 
 
 _NOBODY: Final[Thing] = dict.fromkeys(
@@ -186,15 +189,17 @@ _NOBODY: Final[Thing] = dict.fromkeys(
 )
 
 
-def _resource(resource: Thing) -> list[object]:
-    holders = resource["holders"]
+def _resource(resource: Thing, *, brief: bool) -> list[object]:
+    holders, count = resource["holders"], resource["holder_count"]
     first = holders[0] if holders else _NOBODY
+    # On a terminal, that others share the lock outlives every cut: `tar +1`.
+    more = f" +{count - 1}" if brief and count > 1 else ""
     return [
         resource["lockspace"],
         resource["resource"],
         first["mode"],
-        resource["holder_count"],
-        first["name"],
+        *(() if brief else (count,)),
+        first["name"] and first["name"] + more,
         first["pid"],
         user(first["uid"]) if holders else None,
         duration(first["held_for"]) if holders else None,

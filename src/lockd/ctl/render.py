@@ -26,13 +26,18 @@ _LEAST: Final = {
     "LOCKED": 16,
     "PATH": 12,
     "BEHIND": 12,
+    "STATE": 12,
+    "EVENT": 8,
 }
 
-#: What is left out, in this order, where that is not enough.
+#: What is left out, in this order, where that is not enough: a number goes whole.
 _DISPENSABLE: Final = (
-    *("UUID", "CLIENT", "COMMAND", "UNIT", "SINCE", "HOLDERS", "USER", "TOKEN"),
-    *("REASON", "LOCKSPACE"),
+    *("UUID", "CLIENT", "COMMAND", "UNIT", "SINCE", "USER", "REASON", "LOCKSPACE"),
+    *("FOR", "MODE", "CONNECTED", "PLACE", "PID", "WAITING", "WHEN"),
 )
+
+_NARROWEST: Final = 6
+"""To how many cells text is cut where there is no room even for that."""
 
 #: What is left out where nobody has one.
 _OPTIONAL: Final = {"UUID", "UNIT", "REASON", "CLIENT", "COMMAND", "TOKEN", "PATH"}
@@ -196,9 +201,19 @@ def _draw(columns: Sequence[str], lines: list[list[str]]) -> None:
 
 
 def _cut(text: str, width: int) -> str:
-    """Cuts a path at its beginning: its end says more. Other text is cut later."""
-    if text.startswith("/") and len(text) > width:
+    """Cuts a path at its beginning, as its end says more, and a name before its `+1`.
+
+    Other text is cut later.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    if text.startswith("/"):
         return "…" + text[1 - width :]
+    name, _, more = text.rpartition(" +")
+    if name and more.isdecimal():
+        return f"{set_cell_size(name, width - len(more) - 3)}… +{more}"
     return text
 
 
@@ -208,10 +223,11 @@ def _fit(widths: dict[str, int], room: int) -> None:
         if column is not None:
             widths.pop(column, None)
         excess = sum(widths.values()) + 2 * (len(widths) - 1) - room
-        spare = {x: widths[x] - _LEAST[x] for x in widths if x in _LEAST}
-        spare = {x: cells for x, cells in spare.items() if cells > 0}
+        spare = _spare(widths, _LEAST)
         if excess <= sum(spare.values()):
             break
+    else:
+        spare = _spare(widths, dict.fromkeys(_LEAST, _NARROWEST))
     # The widest gives first.
     while excess > 0 and spare:
         widest = max(spare, key=lambda x: (widths[x], spare[x]))
@@ -220,3 +236,9 @@ def _fit(widths: dict[str, int], room: int) -> None:
         spare[widest] -= 1
         if not spare[widest]:
             del spare[widest]
+
+
+def _spare(widths: dict[str, int], least: Mapping[str, int]) -> dict[str, int]:
+    """Returns which columns can be narrower, and by how many cells."""
+    spare = {x: widths[x] - least[x] for x in widths if x in least}
+    return {x: cells for x, cells in spare.items() if cells > 0}
