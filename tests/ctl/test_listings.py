@@ -10,6 +10,7 @@ from threading import Thread
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, end_input
+from daemon_process import DaemonProcess
 from lockd import Client, connect
 
 
@@ -243,6 +244,36 @@ def test_test_of_a_free_lock_is_0_and_takes_nothing(
     done = lockctl("test", "job")
     assert (done.returncode, done.stdout) == (0, "free\n")
     assert client.query("job")["last_holder"] is None
+
+
+def test_wait_that_is_too_short_says_who_holds_it_and_why(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.create_lockspace("other", "memory")
+    client.acquire("a job", lockspace="other", reason="nightly")
+    words = ("wait", "a job", "--lockspace", "other", "-w")
+    me = f"by the test, pid {os.getpid()}, uid {os.getuid()} (nightly)"
+    command = "`lockctl show 'a job' --lockspace other` says more"
+    done = lockctl(*words, 0)
+    assert done.returncode == 75
+    assert done.stderr.startswith("lockctl: 'other:a job' is not free: held for ")
+    assert done.stderr.endswith(f" {me}; {command}\n")
+    done = lockctl(*words, 0.1)
+    assert "'other:a job' was not free within 0.1s: held for " in done.stderr
+
+
+def test_wait_says_what_to_do_when_the_daemon_ends(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client
+) -> None:
+    client.acquire("job")
+    waiting = lockctl.start("wait", "job")
+    while len(client.list_sessions()) < 2:
+        pass
+    lockd.stop()
+    assert waiting.wait(30) == 69
+    assert waiting.stderr is not None
+    said = waiting.stderr.read()
+    assert "connect again when `lockctl status` says that it runs" in said
 
 
 def test_who_names_the_holder_of_a_name_in_any_lockspace(

@@ -77,6 +77,21 @@ def test_file_of_a_directory_lockspace_may_be_locked_past_lockd(
     end_input(waiting)
 
 
+def test_lock_past_lockd_is_called_the_same_everywhere(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    pid = locker(disk, "POSIX")
+    waiting = lockctl.start("run", disk, "--", "true")
+    while not client.query(str(disk))["waiters"]:
+        pass
+    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        called = f"{file.read().strip()} (pid {pid}) outside lockd"
+    (line,) = lockctl("waiters").stdout.splitlines()
+    assert line.split("\t")[8] == called
+    assert lockctl("graph").stdout.splitlines()[0] == called
+    end_input(waiting)
+
+
 def test_locks_of_lockd_are_not_told_as_past_it(
     lockctl: Lockctl, client: Client, sock: str, disk: Path
 ) -> None:

@@ -12,7 +12,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import ordinal, say, show_json, user
+from lockd.ctl.render import ordinal, outsider, say, show_json, user
 from lockd.errors import UnavailableError
 from lockd.names import plain
 from lockd.terms import ResourceKey
@@ -181,10 +181,7 @@ def _node(party: Thing) -> Node:
 
 
 def _outside(found: Thing | None) -> str | None:
-    if found is None:
-        return None
-    known = f" (pid {found['pid']})" if found["pid"] else ""
-    return f"{plain(found['command'] or 'a process')}{known} outside lockd"
+    return None if found is None else outsider(found["command"], found["pid"])
 
 
 # The tree.

@@ -10,7 +10,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import ordinal, purpose, show_json, show_table, user
+from lockd.ctl.render import ordinal, outsider, purpose, show_json, show_table, user
 from lockd.names import canonical_path
 from lockd.text import duration
 
@@ -233,9 +233,7 @@ def _behind(waiter: Thing) -> Iterator[str]:
     for other in waiter["behind"]:
         yield f"{other['name']} ({other['pid']})"
     if outside := waiter["outside"]:
-        who = outside["command"] or "a process"
-        known = f" ({outside['pid']})" if outside["pid"] else ""
-        yield f"{who}{known} outside lockd"
+        yield outsider(outside["command"], outside["pid"])
 
 
 def _session(session: Thing) -> list[object]:
