@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, open_to_all
+from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, line_of, open_to_all
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
 from wire_client import NOBODY
@@ -103,6 +104,33 @@ def test_break_where_that_kills_says_so_first(
     done = lockctl("break", token, "--reason", "x", "--yes")
     assert f"process {sleeper.pid} is ended, then the lock is free" in done.stdout
     assert sleeper.wait(30) == -15
+
+
+_GUEST = """
+import sys, lockd
+client = lockd.connect(sys.argv[1])
+client.register("guest", on_disconnect="kill")
+print(client.acquire("job").fencing_token, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_break_of_what_a_holder_would_die_for_says_so_first(
+    lockctl: Lockctl, sock: str, client: Client
+) -> None:
+    guest = subprocess.Popen(
+        [sys.executable, "-c", _GUEST, sock],
+        env=lockctl.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with guest:
+        token = line_of(guest)
+        done = lockctl("break", token, "--reason", "x", "--yes")
+        assert f"process {guest.pid} is ended, then the lock is free" in done.stdout
+        assert f"is free when process {guest.pid} has been ended" in done.stderr
+        assert guest.wait(30) == -15
 
 
 def test_break_of_a_token_that_nobody_has_says_what_to_do(lockctl: Lockctl) -> None:

@@ -53,16 +53,15 @@ def break_(
     """
     with connect(socket, name="lockctl") as client:
         victim = _holder_of(client, token)
-        space = _lockspace(client, victim["lockspace"])
         if not as_json:
-            show_facts(_facts(victim, space))
+            show_facts(_facts(victim))
         name = quoted(str(ResourceKey(victim["lockspace"], victim["resource"])))
         if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
         client.break_grant(token, reason)
     if as_json:
         show_json(broken=victim)
-    elif space["on_disconnect"] == "kill":
+    elif victim["on_disconnect"] == "kill":
         say(f"{name} is free when process {victim['pid']} has been ended")
     else:
         say(f"{name} was taken from {plain(victim['name'])}, pid {victim['pid']}")
@@ -120,12 +119,7 @@ def _holder_of(client: Client, token: int) -> Thing:
     )
 
 
-def _lockspace(client: Client, name: str) -> Thing:
-    found: Thing = next(x for x in client.list_lockspaces() if x["name"] == name)
-    return found
-
-
-def _facts(victim: Thing, space: Thing) -> list[tuple[str, object]]:
+def _facts(victim: Thing) -> list[tuple[str, object]]:
     return [
         ("lock", str(ResourceKey(victim["lockspace"], victim["resource"]))),
         ("mode", victim["mode"]),
@@ -136,7 +130,7 @@ def _facts(victim: Thing, space: Thing) -> list[tuple[str, object]]:
         (
             "then",
             f"process {victim['pid']} is ended, then the lock is free"
-            if space["on_disconnect"] == "kill"
+            if victim["on_disconnect"] == "kill"
             else "it is told, and runs on; the lock is free at once",
         ),
     ]
