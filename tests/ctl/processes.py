@@ -37,7 +37,8 @@ sys.stdin.read()
 
 # All that it needs is loaded before: the interpreter may be root's alone.
 _AS_NOBODY = """
-import encodings.ascii, encodings.idna, grp, hashlib, json, locale, os, sys
+import difflib, encodings.ascii, encodings.idna, grp, hashlib, json, locale
+import os, shlex, sys
 import lockd.client.blocking, lockd.ctl.acquire, lockd.ctl.outside, lockd.ctl.show
 from lockd.ctl.main import main
 sys.argv = {args!r}

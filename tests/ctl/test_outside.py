@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input
+from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input, open_to_all
+from daemon_process import DaemonProcess
 from lockd import Client, connect
 
 
@@ -101,6 +102,26 @@ def test_locks_of_lockd_are_not_told_as_past_it(
         told = json.loads(lockctl("test", "--json", disk).stdout)
     assert told["resource"]["holder_count"] == 2
     assert told["outside"] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+def test_what_only_the_daemon_can_see_is_shown_while_somebody_waits(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client, guests: Path, locker: Locker
+) -> None:
+    open_to_all(lockd.socket)
+    guests.chmod(0o700)
+    where = ("web1", "--lockspace", "guests")
+    (guests / "web1").touch()
+    pid = locker(guests / "web1", "POSIX")
+    assert lockctl.as_nobody("test", *where).stdout == "free\n"
+    waiting = lockctl.start("run", *where, "--", "true")
+    while not client.query("web1", lockspace="guests")["outside"]:
+        pass
+    first, _ = lockctl.as_nobody("show", *where).stdout.splitlines()
+    assert first.split("\t")[0::2][:2] == ["holds, outside lockd", str(pid)]
+    done = lockctl.as_nobody("wait", *where, "-w", "0")
+    assert f"(pid {pid}) outside lockd" in done.stderr
+    end_input(waiting)
 
 
 def test_wait_lasts_until_a_lock_past_lockd_has_ended(

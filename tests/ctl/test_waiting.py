@@ -39,8 +39,10 @@ def test_holder_is_named_since_when_and_why(
 
 
 def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
-    nobody = {"holders": [], "holder_count": 0}
+    nobody = {"holders": [], "holder_count": 0, "outside": None}
     assert State(nobody, []).held == "held by nobody in lockd"
     assert State(nobody, [OUTSIDER]).held == "held by qemu (pid 77) outside lockd"
     nameless = {"command": None, "pid": None}
     assert State(nobody, [nameless]).held == "held by a process outside lockd"
+    told = nobody | {"outside": {"command": "qemu", "pid": 77, "mode": "shared"}}
+    assert State(told, []).held == "held by qemu (pid 77) outside lockd"

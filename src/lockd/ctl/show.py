@@ -82,7 +82,8 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     A file is held, too, if a program past lockd locks its first byte by fcntl(2), as
     virtlockd does: that is what would keep lockd from it. Such locks are seen only on
     this host, outside of containers, and if you may look up the file: in the directory
-    of a lockspace that is often root alone.
+    of a lockspace that is often root alone. Of one that lockd itself has met everybody
+    hears, but only while somebody waits.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -200,6 +201,9 @@ def _story(found: State) -> Iterator[list[object]]:
             other["mode"],
             *[None] * 3,
         ]
+    if not found.outside and (other := state["outside"]):
+        who = other["command"], other["pid"]
+        yield ["holds, outside lockd", *who, *[None] * 3, other["mode"], *[None] * 3]
     for place, waiter in enumerate(state["waiters"], 1):
         what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
         yield _act(waiter, what, waiter["waited"], None)

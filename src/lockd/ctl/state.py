@@ -22,7 +22,7 @@ class State(NamedTuple):
     Attributes:
         resource: the daemon's answer to `query`.
         outside: the locks on its file that are not lockd's and keep lockd from it, as
-            far as they can be seen.
+            far as we can see them; the daemon tells of one, too, while somebody waits.
     """
 
     resource: Thing
@@ -31,7 +31,7 @@ class State(NamedTuple):
     @property
     def is_held(self) -> bool:
         """Whether somebody holds it."""
-        return bool(self.resource["holders"] or self.outside)
+        return bool(self._modes)
 
     @property
     def is_free(self) -> bool:
@@ -41,10 +41,14 @@ class State(NamedTuple):
     @property
     def word(self) -> str:
         """How it is, in one word or two."""
-        modes = {x["mode"] for x in (*self.resource["holders"], *self.outside)}
-        if not modes:
+        if not self.is_held:
             return "waited for" if self.resource["waiters"] else "free"
-        return "shared" if modes == {SHARED} else "held"
+        return "shared" if self._modes == {SHARED} else "held"
+
+    @property
+    def _modes(self) -> set[str]:
+        told = filter(None, [self.resource["outside"]])
+        return {x["mode"] for x in (*self.resource["holders"], *self.outside, *told)}
 
     @property
     def held(self) -> str:
@@ -53,6 +57,8 @@ class State(NamedTuple):
             if self.outside:
                 first = self.outside[0]
                 return f"held by {outsider(program_of(first), first['pid'])}"
+            if found := self.resource["outside"]:
+                return f"held by {outsider(found['command'], found['pid'])}"
             return "held by nobody in lockd"
         holder = self.resource["holders"][0]
         others = self.resource["holder_count"] + len(self.outside) - 1
