@@ -9,6 +9,8 @@ call), `errors` (an error of each system call), `damage` (records that were spoi
 are run if none is named. With a name only that of a part is run: `calls:upgrade`,
 `errors:release`, "rounds:SIGKILL, one at a time".
 
+Interrupted (SIGINT), it tells what it has found so far.
+
 Several campaigns can run side by side: `--share 1/2` takes every second system call of
 `calls` and `errors`, `--share 2/2` the others.
 """
@@ -17,6 +19,7 @@ import argparse
 import fcntl
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -126,23 +129,25 @@ def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
         all_counted = {name: Counted(name) for name in names}
         killed = 0
         waiting = list(names)
-        while waiting or killed < kills:
-            counted = all_counted[name := waiting.pop(0)]
-            before = counted.faults
-            runner.round(counted, KINDS[name], chosen.seconds)
-            if name in KILLING:
-                killed += counted.faults - before
-            for tally in TALLIES:
-                tallies[tally] += board.total(tally)
-            if killed < kills and not waiting:
-                waiting = list(killing)
-        for counted in all_counted.values():
-            report.rounds(counted)
-        for tally, count in tallies.items():
-            report.show(f"load: {tally}", count)
-        report.show("load: workers killed while they held", judge.killed)
-        report.at_least("SIGKILLs", killed, kills)
-        report.show("used at the end", runner.used)
+        try:
+            while waiting or killed < kills:
+                counted = all_counted[name := waiting.pop(0)]
+                before = counted.faults
+                runner.round(counted, KINDS[name], chosen.seconds)
+                if name in KILLING:
+                    killed += counted.faults - before
+                for tally in TALLIES:
+                    tallies[tally] += board.total(tally)
+                if killed < kills and not waiting:
+                    waiting = list(killing)
+        finally:
+            for counted in all_counted.values():
+                report.rounds(counted)
+            for tally, count in tallies.items():
+                report.show(f"load: {tally}", count)
+            report.show("load: workers killed while they held", judge.killed)
+            report.at_least("SIGKILLs", killed, kills)
+            report.show("used at the end", runner.used)
 
 
 def calls(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
@@ -155,14 +160,17 @@ def calls(target: Target, report: Report, judge: Judge, chosen: Options) -> None
             for name, scenario in scenarios.SCENARIOS.items():
                 if name in names:
                     portion = chosen.portion(CALL_STRIDE)
-                    report.hit(killer.every(name, scenario, portion))
+                    with report.hits(name) as found:
+                        killer.every(found, scenario, portion)
             if UPGRADE in names:
                 portion = chosen.portion(UPGRADE_STRIDE)
-                report.hit(killer.every(UPGRADE, scenarios.UPGRADE, portion))
+                with report.hits(UPGRADE) as found:
+                    killer.every(found, scenarios.UPGRADE, portion)
         if RECOVERY in names:
             with bystanders(target, board, judge):
                 reborn = Rebirth(target, board, judge, chosen.seed)
-                report.hit(reborn.every(chosen.portion(RECOVERY_STRIDE)))
+                with report.hits(RECOVERY) as found:
+                    reborn.every(found, chosen.portion(RECOVERY_STRIDE))
 
 
 def errors(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
@@ -176,7 +184,8 @@ def errors(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
         for name, scenario in scenarios.SCENARIOS.items():
             if name in chosen.parts["errors"]:
                 portion = chosen.portion(CALL_STRIDE)
-                report.hit(injector.errors(name, scenario, portion))
+                with report.hits(name) as found:
+                    injector.errors(found, scenario, portion)
 
 
 def damage(target: Target, report: Report, judge: Judge, chosen: Options) -> None:
@@ -249,13 +258,20 @@ def main(words: Sequence[str]) -> int:
     report, judge = Report(is_speed_judged=not chosen.is_slice), Judge()
     took = {}
     began = time.monotonic()
+    # Also where a shell has it ignored, as that of a background job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with booted() as target:
             took["boot"] = time.monotonic() - began
             for part in chosen.parts:
                 began = time.monotonic()
-                PARTS[part].run(target, report, judge, chosen)
-                took[part] = time.monotonic() - began
+                try:
+                    PARTS[part].run(target, report, judge, chosen)
+                finally:
+                    took[part] = time.monotonic() - began
+    except KeyboardInterrupt:
+        print("ended early", flush=True)
+        return 128 + signal.SIGINT
     finally:
         report.title("How long it took")
         for part, seconds in took.items():

@@ -16,7 +16,7 @@ from typing import Final
 
 from torture import scenarios
 from torture.board import Board
-from torture.calls import Calls
+from torture.calls import Calls, Hit
 from torture.judge import Judge
 from torture.kinds import KINDS
 from torture.line import UnansweredError
@@ -87,7 +87,7 @@ def look(
 
         def in_scenario(name: str) -> None:
             calls = Calls(target, board, judge, seed=1)
-            calls.every(name, scenarios.SCENARIOS[name])
+            calls.every(Hit(name), scenarios.SCENARIOS[name])
 
         kinds = [LOOKED_IN[number % len(LOOKED_IN)] for number in range(rounds)]
         names = dict.fromkeys((scenario, *SCENARIOS_LOOKED_IN))

@@ -201,15 +201,14 @@ class Calls:
         self._context = ""
 
     def every(
-        self, name: str, scenario: scenarios.Scenario, portion: Portion = ALL
-    ) -> Hit:
+        self, found: Hit, scenario: scenarios.Scenario, portion: Portion = ALL
+    ) -> None:
         """Kills at every system call, or at those of a portion.
 
         strace counts each call by itself: the third recvfrom, the first unlink. So of
         each it is done until there is no such call any more.
         """
-        found = Hit(name)
-        self._context = name
+        self._context = found.name
         with self._unless_stuck(found):
             trace, found.violations = self._play(scenario, "-e", "trace=all")
             seen = Counter(_CALL.findall(trace))
@@ -223,7 +222,6 @@ class Calls:
                 portion.take(pairs, self._chance, is_hit)
             else:
                 self._every(found, scenario, seen, portion)
-        return found
 
     @contextmanager
     def _unless_stuck(self, found: Hit) -> Iterator[None]:
@@ -309,14 +307,13 @@ class Calls:
         return trace
 
     def errors(
-        self, name: str, scenario: scenarios.Scenario, portion: Portion = ALL
-    ) -> Hit:
+        self, found: Hit, scenario: scenarios.Scenario, portion: Portion = ALL
+    ) -> None:
         """Has every system call fail once, with each error that it may have.
 
         Who acts may be refused or lose the session; nobody else may notice.
         """
-        found = Hit(name)
-        self._context = name
+        self._context = found.name
         with self._unless_stuck(found):
             trace, found.violations = self._play(scenario, "-e", "trace=all")
             seen = Counter(_CALL.findall(trace))
@@ -331,7 +328,6 @@ class Calls:
             portion.take(
                 failures, self._chance, lambda x: self._fails(found, scenario, *x)
             )
-        return found
 
     def _fails(
         self, found: Hit, scenario: scenarios.Scenario, call: str, error: str, at: int

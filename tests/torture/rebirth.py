@@ -89,9 +89,8 @@ class Rebirth:
         self._target, self._board, self._judge = target, board, judge
         self._chance = random.Random(seed)
 
-    def every(self, portion: Portion = ALL) -> Hit:
+    def every(self, found: Hit, portion: Portion = ALL) -> None:
         """Kills each start at another call until all of a portion had one."""
-        found = Hit("recovery")
         machine = self._target.machine
         shown = machine.show("lockd.service", "ExecStart")
         command = _COMMAND.search(shown)
@@ -112,7 +111,6 @@ class Rebirth:
             self._target.kill()
             self._board.note_fault()
             actor.end()
-        return found
 
     def _run(self, found: Hit, actor: Actor, portion: Portion) -> None:
         self._batch(["0 -e trace=all"])

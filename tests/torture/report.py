@@ -1,5 +1,7 @@
 """The closing table: what was counted, what had to be, and what was found."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,8 +65,19 @@ class Report:
             f"load) {counted.grants:>8} grants {counted.seconds:>6.0f} s: {verdict}"
         )
 
-    def hit(self, found: Hit) -> None:
-        """A scenario that was met at one system call after the other."""
+    @contextmanager
+    def hits(self, name: str) -> Iterator[Hit]:
+        """A scenario that is met at one system call after the other by the body.
+
+        What was met is told even if the body is interrupted.
+        """
+        found = Hit(name)
+        try:
+            yield found
+        finally:
+            self._hit(found)
+
+    def _hit(self, found: Hit) -> None:
         self.failed |= found.violations > 0
         verdict = "none" if not found.violations else f"{found.violations} FOUND"
         hits = f"{found.hit}/{found.total}"

@@ -83,7 +83,7 @@ class Rounds:
     def __init__(self, target: Target, board: Board, judge: Judge, seed: int) -> None:
         self.target, self.board, self.judge = target, board, judge
         self._chance = random.Random(seed)
-        self._start = self._use()
+        self._start = self.used = self._use()
 
     def round(self, counted: Counted, kind: Kind, seconds: float) -> None:
         """Runs and judges one round."""
