@@ -18,6 +18,7 @@ STATUSES = {
     "unavailable": 69,
     "limit": 69,
     "io": 69,
+    "unknown_method": 69,
 }
 
 

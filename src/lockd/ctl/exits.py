@@ -25,6 +25,7 @@ from lockd.errors import (
     NotFoundError,
     RestrictedError,
     UnavailableError,
+    UnknownMethodError,
 )
 
 OK: Final = 0
@@ -57,7 +58,11 @@ EXITS: Final = (
     Exit(
         UNAVAILABLE,
         "no daemon, or it cannot serve just now",
-        (ConnectionLostError, UnavailableError, LimitError, AnchorError),
+        # A daemon that does not know a method is older than this program.
+        (
+            *(ConnectionLostError, UnavailableError, LimitError, AnchorError),
+            UnknownMethodError,
+        ),
     ),
     Exit(INTERNAL, "a defect of lockd", (LockdError,)),
     Exit(
