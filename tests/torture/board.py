@@ -185,8 +185,12 @@ class Board:
         mode: int,
         times: tuple[int, int, int],
         token: int,
+        flags: int = 0,
     ) -> int:
         """Adds the record of a hold that begins; returns its index, -1 if it is full.
+
+        It is there at once, with all that it says: who writes it may be killed at any
+        moment.
 
         Args:
             times: when it was asked for, when its place in the queue was known
@@ -198,16 +202,13 @@ class Board:
             return -1
         record = self._record(slot, index)
         words = self.words
-        words[record] = resource | mode << 32
+        words[record] = resource | mode << 32 | flags << 40
         words[record + 1], words[record + 2], words[record + 3] = times
         words[record + 4] = 0
         words[record + 5] = token
         words[record + 6] = -1
         words[at] = index + 1
         return index
-
-    def mark_converted(self, slot: int, index: int) -> None:
-        self.words[self._record(slot, index)] |= CONVERTED << 40
 
     def set_value(self, slot: int, index: int, value: int) -> None:
         """Says which value of the counter was read, before the next is written."""

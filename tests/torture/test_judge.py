@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from torture.board import EXCLUSIVE, SHARED, Board
+from torture.board import EXCLUSIVE, SHARED, Board, now
 from torture.judge import Judge
+from torture.places import MEMORY
+from torture.worker import Hold
 
 
 @pytest.fixture
@@ -109,3 +111,25 @@ def test_count_of_the_killed_may_be_there_or_not(board: Board) -> None:
 def test_what_was_complained_of_is_found(board: Board) -> None:
     board.complain("lost connection", "a worker")
     assert found(board) == {"lost connection": 1}
+
+
+def test_who_is_killed_as_it_writes_down_a_conversion_is_not_at_fault(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = MEMORY[0]
+    hold = Hold(board, 1, place, SHARED, (1, 0, now()), token=1)
+    other = Hold(board, 2, place, SHARED, (2, 0, now()), token=2)
+    other.end()
+    hold.end()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(board, "tally", kill)
+    with pytest.raises(Killed):
+        hold.again(EXCLUSIVE)
+    board.end_all(1)
+    assert found(board) == {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from torture.board import EXCLUSIVE, HOLDS, SHARED, Board, now
+from torture.board import CONVERTED, EXCLUSIVE, HOLDS, SHARED, Board, now
 from torture.line import (
     EndedError,
     Line,
@@ -38,10 +38,11 @@ class Hold:
         mode: int,
         times: tuple[int, int, int],
         token: int,
+        flags: int = 0,
     ) -> None:
         self.place, self.mode, self.token = place, mode, token
         self._board, self._slot = board, slot
-        self._index = board.begin(slot, place.number, mode, times, token)
+        self._index = board.begin(slot, place.number, mode, times, token, flags)
         board.tally(slot, "grants")
         self._shown = -1
         if place.path is not None:
@@ -53,10 +54,9 @@ class Hold:
 
     def again(self, mode: int) -> "Hold":
         """Begins the hold of another mode, under the same token."""
-        at = now()
-        hold = Hold(self._board, self._slot, self.place, mode, (at, 0, at), self.token)
-        self._board.mark_converted(self._slot, hold._index)
-        return hold
+        times = (at := now()), 0, at
+        board, slot = self._board, self._slot
+        return Hold(board, slot, self.place, mode, times, self.token, CONVERTED)
 
     def count(self, spin: float) -> None:
         """Adds 1 to the counter, or looks whether it stays as it is."""
