@@ -194,9 +194,15 @@ def test_hashed_name_shows_the_path_of_the_guests_command_line(
 
 def _lockspace(client: WireClient, path: str) -> str:
     """Finds the native lockspace that is a directory."""
-    spaces = client.call("list_lockspaces")["lockspaces"]
-    (name,) = [space["name"] for space in spaces if space["path"] == path]
-    return str(name)
+    found: list[str] = []
+    after = None
+    while True:
+        page = client.call("list_lockspaces", after=after)
+        found += [x["name"] for x in page["lockspaces"] if x["path"] == path]
+        if (after := page["next"]) is None:
+            break
+    (name,) = found
+    return name
 
 
 # The order of calls.

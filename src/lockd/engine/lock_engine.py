@@ -404,8 +404,8 @@ class LockEngine(LockTable):
         token = command.fencing_token
         grant = self.grant_of(token)
         if grant is None:
-            held = "`lockctl list` has what is held"
-            message = f"no lock is held with fencing token {token}: {held}"
+            told = "`lockctl show NAME` tells the token of a lock"
+            message = f"no lock is held with fencing token {token}: {told}"
             return self._refuse(command, "not_found", message)
         owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)
