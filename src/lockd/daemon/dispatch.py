@@ -210,16 +210,14 @@ class Dispatcher:
     def _break(self, peer: Peer, msgid: int, params: m.BreakParams) -> None:
         token = params.fencing_token
         grant = self._engine.grant_of(token)
-        if grant is not None and not peer.is_admin:
-            lockspace = grant.key.lockspace
-            if not self._access.may(peer, "list", lockspace):
-                raise refusals.no_grant(token)
-            self._access.check(peer, "break", lockspace)
-        if grant is not None:
-            since = duration(trio.current_time() - grant.since)
-            victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
-            what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
-            self._audit(peer, f"breaks {what} {victim}", params.reason)
+        # The two look alike: one that is not there, and one that is not for the peer.
+        if grant is None or not self._access.may(peer, "list", grant.key.lockspace):
+            raise refusals.no_grant(token)
+        self._access.check(peer, "break", grant.key.lockspace)
+        since = duration(trio.current_time() - grant.since)
+        victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
+        what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
+        self._audit(peer, f"breaks {what} {victim}", params.reason)
         command = c.BreakGrant(peer.session, msgid, token, params.reason)
         self._runtime.carry_out(command)
 
