@@ -183,7 +183,7 @@ def a_session_that_is_not_there(scene: Scene) -> None:
     scene.other.disconnect_session(999, "why")
 
 
-@case("not_found", "token 77", step="`lockctl list`")
+@case("not_found", "token 77", step="`lockctl show NAME`")
 def breaking_what_nobody_holds(scene: Scene) -> None:
     scene.other.break_grant(77, "why")
 
