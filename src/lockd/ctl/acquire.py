@@ -5,9 +5,14 @@ import shutil
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.listings import MOST_PID
 from lockd.ctl.managers import MANAGERS, property_of
-from lockd.ctl.options import as_json, common_lockspace, meant, of_holder
+from lockd.ctl.options import (
+    PROCESS_ID,
+    as_json,
+    common_lockspace,
+    meant,
+    of_holder,
+)
 from lockd.ctl.render import say, show_json
 from lockd.errors import NotFoundError
 from lockd.names import quoted
@@ -21,7 +26,7 @@ from lockd.terms import EXCLUSIVE, SHARED
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
-    "--owner-pid", type=click.IntRange(1, MOST_PID), metavar="PID",
+    "--owner-pid", type=PROCESS_ID, metavar="PID",
     help="Hold it until this process ends.",
 )  # fmt: skip
 @click.option(

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.options import as_json
+from lockd.ctl.options import PROCESS_ID, as_json
 from lockd.ctl.render import ordinal, outsider, purpose, show_json, show_table, user
 from lockd.names import canonical_path
 from lockd.text import duration
@@ -18,9 +18,6 @@ Thing = dict[str, Any]
 
 NO_USER: Final = 2**32 - 1
 """The uid that means nobody (setresuid(2)); those of users are below."""
-
-MOST_PID: Final = 2**31 - 1
-"""More than any process has (proc(5))."""
 
 
 def _first(resource: Thing) -> Thing:
@@ -55,9 +52,7 @@ def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
 @click.option(
     "--user", "uid", metavar="USER", callback=_uid, help="Of a user, by name or uid."
 )
-@click.option(
-    "--pid", type=click.IntRange(1, MOST_PID), metavar="PID", help="Of a process."
-)
+@click.option("--pid", type=PROCESS_ID, metavar="PID", help="Of a process.")
 @click.option("--unit", metavar="UNIT", help="Of the processes of a systemd unit.")
 @click.option(
     "--path", metavar="PATH", help="Of a file, or of all files below a directory."

@@ -8,6 +8,9 @@ import click
 from lockd.names import canonical_path
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
 
+PROCESS_ID = click.IntRange(1, 2**31 - 1)
+"""The type of an option that names a process: more than any has (proc(5))."""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 in_lockspace = click.option(
     "--lockspace", metavar="NAME",
