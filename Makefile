@@ -92,12 +92,13 @@ $(READY): requirements.lock pyproject.toml
 	  --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# One file for every Python that the project runs on: markers say what is for which.
 lock:
 	$(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra top --generate-hashes \
-	  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
-	  --output-file requirements.lock pyproject.toml
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --extra dev --extra top --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
