@@ -41,7 +41,7 @@ def pinned(lock: str, python: str) -> dict[str, str]:
         AssertionError: a package has no hash, or two versions.
     """
     found: dict[str, str] = {}
-    for block in re.findall(r"^[\w.-]+==.*?(?=^\S|\Z)", lock, re.M | re.S):
+    for block in re.findall(r"^[\w.-]+==.*?(?=^\S|\Z)", lock, re.MULTILINE | re.DOTALL):
         assert "--hash=sha256:" in block, block
         requirement = Requirement(block.split("\\")[0])
         marker = requirement.marker
@@ -103,14 +103,16 @@ def test_the_lock_file_pins_all_that_is_required_on_each_python(python: str) -> 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_each_pinned_version_runs_on_each_python(python: str) -> None:
     for name in pinned(LOCK, python).keys() & pinned(LOCK, running_python()).keys():
-        allowed = metadata.metadata(name).get("Requires-Python") or ""
+        allowed = metadata.metadata(name)["Requires-Python"] or ""
         assert SpecifierSet(allowed).contains(python), name
 
 
 def test_a_requirement_of_one_patch_release_only_is_missed_if_it_is_not_pinned() -> (
     None
 ):
-    without = re.sub(r"^async-timeout==.*?(?=^\S)", "", LOCK, flags=re.M | re.S)
+    without = re.sub(
+        r"^async-timeout==.*?(?=^\S)", "", LOCK, flags=re.MULTILINE | re.DOTALL
+    )
     assert [x.split(";")[0] for x in unmet(without, "3.11.2")] == [
         "redis requires async-timeout>=4.0.3"
     ]
