@@ -4,7 +4,7 @@ Two lists, who holds and who asks, both in the order of their coming; who may go
 worked out from nothing after every change. Short, slow, and without anchors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
@@ -51,11 +51,18 @@ class Model:
         ]
 
     def circle(self) -> bool:
-        waits = {(a.owner, b) for a in self.asks for b in self.blockers(a)}
-        waits = {(a, b) for a, b in waits if a != b}
-        while more := {(a, d) for a, b in waits for c, d in waits if b == c} - waits:
-            waits |= more
-        return any(a == b for a, b in waits)
+        """Tells whether somebody waits for ever, though all release what they can."""
+        rest = Model()
+        rest.asks = list(self.asks)
+        rest.holds = [replace(hold) for hold in self.holds]
+        while True:
+            rest.settle()
+            waiting = {ask.owner for ask in rest.asks}
+            done = [hold for hold in rest.holds if hold.owner not in waiting]
+            if not done:
+                return bool(rest.asks)
+            for hold in done:
+                rest.holds.remove(hold)
 
     def held(self, owner: int, name: str) -> Hold | None:
         mine = [h for h in self.holds if (h.owner, h.name) == (owner, name)]

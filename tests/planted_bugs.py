@@ -196,22 +196,39 @@ PLANTED_BUGS = [
         "waitgraph",
         "a cycle through holders is missed",
         "        for owner_id in _excluding_holders(request, resource):\n"
-        "            yield key, owner_id\n",
+        "            yield key, owners[owner_id]\n",
         "",
     ),
     _in(
         "waitgraph",
         "a cycle through a queue is missed",
-        "            yield key, other.owner.owner_id\n",
-        "            if other.converting:\n"
-        "                yield key, other.owner.owner_id\n",
+        "            if not compatible(other.mode, request.mode):\n",
+        "            if other.converting:\n",
+    ),
+    _in(
+        "waitgraph",
+        "who shares is taken for an obstacle of who will share with it",
+        "            if not compatible(other.mode, request.mode):\n",
+        "            if True:\n",
+    ),
+    _in(
+        "waitgraph",
+        "a cycle through a shared request for several is missed",
+        "            elif len(other.keys) > 1:\n",
+        "            elif False:\n",
+    ),
+    _in(
+        "waitgraph",
+        "the owner of a shared request for several is waited for, not its grant",
+        "                yield key, other\n",
+        "                yield key, other.owner\n",
     ),
     _in(
         "waitgraph",
         "a cycle of three is missed",
-        "                frontier.append(other)\n",
-        "                if request is start:\n"
         "                    frontier.append(other)\n",
+        "                    if request is start:\n"
+        "                        frontier.append(other)\n",
     ),
     _in(
         "lock_table",

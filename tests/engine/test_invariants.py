@@ -146,7 +146,7 @@ def work_left_undone(engine: LockEngine) -> None:
         (endless_wait, "a request would wait beyond its time"),
         (token_held_twice, "a fencing token is held twice"),
         (token_from_the_future, "a fencing token is ahead of the last one, 1"),
-        (circle_of_waiters, "owners wait for each other"),
+        (circle_of_waiters, "requests wait for each other"),
         (work_left_undone, "work was left undone"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -101,6 +101,47 @@ def test_shared_holder_that_waits_behind_who_waits_for_it(engine: LockEngine) ->
     assert refused.cycle == (wait(BOB, DISK), wait(CAROL, DISK))
 
 
+def test_who_waits_to_share_twice_does_not_wait_for_who_will_share_too(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, BOB, 1, DISK)
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, DISK, mode=SHARED)
+    assert acquire(engine, ALICE, 2, DISK, mode=SHARED) == [
+        queued(ALICE, 2, DISK, mode=SHARED)
+    ]
+
+
+def test_holder_behind_a_shared_waiter_does_not_wait_for_it(engine: LockEngine) -> None:
+    acquire(engine, BOB, 1, DISK)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 2, DISK, mode=SHARED)
+    assert acquire(engine, ALICE, 2, TAPE) == [queued(ALICE, 2, TAPE)]
+
+
+def test_shared_waiter_waits_for_a_shared_request_for_several(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, TAPE)
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, BOB, 1, DISK, TAPE, mode=SHARED)
+    refused = refusal(acquire(engine, ALICE, 2, DISK, mode=SHARED))
+    assert refused.cycle == (wait(ALICE, DISK), wait(BOB, TAPE))
+
+
+def test_shared_waiter_does_not_wait_for_what_else_the_one_before_it_wants(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, TAPE)
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, BOB, 1, DISK, CARD, mode=SHARED)
+    acquire(engine, BOB, 2, TAPE)
+    assert acquire(engine, ALICE, 2, DISK, mode=SHARED) == [
+        queued(ALICE, 2, DISK, mode=SHARED)
+    ]
+
+
 def test_upgrade_that_makes_others_wait_for_its_owner(engine: LockEngine) -> None:
     acquire(engine, CAROL, 1, TAPE)
     acquire(engine, BOB, 1, CARD)

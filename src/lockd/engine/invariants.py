@@ -5,13 +5,14 @@ here in the plainest way, however slow.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import xor
 
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, claim_of
+from lockd.terms import Mode, ResourceKey
 
 
 class BrokenLawError(AssertionError):
@@ -158,34 +159,49 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
 
 
 def _cycles(engine: LockEngine) -> Iterator[str]:
-    """Finds owners that wait for each other: repeatedly removes who waits for nobody.
+    """Finds requests that nobody's release can help.
 
-    What is left, if anything, waits in a circle.
+    Plays on to the end: grants what nothing is before, and has every owner that waits
+    for nothing release all. What is left, if anything, waits in a circle.
     """
-    waits: dict[int, set[int]] = {}
-    for resource in engine.resources.values():
-        for own, others in _waits_at(resource):
-            waits.setdefault(own, set()).update(others - {own})
-    while waits:
-        free = [own for own, others in waits.items() if not others & waits.keys()]
-        if not free:
-            yield f"owners wait for each other: {waits}"
-            return
-        for own in free:
-            del waits[own]
-
-
-def _waits_at(resource: Resource) -> Iterator[tuple[int, set[int]]]:
-    pending = resource.pending
-    earlier = set()
-    if pending is not None and not pending.answered:
-        earlier.add(pending.owner.owner_id)
-    for request in [*resource.converting, *resource.waiting]:
-        own = request.owner.owner_id
-        excluded = {
-            grant.owner_id
-            for grant in resource.holders.values()
-            if "exclusive" in (grant.mode, request.mode)
+    lines = {key: _line(resource) for key, resource in engine.resources.items()}
+    held = {
+        key: {grant.owner_id: grant.mode for grant in resource.holders.values()}
+        for key, resource in engine.resources.items()
+    }
+    left = {request for line in lines.values() for request in line}
+    while left:
+        granted = [r for r in left if all(_is_free(r, lines, held, k) for k in r.keys)]
+        for request in granted[:1]:
+            left.remove(request)
+            for key in request.keys:
+                lines[key].remove(request)
+                held[key][request.owner.owner_id] = request.mode
+        waiting = {request.owner.owner_id for request in left}
+        done = {owner for modes in held.values() for owner in modes} - waiting
+        held = {
+            key: {own: mode for own, mode in modes.items() if own in waiting}
+            for key, modes in held.items()
         }
-        yield own, earlier | excluded
-        earlier.add(own)
+        if not granted and not done:
+            yield f"requests wait for each other: {sorted(r.order for r in left)}"
+            return
+
+
+def _line(resource: Resource) -> list[Request]:
+    pending = resource.pending
+    first = [] if pending is None or pending.answered else [pending]
+    return [*first, *resource.converting, *resource.waiting]
+
+
+def _is_free(
+    request: Request,
+    lines: Mapping[ResourceKey, list[Request]],
+    held: Mapping[ResourceKey, Mapping[int, Mode]],
+    key: ResourceKey,
+) -> bool:
+    own = request.owner.owner_id
+    others = [mode for owner, mode in held[key].items() if owner != own]
+    return lines[key][0] is request and not (
+        others and "exclusive" in (request.mode, *others)
+    )

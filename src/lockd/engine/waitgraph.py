@@ -1,10 +1,17 @@
 """Who waits for whom, and whether a wait would close a cycle.
 
-The nodes are owners, the edges are derived from the resources each time: a request's
-owner waits for every holder that its mode excludes, and for the owner of every request
-that is served before it. A request that would close a cycle is refused, so the graph
-has no cycles; therefore a new one must lead through the request's own owner, and an
-owner for which nobody can be waiting needs no search.
+The edges are derived from the resources each time. A request waits for every holder
+that its mode excludes, and for every request that is served before it:
+
+- An *owner* has to come to its end: a holder, and whoever will be one before the
+  request is served. It does so when all its own requests are granted.
+- Of a shared *request* before a shared one only the grant is waited for: its owner may
+  hold on. A request for one resource is granted as soon as nothing else is before it,
+  so it is no obstacle; one for several may wait elsewhere.
+
+A request that would close a cycle is refused, so the graph has no cycles; therefore a
+new one must lead through the request's own owner, and an owner for which nobody can be
+waiting needs no search.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,36 +39,42 @@ def find_cycle(
     if not goal.grants and goal.waiting_count < 2:
         return ()
     came_from: dict[Request, tuple[Request, ResourceKey]] = {}
-    seen = {goal.owner_id}
+    seen: set[int] = set()
     frontier = [start]
     while frontier:
         request = frontier.pop()
-        for key, owner_id in blockers(request, resources):
-            if owner_id == goal.owner_id:
-                if request is start:
-                    continue  # behind itself in one line: shared beside shared
+        for key, obstacle in obstacles(request, resources, owners):
+            if obstacle is goal or obstacle is start:
                 return _links(request, key, came_from)
-            if owner_id in seen:
+            if isinstance(obstacle, Request):
+                next_ones = [obstacle]
+            elif obstacle.owner_id in seen:
                 continue
-            seen.add(owner_id)
-            for other in owners[owner_id].waiting():
-                came_from[other] = (request, key)
-                frontier.append(other)
+            else:
+                seen.add(obstacle.owner_id)
+                next_ones = obstacle.waiting()
+            for other in next_ones:
+                if other not in came_from:
+                    came_from[other] = (request, key)
+                    frontier.append(other)
     return ()
 
 
-def blockers(
-    request: Request, resources: Resources
-) -> Iterator[tuple[ResourceKey, int]]:
-    """Goes through the owners that a request waits for, and where."""
+def obstacles(
+    request: Request, resources: Resources, owners: Owners
+) -> Iterator[tuple[ResourceKey, OwnerState | Request]]:
+    """Goes through what a request waits for, and where."""
     for key in request.keys:
         resource = resources[key]
         if resource.pending is request:
             continue
         for owner_id in _excluding_holders(request, resource):
-            yield key, owner_id
+            yield key, owners[owner_id]
         for other in takewhile(lambda other: other is not request, resource.line()):
-            yield key, other.owner.owner_id
+            if not compatible(other.mode, request.mode):
+                yield key, other.owner
+            elif len(other.keys) > 1:
+                yield key, other
 
 
 def _excluding_holders(request: Request, resource: Resource) -> Iterator[int]:
