@@ -17,13 +17,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-STATE_DIR := $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/lockd
-
-# Where the clients look first; without such a directory they have to be told.
-RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(shell \
-  d=/run/user/$$(id -u); mkdir -p $$d 2>/dev/null && test -w $$d && echo $$d))
-SOCKET := $(if $(RUNTIME_DIR),$(RUNTIME_DIR)/lockd/lockd.sock,$(STATE_DIR)/lockd.sock)
-LOCKCTL := $(CURDIR)/$(BIN)/lockctl$(if $(RUNTIME_DIR),, --socket $(SOCKET))
+# Where no client looks unless it is told: `make run` takes nobody from the daemon of the
+# user, or of the host. The state is here, too.
+RUN_DIR := $(CURDIR)/.run
 
 # Where `make install` puts things; DESTDIR goes before all of it.
 PREFIX ?= /usr/local
@@ -38,11 +34,12 @@ MANDIR = $(PREFIX)/share/man
 .PHONY: run test test-system check fix bite campaigns torture bench lock install uninstall clean
 
 run: $(READY)
-	@printf '\n  Take a lock from another terminal:\n\n    %s run backup -- sleep 60\n' \
-	  '$(LOCKCTL)'
-	@printf '\n  and see who holds it:\n\n    %s list\n\n  Ctrl-C ends the daemon.\n\n' \
-	  '$(LOCKCTL)'
-	@exec $(BIN)/lockd --socket '$(SOCKET)' --state-dir '$(STATE_DIR)'
+	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
+	  '    export PATH="$(CURDIR)/$(BIN):$$PATH" LOCKD_SOCKET="$(RUN_DIR)/lockd.sock"' '' \
+	  '  Take a lock, and see who holds it:' '' \
+	  '    lockctl run backup -- sleep 60 &' '    lockctl list' '' \
+	  '  Ctrl-C ends the daemon.' ''
+	@exec $(BIN)/lockd --socket '$(RUN_DIR)/lockd.sock' --state-dir '$(RUN_DIR)'
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -85,8 +82,9 @@ bench: $(READY)
 
 # The environment is what the lock file says, checked by hash; lockd itself is linked.
 $(READY): requirements.lock pyproject.toml
+	@echo 'Building $(VENV), once; pip names each package as it comes.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --disable-pip-version-check \
 	  --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --no-build-isolation --editable .
@@ -168,4 +166,4 @@ uninstall:
 	done
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .run .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -86,21 +86,49 @@ def check_lockspace_name(name: str) -> None:
         raise InvalidRequestError(f"the lockspace name {quoted(name)} has a colon")
 
 
-def canonical_path(path: str) -> str:
+def path_text(what: str, path: str | os.PathLike[str]) -> str:
+    """Returns a path as text.
+
+    Args:
+        what: the name of the argument, for the sentence of an error.
+        path: what was given for it.
+
+    Raises:
+        TypeError: it is neither text nor an `os.PathLike` of text.
+    """
+    if isinstance(path, str):
+        return path
+    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(text, str):
+        return text
+    raise TypeError(
+        f"{what} must be text or a pathlib.Path, not {quoted(repr(path))} "
+        f"({type(path).__name__})"
+    )
+
+
+def canonical_path(path: str | os.PathLike[str]) -> str:
     """Returns the one name of the file that a path leads to: realpath(3).
 
     Callers that hash a path must do this first, or two spellings of one file get two
     locks. The file need not exist.
 
     Raises:
-        InvalidRequestError: the path is empty; realpath(3) refuses that, too.
+        TypeError: the path is neither text nor an `os.PathLike`.
+        InvalidRequestError: the path is empty, or has a NUL character, which
+            realpath(3) refuses, too.
     """
+    path = path_text("path", path)
     if not path:
         raise InvalidRequestError("the path is empty")
+    if "\0" in path:
+        raise InvalidRequestError(
+            f"the path {quoted(path)} has a NUL character, which no path has"
+        )
     return os.path.realpath(path)
 
 
-def hashed_name(path: str) -> str:
+def hashed_name(path: str | os.PathLike[str]) -> str:
     """Returns the name under which a directory lockspace locks a file elsewhere.
 
     SHA-256 of the canonical path in hexadecimal: the rule of libvirt's lock driver

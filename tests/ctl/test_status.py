@@ -35,10 +35,11 @@ def test_status_says_how_the_daemon_is(
 ) -> None:
     client.acquire("a")
     facts = facts_of(lockctl)
-    assert list(facts)[:10] == [
-        *("version", "pid", "unit", "uptime", "epoch", "live upgrades"),
+    assert list(facts)[:11] == [
+        *("socket", "version", "pid", "unit", "uptime", "epoch", "live upgrades"),
         *("sessions", "held", "waiting", "survives a crash"),
     ]
+    assert facts["socket"] == str(lockd.socket)
     assert facts["version"] == __version__
     assert facts["pid"] == str(lockd.pid)
     assert facts["epoch"] == "1"
@@ -69,7 +70,7 @@ def test_status_fits_a_terminal(lockctl: Lockctl) -> None:
     terminal = Terminal((*LOCKCTL, "status"), lockctl.env | {"COLUMNS": "80"})
     assert terminal.wait() == 0
     lines = terminal.shown.split("\r\n")
-    assert lines[0].split() == ["version", __version__]
+    assert lines[1].split() == ["version", __version__]
     assert "\t" not in terminal.shown
 
 

@@ -30,7 +30,8 @@ async def connect(
     """Opens a session with the daemon, which ends with the `async with` body.
 
     Args:
-        socket: the path; else `$LOCKD_SOCKET`, the user's daemon, the system's.
+        socket: the path; else `$LOCKD_SOCKET`, the user's daemon if there is one, the
+            system's, as lockctl(1) has it under FINDING THE DAEMON.
         name: on whose behalf locks are held, as others see it.
 
     Raises:

@@ -27,7 +27,8 @@ def connect(
     """Opens a session with the daemon.
 
     Args:
-        socket: the path; else `$LOCKD_SOCKET`, the user's daemon, the system's.
+        socket: the path; else `$LOCKD_SOCKET`, the user's daemon if there is one, the
+            system's, as lockctl(1) has it under FINDING THE DAEMON.
         name: on whose behalf locks are held, as others see it.
         on_lost: called with each grant that is lost, as soon as that is known, in a
             thread that the client starts for it. It must not raise.
@@ -36,8 +37,8 @@ def connect(
         ConnectionLostError: no daemon listens there.
         DeniedError: this user may not connect there.
     """
-    path = paths.find_socket(socket)
-    link, welcome = open_link(path, partial(requests.opening, name))
+    place = paths.find_socket(socket)
+    link, welcome = open_link(place, partial(requests.opening, name))
     try:
         if on_lost is not None:
             link.call_when_lost(on_lost)

@@ -1,10 +1,14 @@
-"""Knows where a daemon listens, and opens a socket to it."""
+"""Knows where a daemon listens, and connects a socket to it.
+
+All clients search in the same way; lockctl(1) has it under FINDING THE DAEMON.
+"""
 
 import errno
 import os
 import socket
 import stat
-from typing import Final
+import struct
+from typing import Final, NamedTuple
 
 from lockd.errors import (
     ConnectionLostError,
@@ -12,44 +16,104 @@ from lockd.errors import (
     InvalidRequestError,
     LockdError,
 )
-from lockd.names import plain, quoted
+from lockd.names import path_text, plain, quoted
 
 SYSTEM_SOCKET: Final = "/run/lockd/lockd.sock"
+
+SYSTEM_USER: Final = "lockd"
+"""Under whom the system's daemon runs."""
 
 ATTEMPTS: Final = 5
 """How often a connection is opened whose end comes before anything is heard on it."""
 
+_SHOWN: Final = 200
+"""Characters of a path that a sentence shows."""
+
+_UCRED: Final = struct.Struct("3i")
+
+
+class Place(NamedTuple):
+    """Where a client goes.
+
+    Attributes:
+        path: of the socket.
+        trusted: whether any user's daemon will do there. If not, root goes to root's
+            and the system's only.
+        others: where other daemons listen that the search would have found.
+    """
+
+    path: str
+    trusted: bool = True
+    others: tuple[str, ...] = ()
+
 
 def user_socket() -> str:
     """Returns where a daemon of one's own listens."""
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     return f"{runtime_dir}/lockd/lockd.sock"
 
 
-def find_socket(path: str | os.PathLike[str] | None = None) -> str:
-    """Returns the path of the daemon's socket.
+def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
+    """Returns where the daemon is.
 
-    The argument, `$LOCKD_SOCKET`, the user's own socket if it is there, the system's.
+    The argument; else `$LOCKD_SOCKET`; else the user's own socket if a daemon listens
+    there; else the system's. For root the environment is not enough to go to the
+    daemon of another user: `su` keeps the variables of whoever called it.
 
     Raises:
-        InvalidRequestError: the argument is empty.
+        TypeError: the argument is no path.
+        InvalidRequestError: the argument is empty, or has a NUL character.
+        DeniedError: this is root, and `$LOCKD_SOCKET` is another user's.
     """
     if path is not None:
-        if not os.fspath(path):
-            raise InvalidRequestError(
-                "the path of the socket is empty: name the one that lockd listens at, "
-                "or none"
-            )
-        return os.fspath(path)
-    if path := os.environ.get("LOCKD_SOCKET"):
-        return path
+        return Place(_checked(path_text("socket", path)))
+    if told := os.environ.get("LOCKD_SOCKET"):
+        place = Place(told, trusted=False)
+        if (owner := _owner(told)) is not None and not _may_serve(owner):
+            raise _not_for_root(told, owner)
+        return place
     own = user_socket()
-    return own if os.path.exists(own) else SYSTEM_SOCKET
+    found = []
+    if _listens(own) and _may_serve(_owner(own)):
+        found.append(Place(own, trusted=False))
+    if _listens(SYSTEM_SOCKET):
+        # Only root can put something there: no need to ask whose it is.
+        found.append(Place(SYSTEM_SOCKET))
+    if found:
+        return found[0]._replace(others=tuple(other.path for other in found[1:]))
+    # Nobody was found: the first that is there says why, a leftover or a closed door.
+    if not os.path.exists(SYSTEM_SOCKET) and _may_serve(_owner(own)):
+        return Place(own, trusted=False)
+    return Place(SYSTEM_SOCKET)
 
 
 def new_socket() -> socket.socket:
     """Returns an unconnected socket that no executed program inherits (PEP 446)."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def connect(sock: socket.socket, place: Place) -> None:
+    """Connects a socket to the daemon.
+
+    Raises:
+        BlockingIOError: the socket does not block, and the daemon's backlog is full.
+        ConnectionLostError: no daemon listens there.
+        DeniedError: this user may not connect there; or this is root, and the daemon
+            another user's.
+    """
+    try:
+        sock.connect(place.path)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise unreachable(place.path, error) from None
+    if not place.trusted and os.geteuid() == 0:
+        # The file may have been exchanged since it was looked at. This is the user who
+        # called listen(2).
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, _ = _UCRED.unpack(data)
+        if not _may_serve(uid):
+            raise _not_for_root(place.path, uid)
 
 
 def unreachable(path: str, error: OSError) -> LockdError:
@@ -62,7 +126,72 @@ def unreachable(path: str, error: OSError) -> LockdError:
         advice = f"start it with `{_start(path)}`"
     else:
         advice = "name the socket that it listens at"
-    return kind(f"lockd cannot be reached at {plain(path)} ({reason}): {advice}")
+    where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
+    return kind(f"lockd cannot be reached at {where} ({reason}): {advice}")
+
+
+def _checked(path: str) -> str:
+    if not path:
+        raise InvalidRequestError(
+            "the path of the socket is empty: name the one that lockd listens at, "
+            "or none"
+        )
+    if "\0" in path:
+        raise InvalidRequestError(
+            f"the path of the socket {quoted(path)} has a NUL character: name the one "
+            "that lockd listens at"
+        )
+    return path
+
+
+def _listens(path: str) -> bool:
+    """Returns whether somebody listens at a path.
+
+    A datagram socket cannot be connected to a stream socket: the kernel says that
+    (EPROTOTYPE) when there is one. So the daemon is not woken, and does not notice.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+    return False
+
+
+def _owner(path: str) -> int | None:
+    """Returns the user to whom a file belongs; None if that cannot be told."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return None
+
+
+def _may_serve(uid: int | None) -> bool:
+    """Returns whether this process may go to a user's daemon without being told to."""
+    if uid is None:
+        return False
+    if os.geteuid() != 0 or uid == 0:
+        return True
+    import pwd
+
+    try:
+        return pwd.getpwnam(SYSTEM_USER).pw_uid == uid
+    except KeyError:
+        return False
+
+
+def _not_for_root(path: str, uid: int) -> DeniedError:
+    import pwd
+
+    try:
+        user = quoted(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        user = str(uid)
+    return DeniedError(
+        f"the daemon at {plain(path)} belongs to user {user}, and root follows no "
+        "environment variable to another user's daemon: unset LOCKD_SOCKET, or name "
+        "the socket with --socket (in Python, with connect(PATH))"
+    )
 
 
 def _start(path: str) -> str:

@@ -30,12 +30,12 @@ _BACKLOG_PAUSE: Final = 0.01
 
 @asynccontextmanager
 async def open_link(
-    path: str, make_opening: Callable[[], list[Reply]]
+    place: paths.Place, make_opening: Callable[[], list[Reply]]
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
     """Opens a connection and a conversation on it, for as long as the body runs.
 
     Args:
-        path: where the daemon listens.
+        place: where the daemon listens.
         make_opening: returns the requests that come first.
 
     Yields:
@@ -51,7 +51,7 @@ async def open_link(
         while True:
             attempts += 1
             try:
-                opened = _try_to_open(path, make_opening())
+                opened = _try_to_open(place, make_opening())
                 found = await stack.enter_async_context(opened)
                 break
             except UnheardError:
@@ -62,10 +62,10 @@ async def open_link(
 
 @asynccontextmanager
 async def _try_to_open(
-    path: str, opening: list[Reply]
+    place: paths.Place, opening: list[Reply]
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
     failure: BaseException | None = None
-    with await _open_socket(path) as sock:
+    with await _open_socket(place) as sock:
         try:
             async with anyio.create_task_group() as tasks:
                 link = TaskLink(sock, tasks)
@@ -85,20 +85,18 @@ async def _try_to_open(
                 raise failure
 
 
-async def _open_socket(path: str) -> socket.socket:
+async def _open_socket(place: paths.Place) -> socket.socket:
     sock = paths.new_socket()
     sock.setblocking(False)
     try:
         while True:
             try:
-                sock.connect(path)
+                paths.connect(sock, place)
                 return sock
             except BlockingIOError:
                 await anyio.sleep(_BACKLOG_PAUSE)
-    except BaseException as error:
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError):
-            raise paths.unreachable(path, error) from None
         raise
 
 

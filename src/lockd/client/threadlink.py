@@ -27,12 +27,12 @@ from lockd.terms import Mode, ResourceKey
 
 
 def open_link(
-    path: str, make_opening: Callable[[], list[Reply]]
+    place: paths.Place, make_opening: Callable[[], list[Reply]]
 ) -> tuple["ThreadLink", Any]:
     """Opens a connection and a conversation on it.
 
     Args:
-        path: where the daemon listens.
+        place: where the daemon listens.
         make_opening: returns the requests that come first.
 
     Returns:
@@ -46,7 +46,7 @@ def open_link(
     attempts = 0
     while True:
         attempts += 1
-        link = ThreadLink(_open_socket(path))
+        link = ThreadLink(_open_socket(place))
         try:
             opening = make_opening()
             link.perform(*opening)
@@ -58,16 +58,14 @@ def open_link(
                 raise
 
 
-def _open_socket(path: str) -> socket.socket:
+def _open_socket(place: paths.Place) -> socket.socket:
     sock = paths.new_socket()
     try:
-        sock.connect(path)
-        return sock
-    except BaseException as error:
+        paths.connect(sock, place)
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError):
-            raise paths.unreachable(path, error) from None
         raise
+    return sock
 
 
 class ThreadLink:

@@ -43,6 +43,10 @@ _COMMANDS: Final = {
 }
 
 
+_NAMES_SOCKET_OR_NEEDS_NONE: Final = {
+    "status", "lock-name", "completion", "virtlockd-check"
+}  # fmt: skip
+
 #: Set by the shells to be told how a word can go on.
 _COMPLETING: Final = "_LOCKCTL_COMPLETE"
 
@@ -79,7 +83,7 @@ class _Commands(click.Group):
 @click.option(
     "--socket", metavar="PATH",
     help="Where the daemon listens; else $LOCKD_SOCKET, your own daemon's socket, "
-    "the system's.",
+    "the system's. See FINDING THE DAEMON in lockctl(1).",
 )  # fmt: skip
 @click.version_option(__version__, message="lockctl %(version)s")
 @click.pass_context
@@ -95,6 +99,24 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
         # A reader that has seen enough ends us, as it does any filter.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         _prepare_output()
+    if ctx.invoked_subcommand not in _NAMES_SOCKET_OR_NEEDS_NONE:
+        _warn_of_others(socket)
+
+
+def _warn_of_others(socket: str | None) -> None:
+    """Tells who sits at a terminal that another daemon could have been meant."""
+    if sys.stderr is None or not sys.stderr.isatty() or _COMPLETING in os.environ:
+        return
+    from lockd.client import paths
+
+    with suppress(LockdError):  # the command will raise it
+        place = paths.find_socket(socket)
+        for other in place.others:
+            choose = import_module("lockd.ctl.status").CHOOSE
+            _complain(
+                f"lockctl: another daemon listens at {other}; this command uses "
+                f"{place.path}: {choose}"
+            )
 
 
 def main() -> None:

@@ -312,6 +312,8 @@ class Statistics(Struct, kw_only=True):
 class Status(Document, kw_only=True):
     """`status`."""
 
+    socket: str
+    other_sockets: list[str]
     status: Statistics
     lockspaces: list[Lockspace]
 

@@ -34,7 +34,8 @@ class Session:
 
     def __init__(self, socket: str | None, client: str) -> None:
         self._client = client
-        self.socket = os.path.abspath(paths.find_socket(socket))
+        self._place = paths.find_socket(socket)
+        self.socket = os.path.abspath(self._place.path)
         self.grants: Sequence[Grant] = ()
 
     def acquire(
@@ -57,7 +58,7 @@ class Session:
             RequestError: the locks were refused.
         """
         opening = partial(requests.opening, None, self._client)
-        self._link, _ = open_link(self.socket, opening)
+        self._link, _ = open_link(self._place, opening)
         self._check_not_held_above(names, lockspace)
         self._perform(requests.register(owner, pid=owner_pid))
         acquire = requests.acquire_all(

@@ -1,15 +1,18 @@
 """`lockctl status`: how the daemon is, how full it is, what a crash would cost."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from lockd.client import paths
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
 from lockd.ctl.render import show_facts, show_json, user
 from lockd.text import counted, duration
 
 Thing = dict[str, Any]
+
+CHOOSE: Final = "choose with --socket or LOCKD_SOCKET"
 
 _LIMITS = {
     "sessions": "sessions",
@@ -27,16 +30,27 @@ _LIMITS = {
 def status(socket: str | None, /, as_json: bool) -> None:
     """Say how the daemon is, how full, and what would survive if it were killed now.
 
+    The first line has the socket that lockctl uses. If another daemon could have been
+    meant, the second line has its socket.
+
     Of the limits of users it is told how near the one is who has most. Piped, what each
     line is about and its value are separated by a tab.
     """
+    place = paths.find_socket(socket)
     with connect(socket) as client:
         found = client.statistics()
         spaces = client.list_lockspaces()
     if as_json:
-        show_json(status=found, lockspaces=spaces)
-    else:
-        show_facts([*_facts(found), *_limits(found), *map(_space, spaces)])
+        show_json(
+            socket=place.path,
+            other_sockets=list(place.others),
+            status=found,
+            lockspaces=spaces,
+        )
+        return
+    others = [("another daemon", f"{path}: {CHOOSE}") for path in place.others]
+    facts = [*_facts(found), *_limits(found), *map(_space, spaces)]
+    show_facts([("socket", place.path), *others, *facts])
 
 
 def _facts(found: Thing) -> list[tuple[str, object]]:
