@@ -18,3 +18,16 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minute:02}m"
     return f"{minutes}m{second:02}s" if minutes else f"{second}s"
+
+
+def exact_duration(seconds: float) -> str:
+    """Returns a time span as somebody set it, to the millisecond: `1.5s`, `1m30.25s`.
+
+    Of what took hours the seconds do not matter: as `duration`.
+    """
+    seconds = round(seconds, 3)
+    if seconds < 60:
+        return f"{seconds:g}s"
+    if seconds < 3600 and seconds % 1:
+        return f"{int(seconds // 60)}m{round(seconds % 60, 3):g}s"
+    return duration(seconds)

@@ -24,7 +24,7 @@ from lockd.ctl.who import program_of
 from lockd.errors import AcquireTimeoutError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey
-from lockd.text import duration
+from lockd.text import duration, exact_duration
 
 Thing = dict[str, Any]
 
@@ -137,7 +137,7 @@ def lock_name(path: str) -> None:
 def _still(state: State, key: ResourceKey, waited: float) -> str:
     """Says why a lock is not free, after so many seconds."""
     name = quoted(str(key))
-    still = f"was not free within {duration(waited)}" if waited else "is not free"
+    still = f"was not free within {exact_duration(waited)}" if waited else "is not free"
     why = state.held
     if not state.is_held:
         why = "somebody waits for it who is not served yet"

@@ -8,7 +8,7 @@ from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Situation, Wait
 from lockd.names import plain, quoted
 from lockd.terms import EXCLUSIVE, Mode, OutsideHolder
-from lockd.text import duration
+from lockd.text import duration, exact_duration
 
 NAMED: Final = 3
 """How many holders a sentence names."""
@@ -66,7 +66,7 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
     if label := _label(situation):
         name += f" ({plain(label)})"
     if refused.code in _OPENINGS:
-        waited = duration(refused.waited or 0)
+        waited = exact_duration(refused.waited or 0)
         parts.insert(0, _OPENINGS[refused.code].format(name=name, waited=waited))
         name = "it"
     if refused.cycle:

@@ -451,7 +451,8 @@ class LockEngine(LockTable):
         while (when := self.next_deadline()) is not None and when <= now:
             request = self._deadlines.take_first()
             if when == request.deadline:
-                self._refuse_request(request, "timeout", now)
+                # That is when it ended, even if the tick comes late.
+                self._refuse_request(request, "timeout", when)
             else:
                 request.retry_at = None
                 self._touch("request", request.order, request)
