@@ -22,8 +22,8 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.config import Config, LockspaceConfig
 from lockd.daemon.epoch import open_epoch
-from lockd.daemon.keeping import Stores
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
+from lockd.daemon.stores import Stores
 from lockd.engine.lock_engine import LockEngine
 from wire_client import WireClient
 

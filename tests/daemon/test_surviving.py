@@ -18,6 +18,7 @@ from libvirt_client import LibvirtClient
 from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.labels import PEER, STATE, key_of
 from lockd.daemon.ledger import Ledger
+from lockd.daemon.ledger_file import Header, read_header
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
@@ -212,6 +213,81 @@ def test_slow_reader_gets_every_answer_once(
     answers = [client.result(msgid)["holders"][0]["reason"] for msgid in asked]
     assert answers == [reason] * 60
     assert client.kept == []
+
+
+def test_watcher_that_reads_late_gets_every_event_once(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    """Events pile up in pieces, some half sent, before, between and after kills."""
+    client.call("watch")
+    tokens = []
+    for round_ in range(3):
+        for number in range(600):
+            name = f"{round_}-{number}-{'x' * 200}"
+            tokens.append(other.acquire(name)["fencing_token"])
+        manager.kill_and_start()
+    for token in tokens:
+        assert client.notification("event")["fencing_token"] == token
+    assert client.call("statistics")["sessions"] == 2
+    assert client.kept == []
+
+
+def test_half_of_a_long_request_goes_on(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    reason = "r" * 4_000
+    names = [f"{number}-{'n' * 240}" for number in range(64)]
+    wanted = [{"resources": names, "reason": reason}]
+    request = msgpack.packb([0, 7, "acquire", wanted])
+    for begin in range(0, len(request), 1_500):
+        client.send_bytes(request[begin : begin + 1_500])
+        # What was sent is read by then, and recorded.
+        other.call("statistics")
+        if begin in (3_000, 10_500):
+            manager.kill_and_start()
+    assert len(client.result(7)["grants"]) == 64
+    assert client.kept == []
+
+
+def test_what_is_recorded_does_not_grow_with_what_is_unread(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    def written() -> int:
+        """Returns how many bytes ten locks had recorded."""
+        while True:
+            before = ledger_headers(manager)
+            for _ in range(10):
+                other.acquire("a")
+                other.call("release", resource="a")
+            after = ledger_headers(manager)
+            if [x and x.generation for x in before] == [
+                x and x.generation for x in after
+            ]:
+                return sum(
+                    new.end - old.end
+                    for old, new in zip(before, after, strict=True)
+                    if old and new
+                )
+
+    alone = written()
+    client.call("watch")
+    name = "x" * 250
+    for _ in range(15):
+        asked = []
+        for _ in range(100):
+            asked.append(other.send("acquire", resource=name))
+            asked.append(other.send("release", resource=name))
+        for msgid in asked:
+            other.result(msgid)
+    assert other.call("statistics")["kept"]["bytes"] > 400_000
+    assert written() < alone + 20 * 2_500
+
+
+def ledger_headers(manager: ServiceManager) -> list[Header | None]:
+    return [
+        read_header(manager.stored[f"{PREFIX}ledger-{number}"], [])
+        for number in range(2)
+    ]
 
 
 def test_lockspace_that_a_client_made_is_there(

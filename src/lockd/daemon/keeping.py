@@ -14,15 +14,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from lockd.daemon.flow import Cells, KeptFlow, Pipe
-from lockd.daemon.keeper import OLD_QUEUES, Keeper
+from lockd.daemon.flow import KeptFlow
 from lockd.daemon.labels import (
     CONFIG,
     CONNECTION,
@@ -30,6 +29,7 @@ from lockd.daemon.labels import (
     FILE,
     PEER,
     PIDFD,
+    PIECES,
     PROCESS,
     SPACE,
     STATE,
@@ -39,9 +39,10 @@ from lockd.daemon.labels import (
     label_of,
     parts_of,
 )
-from lockd.daemon.ledger import Ledger
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
+from lockd.daemon.pieces import Apart
+from lockd.daemon.stores import Stores
 from lockd.engine import records
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import FileLockspace, has_lock
@@ -60,45 +61,13 @@ Plain = dict[str, Any]
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Stores:
-    """All that outlives us, and the descriptors that hold it.
-
-    Args:
-        found: by name, as the service manager kept them for a predecessor; None to
-            begin anew.
-    """
-
-    #: Of the descriptors that `descriptors` returns.
-    NAMES: Final = frozenset(
-        ["cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1"]
-        + [f"end-{n:02}" for n in range(2 * (1 + OLD_QUEUES))]
-    )
-
-    def __init__(self, found: dict[str, int] | None = None) -> None:
-        if found is None:
-            self.ledger, self.cells = Ledger(), Cells()
-            self.keeper, self.pipe = Keeper(), Pipe()
-            return
-        self.ledger = Ledger((found["ledger-0"], found["ledger-1"]))
-        self.cells = Cells(found["cells"])
-        self.pipe = Pipe((found["pipe-0"], found["pipe-1"]))
-        ends = sorted(x for x in found if x.startswith("end-"))
-        self.keeper = Keeper([found[name] for name in ends])
-
-    def descriptors(self) -> dict[str, int]:
-        """Returns what has to be kept, by names that `__init__` knows."""
-        named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
-        named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
-        named |= {f"end-{n:02}": fd for n, fd in enumerate(self.keeper.ends)}
-        return named | {"cells": self.cells.fd}
-
-
 class Keeping:
     """Keeps the state of one service in its stores.
 
     Args:
         slots: the slots of `Cells` that are taken.
         owners: those whose pidfds are kept already.
+        apart: what is recorded of sessions in pieces already.
     """
 
     def __init__(
@@ -107,6 +76,7 @@ class Keeping:
         stores: Stores,
         slots: Iterable[int] = (),
         owners: Iterable[int] = (),
+        apart: Mapping[int, Apart] | None = None,
     ) -> None:
         self._service = service
         self._stores = stores
@@ -119,7 +89,9 @@ class Keeping:
         self._pidfds = set(owners)
         #: The descriptor that is kept for each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
+        #: By session: the key of its state, and what is recorded apart from that.
         self._state_keys: dict[int, bytes] = {}
+        self._apart = dict(apart or {})
         self._numbers = (-1, -1)
         self._config: object = None
         self._turns_untidied = 0
@@ -181,6 +153,8 @@ class Keeping:
         self._stores.keeper.drop(label_of(CONNECTION, peer.session, peer.role))
         self._remove(PEER, peer.session)
         self._stores.ledger.remove(self._state_keys.pop(peer.session))
+        for key in self._apart.pop(peer.session).keys():  # noqa: SIM118 - no dict
+            self._stores.ledger.remove(key)
         self._left_slots.append(peer.flow.slot)
 
     def keep_file(self, key: ResourceKey) -> None:
@@ -211,13 +185,19 @@ class Keeping:
 
     def open_peer(self, peer: Peer) -> None:
         """Records who a new peer is, with the next `commit`."""
-        self._state_keys[peer.session] = key_of(STATE, peer.session)
+        self._note_session(peer.session)
         self._put(PEER, peer.session, peer.dump())
         self._stores.ledger.put(self._state_keys[peer.session], self._state(peer))
 
+    def _note_session(self, session: int) -> None:
+        self._state_keys[session] = key_of(STATE, session)
+        if session not in self._apart:
+            self._apart[session] = Apart(session, self._stores.ledger)
+
     def _state(self, peer: Peer) -> bytes:
         session = self._engine.sessions.get(peer.session)
-        return _encode(peer.dump_state(0 if session is None else session.claims))
+        claims = 0 if session is None else session.claims
+        return _encode(peer.dump_state(claims, self._apart[peer.session]))
 
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records everything that changed, so that answers may leave.
@@ -307,7 +287,10 @@ class Keeping:
             if known.pop(key, None) != encoded:
                 ledger.put(key, encoded)
         for peer in self._service.answers.peers.values():
-            key = self._state_keys[peer.session] = key_of(STATE, peer.session)
+            self._note_session(peer.session)
+            for key in self._apart[peer.session].keys():  # noqa: SIM118 - no dict
+                known.pop(key, None)
+            key = self._state_keys[peer.session]
             known.pop(key, None)
             ledger.put(key, self._state(peer))
         for key in known:
@@ -329,9 +312,10 @@ class Keeping:
         peers = self._service.answers.peers
         owners = set(self._service.runtime.processes.owners())
         for session in peers:
-            self._state_keys[session] = key_of(STATE, session)
+            self._note_session(session)
         for kind, name in found:
-            if name not in (owners if kind == PROCESS else peers):
+            number = name[0] if kind in PIECES else name
+            if number not in (owners if kind == PROCESS else peers):
                 self._remove(kind, name)
 
     def unlocked(self) -> list[ResourceKey]:

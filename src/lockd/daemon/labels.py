@@ -6,11 +6,17 @@ import msgspec
 
 PEER: Final = "peer"
 STATE: Final = "state"
+UNSENT: Final = "unsent"
+PARTIAL: Final = "partial"
 PROCESS: Final = "process"
 SPACE: Final = "space"
 CONFIG: Final = "config"
 DAEMON: Final = "daemon"
 """Kinds of records besides the engine's (`records`)."""
+
+PIECES: Final = (UNSENT, PARTIAL)
+"""Those of which the value is bytes of a stream, and the name says of which session,
+and from where on."""
 
 FILE: Final = "file"
 CONNECTION: Final = "connection"

@@ -28,7 +28,6 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.epoch import Epoch, load_epoch, open_epoch, resume_epoch
 from lockd.daemon.handover import Handover, Kept
-from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import (
     ADMINS,
     CLIENTS,
@@ -46,6 +45,7 @@ from lockd.daemon.logs import STDERR, set_up_logging, to_journal
 from lockd.daemon.revival import Revived, open_stores, revive
 from lockd.daemon.service import Options
 from lockd.daemon.starts import go_on, start
+from lockd.daemon.stores import Stores
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.files import OpenFiles
 from lockd.notify import is_listening

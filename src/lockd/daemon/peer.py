@@ -21,6 +21,7 @@ from lockd.daemon.config import Limits
 from lockd.daemon.credentials import Identity
 from lockd.daemon.flow import PIPE_SIZE, Flow, KeptFlow, PlainFlow
 from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
+from lockd.daemon.pieces import Apart
 from lockd.errors import ProtocolError
 from lockd.libvirt.connection import Connection as LibvirtConnection
 from lockd.protocol.connection import Connection
@@ -57,6 +58,8 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
         arrays: the msgids of requests that expect an array of grants.
         claims: what it holds and waits for, as `Session.claims`; where it is recorded
             apart from that, so that it can be seen whether some of it is missing.
+        unsent_apart: bytes that come before `unsent`, and are recorded in `Pieces`.
+        partial_apart: the same, before the half message in `connection`.
     """
 
     done: int
@@ -71,6 +74,8 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     claims_itself: bool
     watched: str | None
     claims: int | None = None
+    unsent_apart: int = 0
+    partial_apart: int = 0
 
 
 ARRAY: Final = object()
@@ -173,22 +178,35 @@ class Peer:
             "slot": self.flow.slot,
         }
 
-    def dump_state(self, claims: int | None = None) -> PeerState:
+    def dump_state(
+        self, claims: int | None = None, apart: Apart | None = None
+    ) -> PeerState:
         """Returns where its session stands: what was done and said, and what was not.
 
         What was read and left for later has not been done; with `KeptFlow` it is still
         in the socket.
+
+        Args:
+            apart: takes what is long; None to have all of it here.
         """
         connection = self.connection.dump()
         done = self._received
         if self._requests is not None:
             done = self._received_before + self.connection.begun_at
             connection["partial"] = b""
+        unsent_apart = partial_apart = 0
+        if apart is None:
+            unsent = bytes(self._unsent)
+        else:
+            unsent_apart, unsent = apart.unsent.note(self.flow.sent, self._unsent)
+            partial = connection["partial"]
+            start = done - len(partial)
+            partial_apart, connection["partial"] = apart.partial.note(start, partial)
         return PeerState(
             done,
             self.flow.sent,
             connection,
-            bytes(self._unsent),
+            unsent,
             self._piled_up,
             self._arrays() if self.expected else [],
             self.is_closing,
@@ -197,6 +215,8 @@ class Peer:
             self.claims_itself,
             self.watched,
             claims,
+            unsent_apart,
+            partial_apart,
         )
 
     def _arrays(self) -> list[int]:

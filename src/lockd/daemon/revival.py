@@ -14,34 +14,39 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from lockd import __version__
 from lockd.daemon import fdstore
 from lockd.daemon.credentials import SO_PEERPIDFD
 from lockd.daemon.fdstore import PREFIX
 from lockd.daemon.handover import READABLE_FROM, VERSION, Handover, LockspaceRecord
-from lockd.daemon.keeping import Stores
 from lockd.daemon.labels import (
     CONFIG,
     CONNECTION,
     DAEMON,
     FILE,
+    PARTIAL,
     PEER,
     PIDFD,
+    PIECES,
     PROCESS,
     SPACE,
     STATE,
     UNREADABLE,
+    UNSENT,
     parts_of,
 )
-from lockd.daemon.ledger import LedgerError
+from lockd.daemon.ledger import Ledger, LedgerError
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import PeerState, shut_down
+from lockd.daemon.pieces import Apart
+from lockd.daemon.stores import Stores
 from lockd.engine import records, snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
@@ -60,7 +65,7 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
 }
 
-_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE)
+_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
 
 _NUMBERED: Final = ("owner", "session")
 """Records of the engine that are named by a number of `Dispatcher.new_session`."""
@@ -81,6 +86,7 @@ class Revived(NamedTuple):
         owners: those whose pidfds are kept.
         unclaimed: the descriptors that neither the state nor a stranger has, by label.
         recorded: kind and name of each record of a peer and of a process.
+        apart: what is recorded of each session apart from its state.
         problems: what could not be read.
     """
 
@@ -89,6 +95,7 @@ class Revived(NamedTuple):
     owners: list[int]
     unclaimed: dict[bytes, int]
     recorded: list[tuple[str, Any]]
+    apart: dict[int, Apart]
     problems: list[str]
 
     @property
@@ -110,12 +117,16 @@ class _Found:
         for key, value in stores.ledger.records().items():
             try:
                 kind, name = _decode(key)
-                if kind in self.ours:
+                if kind in PIECES:
+                    self.ours[kind][tuple(name)] = value
+                elif kind in self.ours:
                     self.ours[kind][_hashable(name)] = _decode(value)
                 else:
                     self.engine.append((kind, name, _value_of(kind, value)))
             except (TypeError, ValueError) as error:
                 self.problems.append(f"the record {key!r}: {error}")
+        self.apart: dict[int, Apart] = {}
+        self._put_together(stores.ledger)
         self.kept = stores.keeper.recover()
         self.problems += stores.keeper.problems
         for label, fd in self.kept:
@@ -127,6 +138,24 @@ class _Found:
             elif kind == UNREADABLE:
                 self.problems.append(f"what is kept as {label!r} cannot be told")
                 _shut_down(fd)
+
+    def _put_together(self, ledger: Ledger) -> None:
+        """Puts into the states what is recorded apart from them."""
+        unsent: dict[int, dict[int, bytes]] = {}
+        partial: dict[int, dict[int, bytes]] = {}
+        for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
+            for (session, begin), piece in self.ours[kind].items():
+                found.setdefault(session, {})[begin] = piece
+        for session, raw in list(self.ours[STATE].items()):
+            apart = self.apart[session] = Apart(session, ledger)
+            try:
+                state = msgspec.convert(raw, PeerState)
+                self.ours[STATE][session] = whole(
+                    state, apart, unsent.get(session, {}), partial.get(session, {})
+                )
+            except (LookupError, TypeError, ValueError) as error:
+                del self.ours[STATE][session]
+                self.problems.append(f"the state of session {session}: {error}")
 
     def daemon(self) -> Plain:
         """Returns what is recorded of the daemon itself; what is safe, where it is not.
@@ -250,9 +279,13 @@ def _revived(found: _Found) -> Revived:
     owners = [x["owner_id"] for x in state.processes]
     owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
     recorded = [
-        (kind, name) for kind in (PEER, STATE, PROCESS) for name in found.ours[kind]
+        (kind, name)
+        for kind in (PEER, STATE, *PIECES, PROCESS)
+        for name in found.ours[kind]
     ]
-    return Revived(state, strangers, owners, unclaimed, recorded, found.problems)
+    return Revived(
+        state, strangers, owners, unclaimed, recorded, found.apart, found.problems
+    )
 
 
 def _is_over(fd: int) -> bool:
@@ -373,6 +406,30 @@ def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
         if session is not None and claims not in (None, session.claims):
             missing.append(session.session_id)
     return missing
+
+
+def whole(
+    state: PeerState,
+    apart: Apart,
+    unsent: Mapping[int, bytes],
+    partial: Mapping[int, bytes],
+) -> PeerState:
+    """Returns a state with all that is recorded apart from it.
+
+    Args:
+        apart: goes on with the pieces from now on.
+        unsent: the pieces of what was to be sent, by their places in the stream.
+        partial: those of half a message.
+
+    Raises:
+        ValueError: some of it is missing.
+    """
+    said, begun = state.unsent, state.connection["partial"]
+    start = state.done - len(begun) - state.partial_apart
+    said = apart.unsent.take_up(unsent, state.sent, state.unsent_apart) + said
+    begun = apart.partial.take_up(partial, start, state.partial_apart) + begun
+    connection = state.connection | {"partial": begun}
+    return replace(state, unsent=said, connection=connection)
 
 
 def _hashable(name: Any) -> Any:

@@ -6,7 +6,7 @@ import select
 import signal
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -28,18 +28,20 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
-from lockd.daemon.keeping import Keeping, Stores
+from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import METRICS, Listener, Role
 from lockd.daemon.logs import wait_written
 from lockd.daemon.metrics import Metrics
 from lockd.daemon.peer import Peer
+from lockd.daemon.pieces import Apart
 from lockd.daemon.poller import Poller
 from lockd.daemon.publishing import Publisher
 from lockd.daemon.runtime import Runtime, defect, undisturbed
 from lockd.daemon.scrape import serve as serve_metrics
 from lockd.daemon.server import Server
 from lockd.daemon.slowness import Slowness
+from lockd.daemon.stores import Stores
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
@@ -149,9 +151,10 @@ class Service:
         stores: Stores,
         slots: Iterable[int] = (),
         owners: Iterable[int] = (),
+        apart: Mapping[int, Apart] | None = None,
     ) -> Keeping:
         """Keeps outside this process, from now on, what is to outlive it."""
-        keeping = Keeping(self, stores, slots, owners)
+        keeping = Keeping(self, stores, slots, owners, apart)
         self.keeping = self.server.keeping = self.runtime.keeping = keeping
         return keeping
 

@@ -12,10 +12,10 @@ from lockd.daemon import handover, revival, takeover
 from lockd.daemon.clock import MonotonicClock
 from lockd.daemon.config import Config, read_config
 from lockd.daemon.epoch import Epoch
-from lockd.daemon.keeping import Stores
 from lockd.daemon.listener import Listener, Role
 from lockd.daemon.metrics import process_age
 from lockd.daemon.service import Options, Service
+from lockd.daemon.stores import Stores
 from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
@@ -81,7 +81,7 @@ def revive(
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
         slots = [peer["slot"] for peer in state.peers]
-        keeping = service.keep(stores, slots, revived.owners)
+        keeping = service.keep(stores, slots, revived.owners, revived.apart)
         takeover.take_over(service, state, loaded)
         if damaged:
             for key in keeping.unlocked():
