@@ -90,7 +90,7 @@ def test_direct_lockspace_is_not_there_for_others(
     refusal = nobody.refusal(method, lockspace="direct", resource=str(path), **params)
     assert refusal.code == "not_found"
     assert refusal.sentence.startswith(
-        "there is no lockspace 'direct' that uid 65534 may use: "
+        "files cannot be locked by their path here by uid 65534: "
     )
 
 

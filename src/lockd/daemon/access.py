@@ -20,6 +20,7 @@ from lockd.daemon.peer import Peer
 from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.names import quoted
 from lockd.protocol.methods import Method
+from lockd.terms import DIRECT_LOCKSPACE
 
 Operation = Literal["acquire", "share", "list", "details", "break"]
 
@@ -111,6 +112,13 @@ class Access:
 def not_there(peer: Peer, lockspace: str) -> NotFoundError:
     """Returns what is said of a lockspace that is not there, or not for a peer."""
     uid = peer.credentials.uid
+    if lockspace == DIRECT_LOCKSPACE:
+        # Who names a file has not named a lockspace.
+        by = "" if peer.is_admin else f" by uid {uid}"
+        return NotFoundError(
+            f"files cannot be locked by their path here{by}: an admin can allow it in "
+            "lockd.toml (allow_users, allow_groups)"
+        )
     limit = "" if peer.is_admin else f" that uid {uid} may use"
     return NotFoundError(
         f"there is no lockspace {quoted(lockspace)}{limit}: "

@@ -29,6 +29,7 @@ from lockd.protocol.codec import (
     Encoder,
     nesting,
 )
+from lockd.protocol.complaints import complaint
 from lockd.protocol.methods import Method, Params, method_of
 
 #: The first element of every error: clients expect a kind (protocol 4.1).
@@ -179,7 +180,10 @@ def _params(method: Method, params: Any) -> Params:
         return msgspec.convert(params[0], method.params)
     except ValueError as error:  # also of bounds, where a number has 64 bits
         cause = error.__cause__
-        sentence = cause.message if isinstance(cause, RequestError) else str(error)
+        if isinstance(cause, RequestError):
+            sentence = cause.message
+        else:
+            sentence = complaint(method.params, str(error))
         raise InvalidRequestError(f"{method.name}: {sentence}") from None
 
 

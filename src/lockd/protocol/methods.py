@@ -18,7 +18,9 @@ Name = Annotated[str, Meta(min_length=1)]
 MsgId = Annotated[int, Meta(ge=0, lt=2**32)]
 Token = Annotated[int, Meta(ge=0)]
 Pid = Annotated[int, Meta(ge=1, lt=2**31)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Seconds = Annotated[
+    float, Meta(ge=0, le=1e9, description="a number from 0 to 1e9 (seconds)")
+]
 
 MAX_TEXT_CHARACTERS: Final = 4_096
 """Of a label or reason: a path fits, a novel does not."""
