@@ -473,7 +473,7 @@ def test_lockspace_is_created_and_used(
         ({"name": "m", "kind": "memory", "path": "/tmp"}, 'has no "path"'),
         ({"name": "d", "kind": "directory"}, "absolute path"),
         ({"name": "d", "kind": "directory", "path": "relative"}, "absolute path"),
-        ({"name": "d", "kind": "directory", "path": "/no/such"}, "No such file"),
+        ({"name": "d", "kind": "directory", "path": "/proc/no"}, "cannot be made"),
         ({"name": "d", "kind": "directory", "path": "/dev/null"}, "not a directory"),
         ({"name": "d", "kind": "directory", "path": "/tmp"}, "others may write"),
         ({"name": "d", "kind": "directory", "path": "/a\0b"}, "NUL"),

@@ -164,10 +164,9 @@ def test_lockspace_that_cannot_be_used_is_refused_at_the_start(
     lockd: DaemonProcess,
 ) -> None:
     lockd.stop()
-    lockd.config.write_text("[lockspaces.d]\nkind='directory'\npath='/no/such'\n")
+    lockd.config.write_text("[lockspaces.d]\nkind='directory'\npath='/proc/no'\n")
     said = refused_start(lockd)
-    assert "'d'" in said
-    assert "No such file" in said
+    assert "lockspace 'd': the directory '/proc/no' cannot be made (" in said
     assert not lockd.socket.exists()
 
 
@@ -272,13 +271,32 @@ def test_good_configuration_is_called_good(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lockd.toml"]
 
 
+def test_check_says_which_directories_a_start_makes_and_makes_none(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    place = tmp_path / "made" / "locks"
+    text = f"[lockspaces.d]\nkind = 'directory'\npath = '{place}'\n"
+    (tmp_path / "lockd.toml").write_text(text)
+    status, said = run("--check-config", "--config", tmp_path / "lockd.toml")
+    assert status == 0
+    assert said.splitlines() == [
+        f"lockspace 'd': '{place.parent}' is made",
+        f"lockspace 'd': '{place}' is made",
+        f"the configuration is good: {tmp_path}/lockd.toml",
+    ]
+    assert not place.parent.exists()
+    with WireClient(start_daemon(text).socket) as client:
+        client.acquire("a", lockspace="d")
+        assert (place / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("[lockspaces.d]\nkind = 'etcd'\n", "[lockspaces.d]"),
         ("color = 1\n", 'there is no key "color"'),
         ("[lockspaces.d]\nkind = 'directory'\n", '"path" must be'),
-        ("[lockspaces.d]\nkind = 'directory'\npath = '/no/such'\n", "'d'"),
+        ("[lockspaces.d]\nkind = 'directory'\npath = '/dev/null/d'\n", "'d'"),
         ("[lockspaces.d]\nkind = 'directory'\npath = '{}'\n", "chmod go-w"),
         ("[lockspaces.d\n", "line 1"),
     ],

@@ -13,7 +13,6 @@ from lockd.errors import (
     AlreadyExistsError,
     AnchorError,
     BusyError,
-    ConfigError,
     DeniedError,
     InvalidRequestError,
     NotFoundError,
@@ -276,36 +275,6 @@ def test_refusal_makes_no_file(
     with pytest.raises(error):
         open_anchor(space, name, create=False)
     assert not list(locks.iterdir())
-
-
-# The directory itself.
-
-
-@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
-def test_directory_that_others_may_write_to_is_not_served(
-    locks: Path, open_files: OpenFiles, mode: int
-) -> None:
-    locks.chmod(mode)
-    with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w"):
-        DirectoryLockspace("vms", str(locks), open_files)
-
-
-@needs_root
-def test_directory_of_another_user_is_not_served(
-    locks: Path, open_files: OpenFiles
-) -> None:
-    os.chown(locks, NOBODY, NOBODY)
-    with pytest.raises(ConfigError, match=f"belongs to uid {NOBODY}"):
-        DirectoryLockspace("vms", str(locks), open_files)
-
-
-def test_directory_that_is_none_is_not_served(
-    image: Path, tmp_path: Path, open_files: OpenFiles
-) -> None:
-    with pytest.raises(ConfigError, match="is not a directory"):
-        DirectoryLockspace("vms", str(image), open_files)
-    with pytest.raises(ConfigError, match="No such file or directory"):
-        DirectoryLockspace("vms", str(tmp_path / "missing"), open_files)
 
 
 @pytest.mark.parametrize("create", [None, True, False])

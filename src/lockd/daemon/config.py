@@ -22,6 +22,7 @@ from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.places import make_directory
 from lockd.names import check_lockspace_name, plain, quoted
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
@@ -363,28 +364,23 @@ def make_lockspace(
     open_files: OpenFiles,
     on_disconnect: OnDisconnect = "release",
     *,
-    check: bool = True,
+    settle: Callable[[str], str] = make_directory,
 ) -> Lockspace:
     """Makes a lockspace of any kind.
 
     Args:
-        check: whether to look at its directory.
+        settle: sees to its directory, and returns that without symbolic links.
 
     Raises:
         ConfigError: the path is missing, superfluous, or cannot be used.
     """
     try:
         check_place(kind, path)
+        if kind == "memory":
+            return MemoryLockspace(name, on_disconnect=on_disconnect)
+        if kind == "direct":
+            return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
+        place = settle(path or "")
     except ConfigError as error:
         raise ConfigError(f"lockspace {quoted(name)}: {error}") from None
-    if kind == "memory":
-        return MemoryLockspace(name, on_disconnect=on_disconnect)
-    if kind == "direct":
-        return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
-    place = os.path.realpath(path or "") if check else path or ""
-    try:
-        return DirectoryLockspace(
-            name, place, open_files, on_disconnect=on_disconnect, check=check
-        )
-    except ConfigError as error:
-        raise ConfigError(f"lockspace {quoted(name)}: {error}") from None
+    return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)

@@ -22,7 +22,6 @@ from lockd.daemon.config import (
     Config,
     config_files,
     file_of_lockspace,
-    make_lockspace,
     places,
     read_config,
 )
@@ -47,7 +46,8 @@ from lockd.daemon.service import Options
 from lockd.daemon.starts import go_on, start
 from lockd.daemon.stores import Stores
 from lockd.errors import ConfigError, UnavailableError
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.places import missing_directories
+from lockd.names import quoted
 from lockd.notify import is_listening
 from lockd.protocol.connection import Connection
 
@@ -125,7 +125,8 @@ def main(
         if settings is None:
             _run(partial(_start_with_kept, options, state_dir, passed, kept))
         elif check_config:
-            _check_lockspaces(settings, config)
+            for line in _check_lockspaces(settings, config):
+                click.echo(line)
             files = config_files(config)
             click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
         elif (copy := handover.receive(handover.TRIAL, Handover)) is not None:
@@ -298,15 +299,21 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         starts.revive(options, epoch, listeners, stores, revived, left_at=left.left_at)
 
 
-def _check_lockspaces(config: Config, path: str | None) -> None:
-    open_files = OpenFiles()
-    try:
-        for name, lockspace in config.lockspaces.items():
-            make_lockspace(name, lockspace.kind, lockspace.path, open_files)
-    except ConfigError as error:
-        raise ConfigError(f"{file_of_lockspace(path, name)}: {error}") from None
-    finally:
-        open_files.mounts.close()
+def _check_lockspaces(config: Config, path: str | None) -> list[str]:
+    """Returns the directories that would be made for lockspaces, a sentence each.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    found = []
+    for name, lockspace in config.lockspaces.items():
+        try:
+            missing = missing_directories(lockspace.path) if lockspace.path else []
+        except ConfigError as error:
+            where = f"{file_of_lockspace(path, name)}: lockspace {quoted(name)}"
+            raise ConfigError(f"{where}: {error}") from None
+        found += [f"lockspace {quoted(name)}: {quoted(x)} is made" for x in missing]
+    return found
 
 
 def _make_room_for_descriptors() -> None:

@@ -23,6 +23,7 @@ from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockd.lockspaces.places import check_directory
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
@@ -41,7 +42,13 @@ def check(state: Handover) -> None:
     open_files = OpenFiles()
     try:
         for space in state.lockspaces:
-            make_lockspace(space.name, space.kind, space.path, open_files)
+            make_lockspace(
+                space.name,
+                space.kind,
+                space.path,
+                open_files,
+                settle=check_directory,
+            )
         loaded = snapshot.load(state.engine)
         invariants.check(loaded.engine)
         problems = loaded.problems
@@ -114,7 +121,7 @@ def _take_lockspace(
         service.open_files,
         record.on_disconnect,
         # Locks are held there, whatever has become of its directory.
-        check=False,
+        settle=str,
     )
     service.runtime.add_lockspace(space)
     lost = {}

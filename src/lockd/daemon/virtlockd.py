@@ -10,7 +10,6 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, Final
 
 from lockd.daemon.credentials import paths_of
@@ -158,7 +157,7 @@ class Virtlockd:
             return None
         name = _name_for(path, self._lockspaces)
         params = m.CreateLockspaceParams(name=name, kind="directory", path=path)
-        _make_directory(path)
+        _check_directory(path)
         return params
 
     # Lockspaces.
@@ -236,32 +235,18 @@ _FLAGS: Final = {
 """The flags that a procedure takes; most take none."""
 
 
-def _make_directory(path: str) -> None:
+def _check_directory(path: str) -> None:
+    """Raises, as virtlockd has it, if no directory can be made at a path."""
     if not path.startswith("/"):
         raise RemoteError(
             Number.INVALID_ARG, Domain.LOCKSPACE, f"{path} is not an absolute path"
         )
-    try:
-        _make_directories(Path(path))
-    except (OSError, ValueError) as error:
-        if os.path.exists(path):
-            raise RemoteError(
-                Number.INTERNAL_ERROR,
-                Domain.LOCKSPACE,
-                f"Lockspace location {path} exists, but is not a directory",
-            ) from None
-        reason = getattr(error, "strerror", None) or str(error)
+    if "\0" not in path and os.path.exists(path) and not os.path.isdir(path):
         raise RemoteError(
-            Number.SYSTEM_ERROR,
+            Number.INTERNAL_ERROR,
             Domain.LOCKSPACE,
-            f"Unable to create lockspace {path}: {reason}",
-        ) from None
-
-
-def _make_directories(path: Path) -> None:
-    """Makes what is missing of a path; all of it is private, not its end alone."""
-    for parent in (*reversed(path.parents), path):
-        parent.mkdir(mode=0o700, exist_ok=True)
+            f"Lockspace location {path} exists, but is not a directory",
+        )
 
 
 def _resource(space: Lockspace, name: str) -> str:

@@ -7,7 +7,6 @@ from typing import Final
 from lockd.errors import (
     AlreadyExistsError,
     AnchorError,
-    ConfigError,
     InvalidRequestError,
     UnavailableError,
 )
@@ -18,6 +17,7 @@ from lockd.lockspaces.files import (
     OpenFiles,
     raise_refusal,
 )
+from lockd.lockspaces.places import trusted_users
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Create, Mode, OnDisconnect
 
@@ -30,11 +30,7 @@ class DirectoryLockspace(FileLockspace):
     """One lock file per resource, made when it is locked unless that is forbidden.
 
     Args:
-        path: the directory, which must be ours alone to change.
-        check: whether to see that it is.
-
-    Raises:
-        ConfigError: it is not there, or somebody else may write to it.
+        path: the directory, without symbolic links; ours alone to change (`places`).
     """
 
     kind = "directory"
@@ -46,13 +42,10 @@ class DirectoryLockspace(FileLockspace):
         open_files: OpenFiles,
         *,
         on_disconnect: OnDisconnect = "release",
-        check: bool = True,
     ) -> None:
         super().__init__(name, open_files, on_disconnect=on_disconnect)
-        if check:
-            _check_directory(path)
         self.path = self.directory = path
-        self._trusted_users = (0, os.geteuid())
+        self._trusted_users = trusted_users()
 
     def path_of(self, resource: str) -> str:
         """Returns the path of a resource's file."""
@@ -151,23 +144,3 @@ class DirectoryLockspace(FileLockspace):
         finally:
             self.close_anchor(resource)
             self.finish()
-
-
-def _check_directory(path: str) -> None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise ConfigError(f"the directory {quoted(path)}: {reason}") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{quoted(path)} is not a directory")
-    if status.st_uid not in (0, os.geteuid()):
-        raise ConfigError(
-            f"the directory {quoted(path)} belongs to uid {status.st_uid}: "
-            "it must be root's or the daemon's own user's"
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"others may write to the directory {quoted(path)} "
-            f"(mode {stat.S_IMODE(status.st_mode):04o}): run chmod go-w on it"
-        )
