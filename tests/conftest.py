@@ -29,6 +29,13 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
 
 
 @pytest.fixture
+def own_command() -> str:
+    """The command line of this process, as lockd shows it."""
+    words = Path("/proc/self/cmdline").read_text().split("\0")
+    return " ".join(words).strip()[:256]
+
+
+@pytest.fixture
 def lockd(start_daemon: StartDaemon) -> DaemonProcess:
     """A running daemon with the built-in lockspaces."""
     return start_daemon()

@@ -2,15 +2,35 @@
 
 import fcntl
 import os
+import resource
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from lockd.daemon import keeper as keeper_module
 from lockd.daemon.keeper import Keeper
 
 WHOLE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+
+
+@contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """Raises the limit of descriptors; skips the test if that is not enough.
+
+    Of a user without rights the kernel counts those in flight, too (RLIMIT_NOFILE).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < descriptors and os.geteuid() != 0:
+        pytest.skip(f"takes {descriptors:,} descriptors in flight (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def shrink(setattr_: Callable[[object, str, int], None]) -> None:

@@ -13,13 +13,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kept import contents, copies, inode, is_locked, lock, shrink
+from kept import contents, copies, inode, is_locked, lock, room_for, shrink
 from lockd.daemon import keeper as keeper_module
 from lockd.daemon.keeper import FULL, Keeper
 
 Make = Callable[[], int]
 
 FOR_EVER = 1e9
+
+
+@pytest.fixture(autouse=True)
+def many_descriptors() -> Iterator[None]:
+    with room_for(5_000):
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from kept import contents, copies, is_locked, lock, shrink
+from kept import contents, copies, is_locked, lock, room_for, shrink
 from lockd.daemon.keeper import Keeper
 
 SYSTEM_CALLS = {
@@ -21,6 +21,12 @@ SYSTEM_CALLS = {
 """The Python functions that call the kernel where anything changes."""
 
 Say = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def many_descriptors() -> Iterator[None]:
+    with room_for(5_000):
+        yield
 
 
 @pytest.fixture

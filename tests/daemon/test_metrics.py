@@ -235,6 +235,7 @@ def test_descriptors_are_counted_or_bounded_by_the_lowest_free_one(
         assert sock.fileno() == lowest
 
 
+@pytest.mark.skipif(not shutil.which("ps"), reason="takes ps (Debian: procps)")
 def test_start_of_the_process_is_the_kernels() -> None:
     ps = ["ps", "-o", "etimes=", "-p", str(os.getpid())]
     said = subprocess.run(ps, capture_output=True, text=True, check=True).stdout

@@ -279,7 +279,8 @@ def _draw(graph: Graph) -> None:
     source = "\n".join(_dot(graph)).encode("utf-8", "replace")
     try:
         done = subprocess.run(["dot", "-Tsvg"], input=source, capture_output=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # The latter, too, if a directory of PATH is closed to this user (execvp(3)).
         raise UnavailableError(
             "there is no `dot` to draw with: install graphviz, or use --dot elsewhere"
         ) from None

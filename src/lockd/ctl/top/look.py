@@ -1,5 +1,6 @@
 """The screen about one lock."""
 
+from asyncio import sleep
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -60,11 +61,13 @@ class Look(Showing):
 
     def on_mount(self) -> None:
         """Asks at once, then again and again."""
-        self._ask()
-        self.set_interval(self._interval, self._ask)
+        self.run_worker(self._follow(), group="look")
 
-    def _ask(self) -> None:
-        self.run_worker(self._read(), exclusive=True, group="look")
+    async def _follow(self) -> None:
+        # One question at a time: an answer may take longer than the pause.
+        while True:
+            await self._read()
+            await sleep(self._interval)
 
     async def _read(self) -> None:
         try:
