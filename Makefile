@@ -41,8 +41,9 @@ run: $(READY)
 	  '  Ctrl-C ends the daemon.' ''
 	@exec $(BIN)/lockd --socket '$(RUN_DIR)/lockd.sock' --state-dir '$(RUN_DIR)'
 
+# Tests wait for daemons more than they compute: one more at a time than there are processors.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
