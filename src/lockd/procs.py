@@ -4,7 +4,7 @@ By its pid, which may be another process's by the time it is looked at.
 """
 
 import os
-from typing import Final
+from typing import Final, NamedTuple
 
 from lockd.names import plain
 
@@ -23,6 +23,23 @@ def uid_of(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
+
+
+class Uids(NamedTuple):
+    """The users of a process (credentials(7))."""
+
+    real: int
+    effective: int
+    saved: int
+
+
+def uids_of(pid: int) -> Uids | None:
+    """Returns the users of a process; None if there is none."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("Uid:"):
+            real, effective, saved, _ = map(int, line.split()[1:])
+            return Uids(real, effective, saved)
+    return None
 
 
 def command_of(pid: int) -> str | None:

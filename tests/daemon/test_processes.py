@@ -2,14 +2,19 @@
 
 import errno
 import os
+import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgpack
 import pytest
 from trio.testing import MockClock
 
@@ -436,20 +441,194 @@ async def test_sigkill_that_was_refused_is_sent_again(
     send = signal.pidfd_send_signal
 
     def refuse_twice(pidfd: int, number: signal.Signals) -> None:
-        sent.append(number)
-        if len(sent) < 3:
+        if number and len(sent) < 3:
+            sent.append(number)
             raise PermissionError
         send(pidfd, number)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse_twice)
     processes = Processes(Poller(), lambda owner_id: None, fenced.append)
     pidfd = os.pidfd_open(process.pid)
-    processes.add_peer(1, Process(process.pid, pidfd, may_signal=True))
+    processes.add_peer(1, Process(process.pid, pidfd, sender=os.getuid()))
     processes.begin_fencing(1)
     await processes.fence(1)
     processes.close()
-    assert sent[:3] == [signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
+    assert sent == [signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
     assert fenced == [1]
+
+
+# Rights to end a process, and what becomes of locks where there is none.
+
+
+@pytest.fixture
+def program() -> Iterator[Path]:
+    """A program that runs as root, whoever starts it, until its input ends."""
+    place = Path(tempfile.mkdtemp(prefix="lockd-test-"))
+    place.chmod(0o755)
+    path = place / "cat"
+    shutil.copy("/bin/cat", path)
+    path.chmod(0o4755)
+    yield path
+    shutil.rmtree(place)
+
+
+@needs_root
+@pytest.mark.parametrize("asks", ["registration", "lockspace"])
+def test_who_could_not_end_a_process_gets_no_lock_for_which_it_would_have_to_be(
+    asks: str, start_daemon: StartDaemon, process: Sleeper
+) -> None:
+    daemon = start_daemon(KILLING)
+    with connected_as_nobody(daemon.socket) as stranger:
+        owner = {"name": "vm", "pid": process.pid}
+        if asks == "registration":
+            refusal = stranger.refusal("register", owner=owner, on_disconnect="kill")
+        else:
+            stranger.call("register", owner=owner)
+            stranger.acquire("a")  # nobody is ended for that
+            refusal = stranger.refusal("acquire", resource="b", lockspace="guarded")
+        assert refusal.code == "denied"
+        assert f"process {process.pid} may not be ended for uid {NOBODY}" in (
+            refusal.sentence
+        )
+
+
+@pytest.mark.parametrize("pid", [1, "daemon"])
+def test_nobody_locks_for_who_is_never_ended(
+    pid: int | str, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(KILLING)
+    with WireClient(daemon.socket) as client:
+        owner = {"name": "init", "pid": daemon.pid if pid == "daemon" else pid}
+        refusal = client.refusal("register", owner=owner, on_disconnect="kill")
+        assert refusal.code == "denied"
+
+
+@needs_root
+def test_root_may_end_who_a_user_registered_once_it_registers_it_too(
+    start_daemon: StartDaemon, program: Path
+) -> None:
+    """What is fenced is fenced for the one of them that has the right."""
+    daemon = start_daemon(KILLING)
+    with (
+        subprocess.Popen([program], stdin=subprocess.PIPE, user=NOBODY) as theirs,
+        WireClient(daemon.socket) as admin,
+        connected_as_nobody(daemon.socket) as nobody,
+    ):
+        owner = {"name": "vm", "pid": theirs.pid}
+        nobody.call("register", owner=owner)
+        assert nobody.refusal("acquire", lockspace="guarded", resource="a").code == (
+            "denied"
+        )
+        admin.call("register", owner=owner)
+        token = admin.acquire("a", lockspace="guarded")["fencing_token"]
+        with WireClient(daemon.socket) as other:
+            other.call("break", fencing_token=token, reason="stuck")
+        assert theirs.wait() == -signal.SIGTERM
+
+
+class Climber(NamedTuple):
+    """The test's end of `who_becomes_root`."""
+
+    pid: int
+    sock: socket.socket
+
+    def call(self, method: str, **params: object) -> Any:
+        """Has it ask the daemon, once; returns the result."""
+        self.sock.sendall(msgpack.packb([0, 1, method, [params]]))
+        _, _, error, result = msgpack.unpackb(self.sock.recv(65536))
+        assert error is None
+        return result
+
+    def climb(self) -> None:
+        """Has it become root's."""
+        self.sock.sendall(b"!")
+        self.sock.sendall(b"ready")
+        assert self.sock.recv(5) == b"ready"
+
+    @property
+    def is_alive(self) -> bool:
+        return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
+
+
+@contextmanager
+def who_becomes_root(daemon: DaemonProcess, program: Path) -> Iterator["Climber"]:
+    """A process of nobody, with a connection, that becomes root's when it is told."""
+    daemon.socket.chmod(0o666)
+    daemon.socket.parent.chmod(0o755)
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(daemon.socket.parent)
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(daemon.socket.name)
+                sock.set_inheritable(True)
+                sock.sendall(theirs.recv(65536))
+                theirs.sendall(sock.recv(65536))
+                theirs.recv(1)
+                os.dup2(theirs.fileno(), 0)
+                os.dup2(theirs.fileno(), 1)
+                os.execv(program, [str(program)])
+        finally:
+            os._exit(1)
+    theirs.close()
+    try:
+        yield Climber(pid, ours)
+    finally:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@needs_root
+@pytest.mark.parametrize("upgrades", [False, True])
+def test_who_became_root_is_not_ended_for_a_user_and_keeps_its_lock_until_a_break(
+    upgrades: bool, start_daemon: StartDaemon, program: Path
+) -> None:
+    daemon = start_daemon(KILLING)
+    where = {"lockspace": "guarded", "resource": "a"}
+    with (
+        who_becomes_root(daemon, program) as climber,
+        WireClient(daemon.socket) as admin,
+        WireClient(daemon.socket) as other,
+    ):
+        token = climber.call("acquire", **where)["grant"]["fencing_token"]
+        climber.climb()
+        (holder,) = admin.call("query", **where)["holders"]
+        admin.call("disconnect", session=holder["session"], reason="test")
+        assert "no right to end it" in daemon.wait_for_line(f"process {climber.pid} ")
+        if upgrades:
+            daemon.upgrade()
+        assert admin.call("query", **where)["holder_count"] == 1
+        waiting = admin.send("acquire", **where)
+        wait_for_waiters(other, "a", 1, lockspace="guarded")
+        other.call("break", fencing_token=token, reason="it hangs")
+        assert admin.result(waiting)["grant"]["fencing_token"] > token
+        assert climber.is_alive
+        admin.call("release", **where)
+
+
+@needs_root
+def test_break_frees_what_is_held_for_a_process_that_became_root(
+    start_daemon: StartDaemon, program: Path
+) -> None:
+    daemon = start_daemon(KILLING)
+    with (
+        who_becomes_root(daemon, program) as climber,
+        connected_as_nobody(daemon.socket) as nobody,
+        WireClient(daemon.socket) as admin,
+    ):
+        register(nobody, climber.pid, on_disconnect="kill")
+        token = nobody.acquire("a")["fencing_token"]
+        climber.call("statistics")
+        climber.climb()
+        admin.call("break", fencing_token=token, reason="it hangs")
+        assert nobody.notification("lost")["cause"] == "broken"
+        assert admin.call("query", resource="a")["holder_count"] == 0
+        assert climber.is_alive
 
 
 def test_process_that_cannot_be_watched_is_not_kept(
@@ -463,7 +642,7 @@ def test_process_that_cannot_be_watched_is_not_kept(
     processes = Processes(poller, lambda owner_id: None, lambda owner_id: None)
     processes.keep = kept.__setitem__
     processes.drop = kept.__delitem__
-    found = Process(process.pid, os.pidfd_open(process.pid), may_signal=True)
+    found = Process(process.pid, os.pidfd_open(process.pid), sender=os.getuid())
     with monkeypatch.context() as patched:
         patched.setattr(poller, "watch", refuse)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):

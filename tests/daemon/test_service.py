@@ -148,8 +148,8 @@ def test_reload_changes_log_level_and_patience(
         ("colour = 1\n", 'there is no key "colour"'),
         (
             "[lockspaces.good]\nkind = 'memory'\n"
-            "[lockspaces.bad]\nkind = 'directory'\npath = '/no/such'\n",
-            "No such file",
+            "[lockspaces.bad]\nkind = 'directory'\npath = '/dev/null/such'\n",
+            "is not a directory",
         ),
     ],
 )

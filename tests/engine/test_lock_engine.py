@@ -1,3 +1,5 @@
+import pytest
+
 from lockd.engine.commands import (
     Acquire,
     BreakGrant,
@@ -797,6 +799,28 @@ def test_broken_guarded_grant_passes_on_when_its_holder_is_dead(
         Ended(held, "broken"),
         granted(BOB, 1, grant(GUARDED, BOB, 2)),
     ]
+
+
+@pytest.mark.parametrize("before", ["nothing", "disconnect", "break"])
+def test_guarded_grant_of_who_cannot_be_ended_passes_on_with_the_break(
+    engine: LockEngine, before: str
+) -> None:
+    acquire(engine, ALICE, 1, GUARDED)
+    acquire(engine, BOB, 1, GUARDED)
+    if before == "disconnect":
+        engine.handle(CloseSession(ALICE), now=0.0)
+    elif before == "break":
+        engine.handle(BreakGrant(CAROL, 1, 1, "stuck"), now=0.0)
+    held = grant(GUARDED, ALICE, 1)
+    lost = [Lost(ALICE, held, "broken", "stuck")] if before == "nothing" else []
+    assert engine.handle(BreakGrant(CAROL, 2, 1, "stuck", fence=False), now=0.0) == [
+        *lost,
+        Ended(held, "broken"),
+        granted(BOB, 1, grant(GUARDED, BOB, 2)),
+        Completed(CAROL, 2),
+    ]
+    # Its death, if it comes, is nobody's business any more.
+    assert engine.handle(OwnerFenced(ALICE), now=0.0) == []
 
 
 def test_breaking_again_fences_only_once(engine: LockEngine) -> None:

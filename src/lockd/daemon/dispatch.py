@@ -37,7 +37,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
-from lockd.procs import uid_of
+from lockd.procs import uids_of
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
 from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
@@ -126,7 +126,8 @@ class Dispatcher:
         pid, uid, _ = peer.credentials
         self._answers.add_peer(peer)
         if pidfd is not None:
-            process = Process(pid, pidfd, may_signal=not peer.is_foreign)
+            sender = None if peer.is_foreign else uid
+            process = Process(pid, pidfd, sender=sender)
             self._runtime.processes.add_peer(peer.session, process)
         owner = c.Owner(name, pid, uid)
         self._runtime.carry_out(c.OpenSession(peer.session, owner))
@@ -171,7 +172,7 @@ class Dispatcher:
         space = self._lockspace(peer, params.lockspace, operation)
         keys = _keys(space, params)
         if space.on_disconnect == "kill":
-            self._check_can_be_fenced(peer)
+            self._check_can_end(peer)
         self._keeper.check_acquire(peer.session, keys, waits=params.timeout != 0)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
@@ -218,7 +219,9 @@ class Dispatcher:
         victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
         what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
         self._audit(peer, f"breaks {what} {victim}", params.reason)
-        command = c.BreakGrant(peer.session, msgid, token, params.reason)
+        # Where nobody can end the holder's process, the admin's word is the last one.
+        fence = self._runtime.processes.can_end(grant.owner_id)
+        command = c.BreakGrant(peer.session, msgid, token, params.reason, fence)
         self._runtime.carry_out(command)
 
     # Owners.
@@ -226,12 +229,13 @@ class Dispatcher:
     def _register(self, peer: Peer, msgid: int, params: m.RegisterParams) -> None:
         named, own_pid, uid = params.owner, peer.credentials.pid, peer.credentials.uid
         pid = own_pid if named.pid is None else named.pid
-        if params.on_disconnect == "kill":
-            self._check_can_be_fenced(peer)
+        kill = params.on_disconnect == "kill"
         if pid == own_pid and not peer.is_libvirt:
             owner_id = peer.session
+            if kill:
+                self._check_can_end(peer)
         else:
-            owner_id, uid = self._registered_process(peer, pid)
+            owner_id, uid = self._registered_process(peer, pid, kill=kill)
         owner = c.Owner(named.name, pid, uid, named.uuid, named.id)
         result = {"owner": to_builtins(owner)}
         peer.expected[msgid] = result
@@ -249,26 +253,37 @@ class Dispatcher:
         session = self._engine.sessions[peer.session]
         return session.owner.identity.pid if session.registered else None
 
-    def _registered_process(self, peer: Peer, pid: int) -> tuple[int, int]:
-        """Returns number and uid of the owner that another process is."""
+    def _registered_process(
+        self, peer: Peer, pid: int, *, kill: bool
+    ) -> tuple[int, int]:
+        """Returns number and uid of the owner that another process is.
+
+        Args:
+            kill: whether it must be one that can be ended.
+        """
         if peer.is_foreign:
             raise refusals.foreign()
         processes = self._runtime.processes
         pidfd = open_pidfd(pid)
         if pidfd is None:
             raise refusals.no_process(pid)
-        uid = uid_of(pid)
-        may_signal = peer.credentials.uid in (0, uid)
-        process = Process(pid, pidfd, may_signal=may_signal)
+        uids = uids_of(pid)
+        claimant = peer.credentials.uid
+        is_theirs = uids is not None and claimant in (0, uids.effective)
+        process = Process(pid, pidfd, sender=claimant if is_theirs else None)
         # Alive after its uid was read: then the uid was its own, not that of another
         # process which got the pid.
-        if uid is None or process.is_dead:
+        if uids is None or process.is_dead:
             process.close()
             raise refusals.no_process(pid)
-        if not may_signal:
+        if kill and not process.can_be_ended:
+            process.close()
+            raise refusals.cannot_end(pid, claimant)
+        uid = uids.effective
+        if not is_theirs:
             # Whoever joins an owner may release what it holds, and what it holds
             # counts among what its user may hold: neither is for a stranger.
-            uid = process.claimant = peer.credentials.uid
+            uid = process.claimant = claimant
         owner_id = processes.registered(pid, process.claimant)
         first = None if owner_id is None else processes.of(owner_id)
         # One that is dead had the pid before; the news of that is on its way.
@@ -282,12 +297,17 @@ class Dispatcher:
                 raise UnavailableError(why) from None
         else:
             process.close()
+            if claimant == 0:
+                processes.empower(owner_id)
         return owner_id, uid
 
-    def _check_can_be_fenced(self, peer: Peer) -> None:
-        process = self._runtime.processes.of(peer.session)
-        if process is None or not process.may_signal:
-            raise refusals.cannot_be_fenced()
+    def _check_can_end(self, peer: Peer) -> None:
+        """Raises if a process that is to be ended with its session cannot be."""
+        owner = self._engine.sessions[peer.session].owner
+        if not self._runtime.processes.can_end(owner.owner_id):
+            if peer.is_foreign:
+                raise refusals.cannot_be_reached()
+            raise refusals.cannot_end(owner.identity.pid, peer.credentials.uid)
 
     def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         peer.restricted = True

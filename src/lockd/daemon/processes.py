@@ -16,7 +16,7 @@ import trio
 
 from lockd.daemon.poller import Poller
 from lockd.names import plain
-from lockd.procs import name_of
+from lockd.procs import name_of, uids_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +38,17 @@ class Process:
 
     Attributes:
         pidfd: refers to it for ever; closed with the owner.
-        may_signal: whether whoever named it could have ended it, too.
+        sender: the uid of who named it, for whom it is signalled; None if it is to be
+            signalled for nobody.
         claimant: the uid of who registered it without a right to it; None for others.
     """
 
-    __slots__ = ("claimant", "fencing", "kill_at", "may_signal", "pid", "pidfd")
+    __slots__ = ("claimant", "fencing", "kill_at", "pid", "pidfd", "sender")
 
-    def __init__(self, pid: int, pidfd: int, *, may_signal: bool) -> None:
+    def __init__(self, pid: int, pidfd: int, *, sender: int | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
-        self.may_signal = may_signal and pid not in (0, 1, os.getpid())
+        self.sender = sender
         self.claimant: int | None = None
         self.fencing = False
         #: When it is sent SIGKILL; None until it was sent SIGTERM.
@@ -64,12 +65,36 @@ class Process:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
+    @property
+    def can_be_ended(self) -> bool:
+        """Whether it may be signalled just now: by who named it (kill(2)), and by us.
+
+        We lend nobody a right that he does not have: a process becomes another user's
+        when it runs a set-user-ID program. Between this and a signal it still can, for
+        the kernel does not do both at once.
+        """
+        if self.sender is None or self.pid in (0, 1, os.getpid()):
+            return False
+        if self.sender != 0:
+            uids = uids_of(self.pid)
+            if uids is None or uids.effective != self.sender:
+                return self.is_dead
+            if self.sender not in (uids.real, uids.saved):
+                return False
+        # If it is there still, all of that was said of it, and not of another process.
+        try:
+            signal.pidfd_send_signal(self.pidfd, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return True
+
     def send_signal(self, number: signal.Signals) -> None:
         """Sends a signal; does nothing if it has ended, or may not be signalled."""
-        if not self.may_signal:
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(self.pidfd, number)
+        if self.can_be_ended:
+            with suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
 
 class Processes:
@@ -148,6 +173,16 @@ class Processes:
         """Returns the process of an owner, if there is one to be found."""
         return self._by_owner.get(owner_id)
 
+    def can_end(self, owner_id: int) -> bool:
+        """Tells whether the process of an owner may be ended as things are now."""
+        process = self._by_owner.get(owner_id)
+        return process is not None and process.can_be_ended
+
+    def empower(self, owner_id: int) -> None:
+        """Signals the process of an owner for root from now on, who named it, too."""
+        self._by_owner[owner_id].sender = 0
+        self._mark(owner_id)
+
     def unregister(self, owner_id: int) -> None:
         """Stops finding an owner by its pid: its end is known."""
         process = self._by_owner[owner_id]
@@ -203,7 +238,11 @@ class Processes:
         if not process.is_dead:
             logger.warning(
                 "ending process %d (%s), which disconnected or lost a lock that it "
-                "must not outlive",
+                "must not outlive"
+                if process.can_be_ended
+                else "process %d (%s) disconnected or lost a lock that it must not "
+                "outlive, and lockd has no right to end it: nobody gets its locks "
+                "before it ends or they are broken",
                 process.pid,
                 plain(name_of(process.pid)),
             )
@@ -235,7 +274,8 @@ class Processes:
             "owner_id": owner_id,
             "pid": process.pid,
             "pidfd": process.pidfd,
-            "may_signal": process.may_signal,
+            "may_signal": process.sender is not None,
+            "sender": process.sender,
             "claimant": process.claimant,
             "kill_at": process.kill_at,
             "registered": self._owner_by_pid.get(key) == owner_id,
@@ -243,7 +283,8 @@ class Processes:
 
     def load(self, data: Plain) -> None:
         """Takes up a process that `dump` described."""
-        process = Process(data["pid"], data["pidfd"], may_signal=data["may_signal"])
+        sender = data["sender"] if "sender" in data else _sender_of_old(data)
+        process = Process(data["pid"], data["pidfd"], sender=sender)
         process.claimant = data["claimant"]
         process.kill_at = data["kill_at"]
         if data["registered"]:
@@ -256,3 +297,9 @@ class Processes:
         for process in self._by_owner.values():
             process.close()
         self._by_owner.clear()
+
+
+def _sender_of_old(data: Plain) -> int | None:
+    """Returns for whom a process is signalled that an older daemon recorded."""
+    uids = uids_of(data["pid"]) if data["may_signal"] else None
+    return None if uids is None else uids.effective

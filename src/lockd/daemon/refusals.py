@@ -65,7 +65,16 @@ def foreign() -> DeniedError:
     )
 
 
-def cannot_be_fenced() -> DeniedError:
+def cannot_end(pid: int, uid: int) -> DeniedError:
+    """Returns what is said to who would lock for a process that is not his to end."""
+    return DeniedError(
+        "whoever holds locks here is ended when it disconnects, "
+        f"and process {pid} may not be ended for uid {uid}: "
+        "lock for a process of that user, or in another lockspace"
+    )
+
+
+def cannot_be_reached() -> DeniedError:
     """Returns what is said to who would have to be ended, and cannot be."""
     return DeniedError(
         "whoever holds locks here is ended when it disconnects, "

@@ -120,12 +120,18 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class BreakGrant(Struct, frozen=True, gc=False):
-    """An admin takes a grant away."""
+    """An admin takes a grant away.
+
+    Attributes:
+        fence: whether the holder's process is ended first where its lock asks for that;
+            False where nobody can end it.
+    """
 
     session: int
     request: int
     fencing_token: int
     reason: str
+    fence: bool = True
 
 
 class AnchorOpened(Struct, frozen=True, gc=False):

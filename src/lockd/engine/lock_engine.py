@@ -409,14 +409,14 @@ class LockEngine(LockTable):
             return self._refuse(command, "not_found", message)
         owner = self.owners[grant.owner_id]
         self._give_up_convert(owner, grant.key, now)
-        must_fence = self.must_fence(grant)
-        if owner.fencing is None:
+        if command.fence and self.must_fence(grant):
             # All that it holds goes with the process.
-            for doomed in list(owner.grants.values()) if must_fence else [grant]:
+            for doomed in list(owner.grants.values()) if owner.fencing is None else ():
                 self._tell_lost(doomed, "broken", command.reason)
-        if must_fence:
             self._fence(owner, "broken")
         else:
+            if owner.fencing != "broken":
+                self._tell_lost(grant, "broken", command.reason)
             self._end(grant, "broken", now)
             self._forget_if_idle(owner)
         return self._complete(command)
