@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
     # The common case in two C calls: printable ASCII is what it looks like.
     if name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES:
         return
-    _check_text(name, "name", MAX_NAME_BYTES)
+    check_text(name, "name", MAX_NAME_BYTES)
 
 
 def check_file_name(name: str) -> None:
@@ -55,7 +55,7 @@ def check_path(path: str) -> None:
         InvalidRequestError: not absolute, not normal (`//`, `.`, `..`, a slash at the
             end), over 4095 bytes, not UTF-8, or with control characters.
     """
-    _check_text(path, "path", MAX_PATH_BYTES)
+    check_text(path, "path", MAX_PATH_BYTES)
     if not path.startswith("/"):
         raise InvalidRequestError(f"the path {quoted(path)} is not absolute")
     # POSIX lets two slashes at the beginning mean something; on Linux they do not.
@@ -90,21 +90,28 @@ def path_text(what: str, path: str | os.PathLike[str]) -> str:
     """Returns a path as text.
 
     Args:
-        what: the name of the argument, for the sentence of an error.
+        what: what a sentence calls it.
         path: what was given for it.
 
     Raises:
         TypeError: it is neither text nor an `os.PathLike` of text.
+        InvalidRequestError: it is empty, or has a character that no path has.
     """
-    if isinstance(path, str):
-        return path
-    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if isinstance(text, str):
-        return text
-    raise TypeError(
-        f"{what} must be text or a pathlib.Path, not {quoted(repr(path))} "
-        f"({type(path).__name__})"
-    )
+    text: object = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):
+        given = "None" if path is None else type(path).__name__
+        raise TypeError(f"{what} must be text or a pathlib.Path, not {given}")
+    if not text:
+        raise InvalidRequestError(f"{what} is empty")
+    if "\0" in text:
+        raise InvalidRequestError(
+            f"{what} {quoted(text)} has a NUL character, which no path has"
+        )
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{what} {quoted(text)} is not UTF-8") from None
+    return text
 
 
 def canonical_path(path: str | os.PathLike[str]) -> str:
@@ -114,18 +121,18 @@ def canonical_path(path: str | os.PathLike[str]) -> str:
     locks. The file need not exist.
 
     Raises:
-        TypeError: the path is neither text nor an `os.PathLike`.
-        InvalidRequestError: the path is empty, or has a NUL character, which
-            realpath(3) refuses, too.
+        TypeError: the path is neither text nor an `os.PathLike` of text.
+        InvalidRequestError: the path is empty (realpath(3) refuses that, too), has a
+            character that no path has, or is relative to a directory that was removed.
     """
-    path = path_text("path", path)
-    if not path:
-        raise InvalidRequestError("the path is empty")
-    if "\0" in path:
+    path = path_text("the path", path)
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:
         raise InvalidRequestError(
-            f"the path {quoted(path)} has a NUL character, which no path has"
-        )
-    return os.path.realpath(path)
+            f"the path {quoted(path)} leads nowhere, as the current directory was "
+            "removed: go to another one, or write a path that begins with a slash"
+        ) from None
 
 
 def hashed_name(path: str | os.PathLike[str]) -> str:
@@ -170,7 +177,17 @@ def plain(text: str) -> str:
     )
 
 
-def _check_text(text: str, what: str, limit: int) -> None:
+def check_text(text: str, what: str, limit: int) -> None:
+    """Checks a text by which something is called: printable, of so many bytes.
+
+    Args:
+        text: what is given.
+        what: how a sentence calls it.
+        limit: bytes of UTF-8.
+
+    Raises:
+        InvalidRequestError: it is empty, too long, not UTF-8 or not printable.
+    """
     if not text:
         raise InvalidRequestError(f"the {what} is empty")
     try:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import anyio
 
-from lockd.client import paths, requests
+from lockd.client import arguments, paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.inbox import Inbox
 from lockd.client.tasklink import TaskLink, open_link
@@ -70,7 +70,7 @@ class Client:
     @asynccontextmanager
     async def hold(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -89,6 +89,8 @@ class Client:
             RequestError: as for `acquire`.
         """
         key = requests.key_of(resource, lockspace)
+        given = {"mode": mode, "timeout": timeout, "lockspace": lockspace}
+        arguments.checked("acquire", given)
         turn = self._link.enter_line(key, mode)
         try:
             timeout = await self._wait_turn(turn, timeout)
@@ -108,7 +110,7 @@ class Client:
 
     async def acquire(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -120,7 +122,8 @@ class Client:
         """Waits for a lock.
 
         Args:
-            resource: its name; one that begins with a slash is a file.
+            resource: its name; one that begins with a slash, or a `pathlib.Path`, is
+                the path of a file.
             lockspace: `direct` for a file, else `default`, if not given.
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits for ever, 0 does not wait.
@@ -143,7 +146,7 @@ class Client:
 
     async def try_acquire(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -164,7 +167,7 @@ class Client:
 
     async def acquire_all(
         self,
-        resources: Iterable[str],
+        resources: Iterable[requests.Name],
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -186,7 +189,7 @@ class Client:
         return reply.grants
 
     async def release(
-        self, *targets: Grant | str, lockspace: str | None = None
+        self, *targets: Grant | requests.Name, lockspace: str | None = None
     ) -> None:
         """Releases locks, by their grants or by name.
 
@@ -196,19 +199,22 @@ class Client:
         Raises:
             LockLostError: a grant had been lost. All others have been released.
             NotHeldError: nothing of that name is held.
+            TypeError: one of them is something else. Nothing has been released.
         """
+        requests.check_releasable(targets, Grant)
         grants = [target for target in targets if isinstance(target, Grant)]
+        names = [target for target in targets if not isinstance(target, Grant)]
+        by_name = [requests.about("release", name, lockspace) for name in names]
         replies = await self._link.release(*grants)
-        for target in targets:
-            if isinstance(target, str):
-                replies.append(requests.about("release", target, lockspace))
-                await self._link.perform(replies[-1])
+        for reply in by_name:
+            await self._link.perform(reply)
+        replies += by_name
         for reply in replies:
             reply.outcome()
 
     async def convert(
         self,
-        target: Grant | str,
+        target: Grant | requests.Name,
         mode: Mode,
         *,
         lockspace: str | None = None,
@@ -227,7 +233,7 @@ class Client:
     # Who holds what.
 
     async def query(
-        self, resource: str, *, lockspace: str | None = None
+        self, resource: requests.Name, *, lockspace: str | None = None
     ) -> dict[str, Any]:
         """Returns who holds a lock, who waits, and who held it last."""
         reply = requests.about("query", resource, lockspace)
@@ -235,7 +241,11 @@ class Client:
         return found
 
     async def check(
-        self, resource: str, fencing_token: int, *, lockspace: str | None = None
+        self,
+        resource: requests.Name,
+        fencing_token: int,
+        *,
+        lockspace: str | None = None,
     ) -> bool:
         """Returns whether a fencing token is that of a lock held now, by anybody."""
         reply = requests.about(
@@ -322,16 +332,16 @@ class Client:
         await self.call("restrict")
 
     async def create_lockspace(
-        self, name: str, kind: Kind, path: str | None = None
+        self, name: str, kind: Kind, path: str | os.PathLike[str] | None = None
     ) -> None:
         """Makes a lockspace."""
         await self.call("create_lockspace", name=name, kind=kind, path=path)
 
-    async def create_resource(self, resource: str, *, lockspace: str) -> None:
+    async def create_resource(self, resource: requests.Name, *, lockspace: str) -> None:
         """Makes the file of a resource; it stays until it is deleted."""
         await self.call("create_resource", lockspace=lockspace, resource=resource)
 
-    async def delete_resource(self, resource: str, *, lockspace: str) -> None:
+    async def delete_resource(self, resource: requests.Name, *, lockspace: str) -> None:
         """Removes the file of a resource that nobody holds."""
         await self.call("delete_resource", lockspace=lockspace, resource=resource)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
-from lockd.client import paths, requests
+from lockd.client import arguments, paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.locks import Lock
 from lockd.client.threadlink import ThreadLink, open_link
@@ -38,6 +38,8 @@ def connect(
         DeniedError: this user may not connect there.
     """
     place = paths.find_socket(socket)
+    if on_lost is not None:
+        arguments.function("on_lost", on_lost)
     link, welcome = open_link(place, partial(requests.opening, name))
     try:
         if on_lost is not None:
@@ -84,7 +86,7 @@ class Client:
 
     def lock(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -96,11 +98,13 @@ class Client:
         """Returns a lock to be used in a `with` statement, or like `threading.Lock`."""
         key = requests.key_of(resource, lockspace)
         options = {"create": create, "label": label, "reason": reason}
-        return Lock(self._link, key, mode, timeout, options)
+        arguments.checked("acquire", {"mode": mode, "lockspace": lockspace, **options})
+        patience = None if timeout is None else arguments.patience("timeout", timeout)
+        return Lock(self._link, key, mode, patience, options)
 
     def acquire(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -112,7 +116,8 @@ class Client:
         """Waits for a lock.
 
         Args:
-            resource: its name; one that begins with a slash is a file.
+            resource: its name; one that begins with a slash, or a `pathlib.Path`, is
+                the path of a file.
             lockspace: `direct` for a file, else `default`, if not given.
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits for ever, 0 does not wait.
@@ -135,7 +140,7 @@ class Client:
 
     def try_acquire(
         self,
-        resource: str,
+        resource: requests.Name,
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -156,7 +161,7 @@ class Client:
 
     def acquire_all(
         self,
-        resources: Iterable[str],
+        resources: Iterable[requests.Name],
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
@@ -177,7 +182,9 @@ class Client:
         self._call(reply)
         return reply.grants
 
-    def release(self, *targets: Grant | str, lockspace: str | None = None) -> None:
+    def release(
+        self, *targets: Grant | requests.Name, lockspace: str | None = None
+    ) -> None:
         """Releases locks, by their grants or by name.
 
         A grant is released exactly: never a later one of the same name. To release it
@@ -186,19 +193,22 @@ class Client:
         Raises:
             LockLostError: a grant had been lost. All others have been released.
             NotHeldError: nothing of that name is held.
+            TypeError: one of them is something else. Nothing has been released.
         """
+        requests.check_releasable(targets, Grant)
         grants = [target for target in targets if isinstance(target, Grant)]
+        names = [target for target in targets if not isinstance(target, Grant)]
+        by_name = [requests.about("release", name, lockspace) for name in names]
         replies = self._link.release(*grants)
-        for target in targets:
-            if isinstance(target, str):
-                replies.append(requests.about("release", target, lockspace))
-                self._link.perform(replies[-1])
+        for reply in by_name:
+            self._link.perform(reply)
+        replies += by_name
         for reply in replies:
             reply.outcome()
 
     def convert(
         self,
-        target: Grant | str,
+        target: Grant | requests.Name,
         mode: Mode,
         *,
         lockspace: str | None = None,
@@ -216,14 +226,20 @@ class Client:
 
     # Who holds what.
 
-    def query(self, resource: str, *, lockspace: str | None = None) -> dict[str, Any]:
+    def query(
+        self, resource: requests.Name, *, lockspace: str | None = None
+    ) -> dict[str, Any]:
         """Returns who holds a lock, who waits, and who held it last."""
         reply = requests.about("query", resource, lockspace)
         found: dict[str, Any] = self._call(reply)
         return found
 
     def check(
-        self, resource: str, fencing_token: int, *, lockspace: str | None = None
+        self,
+        resource: requests.Name,
+        fencing_token: int,
+        *,
+        lockspace: str | None = None,
     ) -> bool:
         """Returns whether a fencing token is that of a lock held now, by anybody."""
         reply = requests.about(
@@ -307,15 +323,17 @@ class Client:
         """Gives up the right to do more than release, cancel, query and check."""
         self.call("restrict")
 
-    def create_lockspace(self, name: str, kind: Kind, path: str | None = None) -> None:
+    def create_lockspace(
+        self, name: str, kind: Kind, path: str | os.PathLike[str] | None = None
+    ) -> None:
         """Makes a lockspace."""
         self.call("create_lockspace", name=name, kind=kind, path=path)
 
-    def create_resource(self, resource: str, *, lockspace: str) -> None:
+    def create_resource(self, resource: requests.Name, *, lockspace: str) -> None:
         """Makes the file of a resource; it stays until it is deleted."""
         self.call("create_resource", lockspace=lockspace, resource=resource)
 
-    def delete_resource(self, resource: str, *, lockspace: str) -> None:
+    def delete_resource(self, resource: requests.Name, *, lockspace: str) -> None:
         """Removes the file of a resource that nobody holds."""
         self.call("delete_resource", lockspace=lockspace, resource=resource)
 

@@ -5,17 +5,22 @@ What the daemon would close the connection for is refused here, before it is sen
 
 from typing import Any, Final
 
-from lockd.errors import InvalidRequestError, LockdError, ProtocolError, error_for_code
+from lockd.errors import InvalidRequestError, LockdError, error_for_code
 from lockd.protocol.codec import (
+    MAX_ARRAY_ELEMENTS,
+    MAX_MAP_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
-    Decoder,
+    MAX_TEXT_BYTES,
     Encoder,
     nesting,
 )
 
 #: A request of flat parameters that is shorter breaks no limit of protocol 3.1.
 _SURELY_SMALL: Final = 64
+
+_AROUND: Final = 3
+"""How deep parameters are nested already: in a map, in an array, in the message."""
 
 
 class RequestEncoder:
@@ -33,10 +38,21 @@ class RequestEncoder:
         try:
             data = self._encoder.request(msgid, method, params)
         except (TypeError, ValueError, OverflowError) as error:
+            for name, value in params.items():
+                _check_value(name, value)
             raise InvalidRequestError(f"the request cannot be sent: {error}") from None
         nested = any(isinstance(x, list | tuple | dict) for x in params.values())
         if nested or len(data) > _SURELY_SMALL:
-            _check_limits(data)
+            # protocol 3.2: bytes that break a limit would cost the connection, and
+            # every lock that it holds.
+            _check_map("the request", params)
+            for name, value in params.items():
+                _check_value(name, value)
+            if len(data) > MAX_MESSAGE_BYTES:
+                raise InvalidRequestError(
+                    f"the request has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} "
+                    "are allowed: send less in one"
+                )
         return data
 
 
@@ -46,12 +62,61 @@ def refusal(error: list[Any]) -> LockdError:
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 
-def _check_limits(data: bytes) -> None:
-    # protocol 3.2: bytes that break a limit would cost the connection, and every lock
-    # that it holds.
-    try:
-        (message,) = Decoder(MAX_MESSAGE_BYTES).receive(data)
-    except ProtocolError as error:
-        raise InvalidRequestError(f"the request is too large: {error}") from None
-    if nesting(message) > MAX_NESTING:
-        raise InvalidRequestError(f"the request is nested deeper than {MAX_NESTING}")
+def _check_value(name: str, value: Any) -> None:
+    """Checks that a parameter can be sent (protocol 3.1)."""
+    if nesting(value) > MAX_NESTING - _AROUND:
+        raise InvalidRequestError(
+            f"{name} is nested too deep, at most {MAX_NESTING - _AROUND} are allowed"
+        )
+    level = [value]
+    while level:
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                _check_map(name, item)
+                inner += item.values()
+            elif isinstance(item, list | tuple):
+                _check_size(name, len(item), "elements", MAX_ARRAY_ELEMENTS)
+                inner += item
+            else:
+                _check_single(name, item)
+        level = inner
+
+
+def _check_map(name: str, value: dict[Any, Any]) -> None:
+    _check_size(name, len(value), "entries", MAX_MAP_ENTRIES)
+    for key in value:
+        if not isinstance(key, str):
+            raise InvalidRequestError(
+                f"{name} has a key that is no text, but of type {type(key).__name__}"
+            )
+        _check_single(name, key)
+
+
+def _check_single(name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        size = len(value)
+        if isinstance(value, str):
+            try:
+                size = len(value.encode(errors="surrogateescape"))
+            except UnicodeEncodeError:
+                raise InvalidRequestError(
+                    f"{name} is not UTF-8: it has a surrogate character"
+                ) from None
+        _check_size(name, size, "bytes", MAX_TEXT_BYTES)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise InvalidRequestError(
+                f"{name} must be an integer from -2^63 to 2^64-1, not one of "
+                f"{value.bit_length()} bits"
+            )
+    elif not (value is None or isinstance(value, float)):
+        raise TypeError(
+            f"{name} must be text, bytes, a number, True, False, None, a list or a "
+            f"dict, not {type(value).__name__}"
+        )
+
+
+def _check_size(name: str, size: int, of: str, most: int) -> None:
+    if size > most:
+        raise InvalidRequestError(f"{name} has {size} {of}, at most {most} are allowed")

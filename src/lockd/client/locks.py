@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from lockd.client import requests
+from lockd.client import arguments, requests
 from lockd.client.core import Grant
 from lockd.client.threadlink import ThreadLink
 from lockd.client.turns import Turn, time_left
@@ -139,6 +139,8 @@ class Lock:
             timeout = 0
         elif timeout is None:
             timeout = self._timeout
+        else:
+            timeout = arguments.patience("timeout", timeout)
         try:
             self._acquire(timeout)
         except (BusyError, AcquireTimeoutError) as refusal:

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from lockd.errors import (
     ConnectionLostError,
     DeniedError,
-    InvalidRequestError,
     LockdError,
 )
 from lockd.names import path_text, plain, quoted
@@ -62,11 +61,11 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
 
     Raises:
         TypeError: the argument is no path.
-        InvalidRequestError: the argument is empty, or has a NUL character.
+        InvalidRequestError: it is empty, or has a character that no path has.
         DeniedError: this is root, and `$LOCKD_SOCKET` is another user's.
     """
     if path is not None:
-        return Place(_checked(path_text("socket", path)))
+        return Place(path_text("the path of the socket", path))
     if told := os.environ.get("LOCKD_SOCKET"):
         place = Place(told, trusted=False)
         if (owner := _owner(told)) is not None and not _may_serve(owner):
@@ -128,20 +127,6 @@ def unreachable(path: str, error: OSError) -> LockdError:
         advice = "name the socket that it listens at"
     where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
     return kind(f"lockd cannot be reached at {where} ({reason}): {advice}")
-
-
-def _checked(path: str) -> str:
-    if not path:
-        raise InvalidRequestError(
-            "the path of the socket is empty: name the one that lockd listens at, "
-            "or none"
-        )
-    if "\0" in path:
-        raise InvalidRequestError(
-            f"the path of the socket {quoted(path)} has a NUL character: name the one "
-            "that lockd listens at"
-        )
-    return path
 
 
 def _listens(path: str) -> bool:

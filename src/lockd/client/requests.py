@@ -1,8 +1,19 @@
-"""Builds the parameters of requests: what is not said is left out of the map."""
+"""Builds the parameters of requests: what is not said is left out of the map.
 
+Every value is checked here, so a wrong one costs nobody a message.
+"""
+
+import os
 from collections.abc import Iterable
 from typing import Any, Final
 
+from lockd.client.arguments import (
+    checked,
+    file_text,
+    printable_name,
+    resource_text,
+    resource_texts,
+)
 from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
 from lockd.errors import InvalidRequestError
 from lockd.names import default_lockspace, quoted
@@ -13,14 +24,22 @@ CLIENT_NAME: Final = "lockd-python"
 PAGE: Final = 256
 """As much as may be asked for; the daemon says how much there is at once."""
 
-MOST_AT_ONCE: Final = 64
-"""Of the resources of one request (protocol 6.1)."""
+Name = str | os.PathLike[str]
+"""What is locked: a name, or the path of a file."""
+
+_TARGETED: Final = frozenset({"convert", "release"})
+"""The methods whose resource a caller knows as the target."""
 
 
 def request(method: str, **params: Any) -> Reply:
-    """Returns a new request; parameters that are None are left out."""
-    said = {name: value for name, value in params.items() if value is not None}
-    return Reply(method, said)
+    """Returns a new request; parameters that are None are left out.
+
+    Raises:
+        TypeError: a parameter is of the wrong type.
+        InvalidRequestError: one has a value that is not allowed.
+    """
+    printable_name("method", method)
+    return Reply(method, checked(method, params))
 
 
 def opening(name: str | None, client: str = CLIENT_NAME) -> list[Reply]:
@@ -37,47 +56,83 @@ def register(
     on_disconnect: str | None = None,
 ) -> Reply:
     """Returns the request that names an owner."""
-    owner = {"name": name, "uuid": uuid, "id": owner_id, "pid": pid}
-    said = {key: value for key, value in owner.items() if value is not None}
-    return request("register", owner=said, on_disconnect=on_disconnect)
+    said = {"name": name, "uuid": uuid, "owner_id": owner_id, "pid": pid}
+    owner = checked("register", said)
+    if "owner_id" in owner:
+        owner["id"] = owner.pop("owner_id")
+    return request("register", owner=owner, on_disconnect=on_disconnect)
 
 
-def key_of(target: Grant | str, lockspace: str | None = None) -> ResourceKey:
-    """Returns what a grant is on, or what a name means."""
+def key_of(
+    target: Grant | Name, lockspace: str | None = None, what: str = "resource"
+) -> ResourceKey:
+    """Returns what a grant is on, or what a name means.
+
+    Args:
+        target: the grant, the name, or the path of a file.
+        lockspace: where it is; if None, `direct` for a file, else `default`.
+        what: the name of the parameter, for the sentence of an error.
+
+    Raises:
+        TypeError: it is none of these.
+        InvalidRequestError: nothing can be called so.
+    """
     if isinstance(target, Grant):
         return ResourceKey(target.lockspace, target.resource)
-    return ResourceKey(lockspace or default_lockspace(target), target)
+    if lockspace is None and isinstance(target, os.PathLike):
+        name = file_text(what, target)
+    else:
+        name = resource_text(what, target)
+    if lockspace is None:
+        lockspace = default_lockspace(name)
+    return ResourceKey(lockspace, name)
 
 
 def about(
-    method: str, target: Grant | str, lockspace: str | None, **params: Any
+    method: str, target: Grant | Name, lockspace: str | None, **params: Any
 ) -> Reply:
     """Returns a request about one resource."""
-    space, resource = key_of(target, lockspace)
+    what = "target" if method in _TARGETED else "resource"
+    space, resource = key_of(target, lockspace, what)
     return request(method, lockspace=space, resource=resource, **params)
 
 
 def acquire_all(
-    resources: Iterable[str], lockspace: str | None, mode: Mode, **params: Any
+    resources: Iterable[Name], lockspace: str | None, mode: Mode, **params: Any
 ) -> Reply:
     """Returns a request for several resources, all or nothing.
 
     Raises:
-        InvalidRequestError: too many, or one of them twice.
+        TypeError: they are no names.
+        InvalidRequestError: none, too many, or one of them twice.
     """
-    names = list(resources)
-    if len(names) > MOST_AT_ONCE:
-        raise InvalidRequestError(
-            f"{len(names)} resources are wanted at once, at most {MOST_AT_ONCE} can "
-            "be: take them in several requests"
-        )
+    given = resource_texts("resources", resources)
+    keys = [key_of(name, lockspace, "each of resources") for name in given]
+    names = [key.resource for key in keys]
     for place, name in enumerate(names):
         if name in names[:place]:
             raise InvalidRequestError(f"{quoted(name)} is named twice: name it once")
-    space = lockspace or default_lockspace(names[0] if names else "")
+    space = keys[0].lockspace
     return request("acquire", lockspace=space, resources=names, mode=mode, **params)
 
 
 def page(method: str, after: object, **params: Any) -> Reply:
     """Returns the request for one page of a listing."""
     return request(method, after=after, limit=PAGE, **params)
+
+
+def check_releasable(targets: Iterable[object], *kinds: type) -> None:
+    """Checks that each of them says which lock to release.
+
+    Raises:
+        TypeError: one does not.
+    """
+    for target in targets:
+        if isinstance(target, (str, os.PathLike, *kinds)):
+            continue
+        known = " or ".join(f"a {kind.__name__}" for kind in kinds)
+        given = "None" if target is None else f"of type {type(target).__name__}"
+        raise TypeError(
+            f"each target of release must be {known}, or the name of a lock, not "
+            f"{given}: pass what acquire returned"
+        )

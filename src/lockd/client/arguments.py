@@ -1,0 +1,236 @@
+"""Checks what a program gives to the client, before any of it is sent.
+
+What is of the wrong type is a `TypeError`; what is not allowed is an
+`InvalidRequestError`, which is a `ValueError`. Each names the parameter, and says what
+is allowed.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, Final, get_args
+
+from lockd.errors import InvalidRequestError
+from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, quoted
+from lockd.terms import Kind, Mode, OnDisconnect
+
+MOST_AT_ONCE: Final = 64
+"""Of the resources of one request (protocol 6.1)."""
+
+_MOST_CHARACTERS: Final = 4_096
+"""Of a text that is shown to others, as a reason."""
+
+_LONGEST_WAIT: Final = 1e9
+"""Seconds."""
+
+
+def checked(method: str, params: Mapping[str, object]) -> dict[str, Any]:
+    """Returns the parameters of a request that were given, as they are sent.
+
+    Those that are None were not given.
+
+    Raises:
+        TypeError: one is of the wrong type, or is needed and was not given.
+        InvalidRequestError: one has a value that is not allowed.
+    """
+    found = {}
+    for name, value in params.items():
+        if value is not None or name in _NEEDED.get(method, ()):
+            check = None if (method, name) == _MAP else _CHECKS.get(name)
+            found[name] = value if check is None else check(name, value)
+    return found
+
+
+def resource_text(name: str, value: object) -> str:
+    """Returns the name of a resource, which may be given as an `os.PathLike`."""
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong_type(name, "a name (text) or a path (text or pathlib.Path)", value)
+    text = path_text(name, value)
+    limit = MAX_PATH_BYTES if text.startswith("/") else MAX_NAME_BYTES
+    check_text(text, name, limit)
+    return text
+
+
+def file_text(name: str, value: os.PathLike[str]) -> str:
+    """Returns the name of a resource that was given as a path: an absolute one."""
+    text = resource_text(name, value)
+    if not text.startswith("/"):
+        raise InvalidRequestError(
+            f"{name} {quoted(text)} is a relative path: make it absolute, as "
+            "Path.resolve() does, or give a name as text"
+        )
+    return text
+
+
+def resource_texts(name: str, value: Iterable[object]) -> list[Any]:
+    """Returns the names of the resources of one request."""
+    allowed = f"1 to {MOST_AT_ONCE} names in a list"
+    if isinstance(value, str | bytes | os.PathLike):
+        raise _wrong_type(name, allowed, value)
+    try:
+        given = list(islice(value, MOST_AT_ONCE + 1))
+    except TypeError:
+        raise _wrong_type(name, allowed, value) from None
+    if not given:
+        raise InvalidRequestError(f"{name} must be {allowed}, not an empty one")
+    if len(given) > MOST_AT_ONCE:
+        raise InvalidRequestError(
+            f"{name} must be {allowed}, not more: take them in several requests"
+        )
+    return given
+
+
+def function(name: str, value: object) -> None:
+    """Checks that something can be called."""
+    if not callable(value):
+        raise _wrong_type(name, "a function", value)
+
+
+def path(name: str, value: str | os.PathLike[str]) -> str:
+    """Returns a path as text."""
+    text = path_text(name, value)
+    _check_utf8(name, text)
+    if (size := len(text.encode())) > MAX_PATH_BYTES:
+        raise InvalidRequestError(
+            f"{name} {quoted(text, 40)} has {size} bytes, at most {MAX_PATH_BYTES} are "
+            "allowed"
+        )
+    return text
+
+
+def patience(name: str, value: object) -> float:
+    """Checks how long to wait, where a negative number waits for ever."""
+    allowed = "a number of seconds (negative: for ever), or None"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, allowed, value)
+    if not value <= _LONGEST_WAIT:  # nan neither
+        if value == math.inf:
+            return -1
+        raise _wrong_value(name, f"{allowed}, at most {_LONGEST_WAIT:g}", value)
+    return value
+
+
+def _seconds(name: str, value: object) -> float:
+    allowed = f"a number from 0 to {_LONGEST_WAIT:g} (seconds), or None"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, allowed, value)
+    if not 0 <= value <= _LONGEST_WAIT:  # nan neither
+        raise _wrong_value(name, allowed, value)
+    return value
+
+
+def _integer(least: int, most: int, name: str, value: object) -> int:
+    allowed = f"an integer from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(name, allowed, value)
+    if not least <= value <= most:
+        raise _wrong_value(name, allowed, value)
+    return value
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type(name, "True or False", value)
+    return value
+
+
+def _choice(choices: tuple[str, ...], name: str, value: object) -> str:
+    allowed = " or ".join(f'"{choice}"' for choice in choices)
+    if not isinstance(value, str):
+        raise _wrong_type(name, allowed, value)
+    if value not in choices:
+        raise _wrong_value(name, allowed, value)
+    return value
+
+
+def _shown_text(name: str, value: object) -> str:
+    """Checks a text that is shown to others."""
+    if not isinstance(value, str):
+        raise _wrong_type(name, "text", value)
+    if len(value) > _MOST_CHARACTERS:
+        raise InvalidRequestError(
+            f"{name} has {len(value)} characters, at most {_MOST_CHARACTERS} are "
+            "allowed"
+        )
+    _check_utf8(name, value)
+    return value
+
+
+def printable_name(name: str, value: object) -> str:
+    """Checks a name that is not the path of a file."""
+    if not isinstance(value, str):
+        raise _wrong_type(name, "a name (text)", value)
+    check_text(value, name, MAX_NAME_BYTES)
+    return value
+
+
+def _check_utf8(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            f"{name} {quoted(value)} is not UTF-8: it has a surrogate character"
+        ) from None
+
+
+def _wrong_type(name: str, allowed: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {allowed}, not {_shown(value)}")
+
+
+def _wrong_value(name: str, allowed: str, value: object) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} must be {allowed}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    # No repr() of what is not known: it may be long, or raise.
+    if isinstance(value, str):
+        return quoted(value, 40)
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    return type(value).__name__
+
+
+_ANY_NUMBER: Final = partial(_integer, 0, 2**63 - 1)
+
+_CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "client": _shown_text,
+    "create": _truth,
+    "fencing_token": _ANY_NUMBER,
+    "kind": partial(_choice, get_args(Kind)),
+    "label": _shown_text,
+    "lockspace": printable_name,
+    "mode": partial(_choice, get_args(Mode)),
+    "name": printable_name,
+    "on_disconnect": partial(_choice, get_args(OnDisconnect)),
+    "owner": _shown_text,
+    "owner_id": partial(_integer, -(2**63), 2**63 - 1),
+    "path": path,
+    "pid": partial(_integer, 1, 2**31 - 1),
+    "reason": _shown_text,
+    "resource": resource_text,
+    "session": _ANY_NUMBER,
+    "timeout": _seconds,
+    "uid": partial(_integer, 0, 2**32 - 1),
+    "unit": _shown_text,
+    "uuid": _shown_text,
+    "waiting": _truth,
+}
+
+_MAP: Final = ("register", "owner")
+"""A map, whose entries are checked one by one."""
+
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "break": ("fencing_token", "reason"),
+    "check": ("fencing_token",),
+    "convert": ("mode",),
+    "create_lockspace": ("name", "kind"),
+    "create_resource": ("resource", "lockspace"),
+    "delete_resource": ("resource", "lockspace"),
+    "disconnect": ("session", "reason"),
+    "register": ("name",),
+}
+"""What None is no value for."""
