@@ -146,6 +146,8 @@ def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
             for tally, count in tallies.items():
                 report.show(f"load: {tally}", count)
             report.show("load: workers killed while they held", judge.killed)
+            shared = max(counted.most_shared for counted in all_counted.values())
+            report.show("most shared memory of the daemon", shared / 2**20, "MiB")
             report.at_least("SIGKILLs", killed, kills)
             report.show("used at the end", runner.used)
 

@@ -47,6 +47,8 @@ TALLIES: Final = (
     "read slowly",
     "cut messages",
     "resumed",
+    "misdeeds",
+    "stopped for a while",
 )
 
 FINDINGS: Final = ("went on", "ended", "stayed locked", "not locked", "granted twice")

@@ -1,5 +1,10 @@
-"""The load of a round: who works, who holds, who looks; and who is killed."""
+"""The load of a round: who works, who holds, who looks, who misbehaves.
 
+Some of them are killed, and those who misbehave are also stopped for seconds.
+"""
+
+import grp
+import math
 import os
 import random
 import signal
@@ -9,15 +14,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from misbehaving import MISDEEDS, become, misbehave
 from torture import keepers
 from torture.board import SLOTS, Board
 from torture.inside import enter, fork
+from torture.line import SOCKET
 from torture.worker import Worker
 
 QUIET: Final = 6
 """So many, the first ones, ask for nothing when they have got what they hold."""
 
 FIRST_WORKER: Final = 11
+WORKERS: Final = 14
+FIRST_MISBEHAVING: Final = FIRST_WORKER + WORKERS
+
+MISBEHAVING_UIDS: Final = (61_001, 61_002)
+"""They are in the group lockd. What they do is charged to them, not to the workers."""
+
+STOPPED_SECONDS: Final = (0.5, 3.0)
+
+MISDEED_PAUSE: Final = 0.04
+"""Seconds between two things that one of them does, on average."""
 
 LAST_SECONDS: Final = 60.0
 """Within which everybody must be done when the round is over."""
@@ -27,7 +44,7 @@ class Nursery:
     """Processes inside the machine; a parent of theirs kills some and makes new ones.
 
     Args:
-        kill_every: seconds from one killed worker to the next, on average.
+        kill_every: seconds from one killed client to the next, on average.
         is_quiet: only who holds for the whole round, and asks for nothing.
     """
 
@@ -37,16 +54,15 @@ class Nursery:
         first_pid: int,
         seed: int,
         *,
-        workers: int = 14,
         kill_every: float = 0.5,
         is_quiet: bool = False,
     ) -> None:
         self._board = board
         self._seed = seed
-        self._workers = 0 if is_quiet else min(workers, SLOTS - FIRST_WORKER)
         self._is_quiet = is_quiet
         self._kill_every = kill_every
         self._slots: dict[int, int] = {}
+        self._stopped: dict[int, float] = {}  # until when
         self._pid = fork(partial(self._run, first_pid))
 
     def wait(self) -> None:
@@ -58,12 +74,17 @@ class Nursery:
     def _run(self, first_pid: int) -> None:
         enter(first_pid)
         chance = random.Random(self._seed)
-        for slot in range(QUIET if self._is_quiet else FIRST_WORKER + self._workers):
+        slots = FIRST_MISBEHAVING + len(MISDEEDS)
+        assert slots <= SLOTS
+        for slot in range(QUIET if self._is_quiet else slots):
             self._start(slot, chance.randrange(2**32))
         while not self._board.is_over:
             self._sleep(chance.expovariate(1 / self._kill_every))
             self._kill_one(chance)
+            self._stop_one(chance)
+            self._continue(time.monotonic())
             self._reap()
+        self._continue(math.inf)
         self._end()
 
     def _sleep(self, seconds: float) -> None:
@@ -84,6 +105,8 @@ class Nursery:
 
     def _role(self, slot: int, seed: int) -> Callable[[], None]:
         board = self._board
+        if slot >= FIRST_MISBEHAVING:
+            return partial(self._misbehave, slot, random.Random(seed))
         if slot >= FIRST_WORKER:
             return Worker(board, slot, seed).run
         keep = partial(keepers.keep, is_quiet=self._is_quiet)
@@ -95,8 +118,41 @@ class Nursery:
         ]
         return partial(roles[slot], board, slot)
 
+    def _misbehave(self, slot: int, chance: random.Random) -> None:
+        number = slot - FIRST_MISBEHAVING
+        uid = MISBEHAVING_UIDS[number % len(MISBEHAVING_UIDS)]
+        become(uid, [grp.getgrnam("lockd").gr_gid])
+
+        def pause() -> bool:
+            self._board.tally(slot, "misdeeds")
+            time.sleep(chance.expovariate(1 / MISDEED_PAUSE))
+            return not self._board.is_over
+
+        misbehave(list(MISDEEDS.values())[number], SOCKET, chance, pause)
+
+    def _stop_one(self, chance: random.Random) -> None:
+        """Stops one of those who misbehave: nobody waits for what it holds."""
+        mortal = [
+            pid
+            for pid, slot in self._slots.items()
+            if slot >= FIRST_MISBEHAVING and pid not in self._stopped
+        ]
+        if not mortal or chance.random() < 0.5:
+            return
+        pid = chance.choice(mortal)
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped[pid] = time.monotonic() + chance.uniform(*STOPPED_SECONDS)
+        self._board.tally(self._slots[pid], "stopped for a while")
+
+    def _continue(self, now: float) -> None:
+        """Lets those go on whose time has come."""
+        for pid, until in list(self._stopped.items()):
+            if until <= now:
+                del self._stopped[pid]
+                os.kill(pid, signal.SIGCONT)
+
     def _kill_one(self, chance: random.Random) -> None:
-        """Kills a worker, whatever it does; what it held it held until then."""
+        """Kills a client, whatever it does; what it held it held until then."""
         mortal = [pid for pid, slot in self._slots.items() if slot >= FIRST_WORKER]
         if not mortal or self._board.is_over:
             return
@@ -104,6 +160,7 @@ class Nursery:
         os.kill(pid, signal.SIGSTOP)
         _, status = os.waitpid(pid, os.WUNTRACED)
         slot = self._slots.pop(pid)
+        self._stopped.pop(pid, None)
         if not os.WIFSTOPPED(status):
             return  # it has ended by itself
         self._board.end_all(slot)
@@ -120,6 +177,7 @@ class Nursery:
 
     def _note_end(self, pid: int, status: int) -> None:
         slot = self._slots.pop(pid)
+        self._stopped.pop(pid, None)
         if status:
             self._board.complain("killed", f"{slot} ended with {status}")
             self._board.end_all(slot)

@@ -123,7 +123,9 @@ KINDS_OF_VIOLATION: Final = (
     "malformed",
     "killed",
     "left",
+    "defect",
     "memory",
+    "shared memory",
     "harness",
 )
 

@@ -26,6 +26,9 @@ IN_FLIGHT_SLACK: Final = 512
 
 KIB_SLACK: Final = 16_384
 
+MOST_SHARED: Final = 64 * 2**20
+"""Bytes of shared memory that the daemon may have at any time, whatever clients do."""
+
 
 @dataclass
 class Counted:
@@ -39,6 +42,7 @@ class Counted:
     grants: int = 0
     violations: int = 0
     seconds: float = 0.0
+    most_shared: int = 0
     tallies: dict[str, int] = field(default_factory=dict)
 
 
@@ -62,15 +66,20 @@ class Faults:
         self.target, self.board, self.chance = target, board, chance
         self.count = 0
         self.under_load = 0
+        self.most_shared = 0
         self._pulse = Pulse(board)
 
     def strike(self, fault: Callable[[], object]) -> None:
         """Injects a fault, and counts it: under load if anything was granted since."""
         self.board.note_fault()
         self.under_load += self._pulse.take() > 0
+        self.look_at_memory()
         fault()
         self.count += 1
         self.board.note_fault()
+
+    def look_at_memory(self) -> None:
+        self.most_shared = max(self.most_shared, self.target.shared_bytes())
 
 
 Kind = Callable[[Faults, float], None]
@@ -84,6 +93,7 @@ class Rounds:
         self.target, self.board, self.judge = target, board, judge
         self._chance = random.Random(seed)
         self._start = self.used = self._use()
+        target.defects()
 
     def round(self, counted: Counted, kind: Kind, seconds: float) -> None:
         """Runs and judges one round."""
@@ -96,18 +106,20 @@ class Rounds:
             before = self._wait_for_grants(ENOUGH, WARM_SECONDS)
             faults = Faults(self.target, board, self._chance)
             kind(faults, seconds)
+            faults.look_at_memory()
             self._settle()
             after = self._wait_for_grants(ENOUGH, CALM_SECONDS)
         finally:
             board.stop()
             nursery.wait()
-        found = self.judge.judge(board) + self._look_at_the_end()
+        found = self.judge.judge(board) + self._look_at_the_end(faults.most_shared)
         counted.rounds += 1
         counted.discarded += min(before, after) < ENOUGH
         counted.faults += faults.count
         counted.faults_under_load += faults.under_load
         counted.grants += board.total("grants")
         counted.violations += found
+        counted.most_shared = max(counted.most_shared, faults.most_shared)
         counted.seconds += time.monotonic() - began
 
     def _wait_for_grants(self, count: int, seconds: float) -> int:
@@ -131,8 +143,12 @@ class Rounds:
         self.target.statistics(self.board)
         return self.target.quiet_use()
 
-    def _look_at_the_end(self) -> int:
-        """When all are gone nothing is held, and nothing is used up."""
+    def _look_at_the_end(self, most_shared: int) -> int:
+        """When all are gone nothing is held, and nothing is used up.
+
+        Args:
+            most_shared: bytes of shared memory that were seen in the round.
+        """
         found = 0
 
         def must(kind: str, what: str, is_good: bool) -> None:
@@ -159,6 +175,10 @@ class Rounds:
              used.first_fds <= start.first_fds + FDS_SLACK)  # fmt: skip
         must("left", f"descriptors in flight: {used} from {start}",
              used.in_flight <= start.in_flight + IN_FLIGHT_SLACK)  # fmt: skip
+        for line in self.target.defects():
+            must("defect", line, is_good=False)
+        must("shared memory", f"{most_shared / 2**20:.0f} MiB",
+             most_shared <= MOST_SHARED)  # fmt: skip
         must("memory", f"{used} from {start}",
              max(used.daemon_kib - start.daemon_kib, used.first_kib - start.first_kib)
              <= KIB_SLACK)  # fmt: skip

@@ -1,5 +1,6 @@
 """The daemon under test: where it is, how it is faulted, what it and PID 1 use."""
 
+import json
 import os
 import re
 import select
@@ -36,6 +37,15 @@ on_disconnect = "kill"
 """
 
 _VIRTLOCKD: Final = ("virtlockd.service", "virtlockd.socket", "virtlockd-admin.socket")
+
+
+_CURSOR: Final = "/run/torture-journal-cursor"
+
+_DEFECTS: Final = (
+    "defect of lockd",
+    # As PID 1 says it, for an exit status that is no success.
+    "Main process exited, code=exited",
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,17 @@ class Target:
 
     # What it says.
 
+    def defects(self) -> list[str]:
+        """Returns what the journal has of defects since this was last asked.
+
+        A daemon that ends by itself counts as one: no lock is lost by it, so nobody
+        else would notice.
+        """
+        options = ("-o", "json", "--all", f"--cursor-file={_CURSOR}")
+        entries = self.machine.journal(SERVICE, *options).splitlines()
+        said = [str(json.loads(entry)["MESSAGE"]) for entry in entries]
+        return [text for text in said if any(x in text for x in _DEFECTS)]
+
     def statistics(self, board: Board) -> dict[str, Any]:
         """Returns what the daemon counts; waits until it serves.
 
@@ -179,6 +200,10 @@ class Target:
                 return after
             before = after
         return before
+
+    def shared_bytes(self) -> int:
+        """Returns how much memory the files take that outlive the daemon (memfd)."""
+        return _shared(self.first_pid)
 
     def first_cpu(self) -> float:
         """Returns the seconds of processor time that PID 1 has used."""
@@ -228,6 +253,17 @@ def _resident(pid: int) -> int:
     text = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE)
     return int(found[1]) if found else 0
+
+
+def _shared(pid: int) -> int:
+    """Returns how much memory the memfds of a process take; each counts once."""
+    found: dict[int, int] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry).startswith("/memfd:"):
+                about = entry.stat()
+                found[about.st_ino] = about.st_blocks * 512
+    return sum(found.values())
 
 
 def _in_flight(pid: int) -> int:

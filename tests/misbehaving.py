@@ -1,0 +1,259 @@
+"""Clients that misbehave, one kind each: for the soak, the torture and the floods.
+
+A misdeed is a generator. It connects, and yields after each thing that it does, so that
+whoever runs it decides how often it acts and when it ends. Its connections are closed
+when it ends. The daemon may close them earlier: that ends the misdeed with an OSError,
+and `misbehave` begins it anew.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import socket
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Final
+
+import msgpack
+
+from campaigns import mischief
+
+Misdeed = Callable[[str, random.Random], Iterator[None]]
+"""Takes the path of the daemon's socket."""
+
+CONNECT_SECONDS: Final = 2.0
+WATCHERS: Final = 10
+HALF_CLOSERS: Final = 150
+HELD_OPEN: Final = 20
+MOST_DESCRIPTORS: Final = 253
+"""The kernel takes no more in one message (SCM_MAX_FD)."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def become(uid: int, groups: list[int]) -> None:
+    """Gives this process the rights of another user; takes root.
+
+    The kernel forgets at this moment that the process ends with its parent, so it is
+    said again.
+    """
+    os.setgroups(groups)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def misbehave(
+    misdeed: Misdeed, path: str, chance: random.Random, pause: Callable[[], bool]
+) -> None:
+    """Repeats a misdeed, also after the daemon has ended its connections.
+
+    Args:
+        pause: is called after each thing that is done; returns whether to do more.
+    """
+    while True:
+        with suppress(OSError):
+            for _ in misdeed(path, chance):
+                if not pause():
+                    return
+        if not pause():
+            return
+
+
+# What is sent.
+
+
+def _request(method: str, /, **params: object) -> bytes:
+    return bytes(msgpack.packb([0, 1, method, [params]]))
+
+
+def _own_name(chance: random.Random) -> str:
+    """A lock that only those who misbehave want."""
+    return f"misused-{chance.randrange(8)}"
+
+
+def _any_request(chance: random.Random) -> bytes:
+    name = _own_name(chance)
+    return chance.choice(
+        (
+            _request("hello", protocol=1, client="misbehaving"),
+            _request("acquire", resource=name),
+            _request("acquire", resource=name, mode="shared", timeout=0),
+            _request("release", resource=name),
+            _request("query", resource=name),
+            _request("list"),
+            _request("list_sessions"),
+            _request("statistics"),
+            _request("watch"),
+        )
+    )
+
+
+def _nonsense(chance: random.Random) -> bytes:
+    """Bytes that are no request, or hardly one."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return chance.randbytes(chance.choice((1, 7, 300, 4_096)))
+    if kind == 1:
+        return mischief.malformed(chance)
+    damaged = bytearray(_any_request(chance))
+    if kind == 2:
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        return bytes(damaged)
+    # Well formed, and far more than anybody needs.
+    return _request(
+        "statistics", **{"x" * 20: [b"x" * 16_000] * chance.randrange(1, 8)}
+    )
+
+
+# How it is sent.
+
+
+def _connected(stack: ExitStack, path: str) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.settimeout(CONNECT_SECONDS)
+    sock.connect(path)
+    return sock
+
+
+def _send_some(sock: socket.socket, data: bytes) -> None:
+    """Sends what the socket takes at once, be it the half of a message."""
+    with suppress(BlockingIOError):
+        sock.send(data, socket.MSG_DONTWAIT)
+
+
+def never_reads(path: str, chance: random.Random) -> Iterator[None]:
+    """Watches over many connections, asks for more, and reads nothing."""
+    with ExitStack() as stack:
+        socks = []
+        for _ in range(WATCHERS):
+            socks.append(_connected(stack, path))
+            _send_some(socks[-1], _request("watch"))
+            yield
+        for _ in range(chance.choice((100, 1_000))):
+            if chance.random() < 0.2:
+                asked = _request("list_sessions") * chance.randrange(1, 30)
+                _send_some(chance.choice(socks), asked)
+            yield
+
+
+def half_closes(path: str, chance: random.Random) -> Iterator[None]:
+    """Watches over many connections; while events come, it ends one half of each.
+
+    Nothing is read. So events fill all of them at about the same time, which may be
+    while the daemon is still closing them.
+    """
+    with ExitStack() as stack:
+        socks = []
+        for _ in range(HALF_CLOSERS):
+            socks.append(_connected(stack, path))
+            _send_some(socks[-1], _request("watch"))
+            if chance.random() < 0.1:
+                _send_some(socks[-1], _request("acquire", resource=_own_name(chance)))
+        for _ in range(chance.randrange(60)):
+            yield
+        how = chance.choice((socket.SHUT_WR, socket.SHUT_WR, socket.SHUT_RD))
+        for sock in socks:
+            sock.shutdown(how)
+        for _ in range(chance.randrange(20)):
+            yield
+
+
+def half_messages(path: str, chance: random.Random) -> Iterator[None]:
+    """Begins messages, and leaves them at any byte."""
+    with ExitStack() as stack:
+        for _ in range(HELD_OPEN):
+            whole = _any_request(chance)
+            sock = _connected(stack, path)
+            _send_some(sock, whole * chance.randrange(3))
+            _send_some(sock, whole[: chance.randrange(len(whole))])
+            yield
+            if chance.random() < 0.3:
+                sock.close()
+
+
+def garbage(path: str, chance: random.Random) -> Iterator[None]:
+    """Sends bytes that mean nothing until the daemon ends the connection."""
+    with ExitStack() as stack:
+        sock = _connected(stack, path)
+        while True:
+            sock.sendall(_nonsense(chance))
+            yield
+
+
+def floods(path: str, chance: random.Random) -> Iterator[None]:
+    """Takes and gives back a lock, 32 times in one piece; reads the answers late."""
+    name = _own_name(chance)
+    acquire, release = (
+        _request(method, resource=name) for method in ("acquire", "release")
+    )
+    with ExitStack() as stack:
+        sock = _connected(stack, path)
+        for _ in range(200):
+            _send_some(sock, (acquire + release) * 32)
+            yield
+            with suppress(BlockingIOError):
+                while sock.recv(65_536, socket.MSG_DONTWAIT):
+                    pass
+
+
+def passes_descriptors(path: str, chance: random.Random) -> Iterator[None]:
+    """Passes descriptors with its messages, as many as the kernel takes."""
+    with ExitStack() as stack:
+        spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, spare)
+        sock = _connected(stack, path)
+        for _ in range(20):
+            count = chance.choice((1, 2, MOST_DESCRIPTORS))
+            passed = array("i", [spare] * count)
+            data = chance.choice((_any_request(chance), b"\x94"))
+            about = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)]
+            sock.sendmsg([data], about)
+            yield
+
+
+def out_of_band(path: str, chance: random.Random) -> Iterator[None]:
+    """Sends bytes out of band, alone and between messages."""
+    with ExitStack() as stack:
+        sock = _connected(stack, path)
+        for _ in range(20):
+            _send_some(sock, _any_request(chance) * chance.randrange(2))
+            sock.send(chance.choice((b"!", _any_request(chance))), socket.MSG_OOB)
+            yield
+
+
+def comes_and_goes(path: str, chance: random.Random) -> Iterator[None]:
+    """Connects, asks for something or for nothing, and closes at once."""
+    for _ in range(10):
+        with ExitStack() as stack:
+            for _ in range(chance.randrange(1, 4)):
+                sock = _connected(stack, path)
+                _send_some(sock, _any_request(chance) * chance.randrange(3))
+        yield
+
+
+def keeps_connecting(path: str, chance: random.Random) -> Iterator[None]:
+    """Opens connections without end, until it gets no more; then it closes all."""
+    with ExitStack() as stack:
+        while True:
+            for _ in range(HELD_OPEN):
+                _connected(stack, path)
+            if chance.random() < 0.05:
+                return
+            yield
+
+
+MISDEEDS: Final[dict[str, Misdeed]] = {
+    "watches and never reads": never_reads,
+    "half-closes while events come": half_closes,
+    "sends halves of messages": half_messages,
+    "sends garbage": garbage,
+    "floods": floods,
+    "passes descriptors": passes_descriptors,
+    "sends out of band": out_of_band,
+    "comes and goes": comes_and_goes,
+    "keeps connecting": keeps_connecting,
+}
+"""How each is called in what is printed."""
