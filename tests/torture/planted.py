@@ -177,6 +177,12 @@ BUGS: Final = [
     ),
     _in(
         "daemon/keeping",
+        "all that a client leaves unread is recorded in each turn",
+        "_encode(peer.dump_state(claims, self._apart[peer.session]))",
+        "_encode(peer.dump_state(claims))",
+    ),
+    _in(
+        "daemon/keeping",
         "only each second commit is one",
         "        ledger.commit()\n",
         "        if self._turns_untidied % 2:\n            ledger.commit()\n",

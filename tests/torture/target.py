@@ -41,6 +41,9 @@ _VIRTLOCKD: Final = ("virtlockd.service", "virtlockd.socket", "virtlockd-admin.s
 
 _CURSOR: Final = "/run/torture-journal-cursor"
 
+_STORY: Final = 600
+"""How many characters are told of a defect, its last ones."""
+
 _DEFECTS: Final = (
     "defect of lockd",
     # As PID 1 says it, for an exit status that is no success.
@@ -160,8 +163,18 @@ class Target:
         """
         options = ("-o", "json", "--all", f"--cursor-file={_CURSOR}")
         entries = self.machine.journal(SERVICE, *options).splitlines()
-        said = [str(json.loads(entry)["MESSAGE"]) for entry in entries]
-        return [text for text in said if any(x in text for x in _DEFECTS)]
+        found: list[str] = []
+        level = None
+        for entry in map(json.loads, entries):
+            text = str(entry["MESSAGE"])
+            if any(x in text for x in _DEFECTS):
+                level = entry["PRIORITY"]
+                found.append(text)
+            elif entry["PRIORITY"] == level:
+                found[-1] += f"\n{text}"  # the story of an exception
+            else:
+                level = None
+        return [text[-_STORY:] for text in found]
 
     def statistics(self, board: Board) -> dict[str, Any]:
         """Returns what the daemon counts; waits until it serves.
