@@ -30,6 +30,8 @@ LOOKED_IN: Final = (
     "SIGKILL, one at a time",
     "SIGKILL, some in a row",
     "PID 1 stopped, SIGKILL",
+    # Where each start begins anew with little, what piles up is not seen.
+    "nothing",
 )
 
 #: Those that are played call by call if no round has found it, after the bug's own.
@@ -109,7 +111,7 @@ def look(
 def main(words: Sequence[str]) -> int:
     """Prints a table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="torture.bugs", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=len(LOOKED_IN))
     parser.add_argument("words", nargs="*")
     chosen = parser.parse_args(words)
