@@ -114,7 +114,7 @@ def a_wait_that_is_too_short(scene: Scene) -> None:
     scene.other.acquire("job", timeout=0.01)
 
 
-@case("cancelled", "'job'", "as its own session wished", step=None)
+@case("cancelled", "the wait for 'job' was cancelled", step=None)
 def a_wait_that_is_taken_back(scene: Scene) -> None:
     with WireClient(scene.daemon.socket) as client:
         client.call("hello", protocol=1, client="test")

@@ -177,6 +177,11 @@ def plain(text: str) -> str:
     )
 
 
+def is_utf8(text: str) -> bool:
+    """Tells whether text has only characters: no bytes that stand for themselves."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_text(text: str, what: str, limit: int) -> None:
     """Checks a text by which something is called: printable, of so many bytes.
 

@@ -373,7 +373,7 @@ def test_name_that_can_be_shown_is_locked_in_memory(
     assert client.acquire(name)["resource"] == name
 
 
-@pytest.mark.parametrize("name", ["", "nowhere", "\udcff", "DEFAULT"])
+@pytest.mark.parametrize("name", ["", "nowhere", "DEFAULT"])
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -435,13 +435,33 @@ def test_fifo_is_refused_at_once(client: WireClient, tmp_path: Path) -> None:
     assert refusal.code == "invalid"
 
 
-def test_direct_lockspace_makes_no_files(client: WireClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("create", [True, False, None])
+def test_direct_lockspace_locks_files_and_makes_none(
+    client: WireClient, tmp_path: Path, create: bool | None
+) -> None:
     path = tmp_path / "new"
-    refusal = client.refusal(
-        "acquire", lockspace="direct", resource=str(path), create=True
-    )
-    assert refusal.code == "invalid"
+    asked = {"lockspace": "direct", "resource": str(path), "create": create}
+    assert client.refusal("acquire", **asked).code == "not_found"
     assert not path.exists()
+    path.touch()
+    assert client.call("acquire", **asked)["grant"]["resource"] == str(path)
+
+
+FACTS = {"holders", "waiters", "holder_count", "waiter_count", "waited", "outside"}
+
+
+@pytest.mark.parametrize("name", ["missing", "link", "pipe", "."])
+def test_refusal_that_no_holder_explains_carries_no_facts(
+    client: WireClient, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "link").symlink_to("pipe")
+    os.mkfifo(tmp_path / "pipe")
+    client.call("hello", protocol=1, client="test")
+    refusal = client.refusal(
+        "acquire", lockspace="direct", resource=str(tmp_path / name), timeout=0
+    )
+    assert refusal.code in ("not_found", "invalid")
+    assert not FACTS & set(refusal.facts or {})
 
 
 # create_lockspace, create_resource, delete_resource

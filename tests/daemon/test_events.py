@@ -1,5 +1,7 @@
 """What those hear who watch."""
 
+import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,19 +55,60 @@ def test_waiting_and_refusal_are_told(watcher: WireClient, other: WireClient) ->
     assert (released["event"], given["event"]) == ("released", "granted")
 
 
-def test_loss_is_told(watcher: WireClient, other: WireClient) -> None:
-    token = other.acquire("a")["fencing_token"]
+def ends_until_granted(watcher: WireClient) -> list[tuple[str, str]]:
+    """Takes the lock after its holder, and returns the ends that were told before."""
+    own = watcher.acquire("a")["fencing_token"]
+    ends = []
+    while (event := watcher.notification("event")).get("fencing_token") != own:
+        if "cause" in event:
+            ends.append((event["event"], event["cause"]))
+    return ends
+
+
+def end_by_release(watcher: WireClient, other: WireClient, token: int) -> None:
+    other.call("release", resource="a")
+
+
+def end_by_break(watcher: WireClient, other: WireClient, token: int) -> None:
     watcher.call("break", fencing_token=token, reason="x")
-    events = {event["event"]: event for event in heard(watcher, 3)}
-    assert events["lost"]["cause"] == "broken"
-    assert events["released"]["cause"] == "broken"
 
 
-def test_end_of_a_session_is_told(watcher: WireClient, other: WireClient) -> None:
-    other.acquire("a")
+def end_by_closing(watcher: WireClient, other: WireClient, token: int) -> None:
     other.close()
-    _, released = heard(watcher, 2)
-    assert (released["event"], released["cause"]) == ("released", "disconnected")
+
+
+def end_by_disconnect(watcher: WireClient, other: WireClient, token: int) -> None:
+    (holder,) = watcher.call("query", resource="a")["holders"]
+    watcher.call("disconnect", session=holder["session"], reason="x")
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        (end_by_release, "released"),
+        (end_by_break, "broken"),
+        (end_by_closing, "disconnected"),
+        (end_by_disconnect, "disconnected"),
+    ],
+)
+def test_each_end_of_a_lock_is_one_event(
+    watcher: WireClient,
+    other: WireClient,
+    end: Callable[[WireClient, WireClient, int], None],
+    cause: str,
+) -> None:
+    end(watcher, other, other.acquire("a")["fencing_token"])
+    assert ends_until_granted(watcher) == [("released", cause)]
+
+
+def test_death_of_a_registered_process_is_one_event(
+    watcher: WireClient, other: WireClient
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        other.call("register", owner={"name": "sleep", "pid": process.pid})
+        other.acquire("a")
+        process.kill()
+    assert ends_until_granted(watcher) == [("released", "owner_died")]
 
 
 def test_one_lockspace_may_be_watched_and_a_second_watch_replaces_the_first(

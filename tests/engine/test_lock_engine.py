@@ -682,7 +682,7 @@ def test_process_that_only_closed_its_session_can_be_acted_for(
     acquire(engine, ALICE, 2, TAPE)
     refused, _, ended = engine.handle(DisconnectOwner(GUEST), now=0.0)
     assert isinstance(refused, Refused)
-    assert (refused.request, refused.code) == (2, "not_found")
+    assert (refused.request, refused.code) == (2, "cancelled")
     assert ended == Ended(guest_grant(ALICE, 1), "disconnected")
     (again,) = acquire(engine, ALICE, 3, DISK)
     assert isinstance(again, Granted)

@@ -350,7 +350,7 @@ class ModelMachine(Machine):
             if dead:
                 self.model.dead.add(self.process)
             asks = [ask for ask in self.model.asks if ask.owner == self.process]
-            self.model.give_up(asks, "not_found")
+            self.model.give_up(asks, "not_found" if dead else "cancelled")
             self.model.drop(self.process)
             end = c.EndOwner if dead else c.DisconnectOwner
             self.agree(end(self.process))

@@ -53,7 +53,7 @@ def test_file_stays_as_it_is(direct: DirectLockspace, image: Path) -> None:
 
 
 def test_files_are_never_made(direct: DirectLockspace, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="files are not made"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         open_anchor(direct, tmp_path / "new", create=True)
     with pytest.raises(NotFoundError, match="does not exist"):
         open_anchor(direct, tmp_path / "new")

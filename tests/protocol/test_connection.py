@@ -86,13 +86,28 @@ def test_message_that_is_no_request_is_invalid(message: Any) -> None:
     assert msgid == (1 if has_msgid else None)
 
 
-@pytest.mark.parametrize(
-    "method", ["acquirE", "", "__init__", 5, None, b"\xff\xfe", "\udcff", ["query"]]
-)
-def test_unknown_method_is_refused_with_its_msgid(method: Any) -> None:
+@pytest.mark.parametrize("method", ["acquirE", "", "__init__", b"\xff\xfe", "\udcff"])
+def test_unknown_method_is_refused_with_its_msgid(method: str | bytes) -> None:
     msgid, sentence = refusal([0, 3, method, []])
     assert msgid == 3
     assert sentence.startswith("unknown_method: there is no method ")
+
+
+@pytest.mark.parametrize("method", [5, None, ["query"], {"query": 1}, True, 1.5])
+def test_method_that_is_no_text_is_invalid(method: Any) -> None:
+    assert refusal([0, 3, method, []]) == (
+        3,
+        "invalid: the method must be text: docs/protocol.md 6.1",
+    )
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_text_that_is_not_utf_8_is_invalid_wherever_it_stands(method: Method) -> None:
+    for field in msgspec.structs.fields(method.params):
+        for value in ("\udcff", "a\udc80b", ["good", "\udcff"]):
+            msgid, sentence = refusal([0, 3, method.name, [{field.name: value}]])
+            assert msgid == 3
+            assert sentence == f"invalid: {method.name}: `{field.name}` is not UTF-8"
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -365,9 +365,7 @@ class Event(Document, kw_only=True):
     """One line of `watch`; of its first, and after a pause, only the first fields."""
 
     at: float
-    event: Literal[
-        "watching", "granted", "converted", "waiting", "refused", "released", "lost"
-    ]
+    event: Literal["watching", "granted", "converted", "waiting", "refused", "released"]
     epoch: int | None = None
     missed: bool | None = None
     lockspace: str | None = None

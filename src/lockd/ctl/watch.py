@@ -102,7 +102,7 @@ def _sentence(event: Thing, now: float) -> str:
         return "Watching. Ctrl-C ends it."
     what, key = event["event"], ResourceKey(event["lockspace"], event["resource"])
     why = f" ({event['code']})" if "code" in event else ""
-    if what in ("released", "lost") and event["cause"] in _CAUSES:
+    if event.get("cause") in _CAUSES:
         why = f" ({_CAUSES[event['cause']]})"
     token = f", token {event['fencing_token']}" if what == "granted" else ""
     mode = f" {event['mode']}" if event.get("mode") else ""

@@ -18,8 +18,6 @@ def events_of(effect: e.Effect, sessions: Mapping[int, Session]) -> Iterator[Eve
             yield _of_grant("converted" if effect.converted else "granted", grant)
     elif isinstance(effect, e.Ended):
         yield _of_grant("released", effect.grant) | {"cause": effect.cause}
-    elif isinstance(effect, e.Lost):
-        yield _of_grant("lost", effect.grant) | {"cause": effect.cause}
     elif isinstance(effect, e.Queued):
         owner = sessions[effect.session].owner.identity
         for key in effect.keys:

@@ -15,7 +15,7 @@ NAMED: Final = 3
 
 _OPENINGS: Final[Mapping[str, str]] = {
     "timeout": "{name} was not granted within {waited}",
-    "cancelled": "{name} is waited for no longer, as its own session wished",
+    "cancelled": "the wait for {name} was cancelled",
     "deadlock": "waiting for {name} would never end",
     "not_held": "{name} is not held by this owner",
     "already_held": "{name} is already this owner's, held or waited for",

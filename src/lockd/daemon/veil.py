@@ -20,7 +20,7 @@ HIDDEN: Final = ResourceKey("", "")
 
 _CODES = {
     "timeout": "{} was not granted in time",
-    "cancelled": "{} is waited for no longer",
+    "cancelled": "the wait for {} was cancelled",
     "deadlock": "waiting for {} would never end",
 }
 

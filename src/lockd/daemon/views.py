@@ -180,9 +180,17 @@ def happening(event: Event, now: float) -> Map:
     return found | {name: x for name, x in further.items() if x is not None}
 
 
+EXPLAINED: Final = {
+    *("busy", "timeout", "deadlock", "already_held", "not_held", "in_use"),
+}
+"""The codes of refusals that who holds and who waits explain (protocol 4.3)."""
+
+
 def facts(refused: Refused, now: float) -> Map:
     """What explains a refusal (protocol 4.3)."""
     found: Map = {}
+    if refused.code not in EXPLAINED:
+        return found
     held_outside = refused.outside
     if refused.situation is not None:
         found |= situation(refused.situation, now)

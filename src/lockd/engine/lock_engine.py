@@ -7,7 +7,7 @@ Each command has one handler here; what the handlers do to the table is in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -138,7 +138,7 @@ class LockEngine(LockTable):
 
     def _end_owner(self, owner: OwnerState, now: float) -> None:
         """Ends an owner whose process may live: fenced first where that is asked."""
-        self._refuse_waiting(owner, now)
+        self._refuse_waiting(owner, now, "cancelled", "its owner's own session ended")
         for grant in list(owner.grants.values()):
             if not self.must_fence(grant):
                 self._lose(grant, "disconnected", now)
@@ -175,17 +175,18 @@ class LockEngine(LockTable):
 
     def _release_all(self, owner: OwnerState, cause: str, now: float) -> None:
         """Ends all grants of an owner whose process is dead."""
-        self._refuse_waiting(owner, now)
+        self._refuse_waiting(owner, now, *_OWNER_IS_DEAD)
         for grant in list(owner.grants.values()):
             self._lose(grant, cause, now)
         self._forget_if_idle(owner)
 
-    def _refuse_waiting(self, owner: OwnerState, now: float) -> None:
+    def _refuse_waiting(
+        self, owner: OwnerState, now: float, code: str, message: str
+    ) -> None:
         """Refuses what waits for an owner that has ended, and all that will come."""
         owner.ended = True
         self._touch("owner", owner.owner_id)
         for request in owner.waiting():
-            code, message = _why_not(owner)
             self._refuse_request(request, code, now, message=message)
 
     def _lose(self, grant: e.Grant, cause: str, now: float) -> None:
@@ -459,9 +460,15 @@ class LockEngine(LockTable):
                 self._unsettled += [self.resources[key] for key in request.keys]
 
 
+_OWNER_IS_DEAD: Final = (
+    "not_found",
+    "the process that this session acts for has ended: open another session",
+)
+
+
 def _why_not(owner: OwnerState) -> tuple[str, str]:
     if owner.ended:
-        return "not_found", "the owner of this session has ended: open another"
+        return _OWNER_IS_DEAD
     if owner.fencing:
         return "unavailable", "the process of this session is being ended"
     return "invalid", "another request with this msgid is not yet answered"

@@ -27,11 +27,6 @@ class DirectLockspace(FileLockspace):
         return self._shared.mounts.is_network(os.path.dirname(resource))
 
     def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
-        if create:
-            raise InvalidRequestError(
-                f"files are not made in lockspace {quoted(self.name)}: "
-                "the path must lead to one that exists"
-            )
         # Opening a device may set it off (a tape, a watchdog): look before touching.
         self._check_status(os.stat(path, follow_symlinks=False), path)
         try:

@@ -18,7 +18,7 @@ from lockd.errors import (
     RequestError,
     UnknownMethodError,
 )
-from lockd.names import plain, quoted
+from lockd.names import is_utf8, plain, quoted
 from lockd.protocol.codec import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
@@ -158,6 +158,8 @@ def check_nesting(message: Any) -> None:
 
 def _request(msgid: int, method_name: Any, params: Any) -> Request:
     method = method_of(method_name)
+    if method is None and not isinstance(method_name, str | bytes):
+        raise InvalidRequestError("the method must be text: docs/protocol.md 6.1")
     if method is None:
         raise UnknownMethodError(
             f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 has all"
@@ -176,6 +178,7 @@ def _params(method: Method, params: Any) -> Params:
             f"{method.name}: the parameters must be one map in an array: "
             "[{name: value, …}]"
         )
+    _check_text(method, params[0])
     try:
         return msgspec.convert(params[0], method.params)
     except ValueError as error:  # also of bounds, where a number has 64 bits
@@ -185,6 +188,14 @@ def _params(method: Method, params: Any) -> Params:
         else:
             sentence = complaint(method.params, str(error))
         raise InvalidRequestError(f"{method.name}: {sentence}") from None
+
+
+def _check_text(method: Method, given: dict[Any, Any]) -> None:
+    """Raises `InvalidRequestError` for a text that is not UTF-8 (protocol 3.3)."""
+    for name, value in given.items():
+        for text in value if type(value) is list else (value,):
+            if type(text) is str and not text.isascii() and not is_utf8(text):
+                raise InvalidRequestError(f"{method.name}: `{name}` is not UTF-8")
 
 
 def _is_notification(message: Any) -> bool:
@@ -201,7 +212,7 @@ def _msgid_of(message: Any) -> int | None:
     return None
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
-    return quoted(value) if isinstance(value, str) else "that is not a text"
+def _shown(name: str | bytes) -> str:
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "backslashreplace")
+    return quoted(name)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
-from lockd.names import check_name
+from lockd.names import check_name, is_utf8
 from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect
 
 PROTOCOL_VERSION: Final = 1
@@ -229,7 +229,7 @@ def check_shown(**texts: str | None) -> None:
                 f"`{name}` has {len(text)} characters, "
                 f"at most {MAX_TEXT_CHARACTERS} are allowed"
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_utf8(text):
             raise InvalidRequestError(f"`{name}` is not UTF-8")
 
 
