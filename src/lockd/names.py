@@ -165,13 +165,18 @@ def quoted(text: str, limit: int = 80) -> str:
     return "'" + plain(text) + "'"
 
 
-def plain(text: str) -> str:
-    """Returns text with everything escaped that a terminal would act on."""
-    if text.isprintable():
+def plain(text: str, *, keep: str = "") -> str:
+    """Returns text with everything escaped that a terminal would act on.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    rest = text.translate(dict.fromkeys(map(ord, keep))) if keep else text
+    if rest.isprintable():
         return text
     return "".join(
         c
-        if c.isprintable()
+        if c.isprintable() or c in keep
         else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in text
     )

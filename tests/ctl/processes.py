@@ -40,6 +40,7 @@ _AS_NOBODY = """
 import difflib, encodings.ascii, encodings.idna, grp, hashlib, json, locale
 import os, shlex, sys
 import lockd.client.blocking, lockd.ctl.acquire, lockd.ctl.outside, lockd.ctl.show
+import lockd.ctl.usage, lockd.ctl.listings
 from lockd.ctl.main import main
 sys.argv = {args!r}
 os.setgroups([])

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, line_of, open_to_all
+from ctl.processes import (
+    LOCKCTL,
+    Lockctl,
+    Locker,
+    Terminal,
+    ask_until,
+    line_of,
+    open_to_all,
+)
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
 from wire_client import NOBODY
@@ -147,13 +155,63 @@ def test_reason_that_says_nothing_is_refused(lockctl: Lockctl, command: str) -> 
         assert "say why" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["break", "disconnect"])
-def test_number_that_nothing_can_have_is_wrong_usage(
-    lockctl: Lockctl, command: str
-) -> None:
-    done = lockctl(command, 10**23, "--reason", "x", "--yes")
+def test_number_that_no_session_can_have_is_wrong_usage(lockctl: Lockctl) -> None:
+    done = lockctl("disconnect", 10**23, "--reason", "x", "--yes")
     assert done.returncode == 64
-    assert f"{10**23} is not in the range" in done.stderr
+    assert f"SESSION: '{10**23}' is not a whole number from 1 to" in done.stderr
+
+
+def test_break_by_name_takes_the_lock_from_its_one_holder(
+    lockctl: Lockctl, client: Client
+) -> None:
+    grant = client.acquire("17")
+    words = ("--reason", "it hangs", "--yes")
+    unknown = lockctl("break", "17", *words)
+    assert "with fencing token 17" in unknown.stderr
+    done = lockctl("break", "17", "--lockspace", "default", *words)
+    assert (done.returncode, done.stderr.split(",")[0]) == (
+        0,
+        "lockctl: '17' was taken from the test",
+    )
+    assert str(grant.fencing_token) in done.stdout
+    free = lockctl("break", "job", *words)
+    assert (free.returncode, free.stdout) == (64, "")
+    assert free.stderr == (
+        "lockctl: 'job' is held by nobody: there is nothing to break\n"
+    )
+
+
+def test_break_by_name_of_a_shared_lock_asks_for_the_token(
+    lockctl: Lockctl, client: Client, sock: str
+) -> None:
+    with connect(sock) as other:
+        tokens = [
+            x.acquire("job", mode="shared").fencing_token for x in (client, other)
+        ]
+        done = lockctl("break", "job", "--reason", "x", "--yes")
+        assert (done.returncode, done.stdout) == (64, "")
+        assert f"one of the fencing tokens {tokens[0]}, {tokens[1]}," in done.stderr
+        assert client.query("job")["holder_count"] == 2
+
+
+def test_break_by_a_name_of_a_file_takes_the_lock_under_the_other(
+    lockctl: Lockctl, client: Client, disk: Path
+) -> None:
+    link = disk.with_name("link")
+    link.hardlink_to(disk)
+    client.acquire(str(disk))
+    done = lockctl("break", link, "--reason", "x", "--yes")
+    assert (done.returncode, client.query(str(disk))["holders"]) == (0, [])
+    assert f"'{disk}' was taken from the test" in done.stderr
+
+
+def test_break_of_what_is_held_past_lockd_says_who_would_have_to_end(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    pid = locker(disk, "POSIX")
+    done = lockctl("break", disk, "--reason", "x", "--yes")
+    assert done.returncode == 64
+    assert f"(pid {pid}) outside lockd, so lockd cannot take it away" in done.stderr
 
 
 def test_help_promises_the_reason_only_to_whom_it_is_told(lockctl: Lockctl) -> None:

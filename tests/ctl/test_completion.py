@@ -262,7 +262,7 @@ def test_sessions_and_tokens_say_whose_they_are(sock: str) -> None:
     with connect(sock, name="nightly; job") as client:
         grant = client.acquire("backup")
         context = click.Context(group)
-        (token,) = SOURCES["fencing_token"](client, context, "")
+        (token,) = SOURCES["victim"](client, context, str(grant.fencing_token)[:1])
         assert token.value == str(grant.fencing_token)
         assert token.help == "nightly_ job holds backup"
         sessions = {x.value: x.help for x in SOURCES["session"](client, context, "")}

@@ -8,9 +8,10 @@ import click
 from lockd.client.blocking import Client, connect
 from lockd.ctl import exits
 from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
-from lockd.ctl.options import as_json
+from lockd.ctl.options import Whole, as_json, in_lockspace, meant
 from lockd.ctl.render import purpose, say, show_facts, show_json, user
-from lockd.errors import NotFoundError
+from lockd.ctl.state import state_of
+from lockd.errors import InvalidRequestError, NotFoundError
 from lockd.names import plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import counted, duration
@@ -34,42 +35,52 @@ def _some(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 
 
 @click.command("break", short_help="Take a lock away from its holder.")
-@click.argument("token", type=click.IntRange(1, MOST), metavar="TOKEN")
+@click.argument("victim", metavar="NAME-or-TOKEN")
+@in_lockspace
 @_because("the victim is told, and the daemon's log keeps it.")
 @sure
 @as_json
 @click.pass_obj
 def break_(
-    socket: str | None, /, token: int, reason: str, yes: bool, as_json: bool
+    socket: str | None,
+    /,
+    victim: str,
+    lockspace: str | None,
+    reason: str,
+    yes: bool,
+    as_json: bool,
 ) -> int:
-    """Take away the lock with the fencing token TOKEN, after showing whose it is.
+    """Take away the lock NAME, or that with a fencing token, after showing whose it is.
 
     Its holder is told that it was broken and why. Where the lockspace, or the holder,
     says `kill`, its process is ended first, and all its locks go with it; else it may
-    run on in the belief that it holds the lock. The next in line gets the lock. Tokens
-    are shown by `lockctl show`.
+    run on in the belief that it holds the lock. The next in line gets the lock.
+
+    Of a lock that several share, one holder is named by its fencing token, which
+    `lockctl show` tells. A number is a token, unless --lockspace says that it is a
+    name. What is broken is the lock of the holder that was shown, and of nobody else.
 
     It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
     """
     with connect(socket, name="lockctl") as client:
-        victim = _holder_of(client, token)
+        found = _found(client, victim, lockspace)
         if not as_json:
-            show_facts(_facts(victim))
-        name = quoted(str(ResourceKey(victim["lockspace"], victim["resource"])))
+            show_facts(_facts(found))
+        name = quoted(str(ResourceKey(found["lockspace"], found["resource"])))
         if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
-        client.break_grant(token, reason)
+        client.break_grant(found["fencing_token"], reason)
     if as_json:
-        show_json(broken=victim)
-    elif victim["on_disconnect"] == "kill":
-        say(f"{name} is free when process {victim['pid']} has been ended")
+        show_json(broken=found)
+    elif found["on_disconnect"] == "kill":
+        say(f"{name} is free when process {found['pid']} has been ended")
     else:
-        say(f"{name} was taken from {plain(victim['name'])}, pid {victim['pid']}")
+        say(f"{name} was taken from {plain(found['name'])}, pid {found['pid']}")
     return exits.OK
 
 
 @click.command(short_help="End a session, and with it all that it holds.")
-@click.argument("session", type=click.IntRange(1, MOST), metavar="SESSION")
+@click.argument("session", type=Whole(1, MOST), metavar="SESSION")
 @_because("the daemon's log keeps it; the victim sees only that it was disconnected.")
 @sure
 @as_json
@@ -102,6 +113,39 @@ def disconnect(
     else:
         say(f"session {session} of {plain(victim['name'])} was ended")
     return exits.OK
+
+
+def _found(client: Client, name: str, lockspace: str | None) -> Thing:
+    """Finds whose lock is meant by a name or a fencing token.
+
+    Raises:
+        NotFoundError: nobody's in lockd.
+        InvalidRequestError: one of several.
+    """
+    if lockspace is None and is_token(name):
+        return _holder_of(client, int(name))
+    key = meant(name, lockspace)
+    state = state_of(client, key)
+    said = quoted(str(key))
+    if not state.holders:
+        if state.is_held:
+            why = f"is {state.held}, so lockd cannot take it away: end that process"
+        else:
+            why = "is held by nobody: there is nothing to break"
+        raise NotFoundError(f"{said} {why}")
+    if len(state.holders) > 1:
+        tokens = ", ".join(str(x["fencing_token"]) for x in state.holders)
+        raise InvalidRequestError(
+            f"{said} is held by several: break one of the fencing tokens {tokens}, "
+            "of which `lockctl show` says whose they are"
+        )
+    (holder,) = state.holders
+    return _holder_of(client, holder["fencing_token"])
+
+
+def is_token(name: str) -> bool:
+    """Tells whether a word on the command line is a fencing token."""
+    return name.isascii() and name.isdecimal() and 0 < int(name[:20]) <= MOST
 
 
 def _holder_of(client: Client, token: int) -> Thing:

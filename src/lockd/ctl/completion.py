@@ -138,7 +138,9 @@ _TAKES_FILES: Final = {"run", "hold", "acquire", "wait", "test", "who"}
 
 
 def _fits(value: str, incomplete: str) -> bool:
-    return value.startswith(incomplete) and _SAFE.fullmatch(value) is not None
+    # What begins with a dash would be taken for an option.
+    is_word = _SAFE.fullmatch(value) is not None and not value.startswith("-")
+    return is_word and value.startswith(incomplete)
 
 
 def _socket(ctx: click.Context) -> str | None:
@@ -206,6 +208,11 @@ def _tokens(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any
             yield CompletionItem(str(holder["fencing_token"]), help=what)
 
 
+def _victims(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
+    source = _tokens if incomplete[:1].isdecimal() else _names
+    yield from source(client, ctx, incomplete)
+
+
 def _signals(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
     for member in signal.Signals:
         yield CompletionItem(member.name.removeprefix("SIG"))
@@ -221,8 +228,7 @@ SOURCES: Final[dict[str, Source]] = {
     "names": _names,
     "lockspace": _lockspaces,
     "session": _sessions,
-    "fencing_token": _tokens,
-    "token": _tokens,
+    "victim": _victims,
     "stop_signal": _signals,
 }
 """What is offered for a parameter, by its name."""

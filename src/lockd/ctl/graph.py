@@ -13,6 +13,7 @@ import click
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
 from lockd.ctl.render import ordinal, outsider, say, show_json, user
+from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
 from lockd.terms import ResourceKey
@@ -165,9 +166,9 @@ def graph(
     elif svg:
         _draw(found)
     elif dot:
-        sys.stdout.writelines(line + "\n" for line in _dot(found))
+        sys.stdout.writelines(plain(line) + "\n" for line in _dot(found))
     elif found.waits:
-        print("\n".join(tree(found)))
+        print("\n".join(map(plain, tree(found))))
         chain = found.longest_chain()
         if len(chain) > LONG:
             names = " → ".join(plain(node.name) for node in chain)
@@ -287,7 +288,9 @@ def _draw(graph: Graph) -> None:
     if done.returncode:
         said = plain(done.stderr.decode("utf-8", "replace").strip())
         raise UnavailableError(f"`dot -Tsvg` failed: {said}")
-    sys.stdout.buffer.write(done.stdout)
+    # In ASCII it is the same picture for every reader, and harmless to a terminal.
+    picture = done.stdout.decode("utf-8", "replace")
+    draw(picture.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
 
 def _as_plain_data(graph: Graph) -> Thing:

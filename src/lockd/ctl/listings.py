@@ -11,7 +11,7 @@ import click
 from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
 from lockd.ctl.render import ordinal, outsider, purpose, show_json, show_table, user
-from lockd.names import canonical_path
+from lockd.names import canonical_path, quoted
 from lockd.text import duration
 
 Thing = dict[str, Any]
@@ -38,12 +38,13 @@ _ORDERS: Final[dict[str, Callable[[Thing], Any]]] = {
 def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    if value.isdecimal() and int(value) < NO_USER:
+    # No more digits than a uid has: int() reads a few thousand and no more.
+    if value.isdecimal() and len(value) <= len(str(NO_USER)) and int(value) < NO_USER:
         return int(value)
     try:
         return pwd.getpwnam(value).pw_uid
-    except KeyError:
-        raise click.BadParameter(f"there is no user {value!r}") from None
+    except (KeyError, ValueError):
+        raise click.BadParameter(f"there is no user {quoted(value)}") from None
 
 
 @click.command("list", short_help="List what is held or waited for.")

@@ -3,7 +3,6 @@
 Each command's module is loaded only when it is used: `lockctl run` is to be quick.
 """
 
-import io
 import os
 import signal
 import sys
@@ -14,32 +13,46 @@ from typing import Any, Final
 import click
 
 from lockd import __version__
-from lockd.ctl import exits
+from lockd.ctl import exits, streams
 from lockd.errors import LockdError
 
+#: What a person wants to do, and the commands for it; each by module and attribute.
+_GROUPS: Final = {
+    "Take a lock": {
+        "run": ("lockd.ctl.run", "run"),
+        "hold": ("lockd.ctl.hold", "hold"),
+        "acquire": ("lockd.ctl.acquire", "acquire"),
+    },
+    "Ask about one lock": {
+        "who": ("lockd.ctl.who", "who"),
+        "show": ("lockd.ctl.show", "show"),
+        "test": ("lockd.ctl.show", "test"),
+        "wait": ("lockd.ctl.show", "wait"),
+        "lock-name": ("lockd.ctl.show", "lock_name"),
+    },
+    "See all of them": {
+        "list": ("lockd.ctl.listings", "list_"),
+        "waiters": ("lockd.ctl.listings", "waiters"),
+        "graph": ("lockd.ctl.graph", "graph"),
+        "watch": ("lockd.ctl.watch", "watch"),
+        "top": ("lockd.ctl.top.command", "top"),
+        "sessions": ("lockd.ctl.listings", "sessions"),
+        "spaces": ("lockd.ctl.listings", "spaces"),
+    },
+    "Step in": {
+        "break": ("lockd.ctl.admin", "break_"),
+        "disconnect": ("lockd.ctl.admin", "disconnect"),
+    },
+    "Look after the daemon": {
+        "status": ("lockd.ctl.status", "status"),
+        "metrics": ("lockd.ctl.metrics", "metrics"),
+        "stop": ("lockd.ctl.stop", "stop"),
+        "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
+        "completion": ("lockd.ctl.completion", "completion"),
+    },
+}
 _COMMANDS: Final = {
-    "run": ("lockd.ctl.run", "run"),
-    "hold": ("lockd.ctl.hold", "hold"),
-    "acquire": ("lockd.ctl.acquire", "acquire"),
-    "list": ("lockd.ctl.listings", "list_"),
-    "show": ("lockd.ctl.show", "show"),
-    "who": ("lockd.ctl.who", "who"),
-    "test": ("lockd.ctl.show", "test"),
-    "wait": ("lockd.ctl.show", "wait"),
-    "waiters": ("lockd.ctl.listings", "waiters"),
-    "graph": ("lockd.ctl.graph", "graph"),
-    "watch": ("lockd.ctl.watch", "watch"),
-    "sessions": ("lockd.ctl.listings", "sessions"),
-    "top": ("lockd.ctl.top.command", "top"),
-    "spaces": ("lockd.ctl.listings", "spaces"),
-    "break": ("lockd.ctl.admin", "break_"),
-    "disconnect": ("lockd.ctl.admin", "disconnect"),
-    "status": ("lockd.ctl.status", "status"),
-    "metrics": ("lockd.ctl.metrics", "metrics"),
-    "stop": ("lockd.ctl.stop", "stop"),
-    "lock-name": ("lockd.ctl.show", "lock_name"),
-    "completion": ("lockd.ctl.completion", "completion"),
-    "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
+    name: place for group in _GROUPS.values() for name, place in group.items()
 }
 
 
@@ -70,6 +83,24 @@ class _Commands(click.Group):
             import_module("lockd.ctl.completion").make_live(command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not ctx.resilient_parsing:
+            advice = import_module("lockd.ctl.usage").advice(args[0], list(_COMMANDS))
+            raise click.UsageError(advice, ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        width = max(map(len, _COMMANDS))
+        for purpose, commands in _GROUPS.items():
+            found = [(x, self.get_command(ctx, x)) for x in commands]
+            rows = [(x.ljust(width), y.get_short_help_str(80)) for x, y in found if y]
+            with formatter.section(purpose):
+                formatter.write_dl(rows)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
             formatter.write_dl(_EXAMPLES, col_max=44)
@@ -98,7 +129,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
     if ctx.invoked_subcommand != "run":
         # A reader that has seen enough ends us, as it does any filter.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        _prepare_output()
+        streams.open_closed_output()
     if ctx.invoked_subcommand not in _NAMES_SOCKET_OR_NEEDS_NONE:
         _warn_of_others(socket)
 
@@ -114,13 +145,14 @@ def _warn_of_others(socket: str | None) -> None:
         for other in place.others:
             choose = import_module("lockd.ctl.status").CHOOSE
             _complain(
-                f"lockctl: another daemon listens at {other}; this command uses "
+                f"another daemon listens at {other}; this command uses "
                 f"{place.path}: {choose}"
             )
 
 
 def main() -> None:
     """Runs lockctl and exits."""
+    streams.protect()
     sys.exit(_status(sys.argv[1:]))
 
 
@@ -136,27 +168,29 @@ def _status(args: list[str]) -> int:
         status = _status_of_command(args)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except Exception as error:
-        if not isinstance(error, OSError) or error.filename is not None:
-            # Python would end with 1, which has a meaning here.
-            import_module("traceback").print_exc()
-            return exits.INTERNAL
+    except streams.UnwrittenError as error:
         _discard_output()
-        why = error.strerror or error
-        _complain(f"lockctl: the answer cannot be written to standard output: {why}")
+        _complain(f"the answer cannot be written to standard output: {error}")
         return exits.UNWRITTEN
+    except Exception:
+        # Python would end with 1, which has a meaning here.
+        import_module("traceback").print_exc()
+        return exits.INTERNAL
     return status
 
 
 def _status_of_command(args: list[str]) -> int:
     try:
         status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         with suppress(OSError):
             error.show()
         return exits.USAGE
+    except click.ClickException as error:
+        _complain(import_module("lockd.ctl.usage").sentence(error))
+        return exits.USAGE
     except LockdError as error:
-        _complain(f"lockctl: {error}")
+        _complain(str(error))
         return exits.status_of(error)
     except click.Abort:
         exits.die_of(signal.SIGINT)
@@ -164,17 +198,8 @@ def _status_of_command(args: list[str]) -> int:
 
 
 def _complain(sentence: str) -> None:
-    with suppress(OSError):  # nobody listens: the exit status says it, too
-        click.echo(sentence, err=True)
-
-
-def _prepare_output() -> None:
-    """Sees to it that standard output takes all text, or fails as a file does."""
-    if sys.stdout is None:
-        # It was closed. What is written to a file that is only read fails, too.
-        sys.stdout = open(os.devnull)  # noqa: SIM115 (as long as we live)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    # Nobody may listen: the exit status says it, too.
+    import_module("lockd.ctl.render").say(sentence)
 
 
 def _discard_output() -> None:

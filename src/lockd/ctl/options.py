@@ -1,15 +1,63 @@
 """The options and arguments that several commands share, each declared once."""
 
-import math
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
 
 import click
 
-from lockd.names import canonical_path
+from lockd.names import canonical_path, check_name, check_path, quoted
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
 
-PROCESS_ID = click.IntRange(1, 2**31 - 1)
+MOST_SECONDS: Final = 1e9
+"""The longest time that a request can name (protocol 6.1)."""
+
+
+class Whole(click.IntRange):
+    """The type of a whole number within bounds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Reads a number."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            wanted = f"a whole number from {self.min} to {self.max}"
+            if self.max is None:
+                wanted = f"a whole number, {self.min} or more"
+            self.fail(f"{quoted(str(value))} is not {wanted}", param, ctx)
+
+
+PROCESS_ID = Whole(1, 2**31 - 1)
 """The type of an option that names a process: more than any has (proc(5))."""
+
+Reader = Callable[[click.Context, click.Parameter, str | float | None], float | None]
+
+
+def seconds_from(least: float, most: float) -> Reader:
+    """Returns what reads a number of seconds within bounds (a callback of click)."""
+
+    def read(
+        _ctx: click.Context, _param: click.Parameter, value: str | float | None
+    ) -> float | None:
+        if value is None:
+            return None
+        with suppress(ValueError):
+            number = float(value)
+            if least <= number <= most:
+                return number
+        raise click.BadParameter(
+            f"{quoted(str(value))} is not a number of seconds "
+            f"from {least:.9g} to {most:.10g}"
+        )
+
+    return read
+
+
+seconds = seconds_from(0, MOST_SECONDS)
+"""Reads how long to wait."""
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 in_lockspace = click.option(
@@ -24,7 +72,7 @@ _OF_HOLDERS = (
     ),
     click.option(
         "-w", "--wait", "--timeout", "timeout", metavar="SECONDS",
-        callback=lambda *words: seconds(*words),
+        callback=seconds,
         help="Wait at most so long; fractions are allowed, 0 does not wait.",
     ),
     in_lockspace,
@@ -56,28 +104,16 @@ def meant(name: str, lockspace: str | None) -> ResourceKey:
     A file has many paths, but only its canonical one is locked.
 
     Raises:
-        InvalidRequestError: the name of a file is empty.
+        InvalidRequestError: nothing can be called so.
     """
     by_default = DIRECT_LOCKSPACE if is_path(name) else DEFAULT_LOCKSPACE
-    space = lockspace or by_default
+    space = by_default if lockspace is None else lockspace
     if space == DIRECT_LOCKSPACE:
         name = canonical_path(name)
+        check_path(name)
+    elif space == DEFAULT_LOCKSPACE:
+        check_name(name)
     return ResourceKey(space, name)
-
-
-def seconds(
-    _ctx: click.Context, _param: click.Parameter, value: str | float | None
-) -> float | None:
-    """Reads a number of seconds (a callback of click)."""
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise click.BadParameter(f"{value!r} is not a number of seconds")
-    return number
 
 
 def common_lockspace(keys: list[ResourceKey]) -> str:

@@ -9,9 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from lockd.ctl.streams import UnwrittenError, draw
 from lockd.names import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Row = Sequence[object]
 
@@ -74,7 +79,7 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
 
     Values are shown as the cells of `show_table` are.
     """
-    lines = [[name, _cell(value)] for name, value in facts]
+    lines = [[plain(name), _cell(value)] for name, value in facts]
     if not sys.stdout.isatty():
         sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
         return
@@ -87,7 +92,7 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for line in lines:
         table.add_row(*map(Text, line))
-    Console().print(table)
+    _print(Console(), table)
 
 
 def show_json(**things: Any) -> None:
@@ -116,11 +121,19 @@ def show_json(**things: Any) -> None:
 
 
 def to_json(thing: Any, *, indent: int | None = None) -> str:
-    """Returns JSON that standard output can take, whatever its encoding is."""
+    """Returns JSON that standard output can take, whatever its encoding is.
+
+    What a terminal would act upon is escaped as JSON has it, so nothing of it is lost.
+    """
     import json
 
     unicode = sys.stdout.encoding.lower() == "utf-8"
-    return json.dumps(thing, indent=indent, ensure_ascii=not unicode)
+    text = json.dumps(thing, indent=indent, ensure_ascii=not unicode)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text
+    )
 
 
 def _whole(thing: Any) -> Any:
@@ -129,8 +142,8 @@ def _whole(thing: Any) -> Any:
 
 def say(sentence: str) -> None:
     """Says something to the person at the terminal, if there still is one."""
-    with suppress(OSError):
-        print(f"lockctl: {sentence}", file=sys.stderr, flush=True)
+    with suppress(OSError, UnwrittenError):
+        print(f"lockctl: {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 def since(seconds: float) -> str:
@@ -197,7 +210,14 @@ def _draw(columns: Sequence[str], lines: list[list[str]]) -> None:
         # Text, as what a client calls itself may look like rich's markup.
         cells = zip(picked, widths.values(), strict=True)
         table.add_row(*(Text(_cut(line[number], width)) for number, width in cells))
-    console.print(table)
+    _print(console, table)
+
+
+def _print(console: "Console", table: "Table") -> None:
+    # The cells are escaped; what rich adds to them is for the terminal.
+    with console.capture() as drawn:
+        console.print(table)
+    draw(drawn.get())
 
 
 def _cut(text: str, width: int) -> str:

@@ -10,9 +10,15 @@ from typing import Any, NoReturn
 import click
 
 from lockd.ctl.exits import EXITS, UNWRITTEN
-from lockd.ctl.options import common_lockspace, in_lockspace, meant, seconds
+from lockd.ctl.options import (
+    Whole,
+    common_lockspace,
+    in_lockspace,
+    meant,
+    seconds,
+)
 from lockd.ctl.under_lock import Plan, Run
-from lockd.names import plain
+from lockd.names import plain, quoted
 from lockd.terms import EXCLUSIVE, SHARED
 
 _NAME_LENGTH = 60
@@ -23,7 +29,7 @@ def _signal(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     known = {member.name.removeprefix("SIG"): member for member in signal.Signals}
     known |= {str(member.value): member for member in signal.Signals}
     if name not in known:
-        raise click.BadParameter(f"{value!r} is not a signal")
+        raise click.BadParameter(f"{quoted(value)} is not a signal")
     return known[name]
 
 
@@ -91,7 +97,7 @@ class _RunCommand(click.Command):
 )  # fmt: skip
 @click.option(
     "-E", "--conflict-exit-code", "conflict_status", metavar="N",
-    type=click.IntRange(0, 255), help="Exit so instead of 75 if busy or timed out.",
+    type=Whole(0, 255), help="Exit so instead of 75 if busy or timed out.",
 )  # fmt: skip
 @click.option(
     "-c", "script", metavar="STRING", help="Run STRING by $SHELL, or /bin/sh."
@@ -117,7 +123,7 @@ class _RunCommand(click.Command):
     callback=seconds, help="How long that may take before SIGKILL.",
 )  # fmt: skip
 @click.option(
-    "--status-fd", metavar="FD", type=click.IntRange(min=0),
+    "--status-fd", metavar="FD", type=Whole(min=0),
     help="Write one JSON object about how it ended to this descriptor.",
 )  # fmt: skip
 @click.option(

@@ -142,6 +142,7 @@ class Show(Document, kw_only=True):
 
     resource: Story
     outside: list[Outsider]
+    elsewhere: list[Story]
 
 
 class Test(Document, kw_only=True):
@@ -150,6 +151,7 @@ class Test(Document, kw_only=True):
     free: bool
     resource: Story
     outside: list[Outsider]
+    elsewhere: list[Story]
 
 
 class FoundHolder(Holder, kw_only=True):

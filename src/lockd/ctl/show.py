@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import connect
+from lockd.ctl.files import program_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import (
     clock,
@@ -19,8 +20,7 @@ from lockd.ctl.render import (
     show_table,
     user,
 )
-from lockd.ctl.state import State, state_of
-from lockd.ctl.who import program_of
+from lockd.ctl.state import State, name_of, state_of
 from lockd.errors import AcquireTimeoutError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey
@@ -33,7 +33,8 @@ _UNHEARD: Final = 5.0
 leaves its line unheard."""
 
 _UNHEARD_OUTSIDE: Final = 0.5
-"""The same where a lock past lockd is in the way, of whose end nothing is heard."""
+"""The same where a lock past lockd, or under another name, is in the way: of its end
+nothing is heard."""
 
 
 @click.command(short_help="Show who holds a lock, who waits, and what happened to it.")
@@ -46,22 +47,26 @@ def show(
 ) -> None:
     """Show who holds NAME, who waits for it in which order, and who held it last.
 
-    Who locks a file past lockd is shown as for `test`. On a terminal, and with --json,
-    its last events follow. Piped, the columns are separated by tabs: state, name, pid,
-    user, command, unit, mode, for how long, fencing token, reason.
+    Who locks a file past lockd, or under another of its names, is shown as for `test`.
+    On a terminal, and with --json, its last events follow. Piped, the columns are
+    separated by tabs: state, name, pid, user, command, unit, mode, for how long,
+    fencing token, reason; the state of a lock of which nothing is known is `free`.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
     found = state.resource
     if as_json:
-        show_json(resource=found, outside=state.outside)
+        show_json(resource=found, outside=state.outside, elsewhere=state.elsewhere)
         return
     columns = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
         "REASON",
     )  # fmt: skip
+    story = list(_story(state))
+    if not story and not sys.stdout.isatty():
+        story = [["free", *[None] * 9]]
     empty = f"{quoted(found['resource'])} is free; nobody is known to have held it."
-    show_table(columns, _story(state), empty=empty)
+    show_table(columns, story, empty=empty)
     if sys.stdout.isatty() and found["history"]:
         print()
         events = ("WHEN", "EVENT", "NAME", "PID", "USER", "MODE", "FOR", "TOKEN")
@@ -79,7 +84,10 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     Exits with 0 if it is free, with 1 if somebody holds it or waits for it. Nothing is
     taken, and nobody is held up.
 
-    A file is held, too, if a program past lockd locks its first byte by fcntl(2), as
+    A file is held, too, if it is held under another of its names: as a hard link, or
+    by the hash of its path in another lockspace. `lockctl show` tells which.
+
+    It is also held if a program past lockd locks its first byte by fcntl(2), as
     virtlockd does: that is what would keep lockd from it. Such locks are seen only on
     this host, outside of containers, and if you may look up the file: in the directory
     of a lockspace that is often root alone. Of one that lockd itself has met everybody
@@ -88,7 +96,12 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
     if as_json:
-        show_json(free=state.is_free, resource=state.resource, outside=state.outside)
+        show_json(
+            free=state.is_free,
+            resource=state.resource,
+            outside=state.outside,
+            elsewhere=state.elsewhere,
+        )
     else:
         print(state.word)
     return 0 if state.is_free else 1
@@ -120,7 +133,8 @@ def wait(
             left = math.inf if until is None else until - time.monotonic()
             if left <= 0:
                 raise AcquireTimeoutError(_still(state, key, timeout or 0))
-            patience = _UNHEARD_OUTSIDE if state.outside else _UNHEARD
+            unheard = state.outside or state.elsewhere
+            patience = _UNHEARD_OUTSIDE if unheard else _UNHEARD
             _wait_for_end(events, key, min(left, patience))
 
 
@@ -186,10 +200,10 @@ _ENDINGS = {
 
 def _story(found: State) -> Iterator[list[object]]:
     state = found.resource
-    for holder in state["holders"]:
-        yield _act(holder, "holds", holder["held_for"], holder["fencing_token"])
-    if more := state["holder_count"] - len(state["holders"]):
-        yield [f"{more} more hold it", *[None] * 9]
+    names = {name_of(each): each for each in found.elsewhere}
+    yield from _holders(state)
+    for name, each in names.items():
+        yield from _holders(each, f" as {name}")
     for other in found.outside:
         yield [
             "holds, outside lockd",
@@ -201,17 +215,31 @@ def _story(found: State) -> Iterator[list[object]]:
             other["mode"],
             *[None] * 3,
         ]
-    if not found.outside and (other := state["outside"]):
+    if not (found.outside or found.elsewhere) and (other := state["outside"]):
         who = other["command"], other["pid"]
         yield ["holds, outside lockd", *who, *[None] * 3, other["mode"], *[None] * 3]
-    for place, waiter in enumerate(state["waiters"], 1):
-        what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
-        yield _act(waiter, what, waiter["waited"], None)
-    if more := state["waiter_count"] - len(state["waiters"]):
-        yield [f"{more} more wait", *[None] * 9]
+    yield from _waiters(state)
+    for name, each in names.items():
+        yield from _waiters(each, f" as {name}")
     if last := state["last_holder"]:
         how = f"{_ENDINGS[last['ended']]} {duration(last['ended_ago'])} ago"
         yield _act(last, how, last["held_for"], last["fencing_token"])
+
+
+def _holders(state: Thing, name: str = "") -> Iterator[list[object]]:
+    for holder in state["holders"]:
+        token = holder["fencing_token"]
+        yield _act(holder, f"holds{name}", holder["held_for"], token)
+    if more := state["holder_count"] - len(state["holders"]):
+        yield [f"{more} more hold it{name}", *[None] * 9]
+
+
+def _waiters(state: Thing, name: str = "") -> Iterator[list[object]]:
+    for place, waiter in enumerate(state["waiters"], 1):
+        what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
+        yield _act(waiter, what + name, waiter["waited"], None)
+    if more := state["waiter_count"] - len(state["waiters"]):
+        yield [f"{more} more wait{name}", *[None] * 9]
 
 
 def _act(party: Thing, state: str, seconds: float, token: int | None) -> list[object]:

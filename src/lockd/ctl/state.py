@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lockd.client.blocking import Client
+from lockd.ctl.files import (
+    keys_of_file,
+    keys_of_inode,
+    outsiders_of,
+    program_of,
+    states_of,
+)
 from lockd.ctl.render import outsider, purpose, since
-from lockd.ctl.who import outsiders_of, program_of
-from lockd.names import plain
-from lockd.terms import SHARED, ResourceKey
+from lockd.names import plain, quoted
+from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
 
 Thing = dict[str, Any]
@@ -23,10 +29,13 @@ class State(NamedTuple):
         resource: the daemon's answer to `query`.
         outside: the locks on its file that are not lockd's and keep lockd from it, as
             far as we can see them; the daemon tells of one, too, while somebody waits.
+        elsewhere: the same as `resource` for each other name under which its file is
+            held or waited for.
     """
 
     resource: Thing
     outside: list[Thing]
+    elsewhere: list[Thing] = []  # noqa: RUF012 - never changed
 
     @property
     def is_held(self) -> bool:
@@ -36,55 +45,85 @@ class State(NamedTuple):
     @property
     def is_free(self) -> bool:
         """Whether nobody holds it or waits for it."""
-        return not (self.is_held or self.resource["waiters"])
+        return not (self.is_held or self._is_waited_for)
 
     @property
     def word(self) -> str:
         """How it is, in one word or two."""
         if not self.is_held:
-            return "waited for" if self.resource["waiters"] else "free"
+            return "waited for" if self._is_waited_for else "free"
         return "shared" if self._modes == {SHARED} else "held"
+
+    @property
+    def holders(self) -> list[Thing]:
+        """Who holds it, under whatever name."""
+        return [x for each in self._everywhere for x in each["holders"]]
+
+    @property
+    def _everywhere(self) -> list[Thing]:
+        return [self.resource, *self.elsewhere]
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return any(each["waiters"] for each in self._everywhere)
 
     @property
     def _modes(self) -> set[str]:
         told = filter(None, [self.resource["outside"]])
-        return {x["mode"] for x in (*self.resource["holders"], *self.outside, *told)}
+        return {x["mode"] for x in (*self.holders, *self.outside, *told)}
 
     @property
     def held(self) -> str:
         """By whom it is held and since when, for a sentence."""
-        if not self.resource["holders"]:
+        by = next((x for x in self._everywhere if x["holders"]), None)
+        if by is None:
             if self.outside:
                 first = self.outside[0]
                 return f"held by {outsider(program_of(first), first['pid'])}"
             if found := self.resource["outside"]:
                 return f"held by {outsider(found['command'], found['pid'])}"
             return "held by nobody in lockd"
-        holder = self.resource["holders"][0]
-        others = self.resource["holder_count"] + len(self.outside) - 1
+        holder = by["holders"][0]
+        others = sum(x["holder_count"] for x in self._everywhere)
+        others += len(self.outside) - 1
         more = f" and {others} more" if others else ""
         why = f" ({plain(said)})" if (said := purpose(holder)) else ""
         held = f"held for {duration(holder['held_for'])}"
         if holder["held_for"] >= _LONG:
             held += f", since {since(holder['since'])},"
+        name = "" if by is self.resource else f", under the name {quoted(name_of(by))}"
         return (
             f"{held} by {plain(holder['name'])}, "
-            f"pid {holder['pid']}, uid {holder['uid']}{why}{more}"
+            f"pid {holder['pid']}, uid {holder['uid']}{why}{more}{name}"
         )
+
+
+def name_of(resource: Thing) -> str:
+    """Returns what people call a resource that the daemon tells of."""
+    return str(ResourceKey(resource["lockspace"], resource["resource"]))
 
 
 def state_of(client: Client, key: ResourceKey) -> State:
     """Asks the daemon, and the kernel where a file is locked, how a lock is."""
     resource: Thing = client.query(key.resource, lockspace=key.lockspace)
-    return State(resource, list(_outside(client, key, held=bool(resource["holders"]))))
-
-
-def _outside(client: Client, key: ResourceKey, *, held: bool) -> Iterator[Thing]:
     path = _file_of(client, key)
     if path is None:
-        return
+        return State(resource, [], [])
+    anchored = keys_of_inode(client, path)
+    others = dict.fromkeys(anchored)
+    if key.lockspace == DIRECT_LOCKSPACE:
+        others |= dict.fromkeys(keys_of_file(client, path))
+    others.pop(key, None)
+    elsewhere = [
+        x for x in states_of(client, list(others)) if x["holders"] or x["waiters"]
+    ]
     # However many share a lock in lockd, the kernel knows one of it.
-    for found in outsiders_of(client, path, int(held)):
+    held = bool(resource["holders"]) + sum(x != key for x in anchored)
+    return State(resource, list(_outside(client, path, held)), elsewhere)
+
+
+def _outside(client: Client, path: str, held: int) -> Iterator[Thing]:
+    for found in outsiders_of(client, path, held):
         # The first byte is what lockd locks; flock(2) and leases do not mind that.
         of_fcntl = found["kind"] in ("POSIX", "OFD")
         if of_fcntl and found["from"] == 0 and not found["waits"]:

@@ -2,22 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from lockd.client.blocking import Client, connect
+from lockd.ctl.files import keys_of_file, outsiders_of, program_of, states_of
 from lockd.ctl.options import as_json, is_path
 from lockd.ctl.render import purpose, say, show_json, show_table, since, user
 from lockd.errors import LockdError
-from lockd.names import (
-    CHECK_OF_KIND,
-    canonical_path,
-    check_name,
-    hashed_name,
-    plain,
-    quoted,
-)
+from lockd.names import CHECK_OF_KIND, canonical_path, check_name, plain, quoted
 from lockd.terms import ResourceKey
 
 Thing = dict[str, Any]
@@ -45,8 +40,8 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     if not is_file:
         check_name(name)
     with connect(socket) as client:
-        keys = _keys_of_path(client, name) if is_file else _keys_of_name(client, name)
-        states = [state for key in keys if (state := _state(client, key))]
+        keys = keys_of_file(client, name) if is_file else _keys_of_name(client, name)
+        states = list(states_of(client, keys))
         held = sum(bool(state["holders"]) for state in states)
         others = outsiders_of(client, name, held) if is_file else []
     count = sum(state["holder_count"] for state in states)
@@ -68,90 +63,19 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     return 0 if holders or others else 1
 
 
-def _keys_of_name(client: Client, name: str) -> Iterator[ResourceKey]:
+def _keys_of_name(client: Client, name: str) -> list[ResourceKey]:
+    found = []
     for space in client.list_lockspaces():
-        try:
+        with suppress(LockdError):
             CHECK_OF_KIND[space["kind"]](name)
-        except LockdError:
-            continue
-        yield ResourceKey(space["name"], name)
-
-
-def _keys_of_path(client: Client, name: str) -> list[ResourceKey]:
-    """Finds all resources that stand for a file, under whatever name."""
-    found: dict[ResourceKey, None] = {}
-    path, hashed = canonical_path(name), hashed_name(name)
-    for spelled in {path, os.path.abspath(name)}:
-        for resource in client.list_resources(path=spelled):
-            labels = [holder["label"] for holder in resource["holders"]]
-            # What is below it is listed, too, if it is a directory.
-            if spelled in labels or resource["resource"] in (spelled, hashed):
-                found[_key(resource)] = None
-    try:
-        status = os.stat(path)
-    except OSError:
-        return list(found)
-    inode = (status.st_dev, status.st_ino)
-    for resource in client.list_resources(inode=inode):
-        found[_key(resource)] = None
-    # The hash of another path of the same file is not the hash of this one.
-    for space in client.list_lockspaces():
-        if space["kind"] == "directory":
-            for resource in client.list_resources(space["name"]):
-                if any(_leads_to(x["label"], inode) for x in resource["holders"]):
-                    found[_key(resource)] = None
-    return list(found)
-
-
-def _key(resource: Thing) -> ResourceKey:
-    return ResourceKey(resource["lockspace"], resource["resource"])
-
-
-def _leads_to(label: str | None, inode: tuple[int, int]) -> bool:
-    if label is None or not label.startswith("/"):
-        return False
-    try:
-        status = os.stat(label)
-    except OSError:
-        return False
-    return (status.st_dev, status.st_ino) == inode
-
-
-def _state(client: Client, key: ResourceKey) -> Thing | None:
-    try:
-        return client.query(key.resource, lockspace=key.lockspace)
-    except LockdError:
-        return None  # not for us to see
+            found.append(ResourceKey(space["name"], name))
+    return found
 
 
 def _holders(state: Thing) -> Iterator[Thing]:
     where = {key: state[key] for key in ("lockspace", "resource")}
     for holder in state["holders"]:
         yield where | holder
-
-
-def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
-    """Returns the locks on a file that are not lockd's, which has so many on it."""
-    from lockd.ctl.outside import inode_of, outsiders
-
-    inode = inode_of(canonical_path(name))
-    if inode is None:
-        return []
-    return [
-        {
-            "kind": found.lock.kind,
-            "mode": found.lock.mode,
-            "waits": found.lock.waits,
-            "from": int(found.lock.span[0]),
-            "to": None if found.lock.span[1] == "EOF" else int(found.lock.span[1]),
-            "pid": found.pid,
-            "uid": found.uid,
-            "command": found.command,
-            "unit": found.unit,
-            "perhaps_lockd": found.perhaps_ours,
-        }
-        for found in outsiders(inode, client.statistics()["pid"], held)
-    ]
 
 
 def _rows(state: Thing) -> Iterator[list[object]]:
@@ -174,11 +98,6 @@ def _row(holder: Thing) -> list[object]:
         since(holder["since"]),
         purpose(holder),
     ]
-
-
-def program_of(found: Thing) -> str | None:
-    """Returns what a process that locks past lockd runs, by its command line."""
-    return os.path.basename((found["command"] or "").split(" ")[0]) or None
 
 
 def _outsider_row(name: str, found: Thing) -> list[object]:

@@ -1,0 +1,97 @@
+"""What lockctl says of a command line that it does not understand: one sentence.
+
+Loaded only when there is something to say.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final
+
+import click
+
+from lockd.names import quoted
+
+_RELEASE: Final = (
+    "a lock ends with the command of `lockctl run`, with `lockctl hold`, or with the "
+    "process that it was acquired for: end that, or take the lock away with `lockctl "
+    "break NAME --reason TEXT`"
+)
+_TAKE: Final = "`run`, `hold` and `acquire` take locks"
+
+#: What people type who know other programs, and what does that here.
+INSTEAD: Final = {
+    **dict.fromkeys(("release", "unlock", "free", "drop", "rm"), _RELEASE),
+    **dict.fromkeys(("lock", "take", "get", "flock", "exclusive"), _TAKE),
+    **dict.fromkeys(("trylock", "try"), "`run -n` does not wait"),
+    **dict.fromkeys(("ls", "ll", "l", "locks", "lslocks"), "`list` lists the locks"),
+    **dict.fromkeys(
+        ("ps", "clients", "connections", "who-all"),
+        "`list` says who holds locks, and `sessions` who is connected",
+    ),
+    **dict.fromkeys(("stat", "info", "ping", "version"), "`status` says how it is"),
+    **dict.fromkeys(("query", "history", "inspect", "describe"), "`show` tells it"),
+    **dict.fromkeys(("kill", "steal", "force"), "`break` takes a lock away"),
+    **dict.fromkeys(("queue", "pending", "waiting"), "`waiters` lists who waits"),
+    **dict.fromkeys(("events", "monitor", "tail", "log", "logs"), "`watch` tells it"),
+    **dict.fromkeys(("lockspaces", "namespaces"), "`spaces` lists the lockspaces"),
+    **dict.fromkeys(("exec", "do", "with", "under"), "`run` runs a command"),
+    "holders": "`who` says who holds one lock, and `list` lists all",
+    "help": "write `lockctl --help`, or `lockctl COMMAND --help`",
+    "start": "`systemctl start lockd` starts the daemon",
+    "restart": "`systemctl restart lockd` starts the daemon anew, and keeps all locks",
+    "reload": "`systemctl reload lockd` has the daemon read its configuration",
+}
+
+
+def advice(typed: str, commands: Sequence[str]) -> str:
+    """Returns what is said of a command that there is not."""
+    unknown = f"there is no command {quoted(typed)}"
+    if found := INSTEAD.get(typed.lower()):
+        return f"{unknown}: {found}"
+    near = get_close_matches(typed.lower(), commands, n=2, cutoff=0.7)
+    if near:
+        return f"{unknown}: is it {' or '.join(f'`{x}`' for x in near)}?"
+    return unknown
+
+
+def sentence(error: click.ClickException) -> str:
+    """Returns what is wrong with a command line, and what would be right."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    more = f"`{ctx.command_path if ctx else 'lockctl'} --help` tells what there is"
+    match error:
+        case click.MissingParameter(param=param) if param is not None:
+            return f"{_called(param, ctx)} is missing; {more}"
+        case click.BadParameter(param=param) if param is not None:
+            said = _tidy(error.message)
+            if isinstance(param.type, click.Choice):
+                said = f"it is one of {', '.join(map(str, param.type.choices))}"
+            return f"{_called(param, ctx)}: {said}"
+        case click.NoSuchOption():
+            near = get_close_matches(error.option_name, error.possibilities or (), n=1)
+            advice = f"is it `{near[0]}`?" if near else more
+            return f"there is no option {quoted(error.option_name)}: {advice}"
+        case click.BadOptionUsage():
+            return f"{error.option_name} wants a value after it; {more}"
+    said = _tidy(error.format_message())
+    if extra := _EXTRA.fullmatch(said):
+        return f"{quoted(extra[1])} is one word too many; {more}"
+    return said
+
+
+#: How click says that there are more arguments than a command takes.
+_EXTRA: Final = re.compile(r"got unexpected extra arguments? \((.*)\)")
+
+
+def _called(param: click.Parameter, ctx: click.Context | None) -> str:
+    """Returns what a parameter is called, as people write it."""
+    if isinstance(param, click.Option):
+        return max(param.opts, key=len)
+    assert ctx is not None
+    return param.make_metavar(ctx).strip("[]").split(" ")[0]
+
+
+def _tidy(said: str) -> str:
+    """Makes a part of a sentence of what click, or a command, says."""
+    said = " ".join(said.split()).rstrip(".")
+    return said[:1].lower() + said[1:]
