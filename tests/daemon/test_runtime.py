@@ -20,6 +20,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.rights import User
 from lockd.terms import Create, Mode
 
 
@@ -31,7 +32,13 @@ class DefectiveLockspace(Lockspace):
     kind = "directory"
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         raise DefectError
 

@@ -22,6 +22,7 @@ from lockd.engine.lock_table import TRY_PATIENCE
 from lockd.errors import AnchorError, CodedError, ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, Create, Mode, ResourceKey
 
 LIMIT = 30
@@ -42,7 +43,13 @@ class ServedLockspace(Lockspace):
         self.threads: set[threading.Thread] = set()
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         self._note("open", resource)
 
@@ -66,7 +73,13 @@ class HungLockspace(ServedLockspace):
         return True
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         assert self.answers.wait(LIMIT)
         super().open_anchor(resource, mode, create=create, in_use=in_use)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from lockd.errors import (
 )
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
+from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Mode
-from lockspaces.outside import Outside, flags_of, nobody
+from lockspaces.outside import NOBODY, Outside, flags_of, nobody
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can act as several users"
@@ -30,8 +33,9 @@ def open_anchor(
     *,
     create: bool | None = None,
     in_use: bool = False,
+    user: User | None = None,
 ) -> None:
-    space.open_anchor(str(path), mode, create=create, in_use=in_use)
+    space.open_anchor(str(path), mode, create=create, in_use=in_use, user=user)
 
 
 @pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
@@ -82,13 +86,123 @@ def test_symbolic_link_is_to_be_resolved_by_who_asks(
         open_anchor(direct, link)
 
 
-def test_link_to_the_directory_leads_to_the_same_lock(
-    direct: DirectLockspace, image: Path, tmp_path: Path
+@pytest.mark.parametrize("target", ["there", "nowhere", "itself"])
+def test_link_on_the_way_is_refused_and_not_followed(
+    direct: DirectLockspace, image: Path, tmp_path: Path, target: str
 ) -> None:
-    (tmp_path / "link").symlink_to(image.parent)
-    open_anchor(direct, image)
-    with pytest.raises(BusyError, match="locked under another name"):
+    targets = {"there": str(image.parent), "nowhere": "/proc/no", "itself": "link"}
+    (tmp_path / "link").symlink_to(targets[target])
+    with pytest.raises(InvalidRequestError, match="through a symbolic link, 'link': "):
         open_anchor(direct, tmp_path / "link" / image.name)
+
+
+def test_directory_that_becomes_a_link_is_not_followed_any_more(
+    direct: DirectLockspace, tmp_path: Path
+) -> None:
+    """Neither by who locks next nor by who lets go."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.img").touch()
+    open_anchor(direct, tmp_path / "a" / "x.img")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").symlink_to("b")
+    with pytest.raises(AnchorError, match="exchanged or removed"):
+        open_anchor(direct, tmp_path / "a" / "x.img", in_use=True)
+    with pytest.raises(InvalidRequestError, match="through a symbolic link"):
+        open_anchor(direct, tmp_path / "a" / "x.img")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("fifo", "neither a regular file nor"), ("link", "symbolic link")],
+)
+def test_what_was_looked_at_is_what_is_opened(
+    direct: DirectLockspace,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    why: str,
+) -> None:
+    """Whatever has its name when it is opened."""
+    new = tmp_path / "new"
+    os.mkfifo(new) if kind == "fifo" else new.symlink_to("/dev/null")
+    real = direct._check_status
+
+    def exchange(status: os.stat_result, path: str) -> None:
+        real(status, path)
+        if os.path.lexists(new):
+            os.rename(new, image)
+
+    monkeypatch.setattr(direct, "_check_status", exchange)
+    with pytest.raises(InvalidRequestError, match=why):
+        open_anchor(direct, image)
+
+
+@pytest.mark.parametrize("name", ["epoch", "epoch.lock"])
+def test_files_of_the_daemon_itself_cannot_be_locked(
+    direct: DirectLockspace, open_files: OpenFiles, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    status = tmp_path.stat()
+    open_files.private.add((status.st_dev, status.st_ino))
+    with pytest.raises(InvalidRequestError, match="is lockd's own"):
+        open_anchor(direct, tmp_path / name)
+
+
+# Users who are no admins.
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "directory_mode", "allowed"),
+    [
+        (0o600, 0o755, ()),
+        (0o604, 0o755, (SHARED,)),
+        (0o602, 0o755, (EXCLUSIVE,)),
+        (0o606, 0o755, (SHARED, EXCLUSIVE)),
+        (0o606, 0o744, ()),  # he cannot get there
+        (0o606, 0o711, (SHARED, EXCLUSIVE)),
+    ],
+)
+def test_user_locks_what_he_could_lock_himself(
+    direct: DirectLockspace,
+    public_path: Path,
+    mode: int,
+    directory_mode: int,
+    allowed: tuple[Mode, ...],
+) -> None:
+    place = public_path / "place"
+    place.mkdir()
+    image = place / "a.img"
+    image.touch()
+    image.chmod(mode)
+    place.chmod(directory_mode)
+    user = User(NOBODY, frozenset([NOBODY]))
+    modes: tuple[Mode, ...] = (SHARED, EXCLUSIVE)
+    for wanted in modes:
+        refused = pytest.raises(DeniedError, match=f"uid {NOBODY} may not ")
+        with nullcontext() if wanted in allowed else refused:
+            direct.check_user(str(image), wanted, user)
+        with nullcontext() if wanted in allowed else refused:
+            open_anchor(direct, image, wanted, user=user)
+        direct.close_anchor(str(image))
+
+
+@needs_root
+def test_user_who_follows_a_holder_needs_a_right_of_his_own(
+    direct: DirectLockspace, public_path: Path
+) -> None:
+    """To join it, to convert, and to have its anchor after it."""
+    image = public_path / "a.img"
+    image.touch(mode=0o644)
+    user = User(NOBODY, frozenset())
+    open_anchor(direct, image, SHARED, user=user)
+    with pytest.raises(DeniedError, match="may not write to the file"):
+        open_anchor(direct, image, EXCLUSIVE, in_use=True, user=user)
+    open_anchor(direct, image, EXCLUSIVE, in_use=True)
+    image.chmod(0o600)
+    with pytest.raises(DeniedError, match="may not read the file"):
+        open_anchor(direct, image, SHARED, user=user)
 
 
 def test_hard_link_to_a_locked_file_is_busy_and_names_the_other(
@@ -132,8 +246,11 @@ def test_what_is_no_file_or_disk_is_refused(
 def test_character_device_is_refused_without_being_opened(
     direct: DirectLockspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_open(path: str, flags: int, mode: int = 0o777) -> int:
-        raise AssertionError("a device was opened")
+    real_open = os.open
+
+    def no_open(path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        assert flags & os.O_PATH, "a device was opened"
+        return real_open(path, flags, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", no_open)
     with pytest.raises(InvalidRequestError, match="neither a regular file nor"):

@@ -49,41 +49,59 @@ def write(mountinfo: Path, *entries: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["nfs", "nfs4", "cifs", "ceph", "9p", "fuse", "fuse.sshfs", "gfs2"]
+    "kind",
+    [
+        *("nfs", "nfs4", "cifs", "ceph", "9p", "gfs2", "fuse", "fuseblk"),
+        *("fuse.sshfs", "autofs", "made-tomorrow"),
+    ],
 )
-def test_network_file_systems_are_known(table: Table, kind: str) -> None:
-    assert table(("/", "ext4"), ("/srv", kind)).is_network("/srv/vms")
+def test_file_system_that_is_not_known_to_be_local_is_slow(
+    table: Table, kind: str
+) -> None:
+    assert table(("/", "ext4"), ("/srv", kind)).is_slow("/srv/vms")
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "nfsd"])
 def test_local_file_systems_are_not_slow(table: Table, kind: str) -> None:
-    assert not table(("/", "nfs"), ("/srv", kind)).is_network("/srv/vms")
+    assert not table(("/", "nfs"), ("/srv", kind)).is_slow("/srv/vms")
 
 
-def test_innermost_mount_counts(table: Table) -> None:
-    found = table(("/", "ext4"), ("/srv", "nfs"), ("/srv/local", "xfs"))
-    assert not found.is_network("/")
-    assert not found.is_network("/home")
-    assert found.is_network("/srv")
-    assert found.is_network("/srv/vms/a")
-    assert not found.is_network("/srv/local")
-    assert not found.is_network("/srv/local/a/b")
+def test_every_mount_on_the_way_counts(table: Table) -> None:
+    found = table(
+        ("/", "ext4"), ("/srv", "nfs"), ("/srv/local", "xfs"), ("/home/a.img", "fuse")
+    )
+    assert not found.is_slow("/")
+    assert not found.is_slow("/home")
+    assert found.is_slow("/srv")
+    assert found.is_slow("/srv/vms/a")
+    assert found.is_slow("/srv/local")
+    assert found.is_slow("/srv/local/a/b")
+    assert found.is_slow_below("/srv/local")
+    assert not found.is_slow_below("/")
+    assert found.is_slow("/home/a.img")
+    assert not found.is_slow("/home/b.img")
+
+
+def test_root_directory_counts_only_where_nothing_else_is(table: Table) -> None:
+    found = table(("/", "nfs"), ("/srv", "xfs"))
+    assert found.is_slow("/etc/passwd")
+    assert not found.is_slow("/srv/vms/a")
 
 
 def test_mount_point_is_a_whole_path_not_a_prefix(table: Table) -> None:
-    assert not table(("/", "ext4"), ("/srv", "nfs")).is_network("/srv2/vms")
+    assert not table(("/", "ext4"), ("/srv", "nfs")).is_slow("/srv2/vms")
 
 
 def test_later_mount_lies_on_top(table: Table) -> None:
     found = table(("/", "ext4"), ("/srv", "nfs"), ("/srv", "tmpfs"))
-    assert not found.is_network("/srv/vms")
+    assert not found.is_slow("/srv/vms")
 
 
 def test_optional_fields_may_be_missing(table: Table, mountinfo: Path) -> None:
     found = table(("/", "ext4"))
     mountinfo.write_text("20 1 0:20 / /srv rw - nfs server:/srv rw\n")
     found.refresh()
-    assert found.is_network("/srv")
+    assert found.is_slow("/srv")
 
 
 @pytest.mark.parametrize(
@@ -103,35 +121,35 @@ def test_strange_mount_points_are_read_right(
     table: Table, written: str, path: str
 ) -> None:
     found = table(("/", "ext4"), (written, "nfs"), ("/srv", "nfs4"))
-    assert found.is_network(path)
-    assert found.is_network("/srv")
+    assert found.is_slow(path)
+    assert found.is_slow("/srv")
 
 
 def test_bytes_that_are_not_utf_8_are_read_right(table: Table, mountinfo: Path) -> None:
     found = table(("/", "ext4"))
     mountinfo.write_bytes(b"20 1 0:20 / /a\xffb rw - nfs server:/ rw\n")
     found.refresh()
-    assert found.is_network(os.fsdecode(b"/a\xffb"))
+    assert found.is_slow(os.fsdecode(b"/a\xffb"))
 
 
 def test_refresh_forgets_what_was_known(table: Table, mountinfo: Path) -> None:
     found = table(("/", "ext4"), ("/srv", "nfs"))
-    assert found.is_network("/srv/vms")
+    assert found.is_slow("/srv/vms")
     write(mountinfo, ("/", "ext4"))
     found.refresh()
-    assert not found.is_network("/srv/vms")
+    assert not found.is_slow("/srv/vms")
 
 
 def test_memory_for_directories_is_bounded(table: Table) -> None:
     found = table(("/", "ext4"), ("/srv", "nfs"))
     for n in range(3_000):
-        assert found.is_network(f"/srv/{n}")
+        assert found.is_slow(f"/srv/{n}")
     assert len(found._remembered) <= 1_024
 
 
 def test_mounts_of_this_machine_can_be_read() -> None:
     found = MountTable()
-    assert not found.is_network("/proc/self")
+    assert not found.is_slow("/proc/self")
     assert found.fileno() >= 0
     found.close()
 

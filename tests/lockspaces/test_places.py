@@ -125,7 +125,7 @@ def test_directory_that_others_could_exchange_is_refused(
     place = open_to_all / "between" / "locks"
     (open_to_all if missing else place).mkdir(parents=True, mode=0o755)
     open_to_all.chmod(mode)
-    with pytest.raises(ConfigError, match=f"who could exchange '{place}': run chmod"):
+    with pytest.raises(ConfigError, match=r"who could exchange '.*': run chmod"):
         look(str(place))
     assert place.exists() is not missing
     open_to_all.chmod(mode | stat.S_ISVTX)

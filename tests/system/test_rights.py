@@ -6,9 +6,11 @@ What is expected stands in a table of its own here, written from docs/protocol.m
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,12 +94,16 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("rights")
+def place() -> Iterator[Path]:
+    """A directory that everybody can reach, with files that are Alice's."""
+    place = Path(tempfile.mkdtemp(prefix="lockd-test-"))
+    place.chmod(0o755)
     (place / "locks").mkdir(mode=0o755)
     for name in ("free", "taken"):
         (place / name).touch()
-    return place
+        os.chown(place / name, ALICE, ALICE)
+    yield place
+    shutil.rmtree(place)
 
 
 @pytest.fixture(scope="module")
@@ -409,3 +415,49 @@ def test_file_does_not_open_a_lockspace_that_an_admin_made_of_another_kind(
             "acquire", lockspace="disks", resource=str(tmp_path / "disk")
         )
         assert refusal.code == ABSENT
+
+
+@pytest.mark.parametrize("timeout", [0, None])
+def test_who_may_lock_by_path_gets_no_more_than_his_own_rights_to_files(
+    start_daemon: StartDaemon, place: Path, timeout: float | None
+) -> None:
+    """Nor does he wait for it, in the way of those who have them."""
+    daemon = start_daemon(
+        f"[lockspaces.direct]\nallow_users.acquire = [{ALICE}]\n"
+        f"allow_users.list = [{ALICE}]\n"
+    )
+    secret, public, own = (place / name for name in ("secret", "public", "own"))
+    for path, mode in ((secret, 0o600), (public, 0o644), (own, 0o600)):
+        path.touch()
+        path.chmod(mode)
+    os.chown(own, ALICE, ALICE)
+    state = daemon.state_dir / "epoch"
+    assert state.exists()
+    with (
+        WireClient(daemon.socket) as root,
+        connected_as(daemon.socket, *WHO["alice"]) as alice,
+    ):
+        root.acquire(str(secret), lockspace="direct", mode="shared")
+        for path, mode, expected in (
+            (secret, "shared", DENIED),
+            (secret, "exclusive", DENIED),
+            (public, "exclusive", DENIED),
+            (public, "shared", Y),
+            ("/dev/null", "exclusive", "invalid"),
+            (own, "exclusive", Y),
+        ):
+            found = attempt(
+                alice,
+                "acquire",
+                lockspace="direct",
+                resource=str(path),
+                mode=mode,
+                timeout=timeout,
+            )
+            assert found[0] == expected, (path, mode, found)
+        convert = {"lockspace": "direct", "resource": str(public), "mode": "exclusive"}
+        assert alice.refusal("convert", **convert).code == DENIED
+        query = root.call("query", lockspace="direct", resource=str(secret))
+        assert query["waiter_count"] == 0
+        refusal = root.refusal("acquire", lockspace="direct", resource=str(state))
+        assert "is lockd's own" in refusal.sentence

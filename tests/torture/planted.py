@@ -118,7 +118,7 @@ BUGS: Final = [
     _in(
         "lockspaces/files",
         "the record is trusted over the kernel: what a path leads to",
-        "            if _leads_to(path, file.inode):\n"
+        "            if self._leads_to(path, file.inode):\n"
         "                file.is_unsure = False\n",
         "            if True:\n                file.is_unsure = False\n",
         "hand over (directory)",

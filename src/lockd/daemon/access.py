@@ -18,9 +18,10 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.peer import Peer
 from lockd.errors import DeniedError, NotFoundError, RestrictedError
+from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
 from lockd.protocol.methods import Method
-from lockd.terms import DIRECT_LOCKSPACE
+from lockd.terms import DIRECT_LOCKSPACE, Mode, ResourceKey
 
 Operation = Literal["acquire", "share", "list", "details", "break"]
 
@@ -161,6 +162,22 @@ def _permission(users: Who | None, groups: Who | None, *, usual: bool) -> Permis
     users, groups = users or [], groups or []
     everybody = EVERYBODY in users or EVERYBODY in groups
     return Permission(user_ids(users), group_ids(groups), everybody)
+
+
+def check_files(
+    peer: Peer, space: Lockspace, keys: tuple[ResourceKey, ...], mode: Mode
+) -> None:
+    """Raises unless a peer has the rights to files that `DirectLockspace` asks for.
+
+    Here, so that who has none does not even wait in a line, where he would be in the
+    way of those who have. What counts is asked again of the very file that is opened; a
+    file system that may not answer is asked only then.
+    """
+    user = peer.file_user
+    if user is not None:
+        for key in keys:
+            if not space.anchor_is_slow(key.resource):
+                space.check_user(key.resource, mode, user)
 
 
 def check_method(peer: Peer, method: Method) -> None:

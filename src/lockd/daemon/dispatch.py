@@ -16,7 +16,13 @@ from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon import inquiries, refusals
-from lockd.daemon.access import Access, Operation, check_method, rights_of
+from lockd.daemon.access import (
+    Access,
+    Operation,
+    check_files,
+    check_method,
+    rights_of,
+)
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd
@@ -173,6 +179,8 @@ class Dispatcher:
         keys = _keys(space, params)
         if space.on_disconnect == "kill":
             self._check_can_end(peer)
+        if space.kind == "direct":
+            check_files(peer, space, keys, mode)
         self._keeper.check_acquire(peer.session, keys, waits=params.timeout != 0)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
@@ -192,6 +200,9 @@ class Dispatcher:
     def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
         operation = _OPERATION_OF_MODE[params.mode]
         key = self._key(peer, params.lockspace, params.resource, operation)
+        space = self._runtime.lockspaces[key.lockspace]
+        if space.kind == "direct":
+            check_files(peer, space, (key,), params.mode)
         self._keeper.check_request(peer.session, waits=params.timeout != 0)
         self._runtime.carry_out(
             c.Convert(peer.session, msgid, key, params.mode, params.timeout)

@@ -52,6 +52,12 @@ class Epoch:
             self.reserved += 1
             _write(self._fd, self.reserved)
 
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Identifies the directory (stat(2))."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
     def dump(self, keep: Callable[[int], int]) -> list[int]:
         """Returns what `load_epoch` needs: number, last reserved one, descriptors."""
         return [self.number, self.reserved, keep(self._fd), keep(self._lock_fd)]

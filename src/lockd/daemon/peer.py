@@ -24,6 +24,7 @@ from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
 from lockd.daemon.pieces import Apart
 from lockd.errors import ProtocolError
 from lockd.libvirt.connection import Connection as LibvirtConnection
+from lockd.lockspaces.rights import User
 from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,11 @@ class Peer:
         self.is_behind = False
         #: Bytes that came meanwhile: the client did not ask for them.
         self._piled_up = 0
+
+    @property
+    def file_user(self) -> User | None:
+        """Whose own rights to files count; None for an admin, who needs none."""
+        return None if self.is_admin else User(self.credentials.uid, self.groups)
 
     def __repr__(self) -> str:
         return (

@@ -28,6 +28,7 @@ from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.rights import STRANGER, User
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
@@ -213,11 +214,13 @@ class Runtime:
 
     def _open_anchor(self, effect: e.OpenAnchor) -> None:
         lockspace = self.lockspaces[effect.key.lockspace]
+        user = self._user_of(effect.key)
         if lockspace.anchor_is_slow(effect.key.resource):
-            self._later(lockspace, partial(self._open_slowly, lockspace, effect))
+            job = partial(self._open_slowly, lockspace, effect, user)
+            self._later(lockspace, job)
             self.carry_out(c.AnchorDelayed(effect.key))
         else:
-            self.carry_out(self._kept(_try_to_open(lockspace, effect)))
+            self.carry_out(self._kept(_try_to_open(lockspace, effect, user)))
 
     def _kept(self, outcome: AnchorOutcome) -> AnchorOutcome:
         """Sees to it that an anchor outlives us before anybody is told of it."""
@@ -242,8 +245,18 @@ class Runtime:
         else:
             lockspace.close_anchor(resource)
 
-    def _open_slowly(self, lockspace: Lockspace, effect: e.OpenAnchor) -> None:
-        outcome = _try_to_open(lockspace, effect)
+    def _user_of(self, key: ResourceKey) -> User | None:
+        """Returns whose right to the file counts when an anchor is opened."""
+        request = self.engine.resources[key].pending
+        if request is None or request.answered:
+            return None  # nobody gets anything by it
+        peer = self._answers.peers.get(request.session.session_id)
+        return STRANGER if peer is None else peer.file_user
+
+    def _open_slowly(
+        self, lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
+    ) -> None:
+        outcome = _try_to_open(lockspace, effect, user)
         trio.from_thread.run_sync(self._opened_slowly, outcome)
 
     def _opened_slowly(self, outcome: AnchorOutcome) -> None:
@@ -363,11 +376,17 @@ def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError |
     return None
 
 
-def _try_to_open(lockspace: Lockspace, effect: e.OpenAnchor) -> AnchorOutcome:
+def _try_to_open(
+    lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
+) -> AnchorOutcome:
     key = effect.key
     try:
         lockspace.open_anchor(
-            key.resource, effect.mode, create=effect.create, in_use=effect.in_use
+            key.resource,
+            effect.mode,
+            create=effect.create,
+            in_use=effect.in_use,
+            user=user,
         )
     except RequestError as error:
         outside = error.facts.get("outside")

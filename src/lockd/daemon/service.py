@@ -100,6 +100,7 @@ class Service:
         self.keeper = LimitKeeper(engine, config.limits)
         self.poller, self.answers = Poller(), Answers(self.access)
         self.open_files = OpenFiles(self.keeper.max_fd)
+        self.open_files.private.add(epoch.inode)
         self.runtime = Runtime(
             engine,
             self.answers,

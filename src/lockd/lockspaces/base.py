@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from lockd.errors import InvalidRequestError
+from lockd.lockspaces.rights import User
 from lockd.names import CHECK_OF_KIND
 from lockd.terms import Create, Kind, Mode, OnDisconnect
 
@@ -33,11 +34,19 @@ class Lockspace(ABC):
 
     @abstractmethod
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         """Has the anchor of a resource held in a mode, whatever it is held in now.
 
         Args:
+            user: for whom, where he needs a right to the file of his own; None for who
+                needs none.
             create: whether a missing file is made, and when it goes.
             in_use: somebody holds the resource through this anchor: it may change its
                 mode but not be exchanged.
@@ -47,6 +56,9 @@ class Lockspace(ABC):
                 `OutsideHolder`.
             RequestError: another reason; what was held before is held still.
         """
+
+    def check_user(self, resource: str, mode: Mode, user: User) -> None:  # noqa: B027
+        """Raises `RequestError` if a user has no right to the file of a resource."""
 
     @abstractmethod
     def close_anchor(self, resource: str) -> None:

@@ -3,10 +3,12 @@
 import errno
 import os
 import stat
-from typing import Final
+from typing import Final, NoReturn
 
-from lockd.errors import InvalidRequestError
-from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace
+from lockd.errors import DeniedError, InvalidRequestError, RequestError
+from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, Inode, raise_refusal
+from lockd.lockspaces.places import STEP_FLAGS
+from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted
 from lockd.terms import SHARED, Create, Mode
 
@@ -14,7 +16,16 @@ _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class DirectLockspace(FileLockspace):
-    """The file itself is locked, under its canonical path; it must exist."""
+    """The file itself is locked, under its canonical path; it must exist.
+
+    The way to it is gone one name at a time, and through no symbolic link: where it
+    leads is then what its path says, and so is on which file systems it lies. What is
+    at its end is looked at before it is touched, and is itself what is then opened.
+
+    Who is no admin needs the rights that he would need to lock the file himself
+    (fcntl(2)): to read it for a shared lock, to write to it for an exclusive one, and
+    to search every directory on the way.
+    """
 
     kind = "direct"
 
@@ -23,19 +34,81 @@ class DirectLockspace(FileLockspace):
         return resource
 
     def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether the file lies on a network file system."""
-        return self._shared.mounts.is_network(os.path.dirname(resource))
+        """Tells whether the file lies on a file system that may not answer."""
+        return self._shared.mounts.is_slow(resource)
 
-    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
-        # Opening a device may set it off (a tape, a watchdog): look before touching.
-        self._check_status(os.stat(path, follow_symlinks=False), path)
+    def check_user(self, resource: str, mode: Mode, user: User) -> None:
+        """Raises unless a user could lock a file himself; does not open it."""
+        path = self.path_of(resource)
         try:
-            return os.open(path, OPEN_FLAGS | os.O_RDWR), False
+            os.close(self._reach(path, mode, user))
+        except RequestError:  # it may be an OSError, too
+            raise
         except OSError as error:
-            # F_RDLCK needs no more than read access (fcntl(2)).
-            if mode != SHARED or error.errno not in _READ_ONLY:
-                raise
-        return os.open(path, OPEN_FLAGS | os.O_RDONLY), False
+            raise_refusal(error, path)
+
+    def _open(
+        self, path: str, mode: Mode, create: Create, user: User | None
+    ) -> tuple[int, bool]:
+        fd = self._reach(path, mode, user)
+        try:
+            return _reopen(fd, mode), False
+        finally:
+            os.close(fd)
+
+    def _reach(self, path: str, mode: Mode, user: User | None) -> int:
+        """Goes to the file at a path; returns a descriptor of it, open with O_PATH."""
+        fd = self._reach_directory(path, user)
+        try:
+            directory = os.fstat(fd)
+            if (directory.st_dev, directory.st_ino) in self._shared.private:
+                raise InvalidRequestError(
+                    f"the file {quoted(path)} is lockd's own: lock another one"
+                )
+            _check_right(user, SEARCH, fd, directory, path)
+            file = os.open(os.path.basename(path), STEP_FLAGS, dir_fd=fd)
+        finally:
+            os.close(fd)
+        try:
+            # Opening a device may set it off (a tape, a watchdog).
+            status = os.fstat(file)
+            self._check_status(status, path)
+            _check_right(user, READ if mode == SHARED else WRITE, file, status, path)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _reach_directory(self, path: str, user: User | None) -> int:
+        fd = os.open("/", STEP_FLAGS)
+        try:
+            for name in path.split("/")[1:-1]:
+                if user is not None:
+                    _check_right(user, SEARCH, fd, os.fstat(fd), path)
+                try:
+                    below = os.open(name, STEP_FLAGS | os.O_DIRECTORY, dir_fd=fd)
+                except NotADirectoryError as error:
+                    _raise_no_directory(error, name, fd, path)
+                os.close(fd)
+                fd = below
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _leads_to(self, path: str, inode: Inode) -> bool:
+        try:
+            fd = self._reach_directory(path, None)
+        except (OSError, InvalidRequestError):
+            return False
+        try:
+            name = os.path.basename(path)
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return (status.st_dev, status.st_ino) == inode
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
         kind = stat.S_IFMT(status.st_mode)
@@ -48,3 +121,42 @@ class DirectLockspace(FileLockspace):
                 f"the file {quoted(path)} is neither a regular file nor a block "
                 "device: name one"
             )
+
+
+def _reopen(fd: int, mode: Mode) -> int:
+    """Opens what a descriptor refers to, whatever has its name by now."""
+    path, flags = f"/proc/self/fd/{fd}", OPEN_FLAGS & ~os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_RDWR)
+    except OSError as error:
+        # F_RDLCK needs no more than read access (fcntl(2)).
+        if mode != SHARED or error.errno not in _READ_ONLY:
+            raise
+    return os.open(path, flags | os.O_RDONLY)
+
+
+def _check_right(
+    user: User | None, wanted: int, fd: int, status: os.stat_result, path: str
+) -> None:
+    if user is None or may(user, wanted, fd, status):
+        return
+    what = {
+        READ: "may not read the file",
+        WRITE: "may not write to the file",
+        SEARCH: "may not look up the file",
+    }
+    step = (
+        "ask for a shared lock, which takes the right to read it"
+        if wanted == WRITE
+        else "lock what that user has a right to"
+    )
+    raise DeniedError(f"uid {user.uid} {what[wanted]} {quoted(path)}: {step}")
+
+
+def _raise_no_directory(error: OSError, name: str, fd: int, path: str) -> NoReturn:
+    if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+        raise InvalidRequestError(
+            f"the path {quoted(path)} leads through a symbolic link, {quoted(name)}: "
+            "name the file by its canonical path (realpath)"
+        ) from None
+    raise error

@@ -18,6 +18,7 @@ from lockd.lockspaces.files import (
     raise_refusal,
 )
 from lockd.lockspaces.places import trusted_users
+from lockd.lockspaces.rights import User
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Create, Mode, OnDisconnect
 
@@ -57,10 +58,12 @@ class DirectoryLockspace(FileLockspace):
         return self._shared.mounts.type_of(self.directory)
 
     def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether the directory lies on a network file system."""
-        return self._shared.mounts.is_network(self.directory)
+        """Tells whether the directory lies on a file system that may not answer."""
+        return self._shared.mounts.is_slow_below(self.directory)
 
-    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
+    def _open(
+        self, path: str, mode: Mode, create: Create, user: User | None
+    ) -> tuple[int, bool]:
         if create is False:
             return self._open_named(path), False
         for _ in range(MAX_RACES):

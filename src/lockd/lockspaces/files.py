@@ -34,6 +34,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.mounts import MountTable
+from lockd.lockspaces.rights import User
 from lockd.names import quoted
 from lockd.terms import (
     EXCLUSIVE,
@@ -88,13 +89,16 @@ class OpenFiles:
         by_inode: which files are locked, under which name. Two names can lead to one
             file: hard links, bind mounts, two lockspaces on one directory. The kernel
             would tell the second that the file is locked, not by whom.
-        mounts: where network file systems are.
+        mounts: where file systems are that may not answer.
+        private: directories of which no file may be locked by its path: the daemon's
+            own.
     """
 
     def __init__(self, max_fd: float = math.inf) -> None:
         self.max_fd = max_fd
         self.by_inode: dict[Inode, ResourceKey] = {}
         self.mounts = MountTable()
+        self.private: set[Inode] = set()
 
 
 class FileLockspace(Lockspace):
@@ -121,7 +125,9 @@ class FileLockspace(Lockspace):
         """Returns the path of the file in which a resource is anchored."""
         raise NotImplementedError
 
-    def _open(self, path: str, mode: Mode, create: Create) -> tuple[int, bool]:
+    def _open(
+        self, path: str, mode: Mode, create: Create, user: User | None
+    ) -> tuple[int, bool]:
         """Opens the file; returns the descriptor, and whether it is ours to remove."""
         raise NotImplementedError
 
@@ -129,14 +135,30 @@ class FileLockspace(Lockspace):
         """Raises if the opened file is none that may be locked here."""
         raise NotImplementedError
 
+    def _leads_to(self, path: str, inode: Inode) -> bool:
+        """Tells whether a path leads to a file just now."""
+        try:
+            status = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == inode
+
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         """Has the file of a resource locked in a mode; see `Lockspace.open_anchor`."""
         path = self.path_of(resource)
         file = self._files.get(resource)
         if file is not None:
-            if _leads_to(path, file.inode):
+            if self._leads_to(path, file.inode):
+                if user is not None:
+                    self.check_user(resource, mode, user)
                 file.is_unsure = False
                 self._lock(file, path, mode)
                 return
@@ -149,18 +171,20 @@ class FileLockspace(Lockspace):
                     f"the file {quoted(path)} was exchanged or removed while locked: "
                     "release it, and find out who does that"
                 )
-        self._open_new(resource, path, mode, create)
+        self._open_new(resource, path, mode, create, user)
         if file is not None:
             del self._shared.by_inode[file.inode]
             os.close(file.fd)
 
-    def _open_new(self, resource: str, path: str, mode: Mode, create: Create) -> None:
+    def _open_new(
+        self, resource: str, path: str, mode: Mode, create: Create, user: User | None
+    ) -> None:
         for _ in range(MAX_RACES):
-            file = self._open_file(path, mode, create)
+            file = self._open_file(path, mode, create, user)
             try:
                 self._check_alias(file, path)
                 self._lock(file, path, mode)
-                if _leads_to(path, file.inode):
+                if self._leads_to(path, file.inode):
                     self._files[resource] = file
                     self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
                     return
@@ -173,9 +197,11 @@ class FileLockspace(Lockspace):
             "find out who does that"
         )
 
-    def _open_file(self, path: str, mode: Mode, create: Create) -> LockFile:
+    def _open_file(
+        self, path: str, mode: Mode, create: Create, user: User | None
+    ) -> LockFile:
         try:
-            fd, made = self._open(path, mode, create)
+            fd, made = self._open(path, mode, create, user)
             status = _status_or_close(fd)
         except RequestError:  # it may be an OSError, too
             raise
@@ -296,7 +322,7 @@ class FileLockspace(Lockspace):
         try:
             if file.mode != EXCLUSIVE:
                 fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[EXCLUSIVE])
-            if not _leads_to(path, file.inode):
+            if not self._leads_to(path, file.inode):
                 return False
             os.unlink(path)
         except OSError:
@@ -359,14 +385,6 @@ def _status_or_close(fd: int) -> os.stat_result:
     except OSError:  # ESTALE, EIO: a network file system
         os.close(fd)
         raise
-
-
-def _leads_to(path: str, inode: Inode) -> bool:
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return False
-    return (status.st_dev, status.st_ino) == inode
 
 
 def _unlock(fd: int) -> bool:

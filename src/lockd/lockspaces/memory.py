@@ -1,6 +1,7 @@
 """Resources that are nothing but names: the daemon itself is the arbiter."""
 
 from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.rights import User
 from lockd.terms import Create, Mode
 
 
@@ -11,7 +12,13 @@ class MemoryLockspace(Lockspace):
     anchored = False
 
     def open_anchor(
-        self, resource: str, mode: Mode, *, create: Create, in_use: bool
+        self,
+        resource: str,
+        mode: Mode,
+        *,
+        create: Create,
+        in_use: bool,
+        user: User | None = None,
     ) -> None:
         """Is never asked: nothing here is anchored."""
         raise AssertionError("a memory lockspace has no anchors")

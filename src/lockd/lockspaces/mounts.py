@@ -1,4 +1,4 @@
-"""Knows which paths lie on file systems that a network, or a process, can hold up.
+"""Knows which paths a network, or another process, can hold up.
 
 Decided from /proc/self/mountinfo (proc_pid_mountinfo(5)) and not by statfs(2), which
 itself hangs when the server does not answer.
@@ -8,31 +8,20 @@ import os
 import re
 from typing import Final
 
-_NETWORK_TYPES: Final = frozenset(
+_LOCAL_TYPES: Final = frozenset(
     [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "fuse",
-        "fuseblk",
-        "gfs2",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "smb3",
-        "smbfs",
-        "virtiofs",
+        *("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs"),
+        *("reiserfs", "nilfs2", "minix", "ntfs3", "exfat", "vfat", "msdos", "hfsplus"),
+        *("iso9660", "udf", "squashfs", "erofs", "cramfs", "romfs", "zonefs"),
+        *("overlay", "aufs", "rootfs", "tmpfs", "ramfs", "hugetlbfs", "devtmpfs"),
+        *("proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "configfs"),
+        *("debugfs", "tracefs", "securityfs", "efivarfs", "pstore", "bpf", "nsfs"),
+        *("binfmt_misc", "nfsd", "rpc_pipefs", "fusectl", "selinuxfs"),
     ]
 )
+"""What the kernel serves by itself, from memory or disks of this host. A network, or
+another process (FUSE), may be behind everything else; behind autofs, whatever comes."""
+
 _MAX_REMEMBERED: Final = 1024
 
 
@@ -66,8 +55,18 @@ class MountTable:
             file.seek(0)
             self._types = dict(map(_mount_of_line, file))
 
-    def is_network(self, directory: str) -> bool:
-        """Tells whether a directory, given by its path, lies on such a file system."""
+    def is_slow(self, path: str) -> bool:
+        """Tells whether looking up a path may take long, or for ever.
+
+        Args:
+            path: without symbolic links, so that where it leads is what it says.
+        """
+        if path in self._types and not self._is_local(path):
+            return True
+        return self.is_slow_below(os.path.dirname(path))
+
+    def is_slow_below(self, directory: str) -> bool:
+        """Tells the same of what is in a directory."""
         known = self._remembered.get(directory)
         if known is None:
             if len(self._remembered) >= _MAX_REMEMBERED:
@@ -87,8 +86,20 @@ class MountTable:
         os.close(self._fd)
 
     def _look_up(self, directory: str) -> bool:
-        kind = self.type_of(directory) or ""
-        return kind in _NETWORK_TYPES or kind.startswith("fuse.")
+        """Asks every file system that the way goes through.
+
+        But for that of the root, without which nothing goes on anyway, unless it is the
+        only one.
+        """
+        path, mounts = directory, []
+        while path not in ("/", ""):
+            if path in self._types:
+                mounts.append(path)
+            path = os.path.dirname(path)
+        return not all(map(self._is_local, mounts or ["/"]))
+
+    def _is_local(self, mount_point: str) -> bool:
+        return self._types.get(mount_point) in _LOCAL_TYPES
 
 
 def _mount_of_line(line: str) -> tuple[str, str]:
