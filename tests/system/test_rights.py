@@ -427,9 +427,9 @@ def test_who_may_lock_by_path_gets_no_more_than_his_own_rights_to_files(
         f"allow_users.list = [{ALICE}]\n"
     )
     secret, public, own = (place / name for name in ("secret", "public", "own"))
-    for path, mode in ((secret, 0o600), (public, 0o644), (own, 0o600)):
-        path.touch()
-        path.chmod(mode)
+    for file, bits in ((secret, 0o600), (public, 0o644), (own, 0o600)):
+        file.touch()
+        file.chmod(bits)
     os.chown(own, ALICE, ALICE)
     state = daemon.state_dir / "epoch"
     assert state.exists()
