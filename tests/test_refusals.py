@@ -24,7 +24,7 @@ from daemon_process import DaemonProcess
 from lockd import Client, connect, errors
 from lockd.client.forking import forked
 from lockd.ctl.exits import status_of
-from lockd.daemon.runtime import defect
+from lockd.daemon.defects import defect
 from lockd.daemon.sentences import NEXT_STEPS
 from lockd.errors import (
     ERRORS_BY_CODE,

@@ -437,7 +437,6 @@ async def test_sigkill_that_was_refused_is_sent_again(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, process: Sleeper
 ) -> None:
     sent: list[signal.Signals] = []
-    fenced: list[int] = []
     send = signal.pidfd_send_signal
 
     def refuse_twice(pidfd: int, number: signal.Signals) -> None:
@@ -447,14 +446,15 @@ async def test_sigkill_that_was_refused_is_sent_again(
         send(pidfd, number)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse_twice)
-    processes = Processes(Poller(), lambda owner_id: None, fenced.append)
+    processes = Processes(Poller(), lambda owner_id: None)
     pidfd = os.pidfd_open(process.pid)
-    processes.add_peer(1, Process(process.pid, pidfd, sender=os.getuid()))
+    found = Process(process.pid, pidfd, sender=os.getuid())
+    processes.add_peer(1, found)
     processes.begin_fencing(1)
     await processes.fence(1)
+    assert found.is_dead
     processes.close()
     assert sent == [signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
-    assert fenced == [1]
 
 
 # Rights to end a process, and what becomes of locks where there is none.
@@ -639,7 +639,7 @@ def test_process_that_cannot_be_watched_is_not_kept(
 
     kept: dict[int, int] = {}
     poller = Poller()
-    processes = Processes(poller, lambda owner_id: None, lambda owner_id: None)
+    processes = Processes(poller, lambda owner_id: None)
     processes.keep = kept.__setitem__
     processes.drop = kept.__delitem__
     found = Process(process.pid, os.pidfd_open(process.pid), sender=os.getuid())

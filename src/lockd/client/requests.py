@@ -54,13 +54,17 @@ def register(
     owner_id: int | None = None,
     pid: int | None = None,
     on_disconnect: str | None = None,
+    *,
+    inheritable: bool | None = None,
 ) -> Reply:
     """Returns the request that names an owner."""
     said = {"name": name, "uuid": uuid, "owner_id": owner_id, "pid": pid}
     owner = checked("register", said)
     if "owner_id" in owner:
         owner["id"] = owner.pop("owner_id")
-    return request("register", owner=owner, on_disconnect=on_disconnect)
+    return request(
+        "register", owner=owner, on_disconnect=on_disconnect, inheritable=inheritable
+    )
 
 
 def key_of(

@@ -49,8 +49,13 @@ class Session:
         reason: str | None,
         owner: str,
         owner_pid: int | None,
+        inheritable: bool | None = None,
     ) -> None:
         """Connects, names the owner, and waits for all the locks.
+
+        Args:
+            inheritable: whether the locks last as long as any process has inherited
+                the connection, although this one has ended.
 
         Raises:
             ConnectionLostError: there is no daemon, or it went away.
@@ -60,7 +65,7 @@ class Session:
         opening = partial(requests.opening, None, self._client)
         self._link, _ = open_link(self._place, opening)
         self._check_not_held_above(names, lockspace)
-        self._perform(requests.register(owner, pid=owner_pid))
+        self._perform(requests.register(owner, pid=owner_pid, inheritable=inheritable))
         acquire = requests.acquire_all(
             names, lockspace, mode, timeout=timeout, label=label, reason=reason
         )

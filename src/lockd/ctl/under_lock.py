@@ -122,6 +122,7 @@ class Run:
                 reason=plan.reason,
                 owner=plan.owner,
                 owner_pid=owner_pid,
+                inheritable=True if owner_pid is None else None,
             )
         if plan.verbose:
             first = self._session.grants[0]

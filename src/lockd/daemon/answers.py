@@ -1,7 +1,6 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any
 
 import trio
@@ -9,7 +8,8 @@ import trio
 from lockd.daemon import views
 from lockd.daemon.access import Access
 from lockd.daemon.counts import Counts
-from lockd.daemon.events import events_of
+from lockd.daemon.defects import attempt, defect
+from lockd.daemon.events import Event, events_of
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.sentences import sentence
 from lockd.daemon.veil import Veil
@@ -53,7 +53,7 @@ class Answers:
 
     def remove_peer(self, peer: Peer) -> None:
         """Forgets a peer: what concerns it is dropped from now on."""
-        del self.peers[peer.session]
+        self.peers.pop(peer.session, None)
         self.behind.discard(peer)
         self.watchers.discard(peer)
         self.counts.end_session(peer.session, trio.current_time())
@@ -68,11 +68,29 @@ class Answers:
         peer = self.peers.get(session)
         if peer is None:
             return
-        if error is None:
-            peer.send_result(msgid)
-        else:
-            peer.send_error(msgid, error)
+        try:
+            if error is None:
+                peer.send_result(msgid)
+            else:
+                peer.send_error(msgid, error)
+        except Exception as problem:
+            self.blame(peer, problem)
         self.behind.add(peer)
+
+    def blame(self, peer: Peer, error: Exception) -> None:
+        """Has a defect cost the client in whose name it happened its connection."""
+        defect(error)
+        attempt(peer.abandon)
+        self.behind.add(peer)
+
+    def blame_for(self, effect: e.Effect, error: Exception) -> None:
+        """Has a defect in telling of an effect cost the client that it concerns."""
+        session: int = getattr(getattr(effect, "grant", effect), "session", 0)
+        peer = self.peers.get(session)
+        if peer is None:
+            defect(error)
+        else:
+            self.blame(peer, error)
 
     def _answer_granted(self, effect: e.Granted) -> None:
         peer = self.peers.get(effect.session)
@@ -127,8 +145,20 @@ class Answers:
         self, effects: list[e.Effect], sessions: Mapping[int, Session]
     ) -> None:
         """Tells those who watch what happened."""
-        for event in chain.from_iterable(events_of(x, sessions) for x in effects):
-            for peer in self.watchers:
-                if peer.sees(event["lockspace"]):
-                    peer.connection.send_notification("event", event)
-                    self.behind.add(peer)
+        for effect in effects:
+            try:
+                events = list(events_of(effect, sessions))
+            except Exception as error:
+                self.blame_for(effect, error)
+                continue
+            for event in events:
+                for peer in self.watchers:
+                    try:
+                        self._tell_event(peer, event)
+                    except Exception as error:
+                        self.blame(peer, error)
+
+    def _tell_event(self, peer: Peer, event: Event) -> None:
+        if not peer.is_closing and peer.sees(event["lockspace"]):
+            peer.connection.send_notification("event", event)
+            self.behind.add(peer)

@@ -26,13 +26,14 @@ from lockd.daemon.access import (
 from lockd.daemon.answers import Answers
 from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd
+from lockd.daemon.defects import attempt, defect
 from lockd.daemon.finder import Finder
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.logs import AUDIT
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.processes import Process
 from lockd.daemon.reader import Reader
-from lockd.daemon.runtime import Runtime, defect
+from lockd.daemon.runtime import Runtime
 from lockd.daemon.veil import Veil
 from lockd.engine import commands as c
 from lockd.errors import (
@@ -130,26 +131,32 @@ class Dispatcher:
             pidfd: refers to that process; ours to close from now on.
         """
         pid, uid, _ = peer.credentials
-        self._answers.add_peer(peer)
         if pidfd is not None:
             sender = None if peer.is_foreign else uid
             process = Process(pid, pidfd, sender=sender)
             self._runtime.processes.add_peer(peer.session, process)
         owner = c.Owner(name, pid, uid)
         self._runtime.carry_out(c.OpenSession(peer.session, owner))
+        self._answers.add_peer(peer)
 
     def close_session(self, peer: Peer) -> None:
-        """Ends the session of a client that is gone."""
+        """Ends the session of a client that is gone, if it was opened."""
         runtime, session = self._runtime, peer.session
-        self._answers.remove_peer(peer)
-        self._reader.forget(peer)
-        runtime.carry_out(c.CloseSession(session))
+        attempt(self._reader.forget, peer)
+        if session in self._engine.sessions:
+            runtime.carry_out(c.CloseSession(session))
         if peer.claims_itself:
             owner_id = runtime.processes.registered(peer.credentials.pid)
             if owner_id is not None:
                 runtime.carry_out(c.DisconnectOwner(owner_id))
         if session not in self._engine.owners:
-            runtime.processes.forget(session)
+            attempt(runtime.processes.forget, session)
+
+    def is_done_with(self, peer: Peer) -> bool:
+        """Tells whether nothing more will be told to a peer that asks no more."""
+        session = self._engine.sessions[peer.session]
+        busy = peer.is_behind or peer.has_more or peer.watched is not None
+        return not (busy or session.owner.grants or session.requests)
 
     # From the wire to the engine.
 
@@ -256,6 +263,7 @@ class Dispatcher:
         session = self._engine.sessions[peer.session]
         if session.owner.identity is owner and named.pid == own_pid:
             peer.claims_itself = True
+        peer.is_inheritable |= params.inheritable is True
         if owner_id not in self._engine.owners:
             self._runtime.processes.forget(owner_id)
 

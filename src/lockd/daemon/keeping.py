@@ -152,9 +152,11 @@ class Keeping:
         """Keeps a connection no longer."""
         self._stores.keeper.drop(label_of(CONNECTION, peer.session, peer.role))
         self._remove(PEER, peer.session)
-        self._stores.ledger.remove(self._state_keys.pop(peer.session))
-        for key in self._apart.pop(peer.session).keys():  # noqa: SIM118 - no dict
-            self._stores.ledger.remove(key)
+        state_key = self._state_keys.pop(peer.session, None)
+        if state_key is not None:
+            self._stores.ledger.remove(state_key)
+            for key in self._apart.pop(peer.session).keys():  # noqa: SIM118 - no dict
+                self._stores.ledger.remove(key)
         self._left_slots.append(peer.flow.slot)
 
     def keep_file(self, key: ResourceKey) -> None:
@@ -211,8 +213,13 @@ class Keeping:
         ledger = self._stores.ledger
         put = ledger.put
         for peer in peers:
-            peer.collect()
-            put(self._state_keys[peer.session], self._state(peer))
+            try:
+                peer.collect()
+                state = self._state(peer)
+            except Exception as error:
+                self._service.answers.blame(peer, error)
+            else:
+                put(self._state_keys[peer.session], state)
         for kind, name, value in records.changes(self._engine):
             key = _encode((kind, name))
             if value is None:

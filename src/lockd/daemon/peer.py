@@ -36,7 +36,9 @@ ANSWERS_AT_ONCE: Final = 256 * 1024
 """Bytes of answers after which a client's further requests have to wait for the next
 turn, and until the socket has taken these: what it makes us keep has an end."""
 
-READING: Final = select.EPOLLIN
+READING: Final = select.EPOLLIN | select.EPOLLPRI
+"""EPOLLPRI: a byte out of band (send(2), MSG_OOB), which no read would ever return."""
+
 WRITING: Final = select.EPOLLOUT
 
 
@@ -47,6 +49,7 @@ _PLAIN_ATTRIBUTES: Final = (
     "client",
     "claims_itself",
     "watched",
+    "is_inheritable",
 )
 
 
@@ -61,6 +64,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
             apart from that, so that it can be seen whether some of it is missing.
         unsent_apart: bytes that come before `unsent`, and are recorded in `Pieces`.
         partial_apart: the same, before the half message in `connection`.
+        is_inheritable: as of a `Peer`; what an older daemon served was always so.
     """
 
     done: int
@@ -77,6 +81,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     claims: int | None = None
     unsent_apart: int = 0
     partial_apart: int = 0
+    is_inheritable: bool = True
 
 
 ARRAY: Final = object()
@@ -110,6 +115,13 @@ class Peer:
         claims_itself: whether it registered its own process by pid.
         sees: tells from which lockspaces it gets events, if it watches.
         is_closing: whether it is to be closed when the turn ends.
+        is_leaving: whether its end is all that is left to be done: nothing is sent to
+            it, nothing read from it, nothing recorded of it.
+        has_said_all: whether no further request can come: the client shut down its
+            sending side. What it holds it holds until the connection has ended.
+        is_inheritable: whether the session goes on when the process that connected
+            has died, as long as another one has its socket.
+        is_orphaned: whether that process has died, and the session ends therefore.
         expected: what a request gets when it has been carried out, by msgid, if that is
             not just its grant or nil: `ARRAY` for an array of grants, or a result.
     """
@@ -144,7 +156,10 @@ class Peer:
         self.client: str | None = None
         self.claims_itself = False
         self.sees: Callable[[str], bool] = lambda lockspace: False
-        self.is_closing = False
+        self.is_closing = self.is_leaving = False
+        self.has_said_all = self.is_orphaned = False
+        # libvirtd hands its connections on to the guests.
+        self.is_inheritable = role == VIRTLOCKD
         self.expected: dict[int, Any] = {}
         #: The lockspace that it watches; "" for all that it may see.
         self.watched: str | None = None
@@ -223,6 +238,7 @@ class Peer:
             claims,
             unsent_apart,
             partial_apart,
+            self.is_inheritable,
         )
 
     def _arrays(self) -> list[int]:
@@ -261,8 +277,11 @@ class Peer:
 
     @property
     def wanted_events(self) -> int:
-        """For what its socket is to be watched."""
-        return WRITING if self.is_behind else READING
+        """For what its socket is to be watched; a hang-up is told in any case."""
+        if self.is_behind:
+            return WRITING
+        # The end of what it sends would be told again and again.
+        return 0 if self.has_said_all else READING
 
     def finish_receiving(self, take: Callable[[Peer, Any], None]) -> None:
         """Carries out what was read and left for later."""
@@ -272,7 +291,8 @@ class Peer:
     def receive(self, take: Callable[[Peer, Any], None]) -> None:
         """Reads what there is, and hands each request on; the end closes the peer.
 
-        What takes too long is left for later (`has_more`).
+        What takes too long is left for later (`has_more`). After an exception that is
+        none of the conversation the peer cannot go on: `abandon` it.
         """
         if self._requests is None:
             data = self._read()
@@ -292,16 +312,16 @@ class Peer:
         except ProtocolError as error:
             logger.info("= session %d is closed: %s", self.session, error)
             self.is_closing = True
-        except Exception:
-            self._abandon()
-            raise
         self._requests = None
 
-    def _abandon(self) -> None:
-        """Has whoever comes after us find nothing of this client but its end.
+    def abandon(self) -> None:
+        """Ends it where it stands, after a defect.
 
-        What it asked for ends the daemon, and would end each next one.
+        Whoever comes after us finds nothing of this client but its end: what it asked
+        for might end each next daemon, too.
         """
+        self.is_closing = self.is_leaving = True
+        self._requests = None
         self.shut_down()
         with suppress(OSError):
             while self._sock.recv(PIPE_SIZE):
@@ -313,10 +333,31 @@ class Peer:
         except BlockingIOError:
             return None
         except OSError:
-            data = b""
-        if not data:
             self.is_closing = True
+            return None
+        if not data:
+            self._end_requests()
         return data or None
+
+    def _end_requests(self) -> None:
+        """Knows that no further request comes (protocol 1.1)."""
+        self.has_said_all = True
+        # Others may have the socket, and shut it down: only the hang-up is the end.
+        if self.is_orphaned or has_hung_up(self.fileno()):
+            self.is_closing = True
+        elif not self.is_behind:
+            self._watch(self.wanted_events)
+
+    def end_with_process(self) -> None:
+        """Ends it when all is carried out that its process sent, which has died."""
+        if self.is_inheritable:
+            return
+        self.is_orphaned = True
+        if self.is_behind or self.has_said_all:
+            self.is_closing = True
+        else:
+            # Nobody adds to it: whoever has the socket now is somebody else.
+            shut_down(self._sock, socket.SHUT_RD)
 
     @property
     def has_more(self) -> bool:
@@ -344,9 +385,11 @@ class Peer:
             return
         if self.is_behind:
             self._catch_up()
+        elif unsent and self.is_orphaned:
+            self.is_closing = True  # nobody reads it
         elif unsent:
             self.is_behind = True
-            self._watch(WRITING)
+            self._watch(self.wanted_events)
 
     def _catch_up(self) -> None:
         # protocol 3.4: its own answers, however long, are not held against it.
@@ -354,7 +397,7 @@ class Peer:
         if not self._unsent:
             self._piled_up = 0
             self.is_behind = False
-            self._watch(READING)
+            self._watch(self.wanted_events)
         elif unread > self._max_unread_bytes:
             logger.warning(
                 "= session %d is closed: it left %d bytes unread", self.session, unread
@@ -380,7 +423,14 @@ class Peer:
         self._sock.close()
 
 
-def shut_down(sock: socket.socket) -> None:
+def shut_down(sock: socket.socket, what: int = socket.SHUT_RDWR) -> None:
     """Has whoever is at the other end see EOF; does nothing if that has ended."""
     with suppress(OSError):  # the client was faster
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(what)
+
+
+def has_hung_up(fd: int) -> bool:
+    """Tells whether a connection has ended in both directions, by us or its client."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))

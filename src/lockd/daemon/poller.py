@@ -3,6 +3,7 @@
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 Action = Callable[[int], None]
 
@@ -50,12 +51,20 @@ class Poller:
         ready = self._epoll.poll(patience)
         if patience:
             self.woke = time.monotonic()
-        for fd, events in ready:
-            # An earlier action of this round may have closed it.
-            action = self._actions.get(fd)
-            if action is not None:
+        actions = self._actions
+        for fd, events, action in [(fd, x, actions.get(fd)) for fd, x in ready]:
+            if action is None:
+                self._ignore(fd)
+            # An earlier action of this round may have closed it, and another may have
+            # got its number.
+            elif actions.get(fd) is action:
                 action(events)
         return bool(ready)
+
+    def _ignore(self, fd: int) -> None:
+        """Stops watching what nobody waits for: it would wake us for ever."""
+        with suppress(OSError):
+            self._epoll.unregister(fd)
 
     def close(self) -> None:
         """Closes the set, not the descriptors in it."""

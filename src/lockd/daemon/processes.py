@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import trio
 
+from lockd.daemon.defects import attempt
 from lockd.daemon.poller import Poller
 from lockd.names import plain
 from lockd.procs import name_of, uids_of
@@ -103,14 +104,12 @@ class Processes:
     Args:
         poller: where the deaths of registered processes are watched for.
         on_death: called with the number of a registered owner whose process died.
-        on_fenced: called with the number of an owner that was fenced and is dead.
     """
 
     def __init__(
         self,
         poller: Poller,
         on_death: Callable[[int], None],
-        on_fenced: Callable[[int], None],
     ) -> None:
         #: Seconds between SIGTERM and SIGKILL.
         self.kill_grace = KILL_GRACE
@@ -118,7 +117,6 @@ class Processes:
         self.begun = self.killed = self.fenced = 0
         self._poller = poller
         self._on_death = on_death
-        self._on_fenced = on_fenced
         self._by_owner: dict[int, Process] = {}
         #: Of whom something changed, where somebody wants to know (`keeping`).
         self.changed: set[int] | None = None
@@ -156,7 +154,7 @@ class Processes:
             self.changed.add(owner_id)
 
     def _died(self, owner_id: int, events: int) -> None:
-        self.unregister(owner_id)
+        attempt(self.unregister, owner_id)
         # Whoever is fencing it will tell.
         if not self._by_owner[owner_id].fencing:
             self._on_death(owner_id)
@@ -202,6 +200,27 @@ class Processes:
             process.close()
             self._mark(owner_id)
 
+    def watch_peer(self, owner_id: int, on_death: Callable[[], None]) -> None:
+        """Has the end of a session's process told, if there is one to be found.
+
+        Raises:
+            OSError: it cannot be watched.
+        """
+        process = self._by_owner.get(owner_id)
+        if process is not None:
+
+            def died(events: int) -> None:
+                self._poller.unwatch(process.pidfd)
+                on_death()
+
+            self._poller.watch(process.pidfd, select.EPOLLIN, died)
+
+    def unwatch_peer(self, owner_id: int) -> None:
+        """Has it told no longer: the session has ended."""
+        process = self._by_owner.get(owner_id)
+        if process is not None:
+            self._poller.unwatch(process.pidfd)
+
     def begin_fencing(self, owner_id: int) -> None:
         """Tells the process of an owner to end; `fence` waits until it is dead."""
         process = self._by_owner[owner_id]
@@ -226,7 +245,7 @@ class Processes:
         return [x for x, process in found if process.kill_at and not process.fencing]
 
     async def fence(self, owner_id: int) -> None:
-        """Waits for the end of a process, makes sure of it, and tells when it is dead.
+        """Waits for the end of a process, and makes sure of it; then it is dead.
 
         One that may not be signalled is waited for: its locks stay until it is dead.
         """
@@ -257,7 +276,6 @@ class Processes:
         process.fencing = False
         process.kill_at = None
         self._mark(owner_id)
-        self._on_fenced(owner_id)
 
     def dump(self, keep: Callable[[int], int]) -> list[Plain]:
         """Returns all processes as plain data (`handover`)."""

@@ -11,7 +11,8 @@ import trio
 
 from lockd.daemon import scrape
 from lockd.daemon.config import MetricsConfig
-from lockd.daemon.runtime import defect, undisturbed
+from lockd.daemon.defects import defect
+from lockd.daemon.runtime import undisturbed
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ be read goes on.
 """
 
 import os
-import select
 import socket
 import struct
 import time
@@ -44,7 +43,7 @@ from lockd.daemon.labels import (
 )
 from lockd.daemon.ledger import Ledger, LedgerError
 from lockd.daemon.listener import Role
-from lockd.daemon.peer import PeerState, shut_down
+from lockd.daemon.peer import PeerState, has_hung_up, shut_down
 from lockd.daemon.pieces import Apart
 from lockd.daemon.stores import Stores
 from lockd.engine import records, snapshot
@@ -262,7 +261,7 @@ def _revived(found: _Found) -> Revived:
     strangers = [
         Stranger(fd, role)
         for session, (fd, (role,)) in found.fds[CONNECTION].items()
-        if session not in sessions and not _is_over(fd)
+        if session not in sessions and not has_hung_up(fd)
     ]
     if is_damaged:
         # One that has just come cannot be told from one whose records are lost.
@@ -288,13 +287,6 @@ def _revived(found: _Found) -> Revived:
     )
 
 
-def _is_over(fd: int) -> bool:
-    """Tells whether a connection was shut down, by us or by its client."""
-    poll = select.poll()
-    poll.register(fd, 0)
-    return bool(poll.poll(0))
-
-
 def _shut_down(fd: int) -> None:
     """Has a client see EOF, if this is its connection."""
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
@@ -305,7 +297,7 @@ def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
     peers = []
     for session, record in found.ours[PEER].items():
         kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
-        if kept is not None and is_damaged and _is_over(kept[0]):
+        if kept is not None and is_damaged and has_hung_up(kept[0]):
             continue  # its end may have been recorded, and its slot be another's
         if kept is not None and state is not None:
             peers.append(record | {"state": state, "fd": kept[0]})

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from lockd.daemon.answers import Answers
+from lockd.daemon.defects import attempt, defect
 from lockd.daemon.history import History
 from lockd.daemon.poller import Poller
-from lockd.daemon.processes import Processes
+from lockd.daemon.processes import AGAIN, Processes
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import invariants
@@ -68,7 +69,7 @@ class Runtime:
         self.engine = engine
         self.lockspaces: dict[str, Lockspace] = {}
         self.history = History(engine.sessions)
-        self.processes = Processes(poller, self._owner_died, self._owner_is_fenced)
+        self.processes = Processes(poller, self._owner_died)
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
         self._answers = answers
@@ -94,12 +95,13 @@ class Runtime:
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
         }
-        #: What is done for each kind of effect.
-        self._perform: dict[type, tuple[Callable[[Any], None], ...]] = {}
-        hears = self.history.hears, self._counts.hears
-        for actions in (own, *hears, answers.carriers):
-            for kind, action in actions.items():
-                self._perform[kind] = (*self._perform.get(kind, ()), action)
+        #: What is done for each kind of effect on which the table itself relies.
+        self._perform = own
+        #: What is told of each other kind.
+        self._tell: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        for hears in self.history.hears, self._counts.hears, answers.carriers:
+            for kind, action in hears.items():
+                self._tell[kind] = (*self._tell.get(kind, ()), action)
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
         """Serves another lockspace from now on."""
@@ -135,10 +137,17 @@ class Runtime:
         effects = self.engine.handle(command, now=now)
         if self._checks:
             self._check(command, effects)
-        perform = self._perform
         for effect in effects:
-            for action in perform.get(type(effect), ()):
-                action(effect)
+            told = self._tell.get(type(effect))
+            if told is None:
+                self._perform[type(effect)](effect)
+                continue
+            for action in told:
+                # Whoever is told is not the table: it stands as it should.
+                try:
+                    action(effect)
+                except Exception as error:
+                    self._answers.blame_for(effect, error)
         if self._answers.watchers:
             self._answers.tell_watchers(effects, self.engine.sessions)
 
@@ -200,7 +209,7 @@ class Runtime:
         """Does what was put off until after the answers."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
-        self.history.settle()
+        attempt(self.history.settle)
         self._set_alarm()
         self._after_turn()
 
@@ -330,20 +339,30 @@ class Runtime:
 
     def _end_process(self, owner_id: int) -> None:
         assert self._nursery is not None
-        self.processes.begin_fencing(owner_id)
-        self._nursery.start_soon(self.processes.fence, owner_id)
+        attempt(self.processes.begin_fencing, owner_id)
+        self._nursery.start_soon(self._wait_fenced, owner_id)
+
+    async def _wait_fenced(self, owner_id: int) -> None:
+        """Waits until a process is dead, whatever goes wrong, and tells the table."""
+        while True:
+            try:
+                await self.processes.fence(owner_id)
+                break
+            except Exception as error:
+                # Whoever waits for its locks waits for this.
+                defect(error)
+                await trio.sleep(AGAIN)
+                attempt(self.processes.begin_fencing, owner_id)
+        self.carry_out(c.OwnerFenced(owner_id))
+        if owner_id not in self.engine.owners:
+            attempt(self.processes.forget, owner_id)
+        self._on_turn()
 
     def _owner_died(self, owner_id: int) -> None:
         self.carry_out(c.EndOwner(owner_id))
 
-    def _owner_is_fenced(self, owner_id: int) -> None:
-        self.carry_out(c.OwnerFenced(owner_id))
-        if owner_id not in self.engine.owners:
-            self.processes.forget(owner_id)
-        self._on_turn()
-
     def _forget_owner(self, effect: e.ForgetOwner) -> None:
-        self.processes.forget(effect.owner_id)
+        attempt(self.processes.forget, effect.owner_id)
 
 
 def undisturbed(job: Callable[[], T]) -> T:
@@ -353,17 +372,6 @@ def undisturbed(job: Callable[[], T]) -> T:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     return job()
-
-
-def defect(error: Exception) -> InternalError:
-    """Returns what is said of an exception that should not have been; logs the rest.
-
-    What fails outside the lock table need not cost everybody's locks.
-    """
-    logger.error("this is a defect of lockd; please report it", exc_info=error)
-    return InternalError(
-        "this is a defect of lockd: report it with what its log says from here on"
-    )
 
 
 def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:

@@ -13,8 +13,8 @@ from typing import Final
 
 import trio
 
+from lockd.daemon.defects import defect
 from lockd.daemon.exposition import CONTENT_TYPES, Format
-from lockd.daemon.runtime import defect
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ import trio
 
 from lockd.daemon.answers import Answers
 from lockd.daemon.credentials import Identity, identify, peer_credentials
+from lockd.daemon.defects import attempt, defect
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.flow import KeptFlow
 from lockd.daemon.gate import Gate
@@ -100,11 +101,16 @@ class Server:
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
-        self._answers.add_peer(peer)
         self._keeper.add_session(peer)
+        self._answers.add_peer(peer)
+        self._answers.behind.add(peer)
+        self._guarded(self._go_on, peer)
+
+    def _go_on(self, peer: Peer) -> None:
         self._watch(peer)
         self._expect_rest(peer)
-        self._answers.behind.add(peer)
+        if peer.watched is not None:
+            self._dispatcher.watch(peer, peer.watched or None)
 
     def stop_accepting(self) -> None:
         """Leaves who comes at the door, for whoever listens there next."""
@@ -113,7 +119,7 @@ class Server:
     def finish_turn(self) -> None:
         """Carries out all that was read, and sends what the sockets take."""
         for peer in self._answers.peers.values():
-            peer.finish_receiving(self._taker(peer))
+            self._guarded(self._finish_receiving, peer)
             self._answers.behind.add(peer)
         self.end_turn()
         while self._leaving:
@@ -136,6 +142,23 @@ class Server:
                         self._keep_deadlines()
                         self.end_turn()
                 self._take_turns()
+
+    def _finish_receiving(self, peer: Peer) -> None:
+        peer.finish_receiving(self._taker(peer))
+
+    def _guarded(self, serve: Callable[..., None], peer: Peer, *args: object) -> None:
+        """Does something for one client; what fails costs this one its connection.
+
+        All that is done in the name of a client goes through here. What fails in the
+        lock table ends the daemon: nobody knows who holds what then.
+        """
+        try:
+            serve(peer, *args)
+        except Exception as error:
+            if self._runtime.is_broken:
+                peer.abandon()
+                raise
+            self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
         return not all(map(self._turns.rests, chain(self._unfinished, self._leaving)))
@@ -161,11 +184,15 @@ class Server:
                 self._incomplete[peer] = now + timeout, begun_at
                 continue
             message = f"a message was not complete after {timeout:g} seconds"
-            peer.send_error(None, ProtocolError(message))
-            logger.info("= session %d is closed: %s", peer.session, message)
-            peer.is_closing = True
-            self._answers.behind.add(peer)
+            self._guarded(self._refuse_all, peer, message)
         self._gate.keep_deadlines(now)
+
+    def _refuse_all(self, peer: Peer, message: str) -> None:
+        """Tells a client that its conversation is over (protocol 3.2), and why."""
+        self._answers.behind.add(peer)
+        peer.is_closing = True
+        logger.info("= session %d is closed: %s", peer.session, message)
+        peer.send_error(None, ProtocolError(message))
 
     def _take_turns(self) -> None:
         """Serves until nobody asks for anything, or the other tasks have their due.
@@ -201,7 +228,7 @@ class Server:
                 if not peers or not self._turns.has_time(uid):
                     break
                 began = self._turns.now()
-                serve(next(iter(peers)))
+                self._guarded(serve, next(iter(peers)))
                 self._turns.charge(uid, began)
 
     def _receive(self, peer: Peer) -> None:
@@ -258,15 +285,19 @@ class Server:
             peers = list(behind)
             behind.clear()
             if self.keeping is not None:
-                self.keeping.commit(peers)
+                self.keeping.commit([x for x in peers if not x.is_leaving])
             for peer in peers:
-                self._send_to(peer)
+                self._guarded(self._send_to, peer)
 
     def _send_to(self, peer: Peer) -> None:
-        peer.flush()
+        if not peer.is_leaving:
+            peer.flush()
+            if peer.has_said_all and self._dispatcher.is_done_with(peer):
+                peer.is_closing = True
         if peer.is_closing:
-            self._poller.unwatch(peer.fileno())
+            peer.is_leaving = True
             self._leaving.setdefault(peer.credentials.uid, {})[peer] = None
+            self._poller.unwatch(peer.fileno())
         elif peer.has_more:
             self._put_off(peer)
 
@@ -281,9 +312,10 @@ class Server:
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
         """Begins to serve who connected, or says why not."""
-        sock.setblocking(False)
         session, flow = self._dispatcher.new_session(), None
+        identity: Identity | None = None
         try:
+            sock.setblocking(False)
             uid = peer_credentials(sock).uid
             admin = role == ADMINS
             self._keeper.check_session(uid, at_admin_socket=admin)
@@ -291,15 +323,16 @@ class Server:
             if self.keeping is not None:
                 # Before anything that takes time: if we are killed first, it is lost.
                 flow = self.keeping.open_flow(session, sock, role)
-            self._open_peer(session, sock, identify(sock), role, flow)
-        except RequestError as error:
-            farewell = connection_for(role)
-            farewell.send_error(None, error)
-            with suppress(OSError):  # it is gone, or reads later: it sees the end
-                sock.send(farewell.data_to_send())
+            identity = identify(sock)
+            name = name_of(identity.credentials.pid)
+            peer = self._make_peer(session, sock, identity, role, flow)
+        except Exception as error:
+            if identity is not None and identity.pidfd is not None:
+                os.close(identity.pidfd)
             self._dismiss(session, sock, role, flow, error)
-        except OSError as error:
-            self._dismiss(session, sock, role, flow, error)
+        else:
+            self._keeper.add_session(peer)
+            self._guarded(self._open, peer, name, identity.pidfd)
 
     def _dismiss(
         self,
@@ -310,30 +343,35 @@ class Server:
         error: Exception,
     ) -> None:
         """Ends the connection of somebody who is not taken in."""
+        if isinstance(error, RequestError):
+            farewell = connection_for(role)
+            farewell.send_error(None, error)
+            with suppress(OSError):  # it is gone, or reads later: it sees the end
+                sock.send(farewell.data_to_send())
+        elif not isinstance(error, OSError):
+            defect(error)
         if self.keeping is not None and flow is not None:
-            self.keeping.abandon_flow(session, role, flow)
+            attempt(self.keeping.abandon_flow, session, role, flow)
             shut_down(sock)
         sock.close()
         self._gate.complain(error)
 
-    def _open_peer(
+    def _make_peer(
         self,
         session: int,
         sock: socket.socket,
         identity: Identity,
         role: Role,
         flow: KeptFlow | None,
-    ) -> None:
+    ) -> Peer:
         uid = identity.credentials.uid
         is_privileged = uid in self._admins and not identity.is_foreign
         if role == VIRTLOCKD and not is_privileged:
-            if identity.pidfd is not None:
-                os.close(identity.pidfd)
             raise DeniedError(
                 f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
                 "who serves root only"
             )
-        peer = Peer(
+        return Peer(
             session,
             sock,
             identity,
@@ -344,23 +382,38 @@ class Server:
             limits=self._keeper.limits,
             flow=flow,
         )
+
+    def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
+        """Opens the session of a client; its end is the same, wherever this fails."""
+        self._dispatcher.open_session(peer, name, pidfd)
         if self.keeping is not None:
             self.keeping.open_peer(peer)
-        self._keeper.add_session(peer)
-        name = name_of(identity.credentials.pid)
-        self._dispatcher.open_session(peer, name, identity.pidfd)
         try:
             self._watch(peer)
         except OSError as error:
             # Nobody may believe that it is there, least of all who comes after us.
-            self._close_peer(peer)
+            peer.is_closing = True
+            self._answers.behind.add(peer)
             self._gate.complain(error)
 
     def _watch(self, peer: Peer) -> None:
-        action = partial(self._serve, peer)
+        action = partial(self._guarded, self._serve, peer)
         self._poller.watch(peer.fileno(), peer.wanted_events, action)
+        if not peer.is_inheritable:
+            died = partial(self._guarded, self._end_with_process, peer)
+            self._runtime.processes.watch_peer(peer.session, died)
+
+    def _end_with_process(self, peer: Peer) -> None:
+        """Ends the session of a process that has died, whoever has its socket."""
+        peer.end_with_process()
+        self._answers.behind.add(peer)
 
     def _serve(self, peer: Peer, events: int) -> None:
+        if events & select.EPOLLPRI:
+            self._refuse_all(
+                peer, "bytes out of band (MSG_OOB) are not for this socket"
+            )
+            return
         if events & select.EPOLLIN:
             uid = peer.credentials.uid
             if self._turns.has_time(uid):
@@ -381,14 +434,19 @@ class Server:
         self._send_answers()
 
     def _close_peer(self, peer: Peer) -> None:
-        self._poller.unwatch(peer.fileno())
+        peer.is_closing = peer.is_leaving = True
         _drop(self._unfinished, peer)
         _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)
+        self._answers.behind.discard(peer)
         self._keeper.remove_session(peer)
+        # Nothing of a client stays, whatever goes wrong with the rest.
+        attempt(self._poller.unwatch, peer.fileno())
+        attempt(self._runtime.processes.unwatch_peer, peer.session)
         if self.keeping is not None:
-            self.keeping.close_flow(peer)
-        peer.close()
+            attempt(self.keeping.close_flow, peer)
+        attempt(peer.close)
+        attempt(self._answers.remove_peer, peer)
         self._dispatcher.close_session(peer)
 
 

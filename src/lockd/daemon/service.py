@@ -26,6 +26,7 @@ from lockd.daemon.config import (
     needs_restart,
     read_config,
 )
+from lockd.daemon.defects import defect
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.keeping import Keeping
@@ -37,7 +38,7 @@ from lockd.daemon.peer import Peer
 from lockd.daemon.pieces import Apart
 from lockd.daemon.poller import Poller
 from lockd.daemon.publishing import Publisher
-from lockd.daemon.runtime import Runtime, defect, undisturbed
+from lockd.daemon.runtime import Runtime, undisturbed
 from lockd.daemon.scrape import serve as serve_metrics
 from lockd.daemon.server import Server
 from lockd.daemon.slowness import Slowness

@@ -206,8 +206,6 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         sock.close()
         return
     service.server.adopt(peer)
-    if peer.watched is not None:
-        service.dispatcher.watch(peer, peer.watched or None)
 
 
 def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:

@@ -62,6 +62,7 @@ class RegisterParams(Params, frozen=True):
 
     owner: OwnerParams
     on_disconnect: OnDisconnect | None = None
+    inheritable: bool | None = None
 
 
 class AcquireParams(Params, frozen=True):
