@@ -34,6 +34,7 @@ from lockd.errors import (
     RestrictedError,
     UnavailableError,
     UnknownMethodError,
+    WrongTaskError,
 )
 from lockd.names import canonical_path, hashed_name
 from lockd.terms import EXCLUSIVE, SHARED
@@ -83,6 +84,7 @@ __all__ = [
     "RestrictedError",
     "UnavailableError",
     "UnknownMethodError",
+    "WrongTaskError",
     "aio",
     "canonical_path",
     "connect",

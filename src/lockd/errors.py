@@ -4,6 +4,7 @@
       ProtocolError             the conversation is broken (code "protocol")
       ConnectionLostError       ConnectionError: the daemon is gone or not reached
       ForkedSessionError        a forked child used what its parent opened
+      WrongTaskError            RuntimeError: what belongs to another event loop or task
       LockLostError             a lock that was held is held no longer
       ConfigError               ValueError: the configuration cannot be used
       InternalError             a law of lockd was broken (code "internal")
@@ -50,6 +51,14 @@ class ForkedSessionError(LockdError):
     """Raised in a forked child that uses the client or lock of its parent.
 
     The parent keeps its locks. The child must open a connection of its own.
+    """
+
+
+class WrongTaskError(LockdError, RuntimeError):
+    """Raised when a task uses what belongs to another event loop, or to another task.
+
+    An async client belongs to the loop in which it was opened, and what was entered
+    with a cancel scope has to be left by the same task.
     """
 
 

@@ -377,7 +377,7 @@ def try_all(cases: list[Case], attempt: Callable[[Case, Any], Exception | None])
 
 
 def test_each_parameter_of_the_library_has_a_kind() -> None:
-    kinds = (lockd.Client, lockd.Lock, lockd.Grant, lockd.aio.Client)
+    kinds = (lockd.Client, lockd.Lock, lockd.Grant, lockd.aio.Client, lockd.aio.Lock)
     cases = all_cases(*kinds)
     for called in FUNCTIONS:
         cases += cases_of(getattr(lockd, called), called)
@@ -470,6 +470,22 @@ def test_async_client_says_what_is_wrong(sock: str) -> None:
                             f"{case.function}({case.parameter}={called}): {said}"
                         )
             assert (await client.acquire("afterwards")).held
+        return "\n".join(wrong)
+
+    assert trio.run(main) == ""
+
+
+def test_async_lock_says_what_is_wrong(sock: str) -> None:
+    async def main() -> str:
+        wrong = []
+        async with lockd.aio.connect(sock) as client:
+            for case in all_cases(lockd.aio.Lock):
+                for called, odd in ODD.items():
+                    lock = client.lock("disk")
+                    method = getattr(lock, case.function.split(".")[1])
+                    said = judge(case, odd, await try_async(client, case, method, odd))
+                    if said:
+                        wrong.append(f"Lock {case.parameter}={called}: {said}")
         return "\n".join(wrong)
 
     assert trio.run(main) == ""

@@ -7,27 +7,29 @@ nobody knows of.
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
-
-import anyio
 
 from lockd.client import arguments, paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.inbox import Inbox
 from lockd.client.tasklink import TaskLink, open_link
-from lockd.client.turns import Turn, time_left
-from lockd.errors import AcquireTimeoutError, BusyError, LockdError, RequestError
-from lockd.names import quoted
+from lockd.client.tasklocks import Body, Lock
+from lockd.errors import BusyError, WrongTaskError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
+__all__ = ["Client", "Events", "Lock", "connect"]
 
-@asynccontextmanager
-async def connect(
+
+def connect(
     socket: str | os.PathLike[str] | None = None, *, name: str | None = None
-) -> AsyncIterator["Client"]:
+) -> AbstractAsyncContextManager["Client"]:
     """Opens a session with the daemon, which ends with the `async with` body.
+
+    The task that enters the body has to leave it; all tasks of its event loop may use
+    the client.
 
     Args:
         socket: the path; else `$LOCKD_SOCKET`, the user's daemon if there is one, the
@@ -37,20 +39,47 @@ async def connect(
     Raises:
         ConnectionLostError: no daemon listens there.
         DeniedError: this user may not connect there.
+        WrongTaskError: another task left the body; the session has ended all the same.
     """
-    opening = partial(requests.opening, name)
-    async with open_link(paths.find_socket(socket), opening) as (link, welcome):
-        yield Client(link, welcome)
+    return _Session(socket, name)
+
+
+class _Session(AbstractAsyncContextManager["Client", bool | None]):
+    def __init__(self, socket: str | os.PathLike[str] | None, name: str | None) -> None:
+        self._place = paths.find_socket(socket)
+        self._opened = open_link(self._place, partial(requests.opening, name))
+
+    async def __aenter__(self) -> "Client":
+        self._link, welcome = await self._opened.__aenter__()
+        self._task = self._link.task()
+        return Client(self._link, welcome)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if not self._link.runs_here or self._task != self._link.task():
+            # A nursery can only be left where it was entered.
+            self._link.hang_up()
+            raise WrongTaskError(
+                "a client can only be left by the task that opened it, and another one "
+                "did: its session has ended, and its locks are released"
+            )
+        return await self._opened.__aexit__(exc_type, exc, traceback)
 
 
 class Client:
     """A session with the daemon: what it holds is released when it ends.
 
     Every method may raise what the daemon refuses with, a `RequestError`, and
-    `ConnectionLostError`, and in a forked child `ForkedSessionError`.
+    `ConnectionLostError`, in a forked child `ForkedSessionError`, and in another event
+    loop or thread than that of `connect` `WrongTaskError`.
 
-    `hold` is for tasks that exclude each other; `acquire` and `release` speak for the
-    session as a whole, so a second acquire of the same name is `AlreadyHeldError`.
+    `hold` and `lock` are for tasks that exclude each other; `acquire` and `release`
+    speak for the session as a whole, so a second acquire of the same name is
+    `AlreadyHeldError`.
 
     Attributes:
         session: the number by which the daemon knows this session.
@@ -67,8 +96,7 @@ class Client:
 
     # Locks.
 
-    @asynccontextmanager
-    async def hold(
+    def lock(
         self,
         resource: requests.Name,
         *,
@@ -78,23 +106,42 @@ class Client:
         create: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
-    ) -> AsyncIterator[Grant]:
+    ) -> Lock:
+        """Returns a lock to be used in `async with`, or like `anyio.Lock`.
+
+        The arguments are those of `acquire`; `timeout` may be negative, too: for ever.
+        """
+        key = requests.key_of(resource, lockspace)
+        options = {"create": create, "label": label, "reason": reason}
+        arguments.checked("acquire", {"mode": mode, "lockspace": lockspace, **options})
+        patience = None if timeout is None else arguments.patience("timeout", timeout)
+        return Lock(self._link, key, mode, patience, options)
+
+    def hold(
+        self,
+        resource: requests.Name,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> AbstractAsyncContextManager[Grant]:
         """Holds a lock while the `async with` body runs.
 
         The tasks of one client exclude each other, first come, first served. When the
-        lock or the connection is lost, the body is cancelled at once.
+        lock or the connection is lost, the body is cancelled at once. The task that
+        enters it has to leave it.
 
         Raises:
             LockLostError: the lock was lost, and the body raised nothing else.
+            WrongTaskError: another task left it.
             RequestError: as for `acquire`.
         """
-        key = requests.key_of(resource, lockspace)
-        given = {"mode": mode, "timeout": timeout, "lockspace": lockspace}
-        arguments.checked("acquire", given)
-        turn = self._link.enter_line(key, mode)
-        try:
-            timeout = await self._wait_turn(turn, timeout)
-            grant = await self.acquire(
+        arguments.checked("acquire", {"timeout": timeout})
+        return Body(
+            self.lock(
                 resource,
                 lockspace=lockspace,
                 mode=mode,
@@ -103,10 +150,7 @@ class Client:
                 label=label,
                 reason=reason,
             )
-            async with self._guarded(grant):
-                yield grant
-        finally:
-            self._link.leave_line(turn)
+        )
 
     async def acquire(
         self,
@@ -189,9 +233,9 @@ class Client:
         return reply.grants
 
     async def release(
-        self, *targets: Grant | requests.Name, lockspace: str | None = None
+        self, *targets: Grant | Lock | requests.Name, lockspace: str | None = None
     ) -> None:
-        """Releases locks, by their grants or by name.
+        """Releases locks: by their grants, by the `Lock`s that hold them, or by name.
 
         A grant is released exactly: never a later one of the same name. To release it
         again does nothing.
@@ -201,10 +245,12 @@ class Client:
             NotHeldError: nothing of that name is held.
             TypeError: one of them is something else. Nothing has been released.
         """
-        requests.check_releasable(targets, Grant)
+        requests.check_releasable(targets, Grant, Lock)
         grants = [target for target in targets if isinstance(target, Grant)]
-        names = [target for target in targets if not isinstance(target, Grant)]
+        names = [x for x in targets if not isinstance(x, Grant | Lock)]
         by_name = [requests.about("release", name, lockspace) for name in names]
+        for lock in [target for target in targets if isinstance(target, Lock)]:
+            await lock.release()
         replies = await self._link.release(*grants)
         for reply in by_name:
             await self._link.perform(reply)
@@ -357,35 +403,6 @@ class Client:
         """Sends any request of the protocol and returns its bare result."""
         return await self._call(requests.request(method, **params))
 
-    @asynccontextmanager
-    async def _guarded(self, grant: Grant) -> AsyncIterator[None]:
-        scope = self._link.scopes[grant] = anyio.CancelScope()
-        try:
-            # It may have been lost already, in the same bytes that brought it.
-            if grant.lost:
-                scope.cancel()
-            with scope:
-                yield
-        except BaseException:
-            with suppress(LockdError):
-                await self._give_back(grant)
-            raise
-        finally:
-            del self._link.scopes[grant]
-        await self._give_back(grant)
-
-    async def _give_back(self, grant: Grant) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.release(grant)
-
-    async def _wait_turn(self, turn: Turn, timeout: float | None) -> float | None:
-        started = anyio.current_time()
-        if not turn.come and not await self._link.wait_turn(turn, timeout):
-            raise _not_in_turn(turn, timeout or 0)
-        if timeout is None:
-            return None
-        return time_left(timeout, anyio.current_time() - started)
-
     async def _call(self, reply: Reply) -> Any:
         await self._link.perform(reply)
         return reply.outcome()
@@ -404,14 +421,3 @@ class Events:
     async def __anext__(self) -> dict[str, Any]:
         event: dict[str, Any] = await self._link.wait_item(self._inbox)
         return event
-
-
-def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
-    sentence = f"{quoted(turn.key.resource)} is held by another task of this process"
-    if not timeout:
-        step = "ask with a timeout to wait for it"
-        return BusyError(f"{sentence}: {step}", turn.facts())
-    return AcquireTimeoutError(
-        f"{sentence}, after {timeout:g} s: ask again with a longer timeout",
-        turn.facts() | {"waited": timeout},
-    )

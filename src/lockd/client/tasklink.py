@@ -4,28 +4,35 @@ A reader task gives what comes to the core, which wakes those whose answer it is
 Everything else happens between two checkpoints, so nothing here needs a lock.
 
 Cancellation: whoever is cancelled still waits, shielded, for the definite answer to
-what it takes back, and the daemon answers every request. The reader is shielded too, or
-a cancelled program could not hear these answers; `stop` ends it.
+what it takes back. The daemon answers every request; one that hangs is not waited for
+longer than some seconds, and what comes of it then is given back. The reader is
+shielded too, or a cancelled program could not hear these answers; `stop` ends it.
 """
 
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
+from anyio import NoEventLoopError
 from anyio.abc import TaskGroup
+from anyio.lowlevel import EventLoopToken, current_token
 
 from lockd.client import forking, paths
 from lockd.client.core import ClientCore, Grant, Reply, UnheardError
 from lockd.client.inbox import Inbox
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
+from lockd.errors import WrongTaskError
 from lockd.terms import Mode, ResourceKey
 
 #: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
 _BACKLOG_PAUSE: Final = 0.01
+
+PATIENCE: Final = 5.0
+"""Seconds that the daemon has to answer whoever was cancelled."""
 
 
 @asynccontextmanager
@@ -100,6 +107,14 @@ async def _open_socket(place: paths.Place) -> socket.socket:
         raise
 
 
+def _current_loop() -> EventLoopToken | None:
+    """Returns what stands for the event loop that runs in this thread, if one does."""
+    try:
+        return current_token()
+    except NoEventLoopError:
+        return None
+
+
 class TaskLink:
     """A connection that tasks share.
 
@@ -116,6 +131,7 @@ class TaskLink:
         self._turns = Turns()
         self._core.on_end.append(self._turns.end)
         self._tasks = tasks
+        self._loop = _current_loop()
         self._reading = anyio.CancelScope(shield=True)
         self._flushing: anyio.CancelScope | None = None
         self._forked = False
@@ -126,13 +142,38 @@ class TaskLink:
         return f"<TaskLink {self._core!r}>"
 
     def check_owned(self) -> None:
-        """Checks that the session belongs to this process.
+        """Checks that the session belongs to this process, and to this event loop.
 
         Raises:
             ForkedSessionError: it is the parent's.
+            WrongTaskError: it is another loop's.
         """
         if self._forked:
             raise forking.forked()
+        self.check_loop()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the event loop that runs here is the one that opened it."""
+        return _current_loop() == self._loop
+
+    def check_loop(self) -> None:
+        """Checks that the event loop that runs here is the one that opened it.
+
+        Another one could not be woken by what the daemon says, and would wait for ever.
+
+        Raises:
+            WrongTaskError: it is not.
+        """
+        if not self.runs_here:
+            raise WrongTaskError(
+                "this client belongs to the event loop that opened it, and another one "
+                "runs here, or none: open a client in each loop, with connect()"
+            )
+
+    def task(self) -> object:
+        """Returns what stands for the task that runs here."""
+        return anyio.get_current_task().id
 
     async def perform(self, *replies: Reply) -> None:
         """Sends requests and waits until all are answered."""
@@ -149,18 +190,41 @@ class TaskLink:
 
     async def release(self, *grants: Grant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
-        self.check_owned()
-        replies = [self._core.release(grant) for grant in grants]
-        self._push()
+        replies = self.start_release(*grants)
         for reply in replies:
             await self._wait(reply)
         return replies
+
+    def start_release(self, *grants: Grant) -> list[Reply]:
+        """Asks for the release of grants; returns what can be waited for."""
+        self.check_owned()
+        replies = [self._core.release(grant) for grant in grants]
+        self._push()
+        return replies
+
+    async def wait_for(self, reply: Reply) -> None:
+        """Waits until a request that was started is answered."""
+        self.check_owned()
+        await self._wait(reply)
+
+    async def wait_patiently(self, awaitable: Awaitable[None]) -> None:
+        """Waits for what the daemon is to do; puts off a cancellation for some seconds.
+
+        It comes all the same, whenever a daemon that hangs goes on.
+
+        Args:
+            awaitable: what can be awaited again.
+        """
+        with anyio.move_on_after(PATIENCE, shield=True):
+            await awaitable
+            return
+        await awaitable
 
     async def abandon(self, *replies: Reply) -> None:
         """Gives up requests; what they bring is given back."""
         cancelled = [reply for reply in replies if self._core.abandon(reply)]
         self._push()
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(PATIENCE, shield=True):
             for reply in cancelled:
                 await self._wait(reply)
 
@@ -168,7 +232,7 @@ class TaskLink:
         """Takes the calling task's place among those who want the same lock."""
         self.check_owned()
         self._core.check_connected()
-        return self._turns.enter(key, mode, anyio.get_current_task().id)
+        return self._turns.enter(key, mode, self.task())
 
     async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
         """Waits until a turn has come; returns false when the time is over."""
@@ -184,6 +248,7 @@ class TaskLink:
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
+        self.check_owned()
         self._core.check_connected()
         inbox = Inbox()
         self._core.on_end.append(inbox.end)
@@ -216,6 +281,11 @@ class TaskLink:
         if self._flushing is not None:
             self._flushing.cancel()
         self._core.close()
+
+    def hang_up(self) -> None:
+        """Ends the session from any thread: the reader finds the end."""
+        with suppress(OSError):  # the daemon was faster
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket; sends nothing."""

@@ -1,0 +1,266 @@
+"""Locks for tasks: one like `anyio.Lock`, and a body that is cancelled at a loss."""
+
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, suppress
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import anyio
+
+from lockd.client import arguments, requests
+from lockd.client.core import Grant, Reply
+from lockd.client.tasklink import TaskLink
+from lockd.client.turns import Turn, time_left
+from lockd.errors import (
+    AcquireTimeoutError,
+    BusyError,
+    LockdError,
+    NotHeldError,
+    RequestError,
+    WrongTaskError,
+)
+from lockd.names import quoted
+from lockd.terms import Mode, ResourceKey
+from lockd.text import exact_duration
+
+
+class Released:
+    """A release that is on its way; to await it waits until the daemon has done it."""
+
+    __slots__ = ("_link", "_reply")
+
+    def __init__(self, link: TaskLink, reply: Reply) -> None:
+        self._link = link
+        self._reply = reply
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from self._link.wait_for(self._reply).__await__()
+        self._reply.outcome()
+
+
+class _Hold(NamedTuple):
+    turn: Turn
+    grant: Grant
+
+
+class Lock:
+    """One lock of the daemon, for one task at a time (or, shared, for several).
+
+    To be used like `anyio.Lock`, with the words of `lockd.Lock`. Locks of the same name
+    that belong to one client exclude each other, first come, first served; they exclude
+    everybody else's through the daemon. They are not re-entrant.
+
+    Any task may release the lock, also one that did not acquire it. Nobody is cancelled
+    when the lock is lost: the end of an `async with` body raises `LockLostError` then,
+    unless another exception is on its way. `Client.hold` cancels its body.
+    """
+
+    def __init__(
+        self,
+        link: TaskLink,
+        key: ResourceKey,
+        mode: Mode,
+        timeout: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.link = link
+        self._key = key
+        self._mode: Mode = mode
+        self._timeout = -1 if timeout is None else timeout
+        self._options = options
+        self._holds: list[_Hold] = []
+
+    def __repr__(self) -> str:
+        state = "held" if self.locked() else "not held"
+        return f"<Lock {self._key} {self._mode} {state}>"
+
+    @property
+    def grant(self) -> Grant:
+        """What is held; by this task, if several hold it.
+
+        Raises:
+            NotHeldError: nothing is.
+        """
+        return self._hold().grant
+
+    @property
+    def fencing_token(self) -> int:
+        """The fencing token of what is held."""
+        return self.grant.fencing_token
+
+    def locked(self) -> bool:
+        """Returns whether the lock is held through this object; not if it was lost."""
+        return any(hold.grant.held for hold in self._holds)
+
+    def check(self) -> None:
+        """Checks that the lock is still held, as far as the daemon has said.
+
+        Raises:
+            LockLostError: it was lost.
+            NotHeldError: it is not held through this object.
+        """
+        self.link.check_owned()
+        self.grant.check()
+
+    async def acquire(self, *, timeout: float | None = None) -> Grant:
+        """Waits for the lock.
+
+        Unlike `lockd.Lock` it raises if the time is over: whoever does not look at the
+        result must not take the lock for held.
+
+        Args:
+            timeout: seconds to wait; negative waits for ever; if not given, the lock's.
+
+        Raises:
+            AcquireTimeoutError: it was not granted in time.
+            BusyError: with `timeout` 0, somebody holds it or waits for it.
+            AlreadyHeldError: this task holds it, and would wait for ever.
+            RequestError: the daemon refused for another reason.
+        """
+        if timeout is None:
+            patience = self._timeout
+        else:
+            patience = arguments.patience("timeout", timeout)
+        turn = self.link.enter_line(self._key, self._mode)
+        try:
+            grant = await self._acquire(turn, None if patience < 0 else patience)
+        except BaseException:
+            self.link.leave_line(turn)
+            raise
+        self._holds.append(_Hold(turn, grant))
+        return grant
+
+    async def acquire_nowait(self) -> Grant:
+        """Takes the lock if it is free now; only the daemon's answer is waited for.
+
+        Raises:
+            BusyError: somebody holds it or waits for it.
+            RequestError: as for `acquire`.
+        """
+        return await self.acquire(timeout=0)
+
+    def release(self) -> Released:
+        """Releases the lock; any task may.
+
+        It is on its way at once, and before all that this client asks from now on. To
+        await the result waits until the daemon has done it.
+
+        Raises:
+            LockLostError: it had been lost; as far as has been heard, or, awaited, at
+                all.
+            NotHeldError: it is not held through this object.
+        """
+        self.link.check_owned()
+        hold = self._hold()
+        self._holds.remove(hold)
+        try:
+            (reply,) = self.link.start_release(hold.grant)
+        finally:
+            self.link.leave_line(hold.turn)
+        if reply.done:
+            reply.outcome()
+        return Released(self.link, reply)
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.link.wait_patiently(self.release())
+        except LockdError:
+            if exc is None:
+                raise
+
+    async def _acquire(self, turn: Turn, timeout: float | None) -> Grant:
+        started = anyio.current_time()
+        if not turn.come and not await self.link.wait_turn(turn, timeout):
+            raise _not_in_turn(turn, timeout or 0)
+        if timeout is not None:
+            timeout = time_left(timeout, anyio.current_time() - started)
+        reply = requests.request(
+            "acquire",
+            **self._key._asdict(),
+            **self._options,
+            mode=self._mode,
+            timeout=timeout,
+        )
+        await self.link.perform(reply)
+        reply.outcome()
+        return reply.grants[0]
+
+    def _hold(self) -> _Hold:
+        if not self._holds:
+            raise NotHeldError(
+                f"{quoted(self._key.resource)} is not held by this lock: acquire it "
+                "first"
+            )
+        task = self.link.task()
+        own = [hold for hold in self._holds if hold.turn.who == task]
+        return (own or self._holds)[-1]
+
+
+class Body(AbstractAsyncContextManager[Grant, bool]):
+    """Holds a lock while a body runs, and cancels the body when the lock is lost.
+
+    It must be left by the task that entered it, as every cancel scope.
+    """
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> Grant:
+        grant = await self._lock.acquire()
+        self._task = self._lock.link.task()
+        self._scope = self._lock.link.scopes[grant] = anyio.CancelScope()
+        # It may have been lost already, in the same bytes that brought it.
+        if grant.lost:
+            self._scope.cancel()
+        self._scope.__enter__()
+        return grant
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        link = self._lock.link
+        link.check_loop()
+        del link.scopes[self._lock.grant]
+        if self._task != link.task():
+            with suppress(LockdError):
+                self._lock.release()
+            raise WrongTaskError(
+                "a body of hold() can only be left by the task that entered it, and "
+                "another one did: the lock was released; what lock() returns can be "
+                "released by any task"
+            )
+        try:
+            swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
+        except BaseException:
+            with suppress(LockdError):
+                await link.wait_patiently(self._lock.release())
+            raise
+        try:
+            await link.wait_patiently(self._lock.release())
+        except LockdError:
+            if exc is None or swallowed:
+                raise
+        return swallowed
+
+
+def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
+    sentence = f"{quoted(turn.key.resource)} is held by another task of this process"
+    if not timeout:
+        step = "ask with a timeout to wait for it"
+        return BusyError(f"{sentence}: {step}", turn.facts())
+    return AcquireTimeoutError(
+        f"{sentence}, after {exact_duration(timeout)}: ask again with a longer timeout",
+        turn.facts() | {"waited": timeout},
+    )
