@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -26,7 +27,7 @@ def ask(request: bytes) -> tuple[str, dict[str, str], str]:
 
 
 def test_get_is_answered() -> None:
-    status, fields, body = ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, fields, body = ask(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status == "HTTP/1.1 200 OK"
     assert fields == {
         "Content-Type": CONTENT_TYPES["openmetrics"],
@@ -94,6 +95,45 @@ def test_what_is_no_request_for_metrics_is_refused(
     assert int(fields["Content-Length"]) == len(body)
 
 
+OWN = socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.1:9469", "[::1]:9469", "[::1]", "192.0.2.1:80"),
+        *("localhost", "LocalHost:9469", "localhost.", "x.localhost", "localhost:"),
+        *(OWN, f"{OWN.upper()}:9469", OWN.partition(".")[0]),
+    ],
+)
+def test_who_asks_for_this_host_is_answered(host: str) -> None:
+    request = f"GET /metrics HTTP/1.1\r\nX: y\r\nHost: {host}\r\n\r\n"
+    assert ask(request.encode())[0] == "HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize("line", ["Host: {}", "host:{} ", "HOST:\t{}:9469"])
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example"),
+        *("evil.example\x00localhost", "", "evil@127.0.0.1", "1", "\xff"),
+    ],
+)
+def test_page_whose_name_points_here_is_told_nothing(
+    line: str, end: str, host: str
+) -> None:
+    lines = ["GET /metrics HTTP/1.1", line.format(host), "X: y", "", ""]
+    status, _, body = ask(end.join(lines).encode("latin-1"))
+    assert status == "HTTP/1.1 421 Misdirected Request"
+    assert "is not this host: ask for the metrics by an IP address" in body
+
+
+def test_one_foreign_name_of_two_is_enough() -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+    assert ask(request)[0] == "HTTP/1.1 421 Misdirected Request"
+
+
 def test_defect_costs_an_answer_and_no_more() -> None:
     def broken(wanted: Format) -> str:
         raise ZeroDivisionError
@@ -128,7 +168,7 @@ async def fetched(port: int) -> bytes:
 async def test_request_may_come_byte_by_byte() -> None:
     async with served() as port:
         stream = await trio.open_tcp_stream("127.0.0.1", port)
-        for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":
+        for byte in b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n":
             await stream.send_all(bytes([byte]))
         assert (await rest_of(stream)).endswith(b"\r\n\r\nopenmetrics\n")
         await stream.aclose()
@@ -163,6 +203,57 @@ async def test_slow_clients_are_left_after_a_while(
         for stream in slow:
             assert await rest_of(stream) == b""
             await stream.aclose()
+
+
+async def test_who_says_nothing_does_not_keep_others_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scrape, "PATIENCE", 10_000)
+    async with served() as port:
+        idle = [
+            await trio.open_tcp_stream("127.0.0.1", port)
+            for _ in range(3 * scrape.AT_ONCE)
+        ]
+        with trio.fail_after(20):
+            for _ in range(3):
+                assert (await fetched(port)).endswith(b"openmetrics\n")
+        for stream in idle:
+            await stream.aclose()
+
+
+async def test_defect_of_a_conversation_costs_only_this_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[type[Exception] | bytes] = [
+        ZeroDivisionError,
+        b"HTTP/1.1 200 OK\r\n\r\nfine",
+    ]
+
+    def answer(*args: object, **options: object) -> bytes:
+        found = answers.pop(0)
+        if isinstance(found, bytes):
+            return found
+        raise found
+
+    monkeypatch.setattr(scrape, "answer", answer)
+    async with served() as port:
+        assert await fetched(port) == b""
+        assert (await fetched(port)).endswith(b"fine")
+    assert "defect" in caplog.text
+
+
+async def test_at_a_socket_of_files_any_name_is_ours(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "metrics.sock"))
+        door.listen()
+        door.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scrape.serve, door, text)
+            stream = await trio.open_unix_socket(str(tmp_path / "metrics.sock"))
+            await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: lockd\r\n\r\n")
+            assert (await rest_of(stream)).endswith(b"openmetrics\n")
+            await stream.aclose()
+            nursery.cancel_scope.cancel()
 
 
 async def test_client_that_does_not_read_is_left_after_a_while(
