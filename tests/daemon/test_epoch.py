@@ -20,7 +20,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(place)], check=True
+        ["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "none", str(place)],
+        check=True,
     )
     yield place
     subprocess.run(["umount", str(place)], check=True)
@@ -88,6 +89,32 @@ def test_next_epoch_is_reserved_before_the_tokens_run_out(tmp_path: Path) -> Non
     following = open_epoch(str(tmp_path))
     assert following.last_token > 2 * TOKENS_PER_EPOCH
     following.close()
+
+
+@pytest.mark.parametrize("name", ["epoch", "epoch.lock", "epoch.new"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_file_that_is_none_is_refused_and_not_followed(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    place, target = tmp_path / "state", tmp_path / "target"
+    place.mkdir()
+    target.write_text("7\n")
+    (place / name).symlink_to(target) if kind == "link" else os.mkfifo(place / name)
+    with pytest.raises(ConfigError, match="state"):
+        open_epoch(str(place))
+    assert target.read_text() == "7\n"
+
+
+@pytest.mark.parametrize("theirs", ["state", "."])
+def test_directory_that_others_could_exchange_is_refused(
+    theirs: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "a" / "state"
+    place.mkdir(parents=True)
+    (tmp_path / "a" / theirs).chmod(0o777)
+    with pytest.raises(ConfigError, match="the state directory: others may write"):
+        open_epoch(str(place))
+    assert os.listdir(place) == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/lockd", "/dev/null"])

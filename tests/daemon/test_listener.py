@@ -1,6 +1,7 @@
 import fcntl
 import os
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon_process import DaemonProcess
-from lockd.daemon.listener import bind_listener
+from lockd.daemon.listener import _alone, bind_listener
 from lockd.errors import ConfigError
 from wire_client import WireClient
 
@@ -102,23 +103,76 @@ def test_impossible_path_is_refused_with_the_reason(path: str) -> None:
 
 
 def test_two_that_start_at_once_do_not_take_each_others_socket(tmp_path: Path) -> None:
-    directory = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
-    with pytest.raises(ConfigError, match="just being started"):
-        bind_listener(str(tmp_path / "x.sock"))
-    os.close(directory)
+    path = str(tmp_path / "x.sock")
+    with _alone(path, fcntl.LOCK_EX):
+        with pytest.raises(ConfigError, match="just being started"):
+            bind_listener(path)
+        assert os.listdir(tmp_path) == ["x.sock.lock"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_end_waits_for_who_is_just_starting(tmp_path: Path) -> None:
-    listener = bind_listener(str(tmp_path / "x.sock"))
-    directory = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
-    remover = threading.Thread(target=listener.remove)
-    remover.start()
-    assert (tmp_path / "x.sock").exists()
-    os.close(directory)
+    path = str(tmp_path / "x.sock")
+    listener = bind_listener(path)
+    with _alone(path, fcntl.LOCK_EX):
+        remover = threading.Thread(target=listener.remove)
+        remover.start()
+        assert os.path.exists(path)
     remover.join()
-    assert not (tmp_path / "x.sock").exists()
+    assert os.listdir(tmp_path) == []
+    listener.socket.close()
+
+
+def test_lock_file_that_was_left_behind_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "x.sock.lock").touch()
+    listener = bind_listener(str(tmp_path / "x.sock"))
+    assert os.listdir(tmp_path) == ["x.sock"]
+    listener.socket.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_nobody_else_holds_up_a_start(tmp_path: Path) -> None:
+    """Whatever of it another user can open and lock, also while one starts."""
+    path = str(tmp_path / "run" / "x.sock")
+    bind_listener(path).socket.close()
+    os.unlink(path)
+    with _alone(path, fcntl.LOCK_EX):
+        assert stat.S_IMODE(os.stat(f"{path}.lock").st_mode) == 0o600
+    directory = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)  # as anybody can
+    listener = bind_listener(path)
+    listener.socket.close()
+    listener.remove()
+    os.close(directory)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_lock_file_that_is_none_is_refused_and_not_followed(
+    kind: str, tmp_path: Path
+) -> None:
+    lock, target = tmp_path / "x.sock.lock", tmp_path / "target"
+    if kind == "link":
+        lock.symlink_to(target)
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(ConfigError, match=r"x\.sock"):
+        bind_listener(str(tmp_path / "x.sock"))
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
+def test_modes_are_set_whatever_the_umask(mask: int, tmp_path: Path) -> None:
+    """Also those of the directories that are made for the socket."""
+    path = tmp_path / "a" / "b" / "x.sock"
+    before = os.umask(mask)
+    try:
+        listener = bind_listener(str(path))
+    finally:
+        os.umask(before)
+    for made, mode in ((path, 0o660), (path.parent, 0o755), (tmp_path / "a", 0o755)):
+        assert stat.S_IMODE(made.stat().st_mode) == mode, made
     listener.socket.close()
 
 

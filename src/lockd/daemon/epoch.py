@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from lockd.errors import ConfigError
+from lockd.lockspaces.places import make_directory
 from lockd.names import quoted
 
 TOKENS_PER_EPOCH: Final = 10**12
@@ -26,7 +27,11 @@ MAX_EPOCH: Final = 2**63 // TOKENS_PER_EPOCH - 1
 _FILE: Final = "epoch"
 _LOCK_FILE: Final = "epoch.lock"
 _NEW_FILE: Final = "epoch.new"
-_NEW_FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NEW_FILE_FLAGS: Final = (
+    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+)
+"""Whoever could put a symbolic link or a FIFO there has no business there."""
 
 
 class Epoch:
@@ -89,8 +94,10 @@ def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
             holds is no epoch.
     """
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        place = make_directory(os.path.abspath(directory))
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except ConfigError as error:
+        raise ConfigError(f"the state directory: {error}") from None
     except OSError as error:
         raise _cannot(directory, error) from None
     with ExitStack() as unless_good:
@@ -131,7 +138,7 @@ def resume_epoch(directory: str, number: int, reserved: int) -> Epoch:
 
 def _read(directory_fd: int, directory: str) -> int:
     try:
-        fd = os.open(_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        fd = os.open(_FILE, _READ_FLAGS, dir_fd=directory_fd)
     except FileNotFoundError:
         return 0
     with open(fd, "rb") as file:

@@ -4,11 +4,12 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NamedTuple
 
 from lockd.errors import ConfigError
+from lockd.lockspaces.places import make_directory
 from lockd.names import quoted
 
 Role = Literal["client", "admin", "virtlockd", "metrics"]
@@ -29,6 +30,13 @@ UMASK: Final = 0o117
 
 OWNER_UMASK: Final = 0o177
 """Of the other sockets: only its owner may, and root."""
+
+DIRECTORY_MODE: Final = 0o755
+"""Of a directory that is made for a socket: all may pass through."""
+
+_LOCK_FLAGS: Final = (
+    os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+)
 
 Plain = dict[str, Any]
 
@@ -64,14 +72,9 @@ class Listener:
         if self._inode is None:
             return
         # Somebody may have removed it, or its directory, before.
-        with suppress(FileNotFoundError):
-            directory = _open_directory(self.path)
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX)
-                if _inode(self.path) == self._inode:
-                    os.unlink(self.path)
-            finally:
-                os.close(directory)
+        with suppress(FileNotFoundError, ConfigError), _alone(self.path, fcntl.LOCK_EX):
+            if _inode(self.path) == self._inode:
+                os.unlink(self.path)
 
 
 def load_listener(data: Plain) -> Listener:
@@ -106,21 +109,18 @@ def bind_listener(path: str, umask: int = UMASK) -> Listener:
     """Returns a listening socket at a path, of which no other daemon makes use.
 
     A socket file that nobody listens to is a leftover and is replaced. While this is
-    found out, the directory is locked (flock(2)), or two daemons could both find the
-    leftover, and the second remove the first one's new socket.
+    found out, no other daemon does the same (`_alone`), or two could both find the
+    leftover, and the second remove the first one's new socket. A directory that is
+    missing is made, with mode 0755.
 
     Raises:
         ConfigError: another daemon listens there, or the path cannot be used.
     """
     try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-        fd = _open_directory(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _make_directory_of(path)
+        with _alone(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
             _remove_leftover(path)
             return _bind(path, umask)
-        finally:
-            os.close(fd)
     except BlockingIOError:
         raise ConfigError(
             f"another daemon is just being started at {quoted(path)}: use that one"
@@ -130,9 +130,52 @@ def bind_listener(path: str, umask: int = UMASK) -> Listener:
         raise ConfigError(f"the socket {quoted(path)}: {reason}") from None
 
 
-def _open_directory(path: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    return os.open(os.path.dirname(path) or ".", flags)
+def _make_directory_of(path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(directory):
+        return
+    try:
+        make_directory(directory, DIRECTORY_MODE)
+    except ConfigError as error:
+        raise ConfigError(f"the socket {quoted(path)}: {error}") from None
+
+
+@contextmanager
+def _alone(path: str, operation: int) -> Iterator[None]:
+    """Lets no other daemon change what is at a path, while the body runs.
+
+    What is locked for that is a file that nobody else may open: whoever can open it can
+    lock it, and hold up every start.
+
+    Args:
+        operation: of flock(2).
+    """
+    lock = f"{path}.lock"
+    while True:
+        fd = os.open(lock, _LOCK_FLAGS, 0o600)
+        try:
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+                raise ConfigError(
+                    f"{quoted(lock)} is in the way, and not ours: remove it, or choose "
+                    "another path"
+                )
+            fcntl.flock(fd, operation)
+            # Whoever had it before us has removed it.
+            if _leads_to(lock, status):
+                try:
+                    yield
+                finally:
+                    os.unlink(lock)
+                return
+        finally:
+            os.close(fd)
+
+
+def _leads_to(path: str, status: os.stat_result) -> bool:
+    with suppress(FileNotFoundError):
+        return _inode(path) == (status.st_dev, status.st_ino)
+    return False
 
 
 def _inode(path: str) -> tuple[int, int]:

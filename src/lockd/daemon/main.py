@@ -103,6 +103,7 @@ def main(
     what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
     give its place to the program as it is now on disk, which no client notices.
     """
+    _open_standard_streams()
     options = Options(config, timeout)
     passed: dict[Role, socket_module.socket] = {}
     kept: list[tuple[str, int]] = []
@@ -314,6 +315,16 @@ def _check_lockspaces(config: Config, path: str | None) -> list[str]:
             raise ConfigError(f"{where}: {error}") from None
         found += [f"lockspace {quoted(name)}: {quoted(x)} is made" for x in missing]
     return found
+
+
+def _open_standard_streams() -> None:
+    """Opens those that whoever started us has closed (`lockd 2>&-`).
+
+    A socket or a lock file would get their numbers, and be written to as the log.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(fd, True)  # for the program that takes our place
+    os.close(fd)
 
 
 def _make_room_for_descriptors() -> None:

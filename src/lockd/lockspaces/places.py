@@ -26,7 +26,7 @@ STEP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens whatever has a name, without touching it (open(2))."""
 
 PRIVATE: Final = 0o700
-"""The mode of a directory that is made, and of every one that is made for it."""
+"""The mode of a directory that is nobody else's business."""
 
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 MAX_LINKS: Final = 40
@@ -36,10 +36,11 @@ SYSTEM_USER: Final = "lockd"
 """Under whom the host's daemon runs. What is his is ours, for root, too."""
 
 
-def make_directory(path: str) -> str:
+def make_directory(path: str, mode: int = PRIVATE) -> str:
     """Makes a directory that may be missing, and all that is missing on the way to it.
 
-    Each one that is made has mode 0700, whatever the umask.
+    Args:
+        mode: of each one that is made, whatever the umask.
 
     Returns:
         The path without symbolic links.
@@ -48,7 +49,7 @@ def make_directory(path: str) -> str:
         ConfigError: it cannot be made, it is no directory, or somebody else could
             write to it or exchange it.
     """
-    return _Way(path, make=True).place
+    return _Way(path, mode).place
 
 
 def check_directory(path: str) -> str:
@@ -57,12 +58,12 @@ def check_directory(path: str) -> str:
     What cannot be seen before it is tried is not found: a file system that is full, or
     read-only.
     """
-    return _Way(path, make=False).place
+    return _Way(path, None).place
 
 
 def missing_directories(path: str) -> list[str]:
     """Returns which directories `make_directory` would make, the first one first."""
-    return _Way(path, make=False).missing
+    return _Way(path, None).missing
 
 
 class _Way:
@@ -73,11 +74,12 @@ class _Way:
         missing: the directories on it that were not there.
     """
 
-    def __init__(self, path: str, *, make: bool) -> None:
+    def __init__(self, path: str, mode: int | None) -> None:
         self.place = "/"
         self.missing: list[str] = []
         self._path = path
-        self._make = make
+        #: Of what is made; None where nothing is.
+        self._mode = mode
         self._fd = _open_root()
         try:
             self._go()
@@ -128,19 +130,19 @@ class _Way:
 
     def _open(self, name: str, place: str) -> int | None:
         """Opens what has a name, after making it if it is missing; None: it is not."""
-        if self.missing and not self._make:
+        if self.missing and self._mode is None:
             self.missing.append(place)
             return None
         try:
             return os.open(name, STEP_FLAGS, dir_fd=self._fd)
         except FileNotFoundError:
             self.missing.append(place)
-        if not self._make:
+        if self._mode is None:
             return None
         try:
             os.mkdir(name, PRIVATE, dir_fd=self._fd)
             # The umask may have taken what is needed. Nobody can have exchanged it.
-            os.chmod(name, PRIVATE, dir_fd=self._fd)
+            os.chmod(name, self._mode, dir_fd=self._fd)
         except FileExistsError:
             pass  # somebody was faster: it is looked at as any other
         except OSError as error:
