@@ -4,21 +4,29 @@ Ten connections watch and never read, while another one takes a lock and release
 some seconds, under the service manager of the tests, as the service is kept. What is in
 shared memory all the while, and after the watchers have gone, is what counts.
 
+Then another user's 150 watchers, which do not read either, shut down their sending side
+while events come, and go, and come again. The daemon lives, and who causes the events
+hardly notices. This takes root.
+
     PYTHONPATH=.:tests python -m campaigns.watchers [SECONDS]
 """
 
 import os
+import socket
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from multiprocessing import Process
 from pathlib import Path
+from statistics import quantiles
 from typing import Final
 
 from campaigns.tools import Counts, end
 from service_manager import ServiceManager
-from wire_client import WireClient, wait_for_sessions
+from wire_client import NOBODY, WireClient, wait_for_sessions
 
 SECONDS: Final = 8.0
 WATCHERS: Final = 10
@@ -27,6 +35,12 @@ LEFT_MIB: Final = 1.0
 QUIET: Final = 30.0
 LOOK: Final = 0.02
 MIB: Final = 1 << 20
+
+CROWD: Final = 150
+ROUNDS: Final = 20
+PAUSE: Final = 0.1
+ALONE: Final = 2_000
+MOST_MS: Final = 20.0
 
 CONFIG: Final = """
 [limits]
@@ -40,7 +54,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lockd-watchers-") as place:
         os.environ["PYTHONPYCACHEPREFIX"] = f"{place}/pycache"
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        end(who_never_read(Path(place), seconds))
+        places = [Path(place) / name for name in ("memory", "time")]
+        for made in places:
+            made.mkdir()
+        found = [who_never_read(places[0], seconds), who_half_close(places[1])]
+        end(*found)
 
 
 class Gauge:
@@ -99,6 +117,72 @@ def who_never_read(place: Path, seconds: float) -> Counts:
         manager.drain()
         counts.must("restarts", int(manager.pid != pid or not is_alive(pid)), 0)
     return counts
+
+
+def who_half_close(place: Path) -> Counts:
+    """Watchers of another user, who say no more while events come; and who go."""
+    counts = Counts(
+        f"{CROWD} watchers of another user that half-close, {ROUNDS} rounds"
+    )
+    for path in (place.parent, place):
+        path.chmod(0o755)
+    manager = ServiceManager(place, CONFIG, checks=False)
+    try:
+        manager.socket.chmod(0o666)
+        manager.start()
+        manager.drain()
+        pid = manager.pid
+        with WireClient(manager.socket) as client:
+            alone: list[float] = []
+            latencies(client, lambda: len(alone) >= ALONE, alone)
+            crowd = Process(target=half_close, args=(str(manager.socket),))
+            crowd.start()
+            beside = latencies(client, lambda: not crowd.is_alive(), [])
+            crowd.join()
+            counts.show("rounds of locks without them, p99", f"{p99(alone):.1f}", "ms")
+            counts.show("rounds of locks beside them", len(beside))
+            counts.must("p99 of them", p99(beside), MOST_MS, "ms")
+            counts.must("watchers that failed", crowd.exitcode or 0, 0)
+            wait_for_sessions(client, 1)
+        manager.drain()
+        counts.must("restarts", int(manager.pid != pid or not is_alive(pid)), 0)
+        defects = manager.log().count("defect")
+        counts.must("defects in the log", defects, 0)
+    finally:
+        manager.close()
+    return counts
+
+
+def half_close(path: str) -> None:
+    """Comes with a crowd of watchers, half-closes, and goes; again and again."""
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    for _ in range(ROUNDS):
+        with ExitStack() as stack:
+            crowd = [stack.enter_context(WireClient(path)) for _ in range(CROWD)]
+            asked = [watcher.send("watch") for watcher in crowd]
+            for watcher, msgid in zip(crowd, asked, strict=True):
+                watcher.result(msgid)
+            time.sleep(PAUSE)
+            for watcher in crowd:
+                watcher.socket.shutdown(socket.SHUT_WR)
+            time.sleep(PAUSE)
+
+
+def latencies(
+    client: WireClient, is_over: Callable[[], bool], times: list[float]
+) -> list[float]:
+    """Takes a lock and releases it until it is over; adds how long each took, in ms."""
+    while not is_over():
+        began = time.perf_counter()
+        client.acquire("a")
+        client.call("release", resource="a")
+        times.append((time.perf_counter() - began) * 1_000)
+    return times
+
+
+def p99(times: list[float]) -> float:
+    """Returns what one in a hundred takes longer than."""
+    return quantiles(times, n=100)[-1]
 
 
 def work(client: WireClient, seconds: float) -> int:
