@@ -24,14 +24,6 @@ DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 
 
-class OutsideHolder(NamedTuple):
-    """Who locks an anchor from outside lockd, as far as the kernel tells."""
-
-    mode: Mode
-    pid: int | None = None
-    command: str | None = None
-
-
 class ResourceKey(NamedTuple):
     """The full name of the thing that is locked."""
 
@@ -42,3 +34,17 @@ class ResourceKey(NamedTuple):
         if self.lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
             return self.resource
         return f"{self.lockspace}:{self.resource}"
+
+
+class OutsideHolder(NamedTuple):
+    """Who locks an anchor that somebody else wants, as far as that is known.
+
+    Attributes:
+        pid, command: a process outside lockd, as the kernel tells; or of `key`.
+        key: what lockd itself has anchored there, under another name of the file.
+    """
+
+    mode: Mode
+    pid: int | None = None
+    command: str | None = None
+    key: ResourceKey | None = None

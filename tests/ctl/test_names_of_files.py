@@ -10,7 +10,7 @@ import pytest
 from conftest import StartDaemon
 from ctl.processes import Lockctl
 from daemon_process import DaemonProcess
-from lockd import Client
+from lockd import Client, connect
 
 
 @pytest.fixture
@@ -89,3 +89,16 @@ def test_path_that_leads_elsewhere_is_free(
     other.touch()
     for path in (other, disk.with_name("missing"), disk.parent):
         assert lockctl("test", path).stdout == "free\n"
+
+
+@pytest.mark.parametrize("timeout", ["0", "0.2"])
+def test_refusal_names_holder_and_name_under_which_a_file_is_held(
+    lockctl: Lockctl, sock: str, disk: Path, timeout: str
+) -> None:
+    hard, _ = links_of(disk)
+    with connect(sock, name="nightly") as holder:
+        holder.acquire(str(disk))
+        done = lockctl("run", "-w", timeout, hard, "--", "true")
+    assert done.returncode == 75
+    by = f"by nightly (pid {os.getpid()}) under the name '{disk}'"
+    assert f"held exclusively {by}" in done.stderr

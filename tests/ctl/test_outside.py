@@ -10,6 +10,8 @@ import pytest
 from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input, open_to_all
 from daemon_process import DaemonProcess
 from lockd import Client, connect
+from lockd.ctl.top.board import Board
+from lockd.ctl.top.tables import TABLES
 
 
 @pytest.fixture
@@ -148,3 +150,27 @@ def test_run_that_waits_for_a_lock_past_lockd_says_whose(
 
 def program() -> str:
     return os.path.basename(sys.executable)
+
+
+def test_list_and_top_name_a_lock_past_lockd(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    pid = locker(disk, "POSIX")
+    waiting = lockctl.start("run", disk, "--", "true")
+    while not client.query(str(disk))["outside"]:
+        pass
+    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        called = file.read().strip()
+    (line,) = lockctl("list").stdout.splitlines()
+    cells = line.split("\t")
+    assert cells[2:6] == ["exclusive", "0", f"{called} outside lockd", str(pid)]
+    board = Board()
+    (told,) = client.list_resources()
+    board.take(told, 0.0)
+    locks = TABLES[0]
+    (row,) = locks.rows(board, 1.0)
+    assert row.cells["HELD BY"] == f"{called} (pid {pid}) outside lockd"
+    waits = next(table for table in TABLES if table.name == "waits")
+    (row,) = waits.rows(board, 1.0)
+    assert row.cells["HELD BY"] == f"{called} (pid {pid}) outside lockd"
+    end_input(waiting)

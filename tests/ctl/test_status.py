@@ -35,9 +35,9 @@ def test_status_says_how_the_daemon_is(
 ) -> None:
     client.acquire("a")
     facts = facts_of(lockctl)
-    assert list(facts)[:11] == [
+    assert list(facts)[:12] == [
         *("socket", "version", "pid", "unit", "uptime", "epoch", "live upgrades"),
-        *("sessions", "held", "waiting", "survives a crash"),
+        *("sessions", "held", "holders", "waiting", "survives a crash"),
     ]
     assert facts["socket"] == str(lockd.socket)
     assert facts["version"] == __version__
@@ -102,3 +102,14 @@ def test_stop_of_a_daemon_that_systemd_does_not_run_says_how(
 def test_stop_works_without_systemctl(lockctl: Lockctl, lockd: DaemonProcess) -> None:
     lockctl.env["PATH"] = os.devnull
     assert f"`kill {lockd.pid}` ends it" in lockctl("stop").stderr
+
+
+def test_held_means_the_same_on_every_line(lockctl: Lockctl, sock: str) -> None:
+    with connect(sock) as one, connect(sock) as other:
+        one.acquire("alone")
+        for client in (one, other):
+            client.acquire("shared", mode="shared")
+        lines = lockctl("status").stdout.splitlines()
+    facts = dict(line.split("\t") for line in lines)
+    assert (facts["held"], facts["holders"]) == ("2", "3")
+    assert facts["lockspace default"] == "memory, 2 held"

@@ -365,6 +365,38 @@ def address(lockd: DaemonProcess) -> str:
     return lockd.wait_for_line("metrics at").rpartition(" ")[2]
 
 
+def test_lockspace_that_not_all_may_know_of_has_no_name_in_public(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    text_file = tmp_path / "lockd.prom"
+    hidden = "kind = 'memory'\nallow_users = {acquire = [], share = [], list = []}\n"
+    lockd = start_daemon(
+        f"[metrics]\nlisten = '127.0.0.1:0'\ntextfile = '{text_file}'\n"
+        f"[lockspaces.secret]\n{hidden}[lockspaces.other]\n{hidden}"
+        "[lockspaces.known]\nkind = 'memory'\nallow_groups.list = ['*']\n"
+    )
+    url = lockd.wait_for_line("metrics at").rpartition(" ")[2]
+    with WireClient(lockd.socket) as client:
+        for space in ("secret", "other", "known"):
+            client.acquire("a", lockspace=space)
+        whole = metrics(client)
+        public = fetched(url)
+        client.call("release", lockspace="secret", resource="a")
+        assert fetched(url)("lockd_ends_total", cause="released") == 1
+    assert whole("lockd_held", lockspace="secret") == 1
+    assert public("lockd_held") == 2
+    assert public("lockd_held", lockspace="known") == 1
+    assert public("lockd_grants_total") == public("lockd_wait_seconds_count") == 2
+    assert public("lockd_anchors", lockspace="direct") == 0
+    labels = {label for _, labels in public.values for label in labels}
+    assert {value for name, value in labels if name == "lockspace"} == {
+        *("default", "direct", "known")
+    }
+    while not text_file.exists():
+        pass
+    assert "secret" not in text_file.read_text()
+
+
 def test_reload_begins_and_ends_to_listen(lockd: DaemonProcess) -> None:
     url = address(lockd)
     assert fetched(url)("lockd_complaint") == 0

@@ -32,6 +32,25 @@ def test_refusal_names_lock_holders_and_waiters_on_one_line(code: str) -> None:
     assert found.isprintable()
 
 
+@pytest.mark.parametrize("code", ["busy", "timeout", "deadlock", "already_held"])
+@pytest.mark.parametrize("holders", [(), (EXCLUSIVE,), (GRANT, GRANT)])
+@pytest.mark.parametrize("waiters", [(), (WAITER,), (WAITER, WAITER)])
+@pytest.mark.parametrize("outside", [None, OutsideHolder("shared", 9, "qemu")])
+def test_every_refusal_names_its_lock_once(
+    code: str,
+    holders: tuple[Grant, ...],
+    waiters: tuple[Waiter, ...],
+    outside: OutsideHolder | None,
+) -> None:
+    """Where nobody holds it, too: a try is refused behind waiters."""
+    if code == "busy" and not (holders or waiters or outside):
+        return  # nobody is refused so
+    found = Situation(KEY, holders, len(holders), waiters, len(waiters))
+    told = said(code, situation=found, outside=outside, waited=1.0)
+    assert told.count("'disks:a'") == 1, told
+    assert "it" not in told[: told.index("'disks:a'")].split(), told
+
+
 def test_one_holder_is_named_with_time_and_reason() -> None:
     found = said("busy", situation=Situation(KEY, (EXCLUSIVE,), 1, (WAITER,), 1))
     assert "exclusively" in found

@@ -20,7 +20,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
 from lockspaces.outside import NOBODY, Outside, flags_of, nobody
 
 needs_root = pytest.mark.skipif(
@@ -144,7 +144,7 @@ def test_ofd_lock_from_outside_has_no_name(
     outside.lock(locks / "web1", kind="ofd")
     with pytest.raises(BusyError) as refusal:
         open_anchor(space, "web1")
-    assert refusal.value.facts["outside"] == (EXCLUSIVE, None, None)
+    assert refusal.value.facts["outside"] == OutsideHolder(EXCLUSIVE)
 
 
 def test_two_lockspaces_on_one_directory_exclude_and_do_not_name_each_other(

@@ -12,7 +12,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import ordinal, outsider, say, show_json, user
+from lockd.ctl.render import obstacle, ordinal, say, show_json, user
 from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
@@ -182,7 +182,7 @@ def _node(party: Thing) -> Node:
 
 
 def _outside(found: Thing | None) -> str | None:
-    return None if found is None else outsider(found["command"], found["pid"])
+    return None if found is None else obstacle(found)
 
 
 # The tree.

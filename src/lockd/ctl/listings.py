@@ -10,7 +10,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
-from lockd.ctl.render import ordinal, outsider, purpose, show_json, show_table, user
+from lockd.ctl.render import obstacle, ordinal, purpose, show_json, show_table, user
 from lockd.names import canonical_path, quoted
 from lockd.text import duration
 
@@ -187,7 +187,7 @@ _NOBODY: Final[Thing] = dict.fromkeys(
 
 def _resource(resource: Thing, *, brief: bool) -> list[object]:
     holders, count = resource["holders"], resource["holder_count"]
-    first = holders[0] if holders else _NOBODY
+    first = holders[0] if holders else _past_lockd(resource)
     # On a terminal, that others share the lock outlives every cut: `tar +1`.
     more = f" +{count - 1}" if brief and count > 1 else ""
     return [
@@ -205,6 +205,18 @@ def _resource(resource: Thing, *, brief: bool) -> list[object]:
         first["command"],
         first["unit"],
     ]
+
+
+def _past_lockd(resource: Thing) -> Thing:
+    """Returns who holds what nobody holds in lockd, as far as the daemon met him."""
+    outside = resource.get("outside")  # a daemon that is older does not say
+    if outside is None:
+        return _NOBODY
+    return _NOBODY | {
+        "mode": outside["mode"],
+        "name": obstacle(outside | {"pid": None}),
+        "pid": outside["pid"],
+    }
 
 
 def _waiter(waiter: Thing) -> list[object]:
@@ -229,7 +241,7 @@ def _behind(waiter: Thing) -> Iterator[str]:
     for other in waiter["behind"]:
         yield f"{other['name']} ({other['pid']})"
     if outside := waiter["outside"]:
-        yield outsider(outside["command"], outside["pid"])
+        yield obstacle(outside)
 
 
 def _session(session: Thing) -> list[object]:

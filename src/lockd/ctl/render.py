@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lockd.ctl.streams import UnwrittenError, draw
 from lockd.names import plain
+from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,10 +180,25 @@ def purpose(party: Mapping[str, Any]) -> str | None:
     return ": ".join(filter(None, (party["label"], party["reason"]))) or None
 
 
-def outsider(program: str | None, pid: int | None) -> str:
+def outsider(program: str | None, pid: int | None, where: str = "outside lockd") -> str:
     """Returns who locks a file past lockd, as far as that is known."""
     known = f" (pid {pid})" if pid else ""
-    return f"{plain(program or 'a process')}{known} outside lockd"
+    return f"{plain(program or 'a process')}{known} {where}"
+
+
+def obstacle(outside: Mapping[str, Any]) -> str:
+    """Returns who locks a file that somebody waits for, as the daemon tells it.
+
+    That is a process past lockd, or a holder in lockd under another name of the file.
+    """
+    return outsider(outside["command"], outside["pid"], where_of(outside))
+
+
+def where_of(outside: Mapping[str, Any]) -> str:
+    """Returns whether a lock is past lockd, or under which other name in it."""
+    if outside.get("resource") is None:
+        return "outside lockd"
+    return f"as {plain(str(ResourceKey(outside['lockspace'], outside['resource'])))}"
 
 
 def _cell(value: object) -> str:

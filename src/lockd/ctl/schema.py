@@ -54,6 +54,21 @@ class Waiter(Party, kw_only=True):
     reason: str | None
 
 
+class OutsideHolder(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Who locks a file that somebody waits for, as far as is known.
+
+    Attributes:
+        lockspace, resource: under which other name of the file it is held in lockd;
+            missing if it is locked past lockd.
+    """
+
+    mode: Mode
+    pid: int | None
+    command: str | None
+    lockspace: str | None = None
+    resource: str | None = None
+
+
 class Resource(Struct, forbid_unknown_fields=True, kw_only=True):
     """What is held or waited for; in a listing at most 4 of each party are named."""
 
@@ -63,6 +78,7 @@ class Resource(Struct, forbid_unknown_fields=True, kw_only=True):
     holder_count: int
     waiters: list[Waiter]
     waiter_count: int
+    outside: OutsideHolder | None
 
 
 class LastHolder(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -100,18 +116,9 @@ class PastEvent(Struct, forbid_unknown_fields=True, kw_only=True):
     held_for: float | None = None
 
 
-class OutsideHolder(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A process that is not lockd's and locks the file, as far as is known."""
-
-    mode: Mode
-    pid: int | None
-    command: str | None
-
-
 class Story(Resource, kw_only=True):
     """All about one resource."""
 
-    outside: OutsideHolder | None
     last_holder: LastHolder | None
     history: list[PastEvent]
 

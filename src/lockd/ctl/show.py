@@ -19,6 +19,7 @@ from lockd.ctl.render import (
     show_json,
     show_table,
     user,
+    where_of,
 )
 from lockd.ctl.state import State, name_of, state_of
 from lockd.errors import AcquireTimeoutError
@@ -217,7 +218,9 @@ def _story(found: State) -> Iterator[list[object]]:
         ]
     if not (found.outside or found.elsewhere) and (other := state["outside"]):
         who = other["command"], other["pid"]
-        yield ["holds, outside lockd", *who, *[None] * 3, other["mode"], *[None] * 3]
+        how = where_of(other)
+        state_word = f"holds, {how}" if how == "outside lockd" else f"holds {how}"
+        yield [state_word, *who, *[None] * 3, other["mode"], *[None] * 3]
     yield from _waiters(state)
     for name, each in names.items():
         yield from _waiters(each, f" as {name}")

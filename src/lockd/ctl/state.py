@@ -11,7 +11,7 @@ from lockd.ctl.files import (
     program_of,
     states_of,
 )
-from lockd.ctl.render import outsider, purpose, since
+from lockd.ctl.render import obstacle, outsider, purpose, since
 from lockd.names import plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
@@ -81,7 +81,7 @@ class State(NamedTuple):
                 first = self.outside[0]
                 return f"held by {outsider(program_of(first), first['pid'])}"
             if found := self.resource["outside"]:
-                return f"held by {outsider(found['command'], found['pid'])}"
+                return f"held by {obstacle(found)}"
             return "held by nobody in lockd"
         holder = by["holders"][0]
         others = sum(x["holder_count"] for x in self._everywhere)

@@ -49,11 +49,16 @@ def status(socket: str | None, /, as_json: bool) -> None:
         )
         return
     others = [("another daemon", f"{path}: {CHOOSE}") for path in place.others]
-    facts = [*_facts(found), *_limits(found), *map(_space, spaces)]
+    facts = [*_facts(found, spaces), *_limits(found), *map(_space, spaces)]
     show_facts([("socket", place.path), *others, *facts])
 
 
-def _facts(found: Thing) -> list[tuple[str, object]]:
+def _held(spaces: list[Thing]) -> int:
+    """Returns how many locks are held: one that is shared counts once."""
+    return sum(space["held"] or 0 for space in spaces)
+
+
+def _facts(found: Thing, spaces: list[Thing]) -> list[tuple[str, object]]:
     upgrade = found["upgrade"]
     ready = "ready" if upgrade["ready"] else f"not now: {upgrade['why']}"
     return [
@@ -64,9 +69,10 @@ def _facts(found: Thing) -> list[tuple[str, object]]:
         ("epoch", found["epoch"]),
         ("live upgrades", f"{found['upgrades']} so far; {ready} for another"),
         ("sessions", found["sessions"]),
-        ("held", found["held"]),
+        ("held", _held(spaces)),
+        ("holders", found["held"]),
         ("waiting", found["waiting"]),
-        ("survives a crash", _what_survives(found["kept"])),
+        ("survives a crash", _what_survives(found["kept"], _held(spaces))),
     ]
 
 
@@ -88,18 +94,16 @@ def _space(space: Thing) -> tuple[str, object]:
     where = f" in {space['path']}" if space["path"] else ""
     on = f" ({space['file_system']})" if space["file_system"] else ""
     held = "" if space["held"] is None else f", {space['held']} held"
-    kill = ", kills whom it loses" if space["on_disconnect"] == "kill" else ""
+    kill = ", kills owners that disconnect" if space["on_disconnect"] == "kill" else ""
     return f"lockspace {space['name']}", f"{space['kind']}{where}{on}{held}{kill}"
 
 
-def _what_survives(kept: Thing) -> str:
+def _what_survives(kept: Thing, locks: int) -> str:
     if kept["by"] is None:
         return (
             "nothing: it was not started by a service manager with a descriptor "
             "store, and all locks and connections end with it"
         )
-    locks, connections = kept["locks"], kept["connections"]
-    return (
-        f"everything: {counted(locks, 'lock')} and "
-        f"{counted(connections, 'connection')} are kept by the {kept['by']}"
-    )
+    connections = counted(kept["connections"], "connection")
+    held = counted(locks, "lock")
+    return f"everything: {held} and {connections} are kept by the {kept['by']}"

@@ -21,7 +21,7 @@ from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
 from lockd.protocol.methods import Method
-from lockd.terms import DIRECT_LOCKSPACE, Mode, ResourceKey
+from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, Mode, ResourceKey
 
 Operation = Literal["acquire", "share", "list", "details", "break"]
 
@@ -91,6 +91,15 @@ class Access:
             return lockspace in self._rights
         return any(self.may(peer, operation, lockspace) for operation in OPERATIONS)
 
+    def is_known_to_all(self, lockspace: str) -> bool:
+        """Tells whether everybody who can connect may know of a lockspace.
+
+        All know of those that every daemon has.
+        """
+        if lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
+            return True
+        return any(x.everybody for x in self._rights.get(lockspace, {}).values())
+
     def check(self, peer: Peer, operation: Operation, lockspace: str) -> None:
         """Raises unless a peer may do something in a lockspace.
 
@@ -142,6 +151,8 @@ def rights_of(config: LockspaceConfig) -> Rights:
         for operation in OPERATIONS
     }
     rights["share"] |= rights["acquire"]
+    # Nobody can take a lock away without seeing whose it is.
+    rights["list"] |= rights["break"]
     return rights
 
 

@@ -119,12 +119,17 @@ class Answers:
         peer.expected.pop(effect.request, None)
         effect = self._veil.refusal(effect, peer)
         now = trio.current_time()
-        facts = views.facts(effect, now) if peer.connection.greeted else None
+        facts = self._facts(effect, peer, now) if peer.connection.greeted else None
         # libvirt asks as it always did, whatever it is told.
         said = sentence(effect, now, advises=not peer.is_libvirt)
         error = error_for_code(effect.code, said, facts)
         peer.send_error(effect.request, error)
         self.behind.add(peer)
+
+    def _facts(self, effect: e.Refused, peer: Peer, now: float) -> dict[str, Any]:
+        found = effect.situation
+        lockspace = None if found is None else found.key.lockspace
+        return views.facts(effect, now, self._veil.look(peer, lockspace))
 
     def _tell_lost(self, effect: e.Lost) -> None:
         peer = self.peers.get(effect.session)

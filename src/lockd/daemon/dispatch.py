@@ -425,7 +425,7 @@ class Dispatcher:
         """Writes into the log who did what to whom, and why: never left out."""
         who = _who(self._engine.sessions[peer.session].owner.identity, peer.session)
         by = f"uid {peer.credentials.uid}, {who}"
-        logger.warning("= %s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)
+        logger.warning("%s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)
 
 
 def _who(owner: c.Owner, session: int) -> str:

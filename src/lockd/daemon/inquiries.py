@@ -28,7 +28,8 @@ def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Ma
     now = trio.current_time()
     last = veil.last_holder(engine.last_holders.get(key), peer)
     situation = veil.situation(engine.situation(key), peer)
-    found = views.situation(situation, now, must_fence=engine.must_fence)
+    look = veil.look(peer, key.lockspace)
+    found = views.situation(situation, now, look=look, must_fence=engine.must_fence)
     outside = situation.outside
     return found | {
         "last_holder": views.last_holder(last, now),

@@ -48,6 +48,10 @@ class Scene(NamedTuple):
     veil: Veil
     memory: views.Memory
 
+    def look(self, lockspace: str | None) -> views.Look:
+        """Returns how commands are found that the peer may see (`Veil.look`)."""
+        return self.veil.look(self.peer, lockspace, self.memory)
+
 
 class Wanted(NamedTuple):
     """Which resources are listed: those that are all of what is said here.
@@ -82,7 +86,7 @@ class Wanted(NamedTuple):
             self.owner in (None, owner.name, owner.uuid)
             and self.uid in (None, owner.uid)
             and self.pid in (None, owner.pid)
-            and (self.unit is None or self.unit == look(owner.pid, now)[1])
+            and (self.unit is None or self.unit == look(owner, now)[1])
         )
 
 
@@ -132,7 +136,10 @@ def _resource(
     now = trio.current_time()
     situation = scene.veil.situation(found.situation(), scene.peer)
     must_fence = scene.engine.must_fence
-    shown = views.situation(situation, now, views.IN_LIST, scene.memory, must_fence)
+    look = scene.look(found.key.lockspace)
+    shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
+    outside = situation.outside
+    shown["outside"] = None if outside is None else views.outside(outside)
     if named and found.mode == SHARED:
         # Of many, those who are meant are named.
         meant = [
@@ -142,7 +149,7 @@ def _resource(
             and wanted.fencing_token in (None, grant.fencing_token)
         ]
         shown["holders"] = [
-            views.holder(_veiled(scene, grant), now, scene.memory, must_fence)
+            views.holder(_veiled(scene, grant), now, look, must_fence)
             for grant in meant[: views.IN_LIST]
         ] or shown["holders"]
     return shown
@@ -242,7 +249,9 @@ def _waiter(
             if not (request.converting and grant.owner_id == owner.owner_id)
         ][: views.IN_LIST]
     session = request.session.session_id
-    return views.party(owner.identity, session, now, scene.memory) | {
+    look = scene.look(found.key.lockspace)
+    outside = scene.veil.outside(request.outside, scene.peer)
+    return views.party(owner.identity, session, now, look) | {
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,
         "owner": owner.owner_id,
@@ -254,7 +263,7 @@ def _waiter(
         "label": request.label if shows else None,
         "reason": request.reason if shows else None,
         "behind": behind,
-        "outside": request.outside and views.outside(request.outside),
+        "outside": None if outside is None else views.outside(outside),
     }
 
 
@@ -306,7 +315,7 @@ def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listi
 
 def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
     """All sessions, and how much each holds and waits for where that may be seen."""
-    memory = scene.memory
+    memory, look = scene.memory, scene.look(None)
     misses = memory.misses
     numbers = in_order([(x,) for x in peers], lambda number: number[0] > after)
     for number in numbers:
@@ -318,7 +327,7 @@ def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
         held = yield from _count(scene, list(session.owner.grants.values()))
         waiting = [x for x in session.requests.values() if scene.sees(x.keys[0][0])]
         now = trio.current_time()
-        item = views.party(session.owner.identity, peer.session, now, memory) | {
+        item = views.party(session.owner.identity, peer.session, now, look) | {
             "client": peer.client,
             "since": views.wall_time(peer.since, now),
             "connected_for": now - peer.since,

@@ -10,14 +10,14 @@ import platform
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon import inquiries
-from lockd.daemon.counts import Space
+from lockd.daemon.counts import CAUSES, Histogram, Space
 from lockd.daemon.exposition import Family, Format, Kind, Value, render
 from lockd.daemon.limits import used_descriptors
 from lockd.daemon.listener import ROLES
@@ -39,13 +39,20 @@ class Metrics:
         self._process_started = self._started - process_age()
 
     def text(self, wanted: Format = "openmetrics") -> str:
-        """Returns all metrics as they are at this moment."""
-        return render(self.families(), wanted)
+        """Returns all metrics as they are at this moment, for admins."""
+        return render(self._families(lambda name: name), wanted)
 
-    def families(self) -> Iterator[Family]:
-        """Goes through all metrics."""
+    def public_text(self, wanted: Format = "openmetrics") -> str:
+        """Returns the same for everybody.
+
+        Lockspaces that not everybody may know of stand together, without a name.
+        """
+        is_known = self._service.access.is_known_to_all
+        return render(self._families(lambda x: x if is_known(x) else ""), wanted)
+
+    def _families(self, shown: Callable[[str], str]) -> Iterator[Family]:
         yield from self._program()
-        yield from self._lockspaces()
+        yield from self._lockspaces(shown)
         yield from self._requests()
         yield from self._limits()
         yield from self._loop()
@@ -99,41 +106,61 @@ class Metrics:
             resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
 
-    def _lockspaces(self) -> Iterator[Family]:
+    def _lockspaces(self, shown: Callable[[str], str]) -> Iterator[Family]:
+        """Goes through the metrics of lockspaces.
+
+        Args:
+            shown: under which name a lockspace is told; several may have the same.
+        """
         service = self._service
-        spaces = list(service.answers.counts.spaces.values())
+        spaces: dict[str, list[Space]] = {}
+        for space in service.answers.counts.spaces.values():
+            spaces.setdefault(shown(space.name), []).append(space)
         now = time.monotonic()
 
         def of_each(name: str, kind: Kind, about: str, value: str) -> Family:
-            found = [(_label(space), getattr(space, value)) for space in spaces]
+            found = [
+                (_label(x), _total([getattr(space, value) for space in same]))
+                for x, same in spaces.items()
+            ]
             return Family(name, kind, about, found)
 
         yield of_each("lockd_held", "gauge", "Locks that are held.", "held_count")
-        waiting = [(_label(x), len(x.waiting)) for x in spaces]
+        waiting = [
+            (_label(x), sum(len(space.waiting) for space in same))
+            for x, same in spaces.items()
+        ]
         yield Family(
             "lockd_waiting", "gauge", "Requests that wait for a lock.", waiting
         )
-        oldest = [(_label(x), _longest_wait(x, now)) for x in spaces]
+        oldest = [
+            (_label(x), max(_longest_wait(space, now) for space in same))
+            for x, same in spaces.items()
+        ]
         yield Family(
             "lockd_longest_wait_seconds",
             "gauge",
             "How long the request has waited that waits longest now.",
             oldest,
         )
-        anchors = [
-            ({"lockspace": name}, space.anchor_count)
-            for name, space in service.runtime.lockspaces.items()
-            if isinstance(space, FileLockspace)
-        ]
-        yield Family("lockd_anchors", "gauge", "Lock files that are open.", anchors)
+        anchors: Counter[str] = Counter()
+        for name, anchored in service.runtime.lockspaces.items():
+            if isinstance(anchored, FileLockspace):
+                anchors[shown(name)] += anchored.anchor_count
+        yield Family(
+            "lockd_anchors",
+            "gauge",
+            "Lock files that are open.",
+            [(_label(x), number) for x, number in anchors.items()],
+        )
         yield of_each("lockd_grants", "counter", "Locks that were granted.", "granted")
         yield of_each(
             "lockd_conversions", "counter", "Locks that were converted.", "converted"
         )
         ends = [
-            (_label(space) | {"cause": cause}, number)
-            for space in spaces
-            for cause, number in space.ends.items()
+            (_label(x) | {"cause": cause}, sum(space.ends[cause] for space in same))
+            for x, same in spaces.items()
+            for cause in CAUSES
         ]
         yield Family("lockd_ends", "counter", "Locks that ended, by cause.", ends)
         yield of_each(
@@ -265,8 +292,20 @@ class Metrics:
         )
 
 
-def _label(space: Space) -> dict[str, str]:
-    return {"lockspace": space.name}
+def _label(name: str) -> dict[str, str]:
+    return {"lockspace": name} if name else {}
+
+
+def _total(values: list[Value]) -> Value:
+    first = values[0]
+    if not isinstance(first, Histogram):
+        return sum(x for x in values if not isinstance(x, Histogram))
+    total = Histogram(first.bounds)
+    for value in values:
+        assert isinstance(value, Histogram)
+        total.counts = [x + y for x, y in zip(total.counts, value.counts, strict=True)]
+        total.total += value.total
+    return total
 
 
 def _longest_wait(space: Space, now: float) -> float:

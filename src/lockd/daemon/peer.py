@@ -310,7 +310,7 @@ class Peer:
                 ):
                     return
         except ProtocolError as error:
-            logger.info("= session %d is closed: %s", self.session, error)
+            logger.info("session %d is closed: %s", self.session, error)
             self.is_closing = True
         self._requests = None
 
@@ -400,7 +400,7 @@ class Peer:
             self._watch(self.wanted_events)
         elif unread > self._max_unread_bytes:
             logger.warning(
-                "= session %d is closed: it left %d bytes unread", self.session, unread
+                "session %d is closed: it left %d bytes unread", self.session, unread
             )
             self.is_closing = True
 

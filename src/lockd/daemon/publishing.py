@@ -64,7 +64,7 @@ class Publisher:
         with listener:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            logger.info("= metrics at http://%s:%d/metrics", shown, port)
+            logger.info("metrics at http://%s:%d/metrics", shown, port)
             await scrape.serve(listener, self._text)
 
     async def _write_again_and_again(self, wanted: MetricsConfig) -> None:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
+from msgspec.structs import replace
 
 from lockd.daemon.answers import Answers
 from lockd.daemon.defects import attempt, defect
@@ -31,7 +32,7 @@ from lockd.errors import CodedError, InternalError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.rights import STRANGER, User
 from lockd.names import quoted
-from lockd.terms import ResourceKey
+from lockd.terms import OutsideHolder, ResourceKey
 
 if TYPE_CHECKING:
     from lockd.daemon.keeping import Keeping
@@ -233,7 +234,9 @@ class Runtime:
 
     def _kept(self, outcome: AnchorOutcome) -> AnchorOutcome:
         """Sees to it that an anchor outlives us before anybody is told of it."""
-        if self.keeping is None or isinstance(outcome, c.AnchorRefused):
+        if isinstance(outcome, c.AnchorRefused):
+            return self._named(outcome)
+        if self.keeping is None:
             return outcome
         try:
             self.keeping.keep_file(outcome.key)
@@ -243,6 +246,18 @@ class Runtime:
             reason = os.strerror(error.errno or 0)
             return c.AnchorRefused(key, "unavailable", f"it cannot be kept: {reason}")
         return outcome
+
+    def _named(self, refused: c.AnchorRefused) -> c.AnchorRefused:
+        """Adds who holds a file that is locked under another name."""
+        outside = refused.outside
+        if outside is None or outside.key is None:
+            return refused
+        resource = self.engine.resources.get(outside.key)
+        for grant in () if resource is None else resource.holders.values():
+            owner = grant.owner
+            named = OutsideHolder(grant.mode, owner.pid, owner.name, outside.key)
+            return replace(refused, outside=named)
+        return refused
 
     def _close_anchor(self, effect: e.CloseAnchor) -> None:
         if self.keeping is not None:

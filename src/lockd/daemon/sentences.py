@@ -55,7 +55,7 @@ def unchangeable(found: Situation, now: float) -> str:
     if found.holder_count:
         parts.append(f"it is {_held(found, now)}")
     if found.waiter_count:
-        parts.append(_waiting(found))
+        parts.append(_waiting(found, "it"))
     return "; ".join([*parts, "try again when nobody holds it or waits for it"])
 
 
@@ -73,10 +73,12 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
         parts.append(_circle(refused.cycle))
     elif situation.holder_count:
         parts.append(f"{name} is {_held(situation, now)}")
+        name = "it"
     if outside := refused.outside or situation.outside:
         parts.append(f"{name} is {_held_outside(outside)}")
+        name = "it"
     if situation.waiter_count:
-        parts.append(_waiting(situation))
+        parts.append(_waiting(situation, name))
     return parts
 
 
@@ -107,11 +109,11 @@ def _holder(grant: Grant, now: float) -> str:
     return f"{called(grant.owner)} for {duration(now - grant.since)}{reason}"
 
 
-def _waiting(found: Situation) -> str:
+def _waiting(found: Situation, name: str) -> str:
     first = called(found.waiters[0].owner)
     if found.waiter_count == 1:
-        return f"{first} waits for it"
-    return f"{found.waiter_count} wait for it, first {first}"
+        return f"{first} waits for {name}"
+    return f"{found.waiter_count} wait for {name}, first {first}"
 
 
 def _held_outside(outside: OutsideHolder) -> str:
@@ -119,6 +121,9 @@ def _held_outside(outside: OutsideHolder) -> str:
         who = "a process that the kernel does not name"
     else:
         who = f"{plain(outside.command or 'a process')} (pid {outside.pid})"
+    if outside.key is not None:
+        by = f" by {who}" if outside.pid is not None else ""
+        return f"held {how(outside.mode)}{by} under the name {quoted(str(outside.key))}"
     return f"held {how(outside.mode)} by {who}, outside lockd"
 
 

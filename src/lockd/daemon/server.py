@@ -191,7 +191,7 @@ class Server:
         """Tells a client that its conversation is over (protocol 3.2), and why."""
         self._answers.behind.add(peer)
         peer.is_closing = True
-        logger.info("= session %d is closed: %s", peer.session, message)
+        logger.info("session %d is closed: %s", peer.session, message)
         peer.send_error(None, ProtocolError(message))
 
     def _take_turns(self) -> None:

@@ -126,7 +126,7 @@ class Service:
         #: Since when clients wait for us to go on where the daemon before stood.
         self.went_on_since: float | None = None
         self._metrics = Metrics(self)
-        self._publisher = Publisher(self._metrics.text, self.complain)
+        self._publisher = Publisher(self._metrics.public_text, self.complain)
         self._slowness = Slowness(self.answers.counts, engine)
         self.dispatcher.handlers["metrics"] = self._tell_metrics
         for method in self.dispatcher.handlers:
@@ -204,7 +204,7 @@ class Service:
             if lockspace.name not in self.runtime.lockspaces:
                 self.runtime.add_lockspace(lockspace)
         for sentence in needs_restart(running, config):
-            logger.warning("= %s", sentence)
+            logger.warning("%s", sentence)
         self.config = counts
         for name, found in rights.items():
             self.access.set_rights(name, found)
@@ -244,7 +244,7 @@ class Service:
                         )
                     )
                 self._complaint = ""
-                logger.info("= the configuration was read anew")
+                logger.info("the configuration was read anew")
             except (ConfigError, trio.TooSlowError) as error:
                 reason = str(error) or f"no end after {handover.PATIENCE:g} s"
                 self.complain(f"the configuration stays as it was: {reason}")
@@ -265,7 +265,7 @@ class Service:
             nursery.start_soon(self._publisher.run)
             for role, listener in self.listeners.items():
                 if role == METRICS:
-                    text = self._metrics.text
+                    text = self._metrics.public_text
                     nursery.start_soon(serve_metrics, listener.socket, text)
                 else:
                     self.server.listen(listener.socket, role)
@@ -307,7 +307,7 @@ class Service:
                         self._upgrading = True
                         nursery.start_soon(self._upgrade)
                 else:
-                    logger.info("= ends on %s", signal.Signals(number).name)
+                    logger.info("ends on %s", signal.Signals(number).name)
                     # A second one must not cut the end short.
                     signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
                     self._end(nursery)
@@ -333,7 +333,7 @@ class Service:
             await self._leave_signals()
             # Else another program may be there by now, which was not tried.
             if not self._asked_to_upgrade:
-                logger.info("= lockd %s gives way", __version__)
+                logger.info("lockd %s gives way", __version__)
                 await wait_written()
                 handover.give_way(self)
         except Exception as error:
@@ -370,7 +370,7 @@ class Service:
             if watchdog is not None:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
-                logger.info("= ends: nobody needed it for a while")
+                logger.info("ends: nobody needed it for a while")
                 self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
 

@@ -122,7 +122,7 @@ def revive(
                 peer.tell_resumed(epoch.number)
             service.answers.behind.add(peer)
         logger.info(
-            "= lockd %s goes on with %d held, %d waiting, %s",
+            "lockd %s goes on with %d held, %d waiting, %s",
             __version__,
             loaded.engine.held,
             loaded.engine.waiting,

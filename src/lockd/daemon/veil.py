@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 from lockd.daemon.access import Access
 from lockd.daemon.peer import Peer
+from lockd.daemon.views import Faces, Look, look_up
 from lockd.engine.commands import Owner
 from lockd.engine.effects import LastHolder, Refused, Situation, Wait
 from lockd.names import quoted
-from lockd.terms import ResourceKey
+from lockd.terms import OutsideHolder, ResourceKey
 
 HIDDEN: Final = ResourceKey("", "")
 """In the place of a resource that is not for a peer."""
@@ -38,7 +39,10 @@ class Veil:
     def refusal(self, effect: Refused, peer: Peer) -> Refused:
         """Returns a refusal as its receiver may see it."""
         situation = effect.situation
-        if peer.is_admin or situation is None:
+        if peer.is_admin:
+            return effect
+        effect = replace(effect, outside=self.outside(effect.outside, peer))
+        if situation is None:
             return effect
         if self._access.may(peer, "list", situation.key.lockspace):
             return replace(
@@ -58,6 +62,9 @@ class Veil:
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
         """Returns holders and waiters without what is not for a peer."""
+        if situation.outside is not None:
+            outside = self.outside(situation.outside, peer)
+            situation = replace(situation, outside=outside)
         if self.shows_details(peer, situation.key.lockspace):
             return situation
         return replace(
@@ -79,6 +86,39 @@ class Veil:
         if self.shows_details(peer, last.grant.key.lockspace):
             return last
         return replace(last, grant=replace(last.grant, label=None, reason=None))
+
+    def look(self, peer: Peer, lockspace: str | None, look: Look = look_up) -> Look:
+        """Returns how commands are found that a peer may see.
+
+        Arguments of a command say reasons and labels, and names of lockspaces: who may
+        not see these sees the program alone.
+
+        Args:
+            lockspace: where somebody holds or waits; None if it is about a session.
+            look: finds whole commands.
+        """
+        if peer.is_admin or (
+            lockspace is not None and self.shows_details(peer, lockspace)
+        ):
+            return look
+
+        def look_at_program(owner: Owner, now: float) -> Faces:
+            command, unit = look(owner, now)
+            if command is not None and not is_own(owner, peer):
+                command = command.split(" ", 1)[0]
+            return command, unit
+
+        return look_at_program
+
+    def outside(self, found: OutsideHolder | None, peer: Peer) -> OutsideHolder | None:
+        """Returns who locks a file, unless it is in a lockspace that a peer sees not.
+
+        Then it is not said to be from outside lockd, as it is not.
+        """
+        if found is None or found.key is None or peer.is_admin:
+            return found
+        seen = self._access.may(peer, "list", found.key.lockspace)
+        return found if seen else None
 
     def shows_details(self, peer: Peer, lockspace: str) -> bool:
         """Tells whether a peer may see the reasons and labels of others."""

@@ -35,17 +35,21 @@ program, or be moved to another unit, at any moment."""
 _MAX_REMEMBERED: Final = 16_384
 
 Faces = tuple[str | None, str | None]
-Look = Callable[[int, float], Faces]
-"""How command and unit of a process are found, for an answer of a moment."""
+Look = Callable[[Owner, float], Faces]
+"""How command and unit of an owner are found, for an answer of a moment."""
 
 Fences = Callable[[Grant], bool]
 """Tells whether a holder is dead before its lock is taken from it."""
 
 
 @lru_cache(maxsize=256)
-def look_up(pid: int, now: float) -> Faces:
-    """Looks command and unit of a process up, once for all that one answer says."""
+def _faces_of(pid: int, now: float) -> Faces:
     return (command_of(pid), unit_of(pid)) if pid else (None, None)
+
+
+def look_up(owner: Owner, now: float) -> Faces:
+    """Looks command and unit of an owner up, once for all that one answer says."""
+    return _faces_of(owner.pid, now)
 
 
 class Memory:
@@ -59,8 +63,9 @@ class Memory:
         self.misses = 0
         self._known: dict[int, tuple[float, Faces]] = {}
 
-    def __call__(self, pid: int, now: float) -> Faces:
-        """Returns command and unit of a process, as they were a moment ago."""
+    def __call__(self, owner: Owner, now: float) -> Faces:
+        """Returns command and unit of an owner, as they were a moment ago."""
+        pid = owner.pid
         until, found = self._known.get(pid, (0.0, (None, None)))
         if now < until:
             return found
@@ -74,7 +79,7 @@ class Memory:
 
 def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
     """Who somebody is (protocol 7.1)."""
-    command, unit = look(owner.pid, now)
+    command, unit = look(owner, now)
     return {
         "name": owner.name,
         "uuid": owner.uuid,
@@ -186,14 +191,14 @@ EXPLAINED: Final = {
 """The codes of refusals that who holds and who waits explain (protocol 4.3)."""
 
 
-def facts(refused: Refused, now: float) -> Map:
+def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
     """What explains a refusal (protocol 4.3)."""
     found: Map = {}
     if refused.code not in EXPLAINED:
         return found
     held_outside = refused.outside
     if refused.situation is not None:
-        found |= situation(refused.situation, now)
+        found |= situation(refused.situation, now, look=look)
         held_outside = held_outside or refused.situation.outside
     if refused.waited is not None:
         found["waited"] = refused.waited
@@ -205,8 +210,11 @@ def facts(refused: Refused, now: float) -> Map:
 
 
 def outside(found: OutsideHolder) -> Map:
-    """Who locks a file from outside lockd, as far as the kernel tells."""
-    return {"mode": found.mode, "pid": found.pid, "command": found.command}
+    """Who locks a file from outside lockd, or in it under another name."""
+    told = {"mode": found.mode, "pid": found.pid, "command": found.command}
+    if found.key is not None:
+        told |= {"lockspace": found.key.lockspace, "resource": found.key.resource}
+    return told
 
 
 def link(wait: Wait) -> Map:

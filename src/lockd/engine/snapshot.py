@@ -232,9 +232,21 @@ def dump_request(request: Request) -> Plain:
         "owner": request.owner.owner_id,
         "number": request.number,
         "keys": [list(key) for key in request.keys],
-        "refusal": None if request.refusal is None else to_builtins(request.refusal),
-        "outside": None if request.outside is None else list(request.outside),
+        "refusal": _dump_refusal(request.refusal),
+        "outside": _dump_outside(request.outside),
     } | {name: getattr(request, name) for name in _REQUEST_FIELDS}
+
+
+def _dump_refusal(refusal: AnchorRefused | None) -> Plain | None:
+    if refusal is None:
+        return None
+    plain: Plain = to_builtins(refusal)
+    return plain | {"outside": _dump_outside(refusal.outside)}
+
+
+def _dump_outside(outside: OutsideHolder | None) -> list[Any] | None:
+    # Older readers know three fields. The next try tells the name again.
+    return None if outside is None else list(outside[:3])
 
 
 class _RequestRecord(Struct):

@@ -182,7 +182,7 @@ class FileLockspace(Lockspace):
         for _ in range(MAX_RACES):
             file = self._open_file(path, mode, create, user)
             try:
-                self._check_alias(file, path)
+                self._check_alias(file, path, mode)
                 self._lock(file, path, mode)
                 if self._leads_to(path, file.inode):
                     self._files[resource] = file
@@ -217,7 +217,7 @@ class FileLockspace(Lockspace):
             raise
         return file
 
-    def _check_alias(self, file: LockFile, path: str) -> None:
+    def _check_alias(self, file: LockFile, path: str, mode: Mode) -> None:
         other = self._shared.by_inode.get(file.inode)
         if other is None:
             return
@@ -227,7 +227,8 @@ class FileLockspace(Lockspace):
             name = quoted(other.resource)
         raise BusyError(
             f"the file {quoted(path)} is locked under another name, {name}: "
-            "ask under that one"
+            "ask under that one",
+            {"outside": OutsideHolder(mode, key=other)},
         )
 
     def _lock(self, file: LockFile, path: str, mode: Mode) -> None:

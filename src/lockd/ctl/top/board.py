@@ -57,6 +57,7 @@ class Lock:
         waiters: likewise, in the order of the queue.
         holder_count: how many hold it; more than are known, perhaps.
         waiter_count: how many wait for it.
+        outside: who locks its file past lockd, as far as the daemon met him.
         last: who held it last (7.4), once that was asked for.
         asked: when all of this was last told by the daemon.
         heard: when an event was last heard of it.
@@ -70,6 +71,7 @@ class Lock:
         "holders",
         "key",
         "last",
+        "outside",
         "vague",
         "waiter_count",
         "waiters",
@@ -81,6 +83,7 @@ class Lock:
         self.waiters: list[Party] = []
         self.holder_count = 0
         self.waiter_count = 0
+        self.outside: Map | None = None
         self.last: Map | None = None
         self.asked = self.heard = 0.0
         self.vague = True
@@ -137,6 +140,7 @@ class Board:
         lock.waiters = [Party(x, now - x["waited"]) for x in told["waiters"]]
         lock.holder_count = told["holder_count"]
         lock.waiter_count = told["waiter_count"]
+        lock.outside = told.get("outside")
         lock.asked, lock.vague = now, False
         if "last_holder" in told:
             lock.last = told["last_holder"]

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Static
 
-from lockd.ctl.render import ordinal, purpose, user
+from lockd.ctl.render import obstacle, ordinal, purpose, user
 from lockd.ctl.top.board import Map
 from lockd.ctl.top.dialogs import Showing
 from lockd.ctl.top.feed import Feed
@@ -93,8 +93,10 @@ class Look(Showing):
         self._more.update(Text("\n".join(missing)))
 
     def _told(self, found: Map) -> str:
-        parts = [f"held by {found['holder_count']}, waited for by"]
-        parts[0] += f" {found['waiter_count']}"
+        by = str(found["holder_count"])
+        if not found["holders"] and found["outside"]:
+            by = obstacle(found["outside"])
+        parts = [f"held by {by}, waited for by {found['waiter_count']}"]
         usual = self.feed.board.usual(self._key)
         if usual is not None:
             parts.append(f"usually held for {duration(usual)}")

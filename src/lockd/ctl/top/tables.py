@@ -217,7 +217,7 @@ def _sessions(board: Board, now: float) -> Iterator[Row]:
 
 def _holders(lock: Lock) -> str | None:
     if not lock.holders:
-        return None
+        return None if lock.outside is None else render.obstacle(lock.outside)
     more = lock.holder_count - 1
     name: str = lock.holders[0].told["name"]
     return f"{name} +{more}" if more else name
