@@ -4,49 +4,54 @@ A misdeed is a generator. It connects, and yields after each thing that it does,
 whoever runs it decides how often it acts and when it ends. Its connections are closed
 when it ends. The daemon may close them earlier: that ends the misdeed with an OSError,
 and `misbehave` begins it anew.
+
+A `Crowd` is many of them, each in a process of its own. It kills some, and stops some
+for seconds.
 """
 
-import ctypes
+import grp
+import math
 import os
 import random
 import signal
 import socket
+import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final
 
 import msgpack
 
 from campaigns import mischief
+from torture.inside import die_with_parent, fork
 
-Misdeed = Callable[[str, random.Random], Iterator[None]]
-"""Takes the path of the daemon's socket."""
+Misdeed = Callable[[str, random.Random, int], Iterator[None]]
+"""Takes the path of the daemon's socket, and how many connections it may have."""
 
 CONNECT_SECONDS: Final = 2.0
-WATCHERS: Final = 10
-HALF_CLOSERS: Final = 150
-HELD_OPEN: Final = 20
+MOST_WATCHERS: Final = 10
 MOST_DESCRIPTORS: Final = 253
 """The kernel takes no more in one message (SCM_MAX_FD)."""
 
-_PR_SET_PDEATHSIG: Final = 1
+STOPPED_SECONDS: Final = (0.5, 4.0)
 
 
-def become(uid: int, groups: list[int]) -> None:
-    """Gives this process the rights of another user; takes root.
-
-    The kernel forgets at this moment that the process ends with its parent, so it is
-    said again.
-    """
-    os.setgroups(groups)
+def become(uid: int) -> None:
+    """Gives this process the rights of another user of the group lockd; takes root."""
+    os.setgroups([grp.getgrnam("lockd").gr_gid])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The kernel has forgotten it with the change.
+    die_with_parent()
 
 
 def misbehave(
-    misdeed: Misdeed, path: str, chance: random.Random, pause: Callable[[], bool]
+    misdeed: Misdeed,
+    path: str,
+    chance: random.Random,
+    connections: int,
+    pause: Callable[[], bool],
 ) -> None:
     """Repeats a misdeed, also after the daemon has ended its connections.
 
@@ -55,7 +60,7 @@ def misbehave(
     """
     while True:
         with suppress(OSError):
-            for _ in misdeed(path, chance):
+            for _ in misdeed(path, chance, connections):
                 if not pause():
                     return
         if not pause():
@@ -124,11 +129,11 @@ def _send_some(sock: socket.socket, data: bytes) -> None:
         sock.send(data, socket.MSG_DONTWAIT)
 
 
-def never_reads(path: str, chance: random.Random) -> Iterator[None]:
+def never_reads(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Watches over many connections, asks for more, and reads nothing."""
     with ExitStack() as stack:
         socks = []
-        for _ in range(WATCHERS):
+        for _ in range(min(connections, MOST_WATCHERS)):
             socks.append(_connected(stack, path))
             _send_some(socks[-1], _request("watch"))
             yield
@@ -139,7 +144,7 @@ def never_reads(path: str, chance: random.Random) -> Iterator[None]:
             yield
 
 
-def half_closes(path: str, chance: random.Random) -> Iterator[None]:
+def half_closes(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Watches over many connections; while events come, it ends one half of each.
 
     Nothing is read. So events fill all of them at about the same time, which may be
@@ -147,7 +152,7 @@ def half_closes(path: str, chance: random.Random) -> Iterator[None]:
     """
     with ExitStack() as stack:
         socks = []
-        for _ in range(HALF_CLOSERS):
+        for _ in range(connections):
             socks.append(_connected(stack, path))
             _send_some(socks[-1], _request("watch"))
             if chance.random() < 0.1:
@@ -161,10 +166,10 @@ def half_closes(path: str, chance: random.Random) -> Iterator[None]:
             yield
 
 
-def half_messages(path: str, chance: random.Random) -> Iterator[None]:
+def half_messages(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Begins messages, and leaves them at any byte."""
     with ExitStack() as stack:
-        for _ in range(HELD_OPEN):
+        for _ in range(connections):
             whole = _any_request(chance)
             sock = _connected(stack, path)
             _send_some(sock, whole * chance.randrange(3))
@@ -174,7 +179,7 @@ def half_messages(path: str, chance: random.Random) -> Iterator[None]:
                 sock.close()
 
 
-def garbage(path: str, chance: random.Random) -> Iterator[None]:
+def garbage(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Sends bytes that mean nothing until the daemon ends the connection."""
     with ExitStack() as stack:
         sock = _connected(stack, path)
@@ -183,7 +188,7 @@ def garbage(path: str, chance: random.Random) -> Iterator[None]:
             yield
 
 
-def floods(path: str, chance: random.Random) -> Iterator[None]:
+def floods(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Takes and gives back a lock, 32 times in one piece; reads the answers late."""
     name = _own_name(chance)
     acquire, release = (
@@ -199,7 +204,9 @@ def floods(path: str, chance: random.Random) -> Iterator[None]:
                     pass
 
 
-def passes_descriptors(path: str, chance: random.Random) -> Iterator[None]:
+def passes_descriptors(
+    path: str, chance: random.Random, connections: int
+) -> Iterator[None]:
     """Passes descriptors with its messages, as many as the kernel takes."""
     with ExitStack() as stack:
         spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -214,7 +221,7 @@ def passes_descriptors(path: str, chance: random.Random) -> Iterator[None]:
             yield
 
 
-def out_of_band(path: str, chance: random.Random) -> Iterator[None]:
+def out_of_band(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Sends bytes out of band, alone and between messages."""
     with ExitStack() as stack:
         sock = _connected(stack, path)
@@ -224,7 +231,9 @@ def out_of_band(path: str, chance: random.Random) -> Iterator[None]:
             yield
 
 
-def comes_and_goes(path: str, chance: random.Random) -> Iterator[None]:
+def comes_and_goes(
+    path: str, chance: random.Random, connections: int
+) -> Iterator[None]:
     """Connects, asks for something or for nothing, and closes at once."""
     for _ in range(10):
         with ExitStack() as stack:
@@ -234,14 +243,11 @@ def comes_and_goes(path: str, chance: random.Random) -> Iterator[None]:
         yield
 
 
-def keeps_connecting(path: str, chance: random.Random) -> Iterator[None]:
-    """Opens connections without end, until it gets no more; then it closes all."""
+def hoards(path: str, chance: random.Random, connections: int) -> Iterator[None]:
+    """Opens all the connections that it gets, says nothing, and closes all at once."""
     with ExitStack() as stack:
-        while True:
-            for _ in range(HELD_OPEN):
-                _connected(stack, path)
-            if chance.random() < 0.05:
-                return
+        for _ in range(connections):
+            _connected(stack, path)
             yield
 
 
@@ -254,6 +260,104 @@ MISDEEDS: Final[dict[str, Misdeed]] = {
     "passes descriptors": passes_descriptors,
     "sends out of band": out_of_band,
     "comes and goes": comes_and_goes,
-    "keeps connecting": keeps_connecting,
+    "hoards connections": hoards,
 }
 """How each is called in what is printed."""
+
+
+class Crowd:
+    """Clients that misbehave, each in a process of its own: all kinds in turn.
+
+    Args:
+        path: of the daemon's socket.
+        uids: whose processes they are; each must be allowed to connect.
+        count: how many there are.
+        connections: how many each of them has at most.
+        pause: seconds between two things that one of them does, on average.
+        is_over: tells the clients to end.
+        note: is told the number of a client and what happened, in the process in which
+            it did: it "acted" or "failed", or was "killed" or "stopped".
+    """
+
+    def __init__(
+        self,
+        path: str,
+        uids: Sequence[int],
+        *,
+        count: int,
+        connections: int,
+        pause: float,
+        is_over: Callable[[], bool],
+        note: Callable[[int, str], None],
+        seed: int,
+    ) -> None:
+        self._path = path
+        self._uids = uids
+        self._connections = connections
+        self._pause = pause
+        self._is_over = is_over
+        self._note = note
+        self._chance = random.Random(seed)
+        self._numbers: dict[int, int] = {}  # by pid
+        self._stopped: dict[int, float] = {}  # until when, by pid
+        for number in range(count):
+            self._start(number)
+
+    def disturb(self) -> None:
+        """Kills or stops one, and lets those go on whose time has come.
+
+        To be called again and again.
+        """
+        if self._numbers:
+            harm = self._chance.choice((self._kill, self._stop))
+            harm(self._chance.choice(list(self._numbers)))
+        self._continue(time.monotonic())
+
+    def end(self) -> None:
+        """Kills all of them at once."""
+        self._continue(math.inf)
+        for pid in self._numbers:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._numbers:
+            os.waitpid(pid, 0)
+        self._numbers.clear()
+
+    def _start(self, number: int) -> None:
+        seed = self._chance.randrange(2**32)
+        pid = fork(lambda: self._misbehave(number, random.Random(seed)))
+        self._numbers[pid] = number
+
+    def _misbehave(self, number: int, chance: random.Random) -> None:
+        become(self._uids[number % len(self._uids)])
+
+        def pause() -> bool:
+            self._note(number, "acted")
+            time.sleep(chance.expovariate(1 / self._pause))
+            return not self._is_over()
+
+        misdeed = list(MISDEEDS.values())[number % len(MISDEEDS)]
+        try:
+            misbehave(misdeed, self._path, chance, self._connections, pause)
+        except Exception:
+            self._note(number, "failed")
+            raise
+
+    def _kill(self, pid: int) -> None:
+        """Kills one, whatever it does; another one takes its place."""
+        number = self._numbers.pop(pid)
+        self._stopped.pop(pid, None)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self._note(number, "killed")
+        self._start(number)
+
+    def _stop(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped[pid] = time.monotonic() + self._chance.uniform(*STOPPED_SECONDS)
+        self._note(self._numbers[pid], "stopped")
+
+    def _continue(self, now: float) -> None:
+        for pid, until in list(self._stopped.items()):
+            if until <= now:
+                del self._stopped[pid]
+                os.kill(pid, signal.SIGCONT)

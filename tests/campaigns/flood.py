@@ -11,128 +11,42 @@ import argparse
 import os
 import random
 import signal
-import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgpack
-
 from campaigns.tools import Counts, daemon, end
+from misbehaving import MISDEEDS, Misdeed, misbehave
 from wire_client import NOBODY, WireClient, connected_as
 
 INNOCENT = 70_001
 MIB = 1024 * 1024
 
-Flood = Callable[[str], None]
+CONNECTIONS = 1_000
+"""That each flood has at most."""
+
+NOTHING = "nothing"
+BURN = "burn"
 
 
-def nothing(path: str) -> None:
+def nothing(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Leaves the processors alone."""
     signal.pause()
+    yield
 
 
-def burn(path: str) -> None:
+def burn(path: str, chance: random.Random, connections: int) -> Iterator[None]:
     """Uses a processor, and not the daemon."""
     while True:
-        random.random()
+        chance.random()
+        yield
 
 
-def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(1)
-    sock.connect(path)
-    return sock
+FLOODS: dict[str, Misdeed] = {NOTHING: nothing, BURN: burn} | MISDEEDS
 
 
-def connects(path: str) -> None:
-    """Connects again and again, keeping as many connections as it gets."""
-    kept: list[socket.socket] = []
-    while True:
-        with suppress(OSError):
-            kept.append(_connected(path))
-        if len(kept) > 3_000:
-            for sock in kept:
-                sock.close()
-            kept.clear()
-
-
-def garbage(path: str) -> None:
-    """Sends bytes that mean nothing."""
-    while True:
-        with suppress(OSError), _connected(path) as sock:
-            while True:
-                sock.sendall(random.randbytes(4096))
-
-
-def big_messages(path: str) -> None:
-    """Sends messages of nearly 64 KiB that ask for nothing."""
-    message = msgpack.packb([0, 1, "statistics", [{"x": b"x" * 16_000}] * 4])
-    with suppress(OSError), _connected(path) as sock:
-        while True:
-            sock.sendall(message)
-            with suppress(OSError):
-                sock.setblocking(False)
-                while sock.recv(65_536):
-                    pass
-            sock.settimeout(1)
-
-
-def never_reads(path: str) -> None:
-    """Asks over many connections, and reads no answer."""
-    message = msgpack.packb([0, 1, "list_sessions", []])
-    socks = [_connected(path) for _ in range(100)]
-    for sock in socks:
-        sock.setblocking(False)
-    while True:
-        for sock in socks:
-            with suppress(OSError):
-                sock.send(message * 30)
-
-
-def half_messages(path: str) -> None:
-    """Begins messages, and leaves them."""
-    while True:
-        socks = []
-        with suppress(OSError):
-            for _ in range(500):
-                socks.append(_connected(path))
-                socks[-1].send(b"\x94\x00\x01\xda\x40\x00half")
-        for sock in socks:
-            sock.close()
-
-
-def small_requests(path: str) -> None:
-    """Takes and gives back locks as fast as it can, 64 requests at a time."""
-    batch = b"".join(
-        msgpack.packb([0, number, method, [{"resource": f"flood-{os.getpid()}"}]])
-        for number in range(32)
-        for method in ("acquire", "release")
-    )
-    with _connected(path) as sock:
-        sock.setblocking(True)
-        unpacker = msgpack.Unpacker()
-        while True:
-            sock.sendall(batch)
-            answers = 0
-            while answers < 64:
-                unpacker.feed(sock.recv(65_536))
-                answers += sum(1 for _ in unpacker)
-
-
-FLOODS: tuple[Flood, ...] = (
-    connects,
-    garbage,
-    big_messages,
-    never_reads,
-    half_messages,
-    small_requests,
-)
-
-
-def start(flood: Flood, path: Path, seconds: float) -> int:
-    """Runs a flood in a process of its own, under another uid."""
+def start(name: str, path: Path, seconds: float) -> int:
+    """Runs a flood in a process of its own, under another uid, without a pause."""
     pid = os.fork()
     if pid == 0:
         signal.alarm(int(seconds) + 30)  # should the campaign end before us
@@ -140,7 +54,8 @@ def start(flood: Flood, path: Path, seconds: float) -> int:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-            flood(str(path))
+            chance = random.Random()
+            misbehave(FLOODS[name], str(path), chance, CONNECTIONS, lambda: True)
         finally:
             os._exit(0)
     return pid
@@ -172,7 +87,7 @@ class Seen:
 
 
 def during(
-    flood: Flood, flooders: int, seconds: float, counts: Counts, *others: Seen
+    flood: str, flooders: int, seconds: float, counts: Counts, *others: Seen
 ) -> Seen:
     """Lets a flood run against a new daemon; returns what the innocent client saw."""
     with daemon() as process:
@@ -204,11 +119,10 @@ def during(
             ratios = [f"{seen.p99 / x.p99:6.2f}" for x in others] + ["      "] * 2
             grown = (seen.peak - before) / MIB
             print(
-                f"  {flood.__name__:<16}{figures}"
-                f"  {ratios[0]}  {ratios[1]}  {grown:+8.1f} MiB",
+                f"  {flood:<30}{figures}  {ratios[0]}  {ratios[1]}  {grown:+8.1f} MiB",
                 flush=True,
             )
-            if flood in FLOODS:
+            if flood in MISDEEDS:
                 counts.failed |= seen.p99 > 2 * others[-1].p99 or grown > 256
             return seen
 
@@ -221,12 +135,12 @@ def main() -> None:
     counts = Counts(f"floods from one user, {wanted.flooders} processes each")
     print(
         "  another user's acquire + release:\n"
-        "                    median       p99     worst (ms)  p99 against `nothing`,"
-        " `burn`; daemon's memory"
+        f"{'':34}median       p99     worst (ms)"
+        "  p99 against `nothing`, `burn`; daemon's memory"
     )
-    idle = during(nothing, wanted.flooders, wanted.seconds, counts)
-    base = during(burn, wanted.flooders, wanted.seconds, counts, idle)
-    for flood in FLOODS:
+    idle = during(NOTHING, wanted.flooders, wanted.seconds, counts)
+    base = during(BURN, wanted.flooders, wanted.seconds, counts, idle)
+    for flood in MISDEEDS:
         during(flood, wanted.flooders, wanted.seconds, counts, idle, base)
     print("  root got in through both sockets during each")
     print(

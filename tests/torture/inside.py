@@ -33,6 +33,14 @@ def enter(first_pid: int) -> None:
     os.chdir("/")
 
 
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the one ends that forked it.
+
+    It forgets that when the process changes its user.
+    """
+    _LIBC.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
 def fork(task: Callable[[], object]) -> int:
     """Carries out a task in a child; returns its pid. It ends with us."""
     sys.stdout.flush()
@@ -40,7 +48,7 @@ def fork(task: Callable[[], object]) -> int:
         return pid
     status = 1
     try:
-        _LIBC.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+        die_with_parent()
         task()
         status = 0
     except KeyboardInterrupt:

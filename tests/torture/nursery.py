@@ -1,10 +1,8 @@
 """The load of a round: who works, who holds, who looks, who misbehaves.
 
-Some of them are killed, and those who misbehave are also stopped for seconds.
+Some of them are killed, and of those who misbehave some are stopped for seconds.
 """
 
-import grp
-import math
 import os
 import random
 import signal
@@ -14,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from misbehaving import MISDEEDS, become, misbehave
+from misbehaving import MISDEEDS, Crowd
 from torture import keepers
-from torture.board import SLOTS, Board
+from torture.board import Board
 from torture.inside import enter, fork
 from torture.line import SOCKET
 from torture.worker import Worker
@@ -31,10 +29,13 @@ FIRST_MISBEHAVING: Final = FIRST_WORKER + WORKERS
 MISBEHAVING_UIDS: Final = (61_001, 61_002)
 """They are in the group lockd. What they do is charged to them, not to the workers."""
 
-STOPPED_SECONDS: Final = (0.5, 3.0)
+CONNECTIONS: Final = 150
+"""Of each of them: it takes many that end at once to find what matters then."""
 
 MISDEED_PAUSE: Final = 0.04
 """Seconds between two things that one of them does, on average."""
+
+TALLY_OF: Final = {"acted": "misdeeds", "stopped": "stopped for a while"}
 
 LAST_SECONDS: Final = 60.0
 """Within which everybody must be done when the round is over."""
@@ -44,7 +45,7 @@ class Nursery:
     """Processes inside the machine; a parent of theirs kills some and makes new ones.
 
     Args:
-        kill_every: seconds from one killed client to the next, on average.
+        kill_every: seconds from one killed worker to the next, on average.
         is_quiet: only who holds for the whole round, and asks for nothing.
     """
 
@@ -62,7 +63,6 @@ class Nursery:
         self._is_quiet = is_quiet
         self._kill_every = kill_every
         self._slots: dict[int, int] = {}
-        self._stopped: dict[int, float] = {}  # until when
         self._pid = fork(partial(self._run, first_pid))
 
     def wait(self) -> None:
@@ -74,17 +74,24 @@ class Nursery:
     def _run(self, first_pid: int) -> None:
         enter(first_pid)
         chance = random.Random(self._seed)
-        slots = FIRST_MISBEHAVING + len(MISDEEDS)
-        assert slots <= SLOTS
-        for slot in range(QUIET if self._is_quiet else slots):
+        for slot in range(QUIET if self._is_quiet else FIRST_MISBEHAVING):
             self._start(slot, chance.randrange(2**32))
+        crowd = Crowd(
+            SOCKET,
+            MISBEHAVING_UIDS,
+            count=0 if self._is_quiet else len(MISDEEDS),
+            connections=CONNECTIONS,
+            pause=MISDEED_PAUSE,
+            is_over=lambda: self._board.is_over,
+            note=self._note,
+            seed=chance.randrange(2**32),
+        )
         while not self._board.is_over:
             self._sleep(chance.expovariate(1 / self._kill_every))
             self._kill_one(chance)
-            self._stop_one(chance)
-            self._continue(time.monotonic())
+            crowd.disturb()
             self._reap()
-        self._continue(math.inf)
+        crowd.end()
         self._end()
 
     def _sleep(self, seconds: float) -> None:
@@ -105,8 +112,6 @@ class Nursery:
 
     def _role(self, slot: int, seed: int) -> Callable[[], None]:
         board = self._board
-        if slot >= FIRST_MISBEHAVING:
-            return partial(self._misbehave, slot, random.Random(seed))
         if slot >= FIRST_WORKER:
             return Worker(board, slot, seed).run
         keep = partial(keepers.keep, is_quiet=self._is_quiet)
@@ -118,41 +123,14 @@ class Nursery:
         ]
         return partial(roles[slot], board, slot)
 
-    def _misbehave(self, slot: int, chance: random.Random) -> None:
-        number = slot - FIRST_MISBEHAVING
-        uid = MISBEHAVING_UIDS[number % len(MISBEHAVING_UIDS)]
-        become(uid, [grp.getgrnam("lockd").gr_gid])
-
-        def pause() -> bool:
-            self._board.tally(slot, "misdeeds")
-            time.sleep(chance.expovariate(1 / MISDEED_PAUSE))
-            return not self._board.is_over
-
-        misbehave(list(MISDEEDS.values())[number], SOCKET, chance, pause)
-
-    def _stop_one(self, chance: random.Random) -> None:
-        """Stops one of those who misbehave: nobody waits for what it holds."""
-        mortal = [
-            pid
-            for pid, slot in self._slots.items()
-            if slot >= FIRST_MISBEHAVING and pid not in self._stopped
-        ]
-        if not mortal or chance.random() < 0.5:
-            return
-        pid = chance.choice(mortal)
-        os.kill(pid, signal.SIGSTOP)
-        self._stopped[pid] = time.monotonic() + chance.uniform(*STOPPED_SECONDS)
-        self._board.tally(self._slots[pid], "stopped for a while")
-
-    def _continue(self, now: float) -> None:
-        """Lets those go on whose time has come."""
-        for pid, until in list(self._stopped.items()):
-            if until <= now:
-                del self._stopped[pid]
-                os.kill(pid, signal.SIGCONT)
+    def _note(self, number: int, what: str) -> None:
+        if what == "failed":
+            self._board.complain("harness", f"who misbehaves as number {number} failed")
+        elif what in TALLY_OF:
+            self._board.tally(FIRST_MISBEHAVING + number, TALLY_OF[what])
 
     def _kill_one(self, chance: random.Random) -> None:
-        """Kills a client, whatever it does; what it held it held until then."""
+        """Kills a worker, whatever it does; what it held it held until then."""
         mortal = [pid for pid, slot in self._slots.items() if slot >= FIRST_WORKER]
         if not mortal or self._board.is_over:
             return
@@ -160,7 +138,6 @@ class Nursery:
         os.kill(pid, signal.SIGSTOP)
         _, status = os.waitpid(pid, os.WUNTRACED)
         slot = self._slots.pop(pid)
-        self._stopped.pop(pid, None)
         if not os.WIFSTOPPED(status):
             return  # it has ended by itself
         self._board.end_all(slot)
@@ -169,15 +146,13 @@ class Nursery:
         self._start(slot, chance.randrange(2**32))
 
     def _reap(self) -> None:
-        while self._slots:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            self._note_end(pid, status)
+        for pid in list(self._slots):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._note_end(pid, status)
 
     def _note_end(self, pid: int, status: int) -> None:
         slot = self._slots.pop(pid)
-        self._stopped.pop(pid, None)
         if status:
             self._board.complain("killed", f"{slot} ended with {status}")
             self._board.end_all(slot)

@@ -65,7 +65,7 @@ class Use:
 class Target:
     """A booted machine with lockd installed in it, its sockets listening."""
 
-    def __init__(self, machine: Machine, scratch: Path) -> None:
+    def __init__(self, machine: Machine, scratch: Path, config: str) -> None:
         self.machine = machine
         self.scratch = scratch
         self.first_pid = machine.first_pid
@@ -74,9 +74,9 @@ class Target:
             root / hierarchy / f"system.slice/{SERVICE}/cgroup.procs"
             for hierarchy in ("systemd", "unified")
         ]
-        self.prepare()
+        self.prepare(config)
 
-    def prepare(self) -> None:
+    def prepare(self, config: str) -> None:
         """Makes users, directories and disks, and has lockd be started."""
         run = self.machine.run
         run("systemd-sysusers")
@@ -84,7 +84,7 @@ class Target:
         run("mkdir", "-p", "-m", "755", DIRECTORY, DISKS)
         for place in SHARED_DISKS + GUEST_DISKS:
             run("truncate", "-s", "1M", place.name)
-        self.machine.write("/etc/lockd/conf.d/torture.toml", CONFIG)
+        self.machine.write("/etc/lockd/conf.d/torture.toml", config)
         run("systemctl", "stop", "libvirtd.service", *_VIRTLOCKD, check=False)
         run("systemctl", "disable", *_VIRTLOCKD, check=False)
         run("systemctl", "enable", "--now", "lockd-virtlockd.socket")
@@ -226,14 +226,14 @@ class Target:
 
 
 @contextmanager
-def booted() -> Iterator[Target]:
-    """Boots a machine, with lockd as it is in this tree."""
+def booted(config: str = CONFIG) -> Iterator[Target]:
+    """Boots a machine, with lockd as it is in this tree, and a configuration for it."""
     # Not below /dev/shm: what lockd's user has there is removed with RemoveIPC=.
     with (
         tempfile.TemporaryDirectory(prefix="lockd-torture-") as place,
         Machine(Path(place)) as machine,
     ):
-        yield Target(machine, Path(place))
+        yield Target(machine, Path(place), config)
 
 
 def _statistics(board: Board) -> dict[str, Any]:
