@@ -7,6 +7,8 @@
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
 #              three minutes of it: TORTURE="--slice"
+# make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
+#              the service keep its word, its memory and its descriptors? takes root
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
 # make uninstall     with the same variables
@@ -31,7 +33,7 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 
-.PHONY: run test test-system check fix bite campaigns torture bench lock install uninstall clean
+.PHONY: run test test-system check fix bite campaigns torture soak bench lock install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -77,6 +79,11 @@ campaigns: $(READY)
 torture: $(READY)
 	@$(INSTALL_PACKAGES)
 	PYTHONPATH=.:tests $(BIN)/python -m torture $(TORTURE)
+
+SECONDS ?= 600
+soak: $(READY)
+	@$(INSTALL_PACKAGES)
+	PYTHONPATH=.:tests $(BIN)/python -m soak --seconds $(SECONDS) $(SOAK)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

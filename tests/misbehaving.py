@@ -120,13 +120,14 @@ def _connected(stack: ExitStack, path: str) -> socket.socket:
     sock = stack.enter_context(socket.socket(socket.AF_UNIX))
     sock.settimeout(CONNECT_SECONDS)
     sock.connect(path)
+    sock.setblocking(False)
     return sock
 
 
-def _send_some(sock: socket.socket, data: bytes) -> None:
+def _send_some(sock: socket.socket, data: bytes, flags: int = 0) -> None:
     """Sends what the socket takes at once, be it the half of a message."""
     with suppress(BlockingIOError):
-        sock.send(data, socket.MSG_DONTWAIT)
+        sock.send(data, flags)
 
 
 def never_reads(path: str, chance: random.Random, connections: int) -> Iterator[None]:
@@ -184,7 +185,7 @@ def garbage(path: str, chance: random.Random, connections: int) -> Iterator[None
     with ExitStack() as stack:
         sock = _connected(stack, path)
         while True:
-            sock.sendall(_nonsense(chance))
+            _send_some(sock, _nonsense(chance))
             yield
 
 
@@ -200,7 +201,7 @@ def floods(path: str, chance: random.Random, connections: int) -> Iterator[None]
             _send_some(sock, (acquire + release) * 32)
             yield
             with suppress(BlockingIOError):
-                while sock.recv(65_536, socket.MSG_DONTWAIT):
+                while sock.recv(65_536):
                     pass
 
 
@@ -217,7 +218,8 @@ def passes_descriptors(
             passed = array("i", [spare] * count)
             data = chance.choice((_any_request(chance), b"\x94"))
             about = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)]
-            sock.sendmsg([data], about)
+            with suppress(BlockingIOError):
+                sock.sendmsg([data], about)
             yield
 
 
@@ -227,7 +229,8 @@ def out_of_band(path: str, chance: random.Random, connections: int) -> Iterator[
         sock = _connected(stack, path)
         for _ in range(20):
             _send_some(sock, _any_request(chance) * chance.randrange(2))
-            sock.send(chance.choice((b"!", _any_request(chance))), socket.MSG_OOB)
+            urgent = chance.choice((b"!", _any_request(chance)))
+            _send_some(sock, urgent, socket.MSG_OOB)
             yield
 
 
