@@ -19,6 +19,7 @@ import pytest
 import trio
 
 import lockd
+from conftest import StartDaemon
 from ctl.processes import SRC, Lockctl, Terminal, open_to_all
 from daemon_process import DaemonProcess
 from lockd import ConnectionLostError, DeniedError, connect
@@ -329,6 +330,29 @@ def test_who_could_mean_two_daemons_is_warned_on_a_terminal_alone(
         terminal = Terminal((*argv, *words), env, columns=400)
         assert terminal.wait() == 0
         assert terminal.shown.count(warning) == count
+
+
+def test_watch_waits_for_its_daemon_and_takes_no_other(
+    doors: Doors, start_daemon: StartDaemon
+) -> None:
+    own, system = start_daemon(), start_daemon()
+    serve_at(doors.own, own)
+    serve_at(doors.system, system)
+    argv = (sys.executable, "-c", lockctl_among(doors), "watch")
+    watch = Terminal(argv, dict(os.environ) | {"PYTHONPATH": SRC}, columns=400)
+    watch.wait_for("Watching")
+    own.kill()
+    watch.wait_for("waiting for it")
+    doors.own.unlink()
+    own.start()
+    serve_at(doors.own, own)
+    watch.wait_for("watching again")
+    assert "epoch 2 after 1" in watch.shown
+    with connect(doors.own) as client:
+        client.acquire("seen-at-the-same-place")
+        watch.wait_for("seen-at-the-same-place")
+    os.kill(watch.pid, signal.SIGINT)
+    watch.wait()
 
 
 def test_make_run_serves_where_no_client_looks_unless_told() -> None:

@@ -92,7 +92,7 @@ def test_direct_lockspace_is_not_there_for_others(
     refusal = nobody.refusal(method, lockspace="direct", resource=str(path), **params)
     assert refusal.code == "not_found"
     assert refusal.sentence.startswith(
-        "files cannot be locked by their path here by uid 65534: "
+        "uid 65534 may not lock files by their path here: "
     )
 
 

@@ -108,12 +108,12 @@ def patience(name: str, value: object) -> float:
     if not value <= _LONGEST_WAIT:  # nan neither
         if value == math.inf:
             return -1
-        raise _wrong_value(name, f"{allowed}, at most {_LONGEST_WAIT:g}", value)
+        raise _wrong_value(name, f"{allowed}, at most 1e9", value)
     return value
 
 
 def _seconds(name: str, value: object) -> float:
-    allowed = f"a number from 0 to {_LONGEST_WAIT:g} (seconds), or None"
+    allowed = "a number from 0 to 1e9 (seconds), or None"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, allowed, value)
     if not 0 <= value <= _LONGEST_WAIT:  # nan neither

@@ -45,6 +45,9 @@ class Place(NamedTuple):
     trusted: bool = True
     others: tuple[str, ...] = ()
 
+    def __fspath__(self) -> str:
+        return self.path
+
 
 def user_socket() -> str:
     """Returns where a daemon of one's own listens."""
@@ -55,15 +58,18 @@ def user_socket() -> str:
 def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
     """Returns where the daemon is.
 
-    The argument; else `$LOCKD_SOCKET`; else the user's own socket if a daemon listens
-    there; else the system's. For root the environment is not enough to go to the
-    daemon of another user: `su` keeps the variables of whoever called it.
+    The argument, which may be a place that was found before; else `$LOCKD_SOCKET`; else
+    the user's own socket if a daemon listens there; else the system's. For root the
+    environment is not enough to go to the daemon of another user: `su` keeps the
+    variables of whoever called it.
 
     Raises:
         TypeError: the argument is no path.
         InvalidRequestError: it is empty, or has a character that no path has.
         DeniedError: this is root, and `$LOCKD_SOCKET` is another user's.
     """
+    if isinstance(path, Place):
+        return path
     if path is not None:
         return Place(path_text("the path of the socket", path))
     if told := os.environ.get("LOCKD_SOCKET"):

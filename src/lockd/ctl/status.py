@@ -37,7 +37,7 @@ def status(socket: str | None, /, as_json: bool) -> None:
     line is about and its value are separated by a tab.
     """
     place = paths.find_socket(socket)
-    with connect(socket) as client:
+    with connect(place) as client:
         found = client.statistics()
         spaces = client.list_lockspaces()
     if as_json:

@@ -124,9 +124,9 @@ def not_there(peer: Peer, lockspace: str) -> NotFoundError:
     uid = peer.credentials.uid
     if lockspace == DIRECT_LOCKSPACE:
         # Who names a file has not named a lockspace.
-        by = "" if peer.is_admin else f" by uid {uid}"
+        who = "nobody may" if peer.is_admin else f"uid {uid} may not"
         return NotFoundError(
-            f"files cannot be locked by their path here{by}: an admin can allow it in "
+            f"{who} lock files by their path here: an admin can allow it in "
             "lockd.toml (allow_users, allow_groups)"
         )
     limit = "" if peer.is_admin else f" that uid {uid} may use"

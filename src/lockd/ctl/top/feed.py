@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
+from lockd.client import paths
 from lockd.client.aio import Client, Events, connect
 from lockd.ctl.top.board import Board, Map
 from lockd.errors import ConnectionLostError, LockdError, RequestError
@@ -68,7 +69,7 @@ class Feed:
         self.progress: str | None = "0 read"
         self.is_watching = False
         self.board = board
-        self._socket = socket
+        self._socket: str | paths.Place | None = socket
         self._interval = interval
         self._wanted = wanted
         self._client: Client | None = None
@@ -82,7 +83,10 @@ class Feed:
         """Hears and asks, for ever; a daemon that is gone is waited for."""
         while True:
             try:
-                async with connect(self._socket) as client:
+                place = paths.find_socket(self._socket)
+                async with connect(place) as client:
+                    # From now on another daemon will not do.
+                    self._socket = place
                     self._client = client
                     self._greet(client.epoch)
                     await self._serve(client)
