@@ -12,6 +12,11 @@ SHARED: Final = "shared"
 OnDisconnect = Literal["release", "kill"]
 """What happens to the process of a session that ends while it holds locks."""
 
+Until = Literal["either", "both"]
+"""When what a registered process holds ends: with the process or by the session that
+registered it, whichever is first; or when the process is dead and that session has
+released it or ended, too."""
+
 Kind = Literal["memory", "directory", "direct"]
 """How the resources of a lockspace are anchored."""
 

@@ -1,5 +1,6 @@
 import pytest
 
+from lockd.engine import snapshot
 from lockd.engine.commands import (
     Acquire,
     BreakGrant,
@@ -723,6 +724,74 @@ def test_sessions_of_a_dead_process_are_told_and_get_nothing_more(
     assert ended == Ended(guest_grant(ALICE, 1), "owner_died")
     assert refusal(acquire(engine, ALICE, 3, DISK)).code == "not_found"
     assert refusal(convert(engine, ALICE, 4, DISK, SHARED)).code == "not_found"
+    assert engine.handle(CloseSession(ALICE), now=0.0) == [ForgetOwner(GUEST)]
+
+
+def registered_until_both(engine: LockEngine, session: int) -> None:
+    who = owner("guest", 700)
+    engine.handle(RegisterOwner(session, 99, GUEST, who, until="both"), now=0.0)
+
+
+def test_grants_until_both_outlive_the_process_while_a_session_acts_for_it(
+    engine: LockEngine,
+) -> None:
+    registered_until_both(engine, ALICE)
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, ALICE, 2, TAPE)
+    acquire(engine, BOB, 1, DISK)
+    assert engine.handle(EndOwner(GUEST), now=0.0) == []
+    assert refusal(acquire(engine, ALICE, 3, GUARDED)).code == "not_found"
+    ended, granted_to, done = release(engine, ALICE, 4, DISK)
+    assert ended == Ended(guest_grant(ALICE, 1), "released")
+    assert isinstance(granted_to, Granted)
+    assert done == Completed(ALICE, 4)
+    died, forgotten = engine.handle(CloseSession(ALICE), now=0.0)
+    assert isinstance(died, Ended)
+    assert (died.grant.key, died.cause) == (TAPE, "owner_died")
+    assert forgotten == ForgetOwner(GUEST)
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_grants_until_both_end_with_whichever_is_last(
+    engine: LockEngine, reloaded: bool
+) -> None:
+    registered_until_both(engine, ALICE)
+    registered(engine, BOB)
+    acquire(engine, ALICE, 1, DISK)
+    assert engine.handle(CloseSession(ALICE), now=0.0) == []
+    assert engine.handle(EndOwner(GUEST), now=0.0) == []
+    if reloaded:
+        engine = snapshot.load(snapshot.dump(engine)).engine
+    assert engine.handle(CloseSession(BOB), now=0.0) == [
+        Ended(guest_grant(ALICE, 1), "owner_died"),
+        ForgetOwner(GUEST),
+    ]
+
+
+def test_grants_until_both_end_with_the_process_if_no_session_is_left(
+    engine: LockEngine,
+) -> None:
+    registered_until_both(engine, ALICE)
+    acquire(engine, ALICE, 1, DISK)
+    assert engine.handle(CloseSession(ALICE), now=0.0) == []
+    assert engine.handle(EndOwner(GUEST), now=0.0) == [
+        Ended(guest_grant(ALICE, 1), "owner_died"),
+        ForgetOwner(GUEST),
+    ]
+
+
+def test_grant_until_both_of_a_dead_process_can_be_broken_where_it_is_fenced(
+    engine: LockEngine,
+) -> None:
+    registered_until_both(engine, ALICE)
+    acquire(engine, ALICE, 1, GUARDED)
+    engine.handle(EndOwner(GUEST), now=0.0)
+    lost, fence, done = engine.handle(BreakGrant(BOB, 1, 1, "why"), now=0.0)
+    assert isinstance(lost, Lost)
+    assert fence == Fence(GUEST, owner("guest", 700))
+    assert done == Completed(BOB, 1)
+    (ended,) = engine.handle(OwnerFenced(GUEST), now=0.0)
+    assert ended == Ended(lost.grant, "broken")
     assert engine.handle(CloseSession(ALICE), now=0.0) == [ForgetOwner(GUEST)]
 
 

@@ -56,6 +56,7 @@ def register(
     on_disconnect: str | None = None,
     *,
     inheritable: bool | None = None,
+    until: str | None = None,
 ) -> Reply:
     """Returns the request that names an owner."""
     said = {"name": name, "uuid": uuid, "owner_id": owner_id, "pid": pid}
@@ -63,7 +64,11 @@ def register(
     if "owner_id" in owner:
         owner["id"] = owner.pop("owner_id")
     return request(
-        "register", owner=owner, on_disconnect=on_disconnect, inheritable=inheritable
+        "register",
+        owner=owner,
+        on_disconnect=on_disconnect,
+        inheritable=inheritable,
+        until=until,
     )
 
 

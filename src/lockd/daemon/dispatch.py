@@ -258,7 +258,10 @@ class Dispatcher:
         result = {"owner": to_builtins(owner)}
         peer.expected[msgid] = result
         self._runtime.carry_out(
-            c.RegisterOwner(peer.session, msgid, owner_id, owner, params.on_disconnect)
+            c.RegisterOwner(
+                *(peer.session, msgid, owner_id, owner, params.on_disconnect),
+                until=params.until or "either",
+            )
         )
         session = self._engine.sessions[peer.session]
         if session.owner.identity is owner and named.pid == own_pid:

@@ -7,7 +7,7 @@ which the answer is expected; it is unique among the unanswered requests of a se
 
 from msgspec import Struct
 
-from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
 
 class Owner(Struct, frozen=True, gc=False):
@@ -48,6 +48,7 @@ class RegisterOwner(Struct, frozen=True, gc=False):
     owner_id: int
     owner: Owner
     on_disconnect: OnDisconnect | None = None
+    until: Until = "either"
 
 
 class CloseSession(Struct, frozen=True, gc=False):
@@ -66,7 +67,10 @@ class DisconnectOwner(Struct, frozen=True, gc=False):
 
 
 class EndOwner(Struct, frozen=True, gc=False):
-    """The process of a registered owner is dead: its grants end with it."""
+    """The process of a registered owner is dead.
+
+    Its grants end with it, or with the last session that acts for it (`until`).
+    """
 
     owner_id: int
 

@@ -111,6 +111,8 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         may_outlive = owner.is_process or owner.fencing is not None
         if owner.grants and not owner.sessions and not may_outlive:
             yield f"owner {owner_id} holds locks after its session ended"
+        if owner.grants and not owner.sessions and owner.ended and not owner.fencing:
+            yield f"owner {owner_id} holds locks though it ended with its sessions"
         if owner.claims != reduce(xor, map(claim_of, owner.grants.values()), 0):
             yield f"owner {owner_id} claims something else than it holds"
     for session in engine.sessions.values():

@@ -108,6 +108,8 @@ class LockEngine(LockTable):
         session.registered = True
         owner.identity = command.owner
         owner.on_disconnect = command.on_disconnect or owner.on_disconnect
+        if command.until == "both":
+            owner.until = "both"
         self._touch("session", session.session_id)
         self._touch("owner", owner.owner_id)
         self._answer = e.Completed(command.session, command.request)
@@ -132,7 +134,10 @@ class LockEngine(LockTable):
             self._answered(request)
         del owner.sessions[session.session_id]
         if owner.is_process:
-            self._forget_if_idle(owner)
+            if owner.ended and not owner.sessions and owner.fencing is None:
+                self._release_all(owner, "owner_died", now)
+            else:
+                self._forget_if_idle(owner)
         else:
             self._end_owner(owner, now)
 
@@ -153,7 +158,11 @@ class LockEngine(LockTable):
         owner.ended = owner.fencing is not None
 
     def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
-        self._release_all(self.owners[command.owner_id], "owner_died", now)
+        owner = self.owners[command.owner_id]
+        if owner.until == "both" and owner.sessions:
+            self._refuse_waiting(owner, now)
+        else:
+            self._release_all(owner, "owner_died", now)
 
     def must_fence(self, grant: e.Grant) -> bool:
         """Tells whether the holder is dead before the lock is taken from it."""

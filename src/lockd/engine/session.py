@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from lockd.engine.commands import AnchorRefused, Owner
 from lockd.engine.effects import Grant
-from lockd.terms import SHARED, Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import (
+    SHARED,
+    Create,
+    Mode,
+    OnDisconnect,
+    OutsideHolder,
+    ResourceKey,
+    Until,
+)
 
 
 class OwnerState:
@@ -23,6 +31,7 @@ class OwnerState:
         "on_disconnect",
         "owner_id",
         "sessions",
+        "until",
     )
 
     def __init__(
@@ -34,6 +43,8 @@ class OwnerState:
         #: it, and not the other end of one session.
         self.is_process = is_process
         self.on_disconnect: OnDisconnect | None = None
+        #: "both": its grants outlive its process while a session acts for it.
+        self.until: Until = "either"
         self.grants: dict[int, Grant] = {}
         #: All grants as one number (`claim_of`), so that a missing one is seen.
         self.claims = 0

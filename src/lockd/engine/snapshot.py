@@ -16,9 +16,9 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, claim_of
-from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever something is added to what `dump` writes."""
 
 READABLE_FROM: Final = 1
@@ -178,6 +178,7 @@ def dump_owner(owner: OwnerState) -> Plain:
         "identity": to_builtins(owner.identity),
         "is_process": owner.is_process,
         "on_disconnect": owner.on_disconnect,
+        "until": owner.until,
         "fencing": owner.fencing,
         "ended": owner.ended,
     }
@@ -201,12 +202,14 @@ class _OwnerRecord(Struct):
     fencing: str | None
     ended: bool
     grants: list[Grant]
+    until: Until = "either"
 
 
 def _load_owner(engine: LockEngine, data: Plain) -> None:
     record = convert(data, _OwnerRecord)
     owner = OwnerState(record.owner_id, record.identity, is_process=record.is_process)
     owner.on_disconnect = record.on_disconnect
+    owner.until = record.until
     owner.fencing = record.fencing
     owner.ended = record.ended
     for grant in record.grants:

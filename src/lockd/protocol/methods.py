@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
 from lockd.names import check_name, is_utf8
-from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect
+from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect, Until
 
 PROTOCOL_VERSION: Final = 1
 
@@ -63,6 +63,7 @@ class RegisterParams(Params, frozen=True):
     owner: OwnerParams
     on_disconnect: OnDisconnect | None = None
     inheritable: bool | None = None
+    until: Until | None = None
 
 
 class AcquireParams(Params, frozen=True):
