@@ -56,6 +56,20 @@ def test_lock_is_held_until_told_to_stop(
     client.acquire("a", timeout=0)
 
 
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM"])
+def test_signal_that_is_ignored_does_not_stop_it(
+    lockd: DaemonProcess, client: Client, name: str
+) -> None:
+    words = " ".join((*LOCKCTL, f"--socket={lockd.socket}", "hold", "a"))
+    script = f"trap '' {name}; exec {words}"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        process.send_signal(signal.SIGUSR1)  # it does not handle this one
+        assert process.wait(PATIENCE) == -signal.SIGUSR1
+
+
 def test_manager_hears_that_it_is_ready_when_it_is_granted(
     lockd: DaemonProcess, client: Client, tmp_path: Path
 ) -> None:

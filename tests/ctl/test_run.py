@@ -69,6 +69,9 @@ def test_command_that_is_not_executable_is_126(
         (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
         (["--status-fd", "77", "job", "--", "true"], "Bad file descriptor"),
         (["-F", "--status-fd", "2", "job", "--", "true"], "nobody is left"),
+        (["-F", "-o", "job", "--", "true"], "--close cannot be had"),
+        (["--", "-x"], "no command"),
+        (["-n", "--", "--", "true"], "NAME"),
         (["-s", "-x", "job", "--", "true"], "either --shared or --exclusive"),
         (["-c", "true", "job", "--", "true"], "not both"),
         (["job", "/srv/file", "--", "true"], "in different lockspaces"),
@@ -155,6 +158,76 @@ def test_command_finds_its_lock_in_the_environment(
     end_input(process)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--", "-x", "--"], "-x"),
+        (["-n", "--", "--wait", "-n", "--"], "--wait\n-n"),
+        (["-n", "job", "--"], "job"),
+    ],
+)
+def test_name_may_begin_with_a_dash(
+    lockctl: Lockctl, words: list[str], name: str
+) -> None:
+    script = ["sh", "-c", 'echo "$LOCKD_NAME" "$@"', "sh", "--", "-y"]
+    assert lockctl("run", *words, *script).stdout == f"{name} -- -y\n"
+
+
+def test_name_may_begin_with_a_dash_before_a_script(lockctl: Lockctl) -> None:
+    assert lockctl("run", "-c", "echo $LOCKD_NAME", "--", "-x").stdout == "-x\n"
+
+
+@pytest.mark.parametrize("name", ["ü", os.fsdecode(b"\xff"), "\u4e2d"])
+@pytest.mark.parametrize("command", ["run", "show", "hold"])
+def test_any_name_is_served_in_a_locale_without_utf_8(
+    lockctl: Lockctl, command: str, name: str
+) -> None:
+    lockctl.env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ["-w", "5", name] if command == "hold" else [name]
+    if command == "run":
+        words += ["--", "printenv", "LOCKD_NAME"]
+    process = lockctl.start(command, *words, errors="surrogateescape")
+    if command == "hold":
+        assert process.stdout is not None
+        said = line_of(process)
+        if said == "held":
+            process.terminate()
+    output, errors = process.communicate()
+    assert "Traceback" not in errors
+    if command == "run" and process.returncode == 0:
+        assert output == f"{name}\n"
+
+
+def test_owner_can_be_named(lockctl: Lockctl, client: Client) -> None:
+    process = lockctl.start("run", "--owner", "the backup", "job", "--", "cat")
+    state = ask_until(client, "job", lambda state: state["holder_count"] == 1)
+    assert state["holders"][0]["name"] == "the backup"
+    end_input(process)
+
+
+@pytest.mark.parametrize("command", ["run", "hold", "acquire"])
+def test_name_of_a_file_that_is_locked_as_a_name_is_noted(
+    lockctl: Lockctl, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.img").touch()
+    words = {"run": ["--", "true"], "hold": [], "acquire": ["--owner-pid", "1"]}
+
+    def noted(*args: str) -> bool:
+        process = lockctl.start(command, *args, *words[command], cwd=tmp_path)
+        if command == "hold":
+            assert line_of(process) == "held"
+            process.terminate()
+        _, errors = process.communicate()
+        return "say './files/a.img' for the file" in errors
+
+    assert noted("files/a.img")
+    assert not noted("--lockspace", "default", "files/b.img")
+    assert not noted("files")
+    if command != "acquire":
+        assert not noted("--lockspace", "default", "files/a.img")
+
+
 def test_others_see_the_command_as_the_holder(lockctl: Lockctl, client: Client) -> None:
     process = lockctl.start("run", "--reason", "nightly", "job", "--", "cat")
     state = ask_until(client, "job", lambda state: state["holder_count"] == 1)
@@ -234,15 +307,6 @@ def test_parent_that_ignores_sigchld_gets_the_status_all_the_same(
     words = " ".join((*LOCKCTL, "run", "-c", "'exit 3'", "job"))
     shell = ["sh", "-c", f"trap '' CHLD; exec {words}"]
     assert subprocess.run(shell, env=lockctl.env, check=False).returncode == 3
-
-
-def test_background_grandchild_does_not_keep_the_lock(
-    lockctl: Lockctl, client: Client
-) -> None:
-    script = "sleep 60 >/dev/null 2>&1 & echo $!"
-    done = lockctl("run", "job", "--", "sh", "-c", script)
-    os.kill(int(done.stdout), 9)
-    assert client.query("job")["holders"] == []
 
 
 def _status_of(lockctl: Lockctl, *args: str) -> dict[str, object]:

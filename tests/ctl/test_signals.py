@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import StartDaemon
 from ctl.processes import (
     LIMIT,
     LOCKCTL,
@@ -17,8 +19,9 @@ from ctl.processes import (
     line_of,
     wait_for_exit,
 )
+from ctl.signalled import Signalled, children_of
 from daemon_process import DaemonProcess
-from lockd import Client
+from lockd import Client, connect
 
 FORWARDED = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "WINCH", "TSTP"]
 
@@ -82,6 +85,61 @@ def test_interrupt_from_the_terminal_reaches_the_command_once(lockctl: Lockctl) 
     assert terminal.wait() == 0
 
 
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM", "USR1"])
+@pytest.mark.parametrize("way", ["to_lockctl", "to_group", "to_each"])
+def test_signal_reaches_the_command_once_wherever_it_is_sent(
+    lockctl: Lockctl, way: str, name: str
+) -> None:
+    number = getattr(signal, f"SIG{name}")
+    with Signalled(lockctl) as run:
+        for _ in range(3):
+            assert run.got_after(getattr(run, way), number) == [number]
+
+
+@pytest.mark.parametrize("way", ["to_lockctl", "to_group"])
+def test_command_in_a_group_of_its_own_gets_what_lockctl_gets(
+    lockctl: Lockctl, way: str
+) -> None:
+    with Signalled(lockctl, "apart") as run:
+        for _ in range(3):
+            assert run.got_after(getattr(run, way), signal.SIGTERM) == [signal.SIGTERM]
+
+
+def test_signals_are_passed_on_when_the_witness_is_gone(lockctl: Lockctl) -> None:
+    with Signalled(lockctl) as run:
+        (witness,) = set(children_of(run.lockctl.pid)) - {run.command}
+        gone = os.pidfd_open(witness)
+        os.kill(witness, signal.SIGKILL)
+        wait_for_exit(gone)
+        assert run.got_after(run.to_lockctl, signal.SIGTERM) == [signal.SIGTERM]
+
+
+def test_witness_that_was_stopped_takes_no_signal_for_another(lockctl: Lockctl) -> None:
+    with Signalled(lockctl) as run:
+        (witness,) = set(children_of(run.lockctl.pid)) - {run.command}
+        os.kill(witness, signal.SIGSTOP)
+        assert run.got_after(run.to_lockctl, signal.SIGUSR1) == [signal.SIGUSR1]
+        os.kill(witness, signal.SIGCONT)
+        assert run.got_after(run.to_group, signal.SIGTERM) == [signal.SIGTERM]
+        assert run.got_after(run.to_lockctl, signal.SIGTERM) == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT"])
+def test_signal_that_is_ignored_does_not_end_the_wait(
+    lockctl: Lockctl, client: Client, name: str
+) -> None:
+    grant = client.acquire("job")
+    nohup = f"trap '' {name}; exec {' '.join((*LOCKCTL, 'run', 'job', '--', 'echo'))} "
+    shell = ["sh", "-c", nohup + "ran"]
+    process = subprocess.Popen(shell, env=lockctl.env, stdout=subprocess.PIPE)
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    client.release(grant)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert output == b"ran\n"
+    assert process.returncode == 0
+
+
 def test_lockctl_stops_and_continues_with_its_command(lockctl: Lockctl) -> None:
     process = lockctl.start("run", "-c", "echo ready; cat", "job", process_group=0)
     assert line_of(process) == "ready"
@@ -108,6 +166,61 @@ def test_signal_during_the_wait_leaves_the_queue_and_ends_lockctl(
     wait_for_exit(owner)
     client.release(grant)
     assert not mark.exists()
+
+
+def test_signal_during_the_wait_is_told_as_a_cancellation(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.acquire("job")
+    with client.watch() as events:
+        process = lockctl.start("run", "job", "--", "true")
+        while (event := next(events))["event"] != "waiting":
+            pass
+        process.terminate()
+        assert process.wait(LIMIT) == -signal.SIGTERM
+        event = next(events)
+    assert (event["event"], event["code"]) == ("refused", "cancelled")
+
+
+def test_signal_during_the_wait_ends_lockctl_though_the_daemon_hangs(
+    lockctl: Lockctl, client: Client, lockd: DaemonProcess
+) -> None:
+    client.acquire("job")
+    process = lockctl.start("run", "job", "--", "true")
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    os.kill(lockd.pid, signal.SIGSTOP)
+    process.terminate()
+    assert process.wait(LIMIT) == -signal.SIGTERM
+    os.kill(lockd.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("script", ["exit 0", "exit 3", "kill -9 $$"])
+def test_end_of_the_command_is_told_as_a_release(
+    lockctl: Lockctl, client: Client, script: str
+) -> None:
+    with client.watch() as events:
+        lockctl("run", "job", "--", "sh", "-c", script)
+        told = [next(events) for _ in range(2)]
+    assert [event["event"] for event in told] == ["granted", "released"]
+    assert told[-1]["cause"] == "released"
+
+
+def test_lock_that_is_broken_by_ending_the_command_is_76(
+    start_daemon: StartDaemon,
+) -> None:
+    killing = '[lockspaces.killing]\nkind = "memory"\non_disconnect = "kill"\n'
+    lockd = start_daemon(killing)
+    lockctl = Lockctl(str(lockd.socket))
+    process = lockctl.start(
+        *("run", "--lockspace", "killing", "-c", "echo ready; exec sleep 60", "job")
+    )
+    assert line_of(process) == "ready"
+    with connect(lockd.socket) as admin:
+        (holder,) = admin.query("job", lockspace="killing")["holders"]
+        admin.break_grant(holder["fencing_token"], "the disk is on fire")
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 76
+    assert "the disk is on fire" in errors
 
 
 def test_lockctl_killed_while_waiting_leaves_the_queue_and_runs_nothing(

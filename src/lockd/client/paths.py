@@ -4,6 +4,7 @@ All clients search in the same way; lockctl(1) has it under FINDING THE DAEMON.
 """
 
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -93,8 +94,16 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
 
 
 def new_socket() -> socket.socket:
-    """Returns an unconnected socket that no executed program inherits (PEP 446)."""
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """Returns an unconnected socket that no executed program inherits (PEP 446).
+
+    It never takes the place of standard input, output or error where these are closed:
+    a program that opens them later, or prints, would hit the daemon.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if sock.fileno() > 2:
+        return sock
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def connect(sock: socket.socket, place: Place) -> None:

@@ -11,6 +11,7 @@ from lockd.ctl.options import (
     as_json,
     common_lockspace,
     meant,
+    note_files,
     of_holder,
 )
 from lockd.ctl.render import say, show_json
@@ -69,6 +70,7 @@ def acquire(
     pid = owner_pid if owner_unit is None else _main_pid(owner_unit)
     assert pid is not None
     keys = [meant(name, lockspace) for name in names]
+    note_files(names, lockspace)
     with connect(socket) as client:
         client.register(owner or owner_unit or name_of(pid), pid=pid)
         grants = client.acquire_all(

@@ -34,22 +34,22 @@ class Command:
             _await_start(theirs, words, inherited)
         theirs.close()
 
-    def start(self, environment: Mapping[str, str]) -> None:
-        """Tells the child to exec, with these variables added to its environment."""
+    def start(self, environment: Mapping[str, str], bequeathed: list[int]) -> None:
+        """Tells the child to exec.
+
+        Args:
+            environment: is added to that of the command.
+            bequeathed: descriptors that the command inherits.
+        """
         items = (os.fsencode(f"{name}={value}") for name, value in environment.items())
         # A child that was killed meanwhile has its own status, as a command has.
         with suppress(BrokenPipeError):
-            self._ours.send(b"\0".join(items))
+            socket.send_fds(self._ours, [b"\0".join(items)], bequeathed)
 
     def abandon(self) -> None:
         """Ends the child, which has not been started."""
         self._ours.close()
         os.waitpid(self.pid, 0)
-
-    def poll(self) -> int | None:
-        """Returns the wait status of a child that has stopped or ended (reaped)."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
-        return status if pid else None
 
     def exec_errno(self) -> int:
         """Returns why the ended command could not be executed; 0 if it could."""
@@ -76,7 +76,10 @@ def _await_start(
 ) -> NoReturn:
     try:
         # Empty: lockctl has given up, or is gone.
-        if message := lockctl.recv(_MESSAGE_BYTES):
+        message, bequeathed, _, _ = socket.recv_fds(lockctl, _MESSAGE_BYTES, 1)
+        if message:
+            for descriptor in bequeathed:
+                os.set_inheritable(descriptor, True)
             items = (item.partition("=") for item in os.fsdecode(message).split("\0"))
             execute(words, {name: value for name, _, value in items}, inherited)
     except OSError as error:

@@ -11,7 +11,7 @@ import signal
 import click
 
 from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
-from lockd.ctl.options import common_lockspace, meant, of_holder
+from lockd.ctl.options import common_lockspace, meant, note_files, of_holder
 from lockd.ctl.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
@@ -62,6 +62,7 @@ def hold(
     lockctl says why and exits.
     """
     keys = [meant(name, lockspace) for name in names]
+    note_files(names, lockspace)
     shown = ", ".join(quoted(str(key)) for key in keys)
     notify(f"STATUS=waits for {shown}")
     session = Session(socket, "lockctl hold")
@@ -97,5 +98,7 @@ def _wakeup_descriptor() -> int:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer)
     for number in _STOPPING:
-        signal.signal(number, lambda number, frame: None)
+        # Not what our parent ignores: nohup(1).
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
     return reader

@@ -152,6 +152,7 @@ def _warn_of_others(socket: str | None) -> None:
 
 def main() -> None:
     """Runs lockctl and exits."""
+    streams.fill_closed()
     streams.protect()
     sys.exit(_status(sys.argv[1:]))
 

@@ -1,6 +1,7 @@
 """The options and arguments that several commands share, each declared once."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -114,6 +115,20 @@ def meant(name: str, lockspace: str | None) -> ResourceKey:
     elif space == DEFAULT_LOCKSPACE:
         check_name(name)
     return ResourceKey(space, name)
+
+
+def note_files(names: Iterable[str], lockspace: str | None) -> None:
+    """Says of names that are locked as such where a file of that path is."""
+    if lockspace is not None:
+        return
+    for name in names:
+        if not is_path(name) and os.path.isfile(name):
+            click.echo(
+                f"lockctl: {quoted(name)} is locked as a name, not as the file that is "
+                f"there: say {quoted('./' + name)} for the file, or "
+                f"`--lockspace {DEFAULT_LOCKSPACE}` for the name",
+                err=True,
+            )
 
 
 def common_lockspace(keys: list[ResourceKey]) -> str:

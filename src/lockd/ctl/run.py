@@ -15,6 +15,7 @@ from lockd.ctl.options import (
     common_lockspace,
     in_lockspace,
     meant,
+    note_files,
     seconds,
 )
 from lockd.ctl.under_lock import Plan, Run
@@ -43,12 +44,18 @@ _EXAMPLES = [
 
 
 class _RunCommand(click.Command):
-    """Keeps everything after `--` from being taken for an option of lockctl."""
+    """Keeps the command's words from being taken for options of lockctl.
+
+    `--` stands before the command. Where no NAME is before it, it ends the options, so
+    that a NAME can begin with a dash; the next `--` then stands before the command.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        ctx.params["words"] = tuple(args[end + 1 :])
+        end = _find_dashes(args, 0)
         try:
+            if end < len(args) and not self._has_names(ctx, args[:end]):
+                end = _find_dashes(args, end + 1)
+            ctx.params["words"] = tuple(args[end + 1 :])
             return super().parse_args(ctx, args[:end])
         except click.NoSuchOption as error:
             if end < len(args):
@@ -57,6 +64,11 @@ class _RunCommand(click.Command):
                 f"{error.message} If it is the command's, put `--` before the command.",
                 ctx,
             ) from None
+
+    def _has_names(self, ctx: click.Context, args: list[str]) -> bool:
+        found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        # Where there is none, click has an object of its own for that.
+        return isinstance(found.get("names"), tuple) and bool(found["names"])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
@@ -76,6 +88,11 @@ class _RunCommand(click.Command):
                     ("LOCKD_SOCKET", "the daemon's socket"),
                 ]
             )
+
+
+def _find_dashes(args: list[str], start: int) -> int:
+    """Returns where the next `--` is; the end of the arguments if there is none."""
+    return args.index("--", start) if "--" in args[start:] else len(args)
 
 
 @click.command(
@@ -109,14 +126,15 @@ class _RunCommand(click.Command):
 )  # fmt: skip
 @click.option(
     "-o", "--close", is_flag=True,
-    help="Accepted for flock(1): a command never inherits the lock, but see -F.",
+    help="End the lock with COMMAND itself, whatever that leaves behind.",
 )  # fmt: skip
 @in_lockspace
+@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
 @click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
 @click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
 @click.option(
     "--signal", "stop_signal", metavar="SIGNAL", default="TERM", show_default=True,
-    callback=_signal, help="What stops a command that has lost its lock.",
+    callback=_signal, help="What stops processes that have lost their lock.",
 )  # fmt: skip
 @click.option(
     "--kill-after", metavar="SECONDS", default="10", show_default=True,
@@ -144,20 +162,35 @@ def run(
     script: str | None,
     no_fork: bool,
     close: bool,
+    owner: str | None,
     **wishes: Any,
 ) -> NoReturn:
     """Run COMMAND while holding the lock NAME, and exit as it does.
 
-    Several NAMEs are locked all or none. The lock lasts exactly as long as the
-    command, even if lockctl is killed; it is released when the command has ended.
-    Signals that lockctl gets are passed on to the command.
+    Several NAMEs are locked all or none. A NAME that begins with a dash comes after a
+    `--` of its own: `lockctl run -- -x -- COMMAND`.
+
+    The lock lasts as long as COMMAND or anything that it started runs, in the
+    background, too: lockctl waits for all of it, unless -o is given. If the lock is
+    lost, all of it is stopped. If lockctl is killed, the lock lasts until COMMAND
+    itself has ended.
+
+    COMMAND gets each signal once, whether it is sent to lockctl or to both. If it dies
+    of one that asks to end, or if lockctl gets one while it waits for what COMMAND left
+    behind, that is stopped, too.
     """
     if shared and exclusive:
         raise click.UsageError("a lock is either --shared or --exclusive")
+    if no_fork and close:
+        raise click.UsageError(
+            "with --no-fork COMMAND itself holds the lock, so --close cannot be had"
+        )
     if no_fork and wishes["status_fd"] is not None:
         raise click.UsageError("with --no-fork nobody is left to write to --status-fd")
-    words, owner = _command(words, script)
+    words, called = _command(words, script)
     keys = [meant(name, lockspace) for name in names]
+    if not wishes["quiet"]:
+        note_files(names, lockspace)
     plan = Plan(
         socket=socket,
         lockspace=common_lockspace(keys),
@@ -165,7 +198,8 @@ def run(
         mode=SHARED if shared else EXCLUSIVE,
         timeout=0 if nonblock else timeout,
         words=words,
-        owner=owner,
+        owner=owner or called,
+        close=close,
         **wishes,
     )
     _check_descriptor(plan.status_fd)

@@ -7,13 +7,19 @@ socket, to hear of a loss by SIGIO and to leave the session to an executed comma
 import fcntl
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import Grant, Reply
 from lockd.client.threadlink import open_link
-from lockd.errors import AlreadyHeldError
+from lockd.errors import (
+    AlreadyHeldError,
+    DeniedError,
+    InvalidRequestError,
+    LockLostError,
+)
 from lockd.names import quoted
 from lockd.terms import Mode
 
@@ -30,6 +36,7 @@ class Session:
     Attributes:
         socket: the path of the daemon's socket.
         grants: what is locked.
+        is_owner: whether the locks end with the connection, not with another process.
     """
 
     def __init__(self, socket: str | None, client: str) -> None:
@@ -37,6 +44,7 @@ class Session:
         self._place = paths.find_socket(socket)
         self.socket = os.path.abspath(self._place.path)
         self.grants: Sequence[Grant] = ()
+        self.is_owner = True
 
     def acquire(
         self,
@@ -65,12 +73,30 @@ class Session:
         opening = partial(requests.opening, None, self._client)
         self._link, _ = open_link(self._place, opening)
         self._check_not_held_above(names, lockspace)
-        self._perform(requests.register(owner, pid=owner_pid, inheritable=inheritable))
+        self._register(owner, owner_pid, inheritable)
         acquire = requests.acquire_all(
             names, lockspace, mode, timeout=timeout, label=label, reason=reason
         )
         self._perform(acquire)
         self.grants = acquire.grants
+
+    def _register(self, owner: str, pid: int | None, inheritable: bool | None) -> None:
+        """Says for whom we act: the process `pid`, if the daemon knows it as that."""
+        if pid is not None:
+            with suppress(DeniedError):
+                self._register_process(owner, pid)
+                self.is_owner = False
+                return
+            # In a container: our pids mean nothing to a daemon outside. The process
+            # inherits the connection instead (`to_bequeath`).
+            inheritable = True
+        self._perform(requests.register(owner, inheritable=inheritable))
+
+    def _register_process(self, owner: str, pid: int) -> None:
+        try:
+            self._perform(requests.register(owner, pid=pid, until="both"))
+        except InvalidRequestError:  # by a daemon that is older than `until`
+            self._perform(requests.register(owner, pid=pid))
 
     def fileno(self) -> int:
         """Returns the socket's descriptor: readable when the daemon says something."""
@@ -95,11 +121,27 @@ class Session:
         for reply in self._link.release(*self.grants):
             reply.outcome()
 
+    def broken(self) -> LockLostError | None:
+        """Returns why somebody took a lock away, if that is why it ended."""
+        try:
+            for grant in self.grants:
+                grant.check()
+        except LockLostError as error:
+            return error if error.cause == "broken" else None
+        return None
+
     def signal_input(self) -> None:
         """Makes the kernel send this process SIGIO when the daemon says something."""
         fcntl.fcntl(self._link.sock, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._link.sock, fcntl.F_GETFL)
         fcntl.fcntl(self._link.sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+    def to_bequeath(self) -> list[int]:
+        """Returns the descriptors by which the command holds its lock if we die.
+
+        None, if it is known to the daemon as the owner.
+        """
+        return [self.fileno()] if self.is_owner else []
 
     def outlive_exec(self) -> None:
         """Leaves the connection to the program that this process is about to become."""

@@ -1,16 +1,15 @@
 """Signals of `lockctl run`: kept back, told apart, handed to the command.
 
-While a command runs all of them are blocked and taken one by one with
-`sigwaitinfo`, which tells who sent each. Only before and after, while lockctl waits for
-the daemon, do those that end a process do so.
+While a command runs all of them are blocked and taken one by one with `sigwaitinfo`.
+Only before and after, while lockctl waits for the daemon, do those that end a process
+do so.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 FORWARDED: Final = frozenset(
     {
@@ -31,10 +30,19 @@ FORWARDED: Final = frozenset(
 WATCHED: Final = FORWARDED | {signal.SIGCHLD, signal.SIGIO}
 """All that wakes lockctl while a command runs."""
 
-_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""What is sent to a process so that it ends."""
 
-# si_code of a signal that the kernel itself sent: sigaction(2).
-_SI_KERNEL: Final = 0x80
+_FAREWELL: Final = 1.0
+"""Seconds for the daemon to note that we do not wait any more."""
+
+
+class Interrupted(BaseException):
+    """Raised where lockctl waits for the daemon and is told to end, by `signum`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 class Inherited(NamedTuple):
@@ -50,7 +58,7 @@ class Inherited(NamedTuple):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, self.on_child)
-        for signum in _ENDING:
+        for signum in ENDING:
             if callable(signal.getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
@@ -65,44 +73,34 @@ def block() -> Inherited:
 
 @contextmanager
 def interruptible(
-    end: Callable[[int], NoReturn],
-    remind: Callable[[], None] = lambda: None,
-    delay: float = 0,
+    remind: Callable[[], None] = lambda: None, delay: float = 0
 ) -> Iterator[None]:
     """Lets signals interrupt the body, which waits while no command runs.
 
-    Those that end a process call `end`, SIGTSTP stops; the others stay back for the
-    command. `remind` is called if the body takes longer than `delay` seconds, unless
-    that is 0.
+    Those that end a process raise `Interrupted`, SIGTSTP stops; the others stay back
+    for the command. `remind` is called if the body takes longer than `delay` seconds,
+    unless that is 0.
+
+    Raises:
+        Interrupted: we were told to end. What the body does about that is interrupted
+            again by the next signal, or after `_FAREWELL` seconds.
     """
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # once is enough
-        end(signum)
+        signal.signal(signal.SIGALRM, lambda *_: interrupt(signum, None))
+        signal.setitimer(signal.ITIMER_REAL, _FAREWELL)
+        raise Interrupted(signum)
 
-    for signum in _ENDING:
-        # What lockctl's parent ignores (nohup) stays ignored.
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, interrupt)
-    if delay:
-        signal.signal(signal.SIGALRM, lambda *_: remind())
-        signal.setitimer(signal.ITIMER_REAL, delay)
-    let_in = (*_ENDING, signal.SIGTSTP, signal.SIGALRM)
+    # What lockctl's parent ignores (nohup) stays ignored: it is the command's affair.
+    ending = [x for x in ENDING if signal.getsignal(x) is not signal.SIG_IGN]
+    for signum in ending:
+        signal.signal(signum, interrupt)
+    signal.signal(signal.SIGALRM, lambda *_: remind())
+    signal.setitimer(signal.ITIMER_REAL, delay)
+    let_in = (*ending, signal.SIGTSTP, signal.SIGALRM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, let_in)
     try:
         yield
     finally:
-        if delay:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-
-
-def has_it_already(pid: int, info: signal.struct_siginfo) -> bool:
-    """Tells whether a child, too, got the signal that we got.
-
-    A terminal signals its whole foreground process group, and so does a child that
-    signals its own group. A signal sent to us alone with kill(2) is the other case.
-    """
-    if info.si_code == _SI_KERNEL:
-        return os.getpgid(pid) == os.getpgrp()
-    return info.si_pid == pid

@@ -67,6 +67,17 @@ class SafeStream(io.TextIOWrapper):
             raise UnwrittenError(error.strerror or str(error)) from error
 
 
+def fill_closed() -> None:
+    """Sees to it that nothing of ours becomes a standard stream that is closed.
+
+    What stands there fails on every use as a closed descriptor does (open(2), O_PATH),
+    and is closed for an executed command.
+    """
+    while (place := os.open("/", os.O_PATH)) <= 2:
+        pass
+    os.close(place)
+
+
 def protect() -> None:
     """Makes standard output and standard error safe; one that is closed stays so."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -3,20 +3,21 @@
 The order is the point. First the child, so that it can be the owner; then the lock;
 then the command; when that has been reaped, the release. Whatever ends lockctl in
 between, either the command never runs or the lock lasts as long as the command does.
+What the command leaves behind belongs to it: see `supervise`.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from lockd.ctl import exits, signals
+from lockd.ctl import exits, offspring, signals
 from lockd.ctl.command import Command, execute
 from lockd.ctl.render import VERSION, say
 from lockd.ctl.session import Session
 from lockd.ctl.supervise import Supervisor
+from lockd.ctl.witness import Witness
 from lockd.errors import (
     AcquireTimeoutError,
     BusyError,
@@ -24,11 +25,15 @@ from lockd.errors import (
     LockdError,
     LockLostError,
 )
-from lockd.names import quoted
+from lockd.names import plain, quoted
+from lockd.procs import name_of
 from lockd.terms import Mode
 
 #: Seconds of waiting after which a person wants to know why.
 _PATIENCE = 1.0
+
+#: How many processes are named that a command left behind.
+_SHOWN = 3
 
 
 class Plan(NamedTuple):
@@ -41,6 +46,7 @@ class Plan(NamedTuple):
     timeout: float | None
     words: tuple[str, ...]
     owner: str
+    close: bool
     conflict_status: int | None
     reason: str | None
     label: str | None
@@ -67,36 +73,36 @@ class Run:
         self._inherited = signals.block()
         self._session = Session(plan.socket, "lockctl run")
         self._held: float | None = None
+        #: Whether somebody wants to know why it takes long.
+        self._curious = plan.verbose or (sys.stderr.isatty() and not plan.quiet)
 
     def in_child(self) -> NoReturn:
         """Runs the command in a child that owns the lock."""
+        # Both before the connection, in which they have no part.
+        witness = Witness()
         command = Command(self._plan.words, self._inherited)
-
-        def interrupted(signum: int) -> NoReturn:
-            command.abandon()
-            self._finish(_killed("interrupted", signum))
-
         try:
-            self._acquire(command.pid, interrupted)
+            self._acquire(command.pid)
+        except signals.Interrupted as interrupt:
+            command.abandon()
+            self._finish(_killed("interrupted", interrupt.signum))
         except LockdError as error:
             command.abandon()
             self._finish(self._refused(error))
+        if not self._plan.close:
+            offspring.adopt_orphans()
         granted_at = time.monotonic()
-        command.start(self._environment())
-        ending = self._supervise(command)
+        command.start(self._environment(), self._session.to_bequeath())
+        ending = self._supervise(command, witness)
         self._held = time.monotonic() - granted_at
-        # A lock that ended with its owner, or a daemon that is gone, is no news now.
-        with (
-            signals.interruptible(lambda _: self._finish(ending)),
-            suppress(LockdError),
-        ):
-            self._session.release()
-        self._finish(ending)
+        self._finish(self._release(ending))
 
     def in_place(self) -> NoReturn:
         """Becomes the command, which inherits the session and with it the lock."""
         try:
-            self._acquire(None, exits.die_of)
+            self._acquire(None)
+        except signals.Interrupted as interrupt:
+            exits.die_of(interrupt.signum)
         except LockdError as error:
             self._finish(self._refused(error))
         self._session.outlive_exec()
@@ -105,14 +111,11 @@ class Run:
         except OSError as error:
             self._finish(self._not_executed(error.errno or 0))
 
-    def _acquire(
-        self, owner_pid: int | None, interrupted: Callable[[int], NoReturn]
-    ) -> None:
+    def _acquire(self, owner_pid: int | None) -> None:
         plan = self._plan
-        curious = plan.verbose or (sys.stderr.isatty() and not plan.quiet)
-        delay = _PATIENCE if curious else 0
+        delay = _PATIENCE if self._curious else 0
         pid = owner_pid or os.getpid()
-        with signals.interruptible(interrupted, lambda: self._remind(pid), delay):
+        with signals.interruptible(lambda: self._remind(pid), delay):
             self._session.acquire(
                 plan.names,
                 plan.lockspace,
@@ -142,22 +145,27 @@ class Run:
     def _environment(self) -> dict[str, str]:
         grants = self._session.grants
         return {
-            "LOCKD_NAME": "\n".join(grant.resource for grant in grants),
+            # As it was typed, not as the daemon calls it: that may be text for which
+            # the encoding of this locale has no bytes.
+            "LOCKD_NAME": "\n".join(self._plan.names),
             "LOCKD_LOCKSPACE": self._plan.lockspace,
             "LOCKD_TOKEN": "\n".join(str(grant.fencing_token) for grant in grants),
             "LOCKD_WAITED": f"{grants[0].waited:.3f}",
             "LOCKD_SOCKET": self._session.socket,
         }
 
-    def _supervise(self, command: Command) -> Ending:
+    def _supervise(self, command: Command, witness: Witness) -> Ending:
         plan = self._plan
         self._session.signal_input()
         supervisor = Supervisor(
             command,
+            witness,
             self._session.check,
             self._tell_loss,
+            self._tell_left,
             stop_signal=plan.stop_signal,
             kill_after=plan.kill_after,
+            alone=plan.close,
         )
         status = supervisor.run()
         if supervisor.lost is not None:
@@ -168,9 +176,34 @@ class Run:
             return self._not_executed(number)
         return Ending("exited", os.WEXITSTATUS(status))
 
+    def _release(self, ending: Ending) -> Ending:
+        """Releases what is held; returns how it all ended, as far as is known now."""
+        # A daemon that is gone is no news now.
+        with suppress(signals.Interrupted, LockdError), signals.interruptible():
+            self._session.release()
+        # Where the holder is ended first, its end is heard of before the reason.
+        error = self._session.broken()
+        if error is None or ending.outcome == "lost":
+            return ending
+        if not self._plan.quiet:
+            say(str(error))
+        return Ending("lost", exits.LOST)
+
     def _tell_loss(self, error: LockLostError) -> None:
         if not self._plan.quiet:
             say(f"{error}; stopping the command")
+
+    def _tell_left(self) -> None:
+        if not self._curious:
+            return
+        names = ", ".join(quoted(name) for name in self._plan.names)
+        left = offspring.descendants()
+        shown = ", ".join(f"{plain(name_of(pid))} (pid {pid})" for pid in left[:_SHOWN])
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        say(
+            f"the command has ended, but {names} stays locked while what it left "
+            f"behind runs: {shown}{more}"
+        )
 
     def _refused(self, error: LockdError) -> Ending:
         if not self._plan.quiet:

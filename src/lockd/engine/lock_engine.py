@@ -7,14 +7,14 @@ Each command has one handler here; what the handlers do to the table is in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from msgspec.structs import replace
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_table import TRY_PATIENCE, LockTable
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Request, Session
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 
@@ -106,10 +106,7 @@ class LockEngine(LockTable):
         if command.owner_id != owner.owner_id:
             owner = self._join_process(session, command)
         session.registered = True
-        owner.identity = command.owner
-        owner.on_disconnect = command.on_disconnect or owner.on_disconnect
-        if command.until == "both":
-            owner.until = "both"
+        owner.introduce(command)
         self._touch("session", session.session_id)
         self._touch("owner", owner.owner_id)
         self._answer = e.Completed(command.session, command.request)
@@ -133,13 +130,12 @@ class LockEngine(LockTable):
         for request in list(session.requests.values()):
             self._answered(request)
         del owner.sessions[session.session_id]
-        if owner.is_process:
-            if owner.ended and not owner.sessions and owner.fencing is None:
-                self._release_all(owner, "owner_died", now)
-            else:
-                self._forget_if_idle(owner)
-        else:
+        if not owner.is_process:
             self._end_owner(owner, now)
+        elif owner.ended and owner.fencing is None:
+            self._release_all(owner, "owner_died", now)
+        else:
+            self._forget_if_idle(owner)
 
     def _end_owner(self, owner: OwnerState, now: float) -> None:
         """Ends an owner whose process may live: fenced first where that is asked."""
@@ -158,11 +154,7 @@ class LockEngine(LockTable):
         owner.ended = owner.fencing is not None
 
     def _end_owner_process(self, command: c.EndOwner, now: float) -> None:
-        owner = self.owners[command.owner_id]
-        if owner.until == "both" and owner.sessions:
-            self._refuse_waiting(owner, now)
-        else:
-            self._release_all(owner, "owner_died", now)
+        self._release_all(self.owners[command.owner_id], "owner_died", now)
 
     def must_fence(self, grant: e.Grant) -> bool:
         """Tells whether the holder is dead before the lock is taken from it."""
@@ -183,8 +175,10 @@ class LockEngine(LockTable):
             self._release_all(owner, owner.fencing or "owner_died", now)
 
     def _release_all(self, owner: OwnerState, cause: str, now: float) -> None:
-        """Ends all grants of an owner whose process is dead."""
-        self._refuse_waiting(owner, now, *_OWNER_IS_DEAD)
+        """Ends all grants of an owner whose process is dead, unless they linger."""
+        self._refuse_waiting(owner, now, *OWNER_IS_DEAD)
+        if owner.lingers and cause == "owner_died":
+            return
         for grant in list(owner.grants.values()):
             self._lose(grant, cause, now)
         self._forget_if_idle(owner)
@@ -222,7 +216,7 @@ class LockEngine(LockTable):
         session = self.sessions[command.session]
         owner = session.owner
         if owner.ended or owner.fencing or command.request in session.requests:
-            return self._refuse(command, *_why_not(owner))
+            return self._refuse(command, *owner.why_not)
         for key in command.keys:
             if owner.grants and (held := self._held(owner, key)) is not None:
                 return self._acquire_again(command, held)
@@ -305,7 +299,7 @@ class LockEngine(LockTable):
         owner = session.owner
         held = self._held(owner, command.key)
         if owner.ended or owner.fencing or command.request in session.requests:
-            return self._refuse(command, *_why_not(owner))
+            return self._refuse(command, *owner.why_not)
         if held is None:
             return self._refuse(command, "not_held", "", command.key)
         if held.count > 1:
@@ -467,17 +461,3 @@ class LockEngine(LockTable):
                 request.retry_at = None
                 self._touch("request", request.order, request)
                 self._unsettled += [self.resources[key] for key in request.keys]
-
-
-_OWNER_IS_DEAD: Final = (
-    "not_found",
-    "the process that this session acts for has ended: open another session",
-)
-
-
-def _why_not(owner: OwnerState) -> tuple[str, str]:
-    if owner.ended:
-        return _OWNER_IS_DEAD
-    if owner.fencing:
-        return "unavailable", "the process of this session is being ended"
-    return "invalid", "another request with this msgid is not yet answered"

@@ -5,7 +5,9 @@ Plain state without rules; `lock_engine` is the only one that changes it.
 
 from __future__ import annotations
 
-from lockd.engine.commands import AnchorRefused, Owner
+from typing import Final
+
+from lockd.engine.commands import AnchorRefused, Owner, RegisterOwner
 from lockd.engine.effects import Grant
 from lockd.terms import (
     SHARED,
@@ -15,6 +17,11 @@ from lockd.terms import (
     OutsideHolder,
     ResourceKey,
     Until,
+)
+
+OWNER_IS_DEAD: Final = (
+    "not_found",
+    "the process that this session acts for has ended: open another session",
 )
 
 
@@ -54,6 +61,27 @@ class OwnerState:
         #: Whether it is over although sessions still name it: its process is dead, or
         #: is being ended.
         self.ended = False
+
+    def introduce(self, command: RegisterOwner) -> None:
+        """Takes up what a session says of the owner for whom it acts."""
+        self.identity = command.owner
+        self.on_disconnect = command.on_disconnect or self.on_disconnect
+        if command.until == "both":
+            self.until = "both"
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a session is there that keeps the grants when the process is dead."""
+        return self.until == "both" and bool(self.sessions)
+
+    @property
+    def why_not(self) -> tuple[str, str]:
+        """Why a request is refused that is made on its behalf: a code, a sentence."""
+        if self.ended:
+            return OWNER_IS_DEAD
+        if self.fencing:
+            return "unavailable", "the process of this session is being ended"
+        return "invalid", "another request with this msgid is not yet answered"
 
     @property
     def waiting_count(self) -> int:

@@ -1,0 +1,65 @@
+"""All that was started under a lock: the command, its children, theirs.
+
+lockctl is the subreaper of them (prctl(2)): who loses its parent becomes a child of
+lockctl, not of process 1. So all of them are found below lockctl, and they have all
+ended when lockctl has no child any more.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def adopt_orphans() -> None:
+    """Makes this process the new parent of every descendant that loses its own."""
+    # Here, as it takes milliseconds to load.
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants() -> list[int]:
+    """Returns the pids of all processes below this one, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and (parent := _parent_of(int(entry))) is not None:
+            children.setdefault(parent, []).append(int(entry))
+    found = children.get(os.getpid(), [])
+    for pid in found:  # to which it adds
+        found += children.get(pid, ())
+    return found
+
+
+def send_all(signum: int) -> None:
+    """Sends a signal to all processes below this one."""
+    below = descendants()
+    ours = {os.getpid(), *below}
+    for pid in below:
+        # It may have ended, or become another user's by a set-user-ID program.
+        with suppress(ProcessLookupError, PermissionError), _opened(pid) as pidfd:
+            # Perhaps another process has its pid by now.
+            if _parent_of(pid) in ours:
+                signal.pidfd_send_signal(pidfd, signum)
+
+
+@contextmanager
+def _opened(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def _parent_of(pid: int) -> int | None:
+    """Returns the parent of a process; None if it has ended (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+    except (OSError, ValueError):
+        return None
+    return None if state in (b"Z", b"X") else int(parent)

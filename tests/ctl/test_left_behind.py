@@ -1,0 +1,159 @@
+"""What a command leaves behind: it keeps the lock, and is stopped with it."""
+
+import os
+import select
+import signal
+import sys
+
+import pytest
+
+from ctl.processes import LIMIT, Lockctl, Terminal, line_of, wait_for_exit
+from ctl.processes import LOCKCTL as PROGRAM
+from daemon_process import DaemonProcess
+from lockd import Client
+
+# Each way to start a process that outlives its parent. It says its pid, and then reads
+# from a pipe that ends with this test: so it runs exactly as long as we want.
+BACKGROUND = "cat <&3 >/dev/null & echo $!"
+NEW_SESSION = "setsid sh -c 'echo $$; exec cat <&3 >/dev/null' & wait_for_it=1; sleep 0"
+DOUBLE_FORK = "(sh -c 'echo $$; exec cat <&3 >/dev/null' &) ; :"
+DAEMON = (
+    f"{sys.executable} -c '"
+    + """
+import os
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        os.closerange(0, 3)
+        os.read(3, 1)
+    os._exit(0)
+os.wait()
+'"""
+)
+WAYS = [BACKGROUND, NEW_SESSION, DOUBLE_FORK, DAEMON]
+
+STUBBORN = "(trap '' TERM HUP INT; echo $$; exec cat <&3 >/dev/null) & wait_for=1; :"
+
+
+class Left:
+    """A run whose command ends at once and leaves a process behind."""
+
+    def __init__(self, lockctl: Lockctl, script: str, *options: str) -> None:
+        reader, self.writer = os.pipe()
+        os.set_inheritable(reader, True)
+        script = f"exec 3<&{reader}; {script}"
+        self.lockctl = lockctl.start(
+            "run", *options, "-c", script, "job", pass_fds=[reader]
+        )
+        os.close(reader)
+        self.pid = int(line_of(self.lockctl))
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def end(self) -> None:
+        os.close(self.writer)
+
+    @property
+    def runs(self) -> bool:
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+
+@pytest.mark.parametrize("script", WAYS)
+def test_lock_is_held_as_long_as_what_the_command_left_behind_runs(
+    lockctl: Lockctl, client: Client, script: str
+) -> None:
+    left = Left(lockctl, script + "; exit 3")
+    (holder,) = client.query("job")["holders"]
+    command = os.pidfd_open(holder["pid"]) if _is_there(holder["pid"]) else None
+    if command is not None:
+        wait_for_exit(command)
+    assert client.try_acquire("job") is None
+    assert left.runs
+    left.end()
+    assert left.lockctl.wait(LIMIT) == 3
+    assert client.try_acquire("job") is not None
+
+
+@pytest.mark.parametrize("script", WAYS)
+def test_close_ends_the_lock_with_the_command_itself(
+    lockctl: Lockctl, client: Client, script: str
+) -> None:
+    left = Left(lockctl, script, "-o")
+    assert left.lockctl.wait(LIMIT) == 0
+    assert left.runs
+    assert client.try_acquire("job") is not None
+    left.end()
+
+
+@pytest.mark.parametrize("script", WAYS)
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM"])
+def test_signal_stops_what_the_command_left_behind(
+    lockctl: Lockctl, client: Client, script: str, name: str
+) -> None:
+    left = Left(lockctl, script)
+    (holder,) = client.query("job")["holders"]
+    if _is_there(holder["pid"]):
+        wait_for_exit(os.pidfd_open(holder["pid"]))
+    # Only now is it certain that the signal is not for the command.
+    while _is_there(holder["pid"]):
+        pass
+    left.lockctl.send_signal(getattr(signal, f"SIG{name}"))
+    assert left.lockctl.wait(LIMIT) == 0
+    assert not left.runs
+    assert client.try_acquire("job") is not None
+    left.end()
+
+
+def test_who_stops_a_shell_stops_what_it_waits_for(
+    lockctl: Lockctl, client: Client
+) -> None:
+    left = Left(lockctl, "sh -c 'echo $$; exec cat <&3' >&1; :")
+    left.lockctl.terminate()
+    assert left.lockctl.wait(LIMIT) == -signal.SIGTERM
+    assert not left.runs
+    left.end()
+
+
+@pytest.mark.parametrize("script", WAYS)
+def test_loss_stops_what_the_command_left_behind(
+    lockctl: Lockctl, lockd: DaemonProcess, script: str
+) -> None:
+    left = Left(lockctl, script)
+    lockd.kill()
+    assert left.lockctl.wait(LIMIT) in (0, 76)
+    assert not left.runs
+    left.end()
+
+
+def test_what_does_not_stop_is_killed_and_so_are_its_children(
+    lockctl: Lockctl, lockd: DaemonProcess
+) -> None:
+    stubborn = "trap '' TERM; sh -c 'echo $$; cat <&3' & wait"
+    left = Left(lockctl, f'sh -c "{stubborn}" & wait', "--kill-after", "0.05")
+    lockd.kill()
+    assert left.lockctl.wait(LIMIT) == 76
+    assert not left.runs
+    left.end()
+
+
+def test_what_is_waited_for_is_told_on_a_terminal(lockctl: Lockctl) -> None:
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    script = f"cat <&{reader} & :"
+    terminal = Terminal((*PROGRAM, "run", "-c", script, "job"), lockctl.env)
+    terminal.wait_for(
+        "the command has ended, but 'job' stays locked while what it left behind "
+        "runs: cat (pid "
+    )
+    os.close(writer)
+    os.close(reader)
+    terminal.type("\x1c")  # SIGQUIT, if the end of the pipe was not enough
+    terminal.wait()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
