@@ -62,8 +62,8 @@ def test_command_that_is_not_executable_is_126(
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["-E", "600", "job", "--", "true"], "'600' is not a whole number from 0 to 255"),
-        (["-E", "-1", "job", "--", "true"], "'-1' is not a whole number from 0 to 255"),
+        (["-E", "600", "job", "--", "true"], "'600' is not a whole number from 0"),
+        (["-E", "-1", "job", "--", "true"], "'-1' is not a whole number from 0"),
         (["-w", "nan", "job", "--", "true"], "'nan' is not a number of seconds"),
         (["-w", "-1", "job", "--", "true"], "'-1' is not a number of seconds"),
         (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
