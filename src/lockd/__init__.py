@@ -42,13 +42,13 @@ from lockd.terms import EXCLUSIVE, SHARED
 if TYPE_CHECKING:
     from lockd.client import aio
     from lockd.client.blocking import Client, connect
-    from lockd.client.core import Grant
+    from lockd.client.grants import Grant
     from lockd.client.locks import Acquired, Lock
 
 _MODULES: Final = {
     "Client": "lockd.client.blocking",
     "connect": "lockd.client.blocking",
-    "Grant": "lockd.client.core",
+    "Grant": "lockd.client.grants",
     "Acquired": "lockd.client.locks",
     "Lock": "lockd.client.locks",
 }

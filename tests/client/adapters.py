@@ -165,7 +165,7 @@ class TaskBody:
     def __init__(
         self,
         portal: BlockingPortal,
-        hold: Callable[[], AbstractAsyncContextManager[lockd.Grant]],
+        hold: Callable[[], AbstractAsyncContextManager[Any]],
     ) -> None:
         self._portal = portal
         self._hold = hold

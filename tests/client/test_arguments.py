@@ -170,6 +170,7 @@ KINDS: dict[str, Takes] = {
     "path": path,
     "pid": partial(integer, least=1, most=2**31 - 1),
     "reason": text,
+    "reconnect": anything,
     "resource": resource,
     "resources": resources,
     "session": partial(integer, least=0, most=2**63 - 1),
@@ -442,7 +443,7 @@ async def try_async(
         found = function(*args, **params)
         if isinstance(found, Awaitable):
             found = await found
-        if client is not None and isinstance(found, lockd.Grant):
+        if client is not None and isinstance(found, lockd.aio.Grant):
             await client.release(found)
         elif client is not None and isinstance(found, tuple):
             await client.release(*found)

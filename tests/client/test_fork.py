@@ -141,8 +141,9 @@ def test_child_says_nothing_on_the_wire() -> None:
 
     def child() -> str:
         link.close()
+        link.catch_up()
         with pytest.raises(lockd.ForkedSessionError):
-            link.catch_up()
+            link.check_owned()
         return str(ours.fileno())
 
     with theirs:
@@ -195,7 +196,7 @@ def test_fork_while_a_thread_holds_the_mutex_holds_up_nobody(
     may_leave, inside = threading.Event(), threading.Event()
 
     def hold_mutex() -> None:
-        with client._link._mutex:
+        with client._connection.last._mutex:
             inside.set()
             assert may_leave.wait(PATIENCE)
 

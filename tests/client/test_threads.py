@@ -59,7 +59,7 @@ def interrupted_when(happens: Callable[[], object]) -> Iterator[None]:
 
 def wait_for_line(client: lockd.Client, resource: str, count: int) -> None:
     """Waits until so many threads have a turn, or wait for one."""
-    lines = client._link._turns._lines
+    lines = client._connection.last._turns._lines
     key = ResourceKey("default", resource)
     for _ in range(1_000_000):
         if len(lines.get(key, ())) == count:
@@ -177,7 +177,7 @@ def test_more_than_the_socket_takes_passes_at_once(client: lockd.Client) -> None
         # They are refused for their names, each by its own answer.
         name = f"{number} {'x' * 16_000}"
         replies = [requests.about("check", name, None) for _ in range(10)]
-        client._link.perform(*replies)
+        client._connection.last.perform(*replies)
         for reply in replies:
             with pytest.raises(lockd.InvalidRequestError):
                 reply.outcome()
@@ -252,7 +252,10 @@ def test_grant_that_races_with_an_interruption_is_given_back(
         # The main thread waits for the answer to its cancel: that it has sent it shows
         # in what its core waits for.
         deadline = time.monotonic() + PATIENCE
-        while len(client._link._core._pending) < 2 and time.monotonic() < deadline:
+        while (
+            len(client._connection.last._core._pending) < 2
+            and time.monotonic() < deadline
+        ):
             pass
         if first == "cancel":
             watcher.send("release", resource="disk")
@@ -347,7 +350,7 @@ def test_close_wakes_every_thread(client: lockd.Client, watcher: WireClient) -> 
         with pytest.raises(lockd.ConnectionLostError, match="the client is closed"):
             thread.result()
     wait_for_sessions(watcher, 1)
-    assert client._link.sock.fileno() == -1
+    assert client._connection.last.sock.fileno() == -1
 
 
 def test_losses_are_told_as_they_happen(
@@ -421,7 +424,7 @@ def test_interrupted_reader_of_events_loses_none(
     with client.watch() as events:
 
         def wait_for_reader() -> None:
-            while client._link._reader is None:
+            while not client._connection.last._reading:
                 pass
 
         with interrupted_when(wait_for_reader):

@@ -13,48 +13,52 @@ def turns() -> Turns:
 
 
 def enter(turns: Turns, who: int, mode: Mode = EXCLUSIVE) -> Turn:
-    return turns.enter(DISK, mode, who)
+    turn = Turn(DISK, mode, who)
+    turns.enter(turn)
+    return turn
 
 
 def test_turns_come_one_after_the_other(turns: Turns) -> None:
     line = [enter(turns, who) for who in range(3)]
     for first in range(3):
-        assert [turn.come for turn in line[first:]] == [True] + [False] * (2 - first)
+        assert [turn.done for turn in line[first:]] == [True] + [False] * (2 - first)
         turns.leave(line[first])
     assert not turns._lines
 
 
 def test_other_locks_have_other_lines(turns: Turns) -> None:
     enter(turns, 1)
-    assert turns.enter(ResourceKey("other", "disk"), EXCLUSIVE, 2).come
+    other = Turn(ResourceKey("other", "disk"), EXCLUSIVE, 2)
+    turns.enter(other)
+    assert other.done
 
 
 def test_shared_turns_come_together_and_overtake_nobody(turns: Turns) -> None:
     readers = [enter(turns, who, SHARED) for who in (1, 2)]
     writer = enter(turns, 3)
     late = enter(turns, 4, SHARED)
-    assert [turn.come for turn in (*readers, writer, late)] == [
+    assert [turn.done for turn in (*readers, writer, late)] == [
         True,
         True,
         False,
         False,
     ]
     turns.leave(readers[0])
-    assert not writer.come
+    assert not writer.done
     turns.leave(readers[1])
-    assert writer.come
-    assert not late.come
+    assert writer.done
+    assert not late.done
     turns.leave(writer)
-    assert late.come
+    assert late.done
 
 
 def test_place_in_line_can_be_given_up(turns: Turns) -> None:
     first, second, third = (enter(turns, who) for who in range(3))
     turns.leave(second)
-    assert not third.come
+    assert not third.done
     turns.leave(first)
-    assert third.come
-    assert not second.come
+    assert third.done
+    assert not second.done
 
 
 def test_writer_that_gives_up_lets_readers_in(turns: Turns) -> None:
@@ -62,7 +66,7 @@ def test_writer_that_gives_up_lets_readers_in(turns: Turns) -> None:
     writer = enter(turns, 2)
     reader = enter(turns, 3, SHARED)
     turns.leave(writer)
-    assert reader.come
+    assert reader.done
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_second_turn_of_ones_own_is_refused(
     with pytest.raises(AlreadyHeldError):
         enter(turns, 1, wanted)
     turns.leave(turn)
-    assert enter(turns, 1, wanted).come
+    assert enter(turns, 1, wanted).done
 
 
 def test_second_shared_turn_of_ones_own_does_not_wait_behind_others(
@@ -85,17 +89,17 @@ def test_second_shared_turn_of_ones_own_does_not_wait_behind_others(
     first = enter(turns, 1, SHARED)
     writer = enter(turns, 2)
     second = enter(turns, 1, SHARED)
-    assert second.come
+    assert second.done
     turns.leave(first)
-    assert not writer.come
+    assert not writer.done
     turns.leave(second)
-    assert writer.come
+    assert writer.done
 
 
 def test_turn_wakes_once(turns: Turns) -> None:
     first, second = enter(turns, 1), enter(turns, 2)
     woken: list[bool] = []
-    second.wake = lambda: woken.append(second.come)
+    second.wake = lambda: woken.append(second.done)
     turns.leave(first)
     turns.end(ConnectionLostError("over"))
     assert woken == [True]
@@ -104,7 +108,7 @@ def test_turn_wakes_once(turns: Turns) -> None:
 def test_end_of_the_connection_wakes_the_whole_line(turns: Turns) -> None:
     line = [enter(turns, who) for who in range(3)]
     turns.end(ConnectionLostError("over"))
-    assert all(turn.come for turn in line)
+    assert all(turn.done for turn in line)
     for turn in line:
         turns.leave(turn)
 

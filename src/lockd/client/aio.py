@@ -13,14 +13,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from lockd.client import arguments, paths, requests
-from lockd.client.core import Grant, Reply
+from lockd.client.grants import Uncopied
 from lockd.client.inbox import Inbox
-from lockd.client.tasklink import TaskLink, open_link
+from lockd.client.reply import Reply
+from lockd.client.tasklink import Grant, TaskLink, open_link
 from lockd.client.tasklocks import Body, Lock
 from lockd.errors import BusyError, WrongTaskError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
-__all__ = ["Client", "Events", "Lock", "connect"]
+__all__ = ["Client", "Events", "Grant", "Lock", "connect"]
 
 
 def connect(
@@ -70,7 +71,7 @@ class _Session(AbstractAsyncContextManager["Client", bool | None]):
         return await self._opened.__aexit__(exc_type, exc, traceback)
 
 
-class Client:
+class Client(Uncopied):
     """A session with the daemon: what it holds is released when it ends.
 
     Every method may raise what the daemon refuses with, a `RequestError`, and
@@ -186,7 +187,8 @@ class Client:
             "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
         )
         await self._call(reply)
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     async def try_acquire(
         self,
@@ -207,7 +209,8 @@ class Client:
             await self._call(reply)
         except BusyError:
             return None
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     async def acquire_all(
         self,
@@ -274,7 +277,8 @@ class Client:
         """
         reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
         await self._call(reply)
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     # Who holds what.
 

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, Self
 
 from lockd.client import arguments, paths, requests
-from lockd.client.core import Grant, Reply
+from lockd.client.connection import Connection
+from lockd.client.grants import Grant, Uncopied
 from lockd.client.locks import Lock
-from lockd.client.threadlink import ThreadLink, open_link
+from lockd.client.reply import Reply
 from lockd.errors import BusyError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
@@ -23,6 +24,7 @@ def connect(
     *,
     name: str | None = None,
     on_lost: Callable[[Grant], None] | None = None,
+    reconnect: bool = False,
 ) -> "Client":
     """Opens a session with the daemon.
 
@@ -32,6 +34,9 @@ def connect(
         name: on whose behalf locks are held, as others see it.
         on_lost: called with each grant that is lost, as soon as that is known, in a
             thread that the client starts for it. It must not raise.
+        reconnect: whether the client outlives the end of the daemon. What it held is
+            lost then, and says so, and what is under way fails; each later call opens
+            another session if the daemon is there again.
 
     Raises:
         ConnectionLostError: no daemon listens there.
@@ -40,17 +45,10 @@ def connect(
     place = paths.find_socket(socket)
     if on_lost is not None:
         arguments.function("on_lost", on_lost)
-    link, welcome = open_link(place, partial(requests.opening, name))
-    try:
-        if on_lost is not None:
-            link.call_when_lost(on_lost)
-    except BaseException:
-        link.close()
-        raise
-    return Client(link, welcome)
+    return Client(Connection(place, name, on_lost, reconnect=reconnect))
 
 
-class Client:
+class Client(Uncopied):
     """A session with the daemon: what it holds is released when it is closed.
 
     Every method may raise what the daemon refuses with, a `RequestError`, and
@@ -58,19 +56,25 @@ class Client:
 
     `lock` is for threads that exclude each other; `acquire` and `release` speak for the
     session as a whole, so a second acquire of the same name is `AlreadyHeldError`.
-
-    Attributes:
-        session: the number by which the daemon knows this session.
-        epoch: which run of the daemon this is.
     """
 
-    def __init__(self, link: ThreadLink, welcome: dict[str, Any]) -> None:
-        self._link = link
-        self.session: int = welcome["session"]
-        self.epoch: int = welcome["epoch"]
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def session(self) -> int:
+        """The number by which the daemon knows this session."""
+        session: int = self._connection.welcome["session"]
+        return session
+
+    @property
+    def epoch(self) -> int:
+        """Which run of the daemon this is."""
+        epoch: int = self._connection.welcome["epoch"]
+        return epoch
 
     def __repr__(self) -> str:
-        return f"<Client session {self.session} {self._link!r}>"
+        return f"<Client session {self.session} {self._connection.last!r}>"
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +84,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the session; in a forked child, does nothing."""
-        self._link.close()
+        self._connection.last.close()
 
     # Locks.
 
@@ -100,7 +104,7 @@ class Client:
         options = {"create": create, "label": label, "reason": reason}
         arguments.checked("acquire", {"mode": mode, "lockspace": lockspace, **options})
         patience = None if timeout is None else arguments.patience("timeout", timeout)
-        return Lock(self._link, key, mode, patience, options)
+        return Lock(self._connection, key, mode, patience, options)
 
     def acquire(
         self,
@@ -136,7 +140,8 @@ class Client:
             "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
         )
         self._call(reply)
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     def try_acquire(
         self,
@@ -157,7 +162,8 @@ class Client:
             self._call(reply)
         except BusyError:
             return None
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     def acquire_all(
         self,
@@ -183,9 +189,9 @@ class Client:
         return reply.grants
 
     def release(
-        self, *targets: Grant | requests.Name, lockspace: str | None = None
+        self, *targets: Grant | Lock | requests.Name, lockspace: str | None = None
     ) -> None:
-        """Releases locks, by their grants or by name.
+        """Releases locks: by their grants, by the `Lock`s that hold them, or by name.
 
         A grant is released exactly: never a later one of the same name. To release it
         again does nothing.
@@ -195,14 +201,20 @@ class Client:
             NotHeldError: nothing of that name is held.
             TypeError: one of them is something else. Nothing has been released.
         """
-        requests.check_releasable(targets, Grant)
+        requests.check_releasable(targets, Grant, Lock)
         grants = [target for target in targets if isinstance(target, Grant)]
-        names = [target for target in targets if not isinstance(target, Grant)]
+        names = [x for x in targets if not isinstance(x, Grant | Lock)]
         by_name = [requests.about("release", name, lockspace) for name in names]
-        replies = self._link.release(*grants)
+        for lock in [target for target in targets if isinstance(target, Lock)]:
+            lock.release()
+        link = self._connection.link()
+        replies = link.release(*grants)
         for reply in by_name:
-            self._link.perform(reply)
+            link.perform(reply)
         replies += by_name
+        for reply in replies:
+            for grant in reply.grants:
+                link.clear_line(grant)
         for reply in replies:
             reply.outcome()
 
@@ -222,7 +234,8 @@ class Client:
         """
         reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
         self._call(reply)
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     # Who holds what.
 
@@ -295,13 +308,14 @@ class Client:
     @contextmanager
     def watch(self, lockspace: str | None = None) -> Iterator[Iterator[dict[str, Any]]]:
         """Brings what happens in a lockspace, or in all, while the body runs."""
-        inbox = self._link.open_events()
+        link = self._connection.link()
+        inbox = link.open_events()
         try:
             self.call("watch", lockspace=lockspace)
             # Unlike a generator it can be asked again after an interruption.
-            yield iter(partial(self._link.wait_item, inbox), None)
+            yield iter(partial(link.wait_item, inbox), None)
         finally:
-            self._link.close_events(inbox)
+            link.close_events(inbox)
 
     # The session, and administration.
 
@@ -350,5 +364,5 @@ class Client:
         return self._call(requests.request(method, **params))
 
     def _call(self, reply: Reply) -> Any:
-        self._link.perform(reply)
+        self._connection.link().perform(reply)
         return reply.outcome()

@@ -3,50 +3,42 @@
 No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what
 is in `outgoing`, gives it the bytes that come, and is woken through `Reply.wake`.
 
-A `Reply` goes through these states: new (in no collection), pending (in `_pending`),
-done. A done reply has either a result or an error, and never changes again. A reply may
-be abandoned at any moment, because whoever waited for it was cancelled: what it brings
-then is given back, so that nothing is held that nobody knows of.
+**Anybody may come in between.** Python runs signal handlers and finalizers after any
+call, and they may use the same connection, and may raise. So nothing here is ever half
+done for good, and no lock keeps a thread out of what it is doing itself:
 
-A `Grant` is held (in `_held`), releasing (still in `_held`, its release is on its way),
-released, or lost. It leaves the last two never.
+- What must not be torn apart is one call of a function that is written in C, or has no
+  call in it: then nothing runs in between.
+- What the daemon says is kept until all of it has been carried out. Whoever comes in
+  between carries it out from the start, and so does whoever comes after an exception;
+  whoever was interrupted finds that done. To carry out a message twice, or late,
+  changes nothing more.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, Final, NamedTuple
 
-from lockd.client.encoding import RequestEncoder, refusal
+from lockd.client.encoding import RequestEncoder, cut, refusal
+from lockd.client.grants import AnyGrant, Hold
+from lockd.client.reply import Reply
 from lockd.errors import (
     ConnectionLostError,
     LimitError,
     LockdError,
-    LockLostError,
     NotHeldError,
-    ProtocolError,
     UnavailableError,
 )
-from lockd.names import quoted
-from lockd.protocol.codec import (
-    MAX_ANSWER_BYTES,
-    MAX_ANSWER_ELEMENTS,
-    NOTIFICATION,
-    RESPONSE,
-    Decoder,
-)
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+from lockd.protocol.codec import RESPONSE
+from lockd.terms import EXCLUSIVE, SHARED
 
 PROTOCOL_VERSION: Final = 1
 
-_HELD: Final = "held"
-_RELEASING: Final = "releasing"
-_RELEASED: Final = "released"
-_LOST: Final = "lost"
+MAX_PIECE: Final = 16_384
+"""Bytes of `outgoing` that are sent at once."""
 
-_CAUSES: Final = {
-    "broken": "it was broken by an administrator",
-    "owner_died": "its owner's process died",
-    "disconnected": "the connection to the daemon ended",
-}
+_MSGIDS: Final = 0xFFFF_FFFF
 
 
 class UnheardError(ConnectionLostError):
@@ -56,153 +48,55 @@ class UnheardError(ConnectionLostError):
     """
 
 
-class Grant:
-    """One lock that this connection holds, or held.
+class _Stage(NamedTuple):
+    """How far the daemon's words have been carried out.
 
     Attributes:
-        lockspace: where the resource is.
-        resource: what is locked.
-        mode: "exclusive" or "shared"; a conversion changes it.
-        fencing_token: rises strictly from grant to grant; a third party can refuse
-            a token that is lower than one it has seen, or ask `check`.
-        waited: how long the request waited, in seconds.
+        number: of the last bytes of which all was carried out.
+        tail: what those began and did not end.
+        messages: how many there were until then.
     """
 
-    __slots__ = (
-        "_reason",
-        "_state",
-        "cause",
-        "fencing_token",
-        "lockspace",
-        "mode",
-        "resource",
-        "waited",
-    )
-
-    def __init__(self, shape: Mapping[str, Any]) -> None:
-        self.lockspace: str = shape["lockspace"]
-        self.resource: str = shape["resource"]
-        self.mode: Mode = shape["mode"]
-        self.fencing_token: int = shape["fencing_token"]
-        self.waited: float = shape.get("waited") or 0.0
-        self.cause: str | None = None
-        self._reason: str | None = None
-        self._state: str = _HELD
-
-    def __repr__(self) -> str:
-        key = ResourceKey(self.lockspace, self.resource)
-        return f"<Grant {key} {self.mode} {self.fencing_token} {self._state}>"
-
-    @property
-    def held(self) -> bool:
-        """Whether the lock is held, as far as has been heard from the daemon."""
-        return self._state in (_HELD, _RELEASING)
-
-    @property
-    def lost(self) -> bool:
-        """Whether the lock ended though nobody here released it."""
-        return self._state == _LOST
-
-    def check(self) -> None:
-        """Checks that the lock has not been lost, as far as has been heard.
-
-        Raises:
-            LockLostError: it has.
-        """
-        if self.lost:
-            raise self._lost_error()
-
-    def _lost_error(self) -> LockLostError:
-        cause = self.cause or "disconnected"
-        why = _CAUSES.get(cause, cause)
-        if self._reason:
-            why += f" ({quoted(self._reason)})"
-        return LockLostError(
-            f"the lock on {quoted(self.resource)} was lost: {why}",
-            lockspace=self.lockspace,
-            resource=self.resource,
-            fencing_token=self.fencing_token,
-            cause=cause,
-        )
-
-
-class Reply:
-    """One request and, once it is done, its answer.
-
-    Attributes:
-        done: whether the answer is here, or will never come.
-        grants: of an acquire, what was granted; of a release, what it is to release.
-        wake: called once, when the reply gets done; for whoever waits.
-    """
-
-    __slots__ = (
-        "abandoned",
-        "done",
-        "error",
-        "grants",
-        "method",
-        "msgid",
-        "params",
-        "result",
-        "undo_mode",
-        "wake",
-    )
-
-    def __init__(
-        self, method: str, params: dict[str, Any], grants: tuple[Grant, ...] = ()
-    ) -> None:
-        self.method = method
-        self.params = params
-        self.grants = grants
-        self.msgid: int | None = None
-        self.done = False
-        self.abandoned = False
-        self.result: Any = None
-        self.error: LockdError | None = None
-        self.undo_mode: Mode | None = None
-        self.wake: Callable[[], None] | None = None
-
-    def settle(self, result: Any = None, error: LockdError | None = None) -> None:
-        """Makes the reply done and wakes whoever waits for it."""
-        self.result, self.error, self.done = result, error, True
-        wake, self.wake = self.wake, None
-        if wake is not None:
-            wake()
-
-    def outcome(self) -> Any:
-        """Returns the result of a reply that is done, or raises its error."""
-        if self.error is not None:
-            raise self.error
-        return self.result
+    number: int
+    tail: bytes
+    messages: int
 
 
 class ClientCore:
     """The state of one connection.
 
+    Args:
+        make_grant: makes of a hold what its user gets.
+
     Attributes:
-        outgoing: bytes to be sent; whoever sends some removes them from its front.
+        outgoing: bytes to be sent, piece by piece; whoever sends one removes it.
+        arrived: bytes that came and were not carried out yet, by `numbers`.
         on_lost: called with every grant that gets lost while it is held.
-        on_event: called with every event that a watch brings.
+        on_event: called with every event that a watch brings, and its number.
         on_end: called when the connection ends, with what to raise from then on.
     """
 
-    def __init__(self) -> None:
-        self.outgoing = bytearray()
-        self.on_lost: Callable[[Grant], None] | None = None
-        self.on_event: Callable[[dict[str, Any]], None] | None = None
+    def __init__(self, make_grant: Callable[[Hold], AnyGrant]) -> None:
+        self.outgoing: deque[bytes] = deque()
+        self.arrived: dict[int, bytes] = {}
+        self.numbers = count()
+        self.on_lost: Callable[[AnyGrant], None] | None = None
+        self.on_event: Callable[[dict[str, Any], int], None] | None = None
         self.on_end: list[Callable[[LockdError], None]] = []
+        self._make_grant = make_grant
+        self._stage = _Stage(-1, b"", 0)
         self._ended: str | None = None
+        self._over = False
         self._heard = False
         #: What the daemon said before it ended the connection, if it said anything.
         self._farewell: LockdError | None = None
-        self._last_msgid = 0
+        self._msgids = count(1)
         self._pending: dict[int, Reply] = {}
-        # Several grants of one token are one shared hold, counted. `_tokens` finds the
-        # token of a resource; both have the same tokens.
-        self._held: dict[int, list[Grant]] = {}
+        # Several holds of one token are one shared hold, counted. `_tokens` finds the
+        # token of a resource.
+        self._held: dict[int, dict[Hold, None]] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._encoder = RequestEncoder()
-        self._decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS, MAX_ANSWER_BYTES)
 
     def __repr__(self) -> str:
         counts = f"{len(self._pending)} pending, {len(self._held)} held"
@@ -234,29 +128,53 @@ class ClientCore:
     def start(self, reply: Reply) -> None:
         """Makes a request pending; `outgoing` then holds its bytes too.
 
+        To start it again does nothing, or what was left undone by an exception.
+
         Raises:
             ConnectionLostError: the connection is over.
             InvalidRequestError: the parameters cannot be sent; nothing has changed.
         """
         self.check_connected()
-        msgid = self._unused_msgid()
-        data = self._encoder.encode(msgid, reply.method, reply.params)
-        reply.msgid = msgid
-        self._pending[msgid] = reply
-        self.outgoing += data
+        if reply.pieces is None:
+            pieces = self._encoded(reply)
+            # No call between the test and the store.
+            if reply.pieces is None:
+                reply.pieces = pieces
+        self.outgoing.extend(reply.pieces)
+        if self._ended is not None:
+            self._over = False
+            self._finish_end()
 
-    def release(self, grant: Grant) -> Reply:
-        """Makes the release of a grant pending.
+    def _encoded(self, reply: Reply) -> Iterator[bytes]:
+        while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
+            reply.msgid = next(self._msgids) & _MSGIDS
+            self._pending.setdefault(reply.msgid, reply)
+        try:
+            data = self._encoder.encode(reply.msgid, reply.method, reply.params)
+        except BaseException:
+            self._pending.pop(reply.msgid, None)
+            raise
+        if len(data) <= MAX_PIECE:
+            return iter((data,))
+        cuts = range(0, len(data), MAX_PIECE)
+        return iter(tuple(data[cut : cut + MAX_PIECE] for cut in cuts))
+
+    def release(self, grant: AnyGrant) -> Reply:
+        """Makes the release of a grant pending; asked again, returns the same.
 
         The reply is done at once if the grant is no longer held: with nothing if it was
         released here, with `LockLostError` if it was lost.
         """
-        reply = Reply("release", {"fencing_token": grant.fencing_token}, (grant,))
-        if grant._state == _HELD:
+        hold = grant.hold
+        params = {"fencing_token": hold.fencing_token}
+        reply = Reply("release", params, (grant,))
+        if hold.held and hold.release is None:
+            hold.release = reply
+        if hold.held and hold.release is not None:
+            reply = hold.release
             self.start(reply)
-            grant._state = _RELEASING
         else:
-            reply.settle(error=grant._lost_error() if grant.lost else None)
+            reply.settle(error=hold.lost_error() if hold.lost else None)
         return reply
 
     def abandon(self, reply: Reply) -> bool:
@@ -274,160 +192,259 @@ class ClientCore:
         reply.abandoned = True
         if reply.method not in ("acquire", "convert"):
             return False
+        if reply.pieces is None or list(reply.pieces):
+            # Nothing of it was queued, and now nothing will be.
+            self._pending.pop(reply.msgid, None)
+            return False
         self.start(Reply("cancel", {"request": reply.msgid}))
         return True
 
     def receive(self, data: bytes) -> None:
         """Takes bytes as they came; no bytes: the daemon closed the connection."""
+        self.arrived[next(self.numbers)] = data
+        self.take_in()
+
+    def take_in(self) -> None:
+        """Carries out what has arrived."""
+        while self.arrived and self._ended is None:
+            stage = self._stage
+            number = min(self.arrived, default=-1)
+            data = self.arrived.get(number)
+            if data is not None:
+                if number > stage.number:
+                    self._take_bytes(stage, number, data)
+                self.arrived.pop(number, None)
+        if self._ended is not None:
+            self._finish_end()
+
+    def _take_bytes(self, stage: _Stage, number: int, data: bytes) -> None:
         if not data:
             self.end(
                 "the daemon closed the connection: connect again when `lockctl status` "
                 "says that it runs"
             )
-        elif self._ended is None:
-            self._heard = True
-            try:
-                for message in self._decoder.receive(data):
-                    self._receive_message(message)
-            except (ProtocolError, LookupError, TypeError, ValueError) as error:
-                self.end(f"the daemon cannot be understood: {error}")
+            return
+        self._heard = True
+        messages, tail, error = cut(stage.tail + data if stage.tail else data)
+        for place, message in enumerate(messages, stage.messages):
+            if self._stage is not stage or self._ended is not None:
+                return  # somebody came in between, and has carried out all of it
+            if not self._take_message(message, place) and self._stage is stage:
+                self.end(f"the daemon cannot be understood: it said {message!r:.200}")
+        if error is not None and self._stage is stage:
+            self.end(f"the daemon cannot be understood: {error}")
+        if self._ended is not None:
+            return
+        new = _Stage(number, tail, stage.messages + len(messages))
+        # No call between the test and the store.
+        if self._stage is stage:
+            self._stage = new
+        for message in messages:
+            if message[0] == RESPONSE:
+                self._pending.pop(message[1], None)
 
     def end(self, reason: str) -> None:
         """Ends the connection: what is held is lost, what is pending fails."""
-        if self._ended is not None:
+        if self._ended is None:
+            self._ended = reason
+        self._finish_end()
+
+    def _finish_end(self) -> None:
+        # Until it was done once, without an exception that interrupts it.
+        if self._over:
             return
-        self._ended = reason
         self.outgoing.clear()
+        self.arrived.clear()
+        reason = self._ended or ""
         for token in list(self._held):
-            self._lose(token, "disconnected", None)
-        for reply in list(self._pending.values()):
+            self._lose(token, "disconnected", "")
+        for msgid, reply in list(self._pending.items()):
             self._fail(reply, self._end_error(reason))
-        self._pending.clear()
-        for on_end in self.on_end:
+            self._pending.pop(msgid, None)
+        for on_end in list(self.on_end):
             on_end(self._end_error(reason))
+        self._over = True
 
     def close(self) -> None:
         """Ends the connection on purpose: what is held is released, not lost."""
-        for token in list(self._held):
-            for grant in self._drop(token):
-                grant._state = _RELEASED
+        if self._ended is None:
+            for holds in list(self._held.values()):
+                for hold in list(holds):
+                    hold.released = True
         self.end("the client is closed: open another one")
 
     # What the daemon says.
 
-    def _receive_message(self, message: list[Any]) -> None:
-        if message[0] == RESPONSE:
-            self._receive_answer(*message[1:])
-        elif message[:2] == [NOTIFICATION, "lost"]:
-            (lost,) = message[2]
-            self._lose(lost["fencing_token"], lost["cause"], lost.get("reason"))
-        elif message[:2] == [NOTIFICATION, "event"] and self.on_event is not None:
-            self.on_event(*message[2])
+    def _take_message(self, message: Any, number: int) -> bool:
+        match message:
+            case [1, int() | None as msgid, None | [_, str(), *_] as error, result]:
+                return self._take_answer(msgid, error, result)
+            case [
+                2,
+                "lost",
+                [{"fencing_token": int(token), "cause": str(cause), **more}],
+            ]:
+                self._lose(token, cause, str(more.get("reason") or ""))
+            case [2, "event", [dict(event)]]:
+                if self.on_event is not None:
+                    self.on_event(event, number)
+            case [2, str(name), list()]:
+                return name not in ("lost", "event")
+            case _:
+                return False
+        return True
 
-    def _receive_answer(self, msgid: int | None, error: Any, result: Any) -> None:
-        if msgid is None:
+    def _take_answer(self, msgid: int | None, error: Any, result: Any) -> bool:
+        if msgid is None and error is not None:
             # protocol 3.2: no request of ours is meant; the daemon is about to close.
             self._farewell = refusal(error)
-            raise ProtocolError(error[1])
-        reply = self._pending.pop(msgid)
+            self.end(f"the daemon cannot be understood: {error[1]}")
+            return True
+        reply = self._pending.get(msgid) if msgid is not None else None
+        if reply is None:
+            return False
         if error is not None:
             self._fail(reply, refusal(error))
-            return
-        if reply.method in _SUCCESSES:
-            _SUCCESSES[reply.method](self, reply, result)
+            return True
+        if reply.method in _SUCCESSES and not _SUCCESSES[reply.method](
+            self, reply, result
+        ):
+            return False
         reply.settle(result)
         if reply.abandoned:
             self._undo(reply)
+        return True
 
     def _fail(self, reply: Reply, error: LockdError) -> None:
         if reply.method == "release" and reply.grants:
-            (grant,) = reply.grants
-            if grant.lost:
-                error = grant._lost_error()
+            hold = reply.grants[0].hold
+            if hold.lost:
+                error = hold.lost_error()
             elif isinstance(error, NotHeldError):
-                self._forget(grant)
-            else:
-                grant._state = _HELD
+                self._forget(hold)
+            elif hold.release is reply:
+                hold.release = None
         reply.settle(error=error)
 
-    def _acquired(self, reply: Reply, result: dict[str, Any]) -> None:
-        shapes = result["grants"] if "resources" in reply.params else [result["grant"]]
-        reply.grants = tuple(Grant(shape) for shape in shapes)
+    def _acquired(self, reply: Reply, result: Any) -> bool:
+        match result:
+            case {"grants": [*shapes]} if "resources" in reply.params:
+                pass
+            case {"grant": shape}:
+                shapes = [shape]
+            case _:
+                return False
+        if not all(_is_grant(shape) for shape in shapes):
+            return False
+        grants = tuple(self._make_grant(Hold(shape)) for shape in shapes)
+        # No call between the test and the store.
+        if not reply.grants:
+            reply.grants = grants
         for grant in reply.grants:
-            self._held.setdefault(grant.fencing_token, []).append(grant)
-            self._tokens[grant.lockspace, grant.resource] = grant.fencing_token
+            hold = grant.hold
+            if not reply.done:
+                self._held.setdefault(hold.fencing_token, {})[hold] = None
+                self._tokens[hold.key] = hold.fencing_token
+        return True
 
-    def _converted(self, reply: Reply, result: dict[str, Any]) -> None:
-        grant = Grant(result["grant"])
-        for held in self._held.get(grant.fencing_token, ()):
-            reply.undo_mode, held.mode = held.mode, grant.mode
-            grant = held
+    def _converted(self, reply: Reply, result: Any) -> bool:
+        match result:
+            case {"grant": shape} if _is_grant(shape):
+                new = Hold(shape)
+            case _:
+                return False
+        found = new
+        for hold in self._held_under(new.fencing_token):
+            found = hold
+            # No call between the tests and the stores.
+            if not reply.grants:
+                if reply.undo_mode is None:
+                    reply.undo_mode = hold.mode
+                hold.mode = new.mode
         # protocol 6.3: it may be another session's, for the same registered owner.
-        reply.grants = (grant,)
+        grant = self._grant_of(found)
+        if not reply.grants:
+            reply.grants = (grant,)
+        return True
 
-    def _released(self, reply: Reply, result: None) -> None:
-        if "fencing_token" in reply.params:
-            grants = reply.grants or self._held_under(reply.params["fencing_token"])
-        else:
-            names = reply.params.get("resources") or [reply.params["resource"]]
-            lockspace = reply.params.get("lockspace", "default")
-            tokens = [self._tokens.get((lockspace, name), 0) for name in names]
-            grants = tuple(g for token in tokens for g in self._held_under(token))
-        for grant in grants:
-            self._forget(grant)
+    def _released(self, reply: Reply, result: None) -> bool:
+        if not reply.grants:
+            # A release takes back one count of a shared hold; which one is the same.
+            grants = tuple(
+                self._grant_of(hold)
+                for token in self._released_tokens(reply.params)
+                for hold in self._held_under(token)[-1:]
+            )
+            if not reply.grants:
+                reply.grants = grants
+        for grant in reply.grants:
+            self._forget(grant.hold)
+        return True
+
+    def _released_tokens(self, params: dict[str, Any]) -> list[int]:
+        if "fencing_token" in params:
+            return [params["fencing_token"]]
+        names = params.get("resources") or [params["resource"]]
+        space = params.get("lockspace", "default")
+        return [self._tokens.get((space, name), 0) for name in names]
 
     # What is held.
 
-    def _held_under(self, token: int) -> tuple[Grant, ...]:
-        # A release takes back one count of a shared hold; which one is all the same.
-        return tuple(self._held.get(token, ())[-1:])
+    def _held_under(self, token: int) -> list[Hold]:
+        return list(self._held.get(token, ()))
 
-    def _forget(self, grant: Grant) -> None:
-        if not grant.lost:
-            grant._state = _RELEASED
-        grants = self._held.get(grant.fencing_token, [])
-        if grant in grants:
-            grants.remove(grant)
-        if not grants:
-            self._drop(grant.fencing_token)
+    def _grant_of(self, hold: Hold) -> AnyGrant:
+        grant = hold.grant() if hold.grant is not None else None
+        return grant if grant is not None else self._make_grant(hold)
 
-    def _drop(self, token: int) -> list[Grant]:
-        grants = self._held.pop(token, [])
-        for grant in grants:
-            self._tokens.pop((grant.lockspace, grant.resource), None)
-        return grants
+    def _forget(self, hold: Hold) -> None:
+        if hold.loss is None:
+            hold.released = True
+        holds = self._held.get(hold.fencing_token)
+        if holds is not None:
+            holds.pop(hold, None)
+            if not holds:
+                self._drop(hold.fencing_token)
 
-    def _lose(self, token: int, cause: str, reason: str | None) -> None:
-        for grant in self._drop(token):
-            was, grant._state = grant._state, _LOST
-            grant.cause, grant._reason = cause, reason
-            if was == _HELD and self.on_lost is not None:
-                self.on_lost(grant)
+    def _drop(self, token: int) -> None:
+        for hold in self._held.pop(token, ()):
+            if self._tokens.get(hold.key) == token:
+                self._tokens.pop(hold.key, None)
+
+    def _lose(self, token: int, cause: str, reason: str) -> None:
+        for hold in self._held_under(token):
+            if not hold.released:
+                was_wanted = hold.release is None
+                hold.loss = hold.loss or (cause, reason)
+                if was_wanted and self.on_lost is not None:
+                    self.on_lost(self._grant_of(hold))
+        self._drop(token)
 
     def _undo(self, reply: Reply) -> None:
         if self._ended is not None:
             return
         if reply.method == "acquire":
             for grant in reply.grants:
-                if grant._state == _HELD:
-                    self.release(grant)
+                self.release(grant)
         elif reply.undo_mode == SHARED and reply.params["mode"] == EXCLUSIVE:
             reply.undo_mode = None
             self.start(Reply("convert", reply.params | {"mode": SHARED}))
 
-    # The wire.
 
-    def _unused_msgid(self) -> int:
-        msgid = self._last_msgid
-        while True:
-            msgid = msgid + 1 & 0xFFFF_FFFF
-            if msgid not in self._pending:
-                self._last_msgid = msgid
-                return msgid
+def _is_grant(shape: Any) -> bool:
+    match shape:
+        case {
+            "lockspace": str(),
+            "resource": str(),
+            "mode": str(),
+            "fencing_token": int(),
+        }:
+            return True
+    return False
 
 
-#: What the success of a request changes in the core.
-_SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], None]]] = {
+#: What the success of a request changes in the core; false: it cannot be understood.
+_SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], bool]]] = {
     "acquire": ClientCore._acquired,
     "convert": ClientCore._converted,
     "release": ClientCore._released,

@@ -1,17 +1,20 @@
-"""Turns requests into bytes, and refusals into exceptions.
+"""Turns requests into bytes, bytes into messages, and refusals into exceptions.
 
 What the daemon would close the connection for is refused here, before it is sent.
 """
 
 from typing import Any, Final
 
-from lockd.errors import InvalidRequestError, LockdError, error_for_code
+from lockd.errors import InvalidRequestError, LockdError, ProtocolError, error_for_code
 from lockd.protocol.codec import (
+    MAX_ANSWER_BYTES,
+    MAX_ANSWER_ELEMENTS,
     MAX_ARRAY_ELEMENTS,
     MAX_MAP_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     MAX_TEXT_BYTES,
+    Decoder,
     Encoder,
     nesting,
 )
@@ -60,6 +63,26 @@ def refusal(error: list[Any]) -> LockdError:
     """Returns the exception that the error of a response stands for (protocol 4.1)."""
     code, _, sentence = error[1].partition(": ")
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
+
+
+def cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
+    """Returns the messages of a stream, what is left of it, and what is wrong there."""
+    messages, tail, error = _cut(data)
+    if error is not None and _cut(data)[2] is None:
+        # Nothing is wrong with the bytes: a signal handler raised while they were read.
+        raise error.__context__ or error
+    return messages, tail, error
+
+
+def _cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
+    decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS, MAX_ANSWER_BYTES)
+    messages: list[Any] = []
+    try:
+        for message in decoder.receive(data):
+            messages.append(message)  # noqa: PERF402 - what came before an error counts
+    except ProtocolError as error:
+        return messages, b"", error
+    return messages, bytes(decoder.partial), None
 
 
 def _check_value(name: str, value: Any) -> None:

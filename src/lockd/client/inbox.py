@@ -1,49 +1,54 @@
 """Keeps what the daemon says unasked until somebody takes it."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from lockd.client.core import Reply
 from lockd.errors import LockdError
 
 
 class Inbox:
-    """What has been said and not taken yet, in order, for one reader."""
+    """What has been said and not taken yet, in order.
+
+    Attributes:
+        wake: called when something comes; for whoever waits.
+    """
 
     def __init__(self) -> None:
+        self.wake: Callable[[], None] | None = None
         self._items: deque[Any] = deque()
-        self._awaited: Reply | None = None
+        self._newest = -1
         self._error: LockdError | None = None
 
-    def put(self, item: Any) -> None:
-        """Adds an item; wakes the reader if it waits."""
-        if self._awaited is None:
+    @property
+    def done(self) -> bool:
+        """Whether there is something to take: an item, or the error at the end."""
+        return bool(self._items) or self._error is not None
+
+    def put(self, item: Any, number: int) -> None:
+        """Adds an item, unless it, or one with a higher number, is here already."""
+        # No call between the test, the store and the append (see `core`).
+        if number > self._newest:
+            self._newest = number
             self._items.append(item)
-        else:
-            reply, self._awaited = self._awaited, None
-            reply.settle(item)
+        self._rouse()
 
-    def take(self) -> Reply:
-        """Returns a reply that gets done with the next item."""
-        reply = Reply("", {})
-        if self._items:
-            reply.settle(self._items.popleft())
-        elif self._error is not None:
-            reply.settle(error=self._error)
-        else:
-            self._awaited = reply
-        return reply
+    def take(self) -> Any:
+        """Returns the next item, or raises the error at the end.
 
-    def take_back(self, reply: Reply) -> None:
-        """Undoes `take` for a reader that was interrupted: no item is lost by it."""
-        if reply is self._awaited:
-            self._awaited = None
-        elif reply.done and reply.error is None:
-            self._items.appendleft(reply.result)
+        Raises:
+            IndexError: nothing is here; somebody else was faster.
+        """
+        if self._items or self._error is None:
+            return self._items.popleft()
+        raise self._error
 
     def end(self, error: LockdError) -> None:
         """Says that nothing more will come; what is here can still be taken."""
         self._error = error
-        reply, self._awaited = self._awaited, None
-        if reply is not None:
-            reply.settle(error=error)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        wake = self.wake
+        if wake is not None:
+            wake()

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from lockd.client import arguments, requests
-from lockd.client.core import Grant
+from lockd.client.connection import Connection
+from lockd.client.grants import Grant, Uncopied
+from lockd.client.reply import Reply
 from lockd.client.threadlink import ThreadLink
 from lockd.client.turns import Turn, time_left
 from lockd.errors import (
@@ -24,6 +26,7 @@ from lockd.terms import Mode, ResourceKey
 class _Hold(NamedTuple):
     turn: Turn
     grant: Grant
+    link: ThreadLink
 
 
 class Acquired:
@@ -56,7 +59,7 @@ class Acquired:
         self._lock.__exit__(exc_type, exc, traceback)
 
 
-class Lock:
+class Lock(Uncopied):
     """One lock of the daemon, for one thread at a time (or, shared, for several).
 
     Locks of the same name that belong to one client exclude each other like
@@ -71,13 +74,13 @@ class Lock:
 
     def __init__(
         self,
-        link: ThreadLink,
+        connection: Connection,
         key: ResourceKey,
         mode: Mode,
         timeout: float | None,
         options: dict[str, Any],
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._key = key
         self._mode: Mode = mode
         self._timeout = -1 if timeout is None else timeout
@@ -85,7 +88,7 @@ class Lock:
         self._holds: list[_Hold] = []
 
     def __repr__(self) -> str:
-        state = "held" if self._holds else "not held"
+        state = "held" if self.locked() else "not held"
         return f"<Lock {self._key} {self._mode} {state}>"
 
     @property
@@ -105,11 +108,11 @@ class Lock:
     @property
     def is_locked(self) -> bool:
         """Whether the lock is held through this object."""
-        return bool(self._holds)
+        return self.locked()
 
     def locked(self) -> bool:
-        """Returns whether the lock is held through this object."""
-        return bool(self._holds)
+        """Returns whether the lock is held through this object; not if it was lost."""
+        return any(hold.grant.held for hold in list(self._holds))
 
     def check(self) -> None:
         """Checks that the lock is still held, as far as the daemon has said.
@@ -118,7 +121,7 @@ class Lock:
             LockLostError: it was lost.
             NotHeldError: it is not held through this object.
         """
-        self._link.catch_up()
+        self._connection.last.check_owned()
         self.grant.check()
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Acquired:
@@ -158,14 +161,17 @@ class Lock:
             LockLostError: it had been lost.
             NotHeldError: it is not held through this object.
         """
-        self._link.check_owned()
+        self._connection.last.check_owned()
         hold = self._hold()
-        if not self._drop(hold.turn):
-            raise self._not_held()  # another thread was faster
         try:
-            (reply,) = self._link.release(hold.grant)
+            if not self._drop(hold.turn):
+                raise self._not_held()  # another thread was faster
+            (reply,) = hold.link.release(hold.grant)
+        except BaseException:
+            hold.link.release(hold.grant)
+            raise
         finally:
-            self._link.leave_line(hold.turn)
+            hold.link.leave_line(hold.turn)
         reply.outcome()
 
     def __enter__(self) -> Self:
@@ -178,7 +184,7 @@ class Lock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._link.forked:
+        if self._connection.last.forked:
             return  # the lock is the parent's
         try:
             self.release()
@@ -188,30 +194,44 @@ class Lock:
 
     def _acquire(self, timeout: float) -> None:
         started = time.monotonic()
-        turn = self._link.enter_line(self._key, self._mode)
+        link = self._connection.link()
+        # Not its number: a later thread may get the same.
+        turn = Turn(self._key, self._mode, threading.current_thread())
         reply = requests.request("acquire", **self._key._asdict(), **self._options)
         reply.params["mode"] = self._mode
         try:
-            if not turn.come and not self._link.wait_turn(turn, timeout):
+            self._forget_ended(turn.who)
+            link.enter_line(turn)
+            if not turn.done and not link.wait_turn(turn, timeout):
                 raise self._refusal(turn, timeout)
             if timeout >= 0:
                 reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
-            self._link.perform(reply)
+            link.perform(reply)
             reply.outcome()
-            self._holds.append(_Hold(turn, reply.grants[0]))
+            (grant,) = reply.grants
+            turn.hold = grant.hold
+            self._holds.append(_Hold(turn, grant, link))
         except BaseException:
-            self._drop(turn)
-            try:
-                self._link.abandon(reply)
-            finally:
-                self._link.leave_line(turn)
+            self._take_back(turn, reply, link)
             raise
+
+    def _take_back(self, turn: Turn, reply: Reply, link: ThreadLink) -> None:
+        self._drop(turn)
+        try:
+            link.abandon(reply)
+        finally:
+            link.leave_line(turn)
+
+    def _forget_ended(self, who: object) -> None:
+        for hold in list(self._holds):
+            if hold.turn.who is who and not hold.grant.held:
+                self._drop(hold.turn)
 
     def _hold(self) -> _Hold:
         holds = list(self._holds)
-        own = [hold for hold in holds if hold.turn.who is threading.current_thread()]
         if not holds:
             raise self._not_held()
+        own = [hold for hold in holds if hold.turn.who is threading.current_thread()]
         return (own or holds)[-1]
 
     def _drop(self, turn: Turn) -> bool:

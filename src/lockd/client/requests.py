@@ -14,7 +14,9 @@ from lockd.client.arguments import (
     resource_text,
     resource_texts,
 )
-from lockd.client.core import PROTOCOL_VERSION, Grant, Reply
+from lockd.client.core import PROTOCOL_VERSION
+from lockd.client.grants import AnyGrant
+from lockd.client.reply import Reply
 from lockd.errors import InvalidRequestError
 from lockd.names import default_lockspace, quoted
 from lockd.terms import Mode, ResourceKey
@@ -73,7 +75,7 @@ def register(
 
 
 def key_of(
-    target: Grant | Name, lockspace: str | None = None, what: str = "resource"
+    target: AnyGrant | Name, lockspace: str | None = None, what: str = "resource"
 ) -> ResourceKey:
     """Returns what a grant is on, or what a name means.
 
@@ -86,7 +88,7 @@ def key_of(
         TypeError: it is none of these.
         InvalidRequestError: nothing can be called so.
     """
-    if isinstance(target, Grant):
+    if isinstance(target, AnyGrant):
         return ResourceKey(target.lockspace, target.resource)
     if lockspace is None and isinstance(target, os.PathLike):
         name = file_text(what, target)
@@ -98,7 +100,7 @@ def key_of(
 
 
 def about(
-    method: str, target: Grant | Name, lockspace: str | None, **params: Any
+    method: str, target: AnyGrant | Name, lockspace: str | None, **params: Any
 ) -> Reply:
     """Returns a request about one resource."""
     what = "target" if method in _TARGETED else "resource"

@@ -12,7 +12,8 @@ shielded too, or a cancelled program could not hear these answers; `stop` ends i
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import anyio
 import anyio.lowlevel
@@ -21,11 +22,13 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
 from lockd.client import forking, paths
-from lockd.client.core import ClientCore, Grant, Reply, UnheardError
+from lockd.client.core import ClientCore, UnheardError
+from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
+from lockd.client.reply import Reply
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
-from lockd.errors import WrongTaskError
+from lockd.errors import LockdError, WrongTaskError
 from lockd.terms import Mode, ResourceKey
 
 #: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
@@ -115,6 +118,45 @@ def _current_loop() -> EventLoopToken | None:
         return None
 
 
+class Grant(AnyGrant):
+    """One lock that an async client holds, or held; or an `async with` until its end.
+
+    What it says is what the daemon has said so far, to the last byte that has come.
+    """
+
+    __slots__ = ()
+
+    link: "TaskLink"
+
+    async def release(self) -> None:
+        """Releases the lock; to release it again does nothing.
+
+        It is on its way at once, whatever becomes of the wait.
+
+        Raises:
+            LockLostError: it had been lost.
+            ForkedSessionError: it is the parent's.
+        """
+        (reply,) = self.link.start_release(self)
+        await self.link.wait_for(reply)
+        reply.outcome()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.release()
+        except LockdError:
+            if exc is None:
+                raise
+
+
 class TaskLink:
     """A connection that tasks share.
 
@@ -123,9 +165,9 @@ class TaskLink:
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
-        self.scopes: dict[Grant, anyio.CancelScope] = {}
+        self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
         self._sock = sock
-        self._core = ClientCore()
+        self._core = ClientCore(self._make_grant)
         self._core.on_lost = self._cancel_body
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
@@ -140,6 +182,11 @@ class TaskLink:
 
     def __repr__(self) -> str:
         return f"<TaskLink {self._core!r}>"
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a forked child: the session is its parent's."""
+        return self._forked
 
     def check_owned(self) -> None:
         """Checks that the session belongs to this process, and to this event loop.
@@ -188,14 +235,14 @@ class TaskLink:
             await self.abandon(*replies)
             raise
 
-    async def release(self, *grants: Grant) -> list[Reply]:
+    async def release(self, *grants: AnyGrant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
         replies = self.start_release(*grants)
         for reply in replies:
             await self._wait(reply)
         return replies
 
-    def start_release(self, *grants: Grant) -> list[Reply]:
+    def start_release(self, *grants: AnyGrant) -> list[Reply]:
         """Asks for the release of grants; returns what can be waited for."""
         self.check_owned()
         replies = [self._core.release(grant) for grant in grants]
@@ -228,11 +275,21 @@ class TaskLink:
             for reply in cancelled:
                 await self._wait(reply)
 
+    def catch_up(self) -> None:
+        """Takes note of all that the daemon has said so far; never waits."""
+        # Another thread could not wake the tasks: there what the reader heard counts.
+        if self.runs_here and not self._forked:
+            while self._wire.pull():
+                pass
+            self._push()
+
     def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
         """Takes the calling task's place among those who want the same lock."""
         self.check_owned()
         self._core.check_connected()
-        return self._turns.enter(key, mode, self.task())
+        turn = Turn(key, mode, self.task())
+        self._turns.enter(turn)
+        return turn
 
     async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
         """Waits until a turn has come; returns false when the time is over."""
@@ -240,7 +297,7 @@ class TaskLink:
         turn.wake = event.set
         with anyio.move_on_after(timeout):
             await event.wait()
-        return turn.come
+        return turn.done
 
     def leave_line(self, turn: Turn) -> None:
         """Gives up a turn, or a place in the line."""
@@ -264,13 +321,10 @@ class TaskLink:
     async def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""
         self.check_owned()
-        reply = inbox.take()
-        try:
-            await self._wait(reply)
-        except BaseException:
-            inbox.take_back(reply)
-            raise
-        return reply.outcome()
+        while True:
+            await self._wait(inbox)
+            with suppress(IndexError):  # another task was faster
+                return inbox.take()
 
     def stop(self) -> None:
         """Gives up what is held; those who wait get `ConnectionLostError`.
@@ -292,13 +346,16 @@ class TaskLink:
         self._forked = True
         self._sock.close()
 
-    async def _wait(self, reply: Reply) -> None:
-        if reply.done:
+    async def _wait(self, awaited: Reply | Inbox) -> None:
+        if awaited.done:
             await anyio.lowlevel.checkpoint()
         else:
             event = anyio.Event()
-            reply.wake = event.set
+            awaited.wake = event.set
             await event.wait()
+
+    def _make_grant(self, hold: Hold) -> AnyGrant:
+        return Grant(hold, self)
 
     async def _read(self) -> None:
         with self._reading:
@@ -320,7 +377,7 @@ class TaskLink:
                 self._wire.push()
         self._flushing = None
 
-    def _cancel_body(self, grant: Grant) -> None:
+    def _cancel_body(self, grant: AnyGrant) -> None:
         scope = self.scopes.get(grant)
         if scope is not None:
             scope.cancel()

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Self
 import anyio
 
 from lockd.client import arguments, requests
-from lockd.client.core import Grant, Reply
-from lockd.client.tasklink import TaskLink
+from lockd.client.grants import Uncopied
+from lockd.client.reply import Reply
+from lockd.client.tasklink import Grant, TaskLink
 from lockd.client.turns import Turn, time_left
 from lockd.errors import (
     AcquireTimeoutError,
@@ -43,7 +44,7 @@ class _Hold(NamedTuple):
     grant: Grant
 
 
-class Lock:
+class Lock(Uncopied):
     """One lock of the daemon, for one task at a time (or, shared, for several).
 
     To be used like `anyio.Lock`, with the words of `lockd.Lock`. Locks of the same name
@@ -127,6 +128,7 @@ class Lock:
         except BaseException:
             self.link.leave_line(turn)
             raise
+        turn.hold = grant.hold
         self._holds.append(_Hold(turn, grant))
         return grant
 
@@ -179,7 +181,7 @@ class Lock:
 
     async def _acquire(self, turn: Turn, timeout: float | None) -> Grant:
         started = anyio.current_time()
-        if not turn.come and not await self.link.wait_turn(turn, timeout):
+        if not turn.done and not await self.link.wait_turn(turn, timeout):
             raise _not_in_turn(turn, timeout or 0)
         if timeout is not None:
             timeout = time_left(timeout, anyio.current_time() - started)
@@ -192,7 +194,8 @@ class Lock:
         )
         await self.link.perform(reply)
         reply.outcome()
-        return reply.grants[0]
+        grant: Grant = reply.grants[0]
+        return grant
 
     def _hold(self) -> _Hold:
         if not self._holds:

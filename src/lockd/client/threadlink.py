@@ -1,71 +1,55 @@
 """Lets many threads use one connection, without a thread of its own.
 
-Of the threads that wait for an answer one, the reader, waits for the socket; the others
-sleep. The reader gives what comes to the core, which wakes those whose answer it is. A
-thread that leaves makes sure that somebody reads if anybody still waits. One mutex
-guards the core, the socket and all that is here, and nobody waits while holding it.
+Of the threads that wait one, the reader, waits for the socket; the others sleep. Whose
+answer the reader brings is woken. A thread that leaves makes sure that somebody reads
+if anybody still waits.
 
-An exception can therefore interrupt a wait, by a signal, in any thread: it abandons its
-own requests and hands the reading on, and the others do not notice.
+A thread may use the connection while it uses it already: in a signal handler, in a
+finalizer. It then comes in between two calls of its own (see `core`):
+
+- The mutex keeps threads from sending, or receiving, at the same time. A thread that
+  has it may take it again, and gives it up completely while it waits.
+- So may the reader's thread read again. The bell wakes a reader whose answer somebody
+  else has read.
+- A thread that sleeps looks itself now and then. So it does not depend on a reader that
+  is held up by a signal handler, nor on one that an exception has torn away.
 """
 
 import select
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from itertools import count
+from time import monotonic
+from typing import Any, Final, Protocol
+from weakref import ref
 
-from lockd.client import forking, paths
-from lockd.client.core import ClientCore, Grant, Reply, UnheardError
+from lockd.client import forking
+from lockd.client.bell import Bell
+from lockd.client.core import ClientCore
+from lockd.client.grants import AnyGrant, Grant, Hold
 from lockd.client.inbox import Inbox
+from lockd.client.reply import Reply
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
-from lockd.errors import ConnectionLostError
-from lockd.terms import Mode, ResourceKey
+from lockd.errors import ConnectionLostError, LockdError
+from lockd.names import quoted
+
+#: Seconds after which a sleeper looks for itself.
+_PATIENCE: Final = 1.0
 
 
-def open_link(
-    place: paths.Place, make_opening: Callable[[], list[Reply]]
-) -> tuple["ThreadLink", Any]:
-    """Opens a connection and a conversation on it.
+class Awaited(Protocol):
+    """What a thread waits for."""
 
-    Args:
-        place: where the daemon listens.
-        make_opening: returns the requests that come first.
+    wake: Callable[[], None] | None
 
-    Returns:
-        The connection, and the result of the first request.
-
-    Raises:
-        ConnectionLostError: no daemon listens there, or it ended the connection.
-        DeniedError: this user may not connect there.
-        RequestError: the daemon refused one of the requests.
-    """
-    attempts = 0
-    while True:
-        attempts += 1
-        link = ThreadLink(_open_socket(place))
-        try:
-            opening = make_opening()
-            link.perform(*opening)
-            welcome, *_ = [reply.outcome() for reply in opening]
-            return link, welcome
-        except BaseException as error:
-            link.close()
-            if not isinstance(error, UnheardError) or attempts == paths.ATTEMPTS:
-                raise
-
-
-def _open_socket(place: paths.Place) -> socket.socket:
-    sock = paths.new_socket()
-    try:
-        paths.connect(sock, place)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    @property
+    def done(self) -> bool:
+        """Whether it is here."""
 
 
 class ThreadLink:
@@ -77,20 +61,23 @@ class ThreadLink:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._core = ClientCore()
+        self._descriptor = sock.fileno()
+        self._core = ClientCore(partial(_make_grant, ref(self)))
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
         self._core.on_end.append(self._turns.end)
-        self._mutex = threading.Lock()
-        self._reader: Reply | None = None
-        self._sleepers: dict[Reply, threading.Lock] = {}
+        self._mutex = threading.RLock()
+        self._seat = threading.RLock()
+        self._reading = False
+        self._bell = Bell()
+        # Those who sleep, each behind a lock, and whether it is the main thread.
+        self._sleepers: dict[threading.Lock, bool] = {}
         # Invariant: the descriptor is open while anybody waits, lest a wait is for
         # somebody else's file that got the same number.
-        self._waiting: set[Reply] = set()
+        self._waiting: set[threading.Lock] = set()
         self._closing = False
         self._forked = False
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
+        self._polls: list[select.poll] = []
         forking.disown_in_children(self)
 
     def __repr__(self) -> str:
@@ -101,6 +88,12 @@ class ThreadLink:
         """Whether this process is a forked child: the session is its parent's."""
         return self._forked
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection ended, though nobody closed it."""
+        self.catch_up()
+        return self._core.ended and not self._closing and not self._forked
+
     def check_owned(self) -> None:
         """Checks that the session belongs to this process.
 
@@ -109,113 +102,123 @@ class ThreadLink:
         """
         if self._forked:
             raise forking.forked()
+        if sys.is_finalizing():
+            # Threads that are no more may have the mutex; the session ends by itself.
+            self._core.close()
 
     def perform(self, *replies: Reply) -> None:
         """Sends requests and waits until all are answered."""
         self.check_owned()
         try:
-            with self._mutex:
-                for reply in replies:
-                    self._core.start(reply)
-                self._wire.push()
+            for reply in replies:
+                self._core.start(reply)
             for reply in replies:
                 self._wait(reply)
-        except BaseException:
-            self.abandon(*replies)
+        except BaseException as error:
+            try:
+                self.abandon(*replies)
+            except BaseException:
+                self.abandon(*replies)
+                raise
+            finally:
+                _tell_fate(error, replies)
             raise
 
-    def release(self, *grants: Grant) -> list[Reply]:
+    def release(self, *grants: AnyGrant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
         self.check_owned()
         try:
-            replies = self._start_release(grants)
-        except BaseException:
-            # A signal, before all were asked for: to ask twice does no harm.
-            self._start_release(grants)
+            replies = [self._core.release(grant) for grant in grants]
+            for reply in replies:
+                self._wait(reply)
+        except BaseException as error:
+            # A signal, perhaps before all were asked for: each is asked for once.
+            replies = [self._core.release(grant) for grant in grants]
+            self._push()
+            _tell_fate(error, replies)
             raise
-        for reply in replies:
-            self._wait(reply)
         return replies
 
     def abandon(self, *replies: Reply) -> None:
         """Gives up requests; what they bring is given back."""
-        with self._mutex:
-            cancelled = [reply for reply in replies if self._core.abandon(reply)]
-            self._wire.push()
+        cancelled = [reply for reply in replies if self._core.abandon(reply)]
+        self._push()
         for reply in cancelled:
             self._wait(reply)
 
     def catch_up(self) -> None:
-        """Takes note of all that the daemon has said so far.
-
-        If another thread is about to read that, it does so as well.
-        """
-        self.check_owned()
+        """Takes note of all that the daemon has said so far; never waits."""
+        if self._forked or sys.is_finalizing():
+            return
         with self._mutex:
-            # An answer to the reader, taken here, would leave it waiting.
-            while self._reader is None and self._wire.pull():
-                pass
+            more = self._wire.pull()
+            heard = more
+            while more:
+                more = self._wire.pull()
             self._wire.push()
+        if (heard or self._core.ended) and self._reading:
+            self._bell.ring()
 
-    def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
+    def enter_line(self, turn: Turn) -> None:
         """Takes the calling thread's place among those who want the same lock."""
         self.check_owned()
         with self._mutex:
             self._core.check_connected()
-            # Not its number: a later thread may get the same.
-            return self._turns.enter(key, mode, threading.current_thread())
+            self._turns.enter(turn)
 
     def wait_turn(self, turn: Turn, timeout: float) -> bool:
         """Waits until a turn has come; a negative timeout waits for ever."""
-        waker = threading.Lock()
-        waker.acquire()
-        with self._mutex:
-            if turn.come:
-                return True
-            turn.wake = waker.release
-        return waker.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        return self._wait(turn, timeout)
 
     def leave_line(self, turn: Turn) -> None:
-        """Gives up a turn, or a place in the line."""
+        """Gives up a turn, or a place in the line; again, does nothing."""
+        if self._forked:
+            return
+        try:
+            self._leave_line(turn)
+        except BaseException:
+            self._leave_line(turn)
+            raise
+
+    def _leave_line(self, turn: Turn) -> None:
         with self._mutex:
             turn.wake = None
             self._turns.leave(turn)
 
+    def clear_line(self, grant: AnyGrant) -> None:
+        """Lets those behind a lock come that was released behind its holder's back."""
+        with self._mutex:
+            self._turns.clear(grant.hold.key)
+
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
         self.check_owned()
-        with self._mutex:
-            inbox = self._open_inbox()
-            self._core.on_event = inbox.put
+        inbox = self._open_inbox()
+        self._core.on_event = inbox.put
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
         """Lets events pass unheard from now on."""
         if self._forked:
             return
-        with self._mutex:
+        with suppress(ValueError):  # again, after an exception
             self._core.on_end.remove(inbox.end)
-            if self._core.on_event == inbox.put:
-                self._core.on_event = None
+        if self._core.on_event == inbox.put:
+            self._core.on_event = None
 
     def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""
         self.check_owned()
-        with self._mutex:
-            reply = inbox.take()
-        try:
-            self._wait(reply)
-        except BaseException:
-            with self._mutex:
-                inbox.take_back(reply)
-            raise
-        return reply.outcome()
+        while True:
+            self._wait(inbox)
+            with suppress(IndexError):  # another thread was faster
+                return inbox.take()
 
     def call_when_lost(self, on_lost: Callable[[Grant], None]) -> None:
         """Starts a thread that calls with every grant that is lost."""
-        with self._mutex:
-            inbox = self._open_inbox()
-            self._core.on_lost = inbox.put
+        inbox = self._open_inbox()
+        numbers = count()
+        self._core.on_lost = lambda grant: inbox.put(grant, next(numbers))
         target = partial(self._report_losses, inbox, on_lost)
         threading.Thread(target=target, name="lockd-on-lost", daemon=True).start()
 
@@ -223,98 +226,221 @@ class ThreadLink:
         """Ends the session; those who wait get `ConnectionLostError`."""
         if self._forked:
             return
+        try:
+            self._close()
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self._closing = True
+        self._core.close()
         with self._mutex:
-            self._core.close()
-            if not self._closing:
-                self._closing = True
-                with suppress(OSError):  # the daemon was faster
-                    self.sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the daemon was faster, or it is closed
+                self.sock.shutdown(socket.SHUT_RDWR)
             self._close_if_unused()
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket; takes no lock, sends nothing."""
         self._forked = True
         self.sock.close()
+        self._bell.close()
 
     def _open_inbox(self) -> Inbox:
         self._core.check_connected()
         inbox = Inbox()
         self._core.on_end.append(inbox.end)
+        if self._core.ended:
+            inbox.end(ConnectionLostError("the connection ended meanwhile"))
         return inbox
 
     def _report_losses(self, inbox: Inbox, on_lost: Callable[[Grant], None]) -> None:
         while True:
             try:
                 grant = self.wait_item(inbox)
-            except ConnectionLostError:
+            except LockdError:
                 return
-            on_lost(grant)
+            if not grant.hold.told:
+                grant.hold.told = True
+                on_lost(grant)
 
-    def _start_release(self, grants: tuple[Grant, ...]) -> list[Reply]:
-        with self._mutex:
-            replies = [self._core.release(grant) for grant in grants]
-            self._wire.push()
-        return replies
+    # Waiting.
 
-    def _wait(self, reply: Reply) -> None:
+    def _push(self) -> None:
+        if self._core.outgoing:
+            with self._mutex:
+                self._wire.push()
+
+    def _wait(self, awaited: Awaited, timeout: float = -1) -> bool:
+        """Waits until something is done; returns whether it is.
+
+        A negative timeout waits for ever.
+        """
+        self._push()
+        ends = monotonic() + timeout if timeout >= 0 else None
+        waker = threading.Lock()
         try:
-            self._waiting.add(reply)
-            while True:
-                with self._mutex:
-                    self._wire.push()
-                    if reply.done and not self._core.outgoing:
-                        return
-                    wait = self._way_to_wait(reply)
-                wait()
+            self._waiting.add(waker)
+            while not awaited.done or self._core.outgoing:
+                self.check_owned()
+                left = _PATIENCE if ends is None else ends - monotonic()
+                if left <= 0:
+                    break
+                if not self._read(awaited, None if ends is None else left):
+                    self._sleep(awaited, waker, min(left, _PATIENCE))
+                self._push()
         finally:
             try:
-                self._leave(reply)
+                self._leave(waker)
             except BaseException:
                 # A signal now must not leave the others without a reader.
-                self._leave(reply)
+                self._leave(waker)
                 raise
+        return awaited.done
 
-    def _way_to_wait(self, reply: Reply) -> Callable[[], object]:
-        if self._reader is None or self._reader is reply:
-            self._reader = reply
-            return self._read
-        if self._core.outgoing:
-            return self._poll_both_ways
-        waker = self._sleepers[reply] = threading.Lock()
-        waker.acquire()
-        reply.wake = partial(self._rouse, reply)
-        return waker.acquire
+    def _read(self, awaited: Awaited, timeout: float | None) -> bool:
+        """Reads once, if nobody else does; returns whether that is so."""
+        again = self._owns(self._seat)
+        taken: list[bool] = []
+        try:
+            # One call, so that an exception cannot come between it and its result.
+            taken.extend(map(self._seat.acquire, (False,)))
+            if taken[0]:
+                self._reading = True
+                if isinstance(
+                    awaited, Turn
+                ):  # which comes without a word of the daemon
+                    awaited.wake = self._bell.ring
+                if not awaited.done or self._core.outgoing:
+                    self._poll(timeout)
+                    with self._mutex:
+                        self._wire.pull()
+        finally:
+            if taken and taken[0]:
+                self._reading = again
+                try:
+                    if again:
+                        self._bell.ring()
+                finally:
+                    self._seat.release()
+        return taken[0]
 
-    def _rouse(self, reply: Reply) -> None:
-        waker = self._sleepers.pop(reply, None)
-        if waker is not None:
-            waker.release()
-
-    def _read(self) -> None:
-        if self._core.outgoing:
-            self._poll_both_ways()
-        else:
-            self._readable.poll()
-        with self._mutex:
-            self._wire.pull()
-
-    def _poll_both_ways(self) -> None:
+    def _poll(self, timeout: float | None) -> None:
+        try:
+            poll = self._polls.pop()
+        except IndexError:
+            poll = select.poll()
+            poll.register(self._bell, select.POLLIN)
         # protocol 3.4: while nobody reads, the daemon may not either. So whoever wants
-        # to write waits for input too, lest the reader has left meanwhile.
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN | select.POLLOUT)
-        poll.poll()
+        # to write waits for input too.
+        both = select.POLLIN | select.POLLOUT
+        poll.register(self._descriptor, both if self._core.outgoing else select.POLLIN)
+        milliseconds = None if timeout is None else timeout * 1000
+        found = self._unlocked(partial(poll.poll, milliseconds))
+        if any(descriptor != self._descriptor for descriptor, _ in found):
+            self._bell.hush()
+        self._polls.append(poll)
 
-    def _leave(self, reply: Reply) -> None:
-        with self._mutex:
-            self._waiting.discard(reply)
-            self._sleepers.pop(reply, None)
-            if self._reader is reply:
-                self._reader = None
-            if self._reader is None and self._sleepers:
-                self._rouse(next(iter(self._sleepers)))
-            self._close_if_unused()
+    def _sleep(self, awaited: Awaited, waker: threading.Lock, timeout: float) -> None:
+        if self._core.outgoing:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN | select.POLLOUT)
+            self._unlocked(partial(poll.poll, timeout * 1000))
+            return
+        waker.acquire(blocking=False)
+        main = threading.current_thread() is threading.main_thread()
+        self._sleepers[waker] = main
+        awaited.wake = partial(_open, waker)
+        # Whoever stops reading from here on finds us among those who sleep.
+        if awaited.done or not self._reading:
+            return
+        if not self._unlocked(partial(waker.acquire, timeout=timeout)):
+            self.catch_up()
+
+    def _unlocked(self, wait: Callable[[], Any]) -> Any:
+        """Waits without the mutex, though we may have come in between its use."""
+        if not self._owns(self._mutex):
+            return wait()
+        saved: list[Any] = []
+        try:
+            saved.extend(map(_SAVE, (self._mutex,)))
+            return wait()
+        finally:
+            if saved:
+                _RESTORE(self._mutex, saved[0])
+
+    @staticmethod
+    def _owns(mutex: Any) -> bool:
+        owned: bool = mutex._is_owned()
+        return owned
+
+    def _leave(self, waker: threading.Lock) -> None:
+        self._waiting.discard(waker)
+        self._sleepers.pop(waker, None)
+        if self._sleepers and not self._reading:
+            self._rouse()
+        if self._closing:
+            with self._mutex:
+                self._close_if_unused()
+
+    def _rouse(self) -> None:
+        # Another than the main thread, if there is one: a signal handler may hold that
+        # up. Else its last wait, in which it came in between the ones before.
+        sleepers = list(self._sleepers.items())
+        others = [waker for waker, main in sleepers if not main]
+        for waker in (others or [waker for waker, _ in sleepers])[-1:]:
+            _open(waker)
 
     def _close_if_unused(self) -> None:
-        if self._closing and not self._waiting:
+        if not self._waiting:
             self.sock.close()
+            self._bell.close()
+
+
+#: What `threading.Condition` uses of a lock, to give it up completely while it waits.
+_SAVE: Final[Any] = getattr(type(threading.RLock()), "_release_save")  # noqa: B009
+_RESTORE: Final[Any] = getattr(type(threading.RLock()), "_acquire_restore")  # noqa: B009
+
+
+def _open(waker: threading.Lock) -> None:
+    with suppress(RuntimeError):  # it is open
+        waker.release()
+
+
+def _make_grant(link: "ref[ThreadLink]", hold: Hold) -> Grant:
+    found = link()
+    if found is None:
+        raise ConnectionLostError("the client is closed: open another one")
+    return Grant(hold, found)
+
+
+def _tell_fate(
+    error: BaseException, replies: "tuple[Reply, ...] | list[Reply]"
+) -> None:
+    """Adds to an exception that interrupted requests what became of them."""
+    if isinstance(error, LockdError):
+        return
+    for reply in replies:
+        if (fate := _fate(reply)) is not None:
+            error.add_note(f"lockd: {fate}")
+
+
+def _fate(reply: Reply) -> str | None:
+    params = reply.params
+    names = params.get("resources") or [params.get("resource") or ""]
+    if reply.grants:
+        names = [grant.resource for grant in reply.grants]
+    what = ", ".join(quoted(name) for name in names)
+    if reply.method == "release":
+        return (
+            f"{what} is released" if reply.done else f"the release of {what} was sent"
+        )
+    if reply.method == "acquire":
+        if reply.done and reply.error is None:
+            return f"{what} had been granted already, and was released"
+        return f"the request for {what} was cancelled"
+    if reply.method == "convert":
+        if reply.done and reply.error is None and reply.undo_mode is not None:
+            return f"{what} is {params['mode']} now"
+        return f"the conversion of {what} was cancelled"
+    return None if reply.done else f"the answer to {reply.method} was not waited for"

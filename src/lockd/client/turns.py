@@ -6,8 +6,10 @@ turns together. No waiting happens here; `Turn.wake` is for whoever does.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from lockd.client.grants import Hold
 from lockd.errors import AlreadyHeldError, LockdError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
@@ -17,22 +19,29 @@ class Turn:
     """The place of one thread or task in the line for a resource.
 
     Attributes:
-        come: whether it is this one's turn.
-        wake: called once, when the turn comes.
+        done: whether it is this one's turn.
+        hold: what was got in it.
+        wake: called when the turn comes.
     """
 
-    __slots__ = ("come", "key", "mode", "wake", "who")
+    __slots__ = ("done", "hold", "key", "mode", "wake", "who")
 
     def __init__(self, key: ResourceKey, mode: Mode, who: object) -> None:
         self.key = key
         self.mode = mode
         self.who = who
-        self.come = False
+        self.done = False
+        self.hold: Hold | None = None
         self.wake: Callable[[], None] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether what was got in it has ended, by a loss or behind its back."""
+        return self.hold is not None and not self.hold.held
 
     def start(self) -> None:
         """Makes it this one's turn."""
-        self.come = True
+        self.done = True
         wake, self.wake = self.wake, None
         if wake is not None:
             wake()
@@ -51,48 +60,54 @@ class Turns:
         # empty.
         self._lines: dict[ResourceKey, list[Turn]] = {}
 
-    def enter(self, key: ResourceKey, mode: Mode, who: object) -> Turn:
-        """Takes a place in the line.
-
-        Args:
-            key: what is wanted.
-            mode: how it is wanted.
-            who: the thread or task; a second turn of its own would wait for ever.
+    def enter(self, turn: Turn) -> None:
+        """Takes a place in the line; a second turn of its own would wait for ever.
 
         Raises:
             AlreadyHeldError: it has a turn already, and not both are shared.
         """
-        turn = Turn(key, mode, who)
-        line = self._lines.setdefault(key, [])
-        own = [other for other in line if other.who == who]
-        if not own:
-            line.append(turn)
-        elif mode == SHARED and all(other.mode == SHARED for other in own):
-            # At the front, as waiting behind somebody who waits for this very holder
-            # would never end.
-            line.insert(0, turn)
-        else:
-            raise AlreadyHeldError(
-                f"{quoted(key.resource)} is already held by the same thread or task",
-                turn.facts(),
-            )
+        self.clear(turn.key)
+        while True:
+            line = self._lines.setdefault(turn.key, [])
+            own = [other for other in line if other.who == turn.who]
+            if not own:
+                line.append(turn)
+            elif turn.mode == SHARED and all(other.mode == SHARED for other in own):
+                # At the front, as waiting behind somebody who waits for this very
+                # holder would never end.
+                line.insert(0, turn)
+            else:
+                raise AlreadyHeldError(
+                    f"{quoted(turn.key.resource)} is already held by the same thread "
+                    "or task",
+                    turn.facts(),
+                )
+            # A signal handler that came in between may have emptied and dropped it.
+            if self._lines.get(turn.key) is line:
+                break
         _advance(line)
-        return turn
 
     def leave(self, turn: Turn) -> None:
-        """Gives up a turn, or a place in the line."""
-        line = self._lines[turn.key]
-        line.remove(turn)
-        if line:
-            _advance(line)
-        else:
+        """Gives up a turn, or a place in the line; again, does nothing."""
+        line = self._lines.get(turn.key, [])
+        with suppress(ValueError):
+            line.remove(turn)
+        # No call between the tests and the removal.
+        if not line and turn.key in self._lines and self._lines[turn.key] is line:
             del self._lines[turn.key]
+        _advance(line)
+
+    def clear(self, key: ResourceKey) -> None:
+        """Takes those out of the line whose lock has ended."""
+        for turn in list(self._lines.get(key, ())):
+            if turn.over:
+                self.leave(turn)
 
     def end(self, error: LockdError) -> None:
         """Lets every turn come: whoever waits for one finds the connection over."""
-        for line in self._lines.values():
-            for turn in line:
-                if not turn.come:
+        for line in list(self._lines.values()):
+            for turn in list(line):
+                if not turn.done:
                     turn.start()
 
 
@@ -105,8 +120,9 @@ def time_left(timeout: float, waited: float) -> float:
 
 
 def _advance(line: list[Turn]) -> None:
-    for turn in line:
-        if turn is not line[0] and EXCLUSIVE in (turn.mode, line[0].mode):
+    turns = list(line)
+    for turn in turns:
+        if turn is not turns[0] and EXCLUSIVE in (turn.mode, turns[0].mode):
             break
-        if not turn.come:
+        if not turn.done:
             turn.start()

@@ -1,6 +1,8 @@
 """Joins a socket to a core: carries bytes both ways, and never waits."""
 
 import socket
+from collections import deque
+from itertools import compress, repeat, starmap
 from typing import Final
 
 from lockd.client.core import ClientCore
@@ -11,30 +13,35 @@ _READ_SIZE: Final = 65_536
 class Wire:
     """The socket of one connection, in non-blocking mode.
 
-    Whatever is interrupted here, by the exception of a signal handler, may have lost
-    bytes that are already read or sent twice what is already sent. So the connection is
-    ended then, as an interrupted conversation must not go on.
+    A signal handler may run, and raise, after any call of a function. So to send and to
+    note what was sent is one call here, and so is to read and to keep what was read: an
+    iterator whose parts are all written in C. unix(7): the kernel takes a piece of
+    `core.MAX_PIECE` bytes as a whole, or nothing of it.
     """
 
     def __init__(self, sock: socket.socket, core: ClientCore) -> None:
         self.sock = sock
         self._core = core
         sock.setblocking(False)
+        pieces: deque[bytes] = core.outgoing
+        first = map(pieces.__getitem__, repeat(0))
+        sent = map(sock.send, first, repeat(socket.MSG_NOSIGNAL))
+        self._send_first = starmap(pieces.popleft, compress(repeat(()), sent)).__next__
+        received = zip(core.numbers, map(sock.recv, repeat(_READ_SIZE)), strict=False)
+        self._receive = starmap(core.arrived.__setitem__, received).__next__
 
     def push(self) -> None:
         """Sends what the kernel takes; the rest stays in `core.outgoing`."""
-        outgoing = self._core.outgoing
         try:
-            while outgoing:
-                del outgoing[: self.sock.send(outgoing, socket.MSG_NOSIGNAL)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            # What the daemon said last may still be unread: the reader finds the end.
-            outgoing.clear()
-        except BaseException:
-            self._core.end("a signal interrupted the sending of a request")
-            raise
+            while self._core.outgoing:
+                self._send_first()
+        except (OSError, IndexError) as error:
+            if _is_handlers(error):
+                raise
+            # Else the kernel is full, or a signal handler has sent all of it.
+            if not isinstance(error, BlockingIOError | IndexError):
+                # What the daemon said last may still be unread: the reader finds out.
+                self._core.outgoing.clear()
 
     def pull(self) -> bool:
         """Reads some of what has come and gives it to the core.
@@ -44,13 +51,22 @@ class Wire:
         """
         if self._core.ended:
             return False
+        more = True
         try:
-            self._core.receive(self.sock.recv(_READ_SIZE))
-        except BlockingIOError:
-            return False
+            self._receive()
         except OSError as error:
-            self._core.end(f"the connection to the daemon failed: {error.strerror}")
-        except BaseException:
-            self._core.end("a signal interrupted the reading of an answer")
-            raise
-        return not self._core.ended
+            if _is_handlers(error):
+                raise
+            more = False
+            if not isinstance(error, BlockingIOError):
+                self._core.end(f"the connection to the daemon failed: {error.strerror}")
+        self._core.take_in()
+        return more and not self._core.ended
+
+
+def _is_handlers(error: Exception) -> bool:
+    """Returns whether a signal handler raised this, not the call that it interrupted.
+
+    A call of C has no frame; a handler has one.
+    """
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None

@@ -1,0 +1,117 @@
+"""Opens connections for threads, and another one when the first has ended."""
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lockd.client import paths, requests
+from lockd.client.core import UnheardError
+from lockd.client.grants import Grant
+from lockd.client.reply import Reply
+from lockd.client.threadlink import ThreadLink
+
+
+def open_link(
+    place: paths.Place, make_opening: Callable[[], list[Reply]]
+) -> tuple[ThreadLink, Any]:
+    """Opens a connection and a conversation on it.
+
+    Args:
+        place: where the daemon listens.
+        make_opening: returns the requests that come first.
+
+    Returns:
+        The connection, and the result of the first request.
+
+    Raises:
+        ConnectionLostError: no daemon listens there, or it ended the connection.
+        DeniedError: this user may not connect there.
+        RequestError: the daemon refused one of the requests.
+    """
+    attempts = 0
+    while True:
+        attempts += 1
+        link = ThreadLink(_open_socket(place))
+        try:
+            opening = make_opening()
+            link.perform(*opening)
+            welcome, *_ = [reply.outcome() for reply in opening]
+            return link, welcome
+        except BaseException as error:
+            link.close()
+            if not isinstance(error, UnheardError) or attempts == paths.ATTEMPTS:
+                raise
+
+
+def _open_socket(place: paths.Place) -> socket.socket:
+    sock = paths.new_socket()
+    try:
+        paths.connect(sock, place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Connection:
+    """The link of a client; if it is to reconnect, the newest of several.
+
+    Args:
+        place: where the daemon listens.
+        name: on whose behalf locks are held.
+        on_lost: called with each grant that is lost.
+        reconnect: whether to open another link when the daemon has ended this one.
+    """
+
+    def __init__(
+        self,
+        place: paths.Place,
+        name: str | None,
+        on_lost: Callable[[Grant], None] | None,
+        *,
+        reconnect: bool,
+    ) -> None:
+        self._place = place
+        self._name = name
+        self._on_lost = on_lost
+        self._reconnect = reconnect
+        #: The link, and how the daemon welcomed it.
+        self._opened = self._open()
+
+    @property
+    def last(self) -> ThreadLink:
+        """The link that was opened last, whatever became of it."""
+        return self._opened[0]
+
+    @property
+    def welcome(self) -> dict[str, Any]:
+        """What the daemon said first on it."""
+        return self._opened[1]
+
+    def link(self) -> ThreadLink:
+        """Returns the link to use for what is asked now.
+
+        Raises:
+            LockdError: another one is wanted, and the daemon cannot be reached.
+        """
+        opened = self._opened
+        if not self._reconnect or not opened[0].lost:
+            return opened[0]
+        new = self._open()
+        # No call between the test and the store: another thread may be faster.
+        if self._opened is opened:
+            self._opened = new
+        else:
+            new[0].close()
+        return self._opened[0]
+
+    def _open(self) -> tuple[ThreadLink, dict[str, Any]]:
+        link, welcome = open_link(self._place, partial(requests.opening, self._name))
+        try:
+            if self._on_lost is not None:
+                link.call_when_lost(self._on_lost)
+        except BaseException:
+            link.close()
+            raise
+        return link, welcome

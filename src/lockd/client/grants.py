@@ -1,0 +1,239 @@
+"""What a connection holds: the record that it keeps, and what a user gets of it.
+
+A `Hold` is what the connection knows of one lock. It is held, then released or lost,
+and leaves the last two never. A `Grant` shows it. A grant refers to its connection, so
+a client that nobody else refers to lives as long as one of its grants does; a hold
+does not, so no cycle keeps a connection open.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, NoReturn, Protocol, Self
+from weakref import ref
+
+from lockd.client import forking
+from lockd.client.reply import Reply
+from lockd.errors import LockdError, LockLostError
+from lockd.names import quoted
+from lockd.terms import Mode, ResourceKey
+
+_CAUSES: Final = {
+    "broken": "it was broken by an administrator",
+    "owner_died": "its owner's process died",
+    "disconnected": "the connection to the daemon ended",
+}
+
+
+class Uncopied:
+    """What stands for a connection of this process: a copy of it would be a lie."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} cannot be copied or pickled, as it belongs to a connection of "
+            "this process: pass the name of the lock, or its fencing token"
+        )
+
+
+class Hold:
+    """What a connection knows of one lock that it holds, or held.
+
+    Attributes:
+        released: whether it was given back.
+        loss: the cause and the reason of its loss.
+        release: the request that gives it back, while that is on its way.
+        told: whether its loss was told to who wants to hear of it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "fencing_token",
+        "grant",
+        "key",
+        "loss",
+        "mode",
+        "release",
+        "released",
+        "told",
+        "waited",
+    )
+
+    def __init__(self, shape: Mapping[str, Any]) -> None:
+        self.key = ResourceKey(shape["lockspace"], shape["resource"])
+        self.mode: Mode = shape["mode"]
+        self.fencing_token: int = shape["fencing_token"]
+        self.waited: float = shape.get("waited") or 0.0
+        self.released = False
+        self.loss: tuple[str, str] | None = None
+        self.release: Reply | None = None
+        self.told = False
+        self.grant: ref[AnyGrant] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it was neither released nor lost."""
+        return not self.released and self.loss is None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended though nobody here released it."""
+        return self.loss is not None and not self.released
+
+    def lost_error(self) -> LockLostError:
+        """Returns the exception that says how it was lost."""
+        cause, reason = self.loss or ("disconnected", "")
+        why = _CAUSES.get(cause, cause)
+        if reason:
+            why += f" ({quoted(reason)})"
+        return LockLostError(
+            f"the lock on {quoted(self.key.resource)} was lost: {why}",
+            lockspace=self.key.lockspace,
+            resource=self.key.resource,
+            fencing_token=self.fencing_token,
+            cause=cause,
+        )
+
+
+class Link(Protocol):
+    """The connection of a grant."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a forked child: the session is its parent's."""
+
+    def catch_up(self) -> None:
+        """Takes note of what the daemon has said so far; never waits."""
+
+
+class AnyGrant(Uncopied):
+    """One lock that a client holds, or held.
+
+    What it says is what the daemon has said so far, to the last byte that has come.
+    """
+
+    __slots__ = ("__weakref__", "hold", "link")
+
+    def __init__(self, hold: Hold, link: Link) -> None:
+        self.hold = hold
+        self.link = link
+        hold.grant = ref(self)
+
+    def __repr__(self) -> str:
+        hold = self.hold
+        state = "of the parent process" if self.link.forked else self._state()
+        return f"<Grant {hold.key} {hold.mode} {hold.fencing_token} {state}>"
+
+    def _state(self) -> str:
+        self.link.catch_up()
+        if self.hold.held:
+            return "held" if self.hold.release is None else "releasing"
+        return "lost" if self.hold.lost else "released"
+
+    @property
+    def lockspace(self) -> str:
+        """Where the resource is."""
+        return self.hold.key.lockspace
+
+    @property
+    def resource(self) -> str:
+        """What is locked."""
+        return self.hold.key.resource
+
+    @property
+    def mode(self) -> Mode:
+        """How it is locked, "exclusive" or "shared"; a conversion changes it."""
+        return self.hold.mode
+
+    @property
+    def fencing_token(self) -> int:
+        """A number that rises strictly from grant to grant.
+
+        A third party can refuse a token that is lower than one it has seen, or ask
+        `Client.check`.
+        """
+        return self.hold.fencing_token
+
+    @property
+    def waited(self) -> float:
+        """How long the request waited, in seconds."""
+        return self.hold.waited
+
+    @property
+    def cause(self) -> str | None:
+        """Why the lock was lost: "broken", "owner_died" or "disconnected"."""
+        return self.hold.loss[0] if self.lost and self.hold.loss else None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lock; never in a forked child."""
+        if self.link.forked:
+            return False
+        self.link.catch_up()
+        return self.hold.held
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock ended though nobody here released it."""
+        if not self.link.forked:
+            self.link.catch_up()
+        return self.hold.lost
+
+    def check(self) -> None:
+        """Checks that the lock has not been lost.
+
+        Raises:
+            LockLostError: it has.
+            ForkedSessionError: it is the parent's.
+        """
+        if self.link.forked:
+            raise forking.forked()
+        if self.lost:
+            raise self.hold.lost_error()
+
+
+class ReleasingLink(Link, Protocol):
+    """A connection that can be waited for."""
+
+    def release(self, *grants: AnyGrant) -> list[Reply]:
+        """Releases grants and waits until the daemon has done so."""
+
+
+class Grant(AnyGrant):
+    """One lock that a client holds, or held; in a `with` statement, until its end.
+
+    What it says is what the daemon has said so far, to the last byte that has come.
+    While it is referred to its connection stays open, unless the client is closed.
+    """
+
+    __slots__ = ()
+
+    link: ReleasingLink
+
+    def release(self) -> None:
+        """Releases the lock; to release it again does nothing.
+
+        Raises:
+            LockLostError: it had been lost.
+            ForkedSessionError: it is the parent's.
+        """
+        for reply in self.link.release(self):
+            reply.outcome()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.link.forked:
+            return  # the lock is the parent's
+        try:
+            self.release()
+        except LockdError:
+            if exc is None:
+                raise
