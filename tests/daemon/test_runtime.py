@@ -73,7 +73,7 @@ class Scene:
         self.dispatcher = Dispatcher(self.runtime, answers, access, keeper, 1, make)
         self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(10)
-        identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False)
+        identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False, 0)
         self.peer = Peer(
             1, self.ours, identity, 0.0, lambda events: None, is_admin=True
         )

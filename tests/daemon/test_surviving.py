@@ -1,5 +1,6 @@
 """The daemon is killed; another one goes on, and nobody has lost anything."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -570,6 +571,110 @@ def test_records_are_those_that_would_be_written_anew(
     differing = {key for key in found if found[key] != anew[key]}
     assert differing == {f"['{STATE}', {session}]" for session in (2, 4)}
     manager.start()
+
+
+#: A daemon that is refused memory while a file is there that its environment names.
+SHORT_OF_MEMORY = """
+import errno, os, runpy, sys
+fallocate = os.posix_fallocate
+def refuse_or_allocate(fd, offset, length):
+    is_there = offset + length <= os.fstat(fd).st_blocks * 512
+    if os.path.exists(os.environ["NO_MEMORY"]) and not is_there:
+        raise OSError(int(os.environ["NO_MEMORY_ERRNO"]), "planted")
+    fallocate(fd, offset, length)
+os.posix_fallocate = refuse_or_allocate
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+@pytest.fixture(params=[errno.ENOSPC, errno.ENOMEM, errno.EFBIG])
+def no_memory(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A file: while it is there, the daemon gets no memory to record anything in."""
+    place = tmp_path / "no-memory"
+    monkeypatch.setenv("NO_MEMORY", str(place))
+    monkeypatch.setenv("NO_MEMORY_ERRNO", str(request.param))
+    return place
+
+
+def until_refused(client: WireClient) -> list[str]:
+    """Takes locks until all are refused; returns those that are held."""
+    taken: list[str] = []
+    refused = 0
+    for number in range(5_000):
+        name = f"{number}-{'n' * 200}"
+        error, _ = client.answer(client.send("acquire", resource=name, label="l" * 999))
+        if error is not None:
+            assert error[1].startswith("unavailable: there is no memory to record it")
+            # Garbage goes meanwhile, and makes room once more.
+            refused += 1
+            if refused == 200:
+                return taken
+            continue
+        refused = 0
+        taken.append(name)
+    raise AssertionError("there is always memory")
+
+
+def test_without_memory_new_work_is_refused_and_nothing_is_lost(
+    manager: ServiceManager, client: WireClient, other: WireClient, no_memory: Path
+) -> None:
+    prefix = (sys.executable, "-c", SHORT_OF_MEMORY)
+    manager.kill()
+    manager.start(prefix=prefix)
+    other.call("statistics")
+    pid = manager.pid
+    no_memory.touch()
+    taken = until_refused(client)
+    assert len(taken) > 50
+    # Others are served what takes nothing, and changes go on, however many.
+    for _ in range(300):
+        assert len(holders(other, taken[-1])) == 1
+    assert manager.pid == pid
+    # A start finds no more of it, and loses nothing.
+    for _ in range(2):
+        manager.kill()
+        manager.start(prefix=prefix)
+        other.call("statistics")
+    assert all(holders(other, name) for name in taken)
+    for name in taken:
+        client.call("release", resource=name)
+    assert not holders(other, taken[0])
+    no_memory.unlink()
+    # The next turn finds that there is some again.
+    other.call("statistics")
+    for name in taken:
+        other.acquire(name, label="l" * 999)
+
+
+def test_without_memory_those_who_do_not_read_make_room(
+    manager: ServiceManager, connect: Connect, no_memory: Path
+) -> None:
+    client, other = connect(), connect()
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", SHORT_OF_MEMORY))
+    watchers = [connect() for _ in range(3)]
+    for watcher in watchers:
+        watcher.call("watch")
+    client.acquire("kept")
+    no_memory.touch()
+    name = "x" * 250
+    for _ in range(4_000):
+        error, _ = other.answer(other.send("acquire", resource=name))
+        if error is None:
+            other.call("release", resource=name)
+        if other.call("statistics")["sessions"] == 2:
+            break
+    else:
+        raise AssertionError("nobody was cut off")
+    # They had what there was, and it is there for others again.
+    assert holders(other, "kept")
+    other.acquire("free")
+    manager.kill_and_start()
+    assert holders(other, "kept")
+    assert "memory is short, and it left" in manager.log()
 
 
 def test_what_is_not_needed_any_more_goes(

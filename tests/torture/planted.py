@@ -95,14 +95,14 @@ BUGS: Final = [
     _in(
         "daemon/server",
         "answer before record",
-        "                self.keeping.commit(peers)\n"
+        "            if not self._can_record(peers):\n"
+        "                behind.update(peers)\n"
+        "                return\n"
         "            for peer in peers:\n"
         "                self._send_to(peer)\n",
-        "                pass\n"
         "            for peer in peers:\n"
         "                self._send_to(peer)\n"
-        "            if self.keeping is not None:\n"
-        "                self.keeping.commit(peers)\n",
+        "            self._can_record(peers)\n",
         "acquire (memory)",
     ),
     # What is trusted: the kernel, or what we remember of it.

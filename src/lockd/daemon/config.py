@@ -37,6 +37,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
+ManyBytes = Annotated[int, Meta(ge=2**24, le=2**34)]
 Duration = Annotated[float, Meta(gt=0, le=86_400)]
 """In seconds."""
 
@@ -82,6 +83,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     queue_length: Count = 4_096
     message_bytes: Bytes = 65_536
     unread_bytes: Bytes = 2_097_152
+    unread_bytes_per_user: Bytes = 8_388_608
+    record_bytes: ManyBytes = 536_870_912
     message_timeout: Duration = 10.0
 
 

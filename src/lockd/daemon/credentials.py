@@ -54,12 +54,15 @@ class Identity(NamedTuple):
         is_foreign: it lives in another user or pid namespace, where uid 0 may be
             anybody, or it is gone and cannot be asked: it may do what nobody may, and
             is never signalled.
+        user: for whose limits it counts: its uid as the kernel knows it, also if it is
+            foreign. Whoever may make a namespace would else have those of nobody, too.
     """
 
     credentials: Credentials
     groups: frozenset[int]
     pidfd: int | None
     is_foreign: bool
+    user: int
 
 
 def identify(sock: socket.socket) -> Identity:
@@ -71,13 +74,14 @@ def identify(sock: socket.socket) -> Identity:
     rights.
     """
     credentials = peer_credentials(sock)
+    user = credentials.uid
     pidfd = open_peer_pidfd(sock, credentials.pid)
     foreign = pidfd is None or is_in_other_namespace(credentials.pid)
     if foreign or (pidfd is not None and _is_dead(pidfd)):
         credentials = Credentials(credentials.pid, NOBODY, NOBODY)
-        return Identity(credentials, frozenset(), pidfd, is_foreign=True)
+        return Identity(credentials, frozenset(), pidfd, is_foreign=True, user=user)
     groups = {credentials.gid, *_peer_groups(sock, credentials.pid)}
-    return Identity(credentials, frozenset(groups), pidfd, is_foreign=False)
+    return Identity(credentials, frozenset(groups), pidfd, is_foreign=False, user=user)
 
 
 def _peer_groups(sock: socket.socket, pid: int) -> tuple[int, ...]:

@@ -97,11 +97,27 @@ class Cells:
         os.ftruncate(fd, CELLS_SIZE)
         self.fd = fd
         self.is_unsure = False
+        self._reserved = 0
         self._memory = mmap.mmap(fd, CELLS_SIZE)
         # Not struct.pack_into(), which fills with zeros first: a word is one store.
         self._words = memoryview(self._memory).cast("Q")
+        self.reserve(0)
         if is_new:
             self._words[2] = _word(2, 0)
+
+    def reserve(self, slot: int) -> None:
+        """Sees to it that there is memory for a slot: a store without it is SIGBUS.
+
+        Raises:
+            OSError: there is none, or no such slot.
+        """
+        end = 8 * _place(slot + 1)
+        if end > self._reserved:
+            end = (end + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > CELLS_SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.posix_fallocate(self.fd, self._reserved, end - self._reserved)
+            self._reserved = end
 
     def close(self) -> None:
         """Lets go of the memory; somebody else may have it still."""

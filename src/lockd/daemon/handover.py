@@ -188,6 +188,8 @@ def give_way(service: "Service") -> None:
         Exception: so did something else, and nothing has changed, either.
     """
     service.server.finish_turn()
+    if service.server.is_stuck:
+        raise ConfigError("there is no memory to record what happened last")
     if service.runtime.changes:
         # Whoever asked for that would never be answered.
         raise ConfigError("a file is being made or removed on a slow file system")

@@ -74,7 +74,7 @@ def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
         "locks": engine.held,
         "connections": len(engine.sessions),
         "in_flight": keeping.in_flight,
-        "bytes": keeping.record_bytes,
+        "bytes": keeping.recorder.record_bytes,
     }
 
 

@@ -23,28 +23,19 @@ import msgspec
 
 from lockd.daemon.flow import KeptFlow
 from lockd.daemon.labels import (
-    CONFIG,
     CONNECTION,
-    DAEMON,
     FILE,
-    PEER,
     PIDFD,
-    PIECES,
-    PROCESS,
-    SPACE,
-    STATE,
     STUCK,
     UNREADABLE,
-    key_of,
     label_of,
     parts_of,
 )
 from lockd.daemon.listener import Role
 from lockd.daemon.peer import Peer
 from lockd.daemon.pieces import Apart
+from lockd.daemon.recording import Recorder
 from lockd.daemon.stores import Stores
-from lockd.engine import records
-from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import FileLockspace, has_lock
 from lockd.names import quoted
 from lockd.terms import ResourceKey
@@ -89,15 +80,9 @@ class Keeping:
         self._pidfds = set(owners)
         #: The descriptor that is kept for each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
-        #: By session: the key of its state, and what is recorded apart from that.
-        self._state_keys: dict[int, bytes] = {}
-        self._apart = dict(apart or {})
-        self._numbers = (-1, -1)
-        self._config: object = None
         self._turns_untidied = 0
-        self._spaces: set[str] = set()
-        records.follow(self._engine)
-        service.runtime.processes.changed = set()
+        #: Records what happens to the service, as `commit` says.
+        self.recorder = Recorder(service, stores.ledger, apart or {})
         service.runtime.processes.keep = self._keep_pidfd
         service.runtime.processes.drop = self._drop_pidfd
 
@@ -110,11 +95,6 @@ class Keeping:
         """How many descriptors are in flight, those not wanted any more included."""
         return self._stores.keeper.in_flight
 
-    @property
-    def record_bytes(self) -> int:
-        """How many bytes the records have that count."""
-        return self._stores.ledger.live_bytes
-
     # Descriptors.
 
     def open_flow(self, session: int, sock: socket.socket, role: Role) -> KeptFlow:
@@ -123,18 +103,24 @@ class Keeping:
         Raises:
             OSError: it cannot be kept.
         """
-        flow = self.flow(sock, self._new_slot())
+        slot = self._new_slot()
         try:
+            flow = self.flow(sock, slot)
             flow.begin()
             label = label_of(CONNECTION, session, role)
             self._stores.keeper.keep(label, sock.fileno())
         except OSError:
-            self._free_slots.append(flow.slot)
+            self._free_slots.append(slot)
             raise
         return flow
 
     def flow(self, sock: socket.socket, slot: int) -> KeptFlow:
-        """Returns how the bytes of a connection that is kept already come and go."""
+        """Returns how the bytes of a connection that is kept already come and go.
+
+        Raises:
+            OSError: there is no memory for its positions.
+        """
+        self._stores.cells.reserve(slot)
         return KeptFlow(sock, slot, self._stores.cells, self._stores.pipe)
 
     def _new_slot(self) -> int:
@@ -151,12 +137,7 @@ class Keeping:
     def close_flow(self, peer: Peer) -> None:
         """Keeps a connection no longer."""
         self._stores.keeper.drop(label_of(CONNECTION, peer.session, peer.role))
-        self._remove(PEER, peer.session)
-        state_key = self._state_keys.pop(peer.session, None)
-        if state_key is not None:
-            self._stores.ledger.remove(state_key)
-            for key in self._apart.pop(peer.session).keys():  # noqa: SIM118 - no dict
-                self._stores.ledger.remove(key)
+        self.recorder.close_peer(peer.session)
         self._left_slots.append(peer.flow.slot)
 
     def keep_file(self, key: ResourceKey) -> None:
@@ -183,68 +164,16 @@ class Keeping:
         if kept is not None:
             self._stores.keeper.drop(kept[1])
 
-    # Records.
-
-    def open_peer(self, peer: Peer) -> None:
-        """Records who a new peer is, with the next `commit`."""
-        self._note_session(peer.session)
-        self._put(PEER, peer.session, peer.dump())
-        self._stores.ledger.put(self._state_keys[peer.session], self._state(peer))
-
-    def _note_session(self, session: int) -> None:
-        self._state_keys[session] = key_of(STATE, session)
-        if session not in self._apart:
-            self._apart[session] = Apart(session, self._stores.ledger)
-
-    def _state(self, peer: Peer) -> bytes:
-        session = self._engine.sessions.get(peer.session)
-        claims = 0 if session is None else session.claims
-        return _encode(peer.dump_state(claims, self._apart[peer.session]))
-
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records everything that changed, so that answers may leave.
 
-        Args:
-            peers: those that something was read from, or is to be sent to.
-
         Raises:
-            OSError: there is no memory for it. Nothing may be answered then.
+            OSError: see `Recorder.commit`.
         """
-        ledger = self._stores.ledger
-        put = ledger.put
-        for peer in peers:
-            try:
-                peer.collect()
-                state = self._state(peer)
-            except Exception as error:
-                self._service.answers.blame(peer, error)
-            else:
-                put(self._state_keys[peer.session], state)
-        for kind, name, value in records.changes(self._engine):
-            key = _encode((kind, name))
-            if value is None:
-                ledger.remove(key)
-            else:
-                put(key, _encode(value))
-        if self._service.runtime.processes.changed:
-            self._record_processes()
-        self._record_daemon()
-        ledger.commit()
+        self.recorder.commit(peers)
         if self._left_slots:
             self._free_slots += self._left_slots
             self._left_slots.clear()
-
-    def _record_processes(self) -> None:
-        processes = self._service.runtime.processes
-        assert processes.changed is not None
-        for owner_id in processes.changed:
-            record = processes.dump_one(owner_id)
-            if record is None:
-                self._remove(PROCESS, owner_id)
-                continue
-            del record["pidfd"]
-            self._put(PROCESS, owner_id, record)
-        processes.changed.clear()
 
     def _keep_pidfd(self, owner_id: int, pidfd: int) -> None:
         # Those of peers are found through their sockets, until they are fenced.
@@ -256,74 +185,6 @@ class Keeping:
         if owner_id in self._pidfds:
             self._pidfds.remove(owner_id)
             self._stores.keeper.drop(label_of(PIDFD, owner_id))
-
-    def _record_daemon(self) -> None:
-        service = self._service
-        dispatcher, epoch = service.dispatcher, service.epoch
-        if (dispatcher.last_number, epoch.reserved) != self._numbers:
-            self._numbers = dispatcher.last_number, epoch.reserved
-            daemon = {
-                "last_number": dispatcher.last_number,
-                "started": dispatcher.started,
-                "upgrades": dispatcher.upgrades,
-                "revivals": service.answers.counts.revivals,
-                "epoch": epoch.number,
-                "reserved": epoch.reserved,
-                "state_dir": epoch.directory,
-            }
-            self._put(DAEMON, 0, daemon)
-        if service.config is not self._config:
-            self._config = service.config
-            self._put(CONFIG, 0, msgspec.to_builtins(service.config))
-        lockspaces = service.runtime.lockspaces
-        if len(lockspaces) > len(self._spaces):
-            for name in lockspaces.keys() - self._spaces:
-                self._put(SPACE, name, _dump_space(lockspaces[name]))
-                self._spaces.add(name)
-
-    def record_anew(self) -> None:
-        """Records all there is, and nothing else, whatever a predecessor left.
-
-        Only what differs is written: whoever is killed again and again leaves no more.
-        """
-        ledger = self._stores.ledger
-        known = ledger.records()
-        records.changes(self._engine)
-        for kind, name, value in self._everything():
-            key, encoded = key_of(kind, name), _encode(value)
-            if known.pop(key, None) != encoded:
-                ledger.put(key, encoded)
-        for peer in self._service.answers.peers.values():
-            self._note_session(peer.session)
-            for key in self._apart[peer.session].keys():  # noqa: SIM118 - no dict
-                known.pop(key, None)
-            key = self._state_keys[peer.session]
-            known.pop(key, None)
-            ledger.put(key, self._state(peer))
-        for key in known:
-            ledger.remove(key)
-        self._numbers, self._config = (-1, -1), None
-        self._spaces.clear()
-        self.commit(())
-
-    def adopt_records(self, found: Iterable[tuple[str, Any]]) -> None:
-        """Lets all that a predecessor recorded count; what changes is recorded next.
-
-        To be called instead of `record_anew` where nothing was damaged, and all is
-        written as we would write it. The next `commit` has what the engine did since it
-        was loaded, and the peers whose answers it is about: it comes before them.
-
-        Args:
-            found: kind and name of each record of a peer and of a process.
-        """
-        peers = self._service.answers.peers
-        owners = set(self._service.runtime.processes.owners())
-        for session in peers:
-            self._note_session(session)
-        for kind, name in found:
-            number = name[0] if kind in PIECES else name
-            if number not in (owners if kind == PROCESS else peers):
-                self._remove(kind, name)
 
     def unlocked(self) -> list[ResourceKey]:
         """Returns the resources that are held by the records, and by no open file."""
@@ -416,11 +277,6 @@ class Keeping:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         return left
 
-    def _everything(self) -> Iterable[tuple[str, Any, Any]]:
-        yield from records.everything(self._engine)
-        for peer in self._service.answers.peers.values():
-            yield PEER, peer.session, peer.dump()
-
     def note_files(self) -> None:
         """Notes the files that a predecessor kept and that are held on."""
         for space in self._service.runtime.lockspaces.values():
@@ -433,12 +289,13 @@ class Keeping:
     def tidy(self, seconds: float = TIDYING) -> None:
         """Gets rid of what is no longer needed, for about so long, now and then."""
         self._turns_untidied += 1
-        if self._turns_untidied < TURNS_UNTIDIED:
+        if self._turns_untidied < TURNS_UNTIDIED and self._stores.ledger.debt <= 0:
             return
-        self._turns_untidied = 0
         with suppress(OSError):  # there is no room to make room: later, perhaps
             self._stores.ledger.tidy(seconds)
-            self._stores.keeper.tidy(seconds)
+            if self._turns_untidied >= TURNS_UNTIDIED:
+                self._turns_untidied = 0
+                self._stores.keeper.tidy(seconds)
 
     def write_anew(self) -> None:
         """Has what is kept contain nothing that was damaged, at once."""
@@ -450,18 +307,4 @@ class Keeping:
         """Lets go of all that is not wanted: else it would keep file systems busy."""
         with suppress(OSError):
             self._stores.keeper.tidy(TIDYING, thoroughly=True)
-
-    def _put(self, kind: str, name: Any, value: Any) -> None:
-        self._stores.ledger.put(key_of(kind, name), _encode(value))
-
-    def _remove(self, kind: str, name: Any) -> None:
-        self._stores.ledger.remove(key_of(kind, name))
-
-
-def _dump_space(space: Lockspace) -> Plain:
-    return {
-        "name": space.name,
-        "kind": space.kind,
-        "path": space.path,
-        "on_disconnect": space.on_disconnect,
-    }
+            self._stores.ledger.tidy_at_leisure(TIDYING)

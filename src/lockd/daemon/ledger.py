@@ -9,11 +9,17 @@ One file is in use. When it has grown to twice of what lived of it, that is writ
 the other one in small slices, while records are still added to the first; the other one
 is in use from the moment its own length is stored, because its generation is higher.
 What lives is in this process, too: the files are read by a successor only.
+
+Memory is bounded by what lives. While records are added, four times as many bytes are
+written into the other file (`debt`), so the first one ends at 2.25 times of what lived;
+and as much memory as the one has is reserved in the other, before anything is added. So
+where there is no more memory, garbage can still be got rid of, and that is done first.
 """
 
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from lockd.daemon.ledger_file import (
@@ -30,6 +36,19 @@ from lockd.daemon.ledger_file import (
     read_header,
 )
 from lockd.errors import LockdError
+
+HEADROOM: Final = 2 * STEP
+"""Bytes that are to be free in both files, for what cannot be refused any more when
+memory is short."""
+
+COPIED_FOR_EACH: Final = 4
+"""Bytes that are written anew for each that is added while that is going on."""
+
+AT_ONCE: Final = 10_000
+"""Values that may be looked at in each second."""
+
+_OVERHEAD: Final = 16
+"""Bytes that a key and a value take beside what is in them, about."""
 
 _SLICE_KEYS: Final = 16
 _SLICE_BYTES: Final = 1 << 16
@@ -57,6 +76,11 @@ class Ledger:
     damaged beyond recognition, `records` has what the key stood for before: whoever
     finds problems there should rely on nothing else that can be asked instead.
 
+    Attributes:
+        debt: how many bytes are to be written anew (`tidy`), so that garbage is bounded
+            whatever is committed.
+        is_short: whether memory is so short that nothing should be added.
+
     Raises:
         LedgerError: the predecessor was of another version.
         OSError: there is no memory or descriptor left, or `fds` are something else.
@@ -71,8 +95,15 @@ class Ledger:
         self._copied: Changes = {}
         #: What the next commit writes.
         self._staged: Changes = {}
-        #: Where the file ended when it had no garbage.
+        #: Where the file ended when it had no garbage, and where it has too much.
         self._clean_end = DATA
+        self._due_at = DATA + STEP
+        #: Up to where the file may go without a look at how much memory there is.
+        self._room = 0
+        self.debt = 0
+        self.is_short = False
+        #: Since all that lives was looked at.
+        self._seconds = 0
         headers: list[Header | None] = [None, None]
         if fds is not None:
             headers = [read_header(fd, self.problems) for fd in fds]
@@ -113,43 +144,80 @@ class Ledger:
         """Has all that is staged count from now on, and all of it at once.
 
         Raises:
-            OSError: there is no memory. Nothing of it counts, what counted before still
-                does, and what is staged stays so: the next commit tries it again.
+            OSError: there is no memory, also without any garbage. Nothing of it counts,
+                what counted before still does, and what is staged stays so: the next
+                commit tries it again, with what is staged until then.
         """
         staged, file = self._staged, self._file
         if not staged:
             return
-        file.append(encode(staged, file.salt))
+        record = encode(staged, file.salt)
+        end = file.end + len(record)
+        if end + HEADROOM > self._room:
+            try:
+                self._make_room(end)
+            except OSError:
+                self._write_anew()
+                return
+        file.append(record)
         file.commit()
         self._values.update(staged)
         staged.clear()
+        if self._spare.generation:
+            self.debt += COPIED_FOR_EACH * len(record)
+        elif end > self._due_at:
+            self.debt = 1
 
     def tidy(self, seconds: float) -> None:
         """Works on getting rid of garbage, for about so long and at least a little.
 
-        Cheap if there is nothing to do. To be called about as often as `commit`.
+        Cheap if there is nothing to do. To be called about as often as `commit`, and
+        whenever there is a `debt`, which it pays.
 
         Raises:
             OSError: there is no memory; nothing is lost, and it can be called again.
         """
         deadline = time.monotonic() + seconds
-        while self._tidy_slice() and time.monotonic() < deadline:
-            pass
+        while self._tidy_slice():
+            if self.debt <= 0 and time.monotonic() >= deadline:
+                return
+        self.debt = 0
+
+    def tidy_at_leisure(self, seconds: float) -> None:
+        """As `tidy`, but also looks for garbage of which little was added: what lived.
+
+        To be called about once a second: it takes its time where much is held.
+
+        Raises:
+            OSError: there is no memory; nothing is lost, and it can be called again.
+        """
+        self._seconds += 1
+        if not self._spare.generation and len(self._values) <= self._seconds * AT_ONCE:
+            self._seconds = 0
+            end = self._file.end
+            if end - self._size_without_garbage() > max(end // 2, STEP):
+                self._due_at = 0
+        self.tidy(seconds)
 
     def close(self) -> None:
         """Closes both files. What was committed stays, if they are kept elsewhere."""
         self._file.close()
         self._spare.close()
 
+    def limit(self, most: int) -> None:
+        """Lets both files together have at most so many bytes of memory."""
+        for file in (self._file, self._spare):
+            file.most = most // 2
+        self._room = 0
+
     def _open(self, headers: list[Header | None], chosen: int | None) -> None:
-        for number, fd in enumerate(self.fds):
-            if number != chosen:
-                os.ftruncate(fd, 0)
         files = [File(fd) for fd in self.fds]
         self._file, self._spare = files[chosen or 0], files[1 - (chosen or 0)]
         header = headers[chosen] if chosen is not None else None
+        self._spare.adopt_memory()
         if header is None:
-            self._file.begin(1, int.from_bytes(os.urandom(4)))
+            self._file.adopt_memory()
+            self._file.begin(1)
         else:
             self._file.adopt(header)
             end = self._load()
@@ -162,6 +230,33 @@ class Ledger:
             # The header is sound from now on, and would not tell.
             self._file.append(encode({DAMAGED: b""}, self._file.salt))
         self._file.commit()
+        try:
+            self._make_room(self._file.end)
+        except OSError:
+            with suppress(OSError):  # whoever commits is told
+                self._write_anew()
+
+    def _make_room(self, end: int) -> None:
+        """Reserves memory in both files, so that the one goes to `end`, and some more.
+
+        Raises:
+            OSError: there is no memory up to there.
+        """
+        beyond = _beyond(end)
+        self._room = 0
+        try:
+            for file in (self._file, self._spare):
+                file.reserve(beyond + HEADROOM)
+        except OSError:
+            self.is_short = True
+            if self._pays(self._file.end - self._clean_end):
+                # All of it is to go now.
+                self.debt = end
+            if end > self._file.reserved or beyond > self._spare.reserved:
+                raise
+        else:
+            self.is_short = False
+            self._room = self._file.reserved
 
     def _load(self) -> int:
         """Reads what a predecessor left; returns where the last record ends."""
@@ -195,18 +290,34 @@ class Ledger:
     def _tidy_slice(self) -> bool:
         """Does a little of what there is to do; tells whether there may be more."""
         if not self._spare.generation:
-            if self._spare.reserved:
-                self._spare.give_back()
-                return True
             if not self._is_due():
-                return False
-            self._spare.begin(self._file.generation + 1, self._file.salt)
+                return self._give_back()
+            self._spare.begin(self._file.generation + 1)
         self._copy_slice()
         return True
 
     def _is_due(self) -> bool:
-        grown = self._file.end - self._clean_end
-        return self._is_damaged or grown > max(self._clean_end, STEP)
+        if self._is_damaged or self._file.end > self._due_at:
+            return True
+        if not self.is_short:
+            return False
+        # Of what was removed nothing is seen but how little is left.
+        return self._pays(self._file.end - self._size_without_garbage())
+
+    def _pays(self, garbage: int) -> bool:
+        """Tells whether so much is worth to be got rid of where memory is short."""
+        return garbage > self._clean_end // 8 + STEP // 4
+
+    def _size_without_garbage(self) -> int:
+        """Returns about how long the file would be; takes as long as much is held."""
+        sizes = (len(x) + len(y or b"") + _OVERHEAD for x, y in self._values.items())
+        return sum(sizes)
+
+    def _give_back(self) -> bool:
+        """Gives back a step of memory that is beyond what is needed, if there is."""
+        end = _beyond(self._file.end) + HEADROOM
+        self._room = 0
+        return self._file.give_back(end) or self._spare.give_back(end)
 
     def _copy_slice(self) -> None:
         """Writes something to the other file; with the last of it, that one counts."""
@@ -231,8 +342,35 @@ class Ledger:
                 copied[key] = value
             else:
                 copied.pop(key, None)
+        self.debt -= size
         if not values:
             self._switch()
+
+    def _write_anew(self) -> None:
+        """Writes all that counts and all that is staged to the other file, at once.
+
+        Raises:
+            OSError: it takes more memory than there is. Nothing has changed.
+        """
+        spare = self._spare
+        self._values, self._copied = self._copied | self._values, {}
+        wanted: Changes = {
+            k: v for k, v in (self._values | self._staged).items() if v is not None
+        }
+        spare.erase()
+        try:
+            spare.begin(self._file.generation + 1)
+            for slice_ in _slices(wanted):
+                spare.append(encode(slice_, spare.salt))
+        except OSError:
+            spare.erase()
+            self.is_short = True
+            raise
+        self._staged.clear()
+        self._copied = wanted
+        self._switch()
+        with suppress(OSError):  # what there is was enough
+            self._make_room(self._file.end)
 
     def _switch(self) -> None:
         """Uses the other file: everything that counts is in both at this moment."""
@@ -240,8 +378,32 @@ class Ledger:
         self._file, self._spare = self._spare, self._file
         self._values, self._copied = self._copied, {}
         self._clean_end = self._file.end
+        self._due_at = self._clean_end + max(self._clean_end, STEP)
         self._spare.erase()
         self._is_damaged = False
+        self._room = self.debt = 0
+
+
+def _beyond(end: int) -> int:
+    """Returns how far the other file must go to take all of one that goes to `end`.
+
+    Records begin anew elsewhere, which takes some bytes more.
+    """
+    return end + (end >> 10) + 64
+
+
+def _slices(values: Changes) -> Iterator[Changes]:
+    """Cuts values into as few records as can be, of which none is too long."""
+    slice_: Changes = {}
+    size = 0
+    for key, value in values.items():
+        slice_[key] = value
+        size += len(key) + len(value or b"")
+        if size >= _SLICE_BYTES:
+            yield slice_
+            slice_, size = {}, 0
+    if slice_:
+        yield slice_
 
 
 def _create(unless_good: ExitStack) -> int:

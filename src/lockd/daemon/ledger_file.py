@@ -31,6 +31,8 @@ SIZE: Final = 1 << 34
 STEP: Final = 1 << 18
 """Bytes that are reserved, or given back, at a time; less garbage is not tidied."""
 
+PAGE: Final = mmap.PAGESIZE
+
 _MAGIC: Final = int.from_bytes(b"lockdldg", sys.byteorder)
 _COPY: Final = 5
 _HEADER: Final = struct.Struct("=10Q")
@@ -95,17 +97,22 @@ class File:
         self.generation = 0
         self.salt = 0
         self.end = 0
+        #: So far there is memory.
         self.reserved = 0
+        #: So far there may be.
+        self.most = SIZE
 
-    def begin(self, generation: int, salt: int) -> None:
+    def begin(self, generation: int) -> None:
         """Makes it a file with no records, which does not count before `commit`.
+
+        What it had before is still there, but under another salt.
 
         Raises:
             OSError: there is no memory; it can be tried again.
         """
+        self.reserve(DATA)
         self.end = DATA
-        self._reserve(0)
-        self.write_header(generation, salt)
+        self.write_header(generation, int.from_bytes(os.urandom(4)))
 
     def adopt(self, header: Header) -> None:
         """Makes it a file whose records can be read, and nothing can be added yet.
@@ -113,9 +120,27 @@ class File:
         Raises:
             OSError: there is no memory, where some is missing.
         """
+        self._take_up(max(header.end, _memory_of(self.fd)))
         self.end = header.end
-        self._reserve(0)
         self.generation, self.salt = header.generation, header.salt
+
+    def adopt_memory(self) -> None:
+        """Goes on with the memory of a predecessor, and with nothing that is in it."""
+        try:
+            self._take_up(_memory_of(self.fd))
+        except OSError:  # it had holes, and there is no memory to fill them
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, SIZE)
+            self.reserved = 0
+        if self.reserved:
+            self.erase()
+
+    def _take_up(self, size: int) -> None:
+        """Sees to it that there are no holes in what was reserved by a predecessor."""
+        size = min((size + PAGE - 1) // PAGE * PAGE, SIZE)
+        if size:
+            os.posix_fallocate(self.fd, 0, size)
+        self.reserved = size
 
     def write_header(self, generation: int, salt: int) -> None:
         """Writes both copies: the magic last, so that no half of one is ever read."""
@@ -137,7 +162,7 @@ class File:
         offset = self.end
         end = offset + len(records)
         if end > self.reserved:
-            self._reserve(len(records))
+            self.reserve(end)
         self.map[offset:end] = records
         self.end = end
         return offset
@@ -153,14 +178,37 @@ class File:
 
     def erase(self) -> None:
         """Has nothing count any more; the memory is still there."""
-        self.generation = 0
-        self._words[0] = 0
-        self._words[_COPY] = 0
+        self.generation = self.end = 0
+        for first in (0, _COPY):
+            self._words[first] = 0
+        for first in (0, _COPY):
+            self._words[first + _COPY - 1] = 0
 
-    def give_back(self) -> None:
-        """Gives a step of memory back to the kernel, of a file that was erased."""
-        self.map.madvise(mmap.MADV_REMOVE, self.reserved - STEP, STEP)
-        self.reserved -= STEP
+    def reserve(self, end: int) -> None:
+        """Sees to it that there is memory up to there, and up to the end of a step.
+
+        Raises:
+            OSError: there is not; nothing has changed.
+        """
+        if end <= self.reserved:
+            return
+        wanted = (end + STEP - 1) // STEP * STEP
+        if wanted > self.most:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(self.fd, self.reserved, wanted - self.reserved)
+        self.reserved = wanted
+
+    def give_back(self, end: int) -> bool:
+        """Gives a step of memory back to the kernel, of what is beyond `end`.
+
+        Tells whether there was one.
+        """
+        wanted = max((end + STEP - 1) // STEP * STEP, self.reserved - STEP)
+        if wanted >= self.reserved:
+            return False
+        self.map.madvise(mmap.MADV_REMOVE, wanted, self.reserved - wanted)
+        self.reserved = wanted
+        return True
 
     def close(self) -> None:
         """Unmaps and closes it; what counts stays, if the memfd is kept elsewhere."""
@@ -168,12 +216,10 @@ class File:
         self.map.close()
         os.close(self.fd)
 
-    def _reserve(self, size: int) -> None:
-        end = (self.end + size + STEP - 1) // STEP * STEP
-        if end > SIZE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.posix_fallocate(self.fd, self.reserved, end - self.reserved)
-        self.reserved = end
+
+def _memory_of(fd: int) -> int:
+    """Returns how many bytes of memory a file has."""
+    return os.fstat(fd).st_blocks * 512
 
 
 # Records.

@@ -13,7 +13,7 @@ from typing import Final
 from lockd.daemon.config import Limits
 from lockd.daemon.peer import Peer
 from lockd.engine.lock_engine import LockEngine
-from lockd.errors import LimitError
+from lockd.errors import LimitError, UnavailableError
 from lockd.terms import ResourceKey
 
 RESERVED_DESCRIPTORS: Final = 64
@@ -37,6 +37,11 @@ class LimitKeeper:
         self._clients = 0
         self._admins = 0
         self._clients_of: Counter[int] = Counter()
+        #: How many bytes each client leaves unread, of those that do, and each user's.
+        self.slow: dict[Peer, int] = {}
+        self._unread_of: Counter[int] = Counter()
+        #: Whether memory is so short that nothing should be added that is to be kept.
+        self.is_short = False
         self._privileged = (0, os.geteuid())
         #: Descriptors from this number on are reserved.
         self.max_fd = unreserved_descriptors()
@@ -54,6 +59,7 @@ class LimitKeeper:
         if at_admin_socket:
             _check("admin_sessions", self._admins, limits.admin_sessions)
             return
+        self._check_memory()
         kept = 0 if uid in self._privileged else min(RESERVED, limits.sessions - 1)
         _check("sessions", self._clients + kept, limits.sessions)
         of_user = self._clients_of[uid]
@@ -78,18 +84,38 @@ class LimitKeeper:
             self._admins += 1
         else:
             self._clients += 1
-            self._clients_of[peer.credentials.uid] += 1
+            self._clients_of[peer.user] += 1
 
     def remove_session(self, peer: Peer) -> None:
         """Counts a client no longer."""
+        self._unread_of[peer.user] -= self.slow.pop(peer, 0)
+        if not self._unread_of[peer.user]:
+            del self._unread_of[peer.user]
         if peer.at_admin_socket:
             self._admins -= 1
             return
-        uid = peer.credentials.uid
+        uid = peer.user
         self._clients -= 1
         self._clients_of[uid] -= 1
         if not self._clients_of[uid]:
             del self._clients_of[uid]
+
+    # What is left unread.
+
+    def note_unread(self, peer: Peer) -> Peer | None:
+        """Notes how much a client leaves unread.
+
+        Returns:
+            The client to be cut off, where its user's leave too much: who has the most.
+        """
+        user, unread = peer.user, peer.unread
+        self._unread_of[user] += unread - self.slow.pop(peer, 0)
+        if unread:
+            self.slow[peer] = unread
+        if self._unread_of[user] <= self.limits.unread_bytes_per_user:
+            return None
+        of_user = (x for x in self.slow if x.user == user and not x.is_closing)
+        return max(of_user, key=self.slow.__getitem__, default=None)
 
     # How full it is.
 
@@ -123,6 +149,7 @@ class LimitKeeper:
         Args:
             waits: whether it would wait if it cannot be granted at once.
         """
+        self._check_memory()
         limits, engine = self.limits, self._engine
         session = engine.sessions[session_id]
         owner = session.owner
@@ -141,6 +168,13 @@ class LimitKeeper:
                 if resource is not None:
                     length = resource.line_length()
                     _check("queue_length", length, limits.queue_length)
+
+    def _check_memory(self) -> None:
+        if self.is_short:
+            raise UnavailableError(
+                "there is no memory to record it in (limits.record_bytes, or what the "
+                "host has): release something, or try later"
+            )
 
     def check_request(self, session_id: int, *, waits: bool) -> None:
         """Raises `LimitError` if too many requests are unanswered already."""

@@ -108,6 +108,7 @@ class Peer:
         flow: how its bytes come and go; plainly, if nothing else is said.
 
     Attributes:
+        user: for whose limits and turns it counts.
         role: through which socket it came.
         is_admin: whether it may do everything.
         restricted: whether it gave up its rights.
@@ -144,6 +145,7 @@ class Peer:
         self.credentials = identity.credentials
         self.groups = identity.groups
         self.is_foreign = identity.is_foreign
+        self.user = identity.user
         self.is_admin = is_admin
         self.role = role
         self._max_unread_bytes = limits.unread_bytes
@@ -193,6 +195,7 @@ class Peer:
             "credentials": list(self.credentials),
             "groups": list(self.groups),
             "is_foreign": self.is_foreign,
+            "user": self.user,
             "role": self.role,
             "is_admin": self.is_admin,
             "since": self.since,
@@ -358,6 +361,20 @@ class Peer:
         else:
             # Nobody adds to it: whoever has the socket now is somebody else.
             shut_down(self._sock, socket.SHUT_RD)
+
+    @property
+    def unread(self) -> int:
+        """How many bytes wait until the client reads what it got before."""
+        return len(self._unsent) if self.is_behind else 0
+
+    def cut_off(self, why: str) -> None:
+        """Ends the connection, and forgets what waits to be read."""
+        logger.warning("= session %d is closed: %s", self.session, why)
+        # Before anything is recorded of it: it must not go on with a gap.
+        self.shut_down()
+        self._unsent.clear()
+        self.is_behind = False
+        self.is_closing = True
 
     @property
     def has_more(self) -> bool:

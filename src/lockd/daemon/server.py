@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
+
+STUCK: Final = 0.1
+"""Seconds between two tries to record what there is no memory for."""
 
 TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
@@ -87,6 +90,8 @@ class Server:
         self._leaving: Waiting = {}
         #: Until when which message must be complete, the earliest first.
         self._incomplete: dict[Peer, tuple[float, int]] = {}
+        #: Until when nothing is recorded for want of memory; 0 if there is some.
+        self._stuck_until = 0.0
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
         self._sleep = trio.CancelScope()
@@ -167,6 +172,8 @@ class Server:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
         if self._unfinished or self._leaving:
             deadline = min(deadline, self._turns.deadline)
+        if self._stuck_until:
+            deadline = min(deadline, self._stuck_until)
         return min(deadline, self._gate.next_deadline)
 
     def _keep_deadlines(self) -> None:
@@ -178,7 +185,7 @@ class Server:
                 break
             del self._incomplete[peer]
             timeout = self._keeper.limits.message_timeout
-            put_off = self._unfinished.get(peer.credentials.uid, ())
+            put_off = self._unfinished.get(peer.user, ())
             if peer.is_behind or peer in put_off:
                 # It is not read from: the rest may be there.
                 self._incomplete[peer] = now + timeout, begun_at
@@ -241,8 +248,8 @@ class Server:
 
     def _put_off(self, peer: Peer) -> None:
         """Lets a peer wait for a later turn."""
-        self._unfinished.setdefault(peer.credentials.uid, {})[peer] = None
-        if self._turns.rests(peer.credentials.uid):
+        self._unfinished.setdefault(peer.user, {})[peer] = None
+        if self._turns.rests(peer.user):
             # It would wake us all the time.
             self._poller.change(peer.fileno(), 0)
 
@@ -279,24 +286,58 @@ class Server:
 
     def _send_answers(self) -> None:
         behind = self._answers.behind
-        if self.keeping is not None and not behind:
-            self.keeping.commit(())
+        if not behind:
+            self._can_record(())
         while behind:
             peers = list(behind)
             behind.clear()
-            if self.keeping is not None:
-                self.keeping.commit([x for x in peers if not x.is_leaving])
+            if not self._can_record([x for x in peers if not x.is_leaving]):
+                behind.update(peers)
+                return
             for peer in peers:
                 self._guarded(self._send_to, peer)
+
+    def _can_record(self, peers: Collection[Peer]) -> bool:
+        """Records what answers promise; tells whether they may leave.
+
+        Where there is no memory for that they wait: whoever is started in our place
+        would have no more of it.
+        """
+        if self.keeping is None:
+            return True
+        if self._stuck_until and self._turns.now() < self._stuck_until:
+            return False
+        try:
+            self.keeping.commit(peers)
+        except OSError as error:
+            logger.error("nothing can be recorded, nobody is answered: %s", error)
+            self._stuck_until = self._turns.now() + STUCK
+            return False
+        self._stuck_until = 0.0
+        return True
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something happened that could not be recorded."""
+        return bool(self._stuck_until)
+
+    def _note_unread(self, peer: Peer) -> None:
+        """Sees to it that one user's clients do not leave too much unread together."""
+        worst = self._keeper.note_unread(peer)
+        if worst is not None:
+            worst.cut_off(f"the sessions of user {peer.user} leave too much unread")
+            self._answers.behind.add(worst)
 
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
             peer.flush()
+            if peer.is_behind or peer in self._keeper.slow:
+                self._note_unread(peer)
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.is_closing = True
         if peer.is_closing:
             peer.is_leaving = True
-            self._leaving.setdefault(peer.credentials.uid, {})[peer] = None
+            self._leaving.setdefault(peer.user, {})[peer] = None
             self._poller.unwatch(peer.fileno())
         elif peer.has_more:
             self._put_off(peer)
@@ -387,7 +428,7 @@ class Server:
         """Opens the session of a client; its end is the same, wherever this fails."""
         self._dispatcher.open_session(peer, name, pidfd)
         if self.keeping is not None:
-            self.keeping.open_peer(peer)
+            self.keeping.recorder.open_peer(peer)
         try:
             self._watch(peer)
         except OSError as error:
@@ -415,7 +456,7 @@ class Server:
             )
             return
         if events & select.EPOLLIN:
-            uid = peer.credentials.uid
+            uid = peer.user
             if self._turns.has_time(uid):
                 began = self._turns.now()
                 self._serve_now(peer)
@@ -451,7 +492,7 @@ class Server:
 
 
 def _drop(waiting: Waiting, peer: Peer) -> None:
-    uid = peer.credentials.uid
+    uid = peer.user
     peers = waiting.get(uid)
     if peers is not None:
         peers.pop(peer, None)

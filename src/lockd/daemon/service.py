@@ -157,6 +157,7 @@ class Service:
     ) -> Keeping:
         """Keeps outside this process, from now on, what is to outlive it."""
         keeping = Keeping(self, stores, slots, owners, apart)
+        keeping.recorder.limit(self.config.limits.record_bytes)
         self.keeping = self.server.keeping = self.runtime.keeping = keeping
         return keeping
 
@@ -214,6 +215,8 @@ class Service:
         logging.getLogger().setLevel(config.log_level.upper())
         self.runtime.processes.kill_grace = config.kill_grace
         self.keeper.limits = config.limits
+        if self.keeping is not None:
+            self.keeping.recorder.limit(config.limits.record_bytes)
         self._publisher.configure(config.metrics)
         self._slowness.configure(config.lockspaces)
 

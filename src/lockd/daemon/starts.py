@@ -43,7 +43,7 @@ def start(
         keeping = None if stores is None else service.keep(stores)
         service.configure(config)
         if keeping is not None:
-            keeping.record_anew()
+            keeping.recorder.record_anew()
         _collect_from_now_on()
         await service.run()
 
@@ -110,9 +110,9 @@ def revive(
         else:
             service.went_on_since = time.monotonic() - process_age()
         if damaged or is_upgrade or not revived.is_as_written:
-            keeping.record_anew()
+            keeping.recorder.record_anew()
         else:
-            keeping.adopt_records(revived.recorded)
+            keeping.recorder.adopt_records(revived.recorded)
         for what in left:
             service.complain(f"{what} stays locked, and nobody holds it")
         if damaged:

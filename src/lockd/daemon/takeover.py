@@ -169,6 +169,8 @@ def load_peer(
         frozenset(record["groups"]),
         None,
         record["is_foreign"],
+        # Older daemons did not tell it.
+        record.get("user", record["credentials"][1]),
     )
     peer = Peer(
         record["session"],
