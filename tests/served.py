@@ -84,7 +84,7 @@ class Served:
         keeping = None if stores is None else service.keep(stores)
         service.configure(config)
         if keeping is not None:
-            keeping.record_anew()
+            keeping.recorder.record_anew()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.socket))
         listener.listen()

@@ -95,14 +95,15 @@ BUGS: Final = [
     _in(
         "daemon/server",
         "answer before record",
-        "            if not self._can_record(peers):\n"
+        "            if self.keeping is not None and not self.keeping.commit(peers):\n"
         "                behind.update(peers)\n"
         "                return\n"
         "            for peer in peers:\n"
-        "                self._send_to(peer)\n",
+        "                self._guarded(self._send_to, peer)\n",
         "            for peer in peers:\n"
-        "                self._send_to(peer)\n"
-        "            self._can_record(peers)\n",
+        "                self._guarded(self._send_to, peer)\n"
+        "            if self.keeping is not None:\n"
+        "                self.keeping.commit(peers)\n",
         "acquire (memory)",
     ),
     # What is trusted: the kernel, or what we remember of it.

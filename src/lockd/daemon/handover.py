@@ -188,7 +188,7 @@ def give_way(service: "Service") -> None:
         Exception: so did something else, and nothing has changed, either.
     """
     service.server.finish_turn()
-    if service.server.is_stuck:
+    if service.keeping is not None and service.keeping.stuck_until:
         raise ConfigError("there is no memory to record what happened last")
     if service.runtime.changes:
         # Whoever asked for that would never be answered.

@@ -12,6 +12,7 @@ An answer never leaves before `commit` has recorded what it promises.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import trio
 
 from lockd.daemon.flow import KeptFlow
 from lockd.daemon.labels import (
@@ -43,11 +45,16 @@ from lockd.terms import ResourceKey
 if TYPE_CHECKING:
     from lockd.daemon.service import Service
 
+PAUSE: Final = 0.1
+"""Seconds between two tries to record what there is no memory for."""
+
 TIDYING: Final = 0.002
 TURNS_UNTIDIED: Final = 64
 """Seconds for getting rid of what is no longer needed, and how many turns between."""
 
 Plain = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -81,6 +88,8 @@ class Keeping:
         #: The descriptor that is kept for each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
         self._turns_untidied = 0
+        #: Until when nothing is recorded for want of memory; 0 if there is some.
+        self.stuck_until = 0.0
         #: Records what happens to the service, as `commit` says.
         self.recorder = Recorder(service, stores.ledger, apart or {})
         service.runtime.processes.keep = self._keep_pidfd
@@ -164,16 +173,28 @@ class Keeping:
         if kept is not None:
             self._stores.keeper.drop(kept[1])
 
-    def commit(self, peers: Iterable[Peer]) -> None:
-        """Records everything that changed, so that answers may leave.
+    def commit(self, peers: Iterable[Peer]) -> bool:
+        """Records everything that changed; tells whether answers may leave.
 
-        Raises:
-            OSError: see `Recorder.commit`.
+        Where there is no memory for it they wait: whoever is started in our place would
+        have no more of it.
+
+        Args:
+            peers: those that something was read from, or is to be sent to.
         """
-        self.recorder.commit(peers)
+        if self.stuck_until and trio.current_time() < self.stuck_until:
+            return False
+        try:
+            self.recorder.commit(peers)
+        except OSError as error:
+            logger.error("nothing can be recorded, nobody is answered: %s", error)
+            self.stuck_until = trio.current_time() + PAUSE
+            return False
+        self.stuck_until = 0.0
         if self._left_slots:
             self._free_slots += self._left_slots
             self._left_slots.clear()
+        return True
 
     def _keep_pidfd(self, owner_id: int, pidfd: int) -> None:
         # Those of peers are found through their sockets, until they are fenced.

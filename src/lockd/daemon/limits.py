@@ -7,6 +7,7 @@ notices. A limit that is lowered takes nothing away from those who are above it.
 import os
 import resource
 from collections import Counter
+from collections.abc import Iterable
 from operator import itemgetter
 from typing import Final
 
@@ -102,20 +103,26 @@ class LimitKeeper:
 
     # What is left unread.
 
-    def note_unread(self, peer: Peer) -> Peer | None:
+    def note_unread(self, peer: Peer) -> Iterable[Peer]:
         """Notes how much a client leaves unread.
 
+        Where its user's leave too much together, the one that has most is cut off.
+
         Returns:
-            The client to be cut off, where its user's leave too much: who has the most.
+            Whoever was.
         """
         user, unread = peer.user, peer.unread
         self._unread_of[user] += unread - self.slow.pop(peer, 0)
         if unread:
             self.slow[peer] = unread
         if self._unread_of[user] <= self.limits.unread_bytes_per_user:
-            return None
-        of_user = (x for x in self.slow if x.user == user and not x.is_closing)
-        return max(of_user, key=self.slow.__getitem__, default=None)
+            return ()
+        of_user = [x for x in self.slow if x.user == user and not x.is_closing]
+        if not of_user:
+            return ()
+        worst = max(of_user, key=self.slow.__getitem__)
+        worst.cut_off(f"the sessions of user {user} leave too much unread")
+        return (worst,)
 
     # How full it is.
 

@@ -105,6 +105,8 @@ class Recorder:
         ledger = self._ledger
         put = ledger.put
         for peer in peers:
+            if peer.is_leaving:
+                continue
             try:
                 peer.collect()
                 state = self._state(peer)

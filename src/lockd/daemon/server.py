@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
-
-STUCK: Final = 0.1
-"""Seconds between two tries to record what there is no memory for."""
 
 TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
@@ -90,8 +87,6 @@ class Server:
         self._leaving: Waiting = {}
         #: Until when which message must be complete, the earliest first.
         self._incomplete: dict[Peer, tuple[float, int]] = {}
-        #: Until when nothing is recorded for want of memory; 0 if there is some.
-        self._stuck_until = 0.0
         #: Keeps outside this process what is to outlive it, where that can be.
         self.keeping: Keeping | None = None
         self._sleep = trio.CancelScope()
@@ -172,8 +167,6 @@ class Server:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
         if self._unfinished or self._leaving:
             deadline = min(deadline, self._turns.deadline)
-        if self._stuck_until:
-            deadline = min(deadline, self._stuck_until)
         return min(deadline, self._gate.next_deadline)
 
     def _keep_deadlines(self) -> None:
@@ -286,53 +279,22 @@ class Server:
 
     def _send_answers(self) -> None:
         behind = self._answers.behind
-        if not behind:
-            self._can_record(())
+        if self.keeping is not None and not behind:
+            self.keeping.commit(())
         while behind:
             peers = list(behind)
             behind.clear()
-            if not self._can_record([x for x in peers if not x.is_leaving]):
+            if self.keeping is not None and not self.keeping.commit(peers):
                 behind.update(peers)
                 return
             for peer in peers:
                 self._guarded(self._send_to, peer)
 
-    def _can_record(self, peers: Collection[Peer]) -> bool:
-        """Records what answers promise; tells whether they may leave.
-
-        Where there is no memory for that they wait: whoever is started in our place
-        would have no more of it.
-        """
-        if self.keeping is None:
-            return True
-        if self._stuck_until and self._turns.now() < self._stuck_until:
-            return False
-        try:
-            self.keeping.commit(peers)
-        except OSError as error:
-            logger.error("nothing can be recorded, nobody is answered: %s", error)
-            self._stuck_until = self._turns.now() + STUCK
-            return False
-        self._stuck_until = 0.0
-        return True
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether something happened that could not be recorded."""
-        return bool(self._stuck_until)
-
-    def _note_unread(self, peer: Peer) -> None:
-        """Sees to it that one user's clients do not leave too much unread together."""
-        worst = self._keeper.note_unread(peer)
-        if worst is not None:
-            worst.cut_off(f"the sessions of user {peer.user} leave too much unread")
-            self._answers.behind.add(worst)
-
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
             peer.flush()
             if peer.is_behind or peer in self._keeper.slow:
-                self._note_unread(peer)
+                self._answers.behind.update(self._keeper.note_unread(peer))
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.is_closing = True
         if peer.is_closing:

@@ -370,6 +370,9 @@ class Service:
             self._tell_status()
             if self.keeping is not None:
                 self.keeping.tidy_thoroughly()
+                if self.keeping.stuck_until:
+                    # Perhaps there is memory again, though nobody asks for anything.
+                    self.server.end_turn()
             if watchdog is not None:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
