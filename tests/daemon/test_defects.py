@@ -30,6 +30,7 @@ from lockd.daemon.keeping import Keeping
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
 from lockd.daemon.processes import Processes
+from lockd.daemon.recording import Recorder
 from lockd.daemon.server import Server
 from lockd.protocol.connection import Connection
 from served import Served
@@ -52,10 +53,11 @@ LIFE: Final[dict[type, str]] = {
     Connection: "receive send_result send_error send_notification data_to_send "
     "_understand",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
-    "_answer_refused _tell_lost _tell_event",
+    "_answer_refused _facts _tell_lost _tell_event",
     History: "granted ended queued refused",
     Counts: "count_granted count_ended count_queued count_refused end_session",
-    Keeping: "open_flow open_peer _state close_flow _note_session",
+    Keeping: "open_flow close_flow",
+    Recorder: "open_peer _state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
     Server: "_make_peer _open _watch _serve _serve_now _receive _put_off _expect_rest "
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
@@ -87,7 +89,7 @@ FENCING: Final[dict[type, str]] = {
 OTHERS: Final[dict[type, str]] = {
     Poller: "__init__ fileno act _ignore close",
     Peer: "__init__ __repr__ shut_down close dump dump_state _arrays load_state "
-    "finish_receiving abandon tell_resumed",
+    "finish_receiving abandon cut_off tell_resumed",
     PlainFlow: "__init__",
     KeptFlow: "__init__ resume",
     Connection: "__init__ dump load",
@@ -95,9 +97,10 @@ OTHERS: Final[dict[type, str]] = {
     History: "__init__ settle _add of",
     Counts: "__init__ space adopt watch_holds count_refusal _wait _end_wait _end",
     Keeping: "__init__ descriptors flow _new_slot abandon_flow keep_file drop_file "
-    "commit _record_processes _record_daemon record_anew adopt_records unlocked "
-    "hold_stuck _disown_files forget_the_rest _everything note_files tidy write_anew "
-    "tidy_thoroughly _put _remove",
+    "commit unlocked hold_stuck _disown_files forget_the_rest note_files tidy "
+    "write_anew tidy_thoroughly",
+    Recorder: "__init__ commit _could_cut_off _record_processes _record_daemon "
+    "record_anew adopt_records _everything limit _put _remove",
     Processes: "__init__ _died _mark registered owners of is_fencing doomed dump "
     "dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
@@ -199,7 +202,7 @@ def cases(table: dict[type, str]) -> Callable[[Any], Any]:
     )
 
 
-KEPT_ONLY: Final = (Keeping, KeptFlow)
+KEPT_ONLY: Final = (Keeping, KeptFlow, Recorder)
 
 
 @pytest.fixture(params=["plain", "kept"])

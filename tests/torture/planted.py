@@ -52,7 +52,7 @@ def _in(module: str, name: str, old: str, new: str, scenario: str = "") -> Bug:
 
 def _unrecorded(kind: str, what: str, scenario: str = "") -> Bug:
     return _in(
-        "daemon/keeping",
+        "daemon/recording",
         f"{what} not recorded",
         "        for kind, name, value in records.changes(self._engine):\n",
         "        for kind, name, value in records.changes(self._engine):\n"
@@ -157,17 +157,17 @@ BUGS: Final = [
     _unrecorded("owner", "owners are"),
     _unrecorded("session", "sessions are"),
     _in(
-        "daemon/keeping",
+        "daemon/recording",
         "what has ended stays recorded",
         "                ledger.remove(key)\n            else:\n",
         "                pass\n            else:\n",
     ),
     _in(
-        "daemon/keeping",
+        "daemon/recording",
         "how far a client's requests are done is not recorded",
-        "            put(self._state_keys[peer.session], self._state(peer))\n",
-        "            if peer.flow.sent == 0:\n"
-        "                put(self._state_keys[peer.session], self._state(peer))\n",
+        "                put(self._state_keys[peer.session], state)\n",
+        "                if peer.flow.sent == 0:\n"
+        "                    put(self._state_keys[peer.session], state)\n",
     ),
     _in(
         "daemon/keeping",
@@ -177,16 +177,17 @@ BUGS: Final = [
         "            pass\n",
     ),
     _in(
-        "daemon/keeping",
+        "daemon/recording",
         "all that a client leaves unread is recorded in each turn",
         "_encode(peer.dump_state(claims, self._apart[peer.session]))",
         "_encode(peer.dump_state(claims))",
     ),
     _in(
-        "daemon/keeping",
+        "daemon/recording",
         "only each second commit is one",
-        "        ledger.commit()\n",
-        "        if self._turns_untidied % 2:\n            ledger.commit()\n",
+        "                ledger.commit()\n",
+        "                if len(self._state_keys) % 2:\n"
+        "                    ledger.commit()\n",
     ),
     _in(
         "daemon/flow",
