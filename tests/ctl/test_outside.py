@@ -49,7 +49,7 @@ def test_file_that_is_locked_past_lockd_is_held(
     (row,) = lockctl("show", disk).stdout.splitlines()
     cells = row.split("\t")
     assert cells[:3] == ["holds, outside lockd", program(), str(pid)]
-    assert cells[6:] == [mode, "-", "-", "-"]
+    assert cells[6:] == [mode, "-", "-", "-", "-"]
 
 
 @pytest.mark.parametrize(("kind", "start"), [("FLOCK", 0), ("POSIX", 100), ("OFD", 1)])
@@ -169,8 +169,9 @@ def test_list_and_top_name_a_lock_past_lockd(
     board.take(told, 0.0)
     locks = TABLES[0]
     (row,) = locks.rows(board, 1.0)
-    assert row.cells["HELD BY"] == f"{called} (pid {pid}) outside lockd"
+    assert row.cells["HELD BY"] == f"{called} outside lockd"
+    assert row.cells["PID"] == pid
     waits = next(table for table in TABLES if table.name == "waits")
     (row,) = waits.rows(board, 1.0)
-    assert row.cells["HELD BY"] == f"{called} (pid {pid}) outside lockd"
+    assert row.cells["HELD BY"] == f"{called} outside lockd"
     end_input(waiting)

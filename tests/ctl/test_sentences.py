@@ -6,12 +6,14 @@ All commands and options are found by walking lockctl's own, so new ones are tri
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 
 from ctl.driver import Done, Driver
-from ctl.processes import Lockctl
+from ctl.processes import Lockctl, open_to_all
+from daemon_process import DaemonProcess
 from lockd import Client
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl as root
@@ -215,3 +217,27 @@ def test_help_groups_all_commands_and_fits_a_terminal(driver: Driver) -> None:
     assert sorted(listed) == sorted(COMMANDS)
     for title in ("Take a lock:", "Step in:", "Look after the daemon:"):
         assert title in lines
+
+
+@pytest.mark.parametrize("typed", ["-w nan", "-wnan", "--wait nan", "--timeout=nan"])
+def test_option_is_called_as_it_was_typed(driver: Driver, typed: str) -> None:
+    name = re.split("[= ]|nan", typed)[0]
+    done = driver("run", *typed.split(" "), "job", "--", "true")
+    assert (done.status, done.err) == (
+        64,
+        f"lockctl: {name}: 'nan' is not a number of seconds from 0 to 1000000000\n",
+    )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+def test_file_that_may_not_be_locked_is_told_without_a_lockspace(
+    lockctl: Lockctl, lockd: DaemonProcess, tmp_path: Path
+) -> None:
+    """Who names a file has not said `direct`."""
+    open_to_all(lockd.socket)
+    (tmp_path / "a").touch()
+    for words in ("test", "show", "wait", "acquire --owner-pid 1"):
+        done = lockctl.as_nobody(*words.split(), tmp_path / "a")
+        assert done.returncode in (64, 77)
+        assert not faults_of(Done(done.returncode, "", done.stderr), []), done.stderr
+        assert "direct" not in done.stderr

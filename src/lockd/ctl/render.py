@@ -32,6 +32,7 @@ _LEAST: Final = {
     "LOCKED": 16,
     "PATH": 12,
     "BEHIND": 12,
+    "UNDER": 16,
     "STATE": 12,
     "EVENT": 8,
 }
@@ -46,7 +47,9 @@ _NARROWEST: Final = 6
 """To how many cells text is cut where there is no room even for that."""
 
 #: What is left out where nobody has one.
-_OPTIONAL: Final = {"UUID", "UNIT", "REASON", "CLIENT", "COMMAND", "TOKEN", "PATH"}
+_OPTIONAL: Final = {
+    *("UUID", "UNIT", "REASON", "CLIENT", "COMMAND", "TOKEN", "PATH", "UNDER")
+}
 
 VERSION: Final = 1
 """Of the shapes in docs/json.md; it rises when something in them goes or changes."""
@@ -191,14 +194,16 @@ def obstacle(outside: Mapping[str, Any]) -> str:
 
     That is a process past lockd, or a holder in lockd under another name of the file.
     """
-    return outsider(outside["command"], outside["pid"], where_of(outside))
+    name = other_name(outside)
+    where = "outside lockd" if name is None else f"as {plain(name)}"
+    return outsider(outside["command"], outside["pid"], where)
 
 
-def where_of(outside: Mapping[str, Any]) -> str:
-    """Returns whether a lock is past lockd, or under which other name in it."""
+def other_name(outside: Mapping[str, Any]) -> str | None:
+    """Returns under which other name a file is held in lockd; None if past it."""
     if outside.get("resource") is None:
-        return "outside lockd"
-    return f"as {plain(str(ResourceKey(outside['lockspace'], outside['resource'])))}"
+        return None
+    return str(ResourceKey(outside["lockspace"], outside["resource"]))
 
 
 def _cell(value: object) -> str:

@@ -15,11 +15,11 @@ from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import (
     clock,
     ordinal,
+    other_name,
     purpose,
     show_json,
     show_table,
     user,
-    where_of,
 )
 from lockd.ctl.state import State, name_of, state_of
 from lockd.errors import AcquireTimeoutError
@@ -51,7 +51,8 @@ def show(
     Who locks a file past lockd, or under another of its names, is shown as for `test`.
     On a terminal, and with --json, its last events follow. Piped, the columns are
     separated by tabs: state, name, pid, user, command, unit, mode, for how long,
-    fencing token, reason; the state of a lock of which nothing is known is `free`.
+    fencing token, reason, and under which other name of the file, if it is another. The
+    state of a lock of which nothing is known is `free`.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -61,11 +62,11 @@ def show(
         return
     columns = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
-        "REASON",
+        "REASON", "UNDER",
     )  # fmt: skip
     story = list(_story(state))
     if not story and not sys.stdout.isatty():
-        story = [["free", *[None] * 9]]
+        story = [["free", *[None] * 10]]
     empty = f"{quoted(found['resource'])} is free; nobody is known to have held it."
     show_table(columns, story, empty=empty)
     if sys.stdout.isatty() and found["history"]:
@@ -202,9 +203,9 @@ _ENDINGS = {
 def _story(found: State) -> Iterator[list[object]]:
     state = found.resource
     names = {name_of(each): each for each in found.elsewhere}
-    yield from _holders(state)
+    yield from _holders(state, None)
     for name, each in names.items():
-        yield from _holders(each, f" as {name}")
+        yield from _holders(each, name)
     for other in found.outside:
         yield [
             "holds, outside lockd",
@@ -214,35 +215,36 @@ def _story(found: State) -> Iterator[list[object]]:
             other["command"],
             other["unit"],
             other["mode"],
-            *[None] * 3,
+            *[None] * 4,
         ]
     if not (found.outside or found.elsewhere) and (other := state["outside"]):
+        name = other_name(other)
+        how = "holds, outside lockd" if name is None else "holds"
         who = other["command"], other["pid"]
-        how = where_of(other)
-        state_word = f"holds, {how}" if how == "outside lockd" else f"holds {how}"
-        yield [state_word, *who, *[None] * 3, other["mode"], *[None] * 3]
-    yield from _waiters(state)
+        yield [how, *who, *[None] * 3, other["mode"], *[None] * 3, name]
+    yield from _waiters(state, None)
     for name, each in names.items():
-        yield from _waiters(each, f" as {name}")
+        yield from _waiters(each, name)
     if last := state["last_holder"]:
         how = f"{_ENDINGS[last['ended']]} {duration(last['ended_ago'])} ago"
-        yield _act(last, how, last["held_for"], last["fencing_token"])
+        token = last["fencing_token"]
+        yield [*_act(last, how, last["held_for"], token), None]
 
 
-def _holders(state: Thing, name: str = "") -> Iterator[list[object]]:
+def _holders(state: Thing, name: str | None) -> Iterator[list[object]]:
     for holder in state["holders"]:
         token = holder["fencing_token"]
-        yield _act(holder, f"holds{name}", holder["held_for"], token)
+        yield [*_act(holder, "holds", holder["held_for"], token), name]
     if more := state["holder_count"] - len(state["holders"]):
-        yield [f"{more} more hold it{name}", *[None] * 9]
+        yield [f"{more} more hold it", *[None] * 9, name]
 
 
-def _waiters(state: Thing, name: str = "") -> Iterator[list[object]]:
+def _waiters(state: Thing, name: str | None) -> Iterator[list[object]]:
     for place, waiter in enumerate(state["waiters"], 1):
         what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
-        yield _act(waiter, what + name, waiter["waited"], None)
+        yield [*_act(waiter, what, waiter["waited"], None), name]
     if more := state["waiter_count"] - len(state["waiters"]):
-        yield [f"{more} more wait{name}", *[None] * 9]
+        yield [f"{more} more wait", *[None] * 9, name]
 
 
 def _act(party: Thing, state: str, seconds: float, token: int | None) -> list[object]:

@@ -4,6 +4,7 @@ Loaded only when there is something to say.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
@@ -52,7 +53,7 @@ def advice(typed: str, commands: Sequence[str]) -> str:
     near = get_close_matches(typed.lower(), commands, n=2, cutoff=0.7)
     if near:
         return f"{unknown}: is it {' or '.join(f'`{x}`' for x in near)}?"
-    return unknown
+    return f"{unknown}: `lockctl --help` lists all that there are"
 
 
 def sentence(error: click.ClickException) -> str:
@@ -86,9 +87,17 @@ _EXTRA: Final = re.compile(r"got unexpected extra arguments? \((.*)\)")
 def _called(param: click.Parameter, ctx: click.Context | None) -> str:
     """Returns what a parameter is called, as people write it."""
     if isinstance(param, click.Option):
-        return max(param.opts, key=len)
+        spelled = sorted(param.opts, key=len, reverse=True)
+        typed = (x for word in sys.argv[1:] for x in spelled if _is_typed(word, x))
+        return next(typed, spelled[0])
     assert ctx is not None
     return param.make_metavar(ctx).strip("[]").split(" ")[0]
+
+
+def _is_typed(word: str, option: str) -> bool:
+    """Tells whether a word of the command line is an option, perhaps with its value."""
+    is_short = len(option) == 2
+    return word == option or word.startswith(option if is_short else f"{option}=")
 
 
 def _tidy(said: str) -> str:

@@ -158,6 +158,8 @@ def _locks(board: Board, now: float) -> Iterator[Row]:
         }
         if first is not None:
             cells |= _who(first.told)
+        elif lock.outside is not None:
+            cells["PID"] = lock.outside["pid"]
         party = first.told if first and lock.holder_count == 1 else None
         yield Row(lock.key, cells, lock.key, party, "!" if over else " ")
     for key, grants in board.ever_granted():
@@ -217,7 +219,9 @@ def _sessions(board: Board, now: float) -> Iterator[Row]:
 
 def _holders(lock: Lock) -> str | None:
     if not lock.holders:
-        return None if lock.outside is None else render.obstacle(lock.outside)
+        if lock.outside is None:
+            return None
+        return render.obstacle(lock.outside | {"pid": None})
     more = lock.holder_count - 1
     name: str = lock.holders[0].told["name"]
     return f"{name} +{more}" if more else name
