@@ -218,10 +218,10 @@ def _story(found: State) -> Iterator[list[object]]:
             *[None] * 4,
         ]
     if not (found.outside or found.elsewhere) and (other := state["outside"]):
-        name = other_name(other)
-        how = "holds, outside lockd" if name is None else "holds"
+        under = other_name(other)
+        how = "holds, outside lockd" if under is None else "holds"
         who = other["command"], other["pid"]
-        yield [how, *who, *[None] * 3, other["mode"], *[None] * 3, name]
+        yield [how, *who, *[None] * 3, other["mode"], *[None] * 3, under]
     yield from _waiters(state, None)
     for name, each in names.items():
         yield from _waiters(each, name)
