@@ -418,6 +418,92 @@ def test_any_lock_can_be_held_by_a_unit(
     machine.run("lockctl", "run", "-n", name, "--", "true")
 
 
+@pytest.mark.parametrize(
+    "place", ["/dev/lockd-test", "/srv/closed"], ids=["devices", "closed directory"]
+)
+def test_unit_holds_what_a_link_leads_to_wherever_that_is(
+    machine: Machine, place: str
+) -> None:
+    machine.run("touch", "/srv/disk")
+    machine.run("install", "-d", "-o", "member", "-m", "700", place)
+    try:
+        machine.run("ln", "-sfn", "/srv/disk", f"{place}/link")
+        name = f"{place}/link"
+        unit = machine.say("systemd-escape", "--template=lockd-hold@.service", name)
+        machine.run("systemctl", "start", unit)
+        assert "direct" in machine.say("lockctl", "list").split()
+        assert machine.run("lockctl", "test", "/srv/disk", check=False).returncode == 1
+        machine.run("systemctl", "stop", unit)
+        assert machine.run("lockctl", "test", "/srv/disk").returncode == 0
+    finally:
+        machine.run("rm", "-r", place)
+
+
+def test_units_that_take_the_lock_by_run_do_not_run_together(machine: Machine) -> None:
+    for name in ("dump", "scrub"):
+        # Each says that it has begun, and goes on when it is told to.
+        machine.run("mkfifo", f"/run/{name}.begun", f"/run/{name}.goes-on")
+        script = f"echo {name} > /run/{name}.begun; read x < /run/{name}.goes-on"
+        machine.write(f"/run/{name}.sh", script)
+        machine.write(
+            f"/run/systemd/system/{name}-lockd.service",
+            "[Service]\nType=oneshot\n"
+            f"ExecStart=/usr/bin/lockctl run storage -- sh /run/{name}.sh\n",
+        )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "--no-block", "dump-lockd.service")
+    assert machine.say("cat", "/run/dump.begun") == "dump"
+    machine.run("systemctl", "start", "--no-block", "scrub-lockd.service")
+    machine.wait_for("lockd.service", "StatusText", WAITED_FOR)
+    machine.run("tee", "/run/dump.goes-on", text="x\n")
+    machine.wait_for("dump-lockd.service", "ActiveState", "inactive")
+    assert machine.say("cat", "/run/scrub.begun") == "scrub"
+    machine.run("tee", "/run/scrub.goes-on", text="x\n")
+    machine.wait_for("scrub-lockd.service", "ActiveState", "inactive")
+    for name in ("dump", "scrub"):
+        assert machine.show(f"{name}-lockd.service", "Result") == "success"
+    assert machine.run("lockctl", "test", "storage").returncode == 0
+
+
+def test_stop_of_a_unit_reaches_its_command_once_and_ends_all_of_it(
+    machine: Machine,
+) -> None:
+    machine.write(
+        "/run/counts.sh",
+        "trap 'echo TERM >> /run/terms; kill $!; sleep 1; exit 0' TERM\n"
+        "setsid sleep infinity & sleep infinity & echo begun > /run/counts.begun\n"
+        "wait\n",
+    )
+    machine.run("mkfifo", "/run/counts.begun")
+    machine.run("rm", "-f", "/run/terms")
+    machine.write(
+        "/run/systemd/system/counts-lockd.service",
+        "[Service]\nExecStart=/usr/bin/lockctl run job -- sh /run/counts.sh\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "counts-lockd.service")
+    assert machine.say("cat", "/run/counts.begun") == "begun"
+    machine.run("systemctl", "stop", "counts-lockd.service")
+    assert machine.say("cat", "/run/terms") == "TERM"
+    assert machine.show("counts-lockd.service", "Result") == "success"
+    assert machine.run("lockctl", "test", "job").returncode == 0
+
+
+def test_hold_that_nobody_needs_any_more_ends_where_it_is_told_to(
+    machine: Machine,
+) -> None:
+    drop_in(machine, "lockd-hold@job.service", "[Unit]\nStopWhenUnneeded=yes\n")
+    machine.write(
+        "/run/systemd/system/needs-lockd.service",
+        "[Unit]\nBindsTo=lockd-hold@job.service\nAfter=lockd-hold@job.service\n"
+        "[Service]\nType=oneshot\nExecStart=true\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "needs-lockd.service")
+    machine.wait_for("lockd-hold@job.service", "ActiveState", "inactive")
+    assert machine.run("lockctl", "test", "job").returncode == 0
+
+
 def test_lock_is_held_until_a_unit_ends(machine: Machine) -> None:
     machine.run("systemd-run", "--unit=importer", "sleep", "infinity")
     machine.run("lockctl", "acquire", "job", "--owner-unit=importer.service")
