@@ -120,8 +120,8 @@ BUGS: Final = [
         "lockspaces/files",
         "the record is trusted over the kernel: what a path leads to",
         "            if self._leads_to(path, file.inode):\n"
-        "                file.is_unsure = False\n",
-        "            if True:\n                file.is_unsure = False\n",
+        "                if user is not None:\n",
+        "            if True:\n                if user is not None:\n",
         "hand over (directory)",
     ),
     _in(
