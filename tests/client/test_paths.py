@@ -343,10 +343,11 @@ def test_watch_waits_for_its_daemon_and_takes_no_other(
     watch.wait_for("Watching")
     own.kill()
     watch.wait_for("waiting for it")
+    watch.shown = ""
     doors.own.unlink()
     own.start()
     serve_at(doors.own, own)
-    watch.wait_for("watching again")
+    watch.wait_for("Watching")
     assert "epoch 2 after 1" in watch.shown
     with connect(doors.own) as client:
         client.acquire("seen-at-the-same-place")
