@@ -164,3 +164,22 @@ def test_lockspaces_ask_for_the_directory_of_the_file(
     assert not direct.anchor_is_slow("/disk.img")
     assert DirectoryLockspace("vms", str(locks), open_files).anchor_is_slow("web1")
     open_files.mounts = MountTable()
+
+
+OWN = "systemd-private-0a1b2c3d-lockd.service-XyZ012/tmp"
+
+
+@pytest.mark.parametrize("root", [f"/tmp/{OWN}", f"/{OWN}"])
+def test_tmp_that_nobody_else_sees_is_known(
+    table: Table, mountinfo: Path, root: str
+) -> None:
+    found = table(("/", "ext4"))
+    assert not found.is_our_own("/tmp/a")
+    mountinfo.write_text(
+        f"20 1 0:20 / / rw - ext4 /dev/vda rw\n21 20 0:20 {root} /tmp rw - ext4 d rw\n"
+    )
+    found.refresh()
+    assert found.is_our_own("/tmp/a")
+    assert found.is_our_own("/tmp/a/b")
+    assert not found.is_our_own("/tmpfile")
+    assert not found.is_our_own("/srv/tmp/a")

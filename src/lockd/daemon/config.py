@@ -384,6 +384,11 @@ def make_lockspace(
         if kind == "direct":
             return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
         place = settle(path or "")
+        if open_files.mounts.is_our_own(f"{place}/"):
+            raise ConfigError(
+                f"the directory {quoted(place)} would be seen by nobody but lockd, "
+                "whose unit gives it a /tmp of its own (PrivateTmp=): choose another"
+            )
     except ConfigError as error:
         raise ConfigError(f"lockspace {quoted(name)}: {error}") from None
     return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)

@@ -58,6 +58,11 @@ class DirectLockspace(FileLockspace):
 
     def _reach(self, path: str, mode: Mode, user: User | None) -> int:
         """Goes to the file at a path; returns a descriptor of it, open with O_PATH."""
+        if self._shared.mounts.is_our_own(path):
+            raise DeniedError(
+                f"the file {quoted(path)} cannot be seen by lockd, whose unit gives "
+                "it a /tmp of its own (PrivateTmp=): lock a file elsewhere, or a name"
+            )
         fd = self._reach_directory(path, user)
         try:
             directory = os.fstat(fd)

@@ -355,7 +355,8 @@ def raise_refusal(error: OSError, path: str) -> NoReturn:
 #: What to do about it.
 _STEPS: Final[dict[Callable[[str], RequestError], str]] = {
     NotFoundError: "make it first, or mend the name",
-    DeniedError: "ask for a shared lock, or let lockd write to it",
+    DeniedError: "ask for a shared lock, or let lockd write to it "
+    "(in its unit: ReadWritePaths=)",
     InvalidRequestError: "name the file itself, a regular one",
     UnavailableError: "try later, or have an admin raise the limits of lockd",
     AnchorError: "mend the file system, and try again",

@@ -6,7 +6,7 @@ itself hangs when the server does not answer.
 
 import os
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 _LOCAL_TYPES: Final = frozenset(
     [
@@ -22,6 +22,9 @@ _LOCAL_TYPES: Final = frozenset(
 """What the kernel serves by itself, from memory or disks of this host. A network, or
 another process (FUSE), may be behind everything else; behind autofs, whatever comes."""
 
+_OWN_ROOT: Final = re.compile(r"/systemd-private-[^/]+/tmp$")
+"""Which part of a file system systemd mounts as a service's own /tmp or /var/tmp."""
+
 _MAX_REMEMBERED: Final = 1024
 
 
@@ -35,6 +38,7 @@ class MountTable:
     def __init__(self) -> None:
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._types: dict[str, str] = {}
+        self._own: tuple[str, ...] = ()
         self._remembered: dict[str, bool] = {}
         self.refresh()
 
@@ -53,7 +57,9 @@ class MountTable:
             closefd=False,
         ) as file:
             file.seek(0)
-            self._types = dict(map(_mount_of_line, file))
+            mounts = [_mount_of_line(line) for line in file]
+        self._types = {mount.point: mount.type for mount in mounts}
+        self._own = tuple(m.point + "/" for m in mounts if _OWN_ROOT.search(m.root))
 
     def is_slow(self, path: str) -> bool:
         """Tells whether looking up a path may take long, or for ever.
@@ -73,6 +79,10 @@ class MountTable:
                 self._remembered.clear()
             known = self._remembered[directory] = self._look_up(directory)
         return known
+
+    def is_our_own(self, path: str) -> bool:
+        """Tells whether a path leads to a /tmp that nobody else sees: PrivateTmp=."""
+        return path.startswith(self._own)
 
     def type_of(self, directory: str) -> str | None:
         """Returns the type of the file system that a directory lies on."""
@@ -102,11 +112,19 @@ class MountTable:
         return self._types.get(mount_point) in _LOCAL_TYPES
 
 
-def _mount_of_line(line: str) -> tuple[str, str]:
-    """Returns mount point and type; later lines of one mount point lie on top."""
+class _Mount(NamedTuple):
+    """A line of the table; later lines of one mount point lie on top."""
+
+    root: str
+    point: str
+    type: str
+
+
+def _mount_of_line(line: str) -> _Mount:
     before, _, after = line.partition(" - ")
-    mount_point = before.split(" ")[4]
-    return re.sub(r"\\([0-7]{3})", _character, mount_point), after.split(" ")[0]
+    root, point = before.split(" ")[3:5]
+    point = re.sub(r"\\([0-7]{3})", _character, point)
+    return _Mount(root, point, after.split(" ")[0])
 
 
 def _character(escape: re.Match[str]) -> str:
