@@ -28,7 +28,8 @@ class Answers:
         peers: by session.
         behind: the peers that have something to be sent, or are to be closed, when the
             turn ends.
-        watchers: the peers that want to know what happens.
+        watchers: the peers that want to know what happens, and what tells in which
+            lockspaces.
         counts: what is counted of all that goes by here.
     """
 
@@ -36,7 +37,7 @@ class Answers:
         self._veil = Veil(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
-        self.watchers: set[Peer] = set()
+        self.watchers: dict[Peer, Callable[[str], bool]] = {}
         self.counts = Counts()
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
@@ -55,13 +56,12 @@ class Answers:
         """Forgets a peer: what concerns it is dropped from now on."""
         self.peers.pop(peer.session, None)
         self.behind.discard(peer)
-        self.watchers.discard(peer)
+        self.watchers.pop(peer, None)
         self.counts.end_session(peer.session, trio.current_time())
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
         """Tells a peer what happens in the lockspaces that it sees."""
-        peer.sees = sees
-        self.watchers.add(peer)
+        self.watchers[peer] = sees
 
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
         """Answers a request that has no result: it is done, or refused."""
@@ -164,6 +164,6 @@ class Answers:
                         self.blame(peer, error)
 
     def _tell_event(self, peer: Peer, event: Event) -> None:
-        if not peer.is_closing and peer.sees(event["lockspace"]):
+        if not peer.is_closing and self.watchers[peer](event["lockspace"]):
             peer.connection.send_notification("event", event)
             self.behind.add(peer)

@@ -114,7 +114,6 @@ class Peer:
         restricted: whether it gave up its rights.
         client: what it called itself in `hello`.
         claims_itself: whether it registered its own process by pid.
-        sees: tells from which lockspaces it gets events, if it watches.
         is_closing: whether it is to be closed when the turn ends.
         is_leaving: whether its end is all that is left to be done: nothing is sent to
             it, nothing read from it, nothing recorded of it.
@@ -157,7 +156,6 @@ class Peer:
         self.restricted = False
         self.client: str | None = None
         self.claims_itself = False
-        self.sees: Callable[[str], bool] = lambda lockspace: False
         self.is_closing = self.is_leaving = False
         self.has_said_all = self.is_orphaned = False
         # libvirtd hands its connections on to the guests.
@@ -313,7 +311,7 @@ class Peer:
                 ):
                     return
         except ProtocolError as error:
-            logger.info("session %d is closed: %s", self.session, error)
+            logger.info("session %d is closed: %s", self.session, error.message)
             self.is_closing = True
         self._requests = None
 
@@ -369,7 +367,7 @@ class Peer:
 
     def cut_off(self, why: str) -> None:
         """Ends the connection, and forgets what waits to be read."""
-        logger.warning("= session %d is closed: %s", self.session, why)
+        logger.warning("session %d is closed: %s", self.session, why)
         # Before anything is recorded of it: it must not go on with a gap.
         self.shut_down()
         self._unsent.clear()

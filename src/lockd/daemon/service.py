@@ -43,6 +43,7 @@ from lockd.daemon.scrape import serve as serve_metrics
 from lockd.daemon.server import Server
 from lockd.daemon.slowness import Slowness
 from lockd.daemon.stores import Stores
+from lockd.daemon.trimming import Trimming
 from lockd.daemon.virtlockd import Virtlockd
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
@@ -132,6 +133,7 @@ class Service:
         for method in self.dispatcher.handlers:
             self.answers.counts.requests[method] = 0
         self.answers.counts.adopt(engine)
+        self._trimming = Trimming()
         self._options = options
         self._make_lockspace = make
         self._upgrading = self._asked_to_upgrade = False
@@ -368,6 +370,10 @@ class Service:
         while True:
             self._slowness.look(trio.current_time())
             self._tell_status()
+            done = sum(self.answers.counts.requests.values())
+            # Who only comes and goes takes memory, too.
+            done += self.dispatcher.last_number
+            self._trimming.look(done, trio.current_time())
             if self.keeping is not None:
                 self.keeping.tidy_thoroughly()
                 if self.keeping.stuck_until:
