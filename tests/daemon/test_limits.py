@@ -160,6 +160,72 @@ def test_client_too_many_is_told_and_turned_away(limited: Limited) -> None:
             another.acquire("a")
 
 
+CROWD_IN_A_NAMESPACE = """
+import sys
+from wire_client import Refusal, WireClient
+clients = []
+for _ in range(9):
+    client = WireClient(sys.argv[1])
+    error, _ = client.answer(client.send("statistics") if len(clients) < 2 else None)
+    print(error[1] if error else "in", flush=True)
+    clients.append(client)
+sys.stdin.read()
+"""
+
+
+def test_who_makes_a_namespace_has_no_more_sessions(limited: Limited) -> None:
+    """SO_PEERCRED has the uid that made it, whatever it calls itself in there."""
+    daemon = limited(sessions_per_user=3)
+    try:
+        subprocess.run(["unshare", "--user", "true"], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("unshare(1) makes no user namespace here")
+    command = ["unshare", "--user", sys.executable, "-c", CROWD_IN_A_NAMESPACE]
+    with (
+        greeted(daemon) as ours,
+        subprocess.Popen(
+            [*command, str(daemon.socket)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        ) as crowd,
+    ):
+        assert crowd.stdin is not None
+        assert crowd.stdout is not None
+        said = [crowd.stdout.readline() for _ in range(9)]
+        assert said[:2] == ["in\n"] * 2
+        assert all("(limits.sessions_per_user)" in line for line in said[2:])
+        wait_for_sessions(ours, 3)
+        crowd.stdin.close()
+    with greeted_soon(daemon) as client:
+        wait_for_sessions(client, 1)
+
+
+def test_sessions_of_a_user_leave_no_more_unread_than_together_they_may(
+    limited: Limited,
+) -> None:
+    """Three that do not read are each within their own limit."""
+    daemon = limited(unread_bytes_per_user=200_000, unread_bytes=190_000)
+    with ExitStack() as stack:
+        client, witness = (stack.enter_context(greeted(daemon)) for _ in range(2))
+        for _ in range(3):
+            watcher = stack.enter_context(greeted(daemon))
+            watcher.call("watch")
+        left = []
+        name = "x" * 250
+        for _ in range(6_000):
+            client.acquire(name)
+            client.call("release", resource=name)
+            sessions = witness.call("statistics")["sessions"]
+            if sessions != (left[-1] if left else 5):
+                left.append(sessions)
+            if sessions == 3:
+                break
+        # One after the other; what the last one leaves is within all limits.
+        assert left == [4, 3]
+
+
 @only_root
 def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
     daemon = limited(sessions=18, admin_sessions=1)

@@ -121,6 +121,7 @@ class LimitKeeper:
         if not of_user:
             return ()
         worst = max(of_user, key=self.slow.__getitem__)
+        self._unread_of[user] -= self.slow.pop(worst)
         worst.cut_off(f"the sessions of user {user} leave too much unread")
         return (worst,)
 
