@@ -110,7 +110,7 @@ def test_daemon_that_does_not_answer_does_not_hang_the_shell(
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "x;rm", "$(id)", "`id`", "a'b", "ü", "*", "a\\b"]
+    "name", ["-rf", "--yes", "a b", "x;rm", "$(id)", "`id`", "a'b", "ü", "*", "a\\b"]
 )
 def test_name_that_a_shell_would_act_upon_is_not_offered(
     lockctl: Lockctl, client: Client, name: str

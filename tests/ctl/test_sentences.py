@@ -22,34 +22,10 @@ from lockd.ctl.usage import INSTEAD
 BYTE = os.fsdecode(b"a\x80b")
 """What no text is in UTF-8."""
 
-VALUES = [
-    "",
-    "x",
-    "-1",
-    "nan",
-    "1e300",
-    "9" * 5_000,
-    "a" * 300,
-    "a\nb",
-    "\x9b31m",
-    BYTE,
-]
+VALUES = ["", "-1", "nan", "1e300", "9" * 5_000, "a\nb\x9b31m", BYTE]
 NAMES = [
-    *(
-        *VALUES,
-        " ",
-        "-",
-        "0",
-        "1.5",
-        "\u202ea",
-        "[]",
-        "²",
-        "/",
-        "//",
-        "/nowhere/at/all",
-    ),
-    *("/" + "a" * 300, "/a" * 2_100, "./a\nb", "./", "../" * 50, "/proc/self/mem"),
-    *("/dev/null", "./" + BYTE, "/a\x1b[31m"),
+    *(*VALUES, " ", "-", "a" * 300, "²", "/", "//", "/nowhere/at/all", "/dev/null"),
+    *("/" + "a" * 300, "/a" * 2_100, "./a\nb", "../" * 50, "./" + BYTE),
 ]
 
 GOOD = {

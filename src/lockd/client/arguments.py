@@ -170,9 +170,7 @@ def _check_utf8(name: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidRequestError(
-            f"{name} {quoted(value)} is not UTF-8: it has a surrogate character"
-        ) from None
+        raise InvalidRequestError(f"{name} {quoted(value)} is not UTF-8") from None
 
 
 def _wrong_type(name: str, allowed: str, value: object) -> TypeError:

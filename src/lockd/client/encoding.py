@@ -123,9 +123,7 @@ def _check_single(name: str, value: Any) -> None:
             try:
                 size = len(value.encode(errors="surrogateescape"))
             except UnicodeEncodeError:
-                raise InvalidRequestError(
-                    f"{name} is not UTF-8: it has a surrogate character"
-                ) from None
+                raise InvalidRequestError(f"{name} is not UTF-8") from None
         _check_size(name, size, "bytes", MAX_TEXT_BYTES)
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**64:

@@ -93,7 +93,7 @@ def _tell(event: Thing, *, as_json: bool) -> None:
     if as_json:
         line = to_json({"version": VERSION, "at": now} | event)
     elif sys.stdout.isatty():
-        line = _sentence(event, now)
+        line = plain(_sentence(event, now))
     else:
         line = "\t".join(plain(str(x)) for x in _cells(event, now))
     print(line, flush=True)
