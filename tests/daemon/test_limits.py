@@ -16,6 +16,8 @@ import pytest
 import lockd
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from lockd.daemon.config import Limits
+from lockd.daemon.limits import places, shadowed
 from wire_client import (
     NOBODY,
     Refusal,
@@ -212,7 +214,7 @@ def test_sessions_of_a_user_leave_no_more_unread_than_together_they_may(
         for _ in range(3):
             watcher = stack.enter_context(greeted(daemon))
             watcher.call("watch")
-        left = []
+        left: list[int] = []
         name = "x" * 250
         for _ in range(6_000):
             client.acquire(name)
@@ -228,21 +230,43 @@ def test_sessions_of_a_user_leave_no_more_unread_than_together_they_may(
 
 @only_root
 def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
-    daemon = limited(sessions=18, admin_sessions=1)
+    daemon = limited(sessions=20, admin_sessions=1)
     with ExitStack() as stack:
 
         def stranger() -> WireClient:
             client = connected_as(daemon.socket, NOBODY, NOBODY)
             return stack.enter_context(client)
 
-        ours = [stranger() for _ in range(2)]
+        # An eighth is for root; the figure that they are told is the one that counts.
+        ours = [stranger() for _ in range(18)]
         for client in ours:
             client.call("statistics")
-        check_limit(turned_away(stranger()), "sessions", 18)
-        roots = [stack.enter_context(WireClient(daemon.socket)) for _ in range(16)]
+        refusal = turned_away(stranger())
+        assert refusal.sentence.startswith(
+            "the limit of 18 is reached (limits.sessions, less 2 for root and the "
+            "daemon's user): "
+        )
+        roots = [stack.enter_context(WireClient(daemon.socket)) for _ in range(2)]
         for client in roots:
             client.call("statistics")
-        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 18)
+        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 20)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "others"),
+    [(1, 1), (7, 7), (8, 7), (20, 18), (128, 112), (4_096, 4_080)],
+)
+def test_few_places_are_not_all_for_root(sessions: int, others: int) -> None:
+    assert places(Limits(sessions=sessions)) == others
+
+
+def test_limit_that_cannot_be_reached_is_told() -> None:
+    assert shadowed(Limits()) == []
+    assert shadowed(Limits(sessions=20, locks_per_session=9, locks_per_user=8)) == [
+        "limits.locks_per_session is 9, but limits.locks_per_user is 8: 8 counts",
+        "limits.sessions_per_user is 1024, but limits.sessions is 20, of which 2 are "
+        "for root and the daemon's own user: 18 counts for all others",
+    ]
 
 
 def test_admins_are_counted_apart(limited: Limited, tmp_path: Any) -> None:

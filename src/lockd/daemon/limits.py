@@ -22,7 +22,8 @@ RESERVED_DESCRIPTORS: Final = 64
 may take (an eighth, if there are few): an admin gets in, and an upgrade finds room."""
 
 RESERVED: Final = 16
-"""Of all sessions, those that only root and the daemon's own user may take."""
+"""Of all sessions, those that only root and the daemon's own user may take (an eighth,
+if there are few)."""
 
 
 class LimitKeeper:
@@ -61,8 +62,11 @@ class LimitKeeper:
             _check("admin_sessions", self._admins, limits.admin_sessions)
             return
         self._check_memory()
-        kept = 0 if uid in self._privileged else min(RESERVED, limits.sessions - 1)
-        _check("sessions", self._clients + kept, limits.sessions)
+        most, note = limits.sessions, ""
+        kept = 0 if uid in self._privileged else most - places(limits)
+        if kept:
+            most, note = most - kept, f", less {kept} for root and the daemon's user"
+        _check("sessions", self._clients, most, note)
         of_user = self._clients_of[uid]
         _check("sessions_per_user", of_user, limits.sessions_per_user)
 
@@ -207,6 +211,31 @@ _RELIEFS: Final = {
 }
 
 
+def places(limits: Limits) -> int:
+    """Returns how many sessions there may be of those who are not root."""
+    return limits.sessions - min(RESERVED, limits.sessions // 8)
+
+
+def shadowed(limits: Limits) -> list[str]:
+    """Returns a sentence for each limit that can never be reached, and why not."""
+    found = [
+        f"limits.{key} is {value}, but limits.{other} is {most}: {most} counts"
+        for key, other in (
+            ("locks_per_session", "locks_per_user"),
+            ("waiters_per_session", "requests_per_user"),
+            ("unread_bytes", "unread_bytes_per_user"),
+        )
+        if (value := getattr(limits, key)) > (most := getattr(limits, other))
+    ]
+    if limits.sessions_per_user > (most := places(limits)):
+        found.append(
+            f"limits.sessions_per_user is {limits.sessions_per_user}, but "
+            f"limits.sessions is {limits.sessions}, of which {limits.sessions - most} "
+            f"are for root and the daemon's own user: {most} counts for all others"
+        )
+    return found
+
+
 def unreserved_descriptors() -> int:
     """Returns how many descriptors we may have, less those that are reserved."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -230,10 +259,10 @@ def _used(used: int, most: int, uid: int | None = None) -> dict[str, int | None]
     return {"used": used, "most": most, "uid": uid}
 
 
-def _check(key: str, used: int, most: int) -> None:
+def _check(key: str, used: int, most: int, note: str = "") -> None:
     if used >= most:
         raise LimitError(
-            f"the limit of {most} is reached (limits.{key}): "
+            f"the limit of {most} is reached (limits.{key}{note}): "
             f"{_RELIEFS.get(key, 'release something')}, or have an admin raise it",
             {"limit": key, "most": most},
         )

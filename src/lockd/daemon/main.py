@@ -27,6 +27,7 @@ from lockd.daemon.config import (
 )
 from lockd.daemon.epoch import Epoch, load_epoch, open_epoch, resume_epoch
 from lockd.daemon.handover import Handover, Kept
+from lockd.daemon.limits import shadowed
 from lockd.daemon.listener import (
     ADMINS,
     CLIENTS,
@@ -127,6 +128,8 @@ def main(
             _run(partial(_start_with_kept, options, state_dir, passed, kept))
         elif check_config:
             for line in _check_lockspaces(settings, config):
+                click.echo(line)
+            for line in shadowed(settings.limits):
                 click.echo(line)
             files = config_files(config)
             click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
