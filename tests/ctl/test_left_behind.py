@@ -74,6 +74,20 @@ def test_lock_is_held_as_long_as_what_the_command_left_behind_runs(
     assert client.try_acquire("job") is not None
 
 
+def test_lock_of_a_command_that_has_ended_outlives_an_upgrade(
+    lockctl: Lockctl, client: Client, lockd: DaemonProcess
+) -> None:
+    left = Left(lockctl, BACKGROUND)
+    (holder,) = client.query("job")["holders"]
+    while _is_there(holder["pid"]):
+        pass
+    lockd.upgrade()
+    assert client.try_acquire("job") is None
+    left.end()
+    assert left.lockctl.wait(LIMIT) == 0
+    assert client.try_acquire("job") is not None
+
+
 @pytest.mark.parametrize("script", WAYS)
 def test_close_ends_the_lock_with_the_command_itself(
     lockctl: Lockctl, client: Client, script: str
