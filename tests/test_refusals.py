@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import trio
 
 import lockd
 from ctl.processes import Lockctl
@@ -34,6 +35,7 @@ from lockd.errors import (
     ForkedSessionError,
     LockdError,
     LockLostError,
+    WrongTaskError,
     error_for_code,
 )
 from wire_client import NOBODY, WireClient, connected_as, wait_for_waiters
@@ -228,7 +230,7 @@ def what_was_given_up(scene: Scene) -> None:
     scene.other.acquire("a")
 
 
-@case("invalid", "the name 'a\\nb'", step="control or invisible characters")
+@case("invalid", "the resource 'a\\nb'", step="control or invisible characters")
 def a_name_that_is_none(scene: Scene) -> None:
     scene.other.acquire("a\nb")
 
@@ -334,6 +336,15 @@ def a_lock_that_another_thread_has(scene: Scene) -> None:
         threads.submit(scene.other.lock("own", timeout=0).__enter__).result()
 
 
+@case("", "event loop", step="open a client in each loop")
+def a_client_of_another_loop(scene: Scene) -> None:
+    async def leave() -> lockd.aio.Client:
+        async with lockd.aio.connect(scene.daemon.socket) as client:
+            return client
+
+    trio.run(trio.run(leave).statistics)
+
+
 @case("not_held", "'own'", "this lock", step="acquire it first")
 def releasing_a_lock_twice(scene: Scene) -> None:
     scene.other.lock("own").release()
@@ -436,6 +447,7 @@ def test_client_errors_without_a_code_have_cases_too() -> None:
         ForkedSessionError,
         LockLostError,
         ConfigError,
+        WrongTaskError,
     }
 
 

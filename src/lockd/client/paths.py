@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from lockd.errors import (
     ConnectionLostError,
     DeniedError,
+    InvalidRequestError,
     LockdError,
 )
 from lockd.names import path_text, plain, quoted
@@ -71,6 +72,11 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
     """
     if isinstance(path, Place):
         return path
+    if path == "":
+        raise InvalidRequestError(
+            "the path of the socket is empty: name the one that lockd listens at, or "
+            "none"
+        )
     if path is not None:
         return Place(path_text("the path of the socket", path))
     if told := os.environ.get("LOCKD_SOCKET"):
