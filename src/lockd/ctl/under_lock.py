@@ -81,6 +81,9 @@ class Run:
         # Both before the connection, in which they have no part.
         witness = Witness()
         command = Command(self._plan.words, self._inherited)
+        if not self._plan.close:
+            # Now: it takes some milliseconds, for which nobody should be kept waiting.
+            offspring.adopt_orphans()
         try:
             self._acquire(command.pid)
         except signals.Interrupted as interrupt:
@@ -89,8 +92,6 @@ class Run:
         except LockdError as error:
             command.abandon()
             self._finish(self._refused(error))
-        if not self._plan.close:
-            offspring.adopt_orphans()
         granted_at = time.monotonic()
         command.start(self._environment(), self._session.to_bequeath())
         ending = self._supervise(command, witness)
