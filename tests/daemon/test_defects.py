@@ -20,6 +20,7 @@ from typing import Any, Final
 import pytest
 
 from lockd.daemon import runtime
+from lockd.daemon.admission import Admission
 from lockd.daemon.answers import Answers
 from lockd.daemon.counts import Counts
 from lockd.daemon.dispatch import Dispatcher
@@ -50,16 +51,17 @@ LIFE: Final[dict[type, str]] = {
     Peer: "receive collect flush fileno _read _catch_up ",
     PlainFlow: "receive send settle",
     KeptFlow: "begin receive send settle _send_some _take_out",
-    Connection: "receive send_result send_error send_notification data_to_send "
-    "_understand",
+    Connection: "receive send_result send_error send_notification send_encoded "
+    "data_to_send _understand",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
-    "_answer_refused _facts _tell_lost _tell_event",
+    "_answer_refused _facts _tell_lost tell_events",
     History: "granted ended queued refused",
     Counts: "count_granted count_ended count_queued count_refused end_session",
     Keeping: "open_flow close_flow",
     Recorder: "open_peer _state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
-    Server: "_make_peer _open _watch _serve _serve_now _receive _put_off _expect_rest "
+    Admission: "_make_peer",
+    Server: "_open _watch _serve _serve_now _receive _put_off _expect_rest "
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
     Dispatcher: "open_session close_session take _acquire _convert _release _cancel "
     "_break _register _restrict _hello _statistics _watch watch "
@@ -105,7 +107,9 @@ OTHERS: Final[dict[type, str]] = {
     "dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _has_work _next_deadline _keep_deadlines _take_turns "
-    "_take_turn _give_turns end_turn _send_answers close take_in _dismiss",
+    "_take_turn _give_turns end_turn _send_answers close take_in _users_who_wait "
+    "_tell_watchers _tell",
+    Admission: "__init__ admit _dismiss",
     Dispatcher: "__init__ new_session registered_pid _registered_process "
     "_check_can_end",
     Gate: "__init__ listen stop close keep_deadlines complain _watch _accept_all "

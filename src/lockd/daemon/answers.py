@@ -1,6 +1,6 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import trio
@@ -9,7 +9,8 @@ from lockd.daemon import views
 from lockd.daemon.access import Access
 from lockd.daemon.counts import Counts
 from lockd.daemon.defects import attempt, defect
-from lockd.daemon.events import Event, events_of
+from lockd.daemon.events import events_of
+from lockd.daemon.feed import Feed, Told
 from lockd.daemon.peer import ARRAY, Peer
 from lockd.daemon.sentences import sentence
 from lockd.daemon.veil import Veil
@@ -28,8 +29,7 @@ class Answers:
         peers: by session.
         behind: the peers that have something to be sent, or are to be closed, when the
             turn ends.
-        watchers: the peers that want to know what happens, and what tells in which
-            lockspaces.
+        feed: what happened, for the peers that watch.
         counts: what is counted of all that goes by here.
     """
 
@@ -37,7 +37,9 @@ class Answers:
         self._veil = Veil(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
-        self.watchers: dict[Peer, Callable[[str], bool]] = {}
+        self.feed = Feed()
+        #: What tells in which lockspaces a watcher sees what happens.
+        self._sees: dict[Peer, Callable[[str], bool]] = {}
         self.counts = Counts()
         #: What is done for each kind of effect.
         self.carriers: dict[type, Callable[[Any], None]] = {
@@ -56,12 +58,14 @@ class Answers:
         """Forgets a peer: what concerns it is dropped from now on."""
         self.peers.pop(peer.session, None)
         self.behind.discard(peer)
-        self.watchers.pop(peer, None)
+        self.feed.remove(peer)
+        self._sees.pop(peer, None)
         self.counts.end_session(peer.session, trio.current_time())
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
         """Tells a peer what happens in the lockspaces that it sees."""
-        self.watchers[peer] = sees
+        self._sees[peer] = sees
+        self.feed.add(peer)
 
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
         """Answers a request that has no result: it is done, or refused."""
@@ -149,21 +153,20 @@ class Answers:
     def tell_watchers(
         self, effects: list[e.Effect], sessions: Mapping[int, Session]
     ) -> None:
-        """Tells those who watch what happened."""
+        """Has those who watch be told what happened, when the turn ends."""
         for effect in effects:
             try:
-                events = list(events_of(effect, sessions))
+                for event in events_of(effect, sessions):
+                    self.feed.append(event)
             except Exception as error:
                 self.blame_for(effect, error)
-                continue
-            for event in events:
-                for peer in self.watchers:
-                    try:
-                        self._tell_event(peer, event)
-                    except Exception as error:
-                        self.blame(peer, error)
 
-    def _tell_event(self, peer: Peer, event: Event) -> None:
-        if not peer.is_closing and self.watchers[peer](event["lockspace"]):
-            peer.connection.send_notification("event", event)
-            self.behind.add(peer)
+    def tell_events(self, peer: Peer, events: Iterable[Told]) -> None:
+        """Tells one of them what it may see of that."""
+        if peer.is_closing:
+            return
+        sees = self._sees[peer]
+        for lockspace, message in events:
+            if sees(lockspace):
+                peer.connection.send_encoded(message)
+                self.behind.add(peer)

@@ -149,7 +149,7 @@ class Runtime:
                     action(effect)
                 except Exception as error:
                     self._answers.blame_for(effect, error)
-        if self._answers.watchers:
+        if self._answers.feed.is_watched:
             self._answers.tell_watchers(effects, self.engine.sessions)
 
     def _check(self, command: c.Command, effects: list[e.Effect]) -> None:

@@ -6,11 +6,9 @@ answers in one piece at the end.
 """
 
 import logging
-import os
 import select
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from math import inf
@@ -18,22 +16,21 @@ from typing import Any, Final
 
 import trio
 
+from lockd.daemon.admission import Admission
 from lockd.daemon.answers import Answers
-from lockd.daemon.credentials import Identity, identify, peer_credentials
-from lockd.daemon.defects import attempt, defect
+from lockd.daemon.defects import attempt
 from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.flow import KeptFlow
+from lockd.daemon.feed import Told
 from lockd.daemon.gate import Gate
 from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
-from lockd.daemon.peer import Peer, connection_for, shut_down
+from lockd.daemon.listener import CLIENTS, Role
+from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
 from lockd.daemon.runtime import Runtime
 from lockd.daemon.turns import Turns
 from lockd.daemon.virtlockd import Virtlockd
-from lockd.errors import DeniedError, ProtocolError, RequestError
-from lockd.procs import name_of
+from lockd.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +75,7 @@ class Server:
         self._gate = Gate(
             poller, answers.counts, lambda: keeper.is_shared, self.take_in
         )
-        self._admins = (0, os.geteuid())
+        self._admission = Admission(poller, dispatcher, keeper, self._gate)
         self._turns = Turns(lambda: keeper.is_shared)
         #: Peers that asked for more than a turn has time for, by user; who waits
         #: longest first.
@@ -121,10 +118,12 @@ class Server:
         for peer in self._answers.peers.values():
             self._guarded(self._finish_receiving, peer)
             self._answers.behind.add(peer)
+        self._answers.feed.tell_all(self._tell)
         self.end_turn()
         while self._leaving:
             for peers in list(self._leaving.values()):
                 self._close_peer(next(iter(peers)))
+                self._answers.feed.tell_all(self._tell)
                 self._send_answers()
 
     async def run(self) -> None:
@@ -161,11 +160,14 @@ class Server:
             self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
-        return not all(map(self._turns.rests, chain(self._unfinished, self._leaving)))
+        return not all(map(self._turns.rests, self._users_who_wait()))
+
+    def _users_who_wait(self) -> Iterator[int]:
+        return chain(self._unfinished, self._leaving, self._answers.feed.behind())
 
     def _next_deadline(self) -> float:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
-        if self._unfinished or self._leaving:
+        if any(True for _ in self._users_who_wait()):
             deadline = min(deadline, self._turns.deadline)
         return min(deadline, self._gate.next_deadline)
 
@@ -277,18 +279,38 @@ class Server:
             # Another task may have called, while ours sleeps.
             self._sleep.cancel()
 
+    def _tell_watchers(self) -> None:
+        feed, most = self._answers.feed, self._keeper.limits.unread_bytes
+        feed.tell(self._turns, self._tell)
+        for peer in feed.forget(most):
+            logger.warning(
+                "= session %d is closed: it is %d bytes behind", peer.session, most
+            )
+            peer.is_closing = True
+            self._answers.behind.add(peer)
+
+    def _tell(self, peer: Peer, events: Iterable[Told]) -> None:
+        self._guarded(self._answers.tell_events, peer, events)
+
     def _send_answers(self) -> None:
+        if self._answers.feed.is_watched:
+            # Recorded with what they tell of, if there is time.
+            self._tell_watchers()
         behind = self._answers.behind
         if self.keeping is not None and not behind:
             self.keeping.commit(())
         while behind:
             peers = list(behind)
             behind.clear()
+            began = self._turns.now()
             if self.keeping is not None and not self.keeping.commit(peers):
                 behind.update(peers)
                 return
             for peer in peers:
                 self._guarded(self._send_to, peer)
+            if self._answers.feed.is_watched:
+                # What it takes to tell its watchers is a user's.
+                self._turns.charge_all([x.user for x in peers], began)
 
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
@@ -315,76 +337,10 @@ class Server:
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
         """Begins to serve who connected, or says why not."""
-        session, flow = self._dispatcher.new_session(), None
-        identity: Identity | None = None
-        try:
-            sock.setblocking(False)
-            uid = peer_credentials(sock).uid
-            admin = role == ADMINS
-            self._keeper.check_session(uid, at_admin_socket=admin)
-            self._keeper.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
-            if self.keeping is not None:
-                # Before anything that takes time: if we are killed first, it is lost.
-                flow = self.keeping.open_flow(session, sock, role)
-            identity = identify(sock)
-            name = name_of(identity.credentials.pid)
-            peer = self._make_peer(session, sock, identity, role, flow)
-        except Exception as error:
-            if identity is not None and identity.pidfd is not None:
-                os.close(identity.pidfd)
-            self._dismiss(session, sock, role, flow, error)
-        else:
-            self._keeper.add_session(peer)
-            self._guarded(self._open, peer, name, identity.pidfd)
-
-    def _dismiss(
-        self,
-        session: int,
-        sock: socket.socket,
-        role: Role,
-        flow: KeptFlow | None,
-        error: Exception,
-    ) -> None:
-        """Ends the connection of somebody who is not taken in."""
-        if isinstance(error, RequestError):
-            farewell = connection_for(role)
-            farewell.send_error(None, error)
-            with suppress(OSError):  # it is gone, or reads later: it sees the end
-                sock.send(farewell.data_to_send())
-        elif not isinstance(error, OSError):
-            defect(error)
-        if self.keeping is not None and flow is not None:
-            attempt(self.keeping.abandon_flow, session, role, flow)
-            shut_down(sock)
-        sock.close()
-        self._gate.complain(error)
-
-    def _make_peer(
-        self,
-        session: int,
-        sock: socket.socket,
-        identity: Identity,
-        role: Role,
-        flow: KeptFlow | None,
-    ) -> Peer:
-        uid = identity.credentials.uid
-        is_privileged = uid in self._admins and not identity.is_foreign
-        if role == VIRTLOCKD and not is_privileged:
-            raise DeniedError(
-                f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
-                "who serves root only"
-            )
-        return Peer(
-            session,
-            sock,
-            identity,
-            trio.current_time(),
-            partial(self._poller.change, sock.fileno()),
-            role=role,
-            is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
-            limits=self._keeper.limits,
-            flow=flow,
-        )
+        came = self._admission.admit(sock, role, self.keeping)
+        if came is not None:
+            self._keeper.add_session(came.peer)
+            self._guarded(self._open, *came)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
         """Opens the session of a client; its end is the same, wherever this fails."""

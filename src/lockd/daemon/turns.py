@@ -6,7 +6,7 @@ a while, if there are others: then the loop sleeps, its answers to them come fro
 process that the kernel wakes at once, and who floods it has to wait like everybody.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
@@ -46,6 +46,12 @@ class Turns:
         """Counts the time since a moment for a user."""
         spent = self._spent.get(uid, 0.0)
         self._spent[uid] = spent + self.now() - began
+
+    def charge_all(self, uids: Sequence[int], began: float) -> None:
+        """Counts the time since a moment for several users, for each the same."""
+        share = (self.now() - began) / len(uids)
+        for uid in uids:
+            self._spent[uid] = self._spent.get(uid, 0.0) + share
 
     def has_time(self, uid: int) -> bool:
         """Tells whether a user may have more of this turn; it may have to rest now."""

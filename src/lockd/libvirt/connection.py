@@ -170,6 +170,9 @@ class Connection:
     def send_notification(self, method: str, params: Plain) -> None:
         """Does nothing: virtlockd tells its clients nothing that they did not ask."""
 
+    def send_encoded(self, message: bytes) -> None:
+        """Does nothing, either."""
+
     def _reply(self, header: Header, status: int, payload: bytes) -> None:
         self._send(
             header.program,

@@ -117,7 +117,10 @@ class Connection:
 
     def send_notification(self, method: str, params: dict[str, Any]) -> None:
         """Tells the client something that it did not ask."""
-        message = self._encoder.notification(method, params)
+        self.send_encoded(self._encoder.notification(method, params))
+
+    def send_encoded(self, message: bytes) -> None:
+        """Sends a notification as `Encoder.notification` made it, for several."""
         self.outgoing_bytes += len(message)
         self._outgoing.append(message)
 
