@@ -228,6 +228,17 @@ def test_sessions_of_a_user_leave_no_more_unread_than_together_they_may(
         assert left == [4, 3]
 
 
+def test_half_messages_of_a_user_are_bounded_together(limited: Limited) -> None:
+    daemon = limited(unread_bytes_per_user=100_000, message_timeout=600)
+    half = msgpack.packb([0, 1, "acquire", [{"reason": "r" * 16_000}]])[:15_000]
+    with ExitStack() as stack:
+        witness = stack.enter_context(greeted(daemon))
+        for number in range(12):
+            client = stack.enter_context(greeted(daemon))
+            client.send_bytes(half)
+            wait_for_sessions(witness, min(number + 2, 7))
+
+
 @only_root
 def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
     daemon = limited(sessions=20, admin_sessions=1)

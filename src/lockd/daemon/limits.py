@@ -108,20 +108,20 @@ class LimitKeeper:
     # What is left unread.
 
     def note_unread(self, peer: Peer) -> Iterable[Peer]:
-        """Notes how much a client leaves unread.
+        """Notes how much a client leaves unread, and what it says of a message.
 
         Where its user's leave too much together, the one that has most is cut off.
 
         Returns:
             Whoever was.
         """
-        user, unread = peer.user, peer.unread
+        user, unread = peer.user, 0 if peer.is_closing else peer.unfinished
         self._unread_of[user] += unread - self.slow.pop(peer, 0)
         if unread:
             self.slow[peer] = unread
         if self._unread_of[user] <= self.limits.unread_bytes_per_user:
             return ()
-        of_user = [x for x in self.slow if x.user == user and not x.is_closing]
+        of_user = [x for x in self.slow if x.user == user]
         if not of_user:
             return ()
         worst = max(of_user, key=self.slow.__getitem__)

@@ -365,6 +365,11 @@ class Peer:
         """How many bytes wait until the client reads what it got before."""
         return len(self._unsent) if self.is_behind else 0
 
+    @property
+    def unfinished(self) -> int:
+        """How many bytes wait for the client: to read them, or to say the rest."""
+        return self.unread + self.connection.partial_bytes
+
     def cut_off(self, why: str) -> None:
         """Ends the connection, and forgets what waits to be read."""
         logger.warning("session %d is closed: %s", self.session, why)

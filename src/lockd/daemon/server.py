@@ -315,7 +315,7 @@ class Server:
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
             peer.flush()
-            if peer.is_behind or peer in self._keeper.slow:
+            if peer.is_behind or peer in self._incomplete or peer in self._keeper.slow:
                 self._answers.behind.update(self._keeper.note_unread(peer))
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.is_closing = True

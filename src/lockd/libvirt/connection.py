@@ -220,6 +220,11 @@ class Connection:
         """Whether a message has begun that is not complete yet."""
         return bool(self._incoming)
 
+    @property
+    def partial_bytes(self) -> int:
+        """How much of it has come."""
+        return len(self._incoming)
+
     def dump(self) -> Plain:
         """Returns what `load` needs: half a message, and calls without an answer."""
         calls = [

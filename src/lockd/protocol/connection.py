@@ -85,6 +85,11 @@ class Connection:
         return bool(self._decoder.partial)
 
     @property
+    def partial_bytes(self) -> int:
+        """How much of it has come."""
+        return len(self._decoder.partial)
+
+    @property
     def begun_at(self) -> int:
         """Where in the stream that message begins, or the next one will."""
         return self._decoder.begun_at
