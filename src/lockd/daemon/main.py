@@ -48,7 +48,7 @@ from lockd.daemon.starts import go_on, start
 from lockd.daemon.stores import Stores
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.places import missing_directories
-from lockd.names import quoted
+from lockd.names import MAX_PATH_BYTES, quoted
 from lockd.notify import is_listening
 from lockd.protocol.connection import Connection
 
@@ -316,7 +316,10 @@ def _check_lockspaces(config: Config, path: str | None) -> list[str]:
         except ConfigError as error:
             where = f"{file_of_lockspace(path, name)}: lockspace {quoted(name)}"
             raise ConfigError(f"{where}: {error}") from None
-        found += [f"lockspace {quoted(name)}: {quoted(x)} is made" for x in missing]
+        found += [
+            f"lockspace {quoted(name)}: {quoted(x, MAX_PATH_BYTES)} is made"
+            for x in missing
+        ]
     return found
 
 
