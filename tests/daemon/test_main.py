@@ -59,7 +59,7 @@ def test_signal_ends_it_cleanly(number: signal.Signals, lockd: DaemonProcess) ->
         assert waiter.rest() == [], "a lock was given by a daemon that ends"
     assert lockd.wait() == 0
     assert not lockd.socket.exists()
-    assert lockd.said[-1] == f"= ends on {number.name}"
+    assert lockd.said[-1] == f"ends on {number.name}"
 
 
 def test_second_signal_does_not_cut_the_end_short(lockd: DaemonProcess) -> None:
