@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
 import select
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import lockd.daemon
 from lockd.daemon.logs import ALIKE, MAX_LINES, LogWriter
 
 
@@ -61,3 +64,13 @@ def test_lines_that_are_alike_are_left_out_and_counted(
         "7 lines like the next were left out",
         "session 99 is closed",
     ]
+
+
+def test_no_line_begins_with_a_sign_that_nobody_explains() -> None:
+    found = [
+        (path.name, line)
+        for path in Path(lockd.daemon.__file__).parent.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r'"[=#*-] [a-z%]', line)
+    ]
+    assert not found

@@ -284,7 +284,7 @@ class Server:
         feed.tell(self._turns, self._tell)
         for peer in feed.forget(most):
             logger.warning(
-                "= session %d is closed: it is %d bytes behind", peer.session, most
+                "session %d is closed: it is %d bytes behind", peer.session, most
             )
             peer.is_closing = True
             self._answers.behind.add(peer)
