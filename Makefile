@@ -72,7 +72,7 @@ bite: $(READY)
 	$(BIN)/python tests/bite.py
 
 campaigns: $(READY)
-	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals; do \
+	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals reentry; do \
 	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
 	done
 

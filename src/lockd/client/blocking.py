@@ -364,5 +364,11 @@ class Client(Uncopied):
         return self._call(requests.request(method, **params))
 
     def _call(self, reply: Reply) -> Any:
-        self._connection.link().perform(reply)
-        return reply.outcome()
+        link = self._connection.link()
+        try:
+            link.perform(reply)
+            return reply.outcome()
+        except BaseException:
+            # A signal, just now: nobody would know of what was granted.
+            link.abandon(reply)
+            raise

@@ -102,6 +102,7 @@ class Connection:
         # No call between the test and the store: another thread may be faster.
         if self._opened is opened:
             self._opened = new
+            opened[0].close()
         else:
             new[0].close()
         return self._opened[0]
