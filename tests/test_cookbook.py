@@ -319,3 +319,33 @@ def test_lock_of_another_process_is_in_the_way(tmp_path: Path) -> None:
         pytest.raises(BlockingIOError),
     ):
         fcntl.lockf(ours, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+
+
+def test_worker_of_the_page_outlives_a_stop(root: Path) -> None:
+    host = Host(root, SECTIONS["a-worker-that-outlives-a-stop-of-lockd"])
+    host.daemon.start()
+    worker = Path(host.inside("/usr/local/bin/worker"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(host.daemon.close)
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, str(worker)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "LOCKD_SOCKET": str(host.daemon.socket)},
+            )
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("one\n" * 50)
+        process.stdin.close()
+        assert process.stdout.readline() == "does one\n"
+        host.daemon.kill()
+        host.daemon.start()
+        said = process.stdout.read().splitlines()
+        assert said.count("does one") >= 49
+        assert said[-1] == "done, with nothing held"
+        assert process.wait(30) == 0
+        with connect(str(host.daemon.socket)) as client:
+            assert client.statistics()["held"] == 0

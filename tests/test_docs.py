@@ -10,6 +10,7 @@ from msgspec import to_builtins
 from msgspec.structs import fields
 
 from daemon_process import DaemonProcess
+from lockd import connect
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl
 from lockd.daemon.config import Allowed, Config, Limits, LockspaceConfig, Places
@@ -41,7 +42,7 @@ def test_examples_of_the_readme_run(
         example = example.replace("import trio", "import asyncio")
         example = example.replace("trio.run(main)", "asyncio.run(main())")
     result = subprocess.run(
-        [sys.executable, "-c", example],
+        [sys.executable, "-W", "error", "-c", example],
         env={"LOCKD_SOCKET": str(lockd.socket)},
         capture_output=True,
         text=True,
@@ -50,6 +51,11 @@ def test_examples_of_the_readme_run(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout
+    # Whoever copies it holds nothing afterwards, and was refused nothing of its own.
+    assert "somebody" not in result.stdout
+    with connect(str(lockd.socket)) as client:
+        counts = client.statistics()
+    assert (counts["held"], counts["waiting"]) == (0, 0)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -43,7 +43,8 @@ ARROWS: dict[str, set[str]] = {
         "client",
         "version",
     },
-    "version": {"errors", "terms", "names", "client"},
+    "aio": {"client"},
+    "version": {"errors", "terms", "names", "client", "aio"},
 }
 """What each room may import besides itself; `version` is the package `lockd` itself."""
 

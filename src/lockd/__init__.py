@@ -1,49 +1,110 @@
 """A lock daemon for Linux hosts, and its clients.
 
-`lockd.connect()` opens a session for threads; `lockd.aio.connect()` one for trio and
-asyncio. A client is loaded when it is first asked for: the daemon needs none.
+    connect()       opens a session for threads; returns a Client
+    aio.connect()   opens one for the tasks of trio or asyncio
+    Client          lock(), acquire(), release(), query(), watch(), ...
+    Lock            what Client.lock() returns, to be used like threading.Lock
+    Grant           what Client.acquire() returns: one lock that is held
+    EXCLUSIVE, SHARED
+    canonical_path(), hashed_name()
+    LockdError      what is raised, with its subclasses, described in lockd.errors
+
+`help(lockd.Client)` tells more. A client is loaded when it is first asked for: the
+daemon needs none.
 """
 
 __version__ = "0.1.0"
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from lockd.errors import (
-    AcquireTimeoutError,
-    AlreadyExistsError,
-    AlreadyHeldError,
-    AnchorError,
-    BusyError,
-    ConfigError,
-    ConnectionLostError,
-    DeadlockError,
-    DeniedError,
-    ForkedSessionError,
-    InternalError,
-    InUseError,
-    InvalidRequestError,
-    LimitError,
-    LockdError,
-    LockLostError,
-    NotFoundError,
-    NotHeldError,
-    ProtocolError,
-    RequestCancelledError,
-    RequestError,
-    RestrictedError,
-    UnavailableError,
-    UnknownMethodError,
-    WrongTaskError,
+    AcquireTimeoutError as AcquireTimeoutError,
 )
-from lockd.names import canonical_path, hashed_name
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.errors import (
+    AlreadyExistsError as AlreadyExistsError,
+)
+from lockd.errors import (
+    AlreadyHeldError as AlreadyHeldError,
+)
+from lockd.errors import (
+    AnchorError as AnchorError,
+)
+from lockd.errors import (
+    BusyError as BusyError,
+)
+from lockd.errors import (
+    ConfigError as ConfigError,
+)
+from lockd.errors import (
+    ConnectionLostError as ConnectionLostError,
+)
+from lockd.errors import (
+    DeadlockError as DeadlockError,
+)
+from lockd.errors import (
+    DeniedError as DeniedError,
+)
+from lockd.errors import (
+    ForkedSessionError as ForkedSessionError,
+)
+from lockd.errors import (
+    InternalError as InternalError,
+)
+from lockd.errors import (
+    InUseError as InUseError,
+)
+from lockd.errors import (
+    InvalidRequestError as InvalidRequestError,
+)
+from lockd.errors import (
+    LimitError as LimitError,
+)
+from lockd.errors import (
+    LockdError as LockdError,
+)
+from lockd.errors import (
+    LockLostError as LockLostError,
+)
+from lockd.errors import (
+    NotFoundError as NotFoundError,
+)
+from lockd.errors import (
+    NotHeldError as NotHeldError,
+)
+from lockd.errors import (
+    ProtocolError as ProtocolError,
+)
+from lockd.errors import (
+    RequestCancelledError as RequestCancelledError,
+)
+from lockd.errors import (
+    RequestError as RequestError,
+)
+from lockd.errors import (
+    RestrictedError as RestrictedError,
+)
+from lockd.errors import (
+    UnavailableError as UnavailableError,
+)
+from lockd.errors import (
+    UnknownMethodError as UnknownMethodError,
+)
+from lockd.errors import (
+    WrongTaskError as WrongTaskError,
+)
+from lockd.names import canonical_path as canonical_path
+from lockd.names import hashed_name as hashed_name
+from lockd.terms import EXCLUSIVE as EXCLUSIVE
+from lockd.terms import SHARED as SHARED
 
 if TYPE_CHECKING:
-    from lockd.client import aio
-    from lockd.client.blocking import Client, connect
-    from lockd.client.grants import Grant
-    from lockd.client.locks import Acquired, Lock
+    from lockd import aio as aio
+    from lockd.client.blocking import Client as Client
+    from lockd.client.blocking import connect as connect
+    from lockd.client.grants import Grant as Grant
+    from lockd.client.locks import Acquired as Acquired
+    from lockd.client.locks import Lock as Lock
 
 _MODULES: Final = {
     "Client": "lockd.client.blocking",
@@ -53,49 +114,17 @@ _MODULES: Final = {
     "Lock": "lockd.client.locks",
 }
 
-__all__ = [
-    "EXCLUSIVE",
-    "SHARED",
-    "AcquireTimeoutError",
-    "Acquired",
-    "AlreadyExistsError",
-    "AlreadyHeldError",
-    "AnchorError",
-    "BusyError",
-    "Client",
-    "ConfigError",
-    "ConnectionLostError",
-    "DeadlockError",
-    "DeniedError",
-    "ForkedSessionError",
-    "Grant",
-    "InUseError",
-    "InternalError",
-    "InvalidRequestError",
-    "LimitError",
-    "Lock",
-    "LockLostError",
-    "LockdError",
-    "NotFoundError",
-    "NotHeldError",
-    "ProtocolError",
-    "RequestCancelledError",
-    "RequestError",
-    "RestrictedError",
-    "UnavailableError",
-    "UnknownMethodError",
-    "WrongTaskError",
-    "aio",
-    "canonical_path",
-    "connect",
-    "hashed_name",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name == "aio":
-        return import_module("lockd.client.aio")
+        return importlib.import_module("lockd.aio")
     if name in _MODULES:
-        found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        found = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
         return found
     raise AttributeError(f"module 'lockd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(
+        {*globals(), *_MODULES, "aio"} - {"TYPE_CHECKING", "Any", "Final", "importlib"}
+    )

@@ -77,7 +77,10 @@ def _hangs(*_: object) -> None:
 
 
 def at_each_step(
-    program: Callable[[], None], comes_in: Callable[[], None], stride: int = 1
+    program: Callable[[], None],
+    comes_in: Callable[[], None],
+    stride: int = 1,
+    raised: type[BaseException] = HangsError,
 ) -> Iterator[int]:
     """Runs a program again and again; something comes in one step later each time.
 
@@ -85,6 +88,7 @@ def at_each_step(
         program: uses a client.
         comes_in: what the signal handler does.
         stride: how many steps later.
+        raised: what that raises, if it raises.
 
     Yields:
         The step, after each run.
@@ -106,6 +110,9 @@ def at_each_step(
             sys.settrace(stepper.trace)
             try:
                 program()
+            except raised as error:
+                if isinstance(error, HangsError):
+                    raise
             finally:
                 sys.settrace(None)
                 signal.setitimer(signal.ITIMER_REAL, 0)

@@ -258,11 +258,7 @@ def methods_of(kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def public_functions(module: Any) -> set[str]:
-    names = getattr(module, "__all__", None) or [
-        called
-        for called, found in vars(module).items()
-        if getattr(found, "__module__", None) == module.__name__
-    ]
+    names = getattr(module, "__all__", None) or dir(module)
     return {
         called
         for called in names

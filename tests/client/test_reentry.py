@@ -93,11 +93,7 @@ def test_exception_leaves_the_client_usable_and_nothing_held_unknown(
     def interrupt() -> None:
         raise Interruption
 
-    def interrupted() -> None:
-        with suppress(Interruption):
-            program(client)
-
-    for step in at_each_step(interrupted, interrupt, 5):
+    for step in at_each_step(lambda: program(client), interrupt, 5, Interruption):
         # What was not released says so, and can be.
         if holders(watcher, "work"):
             client.release("work")
@@ -114,21 +110,21 @@ def test_interrupted_request_says_what_became_of_it(
     def interrupt() -> None:
         raise Interruption
 
-    def interrupted() -> None:
-        lock = client.lock("work")
+    lock = client.lock("work")
+
+    def program() -> None:
         try:
             with lock:
                 pass
         except Interruption as error:
             said.update(getattr(error, "__notes__", ()))
-        else:
-            return
+            raise
+
+    for step in at_each_step(program, interrupt, 5, Interruption):
         # The lock tells the truth: at its own end a body may be interrupted, too.
-        assert lock.locked() == bool(holders(watcher, "work"))
+        assert lock.locked() == bool(holders(watcher, "work")), step
         if lock.locked():
             lock.release()
-
-    for step in at_each_step(interrupted, interrupt, 5):
         assert holders(watcher, "work") == 0, step
     assert {
         "lockd: the request for 'work' was cancelled",

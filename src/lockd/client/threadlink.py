@@ -311,6 +311,8 @@ class ThreadLink:
                     awaited, Turn
                 ):  # which comes without a word of the daemon
                     awaited.wake = self._bell.ring
+                if self._core.arrived:  # an exception has torn its reader away
+                    self._core.take_in()
                 if not awaited.done or self._core.outgoing:
                     self._poll(timeout)
                     with self._mutex:

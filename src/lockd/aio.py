@@ -1,0 +1,5 @@
+"""The client for trio and asyncio programs; `connect` opens a session."""
+
+from lockd.client.aio import Client, Events, Grant, Lock, connect
+
+__all__ = ["Client", "Events", "Grant", "Lock", "connect"]
