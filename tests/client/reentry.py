@@ -109,13 +109,14 @@ def at_each_step(
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
             sys.settrace(stepper.trace)
             try:
-                program()
+                try:
+                    program()
+                finally:
+                    sys.settrace(None)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except raised as error:
                 if isinstance(error, HangsError):
                     raise
-            finally:
-                sys.settrace(None)
-                signal.setitimer(signal.ITIMER_REAL, 0)
             if not stepper.arrived:
                 return
             yield step

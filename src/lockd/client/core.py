@@ -70,7 +70,8 @@ class ClientCore:
 
     Attributes:
         outgoing: bytes to be sent, piece by piece; whoever sends one removes it.
-        arrived: bytes that came and were not carried out yet, by `numbers`.
+        arrived: bytes that came and were not carried out yet, each with a number of
+            `numbers`.
         on_lost: called with every grant that gets lost while it is held.
         on_event: called with every event that a watch brings, and its number.
         on_end: called when the connection ends, with what to raise from then on.
@@ -78,7 +79,7 @@ class ClientCore:
 
     def __init__(self, make_grant: Callable[[Hold], AnyGrant]) -> None:
         self.outgoing: deque[bytes] = deque()
-        self.arrived: dict[int, bytes] = {}
+        self.arrived: deque[tuple[bytes, int]] = deque()
         self.numbers = count()
         self.on_lost: Callable[[AnyGrant], None] | None = None
         self.on_event: Callable[[dict[str, Any], int], None] | None = None
@@ -201,19 +202,21 @@ class ClientCore:
 
     def receive(self, data: bytes) -> None:
         """Takes bytes as they came; no bytes: the daemon closed the connection."""
-        self.arrived[next(self.numbers)] = data
+        self.arrived.append((data, next(self.numbers)))
         self.take_in()
 
     def take_in(self) -> None:
         """Carries out what has arrived."""
         while self.arrived and self._ended is None:
-            stage = self._stage
-            number = min(self.arrived, default=-1)
-            data = self.arrived.get(number)
-            if data is not None:
-                if number > stage.number:
-                    self._take_bytes(stage, number, data)
-                self.arrived.pop(number, None)
+            stage, arrived = self._stage, list(self.arrived)
+            if not arrived:
+                break  # somebody came in between
+            data, number = arrived[0]
+            if number > stage.number:
+                self._take_bytes(stage, number, data)
+            # No call between the tests and the removal.
+            if self.arrived and self.arrived[0] is arrived[0]:
+                self.arrived.popleft()
         if self._ended is not None:
             self._finish_end()
 

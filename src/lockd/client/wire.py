@@ -27,8 +27,8 @@ class Wire:
         first = map(pieces.__getitem__, repeat(0))
         sent = map(sock.send, first, repeat(socket.MSG_NOSIGNAL))
         self._send_first = starmap(pieces.popleft, compress(repeat(()), sent)).__next__
-        received = zip(core.numbers, map(sock.recv, repeat(_READ_SIZE)), strict=False)
-        self._receive = starmap(core.arrived.__setitem__, received).__next__
+        received = zip(map(sock.recv, repeat(_READ_SIZE)), core.numbers, strict=False)
+        self._receive = map(core.arrived.append, received).__next__
 
     def push(self) -> None:
         """Sends what the kernel takes; the rest stays in `core.outgoing`."""
