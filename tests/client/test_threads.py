@@ -15,7 +15,7 @@ import lockd
 from client.adapters import Thread
 from client.conformance import freeze
 from daemon_process import DaemonProcess
-from lockd.client import requests
+from lockd.client.reply import Reply
 from lockd.terms import ResourceKey
 from wire_client import PATIENCE, WireClient, wait_for_sessions, wait_for_waiters
 
@@ -176,7 +176,7 @@ def test_more_than_the_socket_takes_passes_at_once(client: lockd.Client) -> None
     def work(number: int) -> None:
         # They are refused for their names, each by its own answer.
         name = f"{number} {'x' * 16_000}"
-        replies = [requests.about("check", name, None) for _ in range(10)]
+        replies = [Reply("check", {"resource": name}) for _ in range(10)]
         client._connection.last.perform(*replies)
         for reply in replies:
             with pytest.raises(lockd.InvalidRequestError):
