@@ -315,6 +315,7 @@ def test_client_that_cannot_be_taken_in_leaves_nothing(
                     else:
                         patched.setattr(service.poller, "watch", refuse)
                     service.poller.act()
+                    service.server.end_turn()
                 assert client.rest() == []
             assert os.listdir("/proc/self/fd") == before
             assert not service.runtime.engine.sessions

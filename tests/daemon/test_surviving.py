@@ -622,6 +622,8 @@ def test_without_memory_new_work_is_refused_and_nothing_is_lost(
     manager: ServiceManager, client: WireClient, other: WireClient, no_memory: Path
 ) -> None:
     prefix = (sys.executable, "-c", SHORT_OF_MEMORY)
+    for each in (client, other):
+        each.call("statistics")  # who was just accepted would not be kept
     manager.kill()
     manager.start(prefix=prefix)
     other.call("statistics")
@@ -653,6 +655,8 @@ def test_without_memory_those_who_do_not_read_make_room(
     manager: ServiceManager, connect: Connect, no_memory: Path
 ) -> None:
     client, other = connect(), connect()
+    for each in (client, other):
+        each.call("statistics")  # who was just accepted would not be kept
     manager.kill()
     manager.start(prefix=(sys.executable, "-c", SHORT_OF_MEMORY))
     watchers = [connect() for _ in range(3)]
