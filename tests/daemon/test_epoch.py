@@ -1,13 +1,20 @@
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from daemon_process import DaemonProcess
-from lockd.daemon.epoch import MAX_EPOCH, TOKENS_PER_EPOCH, open_epoch
+from lockd.daemon.epoch import (
+    LAST_TOKEN,
+    TOKENS_AT_ONCE,
+    Numbers,
+    load_epoch,
+    open_epoch,
+    resume_epoch,
+)
 from lockd.errors import ConfigError
 from wire_client import WireClient
 
@@ -32,7 +39,7 @@ def test_each_start_has_the_next_number(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         opened = open_epoch(directory)
         assert opened.number == number
-        assert opened.last_token == number * TOKENS_PER_EPOCH
+        assert opened.last_token == (number - 1) * TOKENS_AT_ONCE
         opened.close()
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
@@ -49,25 +56,42 @@ def test_directory_is_used_by_one_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"x", b"-1", b"1 2", b"0x5", b"1.5", b"\0" * 8, b"9" * 40, b"9" * 20],
+    [
+        *(b"", b"x", b"-1", b"1 -2", b"1 2 3", b"0x5", b"1.5", b"\0" * 8),
+        *(b"9" * 40, b"9" * 20, b"1 " + b"9" * 20, b"%d" % (2**63 // 10**12)),
+    ],
 )
 def test_damaged_file_is_refused_and_left_as_it_is(
     content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "epoch").write_bytes(content)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="epoch' holds no epoch number"):
+        with pytest.raises(ConfigError, match="epoch' holds no epoch: write two"):
             open_epoch(str(tmp_path))
     assert (tmp_path / "epoch").read_bytes() == content
 
 
-def test_last_epoch_is_refused_before_its_tokens_are_too_long(tmp_path: Path) -> None:
-    (tmp_path / "epoch").write_text(str(MAX_EPOCH - 1))
+def test_tokens_end_before_they_are_too_long(tmp_path: Path) -> None:
+    (tmp_path / "epoch").write_text(f"5 {LAST_TOKEN - 2 * TOKENS_AT_ONCE}\n")
     last = open_epoch(str(tmp_path))
-    assert last.last_token + TOKENS_PER_EPOCH < 2**63
+    assert last.reserved < LAST_TOKEN
     last.close()
     with pytest.raises(ConfigError):
         open_epoch(str(tmp_path))
+
+
+def test_five_hundred_million_starts_are_exact_as_a_double() -> None:
+    assert 500_000_000 * TOKENS_AT_ONCE < 2**53
+
+
+def test_tokens_go_on_above_those_of_a_version_that_reserved_epochs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "epoch").write_text("301\n")
+    opened = open_epoch(str(tmp_path))
+    assert (opened.number, opened.last_token) == (302, 302 * 10**12)
+    opened.close()
+    assert open_epoch(str(tmp_path)).number == 303
 
 
 def test_leftover_of_an_interrupted_write_is_no_obstacle(tmp_path: Path) -> None:
@@ -78,16 +102,17 @@ def test_leftover_of_an_interrupted_write_is_no_obstacle(tmp_path: Path) -> None
     opened.close()
 
 
-def test_next_epoch_is_reserved_before_the_tokens_run_out(tmp_path: Path) -> None:
+def test_more_tokens_are_reserved_before_they_run_out(tmp_path: Path) -> None:
     opened = open_epoch(str(tmp_path))
-    opened.ensure(TOKENS_PER_EPOCH + 5)
-    assert (tmp_path / "epoch").read_text() == "1\n"
-    opened.ensure(2 * TOKENS_PER_EPOCH - 5)
-    opened.ensure(2 * TOKENS_PER_EPOCH - 4)
-    assert (tmp_path / "epoch").read_text() == "2\n"
+    half = TOKENS_AT_ONCE // 2
+    opened.ensure(half)
+    assert (tmp_path / "epoch").read_text() == f"1 {TOKENS_AT_ONCE}\n"
+    opened.ensure(half + 1)
+    opened.ensure(half + 2)
+    assert (tmp_path / "epoch").read_text() == f"1 {2 * TOKENS_AT_ONCE}\n"
     opened.close()
     following = open_epoch(str(tmp_path))
-    assert following.last_token > 2 * TOKENS_PER_EPOCH
+    assert following.last_token == 2 * TOKENS_AT_ONCE
     following.close()
 
 
@@ -115,6 +140,107 @@ def test_directory_that_others_could_exchange_is_refused(
     with pytest.raises(ConfigError, match="the state directory: others may write"):
         open_epoch(str(place))
     assert os.listdir(place) == []
+
+
+def test_full_disk_ends_nobody_while_tokens_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_epoch(str(tmp_path))
+    rename = os.rename
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    opened.ensure(TOKENS_AT_ONCE // 2 + 1)
+    with pytest.raises(OSError, match="No space"):
+        opened.ensure(TOKENS_AT_ONCE - 1)
+    monkeypatch.setattr(os, "rename", rename)
+    opened.ensure(TOKENS_AT_ONCE + TOKENS_AT_ONCE // 64)
+    assert (tmp_path / "epoch").read_text() == f"1 {2 * TOKENS_AT_ONCE}\n"
+    opened.close()
+
+
+# What this daemon knows is never undercut.
+
+SPOILED = {
+    "missing": None,
+    "set back": "1 16777216\n",
+    "of an old version": "12\n",
+    "empty": "",
+    "unreadable": "?",
+}
+
+
+@pytest.fixture(params=SPOILED)
+def spoiled(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], None]:
+    """Does to the file what a backup, an editor or a full disk may do to it."""
+
+    def spoil() -> None:
+        content = SPOILED[request.param]
+        if content is None:
+            (tmp_path / "epoch").unlink()
+        else:
+            (tmp_path / "epoch").write_text(content)
+
+    return spoil
+
+
+KNOWN = Numbers(301, 302 * 10**12)
+
+
+def test_spoiled_file_is_mended_while_the_daemon_serves(
+    spoiled: Callable[[], None], tmp_path: Path
+) -> None:
+    (tmp_path / "epoch").write_text(f"300 {KNOWN.reserved}\n")
+    opened = open_epoch(str(tmp_path))
+    before = (tmp_path / "epoch").read_text()
+    spoiled()
+    opened.look_after()
+    assert (tmp_path / "epoch").read_text() == before
+    opened.close()
+
+
+@pytest.mark.parametrize("began_anew", [False, True])
+def test_spoiled_file_does_not_undercut_what_was_kept(
+    spoiled: Callable[[], None], tmp_path: Path, began_anew: bool
+) -> None:
+    (tmp_path / "epoch").write_text(f"{KNOWN.epoch} {KNOWN.reserved}\n")
+    spoiled()
+    again = (open_epoch if began_anew else resume_epoch)(str(tmp_path), KNOWN)
+    assert again.number == 301 + began_anew
+    assert again.reserved >= KNOWN.reserved
+    again.close()
+    following = open_epoch(str(tmp_path))
+    assert following.number == 302 + began_anew
+    assert following.last_token >= KNOWN.reserved
+    following.close()
+
+
+def test_spoiled_file_is_mended_by_who_goes_on_in_this_process(
+    spoiled: Callable[[], None], tmp_path: Path
+) -> None:
+    (tmp_path / "epoch").write_text(f"300 {KNOWN.reserved}\n")
+    opened = open_epoch(str(tmp_path))
+    before = (tmp_path / "epoch").read_text()
+    data = opened.dump(lambda fd: fd)
+    spoiled()
+    again = load_epoch(str(tmp_path), data)
+    assert (again.number, again.reserved) == (opened.number, opened.reserved)
+    assert (tmp_path / "epoch").read_text() == before
+    again.close()
+
+
+def test_who_goes_on_after_another_daemon_begins_anew(tmp_path: Path) -> None:
+    first = open_epoch(str(tmp_path))
+    before = Numbers(first.number, first.reserved)
+    first.close()
+    other = open_epoch(str(tmp_path))
+    other.close()
+    again = resume_epoch(str(tmp_path), before)
+    assert again.number == 3
+    assert again.last_token == other.reserved
+    again.close()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/lockd", "/dev/null"])

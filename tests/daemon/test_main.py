@@ -147,7 +147,7 @@ def test_socket_may_lie_in_the_state_directory(tmp_path: Path) -> None:
 def test_damaged_state_is_refused(lockd: DaemonProcess) -> None:
     lockd.stop()
     (lockd.state_dir / "epoch").write_text("?")
-    assert "holds no epoch number" in refused_start(lockd)
+    assert "holds no epoch" in refused_start(lockd)
     assert not lockd.socket.exists()
 
 

@@ -1,28 +1,39 @@
-"""The number of this start of the daemon, on disk, so that fencing tokens only rise.
+"""The number of this start and the tokens it may give, on disk: both only rise.
 
-Every token of an epoch is greater than every one of the epochs before. The number is
-written once, before the first grant; nothing is written per grant. Whenever the process
-or the machine dies, the file holds the old number or the new one, never less than what
-was used: the new content is on disk (fsync(2)) before it gets its name (rename(2)), and
-the name is on disk (fsync of the directory) before `open_epoch` returns.
+The file has two numbers: the epoch, which counts the starts, and the last fencing token
+that this start may give. Tokens are reserved many at once, so nothing is written per
+grant, and a start goes on after the last one that was reserved before. Whenever the
+process or the machine dies, the file holds the old numbers or the new ones, never less
+than what was used: the new content is on disk (fsync(2)) before it gets its name
+(rename(2)), and the name is on disk (fsync of the directory) before a token is given.
+
+What this daemon knows is never undercut: a file that somebody removed or set back is
+written again, while it serves and when it goes on after a crash.
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
+from typing import Final, NamedTuple
 
 from lockd.errors import ConfigError
 from lockd.lockspaces.places import make_directory
 from lockd.names import quoted
 
-TOKENS_PER_EPOCH: Final = 10**12
-"""More grants than a start can make: 50,000 a second would take 231 days, and then
-`Epoch.ensure` takes the next number. Decimal, so that people can read the epoch."""
+logger = logging.getLogger(__name__)
 
-MAX_EPOCH: Final = 2**63 // TOKENS_PER_EPOCH - 1
-"""The last one whose tokens are integers to everybody."""
+TOKENS_AT_ONCE: Final = 2**24
+"""How many tokens are reserved at once: at 50,000 grants a second the file is written
+every three minutes. A start that uses none of them wastes so many: five hundred million
+starts fit into the integers of a double (2^53; JavaScript and jq know no others)."""
+
+LAST_TOKEN: Final = 2**63 - 1
+"""The last one that is an integer to everybody."""
+
+_TOKENS_OF_OLD_EPOCH: Final = 10**12
+"""Before 0.1.0 the file had the epoch only, and so many tokens belonged to each."""
 
 _FILE: Final = "epoch"
 _LOCK_FILE: Final = "epoch.lock"
@@ -34,28 +45,86 @@ _NEW_FILE_FLAGS: Final = (
 """Whoever could put a symbolic link or a FIFO there has no business there."""
 
 
-class Epoch:
-    """The state directory, locked for this daemon, and the epoch that is ours."""
+class Numbers(NamedTuple):
+    """What the file says.
 
-    def __init__(self, directory: str, fd: int, lock_fd: int, number: int) -> None:
+    Attributes:
+        epoch: how often a daemon began anew.
+        reserved: the last fencing token that may have been given.
+    """
+
+    epoch: int = 0
+    reserved: int = 0
+
+
+def numbers_of(epoch: int, reserved: int) -> Numbers:
+    """Returns what a predecessor left; one before 0.1.0 reserved epochs, not tokens."""
+    if 0 < reserved < TOKENS_AT_ONCE:
+        reserved = (reserved + 1) * _TOKENS_OF_OLD_EPOCH
+    return Numbers(epoch, reserved)
+
+
+class Epoch:
+    """The state directory, locked for this daemon, and the epoch that is ours.
+
+    Attributes:
+        number: the epoch of this start.
+        last_token: not less than any fencing token that was given before this start.
+        reserved: the last fencing token that nobody else will give.
+    """
+
+    def __init__(
+        self, directory: str, fd: int, lock_fd: int, number: int, last_token: int
+    ) -> None:
         self.directory = directory
-        #: The epoch of this start.
         self.number = number
-        #: The last one that nobody else will get.
-        self.reserved = number
+        self.last_token = last_token
+        self.reserved = last_token
         self._fd = fd
         self._lock_fd = lock_fd
-
-    @property
-    def last_token(self) -> int:
-        """A number that is not less than any fencing token given out before."""
-        return self.number * TOKENS_PER_EPOCH
+        #: Up to this token there is nothing to do.
+        self._enough = last_token - TOKENS_AT_ONCE // 2
 
     def ensure(self, last_token: int) -> None:
-        """Reserves the next epoch well before the tokens of this one are used up."""
-        if last_token > (self.reserved + 1) * TOKENS_PER_EPOCH - 10**9:
-            self.reserved += 1
-            _write(self._fd, self.reserved)
+        """Reserves more tokens well before those are used up that are reserved.
+
+        Raises:
+            OSError: they are nearly used up, and the file cannot be written.
+        """
+        if last_token <= self._enough:
+            return
+        try:
+            self.reserve_more()
+        except OSError as error:
+            logger.error("%s", _cannot(self.directory, error))
+            # Not again at each turn: there are enough for a while.
+            self._enough = last_token + TOKENS_AT_ONCE // 64
+            if last_token > self.reserved - TOKENS_AT_ONCE // 8:
+                raise
+
+    def look_after(self) -> None:
+        """Writes the file again if somebody removed it or set it back.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        ours = Numbers(self.number, self.reserved)
+        found = _read_or(ours, self._fd, self.directory)
+        if found.epoch < self.number or found.reserved < self.reserved:
+            logger.warning(
+                "= the file %s says less than what was given out: it is written again",
+                quoted(f"{self.directory}/{_FILE}"),
+            )
+            self._reserve(self.reserved)
+
+    def reserve_more(self) -> None:
+        """Writes into the file that more tokens may be given."""
+        self._reserve(self.reserved + TOKENS_AT_ONCE)
+
+    def _reserve(self, reserved: int) -> None:
+        _write(self._fd, Numbers(self.number, reserved))
+        self.reserved = reserved
+        self._enough = reserved - TOKENS_AT_ONCE // 2
 
     @property
     def inode(self) -> tuple[int, int]:
@@ -64,7 +133,7 @@ class Epoch:
         return status.st_dev, status.st_ino
 
     def dump(self, keep: Callable[[int], int]) -> list[int]:
-        """Returns what `load_epoch` needs: number, last reserved one, descriptors."""
+        """Returns what `load_epoch` needs: number, last token, descriptors."""
         return [self.number, self.reserved, keep(self._fd), keep(self._lock_fd)]
 
     def close(self) -> None:
@@ -74,25 +143,49 @@ class Epoch:
 
 
 def load_epoch(directory: str, data: list[int]) -> Epoch:
-    """Goes on in the epoch of a predecessor in this process, which holds the lock."""
-    number, reserved, fd, lock_fd = data
+    """Goes on in the epoch of a predecessor in this process, which holds the lock.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    *numbers, fd, lock_fd = data
     os.set_inheritable(fd, False)
     os.set_inheritable(lock_fd, False)
-    epoch = Epoch(directory, fd, lock_fd, number)
-    epoch.reserved = reserved
+    number, reserved = numbers_of(*numbers)
+    epoch = Epoch(directory, fd, lock_fd, number, reserved)
+    epoch.last_token = 0
+    try:
+        epoch.look_after()
+    except OSError as error:
+        raise _cannot(directory, error) from None
     return epoch
 
 
-def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
+def open_epoch(directory: str, before: Numbers = Numbers()) -> Epoch:  # noqa: B008
     """Locks a state directory and begins the next epoch in it.
 
     Args:
-        most: with it, the last one that was begun goes on if it is this one.
+        before: what a predecessor is known to have used, whatever the file says.
 
     Raises:
         ConfigError: the directory cannot be used, another daemon uses it, or what it
             holds is no epoch.
     """
+    return _open(directory, before, goes_on=False)
+
+
+def resume_epoch(directory: str, before: Numbers) -> Epoch:
+    """Goes on in the epoch of a predecessor that was killed.
+
+    If somebody else used the directory since then, the next epoch begins.
+
+    Raises:
+        ConfigError: as `open_epoch`.
+    """
+    return _open(directory, before, goes_on=True)
+
+
+def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
     try:
         place = make_directory(os.path.abspath(directory))
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,10 +200,17 @@ def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
             unless_good.callback(os.close, lock_fd)
             # Not on the directory, which may be that of the socket, too.
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            number = _read(fd, directory)
-            if number != most:
-                number += 1
-                _write(fd, number)
+            found = _read_or(before, fd, directory)
+            number = max(found.epoch, before.epoch)
+            last_token = max(found.reserved, before.reserved)
+            epoch = Epoch(directory, fd, lock_fd, number, last_token)
+            if goes_on and found.epoch <= before.epoch:
+                # The records say how far the tokens came.
+                epoch.last_token = 0
+                epoch.look_after()
+            else:
+                epoch.number += 1
+                epoch.reserve_more()
         except BlockingIOError:
             raise ConfigError(
                 f"the state directory {quoted(directory)} is used by another lockd: "
@@ -119,43 +219,44 @@ def open_epoch(directory: str, *, most: int | None = None) -> Epoch:
         except OSError as error:
             raise _cannot(directory, error) from None
         unless_good.pop_all()
-    return Epoch(directory, fd, lock_fd, number)
-
-
-def resume_epoch(directory: str, number: int, reserved: int) -> Epoch:
-    """Goes on in the epoch of a predecessor that was killed.
-
-    If somebody else used the directory since then, the next epoch begins.
-
-    Raises:
-        ConfigError: as `open_epoch`.
-    """
-    epoch = open_epoch(directory, most=reserved)
-    if epoch.number == reserved:
-        epoch.number = number
     return epoch
 
 
-def _read(directory_fd: int, directory: str) -> int:
+def _read_or(before: Numbers, directory_fd: int, directory: str) -> Numbers:
+    """Returns what the file says; nothing, if it says no numbers and some are known."""
+    try:
+        return _read(directory_fd, directory)
+    except ConfigError:
+        if before == Numbers():
+            raise
+        return Numbers()
+
+
+def _read(directory_fd: int, directory: str) -> Numbers:
     try:
         fd = os.open(_FILE, _READ_FLAGS, dir_fd=directory_fd)
     except FileNotFoundError:
-        return 0
+        return Numbers()
     with open(fd, "rb") as file:
-        text = file.read(32).strip()
-    if not text.isdigit() or int(text) >= MAX_EPOCH:
+        words = file.read(64).split()
+    found = Numbers(LAST_TOKEN, LAST_TOKEN)
+    if len(words) in (1, 2) and all(word.isdigit() for word in words):
+        # One before 0.1.0 had no second number.
+        found = numbers_of(int(words[0]), int(words[-1]))
+    if found.reserved > LAST_TOKEN - 2 * TOKENS_AT_ONCE:
         # Starting from scratch would give out tokens a second time.
         raise ConfigError(
-            f"the file {quoted(directory + '/' + _FILE)} holds no epoch number: "
-            "write one that is greater than that of every start before"
+            f"the file {quoted(directory + '/' + _FILE)} holds no epoch: write two "
+            "numbers that are greater than the epoch and the fencing token of every "
+            "start before"
         )
-    return int(text)
+    return found
 
 
-def _write(directory_fd: int, number: int) -> None:
+def _write(directory_fd: int, numbers: Numbers) -> None:
     fd = os.open(_NEW_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=directory_fd)
     with open(fd, "wb") as file:
-        file.write(b"%d\n" % number)
+        file.write(b"%d %d\n" % numbers)
         file.flush()
         os.fsync(fd)
     os.rename(_NEW_FILE, _FILE, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)

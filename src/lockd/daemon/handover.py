@@ -39,8 +39,8 @@ from lockd.terms import Kind, Mode, OnDisconnect
 if TYPE_CHECKING:
     from lockd.daemon.service import Service
 
-VERSION: Final = 1
-READABLE_FROM: Final = 1
+VERSION: Final = 2
+READABLE_FROM: Final = 2
 OLDEST: Final = 1
 """As in `snapshot`, of what stands around it."""
 

@@ -25,7 +25,7 @@ from lockd.daemon.config import (
     places,
     read_config,
 )
-from lockd.daemon.epoch import Epoch, load_epoch, open_epoch, resume_epoch
+from lockd.daemon.epoch import Epoch, load_epoch, numbers_of, open_epoch, resume_epoch
 from lockd.daemon.handover import Handover, Kept
 from lockd.daemon.limits import shadowed
 from lockd.daemon.listener import (
@@ -282,10 +282,11 @@ def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
     Args:
         state_dir: where it is, if that was lost.
     """
+    before = numbers_of(*revived.state.epoch)
     if revived.problems:
         # The last tokens may be among what could not be read.
-        return open_epoch(revived.state.state_dir or state_dir)
-    return resume_epoch(revived.state.state_dir, *revived.state.epoch)
+        return open_epoch(revived.state.state_dir or state_dir, before)
+    return resume_epoch(revived.state.state_dir, before)
 
 
 def _go_on_with_kept(options: Options, left: Kept) -> None:
