@@ -3,6 +3,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -13,7 +14,17 @@ from daemon_process import DaemonProcess
 from lockd import connect
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl
-from lockd.daemon.config import Allowed, Config, Limits, LockspaceConfig, Places
+from lockd.daemon.config import (
+    Allowed,
+    Bytes,
+    Config,
+    Count,
+    Duration,
+    Limits,
+    LockspaceConfig,
+    Places,
+    Threshold,
+)
 from lockd.daemon.handover import SIGNALS
 from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
 from lockd.daemon.main import main as lockd_command
@@ -133,6 +144,15 @@ def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
     statuses = re.findall(r"^\.B (\d+)$", page, re.MULTILINE)
     known = map(str, (EXIT_DEFECT, EXIT_AGAIN, EXIT_CONFIG))
     assert statuses == ["0", "2", *known]
+
+
+def test_manual_has_the_ranges_of_what_may_be_set() -> None:
+    page = (TOP / "man" / "lockd.toml.5").read_text()
+    text = page.partition(".SH RANGES")[2].partition(".SH")[0]
+    for kind in (Count, Bytes, Duration, Threshold):
+        (meta,) = get_args(kind)[1:]
+        for bound in (meta.ge, meta.gt, meta.le):
+            assert bound is None or re.search(rf"\b{bound}\b", text), (kind, bound)
 
 
 def test_manual_has_every_command_option_and_status_of_lockctl() -> None:

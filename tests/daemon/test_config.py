@@ -16,7 +16,7 @@ from lockd.daemon.config import (
     config_files,
     effective,
     make_lockspace,
-    needs_restart,
+    pending,
     places,
     read_config,
 )
@@ -256,7 +256,7 @@ def test_limits_rights_and_new_lockspaces_count_at_once() -> None:
         limits=Limits(sessions=9), kill_grace=1.0, log_level="error", lockspaces=spaces
     )
     assert effective(RUNNING, wanted) == wanted
-    assert needs_restart(RUNNING, wanted) == []
+    assert pending(RUNNING, wanted) == {}
 
 
 @pytest.mark.parametrize(
@@ -271,23 +271,30 @@ def test_limits_rights_and_new_lockspaces_count_at_once() -> None:
                 RUNNING,
                 lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/e", "kill")},
             ),
-            '[lockspaces.d] "path" counts',
+            '[lockspaces.d] "path" will count when',
         ),
         (
             replace(
                 RUNNING,
                 lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/d")},
             ),
-            '[lockspaces.d] "on_disconnect" counts',
+            '[lockspaces.d] "on_disconnect" will count when',
         ),
     ],
 )
-def test_what_holders_rely_on_stays_until_the_next_start(
-    wanted: Config, why: str
-) -> None:
-    (sentence,) = needs_restart(RUNNING, wanted)
+def test_what_holders_rely_on_stays(wanted: Config, why: str) -> None:
+    counts = effective(RUNNING, wanted)
+    assert counts == RUNNING
+    (sentence,) = pending(counts, wanted).values()
     assert sentence.startswith(why)
-    assert effective(RUNNING, wanted) == RUNNING
+
+
+def test_lockspace_in_which_nothing_is_held_changes_at_once() -> None:
+    for changed in (LockspaceConfig("memory"), LockspaceConfig("directory", "/e")):
+        wanted = replace(RUNNING, lockspaces=BUILT_IN | {"d": changed})
+        counts = effective(RUNNING, wanted, {"d"})
+        assert counts == wanted
+        assert pending(counts, wanted) == {}
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -474,4 +481,4 @@ def test_metrics_and_thresholds_count_at_once() -> None:
         lockspaces=BUILT_IN | {"default": default},
     )
     assert effective(running, wanted) == wanted
-    assert needs_restart(running, wanted) == []
+    assert pending(running, wanted) == {}

@@ -596,7 +596,7 @@ def test_configuration_that_goes_bad_after_the_trial_costs_nothing(
         (b"\xc1", "invalid"),
         (msgspec.msgpack.encode(5), "object"),
         (msgspec.msgpack.encode({"version": 1}), "readable_from"),
-        (msgspec.msgpack.encode(NEWER), "version 99 cannot be read, only 1 to 1"),
+        (msgspec.msgpack.encode(NEWER), "version 99 cannot be read, only 1 to 2"),
         (msgspec.msgpack.encode({"version": 0, "readable_from": 0}), "version 0"),
         (msgspec.msgpack.encode({"version": 1, "readable_from": 1}), "program"),
     ],

@@ -33,6 +33,7 @@ def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:
             },
             "epoch": 1,
             "upgrades": 0,
+            "problems": [],
             "upgrade": {"ready": True, "why": None},
             "sessions": 2,
             "owners": 2,

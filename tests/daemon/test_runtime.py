@@ -12,6 +12,7 @@ from lockd.daemon.answers import Answers
 from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.health import Health
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import Peer
 from lockd.daemon.poller import Poller
@@ -70,7 +71,9 @@ class Scene:
         for name in self.runtime.lockspaces:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
         keeper = LimitKeeper(self.engine, Limits())
-        self.dispatcher = Dispatcher(self.runtime, answers, access, keeper, 1, make)
+        self.dispatcher = Dispatcher(
+            self.runtime, answers, access, keeper, 1, make, Health()
+        )
         self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(10)
         identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False, 0)

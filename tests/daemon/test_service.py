@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -96,11 +96,125 @@ def test_reload_counts_at_once(lockd: DaemonProcess) -> None:
         client.call("release", resource="a")
     lockd.config.write_text("")
     lockd.reload()
-    assert any(
-        "[lockspaces.new] is served until the next start" in x for x in lockd.said
-    )
+    served = "[lockspaces.new] is served until lockd is stopped"
+    assert any(served in x for x in lockd.said)
     with WireClient(lockd.socket) as client:
         client.acquire("a", lockspace="new")
+        assert client.call("statistics")["problems"] == [served]
+
+
+Change = Callable[[DaemonProcess, WireClient], None]
+
+
+def by_reload(daemon: DaemonProcess, client: WireClient) -> None:
+    daemon.reload()
+
+
+def by_upgrade(daemon: DaemonProcess, client: WireClient) -> None:
+    daemon.upgrade()
+
+
+def by_method(daemon: DaemonProcess, client: WireClient) -> None:
+    client.call("reload")
+
+
+@pytest.mark.parametrize("change", [by_reload, by_upgrade, by_method])
+def test_what_holders_rely_on_counts_as_soon_as_nothing_is_held(
+    change: Change, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon("[lockspaces.x]\nkind = 'memory'\n")
+    with WireClient(daemon.socket) as client:
+        client.acquire("a", lockspace="x")
+        daemon.config.write_text(
+            f"[lockspaces.x]\nkind = 'directory'\npath = '{tmp_path}/x'\n"
+            "on_disconnect = 'kill'\n"
+        )
+        change(daemon, client)
+        spaces = client.call("list_lockspaces")["lockspaces"]
+        (before,) = [x for x in spaces if x["name"] == "x"]
+        assert (before["kind"], before["on_disconnect"]) == ("memory", "release")
+        assert client.call("statistics")["problems"] == [
+            '[lockspaces.x] "kind" and "path" and "on_disconnect" will count when '
+            "nothing is held or waited for there: reload then"
+        ]
+        client.call("release", resource="a", lockspace="x")
+        change(daemon, client)
+        spaces = client.call("list_lockspaces")["lockspaces"]
+        (after,) = [x for x in spaces if x["name"] == "x"]
+        assert (after["kind"], after["on_disconnect"]) == ("directory", "kill")
+        assert client.call("statistics")["problems"] == []
+        client.acquire("a", lockspace="x")
+        assert os.listdir(tmp_path / "x") == ["a"]
+        # Else its end would be ours.
+        client.call("release", resource="a", lockspace="x")
+
+
+# The method `reload`.
+
+
+def test_reload_is_answered_when_the_configuration_counts(lockd: DaemonProcess) -> None:
+    with WireClient(lockd.socket) as client:
+        client.acquire("held")
+        for name in "abcdefg":
+            lockd.config.write_text(f"[lockspaces.{name}]\nkind = 'memory'\n")
+            assert client.call("reload") is None
+            client.acquire("a", lockspace=name)
+        assert client.call("statistics")["upgrades"] == 7
+        assert client.call("query", resource="held")["holder_count"] == 1
+
+
+def test_reload_of_a_bad_configuration_says_what_is_wrong(lockd: DaemonProcess) -> None:
+    with WireClient(lockd.socket) as client:
+        lockd.config.write_text("kill_grace = 'soon'\n")
+        refusal = client.refusal("reload")
+        assert refusal.code == "unavailable"
+        assert "kill_grace" in refusal.sentence
+        assert client.call("statistics")["upgrades"] == 0
+        (problem,) = client.call("statistics")["problems"]
+        assert "kill_grace" in problem
+        lockd.config.write_text("")
+        assert client.call("reload") is None
+        assert client.call("statistics")["problems"] == []
+
+
+def test_each_of_many_who_ask_for_a_reload_is_answered_once(
+    lockd: DaemonProcess,
+) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(WireClient(lockd.socket)) for _ in range(5)]
+        asked = [(x, x.send("reload")) for x in clients for _ in range(2)]
+        assert [x.result(msgid) for x, msgid in asked] == [None] * 10
+        assert [x.kept for x in clients] == [[]] * 5
+
+
+# What is to be mended.
+
+
+def test_each_problem_stays_until_it_is_mended(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    metrics = f"[metrics]\ntextfile = '{tmp_path}/no/such/file'\n"
+    daemon = start_daemon(metrics + "textfile_interval = 0.05\n")
+    with WireClient(daemon.socket) as client:
+
+        def problems() -> list[str]:
+            found: list[str] = client.call("statistics")["problems"]
+            return found
+
+        while not problems():
+            pass
+        daemon.config.write_text("kill_grace = 0\n")
+        daemon.reload()
+        textfile, configuration = problems()
+        assert "no metrics in" in textfile
+        assert "kill_grace" in configuration
+        (tmp_path / "no" / "such").mkdir(parents=True)
+        while len(problems()) > 1:
+            pass
+        assert problems() == [configuration]
+        daemon.config.write_text("")
+        daemon.reload()
+        assert problems() == []
 
 
 def test_reload_changes_log_level_and_patience(
@@ -370,17 +484,17 @@ def test_directory_that_never_answers_changes_nothing(
 
     monkeypatch.setattr("lockd.daemon.service.read_config", read_slowly)
     monkeypatch.setattr("lockd.daemon.handover.PATIENCE", 0.01)
-    told: list[str] = []
 
     async def check() -> None:
         with service_in_this_process(tmp_path) as service:
-            monkeypatch.setattr(service, "complain", told.append)
             await service.reload()
             assert service.config == Config()
+            assert service.health.problems == [
+                "the configuration stays as it was: no end after 0.01 s"
+            ]
             answers.set()
 
     trio.run(check)
-    assert told == ["the configuration stays as it was: no end after 0.01 s"]
 
 
 def activated(

@@ -403,12 +403,13 @@ def test_file_does_not_open_a_lockspace_that_an_admin_made_of_another_kind(
         connected_as(daemon.socket, *WHO["alice"]) as alice,
     ):
         root.call("create_lockspace", name="disks", kind="direct")
+        root.acquire(str(tmp_path / "disk"), lockspace="disks")
         daemon.config.write_text("[lockspaces.disks]\nkind = 'memory'\n")
         if change == "reload":
             daemon.reload()
         else:
             daemon.upgrade()
-        assert '[lockspaces.disks] "kind" counts from the next start on' in str(
+        assert '[lockspaces.disks] "kind" will count when nothing is held' in str(
             daemon.said
         )
         refusal = alice.refusal(

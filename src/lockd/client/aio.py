@@ -346,6 +346,16 @@ class Client(Uncopied):
         counters: dict[str, Any] = await self.call("statistics")
         return counters
 
+    async def reload(self) -> None:
+        """Has the daemon take up its configuration and its program; for admins.
+
+        Returns when both count: every lock and every connection goes on.
+
+        Raises:
+            UnavailableError: nothing has changed; the error says why.
+        """
+        await self.call("reload")
+
     async def metrics(self) -> str:
         """Returns what the daemon counts, as OpenMetrics; for admins."""
         text: str = (await self.call("metrics"))["text"]

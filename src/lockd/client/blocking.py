@@ -300,6 +300,16 @@ class Client(Uncopied):
         counters: dict[str, Any] = self.call("statistics")
         return counters
 
+    def reload(self) -> None:
+        """Has the daemon take up its configuration and its program; for admins.
+
+        Returns when both count: every lock and every connection goes on.
+
+        Raises:
+            UnavailableError: nothing has changed; the error says why.
+        """
+        self.call("reload")
+
     def metrics(self) -> str:
         """Returns what the daemon counts, as OpenMetrics; for admins."""
         text: str = self.call("metrics")["text"]

@@ -46,6 +46,7 @@ _GROUPS: Final = {
     "Look after the daemon": {
         "status": ("lockd.ctl.status", "status"),
         "metrics": ("lockd.ctl.metrics", "metrics"),
+        "reload": ("lockd.ctl.stop", "reload"),
         "stop": ("lockd.ctl.stop", "stop"),
         "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
         "completion": ("lockd.ctl.completion", "completion"),

@@ -316,6 +316,7 @@ class Statistics(Struct, kw_only=True):
     last_fencing_token: int
     kept: Kept
     limits: dict[str, Limit]
+    problems: list[str] = []
 
 
 class Status(Document, kw_only=True):

@@ -73,6 +73,7 @@ def _facts(found: Thing, spaces: list[Thing]) -> list[tuple[str, object]]:
         ("holders", found["held"]),
         ("waiting", found["waiting"]),
         ("survives a crash", _what_survives(found["kept"], _held(spaces))),
+        *(("to be mended", problem) for problem in found.get("problems", ())),
     ]
 
 

@@ -1,5 +1,7 @@
-"""`lockctl stop`: the one way to lose what outlives crash and restart."""
+"""`lockctl reload`, and `lockctl stop`: the one way to lose what outlives a crash."""
 
+import os
+import signal
 import subprocess
 from itertools import islice
 from typing import Final
@@ -12,11 +14,36 @@ from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.listings import show_resources
 from lockd.ctl.managers import MANAGERS, property_of
 from lockd.ctl.render import say
-from lockd.errors import UnavailableError
+from lockd.errors import UnavailableError, UnknownMethodError
 from lockd.text import counted
 
 SHOWN: Final = 20
 """How many of the locks that would be lost are listed."""
+
+
+@click.command(short_help="Have the daemon take up configuration and program anew.")
+@click.pass_obj
+def reload(socket: str | None, /) -> int:
+    """Have the daemon read its configuration anew, and take up a new version of itself.
+
+    Ends when both count. Every lock and every connection goes on. If the configuration
+    is invalid, or the new version cannot go on, nothing changes, and the exit status is
+    69. For admins; `systemctl reload lockd` does the same.
+    """
+    with connect(socket) as client:
+        try:
+            client.reload()
+        except UnknownMethodError:
+            # An older version, which the new one is about to follow.
+            pid = client.statistics()["pid"]
+            os.kill(pid, signal.SIGUSR1)
+            say(f"lockd (pid {pid}) is older and does not say how it ends: see its log")
+            return exits.OK
+        found = client.statistics()
+    say(f"lockd {found['version']} (pid {found['pid']}) serves as configured")
+    for problem in found["problems"]:
+        say(f"to be mended: {problem}")
+    return exits.OK
 
 
 @click.command(short_help="Stop the daemon for good, after telling who loses what.")

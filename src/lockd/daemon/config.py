@@ -8,7 +8,7 @@ import os
 import pwd
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -314,39 +314,61 @@ _FIXED: Final = ("socket", "admin_socket", "state_dir")
 _FIXED_IN_LOCKSPACE: Final = ("kind", "path", "on_disconnect")
 
 
-def effective(running: Config, wanted: Config) -> Config:
+def is_another(running: LockspaceConfig, wanted: LockspaceConfig) -> bool:
+    """Tells whether a lockspace changes in what its holders rely on."""
+    return any(
+        getattr(running, key) != getattr(wanted, key) for key in _FIXED_IN_LOCKSPACE
+    )
+
+
+def effective(
+    running: Config, wanted: Config, unused: Container[str] = frozenset()
+) -> Config:
     """Returns what of a configuration counts while the daemon runs.
 
     Whoever holds locks may rely on where their files are, and on whether its process
     will be ended.
+
+    Args:
+        unused: the lockspaces in which nothing is held or waited for.
     """
     lockspaces = dict(running.lockspaces)
     for name, space in wanted.lockspaces.items():
         before = running.lockspaces.get(name, space)
+        if name in unused:
+            before = space
         fixed = {key: getattr(before, key) for key in _FIXED_IN_LOCKSPACE}
         lockspaces[name] = replace(space, **fixed)
     fixed = {key: getattr(running, key) for key in _FIXED}
     return replace(wanted, lockspaces=lockspaces, **fixed)
 
 
-def needs_restart(running: Config, wanted: Config) -> list[str]:
-    """Returns what of a configuration cannot count before the next start."""
-    counts = effective(running, wanted)
-    found = [
-        f'"{key}" counts from the next start on'
+def pending(counts: Config, wanted: Config) -> dict[str, str]:
+    """Returns what of a configuration does not count yet: a sentence for each.
+
+    Args:
+        counts: what counts (`effective`).
+        wanted: what is configured.
+    """
+    found = {
+        key: f'"{key}" counts when lockd is stopped and started: a restart keeps it'
         for key in _FIXED
         if getattr(counts, key) != getattr(wanted, key)
-    ]
+    }
     for name, space in counts.lockspaces.items():
         new = wanted.lockspaces.get(name)
         if new is None:
-            found.append(f"[lockspaces.{name}] is served until the next start")
-            continue
-        found += [
-            f'[lockspaces.{name}] "{key}" counts from the next start on'
-            for key in _FIXED_IN_LOCKSPACE
-            if getattr(space, key) != getattr(new, key)
-        ]
+            found[name] = f"[lockspaces.{name}] is served until lockd is stopped"
+        elif is_another(space, new):
+            keys = [
+                f'"{key}"'
+                for key in _FIXED_IN_LOCKSPACE
+                if getattr(space, key) != getattr(new, key)
+            ]
+            found[name] = (
+                f"[lockspaces.{name}] {' and '.join(keys)} will count when nothing is "
+                "held or waited for there: reload then"
+            )
     return found
 
 

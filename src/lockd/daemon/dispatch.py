@@ -28,6 +28,7 @@ from lockd.daemon.config import LockspaceConfig
 from lockd.daemon.credentials import open_pidfd
 from lockd.daemon.defects import attempt, defect
 from lockd.daemon.finder import Finder
+from lockd.daemon.health import Health
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.logs import AUDIT
 from lockd.daemon.peer import ARRAY, Peer
@@ -70,6 +71,7 @@ class Dispatcher:
         keeper: what is too much.
         epoch: the number of this start.
         make_lockspace: makes a lockspace of a name, kind and path.
+        health: what an admin has to mend.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Dispatcher:
         keeper: LimitKeeper,
         epoch: int,
         make_lockspace: LockspaceMaker,
+        health: Health,
     ) -> None:
         self._runtime = runtime
         self._answers = answers
@@ -93,6 +96,7 @@ class Dispatcher:
         self._reader = Reader(runtime, answers, self._finder, self._veil)
         self._epoch = epoch
         self._make_lockspace = make_lockspace
+        self._health = health
         #: The youngest session or owner.
         self.last_number = 0
         self.started = trio.current_time()
@@ -359,6 +363,8 @@ class Dispatcher:
         result["upgrades"] = self.upgrades
         result["limits"] = self._keeper.usage()
         result["upgrade"] = inquiries.upgrade(self._runtime.changes, self._keeper)
+        # They may name what is hidden from others.
+        result["problems"] = self._health.problems if peer.is_admin else []
         result["uptime"] = trio.current_time() - self.started
         peer.send_result(msgid, result)
 

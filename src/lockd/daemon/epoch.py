@@ -112,7 +112,7 @@ class Epoch:
         found = _read_or(ours, self._fd, self.directory)
         if found.epoch < self.number or found.reserved < self.reserved:
             logger.warning(
-                "= the file %s says less than what was given out: it is written again",
+                "the file %s says less than what was given out: it is written again",
                 quoted(f"{self.directory}/{_FILE}"),
             )
             self._reserve(self.reserved)

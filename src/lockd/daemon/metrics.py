@@ -288,7 +288,7 @@ class Metrics:
             "lockd_complaint",
             "gauge",
             "Whether the status line tells of something to be mended.",
-            int(service.has_complaint),
+            int(bool(service.health.problems)),
         )
 
 

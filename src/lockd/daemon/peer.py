@@ -64,6 +64,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
             apart from that, so that it can be seen whether some of it is missing.
         unsent_apart: bytes that come before `unsent`, and are recorded in `Pieces`.
         partial_apart: the same, before the half message in `connection`.
+        reloads: the msgids of requests that expect the end of a reload.
         is_inheritable: as of a `Peer`; what an older daemon served was always so.
     """
 
@@ -81,11 +82,15 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     claims: int | None = None
     unsent_apart: int = 0
     partial_apart: int = 0
+    reloads: tuple[int, ...] = ()
     is_inheritable: bool = True
 
 
 ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
+
+RELOAD: Final = object()
+"""How a reload ended, which a successor may have to tell (protocol 6.18)."""
 
 
 Conversation = Connection | LibvirtConnection
@@ -123,7 +128,8 @@ class Peer:
             has died, as long as another one has its socket.
         is_orphaned: whether that process has died, and the session ends therefore.
         expected: what a request gets when it has been carried out, by msgid, if that is
-            not just its grant or nil: `ARRAY` for an array of grants, or a result.
+            not just its grant or nil: `ARRAY` for an array of grants, `RELOAD` for the
+            end of a reload, or a result.
     """
 
     def __init__(
@@ -230,7 +236,7 @@ class Peer:
             connection,
             unsent,
             self._piled_up,
-            self._arrays() if self.expected else [],
+            [*self.expecting(ARRAY)] if self.expected else [],
             self.is_closing,
             self.restricted,
             self.client,
@@ -239,11 +245,13 @@ class Peer:
             claims,
             unsent_apart,
             partial_apart,
+            self.expecting(RELOAD) if self.expected else (),
             self.is_inheritable,
         )
 
-    def _arrays(self) -> list[int]:
-        return [msgid for msgid, x in self.expected.items() if x is ARRAY]
+    def expecting(self, what: object) -> tuple[int, ...]:
+        """Returns the msgids of the requests that expect `ARRAY`, or `RELOAD`."""
+        return tuple(msgid for msgid, x in self.expected.items() if x is what)
 
     def load_state(self, state: PeerState) -> None:
         """Goes on where the session stood that `dump_state` described.
@@ -255,6 +263,7 @@ class Peer:
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, getattr(state, name))
         self.expected = dict.fromkeys(state.arrays, ARRAY)
+        self.expected |= dict.fromkeys(state.reloads, RELOAD)
         self.connection.load(state.connection)
         self._received = state.done
         self._received_before = state.done - len(state.connection["partial"])

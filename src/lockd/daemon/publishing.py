@@ -3,15 +3,16 @@
 import logging
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
 import trio
 
 from lockd.daemon import scrape
 from lockd.daemon.config import MetricsConfig
 from lockd.daemon.defects import defect
+from lockd.daemon.health import Health
 from lockd.daemon.runtime import undisturbed
 
 logger = logging.getLogger(__name__)
@@ -19,24 +20,28 @@ logger = logging.getLogger(__name__)
 BACKLOG = 16
 """Connections that may wait to be accepted."""
 
+_ADDRESS: Final = "metrics address"
+_TEXTFILE: Final = "metrics textfile"
+
 
 class Publisher:
     """Publishes the metrics as long as `run` runs, each time as was said last.
 
     Args:
         text: returns the metrics.
-        complain: is told what an admin has to mend.
+        health: is told what an admin has to mend, and what is mended.
     """
 
-    def __init__(self, text: scrape.Text, complain: Callable[[str], None]) -> None:
+    def __init__(self, text: scrape.Text, health: Health) -> None:
         self._text = text
-        self._complain = complain
+        self._health = health
         self._wanted = MetricsConfig()
         self._changed = trio.Event()
 
     def configure(self, wanted: MetricsConfig) -> None:
         """Publishes elsewhere from now on; tries again what failed before."""
         self._wanted = wanted
+        self._health.clear(_ADDRESS, _TEXTFILE)
         self._changed.set()
 
     async def run(self) -> None:
@@ -56,9 +61,10 @@ class Publisher:
         try:
             listener = bind(place)
         except OSError as error:
-            self._complain(
+            self._health.report(
+                _ADDRESS,
                 f"no metrics at {place}: {os.strerror(error.errno or 0)} "
-                "(in the service's sandbox it takes lockd-metrics.socket)"
+                "(in the service's sandbox it takes lockd-metrics.socket)",
             )
             return
         with listener:
@@ -68,7 +74,6 @@ class Publisher:
             await scrape.serve(listener, self._text)
 
     async def _write_again_and_again(self, wanted: MetricsConfig) -> None:
-        problem = ""
         while True:
             try:
                 job = partial(write, wanted.textfile, self._text("plain"))
@@ -78,9 +83,11 @@ class Publisher:
                 said = await trio.to_thread.run_sync(
                     undisturbed, job, abandon_on_cancel=True
                 )
-            if said and said != problem:
-                self._complain(f"no metrics in {wanted.textfile}: {said}")
-            problem = said
+            if said:
+                problem = f"no metrics in {wanted.textfile}: {said}"
+                self._health.report(_TEXTFILE, problem)
+            else:
+                self._health.clear(_TEXTFILE)
             await trio.sleep(wanted.textfile_interval)
 
 

@@ -55,7 +55,7 @@ class Recorder:
         self._apart = dict(apart)
         self._numbers = (-1, -1)
         self._config: object = None
-        self._spaces: set[str] = set()
+        self._spaces: dict[str, Lockspace] = {}
         records.follow(self._engine)
         service.runtime.processes.changed = set()
 
@@ -178,10 +178,11 @@ class Recorder:
             self._config = service.config
             self._put(CONFIG, 0, msgspec.to_builtins(service.config))
         lockspaces = service.runtime.lockspaces
-        if len(lockspaces) > len(self._spaces):
-            for name in lockspaces.keys() - self._spaces:
-                self._put(SPACE, name, _dump_space(lockspaces[name]))
-                self._spaces.add(name)
+        if lockspaces != self._spaces:
+            for name, space in lockspaces.items():
+                if self._spaces.get(name) is not space:
+                    self._put(SPACE, name, _dump_space(space))
+            self._spaces = dict(lockspaces)
 
     def record_anew(self) -> None:
         """Records all there is, and nothing else, whatever a predecessor left.
@@ -205,7 +206,7 @@ class Recorder:
         for key in known:
             ledger.remove(key)
         self._numbers, self._config = (-1, -1), None
-        self._spaces.clear()
+        self._spaces = {}
         self.commit(())
 
     def adopt_records(self, found: Iterable[tuple[str, Any]]) -> None:

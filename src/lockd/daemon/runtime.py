@@ -105,7 +105,11 @@ class Runtime:
                 self._tell[kind] = (*self._tell.get(kind, ()), action)
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
-        """Serves another lockspace from now on."""
+        """Serves a lockspace from now on, in the place of one that is unused."""
+        before = self.lockspaces.get(lockspace.name)
+        if before is not None and before.anchored:
+            before.finish()
+            self._file_lockspaces.remove(before)
         self.lockspaces[lockspace.name] = lockspace
         self._counts.space(lockspace.name)
         if lockspace.anchored:
@@ -113,6 +117,16 @@ class Runtime:
         self.carry_out(
             c.AddLockspace(lockspace.name, lockspace.anchored, lockspace.on_disconnect)
         )
+
+    def is_unused(self, name: str) -> bool:
+        """Tells whether nothing is held, waited for or being opened in a lockspace."""
+        space = self.lockspaces.get(name)
+        if space is None:
+            return True
+        at_work = self.changes or (
+            space in self._file_lockspaces and any(space.open_resources())
+        )
+        return not at_work and all(x.lockspace != name for x in self.engine.resources)
 
     def carry_out(self, command: c.Command) -> None:
         """Lets something happen, and everything that follows from it.

@@ -4,7 +4,6 @@ import logging
 import os
 import select
 import signal
-import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -22,13 +21,15 @@ from lockd.daemon.config import (
     Config,
     LockspaceConfig,
     effective,
+    is_another,
     make_lockspace,
-    needs_restart,
+    pending,
     read_config,
 )
 from lockd.daemon.defects import defect
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
+from lockd.daemon.health import Health
 from lockd.daemon.keeping import Keeping
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.listener import METRICS, Listener, Role
@@ -38,6 +39,7 @@ from lockd.daemon.peer import Peer
 from lockd.daemon.pieces import Apart
 from lockd.daemon.poller import Poller
 from lockd.daemon.publishing import Publisher
+from lockd.daemon.reloads import Reloads
 from lockd.daemon.runtime import Runtime, undisturbed
 from lockd.daemon.scrape import serve as serve_metrics
 from lockd.daemon.server import Server
@@ -57,12 +59,14 @@ logger = logging.getLogger("lockd")
 CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
 """Set to 1, every law of the lock table is checked after every command. Slow."""
 
+CONFIGURATION: Final = "configuration"
+UPGRADE: Final = "upgrade"
+STATE: Final = "state"
+PENDING: Final = "pending "
+"""What a problem may concern (`Health`)."""
+
 HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what systemd is told, and at whether to end."""
-
-
-MAX_COMPLAINT: Final = 500
-"""Characters of the status for what an admin should know; the log has all of it."""
 
 
 class Options(Struct, frozen=True):
@@ -111,8 +115,15 @@ class Service:
             checks=os.environ.get(CHECK_INVARIANTS) == "1",
         )
         make = partial(make_lockspace, open_files=self.open_files)
+        self.health = Health()
         self.dispatcher = Dispatcher(
-            self.runtime, self.answers, self.access, self.keeper, epoch.number, make
+            self.runtime,
+            self.answers,
+            self.access,
+            self.keeper,
+            epoch.number,
+            make,
+            self.health,
         )
         virtlockd = Virtlockd(self.dispatcher, self.runtime.lockspaces)
         self.server = Server(
@@ -127,9 +138,11 @@ class Service:
         #: Since when clients wait for us to go on where the daemon before stood.
         self.went_on_since: float | None = None
         self._metrics = Metrics(self)
-        self._publisher = Publisher(self._metrics.public_text, self.complain)
+        self._publisher = Publisher(self._metrics.public_text, self.health)
         self._slowness = Slowness(self.answers.counts, engine)
+        self._reloads = Reloads(self.answers)
         self.dispatcher.handlers["metrics"] = self._tell_metrics
+        self.dispatcher.handlers["reload"] = self._reloads.take
         for method in self.dispatcher.handlers:
             self.answers.counts.requests[method] = 0
         self.answers.counts.adopt(engine)
@@ -140,8 +153,6 @@ class Service:
         #: Held by a reload or an upgrade: one after the other.
         self._changing = trio.Lock()
         self._status = ""
-        #: What an admin should know, until it is mended: shown in the status.
-        self._complaint = ""
         self._idle_since = trio.current_time()
         self._set_up(config)
         self._slowness.adopt(trio.current_time())
@@ -166,16 +177,6 @@ class Service:
     def _tell_metrics(self, peer: Peer, msgid: int, params: object) -> None:
         peer.send_result(msgid, {"text": self._metrics.text()})
 
-    @property
-    def has_complaint(self) -> bool:
-        """Whether the status tells of something that an admin has to mend."""
-        return bool(self._complaint)
-
-    def complain(self, problem: str) -> None:
-        """Says what went wrong where an admin will see it: log and status."""
-        logger.error("%s", problem)
-        self._complaint = problem
-
     # Configuration.
 
     def configure(self, config: Config) -> None:
@@ -187,27 +188,29 @@ class Service:
         self._apply(config, self._make_missing(config))
 
     def _make_missing(self, config: Config) -> list[Lockspace]:
+        running = self._running_config(config).lockspaces
         return [
             self._make_lockspace(
                 name, found.kind, found.path, on_disconnect=found.on_disconnect
             )
             for name, found in config.lockspaces.items()
-            if name not in self.runtime.lockspaces
+            if name not in self.runtime.lockspaces or is_another(running[name], found)
         ]
 
     def _apply(self, config: Config, made: list[Lockspace]) -> None:
         running = self._running_config(config)
-        counts = effective(running, config)
+        unused = {x.name for x in made if self.runtime.is_unused(x.name)}
+        counts = effective(running, config, unused)
         # What was said of lockspaces that are named no longer goes on to count.
         rights = {
             name: rights_of(counts.lockspaces[name]) for name in config.lockspaces
         }
         for lockspace in made:
             # A client may have been quicker.
-            if lockspace.name not in self.runtime.lockspaces:
+            if lockspace.name in unused:
                 self.runtime.add_lockspace(lockspace)
-        for sentence in needs_restart(running, config):
-            logger.warning("%s", sentence)
+        self.health.replace_all(PENDING, pending(counts, config))
+        self.health.clear(CONFIGURATION)
         self.config = counts
         for name, found in rights.items():
             self.access.set_rights(name, found)
@@ -248,12 +251,27 @@ class Service:
                             undisturbed, self._prepare, abandon_on_cancel=True
                         )
                     )
-                self._complaint = ""
                 logger.info("the configuration was read anew")
             except (ConfigError, trio.TooSlowError) as error:
                 reason = str(error) or f"no end after {handover.PATIENCE:g} s"
-                self.complain(f"the configuration stays as it was: {reason}")
+                self._keep_configuration(reason)
             self._tell_ready()
+
+    def read_configuration(self) -> None:
+        """Reads the configuration at a start that goes on; a bad one changes nothing.
+
+        It must not cost what was held.
+        """
+        try:
+            self.configure(read_config(self._options.config))
+        except ConfigError as error:
+            self._keep_configuration(str(error))
+        problem = self.health.problem(CONFIGURATION)
+        self._reloads.answer(self._reloads.waiting(), problem)
+
+    def _keep_configuration(self, reason: str) -> None:
+        problem = f"the configuration stays as it was: {reason}"
+        self.health.report(CONFIGURATION, problem)
 
     def _prepare(self) -> tuple[Config, list[Lockspace]]:
         config = read_config(self._options.config)
@@ -328,7 +346,12 @@ class Service:
             self._tell_reloading()
             while self._asked_to_upgrade:
                 self._asked_to_upgrade = False
+                asked = self._reloads.waiting()
+                self.health.clear(UPGRADE)
                 await self._try_to_upgrade()
+                if problem := self.health.problem(UPGRADE):
+                    self._reloads.answer(asked, problem)
+                    self.server.end_turn()
             self._tell_ready()
         self._upgrading = False
 
@@ -345,7 +368,8 @@ class Service:
             if self.runtime.is_broken:
                 raise
             why = error if isinstance(error, ConfigError | OSError) else defect(error)
-            self.complain(f"no upgrade, lockd {__version__} goes on: {why}")
+            problem = f"no upgrade, lockd {__version__} goes on: {why}"
+            self.health.report(UPGRADE, problem)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
 
     async def _leave_signals(self) -> None:
@@ -369,6 +393,7 @@ class Service:
         watchdog = systemd.watchdog_interval()
         while True:
             self._slowness.look(trio.current_time())
+            self._look_after_epoch()
             self._tell_status()
             done = sum(self.answers.counts.requests.values())
             # Who only comes and goes takes memory, too.
@@ -385,6 +410,16 @@ class Service:
                 logger.info("ends: nobody needed it for a while")
                 self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
+
+    def _look_after_epoch(self) -> None:
+        try:
+            self.epoch.look_after()
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            problem = f"the epoch cannot be written in {self.epoch.directory}: {why}"
+            self.health.report(STATE, problem)
+        else:
+            self.health.clear(STATE)
 
     def _is_idle_too_long(self) -> bool:
         timeout = self._options.timeout
@@ -408,9 +443,7 @@ class Service:
         engine = self.runtime.engine
         status = f"{engine.held} held, {engine.waiting} waiting, "
         status += counted(len(engine.sessions), "session")
-        if self._complaint:
-            # A line of its own would be another assignment (sd_notify(3)).
-            complaint = "; ".join(self._complaint.splitlines())
-            status += f"; {textwrap.shorten(complaint, MAX_COMPLAINT, placeholder='…')}"
+        if problems := self.health.summary():
+            status += f"; {problems}"
         if status != self._status and notify(f"STATUS={status}"):
             self._status = status

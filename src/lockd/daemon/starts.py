@@ -10,7 +10,7 @@ import trio
 from lockd import __version__
 from lockd.daemon import handover, revival, takeover
 from lockd.daemon.clock import MonotonicClock
-from lockd.daemon.config import Config, read_config
+from lockd.daemon.config import Config
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.listener import Listener, Role
 from lockd.daemon.metrics import process_age
@@ -87,11 +87,8 @@ def revive(
             for key in keeping.unlocked():
                 takeover.lose(service, key, "its file is not locked any more")
         for problem in revived.problems:
-            service.complain(f"not taken over: {problem}")
-        try:
-            service.configure(read_config(options.config))
-        except ConfigError as error:
-            service.complain(f"the configuration stays as it was: {error}")
+            service.health.report(f"lost {problem}", f"not taken over: {problem}")
+        service.read_configuration()
         for stranger in revived.strangers:
             service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
         service.dispatcher.upgrades += is_upgrade
@@ -114,7 +111,8 @@ def revive(
         else:
             keeping.recorder.adopt_records(revived.recorded)
         for what in left:
-            service.complain(f"{what} stays locked, and nobody holds it")
+            problem = f"{what} stays locked, and nobody holds it"
+            service.health.report(f"stuck {what}", problem)
         if damaged:
             keeping.write_anew()
         for peer in service.answers.peers.values():
@@ -153,10 +151,7 @@ def go_on(
         takeover.take_over(service, state, loaded)
         service.answers.counts.revivals = state.revivals
         service.went_on_since = state.left_at or None
-        try:
-            service.configure(read_config(options.config))
-        except ConfigError as error:
-            service.complain(f"the configuration stays as it was: {error}")
+        service.read_configuration()
         _collect_from_now_on()
         await service.run()
 

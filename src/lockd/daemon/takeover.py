@@ -96,7 +96,7 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
     service.dispatcher.upgrades = state.upgrades + 1
     _end_what_is_left(service, loaded)
     for problem in problems:
-        service.complain(f"not taken over: {problem}")
+        service.health.report(f"lost {problem}", f"not taken over: {problem}")
 
 
 def close_on_exec(state: Handover) -> None:

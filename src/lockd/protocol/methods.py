@@ -268,6 +268,7 @@ METHODS: Final[dict[str, Method]] = {
         Method("list_sessions", ListSessionsParams),
         Method("statistics", NoParams),
         Method("metrics", NoParams, "admin"),
+        Method("reload", NoParams, "admin"),
         Method("watch", WatchParams),
         Method("break", BreakParams),
         Method("disconnect", DisconnectParams, "admin"),
