@@ -25,8 +25,8 @@ IN_FLIGHT_SLACK: Final = 512
 """Copies of descriptors given up that may still wait for the next compaction."""
 
 KIB_SLACK: Final = 16_384
-MEMORY_SECONDS: Final = 60.0
-"""Within which memory must be back when all are gone."""
+BACK_SECONDS: Final = 60.0
+"""Within which all that was used must be given back when all are gone."""
 
 MOST_SHARED: Final = 64 * 2**20
 """Bytes of shared memory that the daemon may have at any time, whatever clients do."""
@@ -170,26 +170,29 @@ class Rounds:
                 break
             time.sleep(0.1)
         must("left", f"{left} held, waiting, sessions when all are gone", not any(left))
-        start = self._start
-
-        def grown() -> int:
-            return max(used.daemon_kib - start.daemon_kib,
-                       used.first_kib - start.first_kib)  # fmt: skip
-
-        used, end = self.target.quiet_use(), time.monotonic() + MEMORY_SECONDS
-        while grown() > KIB_SLACK and time.monotonic() < end:
+        end = time.monotonic() + BACK_SECONDS
+        while self._left(used := self.target.quiet_use()) and time.monotonic() < end:
             time.sleep(1)
-            used = self.target.quiet_use()
-        must("left", f"descriptors of lockd: {used} from {start}",
-             used.daemon_fds <= start.daemon_fds + FDS_SLACK)  # fmt: skip
-        must("left", f"descriptors of PID 1: {used} from {start}",
-             used.first_fds <= start.first_fds + FDS_SLACK)  # fmt: skip
-        must("left", f"descriptors in flight: {used} from {start}",
-             used.in_flight <= start.in_flight + IN_FLIGHT_SLACK)  # fmt: skip
+        for kind, what in self._left(used):
+            must(kind, f"{what}: {used} from {self._start}", is_good=False)
         for line in self.target.defects():
             must("defect", line, is_good=False)
         must("shared memory", f"{most_shared / 2**20:.0f} MiB",
              most_shared <= MOST_SHARED)  # fmt: skip
-        must("memory", f"{used} from {start}", grown() <= KIB_SLACK)
         self.used = used
         return found
+
+    def _left(self, used: Use) -> list[tuple[str, str]]:
+        """Returns what is in use that was not before: the kind of finding, and what."""
+        start = self._start
+        more = {
+            ("left", "descriptors of lockd"):
+                used.daemon_fds - start.daemon_fds - FDS_SLACK,
+            ("left", "descriptors of PID 1"):
+                used.first_fds - start.first_fds - FDS_SLACK,
+            ("left", "descriptors in flight"):
+                used.in_flight - start.in_flight - IN_FLIGHT_SLACK,
+            ("memory", "of lockd"): used.daemon_kib - start.daemon_kib - KIB_SLACK,
+            ("memory", "of PID 1"): used.first_kib - start.first_kib - KIB_SLACK,
+        }  # fmt: skip
+        return [name for name, excess in more.items() if excess > 0]
