@@ -178,12 +178,6 @@ BUGS: Final = [
     ),
     _in(
         "daemon/recording",
-        "all that a client leaves unread is recorded in each turn",
-        "_encode(peer.dump_state(claims, self._apart[peer.session]))",
-        "_encode(peer.dump_state(claims))",
-    ),
-    _in(
-        "daemon/recording",
         "only each second commit is one",
         "                ledger.commit()\n",
         "                if len(self._state_keys) % 2:\n"

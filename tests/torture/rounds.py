@@ -28,8 +28,12 @@ KIB_SLACK: Final = 16_384
 BACK_SECONDS: Final = 60.0
 """Within which all that was used must be given back when all are gone."""
 
-MOST_SHARED: Final = 64 * 2**20
-"""Bytes of shared memory that the daemon may have at any time, whatever clients do."""
+MOST_SHARED: Final = 96 * 2**20
+"""Bytes of shared memory that the daemon may have at any time.
+
+Each of two users that misbehave may leave 8 MiB unread (`unread_bytes_per_user`), which
+take five times as much while garbage is written out; the rest is for what is held.
+"""
 
 
 @dataclass
