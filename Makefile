@@ -11,7 +11,7 @@
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench   speed, beside the peers that are installed
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
-# make uninstall     with the same variables
+# make uninstall     with the same variables; configuration and state stay
 # make lock    write requirements.lock anew, from pyproject.toml
 
 PYTHON ?= python3
@@ -32,6 +32,8 @@ BINDIR = $(PREFIX)/bin
 LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/lockd
+DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.yml docs/*.json
 
 .PHONY: run test test-system check fix bite campaigns torture soak bench lock install uninstall clean
 
@@ -150,6 +152,10 @@ install: $(READY)
 	for page in man/*.[1-8]; do \
 	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
 	done
+	install -d '$(DESTDIR)$(DOCDIR)/docs'
+	for page in $(DOCUMENTS); do \
+	  install -m 644 $$page '$(DESTDIR)$(DOCDIR)'/$$page || exit 1; \
+	done
 	for script in $(COMPLETIONS); do \
 	  install -d "$$(dirname '$(DESTDIR)$(PREFIX)/share'/$${script#*:})" && \
 	  $(BIN)/python -m lockd.ctl.main completion $${script%%:*} \
@@ -157,14 +163,18 @@ install: $(READY)
 	  chmod 644 '$(DESTDIR)$(PREFIX)/share'/$${script#*:} || exit 1; \
 	done
 
-# The configuration and the state stay: they are the operator's.
+# The configuration and the state stay: they are the operator's. The links by which units are
+# enabled go with the units.
 uninstall:
-	rm -rf '$(DESTDIR)$(LIBDIR)'
+	rm -rf '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(DOCDIR)'
 	rm -f '$(DESTDIR)$(BINDIR)/lockd' '$(DESTDIR)$(BINDIR)/lockctl' \
 	  '$(DESTDIR)$(PREFIX)'/lib/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)'/lib/tmpfiles.d/lockd.conf
 	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
 	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
 	  rm -f '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/}; \
+	  for links in '$(DESTDIR)$(SYSCONFDIR)/systemd'/$$kind/*.wants; do \
+	    rm -f "$$links"/$${unit##*/}; \
+	  done; \
 	done
 	for page in man/*.[1-8]; do \
 	  rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/}; \

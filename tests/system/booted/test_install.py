@@ -20,6 +20,9 @@ PLACES = (
     "/usr/lib/systemd/user/lockd.socket",
     "/usr/lib/sysusers.d/lockd.conf",
     "/usr/lib/tmpfiles.d/lockd.conf",
+    "/usr/share/doc/lockd/LICENSE",
+    "/usr/share/doc/lockd/README.md",
+    "/usr/share/doc/lockd/docs/operations.md",
     "/usr/share/bash-completion/completions/lockctl",
     "/usr/share/zsh/site-functions/_lockctl",
     "/usr/share/fish/vendor_completions.d/lockctl.fish",
@@ -29,6 +32,14 @@ PLACES = (
     "/etc/lockd/lockd.toml",
     "/etc/lockd/conf.d",
 )
+
+
+LINKS = {
+    "system/sockets.target.wants/lockd.socket": "system/lockd.socket",
+    "system/multi-user.target.wants/lockd.service": "system/lockd.service",
+    "user/sockets.target.wants/lockd.socket": "user/lockd.socket",
+}
+"""How units are enabled: systemd makes such links, and nobody else takes them away."""
 
 
 def test_everybody_can_use_it_and_nobody_change_it(machine: Machine) -> None:
@@ -56,6 +67,10 @@ def test_configuration_and_nothing_else_stays(tmp_path: Path) -> None:
     make("install", tmp_path)
     found = {path for path in PLACES if (tmp_path / path[1:]).exists()}
     assert found == set(PLACES)
+    for link, unit in LINKS.items():
+        wanted = tmp_path / "etc" / "systemd" / link
+        wanted.parent.mkdir(parents=True)
+        wanted.symlink_to(f"/usr/lib/systemd/{unit}")
     make("uninstall", tmp_path)
     left = [path for path in tmp_path.rglob("*") if not path.is_dir()]
     assert left == [config]
