@@ -34,6 +34,14 @@ MOST_WATCHERS: Final = 10
 MOST_DESCRIPTORS: Final = 253
 """The kernel takes no more in one message (SCM_MAX_FD)."""
 
+NICE: Final = 10
+"""Of the processes of a crowd: what they cost others is to be what the daemon makes of
+it, and not what they take of the processors."""
+
+CONNECTED_AT_ONCE: Final = 10
+"""Connections that one opens without a pause. More would keep everybody who connects
+waiting, on a machine that is busy: the kernel queues them in their order."""
+
 STOPPED_SECONDS: Final = (0.5, 4.0)
 
 
@@ -153,7 +161,9 @@ def half_closes(path: str, chance: random.Random, connections: int) -> Iterator[
     """
     with ExitStack() as stack:
         socks = []
-        for _ in range(connections):
+        for number in range(connections):
+            if number % CONNECTED_AT_ONCE == 0:
+                yield
             socks.append(_connected(stack, path))
             _send_some(socks[-1], _request("watch"))
             if chance.random() < 0.1:
@@ -331,6 +341,7 @@ class Crowd:
         self._numbers[pid] = number
 
     def _misbehave(self, number: int, chance: random.Random) -> None:
+        os.nice(NICE)
         become(self._uids[number % len(self._uids)])
 
         def pause() -> bool:

@@ -38,10 +38,6 @@ with the daemon and the honest."""
 DISTURBED: Final = 0.2
 """Seconds from one client that is killed or stopped to the next."""
 
-NICE: Final = 10
-"""Of those who misbehave: what they cost the honest is to be what the daemon makes of
-it, and not what they take of the processors."""
-
 
 class Honest:
     """Some clients of one user that take locks and put every grant on the board.
@@ -138,7 +134,6 @@ class Misbehaving:
     def _run(self, first_pid: int, seed: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         enter(first_pid)
-        os.nice(NICE)
         crowd = Crowd(
             SOCKET,
             MISBEHAVING_UIDS,
