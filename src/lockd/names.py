@@ -4,6 +4,7 @@ Pure text, but for `canonical_path`, which asks the file system where a path lea
 """
 
 import os
+import sys
 from typing import Final
 
 from lockd.errors import InvalidRequestError
@@ -110,7 +111,7 @@ def path_text(what: str, path: str | os.PathLike[str]) -> str:
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise InvalidRequestError(f"{what} {quoted(text)} is not UTF-8") from None
+        raise InvalidRequestError(f"{what} {quoted(text)} {_unwritable()}") from None
     return text
 
 
@@ -127,7 +128,7 @@ def canonical_path(path: str | os.PathLike[str]) -> str:
     """
     path = path_text("the path", path)
     try:
-        return os.path.realpath(path)
+        return _on_wire(os.path.realpath(path))
     except FileNotFoundError:
         raise InvalidRequestError(
             f"the path {quoted(path)} leads nowhere, as the current directory was "
@@ -143,7 +144,20 @@ def hashed_name(path: str | os.PathLike[str]) -> str:
     """
     import hashlib  # loads OpenSSL, which takes longer than the rest of a client
 
-    return hashlib.sha256(os.fsencode(canonical_path(path))).hexdigest()
+    name = canonical_path(path).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(name).hexdigest()
+
+
+def _unwritable() -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return "is not UTF-8"
+    return f"cannot be written in {encoding}, the locale's encoding: set PYTHONUTF8=1"
+
+
+def _on_wire(path: str) -> str:
+    """Returns what lockd calls a path: its bytes are UTF-8, whatever the locale."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def default_lockspace(resource: str) -> str:

@@ -178,25 +178,49 @@ def test_name_may_begin_with_a_dash_before_a_script(lockctl: Lockctl) -> None:
     assert lockctl("run", "-c", "echo $LOCKD_NAME", "--", "-x").stdout == "-x\n"
 
 
-@pytest.mark.parametrize("name", ["ü", os.fsdecode(b"\xff"), "\u4e2d"])
-@pytest.mark.parametrize("command", ["run", "show", "hold"])
+WITHOUT_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("name", ["ü", "\u4e2d"])
+@pytest.mark.parametrize("is_file", [False, True])
 def test_any_name_is_served_in_a_locale_without_utf_8(
-    lockctl: Lockctl, command: str, name: str
+    lockctl: Lockctl, client: Client, tmp_path: Path, name: str, is_file: bool
 ) -> None:
-    lockctl.env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = ["-w", "5", name] if command == "hold" else [name]
-    if command == "run":
-        words += ["--", "printenv", "LOCKD_NAME"]
-    process = lockctl.start(command, *words, errors="surrogateescape")
-    if command == "hold":
-        assert process.stdout is not None
-        said = line_of(process)
-        if said == "held":
-            process.terminate()
-    output, errors = process.communicate()
-    assert "Traceback" not in errors
-    if command == "run" and process.returncode == 0:
-        assert output == f"{name}\n"
+    lockctl.env |= WITHOUT_UTF_8
+    if is_file:
+        name = f"{tmp_path}/{name}"
+        Path(name).touch()
+    told = ["--owner", "Bärbel", "--reason", "für später"]
+    script = 'printenv LOCKD_NAME "$@"; cat'
+    process = lockctl.start("run", *told, name, "--", "sh", "-c", script)
+    assert line_of(process) == name
+    space = "direct" if is_file else "default"
+    (holder,) = client.query(name, lockspace=space)["holders"]
+    assert (holder["name"], holder["reason"]) == ("Bärbel", "für später")
+    assert lockctl("test", name).returncode == 1
+    end_input(process)
+    assert process.wait() == 0
+    assert lockctl("test", name).returncode == 0
+
+
+def test_name_that_is_not_utf_8_is_refused_in_any_locale(lockctl: Lockctl) -> None:
+    name = os.fsdecode(b"\xff")
+    for _ in range(2):
+        refused = lockctl("run", name, "--", "true")
+        assert refused.returncode == 64
+        assert refused.stderr == "lockctl: the name '\\udcff' is not UTF-8\n"
+        lockctl.env |= WITHOUT_UTF_8
+
+
+def test_terminal_of_another_encoding_gets_nothing_that_it_lacks(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.acquire("ü", reason="\u4e2d")
+    lockctl.env |= WITHOUT_UTF_8
+    output = lockctl("list").stdout
+    assert output.isascii()
+    assert r"\xfc" in output
+    assert r"\u4e2d" in output
 
 
 def test_owner_can_be_named(lockctl: Lockctl, client: Client) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd import __version__
+from lockd import __version__, connect
 from lockd.daemon.main import main
 from wire_client import WireClient, wait_for_waiters
 
@@ -251,6 +251,19 @@ def test_it_takes_all_descriptors_that_it_may(start_daemon: StartDaemon) -> None
     limits = Path(f"/proc/{daemon.pid}/limits").read_text().splitlines()
     (line,) = [line for line in limits if line.startswith("Max open files")]
     assert line.split()[3:5] == ["300", "300"]
+
+
+def test_file_of_any_name_is_locked_in_a_locale_without_utf_8(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "ü").touch()
+    without = ["LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"]
+    daemon = start_daemon(prefix=["env", *without])
+    with connect(str(daemon.socket)) as client:
+        client.acquire(f"{tmp_path}/ü", lockspace="direct")
+    daemon.upgrade()
+    with connect(str(daemon.socket)) as client:
+        client.acquire(f"{tmp_path}/ü", lockspace="direct")
 
 
 def test_socket_is_open_to_user_and_group_only(lockd: DaemonProcess) -> None:

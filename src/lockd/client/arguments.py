@@ -47,7 +47,7 @@ def resource_text(name: str, value: object) -> str:
     """Returns the name of a resource, which may be given as an `os.PathLike`."""
     if not isinstance(value, str | os.PathLike):
         raise _wrong_type(name, "a name (text) or a path (text or pathlib.Path)", value)
-    text = path_text(name, value)
+    text = value if isinstance(value, str) else path_text(name, value)
     limit = MAX_PATH_BYTES if text.startswith("/") else MAX_NAME_BYTES
     check_text(text, name, limit)
     return text

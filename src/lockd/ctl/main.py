@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from lockd import __version__
+from lockd import __version__, utf8
 from lockd.ctl import exits, streams
 from lockd.errors import LockdError
 
@@ -153,6 +153,7 @@ def _warn_of_others(socket: str | None) -> None:
 
 def main() -> None:
     """Runs lockctl and exits."""
+    utf8.insist()
     streams.fill_closed()
     streams.protect()
     sys.exit(_status(sys.argv[1:]))

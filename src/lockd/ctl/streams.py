@@ -10,6 +10,7 @@ import os
 import sys
 
 from lockd.names import plain
+from lockd.utf8 import encoding_of_terminal
 
 
 class UnwrittenError(Exception):
@@ -28,7 +29,7 @@ class SafeStream(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
             stream.buffer,
-            stream.encoding,
+            encoding_of_terminal(stream.encoding),
             "backslashreplace",
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,

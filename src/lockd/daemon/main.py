@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import click
 
-from lockd import __version__
+from lockd import __version__, utf8
 from lockd.daemon import handover, starts, systemd, takeover
 from lockd.daemon.config import (
     Config,
@@ -104,6 +104,7 @@ def main(
     what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
     give its place to the program as it is now on disk, which no client notices.
     """
+    utf8.insist()
     _open_standard_streams()
     options = Options(config, timeout)
     passed: dict[Role, socket_module.socket] = {}
