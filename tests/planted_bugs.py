@@ -175,6 +175,24 @@ PLANTED_BUGS = [
         "",
     ),
     _in(
+        "lock_state",
+        "what a lock that ended said still counts",
+        "            self.text_by_user.drop(grant.owner.uid,",
+        "            (lambda *_: None)(grant.owner.uid,",
+    ),
+    _in(
+        "lock_table",
+        "what a lock says does not count",
+        "                    self.text_by_user.take_up(uid, (key,), label, reason)\n",
+        "                    pass\n",
+    ),
+    _in(
+        "snapshot",
+        "what locks say is not counted after a load",
+        "            engine.text_by_user.take_up(",
+        "            (lambda *_: None)(",
+    ),
+    _in(
         "snapshot",
         "a load forgets the time allowed",
         '    "deadline",\n',

@@ -20,7 +20,6 @@ from lockd.daemon.config import (
     Config,
     Count,
     Duration,
-    Limits,
     LockspaceConfig,
     Places,
     Threshold,
@@ -206,22 +205,3 @@ def test_manual_has_every_unit() -> None:
     page = (TOP / "man" / "lockd.8").read_text().replace("\\-", "-")
     assert len(UNITS) >= 6
     assert [unit.name for unit in UNITS if unit.name not in page] == []
-
-
-def test_memory_that_can_be_held_adds_up() -> None:
-    """The page of operations says what the limits allow, and sums it up."""
-    page = (TOP / "docs" / "operations.md").read_text()
-    section = page.split("## How much memory it takes")[1].split("\n## ")[0]
-    limits = to_builtins(Limits())
-    for table in ("for one user", "in all"):
-        before, _, said = section.partition(f"Sum {table}: ")
-        rows = re.findall(
-            r"^\| .* \| ([\d.]+) \| (\d+) \| `(\w+)` \| (\d+) \|$",
-            before.rpartition("\n|---")[2],
-            re.MULTILINE,
-        )
-        assert len(rows) == 4
-        for each, count, key, size in rows:
-            assert int(count) == limits[key]
-            assert float(each) * limits[key] == int(size) * 2**20
-        assert int(said.split()[0]) == sum(int(size) for *_, size in rows)

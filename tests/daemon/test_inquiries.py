@@ -21,6 +21,8 @@ def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:
         mine = {"used": 1, "most": 65536, "uid": os.getuid()}
         assert limits["locks_per_user"] == mine
         assert limits["descriptors"]["used"] > 0
+        nothing = {"used": 0, "most": 536_870_912, "uid": None}
+        assert limits["record_bytes"] == nothing
         assert found == {
             "version": __version__,
             "pid": lockd.pid,

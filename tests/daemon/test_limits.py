@@ -102,6 +102,66 @@ def test_shared_hold_that_is_counted_is_one_lock(limited: Limited) -> None:
         check_limit(client.refusal("acquire", resource="c"), "locks_per_user", 2)
 
 
+def test_what_one_users_locks_and_requests_say_is_bounded(limited: Limited) -> None:
+    daemon = limited(text_bytes_per_user=1_024)
+    with greeted(daemon) as one, greeted(daemon) as two:
+        one.acquire("a", label="l" * 500, reason="r" * 300)
+        waiting = two.send("acquire", resource="a", label="l" * 200)
+        wait_for_waiters(one, "a", 1)
+        said: list[dict[str, Any]] = [
+            {"resource": "b", "reason": "ü" * 13},
+            {"resources": ["b", "c"], "label": "x" * 12},
+            {"resource": "/" + "n" * 299, "lockspace": "direct"},
+        ]
+        for more in said:
+            refusal = two.refusal("acquire", **more)
+            check_limit(refusal, "text_bytes_per_user", 1_024)
+        assert (
+            ": say less in label and reason, or release something" in refusal.sentence
+        )
+        used = one.call("statistics")["limits"]["text_bytes_per_user"]
+        assert used == {"used": 1_000, "most": 1_024, "uid": os.getuid()}
+        # What says nothing is not refused; nor is what says just as much as is left.
+        one.acquire("b")
+        two.acquire("c", label="x" * 24)
+        check_limit(
+            one.refusal("acquire", resource="d", label="x"),
+            "text_bytes_per_user",
+            1_024,
+        )
+        one.call("release", resource="a")
+        two.result(waiting)
+        one.acquire("d", label="x" * 800)
+
+
+@only_root
+def test_what_one_user_says_is_no_matter_to_others(limited: Limited) -> None:
+    daemon = limited(text_bytes_per_user=1_024)
+    with (
+        greeted(daemon) as client,
+        connected_as(daemon.socket, NOBODY, NOBODY) as stranger,
+    ):
+        client.acquire("a", label="x" * 1_024)
+        check_limit(
+            client.refusal("acquire", resource="b", label="x"),
+            *("text_bytes_per_user", 1_024),
+        )
+        stranger.acquire("b", label="x" * 1_024)
+
+
+def test_what_locks_say_counts_in_the_next_program(limited: Limited) -> None:
+    daemon = limited(text_bytes_per_user=1_024)
+    with greeted(daemon) as client:
+        client.acquire("a", label="x" * 1_024)
+        daemon.upgrade()
+        check_limit(
+            client.refusal("acquire", resource="b", label="x"),
+            *("text_bytes_per_user", 1_024),
+        )
+        client.call("release", resource="a")
+        client.acquire("b", label="x" * 1_024)
+
+
 @only_root
 def test_locks_of_one_user_count_together(limited: Limited) -> None:
     daemon = limited(locks_per_user=2)

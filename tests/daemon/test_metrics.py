@@ -147,6 +147,7 @@ def test_locks_and_queues_are_counted(lockd: DaemonProcess) -> None:
         assert found("lockd_limit", limit="sessions") == 4096
         assert found("lockd_limit_used", limit="sessions") == 3
         assert found("lockd_limit_used", limit="locks_per_user") == 3
+        assert found("lockd_limit_used", limit="record_bytes") == 0
         one.call("release", resource="a")
         two.result(waiting)
         two.call("convert", resource="a", mode="shared")
@@ -326,6 +327,8 @@ def test_revivals_are_counted_over_all_of_them(manager: ServiceManager) -> None:
         assert 0 < found("lockd_handover_seconds") < 20
         assert found("lockd_survives_crash") == 1
         assert found("lockd_kept_bytes") > 0
+        used = found("lockd_limit_used", limit="record_bytes")
+        assert found("lockd_kept_bytes") < used < 2**24
         assert found("lockd_kept_descriptors") > 0
         assert found("lockd_held", lockspace="default") == 1
         client.call("release", resource="a")

@@ -31,6 +31,13 @@ from witness import Witness
 FEW_LAST_HOLDERS = 1
 """So that the memory of last holders overflows with two names."""
 
+SAID: tuple[tuple[None, str | None, str | None], ...] = (
+    (None, None, None),
+    (None, "ö", None),
+    (None, "", "why"),
+)
+"""What each slot says when it acquires: what to create, label, reason."""
+
 T = TypeVar("T")
 
 
@@ -296,7 +303,7 @@ class ModelMachine(Machine):
     ) -> None:
         ask = self.ask(slot, names, mode, timeout)
         keys = self.keys(*names)
-        command = c.Acquire(ask.session, ask.number, keys, mode, timeout)
+        command = c.Acquire(ask.session, ask.number, keys, mode, timeout, *SAID[slot])
         self.agree(command, self.model.acquire(ask, timeout == 0))
 
     def whose(self, pick: int) -> tuple[int | None, str]:
@@ -437,7 +444,10 @@ class AnchorMachine(Machine):
     ) -> None:
         number = next(self.numbers)
         keys = self.keys(*names)
-        self.do(c.Acquire(self.sessions[slot], number, keys, mode, timeout))
+        command = c.Acquire(
+            self.sessions[slot], number, keys, mode, timeout, *SAID[slot]
+        )
+        self.do(command)
 
     def whose(self, pick: int) -> tuple[int | None, str]:
         grant = _pick(self.held(), pick)

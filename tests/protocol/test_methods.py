@@ -156,6 +156,7 @@ def test_parameters_at_their_limits_are_taken(
         ("register", {"owner": {"name": "a", "pid": 0}}, ">= 1"),
         ("register", {"owner": {"name": "a", "pid": 2**31}}, "pid"),
         ("register", {"owner": {"name": "a", "uuid": "\udcff"}}, "not UTF-8"),
+        ("register", {"owner": {"name": "a", "uuid": "ü" * 128}}, "256 bytes, at most"),
         ("register", {"owner": {"name": "a", "gid": 1}}, "unknown field `gid`"),
         ("register", {"on_disconnect": "ignore"}, "on_disconnect"),
         ("acquire", {"resource": None}, "is needed"),

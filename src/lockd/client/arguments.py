@@ -158,6 +158,17 @@ def _shown_text(name: str, value: object) -> str:
     return value
 
 
+def _short_text(name: str, value: object) -> str:
+    """Checks a text that each lock of an owner carries."""
+    text = _shown_text(name, value)
+    size = len(text.encode())
+    if size > MAX_NAME_BYTES:
+        raise InvalidRequestError(
+            f"{name} has {size} bytes, at most {MAX_NAME_BYTES} are allowed"
+        )
+    return text
+
+
 def printable_name(name: str, value: object) -> str:
     """Checks a name that is not the path of a file."""
     if not isinstance(value, str):
@@ -214,7 +225,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
     "uid": partial(_integer, 0, 2**32 - 1),
     "unit": _shown_text,
-    "uuid": _shown_text,
+    "uuid": _short_text,
     "waiting": _truth,
 }
 

@@ -21,6 +21,8 @@ _LIMITS = {
     "sessions_per_user": "sessions of one user",
     "locks_per_user": "locks of one user",
     "requests_per_user": "requests of one user",
+    "text_bytes_per_user": "bytes that one user's locks say",
+    "record_bytes": "bytes of records",
 }
 
 

@@ -81,6 +81,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     waiters_per_session: Count = 1_024
     requests_per_user: Count = 16_384
     queue_length: Count = 4_096
+    text_bytes_per_user: Bytes = 16_777_216
     message_bytes: Bytes = 65_536
     unread_bytes: Bytes = 2_097_152
     unread_bytes_per_user: Bytes = 8_388_608

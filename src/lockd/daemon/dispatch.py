@@ -192,7 +192,8 @@ class Dispatcher:
             self._check_can_end(peer)
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
-        self._keeper.check_acquire(peer.session, keys, waits=params.timeout != 0)
+        label, reason, waits = params.label, params.reason, params.timeout != 0
+        self._keeper.check_acquire(peer.session, keys, label, reason, waits=waits)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
         self._runtime.carry_out(
@@ -203,8 +204,8 @@ class Dispatcher:
                 mode,
                 params.timeout,
                 "temporary" if params.create and peer.is_libvirt else params.create,
-                params.label,
-                params.reason,
+                label,
+                reason,
             )
         )
 
@@ -361,7 +362,7 @@ class Dispatcher:
         result["kept"] = inquiries.kept(self._engine, self._runtime.keeping)
         result["epoch"] = self._epoch
         result["upgrades"] = self.upgrades
-        result["limits"] = self._keeper.usage()
+        result["limits"] = inquiries.limits(self._keeper, self._runtime.keeping)
         result["upgrade"] = inquiries.upgrade(self._runtime.changes, self._keeper)
         # They may name what is hidden from others.
         result["problems"] = self._health.problems if peer.is_admin else []

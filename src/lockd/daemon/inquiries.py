@@ -78,6 +78,15 @@ def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
     }
 
 
+def limits(keeper: LimitKeeper, keeping: "Keeping | None") -> Map:
+    """How much is used of what is limited, and by whom if it is a user's."""
+    recorded = 0 if keeping is None else keeping.recorder.memory_bytes
+    most = keeper.limits.record_bytes
+    return keeper.usage() | {
+        "record_bytes": {"used": recorded, "most": most, "uid": None}
+    }
+
+
 def upgrade(changes: int, keeper: LimitKeeper) -> Map:
     """Whether another program could take this one's place now, as far as we see.
 

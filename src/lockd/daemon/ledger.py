@@ -126,6 +126,11 @@ class Ledger:
         """How much memory the values take that are committed, with their keys."""
         return sum(len(key) + len(value) for key, value in self.records().items())
 
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory both files take, of what `limit` allows."""
+        return self._file.reserved + self._spare.reserved
+
     def put(self, key: bytes, value: bytes) -> None:
         """Stages a value, which replaces the one that the key has.
 

@@ -14,6 +14,7 @@ from typing import Final
 from lockd.daemon.config import Limits
 from lockd.daemon.peer import Peer
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.texts import PLAIN, text_bytes
 from lockd.errors import LimitError, UnavailableError
 from lockd.terms import ResourceKey
 
@@ -146,6 +147,7 @@ class LimitKeeper:
             ("sessions_per_user", self._clients_of),
             ("locks_per_user", engine.held_by_user),
             ("requests_per_user", engine.waiting_by_user),
+            ("text_bytes_per_user", engine.text_by_user),
         ):
             uid, used = max(of_users.items(), key=itemgetter(1), default=(None, 0))
             found[key] = _used(used, getattr(limits, key), uid)
@@ -154,9 +156,17 @@ class LimitKeeper:
     # Requests.
 
     def check_acquire(
-        self, session_id: int, keys: tuple[ResourceKey, ...], *, waits: bool
+        self,
+        session_id: int,
+        keys: tuple[ResourceKey, ...],
+        label: str | None,
+        reason: str | None,
+        *,
+        waits: bool,
     ) -> None:
         """Raises `LimitError` for a request for too many locks, or too much patience.
+
+        Or for one that says too much.
 
         Args:
             waits: whether it would wait if it cannot be granted at once.
@@ -173,6 +183,15 @@ class LimitKeeper:
         held = engine.held_by_user.get(uid, 0) + more
         if held >= limits.locks_per_user:
             _check("locks_per_user", held, limits.locks_per_user)
+        if (
+            label is not None
+            or reason is not None
+            or more
+            or len(keys[0].resource) > PLAIN
+        ):
+            said = text_bytes(keys, label, reason)
+            used = said and said + engine.text_by_user.get(uid, 0) - 1
+            _check("text_bytes_per_user", used, limits.text_bytes_per_user)
         if engine.waiting:
             self.check_request(session_id, waits=waits)
             for key in keys if waits else ():
@@ -208,6 +227,7 @@ _RELIEFS: Final = {
     "requests_per_user": "wait for other answers first",
     "waiters_per_session": "wait for other answers first",
     "queue_length": "try later",
+    "text_bytes_per_user": "say less in label and reason, or release something",
 }
 
 

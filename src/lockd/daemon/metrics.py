@@ -207,7 +207,7 @@ class Metrics:
     def _limits(self) -> Iterator[Family]:
         keeper = self._service.keeper
         limits = to_builtins(keeper.limits)
-        usage = keeper.usage()
+        usage = inquiries.limits(keeper, self._service.keeping)
         yield Family(
             "lockd_limit",
             "gauge",

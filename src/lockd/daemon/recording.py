@@ -64,6 +64,11 @@ class Recorder:
         """How many bytes the records have that count."""
         return self._ledger.live_bytes
 
+    @property
+    def memory_bytes(self) -> int:
+        """How much shared memory the records take, garbage and reserves included."""
+        return self._ledger.memory_bytes
+
     def open_peer(self, peer: Peer) -> None:
         """Records who a new peer is, with the next `commit`."""
         self._note_session(peer.session)

@@ -131,6 +131,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     waiting = Counter(request.uid for request in tracked)
     if engine.waiting_by_user != waiting:
         yield f"{engine.waiting_by_user} are counted as waiting, not {waiting}"
+    yield from _broken_texts(engine, tracked)
     timed = {(when, request) for when, _, request in engine._deadlines}
     for request in tracked:
         for key in request.keys:
@@ -144,6 +145,31 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
         deadline = request.deadline if request.announced else None
         if deadline is not None and (deadline, request) not in timed:
             yield f"{request.keys}: a request would wait beyond its time"
+
+
+def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:
+    said: Counter[int] = Counter()
+    for request in tracked:
+        if not request.converting:
+            names = [key.resource for key in request.keys]
+            said[request.uid] += _bytes_said(names, request.label, request.reason)
+    for owner in engine.owners.values():
+        for grant in owner.grants.values():
+            names = [grant.key.resource]
+            said[grant.owner.uid] += _bytes_said(names, grant.label, grant.reason)
+    # Who says nothing is not counted.
+    if engine.text_by_user != +said:
+        yield f"{dict(engine.text_by_user)} bytes are counted as said, not {said}"
+
+
+def _bytes_said(names: Sequence[str], label: str | None, reason: str | None) -> int:
+    several = len(names) > 1
+    found = 0
+    for name in names:
+        length = len(name.encode())
+        found += length if several or length > 255 else 0
+        found += len((label or "").encode()) + len((reason or "").encode())
+    return found
 
 
 def _broken_tokens(engine: LockEngine) -> Iterator[str]:

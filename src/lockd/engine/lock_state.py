@@ -12,6 +12,7 @@ from lockd.engine.effects import Effect, Ended, Grant, LastHolder, Situation
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, claim_of
 from lockd.engine.tally import Tally
+from lockd.engine.texts import PLAIN, Texts
 from lockd.terms import ResourceKey
 
 MAX_LAST_HOLDERS: Final = 1024
@@ -34,6 +35,8 @@ class LockState:
         self.waiting = 0
         #: How many grants, and how many unanswered requests, a uid has.
         self.held_by_user, self.waiting_by_user = Tally(), Tally()
+        #: How many bytes both of them say.
+        self.text_by_user = Texts()
         self.lockspaces: dict[str, AddLockspace] = {}
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
@@ -110,6 +113,9 @@ class LockState:
         owner.claims ^= claim_of(owner.grants.pop(grant.fencing_token))
         self.ended += 1
         self.held_by_user.remove(grant.owner.uid)
+        label, reason = grant.label, grant.reason
+        if label is not None or reason is not None or len(grant.key.resource) > PLAIN:
+            self.text_by_user.drop(grant.owner.uid, (grant.key,), label, reason)
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = None
         self._remember(LastHolder(grant, now, cause))

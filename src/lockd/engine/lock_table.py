@@ -30,6 +30,7 @@ from lockd.engine.effects import (
 from lockd.engine.lock_state import LockState
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, Session
+from lockd.engine.texts import PLAIN
 from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -57,6 +58,10 @@ class LockTable(LockState):
         request.session.requests[request.number] = request
         request.session.waits ^= request.order
         self.waiting += 1
+        if not request.converting:  # which says nothing that its lock does not
+            self.text_by_user.take_up(
+                request.uid, request.keys, request.label, request.reason
+            )
         self.waiting_by_user.add(request.uid)
         if self.changed is not None:
             self.changed["request", request.order] = request
@@ -104,6 +109,10 @@ class LockTable(LockState):
         del request.session.requests[request.number]
         request.session.waits ^= request.order
         self.waiting -= 1
+        if not request.converting:
+            self.text_by_user.drop(
+                request.uid, request.keys, request.label, request.reason
+            )
         self.waiting_by_user.remove(request.uid)
         if self.changed is not None:
             self.changed["request", request.order] = request
@@ -337,7 +346,10 @@ class LockTable(LockState):
             if held is None:
                 self.last_token += 1
                 self.granted += 1
-                self.held_by_user.add(session.owner.identity.uid)
+                uid = session.owner.identity.uid
+                self.held_by_user.add(uid)
+                if label is not None or reason is not None or len(key.resource) > PLAIN:
+                    self.text_by_user.take_up(uid, (key,), label, reason)
                 grant = Grant(
                     key,
                     session.owner.owner_id,

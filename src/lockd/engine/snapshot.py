@@ -128,7 +128,9 @@ def load(data: Plain) -> Loaded:
     losses = mend(engine, known=bool(problems))
     for owner in engine.owners.values():
         for grant in owner.grants.values():
-            engine.held_by_user.add(grant.owner.uid)
+            uid = grant.owner.uid
+            engine.held_by_user.add(uid)
+            engine.text_by_user.take_up(uid, (grant.key,), grant.label, grant.reason)
     damaged = [
         x for x in dict.fromkeys(damaged + losses.sessions) if x in engine.sessions
     ]

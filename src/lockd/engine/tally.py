@@ -2,15 +2,15 @@
 
 
 class Tally(dict[int, int]):
-    """How many of something each uid has; who has none is not in it."""
+    """How much of something each uid has; who has none is not in it."""
 
-    def add(self, uid: int) -> None:
-        """Counts one more."""
-        self[uid] = self.get(uid, 0) + 1
+    def add(self, uid: int, more: int = 1) -> None:
+        """Counts so much more, which is not 0."""
+        self[uid] = self.get(uid, 0) + more
 
-    def remove(self, uid: int) -> None:
-        """Counts one less."""
-        left = self[uid] - 1
+    def remove(self, uid: int, less: int = 1) -> None:
+        """Counts so much less."""
+        left = self[uid] - less
         if left:
             self[uid] = left
         else:

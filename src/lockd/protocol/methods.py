@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
-from lockd.names import check_name, is_utf8
+from lockd.names import MAX_NAME_BYTES, check_name, is_utf8
 from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect, Until
 
 PROTOCOL_VERSION: Final = 1
@@ -55,6 +55,12 @@ class OwnerParams(Params, frozen=True):
     def __post_init__(self) -> None:
         check_name(self.name)
         check_shown(uuid=self.uuid)
+        # It is told, and recorded, with each lock of the owner.
+        size = len((self.uuid or "").encode())
+        if size > MAX_NAME_BYTES:
+            raise InvalidRequestError(
+                f"`uuid` has {size} bytes, at most {MAX_NAME_BYTES} are allowed"
+            )
 
 
 class RegisterParams(Params, frozen=True):

@@ -1,0 +1,87 @@
+"""What the page of operations says of memory: it adds up, and what is recorded fits."""
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec import msgpack, to_builtins
+
+from lockd.daemon.config import Limits
+from lockd.daemon.labels import key_of
+from lockd.daemon.ledger_file import encode
+from lockd.engine import commands as c
+from lockd.engine import records
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, ResourceKey
+
+TOP = Path(__file__).parents[1]
+
+
+def test_memory_that_can_be_held_adds_up() -> None:
+    """The page of operations says what the limits allow, and sums it up."""
+    limits = to_builtins(Limits())
+    for table, length in (("for one user", 5), ("in all", 4)):
+        rows, total = memory_table(table)
+        assert len(rows) == length
+        for each, count, key, size in rows:
+            assert int(count) == limits[key]
+            assert float(each) * limits[key] == int(size) * 2**20
+        assert total == sum(int(size) for *_, size in rows)
+
+
+def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:
+    """Returns what each row says - bytes, how many, limit, MiB - and their sum."""
+    page = (TOP / "docs" / "operations.md").read_text()
+    section = page.split("## How much memory it takes")[1].split("\n## ")[0]
+    before, _, said = section.partition(f"Sum {table}: ")
+    rows = re.findall(
+        r"^\| .* \| ([\d.]+) \| (\d+) \| `(\w+)` \| (\d+) \|$",
+        before.rpartition("\n|---")[2],
+        re.MULTILINE,
+    )
+    return rows, int(said.split()[0])
+
+
+@pytest.mark.parametrize("text", [None, "t" * 4_096, "𝄞" * 1_000])
+@pytest.mark.parametrize(
+    ("space", "names"),
+    [
+        ("l" * 255, ["n" * 255]),
+        ("direct", ["/" + "n" * 4_094]),
+        ("images", [f"{i}" for i in range(64)]),
+        ("images", [f"{i:02}" + "n" * 253 for i in range(64)]),
+    ],
+)
+def test_records_are_no_longer_than_what_their_limits_allow(
+    space: str, names: list[str], text: str | None
+) -> None:
+    """The page of operations counts on it: the longest that any client can have."""
+    each = {key: int(size) for size, _, key, _ in memory_table("for one user")[0]}
+    keys = tuple(ResourceKey(space, name) for name in names)
+    engine, session, owner_id = LockEngine(2**40), 2**40, 2**40 + 1
+    owner = c.Owner("o" * 255, 2**31 - 1, 2**32 - 2, "u" * 255, 2**63 - 1)
+
+    def said() -> int:
+        return engine.text_by_user.get(owner.uid, 0) * each["text_bytes_per_user"]
+
+    for command in (
+        c.AddLockspace(space, anchored=True),
+        c.OpenSession(session, owner),
+        c.RegisterOwner(session, 1, owner_id, owner),
+        c.Acquire(session, 2**31, keys, EXCLUSIVE, 1.5, None, text, text),
+    ):
+        engine.handle(command, now=12345.5)
+    assert bytes_of("request", engine) <= each["requests_per_user"] + said()
+    for key in keys:
+        engine.handle(c.AnchorOpened(key), now=23456.25)
+    most = len(keys) * each["locks_per_user"]
+    assert bytes_of("grant", engine) <= most + said()
+
+
+def bytes_of(kind: str, engine: LockEngine) -> int:
+    """Returns how much memory all records of a kind take, with their frames."""
+    found = [(x, y, z) for x, y, z in records.everything(engine) if x == kind]
+    return sum(
+        len(encode({key_of(kind, name): msgpack.encode(value)}, 0))
+        for _, name, value in found
+    )
