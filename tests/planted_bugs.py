@@ -71,8 +71,8 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "a timeout leaves its place in the queue",
-        '                self._refuse_request(request, "timeout", now)\n',
-        '                self._refuse_request(request, "timeout", now)\n'
+        '                self._refuse_request(request, "timeout", when)\n',
+        '                self._refuse_request(request, "timeout", when)\n'
         "                for key in request.keys:\n"
         "                    if key in self.resources:\n"
         "                        self.resources[key].enqueue(request)\n",
@@ -207,7 +207,7 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "a broken lock is released before its holder is fenced",
-        "        if must_fence:\n",
+        "        if command.fence and self.must_fence(grant):\n",
         "        if False:\n",
     ),
     _in(
@@ -338,9 +338,9 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "locks of a process end with the session that took them",
-        "        if owner.is_process:\n            self._forget_if_idle(owner)\n",
-        "        if owner.is_process and owner.sessions:\n"
-        "            self._forget_if_idle(owner)\n",
+        "        if not owner.is_process:\n            self._end_owner(owner, now)\n",
+        "        if not (owner.is_process and owner.sessions):\n"
+        "            self._end_owner(owner, now)\n",
     ),
     _in(
         "lock_state",
@@ -429,9 +429,9 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "nobody is told that a session registered",
-        "        owner.on_disconnect = command.on_disconnect or owner.on_disconnect\n"
+        "        owner.introduce(command)\n"
         '        self._touch("session", session.session_id)\n',
-        "        owner.on_disconnect = command.on_disconnect or owner.on_disconnect\n",
+        "        owner.introduce(command)\n",
     ),
     _in(
         "lock_engine",
