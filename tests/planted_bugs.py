@@ -175,6 +175,12 @@ PLANTED_BUGS = [
         "",
     ),
     _in(
+        "lock_table",
+        "locks that were waited for together are counted for ever",
+        "                self.held_by_user.remove(request.uid, len(request.keys))\n",
+        "                pass\n",
+    ),
+    _in(
         "lock_state",
         "what a lock that ended said still counts",
         "            self.text_by_user.drop(grant.owner.uid,",

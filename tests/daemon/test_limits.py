@@ -162,6 +162,28 @@ def test_what_locks_say_counts_in_the_next_program(limited: Limited) -> None:
         client.acquire("b", label="x" * 1_024)
 
 
+def test_requests_for_several_locks_do_not_pass_the_limit_by_waiting(
+    limited: Limited,
+) -> None:
+    daemon = limited(locks_per_user=9)
+    with greeted(daemon) as holder, greeted(daemon) as client:
+        holder.acquire("a")
+        first = client.send("acquire", resources=["a", "b", "c", "d"], mode="shared")
+        alone = client.send("acquire", resource="a", mode="shared")
+        wait_for_waiters(holder, "a", 2)
+        check_limit(
+            client.refusal("acquire", resources=["a", "e", "f", "g", "h"]),
+            *("locks_per_user", 9),
+        )
+        used = holder.call("statistics")["limits"]["locks_per_user"]
+        assert used == {"used": 5, "most": 9, "uid": os.getuid()}
+        client.call("cancel", request=first)
+        client.refused(first)
+        holder.call("release", resource="a")
+        client.result(alone)
+        client.call("acquire", resources=["e", "f", "g", "h"])
+
+
 @only_root
 def test_locks_of_one_user_count_together(limited: Limited) -> None:
     daemon = limited(locks_per_user=2)

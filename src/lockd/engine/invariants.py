@@ -180,6 +180,10 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
         yield f"{engine.held} grants are counted, not {len(tokens)}"
     grants = [x for owner in engine.owners.values() for x in owner.grants.values()]
     held = Counter(grant.owner.uid for grant in grants)
+    for session in engine.sessions.values():
+        for request in session.requests.values():
+            if len(request.keys) > 1:
+                held[request.uid] += len(request.keys)
     if engine.held_by_user != held:
         yield f"{engine.held_by_user} grants are counted by user, not {held}"
     if tokens and max(tokens) > engine.last_token:

@@ -33,7 +33,9 @@ class LockState:
         #: Grants that were made, requests that were refused, grants that ended.
         self.granted = self.refused = self.ended = 0
         self.waiting = 0
-        #: How many grants, and how many unanswered requests, a uid has.
+        #: How many grants, and how many unanswered requests, a uid has. The grants that
+        #: a request for several waits for are among them: nothing is asked when they
+        #: come, and there may be more of them than of requests.
         self.held_by_user, self.waiting_by_user = Tally(), Tally()
         #: How many bytes both of them say.
         self.text_by_user = Texts()

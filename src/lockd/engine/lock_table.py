@@ -62,6 +62,8 @@ class LockTable(LockState):
             self.text_by_user.take_up(
                 request.uid, request.keys, request.label, request.reason
             )
+            if len(request.keys) > 1:
+                self.held_by_user.add(request.uid, len(request.keys))
         self.waiting_by_user.add(request.uid)
         if self.changed is not None:
             self.changed["request", request.order] = request
@@ -113,6 +115,8 @@ class LockTable(LockState):
             self.text_by_user.drop(
                 request.uid, request.keys, request.label, request.reason
             )
+            if len(request.keys) > 1:
+                self.held_by_user.remove(request.uid, len(request.keys))
         self.waiting_by_user.remove(request.uid)
         if self.changed is not None:
             self.changed["request", request.order] = request
