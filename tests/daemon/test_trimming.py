@@ -1,13 +1,30 @@
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 
 from lockd.daemon import trimming
-from lockd.daemon.trimming import BUSY, QUIET, Trimming, trim
+from lockd.daemon.trimming import LONGEST_PAUSE, PAUSE, SPARE, Trimming, resident, trim
+
+MIB = 2**20
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+class Memory:
+    """What a process has, as the kernel counts it, and how much of it is free."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used, self.free = 30 * MIB, 0
+        self.trimmed = 0
+        monkeypatch.setattr(trimming, "resident", lambda: self.used + self.free)
+        monkeypatch.setattr(trimming, "trim", self.trim)
+
+    def trim(self) -> None:
+        self.free = 0
+        self.trimmed += 1
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    return Memory(monkeypatch)
 
 
 def test_memory_between_what_stays_is_given_back() -> None:
@@ -21,18 +38,38 @@ def test_memory_between_what_stays_is_given_back() -> None:
     assert len(stays) == 60
 
 
-def test_once_after_each_burst_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed: list[int] = []
-    monkeypatch.setattr(trimming, "trim", lambda: trimmed.append(1))
-    trimming_ = Trimming()
-    requests = 0
-    when = []
-    for second in range(200):
-        requests += BUSY if 50 <= second < 60 or second == 120 else BUSY // 2
-        if trimming_.look(requests, float(second)):
-            when.append(second)
-    assert when == [59 + QUIET, 120 + QUIET]
-    assert len(trimmed) == 2
+def test_what_a_burst_took_is_given_back_while_others_work(memory: Memory) -> None:
+    looks = Trimming()
+    assert not looks.look(0.0)
+    memory.free = 800 * MIB
+    assert looks.look(1.0)
+    assert memory.free == 0
+
+
+def test_little_is_kept_for_the_next_burst(memory: Memory) -> None:
+    looks = Trimming()
+    memory.free = SPARE - 1
+    assert not looks.look(1.0)
+    assert memory.trimmed == 0
+
+
+def test_what_is_held_is_not_looked_through_again_and_again(memory: Memory) -> None:
+    looks = Trimming()
+    memory.used = 1_000 * MIB
+    when = [second for second in range(600) if looks.look(float(second))]
+    pauses = [after - before for before, after in pairwise(when)]
+    assert pauses[0] == 2 * PAUSE
+    assert set(pauses[1:]) == {LONGEST_PAUSE}
+
+
+def test_who_lets_go_of_much_sees_its_memory_go_within_a_minute(memory: Memory) -> None:
+    looks = Trimming()
+    memory.used = 1_000 * MIB
+    for second in range(300):
+        looks.look(float(second))
+    memory.used, memory.free = 30 * MIB, 970 * MIB
+    assert any(looks.look(300.0 + second) for second in range(61))
+    assert memory.free == 0
 
 
 def test_without_malloc_trim_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

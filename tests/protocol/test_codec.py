@@ -8,12 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lockd.errors import ProtocolError
+from lockd.protocol import codec
 from lockd.protocol.codec import (
     MAX_ARRAY_ELEMENTS,
     MAX_MAP_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     MAX_TEXT_BYTES,
+    MOST_IDLE,
     BadMap,
     Decoder,
     Encoder,
@@ -242,3 +244,13 @@ def test_messages_do_not_depend_on_where_the_bytes_are_cut(
     pieces = [data[a:b] for a, b in pairwise(marks)]
     assert decoded(*pieces) == decoded(data)
     assert decoded(*(bytes([byte]) for byte in data)) == decoded(data)
+
+
+def test_unpackers_of_many_who_were_halfway_are_not_kept_for_ever() -> None:
+    message = msgpack.packb([0, 1, "hello", []])
+    decoders = [Decoder() for _ in range(10 * MOST_IDLE)]
+    for decoder in decoders:
+        assert list(decoder.receive(message[:3])) == []
+    for decoder in decoders:
+        assert list(decoder.receive(message[3:])) == [[0, 1, "hello", []]]
+    assert all(len(idle) <= MOST_IDLE for idle in codec._idle_unpackers.values())

@@ -395,10 +395,7 @@ class Service:
             self._slowness.look(trio.current_time())
             self._look_after_epoch()
             self._tell_status()
-            done = sum(self.answers.counts.requests.values())
-            # Who only comes and goes takes memory, too.
-            done += self.dispatcher.last_number
-            self._trimming.look(done, trio.current_time())
+            self._trimming.look(trio.current_time())
             if self.keeping is not None:
                 self.keeping.tidy_thoroughly()
                 if self.keeping.stuck_until:

@@ -1,47 +1,57 @@
-"""Gives memory back that a burst took, when it is over.
+"""Gives memory back that a burst took, whether or not others work meanwhile.
 
 What comes and goes is freed when it goes; but the allocator of the C library keeps what
 lies between things that stay, for the next burst. malloc_trim(3) gives that back. It
-takes about a millisecond for each 10 MiB, so it is done once after each burst, when
-nobody waits.
+takes about a millisecond for each 10 MiB, for which everybody waits, so it is done now
+and then, and only while there is much more memory than there was at the start.
 """
 
 import logging
+import os
+from pathlib import Path
 from typing import Final
 
 logger = logging.getLogger(__name__)
 
-BUSY: Final = 100
-"""Requests and sessions in a second that are a burst."""
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
-QUIET: Final = 10.0
-"""Seconds after the last of them after which it is over."""
+SPARE: Final = 32 * 2**20
+"""Bytes over the least that there ever was, up to which nothing is done."""
+
+PAUSE: Final = 15.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds between two times: more each time that gave little back, as what is held does
+not go by itself; but who lets go of it sees its memory go within a minute."""
 
 
 class Trimming:
     """Decides when memory is given back."""
 
     def __init__(self) -> None:
-        self._done = 0
-        #: When there was a burst after which nothing was given back yet.
-        self._busy_at: float | None = None
+        self._least = resident()
+        self._pause = PAUSE
+        self._next = 0.0
 
-    def look(self, done: int, now: float) -> bool:
+    def look(self, now: float) -> bool:
         """Gives memory back if it is time for that; tells whether it was.
 
         To be called about once a second.
-
-        Args:
-            done: how many requests and sessions there were, ever.
         """
-        if done - self._done >= BUSY:
-            self._busy_at = now
-        self._done = done
-        if self._busy_at is None or now - self._busy_at < QUIET:
+        before = resident()
+        self._least = min(self._least, before)
+        if before < self._least + SPARE or now < self._next:
             return False
-        self._busy_at = None
         trim()
+        gave_much = before - resident() > before // 8
+        self._pause = PAUSE if gave_much else min(2 * self._pause, LONGEST_PAUSE)
+        self._next = now + self._pause
         return True
+
+
+def resident() -> int:
+    """Returns how many bytes of memory are this process's own, and nobody else's."""
+    _, all_, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(all_) - int(shared)) * PAGE
 
 
 def trim() -> None:

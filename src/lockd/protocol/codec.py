@@ -36,6 +36,9 @@ class BadMap:
         return "a map with a key that appears twice, or is no text"
 
 
+MOST_IDLE: Final = 16
+"""How many unpackers are kept for the next who need one."""
+
 #: Those that have nothing in them, by the longest array and text that they take.
 _idle_unpackers: defaultdict[tuple[int, int], list[msgpack.Unpacker]] = defaultdict(
     list
@@ -133,7 +136,9 @@ class Decoder:
             self._keep_partial(data)
             return
         self._unpacker = None
-        _idle_unpackers[self._bounds].append(unpacker)
+        idle = _idle_unpackers[self._bounds]
+        if len(idle) < MOST_IDLE:
+            idle.append(unpacker)
         if self.partial:
             self.partial.clear()
 
