@@ -29,6 +29,20 @@ def test_memory_that_can_be_held_adds_up() -> None:
         assert total == sum(int(size) for *_, size in rows)
 
 
+def test_one_user_does_not_take_all_room_for_records() -> None:
+    """Of two files of half as many bytes each must take all that lives."""
+    limits = Limits()
+    each = {key: float(size) for size, _, key, _ in memory_table("for one user")[0]}
+    kept = ("locks_per_user", "requests_per_user", "text_bytes_per_user")
+    recorded = sum(each[key] * getattr(limits, key) for key in kept)
+    recorded += limits.unread_bytes_per_user
+    # What a client calls itself, 4,096 characters, and who it is.
+    recorded += 20_480 * limits.sessions_per_user
+    assert recorded < limits.record_bytes / 2
+    page = (TOP / "docs" / "operations.md").read_text()
+    assert f"of it is recorded, {recorded / 2**20:.0f} MiB" in page
+
+
 def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:
     """Returns what each row says - bytes, how many, limit, MiB - and their sum."""
     page = (TOP / "docs" / "operations.md").read_text()
