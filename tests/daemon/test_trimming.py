@@ -62,13 +62,13 @@ def test_what_is_held_is_not_looked_through_again_and_again(memory: Memory) -> N
     assert set(pauses[1:]) == {LONGEST_PAUSE}
 
 
-def test_who_lets_go_of_much_sees_its_memory_go_within_a_minute(memory: Memory) -> None:
+def test_who_lets_go_of_much_sees_its_memory_go_soon(memory: Memory) -> None:
     looks = Trimming()
     memory.used = 1_000 * MIB
     for second in range(300):
         looks.look(float(second))
     memory.used, memory.free = 30 * MIB, 970 * MIB
-    assert any(looks.look(300.0 + second) for second in range(61))
+    assert any(looks.look(300.0 + second) for second in range(31))
     assert memory.free == 0
 
 

@@ -19,9 +19,9 @@ SPARE: Final = 32 * 2**20
 """Bytes over the least that there ever was, up to which nothing is done."""
 
 PAUSE: Final = 15.0
-LONGEST_PAUSE: Final = 60.0
+LONGEST_PAUSE: Final = 30.0
 """Seconds between two times: more each time that gave little back, as what is held does
-not go by itself; but who lets go of it sees its memory go within a minute."""
+not go by itself; but who lets go of it sees its memory go within half a minute."""
 
 
 class Trimming:
