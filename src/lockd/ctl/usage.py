@@ -41,7 +41,6 @@ INSTEAD: Final = {
     "help": "write `lockctl --help`, or `lockctl COMMAND --help`",
     "start": "`systemctl start lockd` starts the daemon",
     "restart": "`systemctl restart lockd` starts the daemon anew, and keeps all locks",
-    "reload": "`systemctl reload lockd` has the daemon read its configuration",
 }
 
 
