@@ -168,11 +168,12 @@ def default_lockspace(resource: str) -> str:
     return DIRECT_LOCKSPACE if resource.startswith("/") else DEFAULT_LOCKSPACE
 
 
-def quoted(text: str, limit: int = 80) -> str:
+def quoted(text: str, limit: int = MAX_NAME_BYTES) -> str:
     """Returns text as it may stand in a sentence, a log or on a terminal.
 
     Control characters, bidirectional overrides and bytes that are not UTF-8 are
-    escaped, long text is cut: what a client calls itself must not forge a line.
+    escaped: what a client calls itself must not forge a line. Text that is longer than
+    any name is cut; a path that somebody has to look at rarely is.
     """
     if len(text) > limit:
         text = text[: limit - 1] + "…"

@@ -197,7 +197,7 @@ def test_narrow_table_has_its_numbers_whole(lockctl: Lockctl, client: Client) ->
     heading, (line,) = table_at(lockctl, 40, "list")
     assert "FOR" not in heading
     assert str(os.getpid()) in line
-    heading, (line,) = table_at(lockctl, 40, "show", "n" * 60)
+    heading, (line,) = table_at(lockctl, 34, "show", "n" * 60)
     assert "MODE" not in heading
     assert line[-1] == str(grant.fencing_token)
 

@@ -90,7 +90,7 @@ FENCING: Final[dict[type, str]] = {
 
 OTHERS: Final[dict[type, str]] = {
     Poller: "__init__ fileno act _ignore close",
-    Peer: "__init__ __repr__ shut_down close dump dump_state _arrays load_state "
+    Peer: "__init__ __repr__ shut_down close dump dump_state expecting load_state "
     "finish_receiving abandon cut_off tell_resumed",
     PlainFlow: "__init__",
     KeptFlow: "__init__ resume",

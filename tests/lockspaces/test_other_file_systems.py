@@ -98,7 +98,7 @@ print(take(space, "web2"))
 def test_read_only_disk_can_be_shared_but_not_upgraded(in_mount: InMount) -> None:
     said = in_mount(
         'mount -t tmpfs -o mode=755 none "$PLACE"; touch "$PLACE/golden.img"; '
-        'mount -o remount,ro "$PLACE"',
+        'mount -o remount,bind,ro "$PLACE"',
         """
 direct, image = DirectLockspace("direct", open_files), place + "/golden.img"
 print(take(direct, image))
