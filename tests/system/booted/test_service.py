@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -203,6 +204,67 @@ def test_bad_configuration_is_not_tried_again(machine: Machine) -> None:
     assert "/etc/lockd/conf.d/test.toml: [limits] sessions: must be a whole" in said
     machine.write("/etc/lockd/conf.d/test.toml", "[limits]\nsessions = 100\n")
     machine.run("lockctl", "run", "a", "--", "true")
+
+
+STATE = "/var/lib/lockd"
+
+SPOILT = {
+    "a file in its place": f"mv {STATE} {STATE}.away && touch {STATE}",
+    "a read-only disk": f"mount -B {STATE} {STATE} && mount -o remount,bind,ro {STATE}",
+    "somebody else's": f"chmod 777 {STATE}",
+}
+MENDED = (
+    f"umount {STATE} 2>/dev/null; chmod 700 {STATE}; "
+    f"test ! -e {STATE}.away || (rm {STATE} && mv {STATE}.away {STATE})"
+)
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_start_without_a_state_directory_names_it_and_is_not_tried_again(
+    machine: Machine, how: str
+) -> None:
+    machine.run("systemctl", "start", "lockd.service")
+    machine.run("systemctl", "stop", "lockd.service")
+    machine.run("sh", "-c", SPOILT[how])
+    try:
+        with machine.awaited("lockd.service", "lockd: the state directory"):
+            machine.run("systemctl", "start", "lockd.service", check=False)
+        assert machine.show("lockd.service", "ExecMainStatus") == "78"
+        assert machine.show("lockd.service", "ActiveState") == "failed"
+        assert machine.show("lockd.service", "NRestarts") == "0"
+        told = machine.run("systemctl", "status", "lockd", check=False).stdout
+        assert STATE in told[told.index("lockd: the state directory") :]
+        done = machine.run("lockctl", "run", "a", "--", "true", check=False)
+        assert done.stderr == "lockctl: lockd cannot start, and its log says why\n"
+    finally:
+        machine.run("sh", "-c", MENDED)
+    machine.run("lockctl", "run", "a", "--", "true")
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_locks_outlive_starts_that_fail_for_want_of_a_state_directory(
+    machine: Machine, how: str
+) -> None:
+    machine.run("systemctl", "start", "lockd.service")
+    with held(machine, "files", "a") as client:
+        machine.run("sh", "-c", SPOILT[how])
+        try:
+            since = time.monotonic()
+            with machine.awaited("lockd.service", "lockd: the state directory"):
+                machine.run("kill", "-KILL", main_pid(machine))
+                machine.wait_for("lockd.service", "NRestarts", "3")
+            # Each start but the last one took a second: a slow host makes it more.
+            assert time.monotonic() - since >= 2
+        finally:
+            machine.run("sh", "-c", MENDED)
+        machine.wait_for("lockd.service", "ActiveState", "active")
+        assert released(client)
+
+
+def test_missing_state_directory_is_made(machine: Machine) -> None:
+    machine.run("rm", "-rf", STATE)
+    machine.run("lockctl", "run", "a", "--", "true")
+    assert machine.say("stat", "-c", "%a %U", STATE) == "700 lockd"
 
 
 def test_reload_is_a_live_upgrade(machine: Machine) -> None:
