@@ -47,7 +47,7 @@ run: $(READY)
 
 # Tests wait for daemons more than they compute: one more at a time than there are processors.
 test: $(READY)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(TESTS)
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \

@@ -6,6 +6,36 @@ import pytest
 
 from daemon_process import DaemonProcess
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--skipped-to",
+        metavar="FILE",
+        help="write the ids of the tests that are skipped into a file: `pytest @FILE` "
+        "runs them where they need not be",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # With xdist, the process that hears from all others.
+    path = config.getoption("--skipped-to")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Skipped(Path(path)))
+
+
+class Skipped:
+    """Writes down which tests were skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.write_text("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            with self._path.open("a") as file:
+                file.write(f"{report.nodeid}\n")
+
+
 StartDaemon = Callable[..., DaemonProcess]
 
 
