@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from lockd.errors import InvalidRequestError
 from lockd.names import (
     CHECK_OF_KIND,
+    MAX_DEPTH,
     MAX_PATH_BYTES,
+    MAX_STEPS,
     canonical_path,
     check_file_name,
     check_lockspace_name,
     check_name,
     check_path,
+    check_ways,
     default_lockspace,
     hashed_name,
     plain,
@@ -99,6 +102,30 @@ def test_path_may_be_as_long_as_the_kernel_allows() -> None:
     check_path("/" + "x" * (MAX_PATH_BYTES - 1))
     with pytest.raises(InvalidRequestError, match="4096 bytes"):
         check_path("/" + "x" * MAX_PATH_BYTES)
+
+
+def ways(*depths: int) -> list[str]:
+    return [f"/{n}" + "/a" * (depth - 1) for n, depth in enumerate(depths)]
+
+
+@pytest.mark.parametrize(
+    "depths", [[1], [MAX_DEPTH], [MAX_DEPTH] * (MAX_STEPS // MAX_DEPTH), [8] * 64]
+)
+def test_way_that_is_short_enough_may_be_gone(depths: list[int]) -> None:
+    check_ways(ways(*depths))
+
+
+@pytest.mark.parametrize(
+    ("depths", "why"),
+    [
+        ([MAX_DEPTH + 1], "has 65 names, at most 64 are allowed: "),
+        ([2_040] * 15, "has 2040 names, at most 64 are allowed: "),
+        ([8] * 63 + [9], "the 64 paths have 513 names together, at most 512 "),
+    ],
+)
+def test_way_that_would_hold_up_others_is_refused(depths: list[int], why: str) -> None:
+    with pytest.raises(InvalidRequestError, match=why):
+        check_ways(ways(*depths))
 
 
 @pytest.mark.parametrize("name", ["a:b", ":", "a/b", "."])

@@ -5,6 +5,7 @@ Pure text, but for `canonical_path`, which asks the file system where a path lea
 
 import os
 import sys
+from collections.abc import Collection
 from typing import Final
 
 from lockd.errors import InvalidRequestError
@@ -15,6 +16,13 @@ MAX_NAME_BYTES: Final = 255
 
 MAX_PATH_BYTES: Final = 4095
 """PATH_MAX less the terminating NUL (limits.h)."""
+
+MAX_DEPTH: Final = 64
+"""Names in one path of a file that is to be locked. Whoever waits for it has the way
+gone again when it is his turn, so many may go it at once."""
+
+MAX_STEPS: Final = 512
+"""Names in all paths of one request: each takes several system calls."""
 
 
 def check_name(name: str) -> None:
@@ -65,6 +73,31 @@ def check_path(path: str) -> None:
         raise InvalidRequestError(
             f"the path {quoted(path)} is not canonical: write {quoted(normal)}, "
             "and resolve symbolic links first"
+        )
+
+
+def check_ways(paths: Collection[str]) -> None:
+    """Checks that the ways to files are short enough to be gone while others wait.
+
+    Args:
+        paths: canonical ones, all that one request names.
+
+    Raises:
+        InvalidRequestError: too many names on one way, or on all of them together.
+    """
+    steps = 0
+    for path in paths:
+        depth = path.count("/")
+        if depth > MAX_DEPTH:
+            raise InvalidRequestError(
+                f"the path {quoted(path, 40)} has {depth} names, at most {MAX_DEPTH} "
+                "are allowed: lock a file that lies less deep"
+            )
+        steps += depth
+    if steps > MAX_STEPS:
+        raise InvalidRequestError(
+            f"the {len(paths)} paths have {steps} names together, at most {MAX_STEPS} "
+            "are allowed in one request: ask for fewer files at once"
         )
 
 

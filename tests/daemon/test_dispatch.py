@@ -416,6 +416,36 @@ def test_path_that_may_not_be_locked_is_refused(
     assert why in refusal.sentence
 
 
+DEEP = "/no" * 65
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "why"),
+    [
+        ("acquire", {"resource": DEEP}, "has 65 names, at most 64"),
+        ("acquire", {"resources": ["/a", DEEP]}, "has 65 names, at most 64"),
+        ("convert", {"resource": DEEP, "mode": "shared"}, "has 65 names, at most 64"),
+        (
+            "acquire",
+            {"resources": [f"/{n}" + "/no" * 8 for n in range(64)]},
+            "the 64 paths have 576 names together, at most 512",
+        ),
+    ],
+)
+def test_way_that_is_long_is_refused_before_it_is_gone(
+    method: str, params: dict[str, Any], why: str, client: WireClient
+) -> None:
+    """Nobody else is served meanwhile: what one request may ask for has a bound."""
+    refusal = client.refusal(method, lockspace="direct", **params)
+    assert refusal.code == "invalid"
+    assert why in refusal.sentence
+
+
+def test_way_of_as_many_names_as_are_allowed_is_gone(client: WireClient) -> None:
+    refusal = client.refusal("acquire", lockspace="direct", resource="/no" * 64)
+    assert refusal.code == "not_found"
+
+
 def test_file_that_is_not_there_is_not_found(
     client: WireClient, tmp_path: Path
 ) -> None:

@@ -149,6 +149,38 @@ def test_files_of_the_daemon_itself_cannot_be_locked(
         open_anchor(direct, tmp_path / name)
 
 
+@pytest.mark.parametrize("deeper", [1, 20])
+@pytest.mark.parametrize(
+    ("user", "most"), [(None, 2), (User(os.geteuid(), frozenset([os.getegid()])), 3)]
+)
+def test_way_is_gone_once_to_look_once_to_open_and_once_after(
+    direct: DirectLockspace,
+    public_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deeper: int,
+    user: User | None,
+    most: int,
+) -> None:
+    """Each name takes system calls for which everybody waits."""
+    image = public_path.joinpath(*["a"] * deeper, "x.img")
+    image.parent.mkdir(parents=True, mode=0o755)
+    image.touch()
+    real_open, opened = os.open, 0
+
+    def count(path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        nonlocal opened
+        opened += 1
+        return real_open(path, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", count)
+    if user is not None:
+        direct.check_user(str(image), EXCLUSIVE, user)
+    open_anchor(direct, image, user=user)
+    depth = str(image).count("/")
+    # The root is one more each time, and the file is opened and only looked at after.
+    assert opened <= most * (depth + 1)
+
+
 # Users who are no admins.
 
 

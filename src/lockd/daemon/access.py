@@ -19,7 +19,7 @@ from lockd.daemon.config import (
 from lockd.daemon.peer import Peer
 from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.lockspaces.base import Lockspace
-from lockd.names import quoted
+from lockd.names import check_ways, quoted
 from lockd.protocol.methods import Method
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, Mode, ResourceKey
 
@@ -180,10 +180,13 @@ def check_files(
 ) -> None:
     """Raises unless a peer has the rights to files that `DirectLockspace` asks for.
 
+    Or if the ways to them are too long: they are gone here, while everybody waits.
+
     Here, so that who has none does not even wait in a line, where he would be in the
     way of those who have. What counts is asked again of the very file that is opened; a
     file system that may not answer is asked only then.
     """
+    check_ways([key.resource for key in keys])
     user = peer.file_user
     if user is not None:
         for key in keys:
