@@ -4,6 +4,8 @@ import os
 import select
 import signal
 import sys
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -39,12 +41,14 @@ STUBBORN = "(trap '' TERM HUP INT; echo $$; exec cat <&3 >/dev/null) & wait_for=
 class Left:
     """A run whose command ends at once and leaves a process behind."""
 
-    def __init__(self, lockctl: Lockctl, script: str, *options: str) -> None:
+    def __init__(
+        self, lockctl: Lockctl, script: str, *options: str, **popen: Any
+    ) -> None:
         reader, self.writer = os.pipe()
         os.set_inheritable(reader, True)
         script = f"exec 3<&{reader}; {script}"
         self.lockctl = lockctl.start(
-            "run", *options, "-c", script, "job", pass_fds=[reader]
+            "run", *options, "-c", script, "job", pass_fds=[reader], **popen
         )
         os.close(reader)
         self.pid = int(line_of(self.lockctl))
@@ -116,6 +120,33 @@ def test_signal_stops_what_the_command_left_behind(
     assert not left.runs
     assert client.try_acquire("job") is not None
     left.end()
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM"])
+def test_ignored_signal_does_not_stop_what_the_command_left_behind(
+    lockctl: Lockctl, client: Client, name: str
+) -> None:
+    number = getattr(signal, f"SIG{name}")
+    left = Left(
+        lockctl,
+        "sh -c 'echo $$; cat <&3; echo whole' &",
+        *("--signal", "KILL"),
+        preexec_fn=partial(signal.signal, number, signal.SIG_IGN),
+    )
+    (holder,) = client.query("job")["holders"]
+    while _is_there(holder["pid"]):
+        pass
+    left.lockctl.send_signal(number)
+    # Greater than the others, so it is taken after them. It stops lockctl alone.
+    left.lockctl.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(left.lockctl.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    left.lockctl.send_signal(signal.SIGCONT)
+    assert client.try_acquire("job") is None
+    left.end()
+    assert left.lockctl.communicate(timeout=LIMIT) == ("whole\n", "")
+    assert left.lockctl.returncode == 0
+    assert client.try_acquire("job") is not None
 
 
 def test_who_stops_a_shell_stops_what_it_waits_for(

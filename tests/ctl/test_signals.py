@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,34 @@ def test_signal_that_is_ignored_does_not_end_the_wait(
     output, _ = process.communicate(timeout=LIMIT)
     assert output == b"ran\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM"])
+def test_signal_that_is_ignored_is_not_passed_on(lockctl: Lockctl, name: str) -> None:
+    number = getattr(signal, f"SIG{name}")
+    process = lockctl.start_python(
+        "job", TELL_SIGNAL, preexec_fn=partial(signal.signal, number, signal.SIG_IGN)
+    )
+    process.send_signal(number)
+    # Greater than the others: the command would have told of them first.
+    process.send_signal(signal.SIGWINCH)
+    assert line_of(process) == "SIGWINCH"
+    assert process.wait(LIMIT) == 0
+
+
+@pytest.mark.parametrize("name", [*FORWARDED, "ALRM", "CHLD", "IO"])
+@pytest.mark.parametrize("option", ["--close", "--no-fork"])
+def test_command_ignores_what_the_parent_of_lockctl_ignores(
+    lockctl: Lockctl, name: str, option: str
+) -> None:
+    number = getattr(signal, f"SIG{name}")
+    process = lockctl.start(
+        *("run", option, "job", "--", "grep", "SigIgn", "/proc/self/status"),
+        preexec_fn=partial(signal.signal, number, signal.SIG_IGN),
+    )
+    _, ignored = line_of(process).split()
+    assert int(ignored, 16) == 1 << (number - 1)
+    assert process.wait(LIMIT) == 0
 
 
 def test_lockctl_stops_and_continues_with_its_command(lockctl: Lockctl) -> None:

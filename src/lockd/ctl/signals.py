@@ -25,10 +25,10 @@ FORWARDED: Final = frozenset(
         signal.SIGALRM,
     }
 )
-"""What the command gets when lockctl gets it."""
+"""What the command gets when lockctl gets it, unless lockctl's parent ignores it."""
 
-WATCHED: Final = FORWARDED | {signal.SIGCHLD, signal.SIGIO}
-"""All that wakes lockctl while a command runs."""
+_NEEDED: Final = frozenset({signal.SIGCHLD, signal.SIGIO, signal.SIGALRM})
+"""What lockctl itself cannot do without, though its parent may ignore it."""
 
 ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """What is sent to a process so that it ends."""
@@ -49,7 +49,14 @@ class Inherited(NamedTuple):
     """The signal state that lockctl was started with: the command's birthright."""
 
     mask: set[Any]
-    on_child: Any
+    ignored: frozenset[signal.Signals]
+
+    @property
+    def watched(self) -> frozenset[signal.Signals]:
+        """All that wakes lockctl while a command runs."""
+        # A signal that is blocked is queued even if it is ignored: `sigwaitinfo` would
+        # return it. So what the parent ignores (nohup) is neither blocked nor awaited.
+        return (FORWARDED - self.ignored) | _NEEDED
 
     def restore(self) -> None:
         """Gives this process, just before exec, the state that lockctl was given."""
@@ -57,18 +64,21 @@ class Inherited(NamedTuple):
         # subprocess.Popen(restore_signals=True).
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, self.on_child)
-        for signum in ENDING:
-            if callable(signal.getsignal(signum)):
-                signal.signal(signum, signal.SIG_DFL)
+        for signum in FORWARDED | _NEEDED:
+            ignored = signum in self.ignored
+            signal.signal(signum, signal.SIG_IGN if ignored else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
 
 def block() -> Inherited:
     """Blocks every watched signal; returns what was before."""
+    known = FORWARDED | _NEEDED
+    ignored = frozenset(x for x in known if signal.getsignal(x) is signal.SIG_IGN)
     # A parent that ignores SIGCHLD would make the kernel reap our command unseen.
-    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return Inherited(signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED), on_child)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = Inherited(signal.pthread_sigmask(signal.SIG_BLOCK, ()), ignored)
+    signal.pthread_sigmask(signal.SIG_BLOCK, before.watched)
+    return before
 
 
 @contextmanager
@@ -98,9 +108,9 @@ def interruptible(
     signal.signal(signal.SIGALRM, lambda *_: remind())
     signal.setitimer(signal.ITIMER_REAL, delay)
     let_in = (*ending, signal.SIGTSTP, signal.SIGALRM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, let_in)
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, let_in)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,13 +11,13 @@ while it waits: whoever stops a command wants the whole of it to stop.
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
 from lockd.ctl import offspring
 from lockd.ctl.command import Command
-from lockd.ctl.signals import ENDING, FORWARDED, WATCHED
+from lockd.ctl.signals import ENDING, FORWARDED
 from lockd.ctl.witness import Witness
 from lockd.errors import LockLostError
 
@@ -28,7 +28,7 @@ _PATIENCE: Final = 1.0
 
 
 class Supervisor:
-    """Watches one started command. All watched signals are blocked meanwhile.
+    """Watches one started command. The watched signals are blocked meanwhile.
 
     Args:
         command: what runs.
@@ -38,6 +38,7 @@ class Supervisor:
         on_left: called if the command left processes behind that run on.
         stop_signal: what stops processes.
         kill_after: seconds until they are sent SIGKILL.
+        watched: the signals to act on; others do not concern this run.
         alone: whether what the command leaves behind is nobody's business.
 
     Attributes:
@@ -54,6 +55,7 @@ class Supervisor:
         *,
         stop_signal: int,
         kill_after: float,
+        watched: Collection[int],
         alone: bool,
     ) -> None:
         self.lost: LockLostError | None = None
@@ -64,6 +66,7 @@ class Supervisor:
         self._on_left = on_left
         self._stop_signal = stop_signal
         self._kill_after = kill_after
+        self._watched = watched
         self._alone = alone
         #: How the command ended; None while it runs.
         self._status: int | None = None
@@ -79,7 +82,7 @@ class Supervisor:
                 if not self._somebody_runs():
                     break
                 self._lose(error)
-            self._handle(signal.sigwaitinfo(WATCHED))
+            self._handle(signal.sigwaitinfo(self._watched))
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert self._status is not None
         return self._status

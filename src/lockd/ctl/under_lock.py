@@ -166,6 +166,7 @@ class Run:
             self._tell_left,
             stop_signal=plan.stop_signal,
             kill_after=plan.kill_after,
+            watched=self._inherited.watched,
             alone=plan.close,
         )
         status = supervisor.run()
