@@ -1,4 +1,4 @@
-"""File systems that are full or read-only, and block devices."""
+"""File systems that are full, read-only or mounted when needed, and block devices."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -113,6 +114,67 @@ print(take(space, "web1"))
     assert said[1] == "ok"
     assert said[2].startswith("denied: ")
     assert "(Read-only file system): " in said[3]
+
+
+_AUTOMOUNT: Final = """
+import ctypes, fcntl, struct, threading
+from lockd.errors import ConfigError
+from lockd.lockspaces.places import check_directory, make_directory
+
+DONE, FAILED = 0x9360, 0x9361
+libc = ctypes.CDLL(None, use_errno=True)
+asked, ask = os.pipe()
+options = f"fd={ask},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+if libc.mount(b"test", place.encode(), b"autofs", 0, options.encode()):
+    print(os.strerror(ctypes.get_errno()))
+    sys.exit()
+print("mounted", flush=True)
+mount_point = os.open(place, os.O_RDONLY)
+
+def serve():
+    while packet := os.read(asked, 4096):
+        (token,) = struct.unpack_from("I", packet, 8)
+        if MODE:
+            libc.mount(b"test", place.encode(), b"tmpfs", 0, b"mode=" + MODE)
+            os.mkdir(place + "/locks", 0o700)
+        fcntl.ioctl(mount_point, DONE if MODE else FAILED, token)
+
+child = os.fork()
+if child == 0:
+    os.setsid()  # the kernel shows its own processes what is below
+    os.close(ask)
+    try:
+        print(LOOK(place + BELOW).removeprefix(place))
+    except ConfigError as error:
+        print(error)
+    sys.stdout.flush()
+    os._exit(0)
+threading.Thread(target=serve, daemon=True).start()
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "below", "told"),
+    [
+        ("755", "/locks", "/locks"),
+        ("755", "/locks/new", "/locks/new"),
+        ("755", "", ""),
+        ("777", "/locks", "(mode 0777), who could exchange "),
+        ("777", "", "(mode 0777): run chmod go-w on it"),
+        ("", "", "No such file or directory"),
+        ("", "/locks", "No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("look", ["make_directory", "check_directory"])
+def test_directory_that_is_mounted_when_needed_is_looked_at_once_it_is(
+    in_mount: InMount, look: str, mode: str, below: str, told: str
+) -> None:
+    asked = f"MODE, BELOW, LOOK = {mode.encode()!r}, {below!r}, {look}"
+    said = in_mount("true", _AUTOMOUNT.replace("\nDONE,", f"\n{asked}\nDONE,"))
+    if said[0] != "mounted":
+        pytest.skip(f"autofs cannot be mounted here: {said[0]}")
+    assert told == said[1] or (" " in told and told in said[1])
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 from lockd.errors import DeniedError, InvalidRequestError, RequestError
 from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, Inode, raise_refusal
-from lockd.lockspaces.places import STEP_FLAGS
+from lockd.lockspaces.places import ENTER_FLAGS, STEP_FLAGS
 from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted
 from lockd.terms import SHARED, Create, Mode
@@ -85,13 +85,13 @@ class DirectLockspace(FileLockspace):
         return file
 
     def _reach_directory(self, path: str, user: User | None) -> int:
-        fd = os.open("/", STEP_FLAGS)
+        fd = os.open("/", ENTER_FLAGS)
         try:
             for name in path.split("/")[1:-1]:
                 if user is not None:
                     _check_right(user, SEARCH, fd, os.fstat(fd), path)
                 try:
-                    below = os.open(name, STEP_FLAGS | os.O_DIRECTORY, dir_fd=fd)
+                    below = os.open(name, ENTER_FLAGS, dir_fd=fd)
                 except NotADirectoryError as error:
                     _raise_no_directory(error, name, fd, path)
                 os.close(fd)

@@ -25,6 +25,9 @@ from lockd.names import MAX_PATH_BYTES, quoted
 STEP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens whatever has a name, without touching it (open(2))."""
 
+ENTER_FLAGS: Final = STEP_FLAGS | os.O_DIRECTORY
+"""Opens a directory to go on from, and has it mounted if it waits for that (autofs)."""
+
 PRIVATE: Final = 0o700
 """The mode of a directory that is nobody else's business."""
 
@@ -122,8 +125,9 @@ class _Way:
                     f"{quoted(place)} is not a directory: name one, or a path where "
                     "nothing is yet"
                 )
-            self._check(status, place, is_last=is_last)
-            self._enter(os.dup(fd), place)
+            # What is mounted only now (autofs) is what has to be looked at.
+            self._enter(os.open(name, ENTER_FLAGS, dir_fd=self._fd), place)
+            self._check(os.fstat(self._fd), place, is_last=is_last)
         finally:
             os.close(fd)
         return None
@@ -178,7 +182,7 @@ class _Way:
 
 
 def _open_root() -> int:
-    return os.open("/", STEP_FLAGS | os.O_DIRECTORY)
+    return os.open("/", ENTER_FLAGS)
 
 
 def _names(path: str) -> list[str]:
