@@ -93,8 +93,15 @@ def test_daemon_that_is_away_is_to_be_started(daemon: DaemonProcess) -> None:
     with pytest.raises(ConnectionLostError, match=start):
         connect(daemon.socket)
     gone = FileNotFoundError(2, "No such file or directory")
-    assert str(unreachable(SYSTEM_SOCKET, gone)).endswith("`systemctl start lockd`")
-    assert str(unreachable(user_socket(), gone)).endswith("start it with `lockd`")
+    another = ", or name another daemon's socket with LOCKD_SOCKET or --socket"
+    for usual, start in (
+        (SYSTEM_SOCKET, "systemctl start lockd"),
+        (user_socket(), "lockd"),
+    ):
+        said = str(unreachable(usual, gone))
+        assert said.endswith(f"start it with `{start}`{another}")
+    # Who named a socket has no need to be told how.
+    assert not str(unreachable("/named.sock", gone)).endswith(another)
 
 
 def test_empty_path_of_the_socket_is_wrong_usage() -> None:

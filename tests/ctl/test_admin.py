@@ -102,6 +102,15 @@ def test_break_of_one_of_many_holders_takes_that_one(
         peer.close()
 
 
+def test_break_does_not_say_what_the_victim_does_then(
+    lockctl: Lockctl, client: Client
+) -> None:
+    """`lockctl run` ends its command when it is told; others may go on."""
+    client.acquire("job")
+    done = lockctl("break", "job", "--reason", "x", "--yes")
+    assert "then\tit is told, and may run on; the lock is free at once" in done.stdout
+
+
 def test_break_where_that_kills_says_so_first(
     start_daemon: StartDaemon, sleeper: subprocess.Popen[bytes]
 ) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from lockd import Client
 from lockd.ctl.render import since
 from lockd.ctl.state import State
+from lockd.ctl.waiting import explain_wait
 
 HOLDER: dict[str, Any] = {
     "name": "tar",
@@ -46,3 +48,11 @@ def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
     assert State(nobody, [nameless]).held == "held by a process outside lockd"
     told = nobody | {"outside": {"command": "qemu", "pid": 77, "mode": "shared"}}
     assert State(told, []).held == "held by qemu (pid 77) outside lockd"
+
+
+def test_place_in_the_queue_is_told_only_of_a_queue(sock: str, client: Client) -> None:
+    """The wait may be over when it is asked about: nobody is 0th in queue."""
+    client.acquire("job")
+    said = explain_wait(sock, "default", ["job"], 1)
+    assert said.startswith("waiting for 'job' (held for ")
+    assert "queue" not in said

@@ -144,6 +144,9 @@ def unreachable(path: str, error: OSError) -> LockdError:
         kind, advice = DeniedError, _how_to_be_let_in(path)
     elif error.errno == errno.ENOENT or _is_socket(path):
         advice = f"start it with `{_start(path)}`"
+        if path in (SYSTEM_SOCKET, user_socket()):
+            # Perhaps nobody named it, and a daemon listens where no search looks.
+            advice += ", or name another daemon's socket with LOCKD_SOCKET or --socket"
     else:
         advice = "name the socket that it listens at"
     where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")

@@ -175,7 +175,7 @@ def _facts(victim: Thing) -> list[tuple[str, object]]:
             "then",
             f"process {victim['pid']} is ended, then the lock is free"
             if victim["on_disconnect"] == "kill"
-            else "it is told, and runs on; the lock is free at once",
+            else "it is told, and may run on; the lock is free at once",
         ),
     ]
 

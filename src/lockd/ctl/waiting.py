@@ -26,9 +26,11 @@ def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) ->
         states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
     # Of several names, the one that is in the way: the one with the longest queue.
     state = max(states, key=lambda x: (x.is_held, _place(x.resource, pid)))
-    place = ordinal(_place(state.resource, pid))
+    place = _place(state.resource, pid)
+    # The wait may have ended since it was asked about: nobody is in line then.
+    where = f"{ordinal(place)} in queue; " if place else ""
     name = quoted(state.resource["resource"])
-    return f"waiting for {name} ({place} in queue; {state.held})"
+    return f"waiting for {name} ({where}{state.held})"
 
 
 def _place(state: Mapping[str, Any], pid: int) -> int:
