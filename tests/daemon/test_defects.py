@@ -65,7 +65,8 @@ LIFE: Final[dict[type, str]] = {
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
     Dispatcher: "open_session close_session take _acquire _convert _release _cancel "
     "_break _register _restrict _hello _statistics _watch watch "
-    "_create_lockspace _create_resource _delete_resource _lockspace_of_unused "
+    "_create_lockspace _create_resource _delete_resource "
+    "_lockspace_of_unused "
     "_disconnect _audit",
 }
 ORPHAN: Final[dict[type, str]] = {
@@ -90,12 +91,12 @@ FENCING: Final[dict[type, str]] = {
 
 OTHERS: Final[dict[type, str]] = {
     Poller: "__init__ fileno act _ignore close",
-    Peer: "__init__ __repr__ shut_down close dump dump_state expecting load_state "
+    Peer: "__init__ __repr__ shut_down close dump dump_state load_state "
     "finish_receiving abandon cut_off tell_resumed",
     PlainFlow: "__init__",
     KeptFlow: "__init__ resume",
     Connection: "__init__ dump load",
-    Answers: "__init__ conclude blame blame_for tell_watchers",
+    Answers: "__init__ conclude blame blame_for tell_watchers expect",
     History: "__init__ settle _add of",
     Counts: "__init__ space adopt watch_holds count_refusal _wait _end_wait _end",
     Keeping: "__init__ descriptors flow _new_slot abandon_flow keep_file drop_file "

@@ -70,7 +70,7 @@ class Scene:
 
         for name in self.runtime.lockspaces:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
-        keeper = LimitKeeper(self.engine, Limits())
+        keeper = LimitKeeper(self.engine, Limits(), answers.late_by_user)
         self.dispatcher = Dispatcher(
             self.runtime, answers, access, keeper, 1, make, Health()
         )

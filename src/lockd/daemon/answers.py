@@ -1,6 +1,7 @@
 """From the engine to the peers: carries each effect to the session that it concerns."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,6 +17,7 @@ from lockd.daemon.sentences import sentence
 from lockd.daemon.veil import Veil
 from lockd.engine import effects as e
 from lockd.engine.session import Session
+from lockd.engine.tally import Tally
 from lockd.errors import CodedError, error_for_code
 
 
@@ -30,6 +32,8 @@ class Answers:
         behind: the peers that have something to be sent, or are to be closed, when the
             turn ends.
         feed: what happened, for the peers that watch.
+        late_by_user: how many requests of each user wait for something that is not the
+            lock table's.
         counts: what is counted of all that goes by here.
     """
 
@@ -37,6 +41,7 @@ class Answers:
         self._veil = Veil(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
+        self.late_by_user = Tally()
         self.feed = Feed()
         #: What tells in which lockspaces a watcher sees what happens.
         self._sees: dict[Peer, Callable[[str], bool]] = {}
@@ -52,11 +57,14 @@ class Answers:
     def add_peer(self, peer: Peer) -> None:
         """Carries answers to a peer from now on."""
         self.peers[peer.session] = peer
+        if peer.late:
+            self.late_by_user.add(peer.user, len(peer.late))
         peer.connection.on_error = self.counts.count_refusal
 
     def remove_peer(self, peer: Peer) -> None:
         """Forgets a peer: what concerns it is dropped from now on."""
-        self.peers.pop(peer.session, None)
+        if self.peers.pop(peer.session, None) is not None and peer.late:
+            self.late_by_user.remove(peer.user, len(peer.late))
         self.behind.discard(peer)
         self.feed.remove(peer)
         self._sees.pop(peer, None)
@@ -67,11 +75,27 @@ class Answers:
         self._sees[peer] = sees
         self.feed.add(peer)
 
+    def expect(
+        self, peer: Peer, msgid: int, what: object
+    ) -> Callable[[CodedError | None], None]:
+        """Knows that a request waits for `RELOAD` or `CHANGE` from now on.
+
+        Until it is answered its msgid is in use, it is one of the unanswered requests
+        of its user, and its client is not done with, though it asks no more.
+
+        Returns:
+            What concludes it, to be called with None or with why it is refused.
+        """
+        peer.late[msgid] = what
+        self.late_by_user.add(peer.user)
+        return partial(self.conclude, peer.session, msgid)
+
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
-        """Answers a request that has no result: it is done, or refused."""
+        """Answers a request that is late (`expect`): it is done, or refused."""
         peer = self.peers.get(session)
-        if peer is None:
+        if peer is None or peer.late.pop(msgid, None) is None:
             return
+        self.late_by_user.remove(peer.user)
         try:
             if error is None:
                 peer.send_result(msgid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import trio
@@ -31,7 +30,7 @@ from lockd.daemon.finder import Finder
 from lockd.daemon.health import Health
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.logs import AUDIT
-from lockd.daemon.peer import ARRAY, Peer
+from lockd.daemon.peer import ARRAY, CHANGE, Peer
 from lockd.daemon.processes import Process
 from lockd.daemon.reader import Reader
 from lockd.daemon.runtime import Runtime
@@ -160,7 +159,8 @@ class Dispatcher:
         """Tells whether nothing more will be told to a peer that asks no more."""
         session = self._engine.sessions[peer.session]
         busy = peer.is_behind or peer.has_more or peer.watched is not None
-        return not (busy or session.owner.grants or session.requests)
+        unanswered = session.requests or peer.late
+        return not (busy or session.owner.grants or unanswered)
 
     # From the wire to the engine.
 
@@ -170,7 +170,8 @@ class Dispatcher:
         method = request.method
         try:
             # protocol 2.1: its answer could not be told from that of the other.
-            if request.msgid in self._engine.sessions[peer.session].requests:
+            unanswered = self._engine.sessions[peer.session].requests
+            if request.msgid in unanswered or request.msgid in peer.late:
                 raise InvalidRequestError(refusals.MSGID_IN_USE)
             if method.access != "always":
                 check_method(peer, method)
@@ -399,14 +400,16 @@ class Dispatcher:
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
         space = self._lockspace_of_unused(peer, params)
-        done = partial(self._answers.conclude, peer.session, msgid)
+        self._keeper.check_late(peer)
+        done = self._answers.expect(peer, msgid, CHANGE)
         self._runtime.change_file(space, params.resource, space.create_resource, done)
 
     def _delete_resource(
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
         space = self._lockspace_of_unused(peer, params)
-        done = partial(self._answers.conclude, peer.session, msgid)
+        self._keeper.check_late(peer)
+        done = self._answers.expect(peer, msgid, CHANGE)
         self._runtime.change_file(space, params.resource, space.delete_resource, done)
 
     def _lockspace_of_unused(

@@ -14,6 +14,7 @@ from typing import Final
 from lockd.daemon.config import Limits
 from lockd.daemon.peer import Peer
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.tally import Tally
 from lockd.engine.texts import PLAIN, text_bytes
 from lockd.errors import LimitError, UnavailableError
 from lockd.terms import ResourceKey
@@ -32,11 +33,14 @@ class LimitKeeper:
 
     Args:
         engine: counts locks and waiting requests.
+        late_by_user: counts the requests that wait for something else
+            (`Answers.expect`).
     """
 
-    def __init__(self, engine: LockEngine, limits: Limits) -> None:
+    def __init__(self, engine: LockEngine, limits: Limits, late_by_user: Tally) -> None:
         self.limits = limits
         self._engine = engine
+        self._late_by_user = late_by_user
         self._clients = 0
         self._admins = 0
         self._clients_of: Counter[int] = Counter()
@@ -146,7 +150,7 @@ class LimitKeeper:
         for key, of_users in (
             ("sessions_per_user", self._clients_of),
             ("locks_per_user", engine.held_by_user),
-            ("requests_per_user", engine.waiting_by_user),
+            ("requests_per_user", self._unanswered_by_user()),
             ("text_bytes_per_user", engine.text_by_user),
         ):
             uid, used = max(of_users.items(), key=itemgetter(1), default=(None, 0))
@@ -192,7 +196,7 @@ class LimitKeeper:
             said = text_bytes(keys, label, reason)
             used = said and said + engine.text_by_user.get(uid, 0) - 1
             _check("text_bytes_per_user", used, limits.text_bytes_per_user)
-        if engine.waiting:
+        if engine.waiting or self._late_by_user:
             self.check_request(session_id, waits=waits)
             for key in keys if waits else ():
                 resource = engine.resources.get(key)
@@ -209,14 +213,26 @@ class LimitKeeper:
 
     def check_request(self, session_id: int, *, waits: bool) -> None:
         """Raises `LimitError` if too many requests are unanswered already."""
-        limits = self.limits
         session = self._engine.sessions[session_id]
-        uid = session.owner.identity.uid
-        unanswered = self._engine.waiting_by_user.get(uid, 0)
-        _check("requests_per_user", unanswered, limits.requests_per_user)
+        self._check_unanswered(session.owner.identity.uid)
         if waits:
-            waiting = len(session.requests)
-            _check("waiters_per_session", waiting, limits.waiters_per_session)
+            waiting, most = len(session.requests), self.limits.waiters_per_session
+            _check("waiters_per_session", waiting, most)
+
+    def check_late(self, peer: Peer) -> None:
+        """Raises `LimitError` if a peer's user has too many requests unanswered.
+
+        For one that does not wait for the lock table: its user is who connected.
+        """
+        self._check_unanswered(peer.user)
+
+    def _check_unanswered(self, uid: int) -> None:
+        unanswered = self._engine.waiting_by_user.get(uid, 0)
+        unanswered += self._late_by_user.get(uid, 0)
+        _check("requests_per_user", unanswered, self.limits.requests_per_user)
+
+    def _unanswered_by_user(self) -> Counter[int]:
+        return Counter(self._late_by_user) + Counter(self._engine.waiting_by_user)
 
 
 #: What whoever has reached a limit can do about it, where that is not to release.

@@ -90,7 +90,10 @@ ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
 
 RELOAD: Final = object()
-"""How a reload ended, which a successor may have to tell (protocol 6.18)."""
+"""How a reload ended, which a successor may have to tell (protocol 6.19)."""
+
+CHANGE: Final = object()
+"""Whether the file of a resource could be made or removed (protocol 6.10)."""
 
 
 Conversation = Connection | LibvirtConnection
@@ -127,9 +130,11 @@ class Peer:
         is_inheritable: whether the session goes on when the process that connected
             has died, as long as another one has its socket.
         is_orphaned: whether that process has died, and the session ends therefore.
-        expected: what a request gets when it has been carried out, by msgid, if that is
-            not just its grant or nil: `ARRAY` for an array of grants, `RELOAD` for the
-            end of a reload, or a result.
+        expected: what a request gets when the lock table has carried it out, by msgid,
+            if that is not just its grant or nil: `ARRAY` for an array of grants, or a
+            result.
+        late: what a request waits for that is not the lock table's, by msgid: `RELOAD`
+            or `CHANGE` (`Answers.expect`).
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class Peer:
         # libvirtd hands its connections on to the guests.
         self.is_inheritable = role == VIRTLOCKD
         self.expected: dict[int, Any] = {}
+        self.late: dict[int, object] = {}
         #: The lockspace that it watches; "" for all that it may see.
         self.watched: str | None = None
         self._sock = sock
@@ -236,7 +242,7 @@ class Peer:
             connection,
             unsent,
             self._piled_up,
-            [*self.expecting(ARRAY)] if self.expected else [],
+            [x for x, what in self.expected.items() if what is ARRAY],
             self.is_closing,
             self.restricted,
             self.client,
@@ -245,13 +251,14 @@ class Peer:
             claims,
             unsent_apart,
             partial_apart,
-            self.expecting(RELOAD) if self.expected else (),
+            self.reloads,
             self.is_inheritable,
         )
 
-    def expecting(self, what: object) -> tuple[int, ...]:
-        """Returns the msgids of the requests that expect `ARRAY`, or `RELOAD`."""
-        return tuple(msgid for msgid, x in self.expected.items() if x is what)
+    @property
+    def reloads(self) -> tuple[int, ...]:
+        """The msgids of the requests that wait for the end of a reload."""
+        return tuple(msgid for msgid, what in self.late.items() if what is RELOAD)
 
     def load_state(self, state: PeerState) -> None:
         """Goes on where the session stood that `dump_state` described.
@@ -263,7 +270,7 @@ class Peer:
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, getattr(state, name))
         self.expected = dict.fromkeys(state.arrays, ARRAY)
-        self.expected |= dict.fromkeys(state.reloads, RELOAD)
+        self.late = dict.fromkeys(state.reloads, RELOAD)
         self.connection.load(state.connection)
         self._received = state.done
         self._received_before = state.done - len(state.connection["partial"])

@@ -1,4 +1,4 @@
-"""The requests that wait for the end of a reload (protocol 6.18).
+"""The requests that wait for the end of a reload (protocol 6.19).
 
 A reload gives the place of this program to the one on disk, so it is the successor that
 answers; if there is none, because the upgrade failed, it is this one.
@@ -8,6 +8,7 @@ import signal
 from typing import NamedTuple
 
 from lockd.daemon.answers import Answers
+from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import RELOAD, Peer
 from lockd.errors import UnavailableError
 from lockd.protocol.methods import NoParams
@@ -25,14 +26,17 @@ class Reloads:
 
     Args:
         answers: knows the peers.
+        keeper: knows how many requests may wait.
     """
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, keeper: LimitKeeper) -> None:
         self._answers = answers
+        self._keeper = keeper
 
     def take(self, peer: Peer, msgid: int, params: NoParams) -> None:
         """Begins a reload for a peer, as the signal does."""
-        peer.expected[msgid] = RELOAD
+        self._keeper.check_late(peer)
+        self._answers.expect(peer, msgid, RELOAD)
         signal.raise_signal(signal.SIGUSR1)
 
     def waiting(self) -> list[Asked]:
@@ -40,7 +44,7 @@ class Reloads:
         return [
             Asked(peer.session, msgid)
             for peer in self._answers.peers.values()
-            for msgid in (peer.expecting(RELOAD) if peer.expected else ())
+            for msgid in peer.reloads
         ]
 
     def answer(self, asked: list[Asked], problem: str | None) -> None:
@@ -51,6 +55,4 @@ class Reloads:
         """
         error = None if problem is None else UnavailableError(problem)
         for session, msgid in asked:
-            peer = self._answers.peers.get(session)
-            if peer is not None and peer.expected.pop(msgid, None) is RELOAD:
-                self._answers.conclude(session, msgid, error)
+            self._answers.conclude(session, msgid, error)

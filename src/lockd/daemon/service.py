@@ -103,8 +103,9 @@ class Service:
         self.epoch = epoch
         self.listeners = listeners
         self.access = Access()
-        self.keeper = LimitKeeper(engine, config.limits)
         self.poller, self.answers = Poller(), Answers(self.access)
+        late = self.answers.late_by_user
+        self.keeper = LimitKeeper(engine, config.limits, late)
         self.open_files = OpenFiles(self.keeper.max_fd)
         self.open_files.private.add(epoch.inode)
         self.runtime = Runtime(
@@ -140,7 +141,7 @@ class Service:
         self._metrics = Metrics(self)
         self._publisher = Publisher(self._metrics.public_text, self.health)
         self._slowness = Slowness(self.answers.counts, engine)
-        self._reloads = Reloads(self.answers)
+        self._reloads = Reloads(self.answers, self.keeper)
         self.dispatcher.handlers["metrics"] = self._tell_metrics
         self.dispatcher.handlers["reload"] = self._reloads.take
         for method in self.dispatcher.handlers:
