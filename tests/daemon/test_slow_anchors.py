@@ -287,7 +287,8 @@ async def test_upgrade_waits_for_who_was_promised_an_answer(scene: Scene) -> Non
 
     scene.runtime.change_file(scene.hung, "web1", make, conclude)
     server = SimpleNamespace(finish_turn=lambda: None)
-    service: Any = SimpleNamespace(server=server, runtime=scene.runtime)
+    runtime = scene.runtime
+    service: Any = SimpleNamespace(server=server, runtime=runtime, keeping=None)
     with pytest.raises(ConfigError, match="slow file system"):
         handover.give_way(service)
     scene.hung.answers.set()
