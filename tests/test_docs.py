@@ -21,6 +21,7 @@ from lockd.daemon.config import (
     Count,
     Duration,
     LockspaceConfig,
+    ManyBytes,
     Places,
     Threshold,
 )
@@ -148,7 +149,7 @@ def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
 def test_manual_has_the_ranges_of_what_may_be_set() -> None:
     page = (TOP / "man" / "lockd.toml.5").read_text()
     text = page.partition(".SH RANGES")[2].partition(".SH")[0]
-    for kind in (Count, Bytes, Duration, Threshold):
+    for kind in (Count, Bytes, ManyBytes, Duration, Threshold):
         (meta,) = get_args(kind)[1:]
         for bound in (meta.ge, meta.gt, meta.le):
             assert bound is None or re.search(rf"\b{bound}\b", text), (kind, bound)

@@ -150,7 +150,7 @@ def a_circle(scene: Scene) -> None:
         waiting.join()
 
 
-@case("already_held", *HOLDER, step="no need to ask again")
+@case("already_held", "you already hold", *HOLDER, step="use `convert`")
 def asking_twice(scene: Scene) -> None:
     scene.holder.acquire("job")
 

@@ -487,9 +487,7 @@ def test_who_could_not_end_a_process_gets_no_lock_for_which_it_would_have_to_be(
             stranger.acquire("a")  # nobody is ended for that
             refusal = stranger.refusal("acquire", resource="b", lockspace="guarded")
         assert refusal.code == "denied"
-        assert f"process {process.pid} may not be ended for uid {NOBODY}" in (
-            refusal.sentence
-        )
+        assert f"uid {NOBODY} may not kill process {process.pid}" in refusal.sentence
 
 
 @pytest.mark.parametrize("pid", [1, "daemon"])

@@ -74,7 +74,7 @@ _OF_HOLDERS = (
     click.option(
         "-w", "--wait", "--timeout", "timeout", metavar="SECONDS",
         callback=seconds,
-        help="Wait at most so long; fractions are allowed, 0 does not wait.",
+        help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
     ),
     in_lockspace,
     click.option(

@@ -110,7 +110,7 @@ def _find_dashes(args: list[str], start: int) -> int:
 )
 @click.option(
     "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
-    help="Wait at most so long; fractions are allowed, 0 does not wait.",
+    help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
 )  # fmt: skip
 @click.option(
     "-E", "--conflict-exit-code", "conflict_status", metavar="N",

@@ -52,7 +52,7 @@ def show(
     On a terminal, and with --json, its last events follow. Piped, the columns are
     separated by tabs: state, name, pid, user, command, unit, mode, for how long,
     fencing token, reason, and under which other name of the file, if it is another. The
-    state of a lock of which nothing is known is `free`.
+    state is `free` if nobody holds or waits for NAME, and it has no history.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -113,7 +113,7 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
 @click.argument("name")
 @click.option(
     "-w", "--timeout", metavar="SECONDS", callback=seconds,
-    help="Wait at most so long, then exit with 75.",
+    help="Wait at most SECONDS, then exit with 75.",
 )  # fmt: skip
 @in_lockspace
 @click.pass_obj

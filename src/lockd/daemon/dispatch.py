@@ -1,7 +1,7 @@
 """Between wire and engine: a request becomes a command, an effect becomes an answer.
 
-The only module that knows both. What only reads is answered here from the engine's
-state; everything else goes through `Runtime.carry_out`.
+Requests that only read are answered from the engine's state. All others go through
+`Runtime.carry_out`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The listening sockets: takes in who connects, or turns away whom nothing is left for.
+"""The listening sockets: accepts clients, or rejects them when resources run out.
 
-Nobody who connects holds up those who are in: a turn has little time for them, and
-where they cannot even be turned away nobody looks at the door for a while.
+New clients do not delay connected ones. A turn spends little time on `accept`. If there
+is no descriptor even to reject a client, the socket is not polled for a while.
 """
 
 import logging

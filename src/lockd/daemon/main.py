@@ -81,7 +81,7 @@ logger = logging.getLogger("lockd")
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="End when nobody was connected and nothing held for so long.",
+    help="Exit after SECONDS without clients or locks.",
 )
 @click.option("--check-config", is_flag=True, help="Check the configuration, and end.")
 @click.version_option(__version__, message="lockd %(version)s")

@@ -1,8 +1,9 @@
-"""One client: its socket, what it is still to be sent, and whether it may go on.
+"""One client: its socket, its unsent answers, and whether its connection is to end.
 
-Never waits. What the socket does not take at once is kept until the socket is
-writable; meanwhile no further requests are read from this client, so that whoever does
-not read its answers gets no new ones. Only this module decides to close a connection.
+Never waits. Bytes that the socket does not take at once are kept until it is writable.
+Meanwhile no requests are read from this client: a client that does not read its answers
+gets no new ones. Who wants the connection closed sets `is_closing`; the server closes
+it at the end of the turn.
 """
 
 from __future__ import annotations

@@ -66,18 +66,16 @@ def foreign() -> DeniedError:
 
 
 def cannot_end(pid: int, uid: int) -> DeniedError:
-    """Returns what is said to who would lock for a process that is not his to end."""
+    """Returns the refusal of a lock for a process that the user may not kill."""
     return DeniedError(
-        "whoever holds locks here is ended when it disconnects, "
-        f"and process {pid} may not be ended for uid {uid}: "
-        "lock for a process of that user, or in another lockspace"
+        f"on_disconnect is 'kill', and uid {uid} may not kill process {pid}: "
+        f"lock for a process of uid {uid}, or where on_disconnect is 'release'"
     )
 
 
 def cannot_be_reached() -> DeniedError:
-    """Returns what is said to who would have to be ended, and cannot be."""
+    """Returns the refusal of a lock for a process that lockd cannot kill."""
     return DeniedError(
-        "whoever holds locks here is ended when it disconnects, "
-        "and this session's process cannot be reached for that: lock elsewhere, "
-        "or from outside of its container"
+        "on_disconnect is 'kill', and lockd cannot reach this session's process to "
+        "kill it: lock from outside the container, or where on_disconnect is 'release'"
     )

@@ -52,7 +52,7 @@ class Runtime:
     """The engine in its surroundings: time, files, processes.
 
     Args:
-        engine: nobody else may touch it.
+        engine: changed by this object alone, through `handle`; others read its state.
         poller: watches processes.
         after_turn: called whenever a turn of the loop ends.
         checks: whether every law is checked after every command; slow.

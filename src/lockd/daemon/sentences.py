@@ -18,7 +18,7 @@ _OPENINGS: Final[Mapping[str, str]] = {
     "cancelled": "the wait for {name} was cancelled",
     "deadlock": "waiting for {name} would never end",
     "not_held": "{name} is not held by this owner",
-    "already_held": "{name} is already this owner's, held or waited for",
+    "already_held": "you already hold or wait for {name}",
     "in_use": "{name} cannot be converted",
 }
 
@@ -27,7 +27,7 @@ NEXT_STEPS: Final[Mapping[str, str]] = {
     "timeout": "ask again with a longer one, or have the holder release it",
     "deadlock": "release something first, or ask for everything in one request",
     "not_held": "acquire it again if it is still needed",
-    "already_held": "there is no need to ask again, and `convert` changes the mode",
+    "already_held": "use `convert` to change its mode",
     "in_use": "release it until it is held once",
 }
 """What to do about a refusal that the lock table made, by its code."""
