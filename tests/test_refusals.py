@@ -395,7 +395,9 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         daemon.close()
 
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="acts as another user")
+needs_root = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can act as another user"
+)
 
 
 def marked(name: str, found: Case) -> object:

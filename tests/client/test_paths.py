@@ -37,7 +37,9 @@ ROOT = Path(__file__).parents[2]
 
 GROUP = grp.getgrall()[1]
 
-takes_root = pytest.mark.skipif(os.getuid() != 0, reason="acts as another user")
+takes_root = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can act as another user"
+)
 
 
 @takes_root

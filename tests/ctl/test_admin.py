@@ -304,7 +304,7 @@ def test_names_that_cannot_be_locked_at_once_are_refused_by_name(
     assert "'x' is named twice: name it once" in done.stderr
     done = lockctl(command, *range(65), *rest)
     assert done.returncode == 64
-    assert "65 resources are wanted at once, at most 64 can be" in done.stderr
+    assert "must be 1 to 64 names in a list, not more" in done.stderr
 
 
 def test_acquire_for_nobody_or_for_two_is_64(
