@@ -109,8 +109,12 @@ class BlockingPeer:
     def call(self, method: str, /, *args: Any, **params: Any) -> Any:
         return getattr(self.client, method)(*args, **params)
 
+    def run(self, function: Callable[[], Any]) -> Thread:
+        """Runs a function in a thread."""
+        return Thread(function)
+
     def start(self, method: str, /, *args: Any, **params: Any) -> Thread:
-        return Thread(lambda: self.call(method, *args, **params))
+        return self.run(lambda: self.call(method, *args, **params))
 
     def collect(self, method: str, /, *args: Any) -> list[Any]:
         return list(self.call(method, *args))
@@ -215,9 +219,13 @@ class AsyncPeer:
     def call(self, method: str, /, *args: Any, **params: Any) -> Any:
         return self.start(method, *args, **params).result()
 
+    def run(self, function: Callable[[], Any]) -> Task:
+        """Runs an async function in a task."""
+        return Task(self._portal, function)
+
     def start(self, method: str, /, *args: Any, **params: Any) -> Task:
         function = getattr(self.client, method)
-        return Task(self._portal, lambda: function(*args, **params))
+        return self.run(lambda: function(*args, **params))
 
     def collect(self, method: str, /, *args: Any) -> list[Any]:
         async def collected() -> list[Any]:

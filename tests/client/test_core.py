@@ -21,6 +21,7 @@ from lockd.errors import (
     UnavailableError,
 )
 from lockd.protocol.codec import Decoder, Encoder
+from lockd.terms import ResourceKey
 
 encoder = Encoder()
 
@@ -496,3 +497,29 @@ def test_inbox_wakes_its_reader() -> None:
     inbox.put("item", 1)
     inbox.end(ConnectionLostError("over"))
     assert woken == [True, True]
+
+
+@pytest.mark.parametrize("end", ["released", "by name", "not held", "lost", "nothing"])
+def test_end_of_a_hold_is_told_but_not_that_of_the_connection(
+    core: ClientCore, end: str
+) -> None:
+    free: list[ResourceKey] = []
+    core.on_free = free.append
+    grant = acquired(core)
+    other = acquiring(core)
+    answered(core, other, {"grant": shape(8, resource="other")})
+    assert free == []
+    if end == "released":
+        answered(core, core.release(grant))
+    elif end == "by name":
+        reply = Reply("release", {"resource": "disk"})
+        core.start(reply)
+        answered(core, reply)
+    elif end == "not held":
+        refused(core, core.release(grant), "not_held: no")
+    elif end == "lost":
+        lost(core, 7)
+    assert free == [ResourceKey("default", "disk")] * (end != "nothing")
+    free.clear()
+    core.receive(b"")
+    assert free == []

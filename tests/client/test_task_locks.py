@@ -225,6 +225,29 @@ def test_any_task_releases_a_lock(run: Run, sock: str) -> None:
     run(main)
 
 
+def test_task_that_has_ended_is_not_taken_for_a_later_one(run: Run, sock: str) -> None:
+    async def main() -> None:
+        async with lockd.aio.connect(sock) as client:
+            lock = client.lock("disk")
+            refusals: list[type[Exception]] = []
+
+            async def attempt() -> None:
+                try:
+                    await client.lock("disk").acquire_nowait()
+                except lockd.LockdError as error:
+                    refusals.append(type(error))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lock.acquire)
+            # Some of the later tasks get the number of the ended one.
+            for _ in range(20):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(attempt)
+            assert refusals == [lockd.BusyError] * 20
+
+    run(main)
+
+
 def test_lock_that_was_lost_says_so(run: Run, sock: str, watcher: WireClient) -> None:
     async def main() -> None:
         async with lockd.aio.connect(sock) as client:

@@ -1,10 +1,12 @@
 import pytest
 
+from lockd.client.grants import Hold
 from lockd.client.turns import Turn, Turns, time_left
 from lockd.errors import AlreadyHeldError, ConnectionLostError
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 DISK = ResourceKey("default", "disk")
+GRANT = {**DISK._asdict(), "mode": EXCLUSIVE, "fencing_token": 7}
 
 
 @pytest.fixture
@@ -94,6 +96,20 @@ def test_second_shared_turn_of_ones_own_does_not_wait_behind_others(
     assert not writer.done
     turns.leave(second)
     assert writer.done
+
+
+def test_turn_in_which_nothing_is_held_any_more_is_over(turns: Turns) -> None:
+    hold = Hold(GRANT)
+    first, second, third = (enter(turns, who) for who in range(3))
+    turns.keep(first, hold)
+    turns.clear(DISK)
+    assert not second.done
+    hold.loss = ("broken", "")
+    turns.clear(DISK)
+    assert second.done
+    # This one was lost before its turn could be told what was got in it.
+    turns.keep(second, hold)
+    assert third.done
 
 
 def test_turn_wakes_once(turns: Turns) -> None:

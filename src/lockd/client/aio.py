@@ -17,8 +17,8 @@ from lockd.client.grants import Uncopied
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
 from lockd.client.tasklink import Grant, TaskLink, open_link
-from lockd.client.tasklocks import Body, Lock
-from lockd.errors import BusyError, WrongTaskError
+from lockd.client.tasklocks import Body, Lock, Released
+from lockd.errors import BusyError, LockdError, WrongTaskError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
 __all__ = ["Client", "Events", "Grant", "Lock", "connect"]
@@ -244,22 +244,38 @@ class Client(Uncopied):
         again does nothing.
 
         Raises:
-            LockLostError: a grant had been lost. All others have been released.
-            NotHeldError: nothing of that name is held.
+            LockLostError: a grant had been lost.
+            NotHeldError: nothing of that name is held, or nothing by that `Lock`.
+            LockdError: if several fail, the error of one. All others have been
+                released.
             TypeError: one of them is something else. Nothing has been released.
         """
         requests.check_releasable(targets, Grant, Lock)
         grants = [target for target in targets if isinstance(target, Grant)]
         names = [x for x in targets if not isinstance(x, Grant | Lock)]
         by_name = [requests.about("release", name, lockspace) for name in names]
-        for lock in [target for target in targets if isinstance(target, Lock)]:
-            await lock.release()
-        replies = await self._link.release(*grants)
-        for reply in by_name:
-            await self._link.perform(reply)
-        replies += by_name
-        for reply in replies:
-            reply.outcome()
+        replies = self._link.start_release(*grants)
+        started = [Released(self._link, reply) for reply in replies]
+        starts = [target.release for target in targets if isinstance(target, Lock)]
+        starts += [partial(self._start_release, reply) for reply in by_name]
+        failures: list[LockdError] = []
+        # All are on their way before the first wait, which may be cancelled.
+        for start in starts:
+            try:
+                started.append(start())
+            except LockdError as failure:
+                failures.append(failure)
+        for released in started:
+            try:
+                await released
+            except LockdError as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def _start_release(self, reply: Reply) -> Released:
+        self._link.start(reply)
+        return Released(self._link, reply)
 
     async def convert(
         self,

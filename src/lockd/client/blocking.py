@@ -15,7 +15,7 @@ from lockd.client.connection import Connection
 from lockd.client.grants import Grant, Uncopied
 from lockd.client.locks import Lock
 from lockd.client.reply import Reply
-from lockd.errors import BusyError
+from lockd.errors import BusyError, LockdError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 
 
@@ -197,26 +197,28 @@ class Client(Uncopied):
         again does nothing.
 
         Raises:
-            LockLostError: a grant had been lost. All others have been released.
-            NotHeldError: nothing of that name is held.
+            LockLostError: a grant had been lost.
+            NotHeldError: nothing of that name is held, or nothing by that `Lock`.
+            LockdError: if several fail, the error of one. All others have been
+                released.
             TypeError: one of them is something else. Nothing has been released.
         """
         requests.check_releasable(targets, Grant, Lock)
         grants = [target for target in targets if isinstance(target, Grant)]
         names = [x for x in targets if not isinstance(x, Grant | Lock)]
         by_name = [requests.about("release", name, lockspace) for name in names]
-        for lock in [target for target in targets if isinstance(target, Lock)]:
-            lock.release()
-        link = self._connection.link()
-        replies = link.release(*grants)
-        for reply in by_name:
-            link.perform(reply)
-        replies += by_name
-        for reply in replies:
-            for grant in reply.grants:
-                link.clear_line(grant)
-        for reply in replies:
-            reply.outcome()
+        replies = self._connection.last.release(*grants)
+        outcomes = [reply.outcome for reply in replies]
+        outcomes += [target.release for target in targets if isinstance(target, Lock)]
+        outcomes += [partial(self._call, reply) for reply in by_name]
+        failures: list[LockdError] = []
+        for outcome in outcomes:
+            try:
+                outcome()
+            except LockdError as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def convert(
         self,

@@ -21,7 +21,7 @@ from itertools import count
 from typing import Any, Final, NamedTuple
 
 from lockd.client.encoding import RequestEncoder, cut, refusal
-from lockd.client.grants import AnyGrant, Hold
+from lockd.client.grants import AnyGrant, Hold, is_shape
 from lockd.client.reply import Reply
 from lockd.errors import (
     ConnectionLostError,
@@ -31,7 +31,7 @@ from lockd.errors import (
     UnavailableError,
 )
 from lockd.protocol.codec import RESPONSE
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 PROTOCOL_VERSION: Final = 1
 
@@ -74,6 +74,8 @@ class ClientCore:
             `numbers`.
         on_lost: called with every grant that gets lost while it is held.
         on_event: called with every event that a watch brings, and its number.
+        on_free: called with what a hold was on, whenever one has ended, perhaps twice;
+            not at the end of the connection.
         on_end: called when the connection ends, with what to raise from then on.
     """
 
@@ -83,6 +85,7 @@ class ClientCore:
         self.numbers = count()
         self.on_lost: Callable[[AnyGrant], None] | None = None
         self.on_event: Callable[[dict[str, Any], int], None] | None = None
+        self.on_free: Callable[[ResourceKey], None] | None = None
         self.on_end: list[Callable[[LockdError], None]] = []
         self._make_grant = make_grant
         self._stage = _Stage(-1, b"", 0)
@@ -337,7 +340,7 @@ class ClientCore:
                 shapes = [shape]
             case _:
                 return False
-        if not all(_is_grant(shape) for shape in shapes):
+        if not all(is_shape(shape) for shape in shapes):
             return False
         grants = tuple(self._make_grant(Hold(shape)) for shape in shapes)
         # No call between the test and the store.
@@ -352,7 +355,7 @@ class ClientCore:
 
     def _converted(self, reply: Reply, result: Any) -> bool:
         match result:
-            case {"grant": shape} if _is_grant(shape):
+            case {"grant": shape} if is_shape(shape):
                 new = Hold(shape)
             case _:
                 return False
@@ -403,6 +406,7 @@ class ClientCore:
     def _forget(self, hold: Hold) -> None:
         if hold.loss is None:
             hold.released = True
+        self._tell_free(hold)
         holds = self._held.get(hold.fencing_token)
         if holds is not None:
             holds.pop(hold, None)
@@ -419,9 +423,14 @@ class ClientCore:
             if not hold.released:
                 was_wanted = hold.release is None
                 hold.loss = hold.loss or (cause, reason)
+                self._tell_free(hold)
                 if was_wanted and self.on_lost is not None:
                     self.on_lost(self._grant_of(hold))
         self._drop(token)
+
+    def _tell_free(self, hold: Hold) -> None:
+        if self.on_free is not None and self._ended is None:
+            self.on_free(hold.key)
 
     def _undo(self, reply: Reply) -> None:
         if self._ended is not None:
@@ -432,18 +441,6 @@ class ClientCore:
         elif reply.undo_mode == SHARED and reply.params["mode"] == EXCLUSIVE:
             reply.undo_mode = None
             self.start(Reply("convert", reply.params | {"mode": SHARED}))
-
-
-def _is_grant(shape: Any) -> bool:
-    match shape:
-        case {
-            "lockspace": str(),
-            "resource": str(),
-            "mode": str(),
-            "fencing_token": int(),
-        }:
-            return True
-    return False
 
 
 #: What the success of a request changes in the core; false: it cannot be understood.

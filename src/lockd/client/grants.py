@@ -37,6 +37,19 @@ class Uncopied:
         )
 
 
+def is_shape(shape: Any) -> bool:
+    """Returns whether it says what a `Hold` is made of (protocol 7)."""
+    match shape:
+        case {
+            "lockspace": str(),
+            "resource": str(),
+            "mode": str(),
+            "fencing_token": int(),
+        }:
+            return True
+    return False
+
+
 class Hold:
     """What a connection knows of one lock that it holds, or held.
 

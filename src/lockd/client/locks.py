@@ -209,7 +209,7 @@ class Lock(Uncopied):
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
-            turn.hold = grant.hold
+            link.keep_turn(turn, grant.hold)
             self._holds.append(_Hold(turn, grant, link))
         except BaseException:
             self._take_back(turn, reply, link)

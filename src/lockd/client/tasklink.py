@@ -171,6 +171,7 @@ class TaskLink:
         self._core.on_lost = self._cancel_body
         self._wire = Wire(sock, self._core)
         self._turns = Turns()
+        self._core.on_free = self._turns.clear
         self._core.on_end.append(self._turns.end)
         self._tasks = tasks
         self._loop = _current_loop()
@@ -220,27 +221,24 @@ class TaskLink:
 
     def task(self) -> object:
         """Returns what stands for the task that runs here."""
-        return anyio.get_current_task().id
+        # Not its number: a later task may get the same.
+        return anyio.get_current_task().coro
 
     async def perform(self, *replies: Reply) -> None:
         """Sends requests and waits until all are answered."""
         self.check_owned()
         try:
-            for reply in replies:
-                self._core.start(reply)
-            self._push()
+            self._start(*replies)
             for reply in replies:
                 await self._wait(reply)
         except BaseException:
             await self.abandon(*replies)
             raise
 
-    async def release(self, *grants: AnyGrant) -> list[Reply]:
-        """Releases grants and waits until the daemon has done so."""
-        replies = self.start_release(*grants)
-        for reply in replies:
-            await self._wait(reply)
-        return replies
+    def start(self, *replies: Reply) -> None:
+        """Sends requests, which can be waited for."""
+        self.check_owned()
+        self._start(*replies)
 
     def start_release(self, *grants: AnyGrant) -> list[Reply]:
         """Asks for the release of grants; returns what can be waited for."""
@@ -299,6 +297,10 @@ class TaskLink:
             await event.wait()
         return turn.done
 
+    def keep_turn(self, turn: Turn, hold: Hold) -> None:
+        """Keeps a turn until what was got in it ends, or until it is given up."""
+        self._turns.keep(turn, hold)
+
     def leave_line(self, turn: Turn) -> None:
         """Gives up a turn, or a place in the line."""
         self._turns.leave(turn)
@@ -345,6 +347,11 @@ class TaskLink:
         """Closes a forked child's copy of the socket; sends nothing."""
         self._forked = True
         self._sock.close()
+
+    def _start(self, *replies: Reply) -> None:
+        for reply in replies:
+            self._core.start(reply)
+        self._push()
 
     async def _wait(self, awaited: Reply | Inbox) -> None:
         if awaited.done:

@@ -128,7 +128,7 @@ class Lock(Uncopied):
         except BaseException:
             self.link.leave_line(turn)
             raise
-        turn.hold = grant.hold
+        self.link.keep_turn(turn, grant.hold)
         self._holds.append(_Hold(turn, grant))
         return grant
 

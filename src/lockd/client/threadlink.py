@@ -37,6 +37,7 @@ from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
 from lockd.names import quoted
+from lockd.terms import ResourceKey
 
 #: Seconds after which a sleeper looks for itself.
 _PATIENCE: Final = 1.0
@@ -67,6 +68,7 @@ class ThreadLink:
         self._turns = Turns()
         self._core.on_end.append(self._turns.end)
         self._mutex = threading.RLock()
+        self._core.on_free = partial(_clear_line, self._turns, self._mutex)
         self._seat = threading.RLock()
         self._reading = False
         self._bell = Bell()
@@ -163,8 +165,9 @@ class ThreadLink:
         """Takes the calling thread's place among those who want the same lock."""
         self.check_owned()
         with self._mutex:
-            self._core.check_connected()
             self._turns.enter(turn)
+            # Not before: an end that comes in between would not wake it.
+            self._core.check_connected()
 
     def wait_turn(self, turn: Turn, timeout: float) -> bool:
         """Waits until a turn has come; a negative timeout waits for ever."""
@@ -185,10 +188,10 @@ class ThreadLink:
             turn.wake = None
             self._turns.leave(turn)
 
-    def clear_line(self, grant: AnyGrant) -> None:
-        """Lets those behind a lock come that was released behind its holder's back."""
+    def keep_turn(self, turn: Turn, hold: Hold) -> None:
+        """Keeps a turn until what was got in it ends, or until it is given up."""
         with self._mutex:
-            self._turns.clear(grant.hold.key)
+            self._turns.keep(turn, hold)
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
@@ -407,6 +410,11 @@ _RESTORE: Final[Any] = getattr(type(threading.RLock()), "_acquire_restore")  # n
 def _open(waker: threading.Lock) -> None:
     with suppress(RuntimeError):  # it is open
         waker.release()
+
+
+def _clear_line(turns: Turns, mutex: threading.RLock, key: ResourceKey) -> None:
+    with mutex:
+        turns.clear(key)
 
 
 def _make_grant(link: "ref[ThreadLink]", hold: Hold) -> Grant:

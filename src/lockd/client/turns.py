@@ -66,6 +66,7 @@ class Turns:
         Raises:
             AlreadyHeldError: it has a turn already, and not both are shared.
         """
+        # A signal handler may come in between a loss and the word of it.
         self.clear(turn.key)
         while True:
             line = self._lines.setdefault(turn.key, [])
@@ -96,6 +97,12 @@ class Turns:
         if not line and turn.key in self._lines and self._lines[turn.key] is line:
             del self._lines[turn.key]
         _advance(line)
+
+    def keep(self, turn: Turn, hold: Hold) -> None:
+        """Notes what was got in a turn, which is over if that has ended already."""
+        turn.hold = hold
+        if turn.over:
+            self.leave(turn)
 
     def clear(self, key: ResourceKey) -> None:
         """Takes those out of the line whose lock has ended."""
