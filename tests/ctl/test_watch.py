@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until, line_of
+from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, ask_until, line_of
 from daemon_process import DaemonProcess
 from lockd import Client, connect
 from service_manager import ServiceManager
@@ -111,6 +111,47 @@ def test_watch_misses_nothing_where_the_daemon_is_kept(tmp_path: Path) -> None:
         lockctl.end_all()
     finally:
         manager.close()
+
+
+def test_watch_ends_with_its_reader_though_nothing_happens(
+    lockctl: Lockctl, client: Client
+) -> None:
+    """As in `lockctl watch | head -n 1` and in `grep -q`."""
+    watcher = lockctl.start("watch")
+    line_of(watcher)
+    assert watcher.stdout is not None
+    watcher.stdout.close()
+    assert watcher.wait(LIMIT) == -signal.SIGPIPE
+
+
+def test_watch_ends_with_its_reader_while_the_daemon_is_away(
+    lockctl: Lockctl, lockd: DaemonProcess
+) -> None:
+    watcher = lockctl.start("watch")
+    line_of(watcher)
+    lockd.kill()
+    assert watcher.stderr is not None
+    assert "the daemon is gone" in watcher.stderr.readline()
+    assert watcher.stdout is not None
+    watcher.stdout.close()
+    assert watcher.wait(LIMIT) == -signal.SIGPIPE
+
+
+def test_watch_into_a_file_has_no_reader_to_lose(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        watcher = subprocess.Popen([*LOCKCTL, "watch"], env=lockctl.env, stdout=file)
+    try:
+        for told in ("watching", "granted"):
+            while told not in log.read_text():
+                assert watcher.poll() is None
+            client.acquire(told)
+        assert watcher.poll() is None
+    finally:
+        watcher.kill()
+        watcher.wait(LIMIT)
 
 
 def test_watch_of_a_lockspace_that_is_not_there_is_64(lockctl: Lockctl) -> None:

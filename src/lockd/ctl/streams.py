@@ -7,7 +7,10 @@ upon: all text passes here.
 
 import io
 import os
+import select
+import signal
 import sys
+import threading
 
 from lockd.names import plain
 from lockd.utf8 import encoding_of_terminal
@@ -94,6 +97,24 @@ def open_closed_output() -> None:
     """
     if sys.stdout is None:
         sys.stdout = SafeStream(open(os.devnull))  # noqa: SIM115 (as long as we live)
+
+
+def end_with_reader() -> None:
+    """Has us end as SIGPIPE does as soon as nobody can read standard output any more.
+
+    Whoever has nothing to write would not notice. A file has no reader to lose.
+    """
+    # A thread, as it is to be noticed whatever else is waited for.
+    threading.Thread(target=_wait_for_end_of_reader, daemon=True).start()
+
+
+def _wait_for_end_of_reader() -> None:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # what is always told is: it is at an end
+    poll.poll()
+    # Its action is the default; whoever started us may have blocked it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPIPE])
+    os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def draw(text: str) -> None:

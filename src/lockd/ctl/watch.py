@@ -11,6 +11,7 @@ import click
 
 from lockd.client import paths
 from lockd.client.blocking import Client, connect
+from lockd.ctl import streams
 from lockd.ctl.options import meant
 from lockd.ctl.render import VERSION, clock, say, to_json, user
 from lockd.errors import ConnectionLostError, UnavailableError
@@ -40,15 +41,17 @@ def watch(
 ) -> None:
     """Tell what happens in LOCKSPACE, or everywhere, until it is interrupted.
 
-    If the daemon goes away it waits for the next one, and says so: what happened
-    meanwhile is not told. Piped, the columns are separated by tabs: time (seconds since
-    1970), event, lockspace, name, mode, name of the owner, pid, user, and the fencing
-    token, the code of a refusal or the cause of an end. The first line, and that after
-    a new daemon was found, is `watching`.
+    It ends, too, when nobody reads what it prints any more. If the daemon goes away it
+    waits for the next one, and says so: what happened meanwhile is not told. Piped, the
+    columns are separated by tabs: time (seconds since 1970), event, lockspace, name,
+    mode, name of the owner, pid, user, and the fencing token, the code of a refusal or
+    the cause of an end. The first line, and that after a new daemon was found, is
+    `watching`.
     """
     if name is not None:
         name = meant(name, lockspace).resource
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.end_with_reader()
     for event in _events(socket, lockspace):
         if name is None or event.get("resource", name) == name:
             _tell(event, as_json=as_json)
