@@ -13,6 +13,9 @@ import pytest
 import lockd
 from client.test_fork import in_child
 from daemon_process import DaemonProcess
+from lockd.client import connection
+from lockd.client.connection import open_link
+from lockd.client.threadlink import ThreadLink
 from wire_client import PATIENCE, WireClient, wait_for_sessions
 
 
@@ -283,6 +286,30 @@ def test_client_that_reconnects_outlives_the_daemon(
     assert not again.held
     with pytest.raises(lockd.ConnectionLostError, match="closed"):
         client.statistics()
+
+
+def test_client_that_is_closed_while_it_reconnects_is_closed(
+    sock: str, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[ThreadLink] = []
+
+    def open_and_close(*args: Any) -> tuple[ThreadLink, Any]:
+        link, welcome = open_link(*args)
+        opened.append(link)
+        client.close()  # in another thread, say
+        return link, welcome
+
+    with lockd.connect(sock, reconnect=True) as client:
+        daemon.kill()
+        daemon.start()
+        monkeypatch.setattr(connection, "open_link", open_and_close)
+        for _ in range(2):
+            with pytest.raises(lockd.ConnectionLostError, match="the client is closed"):
+                client.acquire("disk")
+        (link,) = opened
+        assert link.sock.fileno() == -1
+    with lockd.connect(sock) as other:
+        assert other.acquire("disk", timeout=0).held
 
 
 def test_client_that_does_not_reconnect_stays_lost(

@@ -84,7 +84,7 @@ class Client(Uncopied):
 
     def close(self) -> None:
         """Ends the session; in a forked child, does nothing."""
-        self._connection.last.close()
+        self._connection.close()
 
     # Locks.
 

@@ -76,6 +76,7 @@ class Connection:
         self._name = name
         self._on_lost = on_lost
         self._reconnect = reconnect
+        self._closed = False
         #: The link, and how the daemon welcomed it.
         self._opened = self._open()
 
@@ -89,8 +90,13 @@ class Connection:
         """What the daemon said first on it."""
         return self._opened[1]
 
+    def close(self) -> None:
+        """Ends the link, and any that another thread is about to open."""
+        self._closed = True
+        self.last.close()
+
     def link(self) -> ThreadLink:
-        """Returns the link to use for what is asked now.
+        """Returns the link to use for what is asked now; it may be closed.
 
         Raises:
             LockdError: another one is wanted, and the daemon cannot be reached.
@@ -105,7 +111,10 @@ class Connection:
             opened[0].close()
         else:
             new[0].close()
-        return self._opened[0]
+        # After the store: who closes marks it, and then closes what is stored.
+        if self._closed:
+            self.last.close()
+        return self.last
 
     def _open(self) -> tuple[ThreadLink, dict[str, Any]]:
         link, welcome = open_link(self._place, partial(requests.opening, self._name))

@@ -36,7 +36,7 @@ from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 PROTOCOL_VERSION: Final = 1
 
 MAX_PIECE: Final = 16_384
-"""Bytes of `outgoing` that are sent at once."""
+"""Bytes of `outgoing` that are sent at once, at most."""
 
 _MSGIDS: Final = 0xFFFF_FFFF
 

@@ -2,7 +2,8 @@
 
 import socket
 from collections import deque
-from itertools import compress, repeat, starmap
+from collections.abc import Callable
+from itertools import repeat
 from typing import Final
 
 from lockd.client.core import ClientCore
@@ -15,8 +16,8 @@ class Wire:
 
     A signal handler may run, and raise, after any call of a function. So to send and to
     note what was sent is one call here, and so is to read and to keep what was read: an
-    iterator whose parts are all written in C. unix(7): the kernel takes a piece of
-    `core.MAX_PIECE` bytes as a whole, or nothing of it.
+    iterator whose parts are all written in C. The kernel may take a part of a piece, if
+    the buffer of the socket is small: the rest takes its place.
     """
 
     def __init__(self, sock: socket.socket, core: ClientCore) -> None:
@@ -26,22 +27,28 @@ class Wire:
         pieces: deque[bytes] = core.outgoing
         first = map(pieces.__getitem__, repeat(0))
         sent = map(sock.send, first, repeat(socket.MSG_NOSIGNAL))
-        self._send_first = starmap(pieces.popleft, compress(repeat(()), sent)).__next__
+        cut: Callable[[bytes, slice], bytes] = bytes.__getitem__
+        rests = map(cut, first, map(slice, sent, repeat(None)))
+        self._send_first = map(pieces.__setitem__, repeat(0), rests).__next__
         received = zip(map(sock.recv, repeat(_READ_SIZE)), core.numbers, strict=False)
         self._receive = map(core.arrived.append, received).__next__
 
     def push(self) -> None:
         """Sends what the kernel takes; the rest stays in `core.outgoing`."""
+        pieces = self._core.outgoing
         try:
-            while self._core.outgoing:
+            while pieces:
                 self._send_first()
+                # No call between the tests and the removal.
+                if pieces and not pieces[0]:
+                    pieces.popleft()
         except (OSError, IndexError) as error:
             if _is_handlers(error):
                 raise
             # Else the kernel is full, or a signal handler has sent all of it.
             if not isinstance(error, BlockingIOError | IndexError):
                 # What the daemon said last may still be unread: the reader finds out.
-                self._core.outgoing.clear()
+                pieces.clear()
 
     def pull(self) -> bool:
         """Reads some of what has come and gives it to the core.
