@@ -57,6 +57,28 @@ def test_leftover_is_replaced(tmp_path: Path) -> None:
     listener.socket.close()
 
 
+@pytest.mark.parametrize("obstacle", ["directory", "link", "fifo"])
+def test_lock_file_that_cannot_be_used_is_no_defect_at_the_end(
+    obstacle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "x.sock"
+    listener = bind_listener(str(path))
+    lock = Path(f"{path}.lock")
+    lock.unlink(missing_ok=True)
+    if obstacle == "directory":
+        lock.mkdir()
+    elif obstacle == "link":
+        lock.symlink_to("nowhere")
+    else:
+        os.mkfifo(lock)
+    listener.remove()
+    listener.socket.close()
+    (said,) = caplog.messages
+    assert said.startswith(f"'{path}' is left behind: ")
+    lock.rmdir() if obstacle == "directory" else lock.unlink()
+    bind_listener(str(path)).socket.close()
+
+
 def test_socket_of_another_is_not_removed(tmp_path: Path) -> None:
     path = str(tmp_path / "x.sock")
     first = bind_listener(path)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -147,6 +148,73 @@ def test_what_holders_rely_on_counts_as_soon_as_nothing_is_held(
         assert os.listdir(tmp_path / "x") == ["a"]
         # Else its end would be ours.
         client.call("release", resource="a", lockspace="x")
+
+
+# A reload that goes wrong costs nothing.
+
+
+class LoopsOwn(dict[str, Any]):
+    """What only the thread of the loop may look at: the others may meet a change."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._thread = threading.current_thread()
+
+    def _look(self) -> None:
+        assert threading.current_thread() is self._thread
+
+    def __iter__(self) -> Iterator[str]:
+        self._look()
+        return super().__iter__()
+
+    def __contains__(self, key: object) -> bool:
+        self._look()
+        return super().__contains__(key)
+
+    def items(self) -> Any:
+        self._look()
+        return super().items()
+
+
+async def test_thread_that_reads_the_configuration_looks_at_nothing_of_the_loop(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "lockd.toml"
+    config.write_text(
+        "[lockspaces.a]\nkind = 'memory'\n[lockspaces.b]\nkind = 'memory'"
+    )
+    with service_in_this_process(tmp_path, config) as service:
+        service.runtime.lockspaces = LoopsOwn(service.runtime.lockspaces)
+        service.configure(Config())
+        await service.reload()
+        assert service.health.problems == []
+        assert {"a", "b"} <= set(service.runtime.lockspaces)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("changed"), MemoryError(), OSError(5, "Input/output error")]
+)
+@pytest.mark.parametrize("step", ["read_config", "effective"])
+async def test_reload_that_meets_a_defect_is_a_problem_and_changes_nothing(
+    error: Exception, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    config = tmp_path / "lockd.toml"
+    config.write_text("kill_grace = 7.0\n")
+    with service_in_this_process(tmp_path, config) as service:
+        before = service.config
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lockd.daemon.service.{step}", fail)
+            await service.reload()
+            service.read_configuration()
+        assert service.config is before
+        (problem,) = service.health.problems
+        assert problem.startswith("the configuration stays as it was: this is a defect")
+        await service.reload()
+        assert service.health.problems == []
+        assert service.config.kill_grace == 7.0
 
 
 # The method `reload`.
@@ -374,9 +442,11 @@ def test_nobody_waits_for_a_daemon_that_cannot_start(
 
 
 @contextmanager
-def service_in_this_process(tmp_path: Path) -> Iterator[Service]:
+def service_in_this_process(
+    tmp_path: Path, config: Path = Path(os.devnull)
+) -> Iterator[Service]:
     epoch = open_epoch(str(tmp_path))
-    service = Service(Options(os.devnull), Config(), epoch, {}, LockEngine(0))
+    service = Service(Options(str(config)), Config(), epoch, {}, LockEngine(0))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "sock"))
     listener.listen()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgpack
@@ -603,7 +603,7 @@ def until_refused(client: WireClient) -> list[str]:
     """Takes locks until all are refused; returns those that are held."""
     taken: list[str] = []
     refused = 0
-    for number in range(5_000):
+    for number in range(20_000):
         name = f"{number}-{'n' * 200}"
         error, _ = client.answer(client.send("acquire", resource=name, label="l" * 999))
         if error is not None:
@@ -649,6 +649,34 @@ def test_without_memory_new_work_is_refused_and_nothing_is_lost(
     other.call("statistics")
     for name in taken:
         other.acquire(name, label="l" * 999)
+
+
+@pytest.mark.parametrize("way", ["release something", "raise the key"])
+def test_remedy_for_a_lack_of_memory_works(way: str, tmp_path: Path) -> None:
+    """As operations.md says it: by the client socket, for want of another."""
+    least = "limits.record_bytes = 16777216\n"
+    with closing(ServiceManager(tmp_path, least, checks=False)) as manager:
+        manager.start()
+        with WireClient(manager.socket) as client:
+            taken = until_refused(client)
+            assert "bytes of records" in lockctl(manager, "status")
+            if way == "release something":
+                for name in taken[: len(taken) // 2]:
+                    client.call("release", resource=name)
+            else:
+                manager.config.write_text("")
+                lockctl(manager, "reload")
+            client.acquire("one more", label="l" * 999)
+
+
+def lockctl(manager: ServiceManager, *words: str) -> str:
+    """Runs a command at the client socket; returns what it prints."""
+    command = [sys.executable, "-m", "lockd.ctl.main", f"--socket={manager.socket}"]
+    ended = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_without_memory_those_who_do_not_read_make_room(

@@ -1,6 +1,7 @@
 """The socket file: made for one daemon, removed with it, never taken from another."""
 
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -11,6 +12,8 @@ from typing import Any, Final, Literal, NamedTuple
 from lockd.errors import ConfigError
 from lockd.lockspaces.places import make_directory
 from lockd.names import quoted
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["client", "admin", "virtlockd", "metrics"]
 """What a socket is for: clients, admins, libvirt, who takes us for virtlockd, and those
@@ -71,10 +74,15 @@ class Listener:
         """Removes the socket file, if it is still ours."""
         if self._inode is None:
             return
-        # Somebody may have removed it, or its directory, before.
-        with suppress(FileNotFoundError, ConfigError), _alone(self.path, fcntl.LOCK_EX):
-            if _inode(self.path) == self._inode:
-                os.unlink(self.path)
+        try:
+            with _alone(self.path, fcntl.LOCK_EX):
+                if _inode(self.path) == self._inode:
+                    os.unlink(self.path)
+        except FileNotFoundError:
+            pass  # somebody has removed it, or its directory
+        except (OSError, ConfigError) as error:
+            # Whoever listens there next replaces it.
+            logger.warning("%s is left behind: %s", quoted(self.path), error)
 
 
 def load_listener(data: Plain) -> Listener:

@@ -186,16 +186,18 @@ class Service:
         Raises:
             ConfigError: a new lockspace cannot be served; nothing has changed.
         """
-        self._apply(config, self._make_missing(config))
+        self._apply(config, self._make_missing(config, self._served()))
 
-    def _make_missing(self, config: Config) -> list[Lockspace]:
-        running = self._running_config(config).lockspaces
+    def _make_missing(
+        self, config: Config, served: dict[str, LockspaceConfig]
+    ) -> list[Lockspace]:
+        running = served | self.config.lockspaces
         return [
             self._make_lockspace(
                 name, found.kind, found.path, on_disconnect=found.on_disconnect
             )
             for name, found in config.lockspaces.items()
-            if name not in self.runtime.lockspaces or is_another(running[name], found)
+            if name not in served or is_another(running[name], found)
         ]
 
     def _apply(self, config: Config, made: list[Lockspace]) -> None:
@@ -231,31 +233,34 @@ class Service:
 
         What they are is not what a file says that comes later.
         """
-        made = {
+        made = {x: y for x, y in self._served().items() if x in wanted.lockspaces}
+        return replace(self.config, lockspaces=made | self.config.lockspaces)
+
+    def _served(self) -> dict[str, LockspaceConfig]:
+        """Returns what each lockspace is; a copy, which a thread may read."""
+        return {
             name: LockspaceConfig(space.kind, space.path, space.on_disconnect)
             for name, space in self.runtime.lockspaces.items()
-            if name in wanted.lockspaces
         }
-        return replace(self.config, lockspaces=made | self.config.lockspaces)
 
     async def reload(self) -> None:
         """Reads the configuration anew; a bad one changes nothing.
 
-        In a thread: directories, and who is who, may be far away and not answer.
+        In a thread, which has a copy of what the loop may change meanwhile:
+        directories, and who is who, may be far away and not answer.
         """
         async with self._changing:
             self._tell_reloading()
             try:
+                prepare = partial(self._prepare, self._served())
                 with trio.fail_after(handover.PATIENCE):
-                    self._apply(
-                        *await trio.to_thread.run_sync(
-                            undisturbed, self._prepare, abandon_on_cancel=True
-                        )
+                    found = await trio.to_thread.run_sync(
+                        undisturbed, prepare, abandon_on_cancel=True
                     )
+                self._apply(*found)
                 logger.info("the configuration was read anew")
-            except (ConfigError, trio.TooSlowError) as error:
-                reason = str(error) or f"no end after {handover.PATIENCE:g} s"
-                self._keep_configuration(reason)
+            except Exception as error:
+                self._keep_configuration(error)
             self._tell_ready()
 
     def read_configuration(self) -> None:
@@ -265,18 +270,24 @@ class Service:
         """
         try:
             self.configure(read_config(self._options.config))
-        except ConfigError as error:
-            self._keep_configuration(str(error))
+        except Exception as error:
+            self._keep_configuration(error)
         problem = self.health.problem(CONFIGURATION)
         self._reloads.answer(self._reloads.waiting(), problem)
 
-    def _keep_configuration(self, reason: str) -> None:
-        problem = f"the configuration stays as it was: {reason}"
-        self.health.report(CONFIGURATION, problem)
+    def _keep_configuration(self, error: Exception) -> None:
+        if self.runtime.is_broken:
+            raise error
+        known = isinstance(error, ConfigError | trio.TooSlowError)
+        why = str(error if known else defect(error))
+        why = why or f"no end after {handover.PATIENCE:g} s"
+        self.health.report(CONFIGURATION, f"the configuration stays as it was: {why}")
 
-    def _prepare(self) -> tuple[Config, list[Lockspace]]:
+    def _prepare(
+        self, served: dict[str, LockspaceConfig]
+    ) -> tuple[Config, list[Lockspace]]:
         config = read_config(self._options.config)
-        return config, self._make_missing(config)
+        return config, self._make_missing(config, served)
 
     # Running.
 
@@ -413,9 +424,8 @@ class Service:
         try:
             self.epoch.look_after()
         except OSError as error:
-            why = os.strerror(error.errno or 0)
-            problem = f"the epoch cannot be written in {self.epoch.directory}: {why}"
-            self.health.report(STATE, problem)
+            problem = f"the epoch cannot be written in {self.epoch.directory}"
+            self.health.report(STATE, f"{problem}: {os.strerror(error.errno or 0)}")
         else:
             self.health.clear(STATE)
 
