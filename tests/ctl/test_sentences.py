@@ -187,6 +187,35 @@ def test_command_that_is_nearly_one_is_suggested(driver: Driver) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("list --socket X", "'--socket' goes before `list`: "
+         "`lockctl --socket PATH list`"),
+        ("run --socket=X job -- true", "'--socket' goes before `run`: "
+         "`lockctl --socket PATH run`"),
+        ("list --version", "'--version' goes before `list`: "
+         "`lockctl --version list`"),
+        ("--json list", "'--json' goes after `list`: `lockctl list --json`"),
+        ("-n run job -- true", "'-n' goes after `run`: `lockctl run -n`"),
+        ("run -foo -- true", "there is no option '-foo': a name that begins with a "
+         "dash comes after `--`, as in `lockctl run -- NAME... -- COMMAND...`"),
+        ("run -x-y -- true", "there is no option '-x-y': a name that begins with a "
+         "dash comes after `--`, as in `lockctl run -- NAME... -- COMMAND...`"),
+        ("who -dash", "there is no option '-dash': a name that begins with a dash "
+         "comes after `--`, as in `lockctl who -- PATH-or-NAME`"),
+        ("-q list", "there is no option '-q': `lockctl --help` tells what there is"),
+        ("list -q", "there is no option '-q': `lockctl list --help` tells what there "
+         "is"),
+    ],
+)  # fmt: skip
+def test_option_in_the_wrong_place_is_led_to_the_right_one(
+    driver: Driver, typed: str, said: str
+) -> None:
+    done = driver(*typed.split())
+    assert (done.status, done.err) == (64, f"lockctl: {said}\n")
+
+
 def test_help_groups_all_commands_and_fits_a_terminal(driver: Driver) -> None:
     lines = driver("--help").out.splitlines()
     assert max(map(len, lines)) <= 80

@@ -68,9 +68,14 @@ def sentence(error: click.ClickException) -> str:
                 said = f"it is one of {', '.join(map(str, param.type.choices))}"
             return f"{_called(param, ctx)}: {said}"
         case click.NoSuchOption():
+            word = _typed_word(error.option_name)
+            if ctx and (found := _where_it_belongs(error.option_name, ctx)):
+                return f"{quoted(word)} {found}"
             near = get_close_matches(error.option_name, error.possibilities or (), n=1)
             advice = f"is it `{near[0]}`?" if near else more
-            return f"there is no option {quoted(error.option_name)}: {advice}"
+            if ctx and len(word) > 2 and word[1] != "-":
+                advice = _how_to_name(ctx) or advice
+            return f"there is no option {quoted(word)}: {advice}"
         case click.BadOptionUsage():
             return f"{error.option_name} wants a value after it; {more}"
     said = _tidy(error.format_message())
@@ -81,6 +86,49 @@ def sentence(error: click.ClickException) -> str:
 
 #: How click says that there are more arguments than a command takes.
 _EXTRA: Final = re.compile(r"got unexpected extra arguments? \((.*)\)")
+
+
+def _typed_word(option: str) -> str:
+    """Returns the word of the command line in which an option was found.
+
+    Of `-x-y` click says `--`.
+    """
+    if len(option) == 2:
+        for word in sys.argv[1:]:
+            if word[:1] == "-" != word[1:2] and option[1] in word[1:]:
+                return word
+    return option
+
+
+def _where_it_belongs(option: str, ctx: click.Context) -> str | None:
+    """Returns where an option goes that stands on the wrong side of the command."""
+    group = ctx.find_root().command
+    if ctx.parent is not None:
+        found = _option_of(group, option)
+        value = "" if found is None or found.is_flag else f" {found.metavar}"
+        place = f"lockctl {option}{value} {ctx.info_name}"
+        return f"goes before `{ctx.info_name}`: `{place}`" if found else None
+    assert isinstance(group, click.Group)
+    typed = next((x for x in sys.argv[1:] if x in group.list_commands(ctx)), None)
+    command = typed and group.get_command(ctx, typed)
+    if command and _option_of(command, option):
+        return f"goes after `{typed}`: `lockctl {typed} {option}`"
+    return None
+
+
+def _option_of(command: click.Command, name: str) -> click.Option | None:
+    options = (x for x in command.params if isinstance(x, click.Option))
+    return next((x for x in options if name in x.opts), None)
+
+
+def _how_to_name(ctx: click.Context) -> str | None:
+    """Returns how a command is told a name that looks like an option."""
+    for param in ctx.command.params:
+        if isinstance(param, click.Argument):
+            names = param.make_metavar(ctx).strip("[]")
+            place = f"`{ctx.command_path} -- {names}`"
+            return f"a name that begins with a dash comes after `--`, as in {place}"
+    return None
 
 
 def _called(param: click.Parameter, ctx: click.Context | None) -> str:
