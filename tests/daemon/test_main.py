@@ -129,7 +129,8 @@ def test_second_daemon_in_a_state_directory_is_refused(
     lockd: DaemonProcess, tmp_path: Path
 ) -> None:
     said = refused_start(lockd, socket=tmp_path / "other.sock")
-    assert "is used by another lockd" in said
+    how = f"is used by another lockd: end that with `kill {lockd.pid}`, or take another"
+    assert how in said
     assert not (tmp_path / "other.sock").exists()
     with WireClient(lockd.socket) as client:
         client.acquire("a")

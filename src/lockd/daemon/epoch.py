@@ -15,7 +15,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from lockd.errors import ConfigError
@@ -212,14 +212,34 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
                 epoch.number += 1
                 epoch.reserve_more()
         except BlockingIOError:
+            pid = _holder_of(lock_fd)
+            stop = "stop that" if pid is None else f"end that with `kill {pid}`"
             raise ConfigError(
                 f"the state directory {quoted(directory)} is used by another lockd: "
-                "stop that, or take another with --state-dir"
+                f"{stop}, or take another directory with --state-dir"
             ) from None
         except OSError as error:
             raise _cannot(directory, error) from None
         unless_good.pop_all()
     return epoch
+
+
+def _holder_of(lock_fd: int) -> int | None:
+    """Returns which process holds the lock on a file; None if that cannot be told.
+
+    The kernel says it (proc_locks(5)): what a file says could be of one long dead. It
+    does not for a process of another PID namespace.
+    """
+    status = os.fstat(lock_fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    with suppress(OSError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            # A line of one that waits has an arrow before the kind.
+            match line.split():
+                case [_, "FLOCK", _, _, pid, file, *_] if int(pid) > 0:
+                    if file == f"{device}:{status.st_ino}":
+                        return int(pid)
+    return None
 
 
 def _read_or(before: Numbers, directory_fd: int, directory: str) -> Numbers:
