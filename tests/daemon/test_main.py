@@ -136,6 +136,24 @@ def test_second_daemon_in_a_state_directory_is_refused(
         client.acquire("a")
 
 
+@pytest.mark.parametrize("option", ["--socket", "--admin-socket", "--virtlockd-socket"])
+def test_socket_whose_directory_cannot_be_made_is_led_to_its_option(
+    tmp_path: Path, option: str
+) -> None:
+    places = {"--socket": str(tmp_path / "a.sock"), option: "/proc/no/a.sock"}
+    words = [word for place in places.items() for word in place]
+    done = subprocess.run(
+        [sys.executable, "-m", "lockd.daemon.main", "--state-dir", tmp_path, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 78
+    assert "the directory '/proc/no' cannot be made (" in done.stderr
+    assert done.stderr.endswith(f" ({option} names another place)\n")
+
+
 def test_socket_may_lie_in_the_state_directory(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     daemon.state_dir = tmp_path

@@ -113,7 +113,7 @@ def turn_away_all(sock: socket.socket, farewell: bytes) -> None:
                 client.sendall(farewell)
 
 
-def bind_listener(path: str, umask: int = UMASK) -> Listener:
+def bind_listener(path: str, umask: int = UMASK, option: str = "--socket") -> Listener:
     """Returns a listening socket at a path, of which no other daemon makes use.
 
     A socket file that nobody listens to is a leftover and is replaced. While this is
@@ -121,11 +121,16 @@ def bind_listener(path: str, umask: int = UMASK) -> Listener:
     leftover, and the second remove the first one's new socket. A directory that is
     missing is made, with mode 0755.
 
+    Args:
+        path: where.
+        umask: what is taken from the mode of the socket file.
+        option: of lockd, that names another path.
+
     Raises:
         ConfigError: another daemon listens there, or the path cannot be used.
     """
     try:
-        _make_directory_of(path)
+        _make_directory_of(path, option)
         with _alone(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
             _remove_leftover(path)
             return _bind(path, umask)
@@ -138,14 +143,16 @@ def bind_listener(path: str, umask: int = UMASK) -> Listener:
         raise ConfigError(f"the socket {quoted(path)}: {reason}") from None
 
 
-def _make_directory_of(path: str) -> None:
+def _make_directory_of(path: str, option: str) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(directory):
         return
     try:
         make_directory(directory, DIRECTORY_MODE)
     except ConfigError as error:
-        raise ConfigError(f"the socket {quoted(path)}: {error}") from None
+        raise ConfigError(
+            f"the socket {quoted(path)}: {error} ({option} names another place)"
+        ) from None
 
 
 @contextmanager

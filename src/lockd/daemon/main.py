@@ -220,7 +220,8 @@ def _start(
         for name, path in sockets.items():
             if path is not None and name not in passed:
                 umask = UMASK if name == CLIENTS else OWNER_UMASK
-                listeners[name] = bind_listener(path, umask)
+                option = "--socket" if name == CLIENTS else f"--{name}-socket"
+                listeners[name] = bind_listener(path, umask, option)
                 stack.callback(listeners[name].remove)
         if stores is None or revived is None:
             start(options, config, epoch, listeners, stores)
