@@ -2,11 +2,13 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from daemon_process import DaemonProcess
+from lockd.daemon import epoch
 from lockd.daemon.epoch import (
     LAST_TOKEN,
     TOKENS_AT_ONCE,
@@ -16,7 +18,8 @@ from lockd.daemon.epoch import (
     resume_epoch,
 )
 from lockd.errors import ConfigError
-from wire_client import WireClient
+from served import Served
+from wire_client import Refusal, WireClient
 
 
 @pytest.fixture
@@ -142,23 +145,79 @@ def test_directory_that_others_could_exchange_is_refused(
     assert os.listdir(place) == []
 
 
-def test_full_disk_ends_nobody_while_tokens_are_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = open_epoch(str(tmp_path))
-    rename = os.rename
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A disk that can be filled (`fill`), until this is undone."""
+    with monkeypatch.context() as patch:
+        yield patch
 
+
+def fill(disk: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "rename", refuse)
-    opened.ensure(TOKENS_AT_ONCE // 2 + 1)
-    with pytest.raises(OSError, match="No space"):
-        opened.ensure(TOKENS_AT_ONCE - 1)
-    monkeypatch.setattr(os, "rename", rename)
-    opened.ensure(TOKENS_AT_ONCE + TOKENS_AT_ONCE // 64)
+    disk.setattr(os, "rename", refuse)
+
+
+@pytest.mark.parametrize("left", [TOKENS_AT_ONCE // 2 - 1, TOKENS_AT_ONCE // 8, 1, 0])
+def test_full_disk_ends_nobody_and_is_tried_again(
+    left: int, disk: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = open_epoch(str(tmp_path))
+    fill(disk)
+    opened.ensure(TOKENS_AT_ONCE - left)
+    for _ in range(2):
+        # The file can be read, and still nothing is well.
+        with pytest.raises(OSError, match="No space"):
+            opened.look_after()
+        opened.ensure(TOKENS_AT_ONCE - left)
+    assert opened.reserved == TOKENS_AT_ONCE
+    disk.undo()
+    opened.look_after()
+    assert opened.reserved == 2 * TOKENS_AT_ONCE
     assert (tmp_path / "epoch").read_text() == f"1 {2 * TOKENS_AT_ONCE}\n"
     opened.close()
+
+
+def test_full_disk_refuses_new_locks_when_the_tokens_are_used_up(
+    disk: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "TOKENS_AT_ONCE", 32)
+    with Served(tmp_path, kept=False) as served, ExitStack() as stack:
+        service = served.service
+        holder, waiter, third = (
+            stack.enter_context(WireClient(served.socket)) for _ in range(3)
+        )
+        fill(disk)
+        for name in ("a", "b", "c"):
+            holder.acquire(name)
+        one = waiter.send("acquire", resource="a")
+        two = third.send("acquire", resources=["b", "c"])
+        for client in (waiter, third):
+            client.call("statistics")
+        taken = 3
+        while (answer := holder.answer(holder.send("acquire", resource=f"n{taken}")))[
+            0
+        ] is None:
+            taken += 1
+        refusal = Refusal(answer[0])
+        assert refusal.code == "unavailable"
+        assert "no fencing token is left" in refusal.sentence
+        # Two are promised to each who waits for two, and one more.
+        assert taken == 32 - 1 - 3
+        # Those who waited before get theirs; nothing is given that is not reserved.
+        for name in ("a", "b", "c"):
+            holder.call("release", resource=name)
+        assert waiter.result(one)["grant"]["fencing_token"] <= 32
+        assert third.result(two)["grants"][1]["fencing_token"] <= 32
+        served.call(service._look_after_epoch)
+        (problem,) = service.health.problems
+        assert problem.startswith("the epoch cannot be written in ")
+        assert "No space left on device: make it writable" in problem
+        disk.undo()
+        served.call(service._look_after_epoch)
+        assert service.health.problems == []
+        assert holder.acquire("last")["fencing_token"] <= 64
 
 
 # What this daemon knows is never undercut.

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -12,6 +13,7 @@ from lockd.daemon.answers import Answers
 from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.credentials import Credentials, Identity
 from lockd.daemon.dispatch import Dispatcher
+from lockd.daemon.epoch import LAST_TOKEN
 from lockd.daemon.health import Health
 from lockd.daemon.limits import LimitKeeper
 from lockd.daemon.peer import Peer
@@ -70,7 +72,8 @@ class Scene:
 
         for name in self.runtime.lockspaces:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
-        keeper = LimitKeeper(self.engine, Limits(), answers.late_by_user)
+        tokens = SimpleNamespace(reserved=LAST_TOKEN)
+        keeper = LimitKeeper(self.engine, Limits(), answers.late_by_user, tokens)
         self.dispatcher = Dispatcher(
             self.runtime, answers, access, keeper, 1, make, Health()
         )

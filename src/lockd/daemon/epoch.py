@@ -84,30 +84,33 @@ class Epoch:
         self._lock_fd = lock_fd
         #: Up to this token there is nothing to do.
         self._enough = last_token - TOKENS_AT_ONCE // 2
+        #: Whether more could not be reserved when it was time for that.
+        self._is_overdue = False
 
     def ensure(self, last_token: int) -> None:
         """Reserves more tokens well before those are used up that are reserved.
 
-        Raises:
-            OSError: they are nearly used up, and the file cannot be written.
+        If the file cannot be written, `look_after` tries again, and says why; whoever
+        gives out tokens goes no further than `reserved` (`LimitKeeper`).
         """
-        if last_token <= self._enough:
+        if last_token <= self._enough or self._is_overdue:
             return
         try:
             self.reserve_more()
-        except OSError as error:
-            logger.error("%s", _cannot(self.directory, error))
-            # Not again at each turn: there are enough for a while.
-            self._enough = last_token + TOKENS_AT_ONCE // 64
-            if last_token > self.reserved - TOKENS_AT_ONCE // 8:
-                raise
+        except OSError:
+            self._is_overdue = True
 
     def look_after(self) -> None:
         """Writes the file again if somebody removed it or set it back.
 
+        Or if more tokens could not be reserved. To be called about once a second.
+
         Raises:
             OSError: it cannot be written.
         """
+        if self._is_overdue:
+            self.reserve_more()
+            return
         ours = Numbers(self.number, self.reserved)
         found = _read_or(ours, self._fd, self.directory)
         if found.epoch < self.number or found.reserved < self.reserved:
@@ -117,6 +120,12 @@ class Epoch:
             )
             self._reserve(self.reserved)
 
+    def complaint(self, error: OSError) -> str:
+        """Returns what an admin is told of a file that cannot be written."""
+        why = f"{quoted(self.directory)}: {os.strerror(error.errno or 0)}"
+        told = "make it writable, or locks are refused when the tokens are used up"
+        return f"the epoch cannot be written in {why}: {told}"
+
     def reserve_more(self) -> None:
         """Writes into the file that more tokens may be given."""
         self._reserve(self.reserved + TOKENS_AT_ONCE)
@@ -125,6 +134,7 @@ class Epoch:
         _write(self._fd, Numbers(self.number, reserved))
         self.reserved = reserved
         self._enough = reserved - TOKENS_AT_ONCE // 2
+        self._is_overdue = False
 
     @property
     def inode(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import resource
 from collections import Counter
 from collections.abc import Iterable
 from operator import itemgetter
-from typing import Final
+from typing import Final, Protocol
 
 from lockd.daemon.config import Limits
 from lockd.daemon.peer import Peer
@@ -23,9 +23,21 @@ RESERVED_DESCRIPTORS: Final = 64
 """Of all descriptors, those that neither locks nor the sessions of others than admins
 may take (an eighth, if there are few): an admin gets in, and an upgrade finds room."""
 
+MANY_TOKENS: Final = 2**22
+"""While so many fencing tokens are left nobody counts those that are promised: those
+who wait cannot be so many."""
+
 RESERVED: Final = 16
 """Of all sessions, those that only root and the daemon's own user may take (an eighth,
 if there are few)."""
+
+
+class Tokens(Protocol):
+    """Knows the last fencing token that may be given (`Epoch`)."""
+
+    @property
+    def reserved(self) -> int:
+        """The last one that nobody else gives."""
 
 
 class LimitKeeper:
@@ -35,12 +47,16 @@ class LimitKeeper:
         engine: counts locks and waiting requests.
         late_by_user: counts the requests that wait for something else
             (`Answers.expect`).
+        tokens: knows how far fencing tokens may go.
     """
 
-    def __init__(self, engine: LockEngine, limits: Limits, late_by_user: Tally) -> None:
+    def __init__(
+        self, engine: LockEngine, limits: Limits, late_by_user: Tally, tokens: Tokens
+    ) -> None:
         self.limits = limits
         self._engine = engine
         self._late_by_user = late_by_user
+        self._tokens = tokens
         self._clients = 0
         self._admins = 0
         self._clients_of: Counter[int] = Counter()
@@ -178,6 +194,8 @@ class LimitKeeper:
         """
         self._check_memory()
         limits, engine = self.limits, self._engine
+        if engine.last_token + MANY_TOKENS > self._tokens.reserved:
+            self._check_tokens(len(keys))
         session = engine.sessions[session_id]
         owner = session.owner
         more = len(keys) - 1
@@ -204,6 +222,20 @@ class LimitKeeper:
                 if resource is not None:
                     length = resource.line_length()
                     _check("queue_length", length, limits.queue_length)
+
+    def _check_tokens(self, wanted: int) -> None:
+        """Raises unless there is a fencing token for each lock that is asked for.
+
+        Those who wait already get theirs: nobody can refuse them any more. A request
+        for several counts one too many here.
+        """
+        engine = self._engine
+        promised = sum(engine.held_by_user.values()) - engine.held + engine.waiting
+        if engine.last_token + promised + wanted > self._tokens.reserved:
+            raise UnavailableError(
+                "no fencing token is left, as the daemon's state directory cannot be "
+                "written: have an admin mend what `lockctl status` says of it"
+            )
 
     def _check_memory(self) -> None:
         if self.is_short:

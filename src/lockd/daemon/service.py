@@ -105,7 +105,7 @@ class Service:
         self.access = Access()
         self.poller, self.answers = Poller(), Answers(self.access)
         late = self.answers.late_by_user
-        self.keeper = LimitKeeper(engine, config.limits, late)
+        self.keeper = LimitKeeper(engine, config.limits, late, epoch)
         self.open_files = OpenFiles(self.keeper.max_fd)
         self.open_files.private.add(epoch.inode)
         self.runtime = Runtime(
@@ -424,8 +424,7 @@ class Service:
         try:
             self.epoch.look_after()
         except OSError as error:
-            problem = f"the epoch cannot be written in {self.epoch.directory}"
-            self.health.report(STATE, f"{problem}: {os.strerror(error.errno or 0)}")
+            self.health.report(STATE, self.epoch.complaint(error))
         else:
             self.health.clear(STATE)
 
