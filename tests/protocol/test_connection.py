@@ -158,7 +158,7 @@ ALLOWED = {
     ("acquire", "mode"): '"exclusive" or "shared" or nil',
     ("acquire", "create"): "true or false or nil",
     ("acquire", "resources"): "an array of 1 to 64 texts or nil",
-    ("check", "fencing_token"): "an integer from 0 on",
+    ("check", "fencing_token"): "an integer from 0 to 9223372036854775807",
     ("cancel", "request"): "an integer from 0 to 4294967295",
     ("list", "limit"): "an integer from 1 to 256 or nil",
     ("list", "after"): "an array of 2: text, text or nil",

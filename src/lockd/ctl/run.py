@@ -216,6 +216,8 @@ def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...
             if script is None
             else "either -c STRING or a command after `--`, not both"
         )
+    if script is None and not words[0]:
+        raise click.UsageError("the command is empty: is a variable not set?")
     if script is None:
         return words, plain(os.path.basename(words[0]))[:_NAME_LENGTH] or "?"
     shell = os.environ.get("SHELL") or "/bin/sh"

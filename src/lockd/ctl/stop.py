@@ -1,8 +1,10 @@
 """`lockctl reload`, and `lockctl stop`: the one way to lose what outlives a crash."""
 
 import os
+import select
 import signal
 import subprocess
+import threading
 from itertools import islice
 from typing import Final
 
@@ -30,7 +32,12 @@ def reload(socket: str | None, /) -> int:
     is invalid, or the new version cannot go on, nothing changes, and the exit status is
     69. For admins; `systemctl reload lockd` does the same.
     """
+    # Of a command to reload the service manager says it before the daemon can.
+    if (pid := os.environ.get("MAINPID", "")).isdecimal():
+        _end_with(int(pid))
     with connect(socket) as client:
+        if not pid:
+            _end_with(client.statistics()["pid"])
         try:
             client.reload()
         except UnknownMethodError:
@@ -44,6 +51,28 @@ def reload(socket: str | None, /) -> int:
     for problem in found["problems"]:
         say(f"to be mended: {problem}")
     return exits.OK
+
+
+def _end_with(pid: int) -> None:
+    """Ends this process when the daemon does.
+
+    The connection may outlive it, and a service manager may start it anew only when its
+    command to reload, which this is, has ended.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        pidfd = None
+    except OSError:  # nothing can be known of it
+        return
+
+    def watch() -> None:
+        if pidfd is not None:
+            select.select([pidfd], [], [])
+        say(f"lockd (pid {pid}) ended while it reloaded: its log says why")
+        os._exit(exits.UNAVAILABLE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @click.command(short_help="Stop the daemon for good, after telling who loses what.")

@@ -16,7 +16,8 @@ PROTOCOL_VERSION: Final = 1
 
 Name = Annotated[str, Meta(min_length=1)]
 MsgId = Annotated[int, Meta(ge=0, lt=2**32)]
-Token = Annotated[int, Meta(ge=0)]
+Token = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Uid = Annotated[int, Meta(ge=0, lt=2**32)]
 Pid = Annotated[int, Meta(ge=1, lt=2**31)]
 Seconds = Annotated[
     float, Meta(ge=0, le=1e9, description="a number from 0 to 1e9 (seconds)")
@@ -159,8 +160,8 @@ class ListParams(Params, frozen=True):
     after: tuple[str, str] | None = None
     limit: Limit | None = None
     owner: str | None = None
-    uid: int | None = None
-    pid: int | None = None
+    uid: Uid | None = None
+    pid: Pid | None = None
     unit: str | None = None
     path: str | None = None
     inode: tuple[int, int] | None = None
