@@ -165,7 +165,8 @@ def test_command_ignores_what_the_parent_of_lockctl_ignores(
         preexec_fn=partial(signal.signal, number, signal.SIG_IGN),
     )
     _, ignored = line_of(process).split()
-    assert int(ignored, 16) == 1 << (number - 1)
+    # Without those of the C library, 32 and 33, which may come from far outside.
+    assert int(ignored, 16) & 0x7FFFFFFF == 1 << (number - 1)
     assert process.wait(LIMIT) == 0
 
 

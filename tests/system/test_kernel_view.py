@@ -139,7 +139,7 @@ def test_alias_of_a_locked_file_is_busy_and_names_the_other(
     alias = tmp_path / "alias.img"
     alias.hardlink_to(image)
     client.acquire(str(image))
-    with pytest.raises(BusyError, match="locked under another name") as refusal:
+    with pytest.raises(BusyError, match="under the name") as refusal:
         client.acquire(str(alias), timeout=0)
     assert str(image) in str(refusal.value)
     assert outside.probe(image) == (EXCLUSIVE, -1)

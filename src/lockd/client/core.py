@@ -40,6 +40,11 @@ MAX_PIECE: Final = 16_384
 
 _MSGIDS: Final = 0xFFFF_FFFF
 
+CLOSED: Final = (
+    "the daemon closed the connection: connect again when `lockctl status` says that "
+    "it runs"
+)
+
 
 class UnheardError(ConnectionLostError):
     """Raised when a connection ended before the daemon had said anything on it.
@@ -225,10 +230,7 @@ class ClientCore:
 
     def _take_bytes(self, stage: _Stage, number: int, data: bytes) -> None:
         if not data:
-            self.end(
-                "the daemon closed the connection: connect again when `lockctl status` "
-                "says that it runs"
-            )
+            self.end(CLOSED)
             return
         self._heard = True
         messages, tail, error = cut(stage.tail + data if stage.tail else data)

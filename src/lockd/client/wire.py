@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import repeat
 from typing import Final
 
-from lockd.client.core import ClientCore
+from lockd.client.core import CLOSED, ClientCore
 
 _READ_SIZE: Final = 65_536
 
@@ -65,7 +65,9 @@ class Wire:
             if _is_handlers(error):
                 raise
             more = False
-            if not isinstance(error, BlockingIOError):
+            if isinstance(error, ConnectionResetError):  # it left some bytes unread
+                self._core.end(CLOSED)
+            elif not isinstance(error, BlockingIOError):
                 self._core.end(f"the connection to the daemon failed: {error.strerror}")
         self._core.take_in()
         return more and not self._core.ended

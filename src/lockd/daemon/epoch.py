@@ -112,7 +112,10 @@ class Epoch:
             self.reserve_more()
             return
         ours = Numbers(self.number, self.reserved)
-        found = _read_or(ours, self._fd, self.directory)
+        try:
+            found = _read_or(ours, self._fd, self.directory)
+        except OSError:  # no descriptor is free: it is looked at again soon
+            return
         if found.epoch < self.number or found.reserved < self.reserved:
             logger.warning(
                 "the file %s says less than what was given out: it is written again",

@@ -26,7 +26,7 @@ from lockd.daemon.config import (
     pending,
     read_config,
 )
-from lockd.daemon.defects import defect
+from lockd.daemon.defects import attempt, defect
 from lockd.daemon.dispatch import Dispatcher
 from lockd.daemon.epoch import Epoch
 from lockd.daemon.health import Health
@@ -404,10 +404,10 @@ class Service:
         """Tells how it goes, from the loop that serves: systemd, and the log."""
         watchdog = systemd.watchdog_interval()
         while True:
-            self._slowness.look(trio.current_time())
-            self._look_after_epoch()
-            self._tell_status()
-            self._trimming.look(trio.current_time())
+            attempt(self._slowness.look, trio.current_time())
+            attempt(self._look_after_epoch)
+            attempt(self._tell_status)
+            attempt(self._trimming.look, trio.current_time())
             if self.keeping is not None:
                 self.keeping.tidy_thoroughly()
                 if self.keeping.stuck_until:

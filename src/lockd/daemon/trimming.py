@@ -37,7 +37,10 @@ class Trimming:
 
         To be called about once a second.
         """
-        before = resident()
+        try:
+            before = resident()
+        except OSError:  # no descriptor is free
+            return False
         self._least = min(self._least, before)
         if before < self._least + SPARE or now < self._next:
             return False
