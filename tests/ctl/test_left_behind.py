@@ -46,7 +46,8 @@ class Left:
     ) -> None:
         reader, self.writer = os.pipe()
         os.set_inheritable(reader, True)
-        script = f"exec 3<&{reader}; {script}"
+        # Not `3<&{reader}`: of some shells a descriptor has one digit.
+        script = f"exec 3</proc/self/fd/{reader}; {script}"
         self.lockctl = lockctl.start(
             "run", *options, "-c", script, "job", pass_fds=[reader], **popen
         )
@@ -184,7 +185,7 @@ def test_what_does_not_stop_is_killed_and_so_are_its_children(
 def test_what_is_waited_for_is_told_on_a_terminal(lockctl: Lockctl) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
-    script = f"cat <&{reader} & :"
+    script = f"cat </proc/self/fd/{reader} & :"
     terminal = Terminal((*PROGRAM, "run", "-c", script, "job"), lockctl.env)
     terminal.wait_for(
         "the command has ended, but 'job' stays locked while what it left behind "
