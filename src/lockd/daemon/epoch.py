@@ -82,6 +82,8 @@ class Epoch:
         self.reserved = last_token
         self._fd = fd
         self._lock_fd = lock_fd
+        #: What the file looked like when it was read or written.
+        self._seen: tuple[int, ...] | None = None
         #: Up to this token there is nothing to do.
         self._enough = last_token - TOKENS_AT_ONCE // 2
         #: Whether more could not be reserved when it was time for that.
@@ -112,10 +114,14 @@ class Epoch:
             self.reserve_more()
             return
         ours = Numbers(self.number, self.reserved)
+        # To look costs no descriptor: there may be none.
+        if (state := _state(self._fd)) is not None and state == self._seen:
+            return
         try:
             found = _read_or(ours, self._fd, self.directory)
         except OSError:  # no descriptor is free: it is looked at again soon
             return
+        self._seen = state
         if found.epoch < self.number or found.reserved < self.reserved:
             logger.warning(
                 "the file %s says less than what was given out: it is written again",
@@ -135,6 +141,7 @@ class Epoch:
 
     def _reserve(self, reserved: int) -> None:
         _write(self._fd, Numbers(self.number, reserved))
+        self._seen = _state(self._fd)
         self.reserved = reserved
         self._enough = reserved - TOKENS_AT_ONCE // 2
         self._is_overdue = False
@@ -284,6 +291,15 @@ def _read(directory_fd: int, directory: str) -> Numbers:
             "start before"
         )
     return found
+
+
+def _state(directory_fd: int) -> tuple[int, ...] | None:
+    """Returns what changes if the file does; None if it is not there."""
+    try:
+        found = os.stat(_FILE, dir_fd=directory_fd, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _write(directory_fd: int, numbers: Numbers) -> None:

@@ -8,7 +8,7 @@ and then, and only while there is much more memory than there was at the start.
 
 import logging
 import os
-from pathlib import Path
+from functools import cache
 from typing import Final
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,7 @@ class Trimming:
 
         To be called about once a second.
         """
-        try:
-            before = resident()
-        except OSError:  # no descriptor is free
-            return False
+        before = resident()
         self._least = min(self._least, before)
         if before < self._least + SPARE or now < self._next:
             return False
@@ -51,9 +48,15 @@ class Trimming:
         return True
 
 
+@cache
+def _statm() -> int:
+    """Returns a descriptor that stays: to look is to be done when none is free, too."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def resident() -> int:
     """Returns how many bytes of memory are this process's own, and nobody else's."""
-    _, all_, shared, *_ = Path("/proc/self/statm").read_text().split()
+    _, all_, shared, *_ = os.pread(_statm(), 128, 0).split()
     return (int(all_) - int(shared)) * PAGE
 
 
