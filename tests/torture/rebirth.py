@@ -46,6 +46,7 @@ exec strace -D -o $place/trace-$number ${line#* } "$@"
 _UNIT: Final = """[Service]
 ExecStart=
 ExecStart=/bin/sh {place}/start {place} {command}
+ReadWritePaths={place}
 SystemCallFilter=
 SystemCallFilter=@system-service @debug
 RestartSec=0

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
-SPARE: Final = 32 * 2**20
+SPARE: Final = 8 * 2**20
 """Bytes over the least that there ever was, up to which nothing is done."""
 
 PAUSE: Final = 15.0
