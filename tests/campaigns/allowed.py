@@ -75,7 +75,9 @@ def _register_as_before(event: Event, episode: "Episode") -> None:
 
 
 def _owner_is_no_process(event: Event, _: "Episode") -> bool:
-    return _is(event, lc.REGISTER, "ok", _IO) and not _is_alive(event.owner)
+    # Nor is it one that could be ended, as fencing has to: nobody may end the first.
+    is_none = event.owner == 1 or not _is_alive(event.owner)
+    return _is(event, lc.REGISTER, "ok", _IO) and is_none
 
 
 def _is_alive(owner: Owner | None) -> bool:
