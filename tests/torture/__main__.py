@@ -134,8 +134,10 @@ def rounds(target: Target, report: Report, judge: Judge, chosen: Options) -> Non
                 counted = all_counted[name := waiting.pop(0)]
                 before = counted.faults
                 runner.round(counted, KINDS[name], chosen.seconds)
+                more = counted.faults - before
+                print(f"  ... {name}: {more} faults; found: {judge.count}", flush=True)
                 if name in KILLING:
-                    killed += counted.faults - before
+                    killed += more
                 for tally in TALLIES:
                     tallies[tally] += board.total(tally)
                 if killed < kills and not waiting:

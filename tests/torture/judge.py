@@ -22,9 +22,13 @@ class Judge:
         self.records = 0
         self.killed = 0
 
-    def judge(self, board: Board) -> int:
-        """Judges the round on the board, at its end; returns how much is wrong."""
-        before = sum(self.found.values())
+    @property
+    def count(self) -> int:
+        """How much was found so far."""
+        return sum(self.found.values())
+
+    def judge(self, board: Board) -> None:
+        """Judges the round on the board, at its end."""
         by_resource: dict[int, list[Record]] = defaultdict(list)
         records = list(board.records())
         self.records += len(records)
@@ -45,7 +49,6 @@ class Judge:
         self._tokens(granted)
         for kind, what, _ in board.complaints():
             self._find(kind, what)
-        return sum(self.found.values()) - before
 
     def say(self, kind: str, what: str) -> None:
         """Adds what was found in another way."""

@@ -10,6 +10,7 @@ from typing import Final
 from torture import inside, keepers
 from torture.board import Board
 from torture.judge import Judge
+from torture.line import UnansweredError
 from torture.nursery import Nursery
 from torture.places import GUEST_DISKS
 from torture.target import Target, Use
@@ -105,20 +106,26 @@ class Rounds:
         """Runs and judges one round."""
         began = time.monotonic()
         board = self.board
+        known = self.judge.count
         board.clear()
         board.note_fault()
         nursery = Nursery(board, self.target.first_pid, self._chance.randrange(2**32))
+        before = after = 0
+        faults = Faults(self.target, board, self._chance)
         try:
             before = self._wait_for_grants(ENOUGH, WARM_SECONDS)
-            faults = Faults(self.target, board, self._chance)
             kind(faults, seconds)
             faults.look_at_memory()
             self._settle()
             after = self._wait_for_grants(ENOUGH, CALM_SECONDS)
+        except UnansweredError:  # has been complained of: what was it doing?
+            self.judge.say("unanswered", self.target.story())
         finally:
             board.stop()
             nursery.wait()
-        found = self.judge.judge(board) + self._look_at_the_end(faults.most_shared)
+        self.judge.judge(board)
+        self._look_at_the_end(faults.most_shared)
+        found = self.judge.count - known
         counted.rounds += 1
         counted.discarded += min(before, after) < ENOUGH
         counted.faults += faults.count
@@ -149,19 +156,16 @@ class Rounds:
         self.target.statistics(self.board)
         return self.target.quiet_use()
 
-    def _look_at_the_end(self, most_shared: int) -> int:
+    def _look_at_the_end(self, most_shared: int) -> None:
         """When all are gone nothing is held, and nothing is used up.
 
         Args:
             most_shared: bytes of shared memory that were seen in the round.
         """
-        found = 0
 
         def must(kind: str, what: str, is_good: bool) -> None:
-            nonlocal found
             if not is_good:
                 self.judge.say(kind, what)
-                found += 1
 
         for place in GUEST_DISKS:
             free = inside.call(self.target.first_pid, partial(keepers.wait_free, place))
@@ -184,7 +188,6 @@ class Rounds:
         must("shared memory", f"{most_shared / 2**20:.0f} MiB",
              most_shared <= MOST_SHARED)  # fmt: skip
         self.used = used
-        return found
 
     def _left(self, used: Use) -> list[tuple[str, str]]:
         """Returns what is in use that was not before: the kind of finding, and what."""

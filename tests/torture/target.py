@@ -176,6 +176,23 @@ class Target:
                 level = None
         return [text[-_STORY:] for text in found]
 
+    def story(self) -> str:
+        """Tells what the daemon and its sockets do at this moment, and said last."""
+        pid = self.wait_pid()
+        process = Path(f"/proc/{pid}")
+        # The first number of a listening socket is of those who wait to be accepted.
+        sockets = self.machine.say("ss", "-xl", "src", "unix:/run/l*")
+        stack = "unknown"
+        with suppress(OSError):
+            stack = (process / "stack").read_text()
+        return "\n".join((
+            self.states(),
+            (process / "status").read_text().partition("Pid:")[0],
+            f"on the stack of the kernel:\n{stack}",
+            sockets,
+            self.machine.journal(SERVICE)[-_STORY:],
+        ))  # fmt: skip
+
     def statistics(self, board: Board) -> dict[str, Any]:
         """Returns what the daemon counts; waits until it serves.
 
