@@ -109,8 +109,9 @@ OTHERS: Final[dict[type, str]] = {
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _has_work _next_deadline _keep_deadlines _take_turns "
     "_take_turn _give_turns end_turn _send_answers close take_in _users_who_wait "
+    "_let_in "
     "_tell_watchers _tell",
-    Admission: "__init__ admit _dismiss",
+    Admission: "__init__ arrive admit _remove close _dismiss",
     Dispatcher: "__init__ new_session registered_pid _registered_process "
     "_check_can_end",
     Gate: "__init__ listen stop close keep_deadlines complain _watch _accept_all "

@@ -1,6 +1,7 @@
 """One user's share of the loop, and what becomes of who wants more."""
 
 import os
+import signal
 from contextlib import ExitStack
 
 import msgpack
@@ -98,3 +99,22 @@ def test_who_rests_gets_every_answer_and_leaves_nothing(
             client.close()
         wait_for_sessions(root, 1)
         assert root.call("statistics")["held"] == 1
+
+
+CROWD = 900
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can connect as another user")
+def test_newcomer_does_not_wait_for_those_of_another_user(
+    lockd: DaemonProcess,
+) -> None:
+    with ExitStack() as stack, WireClient(lockd.socket):
+        # All of them wait in the kernel's one line, root's client last.
+        os.kill(lockd.pid, signal.SIGSTOP)
+        for _ in range(CROWD):
+            stack.enter_context(connected_as(lockd.socket, NOBODY, NOBODY))
+        last = stack.enter_context(WireClient(lockd.socket))
+        msgid = last.send("statistics")
+        os.kill(lockd.pid, signal.SIGCONT)
+        assert last.result(msgid)["sessions"] < CROWD // 2
+        wait_for_sessions(last, CROWD + 2)

@@ -43,7 +43,7 @@ class Gate:
     Args:
         counts: knows how many were turned away.
         is_shared: tells whether others are in, for whom there must be time.
-        take_in: is given who connected, and where.
+        arrive: is given who connected, and where.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Gate:
         poller: Poller,
         counts: Counts,
         is_shared: Callable[[], bool],
-        take_in: Callable[[socket.socket, Role], None],
+        arrive: Callable[[socket.socket, Role], None],
     ) -> None:
         self._poller = poller
         self._counts = counts
         self._is_shared = is_shared
-        self._take_in = take_in
+        self._arrive = arrive
         self._listeners: list[Listening] = []
         #: The listeners at which nobody is taken in, and until when.
         self._pauses: dict[Listening, float] = {}
@@ -131,7 +131,7 @@ class Gate:
                 if listening in self._pauses:
                     return
             else:
-                self._take_in(sock, listening.role)
+                self._arrive(sock, listening.role)
         if self._is_shared():
             self._pause(listening, REST)
 

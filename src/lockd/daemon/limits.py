@@ -105,23 +105,19 @@ class LimitKeeper:
                 {"limit": "LimitNOFILE", "most": self.max_fd},
             )
 
-    def add_session(self, peer: Peer) -> None:
-        """Counts a client that was taken in."""
-        if peer.at_admin_socket:
+    def add_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Counts a client of a user that has connected."""
+        if at_admin_socket:
             self._admins += 1
         else:
             self._clients += 1
-            self._clients_of[peer.user] += 1
+            self._clients_of[uid] += 1
 
-    def remove_session(self, peer: Peer) -> None:
-        """Counts a client no longer."""
-        self._unread_of[peer.user] -= self.slow.pop(peer, 0)
-        if not self._unread_of[peer.user]:
-            del self._unread_of[peer.user]
-        if peer.at_admin_socket:
+    def remove_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Counts a client of a user no longer."""
+        if at_admin_socket:
             self._admins -= 1
             return
-        uid = peer.user
         self._clients -= 1
         self._clients_of[uid] -= 1
         if not self._clients_of[uid]:
@@ -150,6 +146,12 @@ class LimitKeeper:
         self._unread_of[user] -= self.slow.pop(worst)
         worst.cut_off(f"the sessions of user {user} leave too much unread")
         return (worst,)
+
+    def forget_unread(self, peer: Peer) -> None:
+        """Notes that a client leaves nothing unread any more: it is gone."""
+        self._unread_of[peer.user] -= self.slow.pop(peer, 0)
+        if not self._unread_of[peer.user]:
+            del self._unread_of[peer.user]
 
     # How full it is.
 

@@ -8,15 +8,15 @@ answers in one piece at the end.
 import logging
 import select
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
-from lockd.daemon.admission import Admission
+from lockd.daemon.admission import Admission, Newcomer
 from lockd.daemon.answers import Answers
 from lockd.daemon.defects import attempt
 from lockd.daemon.dispatch import Dispatcher
@@ -41,8 +41,13 @@ TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
 
 
+COMING: Final = 0.0005
+"""Seconds of a turn for those of one user who are to be taken in."""
+
 Waiting = dict[int, dict[Peer, None]]
 """Peers by their user's uid."""
+
+Served = TypeVar("Served", Peer, Newcomer)
 
 
 class Server:
@@ -77,6 +82,8 @@ class Server:
         )
         self._admission = Admission(poller, dispatcher, keeper, self._gate)
         self._turns = Turns(lambda: keeper.is_shared)
+        # Apart: who asks for much does not keep its own user's newcomers out.
+        self._arrivals = Turns(lambda: keeper.is_shared, COMING)
         #: Peers that asked for more than a turn has time for, by user; who waits
         #: longest first.
         self._unfinished: Waiting = {}
@@ -98,7 +105,7 @@ class Server:
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
-        self._keeper.add_session(peer)
+        self._keeper.add_session(peer.user, at_admin_socket=peer.at_admin_socket)
         self._answers.add_peer(peer)
         self._answers.behind.add(peer)
         self._guarded(self._go_on, peer)
@@ -114,7 +121,9 @@ class Server:
         self._gate.stop()
 
     def finish_turn(self) -> None:
-        """Carries out all that was read, and sends what the sockets take."""
+        """Takes in all that came, carries out all that was read, sends what it can."""
+        for newcomer in list(chain.from_iterable(self._admission.newcomers.values())):
+            self._let_in(newcomer)
         for peer in self._answers.peers.values():
             self._guarded(self._finish_receiving, peer)
             self._answers.behind.add(peer)
@@ -160,7 +169,10 @@ class Server:
             self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
-        return not all(map(self._turns.rests, self._users_who_wait()))
+        return not (
+            all(map(self._turns.rests, self._users_who_wait()))
+            and all(map(self._arrivals.rests, self._admission.newcomers))
+        )
 
     def _users_who_wait(self) -> Iterator[int]:
         return chain(self._unfinished, self._leaving, self._answers.feed.behind())
@@ -169,6 +181,8 @@ class Server:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
         if any(True for _ in self._users_who_wait()):
             deadline = min(deadline, self._turns.deadline)
+        if self._admission.newcomers:
+            deadline = min(deadline, self._arrivals.deadline)
         return min(deadline, self._gate.next_deadline)
 
     def _keep_deadlines(self) -> None:
@@ -212,10 +226,13 @@ class Server:
     def _take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
         self._turns.begin()
+        self._arrivals.begin()
         if busy := self._has_work():
             self._poller.woke = self._turns.now()
-        self._give_turns(self._unfinished, self._receive)
+        receive = partial(self._guarded, self._receive)
+        self._give_turns(self._turns, self._unfinished, receive)
         any_ready = self._poller.act(0 if busy else LINGER)
+        self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
         if not (any_ready or busy):
             return False
         if self._incomplete or self._gate.next_deadline < inf:
@@ -223,15 +240,20 @@ class Server:
         self.end_turn()
         return True
 
-    def _give_turns(self, waiting: Waiting, serve: Callable[[Peer], None]) -> None:
+    def _give_turns(
+        self,
+        turns: Turns,
+        waiting: Mapping[int, Collection[Served]],
+        serve: Callable[[Served], None],
+    ) -> None:
         """Serves those who wait, each user's for what it has of the turn."""
-        for uid, peers in list(waiting.items()):
-            for _ in range(len(peers)):
-                if not peers or not self._turns.has_time(uid):
+        for uid, of_user in list(waiting.items()):
+            for _ in range(len(of_user)):
+                if not of_user or not turns.has_time(uid):
                     break
-                began = self._turns.now()
-                self._guarded(serve, next(iter(peers)))
-                self._turns.charge(uid, began)
+                began = turns.now()
+                serve(next(iter(of_user)))
+                turns.charge(uid, began)
 
     def _receive(self, peer: Peer) -> None:
         """Serves a peer that was put off."""
@@ -271,7 +293,8 @@ class Server:
     def end_turn(self) -> None:
         """Sends what every client is to be told, and closes those that are done."""
         self._send_answers()
-        self._give_turns(self._leaving, self._close_peer_and_tell)
+        close = partial(self._guarded, self._close_peer_and_tell)
+        self._give_turns(self._turns, self._leaving, close)
         self._runtime.end_turn()
         if self.keeping is not None:
             self.keeping.tidy()
@@ -331,15 +354,18 @@ class Server:
         for peer in list(self._answers.peers.values()):
             self._close_peer(peer)
         self._runtime.end_turn()
+        self._admission.close()
         self._gate.close()
 
     # Clients.
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
-        """Begins to serve who connected, or says why not."""
-        came = self._admission.admit(sock, role, self.keeping)
+        """Begins to serve who connected, soon, or says why not."""
+        self._admission.arrive(sock, role, self.keeping)
+
+    def _let_in(self, newcomer: Newcomer) -> None:
+        came = self._admission.admit(newcomer, self.keeping)
         if came is not None:
-            self._keeper.add_session(came.peer)
             self._guarded(self._open, *came)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
@@ -398,7 +424,8 @@ class Server:
         _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)
         self._answers.behind.discard(peer)
-        self._keeper.remove_session(peer)
+        self._keeper.forget_unread(peer)
+        self._keeper.remove_session(peer.user, at_admin_socket=peer.at_admin_socket)
         # Nothing of a client stays, whatever goes wrong with the rest.
         attempt(self._poller.unwatch, peer.fileno())
         attempt(self._runtime.processes.unwatch_peer, peer.session)

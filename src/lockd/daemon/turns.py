@@ -24,10 +24,12 @@ class Turns:
 
     Args:
         is_shared: tells whether more than one user is connected.
+        share: seconds of a turn for each user.
     """
 
-    def __init__(self, is_shared: Callable[[], bool]) -> None:
+    def __init__(self, is_shared: Callable[[], bool], share: float = SHARE) -> None:
         self._is_shared = is_shared
+        self._share = share
         #: As `trio.current_time`, which finds the clock anew each time.
         self.now = trio.lowlevel.current_clock().current_time
         self._spent: dict[int, float] = {}
@@ -57,7 +59,7 @@ class Turns:
         """Tells whether a user may have more of this turn; it may have to rest now."""
         if uid in self._resting:
             return False
-        if self._spent.get(uid, 0.0) <= SHARE:
+        if self._spent.get(uid, 0.0) <= self._share:
             return True
         if self._is_shared():
             self._resting[uid] = trio.current_time() + REST
