@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -160,6 +161,17 @@ class ServiceManager:
     def log(self) -> str:
         """Returns what the daemons have logged."""
         return (self.directory / "log").read_text()
+
+    def wait_for_log(self, words: str, count: int = 1) -> None:
+        """Waits until the daemons have logged something so many times, and never more.
+
+        A daemon answers before its line is written, which a thread of its own does.
+        """
+        until = time.monotonic() + PATIENCE
+        while self.log().count(words) < count:
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.001)
+        assert self.log().count(words) == count
 
     def close(self) -> None:
         """Leaves nothing behind; a daemon with a defect fails the test."""

@@ -147,13 +147,6 @@ def is_held(path: Path) -> bool:
     return path.exists() and is_locked(path)
 
 
-def wait_for_log(manager: ServiceManager, words: str, count: int) -> None:
-    """Waits until the daemons have said something so many times, and never more."""
-    while manager.log().count(words) < count:
-        pass
-    assert manager.log().count(words) == count
-
-
 def must_be_busy(manager: ServiceManager, victim: Victim) -> None:
     with WireClient(manager.socket) as rival:
         for space, name in (("files", victim.file), ("default", victim.name)):
@@ -244,7 +237,7 @@ def test_nothing_can_be_read_and_it_serves(
     for start in range(3):
         assert not any(victim.goes_on() for victim in victims)
         assert all(is_held(victim.path) for victim in victims)
-        wait_for_log(manager, STAYS, (start + 1) * len(victims))
+        manager.wait_for_log(STAYS, (start + 1) * len(victims))
         with WireClient(manager.socket) as client:
             token = client.acquire(f"new{start}", lockspace="files")["fencing_token"]
             assert token > max(victims[-1].tokens)
@@ -305,7 +298,7 @@ def test_file_of_a_lost_grant_stays_locked_until_the_service_is_stopped(
         assert not told.goes_on()
         assert all(victim.goes_on() for victim in others)
         assert is_locked(told.path)
-        wait_for_log(manager, f"'files:{told.file}' {STAYS}", start + 1)
+        manager.wait_for_log(f"'files:{told.file}' {STAYS}", start + 1)
         with WireClient(manager.socket) as rival:
             names = {"resource": told.file, "lockspace": "files"}
             assert rival.refusal("acquire", **names, timeout=0).code == "busy"
@@ -461,7 +454,7 @@ def test_what_is_no_record_is_told_and_costs_nothing(
     ledger.close()
     serve(manager)
     assert all(victim.goes_on() for victim in victims)
-    wait_for_log(manager, "not taken over: the record", 2)
+    manager.wait_for_log("not taken over: the record", 2)
 
 
 def test_what_is_kept_without_a_label_stays_kept(

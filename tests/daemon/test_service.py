@@ -468,10 +468,10 @@ def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> 
             sessions = service.runtime.engine.sessions
             with WireClient(tmp_path / "sock"), WireClient(tmp_path / "sock"):
                 while len(sessions) < 2:
-                    assert service.poller.act(PATIENCE)
+                    service.server.take_turn()
                 service.server.stop_accepting()
                 with WireClient(tmp_path / "sock"):
-                    assert not service.poller.act()
+                    assert not service.server.take_turn()
                     assert len(sessions) == 2
 
     trio.run(check)
@@ -498,8 +498,7 @@ def test_client_that_cannot_be_taken_in_leaves_nothing(
                         patched.setattr(stores.keeper, "keep", refuse)
                     else:
                         patched.setattr(service.poller, "watch", refuse)
-                    service.poller.act()
-                    service.server.end_turn()
+                    service.server.take_turn()
                 assert client.rest() == []
             assert os.listdir("/proc/self/fd") == before
             assert not service.runtime.engine.sessions
@@ -533,7 +532,7 @@ def test_nobody_waits_for_a_directory_that_a_reload_looks_at(
                 nursery.start_soon(service.reload)
                 await trio.testing.wait_all_tasks_blocked()
                 with WireClient(place / "sock"):
-                    service.poller.act()
+                    service.server.take_turn()
                     assert len(service.runtime.engine.sessions) == 1
                 assert "new" not in service.runtime.lockspaces
                 answers.set()

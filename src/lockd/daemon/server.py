@@ -217,13 +217,13 @@ class Server:
         and not in trio, saves two task switches a request.
         """
         until = self._turns.now() + TURNS
-        while self._take_turn():
+        while self.take_turn():
             now = self._turns.now()
             self._answers.counts.turns.observe(now - self._poller.woke)
             if now > until:
                 break
 
-    def _take_turn(self) -> bool:
+    def take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
         self._turns.begin()
         self._arrivals.begin()
