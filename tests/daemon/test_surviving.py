@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -490,6 +491,81 @@ LockEngine.handle = handle_or_break
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+
+
+#: A daemon that is killed when it has recorded, and told, that a client is to go.
+KILLED_WHEN_IT_CLOSES = """
+import os, runpy, signal, sys
+from lockd.daemon.server import Server
+Server._close_peer = lambda self, peer: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+LONG = msgpack.packb([0, 1, "query", [{"resource": [b"x" * 16_000] * 7}]])
+NO_MESSAGES = {
+    "too long": LONG,
+    # More than fits into an array, in the middle of what began well.
+    "half of it good": LONG[:40_000] + b"\xdd\xff\xff\xff\xff" * 20_000,
+    "not MessagePack": b"\xc1",
+}
+
+
+@pytest.mark.parametrize("what", NO_MESSAGES)
+def test_no_start_meets_what_ended_a_conversation(
+    manager: ServiceManager, connect: Connect, what: str
+) -> None:
+    client, liar = connect(), connect()
+    client.acquire("a")
+    liar.acquire("b")
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", KILLED_WHEN_IT_CLOSES))
+    liar.send_bytes(NO_MESSAGES[what])
+    assert manager.wait() == -signal.SIGKILL
+    manager.start()
+    assert holders(client, "a")
+    assert not holders(client, "b")
+    (complaint,) = liar.rest()
+    assert complaint[2][1].startswith("protocol: ")
+
+
+def test_length_that_is_none_ends_one_conversation_of_libvirt(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    client.acquire("a")
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", KILLED_WHEN_IT_CLOSES))
+    with socket.socket(socket.AF_UNIX) as liar:
+        liar.settimeout(20)
+        liar.connect(str(manager.virtlockd_socket))
+        liar.sendall(b"\xff" * 28)
+        assert manager.wait() == -signal.SIGKILL
+        manager.start()
+        assert holders(client, "a")
+        assert liar.recv(1) == b""
+
+
+#: A daemon that finds something in each record of a peer that it did not expect.
+TAKES_NO_PEERS = """
+import runpy, sys
+from lockd.daemon.peer import Peer
+def load_state(self, state):
+    raise RuntimeError("planted")
+Peer.load_state = load_state
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+def test_record_that_means_nothing_costs_its_session_alone(
+    manager: ServiceManager, client: WireClient, connect: Connect
+) -> None:
+    client.acquire("a")
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", TAKES_NO_PEERS))
+    assert client.rest() == []
+    assert not holders(connect(), "a")
+    manager.wait_for_log("session 1 is ended: planted")
 
 
 def test_request_that_ends_the_daemon_ends_it_once(

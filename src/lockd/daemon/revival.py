@@ -122,7 +122,7 @@ class _Found:
                     self.ours[kind][_hashable(name)] = _decode(value)
                 else:
                     self.engine.append((kind, name, _value_of(kind, value)))
-            except (TypeError, ValueError) as error:
+            except Exception as error:
                 self.problems.append(f"the record {key!r}: {error}")
         self.apart: dict[int, Apart] = {}
         self._put_together(stores.ledger)
@@ -152,7 +152,7 @@ class _Found:
                 self.ours[STATE][session] = whole(
                     state, apart, unsent.get(session, {}), partial.get(session, {})
                 )
-            except (LookupError, TypeError, ValueError) as error:
+            except Exception as error:
                 del self.ours[STATE][session]
                 self.problems.append(f"the state of session {session}: {error}")
 

@@ -59,7 +59,7 @@ def check(state: Handover) -> None:
             int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
     except ConfigError:
         raise
-    except (LookupError, TypeError, ValueError, AssertionError) as error:
+    except Exception as error:
         problems = [repr(error)]
     finally:
         open_files.mounts.close()
@@ -84,7 +84,7 @@ def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> N
     for record in state.processes:
         try:
             service.runtime.processes.load(record)
-        except (LookupError, TypeError, ValueError, OSError) as error:
+        except Exception as error:
             problems.append(f"a process: {error!r}")
     for record in state.peers:
         _take_peer(service, record, problems)
@@ -202,7 +202,8 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         peer = load_peer(record, sock, watch, service.keeper.limits, flow)
         if peer.session not in service.runtime.engine.sessions:
             raise ValueError("its session could not be read")
-    except (LookupError, TypeError, ValueError, OSError) as error:
+    except Exception as error:
+        # Whatever it is: each start would meet it again, and nobody would be served.
         problems.append(f"session {record.get('session')} is ended: {error}")
         shut_down(sock)
         sock.close()

@@ -150,7 +150,7 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
     for kind, name, value in records:
         try:
             pieces.add(kind, value)
-        except (LookupError, TypeError, ValueError) as error:
+        except Exception as error:
             pieces.problems.append(f"record {name!r} of {kind}: {error!r}")
     return pieces.put_together()
 

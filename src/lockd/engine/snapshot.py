@@ -122,7 +122,7 @@ def load(data: Plain) -> Loaded:
         for index, record in enumerate(data[kind]):
             try:
                 read(record)
-            except (LookupError, TypeError, ValueError) as error:
+            except Exception as error:
                 problems.append(f"record {index} of {kind}: {error!r}")
                 damaged += _whose(record) if kind == "requests" else []
     losses = mend(engine, known=bool(problems))

@@ -109,6 +109,7 @@ class Connection:
             return None
         length: int = _LENGTH.unpack_from(incoming)[0]
         if not _HEADER.size <= length <= MAX_MESSAGE_BYTES:
+            incoming.clear()  # a successor that got it would meet the same error
             raise ProtocolError(
                 f"a message of {length} bytes: {_HEADER.size} to "
                 f"{MAX_MESSAGE_BYTES} are allowed"
