@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from lockd.daemon import keeper as keeper_module
-from lockd.daemon.keeper import Keeper
+from lockd.daemon.stores import in_flight as keeper_module
+from lockd.daemon.stores.in_flight import Keeper
 
 WHOLE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 

@@ -8,11 +8,11 @@ from typing import Self, TypeVar
 
 import trio
 
-from lockd.daemon.clock import MonotonicClock
-from lockd.daemon.config import read_config
-from lockd.daemon.epoch import open_epoch
+from lockd.daemon.config.config import read_config
 from lockd.daemon.service import Options, Service
-from lockd.daemon.stores import Stores
+from lockd.daemon.start.clock import MonotonicClock
+from lockd.daemon.stores.stores import Stores
+from lockd.daemon.system.epoch import open_epoch
 from lockd.engine.lock_engine import LockEngine
 
 T = TypeVar("T")

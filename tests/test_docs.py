@@ -14,7 +14,7 @@ from daemon_process import DaemonProcess
 from lockd import connect
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl
-from lockd.daemon.config import (
+from lockd.daemon.config.config import (
     Allowed,
     Bytes,
     Config,
@@ -25,9 +25,9 @@ from lockd.daemon.config import (
     Places,
     Threshold,
 )
-from lockd.daemon.handover import SIGNALS
 from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
 from lockd.daemon.main import main as lockd_command
+from lockd.daemon.survival.handover import SIGNALS
 
 TOP = Path(__file__).parents[1]
 PAGES = [

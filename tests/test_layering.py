@@ -123,7 +123,7 @@ def test_arrows_go_down_only() -> None:
 
 def test_only_the_dispatcher_knows_both_engine_and_protocol() -> None:
     both = [name_of(x) for x in MODULES if {"engine", "protocol"} <= rooms(x)]
-    assert both == ["lockd.daemon.dispatch"]
+    assert both == ["lockd.daemon.requests.dispatch"]
 
 
 @each(modules_of("client", "ctl", "version"))

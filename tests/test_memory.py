@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from msgspec import msgpack, to_builtins
 
-from lockd.daemon.config import Limits
-from lockd.daemon.labels import key_of
-from lockd.daemon.ledger_file import encode
+from lockd.daemon.config.config import Limits
+from lockd.daemon.stores.labels import key_of
+from lockd.daemon.stores.ledger_file import encode
 from lockd.engine import commands as c
 from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine

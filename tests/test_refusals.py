@@ -25,8 +25,8 @@ from daemon_process import DaemonProcess
 from lockd import Client, connect, errors
 from lockd.client.forking import forked
 from lockd.ctl.exits import status_of
-from lockd.daemon.defects import defect
-from lockd.daemon.sentences import NEXT_STEPS
+from lockd.daemon.replies.sentences import NEXT_STEPS
+from lockd.daemon.system.defects import defect
 from lockd.errors import (
     ERRORS_BY_CODE,
     CodedError,

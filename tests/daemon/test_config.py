@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from lockd.daemon.config import (
+from lockd.daemon.config.config import (
     BUILT_IN,
     Allowed,
     Config,

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lockd.daemon.counts import WAIT_BOUNDS, Counts, Histogram, Line
+from lockd.daemon.activity.counts import WAIT_BOUNDS, Counts, Histogram, Line
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_engine import LockEngine

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from lockd import procs
-from lockd.daemon import credentials as c
+from lockd.daemon.system import credentials as c
 
 NO_PROCESS = 2**22 + 1
 """Beyond the greatest pid_max (proc(5))."""

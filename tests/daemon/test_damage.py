@@ -17,11 +17,11 @@ import msgpack
 import pytest
 
 from kept import copies, is_locked, lock
-from lockd.daemon import ledger_file
-from lockd.daemon.fdstore import PREFIX
-from lockd.daemon.keeper import Keeper
-from lockd.daemon.labels import DAEMON, PEER, SPACE, STATE, key_of
-from lockd.daemon.ledger import DAMAGED, Ledger
+from lockd.daemon.stores import ledger_file
+from lockd.daemon.stores.in_flight import Keeper
+from lockd.daemon.stores.labels import DAEMON, PEER, SPACE, STATE, key_of
+from lockd.daemon.stores.ledger import DAMAGED, Ledger
+from lockd.daemon.system.fdstore import PREFIX
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_waiters
 

@@ -19,20 +19,20 @@ from typing import Any, Final
 
 import pytest
 
-from lockd.daemon import runtime
-from lockd.daemon.admission import Admission
-from lockd.daemon.answers import Answers
-from lockd.daemon.counts import Counts
-from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.flow import KeptFlow, PlainFlow
-from lockd.daemon.gate import Gate
-from lockd.daemon.history import History
-from lockd.daemon.keeping import Keeping
-from lockd.daemon.peer import Peer
-from lockd.daemon.poller import Poller
-from lockd.daemon.processes import Processes
-from lockd.daemon.recording import Recorder
+from lockd.daemon.activity.counts import Counts
+from lockd.daemon.activity.history import History
+from lockd.daemon.clients.admission import Admission
+from lockd.daemon.clients.gate import Gate
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.requests import runtime
+from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.server import Server
+from lockd.daemon.stores.streams import KeptFlow, PlainFlow
+from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.survival.recording import Recorder
+from lockd.daemon.system.poller import Poller
+from lockd.daemon.system.processes import Processes
 from lockd.protocol.connection import Connection
 from served import Served
 from wire_client import Refusal, WireClient, wait_for_sessions, wait_for_waiters

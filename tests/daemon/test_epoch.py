@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from daemon_process import DaemonProcess
-from lockd.daemon import epoch
-from lockd.daemon.epoch import (
+from lockd.daemon.system import epoch
+from lockd.daemon.system.epoch import (
     LAST_TOKEN,
     TOKENS_AT_ONCE,
     Numbers,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.daemon import fdstore
+from lockd.daemon.system import fdstore
 
 
 @pytest.fixture

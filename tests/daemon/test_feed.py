@@ -7,9 +7,9 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockd.daemon.feed import AT_ONCE, Feed, Told
-from lockd.daemon.peer import Peer
-from lockd.daemon.turns import Turns
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.shares import Turns
+from lockd.daemon.replies.feed import AT_ONCE, Feed, Told
 from wire_client import WireClient
 
 MOST = 500

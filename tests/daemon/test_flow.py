@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lockd.daemon.flow import (
+from lockd.daemon.stores.streams import (
     CELLS_SIZE,
     LARGEST,
     PIPE_SIZE,

@@ -18,7 +18,7 @@ import pytest
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon import handover
+from lockd.daemon.survival import handover
 from wire_client import (
     WireClient,
     connected_as_nobody,

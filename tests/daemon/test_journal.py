@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lockd.daemon.journal import Journal, encode
-from lockd.daemon.logs import LogWriter
+from lockd.daemon.system.journal import Journal, encode
+from lockd.daemon.system.logs import LogWriter
 
 Fields = list[tuple[str, bytes]]
 

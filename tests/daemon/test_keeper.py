@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kept import contents, copies, inode, is_locked, lock, room_for, shrink
-from lockd.daemon import keeper as keeper_module
-from lockd.daemon.keeper import FULL, Keeper
+from lockd.daemon.stores import in_flight as keeper_module
+from lockd.daemon.stores.in_flight import FULL, Keeper
 
 Make = Callable[[], int]
 

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 from kept import contents, copies, is_locked, lock, room_for, shrink
-from lockd.daemon.keeper import Keeper
+from lockd.daemon.stores.in_flight import Keeper
 
 SYSTEM_CALLS = {
     *("sendmsg", "recvmsg", "setsockopt", "close", "read", "write", "pread"),

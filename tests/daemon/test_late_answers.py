@@ -16,8 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from daemon_process import DaemonProcess
-from lockd.daemon.access import rights_of
-from lockd.daemon.config import LockspaceConfig
+from lockd.daemon.clients.access import rights_of
+from lockd.daemon.config.config import LockspaceConfig
 from lockd.lockspaces.memory import MemoryLockspace
 from served import Served
 from wire_client import WireClient, wait_for_sessions

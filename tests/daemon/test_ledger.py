@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockd.daemon import ledger as ledger_module
-from lockd.daemon import ledger_file
-from lockd.daemon.ledger import Ledger, LedgerError
+from lockd.daemon.stores import ledger as ledger_module
+from lockd.daemon.stores import ledger_file
+from lockd.daemon.stores.ledger import Ledger, LedgerError
 from single_step import single_step
 
 Fds = tuple[int, int]

@@ -16,8 +16,8 @@ import pytest
 import lockd
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon.config import Limits
-from lockd.daemon.limits import places, shadowed
+from lockd.daemon.clients.limits import places, shadowed
+from lockd.daemon.config.config import Limits
 from wire_client import (
     NOBODY,
     Refusal,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon_process import DaemonProcess
-from lockd.daemon.listener import _alone, bind_listener
+from lockd.daemon.system.listener import _alone, bind_listener
 from lockd.errors import ConfigError
 from wire_client import WireClient
 

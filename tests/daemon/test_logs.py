@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lockd.daemon
-from lockd.daemon.logs import ALIKE, MAX_LINES, LogWriter
+from lockd.daemon.system.logs import ALIKE, MAX_LINES, LogWriter
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_lines_that_are_alike_are_left_out_and_counted(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("lockd.daemon.logs.time.monotonic", lambda: now)
+    monkeypatch.setattr("lockd.daemon.system.logs.time.monotonic", lambda: now)
     reader, fd = pipe
     writer = LogWriter(fd)
     log = logger(writer)

@@ -18,10 +18,10 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from exposition import Metrics, read
 from lockd import connect
-from lockd.daemon.counts import Histogram
-from lockd.daemon.exposition import Family, render
-from lockd.daemon.metrics import open_descriptors, process_age
-from lockd.daemon.scrape import AT_ONCE
+from lockd.daemon.activity.counts import Histogram
+from lockd.daemon.metrics.exposition import Family, render
+from lockd.daemon.metrics.families import open_descriptors, process_age
+from lockd.daemon.metrics.scrape import AT_ONCE
 from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
 from service_manager import ServiceManager
@@ -232,7 +232,7 @@ def test_descriptors_are_counted_or_bounded_by_the_lowest_free_one(
     class Unknown:
         st_size = 0
 
-    monkeypatch.setattr("lockd.daemon.metrics.os.stat", lambda path: Unknown)
+    monkeypatch.setattr("lockd.daemon.metrics.families.os.stat", lambda path: Unknown)
     lowest = open_descriptors()
     with socket.socket() as sock:
         assert sock.fileno() == lowest

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockd.daemon.labels import UNSENT
-from lockd.daemon.pieces import SHORT, Pieces
+from lockd.daemon.stores.labels import UNSENT
+from lockd.daemon.stores.pieces import SHORT, Pieces
 
 #: Beside what is in it: a key, and where it goes.
 OVERHEAD = 64

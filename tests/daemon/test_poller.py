@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from lockd.daemon.poller import Poller
+from lockd.daemon.system.poller import Poller
 
 
 @pytest.fixture

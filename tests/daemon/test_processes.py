@@ -20,8 +20,8 @@ from trio.testing import MockClock
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon.poller import Poller
-from lockd.daemon.processes import Process, Processes
+from lockd.daemon.system.poller import Poller
+from lockd.daemon.system.processes import Process, Processes
 from wire_client import (
     NOBODY,
     Refusal,

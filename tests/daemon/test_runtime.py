@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import msgpack
 import pytest
 
-from lockd.daemon import inquiries
-from lockd.daemon.access import Access, rights_of
-from lockd.daemon.answers import Answers
-from lockd.daemon.config import Limits, LockspaceConfig, make_lockspace
-from lockd.daemon.credentials import Credentials, Identity
-from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.epoch import LAST_TOKEN
-from lockd.daemon.health import Health
-from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.peer import Peer
-from lockd.daemon.poller import Poller
-from lockd.daemon.runtime import Runtime
+from lockd.daemon.activity.health import Health
+from lockd.daemon.clients.access import Access, rights_of
+from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
+from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.requests.dispatch import Dispatcher
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.system.credentials import Credentials, Identity
+from lockd.daemon.system.epoch import LAST_TOKEN
+from lockd.daemon.system.poller import Poller
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import OpenFiles

@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from lockd.daemon import scrape
-from lockd.daemon.exposition import CONTENT_TYPES, Format
-from lockd.daemon.publishing import bind
+from lockd.daemon.metrics import scrape
+from lockd.daemon.metrics.exposition import CONTENT_TYPES, Format
+from lockd.daemon.metrics.publishing import bind
 
 
 def text(wanted: Format) -> str:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lockd.daemon.sentences import sentence
+from lockd.daemon.replies.sentences import sentence
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Situation, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey

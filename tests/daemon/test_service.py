@@ -21,10 +21,10 @@ import trio.testing
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon.config import Config, LockspaceConfig
-from lockd.daemon.epoch import open_epoch
+from lockd.daemon.config.config import Config, LockspaceConfig
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
-from lockd.daemon.stores import Stores
+from lockd.daemon.stores.stores import Stores
+from lockd.daemon.system.epoch import open_epoch
 from lockd.engine.lock_engine import LockEngine
 from wire_client import WireClient
 
@@ -552,7 +552,7 @@ def test_directory_that_never_answers_changes_nothing(
         return Config(kill_grace=1.0)
 
     monkeypatch.setattr("lockd.daemon.service.read_config", read_slowly)
-    monkeypatch.setattr("lockd.daemon.handover.PATIENCE", 0.01)
+    monkeypatch.setattr("lockd.daemon.survival.handover.PATIENCE", 0.01)
 
     async def check() -> None:
         with service_in_this_process(tmp_path) as service:

@@ -9,11 +9,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lockd.daemon import handover
-from lockd.daemon.access import Access
-from lockd.daemon.answers import Answers
-from lockd.daemon.poller import Poller
-from lockd.daemon.runtime import Runtime
+from lockd.daemon.clients.access import Access
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.survival import handover
+from lockd.daemon.system.poller import Poller
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.commands import Owner

@@ -8,9 +8,9 @@ import pytest
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
-from lockd.daemon.config import LockspaceConfig
-from lockd.daemon.counts import Counts
-from lockd.daemon.slowness import Slowness
+from lockd.daemon.activity.counts import Counts
+from lockd.daemon.config.config import LockspaceConfig
+from lockd.daemon.metrics.slow_log import Slowness
 from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
@@ -78,7 +78,7 @@ def stories(caplog: pytest.LogCaptureFixture, story: Story) -> Iterator[Story]:
             fields = record.__dict__["fields"]
             story.said.append((record.levelno, record.getMessage(), fields))
 
-    logger, listener = logging.getLogger("lockd.daemon.slowness"), Listener()
+    logger, listener = logging.getLogger("lockd.daemon.metrics.slow_log"), Listener()
     logger.addHandler(listener)
     with caplog.at_level(logging.INFO, logger.name):
         yield story

@@ -17,10 +17,10 @@ import pytest
 import libvirt_client as lc
 from kept import is_locked
 from libvirt_client import LibvirtClient
-from lockd.daemon.fdstore import PREFIX
-from lockd.daemon.labels import PEER, STATE, key_of
-from lockd.daemon.ledger import Ledger
-from lockd.daemon.ledger_file import Header, read_header
+from lockd.daemon.stores.labels import PEER, STATE, key_of
+from lockd.daemon.stores.ledger import Ledger
+from lockd.daemon.stores.ledger_file import Header, read_header
+from lockd.daemon.system.fdstore import PREFIX
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
@@ -592,7 +592,7 @@ def test_request_that_ends_the_daemon_ends_it_once(
 #: A daemon that records all anew, as if what it finds had been written by another.
 RECORDING_ANEW = """
 import runpy, sys
-from lockd.daemon.revival import Revived
+from lockd.daemon.survival.revival import Revived
 Revived.is_as_written = False
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.daemon import systemd
+from lockd.daemon.system import systemd
 from lockd.notify import is_listening, notify
 
 Environment = dict[str, str]
@@ -87,7 +87,7 @@ def test_watchdog_is_petted_twice_in_its_time(
 
 TAKE = """
 import os, socket, sys
-from lockd.daemon import systemd
+from lockd.daemon.system import systemd
 from lockd.errors import ConfigError
 if "wrong" not in os.environ:
     os.environ["LISTEN_PID"] = str(os.getpid())

@@ -2,8 +2,15 @@ from itertools import pairwise
 
 import pytest
 
-from lockd.daemon import trimming
-from lockd.daemon.trimming import LONGEST_PAUSE, PAUSE, SPARE, Trimming, resident, trim
+from lockd.daemon.system import trimming
+from lockd.daemon.system.trimming import (
+    LONGEST_PAUSE,
+    PAUSE,
+    SPARE,
+    Trimming,
+    resident,
+    trim,
+)
 
 MIB = 2**20
 

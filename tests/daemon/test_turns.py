@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from daemon_process import DaemonProcess
-from lockd.daemon.turns import REST, SHARE, Turns
+from lockd.daemon.clients.shares import REST, SHARE, Turns
 from wire_client import NOBODY, WireClient, connected_as, wait_for_sessions
 
 GREEDY, OTHER = 1_000, 2_000

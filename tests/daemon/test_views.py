@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.daemon import views
+from lockd.daemon.replies import views
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey

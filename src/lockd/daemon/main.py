@@ -17,18 +17,31 @@ from typing import Final, NoReturn
 import click
 
 from lockd import __version__, utf8
-from lockd.daemon import handover, starts, systemd, takeover
-from lockd.daemon.config import (
+from lockd.daemon.clients.limits import shadowed
+from lockd.daemon.config.config import (
     Config,
     config_files,
     file_of_lockspace,
     places,
     read_config,
 )
-from lockd.daemon.epoch import Epoch, load_epoch, numbers_of, open_epoch, resume_epoch
-from lockd.daemon.handover import Handover, Kept
-from lockd.daemon.limits import shadowed
-from lockd.daemon.listener import (
+from lockd.daemon.service import Options
+from lockd.daemon.start import serve as starts
+from lockd.daemon.start import takeover
+from lockd.daemon.start.serve import go_on, start
+from lockd.daemon.stores.stores import Stores
+from lockd.daemon.survival import handover
+from lockd.daemon.survival.handover import Handover, Kept
+from lockd.daemon.survival.revival import Revived, open_stores, revive
+from lockd.daemon.system import systemd
+from lockd.daemon.system.epoch import (
+    Epoch,
+    load_epoch,
+    numbers_of,
+    open_epoch,
+    resume_epoch,
+)
+from lockd.daemon.system.listener import (
     ADMINS,
     CLIENTS,
     METRICS,
@@ -41,11 +54,7 @@ from lockd.daemon.listener import (
     passed_listener,
     turn_away_all,
 )
-from lockd.daemon.logs import STDERR, set_up_logging, to_journal
-from lockd.daemon.revival import Revived, open_stores, revive
-from lockd.daemon.service import Options
-from lockd.daemon.starts import go_on, start
-from lockd.daemon.stores import Stores
+from lockd.daemon.system.logs import STDERR, set_up_logging, to_journal
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.places import missing_directories
 from lockd.names import MAX_PATH_BYTES, quoted

@@ -16,20 +16,20 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from lockd.daemon.admission import Admission, Newcomer
-from lockd.daemon.answers import Answers
-from lockd.daemon.defects import attempt
-from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.feed import Told
-from lockd.daemon.gate import Gate
-from lockd.daemon.keeping import Keeping
-from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import CLIENTS, Role
-from lockd.daemon.peer import Peer
-from lockd.daemon.poller import Poller
-from lockd.daemon.runtime import Runtime
-from lockd.daemon.turns import Turns
-from lockd.daemon.virtlockd import Virtlockd
+from lockd.daemon.clients.admission import Admission, Newcomer
+from lockd.daemon.clients.gate import Gate
+from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.shares import Turns
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.feed import Told
+from lockd.daemon.requests.dispatch import Dispatcher
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.requests.virtlockd import Virtlockd
+from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.system.defects import attempt
+from lockd.daemon.system.listener import CLIENTS, Role
+from lockd.daemon.system.poller import Poller
 from lockd.errors import ProtocolError
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon import handover, systemd
-from lockd.daemon.access import Access, rights_of
-from lockd.daemon.answers import Answers
-from lockd.daemon.config import (
+from lockd.daemon.activity.health import Health
+from lockd.daemon.clients.access import Access, rights_of
+from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import (
     Config,
     LockspaceConfig,
     effective,
@@ -26,27 +27,27 @@ from lockd.daemon.config import (
     pending,
     read_config,
 )
-from lockd.daemon.defects import attempt, defect
-from lockd.daemon.dispatch import Dispatcher
-from lockd.daemon.epoch import Epoch
-from lockd.daemon.health import Health
-from lockd.daemon.keeping import Keeping
-from lockd.daemon.limits import LimitKeeper
-from lockd.daemon.listener import METRICS, Listener, Role
-from lockd.daemon.logs import wait_written
-from lockd.daemon.metrics import Metrics
-from lockd.daemon.peer import Peer
-from lockd.daemon.pieces import Apart
-from lockd.daemon.poller import Poller
-from lockd.daemon.publishing import Publisher
-from lockd.daemon.reloads import Reloads
-from lockd.daemon.runtime import Runtime, undisturbed
-from lockd.daemon.scrape import serve as serve_metrics
+from lockd.daemon.metrics.families import Metrics
+from lockd.daemon.metrics.publishing import Publisher
+from lockd.daemon.metrics.scrape import serve as serve_metrics
+from lockd.daemon.metrics.slow_log import Slowness
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.requests.dispatch import Dispatcher
+from lockd.daemon.requests.reloads import Reloads
+from lockd.daemon.requests.runtime import Runtime, undisturbed
+from lockd.daemon.requests.virtlockd import Virtlockd
 from lockd.daemon.server import Server
-from lockd.daemon.slowness import Slowness
-from lockd.daemon.stores import Stores
-from lockd.daemon.trimming import Trimming
-from lockd.daemon.virtlockd import Virtlockd
+from lockd.daemon.stores.pieces import Apart
+from lockd.daemon.stores.stores import Stores
+from lockd.daemon.survival import handover
+from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.system import systemd
+from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.epoch import Epoch
+from lockd.daemon.system.listener import METRICS, Listener, Role
+from lockd.daemon.system.logs import wait_written
+from lockd.daemon.system.poller import Poller
+from lockd.daemon.system.trimming import Trimming
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace

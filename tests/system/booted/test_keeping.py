@@ -18,8 +18,9 @@ LOCKS: Final = 10_000
 SERVICE: Final = f"""
 import fcntl, json, os, struct, sys, time
 sys.path.insert(0, {LIBDIR!r})
-from lockd.daemon import fdstore, systemd
-from lockd.daemon.keeper import Keeper
+from lockd.daemon.system import fdstore
+from lockd.daemon.system import systemd
+from lockd.daemon.stores.in_flight import Keeper
 from lockd.notify import notify
 
 def whole(kind):

@@ -1,0 +1,1 @@
+"""What happened: hears every effect."""

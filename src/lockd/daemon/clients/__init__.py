@@ -1,0 +1,1 @@
+"""One conversation, its rights and its bounds."""

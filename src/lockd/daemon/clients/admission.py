@@ -1,0 +1,177 @@
+"""Makes a peer of whoever connected, or says why it is not taken in.
+
+Who connects is accepted at once, and waits here for its turn, apart for each user. The
+kernel has one line for all: who floods that would keep everybody else out.
+"""
+
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
+
+import trio
+
+from lockd.daemon.clients.gate import Gate
+from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.peer import Peer, connection_for, shut_down
+from lockd.daemon.requests.dispatch import Dispatcher
+from lockd.daemon.stores.streams import KeptFlow
+from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.system.credentials import Identity, identify, peer_credentials
+from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.listener import ADMINS, VIRTLOCKD, Role
+from lockd.daemon.system.poller import Poller
+from lockd.errors import DeniedError, RequestError
+from lockd.procs import name_of
+
+
+class Newcomer(NamedTuple):
+    """Who has connected, and is to be taken in; counted, and kept if that can be."""
+
+    session: int
+    sock: socket.socket
+    role: Role
+    user: int
+    flow: KeptFlow | None
+
+
+class Admitted(NamedTuple):
+    """A client whose session is to be opened.
+
+    Attributes:
+        name: what its process is called.
+        pidfd: refers to that process; None if there is none to be found.
+    """
+
+    peer: Peer
+    name: str
+    pidfd: int | None
+
+
+class Admission:
+    """Looks at each who connected; whatever goes wrong costs this one its connection.
+
+    Args:
+        poller: where it will be watched.
+        dispatcher: has the numbers of sessions.
+        keeper: knows how many there may be.
+        gate: is told of those who were turned away.
+    """
+
+    def __init__(
+        self, poller: Poller, dispatcher: Dispatcher, keeper: LimitKeeper, gate: Gate
+    ) -> None:
+        self._poller = poller
+        self._dispatcher = dispatcher
+        self._keeper = keeper
+        self._gate = gate
+        self._admins = (0, os.geteuid())
+        #: Who is to be taken in, by the user's uid; who waits longest first.
+        self.newcomers: dict[int, deque[Newcomer]] = {}
+
+    def arrive(self, sock: socket.socket, role: Role, keeping: Keeping | None) -> None:
+        """Has a client wait to be taken in, or tells it why it is not.
+
+        Args:
+            sock: ours from now on.
+            keeping: where the connection is kept, if that can be.
+        """
+        session, flow = self._dispatcher.new_session(), None
+        admin = role == ADMINS
+        try:
+            sock.setblocking(False)
+            uid = peer_credentials(sock).uid
+            self._keeper.check_session(uid, at_admin_socket=admin)
+            self._keeper.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
+            if keeping is not None:
+                # Before anything that takes time: if we are killed first, it is lost.
+                flow = keeping.open_flow(session, sock, role)
+        except Exception as error:
+            self._dismiss(sock, role, error)
+            return
+        self._keeper.add_session(uid, at_admin_socket=admin)
+        waiting = self.newcomers.setdefault(uid, deque())
+        newcomer = Newcomer(session, sock, role, uid, flow)
+        # An admin does not wait behind what else its user has started.
+        (waiting.appendleft if admin else waiting.append)(newcomer)
+
+    def admit(self, newcomer: Newcomer, keeping: Keeping | None) -> Admitted | None:
+        """Returns who is to be served; None if that one was told why not.
+
+        Args:
+            newcomer: waits no longer.
+            keeping: where the connection is kept, if that can be.
+        """
+        session, sock, role, user, flow = newcomer
+        self._remove(newcomer)
+        identity: Identity | None = None
+        try:
+            identity = identify(sock)
+            name = name_of(identity.credentials.pid)
+            peer = self._make_peer(session, sock, identity, role, flow)
+        except Exception as error:
+            if identity is not None and identity.pidfd is not None:
+                os.close(identity.pidfd)
+            self._keeper.remove_session(user, at_admin_socket=role == ADMINS)
+            self._dismiss(sock, role, error)
+            if flow is not None and keeping is not None:
+                attempt(keeping.abandon_flow, session, role, flow)
+            return None
+        return Admitted(peer, name, identity.pidfd)
+
+    def _remove(self, newcomer: Newcomer) -> None:
+        waiting = self.newcomers[newcomer.user]
+        first = waiting.popleft()
+        assert first is newcomer, "who waits longest comes first"
+        if not waiting:
+            del self.newcomers[newcomer.user]
+
+    def close(self) -> None:
+        """Closes the connections of those who wait: they see the end."""
+        for newcomer in chain.from_iterable(self.newcomers.values()):
+            newcomer.sock.close()
+        self.newcomers.clear()
+
+    def _dismiss(self, sock: socket.socket, role: Role, error: Exception) -> None:
+        """Ends the connection of somebody who is not taken in."""
+        if isinstance(error, RequestError):
+            farewell = connection_for(role)
+            farewell.send_error(None, error)
+            with suppress(OSError):  # it is gone, or reads later: it sees the end
+                sock.send(farewell.data_to_send())
+        elif not isinstance(error, OSError):
+            defect(error)
+        # It sees the end although a copy of it may be kept.
+        shut_down(sock)
+        sock.close()
+        self._gate.complain(error)
+
+    def _make_peer(
+        self,
+        session: int,
+        sock: socket.socket,
+        identity: Identity,
+        role: Role,
+        flow: KeptFlow | None,
+    ) -> Peer:
+        uid = identity.credentials.uid
+        is_privileged = uid in self._admins and not identity.is_foreign
+        if role == VIRTLOCKD and not is_privileged:
+            raise DeniedError(
+                f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
+                "who serves root only"
+            )
+        return Peer(
+            session,
+            sock,
+            identity,
+            trio.current_time(),
+            partial(self._poller.change, sock.fileno()),
+            role=role,
+            is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
+            limits=self._keeper.limits,
+            flow=flow,
+        )

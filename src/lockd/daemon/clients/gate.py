@@ -1,0 +1,161 @@
+"""The listening sockets: accepts clients, or rejects them when resources run out.
+
+New clients do not delay connected ones. A turn spends little time on `accept`. If there
+is no descriptor even to reject a client, the socket is not polled for a while.
+"""
+
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import Final
+
+import trio
+
+from lockd.daemon.activity.counts import Counts
+from lockd.daemon.clients.shares import REST
+from lockd.daemon.system.credentials import NO_DESCRIPTORS
+from lockd.daemon.system.listener import Listening, Role
+from lockd.daemon.system.poller import Poller
+
+logger = logging.getLogger(__name__)
+
+COMING: Final = 0.0005
+"""Seconds of a turn for clients that come, at each socket."""
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds for which nobody is taken in when not even a client can be turned away."""
+
+SO_PASSRIGHTS: Final = 83
+"""Since Linux 6.16: with 0, who passes descriptors is refused that."""
+
+COMPLAINT_PAUSE: Final = 10.0
+"""Seconds between two log lines about clients that had to be turned away."""
+
+
+class Gate:
+    """Where clients come in.
+
+    Args:
+        counts: knows how many were turned away.
+        is_shared: tells whether others are in, for whom there must be time.
+        arrive: is given who connected, and where.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        counts: Counts,
+        is_shared: Callable[[], bool],
+        arrive: Callable[[socket.socket, Role], None],
+    ) -> None:
+        self._poller = poller
+        self._counts = counts
+        self._is_shared = is_shared
+        self._arrive = arrive
+        self._listeners: list[Listening] = []
+        #: The listeners at which nobody is taken in, and until when.
+        self._pauses: dict[Listening, float] = {}
+        # Closed when no other is left, so that a client can be turned away and does
+        # not stay at the head of the backlog for ever.
+        self._spare_fd = _open_spare()
+        self._next_complaint = 0.0
+
+    def listen(self, listener: socket.socket, role: Role) -> None:
+        """Takes in the clients of a listening socket, which is ours from now on."""
+        listener.setblocking(False)
+        with suppress(OSError):  # an older kernel: what is passed is closed unseen
+            listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        listening = Listening(listener, role)
+        self._listeners.append(listening)
+        self._watch(listening)
+
+    def stop(self) -> None:
+        """Leaves who comes at the door, for whoever listens there next."""
+        self._pauses.clear()
+        for listening in self._listeners:
+            self._poller.unwatch(listening.socket.fileno())
+
+    def close(self) -> None:
+        """Closes the listening sockets: whoever comes is refused."""
+        for listener, _ in self._listeners:
+            self._poller.unwatch(listener.fileno())
+            listener.close()
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+
+    @property
+    def next_deadline(self) -> float:
+        """When somebody is to be taken in again (`keep_deadlines`)."""
+        # Asked in each turn, of which hardly one finds a pause.
+        return min(self._pauses.values()) if self._pauses else inf
+
+    def keep_deadlines(self, now: float) -> None:
+        """Takes in clients again where that was put off until now."""
+        if not self._pauses:
+            return
+        for listening in [x for x, until in self._pauses.items() if until <= now]:
+            del self._pauses[listening]
+            if self._spare_fd is None:
+                self._spare_fd = _open_spare()
+            self._watch(listening)
+
+    def complain(self, error: Exception) -> None:
+        """Counts a client that was turned away; says so now and then."""
+        self._counts.turned_away += 1
+        now = trio.current_time()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_PAUSE
+            logger.error("clients are turned away: %s", error)
+
+    def _watch(self, listening: Listening) -> None:
+        action = partial(self._accept_all, listening)
+        self._poller.watch(listening.socket.fileno(), select.EPOLLIN, action)
+
+    def _accept_all(self, listening: Listening, events: int) -> None:
+        until = trio.current_time() + COMING
+        while trio.current_time() < until:
+            try:
+                sock, _ = listening.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS:
+                    logger.warning("a client could not be accepted: %s", error)
+                    return
+                self._turn_away(listening, error)
+                if listening in self._pauses:
+                    return
+            else:
+                self._arrive(sock, listening.role)
+        if self._is_shared():
+            self._pause(listening, REST)
+
+    def _turn_away(self, listening: Listening, error: OSError) -> None:
+        self.complain(error)
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+        try:
+            listening.socket.accept()[0].close()
+        except BlockingIOError:
+            pass  # it went away by itself
+        except OSError:
+            # Somebody took the descriptor that was spare.
+            self._pause(listening, ACCEPT_PAUSE)
+        self._spare_fd = _open_spare()
+
+    def _pause(self, listening: Listening, pause: float) -> None:
+        """Looks away from the clients at a door, who would wake us all the time."""
+        self._pauses[listening] = trio.current_time() + pause
+        self._poller.unwatch(listening.socket.fileno())
+
+
+def _open_spare() -> int | None:
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # another process was faster (ENFILE): next time, perhaps
+        return None

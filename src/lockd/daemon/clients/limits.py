@@ -1,0 +1,339 @@
+"""How much of the daemon one client, one user, or all may use (`[limits]`).
+
+Checked before anything happens: whoever asks for too much is refused, and nobody else
+notices. A limit that is lowered takes nothing away from those who are above it.
+"""
+
+import os
+import resource
+from collections import Counter
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Final, Protocol
+
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import Limits
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.tally import Tally
+from lockd.engine.texts import PLAIN, text_bytes
+from lockd.errors import LimitError, UnavailableError
+from lockd.terms import ResourceKey
+
+RESERVED_DESCRIPTORS: Final = 64
+"""Of all descriptors, those that neither locks nor the sessions of others than admins
+may take (an eighth, if there are few): an admin gets in, and an upgrade finds room."""
+
+MANY_TOKENS: Final = 2**22
+"""While so many fencing tokens are left nobody counts those that are promised: those
+who wait cannot be so many."""
+
+RESERVED: Final = 16
+"""Of all sessions, those that only root and the daemon's own user may take (an eighth,
+if there are few)."""
+
+
+class Tokens(Protocol):
+    """Knows the last fencing token that may be given (`Epoch`)."""
+
+    @property
+    def reserved(self) -> int:
+        """The last one that nobody else gives."""
+
+
+class LimitKeeper:
+    """Counts sessions, and knows what is too much.
+
+    Args:
+        engine: counts locks and waiting requests.
+        late_by_user: counts the requests that wait for something else
+            (`Answers.expect`).
+        tokens: knows how far fencing tokens may go.
+    """
+
+    def __init__(
+        self, engine: LockEngine, limits: Limits, late_by_user: Tally, tokens: Tokens
+    ) -> None:
+        self.limits = limits
+        self._engine = engine
+        self._late_by_user = late_by_user
+        self._tokens = tokens
+        self._clients = 0
+        self._admins = 0
+        self._clients_of: Counter[int] = Counter()
+        #: How many bytes each client leaves unread, of those that do, and each user's.
+        self.slow: dict[Peer, int] = {}
+        self._unread_of: Counter[int] = Counter()
+        #: Whether memory is so short that nothing should be added that is to be kept.
+        self.is_short = False
+        self._privileged = (0, os.geteuid())
+        #: Descriptors from this number on are reserved.
+        self.max_fd = unreserved_descriptors()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one user is connected."""
+        return len(self._clients_of) + bool(self._admins) > 1
+
+    # Sessions.
+
+    def check_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Raises `LimitError` if no further client of a user can be taken in."""
+        limits = self.limits
+        if at_admin_socket:
+            _check("admin_sessions", self._admins, limits.admin_sessions)
+            return
+        if uid not in self._privileged:  # who mends it has to get in
+            self._check_memory()
+        most, note = limits.sessions, ""
+        kept = 0 if uid in self._privileged else most - places(limits)
+        if kept:
+            most, note = most - kept, f", less {kept} for root and the daemon's user"
+        _check("sessions", self._clients, most, note)
+        of_user = self._clients_of[uid]
+        _check("sessions_per_user", of_user, limits.sessions_per_user)
+
+    def check_descriptor(self, fd: int, uid: int, *, at_admin_socket: bool) -> None:
+        """Raises `LimitError` if a user's session would take one that is reserved.
+
+        Args:
+            fd: of its socket; the kernel gives the lowest that is free (accept(2)).
+        """
+        if fd >= self.max_fd and not (at_admin_socket or uid in self._privileged):
+            raise LimitError(
+                f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE): "
+                "try later, or have an admin raise it",
+                {"limit": "LimitNOFILE", "most": self.max_fd},
+            )
+
+    def add_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Counts a client of a user that has connected."""
+        if at_admin_socket:
+            self._admins += 1
+        else:
+            self._clients += 1
+            self._clients_of[uid] += 1
+
+    def remove_session(self, uid: int, *, at_admin_socket: bool) -> None:
+        """Counts a client of a user no longer."""
+        if at_admin_socket:
+            self._admins -= 1
+            return
+        self._clients -= 1
+        self._clients_of[uid] -= 1
+        if not self._clients_of[uid]:
+            del self._clients_of[uid]
+
+    # What is left unread.
+
+    def note_unread(self, peer: Peer) -> Iterable[Peer]:
+        """Notes how much a client leaves unread, and what it says of a message.
+
+        Where its user's leave too much together, the one that has most is cut off.
+
+        Returns:
+            Whoever was.
+        """
+        user, unread = peer.user, 0 if peer.is_closing else peer.unfinished
+        self._unread_of[user] += unread - self.slow.pop(peer, 0)
+        if unread:
+            self.slow[peer] = unread
+        if self._unread_of[user] <= self.limits.unread_bytes_per_user:
+            return ()
+        of_user = [x for x in self.slow if x.user == user]
+        if not of_user:
+            return ()
+        worst = max(of_user, key=self.slow.__getitem__)
+        self._unread_of[user] -= self.slow.pop(worst)
+        worst.cut_off(f"the sessions of user {user} leave too much unread")
+        return (worst,)
+
+    def forget_unread(self, peer: Peer) -> None:
+        """Notes that a client leaves nothing unread any more: it is gone."""
+        self._unread_of[peer.user] -= self.slow.pop(peer, 0)
+        if not self._unread_of[peer.user]:
+            del self._unread_of[peer.user]
+
+    # How full it is.
+
+    def usage(self) -> dict[str, dict[str, int | None]]:
+        """Returns how much of each limit is used, and by whom if it is a user's.
+
+        Of the limits of users it is what the fullest of them has.
+        """
+        limits, engine = self.limits, self._engine
+        found = {
+            "sessions": _used(self._clients, limits.sessions),
+            "admin_sessions": _used(self._admins, limits.admin_sessions),
+            "descriptors": _used(used_descriptors(), self.max_fd),
+        }
+        for key, of_users in (
+            ("sessions_per_user", self._clients_of),
+            ("locks_per_user", engine.held_by_user),
+            ("requests_per_user", self._unanswered_by_user()),
+            ("text_bytes_per_user", engine.text_by_user),
+        ):
+            uid, used = max(of_users.items(), key=itemgetter(1), default=(None, 0))
+            found[key] = _used(used, getattr(limits, key), uid)
+        return found
+
+    # Requests.
+
+    def check_acquire(
+        self,
+        session_id: int,
+        keys: tuple[ResourceKey, ...],
+        label: str | None,
+        reason: str | None,
+        *,
+        waits: bool,
+    ) -> None:
+        """Raises `LimitError` for a request for too many locks, or too much patience.
+
+        Or for one that says too much.
+
+        Args:
+            waits: whether it would wait if it cannot be granted at once.
+        """
+        self._check_memory()
+        limits, engine = self.limits, self._engine
+        if engine.last_token + MANY_TOKENS > self._tokens.reserved:
+            self._check_tokens(len(keys))
+        session = engine.sessions[session_id]
+        owner = session.owner
+        more = len(keys) - 1
+        held = len(owner.grants) + more
+        if held >= limits.locks_per_session:
+            _check("locks_per_session", held, limits.locks_per_session)
+        uid = owner.identity.uid
+        held = engine.held_by_user.get(uid, 0) + more
+        if held >= limits.locks_per_user:
+            _check("locks_per_user", held, limits.locks_per_user)
+        if (
+            label is not None
+            or reason is not None
+            or more
+            or len(keys[0].resource) > PLAIN
+        ):
+            said = text_bytes(keys, label, reason)
+            used = said and said + engine.text_by_user.get(uid, 0) - 1
+            _check("text_bytes_per_user", used, limits.text_bytes_per_user)
+        if engine.waiting or self._late_by_user:
+            self.check_request(session_id, waits=waits)
+            for key in keys if waits else ():
+                resource = engine.resources.get(key)
+                if resource is not None:
+                    length = resource.line_length()
+                    _check("queue_length", length, limits.queue_length)
+
+    def _check_tokens(self, wanted: int) -> None:
+        """Raises unless there is a fencing token for each lock that is asked for.
+
+        Those who wait already get theirs: nobody can refuse them any more. A request
+        for several counts one too many here.
+        """
+        engine = self._engine
+        promised = sum(engine.held_by_user.values()) - engine.held + engine.waiting
+        if engine.last_token + promised + wanted > self._tokens.reserved:
+            raise UnavailableError(
+                "no fencing token is left, as the daemon's state directory cannot be "
+                "written: have an admin mend what `lockctl status` says of it"
+            )
+
+    def _check_memory(self) -> None:
+        if self.is_short:
+            raise UnavailableError(
+                "there is no memory to record it in (limits.record_bytes, or what the "
+                "host has): release something, or try later"
+            )
+
+    def check_request(self, session_id: int, *, waits: bool) -> None:
+        """Raises `LimitError` if too many requests are unanswered already."""
+        session = self._engine.sessions[session_id]
+        self._check_unanswered(session.owner.identity.uid)
+        if waits:
+            waiting, most = len(session.requests), self.limits.waiters_per_session
+            _check("waiters_per_session", waiting, most)
+
+    def check_late(self, peer: Peer) -> None:
+        """Raises `LimitError` if a peer's user has too many requests unanswered.
+
+        For one that does not wait for the lock table: its user is who connected.
+        """
+        self._check_unanswered(peer.user)
+
+    def _check_unanswered(self, uid: int) -> None:
+        unanswered = self._engine.waiting_by_user.get(uid, 0)
+        unanswered += self._late_by_user.get(uid, 0)
+        _check("requests_per_user", unanswered, self.limits.requests_per_user)
+
+    def _unanswered_by_user(self) -> Counter[int]:
+        return Counter(self._late_by_user) + Counter(self._engine.waiting_by_user)
+
+
+#: What whoever has reached a limit can do about it, where that is not to release.
+_RELIEFS: Final = {
+    "sessions": "try later",
+    "admin_sessions": "end another admin's session",
+    "sessions_per_user": "end another session of this user",
+    "requests_per_user": "wait for other answers first",
+    "waiters_per_session": "wait for other answers first",
+    "queue_length": "try later",
+    "text_bytes_per_user": "say less in label and reason, or release something",
+}
+
+
+def places(limits: Limits) -> int:
+    """Returns how many sessions there may be of those who are not root."""
+    return limits.sessions - min(RESERVED, limits.sessions // 8)
+
+
+def shadowed(limits: Limits) -> list[str]:
+    """Returns a sentence for each limit that can never be reached, and why not."""
+    found = [
+        f"limits.{key} is {value}, but limits.{other} is {most}: {most} counts"
+        for key, other in (
+            ("locks_per_session", "locks_per_user"),
+            ("waiters_per_session", "requests_per_user"),
+            ("unread_bytes", "unread_bytes_per_user"),
+        )
+        if (value := getattr(limits, key)) > (most := getattr(limits, other))
+    ]
+    if limits.sessions_per_user > (most := places(limits)):
+        found.append(
+            f"limits.sessions_per_user is {limits.sessions_per_user}, but "
+            f"limits.sessions is {limits.sessions}, of which {limits.sessions - most} "
+            f"are for root and the daemon's own user: {most} counts for all others"
+        )
+    return found
+
+
+def unreserved_descriptors() -> int:
+    """Returns how many descriptors we may have, less those that are reserved."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most - min(RESERVED_DESCRIPTORS, most // 8)
+
+
+def used_descriptors() -> int:
+    """Returns about how many descriptors are open, at no cost.
+
+    The kernel gives the lowest number that is free; those of many locks are dense.
+    """
+    try:
+        fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # there is none left
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.close(fd)
+    return fd
+
+
+def _used(used: int, most: int, uid: int | None = None) -> dict[str, int | None]:
+    return {"used": used, "most": most, "uid": uid}
+
+
+def _check(key: str, used: int, most: int, note: str = "") -> None:
+    if used >= most:
+        raise LimitError(
+            f"the limit of {most} is reached (limits.{key}{note}): "
+            f"{_RELIEFS.get(key, 'release something')}, or have an admin raise it",
+            {"limit": key, "most": most},
+        )

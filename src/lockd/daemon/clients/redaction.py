@@ -1,0 +1,130 @@
+"""What is kept from a peer of what others do: their reasons and labels, or everything.
+
+Applied to the engine's values before they become sentences or maps, so that neither has
+to think of it.
+"""
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from lockd.daemon.clients.access import Access
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.replies.views import Faces, Look, look_up
+from lockd.engine.commands import Owner
+from lockd.engine.effects import LastHolder, Refused, Situation, Wait
+from lockd.names import quoted
+from lockd.terms import OutsideHolder, ResourceKey
+
+HIDDEN: Final = ResourceKey("", "")
+"""In the place of a resource that is not for a peer."""
+
+_CODES = {
+    "timeout": "{} was not granted in time",
+    "cancelled": "the wait for {} was cancelled",
+    "deadlock": "waiting for {} would never end",
+}
+
+
+class Veil:
+    """What a peer may see in a lockspace.
+
+    Args:
+        access: the rights.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def refusal(self, effect: Refused, peer: Peer) -> Refused:
+        """Returns a refusal as its receiver may see it."""
+        situation = effect.situation
+        if peer.is_admin:
+            return effect
+        effect = replace(effect, outside=self.outside(effect.outside, peer))
+        if situation is None:
+            return effect
+        if self._access.may(peer, "list", situation.key.lockspace):
+            return replace(
+                effect,
+                situation=self.situation(situation, peer),
+                cycle=tuple(self._link(wait, peer) for wait in effect.cycle),
+            )
+        said = _CODES.get(effect.code, "{} is held or waited for")
+        message = said.format(quoted(str(situation.key)))
+        if effect.code != "busy":
+            message = effect.message or message
+        return Refused(effect.session, effect.request, effect.code, message)
+
+    def _link(self, wait: Wait, peer: Peer) -> Wait:
+        seen = self._access.may(peer, "list", wait.key.lockspace)
+        return wait if seen else replace(wait, key=HIDDEN)
+
+    def situation(self, situation: Situation, peer: Peer) -> Situation:
+        """Returns holders and waiters without what is not for a peer."""
+        if situation.outside is not None:
+            outside = self.outside(situation.outside, peer)
+            situation = replace(situation, outside=outside)
+        if self.shows_details(peer, situation.key.lockspace):
+            return situation
+        return replace(
+            situation,
+            holders=tuple(
+                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                for x in situation.holders
+            ),
+            waiters=tuple(
+                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                for x in situation.waiters
+            ),
+        )
+
+    def last_holder(self, last: LastHolder | None, peer: Peer) -> LastHolder | None:
+        """Returns who held last without what is not for a peer."""
+        if last is None or is_own(last.grant.owner, peer):
+            return last
+        if self.shows_details(peer, last.grant.key.lockspace):
+            return last
+        return replace(last, grant=replace(last.grant, label=None, reason=None))
+
+    def look(self, peer: Peer, lockspace: str | None, look: Look = look_up) -> Look:
+        """Returns how commands are found that a peer may see.
+
+        Arguments of a command say reasons and labels, and names of lockspaces: who may
+        not see these sees the program alone.
+
+        Args:
+            lockspace: where somebody holds or waits; None if it is about a session.
+            look: finds whole commands.
+        """
+        if peer.is_admin or (
+            lockspace is not None and self.shows_details(peer, lockspace)
+        ):
+            return look
+
+        def look_at_program(owner: Owner, now: float) -> Faces:
+            command, unit = look(owner, now)
+            if command is not None and not is_own(owner, peer):
+                command = command.split(" ", 1)[0]
+            return command, unit
+
+        return look_at_program
+
+    def outside(self, found: OutsideHolder | None, peer: Peer) -> OutsideHolder | None:
+        """Returns who locks a file, unless it is in a lockspace that a peer sees not.
+
+        Then it is not said to be from outside lockd, as it is not.
+        """
+        if found is None or found.key is None or peer.is_admin:
+            return found
+        seen = self._access.may(peer, "list", found.key.lockspace)
+        return found if seen else None
+
+    def shows_details(self, peer: Peer, lockspace: str) -> bool:
+        """Tells whether a peer may see the reasons and labels of others."""
+        return peer.is_admin or self._access.may(peer, "details", lockspace)
+
+
+def is_own(owner: Owner, peer: Peer) -> bool:
+    """Tells whether an owner is of the peer's own user."""
+    return owner.uid == peer.credentials.uid and not peer.is_foreign

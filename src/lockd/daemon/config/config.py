@@ -1,0 +1,417 @@
+"""What the operator may set, and what holds when nothing is set.
+
+Read from TOML files; checked whole before anything of it is used.
+"""
+
+import grp
+import os
+import pwd
+import stat
+import tomllib
+from collections.abc import Callable, Container
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field, to_builtins
+from msgspec.structs import replace
+
+from lockd.daemon.config import problems as config_errors
+from lockd.errors import ConfigError, InvalidRequestError
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.lockspaces.directory import DirectoryLockspace
+from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.places import make_directory
+from lockd.names import check_lockspace_name, plain, quoted
+from lockd.terms import (
+    DEFAULT_LOCKSPACE,
+    DIRECT_LOCKSPACE,
+    Kind,
+    OnDisconnect,
+)
+
+EVERYBODY: Final = "*"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
+ManyBytes = Annotated[int, Meta(ge=2**24, le=2**34)]
+Duration = Annotated[float, Meta(gt=0, le=86_400)]
+"""In seconds."""
+
+AbsolutePath = Annotated[str, Meta(pattern="^/")]
+SocketPath = Annotated[str, Meta(pattern="^/", max_length=107)]
+"""As long as unix(7) allows."""
+
+Threshold = Annotated[float, Meta(ge=0, le=31_536_000)]
+"""In seconds; 0 for never."""
+
+_OCTET: Final = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_PORT: Final = r"([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+
+LoopbackAddress = Annotated[
+    str,
+    Meta(
+        pattern=rf"^((127(\.{_OCTET}){{3}}|\[::1\]):{_PORT})?\Z",
+        description='an address of this host for itself, as "127.0.0.1:9090", or ""',
+    ),
+]
+"""And a port; empty for none."""
+
+OptionalPath = Annotated[
+    str, Meta(pattern=r"^(/|\Z)", description='an absolute path, or ""')
+]
+
+Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+"""Of a user or group; the last number is nobody's (setreuid(2) takes it for -1)."""
+
+Who = list[str | Id]
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[limits]` table: how much of the daemon one client, or all, may use."""
+
+    sessions: Count = 4_096
+    sessions_per_user: Count = 1_024
+    admin_sessions: Count = 32
+    locks_per_session: Count = 16_384
+    locks_per_user: Count = 65_536
+    waiters_per_session: Count = 1_024
+    requests_per_user: Count = 16_384
+    queue_length: Count = 4_096
+    text_bytes_per_user: Bytes = 16_777_216
+    message_bytes: Bytes = 65_536
+    unread_bytes: Bytes = 2_097_152
+    unread_bytes_per_user: Bytes = 8_388_608
+    record_bytes: ManyBytes = 536_870_912
+    message_timeout: Duration = 10.0
+
+
+class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[metrics]` table: where figures are published, besides the admin socket."""
+
+    listen: LoopbackAddress = ""
+    textfile: OptionalPath = ""
+    textfile_interval: Duration = 15.0
+
+
+class Allowed(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may do what in a lockspace; None stands for what is usual for its kind.
+
+    Users or groups by name or number; `"*"` is everybody.
+    """
+
+    acquire: Who | None = None
+    share: Who | None = None
+    list_: Who | None = field(default=None, name="list")
+    details: Who | None = None
+    break_: Who | None = field(default=None, name="break")
+
+
+class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[lockspaces.NAME]` table."""
+
+    kind: Kind
+    path: str | None = None
+    on_disconnect: OnDisconnect = "release"
+    allow_users: Allowed = Allowed()
+    allow_groups: Allowed = Allowed()
+    slow_wait: Threshold = 30.0
+    slow_hold: Threshold = 0.0
+
+
+BUILT_IN: Final = {
+    DEFAULT_LOCKSPACE: LockspaceConfig("memory"),
+    DIRECT_LOCKSPACE: LockspaceConfig("direct"),
+}
+"""The lockspaces that are always there; only their kind is given."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that may be set; None stands for the place that fits the user (`Places`)."""
+
+    socket: SocketPath | None = None
+    admin_socket: SocketPath | None = None
+    state_dir: AbsolutePath | None = None
+    log_level: LogLevel = "info"
+    kill_grace: Duration = 5.0
+    limits: Limits = Limits()
+    metrics: MetricsConfig = MetricsConfig()
+    lockspaces: dict[str, LockspaceConfig] = field(default_factory=BUILT_IN.copy)
+
+
+class Places(Struct, frozen=True):
+    """Where things are for a user: root's daemon serves the host, others their own."""
+
+    config: str
+    socket: str
+    admin_socket: str
+    state_dir: str
+
+
+def places() -> Places:
+    """Returns where things are for the user who runs this process."""
+    if os.geteuid() == 0:
+        config, runtime, state = "/etc", "/run", "/var/lib"
+    else:
+        home = os.path.expanduser("~")
+        config = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
+        runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+        state = os.environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
+    return Places(
+        f"{config}/lockd/lockd.toml",
+        f"{runtime}/lockd/lockd.sock",
+        f"{runtime}/lockd/admin.sock",
+        f"{state}/lockd",
+    )
+
+
+def config_files(path: str | None) -> list[str]:
+    """Returns the files that are read, in their order: what comes later counts more.
+
+    The main file, then `conf.d/*.toml` beside it, by name.
+
+    Args:
+        path: of the main file; None for the user's own, which may be missing.
+    """
+    main = path or places().config
+    directory = os.path.join(os.path.dirname(main), "conf.d")
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from None
+    parts = [x for x in names if x.endswith(".toml") and not x.startswith(".")]
+    found = [main] if path is not None or os.path.exists(main) else []
+    return found + [os.path.join(directory, name) for name in parts]
+
+
+def read_config(path: str | None) -> Config:
+    """Reads the configuration: see `config_files`.
+
+    Raises:
+        ConfigError: a file cannot be read, or something in one is wrong: a line each.
+    """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    #: In which file a lockspace was mentioned last.
+    mentioned: dict[str, str] = {}
+    for file in config_files(path):
+        table = _read_file(file)
+        found = [f"{file}: {x}" for x in config_errors.problems(table, Config)]
+        problems += found
+        if not found:
+            _merge(merged, table)
+            mentioned |= dict.fromkeys(table.get("lockspaces", ()), file)
+    lockspaces = merged.get("lockspaces", {})
+    for name, lockspace in lockspaces.items():
+        found = _problems_of_lockspace(name, lockspace)
+        problems += [
+            f"{mentioned[name]}: [lockspaces.{plain(name)}]: {found}" for found in found
+        ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    merged["lockspaces"] = {n: to_builtins(x) for n, x in BUILT_IN.items()} | lockspaces
+    return msgspec.convert(merged, Config)
+
+
+def file_of_lockspace(path: str | None, name: str) -> str:
+    """Returns the file that mentions a lockspace last."""
+    files = config_files(path)
+    return [x for x in files if name in _read_file(x).get("lockspaces", {})][-1]
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    raw = _read_bytes(path)
+    try:
+        # An editor's byte order mark does no harm.
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    # Deep nesting and long numbers are errors of Python's, not of the parser's.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {config_errors.of_syntax(error)}") from None
+
+
+def _read_bytes(path: str) -> bytes:
+    """Reads a file without ever waiting: whoever reloads serves clients meanwhile."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) or path == os.devnull:
+                return file.read()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise ConfigError(f"{path}: {reason}") from None
+    raise ConfigError(f"{path}: is no regular file")
+
+
+def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
+
+
+def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with a lockspace when all files are taken together."""
+    problems = []
+    try:
+        check_lockspace_name(name)
+        if name in BUILT_IN:
+            if table.setdefault("kind", BUILT_IN[name].kind) != BUILT_IN[name].kind:
+                raise ConfigError(
+                    f'this lockspace is built in, its kind is "{BUILT_IN[name].kind}"'
+                )
+        elif "kind" not in table:
+            raise ConfigError('"kind" is missing: "memory", "directory" or "direct"')
+        check_place(table["kind"], table.get("path"))
+    except (InvalidRequestError, ConfigError) as error:
+        problems.append(str(error))
+    for key, find in (("allow_users", user_ids), ("allow_groups", group_ids)):
+        for operation, who in table.get(key, {}).items():
+            try:
+                find(who)
+            except ConfigError as error:
+                problems.append(f"{key}.{operation}: {error}")
+    return problems
+
+
+def user_ids(who: Who) -> frozenset[int]:
+    """Returns the uids of a list of names and uids, without `"*"`.
+
+    Raises:
+        ConfigError: there is no user of that name.
+    """
+    return _ids(who, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def group_ids(who: Who) -> frozenset[int]:
+    """Returns the gids of a list of names and gids, without `"*"`.
+
+    Raises:
+        ConfigError: there is no group of that name.
+    """
+    return _ids(who, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _ids(who: Who, what: str, look_up: Callable[[str], int]) -> frozenset[int]:
+    found = set()
+    for name in who:
+        if name == EVERYBODY:
+            continue
+        try:
+            found.add(look_up(name) if isinstance(name, str) else name)
+        except (KeyError, ValueError):
+            hint = "; a number stands without quotes" if str(name).isdecimal() else ""
+            sentence = f"there is no {what} {quoted(str(name))} here{hint}"
+            raise ConfigError(sentence) from None
+    return frozenset(found)
+
+
+_FIXED: Final = ("socket", "admin_socket", "state_dir")
+_FIXED_IN_LOCKSPACE: Final = ("kind", "path", "on_disconnect")
+
+
+def is_another(running: LockspaceConfig, wanted: LockspaceConfig) -> bool:
+    """Tells whether a lockspace changes in what its holders rely on."""
+    return any(
+        getattr(running, key) != getattr(wanted, key) for key in _FIXED_IN_LOCKSPACE
+    )
+
+
+def effective(
+    running: Config, wanted: Config, unused: Container[str] = frozenset()
+) -> Config:
+    """Returns what of a configuration counts while the daemon runs.
+
+    Whoever holds locks may rely on where their files are, and on whether its process
+    will be ended.
+
+    Args:
+        unused: the lockspaces in which nothing is held or waited for.
+    """
+    lockspaces = dict(running.lockspaces)
+    for name, space in wanted.lockspaces.items():
+        before = running.lockspaces.get(name, space)
+        if name in unused:
+            before = space
+        fixed = {key: getattr(before, key) for key in _FIXED_IN_LOCKSPACE}
+        lockspaces[name] = replace(space, **fixed)
+    fixed = {key: getattr(running, key) for key in _FIXED}
+    return replace(wanted, lockspaces=lockspaces, **fixed)
+
+
+def pending(counts: Config, wanted: Config) -> dict[str, str]:
+    """Returns what of a configuration does not count yet: a sentence for each.
+
+    Args:
+        counts: what counts (`effective`).
+        wanted: what is configured.
+    """
+    found = {
+        key: f'"{key}" counts when lockd is stopped and started: a restart keeps it'
+        for key in _FIXED
+        if getattr(counts, key) != getattr(wanted, key)
+    }
+    for name, space in counts.lockspaces.items():
+        new = wanted.lockspaces.get(name)
+        if new is None:
+            found[name] = f"[lockspaces.{name}] is served until lockd is stopped"
+        elif is_another(space, new):
+            keys = [
+                f'"{key}"'
+                for key in _FIXED_IN_LOCKSPACE
+                if getattr(space, key) != getattr(new, key)
+            ]
+            found[name] = (
+                f"[lockspaces.{name}] {' and '.join(keys)} will count when nothing is "
+                "held or waited for there: reload then"
+            )
+    return found
+
+
+def check_place(kind: Kind, path: str | None) -> None:
+    """Raises `ConfigError` unless a lockspace has a path exactly if it needs one."""
+    if kind == "directory" and not (path and path.startswith("/")):
+        raise ConfigError('"path" must be an absolute path')
+    if kind != "directory" and path is not None:
+        raise ConfigError(f'kind "{kind}" has no "path"')
+    if path is not None and "\0" in path:
+        raise ConfigError('"path" has a NUL')
+
+
+def make_lockspace(
+    name: str,
+    kind: Kind,
+    path: str | None,
+    open_files: OpenFiles,
+    on_disconnect: OnDisconnect = "release",
+    *,
+    settle: Callable[[str], str] = make_directory,
+) -> Lockspace:
+    """Makes a lockspace of any kind.
+
+    Args:
+        settle: sees to its directory, and returns that without symbolic links.
+
+    Raises:
+        ConfigError: the path is missing, superfluous, or cannot be used.
+    """
+    try:
+        check_place(kind, path)
+        if kind == "memory":
+            return MemoryLockspace(name, on_disconnect=on_disconnect)
+        if kind == "direct":
+            return DirectLockspace(name, open_files, on_disconnect=on_disconnect)
+        place = settle(path or "")
+        if open_files.mounts.is_our_own(f"{place}/"):
+            raise ConfigError(
+                f"the directory {quoted(place)} would be seen by nobody but lockd, "
+                "whose unit gives it a /tmp of its own (PrivateTmp=): choose another"
+            )
+    except ConfigError as error:
+        raise ConfigError(f"lockspace {quoted(name)}: {error}") from None
+    return DirectoryLockspace(name, place, open_files, on_disconnect=on_disconnect)

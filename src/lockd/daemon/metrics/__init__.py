@@ -1,0 +1,1 @@
+"""What it tells those who collect figures."""

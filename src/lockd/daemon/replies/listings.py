@@ -1,0 +1,350 @@
+"""What is listed: the engine's state as plain maps, one thing after the other.
+
+A listing is a generator that makes pauses (`pages.Listing`). Things come and go between
+two of its steps, so each step looks anew.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import trio
+from msgspec.structs import replace
+
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.redaction import Veil, is_own
+from lockd.daemon.replies import views
+from lockd.daemon.replies.pages import RUN, Found, Listing, in_order
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.resource import Resource
+from lockd.engine.session import Request
+from lockd.lockspaces.base import Lockspace
+from lockd.terms import SHARED, Mode, ResourceKey
+
+Map = dict[str, Any]
+
+MISSES: Final = 4
+"""How many processes are looked up for a page before it ends: each costs as much as
+several things that are listed."""
+
+PASSED: Final = 96
+"""How many things are looked at in vain for a page before it ends."""
+
+
+class Scene(NamedTuple):
+    """What a listing is made of, and for whom.
+
+    Attributes:
+        sees: tells of which lockspaces the peer wants and may see what is in them.
+        memory: looks processes up.
+    """
+
+    engine: LockEngine
+    peer: Peer
+    sees: Callable[[str], bool]
+    veil: Veil
+    memory: views.Memory
+
+    def look(self, lockspace: str | None) -> views.Look:
+        """Returns how commands are found that the peer may see (`Veil.look`)."""
+        return self.veil.look(self.peer, lockspace, self.memory)
+
+
+class Wanted(NamedTuple):
+    """Which resources are listed: those that are all of what is said here.
+
+    Attributes:
+        owner: somebody of this name, or UUID, holds it or waits for it.
+        uid: so does this user,
+        pid: this process,
+        unit: a process of this unit.
+        path: it stands for this file, or for one below this directory.
+        waiting: somebody waits for it.
+        fencing_token: it is held under this.
+    """
+
+    lockspace: str | None = None
+    owner: str | None = None
+    uid: int | None = None
+    pid: int | None = None
+    unit: str | None = None
+    path: str | None = None
+    waiting: bool = False
+    fencing_token: int | None = None
+
+    @property
+    def is_of_somebody(self) -> bool:
+        """Whether it matters who holds it or waits for it."""
+        return any(x is not None for x in self[1:5])
+
+    def means(self, owner: Owner, look: views.Look, now: float) -> bool:
+        """Tells whether somebody is the one who is meant."""
+        return (
+            self.owner in (None, owner.name, owner.uuid)
+            and self.uid in (None, owner.uid)
+            and self.pid in (None, owner.pid)
+            and (self.unit is None or self.unit == look(owner, now)[1])
+        )
+
+
+def resources(
+    scene: Scene,
+    wanted: Wanted,
+    after: ResourceKey,
+    keys: Collection[ResourceKey] | None,
+) -> Listing:
+    """What is held or waited for, in the order of names (`list`).
+
+    Args:
+        keys: the only ones that are looked at, if not None.
+    """
+    engine, memory = scene.engine, scene.memory
+    is_picked = _picker(scene, wanted)
+    named = wanted.is_of_somebody or wanted.fencing_token is not None
+    misses, passed = memory.misses, 0
+    for key in in_order(
+        engine.resources if keys is None else keys, _comes(after, wanted.lockspace)
+    ):
+        found = None if key is None else engine.resources.get(key)
+        if key is None or found is None:
+            yield None
+            continue
+        if scene.sees(key.lockspace) and (
+            is_picked is None or is_picked(found, trio.current_time())
+        ):
+            yield Found(key, _resource(scene, wanted, found, named=named))
+            passed = 0
+        else:
+            passed += 1
+        if memory.misses - misses >= MISSES or passed >= PASSED:
+            misses, passed = memory.misses, 0
+            yield None
+
+
+def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey], bool]:
+    if lockspace is None:
+        return lambda key: key > after
+    return lambda key: key[0] == lockspace and key > after
+
+
+def _resource(
+    scene: Scene, wanted: Wanted, found: Resource, *, named: bool = False
+) -> Map:
+    now = trio.current_time()
+    situation = scene.veil.situation(found.situation(), scene.peer)
+    must_fence = scene.engine.must_fence
+    look = scene.look(found.key.lockspace)
+    shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
+    outside = situation.outside
+    shown["outside"] = None if outside is None else views.outside(outside)
+    if named and found.mode == SHARED:
+        # Of many, those who are meant are named.
+        meant = [
+            grant
+            for grant in found.holders.values()
+            if wanted.means(grant.owner, scene.memory, now)
+            and wanted.fencing_token in (None, grant.fencing_token)
+        ]
+        shown["holders"] = [
+            views.holder(_veiled(scene, grant), now, look, must_fence)
+            for grant in meant[: views.IN_LIST]
+        ] or shown["holders"]
+    return shown
+
+
+def _veiled(scene: Scene, grant: Grant) -> Grant:
+    if is_own(grant.owner, scene.peer) or _shows(scene, grant.key):
+        return grant
+    return replace(grant, label=None, reason=None)
+
+
+def _shows(scene: Scene, key: ResourceKey) -> bool:
+    return scene.veil.shows_details(scene.peer, key.lockspace)
+
+
+def _picker(scene: Scene, wanted: Wanted) -> Callable[[Resource, float], bool] | None:
+    """Returns what tells whether a resource is wanted; None if all are."""
+    if not (wanted.is_of_somebody or wanted.path is not None or wanted.waiting):
+        return None
+    leads = None if wanted.path is None else _leads_to(wanted.path)
+    of_somebody = wanted.is_of_somebody
+
+    def is_picked(found: Resource, now: float) -> bool:
+        if wanted.waiting and not found.has_line:
+            return False
+        if of_somebody and not any(
+            wanted.means(owner, scene.memory, now) for owner, _ in _parties(found)
+        ):
+            return False
+        if leads is None or leads(found.key.resource):
+            return True
+        shows = _shows(scene, found.key)
+        return any(
+            label is not None and leads(label)
+            for owner, label in _parties(found)
+            if shows or is_own(owner, scene.peer)
+        )
+
+    return is_picked
+
+
+def _parties(found: Resource) -> Iterator[tuple[Owner, str | None]]:
+    for grant in found.holders.values():
+        yield grant.owner, grant.label
+    for request in found.line():
+        yield request.owner.identity, request.label
+
+
+def _leads_to(path: str) -> Callable[[str], bool]:
+    """Returns what tells whether a name stands for a file, or for one below it."""
+    hashed = hashlib.sha256(os.fsencode(path)).hexdigest()
+    below = path.rstrip("/") + "/"
+    return lambda name: name in (path, hashed) or name.startswith(below)
+
+
+def waiters(
+    scene: Scene, lockspace: str | None, after: ResourceKey, place: int
+) -> Listing:
+    """Who waits, in the order of names and of turns (`list_waiters`)."""
+    table = scene.engine.resources
+
+    def is_waited_for(key: ResourceKey) -> bool:
+        found = table.get(key)
+        return found is not None and found.has_line and lockspace in (None, key[0])
+
+    for key in in_order(table, is_waited_for):
+        if key is None or key not in table:
+            yield None
+        elif key >= after and scene.sees(key.lockspace):
+            first = place if key == after else 0
+            yield from _line(scene, table[key], first)
+
+
+def _line(scene: Scene, found: Resource, first: int) -> Listing:
+    misses = scene.memory.misses
+    before: Request | None = None
+    for place, request in enumerate(list(found.line()), 1):
+        if place > first and not request.answered:
+            item = _waiter(scene, found, place, request, before)
+            yield Found((*found.key, place), item)
+        before = request
+        if scene.memory.misses - misses >= MISSES:
+            misses = scene.memory.misses
+            yield None
+
+
+def _waiter(
+    scene: Scene, found: Resource, place: int, request: Request, before: Request | None
+) -> Map:
+    now, owner = trio.current_time(), request.owner
+    shows = _shows(scene, found.key) or is_own(owner.identity, scene.peer)
+    behind = [] if before is None else [_waiter_before(before)]
+    if before is None:
+        behind = [
+            _holder_before(grant)
+            for grant in found.holders.values()
+            if not (request.converting and grant.owner_id == owner.owner_id)
+        ][: views.IN_LIST]
+    session = request.session.session_id
+    look = scene.look(found.key.lockspace)
+    outside = scene.veil.outside(request.outside, scene.peer)
+    return views.party(owner.identity, session, now, look) | {
+        "lockspace": found.key.lockspace,
+        "resource": found.key.resource,
+        "owner": owner.owner_id,
+        "place": place,
+        "mode": request.mode,
+        "converting": request.converting,
+        "since": views.wall_time(request.since, now),
+        "waited": now - request.since,
+        "label": request.label if shows else None,
+        "reason": request.reason if shows else None,
+        "behind": behind,
+        "outside": None if outside is None else views.outside(outside),
+    }
+
+
+def _holder_before(grant: Grant) -> Map:
+    """A holder for which the first of a line waits."""
+    return _before(grant.owner, grant.owner_id, grant.session, grant.mode) | {
+        "fencing_token": grant.fencing_token
+    }
+
+
+def _waiter_before(request: Request) -> Map:
+    """Who comes directly before somebody else in a line."""
+    owner, session = request.owner, request.session.session_id
+    return _before(owner.identity, owner.owner_id, session, request.mode)
+
+
+def _before(owner: Owner, owner_id: int, session: int, mode: Mode) -> Map:
+    return {
+        "owner": owner_id,
+        "name": owner.name,
+        "pid": owner.pid,
+        "uid": owner.uid,
+        "session": session,
+        "mode": mode,
+        "fencing_token": None,
+    }
+
+
+def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listing:
+    """Some lockspaces, and how many resources are held in those that are seen into."""
+    held = dict.fromkeys((space.name for space in spaces), 0)
+    for number, found in enumerate(list(scene.engine.resources.values()), 1):
+        if found.key.lockspace in held:
+            held[found.key.lockspace] += bool(found.holders)
+        if number % (4 * RUN) == 0:
+            yield None
+    for space in sorted(spaces, key=lambda space: space.name):
+        if space.name > after:
+            item = {
+                "name": space.name,
+                "kind": space.kind,
+                "path": space.path,
+                "file_system": space.file_system,
+                "on_disconnect": space.on_disconnect,
+                "held": held[space.name] if scene.sees(space.name) else None,
+            }
+            yield Found((space.name,), item)
+
+
+def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
+    """All sessions, and how much each holds and waits for where that may be seen."""
+    memory, look = scene.memory, scene.look(None)
+    misses = memory.misses
+    numbers = in_order([(x,) for x in peers], lambda number: number[0] > after)
+    for number in numbers:
+        peer = None if number is None else peers.get(number[0])
+        if number is None or peer is None:
+            yield None
+            continue
+        session = scene.engine.sessions[peer.session]
+        held = yield from _count(scene, list(session.owner.grants.values()))
+        waiting = [x for x in session.requests.values() if scene.sees(x.keys[0][0])]
+        now = trio.current_time()
+        item = views.party(session.owner.identity, peer.session, now, look) | {
+            "client": peer.client,
+            "since": views.wall_time(peer.since, now),
+            "connected_for": now - peer.since,
+            "held": held,
+            "waiting": len(waiting),
+        }
+        yield Found(number, item)
+        if memory.misses - misses >= MISSES:
+            misses = memory.misses
+            yield None
+
+
+def _count(scene: Scene, grants: list[Grant]) -> Generator[None, None, int]:
+    """Counts those grants that may be seen, with pauses."""
+    held = 0
+    for number, grant in enumerate(grants, 1):
+        held += scene.sees(grant.key.lockspace)
+        if number % RUN == 0:
+            yield None
+    return held

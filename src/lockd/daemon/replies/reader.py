@@ -1,0 +1,165 @@
+"""Takes the requests that change nothing: who holds what, who waits, who is there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from lockd.daemon.clients.finder import Finder
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.redaction import Veil
+from lockd.daemon.replies import listings
+from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.listings import Scene, Wanted
+from lockd.daemon.replies.pages import Listing, Pages
+from lockd.daemon.replies.views import Memory
+from lockd.daemon.requests.runtime import Runtime
+from lockd.protocol import methods as m
+from lockd.terms import ResourceKey
+
+Begin = Callable[[tuple[Any, ...]], Listing]
+
+
+class Reader:
+    """Answers from the state of the engine, at this moment.
+
+    Args:
+        finder: knows what a name means.
+        veil: knows what is kept from whom.
+    """
+
+    def __init__(
+        self, runtime: Runtime, answers: Answers, finder: Finder, veil: Veil
+    ) -> None:
+        self._runtime = runtime
+        self._engine = runtime.engine
+        self._answers = answers
+        self._finder = finder
+        self._veil = veil
+        self._pages = Pages()
+        self._memory = Memory()
+        self.handlers: dict[str, Callable[[Peer, int, Any], None]] = {
+            "query": self._query,
+            "check": self._check,
+            "list": self._list,
+            "list_waiters": self._list_waiters,
+            "list_sessions": self._list_sessions,
+            "list_lockspaces": self._list_lockspaces,
+        }
+
+    def forget(self, peer: Peer) -> None:
+        """Drops what a peer had begun to read."""
+        self._pages.forget((peer.credentials.uid, peer.session))
+
+    def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
+        key = self._finder.key(peer, params.lockspace, params.resource, "list")
+        found = inquiries.resource(self._engine, key, self._veil, peer)
+        held = self._engine.resources.get(key)
+        holders = () if held is None else held.holders.values()
+        past = self._runtime.history.of(key, holders)
+        peer.send_result(msgid, found | inquiries.history(past, trio.current_time()))
+
+    def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:
+        key = self._finder.key(peer, params.lockspace, params.resource, "list")
+        current = self._engine.holds(key, params.fencing_token)
+        peer.send_result(msgid, {"current": current})
+
+    # Listings.
+
+    def _scene(self, peer: Peer, lockspace: str | None) -> Scene:
+        sees = self._finder.visible(peer, lockspace)
+        return Scene(self._engine, peer, sees, self._veil, self._memory)
+
+    def _list(self, peer: Peer, msgid: int, params: m.ListParams) -> None:
+        scene = self._scene(peer, params.lockspace)
+        wanted = Wanted(
+            params.lockspace,
+            params.owner,
+            params.uid,
+            params.pid,
+            params.unit,
+            params.path,
+            bool(params.waiting),
+            params.fencing_token,
+        )
+        keys = None
+        if params.inode is not None:
+            keys = self._keys_of_file(params.inode)
+        if params.fencing_token is not None:
+            grant = self._engine.grant_of(params.fencing_token)
+            keys = [] if grant is None else [grant.key]
+
+        def begin(after: tuple[Any, ...]) -> Listing:
+            return listings.resources(scene, wanted, ResourceKey(*after), keys)
+
+        what = ("list", wanted, params.inode)
+        self._send_page(peer, msgid, "resources", what, params, begin, ("", ""))
+
+    def _keys_of_file(self, inode: tuple[int, int]) -> list[ResourceKey]:
+        """Returns what is anchored in a file, under whatever name that is."""
+        found = []
+        for space in self._runtime.lockspaces.values():
+            resource = space.resource_of_file(inode)
+            if resource is not None:
+                found.append(ResourceKey(space.name, resource))
+        return found
+
+    def _list_waiters(
+        self, peer: Peer, msgid: int, params: m.ListWaitersParams
+    ) -> None:
+        scene = self._scene(peer, params.lockspace)
+
+        def begin(after: tuple[Any, ...]) -> Listing:
+            key, place = ResourceKey(*after[:2]), after[2]
+            return listings.waiters(scene, params.lockspace, key, place)
+
+        what, start = ("list_waiters", params.lockspace), ("", "", 0)
+        self._send_page(peer, msgid, "waiters", what, params, begin, start)
+
+    def _list_sessions(
+        self, peer: Peer, msgid: int, params: m.ListSessionsParams
+    ) -> None:
+        scene = self._scene(peer, None)
+
+        def begin(after: tuple[Any, ...]) -> Listing:
+            return listings.sessions(scene, self._answers.peers, *after)
+
+        what = "list_sessions"
+        self._send_page(peer, msgid, "sessions", what, params, begin, (-1,))
+
+    def _list_lockspaces(
+        self, peer: Peer, msgid: int, params: m.ListLockspacesParams
+    ) -> None:
+        scene, known = self._scene(peer, None), self._finder.known(peer)
+
+        def begin(after: tuple[Any, ...]) -> Listing:
+            return listings.lockspaces(scene, known, *after)
+
+        what = "list_lockspaces"
+        self._send_page(peer, msgid, "lockspaces", what, params, begin, ("",))
+
+    def _send_page(
+        self,
+        peer: Peer,
+        msgid: int,
+        name: str,
+        what: Any,
+        params: m.ListParams
+        | m.ListWaitersParams
+        | m.ListSessionsParams
+        | m.ListLockspacesParams,
+        begin: Begin,
+        start: tuple[Any, ...],
+    ) -> None:
+        who = (peer.credentials.uid, peer.session)
+        after: Any = params.after
+        if after is not None and not isinstance(after, tuple):
+            after = (after,)
+        found, place = self._pages.page(
+            who, what, after, params.limit, begin, start, trio.current_time()
+        )
+        following: Any = place
+        if place is not None and len(place) == 1:
+            (following,) = place
+        peer.send_result(msgid, {name: found, "next": following})

@@ -1,0 +1,81 @@
+"""What is refused before it comes to the lock table: in words, and what to do."""
+
+from lockd.daemon.replies.sentences import unchangeable
+from lockd.engine.effects import Situation
+from lockd.errors import (
+    AlreadyExistsError,
+    DeniedError,
+    InUseError,
+    InvalidRequestError,
+    NotFoundError,
+)
+from lockd.lockspaces.base import Lockspace
+from lockd.names import quoted
+
+MSGID_IN_USE = "another request with this msgid is not yet answered: take another"
+
+
+def other_protocol(asked: int, served: int) -> InvalidRequestError:
+    """Returns what is said to who speaks another version."""
+    return InvalidRequestError(
+        f"protocol {asked} is not served, only version {served}: say hello with that"
+    )
+
+
+def no_process(pid: int) -> NotFoundError:
+    """Returns what is said of an owner that is not there."""
+    return NotFoundError(
+        f"there is no process {pid} to be the owner: register one that runs"
+    )
+
+
+def no_session(session: int) -> NotFoundError:
+    """Returns what is said of a session that is not there."""
+    return NotFoundError(
+        f"there is no session {session}: `lockctl sessions` lists those that there are"
+    )
+
+
+def no_grant(token: int) -> NotFoundError:
+    """Returns what is said of a fencing token that is nobody's, or not for a peer."""
+    return NotFoundError(
+        f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
+        "token of a lock"
+    )
+
+
+def exists(space: Lockspace) -> AlreadyExistsError:
+    """Returns what is said of a lockspace that is there already."""
+    return AlreadyExistsError(
+        f"lockspace {quoted(space.name)} exists already, of kind {space.kind}: "
+        "use that, or choose another name"
+    )
+
+
+def in_use(found: Situation, now: float, facts: dict[str, object]) -> InUseError:
+    """Returns why the file of a resource is not made or removed."""
+    return InUseError(unchangeable(found, now), facts)
+
+
+def foreign() -> DeniedError:
+    """Returns what is said of pids that mean nothing here."""
+    return DeniedError(
+        "this session's process is of another pid or user namespace, or gone, "
+        "so the pid of its owner cannot be understood: register without one"
+    )
+
+
+def cannot_end(pid: int, uid: int) -> DeniedError:
+    """Returns the refusal of a lock for a process that the user may not kill."""
+    return DeniedError(
+        f"on_disconnect is 'kill', and uid {uid} may not kill process {pid}: "
+        f"lock for a process of uid {uid}, or where on_disconnect is 'release'"
+    )
+
+
+def cannot_be_reached() -> DeniedError:
+    """Returns the refusal of a lock for a process that lockd cannot kill."""
+    return DeniedError(
+        "on_disconnect is 'kill', and lockd cannot reach this session's process to "
+        "kill it: lock from outside the container, or where on_disconnect is 'release'"
+    )

@@ -1,0 +1,102 @@
+"""Answers to those who only ask: the engine's state as plain maps, at this moment."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from lockd import __version__
+from lockd.daemon.activity.history import Event
+from lockd.daemon.clients.limits import LimitKeeper, used_descriptors
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.redaction import Veil
+from lockd.daemon.replies import views
+from lockd.engine.lock_engine import LockEngine
+from lockd.procs import unit_of
+from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.survival.keeping import Keeping
+
+Map = dict[str, Any]
+
+
+def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Map:
+    """Who holds a resource, who waits, who held it last (protocol `query`)."""
+    now = trio.current_time()
+    last = veil.last_holder(engine.last_holders.get(key), peer)
+    situation = veil.situation(engine.situation(key), peer)
+    look = veil.look(peer, key.lockspace)
+    found = views.situation(situation, now, look=look, must_fence=engine.must_fence)
+    outside = situation.outside
+    return found | {
+        "last_holder": views.last_holder(last, now),
+        "outside": None if outside is None else views.outside(outside),
+    }
+
+
+def history(events: Iterable[Event], now: float) -> Map:
+    """What happened to a resource lately."""
+    return {"history": [views.happening(event, now) for event in events]}
+
+
+def statistics(engine: LockEngine) -> Map:
+    """Counts of what is, and of what was since the start."""
+    return {
+        "sessions": len(engine.sessions),
+        "owners": len(engine.owners),
+        "resources": len(engine.resources),
+        "held": engine.held,
+        "waiting": engine.waiting,
+        "granted": engine.granted,
+        "refused": engine.refused,
+        "released": engine.ended,
+        "last_fencing_token": engine.last_token,
+    }
+
+
+def program() -> Map:
+    """What answers: which version, as which process, started by which unit."""
+    pid = os.getpid()
+    return {"version": __version__, "pid": pid, "unit": unit_of(pid)}
+
+
+def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
+    """What would survive if this process were killed now."""
+    if keeping is None:
+        return {"by": None, "locks": 0, "connections": 0, "in_flight": 0, "bytes": 0}
+    return {
+        "by": "service manager",
+        # Nobody has an answer that is not recorded, and no file is locked that is not
+        # in flight: it is all or nothing.
+        "locks": engine.held,
+        "connections": len(engine.sessions),
+        "in_flight": keeping.in_flight,
+        "bytes": keeping.recorder.record_bytes,
+    }
+
+
+def limits(keeper: LimitKeeper, keeping: "Keeping | None") -> Map:
+    """How much is used of what is limited, and by whom if it is a user's."""
+    recorded = 0 if keeping is None else keeping.recorder.memory_bytes
+    most = keeper.limits.record_bytes
+    return keeper.usage() | {
+        "record_bytes": {"used": recorded, "most": most, "uid": None}
+    }
+
+
+def upgrade(changes: int, keeper: LimitKeeper) -> Map:
+    """Whether another program could take this one's place now, as far as we see.
+
+    Whether it can read the state is tried when it is asked to.
+    """
+    program, why = sys.orig_argv[0], None
+    if "/" in program and not os.access(program, os.X_OK):
+        why = f"{program} cannot be executed"
+    elif changes:
+        why = "a file is being made or removed on a slow file system"
+    elif used_descriptors() >= keeper.max_fd:
+        why = "no descriptors are free"
+    return {"ready": why is None, "why": why}

@@ -1,0 +1,233 @@
+"""How the engine's values look on the wire: maps shaped by protocol 7 and 4.3."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+from lockd.daemon.activity.history import Event
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
+from lockd.procs import command_of, unit_of
+from lockd.terms import OutsideHolder
+
+Map = dict[str, Any]
+
+IN_LIST = 4
+"""How many holders and waiters of each resource a listing names (protocol 7.5)."""
+
+
+def grant_result(grant: Grant, waited: float) -> Map:
+    """A grant as the answer to whoever asked for it."""
+    return {
+        "lockspace": grant.key.lockspace,
+        "resource": grant.key.resource,
+        "mode": grant.mode,
+        "fencing_token": grant.fencing_token,
+        "waited": waited,
+    }
+
+
+REMEMBERED: Final = 2.0
+"""Seconds for which a listing says the same of a process: it may execute another
+program, or be moved to another unit, at any moment."""
+
+_MAX_REMEMBERED: Final = 16_384
+
+Faces = tuple[str | None, str | None]
+Look = Callable[[Owner, float], Faces]
+"""How command and unit of an owner are found, for an answer of a moment."""
+
+Fences = Callable[[Grant], bool]
+"""Tells whether a holder is dead before its lock is taken from it."""
+
+
+@lru_cache(maxsize=256)
+def _faces_of(pid: int, now: float) -> Faces:
+    return (command_of(pid), unit_of(pid)) if pid else (None, None)
+
+
+def look_up(owner: Owner, now: float) -> Faces:
+    """Looks command and unit of an owner up, once for all that one answer says."""
+    return _faces_of(owner.pid, now)
+
+
+class Memory:
+    """Looks processes up for listings, which name the same ones again and again.
+
+    Attributes:
+        misses: how many were looked up.
+    """
+
+    def __init__(self) -> None:
+        self.misses = 0
+        self._known: dict[int, tuple[float, Faces]] = {}
+
+    def __call__(self, owner: Owner, now: float) -> Faces:
+        """Returns command and unit of an owner, as they were a moment ago."""
+        pid = owner.pid
+        until, found = self._known.get(pid, (0.0, (None, None)))
+        if now < until:
+            return found
+        self.misses += 1
+        if len(self._known) >= _MAX_REMEMBERED:
+            self._known.clear()
+        found = (command_of(pid), unit_of(pid)) if pid else (None, None)
+        self._known[pid] = now + REMEMBERED, found
+        return found
+
+
+def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
+    """Who somebody is (protocol 7.1)."""
+    command, unit = look(owner, now)
+    return {
+        "name": owner.name,
+        "uuid": owner.uuid,
+        "id": owner.id,
+        "pid": owner.pid,
+        "uid": owner.uid,
+        "command": command,
+        "unit": unit,
+        "session": session,
+    }
+
+
+def holder(
+    grant: Grant, now: float, look: Look = look_up, must_fence: Fences | None = None
+) -> Map:
+    """Who holds (protocol 7.2); for who asks, what becomes of him, too (7.5)."""
+    found = party(grant.owner, grant.session, now, look)
+    if must_fence is not None:
+        found["on_disconnect"] = "kill" if must_fence(grant) else "release"
+    return found | {
+        "mode": grant.mode,
+        "fencing_token": grant.fencing_token,
+        "count": grant.count,
+        "since": wall_time(grant.since, now),
+        "held_for": now - grant.since,
+        "label": grant.label,
+        "reason": grant.reason,
+    }
+
+
+def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
+    """Who waits (protocol 7.3)."""
+    return party(waiting.owner, waiting.session, now, look) | {
+        "mode": waiting.mode,
+        "converting": waiting.converting,
+        "since": wall_time(waiting.since, now),
+        "waited": now - waiting.since,
+        "label": waiting.label,
+        "reason": waiting.reason,
+    }
+
+
+def last_holder(last: LastHolder | None, now: float) -> Map | None:
+    """Who held last, and how it ended (protocol 7.4)."""
+    if last is None:
+        return None
+    grant = last.grant
+    return {
+        "name": grant.owner.name,
+        "uuid": grant.owner.uuid,
+        "id": grant.owner.id,
+        "pid": grant.owner.pid,
+        "uid": grant.owner.uid,
+        "mode": grant.mode,
+        "fencing_token": grant.fencing_token,
+        "label": grant.label,
+        "reason": grant.reason,
+        "held_for": last.ended - grant.since,
+        "ended": last.cause,
+        "ended_ago": now - last.ended,
+    }
+
+
+def situation(
+    found: Situation,
+    now: float,
+    most: int | None = None,
+    look: Look = look_up,
+    must_fence: Fences | None = None,
+) -> Map:
+    """Who holds a resource and who waits (protocol 4.3, 7.5)."""
+    return {
+        "lockspace": found.key.lockspace,
+        "resource": found.key.resource,
+        "holders": [
+            holder(grant, now, look, must_fence) for grant in found.holders[:most]
+        ],
+        "holder_count": found.holder_count,
+        "waiters": [waiter(waiting, now, look) for waiting in found.waiters[:most]],
+        "waiter_count": found.waiter_count,
+    }
+
+
+def happening(event: Event, now: float) -> Map:
+    """What happened to a resource (protocol 7.10)."""
+    found: Map = {
+        "event": event.what,
+        "since": wall_time(event.when, now),
+        "ago": now - event.when,
+        "session": event.session,
+        "name": event.owner.name,
+        "pid": event.owner.pid,
+        "uid": event.owner.uid,
+        "mode": event.mode,
+    }
+    span = "held_for" if event.what == "released" else "waited"
+    further = {
+        "fencing_token": event.fencing_token,
+        "code": event.code,
+        "cause": event.cause,
+        span: event.span,
+    }
+    return found | {name: x for name, x in further.items() if x is not None}
+
+
+EXPLAINED: Final = {
+    *("busy", "timeout", "deadlock", "already_held", "not_held", "in_use"),
+}
+"""The codes of refusals that who holds and who waits explain (protocol 4.3)."""
+
+
+def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
+    """What explains a refusal (protocol 4.3)."""
+    found: Map = {}
+    if refused.code not in EXPLAINED:
+        return found
+    held_outside = refused.outside
+    if refused.situation is not None:
+        found |= situation(refused.situation, now, look=look)
+        held_outside = held_outside or refused.situation.outside
+    if refused.waited is not None:
+        found["waited"] = refused.waited
+    if held_outside is not None:
+        found["outside"] = outside(held_outside)
+    if refused.cycle:
+        found["cycle"] = [link(wait) for wait in refused.cycle]
+    return found
+
+
+def outside(found: OutsideHolder) -> Map:
+    """Who locks a file from outside lockd, or in it under another name."""
+    told = {"mode": found.mode, "pid": found.pid, "command": found.command}
+    if found.key is not None:
+        told |= {"lockspace": found.key.lockspace, "resource": found.key.resource}
+    return told
+
+
+def link(wait: Wait) -> Map:
+    """One link of a cycle."""
+    return {
+        "name": wait.owner.name,
+        "pid": wait.owner.pid,
+        "session": wait.session,
+        "lockspace": wait.key.lockspace or None,
+        "resource": wait.key.resource or None,
+    }
+
+
+def wall_time(since: float, now: float) -> float:
+    """Returns seconds since 1970, for people: no decision depends on it."""
+    return time.time() - (now - since)

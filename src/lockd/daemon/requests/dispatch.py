@@ -1,0 +1,458 @@
+"""Between wire and engine: a request becomes a command, an effect becomes an answer.
+
+Requests that only read are answered from the engine's state. All others go through
+`Runtime.carry_out`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+from msgspec import to_builtins
+
+from lockd import __version__
+from lockd.daemon.activity.health import Health
+from lockd.daemon.clients.access import (
+    Access,
+    Operation,
+    check_files,
+    check_method,
+    rights_of,
+)
+from lockd.daemon.clients.finder import Finder
+from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.peer import ARRAY, CHANGE, Peer
+from lockd.daemon.clients.redaction import Veil
+from lockd.daemon.config.config import LockspaceConfig
+from lockd.daemon.replies import refusals
+from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.reader import Reader
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.system.credentials import open_pidfd
+from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.logs import AUDIT
+from lockd.daemon.system.processes import Process
+from lockd.engine import commands as c
+from lockd.errors import (
+    ConfigError,
+    InvalidRequestError,
+    RequestError,
+    UnavailableError,
+)
+from lockd.lockspaces.base import Lockspace
+from lockd.names import check_lockspace_name, quoted
+from lockd.procs import uids_of
+from lockd.protocol import methods as m
+from lockd.protocol.connection import Request
+from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
+from lockd.text import duration
+
+logger = logging.getLogger(__name__)
+
+_OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
+    EXCLUSIVE: "acquire",
+    SHARED: "share",
+}
+
+LockspaceMaker = Callable[[str, Kind, str | None], Lockspace]
+
+
+class Dispatcher:
+    """Takes the requests of all peers.
+
+    Args:
+        runtime: where commands are carried out.
+        answers: who carries answers back; knows the peers.
+        access: who may do what.
+        keeper: what is too much.
+        epoch: the number of this start.
+        make_lockspace: makes a lockspace of a name, kind and path.
+        health: what an admin has to mend.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        answers: Answers,
+        access: Access,
+        keeper: LimitKeeper,
+        epoch: int,
+        make_lockspace: LockspaceMaker,
+        health: Health,
+    ) -> None:
+        self._runtime = runtime
+        self._answers = answers
+        self._access = access
+        self._keeper = keeper
+        self._veil = Veil(access)
+        self._engine = runtime.engine
+        self._finder = Finder(runtime.engine, access, runtime.lockspaces)
+        self._lockspace, self._key = self._finder.lockspace, self._finder.key
+        self._lockspace_of_holder = self._finder.lockspace_of_holder
+        self._reader = Reader(runtime, answers, self._finder, self._veil)
+        self._epoch = epoch
+        self._make_lockspace = make_lockspace
+        self._health = health
+        #: The youngest session or owner.
+        self.last_number = 0
+        self.started = trio.current_time()
+        #: How often the daemon gave its place to another program without a pause.
+        self.upgrades = 0
+        self.handlers: dict[str, Callable[[Peer, int, Any], None]] = {
+            "hello": self._hello,
+            "register": self._register,
+            "restrict": self._restrict,
+            "acquire": self._acquire,
+            "convert": self._convert,
+            "release": self._release,
+            "cancel": self._cancel,
+            "create_resource": self._create_resource,
+            "delete_resource": self._delete_resource,
+            "create_lockspace": self._create_lockspace,
+            "statistics": self._statistics,
+            "watch": self._watch,
+            "break": self._break,
+            "disconnect": self._disconnect,
+            **self._reader.handlers,
+        }
+
+    # Sessions come and go.
+
+    def new_session(self) -> int:
+        """Returns the number of a new session, or owner: never given twice."""
+        self.last_number += 1
+        return self.last_number
+
+    def open_session(self, peer: Peer, name: str, pidfd: int | None) -> None:
+        """Takes in a client that connected.
+
+        Args:
+            name: what its process is called.
+            pidfd: refers to that process; ours to close from now on.
+        """
+        pid, uid, _ = peer.credentials
+        if pidfd is not None:
+            sender = None if peer.is_foreign else uid
+            process = Process(pid, pidfd, sender=sender)
+            self._runtime.processes.add_peer(peer.session, process)
+        owner = c.Owner(name, pid, uid)
+        self._runtime.carry_out(c.OpenSession(peer.session, owner))
+        self._answers.add_peer(peer)
+
+    def close_session(self, peer: Peer) -> None:
+        """Ends the session of a client that is gone, if it was opened."""
+        runtime, session = self._runtime, peer.session
+        attempt(self._reader.forget, peer)
+        if session in self._engine.sessions:
+            runtime.carry_out(c.CloseSession(session))
+        if peer.claims_itself:
+            owner_id = runtime.processes.registered(peer.credentials.pid)
+            if owner_id is not None:
+                runtime.carry_out(c.DisconnectOwner(owner_id))
+        if session not in self._engine.owners:
+            attempt(runtime.processes.forget, session)
+
+    def is_done_with(self, peer: Peer) -> bool:
+        """Tells whether nothing more will be told to a peer that asks no more."""
+        session = self._engine.sessions[peer.session]
+        busy = peer.is_behind or peer.has_more or peer.watched is not None
+        unanswered = session.requests or peer.late
+        return not (busy or session.owner.grants or unanswered)
+
+    # From the wire to the engine.
+
+    def take(self, peer: Peer, request: Request) -> None:
+        """Carries out a request, or refuses it."""
+        self._answers.behind.add(peer)
+        method = request.method
+        try:
+            # protocol 2.1: its answer could not be told from that of the other.
+            unanswered = self._engine.sessions[peer.session].requests
+            if request.msgid in unanswered or request.msgid in peer.late:
+                raise InvalidRequestError(refusals.MSGID_IN_USE)
+            if method.access != "always":
+                check_method(peer, method)
+            self._answers.counts.requests[method.name] += 1
+            self.handlers[method.name](peer, request.msgid, request.params)
+        except RequestError as error:
+            peer.send_error(request.msgid, error)
+        except Exception as error:
+            if self._runtime.is_broken:
+                raise
+            peer.send_error(request.msgid, defect(error))
+
+    def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
+        mode = params.mode or EXCLUSIVE
+        operation = _OPERATION_OF_MODE[mode]
+        space = self._lockspace(peer, params.lockspace, operation)
+        keys = _keys(space, params)
+        if space.on_disconnect == "kill":
+            self._check_can_end(peer)
+        if space.kind == "direct":
+            check_files(peer, space, keys, mode)
+        label, reason, waits = params.label, params.reason, params.timeout != 0
+        self._keeper.check_acquire(peer.session, keys, label, reason, waits=waits)
+        if params.resources is not None:
+            peer.expected[msgid] = ARRAY
+        self._runtime.carry_out(
+            c.Acquire(
+                peer.session,
+                msgid,
+                keys,
+                mode,
+                params.timeout,
+                "temporary" if params.create and peer.is_libvirt else params.create,
+                label,
+                reason,
+            )
+        )
+
+    def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
+        operation = _OPERATION_OF_MODE[params.mode]
+        key = self._key(peer, params.lockspace, params.resource, operation)
+        space = self._runtime.lockspaces[key.lockspace]
+        if space.kind == "direct":
+            check_files(peer, space, (key,), params.mode)
+        self._keeper.check_request(peer.session, waits=params.timeout != 0)
+        self._runtime.carry_out(
+            c.Convert(peer.session, msgid, key, params.mode, params.timeout)
+        )
+
+    def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
+        if params.fencing_token is not None:
+            keys: tuple[ResourceKey, ...] = ()
+        else:
+            keys = _keys(self._lockspace_of_holder(peer, params.lockspace), params)
+        command = c.Release(peer.session, msgid, keys, params.fencing_token)
+        self._runtime.carry_out(command)
+
+    def _cancel(self, peer: Peer, msgid: int, params: m.CancelParams) -> None:
+        self._runtime.carry_out(c.Cancel(peer.session, msgid, params.request))
+
+    def _break(self, peer: Peer, msgid: int, params: m.BreakParams) -> None:
+        token = params.fencing_token
+        grant = self._engine.grant_of(token)
+        # The two look alike: one that is not there, and one that is not for the peer.
+        if grant is None or not self._access.may(peer, "list", grant.key.lockspace):
+            raise refusals.no_grant(token)
+        self._access.check(peer, "break", grant.key.lockspace)
+        since = duration(trio.current_time() - grant.since)
+        victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
+        what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
+        self._audit(peer, f"breaks {what} {victim}", params.reason)
+        # Where nobody can end the holder's process, the admin's word is the last one.
+        fence = self._runtime.processes.can_end(grant.owner_id)
+        command = c.BreakGrant(peer.session, msgid, token, params.reason, fence)
+        self._runtime.carry_out(command)
+
+    # Owners.
+
+    def _register(self, peer: Peer, msgid: int, params: m.RegisterParams) -> None:
+        named, own_pid, uid = params.owner, peer.credentials.pid, peer.credentials.uid
+        pid = own_pid if named.pid is None else named.pid
+        kill = params.on_disconnect == "kill"
+        if pid == own_pid and not peer.is_libvirt:
+            owner_id = peer.session
+            if kill:
+                self._check_can_end(peer)
+        else:
+            owner_id, uid = self._registered_process(peer, pid, kill=kill)
+        owner = c.Owner(named.name, pid, uid, named.uuid, named.id)
+        result = {"owner": to_builtins(owner)}
+        peer.expected[msgid] = result
+        self._runtime.carry_out(
+            c.RegisterOwner(
+                *(peer.session, msgid, owner_id, owner, params.on_disconnect),
+                until=params.until or "either",
+            )
+        )
+        session = self._engine.sessions[peer.session]
+        if session.owner.identity is owner and named.pid == own_pid:
+            peer.claims_itself = True
+        peer.is_inheritable |= params.inheritable is True
+        if owner_id not in self._engine.owners:
+            self._runtime.processes.forget(owner_id)
+
+    def registered_pid(self, peer: Peer) -> int | None:
+        """Returns the process for which a peer acts; None if it did not register."""
+        session = self._engine.sessions[peer.session]
+        return session.owner.identity.pid if session.registered else None
+
+    def _registered_process(
+        self, peer: Peer, pid: int, *, kill: bool
+    ) -> tuple[int, int]:
+        """Returns number and uid of the owner that another process is.
+
+        Args:
+            kill: whether it must be one that can be ended.
+        """
+        if peer.is_foreign:
+            raise refusals.foreign()
+        processes = self._runtime.processes
+        pidfd = open_pidfd(pid)
+        if pidfd is None:
+            raise refusals.no_process(pid)
+        uids = uids_of(pid)
+        claimant = peer.credentials.uid
+        is_theirs = uids is not None and claimant in (0, uids.effective)
+        process = Process(pid, pidfd, sender=claimant if is_theirs else None)
+        # Alive after its uid was read: then the uid was its own, not that of another
+        # process which got the pid.
+        if uids is None or process.is_dead:
+            process.close()
+            raise refusals.no_process(pid)
+        if kill and not process.can_be_ended:
+            process.close()
+            raise refusals.cannot_end(pid, claimant)
+        uid = uids.effective
+        if not is_theirs:
+            # Whoever joins an owner may release what it holds, and what it holds
+            # counts among what its user may hold: neither is for a stranger.
+            uid = process.claimant = claimant
+        owner_id = processes.registered(pid, process.claimant)
+        first = None if owner_id is None else processes.of(owner_id)
+        # One that is dead had the pid before; the news of that is on its way.
+        if owner_id is None or first is None or first.is_dead:
+            owner_id = self.new_session()
+            try:
+                processes.add_registered(owner_id, process)
+            except OSError as error:
+                process.close()
+                why = f"process {pid} cannot be kept in view: {error.strerror}"
+                raise UnavailableError(why) from None
+        else:
+            process.close()
+            if claimant == 0:
+                processes.empower(owner_id)
+        return owner_id, uid
+
+    def _check_can_end(self, peer: Peer) -> None:
+        """Raises if a process that is to be ended with its session cannot be."""
+        owner = self._engine.sessions[peer.session].owner
+        if not self._runtime.processes.can_end(owner.owner_id):
+            if peer.is_foreign:
+                raise refusals.cannot_be_reached()
+            raise refusals.cannot_end(owner.identity.pid, peer.credentials.uid)
+
+    def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        peer.restricted = True
+        peer.send_result(msgid)
+
+    # What only reads.
+
+    def _hello(self, peer: Peer, msgid: int, params: m.HelloParams) -> None:
+        if params.protocol != m.PROTOCOL_VERSION:
+            raise refusals.other_protocol(params.protocol, m.PROTOCOL_VERSION)
+        if peer.connection.greeted:
+            raise InvalidRequestError("hello was said already: say it once")
+        peer.connection.greeted = True
+        peer.client = params.client
+        result = {
+            "protocol": m.PROTOCOL_VERSION,
+            "server": f"lockd {__version__}",
+            "session": peer.session,
+            "epoch": self._epoch,
+        }
+        peer.send_result(msgid, result)
+
+    def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
+        result = inquiries.program() | inquiries.statistics(self._engine)
+        result["kept"] = inquiries.kept(self._engine, self._runtime.keeping)
+        result["epoch"] = self._epoch
+        result["upgrades"] = self.upgrades
+        result["limits"] = inquiries.limits(self._keeper, self._runtime.keeping)
+        result["upgrade"] = inquiries.upgrade(self._runtime.changes, self._keeper)
+        # They may name what is hidden from others.
+        result["problems"] = self._health.problems if peer.is_admin else []
+        result["uptime"] = trio.current_time() - self.started
+        peer.send_result(msgid, result)
+
+    def _watch(self, peer: Peer, msgid: int, params: m.WatchParams) -> None:
+        self.watch(peer, params.lockspace)
+        peer.send_result(msgid)
+
+    def watch(self, peer: Peer, lockspace: str | None) -> None:
+        """Has a peer told what happens in one lockspace, or in all that it may see."""
+        self._answers.add_watcher(peer, self._finder.visible(peer, lockspace))
+        peer.watched = lockspace or ""
+
+    # Lockspaces, files, sessions of others.
+
+    def _create_lockspace(
+        self, peer: Peer, msgid: int, params: m.CreateLockspaceParams
+    ) -> None:
+        check_lockspace_name(params.name)
+        if params.name in self._runtime.lockspaces:
+            raise refusals.exists(self._runtime.lockspaces[params.name])
+        try:
+            made = self._make_lockspace(params.name, params.kind, params.path)
+        except ConfigError as error:
+            raise InvalidRequestError(str(error)) from None
+        self._runtime.add_lockspace(made)
+        rights = rights_of(LockspaceConfig(params.kind))
+        self._access.set_rights(params.name, rights)
+        peer.send_result(msgid)
+
+    def _create_resource(
+        self, peer: Peer, msgid: int, params: m.ResourceFileParams
+    ) -> None:
+        space = self._lockspace_of_unused(peer, params)
+        self._keeper.check_late(peer)
+        done = self._answers.expect(peer, msgid, CHANGE)
+        self._runtime.change_file(space, params.resource, space.create_resource, done)
+
+    def _delete_resource(
+        self, peer: Peer, msgid: int, params: m.ResourceFileParams
+    ) -> None:
+        space = self._lockspace_of_unused(peer, params)
+        self._keeper.check_late(peer)
+        done = self._answers.expect(peer, msgid, CHANGE)
+        self._runtime.change_file(space, params.resource, space.delete_resource, done)
+
+    def _lockspace_of_unused(
+        self, peer: Peer, params: m.ResourceFileParams
+    ) -> Lockspace:
+        """Returns the lockspace of a resource whose file may be changed."""
+        key = self._key(peer, params.lockspace, params.resource, "acquire")
+        if key in self._engine.resources:
+            found = self._veil.situation(self._engine.situation(key), peer)
+            facts = inquiries.resource(self._engine, key, self._veil, peer)
+            raise refusals.in_use(found, trio.current_time(), facts)
+        return self._runtime.lockspaces[params.lockspace]
+
+    def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
+        other = self._answers.peers.get(params.session)
+        if other is None:
+            raise refusals.no_session(params.session)
+        victim = self._engine.sessions[other.session].owner.identity
+        what = f"disconnects {_who(victim, other.session)}"
+        self._audit(peer, what, params.reason)
+        other.is_closing = True
+        self._answers.behind.add(other)
+        peer.send_result(msgid)
+
+    def _audit(self, peer: Peer, what: str, reason: str) -> None:
+        """Writes into the log who did what to whom, and why: never left out."""
+        who = _who(self._engine.sessions[peer.session].owner.identity, peer.session)
+        by = f"uid {peer.credentials.uid}, {who}"
+        logger.warning("%s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)
+
+
+def _who(owner: c.Owner, session: int) -> str:
+    return f"{quoted(owner.name)} (pid {owner.pid}, uid {owner.uid}, session {session})"
+
+
+def _keys(
+    space: Lockspace, params: m.AcquireParams | m.ReleaseParams
+) -> tuple[ResourceKey, ...]:
+    name = params.resource
+    if name is not None:
+        space.check_name(name)
+        return (ResourceKey(space.name, name),)
+    for name in params.resources or ():
+        space.check_name(name)
+    return tuple(ResourceKey(space.name, name) for name in params.resources or ())

@@ -1,0 +1,433 @@
+"""Drives the engine: the only caller of `LockEngine.handle`.
+
+Every command is carried out to its end here: the effects that need a file are done at
+once and their outcome goes back into the engine in the same turn; files that may be
+slow are left to a thread, one at a time for each lockspace, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
+from msgspec.structs import replace
+
+from lockd.daemon.activity.history import History
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.poller import Poller
+from lockd.daemon.system.processes import AGAIN, Processes
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine import invariants
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import CodedError, InternalError, RequestError
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.rights import STRANGER, User
+from lockd.names import quoted
+from lockd.terms import OutsideHolder, ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.survival.keeping import Keeping
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SLOW_QUEUE: Final = math.inf
+"""How many anchors may wait for a slow file system: as many as are asked for."""
+
+
+AnchorOutcome = c.AnchorOpened | c.AnchorRefused
+
+
+class Runtime:
+    """The engine in its surroundings: time, files, processes.
+
+    Args:
+        engine: changed by this object alone, through `handle`; others read its state.
+        poller: watches processes.
+        after_turn: called whenever a turn of the loop ends.
+        checks: whether every law is checked after every command; slow.
+    """
+
+    def __init__(
+        self,
+        engine: LockEngine,
+        answers: Answers,
+        poller: Poller,
+        *,
+        after_turn: Callable[[], None],
+        checks: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.lockspaces: dict[str, Lockspace] = {}
+        self.history = History(engine.sessions)
+        self.processes = Processes(poller, self._owner_died)
+        #: Keeps outside this process what is to outlive it, where that can be.
+        self.keeping: Keeping | None = None
+        self._answers = answers
+        self._counts = answers.counts
+        # As `trio.current_time`, which finds the clock anew each time.
+        self._current_time = trio.lowlevel.current_clock().current_time
+        self._after_turn = after_turn
+        self._checks = checks
+        self._commands: deque[c.Command] = deque()
+        self._busy = False
+        #: Whether the table may be in a state that must not be: nothing can go on then.
+        self.is_broken = False
+        self._file_lockspaces: list[Lockspace] = []
+        self._slow: dict[str, trio.MemorySendChannel[Callable[[], None]]] = {}
+        #: How many files are just being made or removed in a thread.
+        self.changes = 0
+        self._nursery: trio.Nursery | None = None
+        self._on_turn: Callable[[], None] = lambda: None
+        self._alarm = trio.CancelScope()
+        own: dict[type, Callable[[Any], None]] = {
+            e.OpenAnchor: self._open_anchor,
+            e.CloseAnchor: self._close_anchor,
+            e.Fence: self._fence,
+            e.ForgetOwner: self._forget_owner,
+        }
+        #: What is done for each kind of effect on which the table itself relies.
+        self._perform = own
+        #: What is told of each other kind.
+        self._tell: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        for hears in self.history.hears, self._counts.hears, answers.carriers:
+            for kind, action in hears.items():
+                self._tell[kind] = (*self._tell.get(kind, ()), action)
+
+    def add_lockspace(self, lockspace: Lockspace) -> None:
+        """Serves a lockspace from now on, in the place of one that is unused."""
+        before = self.lockspaces.get(lockspace.name)
+        if before is not None and before.anchored:
+            before.finish()
+            self._file_lockspaces.remove(before)
+        self.lockspaces[lockspace.name] = lockspace
+        self._counts.space(lockspace.name)
+        if lockspace.anchored:
+            self._file_lockspaces.append(lockspace)
+        self.carry_out(
+            c.AddLockspace(lockspace.name, lockspace.anchored, lockspace.on_disconnect)
+        )
+
+    def is_unused(self, name: str) -> bool:
+        """Tells whether nothing is held, waited for or being opened in a lockspace."""
+        space = self.lockspaces.get(name)
+        if space is None:
+            return True
+        at_work = self.changes or (
+            space in self._file_lockspaces and any(space.open_resources())
+        )
+        return not at_work and all(x.lockspace != name for x in self.engine.resources)
+
+    def carry_out(self, command: c.Command) -> None:
+        """Lets something happen, and everything that follows from it.
+
+        What happens meanwhile, from within an effect, is carried out after it.
+        """
+        commands = self._commands
+        if self._busy:
+            commands.append(command)
+            return
+        self._busy = True
+        now = self._counts.now = self.history.now = self._current_time()
+        try:
+            self._carry_out_one(command, now)
+            while commands:
+                self._carry_out_one(commands.popleft(), now)
+        except BaseException:
+            self.is_broken = True
+            raise
+        self._busy = False
+
+    def _carry_out_one(self, command: c.Command, now: float) -> None:
+        effects = self.engine.handle(command, now=now)
+        if self._checks:
+            self._check(command, effects)
+        for effect in effects:
+            told = self._tell.get(type(effect))
+            if told is None:
+                self._perform[type(effect)](effect)
+                continue
+            for action in told:
+                # Whoever is told is not the table: it stands as it should.
+                try:
+                    action(effect)
+                except Exception as error:
+                    self._answers.blame_for(effect, error)
+        if self._answers.feed.is_watched:
+            self._answers.tell_watchers(effects, self.engine.sessions)
+
+    def _check(self, command: c.Command, effects: list[e.Effect]) -> None:
+        logger.debug("< %s\n> %s", command, effects)
+        try:
+            invariants.check(self.engine)
+        except invariants.BrokenLawError as error:
+            raise InternalError(f"after {command}: {error}") from error
+
+    # Time.
+
+    def _set_alarm(self) -> None:
+        """Makes the alarm ring when the engine's next deadline comes."""
+        when = self.engine.next_deadline()
+        deadline = math.inf if when is None else when
+        if deadline != self._alarm.deadline:
+            self._alarm.deadline = deadline
+
+    async def run(
+        self,
+        on_turn: Callable[[], None],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Runs what needs time: deadlines, slow files, fencing.
+
+        Args:
+            on_turn: called after something was carried out from here, so that the
+                answers leave.
+        """
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._on_turn = on_turn
+                self._resume()
+                task_status.started()
+                while True:
+                    with self._alarm:
+                        await trio.sleep_forever()
+                    self._alarm = trio.CancelScope()
+                    self.carry_out(c.Tick())
+                    on_turn()
+        finally:
+            self._nursery = None
+
+    def _resume(self) -> None:
+        """Goes on with what a predecessor had begun and could not end."""
+        for lockspace in self._file_lockspaces:
+            for resource in lockspace.open_resources():
+                key = ResourceKey(lockspace.name, resource)
+                found = self.engine.resources.get(key)
+                if found is None or not (found.anchor or found.pending):
+                    self._close_anchor(e.CloseAnchor(key))
+        for owner_id in self.processes.doomed():
+            self._end_process(owner_id)
+        self.carry_out(c.Resume())
+        self._on_turn()
+
+    def end_turn(self) -> None:
+        """Does what was put off until after the answers."""
+        for lockspace in self._file_lockspaces:
+            lockspace.finish()
+        attempt(self.history.settle)
+        self._set_alarm()
+        self._after_turn()
+
+    def close(self) -> None:
+        """Lets go of everything that is held outside: files and processes."""
+        for lockspace in self._file_lockspaces:
+            lockspace.finish()
+        self.processes.close()
+
+    # Anchors.
+
+    def _open_anchor(self, effect: e.OpenAnchor) -> None:
+        lockspace = self.lockspaces[effect.key.lockspace]
+        user = self._user_of(effect.key)
+        if lockspace.anchor_is_slow(effect.key.resource):
+            job = partial(self._open_slowly, lockspace, effect, user)
+            self._later(lockspace, job)
+            self.carry_out(c.AnchorDelayed(effect.key))
+        else:
+            self.carry_out(self._kept(_try_to_open(lockspace, effect, user)))
+
+    def _kept(self, outcome: AnchorOutcome) -> AnchorOutcome:
+        """Sees to it that an anchor outlives us before anybody is told of it."""
+        if isinstance(outcome, c.AnchorRefused):
+            return self._named(outcome)
+        if self.keeping is None:
+            return outcome
+        try:
+            self.keeping.keep_file(outcome.key)
+        except OSError as error:
+            key = outcome.key
+            self._close_anchor(e.CloseAnchor(key))
+            reason = os.strerror(error.errno or 0)
+            return c.AnchorRefused(key, "unavailable", f"it cannot be kept: {reason}")
+        return outcome
+
+    def _named(self, refused: c.AnchorRefused) -> c.AnchorRefused:
+        """Adds who holds a file that is locked under another name."""
+        outside = refused.outside
+        if outside is None or outside.key is None:
+            return refused
+        resource = self.engine.resources.get(outside.key)
+        for grant in () if resource is None else resource.holders.values():
+            owner = grant.owner
+            named = OutsideHolder(grant.mode, owner.pid, owner.name, outside.key)
+            return replace(refused, outside=named)
+        return refused
+
+    def _close_anchor(self, effect: e.CloseAnchor) -> None:
+        if self.keeping is not None:
+            self.keeping.drop_file(effect.key)
+        lockspace = self.lockspaces[effect.key.lockspace]
+        resource = effect.key.resource
+        if lockspace.anchor_is_slow(resource):
+            self._later(lockspace, partial(lockspace.close_anchor, resource))
+        else:
+            lockspace.close_anchor(resource)
+
+    def _user_of(self, key: ResourceKey) -> User | None:
+        """Returns whose right to the file counts when an anchor is opened."""
+        request = self.engine.resources[key].pending
+        if request is None or request.answered:
+            return None  # nobody gets anything by it
+        peer = self._answers.peers.get(request.session.session_id)
+        return STRANGER if peer is None else peer.file_user
+
+    def _open_slowly(
+        self, lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
+    ) -> None:
+        outcome = _try_to_open(lockspace, effect, user)
+        trio.from_thread.run_sync(self._opened_slowly, outcome)
+
+    def _opened_slowly(self, outcome: AnchorOutcome) -> None:
+        self.carry_out(self._kept(outcome))
+        self._on_turn()
+
+    def change_file(
+        self,
+        lockspace: Lockspace,
+        resource: str,
+        change: Callable[[str], None],
+        done: Callable[[CodedError | None], None],
+    ) -> None:
+        """Makes or removes the file of a resource, in a thread if that may take long.
+
+        Args:
+            change: `create_resource` or `delete_resource` of the lockspace.
+            done: called when it is done, or with why it was refused.
+        """
+        if lockspace.anchor_is_slow(resource):
+            self.changes += 1
+            job = partial(self._change_slowly, resource, change, done)
+            self._later(lockspace, job)
+        else:
+            done(_try_to_change(change, resource))
+
+    def _change_slowly(
+        self,
+        resource: str,
+        change: Callable[[str], None],
+        done: Callable[[CodedError | None], None],
+    ) -> None:
+        outcome = _try_to_change(change, resource)
+        trio.from_thread.run_sync(self._changed, outcome, done)
+
+    def _changed(
+        self, outcome: CodedError | None, done: Callable[[CodedError | None], None]
+    ) -> None:
+        self.changes -= 1
+        done(outcome)
+        self._on_turn()
+
+    def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
+        if self._nursery is None:
+            return  # the kernel closes what is open when the daemon has ended
+        jobs = self._slow.get(lockspace.name)
+        if jobs is None:
+            jobs, to_do = trio.open_memory_channel[Callable[[], None]](SLOW_QUEUE)
+            self._slow[lockspace.name] = jobs
+            self._nursery.start_soon(self._do_one_after_another, to_do)
+        jobs.send_nowait(job)
+
+    async def _do_one_after_another(
+        self, jobs: trio.MemoryReceiveChannel[Callable[[], None]]
+    ) -> None:
+        async for job in jobs:
+            # Abandoned at the end: a hung server must not keep the daemon alive.
+            await trio.to_thread.run_sync(undisturbed, job, abandon_on_cancel=True)
+
+    # Processes.
+
+    def _fence(self, effect: e.Fence) -> None:
+        # Without a nursery the daemon ends, and will give its lock to nobody; or it has
+        # not begun, and will be asked again.
+        if self._nursery is None or self.processes.is_fencing(effect.owner_id):
+            return
+        if self.processes.of(effect.owner_id) is None:
+            logger.error("%s cannot be found to be ended", quoted(effect.owner.name))
+            return
+        self._end_process(effect.owner_id)
+
+    def _end_process(self, owner_id: int) -> None:
+        assert self._nursery is not None
+        attempt(self.processes.begin_fencing, owner_id)
+        self._nursery.start_soon(self._wait_fenced, owner_id)
+
+    async def _wait_fenced(self, owner_id: int) -> None:
+        """Waits until a process is dead, whatever goes wrong, and tells the table."""
+        while True:
+            try:
+                await self.processes.fence(owner_id)
+                break
+            except Exception as error:
+                # Whoever waits for its locks waits for this.
+                defect(error)
+                await trio.sleep(AGAIN)
+                attempt(self.processes.begin_fencing, owner_id)
+        self.carry_out(c.OwnerFenced(owner_id))
+        if owner_id not in self.engine.owners:
+            attempt(self.processes.forget, owner_id)
+        self._on_turn()
+
+    def _owner_died(self, owner_id: int) -> None:
+        self.carry_out(c.EndOwner(owner_id))
+
+    def _forget_owner(self, effect: e.ForgetOwner) -> None:
+        attempt(self.processes.forget, effect.owner_id)
+
+
+def undisturbed(job: Callable[[], T]) -> T:
+    """Does a job in this thread, to which no signal is delivered from now on.
+
+    It would not be there for a successor (`handover`).
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    return job()
+
+
+def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:
+    try:
+        change(resource)
+    except RequestError as error:
+        return error
+    except Exception as error:
+        return defect(error)
+    return None
+
+
+def _try_to_open(
+    lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
+) -> AnchorOutcome:
+    key = effect.key
+    try:
+        lockspace.open_anchor(
+            key.resource,
+            effect.mode,
+            create=effect.create,
+            in_use=effect.in_use,
+            user=user,
+        )
+    except RequestError as error:
+        outside = error.facts.get("outside")
+        return c.AnchorRefused(key, error.code, error.message, outside)
+    except Exception as error:
+        return c.AnchorRefused(key, InternalError.code, defect(error).message)
+    return c.AnchorOpened(key)

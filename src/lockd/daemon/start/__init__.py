@@ -1,0 +1,1 @@
+"""How a service begins: empty, after an upgrade, after a crash."""

@@ -1,0 +1,227 @@
+"""Goes on where another daemon stood, with what it left (`handover`, `revival`).
+
+What cannot be taken up costs those whom it concerns, and nobody else notices.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from lockd.daemon.clients.access import rights_of
+from lockd.daemon.clients.peer import Peer, PeerState, shut_down
+from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
+from lockd.daemon.stores.streams import Flow
+from lockd.daemon.survival.handover import Handover, LockspaceRecord
+from lockd.daemon.system.credentials import Credentials, Identity
+from lockd.engine import commands as c
+from lockd.engine import invariants, snapshot
+from lockd.errors import ConfigError, RequestError
+from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockd.lockspaces.places import check_directory
+from lockd.names import quoted
+from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.daemon.service import Service
+
+Plain = dict[str, Any]
+
+
+def check(state: Handover) -> None:
+    """Does everything that can be done with a copy of a state.
+
+    Raises:
+        ConfigError: something in it cannot be read.
+    """
+    open_files = OpenFiles()
+    try:
+        for space in state.lockspaces:
+            make_lockspace(
+                space.name,
+                space.kind,
+                space.path,
+                open_files,
+                settle=check_directory,
+            )
+        loaded = snapshot.load(state.engine)
+        invariants.check(loaded.engine)
+        problems = loaded.problems
+        for record in state.peers:
+            with socket.socket(socket.AF_UNIX) as sock:
+                load_peer(record, sock, lambda events: None, Limits())
+        for record in state.processes:
+            int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
+    except ConfigError:
+        raise
+    except Exception as error:
+        problems = [repr(error)]
+    finally:
+        open_files.mounts.close()
+    if problems:
+        raise ConfigError(f"the state of the daemon before: {problems[0]}")
+
+
+def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> None:
+    """Goes on where the daemon before stood.
+
+    What cannot be taken up costs those whom it concerns, is logged, and nobody else
+    notices.
+    """
+    problems = list(loaded.problems)
+    lost: dict[ResourceKey, str] = {}
+    for space in state.lockspaces:
+        lost |= _take_lockspace(service, space)
+        _take_rights(service, space, problems)
+    problems += lost.values()
+    if service.keeping is not None:
+        service.keeping.note_files()
+    for record in state.processes:
+        try:
+            service.runtime.processes.load(record)
+        except Exception as error:
+            problems.append(f"a process: {error!r}")
+    for record in state.peers:
+        _take_peer(service, record, problems)
+    # Now there is somebody to be told.
+    for key, reason in lost.items():
+        lose(service, key, reason)
+    service.dispatcher.last_number = state.last_number
+    service.dispatcher.started = state.started
+    service.dispatcher.upgrades = state.upgrades + 1
+    _end_what_is_left(service, loaded)
+    for problem in problems:
+        service.health.report(f"lost {problem}", f"not taken over: {problem}")
+
+
+def close_on_exec(state: Handover) -> None:
+    """Has the descriptors that came through execve(2) not go through another one."""
+    fds: list[Any] = [file[1] for space in state.lockspaces for file in space.files]
+    for record in (*state.processes, *state.peers):
+        fds += [record.get("pidfd"), record.get("fd")]
+    for fd in fds:
+        if isinstance(fd, int):
+            with suppress(OSError):  # whoever takes it up will see that it is not open
+                os.set_inheritable(fd, False)
+
+
+def _take_lockspace(
+    service: "Service", record: LockspaceRecord
+) -> dict[ResourceKey, str]:
+    """Serves a lockspace on; returns what is not locked any more, and why."""
+    space = make_lockspace(
+        record.name,
+        record.kind,
+        record.path,
+        service.open_files,
+        record.on_disconnect,
+        # Locks are held there, whatever has become of its directory.
+        settle=str,
+    )
+    service.runtime.add_lockspace(space)
+    lost = {}
+    for resource, fd, made, mode in record.files:
+        assert isinstance(space, FileLockspace)
+        try:
+            space.adopt_file(resource, fd, made=made, mode=mode)
+        except (OSError, RequestError) as error:
+            lost[ResourceKey(space.name, resource)] = str(error)
+    return lost
+
+
+def _take_rights(
+    service: "Service", record: LockspaceRecord, problems: list[str]
+) -> None:
+    """Lets everybody do in a lockspace what they could, until that is read anew."""
+    config = service.config.lockspaces.get(record.name, LockspaceConfig(record.kind))
+    try:
+        rights = rights_of(config)
+    except ConfigError as error:  # a user has been deleted
+        problems.append(f"rights in lockspace {quoted(record.name)}: {error}")
+        rights = rights_of(LockspaceConfig("direct"))  # for admins only
+    service.access.set_rights(record.name, rights)
+
+
+def lose(service: "Service", key: ResourceKey, reason: str) -> None:
+    """Takes a resource from its holders, whose lock is not there any more."""
+    resource = service.runtime.engine.resources.get(key)
+    for grant in list(resource.holders.values()) if resource else ():
+        # Session 0 is nobody's: its answer goes nowhere.
+        command = c.BreakGrant(0, 0, grant.fencing_token, reason)
+        service.runtime.carry_out(command)
+
+
+def load_peer(
+    record: Plain,
+    sock: socket.socket,
+    watch: Callable[[int], None],
+    limits: Limits,
+    flow: Flow | None = None,
+) -> Peer:
+    """Returns the peer that `Peer.dump` and `Peer.dump_state` described."""
+    identity = Identity(
+        Credentials(*record["credentials"]),
+        frozenset(record["groups"]),
+        None,
+        record["is_foreign"],
+        # Older daemons did not tell it.
+        record.get("user", record["credentials"][1]),
+    )
+    peer = Peer(
+        record["session"],
+        sock,
+        identity,
+        record["since"],
+        watch,
+        role=record["role"],
+        is_admin=record["is_admin"],
+        limits=limits,
+        flow=flow,
+    )
+    peer.load_state(msgspec.convert(record["state"], PeerState))
+    return peer
+
+
+def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
+    try:
+        sock = socket.socket(fileno=record["fd"])
+    except (LookupError, TypeError, OSError) as error:
+        problems.append(f"a connection: {error!r}")
+        return
+    try:
+        sock.setblocking(False)
+        watch = partial(service.poller.change, sock.fileno())
+        flow = None
+        if service.keeping is not None:
+            flow = service.keeping.flow(sock, record["slot"])
+        peer = load_peer(record, sock, watch, service.keeper.limits, flow)
+        if peer.session not in service.runtime.engine.sessions:
+            raise ValueError("its session could not be read")
+    except Exception as error:
+        # Whatever it is: each start would meet it again, and nobody would be served.
+        problems.append(f"session {record.get('session')} is ended: {error}")
+        shut_down(sock)
+        sock.close()
+        return
+    service.server.adopt(peer)
+
+
+def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
+    peers, engine = service.answers.peers, service.runtime.engine
+    for session in loaded.damaged:
+        if session in peers:
+            # Before anybody gets what it believes to have.
+            peers[session].shut_down()
+            peers[session].is_closing = True
+            service.answers.behind.add(peers[session])
+    for session in [x for x in engine.sessions if x not in peers]:
+        service.answers.counts.end_session(session, trio.current_time())
+        service.runtime.carry_out(c.CloseSession(session))
+    for owner_id in loaded.orphans:
+        if owner_id in engine.owners:
+            service.runtime.carry_out(c.DisconnectOwner(owner_id))

@@ -1,0 +1,1 @@
+"""Memory and descriptors that outlive a process: how, and not what."""

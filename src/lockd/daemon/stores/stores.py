@@ -1,0 +1,40 @@
+"""All that outlives the process, in the few descriptors that are kept elsewhere."""
+
+from typing import Final
+
+from lockd.daemon.stores.in_flight import OLD_QUEUES, Keeper
+from lockd.daemon.stores.ledger import Ledger
+from lockd.daemon.stores.streams import Cells, Pipe
+
+
+class Stores:
+    """All that outlives us, and the descriptors that hold it.
+
+    Args:
+        found: by name, as the service manager kept them for a predecessor; None to
+            begin anew.
+    """
+
+    #: Of the descriptors that `descriptors` returns.
+    NAMES: Final = frozenset(
+        ["cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1"]
+        + [f"end-{n:02}" for n in range(2 * (1 + OLD_QUEUES))]
+    )
+
+    def __init__(self, found: dict[str, int] | None = None) -> None:
+        if found is None:
+            self.ledger, self.cells = Ledger(), Cells()
+            self.keeper, self.pipe = Keeper(), Pipe()
+            return
+        self.ledger = Ledger((found["ledger-0"], found["ledger-1"]))
+        self.cells = Cells(found["cells"])
+        self.pipe = Pipe((found["pipe-0"], found["pipe-1"]))
+        ends = sorted(x for x in found if x.startswith("end-"))
+        self.keeper = Keeper([found[name] for name in ends])
+
+    def descriptors(self) -> dict[str, int]:
+        """Returns what has to be kept, by names that `__init__` knows."""
+        named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
+        named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
+        named |= {f"end-{n:02}": fd for n, fd in enumerate(self.keeper.ends)}
+        return named | {"cells": self.cells.fd}

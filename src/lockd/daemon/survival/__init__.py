@@ -1,0 +1,1 @@
+"""What of this daemon outlives it, and how a successor goes on."""

@@ -1,0 +1,353 @@
+"""What a daemon leaves to the program that takes its place, in the same process.
+
+The state is written into a memfd (memfd_create(2)), sealed, and read by the new program
+after execve(2). Descriptors stay open under their numbers: sockets, pidfds, lock files.
+Nothing is given back or taken anew meanwhile, so nobody can come between.
+
+Whatever can fail is tried before it counts: the new program first runs as a child with
+a copy of the state, and says whether it could go on from there. execve(2) itself either
+fails, and everything is as before, or is done. A new program that dies after that is a
+crash like any other: the kernel frees the locks and the clients see EOF.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from lockd import __version__
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import Config
+from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.system.listener import Role
+from lockd.engine import snapshot
+from lockd.errors import ConfigError
+from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.files import FileLockspace
+from lockd.names import plain
+from lockd.terms import Kind, Mode, OnDisconnect
+
+if TYPE_CHECKING:
+    from lockd.daemon.service import Service
+
+VERSION: Final = 2
+READABLE_FROM: Final = 2
+OLDEST: Final = 1
+"""As in `snapshot`, of what stands around it."""
+
+HANDOVER: Final = "LOCKD_HANDOVER"
+KEPT: Final = "LOCKD_KEPT"
+TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
+"""Environment variables: the descriptor of a state, to take over or just to try."""
+
+PATIENCE: Final = 30.0
+"""Seconds in which the new program must have read the state."""
+
+GOOD: Final = "lockd can go on from here"
+"""The last line of a new program that has read the state: a status of 0 alone would
+also be that of one that never looked at it."""
+
+MAX_SAID: Final = 1_000
+"""Bytes that are kept of what it says, the last ones."""
+
+ROOM: Final = 32
+"""Descriptors that must be free: a program that cannot open its own files would end,
+and every lock with it."""
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Blocked from before execve(2) until the new program has its handlers: what is not
+handled would end it."""
+
+_SEALS: Final = (
+    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+)
+Plain = dict[str, Any]
+
+
+class LockspaceRecord(Struct, frozen=True):
+    """A lockspace, and its open anchors: resource, descriptor, made by us, mode."""
+
+    name: str
+    kind: Kind
+    path: str | None
+    on_disconnect: OnDisconnect
+    files: list[tuple[str, int, bool, Mode | None]]
+
+
+class _Head(Struct, frozen=True):
+    version: int
+    readable_from: int
+
+
+class Handover(Struct, frozen=True):
+    """The state of a daemon; descriptors are numbers that stay valid."""
+
+    version: int
+    readable_from: int
+    program: str
+    config: Plain
+    engine: Plain
+    epoch: list[int]
+    state_dir: str
+    listeners: dict[Role, Plain]
+    lockspaces: list[LockspaceRecord]
+    processes: list[Plain]
+    peers: list[Plain]
+    last_number: int
+    started: float
+    upgrades: int
+    revivals: int = 0
+    #: When the daemon stopped to serve (CLOCK_MONOTONIC).
+    left_at: float = 0.0
+
+
+class Kept(Struct, frozen=True):
+    """What a daemon leaves whose state is kept outside (`keeping`): where that is."""
+
+    version: int
+    readable_from: int
+    epoch: list[int]
+    state_dir: str
+    listeners: dict[Role, Plain]
+    stores: dict[str, int]
+    left_at: float = 0.0
+
+
+# Giving.
+
+
+async def try_successor(service: "Service") -> None:
+    """Runs the new program on a copy of the state.
+
+    Raises:
+        ConfigError: it could not go on from there, and says why.
+        OSError: there is no room for a copy.
+    """
+    memfd = _write(_dump(service, lambda fd: fd))
+    try:
+        with trio.fail_after(PATIENCE):
+            status, said = await _run_trial(memfd)
+    except (OSError, trio.TooSlowError) as error:
+        raise ConfigError(str(error) or f"no end after {PATIENCE:g} s") from None
+    finally:
+        os.close(memfd)
+    lines = said.decode("utf-8", "replace").strip()
+    last = plain(lines.rpartition("\n")[2])
+    if status != 0:
+        raise ConfigError(last or f"it ended with {status}")
+    if last != GOOD:
+        raise ConfigError("it ended without reading the state")
+
+
+async def _run_trial(memfd: int) -> tuple[int, bytes]:
+    """Runs the new program; returns its status, and the end of what it said."""
+    environment = _environment(TRIAL, memfd)
+    environment.pop("NOTIFY_SOCKET", None)
+    # trio does this in a thread, which must not be one that signals are delivered to.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = await trio.lowlevel.open_process(
+            _command(),
+            pass_fds=(memfd,),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert process.stdout is not None
+    said = b""
+    try:
+        async with process.stdout:
+            async for data in process.stdout:
+                said = (said + data)[-MAX_SAID:]
+        return await process.wait(), said
+    finally:
+        # Out of patience, or the daemon ends.
+        if process.returncode is None:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+def give_way(service: "Service") -> None:
+    """Becomes the new program; returns only if that failed.
+
+    Raises:
+        ConfigError: the system refused; nothing has changed.
+        Exception: so did something else, and nothing has changed, either.
+    """
+    service.server.finish_turn()
+    if service.keeping is not None and service.keeping.stuck_until:
+        raise ConfigError("there is no memory to record what happened last")
+    if service.runtime.changes:
+        # Whoever asked for that would never be answered.
+        raise ConfigError("a file is being made or removed on a slow file system")
+    keeping = service.keeping
+    if keeping is None:
+        become(HANDOVER, lambda keep: _dump(service, keep))
+    else:
+        become(KEPT, lambda keep: _dump_kept(service, keeping, keep))
+
+
+def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> None:
+    """Runs the new program in the place of this one, with a state in a memfd.
+
+    Args:
+        variable: by which it finds the state.
+        dump: makes the state; calls its argument with each descriptor that stays open.
+    """
+    kept: list[int] = []
+
+    def keep(fd: int) -> int:
+        kept.append(fd)
+        return fd
+
+    with ExitStack() as unless_done:
+        try:
+            memfd = _write(dump(keep))
+            unless_done.callback(os.close, memfd)
+            _check_room(memfd)
+            for fd in (*kept, memfd):
+                os.set_inheritable(fd, True)
+                unless_done.callback(os.set_inheritable, fd, False)
+            command = _command()
+            os.execve(command[0], command, _environment(variable, memfd))
+        except OSError as error:
+            raise ConfigError(str(error)) from None
+
+
+def _check_room(fd: int) -> None:
+    """Raises unless some descriptors are free."""
+    taken: list[int] = []
+    try:
+        taken.extend(os.dup(fd) for _ in range(ROOM))
+    except OSError as error:
+        raise ConfigError(f"{os.strerror(error.errno or 0)}: no room") from None
+    finally:
+        for duplicate in taken:
+            os.close(duplicate)
+
+
+def _dump_kept(
+    service: "Service", keeping: Keeping, keep: Callable[[int], int]
+) -> Kept:
+    stores = {name: keep(fd) for name, fd in keeping.descriptors().items()}
+    return Kept(
+        VERSION,
+        READABLE_FROM,
+        service.epoch.dump(keep),
+        service.epoch.directory,
+        {role: x.dump(keep) for role, x in service.listeners.items()},
+        stores,
+        time.monotonic(),
+    )
+
+
+def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
+    dispatcher = service.dispatcher
+    return Handover(
+        VERSION,
+        READABLE_FROM,
+        __version__,
+        msgspec.to_builtins(service.config),
+        snapshot.dump(service.runtime.engine),
+        service.epoch.dump(keep),
+        service.epoch.directory,
+        {role: x.dump(keep) for role, x in service.listeners.items()},
+        [_dump_lockspace(x, keep) for x in service.runtime.lockspaces.values()],
+        service.runtime.processes.dump(keep),
+        [_dump_peer(peer, keep) for peer in service.answers.peers.values()],
+        dispatcher.last_number,
+        dispatcher.started,
+        dispatcher.upgrades,
+        service.answers.counts.revivals,
+        time.monotonic(),
+    )
+
+
+def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRecord:
+    files = []
+    if isinstance(space, FileLockspace):
+        for resource in space.open_resources():
+            fd, made, mode = space.dump_file(resource)
+            files.append((resource, keep(fd), made, mode))
+    return LockspaceRecord(
+        space.name, space.kind, space.path, space.on_disconnect, files
+    )
+
+
+def _dump_peer(peer: Peer, keep: Callable[[int], int]) -> Plain:
+    state = list(msgspec.structs.astuple(peer.dump_state()))
+    return peer.dump() | {"state": state, "fd": keep(peer.fileno())}
+
+
+def _write(state: Struct) -> int:
+    fd = os.memfd_create("lockd-handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(state))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _command() -> list[str]:
+    """Returns how this program was started; another may be found there by now."""
+    interpreter, *arguments = sys.orig_argv
+    return [interpreter if "/" in interpreter else sys.executable, *arguments]
+
+
+def _environment(variable: str, fd: int) -> dict[str, str]:
+    return dict(os.environ) | {variable: str(fd)}
+
+
+# Taking.
+
+
+State = TypeVar("State", Handover, Kept)
+
+
+def receive(variable: str, kind: type[State]) -> State | None:
+    """Returns the state that is handed over in this process; None at a plain start.
+
+    Raises:
+        ConfigError: it cannot be read; nothing of it was read.
+    """
+    found = os.environ.pop(variable, None)
+    if found is None:
+        return None
+    try:
+        fd = int(found)
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != _SEALS:
+            raise ConfigError(f"descriptor {fd} is not sealed")
+        with open(fd, "rb") as file:
+            file.seek(0)
+            raw = file.read()
+        _check_version(msgspec.msgpack.decode(raw, type=_Head))
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(f"the state of the daemon before: {error}") from None
+
+
+def _check_version(head: _Head) -> None:
+    if head.version < OLDEST or head.readable_from > VERSION:
+        raise ValueError(
+            f"version {head.version} cannot be read, only {OLDEST} to {VERSION}"
+        )
+
+
+def config_of(state: Handover) -> Config | None:
+    """Returns the configuration of the daemon before; None if it means nothing here."""
+    try:
+        return msgspec.convert(state.config, Config)
+    except msgspec.ValidationError:
+        return None

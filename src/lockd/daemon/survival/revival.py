@@ -1,0 +1,433 @@
+"""Goes on after a crash with what was kept: makes of it what a live upgrade leaves.
+
+What the kernel says is locked is the truth; the records say whose it is. They differ by
+what was being done when the predecessor was killed: an anchor that nobody was granted
+yet is let go; a lock that is recorded needs nothing, for the open file that was kept
+has it. Where records are damaged nothing is let go that they may have been about:
+a file that nobody is known to hold stays locked for good, and a session that lost a
+record is ended, so that nobody believes to hold what nobody knows of. Whatever could
+be read goes on.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from lockd import __version__
+from lockd.daemon.clients.peer import PeerState, has_hung_up, shut_down
+from lockd.daemon.stores.labels import (
+    CONFIG,
+    CONNECTION,
+    DAEMON,
+    FILE,
+    PARTIAL,
+    PEER,
+    PIDFD,
+    PIECES,
+    PROCESS,
+    SPACE,
+    STATE,
+    UNREADABLE,
+    UNSENT,
+    parts_of,
+)
+from lockd.daemon.stores.ledger import Ledger, LedgerError
+from lockd.daemon.stores.pieces import Apart
+from lockd.daemon.stores.stores import Stores
+from lockd.daemon.survival.handover import (
+    READABLE_FROM,
+    VERSION,
+    Handover,
+    LockspaceRecord,
+)
+from lockd.daemon.system import fdstore
+from lockd.daemon.system.credentials import SO_PEERPIDFD
+from lockd.daemon.system.fdstore import PREFIX
+from lockd.daemon.system.listener import Role
+from lockd.engine import records, snapshot
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import ConfigError
+from lockd.terms import Mode
+from lockd.text import counted
+
+Plain = dict[str, Any]
+
+PATIENCE: Final = 10.0
+PAUSE: Final = 0.01
+"""Seconds for which the service manager may be busy when we start, and between two
+tries: its socket holds few messages."""
+
+_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
+_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
+    kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
+}
+
+_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
+
+_NUMBERED: Final = ("owner", "session")
+"""Records of the engine that are named by a number of `Dispatcher.new_session`."""
+
+
+class Stranger(NamedTuple):
+    """A connection that was kept, and of which nothing was recorded yet."""
+
+    fd: int
+    role: Role
+
+
+class Revived(NamedTuple):
+    """What a predecessor left.
+
+    Attributes:
+        state: without a `state_dir` if it is not known.
+        owners: those whose pidfds are kept.
+        unclaimed: the descriptors that neither the state nor a stranger has, by label.
+        recorded: kind and name of each record of a peer and of a process.
+        apart: what is recorded of each session apart from its state.
+        problems: what could not be read.
+    """
+
+    state: Handover
+    strangers: list[Stranger]
+    owners: list[int]
+    unclaimed: dict[bytes, int]
+    recorded: list[tuple[str, Any]]
+    apart: dict[int, Apart]
+    problems: list[str]
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether the records are such as we write."""
+        return bool(self.state.engine["version"] == snapshot.VERSION)
+
+
+class _Found:
+    """Records and descriptors of a predecessor, sorted."""
+
+    def __init__(self, stores: Stores) -> None:
+        self.problems = list(stores.ledger.problems)
+        self.engine: list[records.Record] = []
+        self.ours: dict[str, dict[Any, Any]] = {kind: {} for kind in _OURS}
+        self.fds: dict[str, dict[Any, tuple[int, tuple[Any, ...]]]] = {
+            kind: {} for kind in (CONNECTION, FILE, PIDFD)
+        }
+        for key, value in stores.ledger.records().items():
+            try:
+                kind, name = _decode(key)
+                if kind in PIECES:
+                    self.ours[kind][tuple(name)] = value
+                elif kind in self.ours:
+                    self.ours[kind][_hashable(name)] = _decode(value)
+                else:
+                    self.engine.append((kind, name, _value_of(kind, value)))
+            except Exception as error:
+                self.problems.append(f"the record {key!r}: {error}")
+        self.apart: dict[int, Apart] = {}
+        self._put_together(stores.ledger)
+        self.kept = stores.keeper.recover()
+        self.problems += stores.keeper.problems
+        for label, fd in self.kept:
+            kind, *parts = parts_of(label)
+            if kind == FILE:
+                self.fds[FILE][tuple(parts[:2])] = fd, tuple(parts[2:])
+            elif kind in self.fds:
+                self.fds[kind][parts[0]] = fd, tuple(parts[1:])
+            elif kind == UNREADABLE:
+                self.problems.append(f"what is kept as {label!r} cannot be told")
+                _shut_down(fd)
+
+    def _put_together(self, ledger: Ledger) -> None:
+        """Puts into the states what is recorded apart from them."""
+        unsent: dict[int, dict[int, bytes]] = {}
+        partial: dict[int, dict[int, bytes]] = {}
+        for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
+            for (session, begin), piece in self.ours[kind].items():
+                found.setdefault(session, {})[begin] = piece
+        for session, raw in list(self.ours[STATE].items()):
+            apart = self.apart[session] = Apart(session, ledger)
+            try:
+                state = msgspec.convert(raw, PeerState)
+                self.ours[STATE][session] = whole(
+                    state, apart, unsent.get(session, {}), partial.get(session, {})
+                )
+            except Exception as error:
+                del self.ours[STATE][session]
+                self.problems.append(f"the state of session {session}: {error}")
+
+    def daemon(self) -> Plain:
+        """Returns what is recorded of the daemon itself; what is safe, where it is not.
+
+        No number may be given twice, whatever is recorded of it.
+        """
+        found = self.ours[DAEMON].get(0)
+        if found is None:
+            self.problems.append("nothing is known of the daemon before")
+            started = time.monotonic()
+            found = {"started": started, "upgrades": 0, "epoch": 0, "reserved": 0}
+            found |= {"last_number": 0, "state_dir": ""}
+        numbers = [found["last_number"], *self.fds[CONNECTION], *self.fds[PIDFD]]
+        numbers += [*self.ours[PEER], *self.ours[PROCESS]]
+        numbers += [name for kind, name, _ in self.engine if kind in _NUMBERED]
+        return found | {"last_number": max(numbers)}
+
+
+def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
+    """Returns where everything is kept that is to outlive this process.
+
+    Args:
+        kept: what the service manager kept for a predecessor.
+
+    Returns:
+        None where nothing can be kept: there is no service manager, or it has no store.
+
+    Raises:
+        ConfigError: what was kept is of another version.
+    """
+    found = {name.removeprefix(PREFIX): fd for name, fd in kept}
+    if found.keys() >= Stores.NAMES:
+        try:
+            return Stores(found)
+        except LedgerError as error:
+            raise ConfigError(str(error)) from None
+    # Killed before everything was stored, it had served nobody.
+    for name, fd in kept:
+        fdstore.remove(name)
+        os.close(fd)
+    if fdstore.is_offered() < len(Stores.NAMES):
+        return None
+    stores = Stores()
+    for name, fd in stores.descriptors().items():
+        _store(PREFIX + name, fd)
+    return stores
+
+
+def _store(name: str, fd: int) -> None:
+    """Has a descriptor stored; waits for a manager that is busy, but not for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while not fdstore.store(name, fd):
+        if time.monotonic() > deadline:
+            raise ConfigError("the service manager does not take what is to be kept")
+        time.sleep(PAUSE)
+
+
+def revive(stores: Stores) -> Revived | None:
+    """Returns what a predecessor left, as a live upgrade would have left it.
+
+    Returns:
+        None if there was none, or it had served nobody.
+
+    Raises:
+        ConfigError: nothing can be made of it.
+    """
+    stores.cells.finish_sending(stores.pipe)
+    found = _Found(stores)
+    if stores.cells.is_unsure:
+        found.problems.append("it is not known to whom something was being sent")
+    if not found.ours[DAEMON] and not found.problems:
+        return None
+    try:
+        return _revived(found)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"what was kept cannot be read: {error!r}") from None
+
+
+def _revived(found: _Found) -> Revived:
+    daemon = found.daemon()
+    is_damaged = bool(found.problems)
+    engine = records.assemble(found.engine)
+    peers = _peers(found, is_damaged)
+    spaces = _spaces(found, engine)
+    state = Handover(
+        VERSION,
+        READABLE_FROM,
+        __version__,
+        found.ours[CONFIG].get(0, {}),
+        engine,
+        [daemon["epoch"], daemon["reserved"]],
+        daemon["state_dir"],
+        {},
+        _lockspaces(found, engine, spaces),
+        _processes(found),
+        peers,
+        daemon["last_number"],
+        daemon["started"],
+        # take_over counts one more: this is none.
+        daemon["upgrades"] - 1,
+        daemon.get("revivals", 0),
+    )
+    sessions = {peer["session"] for peer in peers}
+    strangers = [
+        Stranger(fd, role)
+        for session, (fd, (role,)) in found.fds[CONNECTION].items()
+        if session not in sessions and not has_hung_up(fd)
+    ]
+    if is_damaged:
+        # One that has just come cannot be told from one whose records are lost.
+        for stranger in strangers:
+            _shut_down(stranger.fd)
+        if strangers:
+            lost = counted(len(strangers), "connection")
+            found.problems.append(f"{lost} of which nothing is known: ended")
+            strangers = []
+    claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
+    claimed |= {x["pidfd"] for x in state.processes}
+    claimed |= {file[1] for space in state.lockspaces for file in space.files}
+    unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
+    owners = [x["owner_id"] for x in state.processes]
+    owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
+    recorded = [
+        (kind, name)
+        for kind in (PEER, STATE, *PIECES, PROCESS)
+        for name in found.ours[kind]
+    ]
+    return Revived(
+        state, strangers, owners, unclaimed, recorded, found.apart, found.problems
+    )
+
+
+def _shut_down(fd: int) -> None:
+    """Has a client see EOF, if this is its connection."""
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        shut_down(sock)
+
+
+def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
+    peers = []
+    for session, record in found.ours[PEER].items():
+        kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
+        if kept is not None and is_damaged and has_hung_up(kept[0]):
+            continue  # its end may have been recorded, and its slot be another's
+        if kept is not None and state is not None:
+            peers.append(record | {"state": state, "fd": kept[0]})
+    return peers
+
+
+def _processes(found: _Found) -> list[Plain]:
+    fd_of = {session: fd for session, (fd, _) in found.fds[CONNECTION].items()}
+    processes = []
+    for owner_id, record in found.ours[PROCESS].items():
+        if owner_id in found.fds[PIDFD]:
+            pidfd: int | None = found.fds[PIDFD][owner_id][0]
+        else:
+            pidfd = _pidfd_of_peer(fd_of.get(owner_id))
+        if pidfd is not None:
+            processes.append(record | {"pidfd": pidfd})
+        else:
+            found.problems.append(f"the process {record['pid']} cannot be found")
+    return processes
+
+
+def _pidfd_of_peer(fd: int | None) -> int | None:
+    """Returns the pidfd of whoever connected, also if it is dead by now."""
+    if fd is None:
+        return None
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+        except OSError:
+            return None
+    pidfd: int = struct.unpack("i", raw)[0]
+    return pidfd
+
+
+def _spaces(found: _Found, engine: Plain) -> dict[str, Plain]:
+    """Returns the lockspaces by name; what is recorded of one in two places is enough.
+
+    Of those that remain unknown the engine is told nothing, either.
+    """
+    spaces = dict(found.ours[SPACE])
+    configured = found.ours[CONFIG].get(0, {}).get("lockspaces", {})
+    known = {x["name"]: x for x in engine["lockspaces"]}
+    for name, space in known.items():
+        if name not in spaces and not space["anchored"]:
+            spaces[name] = {"kind": "memory", "path": None} | space
+        elif name not in spaces and name in configured:
+            spaces[name] = configured[name] | space
+    for name, space in spaces.items():
+        if name not in known:
+            is_anchored = space["kind"] != "memory"
+            known[name] = {
+                "name": name,
+                "anchored": is_anchored,
+                "on_disconnect": space["on_disconnect"],
+            }
+    engine["lockspaces"] = [known[name] for name in spaces]
+    return spaces
+
+
+def _lockspaces(
+    found: _Found, engine: Plain, spaces: dict[str, Plain]
+) -> list[LockspaceRecord]:
+    modes = {x.key: x.anchor for x in engine["resources"]}
+    files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
+    for (lockspace, resource), (fd, (made,)) in found.fds[FILE].items():
+        file = resource, fd, made, modes.get((lockspace, resource))
+        files.setdefault(lockspace, []).append(file)
+    return [
+        LockspaceRecord(
+            name,
+            record["kind"],
+            record["path"],
+            record["on_disconnect"],
+            files.get(name, []),
+        )
+        for name, record in spaces.items()
+    ]
+
+
+def _value_of(kind: str, value: bytes) -> Any:
+    """Returns the value of a record of the engine; of most, without a detour."""
+    try:
+        return _DECODERS.get(kind, _decode)(value)
+    except msgspec.ValidationError:
+        return _decode(value)  # `assemble` says what is wrong with it
+
+
+def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
+    """Returns the sessions that hold or wait for something else than was recorded.
+
+    Grants and requests are records of their own, and when one is lost nothing else says
+    that it was there.
+    """
+    missing = []
+    for peer in peers:
+        session = engine.sessions.get(peer["session"])
+        claims = msgspec.convert(peer["state"], PeerState).claims
+        if session is not None and claims not in (None, session.claims):
+            missing.append(session.session_id)
+    return missing
+
+
+def whole(
+    state: PeerState,
+    apart: Apart,
+    unsent: Mapping[int, bytes],
+    partial: Mapping[int, bytes],
+) -> PeerState:
+    """Returns a state with all that is recorded apart from it.
+
+    Args:
+        apart: goes on with the pieces from now on.
+        unsent: the pieces of what was to be sent, by their places in the stream.
+        partial: those of half a message.
+
+    Raises:
+        ValueError: some of it is missing.
+    """
+    said, begun = state.unsent, state.connection["partial"]
+    start = state.done - len(begun) - state.partial_apart
+    said = apart.unsent.take_up(unsent, state.sent, state.unsent_apart) + said
+    begun = apart.partial.take_up(partial, start, state.partial_apart) + begun
+    connection = state.connection | {"partial": begun}
+    return replace(state, unsent=said, connection=connection)
+
+
+def _hashable(name: Any) -> Any:
+    return tuple(name) if isinstance(name, list) else name
