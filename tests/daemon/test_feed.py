@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.shares import Turns
+from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.feed import AT_ONCE, Feed, Told
 from wire_client import WireClient
 
@@ -36,8 +36,8 @@ class Time:
         self.left -= 1
         return self.left >= 0
 
-    def as_turns(self) -> Turns:
-        return cast("Turns", self)
+    def as_shares(self) -> Shares:
+        return cast("Shares", self)
 
 
 def tell(peer: Peer, events: Iterable[Told]) -> None:
@@ -82,7 +82,7 @@ def test_everybody_hears_all_in_order_or_is_told_to_have_missed_some(
             del since[gone]
             feed.remove(gone.as_peer())
         elif what == "tells":
-            feed.tell(Time(number).as_turns(), tell)
+            feed.tell(Time(number).as_shares(), tell)
             for missed in cast("list[Any]", feed.forget(MOST)):
                 del since[missed]
                 feed.remove(missed)
@@ -104,7 +104,7 @@ def test_few_watchers_of_each_user_are_told_in_a_turn_and_each_has_its_own() -> 
     feed.append(event(0))
     for turn in (1, 2, 3):
         assert set(feed.behind()) == {1, 2}
-        feed.tell(Time(1_000).as_turns(), tell)
+        feed.tell(Time(1_000).as_shares(), tell)
         for uid in (1, 2):
             told = [x for x in watchers if x.user == uid and x.heard]
             assert len(told) == turn * AT_ONCE
@@ -119,7 +119,7 @@ def test_few_watchers_are_told_at_once_whatever_time_their_user_has() -> None:
     for watcher in (*few, *many):
         feed.add(watcher.as_peer())
     feed.append(event(0))
-    feed.tell(Time(0).as_turns(), tell)
+    feed.tell(Time(0).as_shares(), tell)
     assert all(watcher.heard == [0] for watcher in few)
     assert not any(watcher.heard for watcher in many)
 

@@ -12,7 +12,7 @@ from lockd.daemon.clients.access import Access, rights_of
 from lockd.daemon.clients.limits import LimitKeeper
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
-from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies import statistics
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.requests.runtime import Runtime
@@ -138,7 +138,7 @@ async def test_defect_of_an_inquiry_refuses_the_request(
         raise DefectError
 
     scene.ask("acquire", resource="a")
-    monkeypatch.setattr(inquiries, "statistics", broken)
+    monkeypatch.setattr(statistics, "counts", broken)
     assert scene.ask("statistics") == [INTERNAL, None]
     assert scene.engine.held == 1
 

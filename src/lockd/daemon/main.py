@@ -26,9 +26,8 @@ from lockd.daemon.config.config import (
     read_config,
 )
 from lockd.daemon.service import Options
-from lockd.daemon.start import serve as starts
 from lockd.daemon.start import takeover
-from lockd.daemon.start.serve import go_on, start
+from lockd.daemon.start.serve import go_on, resume, start
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.survival import handover
 from lockd.daemon.survival.handover import Handover, Kept
@@ -178,7 +177,7 @@ def _farewell(role: Role) -> bytes:
     return connection.data_to_send()
 
 
-def _run(serve: Callable[[], None]) -> None:
+def _run(begin: Callable[[], None]) -> None:
     """Serves; what should not have happened is logged, with its story."""
     # Until it serves: everybody waits, and nothing of what is made now is garbage.
     gc.disable()
@@ -186,7 +185,7 @@ def _run(serve: Callable[[], None]) -> None:
     log = set_up_logging()
     began = time.monotonic()
     try:
-        serve()
+        begin()
     except ConfigError:
         raise
     except Exception:
@@ -235,7 +234,7 @@ def _start(
         if stores is None or revived is None:
             start(options, config, epoch, listeners, stores)
         else:
-            starts.revive(options, epoch, listeners, stores, revived)
+            resume(options, epoch, listeners, stores, revived)
 
 
 def _socket_paths(
@@ -284,7 +283,7 @@ def _start_with_kept(
         epoch = _epoch_after(revived, found_dir)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
-        starts.revive(options, epoch, listeners, stores, revived)
+        resume(options, epoch, listeners, stores, revived)
 
 
 def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
@@ -312,7 +311,7 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         revived = revive(stores)
         if revived is None:
             raise ConfigError("what was kept of the daemon before is gone")
-        starts.revive(options, epoch, listeners, stores, revived, left_at=left.left_at)
+        resume(options, epoch, listeners, stores, revived, left_at=left.left_at)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> list[str]:

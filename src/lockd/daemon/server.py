@@ -20,7 +20,7 @@ from lockd.daemon.clients.admission import Admission, Newcomer
 from lockd.daemon.clients.gate import Gate
 from lockd.daemon.clients.limits import LimitKeeper
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.shares import Turns
+from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.feed import Told
 from lockd.daemon.requests.dispatch import Dispatcher
@@ -81,9 +81,9 @@ class Server:
             poller, answers.counts, lambda: keeper.is_shared, self.take_in
         )
         self._admission = Admission(poller, dispatcher, keeper, self._gate)
-        self._turns = Turns(lambda: keeper.is_shared)
+        self._shares = Shares(lambda: keeper.is_shared)
         # Apart: who asks for much does not keep its own user's newcomers out.
-        self._arrivals = Turns(lambda: keeper.is_shared, COMING)
+        self._arrivals = Shares(lambda: keeper.is_shared, COMING)
         #: Peers that asked for more than a turn has time for, by user; who waits
         #: longest first.
         self._unfinished: Waiting = {}
@@ -170,7 +170,7 @@ class Server:
 
     def _has_work(self) -> bool:
         return not (
-            all(map(self._turns.rests, self._users_who_wait()))
+            all(map(self._shares.rests, self._users_who_wait()))
             and all(map(self._arrivals.rests, self._admission.newcomers))
         )
 
@@ -180,7 +180,7 @@ class Server:
     def _next_deadline(self) -> float:
         deadline = next((when for when, _ in self._incomplete.values()), inf)
         if any(True for _ in self._users_who_wait()):
-            deadline = min(deadline, self._turns.deadline)
+            deadline = min(deadline, self._shares.deadline)
         if self._admission.newcomers:
             deadline = min(deadline, self._arrivals.deadline)
         return min(deadline, self._gate.next_deadline)
@@ -216,21 +216,21 @@ class Server:
         Whoever got an answer often asks again at once. Waiting a moment for that here,
         and not in trio, saves two task switches a request.
         """
-        until = self._turns.now() + TURNS
+        until = self._shares.now() + TURNS
         while self.take_turn():
-            now = self._turns.now()
+            now = self._shares.now()
             self._answers.counts.turns.observe(now - self._poller.woke)
             if now > until:
                 break
 
     def take_turn(self) -> bool:
         """Serves whoever is ready; tells whether anybody was."""
-        self._turns.begin()
+        self._shares.begin()
         self._arrivals.begin()
         if busy := self._has_work():
-            self._poller.woke = self._turns.now()
+            self._poller.woke = self._shares.now()
         receive = partial(self._guarded, self._receive)
-        self._give_turns(self._turns, self._unfinished, receive)
+        self._give_turns(self._shares, self._unfinished, receive)
         any_ready = self._poller.act(0 if busy else LINGER)
         self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
         if not (any_ready or busy):
@@ -242,18 +242,18 @@ class Server:
 
     def _give_turns(
         self,
-        turns: Turns,
+        shares: Shares,
         waiting: Mapping[int, Collection[Served]],
         serve: Callable[[Served], None],
     ) -> None:
         """Serves those who wait, each user's for what it has of the turn."""
         for uid, of_user in list(waiting.items()):
             for _ in range(len(of_user)):
-                if not of_user or not turns.has_time(uid):
+                if not of_user or not shares.has_time(uid):
                     break
-                began = turns.now()
+                began = shares.now()
                 serve(next(iter(of_user)))
-                turns.charge(uid, began)
+                shares.charge(uid, began)
 
     def _receive(self, peer: Peer) -> None:
         """Serves a peer that was put off."""
@@ -266,7 +266,7 @@ class Server:
     def _put_off(self, peer: Peer) -> None:
         """Lets a peer wait for a later turn."""
         self._unfinished.setdefault(peer.user, {})[peer] = None
-        if self._turns.rests(peer.user):
+        if self._shares.rests(peer.user):
             # It would wake us all the time.
             self._poller.change(peer.fileno(), 0)
 
@@ -294,7 +294,7 @@ class Server:
         """Sends what every client is to be told, and closes those that are done."""
         self._send_answers()
         close = partial(self._guarded, self._close_peer_and_tell)
-        self._give_turns(self._turns, self._leaving, close)
+        self._give_turns(self._shares, self._leaving, close)
         self._runtime.end_turn()
         if self.keeping is not None:
             self.keeping.tidy()
@@ -304,7 +304,7 @@ class Server:
 
     def _tell_watchers(self) -> None:
         feed, most = self._answers.feed, self._keeper.limits.unread_bytes
-        feed.tell(self._turns, self._tell)
+        feed.tell(self._shares, self._tell)
         for peer in feed.forget(most):
             logger.warning(
                 "session %d is closed: it is %d bytes behind", peer.session, most
@@ -325,7 +325,7 @@ class Server:
         while behind:
             peers = list(behind)
             behind.clear()
-            began = self._turns.now()
+            began = self._shares.now()
             if self.keeping is not None and not self.keeping.commit(peers):
                 behind.update(peers)
                 return
@@ -333,7 +333,7 @@ class Server:
                 self._guarded(self._send_to, peer)
             if self._answers.feed.is_watched:
                 # What it takes to tell its watchers is a user's.
-                self._turns.charge_all([x.user for x in peers], began)
+                self._shares.charge_all([x.user for x in peers], began)
 
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
@@ -401,10 +401,10 @@ class Server:
             return
         if events & select.EPOLLIN:
             uid = peer.user
-            if self._turns.has_time(uid):
-                began = self._turns.now()
+            if self._shares.has_time(uid):
+                began = self._shares.now()
                 self._serve_now(peer)
-                self._turns.charge(uid, began)
+                self._shares.charge(uid, began)
             else:
                 self._put_off(peer)
             return

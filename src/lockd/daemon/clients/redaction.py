@@ -9,8 +9,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from lockd.daemon.clients.access import Access
+from lockd.daemon.clients.faces import Faces, Look, look_up
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.replies.views import Faces, Look, look_up
 from lockd.engine.commands import Owner
 from lockd.engine.effects import LastHolder, Refused, Situation, Wait
 from lockd.names import quoted
@@ -26,7 +26,7 @@ _CODES = {
 }
 
 
-class Veil:
+class Redaction:
     """What a peer may see in a lockspace.
 
     Args:

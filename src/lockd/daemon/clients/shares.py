@@ -19,7 +19,7 @@ REST: Final = 0.004
 """Seconds for which a user is passed over who wanted more than that."""
 
 
-class Turns:
+class Shares:
     """Who had how much of this turn, and who rests.
 
     Args:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import replace
 
-from lockd.daemon.config import problems as config_errors
+from lockd.daemon.config import problems
 from lockd.errors import ConfigError, InvalidRequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.direct import DirectLockspace
@@ -196,24 +196,24 @@ def read_config(path: str | None) -> Config:
         ConfigError: a file cannot be read, or something in one is wrong: a line each.
     """
     merged: dict[str, Any] = {}
-    problems: list[str] = []
+    wrong: list[str] = []
     #: In which file a lockspace was mentioned last.
     mentioned: dict[str, str] = {}
     for file in config_files(path):
         table = _read_file(file)
-        found = [f"{file}: {x}" for x in config_errors.problems(table, Config)]
-        problems += found
+        found = [f"{file}: {x}" for x in problems.find(table, Config)]
+        wrong += found
         if not found:
             _merge(merged, table)
             mentioned |= dict.fromkeys(table.get("lockspaces", ()), file)
     lockspaces = merged.get("lockspaces", {})
     for name, lockspace in lockspaces.items():
         found = _problems_of_lockspace(name, lockspace)
-        problems += [
+        wrong += [
             f"{mentioned[name]}: [lockspaces.{plain(name)}]: {found}" for found in found
         ]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     merged["lockspaces"] = {n: to_builtins(x) for n, x in BUILT_IN.items()} | lockspaces
     return msgspec.convert(merged, Config)
 
@@ -231,7 +231,7 @@ def _read_file(path: str) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8-sig"))
     # Deep nesting and long numbers are errors of Python's, not of the parser's.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {config_errors.of_syntax(error)}") from None
+        raise ConfigError(f"{path}: {problems.of_syntax(error)}") from None
 
 
 def _read_bytes(path: str) -> bytes:
@@ -257,7 +257,7 @@ def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
 
 def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
     """Returns what is wrong with a lockspace when all files are taken together."""
-    problems = []
+    wrong = []
     try:
         check_lockspace_name(name)
         if name in BUILT_IN:
@@ -269,14 +269,14 @@ def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
             raise ConfigError('"kind" is missing: "memory", "directory" or "direct"')
         check_place(table["kind"], table.get("path"))
     except (InvalidRequestError, ConfigError) as error:
-        problems.append(str(error))
+        wrong.append(str(error))
     for key, find in (("allow_users", user_ids), ("allow_groups", group_ids)):
         for operation, who in table.get(key, {}).items():
             try:
                 find(who)
             except ConfigError as error:
-                problems.append(f"{key}.{operation}: {error}")
-    return problems
+                wrong.append(f"{key}.{operation}: {error}")
+    return wrong
 
 
 def user_ids(who: Who) -> frozenset[int]:

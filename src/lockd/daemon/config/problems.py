@@ -18,7 +18,7 @@ from lockd.names import plain
 _MAX_SHOWN: Final = 60
 
 
-def problems(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
+def find(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
     """Goes through what is wrong with a table, a sentence each.
 
     Keys that are missing are no problem: another file may have them.
@@ -45,13 +45,13 @@ def _problems_of_value(
 ) -> Iterator[str]:
     inner = f"{where[1:-1]}.{key}".lstrip(".")
     if isinstance(type_, type) and issubclass(type_, Struct):
-        yield from problems(value, type_, f"[{inner}]")
+        yield from find(value, type_, f"[{inner}]")
     elif get_origin(type_) is dict:
         if not isinstance(value, dict):
             yield f"[{inner}]: must be a table, not {_shown(value)}"
             return
         for name, table in value.items():
-            yield from problems(table, get_args(type_)[1], f"[{inner}.{plain(name)}]")
+            yield from find(table, get_args(type_)[1], f"[{inner}.{plain(name)}]")
     else:
         try:
             msgspec.convert(value, type_)

@@ -19,7 +19,7 @@ from lockd import __version__
 from lockd.daemon.activity.counts import CAUSES, Histogram, Space
 from lockd.daemon.clients.limits import used_descriptors
 from lockd.daemon.metrics.exposition import Family, Format, Kind, Value, render
-from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies import statistics
 from lockd.daemon.system.listener import ROLES
 from lockd.lockspaces.files import FileLockspace
 
@@ -207,7 +207,7 @@ class Metrics:
     def _limits(self) -> Iterator[Family]:
         keeper = self._service.keeper
         limits = to_builtins(keeper.limits)
-        usage = inquiries.limits(keeper, self._service.keeping)
+        usage = statistics.limits(keeper, self._service.keeping)
         yield Family(
             "lockd_limit",
             "gauge",
@@ -270,7 +270,7 @@ class Metrics:
             "For how long clients waited at the handover to this program.",
             [] if counts.took_over is None else [({}, counts.took_over)],
         )
-        kept = inquiries.kept(engine, service.keeping)
+        kept = statistics.kept(engine, service.keeping)
         yield _one(
             "lockd_survives_crash",
             "gauge",

@@ -9,7 +9,7 @@ import trio
 from lockd.daemon.activity.counts import Counts
 from lockd.daemon.clients.access import Access
 from lockd.daemon.clients.peer import ARRAY, Peer
-from lockd.daemon.clients.redaction import Veil
+from lockd.daemon.clients.redaction import Redaction
 from lockd.daemon.replies import views
 from lockd.daemon.replies.events import events_of
 from lockd.daemon.replies.feed import Feed, Told
@@ -38,7 +38,7 @@ class Answers:
     """
 
     def __init__(self, access: Access) -> None:
-        self._veil = Veil(access)
+        self._redaction = Redaction(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
         self.late_by_user = Tally()
@@ -145,7 +145,7 @@ class Answers:
         if peer is None:
             return
         peer.expected.pop(effect.request, None)
-        effect = self._veil.refusal(effect, peer)
+        effect = self._redaction.refusal(effect, peer)
         now = trio.current_time()
         facts = self._facts(effect, peer, now) if peer.connection.greeted else None
         # libvirt asks as it always did, whatever it is told.
@@ -157,7 +157,7 @@ class Answers:
     def _facts(self, effect: e.Refused, peer: Peer, now: float) -> dict[str, Any]:
         found = effect.situation
         lockspace = None if found is None else found.key.lockspace
-        return views.facts(effect, now, self._veil.look(peer, lockspace))
+        return views.facts(effect, now, self._redaction.look(peer, lockspace))
 
     def _tell_lost(self, effect: e.Lost) -> None:
         peer = self.peers.get(effect.session)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.shares import Turns
+from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.events import Event
 from lockd.protocol.codec import Encoder
 
@@ -70,7 +70,9 @@ class Feed:
             if next(iter(watchers.values())) < self._end:
                 yield uid
 
-    def tell(self, turns: Turns, tell: Callable[[Peer, Iterable[Told]], None]) -> None:
+    def tell(
+        self, shares: Shares, tell: Callable[[Peer, Iterable[Told]], None]
+    ) -> None:
         """Tells some watchers what they have not heard, as far as there is time.
 
         Args:
@@ -79,7 +81,7 @@ class Feed:
         for uid in list(self.behind()):
             is_crowd = len(self._next[uid]) > AT_ONCE
             for _ in range(AT_ONCE):
-                if is_crowd and not turns.has_time(uid):
+                if is_crowd and not shares.has_time(uid):
                     break
                 if not self._tell_next(uid, tell):
                     break

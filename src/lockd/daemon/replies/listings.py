@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 import trio
 from msgspec.structs import replace
 
+from lockd.daemon.clients.faces import Look, Memory
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.redaction import Veil, is_own
+from lockd.daemon.clients.redaction import Redaction, is_own
 from lockd.daemon.replies import views
 from lockd.daemon.replies.pages import RUN, Found, Listing, in_order
 from lockd.engine.commands import Owner
@@ -45,12 +46,12 @@ class Scene(NamedTuple):
     engine: LockEngine
     peer: Peer
     sees: Callable[[str], bool]
-    veil: Veil
-    memory: views.Memory
+    redaction: Redaction
+    memory: Memory
 
-    def look(self, lockspace: str | None) -> views.Look:
-        """Returns how commands are found that the peer may see (`Veil.look`)."""
-        return self.veil.look(self.peer, lockspace, self.memory)
+    def look(self, lockspace: str | None) -> Look:
+        """Returns how commands are found that the peer may see (`Redaction.look`)."""
+        return self.redaction.look(self.peer, lockspace, self.memory)
 
 
 class Wanted(NamedTuple):
@@ -80,7 +81,7 @@ class Wanted(NamedTuple):
         """Whether it matters who holds it or waits for it."""
         return any(x is not None for x in self[1:5])
 
-    def means(self, owner: Owner, look: views.Look, now: float) -> bool:
+    def means(self, owner: Owner, look: Look, now: float) -> bool:
         """Tells whether somebody is the one who is meant."""
         return (
             self.owner in (None, owner.name, owner.uuid)
@@ -134,7 +135,7 @@ def _resource(
     scene: Scene, wanted: Wanted, found: Resource, *, named: bool = False
 ) -> Map:
     now = trio.current_time()
-    situation = scene.veil.situation(found.situation(), scene.peer)
+    situation = scene.redaction.situation(found.situation(), scene.peer)
     must_fence = scene.engine.must_fence
     look = scene.look(found.key.lockspace)
     shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
@@ -162,7 +163,7 @@ def _veiled(scene: Scene, grant: Grant) -> Grant:
 
 
 def _shows(scene: Scene, key: ResourceKey) -> bool:
-    return scene.veil.shows_details(scene.peer, key.lockspace)
+    return scene.redaction.shows_details(scene.peer, key.lockspace)
 
 
 def _picker(scene: Scene, wanted: Wanted) -> Callable[[Resource, float], bool] | None:
@@ -250,7 +251,7 @@ def _waiter(
         ][: views.IN_LIST]
     session = request.session.session_id
     look = scene.look(found.key.lockspace)
-    outside = scene.veil.outside(request.outside, scene.peer)
+    outside = scene.redaction.outside(request.outside, scene.peer)
     return views.party(owner.identity, session, now, look) | {
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,

@@ -1,22 +1,25 @@
 """Takes the requests that change nothing: who holds what, who waits, who is there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 
+from lockd.daemon.activity.history import History
+from lockd.daemon.clients.faces import Memory
 from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.redaction import Veil
-from lockd.daemon.replies import listings
-from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.clients.redaction import Redaction
+from lockd.daemon.replies import listings, views
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.listings import Scene, Wanted
 from lockd.daemon.replies.pages import Listing, Pages
-from lockd.daemon.replies.views import Memory
-from lockd.daemon.requests.runtime import Runtime
+from lockd.engine.lock_engine import LockEngine
+from lockd.lockspaces.base import Lockspace
 from lockd.protocol import methods as m
 from lockd.terms import ResourceKey
+
+Map = dict[str, Any]
 
 Begin = Callable[[tuple[Any, ...]], Listing]
 
@@ -25,18 +28,27 @@ class Reader:
     """Answers from the state of the engine, at this moment.
 
     Args:
+        history: what happened to each resource.
+        lockspaces: all there are, by name.
         finder: knows what a name means.
-        veil: knows what is kept from whom.
+        redaction: knows what is kept from whom.
     """
 
     def __init__(
-        self, runtime: Runtime, answers: Answers, finder: Finder, veil: Veil
+        self,
+        engine: LockEngine,
+        history: History,
+        lockspaces: Mapping[str, Lockspace],
+        answers: Answers,
+        finder: Finder,
+        redaction: Redaction,
     ) -> None:
-        self._runtime = runtime
-        self._engine = runtime.engine
+        self._engine = engine
+        self._history = history
+        self._lockspaces = lockspaces
         self._answers = answers
         self._finder = finder
-        self._veil = veil
+        self._redaction = redaction
         self._pages = Pages()
         self._memory = Memory()
         self.handlers: dict[str, Callable[[Peer, int, Any], None]] = {
@@ -54,11 +66,12 @@ class Reader:
 
     def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
         key = self._finder.key(peer, params.lockspace, params.resource, "list")
-        found = inquiries.resource(self._engine, key, self._veil, peer)
+        found = facts_of(self._engine, key, self._redaction, peer)
         held = self._engine.resources.get(key)
         holders = () if held is None else held.holders.values()
-        past = self._runtime.history.of(key, holders)
-        peer.send_result(msgid, found | inquiries.history(past, trio.current_time()))
+        now = trio.current_time()
+        past = [views.happening(x, now) for x in self._history.of(key, holders)]
+        peer.send_result(msgid, found | {"history": past})
 
     def _check(self, peer: Peer, msgid: int, params: m.CheckParams) -> None:
         key = self._finder.key(peer, params.lockspace, params.resource, "list")
@@ -69,7 +82,7 @@ class Reader:
 
     def _scene(self, peer: Peer, lockspace: str | None) -> Scene:
         sees = self._finder.visible(peer, lockspace)
-        return Scene(self._engine, peer, sees, self._veil, self._memory)
+        return Scene(self._engine, peer, sees, self._redaction, self._memory)
 
     def _list(self, peer: Peer, msgid: int, params: m.ListParams) -> None:
         scene = self._scene(peer, params.lockspace)
@@ -99,7 +112,7 @@ class Reader:
     def _keys_of_file(self, inode: tuple[int, int]) -> list[ResourceKey]:
         """Returns what is anchored in a file, under whatever name that is."""
         found = []
-        for space in self._runtime.lockspaces.values():
+        for space in self._lockspaces.values():
             resource = space.resource_of_file(inode)
             if resource is not None:
                 found.append(ResourceKey(space.name, resource))
@@ -163,3 +176,19 @@ class Reader:
         if place is not None and len(place) == 1:
             (following,) = place
         peer.send_result(msgid, {name: found, "next": following})
+
+
+def facts_of(
+    engine: LockEngine, key: ResourceKey, redaction: Redaction, peer: Peer
+) -> Map:
+    """Who holds a resource, who waits, who held it last (protocol `query`)."""
+    now = trio.current_time()
+    last = redaction.last_holder(engine.last_holders.get(key), peer)
+    situation = redaction.situation(engine.situation(key), peer)
+    look = redaction.look(peer, key.lockspace)
+    found = views.situation(situation, now, look=look, must_fence=engine.must_fence)
+    outside = situation.outside
+    return found | {
+        "last_holder": views.last_holder(last, now),
+        "outside": None if outside is None else views.outside(outside),
+    }

@@ -1,21 +1,13 @@
-"""Answers to those who only ask: the engine's state as plain maps, at this moment."""
+"""What the daemon counts, as plain maps: how much there is, and may be."""
 
 import os
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from lockd import __version__
-from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.limits import LimitKeeper, used_descriptors
-from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.redaction import Veil
-from lockd.daemon.replies import views
 from lockd.engine.lock_engine import LockEngine
 from lockd.procs import unit_of
-from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:
     from lockd.daemon.survival.keeping import Keeping
@@ -23,26 +15,7 @@ if TYPE_CHECKING:
 Map = dict[str, Any]
 
 
-def resource(engine: LockEngine, key: ResourceKey, veil: Veil, peer: Peer) -> Map:
-    """Who holds a resource, who waits, who held it last (protocol `query`)."""
-    now = trio.current_time()
-    last = veil.last_holder(engine.last_holders.get(key), peer)
-    situation = veil.situation(engine.situation(key), peer)
-    look = veil.look(peer, key.lockspace)
-    found = views.situation(situation, now, look=look, must_fence=engine.must_fence)
-    outside = situation.outside
-    return found | {
-        "last_holder": views.last_holder(last, now),
-        "outside": None if outside is None else views.outside(outside),
-    }
-
-
-def history(events: Iterable[Event], now: float) -> Map:
-    """What happened to a resource lately."""
-    return {"history": [views.happening(event, now) for event in events]}
-
-
-def statistics(engine: LockEngine) -> Map:
+def counts(engine: LockEngine) -> Map:
     """Counts of what is, and of what was since the start."""
     return {
         "sessions": len(engine.sessions),

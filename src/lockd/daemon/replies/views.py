@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final
 
 from lockd.daemon.activity.history import Event
+from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
-from lockd.procs import command_of, unit_of
 from lockd.terms import OutsideHolder
 
 Map = dict[str, Any]
@@ -28,53 +27,8 @@ def grant_result(grant: Grant, waited: float) -> Map:
     }
 
 
-REMEMBERED: Final = 2.0
-"""Seconds for which a listing says the same of a process: it may execute another
-program, or be moved to another unit, at any moment."""
-
-_MAX_REMEMBERED: Final = 16_384
-
-Faces = tuple[str | None, str | None]
-Look = Callable[[Owner, float], Faces]
-"""How command and unit of an owner are found, for an answer of a moment."""
-
 Fences = Callable[[Grant], bool]
 """Tells whether a holder is dead before its lock is taken from it."""
-
-
-@lru_cache(maxsize=256)
-def _faces_of(pid: int, now: float) -> Faces:
-    return (command_of(pid), unit_of(pid)) if pid else (None, None)
-
-
-def look_up(owner: Owner, now: float) -> Faces:
-    """Looks command and unit of an owner up, once for all that one answer says."""
-    return _faces_of(owner.pid, now)
-
-
-class Memory:
-    """Looks processes up for listings, which name the same ones again and again.
-
-    Attributes:
-        misses: how many were looked up.
-    """
-
-    def __init__(self) -> None:
-        self.misses = 0
-        self._known: dict[int, tuple[float, Faces]] = {}
-
-    def __call__(self, owner: Owner, now: float) -> Faces:
-        """Returns command and unit of an owner, as they were a moment ago."""
-        pid = owner.pid
-        until, found = self._known.get(pid, (0.0, (None, None)))
-        if now < until:
-            return found
-        self.misses += 1
-        if len(self._known) >= _MAX_REMEMBERED:
-            self._known.clear()
-        found = (command_of(pid), unit_of(pid)) if pid else (None, None)
-        self._known[pid] = now + REMEMBERED, found
-        return found
 
 
 def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:

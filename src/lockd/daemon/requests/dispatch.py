@@ -25,12 +25,11 @@ from lockd.daemon.clients.access import (
 from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.limits import LimitKeeper
 from lockd.daemon.clients.peer import ARRAY, CHANGE, Peer
-from lockd.daemon.clients.redaction import Veil
+from lockd.daemon.clients.redaction import Redaction
 from lockd.daemon.config.config import LockspaceConfig
-from lockd.daemon.replies import refusals
-from lockd.daemon.replies import statistics as inquiries
+from lockd.daemon.replies import refusals, statistics
 from lockd.daemon.replies.answers import Answers
-from lockd.daemon.replies.reader import Reader
+from lockd.daemon.replies.reader import Reader, facts_of
 from lockd.daemon.requests.runtime import Runtime
 from lockd.daemon.system.credentials import open_pidfd
 from lockd.daemon.system.defects import attempt, defect
@@ -88,12 +87,19 @@ class Dispatcher:
         self._answers = answers
         self._access = access
         self._keeper = keeper
-        self._veil = Veil(access)
+        self._redaction = Redaction(access)
         self._engine = runtime.engine
         self._finder = Finder(runtime.engine, access, runtime.lockspaces)
         self._lockspace, self._key = self._finder.lockspace, self._finder.key
         self._lockspace_of_holder = self._finder.lockspace_of_holder
-        self._reader = Reader(runtime, answers, self._finder, self._veil)
+        self._reader = Reader(
+            runtime.engine,
+            runtime.history,
+            runtime.lockspaces,
+            answers,
+            self._finder,
+            self._redaction,
+        )
         self._epoch = epoch
         self._make_lockspace = make_lockspace
         self._health = health
@@ -360,12 +366,12 @@ class Dispatcher:
         peer.send_result(msgid, result)
 
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        result = inquiries.program() | inquiries.statistics(self._engine)
-        result["kept"] = inquiries.kept(self._engine, self._runtime.keeping)
+        result = statistics.program() | statistics.counts(self._engine)
+        result["kept"] = statistics.kept(self._engine, self._runtime.keeping)
         result["epoch"] = self._epoch
         result["upgrades"] = self.upgrades
-        result["limits"] = inquiries.limits(self._keeper, self._runtime.keeping)
-        result["upgrade"] = inquiries.upgrade(self._runtime.changes, self._keeper)
+        result["limits"] = statistics.limits(self._keeper, self._runtime.keeping)
+        result["upgrade"] = statistics.upgrade(self._runtime.changes, self._keeper)
         # They may name what is hidden from others.
         result["problems"] = self._health.problems if peer.is_admin else []
         result["uptime"] = trio.current_time() - self.started
@@ -419,8 +425,8 @@ class Dispatcher:
         """Returns the lockspace of a resource whose file may be changed."""
         key = self._key(peer, params.lockspace, params.resource, "acquire")
         if key in self._engine.resources:
-            found = self._veil.situation(self._engine.situation(key), peer)
-            facts = inquiries.resource(self._engine, key, self._veil, peer)
+            found = self._redaction.situation(self._engine.situation(key), peer)
+            facts = facts_of(self._engine, key, self._redaction, peer)
             raise refusals.in_use(found, trio.current_time(), facts)
         return self._runtime.lockspaces[params.lockspace]
 

@@ -51,7 +51,7 @@ def start(
     trio.run(serve, clock=MonotonicClock())
 
 
-def revive(
+def resume(
     options: Options,
     epoch: Epoch,
     listeners: dict[Role, Listener],

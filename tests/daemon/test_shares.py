@@ -10,60 +10,60 @@ import trio
 from trio.testing import MockClock
 
 from daemon_process import DaemonProcess
-from lockd.daemon.clients.shares import REST, SHARE, Turns
+from lockd.daemon.clients.shares import REST, SHARE, Shares
 from wire_client import NOBODY, WireClient, connected_as, wait_for_sessions
 
 GREEDY, OTHER = 1_000, 2_000
 
 
 @pytest.fixture
-async def turns(mock_clock: MockClock) -> Turns:
-    return Turns(lambda: True)
+async def shares(mock_clock: MockClock) -> Shares:
+    return Shares(lambda: True)
 
 
-async def spend(turns: Turns, clock: MockClock, seconds: float) -> None:
+async def spend(shares: Shares, clock: MockClock, seconds: float) -> None:
     began = trio.current_time()
     clock.jump(seconds)
-    turns.charge(GREEDY, began)
+    shares.charge(GREEDY, began)
 
 
 async def test_user_has_time_until_its_share_is_spent(
-    turns: Turns, mock_clock: MockClock
+    shares: Shares, mock_clock: MockClock
 ) -> None:
-    turns.begin()
-    await spend(turns, mock_clock, SHARE / 2)
-    assert turns.has_time(GREEDY)
-    await spend(turns, mock_clock, SHARE)
-    assert not turns.has_time(GREEDY)
-    assert turns.has_time(OTHER)
+    shares.begin()
+    await spend(shares, mock_clock, SHARE / 2)
+    assert shares.has_time(GREEDY)
+    await spend(shares, mock_clock, SHARE)
+    assert not shares.has_time(GREEDY)
+    assert shares.has_time(OTHER)
 
 
 async def test_who_wanted_more_rests_for_a_while(
-    turns: Turns, mock_clock: MockClock
+    shares: Shares, mock_clock: MockClock
 ) -> None:
-    turns.begin()
-    await spend(turns, mock_clock, 2 * SHARE)
-    assert not turns.rests(GREEDY)
-    assert not turns.has_time(GREEDY)
-    assert turns.rests(GREEDY)
-    assert turns.deadline == trio.current_time() + REST
+    shares.begin()
+    await spend(shares, mock_clock, 2 * SHARE)
+    assert not shares.rests(GREEDY)
+    assert not shares.has_time(GREEDY)
+    assert shares.rests(GREEDY)
+    assert shares.deadline == trio.current_time() + REST
     mock_clock.jump(REST / 2)
-    turns.begin()
-    assert not turns.has_time(GREEDY)
+    shares.begin()
+    assert not shares.has_time(GREEDY)
     mock_clock.jump(REST)
-    turns.begin()
-    assert turns.has_time(GREEDY)
-    assert turns.deadline == float("inf")
+    shares.begin()
+    assert shares.has_time(GREEDY)
+    assert shares.deadline == float("inf")
 
 
 async def test_who_is_alone_never_rests(mock_clock: MockClock) -> None:
-    turns = Turns(lambda: False)
-    turns.begin()
-    await spend(turns, mock_clock, 2 * SHARE)
-    assert not turns.has_time(GREEDY)
-    assert not turns.rests(GREEDY)
-    turns.begin()
-    assert turns.has_time(GREEDY)
+    shares = Shares(lambda: False)
+    shares.begin()
+    await spend(shares, mock_clock, 2 * SHARE)
+    assert not shares.has_time(GREEDY)
+    assert not shares.rests(GREEDY)
+    shares.begin()
+    assert shares.has_time(GREEDY)
 
 
 REQUESTS = 60
