@@ -252,13 +252,13 @@ def test_nothing_can_be_read_and_it_serves(
 @pytest.mark.parametrize(
     "place",
     [
-        "revival:_Found.__init__",
-        "takeover:take_over",
-        "keeping:Keeping.hold_stuck",
-        "keeper:Keeper.drop",
-        "recording:Recorder.record_anew",
-        "keeping:Keeping.forget_the_rest",
-        "keeping:Keeping.write_anew",
+        "survival.revival:_Found.__init__",
+        "start.takeover:take_over",
+        "survival.keeping:Keeping.hold_stuck",
+        "stores.in_flight:Keeper.drop",
+        "survival.recording:Recorder.record_anew",
+        "survival.keeping:Keeping.forget_the_rest",
+        "survival.keeping:Keeping.write_anew",
         "service:Service.run",
     ],
 )

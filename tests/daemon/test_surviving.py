@@ -548,7 +548,7 @@ def test_length_that_is_none_ends_one_conversation_of_libvirt(
 #: A daemon that finds something in each record of a peer that it did not expect.
 TAKES_NO_PEERS = """
 import runpy, sys
-from lockd.daemon.peer import Peer
+from lockd.daemon.clients.peer import Peer
 def load_state(self, state):
     raise RuntimeError("planted")
 Peer.load_state = load_state
