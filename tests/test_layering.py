@@ -121,9 +121,9 @@ def test_arrows_go_down_only() -> None:
     assert left == {}
 
 
-def test_only_the_dispatcher_knows_both_engine_and_protocol() -> None:
+def test_only_who_takes_requests_knows_both_engine_and_protocol() -> None:
     both = [name_of(x) for x in MODULES if {"engine", "protocol"} <= rooms(x)]
-    assert both == ["lockd.daemon.requests.dispatch"]
+    assert both == ["lockd.daemon.replies.reader", "lockd.daemon.requests.dispatch"]
 
 
 @each(modules_of("client", "ctl", "version"))

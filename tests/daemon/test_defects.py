@@ -112,8 +112,7 @@ OTHERS: Final[dict[type, str]] = {
     "_let_in "
     "_tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
-    Dispatcher: "__init__ new_session registered_pid _registered_process "
-    "_check_can_end",
+    Dispatcher: "__init__ new_session registered_pid",
     Gate: "__init__ listen stop close keep_deadlines complain _watch _accept_all "
     "_turn_away _pause",
 }

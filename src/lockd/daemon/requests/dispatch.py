@@ -30,21 +30,15 @@ from lockd.daemon.config.config import LockspaceConfig
 from lockd.daemon.replies import refusals, statistics
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.reader import Reader, facts_of
+from lockd.daemon.requests.registration import Registration
 from lockd.daemon.requests.runtime import Runtime
-from lockd.daemon.system.credentials import open_pidfd
 from lockd.daemon.system.defects import attempt, defect
 from lockd.daemon.system.logs import AUDIT
 from lockd.daemon.system.processes import Process
 from lockd.engine import commands as c
-from lockd.errors import (
-    ConfigError,
-    InvalidRequestError,
-    RequestError,
-    UnavailableError,
-)
+from lockd.errors import ConfigError, InvalidRequestError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
-from lockd.procs import uids_of
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
 from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
@@ -99,6 +93,9 @@ class Dispatcher:
             answers,
             self._finder,
             self._redaction,
+        )
+        self._registration = Registration(
+            runtime.engine, runtime.processes, self.new_session
         )
         self._epoch = epoch
         self._make_lockspace = make_lockspace
@@ -197,7 +194,7 @@ class Dispatcher:
         space = self._lockspace(peer, params.lockspace, operation)
         keys = _keys(space, params)
         if space.on_disconnect == "kill":
-            self._check_can_end(peer)
+            self._registration.check_can_end(peer)
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
         label, reason, waits = params.label, params.reason, params.timeout != 0
@@ -264,9 +261,9 @@ class Dispatcher:
         if pid == own_pid and not peer.is_libvirt:
             owner_id = peer.session
             if kill:
-                self._check_can_end(peer)
+                self._registration.check_can_end(peer)
         else:
-            owner_id, uid = self._registered_process(peer, pid, kill=kill)
+            owner_id, uid = self._registration.owner_of(peer, pid, kill=kill)
         owner = c.Owner(named.name, pid, uid, named.uuid, named.id)
         result = {"owner": to_builtins(owner)}
         peer.expected[msgid] = result
@@ -287,62 +284,6 @@ class Dispatcher:
         """Returns the process for which a peer acts; None if it did not register."""
         session = self._engine.sessions[peer.session]
         return session.owner.identity.pid if session.registered else None
-
-    def _registered_process(
-        self, peer: Peer, pid: int, *, kill: bool
-    ) -> tuple[int, int]:
-        """Returns number and uid of the owner that another process is.
-
-        Args:
-            kill: whether it must be one that can be ended.
-        """
-        if peer.is_foreign:
-            raise refusals.foreign()
-        processes = self._runtime.processes
-        pidfd = open_pidfd(pid)
-        if pidfd is None:
-            raise refusals.no_process(pid)
-        uids = uids_of(pid)
-        claimant = peer.credentials.uid
-        is_theirs = uids is not None and claimant in (0, uids.effective)
-        process = Process(pid, pidfd, sender=claimant if is_theirs else None)
-        # Alive after its uid was read: then the uid was its own, not that of another
-        # process which got the pid.
-        if uids is None or process.is_dead:
-            process.close()
-            raise refusals.no_process(pid)
-        if kill and not process.can_be_ended:
-            process.close()
-            raise refusals.cannot_end(pid, claimant)
-        uid = uids.effective
-        if not is_theirs:
-            # Whoever joins an owner may release what it holds, and what it holds
-            # counts among what its user may hold: neither is for a stranger.
-            uid = process.claimant = claimant
-        owner_id = processes.registered(pid, process.claimant)
-        first = None if owner_id is None else processes.of(owner_id)
-        # One that is dead had the pid before; the news of that is on its way.
-        if owner_id is None or first is None or first.is_dead:
-            owner_id = self.new_session()
-            try:
-                processes.add_registered(owner_id, process)
-            except OSError as error:
-                process.close()
-                why = f"process {pid} cannot be kept in view: {error.strerror}"
-                raise UnavailableError(why) from None
-        else:
-            process.close()
-            if claimant == 0:
-                processes.empower(owner_id)
-        return owner_id, uid
-
-    def _check_can_end(self, peer: Peer) -> None:
-        """Raises if a process that is to be ended with its session cannot be."""
-        owner = self._engine.sessions[peer.session].owner
-        if not self._runtime.processes.can_end(owner.owner_id):
-            if peer.is_foreign:
-                raise refusals.cannot_be_reached()
-            raise refusals.cannot_end(owner.identity.pid, peer.credentials.uid)
 
     def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         peer.restricted = True

@@ -1,0 +1,87 @@
+"""Finds the process for which a session says that it acts, and whose owner that is."""
+
+from collections.abc import Callable
+
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.replies import refusals
+from lockd.daemon.system.credentials import open_pidfd
+from lockd.daemon.system.processes import Process, Processes
+from lockd.engine.lock_engine import LockEngine
+from lockd.errors import UnavailableError
+from lockd.procs import uids_of
+
+
+class Registration:
+    """Makes owners of processes.
+
+    Args:
+        processes: of all owners.
+        new_number: returns the number of a new owner.
+    """
+
+    def __init__(
+        self,
+        engine: LockEngine,
+        processes: Processes,
+        new_number: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._processes = processes
+        self._new_number = new_number
+
+    def owner_of(self, peer: Peer, pid: int, *, kill: bool) -> tuple[int, int]:
+        """Returns number and uid of the owner that another process is.
+
+        Args:
+            kill: whether it must be one that can be ended.
+
+        Raises:
+            RequestError: there is no such process, or the peer may not act for it.
+        """
+        if peer.is_foreign:
+            raise refusals.foreign()
+        processes = self._processes
+        pidfd = open_pidfd(pid)
+        if pidfd is None:
+            raise refusals.no_process(pid)
+        uids = uids_of(pid)
+        claimant = peer.credentials.uid
+        is_theirs = uids is not None and claimant in (0, uids.effective)
+        process = Process(pid, pidfd, sender=claimant if is_theirs else None)
+        # Alive after its uid was read: then the uid was its own, not that of another
+        # process which got the pid.
+        if uids is None or process.is_dead:
+            process.close()
+            raise refusals.no_process(pid)
+        if kill and not process.can_be_ended:
+            process.close()
+            raise refusals.cannot_end(pid, claimant)
+        uid = uids.effective
+        if not is_theirs:
+            # Whoever joins an owner may release what it holds, and what it holds
+            # counts among what its user may hold: neither is for a stranger.
+            uid = process.claimant = claimant
+        owner_id = processes.registered(pid, process.claimant)
+        first = None if owner_id is None else processes.of(owner_id)
+        # One that is dead had the pid before; the news of that is on its way.
+        if owner_id is None or first is None or first.is_dead:
+            owner_id = self._new_number()
+            try:
+                processes.add_registered(owner_id, process)
+            except OSError as error:
+                process.close()
+                why = f"process {pid} cannot be kept in view: {error.strerror}"
+                raise UnavailableError(why) from None
+        else:
+            process.close()
+            if claimant == 0:
+                processes.empower(owner_id)
+        return owner_id, uid
+
+    def check_can_end(self, peer: Peer) -> None:
+        """Raises if a process that is to be ended with its session cannot be."""
+        owner = self._engine.sessions[peer.session].owner
+        if not self._processes.can_end(owner.owner_id):
+            if peer.is_foreign:
+                raise refusals.cannot_be_reached()
+            raise refusals.cannot_end(owner.identity.pid, peer.credentials.uid)
