@@ -102,16 +102,16 @@ if TYPE_CHECKING:
     from lockd import aio as aio
     from lockd.client.blocking import Client as Client
     from lockd.client.blocking import connect as connect
-    from lockd.client.grants import Grant as Grant
-    from lockd.client.locks import Acquired as Acquired
-    from lockd.client.locks import Lock as Lock
+    from lockd.client.threads.grants import Grant as Grant
+    from lockd.client.threads.locks import Acquired as Acquired
+    from lockd.client.threads.locks import Lock as Lock
 
 _MODULES: Final = {
     "Client": "lockd.client.blocking",
     "connect": "lockd.client.blocking",
-    "Grant": "lockd.client.grants",
-    "Acquired": "lockd.client.locks",
-    "Lock": "lockd.client.locks",
+    "Grant": "lockd.client.threads.grants",
+    "Acquired": "lockd.client.threads.locks",
+    "Lock": "lockd.client.threads.locks",
 }
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from lockd.client.core import ClientCore
-from lockd.client.grants import AnyGrant, Grant
+from lockd.client.grants import AnyGrant
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
+from lockd.client.threads.grants import Grant
 from lockd.errors import (
     BusyError,
     ConnectionLostError,

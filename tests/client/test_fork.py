@@ -16,7 +16,7 @@ import pytest
 
 import lockd
 from client.adapters import Thread
-from lockd.client.threadlink import ThreadLink
+from lockd.client.threads.link import ThreadLink
 from wire_client import PATIENCE, WireClient, wait_for_waiters
 
 

@@ -13,9 +13,9 @@ import pytest
 import lockd
 from client.test_fork import in_child
 from daemon_process import DaemonProcess
-from lockd.client import connection
-from lockd.client.connection import open_link
-from lockd.client.threadlink import ThreadLink
+from lockd.client.threads import connection
+from lockd.client.threads.connection import open_link
+from lockd.client.threads.link import ThreadLink
 from wire_client import PATIENCE, WireClient, wait_for_sessions
 
 

@@ -19,7 +19,7 @@ import lockd
 from client.conformance import freeze, holders, wait_until_free
 from client.test_arguments import Case, arguments_of, methods_of
 from daemon_process import DaemonProcess
-from lockd.client import tasklink
+from lockd.client.tasks import link as tasklink
 from wire_client import PATIENCE, WireClient, wait_for_waiters
 
 Main = Callable[..., Awaitable[Any]]

@@ -16,8 +16,8 @@ from lockd.client import arguments, paths, requests
 from lockd.client.grants import Uncopied
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
-from lockd.client.tasklink import Grant, TaskLink, open_link
-from lockd.client.tasklocks import Body, Lock, Released
+from lockd.client.tasks.link import Grant, TaskLink, open_link
+from lockd.client.tasks.locks import Body, Lock, Released
 from lockd.errors import BusyError, LockdError, WrongTaskError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 

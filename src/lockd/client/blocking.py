@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, Self
 
 from lockd.client import arguments, paths, requests
-from lockd.client.connection import Connection
-from lockd.client.grants import Grant, Uncopied
-from lockd.client.locks import Lock
+from lockd.client.grants import Uncopied
 from lockd.client.reply import Reply
+from lockd.client.threads.connection import Connection
+from lockd.client.threads.grants import Grant
+from lockd.client.threads.locks import Lock
 from lockd.errors import BusyError, LockdError
 from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
 

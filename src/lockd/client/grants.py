@@ -7,13 +7,12 @@ does not, so no cycle keeps a connection open.
 """
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Final, NoReturn, Protocol, Self
+from typing import Any, Final, NoReturn, Protocol
 from weakref import ref
 
 from lockd.client import forking
 from lockd.client.reply import Reply
-from lockd.errors import LockdError, LockLostError
+from lockd.errors import LockLostError
 from lockd.names import quoted
 from lockd.terms import Mode, ResourceKey
 
@@ -204,49 +203,3 @@ class AnyGrant(Uncopied):
             raise forking.forked()
         if self.lost:
             raise self.hold.lost_error()
-
-
-class ReleasingLink(Link, Protocol):
-    """A connection that can be waited for."""
-
-    def release(self, *grants: AnyGrant) -> list[Reply]:
-        """Releases grants and waits until the daemon has done so."""
-
-
-class Grant(AnyGrant):
-    """One lock that a client holds, or held; in a `with` statement, until its end.
-
-    What it says is what the daemon has said so far, to the last byte that has come.
-    While it is referred to its connection stays open, unless the client is closed.
-    """
-
-    __slots__ = ()
-
-    link: ReleasingLink
-
-    def release(self) -> None:
-        """Releases the lock; to release it again does nothing.
-
-        Raises:
-            LockLostError: it had been lost.
-            ForkedSessionError: it is the parent's.
-        """
-        for reply in self.link.release(self):
-            reply.outcome()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.link.forked:
-            return  # the lock is the parent's
-        try:
-            self.release()
-        except LockdError:
-            if exc is None:
-                raise

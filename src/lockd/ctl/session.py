@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 from lockd.client import paths, requests
-from lockd.client.connection import open_link
-from lockd.client.grants import Grant
 from lockd.client.reply import Reply
+from lockd.client.threads.connection import open_link
+from lockd.client.threads.grants import Grant
 from lockd.errors import (
     AlreadyHeldError,
     DeniedError,

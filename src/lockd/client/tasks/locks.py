@@ -10,7 +10,7 @@ import anyio
 from lockd.client import arguments, requests
 from lockd.client.grants import Uncopied
 from lockd.client.reply import Reply
-from lockd.client.tasklink import Grant, TaskLink
+from lockd.client.tasks.link import Grant, TaskLink
 from lockd.client.turns import Turn, time_left
 from lockd.errors import (
     AcquireTimeoutError,

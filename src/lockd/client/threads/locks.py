@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from lockd.client import arguments, requests
-from lockd.client.connection import Connection
-from lockd.client.grants import Grant, Uncopied
+from lockd.client.grants import Uncopied
 from lockd.client.reply import Reply
-from lockd.client.threadlink import ThreadLink
+from lockd.client.threads.connection import Connection
+from lockd.client.threads.grants import Grant
+from lockd.client.threads.link import ThreadLink
 from lockd.client.turns import Turn, time_left
 from lockd.errors import (
     AcquireTimeoutError,

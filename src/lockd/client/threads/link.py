@@ -28,11 +28,12 @@ from typing import Any, Final, Protocol
 from weakref import ref
 
 from lockd.client import forking
-from lockd.client.bell import Bell
 from lockd.client.core import ClientCore
-from lockd.client.grants import AnyGrant, Grant, Hold
+from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
+from lockd.client.threads.bell import Bell
+from lockd.client.threads.grants import Grant
 from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError

@@ -7,9 +7,9 @@ from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import UnheardError
-from lockd.client.grants import Grant
 from lockd.client.reply import Reply
-from lockd.client.threadlink import ThreadLink
+from lockd.client.threads.grants import Grant
+from lockd.client.threads.link import ThreadLink
 
 
 def open_link(

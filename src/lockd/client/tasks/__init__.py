@@ -1,0 +1,1 @@
+"""What only the client for trio and asyncio has: how a task waits."""

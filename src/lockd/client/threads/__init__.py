@@ -1,0 +1,1 @@
+"""What only the client for threads has: how a thread waits."""
