@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 from campaigns.tools import Counts, daemon, end
 from daemon_process import DaemonProcess
-from lockd.ctl.outside import LOOKS, all_locks, inode_of
+from lockd.ctl.look.outside import LOOKS, all_locks, inode_of
 from wire_client import Refusal, WireClient
 
 WORKERS: Final = 6

@@ -17,7 +17,7 @@ from typing import Final
 
 from campaigns.tools import Counts, daemon, end
 from ctl.processes import LOCKCTL, Lockctl, Terminal
-from ctl.signalled import MARK, TELL_SIGNALS, Signalled
+from ctl.run.signalled import MARK, TELL_SIGNALS, Signalled
 
 ROUNDS: Final = 50
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -39,8 +39,8 @@ sys.stdin.read()
 _AS_NOBODY = """
 import difflib, encodings.ascii, encodings.idna, grp, hashlib, json, locale
 import os, shlex, sys
-import lockd.client.blocking, lockd.ctl.acquire, lockd.ctl.outside, lockd.ctl.show
-import lockd.ctl.usage, lockd.ctl.listings
+import lockd.client.blocking, lockd.ctl.usage, lockd.ctl.act.acquire
+import lockd.ctl.look.listings, lockd.ctl.look.outside, lockd.ctl.look.show
 from lockd.ctl.main import main
 sys.argv = {args!r}
 os.setgroups([])

@@ -19,36 +19,36 @@ from lockd.errors import LockdError
 #: What a person wants to do, and the commands for it; each by module and attribute.
 _GROUPS: Final = {
     "Take a lock": {
-        "run": ("lockd.ctl.run", "run"),
-        "hold": ("lockd.ctl.hold", "hold"),
-        "acquire": ("lockd.ctl.acquire", "acquire"),
+        "run": ("lockd.ctl.run.run", "run"),
+        "hold": ("lockd.ctl.run.hold", "hold"),
+        "acquire": ("lockd.ctl.act.acquire", "acquire"),
     },
     "Ask about one lock": {
-        "who": ("lockd.ctl.who", "who"),
-        "show": ("lockd.ctl.show", "show"),
-        "test": ("lockd.ctl.show", "test"),
-        "wait": ("lockd.ctl.show", "wait"),
-        "lock-name": ("lockd.ctl.show", "lock_name"),
+        "who": ("lockd.ctl.look.who", "who"),
+        "show": ("lockd.ctl.look.show", "show"),
+        "test": ("lockd.ctl.look.show", "test"),
+        "wait": ("lockd.ctl.look.show", "wait"),
+        "lock-name": ("lockd.ctl.look.show", "lock_name"),
     },
     "See all of them": {
-        "list": ("lockd.ctl.listings", "list_"),
-        "waiters": ("lockd.ctl.listings", "waiters"),
-        "graph": ("lockd.ctl.graph", "graph"),
-        "watch": ("lockd.ctl.watch", "watch"),
+        "list": ("lockd.ctl.look.listings", "list_"),
+        "waiters": ("lockd.ctl.look.listings", "waiters"),
+        "graph": ("lockd.ctl.look.graph", "graph"),
+        "watch": ("lockd.ctl.look.watch", "watch"),
         "top": ("lockd.ctl.top.command", "top"),
-        "sessions": ("lockd.ctl.listings", "sessions"),
-        "spaces": ("lockd.ctl.listings", "spaces"),
+        "sessions": ("lockd.ctl.look.listings", "sessions"),
+        "spaces": ("lockd.ctl.look.listings", "spaces"),
     },
     "Step in": {
-        "break": ("lockd.ctl.admin", "break_"),
-        "disconnect": ("lockd.ctl.admin", "disconnect"),
+        "break": ("lockd.ctl.act.admin", "break_"),
+        "disconnect": ("lockd.ctl.act.admin", "disconnect"),
     },
     "Look after the daemon": {
-        "status": ("lockd.ctl.status", "status"),
-        "metrics": ("lockd.ctl.metrics", "metrics"),
-        "reload": ("lockd.ctl.stop", "reload"),
-        "stop": ("lockd.ctl.stop", "stop"),
-        "virtlockd-check": ("lockd.ctl.virtlockd", "virtlockd_check"),
+        "status": ("lockd.ctl.look.status", "status"),
+        "metrics": ("lockd.ctl.look.metrics", "metrics"),
+        "reload": ("lockd.ctl.act.stop", "reload"),
+        "stop": ("lockd.ctl.act.stop", "stop"),
+        "virtlockd-check": ("lockd.ctl.look.virtlockd_check", "virtlockd_check"),
         "completion": ("lockd.ctl.completion", "completion"),
     },
 }
@@ -144,7 +144,7 @@ def _warn_of_others(socket: str | None) -> None:
     with suppress(LockdError):  # the command will raise it
         place = paths.find_socket(socket)
         for other in place.others:
-            choose = import_module("lockd.ctl.status").CHOOSE
+            choose = import_module("lockd.ctl.look.status").CHOOSE
             _complain(
                 f"another daemon listens at {other}; this command uses "
                 f"{place.path}: {choose}"

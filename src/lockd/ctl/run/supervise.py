@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
-from lockd.ctl import offspring
-from lockd.ctl.command import Command
-from lockd.ctl.signals import ENDING, FORWARDED
-from lockd.ctl.witness import Witness
+from lockd.ctl.run import offspring
+from lockd.ctl.run.child import Command
+from lockd.ctl.run.signals import ENDING, FORWARDED
+from lockd.ctl.run.witness import Witness
 from lockd.errors import LockLostError
 
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)

@@ -12,12 +12,13 @@ import time
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from lockd.ctl import exits, offspring, signals
-from lockd.ctl.command import Command, execute
+from lockd.ctl import exits
 from lockd.ctl.render import VERSION, say
-from lockd.ctl.session import Session
-from lockd.ctl.supervise import Supervisor
-from lockd.ctl.witness import Witness
+from lockd.ctl.run import offspring, signals
+from lockd.ctl.run.child import Command, execute
+from lockd.ctl.run.session import Session
+from lockd.ctl.run.supervise import Supervisor
+from lockd.ctl.run.witness import Witness
 from lockd.errors import (
     AcquireTimeoutError,
     BusyError,
@@ -137,7 +138,7 @@ class Run:
             )
 
     def _remind(self, pid: int) -> None:
-        from lockd.ctl.waiting import explain_wait
+        from lockd.ctl.look.waiting import explain_wait
 
         plan = self._plan
         with suppress(LockdError):

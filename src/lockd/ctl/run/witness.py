@@ -15,7 +15,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from lockd.ctl.signals import FORWARDED
+from lockd.ctl.run.signals import FORWARDED
 
 _PATIENCE: Final = 0.1
 """Seconds within which a signal for many reaches all of them. The kernel signals a

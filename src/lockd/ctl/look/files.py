@@ -66,7 +66,7 @@ def states_of(client: Client, keys: list[ResourceKey]) -> Iterator[Thing]:
 
 def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
     """Returns the locks on a file that are not lockd's, which has so many on it."""
-    from lockd.ctl.outside import inode_of, outsiders
+    from lockd.ctl.look.outside import inode_of, outsiders
 
     inode = inode_of(canonical_path(name))
     if inode is None:

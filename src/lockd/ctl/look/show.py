@@ -10,7 +10,8 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.files import program_of
+from lockd.ctl.look.files import program_of
+from lockd.ctl.look.state import State, name_of, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import (
     clock,
@@ -21,7 +22,6 @@ from lockd.ctl.render import (
     show_table,
     user,
 )
-from lockd.ctl.state import State, name_of, state_of
 from lockd.errors import AcquireTimeoutError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.ctl.virtlockd import Guest, Lock, read_guests, read_locks
+from lockd.ctl.look.virtlockd_check import Guest, Lock, read_guests, read_locks
 from lockd.errors import DeniedError
 from lockd.terms import Mode
 from lockspaces.outside import Outside, nobody

@@ -12,7 +12,7 @@ import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
 from lockd import Client, LockdError, connect
-from lockd.ctl.graph import Graph, tree
+from lockd.ctl.look.graph import Graph, tree
 
 
 @pytest.fixture

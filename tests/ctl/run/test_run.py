@@ -389,9 +389,8 @@ def test_no_update_is_lost_under_the_lock(lockctl: Lockctl, tmp_path: Path) -> N
 
 def test_run_loads_nothing_that_it_does_not_need() -> None:
     heavy = "{'rich', 'trio', 'anyio', 'msgspec', 'json', 'subprocess', 'asyncio'}"
-    script = (
-        f"import sys, lockd.ctl.main, lockd.ctl.run\nprint({heavy} & set(sys.modules))"
-    )
+    script = "import sys, lockd.ctl.main, lockd.ctl.run.run\n"
+    script += f"print({heavy} & set(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": SRC},

@@ -12,7 +12,7 @@ import click
 
 from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
 from lockd.ctl.options import common_lockspace, meant, note_files, of_holder
-from lockd.ctl.session import Session
+from lockd.ctl.run.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify

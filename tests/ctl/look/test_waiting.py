@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from lockd import Client
+from lockd.ctl.look.state import State
+from lockd.ctl.look.waiting import explain_wait
 from lockd.ctl.render import since
-from lockd.ctl.state import State
-from lockd.ctl.waiting import explain_wait
 
 HOLDER: dict[str, Any] = {
     "name": "tar",

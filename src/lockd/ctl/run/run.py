@@ -18,7 +18,7 @@ from lockd.ctl.options import (
     note_files,
     seconds,
 )
-from lockd.ctl.under_lock import Plan, Run
+from lockd.ctl.run.under_lock import Plan, Run
 from lockd.names import plain, quoted
 from lockd.terms import EXCLUSIVE, SHARED
 

@@ -5,7 +5,7 @@ import shutil
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.managers import MANAGERS, property_of
+from lockd.ctl.act.managers import MANAGERS, property_of
 from lockd.ctl.options import (
     PROCESS_ID,
     as_json,

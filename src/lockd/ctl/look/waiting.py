@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockd.client.blocking import connect
+from lockd.ctl.look.state import state_of
 from lockd.ctl.render import ordinal
-from lockd.ctl.state import state_of
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 

@@ -7,10 +7,10 @@ import click
 
 from lockd.client.blocking import Client, connect
 from lockd.ctl import exits
-from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
+from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
+from lockd.ctl.look.state import state_of
 from lockd.ctl.options import Whole, as_json, in_lockspace, meant
 from lockd.ctl.render import purpose, say, show_facts, show_json, user
-from lockd.ctl.state import state_of
 from lockd.errors import InvalidRequestError, NotFoundError
 from lockd.names import plain, quoted
 from lockd.terms import ResourceKey

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 from lockd.ctl.exits import INTERNAL
-from lockd.ctl.signals import Inherited
+from lockd.ctl.run.signals import Inherited
 
 #: More than the names of any request: protocol 3.1 allows a message 64 KiB.
 _MESSAGE_BYTES: Final = 128 * 1024

@@ -602,7 +602,9 @@ def test_without_textual_says_what_to_install(lockctl: Lockctl, tmp_path: Path) 
     assert "pip install 'lockd[top]'" in terminal.shown.replace("\r\n", " ")
 
 
-@pytest.mark.parametrize("module", ["lockd.ctl.main", "lockd.ctl.run", "lockd.ctl.top"])
+@pytest.mark.parametrize(
+    "module", ["lockd.ctl.main", "lockd.ctl.run.run", "lockd.ctl.top"]
+)
 def test_textual_is_not_loaded_until_the_screen_is_drawn(module: str) -> None:
     script = (
         f"import sys, {module}, lockd.ctl.top.command; print(*sys.modules, sep='\\n')"

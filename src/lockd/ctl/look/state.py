@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lockd.client.blocking import Client
-from lockd.ctl.files import (
+from lockd.ctl.look.files import (
     keys_of_file,
     keys_of_inode,
     outsiders_of,

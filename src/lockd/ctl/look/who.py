@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lockd.client.blocking import Client, connect
-from lockd.ctl.files import keys_of_file, outsiders_of, program_of, states_of
+from lockd.ctl.look.files import keys_of_file, outsiders_of, program_of, states_of
 from lockd.ctl.options import as_json, is_path
 from lockd.ctl.render import purpose, say, show_json, show_table, since, user
 from lockd.errors import LockdError

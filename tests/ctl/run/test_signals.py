@@ -20,7 +20,7 @@ from ctl.processes import (
     line_of,
     wait_for_exit,
 )
-from ctl.signalled import Signalled, children_of
+from ctl.run.signalled import Signalled, children_of
 from daemon_process import DaemonProcess
 from lockd import Client, connect
 

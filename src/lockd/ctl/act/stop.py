@@ -12,9 +12,9 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl import exits
-from lockd.ctl.confirm import NOT_WANTED, is_wanted, sure
-from lockd.ctl.listings import show_resources
-from lockd.ctl.managers import MANAGERS, property_of
+from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
+from lockd.ctl.act.managers import MANAGERS, property_of
+from lockd.ctl.look.listings import show_resources
 from lockd.ctl.render import say
 from lockd.errors import UnavailableError, UnknownMethodError
 from lockd.text import counted

@@ -1,0 +1,1 @@
+"""The commands that take locks away, or take them for others."""

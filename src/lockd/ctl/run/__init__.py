@@ -1,0 +1,1 @@
+"""A command, or a wait, under a lock."""
