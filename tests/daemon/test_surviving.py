@@ -545,6 +545,34 @@ def test_length_that_is_none_ends_one_conversation_of_libvirt(
         assert liar.recv(1) == b""
 
 
+#: A daemon that is killed when it has kept a connection, and recorded nothing of it.
+KILLED_WHEN_IT_OPENS = """
+import os, runpy, signal, sys
+from lockd.daemon.server import Server
+Server._open = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+def test_connection_of_which_nothing_was_recorded_survives_each_start(
+    manager: ServiceManager, connect: Connect
+) -> None:
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", KILLED_WHEN_IT_OPENS))
+    client = connect()
+    asked = client.send("acquire", resource="a")
+    assert manager.wait() == -signal.SIGKILL
+    for _ in range(3):
+        manager.start()
+        manager.kill()
+    manager.start()
+    assert client.result(asked)["grant"]["resource"] == "a"
+    for _ in range(2):
+        manager.kill_and_start()
+        assert holders(client, "a")
+
+
 #: A daemon that finds something in each record of a peer that it did not expect.
 TAKES_NO_PEERS = """
 import runpy, sys

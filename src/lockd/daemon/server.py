@@ -121,9 +121,8 @@ class Server:
         self._gate.stop()
 
     def finish_turn(self) -> None:
-        """Takes in all that came, carries out all that was read, sends what it can."""
-        for newcomer in list(chain.from_iterable(self._admission.newcomers.values())):
-            self._let_in(newcomer)
+        """Carries out all that was read, and sends what the sockets take."""
+        self.let_all_in()
         for peer in self._answers.peers.values():
             self._guarded(self._finish_receiving, peer)
             self._answers.behind.add(peer)
@@ -362,6 +361,11 @@ class Server:
     def take_in(self, sock: socket.socket, role: Role) -> None:
         """Begins to serve who connected, soon, or says why not."""
         self._admission.arrive(sock, role, self.keeping)
+
+    def let_all_in(self) -> None:
+        """Takes in at once all who wait for that."""
+        for newcomer in list(chain.from_iterable(self._admission.newcomers.values())):
+            self._let_in(newcomer)
 
     def _let_in(self, newcomer: Newcomer) -> None:
         came = self._admission.admit(newcomer, self.keeping)

@@ -92,6 +92,8 @@ def resume(
         service.read_configuration()
         for stranger in revived.strangers:
             service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
+        # Their connections are kept anew, and nobody else's may be forgotten.
+        service.server.let_all_in()
         service.dispatcher.upgrades += is_upgrade
         try:
             # All that is seen now of what was damaged ends with what is recorded anew.
