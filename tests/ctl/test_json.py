@@ -1,4 +1,4 @@
-"""What `--json` prints has the types in `lockd.ctl.schema`, and its page names them."""
+"""What `--json` prints has the types in `ctl.schema`, and its page names them."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import click
 import msgspec
 import pytest
 
+from ctl import schema
 from ctl.processes import Lockctl, Locker, ask_until, end_input, line_of
 from lockd import Client
-from lockd.ctl import schema
 from lockd.ctl.main import lockctl as lockctl_command
 from lockd.ctl.render import VERSION
 
@@ -141,7 +141,7 @@ def types_in(kind: Any) -> Iterator[type[msgspec.Struct]]:
     """Goes through a type and all that it is made of."""
     yield kind
     for hint in get_type_hints(kind).values():
-        for inner in re.findall(r"lockd\.ctl\.schema\.(\w+)", repr(hint)):
+        for inner in re.findall(r"ctl\.schema\.(\w+)", repr(hint)):
             yield from types_in(getattr(schema, inner))
 
 

@@ -45,7 +45,7 @@ _GROUPS: Final = {
     },
     "Look after the daemon": {
         "status": ("lockd.ctl.look.status", "status"),
-        "metrics": ("lockd.ctl.look.metrics", "metrics"),
+        "metrics": ("lockd.ctl.look.status", "metrics"),
         "reload": ("lockd.ctl.act.stop", "reload"),
         "stop": ("lockd.ctl.act.stop", "stop"),
         "virtlockd-check": ("lockd.ctl.look.virtlockd_check", "virtlockd_check"),

@@ -1,11 +1,9 @@
 """`lockctl acquire`: a lock for a process that is not ours, as long as that lives."""
 
-import shutil
-
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.act.managers import MANAGERS, property_of
+from lockd.ctl.act.units import main_pid
 from lockd.ctl.options import (
     PROCESS_ID,
     as_json,
@@ -15,7 +13,6 @@ from lockd.ctl.options import (
     of_holder,
 )
 from lockd.ctl.render import say, show_json
-from lockd.errors import NotFoundError
 from lockd.names import quoted
 from lockd.procs import name_of
 from lockd.terms import EXCLUSIVE, SHARED
@@ -67,7 +64,7 @@ def acquire(
             "say for whom: --owner-pid or --owner-unit; to hold a lock yourself use "
             "`lockctl hold` or `lockctl run`"
         )
-    pid = owner_pid if owner_unit is None else _main_pid(owner_unit)
+    pid = owner_pid if owner_unit is None else main_pid(owner_unit)
     assert pid is not None
     keys = [meant(name, lockspace) for name in names]
     note_files(names, lockspace)
@@ -100,22 +97,3 @@ def acquire(
     say(f"{names_shown} {verb} held until process {pid} ends")
     for grant in found:
         print(grant["fencing_token"])
-
-
-def _main_pid(unit: str) -> int:
-    """Returns the main process of a unit, of the system's manager or the user's.
-
-    Raises:
-        NotFoundError: it has none.
-    """
-    if shutil.which("systemctl") is None:
-        raise NotFoundError(
-            f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
-        )
-    for manager in MANAGERS:
-        match property_of(manager, unit, "MainPID"):
-            case [pid] if pid.isdecimal() and int(pid):
-                return int(pid)
-    raise NotFoundError(
-        f"unit {quoted(unit)} has no main process: `systemctl status {unit}` says more"
-    )

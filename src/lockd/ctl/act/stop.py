@@ -13,10 +13,10 @@ import click
 from lockd.client.blocking import connect
 from lockd.ctl import exits
 from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
-from lockd.ctl.act.managers import MANAGERS, property_of
+from lockd.ctl.act.units import manager_of
 from lockd.ctl.look.listings import show_resources
 from lockd.ctl.render import say
-from lockd.errors import UnavailableError, UnknownMethodError
+from lockd.errors import UnknownMethodError
 from lockd.text import counted
 
 SHOWN: Final = 20
@@ -86,7 +86,7 @@ def stop(socket: str | None, /, yes: bool) -> int:
     """
     with connect(socket) as client:
         found = client.statistics()
-        manager, units = _units(found["pid"], found["unit"])
+        manager, units = manager_of(found["pid"], found["unit"])
         # This session of ours loses nothing.
         others = found["sessions"] - 1
         first = list(islice(client.list_resources(), SHOWN))
@@ -102,28 +102,6 @@ def stop(socket: str | None, /, yes: bool) -> int:
     again = [unit for unit in units if unit != found["unit"]] or units
     say(f"stopped; `{' '.join([*manager, 'start', *again])}` starts it again")
     return exits.OK
-
-
-def _units(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
-    """Returns the command of the manager that runs the daemon, and what to stop.
-
-    Raises:
-        UnavailableError: no manager runs it.
-    """
-    for manager in MANAGERS:
-        if unit is not None and property_of(manager, unit, "MainPID") == [str(pid)]:
-            triggers = property_of(manager, unit, "TriggeredBy")
-            listening = [x for x in triggers if _is_active(manager, x)]
-            # Else the next client would start it again.
-            return manager, [unit, *listening]
-    raise UnavailableError(
-        f"lockd (pid {pid}) is not run by systemd: `kill {pid}` ends it, and all "
-        "locks with it"
-    )
-
-
-def _is_active(manager: list[str], unit: str) -> bool:
-    return property_of(manager, unit, "ActiveState") == ["active"]
 
 
 def _loss(held: int, sessions: int, *, more: int) -> str:

@@ -1,9 +1,9 @@
 """How one lock is: what the daemon says of it, and who locks its file past lockd."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lockd.client.blocking import Client
+from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import (
     keys_of_file,
     keys_of_inode,
@@ -11,7 +11,7 @@ from lockd.ctl.look.files import (
     program_of,
     states_of,
 )
-from lockd.ctl.render import obstacle, outsider, purpose, since
+from lockd.ctl.render import obstacle, ordinal, outsider, purpose, since
 from lockd.names import plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
@@ -122,6 +122,29 @@ def state_of(client: Client, key: ResourceKey) -> State:
     return State(resource, list(_outside(client, path, held)), elsewhere)
 
 
+def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
+    """Returns the sentence for a waiter, looked up through a session of its own.
+
+    Args:
+        socket: where the daemon listens.
+        lockspace: where the names are.
+        names: what the waiter wants.
+        pid: the waiter.
+
+    Raises:
+        LockdError: the daemon does not say.
+    """
+    with connect(socket) as client:
+        states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
+    # Of several names, the one that is in the way: the one with the longest queue.
+    state = max(states, key=lambda x: (x.is_held, _place(x.resource, pid)))
+    place = _place(state.resource, pid)
+    # The wait may have ended since it was asked about: nobody is in line then.
+    where = f"{ordinal(place)} in queue; " if place else ""
+    name = quoted(state.resource["resource"])
+    return f"waiting for {name} ({where}{state.held})"
+
+
 def _outside(client: Client, path: str, held: int) -> Iterator[Thing]:
     for found in outsiders_of(client, path, held):
         # The first byte is what lockd locks; flock(2) and leases do not mind that.
@@ -139,3 +162,9 @@ def _file_of(client: Client, key: ResourceKey) -> str | None:
             if space["kind"] == "directory" and space["path"] is not None:
                 return f"{space['path']}/{key.resource}"
     return None
+
+
+def _place(resource: Thing, pid: int) -> int:
+    pids = [waiter["pid"] for waiter in resource["waiters"]]
+    # The daemon names only the first waiters; who is not among them came last.
+    return pids.index(pid) + 1 if pid in pids else resource["waiter_count"]

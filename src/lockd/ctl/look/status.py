@@ -1,4 +1,4 @@
-"""`lockctl status`: how the daemon is, how full it is, what a crash would cost."""
+"""`lockctl status` and `metrics`: how the daemon is, for people and for Prometheus."""
 
 from typing import Any, Final
 
@@ -53,6 +53,14 @@ def status(socket: str | None, /, as_json: bool) -> None:
     others = [("another daemon", f"{path}: {CHOOSE}") for path in place.others]
     facts = [*_facts(found, spaces), *_limits(found), *map(_space, spaces)]
     show_facts([("socket", place.path), *others, *facts])
+
+
+@click.command(short_help="Print what the daemon counts, for Prometheus.")
+@click.pass_obj
+def metrics(socket: str | None, /) -> None:
+    """Print what the daemon counts, in the text format of OpenMetrics."""
+    with connect(socket) as client:
+        click.echo(client.metrics(), nl=False)
 
 
 def _held(spaces: list[Thing]) -> int:

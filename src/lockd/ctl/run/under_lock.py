@@ -138,7 +138,7 @@ class Run:
             )
 
     def _remind(self, pid: int) -> None:
-        from lockd.ctl.look.waiting import explain_wait
+        from lockd.ctl.look.state import explain_wait
 
         plan = self._plan
         with suppress(LockdError):

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from lockd import Client
-from lockd.ctl.look.state import State
-from lockd.ctl.look.waiting import explain_wait
+from lockd.ctl.look.state import State, explain_wait
 from lockd.ctl.render import since
 
 HOLDER: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What `--json` prints, as types: docs/json.md in msgspec's words, version 1.
 
-Only for programs that read it, and for the tests that hold it against what is printed:
-lockctl itself does without, and without msgspec. A field may be added in any version.
+The tests hold them against the page and against what lockctl prints. lockctl itself
+passes on what the daemon answers, so it shows the fields of a newer daemon, too.
 """
 
 from typing import Any, Literal

@@ -1,0 +1,62 @@
+"""What systemd says of a unit: the manager of the host, or that of the user."""
+
+import shutil
+import subprocess
+from typing import Final
+
+from lockd.errors import NotFoundError, UnavailableError
+from lockd.names import quoted
+
+#: The commands that ask the managers.
+_MANAGERS: Final = (["systemctl"], ["systemctl", "--user"])
+
+
+def main_pid(unit: str) -> int:
+    """Returns the main process of a unit, of the system's manager or the user's.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    if shutil.which("systemctl") is None:
+        raise NotFoundError(
+            f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
+        )
+    for manager in _MANAGERS:
+        match _property_of(manager, unit, "MainPID"):
+            case [pid] if pid.isdecimal() and int(pid):
+                return int(pid)
+    raise NotFoundError(
+        f"unit {quoted(unit)} has no main process: `systemctl status {unit}` says more"
+    )
+
+
+def manager_of(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
+    """Returns the command of the manager that runs the daemon, and what to stop.
+
+    Raises:
+        UnavailableError: no manager runs it.
+    """
+    for manager in _MANAGERS:
+        if unit is not None and _property_of(manager, unit, "MainPID") == [str(pid)]:
+            triggers = _property_of(manager, unit, "TriggeredBy")
+            listening = [x for x in triggers if _is_active(manager, x)]
+            # Else the next client would start it again.
+            return manager, [unit, *listening]
+    raise UnavailableError(
+        f"lockd (pid {pid}) is not run by systemd: `kill {pid}` ends it, and all "
+        "locks with it"
+    )
+
+
+def _is_active(manager: list[str], unit: str) -> bool:
+    return _property_of(manager, unit, "ActiveState") == ["active"]
+
+
+def _property_of(manager: list[str], unit: str, name: str) -> list[str]:
+    """Returns the words of a property of a unit; none if nobody can be asked."""
+    command = [*manager, "show", "--value", f"--property={name}", "--", unit]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return done.stdout.split()
