@@ -10,6 +10,7 @@
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench   speed, beside the peers that are installed
+# make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
 # make uninstall     with the same variables; configuration and state stay
 # make lock    write requirements.lock anew, from pyproject.toml
@@ -33,9 +34,9 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
-DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.yml docs/*.json
+DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
 
-.PHONY: run test test-system check fix bite campaigns torture soak bench lock install uninstall clean
+.PHONY: run test test-system check fix bite campaigns torture soak bench picture lock install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -89,6 +90,11 @@ soak: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+picture: $(READY)
+	@command -v dot >/dev/null || { \
+	  echo 'make picture needs dot: install graphviz (Debian: apt-get install graphviz)' >&2; exit 1; }
+	$(BIN)/python tools/picture.py
 
 # The environment is what the lock file says, checked by hash; lockd itself is linked.
 $(READY): requirements.lock pyproject.toml

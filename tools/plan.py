@@ -1,6 +1,6 @@
 """The plan of the house: which rooms, and which of their folders, may know which.
 
-`tests/test_layering.py` holds the source against it.
+`tests/test_layering.py` holds the source against it, and `picture.py` draws by it.
 """
 
 FLOORS = """
