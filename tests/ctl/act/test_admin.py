@@ -1,34 +1,17 @@
-"""`lockctl break`, `disconnect`, `acquire`: safely, and told to everybody."""
+"""`lockctl break` and `disconnect`: safely, and told to everybody."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import (
-    LOCKCTL,
-    Lockctl,
-    Locker,
-    Terminal,
-    ask_until,
-    line_of,
-    open_to_all,
-)
+from ctl.processes import Lockctl, Locker, ask_until, line_of
 from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
-from wire_client import NOBODY
-
-
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process
-        process.kill()
 
 
 def test_break_shows_the_victim_takes_the_lock_and_is_in_the_log(
@@ -62,30 +45,6 @@ def test_every_break_is_in_the_log_however_many(
     lockd.wait_for_line("'reason 59'")
     audited = [line for line in lockd.said if "breaks the lock" in line]
     assert len(audited) == 60
-
-
-def test_break_without_a_terminal_needs_yes(lockctl: Lockctl, client: Client) -> None:
-    grant = client.acquire("job")
-    done = lockctl("break", grant.fencing_token, "--reason", "x", stdin=None)
-    assert done.returncode == 64
-    assert "say --yes" in done.stderr
-    grant.check()
-    assert client.check("job", grant.fencing_token)
-    assert lockctl("break", grant.fencing_token, "--yes").returncode == 64
-
-
-@pytest.mark.parametrize("answer", ["y", "n"])
-def test_break_asks_on_a_terminal(
-    lockctl: Lockctl, client: Client, answer: str
-) -> None:
-    grant = client.acquire("job")
-    command = (*LOCKCTL, "break", str(grant.fencing_token), "--reason", "x")
-    terminal = Terminal(command, lockctl.env)
-    terminal.wait_for("break the lock on 'job'? [y/N]: ")
-    assert "the test" in terminal.shown
-    terminal.type(f"{answer}\n")
-    assert terminal.wait() == (0 if answer == "y" else 1)
-    assert client.check("job", grant.fencing_token) == (answer == "n")
 
 
 def test_break_of_one_of_many_holders_takes_that_one(
@@ -248,100 +207,3 @@ def test_disconnect_shows_the_victim_and_ends_its_session(
     assert done.returncode == 64
     assert "`lockctl sessions` lists them" in done.stderr
     victim.close()
-
-
-# For other processes.
-
-
-def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(
-    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
-) -> None:
-    done = lockctl("acquire", "a", "b", "--owner-pid", sleeper.pid, "--reason", "why")
-    assert done.returncode == 0
-    tokens = [int(line) for line in done.stdout.splitlines()]
-    assert f"'a', 'b' are held until process {sleeper.pid} ends" in done.stderr
-    for name, token in zip(("a", "b"), tokens, strict=True):
-        (holder,) = client.query(name)["holders"]
-        assert (holder["fencing_token"], holder["pid"]) == (token, sleeper.pid)
-        assert (holder["name"], holder["reason"]) == ("sleep", "why")
-        assert holder["command"] == "sleep 1000"
-    sleeper.kill()
-    ask_until(client, "a", lambda state: state["holder_count"] == 0)
-    assert client.query("b")["last_holder"]["ended"] == "owner_died"
-
-
-def test_acquire_waits_no_longer_than_it_is_told(
-    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
-) -> None:
-    client.acquire("job")
-    words = ("acquire", "job", "--owner-pid", sleeper.pid)
-    assert lockctl(*words, "-w", "0").returncode == 75
-    assert lockctl(*words, "-w", "0.1").returncode == 75
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
-def test_acquire_for_a_process_of_somebody_else_stays_ones_own(
-    lockctl: Lockctl, lockd: DaemonProcess, client: Client
-) -> None:
-    open_to_all(lockd.socket)
-    done = lockctl.as_nobody("acquire", "job", "--owner-pid", os.getpid())
-    assert done.returncode == 0, done.stderr
-    (holder,) = client.query("job")["holders"]
-    assert (holder["pid"], holder["uid"]) == (os.getpid(), NOBODY)
-    told = " ".join(lockctl("acquire", "--help").stdout.split())
-    assert "It may be anybody's process." in told
-
-
-@pytest.mark.parametrize(
-    ("command", "rest"),
-    [("acquire", ["--owner-pid", "1"]), ("hold", []), ("run", ["--", "true"])],
-)
-def test_names_that_cannot_be_locked_at_once_are_refused_by_name(
-    lockctl: Lockctl, client: Client, command: str, rest: list[str]
-) -> None:
-    done = lockctl(command, "x", "y", "x", *rest)
-    assert done.returncode == 64
-    assert "'x' is named twice: name it once" in done.stderr
-    done = lockctl(command, *range(65), *rest)
-    assert done.returncode == 64
-    assert "must be 1 to 64 names in a list, not more" in done.stderr
-
-
-def test_acquire_for_nobody_or_for_two_is_64(
-    lockctl: Lockctl, sleeper: subprocess.Popen[bytes]
-) -> None:
-    done = lockctl("acquire", "job")
-    assert done.returncode == 64
-    assert "--owner-pid or --owner-unit" in done.stderr
-    words = ("--owner-pid", sleeper.pid, "--owner-unit", "x.service")
-    assert lockctl("acquire", "job", *words).returncode == 64
-    done = lockctl("acquire", "job", "--owner-pid", 2**22 + 1)
-    assert done.returncode == 64
-    assert "there is no process" in done.stderr
-
-
-def test_acquire_for_a_unit_is_for_its_main_process(
-    lockctl: Lockctl,
-    client: Client,
-    sleeper: subprocess.Popen[bytes],
-    tmp_path: Path,
-) -> None:
-    systemctl = tmp_path / "systemctl"
-    systemctl.write_text(
-        '#!/bin/sh\ncase "$*" in\n'
-        f'"show --value --property=MainPID -- db.service") echo {sleeper.pid};;\n'
-        "*) echo 0;;\nesac\n"
-    )
-    systemctl.chmod(0o755)
-    lockctl.env["PATH"] = f"{tmp_path}:{lockctl.env['PATH']}"
-    done = lockctl("acquire", "job", "--owner-unit", "db.service")
-    assert done.returncode == 0, done.stderr
-    (holder,) = client.query("job")["holders"]
-    assert (holder["name"], holder["pid"]) == ("db.service", sleeper.pid)
-    done = lockctl("acquire", "other", "--owner-unit", "idle.service")
-    assert done.returncode == 64
-    assert "unit 'idle.service' has no main process" in done.stderr
-    lockctl.env["PATH"] = "/nowhere"
-    done = lockctl("acquire", "other", "--owner-unit", "db.service")
-    assert done.returncode == 64
-    assert "there is no systemctl" in done.stderr

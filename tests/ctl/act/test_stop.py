@@ -63,3 +63,14 @@ def test_empty_command_is_refused_in_words(lockctl: Lockctl, command: str) -> No
     done = lockctl("run", *filter(None, [command]), "job", "--", "")
     assert done.returncode == 64
     assert "the command is empty" in done.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--yes"]])
+def test_stop_of_a_daemon_that_systemd_does_not_run_says_how(
+    lockctl: Lockctl, lockd: DaemonProcess, client: Client, option: list[str]
+) -> None:
+    grant = client.acquire("a")
+    done = lockctl("stop", *option)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert f"`kill {lockd.pid}` ends it" in done.stderr
+    assert client.check("a", grant.fencing_token)

@@ -13,6 +13,7 @@ import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal
 from daemon_process import DaemonProcess
+from exposition import read
 from lockd import Client, __version__, connect
 from service_manager import ServiceManager
 
@@ -93,22 +94,6 @@ def test_status_without_a_daemon_is_69(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (69, "")
 
 
-@pytest.mark.parametrize("option", [[], ["--yes"]])
-def test_stop_of_a_daemon_that_systemd_does_not_run_says_how(
-    lockctl: Lockctl, lockd: DaemonProcess, client: Client, option: list[str]
-) -> None:
-    grant = client.acquire("a")
-    done = lockctl("stop", *option)
-    assert (done.returncode, done.stdout) == (69, "")
-    assert f"`kill {lockd.pid}` ends it" in done.stderr
-    assert client.check("a", grant.fencing_token)
-
-
-def test_stop_works_without_systemctl(lockctl: Lockctl, lockd: DaemonProcess) -> None:
-    lockctl.env["PATH"] = os.devnull
-    assert f"`kill {lockd.pid}` ends it" in lockctl("stop").stderr
-
-
 def test_held_means_the_same_on_every_line(lockctl: Lockctl, sock: str) -> None:
     with connect(sock) as one, connect(sock) as other:
         one.acquire("alone")
@@ -118,3 +103,10 @@ def test_held_means_the_same_on_every_line(lockctl: Lockctl, sock: str) -> None:
     facts = dict(line.split("\t") for line in lines)
     assert (facts["held"], facts["holders"]) == ("2", "3")
     assert facts["lockspace default"] == "memory, 2 held"
+
+
+def test_metrics_are_printed_as_they_are(lockctl: Lockctl, client: Client) -> None:
+    client.acquire("a")
+    found = read(lockctl("metrics").stdout)
+    assert found("lockd_held", lockspace="default") == 1
+    assert read(client.metrics())("lockd_sessions", socket="client") == 1

@@ -221,3 +221,47 @@ def test_who_is_a_table_on_a_terminal(
     assert terminal.wait() == 0
     assert "LOCKED" in terminal.shown
     assert "FLOCK lock, not lockd's" in terminal.shown
+
+
+def test_who_names_the_holder_of_a_name_in_any_lockspace(
+    lockctl: Lockctl, client: Client
+) -> None:
+    client.create_lockspace("other", "memory")
+    client.acquire("job", lockspace="other", reason="nightly")
+    done = lockctl("who", "job")
+    assert done.returncode == 0
+    cells = done.stdout.rstrip("\n").split("\t")
+    assert cells[:4] == ["other", "job", "the test", str(os.getpid())]
+    assert (cells[7], cells[9]) == ("exclusive", "nightly")
+
+
+def test_who_of_a_free_name_is_1(lockctl: Lockctl) -> None:
+    done = lockctl("who", "job")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "lockctl: nobody holds 'job'\n"
+
+
+def test_who_finds_a_file_by_any_of_its_paths(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    disk, link = tmp_path / "disk.img", tmp_path / "link"
+    disk.touch()
+    link.symlink_to(disk)
+    client.acquire(str(disk))
+    (holder,) = json.loads(lockctl("who", "--json", link).stdout)["holders"]
+    assert (holder["lockspace"], holder["resource"]) == ("direct", str(disk))
+    done = lockctl("who", "./link", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split("\t")[0]) == (0, "direct")
+
+
+def test_who_finds_a_file_by_its_hash(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    locks, disk = tmp_path / "locks", tmp_path / "disk.img"
+    locks.mkdir()
+    client.create_lockspace("hashed", "directory", str(locks))
+    name = lockctl("lock-name", disk).stdout.strip()
+    client.acquire(name, lockspace="hashed", label=str(disk))
+    (holder,) = json.loads(lockctl("who", "--json", disk).stdout)["holders"]
+    assert (holder["lockspace"], holder["resource"]) == ("hashed", name)
+    assert holder["label"] == str(disk)

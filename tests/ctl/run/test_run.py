@@ -230,29 +230,6 @@ def test_owner_can_be_named(lockctl: Lockctl, client: Client) -> None:
     end_input(process)
 
 
-@pytest.mark.parametrize("command", ["run", "hold", "acquire"])
-def test_name_of_a_file_that_is_locked_as_a_name_is_noted(
-    lockctl: Lockctl, tmp_path: Path, command: str
-) -> None:
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "a.img").touch()
-    words = {"run": ["--", "true"], "hold": [], "acquire": ["--owner-pid", "1"]}
-
-    def noted(*args: str) -> bool:
-        process = lockctl.start(command, *args, *words[command], cwd=tmp_path)
-        if command == "hold":
-            assert line_of(process) == "held"
-            process.terminate()
-        _, errors = process.communicate()
-        return "say './files/a.img' for the file" in errors
-
-    assert noted("files/a.img")
-    assert not noted("--lockspace", "default", "files/b.img")
-    assert not noted("files")
-    if command != "acquire":
-        assert not noted("--lockspace", "default", "files/a.img")
-
-
 def test_others_see_the_command_as_the_holder(lockctl: Lockctl, client: Client) -> None:
     process = lockctl.start("run", "--reason", "nightly", "job", "--", "cat")
     state = ask_until(client, "job", lambda state: state["holder_count"] == 1)

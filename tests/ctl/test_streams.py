@@ -1,5 +1,6 @@
 """What lockctl does where its answer cannot be written, or not as it stands."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from ctl.processes import LOCKCTL, Lockctl
+from ctl.processes import LIMIT, LOCKCTL, SRC, Lockctl
 from lockd import Client
-from lockd.ctl.main import main
 from lockd.ctl.render import show_json
 
 NO_SPACE = (
@@ -121,25 +120,6 @@ def test_what_an_encoding_lacks_is_escaped(
     assert told["resources"][0]["resource"] == name
 
 
-@pytest.mark.parametrize("error", [RecursionError(), FileNotFoundError(2, "", "a")])
-def test_defect_is_told_with_its_place_and_70(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-) -> None:
-    """Not 1: that would be "held" for test, and "free" for who."""
-
-    def fail() -> None:
-        raise error
-
-    monkeypatch.setattr(click.Group, "invoke", lambda *_: fail())
-    monkeypatch.setattr(sys, "argv", ["lockctl", "spaces"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 70
-    assert "in fail" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", ["list", "waiters"])
 def test_refusal_prints_no_json(lockctl: Lockctl, sock: str, command: str) -> None:
     done = lockctl(command, "nowhere", "--json")
@@ -160,3 +140,91 @@ def test_listing_that_breaks_off_prints_no_json(
     assert capsys.readouterr().out == (
         '{"version": 1, "resources": [1, 2], "name": "a"}\n'
     )
+
+
+CLOSED = [
+    subset for count in (1, 2, 3) for subset in itertools.combinations(range(3), count)
+]
+
+
+# Looked at before anything is opened; told in a file, as there may be no stream.
+LOOK = """
+import os, sys
+def there(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+found = [fd for fd in range(3) if there(fd)]
+with open(sys.argv[1], "w") as file:
+    print(*found, file=file)
+"""
+
+
+CONNECT = """
+import os, socket, sys
+import anyio
+import lockd
+async def main():
+    async with lockd.aio.connect() as client:
+        await client.acquire("b")
+        return look()
+def look():
+    return [fd for fd in range(3) if leads_to_lockd(fd)]
+def leads_to_lockd(fd):
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            return sock.getpeername() == os.environ["LOCKD_SOCKET"]
+    except OSError:
+        return False
+for fd in map(int, sys.argv[2:]):
+    os.close(fd)
+with lockd.connect() as client:
+    client.acquire("a")
+    found = look()
+found += anyio.run(main)
+with open(sys.argv[1], "w") as file:
+    print(*found, file=file)
+"""
+
+
+def closing(closed: tuple[int, ...]) -> list[str]:
+    """Returns the words that run a command with some of its streams closed."""
+    redirections = " ".join(f"{fd}>&-" for fd in closed)
+    return ["sh", "-c", f'exec "$@" {redirections}', "sh"]
+
+
+@pytest.mark.parametrize("option", [[], ["-F"], ["-o"]])
+@pytest.mark.parametrize("closed", CLOSED)
+def test_streams_that_are_closed_are_closed_for_the_command(
+    lockctl: Lockctl, tmp_path: Path, closed: tuple[int, ...], option: list[str]
+) -> None:
+    told = tmp_path / "told"
+    words = ["run", *option, "job", "--", sys.executable, "-c", LOOK, str(told)]
+    done = subprocess.run(
+        [*closing(closed), *LOCKCTL, *words],
+        env=lockctl.env,
+        stdin=subprocess.DEVNULL,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0
+    open_ones = [str(fd) for fd in range(3) if fd not in closed]
+    assert told.read_text().split() == open_ones
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_connection_of_a_program_takes_no_place_of_a_stream(
+    lockctl: Lockctl, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    told = tmp_path / "told"
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, told, *map(str, closed)],
+        env=lockctl.env | {"PYTHONPATH": SRC},
+        stdin=subprocess.DEVNULL,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert told.read_text() == "\n"
