@@ -1,53 +1,21 @@
 """Who sets attributes of whom: finds what is planted into an object from outside.
 
 An attribute belongs to the module whose class declares it: only this module sets it.
-The class of an object follows from annotations, and from what is called. Where it does
-not, every class that declares an attribute of this name counts.
+Where the class of an object is not known, each class that declares an attribute of
+this name counts.
 """
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from house import House, Module
-
-SAME = {"values", "copy", "list", "sorted", "tuple", "set", "reversed", "iter"}
-"""What gives the same things as the container that it is asked of."""
-
-ITEM = {"get", "pop", "popleft", "popitem", "setdefault", "next", "min", "max"}
-"""What gives one thing of it."""
-
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True)
-class Typed:
-    """An annotation, to be read in the module that has it."""
-
-    annotation: ast.expr
-    module: Module
-
-
-@dataclass(eq=False)
-class Class:
-    """What a class of the house declares."""
-
-    name: str
-    module: Module
-    bases: list[ast.expr]
-    attributes: dict[str, Typed | None] = field(default_factory=dict)
-    methods: dict[str, FunctionNode] = field(default_factory=dict)
-    setters: set[str] = field(default_factory=set)
-
-    @property
-    def place(self) -> str:
-        """Where it is, as the tables of the laws name it."""
-        return f"{self.module.name}.{self.name}"
+from house import Module
+from support.classes import Class, Classes, Scope, Typed, is_own
 
 
 @dataclass(frozen=True)
 class Plant:
-    """An attribute set from outside; of which class, as far as that can be told."""
+    """An attribute set from outside; of which class, as far as that is known."""
 
     by: Module
     line: int
@@ -60,449 +28,99 @@ class Plant:
         return f"{self.by.name} sets {owner}.{self.attribute}"
 
 
-class Scope:
-    """What the names of a function mean: those of the functions around it, too."""
+def plants(classes: Classes) -> Iterator[Plant]:
+    """Finds each attribute that is set by a module that is not its class's own.
 
-    def __init__(
-        self, module: Module, owner: Class | None = None, around: "Scope | None" = None
-    ) -> None:
-        self.module = module
-        self.owner = owner
-        self.around = around
-        self.annotated: dict[str, ast.expr] = {}
-        self.given: dict[str, list[ast.expr]] = {}
-
-    def read(self, node: FunctionNode) -> None:
-        """Takes in the arguments of a function, and what it assigns to names."""
-        arguments = node.args
-        for argument in [
-            *arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs
-        ]:  # fmt: skip
-            if argument.annotation is not None:
-                self.annotated[argument.arg] = argument.annotation
-        for part in _own_nodes(node):
-            match part:
-                case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                    self.annotated[name] = annotation
-                case ast.Assign(targets=targets, value=value):
-                    self._give(targets, value)
-                case ast.NamedExpr(target=target, value=value):
-                    self._give([target], value)
-                case ast.withitem(context_expr=value, optional_vars=ast.expr() as to):
-                    self._give([to], value)
-                case ast.For(target=ast.Name() as target, iter=source):
-                    self._give([target], _item_of(source))
-                case ast.For(
-                    target=ast.Tuple(elts=[_, target]),
-                    iter=ast.Call(func=ast.Attribute(attr="items", value=source)),
-                ):
-                    self._give([target], _item_of(source))
-
-    def _give(self, targets: list[ast.expr], value: ast.expr) -> None:
-        for one, its in _pairs(targets, value):
-            if isinstance(one, ast.Name):
-                self.given.setdefault(one.id, []).append(its)
-
-
-class Classes:
-    """All classes of a house, and who sets their attributes."""
-
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._of_module: dict[str, dict[str, Class]] = {x: {} for x in house.modules}
-        self._imported = {
-            name: dict(_imported(house, module))
-            for name, module in house.modules.items()
-        }
-        for module in house.modules.values():
-            for node in ast.walk(module.tree):
-                if isinstance(node, ast.ClassDef):
-                    self._of_module[module.name][node.name] = _declared(node, module)
-        self._foreign = {
-            name: set(_foreign(house, module)) for name, module in house.modules.items()
-        }
-        self.all = [x for some in self._of_module.values() for x in some.values()]
-        self._asked: list[tuple[str, Scope]] = []
-        self._stores: list[tuple[ast.Attribute, Scope]] = []
-        self._calls: list[tuple[ast.Call, Scope]] = []
-        for module in house.modules.values():
-            self._visit(module.tree, Scope(module))
-        for store, scope in self._stores:
-            if _is_own(store.value) and scope.owner is not None:
-                scope.owner.attributes.setdefault(store.attr, None)
-        for _ in range(2):  # one attribute is often assigned from another
-            self._infer()
-
-    def _visit(self, node: ast.AST, scope: Scope) -> None:
-        for child in ast.iter_child_nodes(node):
-            match child:
-                case ast.ClassDef(name=name):
-                    owner = self._of_module[scope.module.name][name]
-                    self._visit(child, Scope(scope.module, owner, scope))
-                case ast.FunctionDef() | ast.AsyncFunctionDef():
-                    inner = Scope(scope.module, scope.owner, scope)
-                    inner.read(child)
-                    self._visit(child, inner)
-                case _:
-                    if isinstance(child, ast.Attribute) and not isinstance(
-                        child.ctx, ast.Load
-                    ):
-                        self._stores.append((child, scope))
-                    elif isinstance(child, ast.Call):
-                        self._calls.append((child, scope))
-                    self._visit(child, scope)
-
-    def _infer(self) -> None:
-        """Finds the types of attributes by what their own class assigns to them."""
-        for module in self._house.modules.values():
-            for node in ast.walk(module.tree):
-                if isinstance(node, ast.ClassDef):
-                    owner = self._of_module[module.name][node.name]
-                    for method in owner.methods.values():
-                        scope = Scope(module, owner)
-                        scope.read(method)
-                        self._infer_from(method, owner, scope)
-
-    def _infer_from(self, method: FunctionNode, owner: Class, scope: Scope) -> None:
-        declared = owner.attributes
-        for node in _own_nodes(method):
-            match node:
-                case ast.AnnAssign(target=ast.Attribute(value=own, attr=name)):
-                    if _is_own(own):
-                        declared[name] = Typed(node.annotation, owner.module)
-                case ast.Assign(targets=targets, value=value):
-                    for one, its in _pairs(targets, value):
-                        if (
-                            isinstance(one, ast.Attribute)
-                            and _is_own(one.value)
-                            and declared.get(one.attr) is None
-                        ):
-                            declared[one.attr] = self.type_of(its, scope)
-
-    def plants(self) -> Iterator[Plant]:
-        """Finds each attribute that is set by a module that is not its class's own.
-
-        And each method that is replaced, by whomever.
-        """
-        for store, scope in self._stores:
-            value, name, module = store.value, store.attr, scope.module
-            if _is_own(value):
-                owners = [scope.owner] if scope.owner is not None else []
-            else:
-                owners = self._owners(value, name, scope)
-            methods = [x for x in owners if self._is_method(x, name)]
-            if methods:
-                yield Plant(module, store.lineno, _only(methods), name, is_method=True)
-            elif not self._is_mine(value, scope) and not all(
-                self._is_at_home(x, module, name) for x in owners
+    And each method that is replaced, by whomever.
+    """
+    for node, scope in classes.nodes:
+        match node:
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                yield from _planted(classes, scope, node)
+            case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[target, *_]):
+                yield from _planted_somehow(classes, scope, target)
+            case ast.Call(
+                func=ast.Attribute(attr="__setattr__" | "__delattr__"),
+                args=[target, *_],
             ):
-                yield Plant(module, store.lineno, _only(owners), name)
-        for call, scope in self._calls:
-            if _sets_attribute(call) and not self._is_mine(call.args[0], scope):
-                owner = self.class_of(self.type_of(call.args[0], scope))
-                if owner is None or owner.module is not scope.module:
-                    yield Plant(scope.module, call.lineno, owner, "*")
-
-    def _owners(self, value: ast.expr, name: str, scope: Scope) -> list[Class]:
-        """Returns of which class something can be; nothing, if of one of others."""
-        if isinstance(value, ast.Name):
-            itself = self.named(value.id, scope.module)
-            if itself is not None:
-                return [itself]
-        typed = self.type_of(value, scope)
-        owner = self.class_of(typed)
-        if owner is not None:
-            return [owner]
-        return [] if self._is_foreign(typed) else self.declaring(name)
-
-    def _is_mine(self, value: ast.expr, scope: Scope) -> bool:
-        return _is_own(value) or self._is_fresh(value, scope)
-
-    def _is_foreign(self, typed: Typed | None) -> bool:
-        """Says whether something is of a class that other packages have."""
-        if typed is None:
-            return False
-        root: ast.expr = typed.annotation
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        return (
-            isinstance(root, ast.Name) and root.id in self._foreign[typed.module.name]
-        )
-
-    def _is_method(self, owner: Class, name: str) -> bool:
-        line = list(self.line(owner))
-        return any(name in x.methods for x in line) and not any(
-            name in x.setters for x in line
-        )
-
-    def _is_at_home(self, owner: Class, module: Module, name: str) -> bool:
-        return any(
-            x.module is module or name in x.setters
-            for x in self.line(owner)
-            if name in x.attributes or name in x.methods or x is owner
-        )
-
-    def _is_fresh(self, value: ast.expr, scope: Scope) -> bool:
-        """Says whether something was made in this very function, always."""
-        if not isinstance(value, ast.Name):
-            return False
-        made = scope.given.get(value.id, [])
-        return bool(made) and all(
-            isinstance(x, ast.Call)
-            and isinstance(x.func, ast.Name)
-            and (x.func.id == "cls" or self.named(x.func.id, scope.module) is not None)
-            for x in made
-        )
-
-    def _source(self, name: str, module: Module) -> tuple[str, str]:
-        return self._imported[module.name].get(name, ("", ""))
-
-    def named(self, name: str, module: Module) -> Class | None:
-        """Returns the class that a name means in a module."""
-        if name in self._of_module[module.name]:
-            return self._of_module[module.name][name]
-        source, there = self._source(name, module)
-        if not source or not there:
-            return None
-        found = self._of_module[source].get(there)
-        if (
-            found is None
-            and self._source(there, self._house.modules[source])[0] != source
-        ):
-            return self.named(there, self._house.modules[source])
-        return found
-
-    def class_of(self, typed: Typed | None) -> Class | None:
-        """Returns the class of which an annotation says that something is."""
-        if typed is None:
-            return None
-        module = typed.module
-        match typed.annotation:
-            case ast.Constant(value=str(text)):
-                return self.class_of(Typed(ast.parse(text, mode="eval").body, module))
-            case ast.Name(id=name):
-                return self.named(name, module)
-            case ast.Attribute(attr=name, value=ast.Name(id=room)):
-                source, there = self._source(room, module)
-                return (
-                    self._of_module[source].get(name) if source and not there else None
-                )
-            case ast.BinOp(left=left, right=right):
-                sides = (self.class_of(Typed(x, module)) for x in (left, right))
-                return next((x for x in sides if x is not None), None)
-            case ast.Subscript(value=value):
-                return self.class_of(Typed(value, module))
-        return None
-
-    def line(self, owner: Class) -> Iterator[Class]:
-        """Goes through a class, and those of the house from which it derives."""
-        yield owner
-        for base in owner.bases:
-            found = self.class_of(Typed(base, owner.module))
-            if found is not None and found is not owner:
-                yield from self.line(found)
-
-    def declaring(self, name: str) -> list[Class]:
-        """Returns all classes that have an attribute of this name."""
-        return [x for x in self.all if name in x.attributes]
-
-    def type_of(self, value: ast.expr, scope: Scope) -> Typed | None:
-        """Returns how something is annotated, if that can be told."""
-        match value:
-            case ast.Name(id="self" | "cls") if scope.owner is not None:
-                return Typed(ast.Name(scope.owner.name), scope.owner.module)
-            case ast.Name(id=name):
-                return self._type_of_name(name, scope)
-            case ast.Attribute(value=inner, attr=name):
-                return self._type_of_attribute(value, inner, name, scope)
-            case ast.Subscript(value=inner):
-                return _item(self.type_of(inner, scope))
-            case ast.Call(func=function, args=given):
-                return self._type_of_call(function, given, scope)
-            case ast.Await(value=inner) | ast.NamedExpr(value=inner):
-                return self.type_of(inner, scope)
-            case ast.ListComp(elt=inner) | ast.SetComp(elt=inner):
-                return self.type_of(inner, scope)
-            case ast.Tuple(elts=[inner, *_]) | ast.List(elts=[inner, *_]):
-                return self.type_of(inner, scope)
-            case ast.IfExp(body=one, orelse=other):
-                return self.type_of(one, scope) or self.type_of(other, scope)
-            case ast.BoolOp(values=values):
-                found = (self.type_of(x, scope) for x in values)
-                return next((x for x in found if x is not None), None)
-        return None
-
-    def _type_of_attribute(
-        self, value: ast.expr, inner: ast.expr, name: str, scope: Scope
-    ) -> Typed | None:
-        typed = self.type_of(inner, scope)
-        owner = self.class_of(typed)
-        if owner is None and self._is_foreign(typed or Typed(value, scope.module)):
-            return typed or Typed(value, scope.module)
-        return self._attribute(owner, name)
-
-    def _type_of_name(self, name: str, scope: Scope) -> Typed | None:
-        at: Scope | None = scope
-        while at is not None:
-            if name in at.annotated:
-                return Typed(at.annotated[name], at.module)
-            if name in at.given and (name, at) not in self._asked:
-                self._asked.append((name, at))  # no name is followed in a circle
-                found = [self.type_of(x, at) for x in at.given[name]]
-                self._asked.pop()
-                return next((x for x in found if x is not None), None)
-            at = at.around
-        return None
-
-    def _type_of_call(
-        self, function: ast.expr, given: list[ast.expr], scope: Scope
-    ) -> Typed | None:
-        match function:
-            case ast.Subscript():
-                return Typed(function, scope.module)
-            case ast.Name(id=name) if name in SAME and given:
-                return self.type_of(given[0], scope)
-            case ast.Name(id=name) if name in ITEM and given:
-                return _item(self.type_of(given[0], scope))
-            case ast.Name(id=name):
-                made = Typed(function, scope.module)
-                if self.class_of(made) is not None or self._is_foreign(made):
-                    return made
-                return self._returned(name, scope.module)
-            case ast.Attribute(value=inner, attr=name):
-                typed = self.type_of(inner, scope)
-                owner = self.class_of(typed)
-                if owner is not None:
-                    return self._attribute(owner, name)
-                if self._is_foreign(typed or Typed(function, scope.module)):
-                    return typed or Typed(function, scope.module)
-                if isinstance(inner, ast.Name):
-                    maker = self.named(inner.id, scope.module)
-                    if maker is not None:
-                        return self._attribute(maker, name)
-                    source, there = self._source(inner.id, scope.module)
-                    if source and not there:
-                        return self._returned(name, self._house.modules[source])
-                if name in SAME:
-                    return typed
-                return _item(typed) if name in ITEM else None
-        return None
-
-    def _attribute(self, owner: Class | None, name: str) -> Typed | None:
-        for one in self.line(owner) if owner is not None else ():
-            if one.attributes.get(name) is not None:
-                return one.attributes[name]
-            if name in one.methods and (returns := one.methods[name].returns):
-                if isinstance(returns, ast.Name) and returns.id == "Self":
-                    return Typed(ast.Name(one.name), one.module)
-                return Typed(returns, one.module)
-        return None
-
-    def _returned(self, name: str, module: Module) -> Typed | None:
-        source, there = self._source(name, module)
-        home = self._house.modules[source] if source else module
-        for node in home.tree.body:
-            if isinstance(node, FunctionNode) and node.name == (there or name):
-                return Typed(node.returns, home) if node.returns is not None else None
-        return None
+                yield from _planted_somehow(classes, scope, target)
+            case ast.Attribute(value=target, attr="__dict__"):
+                yield from _planted_somehow(classes, scope, target)
 
 
-def _imported(house: House, module: Module) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Goes through the names that a module imports: whence, and what ("": all)."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                source = house.inside(node.module or "", alias.name)
-                if source is not None:
-                    whole = source == house.inside(f"{node.module}.{alias.name}")
-                    there = "" if whole else alias.name
-                    yield alias.asname or alias.name, (source, there)
+def _planted(classes: Classes, scope: Scope, store: ast.Attribute) -> Iterator[Plant]:
+    value, name, module = store.value, store.attr, scope.module
+    owners = _owners(classes, value, scope)
+    if not owners and _is_foreign(classes, value, scope):
+        return
+    is_mine = _is_mine(classes, value, scope)
+    for owner in owners:
+        if _is_method(classes, owner, name):
+            yield Plant(module, store.lineno, owner, name, is_method=True)
+        elif not is_mine and not _is_at_home(classes, owner, module, name):
+            yield Plant(module, store.lineno, owner, name)
+    if not owners and not is_mine:
+        possible = classes.declaring(name)
+        if not possible or any(x.module is not module for x in possible):
+            yield Plant(module, store.lineno, _only(possible), name)
 
 
-def _foreign(house: House, module: Module) -> Iterator[str]:
-    """Goes through the names that a module imports from other packages."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            source = getattr(node, "module", None)
-            for alias in node.names:
-                if house.inside(source or alias.name) is None:
-                    yield alias.asname or alias.name.split(".")[0]
+def _planted_somehow(
+    classes: Classes, scope: Scope, target: ast.expr
+) -> Iterator[Plant]:
+    """Finds what is set under a name that the source may not say."""
+    if not _is_mine(classes, target, scope):
+        owners = _owners(classes, target, scope)
+        if not owners or any(x.module is not scope.module for x in owners):
+            yield Plant(scope.module, target.lineno, _only(owners), "*")
 
 
-def _declared(node: ast.ClassDef, module: Module) -> Class:
-    found = Class(node.name, module, node.bases)
-    for part in node.body:
-        match part:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                found.methods.setdefault(part.name, part)
-                for decorator in part.decorator_list:
-                    if (
-                        isinstance(decorator, ast.Attribute)
-                        and decorator.attr == "setter"
-                    ):
-                        found.setters.add(part.name)
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                found.attributes[name] = Typed(annotation, module)
-            case ast.Assign(targets=[ast.Name(id=name)]):
-                found.attributes[name] = None
-    return found
+def _owners(classes: Classes, value: ast.expr, scope: Scope) -> list[Class]:
+    """Returns the classes of which something may be; nothing if that is not known."""
+    if is_own(value):
+        return [scope.owner] if scope.owner is not None else []
+    if isinstance(value, ast.Name):
+        itself = classes.named(value.id, scope.module)
+        if itself is not None:
+            return [itself]
+    return classes.classes_of(classes.type_of(value, scope))
 
 
-def _own_nodes(function: FunctionNode) -> Iterator[ast.AST]:
-    """Goes through what a function says, but for the functions within it."""
-    ahead: list[ast.AST] = list(function.body)
-    while ahead:
-        node = ahead.pop()
-        yield node
-        if not isinstance(node, FunctionNode):
-            ahead += ast.iter_child_nodes(node)
-
-
-def _pairs(
-    targets: list[ast.expr], value: ast.expr
-) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Goes through what an assignment assigns to what."""
-    for target in targets:
-        match target, value:
-            case ast.Tuple(elts=ones), ast.Tuple(elts=values):
-                for one, its in zip(ones, values, strict=False):
-                    yield from _pairs([one], its)
-            case _:
-                yield target, value
-
-
-def _item_of(source: ast.expr) -> ast.expr:
-    return ast.Subscript(source, ast.Constant(0))
-
-
-def _item(typed: Typed | None) -> Typed | None:
-    """Returns how the things in a container are annotated; in a mapping, the values."""
-    if typed is None:
-        return None
-    match typed.annotation:
-        case ast.Subscript(slice=ast.Tuple(elts=[first, ast.Constant()])):
-            return Typed(first, typed.module)
-        case ast.Subscript(slice=ast.Tuple(elts=[*_, last])):
-            return Typed(last, typed.module)
-        case ast.Subscript(slice=only):
-            return Typed(only, typed.module)
-        case ast.Attribute() | ast.Name():
-            return typed  # of other packages: nobody here knows more
-    return None
-
-
-def _sets_attribute(call: ast.Call) -> bool:
-    match call.func:
-        case ast.Name(id=name):
-            return name in {"setattr", "delattr"} and bool(call.args)
-        case ast.Attribute(value=ast.Name(id="object"), attr=name):
-            return name in {"__setattr__", "__delattr__"} and bool(call.args)
-    return False
+def _is_foreign(classes: Classes, value: ast.expr, scope: Scope) -> bool:
+    """Says whether something is, or is of a class, of another package."""
+    typed = classes.type_of(value, scope) or Typed(value, scope.module)
+    return classes.is_foreign(typed)
 
 
 def _only(owners: list[Class]) -> Class | None:
     return owners[0] if len(owners) == 1 else None
 
 
-def _is_own(value: ast.expr) -> bool:
-    return isinstance(value, ast.Name) and value.id in {"self", "cls"}
+def _is_method(classes: Classes, owner: Class, name: str) -> bool:
+    line = list(classes.line(owner))
+    return any(name in x.methods for x in line) and not any(
+        name in x.setters for x in line
+    )
+
+
+def _is_at_home(classes: Classes, owner: Class, module: Module, name: str) -> bool:
+    return any(
+        x.module is module or name in x.setters
+        for x in classes.line(owner)
+        if name in x.attributes or name in x.methods or x is owner
+    )
+
+
+def _is_mine(classes: Classes, value: ast.expr, scope: Scope) -> bool:
+    """Says whether this very function made something, or is its method."""
+    if is_own(value):
+        return True
+    if not isinstance(value, ast.Name):
+        return False
+    made = scope.given.get(value.id, [])
+    return bool(made) and all(
+        isinstance(x, ast.Call)
+        and isinstance(x.func, ast.Name)
+        and (x.func.id == "cls" or classes.named(x.func.id, scope.module) is not None)
+        for x in made
+    )
