@@ -3,6 +3,7 @@
 # make test-system   lockd under a real systemd, in namespaces of its own; takes root
 # make check   style and types
 # make fix     what of the style can be mended by itself
+# make sync    write the methods of the client for threads anew, from those for tasks
 # make bite    plant bugs in the engine: the tests must find every one
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
@@ -36,7 +37,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
 
-.PHONY: run test test-system check fix bite campaigns torture soak bench picture lock install uninstall clean
+.PHONY: run test test-system check fix sync bite campaigns torture soak bench picture lock install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -70,6 +71,10 @@ check: $(READY)
 fix: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# One source for both clients: see CONTRIBUTING.md.
+sync: $(READY)
+	$(BIN)/python tools/unasync.py
 
 bite: $(READY)
 	$(BIN)/python tests/bite.py

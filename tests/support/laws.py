@@ -23,9 +23,11 @@ RECORDS = {
 TWINS = {
     "Client": "client.blocking client.aio",
     "Connection": "protocol.connection libvirt.connection client.threads.connection",
+    "Events": "client.threads.methods client.tasks.methods",
     "Grant": "engine.effects client.threads.grants client.tasks.link",
     "Hold": "client.threads.locks client.tasks.locks",
     "Lock": "client.threads.locks client.tasks.locks",
+    "Methods": "client.threads.methods client.tasks.methods",
     "Session": "engine.session ctl.run.session",
 }
 """Classes of one name that mean the same thing, each in a way of its own: a session, a

@@ -235,6 +235,11 @@ class TaskLink:
             await self.abandon(*replies)
             raise
 
+    async def ask(self, reply: Reply) -> Any:
+        """Sends a request, waits for the answer, and returns its result."""
+        await self.perform(reply)
+        return reply.outcome()
+
     def start(self, *replies: Reply) -> None:
         """Sends requests, which can be waited for."""
         self.check_owned()

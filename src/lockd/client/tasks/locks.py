@@ -1,7 +1,8 @@
 """Locks for tasks: one like `anyio.Lock`, and a body that is cancelled at a loss."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -37,6 +38,47 @@ class Released:
     def __await__(self) -> Generator[Any, Any, None]:
         yield from self._link.wait_for(self._reply).__await__()
         self._reply.outcome()
+
+
+async def release_all(
+    link: TaskLink,
+    grants: Iterable[Grant],
+    locks: Iterable["Lock"],
+    by_name: Iterable[Reply],
+) -> None:
+    """Releases all of them, though some fail.
+
+    Args:
+        link: the connection.
+        grants: by which locks are released.
+        locks: those that hold them.
+        by_name: requests that release a lock each.
+
+    Raises:
+        LockdError: the first failure.
+    """
+
+    def start(reply: Reply) -> Released:
+        link.start(reply)
+        return Released(link, reply)
+
+    started = [Released(link, reply) for reply in link.start_release(*grants)]
+    starts: list[Callable[[], Released]] = [lock.release for lock in locks]
+    starts += [partial(start, reply) for reply in by_name]
+    failures: list[LockdError] = []
+    # All are on their way before the first wait, which may be cancelled.
+    for start_one in starts:
+        try:
+            started.append(start_one())
+        except LockdError as failure:
+            failures.append(failure)
+    for released in started:
+        try:
+            await released
+        except LockdError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
 
 
 class _Hold(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import UnheardError
+from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
@@ -115,6 +116,29 @@ class Connection:
         if self._closed:
             self.last.close()
         return self.last
+
+    def ask(self, reply: Reply) -> Any:
+        """Sends a request, waits for the answer, and returns its result."""
+        link = self.link()
+        try:
+            link.perform(reply)
+            return reply.outcome()
+        except BaseException:
+            # A signal, just now: nobody would know of what was granted.
+            link.abandon(reply)
+            raise
+
+    def open_events(self) -> Inbox:
+        """Returns an inbox into which the events of a watch come."""
+        return self.link().open_events()
+
+    def close_events(self, inbox: Inbox) -> None:
+        """Lets events pass unheard from now on."""
+        self.last.close_events(inbox)
+
+    def wait_item(self, inbox: Inbox) -> Any:
+        """Waits for the next item of an inbox and returns it."""
+        return self.last.wait_item(inbox)
 
     def _open(self) -> tuple[ThreadLink, dict[str, Any]]:
         link, welcome = open_link(self._place, partial(requests.opening, self._name))

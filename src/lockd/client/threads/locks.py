@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +24,38 @@ from lockd.errors import (
 )
 from lockd.names import quoted
 from lockd.terms import Mode, ResourceKey
+
+
+def release_all(
+    connection: Connection,
+    grants: Iterable[Grant],
+    locks: Iterable["Lock"],
+    by_name: Iterable[Reply],
+) -> None:
+    """Releases all of them, though some fail.
+
+    Args:
+        connection: the connection.
+        grants: by which locks are released.
+        locks: those that hold them.
+        by_name: requests that release a lock each.
+
+    Raises:
+        LockdError: the first failure.
+    """
+    outcomes: list[Callable[[], Any]] = [
+        *(reply.outcome for reply in connection.last.release(*grants)),
+        *(lock.release for lock in locks),
+        *(partial(connection.ask, reply) for reply in by_name),
+    ]
+    failures: list[LockdError] = []
+    for outcome in outcomes:
+        try:
+            outcome()
+        except LockdError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
 
 
 class _Hold(NamedTuple):

@@ -1,0 +1,325 @@
+"""What a program can ask of the daemon: what both clients can.
+
+`make sync` has written this file from `tasks/methods.py`: change that one.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from lockd.client import arguments, requests
+from lockd.client.grants import Uncopied
+from lockd.client.inbox import Inbox
+from lockd.client.reply import Reply
+from lockd.client.threads.connection import Connection
+from lockd.client.threads.grants import Grant
+from lockd.client.threads.locks import Lock, release_all
+from lockd.errors import BusyError
+from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
+
+
+class Methods(Uncopied):
+    """The methods of a client."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    # Locks.
+
+    def lock(
+        self,
+        resource: requests.Name,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Lock:
+        """Returns a lock to be used in `with`, or like `threading.Lock`.
+
+        The arguments are those of `acquire`. A negative `timeout` waits for ever, too.
+        """
+        key = requests.key_of(resource, lockspace)
+        options = {"create": create, "label": label, "reason": reason}
+        arguments.checked("acquire", {"mode": mode, "lockspace": lockspace, **options})
+        patience = None if timeout is None else arguments.patience("timeout", timeout)
+        return Lock(self._connection, key, mode, patience, options)
+
+    def acquire(
+        self,
+        resource: requests.Name,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant:
+        """Waits for a lock.
+
+        Args:
+            resource: its name; one that begins with a slash, or a `pathlib.Path`, is
+                the path of a file.
+            lockspace: `direct` for a file, else `default`, if not given.
+            mode: "exclusive" or "shared".
+            timeout: seconds to wait; None waits for ever, 0 does not wait.
+            create: whether to make the file of a directory lockspace if it is missing.
+            label: what the name stands for, for people.
+            reason: what the lock is held for, for people.
+
+        Raises:
+            AcquireTimeoutError: it was not granted in time; `facts` tell who holds it.
+            BusyError: with `timeout` 0, somebody holds it or waits for it.
+            AlreadyHeldError: this session holds it, or waits for it.
+            DeadlockError: waiting would close a cycle.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
+        )
+        return self._granted(reply)
+
+    def try_acquire(
+        self,
+        resource: requests.Name,
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> Grant | None:
+        """Takes a lock if it is free now; returns None if it is busy."""
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.about(
+            "acquire", resource, lockspace, mode=mode, timeout=0, **options
+        )
+        try:
+            return self._granted(reply)
+        except BusyError:
+            return None
+
+    def acquire_all(
+        self,
+        resources: Iterable[requests.Name],
+        *,
+        lockspace: str | None = None,
+        mode: Mode = EXCLUSIVE,
+        timeout: float | None = None,
+        create: bool | None = None,
+        label: str | None = None,
+        reason: str | None = None,
+    ) -> tuple[Grant, ...]:
+        """Waits for several locks of one lockspace: all are granted together, or none.
+
+        Raises:
+            RequestError: as for `acquire`.
+        """
+        options = {"create": create, "label": label, "reason": reason}
+        reply = requests.acquire_all(
+            resources, lockspace, mode, timeout=timeout, **options
+        )
+        self._connection.ask(reply)
+        return reply.grants
+
+    def release(
+        self, *targets: Grant | Lock | requests.Name, lockspace: str | None = None
+    ) -> None:
+        """Releases locks: by their grants, by the `Lock`s that hold them, or by name.
+
+        A grant is released exactly: never a later one of the same name. To release it
+        again does nothing.
+
+        Raises:
+            LockLostError: a grant had been lost.
+            NotHeldError: nothing of that name is held, or nothing by that `Lock`.
+            LockdError: if several fail, the error of one. All others have been
+                released.
+            TypeError: one of them is something else. Nothing has been released.
+        """
+        requests.check_releasable(targets, Grant, Lock)
+        grants = [target for target in targets if isinstance(target, Grant)]
+        locks = [target for target in targets if isinstance(target, Lock)]
+        names = [x for x in targets if not isinstance(x, Grant | Lock)]
+        by_name = [requests.about("release", name, lockspace) for name in names]
+        release_all(self._connection, grants, locks, by_name)
+
+    def convert(
+        self,
+        target: Grant | requests.Name,
+        mode: Mode,
+        *,
+        lockspace: str | None = None,
+        timeout: float | None = None,
+    ) -> Grant:
+        """Changes the mode of a lock that is held; its fencing token stays.
+
+        Raises:
+            DeadlockError: another holder waits to convert, too.
+            RequestError: as for `acquire`.
+        """
+        reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
+        return self._granted(reply)
+
+    def _granted(self, reply: Reply) -> Grant:
+        self._connection.ask(reply)
+        grant: Grant = reply.grants[0]
+        return grant
+
+    # Who holds what.
+
+    def query(
+        self, resource: requests.Name, *, lockspace: str | None = None
+    ) -> dict[str, Any]:
+        """Returns who holds a lock, who waits, and who held it last."""
+        reply = requests.about("query", resource, lockspace)
+        found: dict[str, Any] = self._connection.ask(reply)
+        return found
+
+    def check(
+        self,
+        resource: requests.Name,
+        fencing_token: int,
+        *,
+        lockspace: str | None = None,
+    ) -> bool:
+        """Returns whether a fencing token is that of a lock held now, by anybody."""
+        reply = requests.about(
+            "check", resource, lockspace, fencing_token=fencing_token
+        )
+        found: dict[str, bool] = self._connection.ask(reply)
+        return found["current"]
+
+    def list_resources(
+        self, lockspace: str | None = None, **wanted: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the resources that are held or waited for, in the order of names.
+
+        Args:
+            lockspace: in which; else in all.
+            wanted: which of them: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
+                protocol 6.9.
+        """
+        return self._listed("list", "resources", lockspace=lockspace, **wanted)
+
+    def list_waiters(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields those who wait, in the order of names and of turns."""
+        return self._listed("list_waiters", "waiters", lockspace=lockspace)
+
+    def list_lockspaces(self) -> list[dict[str, Any]]:
+        """Returns all lockspaces."""
+        return [x for x in self._listed("list_lockspaces", "lockspaces")]
+
+    def list_sessions(self) -> list[dict[str, Any]]:
+        """Returns all sessions."""
+        return [x for x in self._listed("list_sessions", "sessions")]
+
+    def _listed(
+        self, method: str, name: str, **params: Any
+    ) -> Iterator[dict[str, Any]]:
+        after = None
+        while True:
+            page = self._connection.ask(requests.page(method, after, **params))
+            for found in page[name]:
+                yield found
+            after = page["next"]
+            if after is None:
+                return
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns the daemon's counters."""
+        counters: dict[str, Any] = self.call("statistics")
+        return counters
+
+    def metrics(self) -> str:
+        """Returns the daemon's metrics as OpenMetrics; for admins."""
+        found: dict[str, str] = self.call("metrics")
+        return found["text"]
+
+    @contextmanager
+    def watch(self, lockspace: str | None = None) -> Iterator["Events"]:
+        """Brings what happens in a lockspace, or in all, while the body runs."""
+        inbox = self._connection.open_events()
+        try:
+            self.call("watch", lockspace=lockspace)
+            yield Events(self._connection, inbox)
+        finally:
+            self._connection.close_events(inbox)
+
+    # The session, and administration.
+
+    def register(
+        self,
+        name: str,
+        *,
+        uuid: str | None = None,
+        owner_id: int | None = None,
+        pid: int | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> dict[str, Any]:
+        """Names the owner for whom this session acts; once, before any lock."""
+        reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
+        found: dict[str, dict[str, Any]] = self._connection.ask(reply)
+        return found["owner"]
+
+    def restrict(self) -> None:
+        """Gives up the right to do more than release, cancel, query and check."""
+        self.call("restrict")
+
+    def reload(self) -> None:
+        """Reloads the daemon's configuration and its program; for admins.
+
+        Returns when both are in force. All locks and all connections stay.
+
+        Raises:
+            UnavailableError: nothing has changed; the error says why.
+        """
+        self.call("reload")
+
+    def create_lockspace(
+        self, name: str, kind: Kind, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Makes a lockspace."""
+        self.call("create_lockspace", name=name, kind=kind, path=path)
+
+    def create_resource(self, resource: requests.Name, *, lockspace: str) -> None:
+        """Makes the file of a resource; it stays until it is deleted."""
+        self.call("create_resource", lockspace=lockspace, resource=resource)
+
+    def delete_resource(self, resource: requests.Name, *, lockspace: str) -> None:
+        """Removes the file of a resource that nobody holds."""
+        self.call("delete_resource", lockspace=lockspace, resource=resource)
+
+    def break_grant(self, fencing_token: int, reason: str) -> None:
+        """Takes a lock away from its holder, who is told why."""
+        self.call("break", fencing_token=fencing_token, reason=reason)
+
+    def disconnect_session(self, session: int, reason: str) -> None:
+        """Ends another session."""
+        self.call("disconnect", session=session, reason=reason)
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Sends any request of the protocol and returns its bare result."""
+        return self._connection.ask(requests.request(method, **params))
+
+
+class Events:
+    """What happens, event by event; to be used with `for`.
+
+    Unlike a generator it can be asked again after an interruption.
+    """
+
+    def __init__(self, connection: Connection, inbox: Inbox) -> None:
+        self._connection = connection
+        self._inbox = inbox
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        event: dict[str, Any] = self._connection.wait_item(self._inbox)
+        return event
