@@ -10,6 +10,7 @@ from lockd.client.grants import AnyGrant
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
+from lockd.client.turns import Turn
 from lockd.errors import (
     BusyError,
     ConnectionLostError,
@@ -36,6 +37,9 @@ class Deaf:
         pass
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
+        raise NotImplementedError
+
+    def leave_line(self, turn: Turn) -> None:
         raise NotImplementedError
 
 

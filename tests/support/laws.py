@@ -25,7 +25,6 @@ TWINS = {
     "Connection": "protocol.connection libvirt.connection client.threads.connection",
     "Events": "client.threads.methods client.tasks.methods",
     "Grant": "engine.effects client.threads.grants client.tasks.link",
-    "Hold": "client.threads.locks client.tasks.locks",
     "Lock": "client.threads.locks client.tasks.locks",
     "Methods": "client.threads.methods client.tasks.methods",
     "Session": "engine.session ctl.run.session",

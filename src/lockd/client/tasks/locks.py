@@ -4,24 +4,16 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import anyio
 
-from lockd.client import arguments, requests
-from lockd.client.grants import Uncopied
+from lockd.client import requests
+from lockd.client.locks import AnyLock, Held, not_in_turn
 from lockd.client.reply import Reply
 from lockd.client.tasks.link import Grant, TaskLink
 from lockd.client.turns import Turn, time_left
-from lockd.errors import (
-    AcquireTimeoutError,
-    BusyError,
-    LockdError,
-    NotHeldError,
-    RequestError,
-    WrongTaskError,
-)
-from lockd.names import quoted
+from lockd.errors import LockdError, WrongTaskError
 from lockd.terms import Mode, ResourceKey
 from lockd.text import exact_duration
 
@@ -81,12 +73,7 @@ async def release_all(
         raise failures[0]
 
 
-class _Hold(NamedTuple):
-    turn: Turn
-    grant: Grant
-
-
-class Lock(Uncopied):
+class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one task at a time (or, shared, for several).
 
     To be used like `anyio.Lock`, with the words of `lockd.Lock`. Locks of the same name
@@ -106,44 +93,8 @@ class Lock(Uncopied):
         timeout: float | None,
         options: dict[str, Any],
     ) -> None:
+        super().__init__(key, mode, timeout, options)
         self.link = link
-        self._key = key
-        self._mode: Mode = mode
-        self._timeout = -1 if timeout is None else timeout
-        self._options = options
-        self._holds: list[_Hold] = []
-
-    def __repr__(self) -> str:
-        state = "held" if self.locked() else "not held"
-        return f"<Lock {self._key} {self._mode} {state}>"
-
-    @property
-    def grant(self) -> Grant:
-        """What is held; by this task, if several hold it.
-
-        Raises:
-            NotHeldError: nothing is.
-        """
-        return self._hold().grant
-
-    @property
-    def fencing_token(self) -> int:
-        """The fencing token of what is held."""
-        return self.grant.fencing_token
-
-    def locked(self) -> bool:
-        """Returns whether the lock is held through this object; not if it was lost."""
-        return any(hold.grant.held for hold in self._holds)
-
-    def check(self) -> None:
-        """Checks that the lock is still held, as far as the daemon has said.
-
-        Raises:
-            LockLostError: it was lost.
-            NotHeldError: it is not held through this object.
-        """
-        self.link.check_owned()
-        self.grant.check()
 
     async def acquire(self, *, timeout: float | None = None) -> Grant:
         """Waits for the lock.
@@ -160,10 +111,7 @@ class Lock(Uncopied):
             AlreadyHeldError: this task holds it, and would wait for ever.
             RequestError: the daemon refused for another reason.
         """
-        if timeout is None:
-            patience = self._timeout
-        else:
-            patience = arguments.patience("timeout", timeout)
+        patience = self._patience(timeout)
         turn = self.link.enter_line(self._key, self._mode)
         try:
             grant = await self._acquire(turn, None if patience < 0 else patience)
@@ -171,7 +119,7 @@ class Lock(Uncopied):
             self.link.leave_line(turn)
             raise
         self.link.keep_turn(turn, grant.hold)
-        self._holds.append(_Hold(turn, grant))
+        self._holds.append(Held(turn, grant))
         return grant
 
     async def acquire_nowait(self) -> Grant:
@@ -194,13 +142,13 @@ class Lock(Uncopied):
                 all.
             NotHeldError: it is not held through this object.
         """
-        self.link.check_owned()
-        hold = self._hold()
-        self._holds.remove(hold)
+        self._check_owned()
+        held = self._last_held()
+        self._holds.remove(held)
         try:
-            (reply,) = self.link.start_release(hold.grant)
+            (reply,) = self.link.start_release(held.grant)
         finally:
-            self.link.leave_line(hold.turn)
+            self.link.leave_line(held.turn)
         if reply.done:
             reply.outcome()
         return Released(self.link, reply)
@@ -224,7 +172,7 @@ class Lock(Uncopied):
     async def _acquire(self, turn: Turn, timeout: float | None) -> Grant:
         started = anyio.current_time()
         if not turn.done and not await self.link.wait_turn(turn, timeout):
-            raise _not_in_turn(turn, timeout or 0)
+            raise not_in_turn(turn, "task", timeout or 0, exact_duration(timeout or 0))
         if timeout is not None:
             timeout = time_left(timeout, anyio.current_time() - started)
         reply = requests.request(
@@ -239,15 +187,11 @@ class Lock(Uncopied):
         grant: Grant = reply.grants[0]
         return grant
 
-    def _hold(self) -> _Hold:
-        if not self._holds:
-            raise NotHeldError(
-                f"{quoted(self._key.resource)} is not held by this lock: acquire it "
-                "first"
-            )
-        task = self.link.task()
-        own = [hold for hold in self._holds if hold.turn.who == task]
-        return (own or self._holds)[-1]
+    def _check_owned(self) -> None:
+        self.link.check_owned()
+
+    def _caller(self) -> object:
+        return self.link.task()
 
 
 class Body(AbstractAsyncContextManager[Grant, bool]):
@@ -298,14 +242,3 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             if exc is None or swallowed:
                 raise
         return swallowed
-
-
-def _not_in_turn(turn: Turn, timeout: float) -> RequestError:
-    sentence = f"{quoted(turn.key.resource)} is held by another task of this process"
-    if not timeout:
-        step = "ask with a timeout to wait for it"
-        return BusyError(f"{sentence}: {step}", turn.facts())
-    return AcquireTimeoutError(
-        f"{sentence}, after {exact_duration(timeout)}: ask again with a longer timeout",
-        turn.facts() | {"waited": timeout},
-    )

@@ -5,6 +5,7 @@ from typing import Protocol, Self
 
 from lockd.client.grants import AnyGrant, Link
 from lockd.client.reply import Reply
+from lockd.client.turns import Turn
 from lockd.errors import LockdError
 
 
@@ -13,6 +14,9 @@ class ReleasingLink(Link, Protocol):
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
+
+    def leave_line(self, turn: Turn) -> None:
+        """Gives up a turn, or a place in the line; again, does nothing."""
 
 
 class Grant(AnyGrant):

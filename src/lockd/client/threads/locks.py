@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from lockd.client import arguments, requests
-from lockd.client.grants import Uncopied
+from lockd.client import requests
+from lockd.client.locks import AnyLock, Held, not_in_turn
 from lockd.client.reply import Reply
 from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
@@ -20,9 +20,7 @@ from lockd.errors import (
     AlreadyHeldError,
     BusyError,
     LockdError,
-    NotHeldError,
 )
-from lockd.names import quoted
 from lockd.terms import Mode, ResourceKey
 
 
@@ -58,12 +56,6 @@ def release_all(
         raise failures[0]
 
 
-class _Hold(NamedTuple):
-    turn: Turn
-    grant: Grant
-    link: ThreadLink
-
-
 class Acquired:
     """Whether a lock was acquired: true or false, and a context manager.
 
@@ -94,7 +86,7 @@ class Acquired:
         self._lock.__exit__(exc_type, exc, traceback)
 
 
-class Lock(Uncopied):
+class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one thread at a time (or, shared, for several).
 
     Locks of the same name that belong to one client exclude each other like
@@ -115,49 +107,13 @@ class Lock(Uncopied):
         timeout: float | None,
         options: dict[str, Any],
     ) -> None:
+        super().__init__(key, mode, timeout, options)
         self._connection = connection
-        self._key = key
-        self._mode: Mode = mode
-        self._timeout = -1 if timeout is None else timeout
-        self._options = options
-        self._holds: list[_Hold] = []
-
-    def __repr__(self) -> str:
-        state = "held" if self.locked() else "not held"
-        return f"<Lock {self._key} {self._mode} {state}>"
-
-    @property
-    def grant(self) -> Grant:
-        """What is held; by this thread, if several hold it.
-
-        Raises:
-            NotHeldError: nothing is.
-        """
-        return self._hold().grant
-
-    @property
-    def fencing_token(self) -> int:
-        """The fencing token of what is held."""
-        return self.grant.fencing_token
 
     @property
     def is_locked(self) -> bool:
         """Whether the lock is held through this object."""
         return self.locked()
-
-    def locked(self) -> bool:
-        """Returns whether the lock is held through this object; not if it was lost."""
-        return any(hold.grant.held for hold in list(self._holds))
-
-    def check(self) -> None:
-        """Checks that the lock is still held, as far as the daemon has said.
-
-        Raises:
-            LockLostError: it was lost.
-            NotHeldError: it is not held through this object.
-        """
-        self._connection.last.check_owned()
-        self.grant.check()
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Acquired:
         """Waits for the lock.
@@ -173,14 +129,8 @@ class Lock(Uncopied):
             AlreadyHeldError: this thread holds it, and would wait for ever.
             RequestError: the daemon refused for another reason.
         """
-        if not blocking:
-            timeout = 0
-        elif timeout is None:
-            timeout = self._timeout
-        else:
-            timeout = arguments.patience("timeout", timeout)
         try:
-            self._acquire(timeout)
+            self._acquire(self._patience(timeout) if blocking else 0)
         except (BusyError, AcquireTimeoutError) as refusal:
             return Acquired(self, refusal)
         except AlreadyHeldError as refusal:
@@ -196,17 +146,18 @@ class Lock(Uncopied):
             LockLostError: it had been lost.
             NotHeldError: it is not held through this object.
         """
-        self._connection.last.check_owned()
-        hold = self._hold()
+        self._check_owned()
+        held = self._last_held()
+        link = held.grant.link
         try:
-            if not self._drop(hold.turn):
+            if not self._drop(held.turn):
                 raise self._not_held()  # another thread was faster
-            (reply,) = hold.link.release(hold.grant)
+            (reply,) = link.release(held.grant)
         except BaseException:
-            hold.link.release(hold.grant)
+            link.release(held.grant)
             raise
         finally:
-            hold.link.leave_line(hold.turn)
+            link.leave_line(held.turn)
         reply.outcome()
 
     def __enter__(self) -> Self:
@@ -230,22 +181,21 @@ class Lock(Uncopied):
     def _acquire(self, timeout: float) -> None:
         started = time.monotonic()
         link = self._connection.link()
-        # Not its number: a later thread may get the same.
-        turn = Turn(self._key, self._mode, threading.current_thread())
+        turn = Turn(self._key, self._mode, self._caller())
         reply = requests.request("acquire", **self._key._asdict(), **self._options)
         reply.params["mode"] = self._mode
         try:
             self._forget_ended(turn.who)
             link.enter_line(turn)
             if not turn.done and not link.wait_turn(turn, timeout):
-                raise self._refusal(turn, timeout)
+                raise not_in_turn(turn, "thread", timeout, f"{timeout:g} s")
             if timeout >= 0:
                 reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
             link.keep_turn(turn, grant.hold)
-            self._holds.append(_Hold(turn, grant, link))
+            self._holds.append(Held(turn, grant))
         except BaseException:
             self._take_back(turn, reply, link)
             raise
@@ -257,39 +207,22 @@ class Lock(Uncopied):
         finally:
             link.leave_line(turn)
 
-    def _forget_ended(self, who: object) -> None:
-        for hold in list(self._holds):
-            if hold.turn.who is who and not hold.grant.held:
-                self._drop(hold.turn)
+    def _check_owned(self) -> None:
+        self._connection.last.check_owned()
 
-    def _hold(self) -> _Hold:
-        holds = list(self._holds)
-        if not holds:
-            raise self._not_held()
-        own = [hold for hold in holds if hold.turn.who is threading.current_thread()]
-        return (own or holds)[-1]
+    def _caller(self) -> object:
+        # Not its number: a later thread may get the same.
+        return threading.current_thread()
+
+    def _forget_ended(self, who: object) -> None:
+        for held in list(self._holds):
+            if held.turn.who is who and not held.grant.held:
+                self._drop(held.turn)
 
     def _drop(self, turn: Turn) -> bool:
-        for hold in list(self._holds):
-            if hold.turn is turn:
+        for held in list(self._holds):
+            if held.turn is turn:
                 with suppress(ValueError):  # another thread was faster
-                    self._holds.remove(hold)
+                    self._holds.remove(held)
                     return True
         return False
-
-    def _refusal(self, turn: Turn, timeout: float) -> LockdError:
-        sentence = (
-            f"{quoted(self._key.resource)} is held by another thread of this process"
-        )
-        if not timeout:
-            step = "ask with a timeout to wait for it"
-            return BusyError(f"{sentence}: {step}", turn.facts())
-        return AcquireTimeoutError(
-            f"{sentence}, after {timeout:g} s: ask again with a longer timeout",
-            turn.facts() | {"waited": timeout},
-        )
-
-    def _not_held(self) -> NotHeldError:
-        return NotHeldError(
-            f"{quoted(self._key.resource)} is not held by this lock: acquire it first"
-        )
