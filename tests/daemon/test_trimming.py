@@ -46,22 +46,30 @@ def test_memory_between_what_stays_is_given_back() -> None:
 
 
 def test_what_a_burst_took_is_given_back_while_others_work(memory: Memory) -> None:
-    looks = Trimming()
+    looks = Trimming(30 * MIB)
     assert not looks.look(0.0)
     memory.free = 800 * MIB
     assert looks.look(1.0)
     assert memory.free == 0
 
 
+def test_who_took_much_over_and_lost_it_has_little(memory: Memory) -> None:
+    memory.used = 90 * MIB
+    looks = Trimming(30 * MIB)
+    memory.used, memory.free = 32 * MIB, 58 * MIB
+    assert looks.look(1.0)
+    assert memory.free == 0
+
+
 def test_little_is_kept_for_the_next_burst(memory: Memory) -> None:
-    looks = Trimming()
+    looks = Trimming(30 * MIB)
     memory.free = SPARE - 1
     assert not looks.look(1.0)
     assert memory.trimmed == 0
 
 
 def test_what_is_held_is_not_looked_through_again_and_again(memory: Memory) -> None:
-    looks = Trimming()
+    looks = Trimming(30 * MIB)
     memory.used = 1_000 * MIB
     when = [second for second in range(600) if looks.look(float(second))]
     pauses = [after - before for before, after in pairwise(when)]
@@ -70,7 +78,7 @@ def test_what_is_held_is_not_looked_through_again_and_again(memory: Memory) -> N
 
 
 def test_who_lets_go_of_much_sees_its_memory_go_soon(memory: Memory) -> None:
-    looks = Trimming()
+    looks = Trimming(30 * MIB)
     memory.used = 1_000 * MIB
     for second in range(300):
         looks.look(float(second))

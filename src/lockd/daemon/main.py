@@ -54,6 +54,7 @@ from lockd.daemon.system.listener import (
     turn_away_all,
 )
 from lockd.daemon.system.logs import STDERR, set_up_logging, to_journal
+from lockd.daemon.system.trimming import at_start
 from lockd.errors import ConfigError, UnavailableError
 from lockd.lockspaces.places import missing_directories
 from lockd.names import MAX_PATH_BYTES, quoted
@@ -184,6 +185,7 @@ def _run(begin: Callable[[], None]) -> None:
     _make_room_for_descriptors()
     log = set_up_logging()
     began = time.monotonic()
+    at_start()  # what is found later may be what somebody else had
     try:
         begin()
     except ConfigError:

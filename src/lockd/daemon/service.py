@@ -47,7 +47,7 @@ from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import METRICS, Listener, Role
 from lockd.daemon.system.logs import wait_written
 from lockd.daemon.system.poller import Poller
-from lockd.daemon.system.trimming import Trimming
+from lockd.daemon.system.trimming import Trimming, at_start
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
@@ -148,7 +148,7 @@ class Service:
         for method in self.dispatcher.handlers:
             self.answers.counts.requests[method] = 0
         self.answers.counts.adopt(engine)
-        self._trimming = Trimming()
+        self._trimming = Trimming(at_start())
         self._options = options
         self._make_lockspace = make
         self._upgrading = self._asked_to_upgrade = False

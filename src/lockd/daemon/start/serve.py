@@ -68,7 +68,7 @@ def resume(
     state = revived.state
     is_upgrade = left_at is not None
 
-    async def serve() -> None:
+    def take_its_place() -> Service:
         try:
             loaded = snapshot.load(state.engine)
         except ValueError as error:
@@ -129,6 +129,11 @@ def resume(
             loaded.engine.waiting,
             counted(len(loaded.engine.sessions), "session"),
         )
+        return service
+
+    async def serve() -> None:
+        # All that was left is done with here: it is as much again as what goes on.
+        service = take_its_place()
         _collect_from_now_on()
         await service.run()
 

@@ -25,10 +25,15 @@ not go by itself; but who lets go of it sees its memory go within half a minute.
 
 
 class Trimming:
-    """Decides when memory is given back."""
+    """Decides when memory is given back.
 
-    def __init__(self) -> None:
-        self._least = resident()
+    Args:
+        least: bytes that the process takes at least: what it had before it took
+            anything over (`at_start`).
+    """
+
+    def __init__(self, least: int) -> None:
+        self._least = least
         self._pause = PAUSE
         self._next = 0.0
 
@@ -58,6 +63,12 @@ def resident() -> int:
     """Returns how many bytes of memory are this process's own, and nobody else's."""
     _, all_, shared, *_ = os.pread(_statm(), 128, 0).split()
     return (int(all_) - int(shared)) * PAGE
+
+
+@cache
+def at_start() -> int:
+    """Returns how many bytes were this process's own when this was first asked."""
+    return resident()
 
 
 def trim() -> None:
