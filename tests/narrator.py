@@ -214,6 +214,11 @@ def _anchor_refused(self: Narrator, words: re.Match[str]) -> list[str]:
     return self.do(c.AnchorRefused(key, "busy", outside=outside))
 
 
+@sentence(r"the file of (\S+) is slow")
+def _anchor_delayed(self: Narrator, words: re.Match[str]) -> list[str]:
+    return self.do(c.AnchorDelayed(_key(words[1])))
+
+
 @sentence(r"([\d.]+) s pass")
 def _time_passes(self: Narrator, words: re.Match[str]) -> list[str]:
     self.now += float(words[1])

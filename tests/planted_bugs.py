@@ -28,38 +28,33 @@ def _in(module: str, name: str, old: str, new: str) -> PlantedBug:
 
 PLANTED_BUGS = [
     _in(
-        "lock_engine",
+        "requests",
         "a newcomer overtakes who waits",
         "resource.has_line or not resource.admits(mode, owner.owner_id)",
         "not resource.admits(mode, owner.owner_id)",
     ),
     _in(
-        "lock_engine",
+        "requests",
         "a try ignores the queue",
         "if self._is_free(command.keys, command.mode, owner):",
         "if self._is_free(command.keys, command.mode, owner) or (\n"
         "            command.timeout == 0 and all(\n"
-        "                key not in self.resources\n"
-        "                or self.resources[key].admits(command.mode, owner.owner_id)\n"
-        "                for key in command.keys\n"
+        "                self._state.resource(x).admits(command.mode, owner.owner_id)\n"
+        "                for x in command.keys\n"
         "            )\n"
         "        ):",
     ),
     _in(
-        "lock_state",
+        "lock_table",
         "nobody is woken by a release",
-        "        self._effects.append(Ended(grant, cause))\n",
-        "        self._effects.append(Ended(grant, cause))\n"
-        "        if cause == 'released':\n"
-        "            return\n",
+        "        if to_settle is not None:\n",
+        "        if to_settle is not None and cause != 'released':\n",
     ),
     _in(
-        "lock_state",
+        "lock_table",
         "nobody is woken by a disconnect",
-        "        self._effects.append(Ended(grant, cause))\n",
-        "        self._effects.append(Ended(grant, cause))\n"
-        "        if cause == 'disconnected':\n"
-        "            return\n",
+        "        if to_settle is not None:\n",
+        "        if to_settle is not None and cause != 'disconnected':\n",
     ),
     _in(
         "lock_table",
@@ -69,16 +64,16 @@ PLANTED_BUGS = [
         "                resource.dequeue(request)\n",
     ),
     _in(
-        "lock_engine",
+        "lock_table",
         "a timeout leaves its place in the queue",
-        '                self._refuse_request(request, "timeout", when)\n',
-        '                self._refuse_request(request, "timeout", when)\n'
+        '                self.refuse(request, "timeout", when)\n',
+        '                self.refuse(request, "timeout", when)\n'
         "                for key in request.keys:\n"
-        "                    if key in self.resources:\n"
-        "                        self.resources[key].enqueue(request)\n",
+        "                    if key in self._state.resources:\n"
+        "                        self._state.resources[key].enqueue(request)\n",
     ),
     _in(
-        "lock_engine",
+        "lock_table",
         "the time allowed is ignored",
         "            if when == request.deadline:\n",
         "            if when == request.deadline and request.converting:\n",
@@ -86,8 +81,8 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "only the first of two shared waiters is woken",
-        "            self._move_up(request, now)\n",
-        "            self._move_up(request, now)\n"
+        "            self.move_up(request, now)\n",
+        "            self.move_up(request, now)\n"
         "            while resource in self._unsettled:\n"
         "                self._unsettled.remove(resource)\n"
         "            break\n",
@@ -99,11 +94,11 @@ PLANTED_BUGS = [
         "return bool(self.pending or self.waiting)",
     ),
     _in(
-        "lock_table",
+        "resource",
         "a convert is overtaken by a waiter for several",
-        "        line = resource.converting\n"
+        "        line = self.converting\n"
         "        if not line and not request.converting:\n",
-        "        line = resource.converting\n        if not request.converting:\n",
+        "        line = self.converting\n        if not request.converting:\n",
     ),
     _in(
         "resource",
@@ -138,17 +133,17 @@ PLANTED_BUGS = [
         "        self.last_token -= grant.fencing_token == self.last_token\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "a shared holder gets the token of the one before",
-        "                self.last_token += 1\n",
-        "                if self._resource(key).mode is None:\n"
-        "                    self.last_token += 1\n",
+        "        self.last_token += 1\n",
+        "        if self.resource(key).mode is None:\n"
+        "            self.last_token += 1\n",
     ),
     _in(
         "snapshot",
         "tokens start anew after a load",
-        'setattr(engine, name, data["counts"][name])',
-        'setattr(engine, name, 0 if name == "last_token" else data["counts"][name])',
+        '    last_token = max(last_token, counts.pop("last_token"))\n',
+        '    del counts["last_token"]\n',
     ),
     _in(
         "snapshot",
@@ -159,11 +154,11 @@ PLANTED_BUGS = [
     _in(
         "lock_engine",
         "a resume leaves an anchor unasked for",
-        "            self._ask_again(request)\n",
+        "            self.table.open_again(request)\n",
         "            pass\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "a resume forgets a death that is waited for",
         "            if owner.fencing is not None and owner.grants:\n",
         "            if False:\n",
@@ -171,32 +166,32 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "a lock that ended is still counted for its user",
-        "        self.held_by_user.remove(grant.owner.uid)\n",
+        "        self.usage.remove_grant(grant)\n",
         "",
     ),
     _in(
-        "lock_table",
+        "usage",
         "locks that were waited for together are counted for ever",
-        "                self.held_by_user.remove(request.uid, len(request.keys))\n",
+        "                self.held.remove(uid, len(keys))\n",
         "                pass\n",
     ),
     _in(
-        "lock_state",
+        "usage",
         "what a lock that ended said still counts",
-        "            self.text_by_user.drop(grant.owner.uid,",
-        "            (lambda *_: None)(grant.owner.uid,",
+        "            self.text.remove(uid, text_bytes((grant.key,), label, reason))\n",
+        "            pass\n",
     ),
     _in(
-        "lock_table",
+        "usage",
         "what a lock says does not count",
-        "                    self.text_by_user.take_up(uid, (key,), label, reason)\n",
-        "                    pass\n",
+        "            self.text.add(uid, text_bytes((grant.key,), label, reason))\n",
+        "            pass\n",
     ),
     _in(
         "snapshot",
         "what locks say is not counted after a load",
-        "            engine.text_by_user.take_up(",
-        "            (lambda *_: None)(",
+        "        state.usage.add_grant(grant)\n",
+        "        state.usage.held.add(grant.owner.uid)\n",
     ),
     _in(
         "snapshot",
@@ -205,15 +200,15 @@ PLANTED_BUGS = [
         "",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "the lock is released before its holder is fenced",
-        "            if not self.must_fence(grant):\n",
+        "            if not self._state.must_fence(grant):\n",
         "            if True:\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "a broken lock is released before its holder is fenced",
-        "        if command.fence and self.must_fence(grant):\n",
+        "        if command.fence and self._state.must_fence(grant):\n",
         "        if False:\n",
     ),
     _in(
@@ -261,30 +256,30 @@ PLANTED_BUGS = [
         "new = [request]",
     ),
     _in(
-        "lock_engine",
+        "requests",
         "a cycle that an upgrade closes at once is missed",
-        "        if cycle := self._cycle_if_raised(request, held):\n",
-        "        if cycle := ():\n",
+        "        elif cycle := self._cycle_if_raised(request, held):\n",
+        "        elif cycle := ():\n",
     ),
     _in(
         "lock_table",
         "several are granted when only one of them is free",
-        "if not all(self._lets_pass(other, request) for other in others):",
-        "if not any(self._lets_pass(other, request) for other in others):",
+        "if not all(other.lets_pass(request) for other in others):",
+        "if not any(other.lets_pass(request) for other in others):",
     ),
     _in(
-        "lock_engine",
+        "requests",
         "a counted hold is released whole",
         "        if held.count > 1:\n"
-        "            self._put(replace(held, count=held.count - 1))\n",
+        "            self._state.put_grant(replace(held, count=held.count - 1))\n",
         "        if held.count > 2:\n"
-        "            self._put(replace(held, count=held.count - 1))\n",
+        "            self._state.put_grant(replace(held, count=held.count - 1))\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "who left is granted",
         "        for request in list(session.requests.values()):\n"
-        "            self._answered(request)\n",
+        "            self._table.answered(request)\n",
         "",
     ),
     _in(
@@ -304,28 +299,28 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "several are granted when the first anchor is open",
-        "        if request.opening:\n            return None\n",
-        "",
+        "        if not request.hear(refusal):\n            return None\n",
+        "        request.hear(refusal)\n",
     ),
     _in(
         "lock_table",
         "a refused anchor is taken for an open one",
-        "            if request.refusal is None:\n",
-        '            if request.refusal is None or request.refusal.code == "io":\n',
+        "        if request.refusal is None:\n",
+        '        if request.refusal is None or request.refusal.code == "io":\n',
     ),
     _in(
         "lock_table",
         "an upgrade does not ask the anchor",
-        "            if self.lockspaces[key.lockspace].anchored:\n",
-        "            if self.lockspaces[key.lockspace].anchored and not (\n"
+        "            if state.lockspaces[key.lockspace].anchored:\n",
+        "            if state.lockspaces[key.lockspace].anchored and not (\n"
         "                request.converting and request.mode == EXCLUSIVE\n"
         "            ):\n",
     ),
     _in(
         "lock_table",
         "who loses its file to the outside loses its place",
-        "            self.resources[key].enqueue_first(request)\n",
-        "            self.resources[key].enqueue(request)\n",
+        "            self._state.resources[key].enqueue_first(request)\n",
+        "            self._state.resources[key].enqueue(request)\n",
     ),
     _in(
         "lock_state",
@@ -334,7 +329,7 @@ PLANTED_BUGS = [
         "        if len(memory) > 2 * MAX_LAST_HOLDERS:\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "the locks of a dead process are kept",
         "        for grant in list(owner.grants.values()):\n"
         "            self._lose(grant, cause, now)\n",
@@ -342,23 +337,29 @@ PLANTED_BUGS = [
         "            self._lose(grant, cause, now)\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "locks of a process end with the session that took them",
-        "        if not owner.is_process:\n            self._end_owner(owner, now)\n",
+        "        if not owner.is_process:\n"
+        "            self._end_or_fence(owner, now)\n",
         "        if not (owner.is_process and owner.sessions):\n"
-        "            self._end_owner(owner, now)\n",
+        "            self._end_or_fence(owner, now)\n",
     ),
     _in(
         "lock_state",
         "nobody is told of a grant",
-        "        if self.changed is not None:\n"
+        '            self.changed["grant", self.last_token] = grant\n',
+        "            pass\n",
+    ),
+    _in(
+        "lock_state",
+        "nobody is told that a grant changed",
         '            self.changed["grant", grant.fencing_token] = grant\n',
-        "",
+        "            pass\n",
     ),
     _in(
         "lock_state",
         "nobody is told of the end of a grant",
-        '            self.changed["grant", grant.fencing_token] = None\n',
+        '            self.changed["grant", token] = None\n',
         "            pass\n",
     ),
     _in(
@@ -374,118 +375,113 @@ PLANTED_BUGS = [
         "                pass\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "nobody is told of who waits",
-        "        self.waiting_by_user.add(request.uid)\n"
+        "        self.usage.add_request(request)\n"
         "        if self.changed is not None:\n"
         '            self.changed["request", request.order] = request\n',
-        "        self.waiting_by_user.add(request.uid)\n",
+        "        self.usage.add_request(request)\n",
     ),
     _in(
-        "lock_table",
+        "lock_state",
         "nobody is told of an answer",
-        "        self.waiting_by_user.remove(request.uid)\n"
+        "        self.usage.remove_request(request)\n"
         "        if self.changed is not None:\n"
         '            self.changed["request", request.order] = request\n',
-        "        self.waiting_by_user.remove(request.uid)\n",
+        "        self.usage.remove_request(request)\n",
     ),
     _in(
         "lock_table",
         "nobody is told what anchor is being opened",
-        "        resource.anchor_wanted = mode\n"
-        "        if self.changed is not None:\n"
-        '            self.changed["request", request.order] = request\n',
-        "        resource.anchor_wanted = mode\n",
+        "        resource.open_anchor(request, mode)\n"
+        '        self._state.mark("request", request.order, request)\n',
+        "        resource.open_anchor(request, mode)\n",
     ),
     _in(
         "lock_table",
         "nobody is told what an anchor answered",
         "        assert request is not None\n"
-        "        if self.changed is not None:\n"
-        '            self.changed["request", request.order] = request\n',
+        '        self._state.mark("request", request.order, request)\n',
         "        assert request is not None\n",
     ),
     _in(
-        "lock_table",
+        "resource",
         "what an anchor was asked for is remembered too long",
-        "resource.pending = resource.anchor_wanted = None",
-        "resource.pending = None",
+        "self.pending = self.anchor_wanted = None",
+        "self.pending = None",
     ),
     _in(
-        "lock_engine",
+        "lock_state",
         "nobody is told of a lockspace",
-        "        self.lockspaces[command.name] = command\n"
-        '        self._touch("lockspace", command.name)\n',
-        "        self.lockspaces[command.name] = command\n",
+        '        self.mark("lockspace", lockspace.name)\n',
+        "",
     ),
     _in(
-        "lock_engine",
+        "lock_state",
         "nobody is told of a new owner",
-        "        self.sessions[command.session] = session\n"
-        '        self._touch("owner", command.session)\n',
-        "        self.sessions[command.session] = session\n",
+        "        self.owners[owner.owner_id] = owner\n"
+        '        self.mark("owner", owner.owner_id)\n',
+        "        self.owners[owner.owner_id] = owner\n",
     ),
     _in(
-        "lock_engine",
+        "lock_state",
         "nobody is told of a new session",
-        '        self._touch("owner", command.session)\n'
-        '        self._touch("session", command.session)\n',
-        '        self._touch("owner", command.session)\n',
+        "        self.sessions[session.session_id] = session\n"
+        '        self.mark("session", session.session_id)\n',
+        "        self.sessions[session.session_id] = session\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told that a session registered",
         "        owner.introduce(command)\n"
-        '        self._touch("session", session.session_id)\n',
+        '        self._state.mark("session", session.session_id)\n',
         "        owner.introduce(command)\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told of a registered owner",
-        '        self._touch("session", session.session_id)\n'
-        '        self._touch("owner", owner.owner_id)\n',
-        '        self._touch("session", session.session_id)\n',
+        '        self._state.mark("session", session.session_id)\n'
+        '        self._state.mark("owner", owner.owner_id)\n',
+        '        self._state.mark("session", session.session_id)\n',
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told that a session gave up its own owner",
-        "        del self.owners[session.session_id]\n"
-        '        self._touch("owner", session.session_id)\n',
-        "        del self.owners[session.session_id]\n",
+        "        self._state.remove_owner(session.session_id)\n",
+        "        del self._state.owners[session.session_id]\n",
     ),
     _in(
-        "lock_engine",
+        "lock_state",
         "nobody is told that a session ended",
-        "        session = self.sessions.pop(command.session)\n"
-        '        self._touch("session", command.session)\n',
-        "        session = self.sessions.pop(command.session)\n",
+        "        del self.sessions[session.session_id]\n"
+        '        self.mark("session", session.session_id)\n',
+        "        del self.sessions[session.session_id]\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told that a process is being ended",
-        "            owner.fencing = cause\n"
-        '            self._touch("owner", owner.owner_id)\n',
-        "            owner.fencing = cause\n",
+        "            owner.fence(cause)\n"
+        '            self._state.mark("owner", owner.owner_id)\n',
+        "            owner.fence(cause)\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told that an owner is over",
-        '        owner.ended = True\n        self._touch("owner", owner.owner_id)\n',
-        "        owner.ended = True\n",
+        '        owner.end()\n        self._state.mark("owner", owner.owner_id)\n',
+        "        owner.end()\n",
     ),
     _in(
-        "lock_engine",
+        "owners",
         "nobody is told that an owner is forgotten",
-        "        del self.owners[owner.owner_id]\n"
-        '        self._touch("owner", owner.owner_id)\n',
-        "        del self.owners[owner.owner_id]\n",
+        "        self._state.remove_owner(owner.owner_id)\n",
+        "        del self._state.owners[owner.owner_id]\n",
     ),
     _in(
-        "lock_engine",
+        "lock_table",
         "nobody is told that an anchor is slow",
-        "                request.deadline = now + TRY_PATIENCE\n"
-        '            self._touch("request", request.order, request)\n',
-        "                request.deadline = now + TRY_PATIENCE\n",
+        "            request.become(DELAYED)\n"
+        '            self._state.mark("request", request.order, request)\n',
+        "            request.become(DELAYED)\n",
     ),
     _in(
         "records",
@@ -521,7 +517,7 @@ PLANTED_BUGS = [
     _in(
         "mending",
         "a request that lost one of its places goes on",
-        "        if not _is_in_place(engine, request):\n",
+        "        if not _is_in_place(state, request):\n",
         "        if False:\n",
     ),
     _in(
@@ -533,7 +529,7 @@ PLANTED_BUGS = [
     _in(
         "mending",
         "a crash lets go the anchors of what is held",
-        "        resource.anchor = resource.mode if anchored else None\n",
+        "        resource.anchor_is(resource.mode if anchored else None)\n",
         "        pass\n",
     ),
 ]

@@ -68,14 +68,10 @@ daemon.server
 daemon.service
 daemon.survival
 """,
-    "folders_are_small": """
-engine
-""",
     "modules_are_short": """
 daemon.clients.peer
 daemon.service
 daemon.stores.in_flight
-engine.lock_engine
 """,
     "nothing_is_planted": """
 client.tasks.link sets client.core.ClientCore.on_event
@@ -117,7 +113,6 @@ daemon.service sets daemon.server.Server.keeping
 daemon.service sets daemon.system.processes.Processes.kill_grace
 daemon.start.serve sets daemon.activity.counts.Counts.revivals
 daemon.start.serve sets daemon.requests.dispatch.Dispatcher.upgrades
-daemon.start.serve sets engine.lock_engine.LockEngine.last_token
 daemon.start.takeover sets daemon.clients.peer.Peer.is_closing
 daemon.start.takeover sets daemon.requests.dispatch.Dispatcher.last_number
 daemon.start.takeover sets daemon.requests.dispatch.Dispatcher.started
@@ -128,12 +123,6 @@ daemon.survival.keeping sets daemon.system.processes.Processes.drop
 daemon.survival.keeping sets daemon.system.processes.Processes.keep
 daemon.survival.recording sets daemon.clients.limits.LimitKeeper.is_short
 daemon.survival.recording sets daemon.system.processes.Processes.changed
-engine.mending sets engine.lock_engine.LockEngine.ended
-engine.records sets engine.changes.Changes.counts
-engine.records sets engine.lock_engine.LockEngine.changed
-engine.records sets engine.snapshot.ResourceRecord.anchor
-engine.records sets engine.snapshot.ResourceRecord.anchor_wanted
-engine.records sets engine.snapshot.ResourceRecord.pending
 """,
     "no_part_is_missing": """
 daemon.clients.admission
@@ -163,12 +152,9 @@ daemon.replies.pages.Found
 daemon.replies.reader.Reader
 daemon.stores.in_flight.Kept
 daemon.stores.ledger_file.Header
-daemon.stores.pieces.Pieces
 daemon.survival.handover.Kept
 daemon.survival.revival.Found
 engine.effects.Wait
-engine.records.Pieces
-engine.records.Place
 engine.session.Request
 libvirt.connection.Header
 libvirt.xdr.Reader

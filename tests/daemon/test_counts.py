@@ -106,7 +106,7 @@ class Daemon:
             (session.session_id, request.number): request
             for session in engine.sessions.values()
             for request in session.requests.values()
-            if request.announced
+            if request.is_announced
         }
         # Nothing is left of who does not wait.
         remembered = self.counts._waiting.items()

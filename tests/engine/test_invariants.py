@@ -8,6 +8,7 @@ from lockd.engine.commands import AnchorOpened, AnchorRefused, CloseSession
 from lockd.engine.effects import Completed
 from lockd.engine.invariants import BrokenLawError, check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.request_state import ANSWERED
 from lockd.engine.resource import Resource
 from lockd.terms import EXCLUSIVE, SHARED
 from scene import (
@@ -43,11 +44,11 @@ def busy_engine() -> LockEngine:
 
 
 def exclusive_beside_shared(engine: LockEngine) -> None:
-    engine._put(grant(DISK, ALICE, 1, EXCLUSIVE))
+    engine.state.put_grant(grant(DISK, ALICE, 1, EXCLUSIVE))
 
 
 def resource_without_purpose(engine: LockEngine) -> None:
-    engine.resources[CARD] = Resource(CARD)
+    engine.state.resources[CARD] = Resource(CARD)
 
 
 def forgotten_waiter(engine: LockEngine) -> None:
@@ -64,7 +65,7 @@ def waiters_out_of_turn(engine: LockEngine) -> None:
 
 
 def answered_in_line(engine: LockEngine) -> None:
-    next(iter(engine.resources[DISK].waiting)).answered = True
+    next(iter(engine.resources[DISK].waiting)).become(ANSWERED)
 
 
 def convert_without_hold(engine: LockEngine) -> None:
@@ -93,11 +94,11 @@ def grant_of_a_session_that_is_gone(engine: LockEngine) -> None:
 
 
 def session_of_another_owner(engine: LockEngine) -> None:
-    del engine.owners[DAVE]
+    del engine.state.owners[DAVE]
 
 
 def miscounted_waiters(engine: LockEngine) -> None:
-    engine.waiting += 1
+    engine.state.waiting += 1
 
 
 def waiter_in_no_line(engine: LockEngine) -> None:
@@ -105,15 +106,15 @@ def waiter_in_no_line(engine: LockEngine) -> None:
 
 
 def endless_wait(engine: LockEngine) -> None:
-    engine._deadlines.clear()
+    engine.table._deadlines.clear()
 
 
 def token_held_twice(engine: LockEngine) -> None:
-    engine._put(grant(TAPE, BOB, 2))
+    engine.state.put_grant(grant(TAPE, BOB, 2))
 
 
 def token_from_the_future(engine: LockEngine) -> None:
-    engine.last_token = 1
+    engine.state.last_token = 1
 
 
 def circle_of_waiters(engine: LockEngine) -> None:
@@ -123,7 +124,7 @@ def circle_of_waiters(engine: LockEngine) -> None:
 
 
 def work_left_undone(engine: LockEngine) -> None:
-    engine._effects.append(Completed(ALICE, 1))
+    engine.table.tell(Completed(ALICE, 1))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def told(engine: LockEngine) -> dict[str, Any]:
 
 def test_engine_marks_nothing_while_nobody_wants_to_know(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
-    assert engine.changed is None
+    assert engine.state.changed is None
 
 
 def test_change_is_told_once(engine: LockEngine, ledger: Ledger) -> None:

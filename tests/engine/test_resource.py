@@ -1,8 +1,25 @@
+import pytest
+
 from lockd.engine.commands import OpenSession
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.resource import MAX_NAMED, Resource
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.engine.resource import MAX_NAMED, Resource, compatible
+from lockd.terms import EXCLUSIVE, SHARED, Mode
 from scene import ALICE, BOB, CAROL, DISK, FILE, acquire, convert, owner
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "expected"),
+    [
+        (SHARED, SHARED, True),
+        (SHARED, EXCLUSIVE, False),
+        (EXCLUSIVE, SHARED, False),
+        (EXCLUSIVE, EXCLUSIVE, False),
+    ],
+)
+def test_only_shared_beside_shared_is_compatible(
+    held: Mode, wanted: Mode, expected: bool
+) -> None:
+    assert compatible(held, wanted) is expected
 
 
 def crowd(engine: LockEngine, size: int) -> range:

@@ -11,10 +11,6 @@ from support.attributes import Plant, plants
 from support.classes import Classes
 
 RECORDS = {
-    "engine.session.OwnerState": "the engine's state, which is told apart in modules",
-    "engine.session.Request": "the engine's state, which is told apart in modules",
-    "engine.session.Session": "the engine's state, which is told apart in modules",
-    "engine.resource.Resource": "the engine's state, which is told apart in modules",
     "client.grants.Hold": "what `core` knows of a lock; the links read it",
     "client.reply.Reply": "what `core` knows of a request; `wake` is for who waits",
 }

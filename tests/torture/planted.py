@@ -65,11 +65,11 @@ def _unrecorded(kind: str, what: str, scenario: str = "") -> Bug:
 BUGS: Final = [
     # What must be done before what.
     _in(
-        "engine/lock_engine",
+        "engine/owners",
         "release before fence",
-        "            if not self.must_fence(grant):\n"
+        "            if not self._state.must_fence(grant):\n"
         '                self._lose(grant, "disconnected", now)\n',
-        "            if self.must_fence(grant):\n"
+        "            if self._state.must_fence(grant):\n"
         '                self._fence(owner, "disconnected")\n'
         '            self._lose(grant, "disconnected", now)\n',
     ),
@@ -256,8 +256,9 @@ BUGS: Final = [
     _in(
         "daemon/runtime",
         "a lock that is recorded is let go",
-        "found is None or not (found.anchor or found.pending)",
-        "found is None or not found.pending",
+        "                if not self.engine.needs_anchor(key):\n",
+        "                found = self.engine.resources.get(key)\n"
+        "                if found is None or not found.pending:\n",
     ),
     _in(
         "daemon/starts",

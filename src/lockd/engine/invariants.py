@@ -10,6 +10,7 @@ from functools import reduce
 from operator import xor
 
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, claim_of
 from lockd.terms import Mode, ResourceKey
@@ -37,7 +38,7 @@ def _broken_laws(engine: LockEngine) -> Iterator[str]:
     yield from _broken_requests(engine)
     yield from _broken_tokens(engine)
     yield from _cycles(engine)
-    if engine._unsettled or engine._effects:
+    if engine.table.has_work:
         yield "work was left undone"
 
 
@@ -58,7 +59,7 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         if turns != sorted(turns):
             yield f"{name}: the line is out of turn: {turns}"
     for request in line:
-        if request.answered:
+        if request.is_answered:
             yield f"{name}: an answered request is still in line"
         if request.converting and request.owner.owner_id not in resource.holders:
             yield f"{name}: who wants to convert holds nothing"
@@ -75,7 +76,7 @@ def _broken_anchor(
 
 def _could_go(engine: LockEngine, request: Request) -> bool:
     """Tells whether a request is first everywhere and excluded by no holder."""
-    if request.retry_at is not None:
+    if request.state is PAUSED:
         return False
     for key in request.keys:
         resource = engine.resources[key]
@@ -132,7 +133,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     if engine.waiting_by_user != waiting:
         yield f"{engine.waiting_by_user} are counted as waiting, not {waiting}"
     yield from _broken_texts(engine, tracked)
-    timed = {(when, request) for when, _, request in engine._deadlines}
+    timed = engine.table.timed()
     for request in tracked:
         for key in request.keys:
             resource = engine.resources.get(key)
@@ -142,7 +143,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
                 and request not in resource.waiting
             ):
                 yield f"{key}: a request waits that is not in line"
-        deadline = request.deadline if request.announced else None
+        deadline = request.deadline if request.is_announced else None
         if deadline is not None and (deadline, request) not in timed:
             yield f"{request.keys}: a request would wait beyond its time"
 
@@ -222,7 +223,7 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
 
 def _line(resource: Resource) -> list[Request]:
     pending = resource.pending
-    first = [] if pending is None or pending.answered else [pending]
+    first = [] if pending is None or pending.is_answered else [pending]
     return [*first, *resource.converting, *resource.waiting]
 
 

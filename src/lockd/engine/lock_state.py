@@ -1,22 +1,59 @@
-"""The state of the engine: who holds what, and how a grant is entered and ended."""
+"""Who holds what and who waits: all that the engine knows.
+
+Grants, requests, sessions and owners enter and leave here only. Each of these steps
+keeps the counts, the users' amounts and the marks for `records` right. Whose turn it
+is, `lock_table` decides.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final, Literal
 
-from lockd.engine.changes import Changes, Kind
-from lockd.engine.commands import AddLockspace
-from lockd.engine.deadlines import Deadlines
-from lockd.engine.effects import Effect, Ended, Grant, LastHolder, Situation
+from lockd.engine.commands import (
+    Acquire,
+    AddLockspace,
+    BreakGrant,
+    Convert,
+    RegisterOwner,
+    Release,
+)
+from lockd.engine.effects import Grant, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session, claim_of
-from lockd.engine.tally import Tally
-from lockd.engine.texts import PLAIN, Texts
-from lockd.terms import ResourceKey
+from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.usage import Usage
+from lockd.terms import Mode, ResourceKey
 
 MAX_LAST_HOLDERS: Final = 1024
 """How many resources are remembered with their last holder (protocol 7.4)."""
+
+COUNTS: Final = ("last_token", "last_order", "granted", "refused", "ended")
+"""The numbers of the engine that outlive it."""
+
+Kind = Literal["lockspace", "owner", "session", "grant", "request", "last"]
+
+
+class Changes(dict[tuple[Kind, Any], Any]):
+    """Marks: what changed since `records` was last asked, by kind and name.
+
+    A grant, a request and a last holder come along, as they are now. The rest is looked
+    up when it is asked for.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The counts that were last told. At first nobody knows any.
+        self.counts: tuple[int, ...] = (0, 0, sys.maxsize, sys.maxsize)
+
+    def tell_counts(self, counts: tuple[int, ...]) -> bool:
+        """Tells whether the counts are others than those told last; remembers them."""
+        is_new = counts != self.counts
+        self.counts = counts
+        return is_new
 
 
 class LockState:
@@ -24,108 +61,184 @@ class LockState:
 
     Args:
         last_token: every fencing token will be greater than this.
+        counts: the numbers of `COUNTS`, of an engine that is restored.
     """
 
-    def __init__(self, last_token: int = 0) -> None:
+    def __init__(self, last_token: int = 0, **counts: int) -> None:
         self.last_token = last_token
         #: The turn of the youngest request.
-        self.last_order = 0
+        self.last_order = counts.get("last_order", 0)
         #: Grants that were made, requests that were refused, grants that ended.
-        self.granted = self.refused = self.ended = 0
+        self.granted = counts.get("granted", 0)
+        self.refused = counts.get("refused", 0)
+        self.ended = counts.get("ended", 0)
+        #: Unanswered requests.
         self.waiting = 0
-        #: How many grants, and how many unanswered requests, a uid has. The grants that
-        #: a request for several waits for are among them: nothing is asked when they
-        #: come, and there may be more of them than of requests.
-        self.held_by_user, self.waiting_by_user = Tally(), Tally()
-        #: How many bytes both of them say.
-        self.text_by_user = Texts()
+        self.usage = Usage()
         self.lockspaces: dict[str, AddLockspace] = {}
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
         self.sessions: dict[int, Session] = {}
+        #: The eldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
-        self._deadlines = Deadlines()
-        self._unsettled: list[Resource] = []
         #: What changed and was not yet told; None if nobody wants to know.
         self.changed: Changes | None = None
-        self._effects: list[Effect] = []
-
-    def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} sessions={len(self.sessions)} "
-            f"owners={len(self.owners)} resources={len(self.resources)} "
-            f"waiting={self.waiting} last_token={self.last_token}>"
-        )
 
     @property
     def held(self) -> int:
         """How many grants there are."""
         return self.granted - self.ended
 
-    # What others ask.
+    def follow(self) -> None:
+        """Marks from now on what changes, for `records`."""
+        self.changed = Changes()
 
-    def situation(self, key: ResourceKey) -> Situation:
-        """Describes who holds a resource and who waits, also if nobody does."""
-        return (self.resources.get(key) or Resource(key)).situation()
-
-    def holds(self, key: ResourceKey, fencing_token: int) -> bool:
-        """Tells whether a grant is still held."""
-        resource = self.resources.get(key)
-        holders = resource.holders.values() if resource else ()
-        return any(grant.fencing_token == fencing_token for grant in holders)
-
-    def grant_of(self, fencing_token: int) -> Grant | None:
-        """Finds a grant by its fencing token."""
-        owners = self.owners.values()
-        found = (owner.grants.get(fencing_token) for owner in owners)
-        return next(filter(None, found), None)
-
-    def _touch(self, kind: Kind, name: str | int, thing: Request | None = None) -> None:
-        """Notes that something is new, other or gone, where speed is no matter."""
+    def mark(self, kind: Kind, name: str | int, thing: Request | None = None) -> None:
+        """Marks something as new, changed or gone."""
         if self.changed is not None:
             self.changed[kind, name] = thing
 
-    # Grants.
+    # Lockspaces, owners, sessions.
 
-    def _put(self, grant: Grant) -> None:
-        """Enters a grant, or exchanges it for another state of it."""
-        self._resource(grant.key).holders[grant.owner_id] = grant
-        owner = self.owners[grant.owner_id]
-        before = owner.grants.get(grant.fencing_token)
-        owner.claims ^= claim_of(grant) ^ (claim_of(before) if before else 0)
-        owner.grants[grant.fencing_token] = grant
-        if self.changed is not None:
-            self.changed["grant", grant.fencing_token] = grant
+    def add_lockspace(self, lockspace: AddLockspace) -> None:
+        """Adds a lockspace, or replaces it."""
+        self.lockspaces[lockspace.name] = lockspace
+        self.mark("lockspace", lockspace.name)
 
-    def _held(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
-        resource = self.resources.get(key)
-        return None if resource is None else resource.holders.get(owner.owner_id)
+    def add_owner(self, owner: OwnerState) -> None:
+        """Adds an owner."""
+        self.owners[owner.owner_id] = owner
+        self.mark("owner", owner.owner_id)
 
-    def _resource(self, key: ResourceKey) -> Resource:
+    def remove_owner(self, owner_id: int) -> None:
+        """Removes an owner that holds nothing and for whom nobody acts."""
+        del self.owners[owner_id]
+        self.mark("owner", owner_id)
+
+    def add_session(self, session: Session) -> None:
+        """Adds a session, and has it act for its owner."""
+        session.owner.sessions[session.session_id] = session
+        self.sessions[session.session_id] = session
+        self.mark("session", session.session_id)
+
+    def remove_session(self, session: Session) -> None:
+        """Removes a session that waits for nothing."""
+        del session.owner.sessions[session.session_id]
+        del self.sessions[session.session_id]
+        self.mark("session", session.session_id)
+
+    # Resources.
+
+    def resource(self, key: ResourceKey) -> Resource:
+        """Returns a resource, which is made if nobody holds it or waits for it."""
         resource = self.resources.get(key)
         if resource is None:
             resource = self.resources[key] = Resource(key)
         return resource
 
-    def _end(self, grant: Grant, cause: str, now: float) -> None:
-        """Ends a grant; a convert that waits for it must be answered before."""
-        resource = self.resources[grant.key]
-        del resource.holders[grant.owner_id]
-        owner = self.owners[grant.owner_id]
-        owner.claims ^= claim_of(owner.grants.pop(grant.fencing_token))
-        self.ended += 1
-        self.held_by_user.remove(grant.owner.uid)
-        label, reason = grant.label, grant.reason
-        if label is not None or reason is not None or len(grant.key.resource) > PLAIN:
-            self.text_by_user.drop(grant.owner.uid, (grant.key,), label, reason)
+    def situation(self, key: ResourceKey) -> Situation:
+        """Describes who holds a resource and who waits, also if nobody does."""
+        return (self.resources.get(key) or Resource(key)).situation()
+
+    # Requests.
+
+    def next_order(self) -> int:
+        """Returns the turn of a new request."""
+        self.last_order += 1
+        return self.last_order
+
+    def add_request(self, request: Request) -> None:
+        """Adds an unanswered request."""
+        request.session.put(request)
+        self.waiting += 1
+        self.usage.add_request(request)
         if self.changed is not None:
-            self.changed["grant", grant.fencing_token] = None
+            self.changed["request", request.order] = request
+
+    def remove_request(self, request: Request) -> None:
+        """Removes a request that is answered."""
+        request.session.remove(request)
+        self.waiting -= 1
+        self.usage.remove_request(request)
+        if self.changed is not None:
+            self.changed["request", request.order] = request
+
+    def count_refusal(self) -> None:
+        """Counts a request that is refused."""
+        self.refused += 1
+
+    def refusal(
+        self,
+        command: Acquire | Convert | Release | BreakGrant | RegisterOwner,
+        code: str,
+        message: str = "",
+        key: ResourceKey | None = None,
+    ) -> Refused:
+        """Returns the answer to a command that never becomes a request; counts it."""
+        self.count_refusal()
+        situation = None if key is None else self.situation(key)
+        return Refused(command.session, command.request, code, message, situation)
+
+    def requests(self) -> Iterator[Request]:
+        """Goes through all unanswered requests."""
+        return (r for s in self.sessions.values() for r in s.requests.values())
+
+    # Grants.
+
+    def add_grant(
+        self,
+        session: Session,
+        key: ResourceKey,
+        mode: Mode,
+        now: float,
+        label: str | None,
+        reason: str | None,
+    ) -> Grant:
+        """Makes a grant with the next fencing token."""
+        self.last_token += 1
+        self.granted += 1
+        owner = session.owner
+        grant = Grant(
+            key,
+            owner.owner_id,
+            owner.identity,
+            session.session_id,
+            mode,
+            self.last_token,
+            now,
+            1,
+            label,
+            reason,
+        )
+        self.resource(key).holders[owner.owner_id] = grant
+        owner.put(grant)
+        self.usage.add_grant(grant)
+        if self.changed is not None:
+            self.changed["grant", self.last_token] = grant
+        return grant
+
+    def put_grant(self, grant: Grant) -> None:
+        """Replaces a grant by another state of it."""
+        self.resource(grant.key).holders[grant.owner_id] = grant
+        self.owners[grant.owner_id].put(grant)
+        if self.changed is not None:
+            self.changed["grant", grant.fencing_token] = grant
+
+    def remove_grant(self, grant: Grant, cause: str, now: float) -> Resource | None:
+        """Ends a grant; returns its resource if somebody else or its anchor is left."""
+        key, token = grant.key, grant.fencing_token
+        resource = self.resources[key]
+        del resource.holders[grant.owner_id]
+        self.owners[grant.owner_id].remove(token)
+        self.ended += 1
+        self.usage.remove_grant(grant)
+        if self.changed is not None:
+            self.changed["grant", token] = None
         self._remember(LastHolder(grant, now, cause))
-        self._effects.append(Ended(grant, cause))
-        if resource.has_line or resource.anchor is not None:
-            self._unsettled.append(resource)
-        elif not resource.holders:
-            del self.resources[grant.key]
+        if resource.anchor is not None or not resource.is_idle:
+            return resource
+        del self.resources[key]
+        return None
 
     def _remember(self, last: LastHolder) -> None:
         memory = self.last_holders
@@ -137,3 +250,30 @@ class LockState:
             forgotten, _ = memory.popitem(last=False)
             if self.changed is not None:
                 self.changed["last", forgotten] = None
+
+    def count_again(self) -> int:
+        """Counts the grants that are there, as some may be lost; returns how many."""
+        held = sum(len(owner.grants) for owner in self.owners.values())
+        self.ended = self.granted - held
+        return held
+
+    def grants(self) -> Iterator[Grant]:
+        """Goes through all grants."""
+        return (g for owner in self.owners.values() for g in owner.grants.values())
+
+    def grant_of(self, fencing_token: int) -> Grant | None:
+        """Finds a grant by its fencing token."""
+        owners = self.owners.values()
+        found = (owner.grants.get(fencing_token) for owner in owners)
+        return next(filter(None, found), None)
+
+    def held_by(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
+        """Returns what an owner holds of a resource."""
+        resource = self.resources.get(key)
+        return None if resource is None else resource.holders.get(owner.owner_id)
+
+    def must_fence(self, grant: Grant) -> bool:
+        """Tells whether the holder must be dead before the lock is taken from it."""
+        lockspace = self.lockspaces[grant.key.lockspace]
+        owner = self.owners[grant.owner_id]
+        return "kill" in (owner.on_disconnect, lockspace.on_disconnect)

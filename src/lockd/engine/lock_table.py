@@ -1,17 +1,18 @@
-"""The elementary moves of the engine: wait, move up, grant.
+"""The elementary moves of the engine: wait, move up, open an anchor, grant, end.
 
 Theory of operation. Whatever may let somebody move up marks its resource *unsettled*;
-before the engine returns, `settle_all` grants the request at the front of every such
+before the engine returns, `settle` grants the request at the front of every such
 resource, and the next, until one has to wait. So grants follow from the state of the
 table, never from the event that changed it, and no wake-up can be lost.
 
-Where an anchor is needed, moving up ends in `OpenAnchor` and goes on in
+Where an anchor is needed, moving up ends in `OpenAnchor` and continues in
 `anchor_answered`. A request for several resources moves up when it is at the front of
 all of them, and is granted when all their anchors are open; it holds nothing before.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +21,8 @@ from msgspec.structs import replace
 from lockd.engine.commands import AnchorRefused
 from lockd.engine.effects import (
     CloseAnchor,
+    Effect,
+    Ended,
     Grant,
     Granted,
     OpenAnchor,
@@ -28,65 +31,105 @@ from lockd.engine.effects import (
     Wait,
 )
 from lockd.engine.lock_state import LockState
+from lockd.engine.request_state import (
+    ABANDONED,
+    ANSWERED,
+    DELAYED,
+    NEW,
+    OPENING,
+    PAUSED,
+    QUEUED,
+)
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request, Session
-from lockd.engine.texts import PLAIN
+from lockd.engine.session import OwnerState, Request, Session
 from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
-
-FIRST_PAUSE: Final = 0.010
-LAST_PAUSE: Final = 0.500
-"""Seconds between two tries of a file that is locked from outside (protocol 5.8)."""
 
 TRY_PATIENCE: Final = 10.0
 """Seconds that a try waits for an anchor that does not answer at once."""
 
+_FEW: Final = 64
 
-class LockTable(LockState):
-    """Who waits, and whose turn it is; `LockEngine` says what moves it."""
 
-    def adopt(self, request: Request) -> None:
-        """Takes up a request that waited in the engine whose snapshot is loaded."""
-        self._track(request)
-        for when in (request.deadline, request.retry_at):
-            if when is not None:
-                self._deadlines.add(when, request, self.waiting)
+class Deadlines(list[tuple[float, int, Request]]):
+    """A heap of when, turn and request; what was answered meanwhile is passed over."""
+
+    def add(self, when: float, request: Request, waiting: int) -> None:
+        """Enters when a request is due; `waiting` is how many requests wait at all."""
+        if len(self) > _FEW + 4 * waiting:
+            # Most belong to requests that were answered long before their time.
+            self[:] = [entry for entry in self if not _is_stale(entry)]
+            heapq.heapify(self)
+        heapq.heappush(self, (when, request.order, request))
+
+    def first(self) -> float | None:
+        """Returns when the earliest is due; None if nothing waits for time."""
+        while self and _is_stale(self[0]):
+            heapq.heappop(self)
+        return self[0][0] if self else None
+
+    def take_first(self) -> Request:
+        """Takes out the earliest, which must be there."""
+        return heapq.heappop(self)[2]
+
+
+def _is_stale(entry: tuple[float, int, Request]) -> bool:
+    when, _, request = entry
+    return request.is_answered or when not in (request.deadline, request.retry_at)
+
+
+class LockTable:
+    """Moves requests and grants in a `LockState`; says what has to be done for it."""
+
+    def __init__(self, state: LockState) -> None:
+        self._state = state
+        self._deadlines = Deadlines()
+        for request in state.requests():
+            for when in (request.deadline, request.retry_at):
+                if when is not None:
+                    self._deadlines.add(when, request, state.waiting)
+        self._unsettled: list[Resource] = []
+        self._effects: list[Effect] = []
+
+    def tell(self, effect: Effect) -> None:
+        """Adds something to be done, after all that was said before."""
+        self._effects.append(effect)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is to be moved up or to be said: never between commands."""
+        return bool(self._unsettled or self._effects)
+
+    def timed(self) -> set[tuple[float, Request]]:
+        """Returns which request is due when; some may be answered by now."""
+        return {(when, request) for when, _, request in self._deadlines}
+
+    def next_deadline(self) -> float | None:
+        """Returns when a request is due that waits for time; None if none does."""
+        return self._deadlines.first()
 
     # Waiting.
 
-    def _track(self, request: Request) -> None:
-        request.session.requests[request.number] = request
-        request.session.waits ^= request.order
-        self.waiting += 1
-        if not request.converting:  # which says nothing that its lock does not
-            self.text_by_user.take_up(
-                request.uid, request.keys, request.label, request.reason
-            )
-            if len(request.keys) > 1:
-                self.held_by_user.add(request.uid, len(request.keys))
-        self.waiting_by_user.add(request.uid)
-        if self.changed is not None:
-            self.changed["request", request.order] = request
-
-    def _wait(self, request: Request, now: float) -> None:
-        """Gives a tracked request its place in the lines, or refuses a deadlock."""
+    def wait(self, request: Request, now: float) -> None:
+        """Gives a new request its place in the lines, or refuses a deadlock."""
+        request.become(QUEUED)
         for key in request.keys:
-            self._resource(key).enqueue(request)
+            self._state.resource(key).enqueue(request)
         # A convert goes before who waits, so that they now wait for its owner, too.
         new = request.owner.waiting() if request.converting else [request]
-        if cycle := self._cycle_of(new):
-            self._refuse_request(request, "deadlock", now, cycle=cycle)
+        if cycle := self.cycle_of(new):
+            self.refuse(request, "deadlock", now, cycle=cycle)
         else:
             self._announce(request)
 
-    def _cycle_of(self, requests: Sequence[Request]) -> tuple[Wait, ...]:
-        cycles = (find_cycle(r, self.resources, self.owners) for r in requests)
+    def cycle_of(self, requests: Sequence[Request]) -> tuple[Wait, ...]:
+        """Returns a cycle in which one of these requests waits; empty if none does."""
+        state = self._state
+        cycles = (find_cycle(r, state.resources, state.owners) for r in requests)
         return next(filter(None, cycles), ())
 
     def _announce(self, request: Request) -> None:
-        if request.announced:
-            return
-        request.announced = True
+        """Tells the session that its request waits, and begins to count its time."""
         self._effects.append(
             Queued(
                 request.session.session_id,
@@ -97,37 +140,35 @@ class LockTable(LockState):
             )
         )
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, request, self.waiting)
+            self._deadlines.add(request.deadline, request, self._state.waiting)
 
-    def next_deadline(self) -> float | None:
-        """Returns when `Tick` is due; None if nothing waits for time."""
-        return self._deadlines.first()
+    def pass_time(self, now: float) -> None:
+        """Refuses the requests whose time is over, and ends the pauses that are."""
+        while (when := self._deadlines.first()) is not None and when <= now:
+            request = self._deadlines.take_first()
+            if when == request.deadline:
+                # That is when it ended, even if the tick comes late.
+                self.refuse(request, "timeout", when)
+            else:
+                request.end_pause()
+                self._state.mark("request", request.order, request)
+                self._unsettled += [self._state.resources[x] for x in request.keys]
 
     # Answering.
 
-    def _answered(self, request: Request) -> None:
+    def answered(self, request: Request) -> None:
         """Takes a request out of everything: from now on it waits for nothing."""
-        request.answered = True
-        del request.session.requests[request.number]
-        request.session.waits ^= request.order
-        self.waiting -= 1
-        if not request.converting:
-            self.text_by_user.drop(
-                request.uid, request.keys, request.label, request.reason
-            )
-            if len(request.keys) > 1:
-                self.held_by_user.remove(request.uid, len(request.keys))
-        self.waiting_by_user.remove(request.uid)
-        if self.changed is not None:
-            self.changed["request", request.order] = request
+        state = self._state
+        request.become(ABANDONED if request.opening else ANSWERED)
+        state.remove_request(request)
         for key in request.keys:
             # An idle resource has been dropped, and with it the place in its line.
-            resource = self.resources.get(key)
+            resource = state.resources.get(key)
             if resource is not None and (resource.converting or resource.waiting):
                 resource.dequeue(request)
                 self._unsettled.append(resource)
 
-    def _refuse_request(
+    def refuse(
         self,
         request: Request,
         code: str,
@@ -137,8 +178,9 @@ class LockTable(LockState):
         message: str = "",
         cycle: Sequence[Wait] = (),
     ) -> None:
-        resource = self.resources.get(key or self._obstacle(request))
-        self.refused += 1
+        """Refuses a request that was added, wherever it is."""
+        resource = self._state.resources.get(key or self._obstacle(request))
+        self._state.count_refusal()
         self._effects.append(
             Refused(
                 request.session.session_id,
@@ -151,125 +193,125 @@ class LockTable(LockState):
                 tuple(cycle),
             )
         )
-        self._answered(request)
+        self.answered(request)
 
     def _obstacle(self, request: Request) -> ResourceKey:
         """Returns the resource that stands in a request's way; any, if none does."""
         for key in request.keys:
-            resource = self.resources.get(key)
-            if resource and not self._lets_pass(resource, request):
+            resource = self._state.resources.get(key)
+            if resource and not resource.lets_pass(request):
                 return key
         return request.keys[0]
 
     # Moving up.
 
-    def _settle_all(self, now: float) -> None:
-        # Settling one resource may unsettle others, which then have their turn.
-        for resource in self._unsettled:
-            self._settle(resource, now)
-        self._unsettled.clear()
+    def settle(self, now: float) -> list[Effect]:
+        """Moves up whoever can; returns all that has to be done since the last call."""
+        if self._unsettled:
+            # Settling one resource may unsettle others, which then have their turn.
+            for resource in self._unsettled:
+                self._settle(resource, now)
+            self._unsettled.clear()
+        effects, self._effects = self._effects, []
+        return effects
 
     def _settle(self, resource: Resource, now: float) -> None:
+        resources = self._state.resources
         while resource.pending is None:
             request = resource.front()
-            if request is None or request.retry_at is not None:
+            if request is None or request.state is PAUSED:
                 break
-            others = (self.resources[key] for key in request.keys)
-            if not all(self._lets_pass(other, request) for other in others):
+            others = (resources[key] for key in request.keys)
+            if not all(other.lets_pass(request) for other in others):
                 break
-            self._move_up(request, now)
+            self.move_up(request, now)
         if resource.pending is None:
             self._tidy(resource)
-
-    def _lets_pass(self, resource: Resource, request: Request) -> bool:
-        """Tells whether nobody and nothing at this resource is before the request.
-
-        It may stand in the line or be about to; a convert goes before who waits.
-        """
-        line = resource.converting
-        if not line and not request.converting:
-            line = resource.waiting
-        return (
-            resource.pending is None
-            and next(iter(line), request) is request
-            and resource.admits(request.mode, request.owner.owner_id)
-        )
 
     def _tidy(self, resource: Resource) -> None:
         """Makes the anchor follow the holders; drops what nobody needs."""
         if not resource.holders:
             if resource.anchor is not None:
-                resource.anchor = None
+                resource.anchor_is(None)
                 self._effects.append(CloseAnchor(resource.key))
             if resource.is_idle:
-                self.resources.pop(resource.key, None)
+                self._state.resources.pop(resource.key, None)
 
-    def _move_up(self, request: Request, now: float) -> None:
+    def move_up(self, request: Request, now: float) -> None:
         """Grants a request whose turn it is, or has its anchors opened first."""
+        state = self._state
         to_open: list[Resource] = []
         for key in request.keys:
-            resource = self._resource(key)
+            resource = state.resource(key)
             resource.dequeue(request)
-            if self.lockspaces[key.lockspace].anchored:
+            if state.lockspaces[key.lockspace].anchored:
                 to_open.append(resource)
         if not to_open:
             return self._grant_request(request, now)
-        request.opening = len(to_open)
+        request.become(OPENING if request.state is NEW else DELAYED)
+        request.open_anchors(len(to_open))
         for resource in to_open:
             self._open_anchor(resource, request, request.mode)
         return None
 
+    # Anchors.
+
     def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
-        resource.pending = request
-        resource.anchor_wanted = mode
-        if self.changed is not None:
-            self.changed["request", request.order] = request
+        resource.open_anchor(request, mode)
+        self._state.mark("request", request.order, request)
         self._effects.append(
             OpenAnchor(resource.key, mode, request.create, bool(resource.holders))
         )
 
-    def _ask_again(self, request: Request) -> None:
+    def open_again(self, request: Request) -> None:
         """Has all anchors of a request opened anew: no answer will come any more."""
-        found = filter(None, map(self.resources.get, request.keys))
+        found = filter(None, map(self._state.resources.get, request.keys))
         asked = [resource for resource in found if resource.pending is request]
-        request.refusal = None
-        request.opening = len(asked)
+        request.open_anchors(len(asked))
         for resource in asked:
             self._open_anchor(resource, request, resource.anchor_wanted or request.mode)
 
-    def _anchor_answered(
+    def anchor_delayed(self, resource: Resource, now: float) -> None:
+        """Lets a request run out of time while its anchor is being opened."""
+        request = resource.pending
+        if request is not None and request.state is OPENING:
+            if request.tries:
+                request.allow_until(now + TRY_PATIENCE)
+            request.become(DELAYED)
+            self._state.mark("request", request.order, request)
+            self._announce(request)
+
+    def anchor_answered(
         self, resource: Resource, refusal: AnchorRefused | None, now: float
     ) -> None:
+        """Continues when an anchor is open, or cannot be had."""
         request = resource.pending
         assert request is not None
-        if self.changed is not None:
-            self.changed["request", request.order] = request
+        self._state.mark("request", request.order, request)
         if refusal is None:
-            resource.anchor = resource.anchor_wanted
-        else:
-            request.refusal = request.refusal or refusal
-        request.opening -= 1
-        if request.opening:
+            resource.anchor_is(resource.anchor_wanted)
+        if not request.hear(refusal):
             return None
-        if request.answered and request.converting and resource.holders:
-            return self._finish_given_up_convert(resource, request, now)
-        self._close_opening(request)
-        if not request.answered:
-            if request.refusal is None:
-                self._grant_request(request, now)
-            else:
-                self._anchor_failed(request, request.refusal, now)
-        return None
+        if request.state is ABANDONED:
+            if request.converting and resource.holders:
+                return self._finish_given_up_convert(resource, request)
+            return self._forget_abandoned(request)
+        self._end_opening(request)
+        if request.refusal is None:
+            return self._grant_request(request, now)
+        return self._anchor_failed(request, request.refusal, now)
 
-    def _close_opening(self, request: Request) -> None:
+    def _end_opening(self, request: Request) -> None:
         for key in request.keys:
-            resource = self.resources[key]
-            resource.pending = resource.anchor_wanted = None
+            resource = self._state.resources[key]
+            resource.end_opening()
             self._unsettled.append(resource)
 
-    def _finish_given_up_convert(
-        self, resource: Resource, request: Request, now: float
-    ) -> None:
+    def _forget_abandoned(self, request: Request) -> None:
+        request.become(ANSWERED)
+        self._end_opening(request)
+
+    def _finish_given_up_convert(self, resource: Resource, request: Request) -> None:
         """Brings anchor and holders together after a convert that nobody waits for.
 
         What was asked down stays down: the anchor may be shared with others by now.
@@ -278,22 +320,21 @@ class LockTable(LockState):
         """
         held = resource.holders.get(request.owner.owner_id)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
-            self._put(replace(held, mode=SHARED))
+            self._state.put_grant(replace(held, mode=SHARED))
         elif request.refusal is not None:
-            resource.anchor = resource.mode
+            resource.anchor_is(resource.mode)
         if resource.mode is not None and resource.anchor != resource.mode:
-            request.opening = 1
+            request.open_anchors(1)
             self._open_anchor(resource, request, resource.mode)
         else:
-            self._close_opening(request)
+            self._forget_abandoned(request)
 
     def _anchor_failed(
         self, request: Request, refusal: AnchorRefused, now: float
     ) -> None:
-        request.refusal = None
-        request.outside = refusal.outside
+        request.look_outside(refusal.outside)
         if refusal.code != "busy" or request.tries:
-            return self._refuse_request(
+            return self.refuse(
                 request,
                 refusal.code,
                 now,
@@ -302,27 +343,27 @@ class LockTable(LockState):
             )
         # It keeps its place, which is the first one.
         for key in request.keys:
-            self.resources[key].enqueue_first(request)
-        request.pause = min(max(2 * request.pause, FIRST_PAUSE), LAST_PAUSE)
-        request.retry_at = now + request.pause
-        self._deadlines.add(request.retry_at, request, self.waiting)
-        if cycle := self._cycle_of([request]):
-            self._refuse_request(request, "deadlock", now, cycle=cycle)
-        else:
+            self._state.resources[key].enqueue_first(request)
+        was_announced = request.is_announced
+        retry_at = request.pause_until_later(now)
+        self._deadlines.add(retry_at, request, self._state.waiting)
+        if cycle := self.cycle_of([request]):
+            self.refuse(request, "deadlock", now, cycle=cycle)
+        elif not was_announced:
             self._announce(request)
         return None
 
     # Granting.
 
     def _grant_request(self, request: Request, now: float) -> None:
-        self._answered(request)
+        self.answered(request)
         session, number = request.session, request.number
         if request.converting:
-            held = self._held(session.owner, request.keys[0])
+            held = self._state.held_by(session.owner, request.keys[0])
             assert held is not None
             self._convert_grant(session, number, held, request.mode, now, request.since)
         else:
-            self._grant(
+            self.grant(
                 session,
                 number,
                 request.keys,
@@ -333,7 +374,7 @@ class LockTable(LockState):
                 request.reason,
             )
 
-    def _grant(
+    def grant(
         self,
         session: Session,
         number: int,
@@ -344,32 +385,17 @@ class LockTable(LockState):
         label: str | None,
         reason: str | None,
     ) -> None:
+        """Grants what was asked for under a number, all together."""
+        state, owner = self._state, session.owner
         grants = []
         for key in keys:
-            held = self._held(session.owner, key)
+            held = state.held_by(owner, key) if owner.grants else None
             if held is None:
-                self.last_token += 1
-                self.granted += 1
-                uid = session.owner.identity.uid
-                self.held_by_user.add(uid)
-                if label is not None or reason is not None or len(key.resource) > PLAIN:
-                    self.text_by_user.take_up(uid, (key,), label, reason)
-                grant = Grant(
-                    key,
-                    session.owner.owner_id,
-                    session.owner.identity,
-                    session.session_id,
-                    mode,
-                    self.last_token,
-                    now,
-                    1,
-                    label,
-                    reason,
-                )
+                grant = state.add_grant(session, key, mode, now, label, reason)
             else:
                 # Two shared requests of one owner waited: a hold, counted.
                 grant = replace(held, count=held.count + 1)
-            self._put(grant)
+                state.put_grant(grant)
             grants.append(grant)
         self._effects.append(
             Granted(session.session_id, number, tuple(grants), now - since)
@@ -385,8 +411,24 @@ class LockTable(LockState):
         since: float,
     ) -> None:
         grant = replace(held, mode=mode)
-        self._put(grant)
-        self._unsettled.append(self.resources[grant.key])
+        self._state.put_grant(grant)
+        self._unsettled.append(self._state.resources[grant.key])
         self._effects.append(
             Granted(session.session_id, number, (grant,), now - since, True)
         )
+
+    # Ending.
+
+    def end(self, grant: Grant, cause: str, now: float) -> None:
+        """Ends a grant; a convert that waits for it must be answered before."""
+        to_settle = self._state.remove_grant(grant, cause, now)
+        self._effects.append(Ended(grant, cause))
+        if to_settle is not None:
+            self._unsettled.append(to_settle)
+
+    def give_up_convert(self, owner: OwnerState, key: ResourceKey, now: float) -> None:
+        """Refuses the convert, if any, of a grant that is about to end."""
+        request = self._state.resources[key].convert_of(owner)
+        if request is not None:
+            message = "it was released while it waited to be converted"
+            self.refuse(request, "not_held", now, message=message)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_state import LockState
+from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request, claim_of
+from lockd.engine.session import Request
 from lockd.engine.waitgraph import find_cycle
 
 
@@ -29,58 +30,56 @@ class Losses(Struct):
     orphans: list[int]
 
 
-def mend(engine: LockEngine, *, known: bool) -> Losses:
+def mend(state: LockState, *, known: bool) -> Losses:
     """Drops what has lost its counterpart.
 
     Args:
-        engine: loaded, and not yet used.
+        state: loaded, and not yet used.
         known: whether something is known to be missing.
     """
     losses = Losses([], [], [])
-    _drop_grants(engine, losses)
+    _drop_grants(state, losses)
     suspects = [
         request
-        for resource in engine.resources.values()
+        for resource in state.resources.values()
         if resource.converting or resource.waiting
-        for request in _suspects(engine, resource)
+        for request in _suspects(state, resource)
     ]
-    for request in _all_requests(engine):
-        if not _is_in_place(engine, request):
-            _drop_request(engine, losses, request, "it has lost its place")
-            if request.answered:
-                suspects += _beside(engine, request)
+    for request in _all_requests(state):
+        if not _is_in_place(state, request):
+            _drop_request(state, losses, request, "it has lost its place")
+            if request.is_answered:
+                suspects += _beside(state, request)
     for request in dict.fromkeys(suspects):
-        _drop_request(engine, losses, request, "somebody before it may be missing")
-    for resource in list(engine.resources.values()):
-        _put_in_order(engine, resource)
+        _drop_request(state, losses, request, "somebody before it may be missing")
+    for resource in list(state.resources.values()):
+        _put_in_order(state, resource)
     if known or losses.problems:
-        _break_circles(engine, losses)
-    losses.orphans += [
+        _break_circles(state, losses)
+    losses.orphans.extend(
         owner.owner_id
-        for owner in engine.owners.values()
+        for owner in state.owners.values()
         if not owner.sessions
         and not (owner.grants and (owner.is_process or owner.fencing))
-    ]
+    )
     return losses
 
 
-def _drop_grants(engine: LockEngine, losses: Losses) -> None:
-    for resource in engine.resources.values():
+def _drop_grants(state: LockState, losses: Losses) -> None:
+    for resource in state.resources.values():
         if len(resource.holders) > 1:
             _drop_incompatible(resource)
-    for owner in engine.owners.values():
+    for owner in state.owners.values():
         for token, grant in list(owner.grants.items()):
-            resource_or_none = engine.resources.get(grant.key)
+            resource_or_none = state.resources.get(grant.key)
             holders = resource_or_none.holders if resource_or_none else {}
             if holders.get(owner.owner_id) is not grant:
-                del owner.grants[token]
-                owner.claims ^= claim_of(grant)
+                owner.remove(token)
                 losses.problems.append(f"grant {token} contradicts the others")
-                losses.sessions += owner.sessions
-    held = sum(len(owner.grants) for owner in engine.owners.values())
-    if engine.held != held:
-        losses.problems.append(f"{engine.held} grants are counted, {held} are there")
-        engine.ended = engine.granted - held
+                losses.sessions.extend(owner.sessions)
+    counted, held = state.held, state.count_again()
+    if counted != held:
+        losses.problems.append(f"{counted} grants are counted, {held} are there")
 
 
 def _drop_incompatible(resource: Resource) -> None:
@@ -94,18 +93,17 @@ def _drop_incompatible(resource: Resource) -> None:
             del resource.holders[owner_id]
 
 
-def _all_requests(engine: LockEngine) -> list[Request]:
-    requests = {r: None for s in engine.sessions.values() for r in s.requests.values()}
-    pending = (resource.pending for resource in engine.resources.values())
-    return list(requests | dict.fromkeys(filter(None, pending)))
+def _all_requests(state: LockState) -> list[Request]:
+    pending = (resource.pending for resource in state.resources.values())
+    return list(dict.fromkeys([*state.requests(), *filter(None, pending)]))
 
 
-def _is_in_place(engine: LockEngine, request: Request) -> bool:
+def _is_in_place(state: LockState, request: Request) -> bool:
     """Tells whether a request is opening, or else in line, at each of its keys."""
-    if not all(key in engine.resources for key in request.keys):
+    if not all(key in state.resources for key in request.keys):
         return False
-    resources = [engine.resources[key] for key in request.keys]
-    if request.converting and not request.answered:
+    resources = [state.resources[key] for key in request.keys]
+    if request.converting and not request.is_answered:
         owner_id = request.owner.owner_id
         if not all(owner_id in resource.holders for resource in resources):
             return False
@@ -117,56 +115,54 @@ def _is_in_place(engine: LockEngine, request: Request) -> bool:
     )
 
 
-def _suspects(engine: LockEngine, resource: Resource) -> list[Request]:
+def _suspects(state: LockState, resource: Resource) -> list[Request]:
     """Returns a whole line whose first has nobody before it, and yet waits."""
     front = resource.front()
-    if front is None or front.retry_at is not None:
+    if front is None or front.state is PAUSED:
         return []
     for key in front.keys:
-        other = engine.resources.get(key)
-        if other is None or not engine._lets_pass(other, front):
+        other = state.resources.get(key)
+        if other is None or not other.lets_pass(front):
             return []
     return [*resource.converting, *resource.waiting]
 
 
-def _beside(engine: LockEngine, request: Request) -> Iterator[Request]:
+def _beside(state: LockState, request: Request) -> Iterator[Request]:
     for key in request.keys:
-        if key in engine.resources:
-            yield from engine.resources[key].converting
-            yield from engine.resources[key].waiting
+        if key in state.resources:
+            yield from state.resources[key].converting
+            yield from state.resources[key].waiting
 
 
-def _drop_request(
-    engine: LockEngine, losses: Losses, request: Request, why: str
-) -> None:
+def _drop_request(state: LockState, losses: Losses, request: Request, why: str) -> None:
     """Takes a request from its places; it is answered by the end of its session."""
     session = request.session.session_id
     losses.problems.append(f"request {request.order} of session {session}: {why}")
-    if not request.answered:
+    if not request.is_answered:
         losses.sessions.append(session)
     for key in request.keys:
-        resource = engine.resources.get(key)
+        resource = state.resources.get(key)
         if resource is not None:
             resource.dequeue(request)
             if resource.pending is request:
-                resource.pending = resource.anchor_wanted = None
+                resource.end_opening()
 
 
-def _put_in_order(engine: LockEngine, resource: Resource) -> None:
+def _put_in_order(state: LockState, resource: Resource) -> None:
     if resource.pending is None:
-        anchored = engine.lockspaces[resource.key.lockspace].anchored
-        resource.anchor = resource.mode if anchored else None
+        anchored = state.lockspaces[resource.key.lockspace].anchored
+        resource.anchor_is(resource.mode if anchored else None)
     if resource.is_idle:
-        del engine.resources[resource.key]
+        del state.resources[resource.key]
 
 
-def _break_circles(engine: LockEngine, losses: Losses) -> None:
-    requests = [r for s in engine.sessions.values() for r in s.requests.values()]
+def _break_circles(state: LockState, losses: Losses) -> None:
+    requests = list(state.requests())
     # A request that was dropped may name a resource that is not there any more.
     resources = {key: Resource(key) for request in requests for key in request.keys}
-    resources |= engine.resources
+    resources |= state.resources
     for request in requests:
-        if find_cycle(request, resources, engine.owners):
+        if find_cycle(request, resources, state.owners):
             session = request.session.session_id
             losses.problems.append(f"session {session} waits for itself")
             losses.sessions.append(session)

@@ -25,12 +25,13 @@ from typing import Any, Final
 from msgspec import Struct, convert, to_builtins
 
 from lockd.engine import snapshot
-from lockd.engine.changes import Changes
 from lockd.engine.commands import AddLockspace
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_state import COUNTS, LockState
+from lockd.engine.request_state import ANSWERED
 from lockd.engine.session import OwnerState, Request
-from lockd.engine.snapshot import COUNTS, Plain, ResourceRecord
+from lockd.engine.snapshot import Plain, ResourceRecord
 from lockd.terms import Mode, ResourceKey
 
 Record = tuple[str, Any, Any]
@@ -50,7 +51,7 @@ _LAST_ORDER = len(_VERSIONS) + COUNTS.index("last_order")
 
 def follow(engine: LockEngine) -> None:
     """Lets the engine mark from now on what changes."""
-    engine.changed = Changes()
+    engine.state.follow()
 
 
 def changes(engine: LockEngine) -> list[Record]:
@@ -58,16 +59,16 @@ def changes(engine: LockEngine) -> list[Record]:
 
     Together they count or not at all: in between, the laws may not hold.
     """
-    changed = engine.changed
+    state = engine.state
+    changed = state.changed
     assert changed is not None
     found: list[Record] = []
-    before, counts = changed.counts, _counts(engine)
-    if counts != before:
-        changed.counts = counts
+    before, counts = changed.counts, _counts(state)
+    if changed.tell_counts(counts):
         found.append(("counts", 0, counts))
     for (kind, name), thing in changed.items():
         make = _VALUES.get(kind)
-        value = thing if make is None else make(engine, thing or name)
+        value = thing if make is None else make(state, thing or name)
         # What came and went since the last call was never told.
         if value is None and (
             (kind == "grant" and name > before[_LAST_TOKEN])
@@ -81,53 +82,53 @@ def changes(engine: LockEngine) -> list[Record]:
 
 def everything(engine: LockEngine) -> list[Record]:
     """Returns all records that there are."""
-    return list(_everything(engine))
+    return list(_everything(engine.state))
 
 
-def _everything(engine: LockEngine) -> Iterator[Record]:
-    yield "counts", 0, _counts(engine)
-    yield from (("lockspace", x, y) for x, y in engine.lockspaces.items())
-    for owner_id, owner in engine.owners.items():
+def _everything(state: LockState) -> Iterator[Record]:
+    yield "counts", 0, _counts(state)
+    yield from (("lockspace", x, y) for x, y in state.lockspaces.items())
+    for owner_id, owner in state.owners.items():
         yield "owner", owner_id, snapshot.dump_owner(owner)
         yield from (("grant", x, y) for x, y in owner.grants.items())
-    for session_id, session in engine.sessions.items():
+    for session_id, session in state.sessions.items():
         yield "session", session_id, snapshot.dump_session(session)
-    for request in snapshot.all_requests(engine):
-        yield "request", request.order, _request(engine, request)
-    eldest = engine.ended - len(engine.last_holders) + 1
-    for rank, (key, last) in enumerate(engine.last_holders.items(), eldest):
+    for request in snapshot.all_requests(state):
+        yield "request", request.order, _request(state, request)
+    eldest = state.ended - len(state.last_holders) + 1
+    for rank, (key, last) in enumerate(state.last_holders.items(), eldest):
         yield "last", key, (rank, last)
 
 
-def _counts(engine: LockEngine) -> tuple[int, ...]:
-    found: tuple[int, ...] = _VERSIONS + _counts_of(engine)
+def _counts(state: LockState) -> tuple[int, ...]:
+    found: tuple[int, ...] = _VERSIONS + _counts_of(state)
     return found
 
 
-def _owner(engine: LockEngine, owner_id: int) -> Plain | None:
-    owner = engine.owners.get(owner_id)
+def _owner(state: LockState, owner_id: int) -> Plain | None:
+    owner = state.owners.get(owner_id)
     return None if owner is None else snapshot.dump_owner(owner)
 
 
-def _session(engine: LockEngine, session_id: int) -> list[Any] | None:
-    session = engine.sessions.get(session_id)
+def _session(state: LockState, session_id: int) -> list[Any] | None:
+    session = state.sessions.get(session_id)
     return None if session is None else snapshot.dump_session(session)
 
 
-def _request(engine: LockEngine, request: Request) -> Plain | None:
+def _request(state: LockState, request: Request) -> Plain | None:
     """Returns a request that waits, or whose anchors do; None if it is over."""
+    if request.state is ANSWERED:
+        return None
     opening = [
         (key, resource.anchor, resource.anchor_wanted)
         for key in request.keys
-        if (resource := engine.resources.get(key)) and resource.pending is request
+        if (resource := state.resources.get(key)) and resource.pending is request
     ]
-    if request.answered and not opening:
-        return None
     return snapshot.dump_request(request) | {"anchors": opening}
 
 
-_VALUES: dict[str, Callable[[LockEngine, Any], Any]] = {
-    "lockspace": lambda engine, name: engine.lockspaces[name],
+_VALUES: dict[str, Callable[[LockState, Any], Any]] = {
+    "lockspace": lambda state, name: state.lockspaces[name],
     "owner": _owner,
     "session": _session,
     "request": _request,
@@ -146,7 +147,7 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
         records: all that there are, decoded, in any order.
         problems: what is known to be lost of them, a sentence each.
     """
-    pieces = _Pieces(list(problems))
+    pieces = _Assembly(list(problems))
     for kind, name, value in records:
         try:
             pieces.add(kind, value)
@@ -155,7 +156,7 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
     return pieces.put_together()
 
 
-class _Place(Struct):
+class _Standing(Struct):
     """What of a request says where it stands."""
 
     order: int
@@ -168,7 +169,7 @@ class _OwnerName(Struct):
     owner_id: int
 
 
-class _Pieces:
+class _Assembly:
     """The records by their kinds, as far as they can be read."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -178,7 +179,7 @@ class _Pieces:
         self.owners: dict[int, Plain] = {}
         self.sessions: dict[int, list[Any]] = {}
         self.grants: dict[int, Grant] = {}
-        self.requests: dict[int, tuple[_Place, Plain]] = {}
+        self.requests: dict[int, tuple[_Standing, Plain]] = {}
         self.last: list[tuple[int, LastHolder]] = []
 
     def add(self, kind: str, value: Any) -> None:
@@ -195,7 +196,7 @@ class _Pieces:
                 grant = convert(value, Grant)
                 self.grants[grant.fencing_token] = grant
             case "request":
-                place = convert(value, _Place)
+                place = convert(value, _Standing)
                 self.requests[place.order] = (place, value)
             case "last":
                 self.last.append(convert(value, tuple[int, LastHolder]))
@@ -257,8 +258,7 @@ class _Pieces:
         for order, (place, _) in self.requests.items():
             for key, anchor, wanted in place.anchors:
                 resource = _resource(found, key)
-                resource.anchor, resource.anchor_wanted = anchor, wanted
-                resource.pending = order
+                resource.opens(order, anchor, wanted)
             if not place.anchors:
                 for key in place.keys:
                     resource = _resource(found, key)

@@ -19,15 +19,23 @@ from itertools import chain, islice
 from typing import Final
 
 from lockd.engine.effects import Grant, Situation, Waiter
-from lockd.engine.modes import compatible
-from lockd.engine.session import Request
+from lockd.engine.request_state import ABANDONED
+from lockd.engine.session import OwnerState, Request
 from lockd.terms import SHARED, Mode, ResourceKey
+
+COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
+"""The pairs of modes that two owners may hold at once; any other pair excludes."""
 
 MAX_NAMED: Final = 16
 """How many holders and waiters an answer names: the rest is a number (protocol 4.3)."""
 
 #: An empty line costs a resource nothing; a real one is made for the first who waits.
 _NOBODY: Final[OrderedDict[Request, None]] = OrderedDict()
+
+
+def compatible(held: Mode, wanted: Mode) -> bool:
+    """Tells whether one owner may get `wanted` while another holds `held`."""
+    return (held, wanted) in COMPATIBLE
 
 
 class Resource:
@@ -51,7 +59,7 @@ class Resource:
         self.waiting = _NOBODY
         self.anchor: Mode | None = None
         self.anchor_wanted: Mode | None = None
-        #: The request for which the anchor is being opened; it may be answered by now.
+        #: The request for which the anchor is being opened; it may be abandoned by now.
         self.pending: Request | None = None
 
     def __repr__(self) -> str:
@@ -93,6 +101,20 @@ class Resource:
             return len(holders) == 1 or mode == SHARED
         return compatible(next(iter(holders.values())).mode, mode)
 
+    def lets_pass(self, request: Request) -> bool:
+        """Tells whether nobody and nothing here is before a request.
+
+        It may stand in the line or be about to; a convert goes before who waits.
+        """
+        line = self.converting
+        if not line and not request.converting:
+            line = self.waiting
+        return (
+            self.pending is None
+            and next(iter(line), request) is request
+            and self.admits(request.mode, request.owner.owner_id)
+        )
+
     def enqueue(self, request: Request) -> None:
         """Puts a request at the end of its line."""
         if request.converting:
@@ -122,13 +144,37 @@ class Resource:
     def line(self) -> Iterator[Request]:
         """Goes through all requests in the order of their turns."""
         pending = () if self.pending is None else (self.pending,)
-        unanswered = (r for r in pending if not r.answered)
+        unanswered = (r for r in pending if r.state is not ABANDONED)
         return chain(unanswered, self.converting, self.waiting)
 
     def line_length(self) -> int:
         """Returns how many requests wait."""
-        pending = self.pending is not None and not self.pending.answered
-        return pending + len(self.converting) + len(self.waiting)
+        pending = self.pending
+        opening = pending is not None and pending.state is not ABANDONED
+        return opening + len(self.converting) + len(self.waiting)
+
+    def convert_of(self, owner: OwnerState) -> Request | None:
+        """Returns the request by which a holder wants another mode."""
+        if self.converting or self.pending is not None:
+            for request in self.line():
+                if request.converting and request.owner is owner:
+                    return request
+        return None
+
+    # The anchor.
+
+    def open_anchor(self, request: Request, mode: Mode) -> None:
+        """Notes that the anchor is being opened, for a request that left the line."""
+        self.pending = request
+        self.anchor_wanted = mode
+
+    def anchor_is(self, mode: Mode | None) -> None:
+        """Notes in which mode the anchor is held."""
+        self.anchor = mode
+
+    def end_opening(self) -> None:
+        """Lets others move: nothing more is awaited of the anchor."""
+        self.pending = self.anchor_wanted = None
 
     def situation(self, but: Request | None = None) -> Situation:
         """Describes holders and waiters, leaving out the request that asks."""

@@ -8,14 +8,15 @@ Sessions, owners and requests keep their numbers, lines their order.
 from collections.abc import Callable
 from typing import Any, Final
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import Struct, convert, structs, to_builtins
 
 from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_state import COUNTS, LockState
 from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session, claim_of
+from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
 VERSION: Final = 2
@@ -54,7 +55,6 @@ _LISTS = (
     "resources",
     "last_holders",
 )
-COUNTS = ("last_token", "last_order", "granted", "refused", "ended")
 _REQUEST_FIELDS = (
     "order",
     "mode",
@@ -69,52 +69,54 @@ _REQUEST_FIELDS = (
     "opening",
     "retry_at",
     "pause",
-    "announced",
-    "answered",
 )
 
 
 def dump(engine: LockEngine) -> Plain:
     """Returns the state of an engine as plain data; the engine is not changed."""
-    requests = all_requests(engine)
+    state = engine.state
     return {
         "version": VERSION,
         "readable_from": READABLE_FROM,
-        "counts": {name: getattr(engine, name) for name in COUNTS},
-        "lockspaces": [to_builtins(x) for x in engine.lockspaces.values()],
+        "counts": {name: getattr(state, name) for name in COUNTS},
+        "lockspaces": [to_builtins(x) for x in state.lockspaces.values()],
         "owners": [
             dump_owner(x) | {"grants": [to_builtins(y) for y in x.grants.values()]}
-            for x in engine.owners.values()
+            for x in state.owners.values()
         ],
-        "sessions": [dump_session(x) for x in engine.sessions.values()],
-        "requests": [dump_request(request) for request in requests],
-        "resources": [dump_resource(x) for x in engine.resources.values()],
-        "last_holders": [to_builtins(x) for x in engine.last_holders.values()],
+        "sessions": [dump_session(x) for x in state.sessions.values()],
+        "requests": [dump_request(request) for request in all_requests(state)],
+        "resources": [dump_resource(x) for x in state.resources.values()],
+        "last_holders": [to_builtins(x) for x in state.last_holders.values()],
     }
 
 
-def load(data: Plain) -> Loaded:
+def load(data: Plain, last_token: int = 0) -> Loaded:
     """Returns an engine that goes on exactly where the dumped one was.
 
     A record that is missing or cannot be read costs those whom it is about, and nobody
     else.
+
+    Args:
+        data: what `dump` returned, or `records.assemble`.
+        last_token: every fencing token will be greater than this, and than all before.
 
     Raises:
         ValueError: the data is of a version that cannot be read, or is none at all;
             nothing of it was read.
     """
     _check_version(data)
-    engine = LockEngine()
-    for name in COUNTS:
-        setattr(engine, name, data["counts"][name])
+    counts = dict(data["counts"])
+    last_token = max(last_token, counts.pop("last_token"))
+    state = LockState(last_token, **{name: counts[name] for name in COUNTS[1:]})
     requests: dict[int, Request] = {}
     readers: dict[str, Callable[[Any], None]] = {
-        "lockspaces": lambda x: _load_lockspace(engine, x),
-        "owners": lambda x: _load_owner(engine, x),
-        "sessions": lambda x: _load_session(engine, *x),
-        "requests": lambda x: _load_request(engine, x, requests),
-        "resources": lambda x: _load_resource(engine, x, requests),
-        "last_holders": lambda x: _load_last_holder(engine, x),
+        "lockspaces": lambda x: state.add_lockspace(convert(x, AddLockspace)),
+        "owners": lambda x: _load_owner(state, x),
+        "sessions": lambda x: _load_session(state, *x),
+        "requests": lambda x: _load_request(state, x, requests),
+        "resources": lambda x: _load_resource(state, x, requests),
+        "last_holders": lambda x: _load_last_holder(state, x),
     }
     problems = [str(x) for x in data.get("problems", [])]
     damaged: list[int] = []
@@ -125,16 +127,14 @@ def load(data: Plain) -> Loaded:
             except Exception as error:
                 problems.append(f"record {index} of {kind}: {error!r}")
                 damaged += _whose(record) if kind == "requests" else []
-    losses = mend(engine, known=bool(problems))
-    for owner in engine.owners.values():
-        for grant in owner.grants.values():
-            uid = grant.owner.uid
-            engine.held_by_user.add(uid)
-            engine.text_by_user.take_up(uid, (grant.key,), grant.label, grant.reason)
+    losses = mend(state, known=bool(problems))
+    for grant in state.grants():
+        state.usage.add_grant(grant)
     damaged = [
-        x for x in dict.fromkeys(damaged + losses.sessions) if x in engine.sessions
+        x for x in dict.fromkeys(damaged + losses.sessions) if x in state.sessions
     ]
-    return Loaded(engine, problems + losses.problems, damaged, losses.orphans)
+    problems += losses.problems
+    return Loaded(LockEngine(state=state), problems, damaged, losses.orphans)
 
 
 def _whose(request: Any) -> list[int]:
@@ -159,12 +159,10 @@ def _check_version(data: Plain) -> None:
         )
 
 
-def all_requests(engine: LockEngine) -> list[Request]:
-    """Returns who waits, and the answered requests whose anchors are still awaited."""
-    requests = {r: None for s in engine.sessions.values() for r in s.requests.values()}
-    for resource in engine.resources.values():
-        if resource.pending is not None:
-            requests[resource.pending] = None
+def all_requests(state: LockState) -> list[Request]:
+    """Returns the unanswered requests, and the abandoned ones."""
+    pending = (resource.pending for resource in state.resources.values())
+    requests = {*state.requests(), *filter(None, pending)}
     return sorted(requests, key=lambda request: request.order)
 
 
@@ -186,14 +184,9 @@ def dump_owner(owner: OwnerState) -> Plain:
     }
 
 
-def _load_lockspace(engine: LockEngine, data: Plain) -> None:
-    lockspace = convert(data, AddLockspace)
-    engine.lockspaces[lockspace.name] = lockspace
-
-
-def _load_last_holder(engine: LockEngine, data: Plain) -> None:
+def _load_last_holder(state: LockState, data: Plain) -> None:
     last = convert(data, LastHolder)
-    engine.last_holders[last.grant.key] = last
+    state.last_holders[last.grant.key] = last
 
 
 class _OwnerRecord(Struct):
@@ -207,27 +200,27 @@ class _OwnerRecord(Struct):
     until: Until = "either"
 
 
-def _load_owner(engine: LockEngine, data: Plain) -> None:
+def _load_owner(state: LockState, data: Plain) -> None:
     record = convert(data, _OwnerRecord)
-    owner = OwnerState(record.owner_id, record.identity, is_process=record.is_process)
-    owner.on_disconnect = record.on_disconnect
-    owner.until = record.until
-    owner.fencing = record.fencing
-    owner.ended = record.ended
+    owner = OwnerState(
+        record.owner_id,
+        record.identity,
+        is_process=record.is_process,
+        on_disconnect=record.on_disconnect,
+        until=record.until,
+        fencing=record.fencing,
+        ended=record.ended,
+    )
     for grant in record.grants:
-        owner.grants[grant.fencing_token] = grant
-        owner.claims ^= claim_of(grant)
-    engine.owners[owner.owner_id] = owner
+        owner.put(grant)
+    state.add_owner(owner)
 
 
 def _load_session(
-    engine: LockEngine, session_id: int, owner_id: int, registered: bool
+    state: LockState, session_id: int, owner_id: int, registered: bool
 ) -> None:
-    owner = engine.owners[owner_id]
-    session = Session(session_id, owner)
-    session.registered = registered
-    owner.sessions[session_id] = session
-    engine.sessions[session_id] = session
+    owner = state.owners[owner_id]
+    state.add_session(Session(session_id, owner, registered=registered))
 
 
 def dump_request(request: Request) -> Plain:
@@ -239,7 +232,10 @@ def dump_request(request: Request) -> Plain:
         "keys": [list(key) for key in request.keys],
         "refusal": _dump_refusal(request.refusal),
         "outside": _dump_outside(request.outside),
-    } | {name: getattr(request, name) for name in _REQUEST_FIELDS}
+        **{name: getattr(request, name) for name in _REQUEST_FIELDS},
+        "announced": request.is_announced,
+        "answered": request.is_answered,
+    }
 
 
 def _dump_refusal(refusal: AnchorRefused | None) -> Plain | None:
@@ -278,17 +274,15 @@ class _RequestRecord(Struct):
     answered: bool
 
 
-def _load_request(
-    engine: LockEngine, data: Plain, requests: dict[int, Request]
-) -> None:
+def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
     record = convert(data, _RequestRecord)
-    known = engine.sessions.get(record.session)
+    known = state.sessions.get(record.session)
     if known is None and not record.answered:
         raise ValueError("it waits for a session that could not be read")
     # An answered request may belong to a session that is gone.
     session = known or Session(
         record.session,
-        engine.owners.get(record.owner)
+        state.owners.get(record.owner)
         or OwnerState(record.owner, Owner(name="", pid=0, uid=0)),
     )
     request = Request(
@@ -300,12 +294,11 @@ def _load_request(
         record.since,
         None,
     )
-    for name in (*_REQUEST_FIELDS, "outside", "refusal"):
-        setattr(request, name, getattr(record, name))
-    if not request.answered:
+    request.restore(structs.asdict(record))
+    if not request.is_answered:
         if request.number in session.requests:
             raise ValueError("another request of its session has the same number")
-        engine.adopt(request)
+        state.add_request(request)
     requests[request.order] = request
 
 
@@ -336,17 +329,21 @@ class ResourceRecord(Struct):
     anchor_wanted: Mode | None = None
     pending: int | None = None
 
+    def opens(self, order: int, anchor: Mode | None, wanted: Mode | None) -> None:
+        """Has its anchor opened for the request with this turn."""
+        self.pending, self.anchor, self.anchor_wanted = order, anchor, wanted
+
 
 def _load_resource(
-    engine: LockEngine, data: Plain | ResourceRecord, requests: dict[int, Request]
+    state: LockState, data: Plain | ResourceRecord, requests: dict[int, Request]
 ) -> None:
     record = convert(data, ResourceRecord)
     resource = Resource(record.key)
-    if resource.key.lockspace not in engine.lockspaces:
+    if resource.key.lockspace not in state.lockspaces:
         raise ValueError("its lockspace could not be read")
     missing = 0
     for owner_id, token in record.holders:
-        owner = engine.owners.get(owner_id)
+        owner = state.owners.get(owner_id)
         if owner is not None and token in owner.grants:
             resource.holders[owner_id] = owner.grants[token]
         else:
@@ -356,11 +353,13 @@ def _load_resource(
             resource.enqueue(requests[order])
         else:
             missing += 1
-    resource.anchor = record.anchor
-    resource.anchor_wanted = record.anchor_wanted
+    resource.anchor_is(record.anchor)
     if record.pending is not None:
-        resource.pending = requests.get(record.pending)
-        missing += resource.pending is None
-    engine.resources[resource.key] = resource
+        if record.pending in requests:
+            pending = requests[record.pending]
+            resource.open_anchor(pending, record.anchor_wanted or pending.mode)
+        else:
+            missing += 1
+    state.resources[resource.key] = resource
     if missing:
         raise ValueError(f"{missing} of those at it could not be read")

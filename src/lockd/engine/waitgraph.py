@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 
 from lockd.engine.effects import Wait
-from lockd.engine.modes import compatible
-from lockd.engine.resource import Resource
+from lockd.engine.resource import Resource, compatible
 from lockd.engine.session import OwnerState, Request
 from lockd.terms import ResourceKey
 

@@ -240,25 +240,20 @@ class Counts:
 
     def adopt(self, engine: LockEngine) -> None:
         """Begins with what is held and waited for already."""
-        for owner in engine.owners.values():
-            for grant in owner.grants.values():
-                self.space(grant.key.lockspace).before += 1
-        found = (r for s in engine.sessions.values() for r in s.requests.values())
-        for request in sorted(found, key=lambda request: request.since):
-            if request.announced:
-                session = request.session.session_id
-                self._wait(
-                    *(session, request.number, request.keys),
-                    *(request.mode, request.since),
-                )
+        for grant in engine.grants():
+            self.space(grant.key.lockspace).before += 1
+        for request in sorted(engine.announced(), key=lambda request: request.since):
+            session = request.session.session_id
+            self._wait(
+                *(session, request.number, request.keys),
+                *(request.mode, request.since),
+            )
 
     def watch_holds(self, space: Space, engine: LockEngine) -> None:
         """Begins, or ends, to have the grants of a lockspace in `held`."""
         space.held.clear()
         if space.slow_hold:
-            owners = engine.owners.values()
-            found = [g for owner in owners for g in owner.grants.values()]
-            for grant in sorted(found, key=lambda grant: grant.since):
+            for grant in sorted(engine.grants(), key=lambda grant: grant.since):
                 if grant.key.lockspace == space.name:
                     space.held.young[grant.fencing_token] = grant
 

@@ -45,7 +45,7 @@ class Finder:
         if name is None:
             name = DEFAULT_LOCKSPACE
         if not self._access.knows(peer, name):
-            held = self._engine.sessions[peer.session].owner.grants.values()
+            held = self._engine.grants_of(peer.session)
             if all(grant.key.lockspace != name for grant in held):
                 raise not_there(peer, name)
         return self._lockspaces[name]

@@ -14,8 +14,7 @@ from typing import Final, Protocol
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Limits
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.tally import Tally
-from lockd.engine.texts import PLAIN, text_bytes
+from lockd.engine.usage import PLAIN, Tally, text_bytes
 from lockd.errors import LimitError, UnavailableError
 from lockd.terms import ResourceKey
 

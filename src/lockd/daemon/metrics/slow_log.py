@@ -77,7 +77,7 @@ class Slowness:
         if space.slow_hold:
             holds = space.held.take_old(now - space.slow_hold)
         for wait in waits:
-            wait.owner = self._engine.sessions[wait.session].owner.identity
+            wait.owner = self._engine.owner_of(wait.session)
         return waits, holds
 
     def _tell_wait(self, wait: Wait, now: float) -> None:

@@ -17,7 +17,7 @@ from lockd.daemon.replies.sentences import sentence
 from lockd.daemon.system.defects import attempt, defect
 from lockd.engine import effects as e
 from lockd.engine.session import Session
-from lockd.engine.tally import Tally
+from lockd.engine.usage import Tally
 from lockd.errors import CodedError, error_for_code
 
 

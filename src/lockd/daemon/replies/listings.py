@@ -228,7 +228,7 @@ def _line(scene: Scene, found: Resource, first: int) -> Listing:
     misses = scene.memory.misses
     before: Request | None = None
     for place, request in enumerate(list(found.line()), 1):
-        if place > first and not request.answered:
+        if place > first and not request.is_answered:
             item = _waiter(scene, found, place, request, before)
             yield Found((*found.key, place), item)
         before = request

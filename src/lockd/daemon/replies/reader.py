@@ -67,8 +67,7 @@ class Reader:
     def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
         key = self._finder.key(peer, params.lockspace, params.resource, "list")
         found = facts_of(self._engine, key, self._redaction, peer)
-        held = self._engine.resources.get(key)
-        holders = () if held is None else held.holders.values()
+        holders = self._engine.holders(key)
         now = trio.current_time()
         past = [views.happening(x, now) for x in self._history.of(key, holders)]
         peer.send_result(msgid, found | {"history": past})

@@ -375,7 +375,7 @@ class Dispatcher:
         other = self._answers.peers.get(params.session)
         if other is None:
             raise refusals.no_session(params.session)
-        victim = self._engine.sessions[other.session].owner.identity
+        victim = self._engine.owner_of(other.session)
         what = f"disconnects {_who(victim, other.session)}"
         self._audit(peer, what, params.reason)
         other.is_closing = True
@@ -384,7 +384,7 @@ class Dispatcher:
 
     def _audit(self, peer: Peer, what: str, reason: str) -> None:
         """Writes into the log who did what to whom, and why: never left out."""
-        who = _who(self._engine.sessions[peer.session].owner.identity, peer.session)
+        who = _who(self._engine.owner_of(peer.session), peer.session)
         by = f"uid {peer.credentials.uid}, {who}"
         logger.warning("%s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)
 

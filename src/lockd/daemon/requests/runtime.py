@@ -212,8 +212,7 @@ class Runtime:
         for lockspace in self._file_lockspaces:
             for resource in lockspace.open_resources():
                 key = ResourceKey(lockspace.name, resource)
-                found = self.engine.resources.get(key)
-                if found is None or not (found.anchor or found.pending):
+                if not self.engine.needs_anchor(key):
                     self._close_anchor(e.CloseAnchor(key))
         for owner_id in self.processes.doomed():
             self._end_process(owner_id)
@@ -266,8 +265,7 @@ class Runtime:
         outside = refused.outside
         if outside is None or outside.key is None:
             return refused
-        resource = self.engine.resources.get(outside.key)
-        for grant in () if resource is None else resource.holders.values():
+        for grant in self.engine.holders(outside.key):
             owner = grant.owner
             named = OutsideHolder(grant.mode, owner.pid, owner.name, outside.key)
             return replace(refused, outside=named)
@@ -285,10 +283,10 @@ class Runtime:
 
     def _user_of(self, key: ResourceKey) -> User | None:
         """Returns whose right to the file counts when an anchor is opened."""
-        request = self.engine.resources[key].pending
-        if request is None or request.answered:
+        session = self.engine.opens_for(key)
+        if session is None:
             return None  # nobody gets anything by it
-        peer = self._answers.peers.get(request.session.session_id)
+        peer = self._answers.peers.get(session)
         return STRANGER if peer is None else peer.file_user
 
     def _open_slowly(

@@ -70,7 +70,7 @@ def resume(
 
     def take_its_place() -> Service:
         try:
-            loaded = snapshot.load(state.engine)
+            loaded = snapshot.load(state.engine, epoch.last_token)
         except ValueError as error:
             raise ConfigError(f"what was kept: {error}") from None
         damaged = bool(loaded.problems or revived.problems)
@@ -78,7 +78,6 @@ def resume(
             for session in revival.missing_claims(loaded.engine, state.peers):
                 loaded.problems.append(f"session {session} lost what it has: ended")
                 loaded.damaged.append(session)
-        loaded.engine.last_token = max(loaded.engine.last_token, epoch.last_token)
         before = handover.config_of(state) or Config()
         service = Service(options, before, epoch, listeners, loaded.engine)
         slots = [peer["slot"] for peer in state.peers]

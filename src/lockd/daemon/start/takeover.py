@@ -149,8 +149,7 @@ def _take_rights(
 
 def lose(service: "Service", key: ResourceKey, reason: str) -> None:
     """Takes a resource from its holders, whose lock is not there any more."""
-    resource = service.runtime.engine.resources.get(key)
-    for grant in list(resource.holders.values()) if resource else ():
+    for grant in service.runtime.engine.holders(key):
         # Session 0 is nobody's: its answer goes nowhere.
         command = c.BreakGrant(0, 0, grant.fencing_token, reason)
         service.runtime.carry_out(command)

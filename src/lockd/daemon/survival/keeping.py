@@ -248,8 +248,7 @@ class Keeping:
         """
         found = {}
         for key, (fd, label) in list(self._files.items()):
-            resource = self._engine.resources.get(key)
-            if resource is None or not (resource.anchor or resource.pending):
+            if not self._engine.needs_anchor(key):
                 space = self._service.runtime.lockspaces[key.lockspace]
                 assert isinstance(space, FileLockspace)
                 space.disown_file(key.resource)

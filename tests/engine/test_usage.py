@@ -12,7 +12,7 @@ from lockd.engine.commands import (
 )
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.texts import PLAIN, text_bytes
+from lockd.engine.usage import PLAIN, text_bytes
 from lockd.terms import EXCLUSIVE, ResourceKey
 from scene import ALICE, BOB, DISK, FILE, TAPE, acquire, convert, release
 

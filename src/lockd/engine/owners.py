@@ -1,0 +1,172 @@
+"""Sessions and owners: how they begin, how they end, and what becomes of their locks.
+
+An owner ends with its own session, or with its process. Where its lock asks for that
+(`LockState.must_fence`), its process is fenced first: the engine asks for `Fence` and
+keeps the grants until `OwnerFenced`.
+
+Each handler returns its answer to the sender of the command, if there is one.
+"""
+
+from __future__ import annotations
+
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine.lock_state import LockState
+from lockd.engine.lock_table import LockTable
+from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Session
+
+
+class Owners:
+    """Handles the commands about sessions and owners."""
+
+    def __init__(self, state: LockState, table: LockTable) -> None:
+        self._state = state
+        self._table = table
+
+    # Beginning.
+
+    def open_session(self, command: c.OpenSession, now: float) -> None:
+        """Adds a session with an owner of its own."""
+        owner = OwnerState(command.session, command.owner)
+        self._state.add_owner(owner)
+        self._state.add_session(Session(command.session, owner))
+
+    def register_owner(self, command: c.RegisterOwner, now: float) -> e.Effect:
+        """Names the owner for whom a session acts."""
+        session = self._state.sessions[command.session]
+        owner = session.owner
+        if session.registered or owner.grants or session.requests:
+            message = "an owner is registered once, before the first lock"
+            return self._state.refusal(command, "invalid", message)
+        if command.owner_id != owner.owner_id:
+            owner = self._join_process(session, command)
+        session.register(owner)
+        owner.introduce(command)
+        self._state.mark("session", session.session_id)
+        self._state.mark("owner", owner.owner_id)
+        return e.Completed(command.session, command.request)
+
+    def _join_process(self, session: Session, command: c.RegisterOwner) -> OwnerState:
+        """Returns the owner that a process is; the session gives up its own."""
+        self._state.remove_owner(session.session_id)
+        owner = self._state.owners.get(command.owner_id)
+        if owner is None:
+            owner = OwnerState(command.owner_id, command.owner, is_process=True)
+            self._state.add_owner(owner)
+        owner.sessions[session.session_id] = session
+        return owner
+
+    # Ending.
+
+    def close_session(self, command: c.CloseSession, now: float) -> None:
+        """Removes a session, and all that ends with it."""
+        session = self._state.sessions[command.session]
+        owner = session.owner
+        for request in list(session.requests.values()):
+            self._table.answered(request)
+        self._state.remove_session(session)
+        if not owner.is_process:
+            self._end_or_fence(owner, now)
+        elif owner.ended and owner.fencing is None:
+            self._end_all(owner, "owner_died", now)
+        else:
+            self._forget_if_idle(owner)
+
+    def disconnect_owner(self, command: c.DisconnectOwner, now: float) -> None:
+        """Ends what a process holds that closed its own session."""
+        owner = self._state.owners[command.owner_id]
+        self._end_or_fence(owner, now)
+        # Others may act for it while its process lives.
+        owner.end(ended=owner.fencing is not None)
+
+    def end_owner(self, command: c.EndOwner, now: float) -> None:
+        """Ends what a dead process holds."""
+        self._end_all(self._state.owners[command.owner_id], "owner_died", now)
+
+    def owner_fenced(self, command: c.OwnerFenced, now: float) -> None:
+        """Ends what a process holds that was fenced and is dead now."""
+        owner = self._state.owners.get(command.owner_id)
+        # It may have released everything and gone before its process was dead.
+        if owner is not None:
+            self._end_all(owner, owner.fencing or "owner_died", now)
+
+    def _end_or_fence(self, owner: OwnerState, now: float) -> None:
+        """Ends an owner whose process may live: fenced first where that is asked."""
+        self._refuse_waiting(owner, now, "cancelled", "its owner's own session ended")
+        for grant in list(owner.grants.values()):
+            if not self._state.must_fence(grant):
+                self._lose(grant, "disconnected", now)
+        if owner.grants:
+            self._fence(owner, "disconnected")
+        self._forget_if_idle(owner)
+
+    def _end_all(self, owner: OwnerState, cause: str, now: float) -> None:
+        """Ends all grants of an owner whose process is dead, unless they linger."""
+        self._refuse_waiting(owner, now, *OWNER_IS_DEAD)
+        if owner.lingers and cause == "owner_died":
+            return
+        for grant in list(owner.grants.values()):
+            self._lose(grant, cause, now)
+        self._forget_if_idle(owner)
+
+    def _refuse_waiting(
+        self, owner: OwnerState, now: float, code: str, message: str
+    ) -> None:
+        """Refuses what waits for an owner that has ended, and all that will come."""
+        owner.end()
+        self._state.mark("owner", owner.owner_id)
+        for request in owner.waiting():
+            self._table.refuse(request, code, now, message=message)
+
+    def _fence(self, owner: OwnerState, cause: str) -> None:
+        if owner.fencing is None:
+            owner.fence(cause)
+            self._state.mark("owner", owner.owner_id)
+            self._table.tell(e.Fence(owner.owner_id, owner.identity))
+
+    def _lose(self, grant: e.Grant, cause: str, now: float) -> None:
+        """Ends a grant, and tells the session that acquired it, unless it was told."""
+        if self._state.owners[grant.owner_id].fencing != "broken":
+            self._tell_lost(grant, cause)
+        self._table.end(grant, cause, now)
+
+    def _tell_lost(self, grant: e.Grant, cause: str, reason: str | None = None) -> None:
+        if grant.session in self._state.sessions:
+            self._table.tell(e.Lost(grant.session, grant, cause, reason))
+
+    def _forget_if_idle(self, owner: OwnerState) -> None:
+        if owner.sessions or owner.grants:
+            return
+        self._state.remove_owner(owner.owner_id)
+        if owner.is_process:
+            self._table.tell(e.ForgetOwner(owner.owner_id))
+
+    # An admin, and a successor of the daemon.
+
+    def break_grant(self, command: c.BreakGrant, now: float) -> e.Effect:
+        """Takes a grant from its holder, who is fenced first where that is asked."""
+        token = command.fencing_token
+        grant = self._state.grant_of(token)
+        if grant is None:
+            told = "`lockctl show NAME` tells the token of a lock"
+            message = f"no lock is held with fencing token {token}: {told}"
+            return self._state.refusal(command, "not_found", message)
+        owner = self._state.owners[grant.owner_id]
+        self._table.give_up_convert(owner, grant.key, now)
+        if command.fence and self._state.must_fence(grant):
+            # All that it holds goes with the process.
+            for doomed in list(owner.grants.values()) if owner.fencing is None else ():
+                self._tell_lost(doomed, "broken", command.reason)
+            self._fence(owner, "broken")
+        else:
+            if owner.fencing != "broken":
+                self._tell_lost(grant, "broken", command.reason)
+            self._table.end(grant, "broken", now)
+            self._forget_if_idle(owner)
+        return e.Completed(command.session, command.request)
+
+    def fence_again(self) -> None:
+        """Asks again for every process that is being ended."""
+        for owner in self._state.owners.values():
+            if owner.fencing is not None and owner.grants:
+                self._table.tell(e.Fence(owner.owner_id, owner.identity))

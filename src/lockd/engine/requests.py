@@ -1,0 +1,212 @@
+"""What a session asks for: acquire, convert, release, cancel.
+
+A handler returns its answer to the sender of the command, or has `LockTable` say it,
+now or later. An answer that is returned comes after all other effects.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from lockd.engine import commands as c
+from lockd.engine import effects as e
+from lockd.engine.lock_state import LockState
+from lockd.engine.lock_table import LockTable
+from lockd.engine.session import OwnerState, Request, Session
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+
+
+class Requests:
+    """Handles the commands of a session about its locks."""
+
+    def __init__(self, state: LockState, table: LockTable) -> None:
+        self._state = state
+        self._table = table
+
+    # Acquire.
+
+    def acquire(self, command: c.Acquire, now: float) -> e.Effect | None:
+        """Grants what is free, and has the rest wait."""
+        state = self._state
+        session = state.sessions[command.session]
+        owner = session.owner
+        if owner.ended or owner.fencing or command.request in session.requests:
+            return state.refusal(command, *owner.why_not)
+        if owner.grants:
+            for key in command.keys:
+                if (held := state.held_by(owner, key)) is not None:
+                    return self._acquire_again(command, held)
+        if self._is_free(command.keys, command.mode, owner):
+            if not state.lockspaces[command.keys[0].lockspace].anchored:
+                self._table.grant(
+                    session,
+                    command.request,
+                    command.keys,
+                    command.mode,
+                    now,
+                    now,
+                    command.label,
+                    command.reason,
+                )
+                return None
+            self._table.move_up(self._new_request(session, command, now), now)
+            return None
+        if owner.waiting_count and (again := self._waits_already(owner, command)):
+            message = "this owner waits for it already"
+            return state.refusal(command, "already_held", message, again)
+        self._wait_or_refuse(self._new_request(session, command, now), now)
+        return None
+
+    def _is_free(
+        self, keys: tuple[ResourceKey, ...], mode: Mode, owner: OwnerState
+    ) -> bool:
+        for key in keys:
+            resource = self._state.resources.get(key)
+            if resource is not None and (
+                resource.has_line or not resource.admits(mode, owner.owner_id)
+            ):
+                return False
+        return True
+
+    def _acquire_again(self, command: c.Acquire, held: e.Grant) -> e.Effect:
+        """Counts a shared hold that is asked for again; refuses anything else."""
+        owner = self._state.owners[held.owner_id]
+        if (
+            command.mode == held.mode == SHARED
+            and command.keys == (held.key,)
+            and self._state.resources[held.key].convert_of(owner) is None
+        ):
+            grant = replace(held, count=held.count + 1)
+            self._state.put_grant(grant)
+            return e.Granted(command.session, command.request, (grant,))
+        return self._state.refusal(command, "already_held", "", held.key)
+
+    def _waits_already(
+        self, owner: OwnerState, command: c.Acquire
+    ) -> ResourceKey | None:
+        for key in command.keys:
+            resource = self._state.resources.get(key)
+            for other in resource.line() if resource else ():
+                if other.owner is owner and not command.mode == other.mode == SHARED:
+                    return key
+        return None
+
+    def _new_request(self, session: Session, command: c.Acquire, now: float) -> Request:
+        request = Request(
+            session,
+            command.request,
+            self._state.next_order(),
+            command.keys,
+            command.mode,
+            now,
+            command.timeout,
+            create=command.create,
+            label=command.label,
+            reason=command.reason,
+        )
+        self._state.add_request(request)
+        return request
+
+    def _wait_or_refuse(self, request: Request, now: float) -> None:
+        if request.tries:
+            self._table.refuse(request, "busy", now)
+        else:
+            self._table.wait(request, now)
+
+    # Convert.
+
+    def convert(self, command: c.Convert, now: float) -> e.Effect | None:
+        """Changes the mode of what is held, at once or as soon as others let it."""
+        session = self._state.sessions[command.session]
+        owner = session.owner
+        held = self._state.held_by(owner, command.key)
+        if owner.ended or owner.fencing or command.request in session.requests:
+            return self._state.refusal(command, *owner.why_not)
+        if held is None:
+            return self._state.refusal(command, "not_held", "", command.key)
+        if held.count > 1:
+            message = f"it is held {held.count} times"
+            return self._state.refusal(command, "in_use", message, command.key)
+        line = self._state.resources[command.key].line()
+        if any(other.owner is owner for other in line):
+            message = "another request of this owner waits for it"
+            return self._state.refusal(command, "already_held", message, command.key)
+        if held.mode == command.mode:
+            return e.Granted(command.session, command.request, (held,), converted=True)
+        self._start_convert(self._new_convert(session, command, now), held, now)
+        return None
+
+    def _new_convert(self, session: Session, command: c.Convert, now: float) -> Request:
+        request = Request(
+            session,
+            command.request,
+            self._state.next_order(),
+            (command.key,),
+            command.mode,
+            now,
+            None if command.mode == SHARED else command.timeout,
+            converting=True,
+        )
+        self._state.add_request(request)
+        return request
+
+    def _start_convert(self, request: Request, held: e.Grant, now: float) -> None:
+        if not self._state.resources[held.key].lets_pass(request):
+            self._wait_or_refuse(request, now)
+        elif cycle := self._cycle_if_raised(request, held):
+            self._table.refuse(request, "deadlock", now, cycle=cycle)
+        else:
+            self._table.move_up(request, now)
+
+    def _cycle_if_raised(self, request: Request, held: e.Grant) -> tuple[e.Wait, ...]:
+        """Looks for a cycle that an upgrade would close although it need not wait.
+
+        A waiter for several resources may be compatible with the shared hold and wait
+        elsewhere; the exclusive one would then be waited for by it.
+        """
+        others = [r for r in request.owner.waiting() if r is not request]
+        if not others or request.mode == SHARED:
+            return ()
+        self._state.put_grant(replace(held, mode=EXCLUSIVE))
+        cycle = self._table.cycle_of(others)
+        self._state.put_grant(held)
+        return cycle
+
+    # Release, cancel.
+
+    def release(self, command: c.Release, now: float) -> e.Effect:
+        """Gives back what is named and held; refuses if some of it is not held."""
+        state = self._state
+        owner = state.sessions[command.session].owner
+        missing = None
+        if command.fencing_token is not None:
+            held = owner.grants.get(command.fencing_token)
+            if held is None:
+                message = f"no lock is held with fencing token {command.fencing_token}"
+                return self._state.refusal(command, "not_held", message)
+            self._release_one(owner, held, now)
+        for key in command.keys:
+            held = state.held_by(owner, key)
+            if held is None:
+                missing = key
+            else:
+                self._release_one(owner, held, now)
+        if missing is not None:
+            return self._state.refusal(command, "not_held", "", missing)
+        return e.Completed(command.session, command.request)
+
+    def _release_one(self, owner: OwnerState, held: e.Grant, now: float) -> None:
+        if held.count > 1:
+            self._state.put_grant(replace(held, count=held.count - 1))
+            return
+        resource = self._state.resources[held.key]
+        if resource.converting or resource.pending is not None:
+            self._table.give_up_convert(owner, held.key, now)
+        self._table.end(held, "released", now)
+
+    def cancel(self, command: c.Cancel, now: float) -> e.Effect:
+        """Refuses a request that waits; one that was answered is not there any more."""
+        request = self._state.sessions[command.session].requests.get(command.target)
+        if request is not None and not request.goes_down:
+            self._table.refuse(request, "cancelled", now)
+        return e.Completed(command.session, command.request)
