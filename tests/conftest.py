@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon_process import DaemonProcess
+from support.nursery import DAEMONS, LOCKCTLS, SCRIPTS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--skipped-to")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Skipped(Path(path)))
+
+
+def pytest_unconfigure() -> None:
+    for nursery in (DAEMONS, LOCKCTLS, SCRIPTS):
+        nursery.close()
 
 
 class Skipped:
@@ -50,12 +56,14 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     with ExitStack() as stack:
         count = 0
 
-        def start(config: str = "", prefix: list[str] | None = None) -> DaemonProcess:
+        def start(
+            config: str = "", prefix: list[str] | None = None, *, executed: bool = False
+        ) -> DaemonProcess:
             nonlocal count
             count += 1
             directory = tmp_path / f"lockd-{count}"
             directory.mkdir()
-            daemon = DaemonProcess(directory, config)
+            daemon = DaemonProcess(directory, config, executed=executed)
             stack.callback(daemon.close)
             daemon.start(prefix=prefix)
             return daemon

@@ -6,16 +6,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.nursery import DAEMONS, execute
+
 READY = "serves at"
 
 
 class DaemonProcess:
-    """Starts, stops, kills and restarts one daemon; remembers what it said."""
+    """Starts, stops, kills and restarts one daemon; remembers what it said.
+
+    Args:
+        directory: where all of it is.
+        config: its configuration.
+        checks: whether it checks its invariants after each command.
+        executed: whether it is executed, and not forked by a nursery: a test that is
+            about how a daemon starts says so.
+    """
 
     def __init__(
-        self, directory: Path, config: str = "", *, checks: bool = True
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        checks: bool = True,
+        executed: bool = False,
     ) -> None:
         self._checks = checks
+        self._popen = execute if executed else DAEMONS.popen
         self.directory = directory
         self.socket = directory / "lockd.sock"
         self.virtlockd_socket = directory / "virtlockd.sock"
@@ -47,7 +63,7 @@ class DaemonProcess:
         """Starts it, in a wrapper if there is a `prefix`; waits until it serves."""
         environment = os.environ | {"LOCKD_CHECK_INVARIANTS": str(int(self._checks))}
         environment.pop("JOURNAL_STREAM", None)
-        self._process = subprocess.Popen(
+        self._process = self._popen(
             [*(prefix or []), *self.command],
             stderr=subprocess.PIPE,
             text=True,

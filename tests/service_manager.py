@@ -14,27 +14,25 @@ import time
 from pathlib import Path
 from typing import Final
 
+from support.nursery import DAEMONS, execute
+
 PATIENCE: Final = 20.0
 FIRST_FD: Final = 3
 STORE_SIZE: Final = 64
 
-# Moves the descriptors that it inherits to where sd_listen_fds(3) wants them.
-TAKE_DESCRIPTORS = """
-import fcntl, os, sys
-fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 500) for fd in sys.argv[1].split()]
-for number, fd in enumerate(fds):
-    os.dup2(fd, 3 + number)
-os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
 
 class ServiceManager:
-    """Runs one lockd as a service, in a directory."""
+    """Runs one lockd as a service, in a directory; see `DaemonProcess`."""
 
     def __init__(
-        self, directory: Path, config: str = "", *, checks: bool = True
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        checks: bool = True,
+        executed: bool = False,
     ) -> None:
+        self._popen = execute if executed else DAEMONS.popen
         self.directory = directory
         self._checks = checks
         self.config = directory / "lockd.toml"
@@ -82,13 +80,9 @@ class ServiceManager:
         environment.pop("JOURNAL_STREAM", None)
         daemon = [sys.executable, "-m", "lockd.daemon.main", f"--config={self.config}"]
         daemon.append(f"--state-dir={self.directory / 'state'}")
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-IS", "-c", TAKE_DESCRIPTORS),
-                " ".join(map(str, passed.values())),
-                *(*prefix, *daemon),
-            ],
-            pass_fds=tuple(passed.values()),
+        self._process = self._popen(
+            [*prefix, *daemon],
+            listen_fds=tuple(passed.values()),
             stderr=self._log,
             env=environment,
             text=True,

@@ -54,7 +54,9 @@ def measure(place: Path, kills: int) -> bool:
     # As installed: modules are compiled once, whatever this environment says.
     os.environ["PYTHONPYCACHEPREFIX"] = str(place / "pycache")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    manager = ServiceManager(place, CONFIG.format(place=place), checks=False)
+    manager = ServiceManager(
+        place, CONFIG.format(place=place), checks=False, executed=True
+    )
     with ExitStack() as stack:
         stack.callback(manager.close)
         manager.start()

@@ -40,7 +40,9 @@ def daemon(config: str = CONFIG) -> Iterator[DaemonProcess]:
         for name in ("locks", "killed"):
             (Path(place) / name).mkdir(mode=0o755)
         Path(place).chmod(0o755)
-        process = DaemonProcess(Path(place), config.format(place=place), checks=False)
+        process = DaemonProcess(
+            Path(place), config.format(place=place), checks=False, executed=True
+        )
         try:
             # As in lockd.service.
             process.start(prefix=["nice", "-n", "-10"])

@@ -45,7 +45,9 @@ def twins(place: Path, *, self_check: bool = False) -> Iterator[Twins]:
             other = VirtlockdProcess(place / "b")
             measured = Side("virtlockd again", other.socket, place / "b")
         else:
-            other = DaemonProcess(place / "b", "kill_grace = 5\n", checks=True)
+            other = DaemonProcess(
+                place / "b", "kill_grace = 5\n", checks=True, executed=True
+            )
             other.start()
             measured = Side("lockd", other.virtlockd_socket, place / "b")
         with Nursery() as nursery:

@@ -5,12 +5,13 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lockd
 from lockd import Client
+from support.nursery import LOCKCTLS, execute
 from wire_client import NOBODY
 
 SRC = str(Path(lockd.__file__).parents[1])
@@ -51,49 +52,47 @@ main()
 
 
 class Lockctl:
-    """Starts lockctl processes and sees to it that none outlives the test."""
+    """Starts lockctl processes and sees to it that none outlives the test.
 
-    def __init__(self, socket: str) -> None:
+    Args:
+        socket: of the daemon that they use.
+        executed: whether they are executed, and not forked by a nursery.
+    """
+
+    def __init__(self, socket: str, *, executed: bool = False) -> None:
+        self._popen = execute if executed else LOCKCTLS.popen
         self.env = {**os.environ, "LOCKD_SOCKET": socket, "PYTHONPATH": SRC}
         self._started: list[subprocess.Popen[str]] = []
 
     def __call__(self, *args: object, **popen: Any) -> subprocess.CompletedProcess[str]:
         """Runs lockctl to its end."""
-        return subprocess.run(
-            [*LOCKCTL, *map(str, args)],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-            **popen,
-        )
+        return self._run([*LOCKCTL, *map(str, args)], **popen)
 
     def as_nobody(self, *args: object) -> subprocess.CompletedProcess[str]:
         """Runs lockctl to its end as a user without rights; takes root."""
         script = _AS_NOBODY.format(args=["lockctl", *map(str, args)], nobody=NOBODY)
-        return subprocess.run(
-            [sys.executable, "-c", script],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
+        return self._run([sys.executable, "-c", script])
 
-    def start(self, *args: object, **popen: Any) -> subprocess.Popen[str]:
+    def start(self, *args: object, **popen: Any) -> "subprocess.Popen[Any]":
         """Starts lockctl with pipes to all three of its streams."""
-        process = subprocess.Popen(
-            [*LOCKCTL, *map(str, args)],
-            env=self.env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **popen,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        options: dict[str, Any] = {"env": self.env, "text": True} | pipes | popen
+        process = self._popen([*LOCKCTL, *map(str, args)], **options)
         self._started.append(process)
         return process
+
+    def _run(
+        self, command: Sequence[str], **popen: Any
+    ) -> subprocess.CompletedProcess[str]:
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        options: dict[str, Any] = {"env": self.env, "text": True} | pipes | popen
+        with self._popen(command, **options) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def start_python(
         self, name: str, script: str, *options: object, **popen: Any
@@ -117,10 +116,13 @@ class Terminal:
         self, argv: tuple[str, ...], env: dict[str, str], columns: int = 200
     ) -> None:
         self.shown = ""
-        self.pid, self._master = pty.fork()
-        if self.pid == 0:
-            env = env | {"COLUMNS": str(columns), "TERM": "xterm"}
-            os.execve(argv[0], argv, env)
+        self._master, slave = pty.openpty()
+        env = env | {"COLUMNS": str(columns), "TERM": "xterm"}
+        self._process = LOCKCTLS.popen(
+            argv, env=env, stdin=slave, stdout=slave, stderr=slave, terminal=True
+        )
+        self.pid = self._process.pid
+        os.close(slave)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -134,9 +136,8 @@ class Terminal:
         """Waits for the process to end; returns its exit code, as Popen does."""
         while self._read():
             pass
-        _, status = os.waitpid(self.pid, 0)
         os.close(self._master)
-        return os.waitstatus_to_exitcode(status)
+        return self._process.wait()
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self._master], [], [], LIMIT)

@@ -3,21 +3,27 @@
 All commands and options are found by walking lockctl's own, so new ones are tried, too.
 """
 
+import io
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
 
-from ctl.driver import Done, Driver
 from ctl.processes import Lockctl, open_to_all
 from daemon_process import DaemonProcess
 from lockd import Client
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl as root
 from lockd.ctl.usage import INSTEAD
+
+#: They go on until they are ended: their first words end the case.
+ENDLESS = ("watch", "hold")
 
 BYTE = os.fsdecode(b"a\x80b")
 """What no text is in UTF-8."""
@@ -63,12 +69,34 @@ def command_of(ctx: click.Context, name: str) -> click.Command:
     return command
 
 
+class Done(NamedTuple):
+    """What came of a case; a status below 0 is a signal, as Popen has it."""
+
+    status: int
+    out: str
+    err: str
+
+
+Driver = Callable[..., Done]
+
+
 @pytest.fixture
-def driver(lockctl: Lockctl, client: Client) -> Iterator[Driver]:
+def driver(lockctl: Lockctl, client: Client) -> Driver:
+    """Runs lockctl to its end, while somebody holds a lock."""
     client.acquire("held")
-    driver = Driver(lockctl.env)
-    yield driver
-    driver.close()
+
+    def run(*argv: str) -> Done:
+        process = lockctl.start(*argv, stdin=subprocess.DEVNULL, text=False)
+        assert isinstance(process.stdout, io.BufferedReader)
+        with process:
+            said = process.stdout.read1() if argv[0] in ENDLESS else b""
+            if said:
+                process.terminate()
+            out, err = process.communicate()
+        words = [x.decode("utf-8", "backslashreplace") for x in (said + out, err)]
+        return Done(process.returncode, *words)
+
+    return run
 
 
 def faults_of(done: Done, typed: list[str]) -> list[str]:
@@ -147,9 +175,12 @@ def test_every_odd_word_is_answered_in_one_sentence(
     ],
 )  # fmt: skip
 def test_path_in_a_directory_that_was_removed_is_told_as_that(
-    driver: Driver, words: str
+    driver: Driver, words: str, tmp_path: Path
 ) -> None:
-    done = driver(*words.split(), gone=True)
+    (directory := tmp_path / "gone").mkdir()
+    with chdir(directory):
+        directory.rmdir()
+        done = driver(*words.split())
     path = "x" if "--path" in words else "./x"
     assert (done.status, done.err) == (
         64,

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from daemon_process import DaemonProcess
+from support.nursery import SCRIPTS
 from wire_client import WireClient, wait_for_sessions
 
 TESTS = str(Path(__file__).parents[1])
 
 PRELUDE = """
 import os, signal, sys
+from support.nursery import SCRIPTS
 from wire_client import WireClient
 def ready(word="ready"):
     print(word, flush=True)
@@ -60,7 +62,7 @@ def start_child() -> Iterator[StartChild]:
     with ExitStack() as stack:
 
         def start(daemon: DaemonProcess, script: str) -> subprocess.Popen[str]:
-            child = subprocess.Popen(
+            child = SCRIPTS.popen(
                 [sys.executable, "-c", PRELUDE + script, str(daemon.socket)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import lockd
 from lockd import Client
+from support.nursery import SCRIPTS
 
 SRC: Final = str(Path(lockd.__file__).parents[1])
 LIMIT: Final = 30
@@ -64,7 +65,7 @@ class Actor:
     """
 
     def __init__(self, socket: object, name: str, pass_fds: tuple[int, ...]) -> None:
-        self._process = subprocess.Popen(
+        self._process = SCRIPTS.popen(
             [sys.executable, "-c", _SCRIPT, str(socket), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
