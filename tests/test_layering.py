@@ -84,7 +84,6 @@ client.threads.link sets client.core.ClientCore.on_event
 client.threads.link sets client.core.ClientCore.on_free
 client.threads.link sets client.core.ClientCore.on_lost
 client.threads.link sets client.turns.Turn.wake
-ctl.top.feed sets ctl.top.board.Board.facts
 daemon.clients.gate sets daemon.activity.counts.Counts.turned_away
 daemon.metrics.slow_log sets ?.owner
 daemon.metrics.slow_log sets daemon.activity.counts.Counts.now
@@ -138,16 +137,13 @@ daemon.survival.handover
 client.aio.Session
 client.grants.Hold
 client.paths.Place
-ctl.look.graph.Wait
 ctl.look.virtlockd_check.Lock
 ctl.top.board.Lock
-ctl.top.feed.Feed
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
 daemon.config.config.Places
 daemon.metrics.scrape.Place
 daemon.metrics.scrape.Places
-daemon.replies.feed.Feed
 daemon.replies.pages.Found
 daemon.replies.reader.Reader
 daemon.stores.in_flight.Kept
@@ -163,7 +159,6 @@ protocol.connection.Request
     "words_mean_one_thing": """
 client.turns.Turn
 client.turns.Turns
-ctl.top.feed.Feed
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
 daemon.clients.limits.LimitKeeper

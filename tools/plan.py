@@ -22,6 +22,7 @@ daemon.activity
 ctl.main
 ctl.act ctl.run
 ctl.look ctl.top
+ctl.table
 ctl.render
 ctl.completion ctl.exits ctl.options ctl.streams ctl.usage
 

@@ -22,7 +22,7 @@ from lockd import Client, LockLostError, connect
 from lockd.client import aio
 from lockd.ctl.top import dialogs
 from lockd.ctl.top.app import Tables, Top
-from lockd.ctl.top.feed import Feed
+from lockd.ctl.top.follower import Follower
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.look import Look
 from lockd.terms import OnDisconnect, ResourceKey
@@ -147,14 +147,14 @@ def test_nothing_is_said_to_be_there_only_once_it_was_read(
     sock: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answered = asyncio.Event(), asyncio.Event()
-    ask = Feed._ask_sessions
+    ask = Follower._ask_sessions
 
-    async def late(feed: Feed, client: aio.Client) -> None:
+    async def late(follower: Follower, client: aio.Client) -> None:
         asked.set()
         await answered.wait()
-        await ask(feed, client)
+        await ask(follower, client)
 
-    monkeypatch.setattr(Feed, "_ask_sessions", late)
+    monkeypatch.setattr(Follower, "_ask_sessions", late)
 
     async def part(screen: Screen) -> None:
         await screen.until("0 held", "Nothing.", gone=("Not read yet.",))
@@ -448,8 +448,8 @@ def test_an_answer_that_comes_as_the_screen_goes_does_no_harm(
         asked, gone, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
         app = screen.pilot.app
         assert isinstance(app, Top)
-        feed = app.tables.feed
-        query = feed.query
+        follower = app.tables.follower
+        query = follower.query
 
         async def late(key: ResourceKey) -> dict[str, Any]:
             if gone.is_set():
@@ -460,7 +460,7 @@ def test_an_answer_that_comes_as_the_screen_goes_does_no_harm(
             return found
 
         await screen.until("site")
-        feed.query = late  # type: ignore[method-assign]
+        follower.query = late  # type: ignore[method-assign]
         await screen.press("enter")
         await asked.wait()
         await app.screen.query("*").remove()

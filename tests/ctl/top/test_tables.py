@@ -99,7 +99,7 @@ def test_columns_stay_below_their_headings_where_characters_are_wide() -> None:
 @pytest.mark.parametrize("width", [40, 57, 58, 60, 75, 76, 80, 100, 200])
 @pytest.mark.parametrize("table", [LOCKS, WAITS, HOLDS])
 def test_names_have_room_and_no_column_is_cut(table: Any, width: int) -> None:
-    shown = [column for column in table.columns if width >= column.least]
+    shown = [column for column in table.columns if width >= column.screen]
     heading, _ = lines_of(table.columns, [], width)
     assert heading.split() == " ".join(column.title for column in shown).split()
     following = heading.index(shown[1].title, len("  NAME"))

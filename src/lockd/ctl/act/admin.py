@@ -1,7 +1,7 @@
 """`lockctl break` and `disconnect`: take away, after showing from whom."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -10,13 +10,11 @@ from lockd.ctl import exits
 from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.look.state import state_of
 from lockd.ctl.options import Whole, as_json, in_lockspace, meant
-from lockd.ctl.render import purpose, say, show_facts, show_json, user
+from lockd.ctl.render import Thing, key_of, purpose, say, show_json, user
+from lockd.ctl.table import show_facts
 from lockd.errors import InvalidRequestError, NotFoundError
 from lockd.names import plain, quoted
-from lockd.terms import ResourceKey
 from lockd.text import counted, duration
-
-Thing = dict[str, Any]
 
 MOST: Final = 2**63 - 1
 """The greatest fencing token or session that there can be."""
@@ -66,7 +64,7 @@ def break_(
         found = _found(client, victim, lockspace)
         if not as_json:
             show_facts(_facts(found))
-        name = quoted(str(ResourceKey(found["lockspace"], found["resource"])))
+        name = quoted(str(key_of(found)))
         if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
         client.break_grant(found["fencing_token"], reason)
@@ -165,7 +163,7 @@ def _holder_of(client: Client, token: int) -> Thing:
 
 def _facts(victim: Thing) -> list[tuple[str, object]]:
     return [
-        ("lock", str(ResourceKey(victim["lockspace"], victim["resource"]))),
+        ("lock", str(key_of(victim))),
         ("mode", victim["mode"]),
         ("fencing token", victim["fencing_token"]),
         *_party(victim),

@@ -8,14 +8,12 @@ to hear of a lock under any.
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from lockd.client.blocking import Client
+from lockd.ctl.render import Thing, key_of
 from lockd.errors import LockdError
 from lockd.names import canonical_path, hashed_name
 from lockd.terms import ResourceKey
-
-Thing = dict[str, Any]
 
 Inode = tuple[int, int]
 
@@ -25,7 +23,7 @@ def keys_of_inode(client: Client, path: str) -> list[ResourceKey]:
     inode = _inode_of(path)
     if inode is None:
         return []
-    return [_key(x) for x in client.list_resources(inode=inode)]
+    return [key_of(x) for x in client.list_resources(inode=inode)]
 
 
 def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
@@ -43,7 +41,7 @@ def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
                 spelled,
                 hashed,
             ):
-                found[_key(resource)] = None
+                found[key_of(resource)] = None
     found |= dict.fromkeys(keys_of_inode(client, path))
     inode = _inode_of(path)
     if inode is None:
@@ -53,7 +51,7 @@ def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
         if space["kind"] == "directory" and space["held"] != 0:
             for resource in client.list_resources(space["name"]):
                 if any(_leads_to(label, inode) for label in _labels(resource)):
-                    found[_key(resource)] = None
+                    found[key_of(resource)] = None
     return list(found)
 
 
@@ -91,10 +89,6 @@ def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
 def program_of(found: Thing) -> str | None:
     """Returns what a process that locks past lockd runs, by its command line."""
     return os.path.basename((found["command"] or "").split(" ")[0]) or None
-
-
-def _key(resource: Thing) -> ResourceKey:
-    return ResourceKey(resource["lockspace"], resource["resource"])
 
 
 def _labels(resource: Thing) -> list[str]:

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import obstacle, ordinal, say, show_json, user
+from lockd.ctl.render import Thing, key_of, obstacle, ordinal, say, show_json, user
 from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
@@ -24,8 +24,6 @@ LONG: Final = 3
 
 NAMED: Final = 3
 """How many of the locks are named that somebody waits for at one place of the tree."""
-
-Thing = dict[str, Any]
 
 
 class Node(NamedTuple):
@@ -42,7 +40,7 @@ class Node(NamedTuple):
         return f"{plain(self.name)} (pid {self.pid}, {user(self.uid)})"
 
 
-class Wait(NamedTuple):
+class Edge(NamedTuple):
     """Somebody waits for a lock that somebody else has, or stands in line for.
 
     Attributes:
@@ -60,7 +58,7 @@ class Wait(NamedTuple):
     outside: str | None
 
     @property
-    def turn(self) -> str:
+    def standing(self) -> str:
         """At which place of the line it stands."""
         return "converts" if self.converting else ordinal(self.place)
 
@@ -73,15 +71,15 @@ class Graph:
     """
 
     def __init__(self, waiters: Iterable[Thing]) -> None:
-        self.waits: list[Wait] = []
+        self.waits: list[Edge] = []
         holders: dict[ResourceKey, tuple[Node, ...]] = {}
         for waiter in waiters:
-            key = ResourceKey(waiter["lockspace"], waiter["resource"])
+            key = key_of(waiter)
             before = tuple(map(_node, waiter["behind"]))
             if waiter["place"] == 1 or key not in holders:
                 holders[key] = before
             self.waits.append(
-                Wait(
+                Edge(
                     _node(waiter),
                     key,
                     waiter["place"],
@@ -97,7 +95,7 @@ class Graph:
             for wait in self.waits
             for node in (wait.waiter, *wait.behind)
         }
-        self._below: defaultdict[int, list[Wait]] = defaultdict(list)
+        self._below: defaultdict[int, list[Edge]] = defaultdict(list)
         self._before: defaultdict[int, list[int]] = defaultdict(list)
         for wait in self.waits:
             if wait.behind:
@@ -108,11 +106,11 @@ class Graph:
         """Returns below whom somebody stands, and who waits for nobody."""
         return [self.nodes[x] for x in self._below if x not in self._before]
 
-    def waits_for(self, node: Node) -> list[Wait]:
+    def waits_for(self, node: Node) -> list[Edge]:
         """Returns who waits for what somebody holds; of several holders the first."""
         return self._below.get(node.owner, [])
 
-    def unheld(self) -> list[Wait]:
+    def unheld(self) -> list[Edge]:
         """Returns the waits for what nobody in lockd holds."""
         return [wait for wait in self.waits if not wait.behind]
 
@@ -194,7 +192,7 @@ def tree(graph: Graph) -> Iterator[str]:
     for root in graph.roots():
         yield root.shown
         yield from _branches(graph, graph.waits_for(root), drawn)
-    unheld: dict[ResourceKey, list[Wait]] = {}
+    unheld: dict[ResourceKey, list[Edge]] = {}
     for wait in graph.unheld():
         unheld.setdefault(wait.key, []).append(wait)
     for key, waits in unheld.items():
@@ -205,7 +203,7 @@ def tree(graph: Graph) -> Iterator[str]:
         yield from _branches(graph, waits, drawn)
 
 
-def _branches(graph: Graph, waits: list[Wait], drawn: set[int]) -> Iterator[str]:
+def _branches(graph: Graph, waits: list[Edge], drawn: set[int]) -> Iterator[str]:
     """Draws who waits, and below them who waits for them: of each owner once.
 
     Args:
@@ -228,18 +226,18 @@ def _branches(graph: Graph, waits: list[Wait], drawn: set[int]) -> Iterator[str]
 
 
 def _at_one_place(
-    waits: list[Wait], indent: str, depth: int
-) -> Iterator[tuple[str, int, bool, list[Wait]]]:
+    waits: list[Edge], indent: str, depth: int
+) -> Iterator[tuple[str, int, bool, list[Edge]]]:
     """Returns the branches of one place, the last first: alike waits make up one."""
-    found: dict[tuple[object, ...], list[Wait]] = {}
+    found: dict[tuple[object, ...], list[Edge]] = {}
     for wait in waits:
-        key = (wait.waiter.owner, wait.turn, wait.mode)
+        key = (wait.waiter.owner, wait.standing, wait.mode)
         found.setdefault(key, []).append(wait)
     for number, alike in enumerate(reversed(found.values())):
         yield indent, depth, number == 0, alike
 
 
-def _shown(alike: list[Wait]) -> str:
+def _shown(alike: list[Edge]) -> str:
     wait = alike[0]
     names = ", ".join(plain(str(x.key)) for x in alike[:NAMED])
     if len(alike) > NAMED:
@@ -247,7 +245,8 @@ def _shown(alike: list[Wait]) -> str:
     more = max(len(x.behind) for x in alike) - 1
     others = f", and for {counted(more, 'more holder')}" if more > 0 else ""
     waited = duration(max(x.waited for x in alike))
-    return f"{names}: {wait.turn} {wait.waiter.shown}, {wait.mode}, {waited}{others}"
+    who = f"{wait.standing} {wait.waiter.shown}"
+    return f"{names}: {who}, {wait.mode}, {waited}{others}"
 
 
 # For graphviz, and for programs.
@@ -263,7 +262,7 @@ def _dot(graph: Graph) -> Iterator[str]:
         look = ", color=red" if node.owner in marked else ""
         yield f"  o{node.owner} [label={_quoted(node.shown)}{look}];"
     for wait in graph.waits:
-        label = _quoted(f"{plain(str(wait.key))}: {wait.turn}")
+        label = _quoted(f"{plain(str(wait.key))}: {wait.standing}")
         for node in wait.behind:
             yield f"  o{wait.waiter.owner} -> o{node.owner} [label={label}];"
         if not wait.behind:

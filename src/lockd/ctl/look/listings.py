@@ -10,11 +10,9 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
-from lockd.ctl.render import obstacle, ordinal, purpose, show_json, show_table, user
+from lockd.ctl.render import Thing, held_by, obstacle, ordinal, show_json, user
+from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.names import canonical_path, quoted
-from lockd.text import duration
-
-Thing = dict[str, Any]
 
 NO_USER: Final = 2**32 - 1
 """The uid that means nobody (setresuid(2)); those of users are below."""
@@ -123,11 +121,11 @@ def waiters(
         if as_json:
             show_json(waiters=found)
             return
-        columns = (
+        titles = (
             "LOCKSPACE", "LOCKED", "PLACE", "NAME", "PID", "USER", "MODE", "FOR",
             "BEHIND", "REASON", "COMMAND", "UNIT",
         )  # fmt: skip
-        show_table(columns, map(_waiter, found), empty="Nobody waits.")
+        show_table(titles, map(_waiter, found), empty="Nobody waits.")
 
 
 @click.command(short_help="List who is connected.")
@@ -144,11 +142,11 @@ def sessions(socket: str | None, /, as_json: bool) -> None:
     if as_json:
         show_json(sessions=rows)
         return
-    columns = (
+    titles = (
         "SESSION", "NAME", "PID", "USER", "COMMAND", "UNIT", "CLIENT", "CONNECTED",
         "HELD", "WAITING",
     )  # fmt: skip
-    show_table(columns, map(_session, rows), empty="Nobody is connected.")
+    show_table(titles, map(_session, rows), empty="Nobody is connected.")
 
 
 @click.command(short_help="List the lockspaces.")
@@ -165,76 +163,54 @@ def spaces(socket: str | None, /, as_json: bool) -> None:
     if as_json:
         show_json(lockspaces=rows)
         return
-    columns = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD", "FILE SYSTEM")
-    show_table(columns, map(_lockspace, rows), empty="There are no lockspaces.")
+    titles = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD", "FILE SYSTEM")
+    show_table(titles, map(_lockspace, rows), empty="There are no lockspaces.")
 
 
 def show_resources(resources: Iterable[Thing]) -> None:
     """Shows resources as the protocol lists them, one line each."""
     brief = sys.stdout.isatty()
-    columns = (
+    titles = (
         "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
         "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT",
     )  # fmt: skip
     rows = (_resource(resource, brief=brief) for resource in resources)
-    show_table(columns, rows, empty="Nothing is locked.")
+    show_table(titles, rows, empty="Nothing is locked.")
 
 
-_NOBODY: Final[Thing] = dict.fromkeys(
-    ("mode", "name", "pid", "label", "reason", "uuid", "command", "unit")
-)
-
-
-def _resource(resource: Thing, *, brief: bool) -> list[object]:
-    holders, count = resource["holders"], resource["holder_count"]
-    first = holders[0] if holders else _past_lockd(resource)
-    # On a terminal, that others share the lock outlives every cut: `tar +1`.
-    more = f" +{count - 1}" if brief and count > 1 else ""
-    return [
-        resource["lockspace"],
-        resource["resource"],
-        first["mode"],
-        *(() if brief else (count,)),
-        first["name"] and first["name"] + more,
-        first["pid"],
-        user(first["uid"]) if holders else None,
-        duration(first["held_for"]) if holders else None,
-        purpose(first),
-        resource["waiter_count"],
-        first["uuid"],
-        first["command"],
-        first["unit"],
-    ]
-
-
-def _past_lockd(resource: Thing) -> Thing:
-    """Returns who holds what nobody holds in lockd, as far as the daemon met him."""
+def _resource(resource: Thing, *, brief: bool) -> Cells:
+    count = resource["holder_count"]
+    first = resource["holders"][0] if resource["holders"] else None
     outside = resource.get("outside")  # a daemon that is older does not say
-    if outside is None:
-        return _NOBODY
-    return _NOBODY | {
-        "mode": outside["mode"],
-        "name": obstacle(outside | {"pid": None}),
-        "pid": outside["pid"],
+    # Piped, the number of holders has a column.
+    by = held_by(first, count if brief else 1, outside)
+    return _holder(first, outside) | {
+        "LOCKSPACE": resource["lockspace"],
+        "NAME": resource["resource"],
+        "HOLDERS": count,
+        "HELD BY": by,
+        "WAITING": resource["waiter_count"],
     }
 
 
-def _waiter(waiter: Thing) -> list[object]:
+def _holder(first: Thing | None, outside: Thing | None) -> dict[str, Any]:
+    """Returns the cells about the first holder, or about who locks it past lockd."""
+    if first is not None:
+        return cells_of(first) | {"FOR": first["held_for"], "UUID": first["uuid"]}
+    if outside is not None:
+        return {"MODE": outside["mode"], "PID": outside["pid"]}
+    return {}
+
+
+def _waiter(waiter: Thing) -> Cells:
     place = "converts" if waiter["converting"] else ordinal(waiter["place"])
-    return [
-        waiter["lockspace"],
-        waiter["resource"],
-        place,
-        waiter["name"],
-        waiter["pid"],
-        user(waiter["uid"]),
-        waiter["mode"],
-        duration(waiter["waited"]),
-        ", ".join(_behind(waiter)),
-        purpose(waiter),
-        waiter["command"],
-        waiter["unit"],
-    ]
+    return cells_of(waiter) | {
+        "LOCKSPACE": waiter["lockspace"],
+        "LOCKED": waiter["resource"],
+        "PLACE": place,
+        "FOR": waiter["waited"],
+        "BEHIND": ", ".join(_behind(waiter)),
+    }
 
 
 def _behind(waiter: Thing) -> Iterator[str]:
@@ -244,21 +220,22 @@ def _behind(waiter: Thing) -> Iterator[str]:
         yield obstacle(outside)
 
 
-def _session(session: Thing) -> list[object]:
-    return [
-        session["session"],
-        session["name"],
-        session["pid"],
-        user(session["uid"]),
-        session["command"],
-        session["unit"],
-        session["client"],
-        duration(session["connected_for"]),
-        session["held"],
-        session["waiting"],
-    ]
+def _session(session: Thing) -> Cells:
+    return cells_of(session) | {
+        "SESSION": session["session"],
+        "CLIENT": session["client"],
+        "CONNECTED": session["connected_for"],
+        "HELD": session["held"],
+        "WAITING": session["waiting"],
+    }
 
 
-def _lockspace(space: Thing) -> list[object]:
-    keys = ("name", "kind", "path", "on_disconnect", "held", "file_system")
-    return [space[key] for key in keys]
+def _lockspace(space: Thing) -> Cells:
+    return {
+        "NAME": space["name"],
+        "KIND": space["kind"],
+        "PATH": space["path"],
+        "ON DISCONNECT": space["on_disconnect"],
+        "HELD": space["held"],
+        "FILE SYSTEM": space["file_system"],
+    }

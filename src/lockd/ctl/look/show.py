@@ -11,23 +11,14 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.look.files import program_of
-from lockd.ctl.look.state import State, name_of, state_of
+from lockd.ctl.look.state import State, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
-from lockd.ctl.render import (
-    clock,
-    ordinal,
-    other_name,
-    purpose,
-    show_json,
-    show_table,
-    user,
-)
+from lockd.ctl.render import Thing, key_of, ordinal, other_name, show_json
+from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import AcquireTimeoutError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import duration, exact_duration
-
-Thing = dict[str, Any]
 
 _UNHEARD: Final = 5.0
 """Seconds after which it is asked anew although nothing was heard: a waiter that dies
@@ -60,15 +51,15 @@ def show(
     if as_json:
         show_json(resource=found, outside=state.outside, elsewhere=state.elsewhere)
         return
-    columns = (
+    titles = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
         "REASON", "UNDER",
     )  # fmt: skip
     story = list(_story(state))
     if not story and not sys.stdout.isatty():
-        story = [["free", *[None] * 10]]
+        story = [{"STATE": "free"}]
     empty = f"{quoted(found['resource'])} is free; nobody is known to have held it."
-    show_table(columns, story, empty=empty)
+    show_table(titles, story, empty=empty)
     if sys.stdout.isatty() and found["history"]:
         print()
         events = ("WHEN", "EVENT", "NAME", "PID", "USER", "MODE", "FOR", "TOKEN")
@@ -179,10 +170,7 @@ def _wait_for_end(events: Iterator[Thing], key: ResourceKey, patience: float) ->
     signal.setitimer(signal.ITIMER_REAL, patience)
     try:
         for event in events:
-            if (event["lockspace"], event["resource"]) == key and event["event"] in (
-                "released",
-                "refused",
-            ):
+            if key_of(event) == key and event["event"] in ("released", "refused"):
                 return
     except TimeoutError:
         pass
@@ -200,82 +188,64 @@ _ENDINGS = {
 }
 
 
-def _story(found: State) -> Iterator[list[object]]:
+def _story(found: State) -> Iterator[Cells]:
     state = found.resource
-    names = {name_of(each): each for each in found.elsewhere}
-    yield from _holders(state, None)
-    for name, each in names.items():
+    everywhere = [(state, None), *((x, str(key_of(x))) for x in found.elsewhere)]
+    for each, name in everywhere:
         yield from _holders(each, name)
     for other in found.outside:
-        yield [
-            "holds, outside lockd",
-            program_of(other),
-            other["pid"],
-            None if other["uid"] is None else user(other["uid"]),
-            other["command"],
-            other["unit"],
-            other["mode"],
-            *[None] * 4,
-        ]
+        how = {"STATE": "holds, outside lockd", "NAME": program_of(other)}
+        yield cells_of(other) | how
     if not (found.outside or found.elsewhere) and (other := state["outside"]):
         under = other_name(other)
-        how = "holds, outside lockd" if under is None else "holds"
-        who = other["command"], other["pid"]
-        yield [how, *who, *[None] * 3, other["mode"], *[None] * 3, under]
-    yield from _waiters(state, None)
-    for name, each in names.items():
+        yield {
+            "STATE": "holds, outside lockd" if under is None else "holds",
+            "NAME": other["command"],
+            "PID": other["pid"],
+            "MODE": other["mode"],
+            "UNDER": under,
+        }
+    for each, name in everywhere:
         yield from _waiters(each, name)
     if last := state["last_holder"]:
-        how = f"{_ENDINGS[last['ended']]} {duration(last['ended_ago'])} ago"
-        token = last["fencing_token"]
-        yield [*_act(last, how, last["held_for"], token), None]
+        ended = _ENDINGS[last["ended"]]
+        yield _holding(last, f"{ended} {duration(last['ended_ago'])} ago")
 
 
-def _holders(state: Thing, name: str | None) -> Iterator[list[object]]:
+def _holders(state: Thing, name: str | None) -> Iterator[Cells]:
     for holder in state["holders"]:
-        token = holder["fencing_token"]
-        yield [*_act(holder, "holds", holder["held_for"], token), name]
+        yield _holding(holder, "holds") | {"UNDER": name}
     if more := state["holder_count"] - len(state["holders"]):
-        yield [f"{more} more hold it", *[None] * 9, name]
+        yield {"STATE": f"{more} more hold it", "UNDER": name}
 
 
-def _waiters(state: Thing, name: str | None) -> Iterator[list[object]]:
+def _holding(holder: Thing, state: str) -> dict[str, Any]:
+    return cells_of(holder) | {
+        "STATE": state,
+        "FOR": holder["held_for"],
+        "TOKEN": holder["fencing_token"],
+    }
+
+
+def _waiters(state: Thing, name: str | None) -> Iterator[Cells]:
     for place, waiter in enumerate(state["waiters"], 1):
         what = "converts" if waiter["converting"] else f"{ordinal(place)} in queue"
-        yield [*_act(waiter, what, waiter["waited"], None), name]
+        act = {"STATE": what, "FOR": waiter["waited"], "UNDER": name}
+        yield cells_of(waiter) | act
     if more := state["waiter_count"] - len(state["waiters"]):
-        yield [f"{more} more wait", *[None] * 9, name]
+        yield {"STATE": f"{more} more wait", "UNDER": name}
 
 
-def _act(party: Thing, state: str, seconds: float, token: int | None) -> list[object]:
-    return [
-        state,
-        party["name"],
-        party["pid"],
-        user(party["uid"]),
-        party.get("command"),
-        party.get("unit"),
-        party["mode"],
-        duration(seconds),
-        token,
-        purpose(party),
-    ]
-
-
-def _event(event: Thing) -> list[object]:
+def _event(event: Thing) -> Cells:
     what = event["event"]
     if what == "released":
         what = _ENDINGS[event["cause"]]
     elif what == "refused":
         what = f"refused: {event['code']}"
     span = event.get("held_for", event.get("waited") or None)
-    return [
-        clock(event["since"]),
-        what,
-        event["name"],
-        event["pid"],
-        user(event["uid"]),
-        event["mode"],
-        None if span is None else duration(span),
-        event.get("fencing_token"),
-    ]
+    return cells_of(event) | {
+        "WHEN": event["since"],
+        "EVENT": what,
+        "FOR": span,
+        "TOKEN": event.get("fencing_token"),
+    }

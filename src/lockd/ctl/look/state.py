@@ -1,7 +1,7 @@
 """How one lock is: what the daemon says of it, and who locks its file past lockd."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import (
@@ -11,12 +11,18 @@ from lockd.ctl.look.files import (
     program_of,
     states_of,
 )
-from lockd.ctl.render import obstacle, ordinal, outsider, purpose, since
+from lockd.ctl.render import (
+    Thing,
+    key_of,
+    obstacle,
+    ordinal,
+    outsider,
+    purpose,
+    since,
+)
 from lockd.names import plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
-
-Thing = dict[str, Any]
 
 #: Seconds after which people want the time of day, too.
 _LONG = 60
@@ -91,16 +97,13 @@ class State(NamedTuple):
         held = f"held for {duration(holder['held_for'])}"
         if holder["held_for"] >= _LONG:
             held += f", since {since(holder['since'])},"
-        name = "" if by is self.resource else f", under the name {quoted(name_of(by))}"
+        name = (
+            "" if by is self.resource else f", under the name {quoted(str(key_of(by)))}"
+        )
         return (
             f"{held} by {plain(holder['name'])}, "
             f"pid {holder['pid']}, uid {holder['uid']}{why}{more}{name}"
         )
-
-
-def name_of(resource: Thing) -> str:
-    """Returns what people call a resource that the daemon tells of."""
-    return str(ResourceKey(resource["lockspace"], resource["resource"]))
 
 
 def state_of(client: Client, key: ResourceKey) -> State:

@@ -1,16 +1,15 @@
 """`lockctl status` and `metrics`: how the daemon is, for people and for Prometheus."""
 
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from lockd.client import paths
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import show_facts, show_json, user
+from lockd.ctl.render import Thing, show_json, user
+from lockd.ctl.table import show_facts
 from lockd.text import counted, duration
-
-Thing = dict[str, Any]
 
 CHOOSE: Final = "choose with --socket or LOCKD_SOCKET"
 

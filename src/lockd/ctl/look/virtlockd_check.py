@@ -16,7 +16,8 @@ import click
 
 from lockd.ctl.exits import BUSY, OK
 from lockd.ctl.options import as_json
-from lockd.ctl.render import say, show_json, show_table
+from lockd.ctl.render import say, show_json
+from lockd.ctl.table import Cells, show_table
 from lockd.errors import DeniedError
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
@@ -206,10 +207,13 @@ def _lease_path(lease: "Element") -> str:
     return "/".join((path, lease.findtext("lockspace", ""), lease.findtext("key", "")))
 
 
-def _rows(lock: Lock) -> Iterator[list[object]]:
-    known = [[guest.name, guest.uuid, guest.pid] for guest in lock.guests]
-    for guest in known or [[None, None, None]]:
-        yield [lock.path, lock.mode, *guest, lock.virtlockd]
+def _rows(lock: Lock) -> Iterator[Cells]:
+    about = {"LOCKED": lock.path, "MODE": lock.mode, "VIRTLOCKD": lock.virtlockd}
+    if not lock.guests:
+        yield about
+    for guest in lock.guests:
+        of_guest = {"GUEST": guest.name, "UUID": guest.uuid, "GUEST PID": guest.pid}
+        yield about | of_guest
 
 
 def _as_plain_data(daemons: list[int], locks: list[Lock]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -13,12 +13,9 @@ from lockd.client import paths
 from lockd.client.blocking import Client, connect
 from lockd.ctl import streams
 from lockd.ctl.options import meant
-from lockd.ctl.render import VERSION, clock, say, to_json, user
+from lockd.ctl.render import VERSION, Thing, clock, key_of, say, to_json, user
 from lockd.errors import ConnectionLostError, UnavailableError
 from lockd.names import plain
-from lockd.terms import ResourceKey
-
-Thing = dict[str, Any]
 
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0)
 """Seconds between two attempts to reach a daemon that is gone; the last one is for all
@@ -105,7 +102,7 @@ def _tell(event: Thing, *, as_json: bool) -> None:
 def _sentence(event: Thing, now: float) -> str:
     if event["event"] == "watching":
         return "Watching. Ctrl-C ends it."
-    what, key = event["event"], ResourceKey(event["lockspace"], event["resource"])
+    what, key = event["event"], key_of(event)
     why = f" ({event['code']})" if "code" in event else ""
     if event.get("cause") in _CAUSES:
         why = f" ({_CAUSES[event['cause']]})"

@@ -3,19 +3,17 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import click
 
 from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import keys_of_file, outsiders_of, program_of, states_of
 from lockd.ctl.options import as_json, is_path
-from lockd.ctl.render import purpose, say, show_json, show_table, since, user
+from lockd.ctl.render import Thing, say, show_json
+from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import LockdError
 from lockd.names import CHECK_OF_KIND, canonical_path, check_name, plain, quoted
 from lockd.terms import ResourceKey
-
-Thing = dict[str, Any]
 
 
 @click.command(short_help="Say who holds a name or a file.")
@@ -49,13 +47,13 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     if as_json:
         show_json(name=name, holders=holders, holder_count=count, outside=others)
     elif holders or others:
-        columns = (
+        titles = (
             "LOCKSPACE", "LOCKED", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE",
             "SINCE", "REASON",
         )  # fmt: skip
         rows = [row for state in states for row in _rows(state)]
         rows += [_outsider_row(name, x) for x in others]
-        show_table(columns, rows, empty="")
+        show_table(titles, rows, empty="")
     else:
         is_both = not is_file and os.path.lexists(name)
         hint = f"; for the file of this name write ./{plain(name)}" if is_both else ""
@@ -78,42 +76,22 @@ def _holders(state: Thing) -> Iterator[Thing]:
         yield where | holder
 
 
-def _rows(state: Thing) -> Iterator[list[object]]:
-    yield from map(_row, _holders(state))
+def _rows(state: Thing) -> Iterator[Cells]:
+    for holder in _holders(state):
+        where = {"LOCKSPACE": holder["lockspace"], "LOCKED": holder["resource"]}
+        yield cells_of(holder) | where | {"SINCE": holder["since"]}
     if more := state["holder_count"] - len(state["holders"]):
-        where = [state["lockspace"], state["resource"]]
-        yield [*where, f"{more} more hold it", *[None] * 7]
+        where = {"LOCKSPACE": state["lockspace"], "LOCKED": state["resource"]}
+        yield where | {"NAME": f"{more} more hold it"}
 
 
-def _row(holder: Thing) -> list[object]:
-    return [
-        holder["lockspace"],
-        holder["resource"],
-        holder["name"],
-        holder["pid"],
-        user(holder["uid"]),
-        holder["command"],
-        holder["unit"],
-        holder["mode"],
-        since(holder["since"]),
-        purpose(holder),
-    ]
-
-
-def _outsider_row(name: str, found: Thing) -> list[object]:
+def _outsider_row(name: str, found: Thing) -> Cells:
     end = "EOF" if found["to"] is None else found["to"]
     span = "" if (found["from"], end) == (0, "EOF") else f", {found['from']} to {end}"
     waits = "waits for a " if found["waits"] else ""
     whose = "perhaps" if found["perhaps_lockd"] else "not"
-    return [
-        None,
-        canonical_path(name),
-        program_of(found),
-        found["pid"],
-        None if found["uid"] is None else user(found["uid"]),
-        found["command"],
-        found["unit"],
-        found["mode"],
-        None,
-        f"{waits}{found['kind']} lock{span}, {whose} lockd's",
-    ]
+    return cells_of(found) | {
+        "LOCKED": canonical_path(name),
+        "NAME": program_of(found),
+        "REASON": f"{waits}{found['kind']} lock{span}, {whose} lockd's",
+    }

@@ -12,9 +12,10 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 
-from lockd.ctl.top.board import Board, Map
+from lockd.ctl.render import Thing
+from lockd.ctl.top.board import Board
 from lockd.ctl.top.dialogs import Help, Showing
-from lockd.ctl.top.feed import Feed
+from lockd.ctl.top.follower import Follower
 from lockd.ctl.top.look import Look
 from lockd.ctl.top.tables import TABLES, matches, sorted_rows
 from lockd.names import plain, quoted
@@ -43,7 +44,7 @@ class Tables(Showing):
 
     def __init__(self, socket: str | None, interval: float) -> None:
         super().__init__(
-            Feed(Board(), socket, interval, self.wanted),
+            Follower(Board(), socket, interval, self.wanted),
             "Enter look  b break  / filter  s sort  r turn  ? help  q end",
         )
         self._interval = interval
@@ -56,7 +57,7 @@ class Tables(Showing):
         }
         self._wanted = ""
         self._paused = False
-        self._counts: tuple[float, Map] | None = None
+        self._counts: tuple[float, Thing] | None = None
         self._rate = 0.0
 
     def compose(self) -> ComposeResult:
@@ -86,7 +87,7 @@ class Tables(Showing):
     def draw(self) -> None:
         """Draws all of it, as it is now."""
         now = anyio.current_time()
-        table, board = self._table, self.feed.board
+        table, board = self._table, self.follower.board
         by, turned = self._order[table.name]
         rows = list(table.rows(board, now))
         everything = len(rows)
@@ -113,17 +114,17 @@ class Tables(Showing):
 
     def _why_empty(self) -> str:
         if self._table.name == "sessions":
-            is_read = self.feed.board.sessions is not None
+            is_read = self.follower.board.sessions is not None
         else:
-            is_read = self.feed.progress is None
+            is_read = self.follower.progress is None
         if not is_read:
             return "Not read yet."
         return "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
 
     def _facts(self, now: float) -> Text:
-        facts, feed = self.feed.board.facts, self.feed
-        if feed.trouble is not None:
-            text = f"NOT CONNECTED, tried again each second: {feed.trouble}"
+        facts, follower = self.follower.board.facts, self.follower
+        if follower.trouble is not None:
+            text = f"NOT CONNECTED, tried again each second: {follower.trouble}"
             return Text(plain(text), "reverse")
         if not facts:
             return Text("reading ...")
@@ -140,10 +141,10 @@ class Tables(Showing):
         ]
         while about and len(", ".join(about + counts)) > self.size.width:
             del about[0]
-        what = filter(None, [feed.progress, feed.news])
+        what = filter(None, [follower.progress, follower.news])
         return Text(", ".join([*about, *counts, *what]))
 
-    def _grants_a_second(self, now: float, facts: Map) -> float:
+    def _grants_a_second(self, now: float, facts: Thing) -> float:
         if self._counts is None or self._counts[1]["epoch"] != facts["epoch"]:
             self._counts = now, facts
         then, before = self._counts
@@ -164,7 +165,7 @@ class Tables(Showing):
     def action_sort(self, by: int) -> None:
         """Sorts by another column that is on the screen."""
         width = self.size.width
-        titles = [c.title for c in self._table.columns if width >= c.least]
+        titles = [c.title for c in self._table.columns if width >= c.screen]
         now, _ = self._order[self._table.name]
         place = titles.index(now) if now in titles else 0
         chosen = titles[(place + by) % len(titles)]
@@ -210,7 +211,7 @@ class Tables(Showing):
         """Looks into the lock that is chosen."""
         row = self.lines.chosen
         if row is not None and row.key is not None:
-            self.app.push_screen(Look(self.feed, row.key, self._interval))
+            self.app.push_screen(Look(self.follower, row.key, self._interval))
 
     def action_break_chosen(self) -> None:
         """Breaks the lock that is chosen, where there is one holder."""
@@ -246,7 +247,7 @@ class Top(App[None]):
     def on_mount(self) -> None:
         """Begins to listen."""
         self.push_screen(self.tables)
-        self.run_worker(self.tables.feed.run(), group="feed")
+        self.run_worker(self.tables.follower.run(), group="follower")
 
     def action_help(self) -> None:
         """Shows the keys."""

@@ -7,11 +7,10 @@ asked for again.
 
 from collections.abc import Iterable, Iterator
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
+from lockd.ctl.render import Thing, key_of
 from lockd.terms import ResourceKey
-
-Map = dict[str, Any]
 
 REMEMBERED: Final = 20_000
 """Of how many resources, free ones too, it is known what happened to them."""
@@ -43,7 +42,7 @@ class Party:
 
     __slots__ = ("since", "told")
 
-    def __init__(self, told: Map, since: float) -> None:
+    def __init__(self, told: Thing, since: float) -> None:
         self.told = told
         self.since = since
 
@@ -83,8 +82,8 @@ class Lock:
         self.waiters: list[Party] = []
         self.holder_count = 0
         self.waiter_count = 0
-        self.outside: Map | None = None
-        self.last: Map | None = None
+        self.outside: Thing | None = None
+        self.last: Thing | None = None
         self.asked = self.heard = 0.0
         self.vague = True
 
@@ -118,20 +117,20 @@ class Board:
     def __init__(self) -> None:
         self.locks: dict[ResourceKey, Lock] = {}
         self.sessions: list[Party] | None = None
-        self.facts: Map = {}
+        self.facts: Thing = {}
         self.heard = 0
         self._past: dict[ResourceKey, _Past] = {}
 
     # What the daemon says.
 
-    def take(self, told: Map, now: float, asked: float | None = None) -> None:
+    def take(self, told: Thing, now: float, asked: float | None = None) -> None:
         """Takes in what the daemon says of a resource (7.5, or a `query`).
 
         Args:
             asked: when it was asked, if not just now. What was heard since may be newer
                 than what is told, and counts; it has to be asked once more.
         """
-        key = ResourceKey(told["lockspace"], told["resource"])
+        key = key_of(told)
         lock = self.locks.get(key) or Lock(key)
         if asked is not None and lock.heard >= asked:
             lock.asked = now
@@ -148,14 +147,18 @@ class Board:
                 self._past_of(key).times.append(lock.last["held_for"])
         self._keep_or_forget(lock)
 
-    def take_sessions(self, told: Iterable[Map], now: float) -> None:
+    def take_sessions(self, told: Iterable[Thing], now: float) -> None:
         """Takes in who is connected."""
         self.sessions = [Party(x, now - x["connected_for"]) for x in told]
 
-    def hear(self, event: Map, now: float) -> None:
+    def take_facts(self, told: Thing) -> None:
+        """Takes in the daemon's counters (7.7)."""
+        self.facts = told
+
+    def hear(self, event: Thing, now: float) -> None:
         """Takes in an event (7.6)."""
         self.heard += 1
-        key = ResourceKey(event["lockspace"], event["resource"])
+        key = key_of(event)
         lock = self.locks.get(key)
         what = event["event"]
         if lock is None:
@@ -185,6 +188,10 @@ class Board:
         for lock in list(self.locks.values()):
             if max(lock.asked, lock.heard) < since:
                 del self.locks[lock.key]
+
+    def forget(self, key: ResourceKey) -> None:
+        """Forgets a resource of which the daemon does not tell us any more."""
+        self.locks.pop(key, None)
 
     def forget_all(self) -> None:
         """Forgets what is, but not what was: another daemon may serve now."""
@@ -229,7 +236,7 @@ class Board:
 
     # Inside.
 
-    def _granted(self, lock: Lock, event: Map, now: float) -> None:
+    def _granted(self, lock: Lock, event: Thing, now: float) -> None:
         if waiter := self._leave_queue(lock, event["session"]):
             # It says more about itself than the event does.
             event = waiter.told | event

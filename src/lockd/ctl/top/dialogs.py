@@ -9,9 +9,8 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
-from lockd.ctl.render import purpose, user
-from lockd.ctl.top.board import Map
-from lockd.ctl.top.feed import Feed
+from lockd.ctl.render import Thing, purpose, user
+from lockd.ctl.top.follower import Follower
 from lockd.ctl.top.lines import Lines
 from lockd.ctl.top.tables import Row
 from lockd.errors import LockdError
@@ -84,7 +83,7 @@ class Break(ModalScreen[str | None]):
     #victim { height: auto; max-height: 60%; scrollbar-size-vertical: 1; }
     """
 
-    def __init__(self, key: ResourceKey, victim: Map) -> None:
+    def __init__(self, key: ResourceKey, victim: Thing) -> None:
         super().__init__()
         told = victim
         facts = [
@@ -129,13 +128,13 @@ class Showing(Screen[None]):
     the screen is being taken apart, and must do no harm then.
 
     Args:
-        feed: what is known, and where more is asked for.
+        follower: what is known, and where more is asked for.
         keys: what the last line says while there is nothing else to say.
     """
 
-    def __init__(self, feed: Feed, keys: str) -> None:
+    def __init__(self, follower: Follower, keys: str) -> None:
         super().__init__()
-        self.feed = feed
+        self.follower = follower
         self.lines = Lines(id="lines")
         self.said = Static(keys, id="said")
         self._keys = keys
@@ -159,7 +158,7 @@ class Showing(Screen[None]):
         key, token = row.key, row.party["fencing_token"]
         try:
             # An event said less than a person must know to decide.
-            found = await self.feed.query(key)
+            found = await self.follower.query(key)
             victim = next(
                 (x for x in found["holders"] if x["fencing_token"] == token), None
             )
@@ -170,7 +169,7 @@ class Showing(Screen[None]):
             if reason is None:
                 self.say("nothing was broken")
                 return
-            await self.feed.break_grant(token, reason)
+            await self.follower.break_grant(token, reason)
         except LockdError as error:
             self.say(str(error))
         else:

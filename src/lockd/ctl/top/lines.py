@@ -8,7 +8,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from lockd.ctl.top.tables import Column, Row, lines_of
+from lockd.ctl.table import Column
+from lockd.ctl.top.tables import Row, lines_of
 
 
 class Lines(Widget, can_focus=True):

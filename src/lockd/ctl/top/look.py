@@ -1,35 +1,27 @@
 """The screen about one lock."""
 
 from asyncio import sleep
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Static
 
-from lockd.ctl.render import obstacle, ordinal, purpose, user
-from lockd.ctl.top.board import Map
+from lockd.ctl.render import Thing, obstacle, ordinal
+from lockd.ctl.table import cells_of, text_of
 from lockd.ctl.top.dialogs import Showing
-from lockd.ctl.top.feed import Feed
-from lockd.ctl.top.tables import Column, Row, text_of
+from lockd.ctl.top.follower import Follower
+from lockd.ctl.top.tables import Row, picked
 from lockd.errors import LockdError
 from lockd.names import plain
 from lockd.terms import ResourceKey
 from lockd.text import counted, duration
 
-_LOOK_COLUMNS: Final = (
-    Column("STATE", 12),
-    Column("NAME", 0),
-    Column("PID", 7, right=True),
-    Column("USER", 8),
-    Column("MODE", 6),
-    Column("FOR", 6, duration, right=True),
-    Column("TOKEN", 15, right=True, least=70),
-    Column("UNIT", 16, least=110),
-    Column("COMMAND", 0, least=110),
-    Column("REASON", 0, least=90),
-)
+_LOOK_COLUMNS: Final = picked(
+    "STATE", "NAME", "PID", "USER", "MODE", "FOR", ("TOKEN", 70), ("UNIT", 110),
+    ("COMMAND", 110), ("REASON", 90),
+)  # fmt: skip
 
 
 class Look(Showing):
@@ -44,12 +36,12 @@ class Look(Showing):
         Binding("question_mark,h", "app.help"),
     ]
 
-    def __init__(self, feed: Feed, key: ResourceKey, interval: float) -> None:
-        super().__init__(feed, "Esc back  b break the chosen holder  ? help")
+    def __init__(self, follower: Follower, key: ResourceKey, interval: float) -> None:
+        super().__init__(follower, "Esc back  b break the chosen holder  ? help")
         self._key, self._interval = key, interval
         self._story = Static("", id="story")
         self._more = Static("", id="more")
-        self._found: Map | None = None
+        self._found: Thing | None = None
 
     def compose(self) -> ComposeResult:
         """Lays it out."""
@@ -71,7 +63,7 @@ class Look(Showing):
 
     async def _read(self) -> None:
         try:
-            self._found = await self.feed.query(self._key)
+            self._found = await self.follower.query(self._key)
         except LockdError as error:
             self.say(str(error))
             return
@@ -85,22 +77,22 @@ class Look(Showing):
         """Shows what is not in the line that is chosen."""
         row, width = self.lines.chosen, self.size.width
         missing = [
-            f"  {column.title:<9}{text_of(column, row)}"
+            f"  {column.title:<9}{text_of(column, row.cells)}"
             # Few lines may have room: it begins with what says most.
             for column in reversed(_LOOK_COLUMNS)
-            if row is not None and width < column.least and row.cells[column.title]
+            if row is not None and width < column.screen and row.cells[column.title]
         ]
         self._more.update(Text("\n".join(missing)))
 
-    def _told(self, found: Map) -> str:
+    def _told(self, found: Thing) -> str:
         by = str(found["holder_count"])
         if not found["holders"] and found["outside"]:
             by = obstacle(found["outside"])
         parts = [f"held by {by}, waited for by {found['waiter_count']}"]
-        usual = self.feed.board.usual(self._key)
+        usual = self.follower.board.usual(self._key)
         if usual is not None:
             parts.append(f"usually held for {duration(usual)}")
-        if grants := self.feed.board.grants(self._key):
+        if grants := self.follower.board.grants(self._key):
             parts.append(f"granted {counted(grants, 'time')} since top began")
         if last := found["last_holder"]:
             how = last["ended"].replace("_", " ")
@@ -119,28 +111,14 @@ class Look(Showing):
         self.run_worker(self.ask_and_break(row), group="break")
 
 
-def _parties(key: ResourceKey, found: Map) -> list[Row]:
+def _parties(key: ResourceKey, found: Thing) -> list[Row]:
     rows = []
     for holder in found["holders"]:
-        cells = _cells("holds", holder, holder["held_for"])
-        rows.append(Row(("holds", holder["fencing_token"]), cells, key, holder))
+        token = holder["fencing_token"]
+        act = {"STATE": "holds", "FOR": holder["held_for"], "TOKEN": token}
+        rows.append(Row(("holds", token), cells_of(holder) | act, key, holder))
     for place, waiter in enumerate(found["waiters"], 1):
         state = "converts" if waiter["converting"] else f"{ordinal(place)} waits"
-        cells = _cells(state, waiter, waiter["waited"])
+        cells = cells_of(waiter) | {"STATE": state, "FOR": waiter["waited"]}
         rows.append(Row(("waits", waiter["session"], place), cells, key, None))
     return rows
-
-
-def _cells(state: str, told: Map, seconds: float) -> dict[str, Any]:
-    return {
-        "STATE": state,
-        "NAME": told["name"],
-        "PID": told["pid"],
-        "USER": user(told["uid"]),
-        "MODE": "shared" if told["mode"] == "shared" else "excl",
-        "FOR": seconds,
-        "TOKEN": told.get("fencing_token"),
-        "UNIT": told["unit"],
-        "COMMAND": told["command"],
-        "REASON": purpose(told),
-    }

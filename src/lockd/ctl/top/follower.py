@@ -13,7 +13,8 @@ import anyio
 
 from lockd.client import paths
 from lockd.client.aio import Client, Events, connect
-from lockd.ctl.top.board import Board, Map
+from lockd.ctl.render import Thing
+from lockd.ctl.top.board import Board
 from lockd.errors import ConnectionLostError, LockdError, RequestError
 from lockd.terms import ResourceKey
 
@@ -40,7 +41,7 @@ class _TooMuchError(Exception):
     """Raised where more happens than can be followed."""
 
 
-class Feed:
+class Follower:
     """What is heard from the daemon, as long as `run` runs.
 
     Args:
@@ -191,16 +192,16 @@ class Feed:
         self._queued_twice = max(queued - counted, 0)
         board.forget_unheard(began)
 
-    async def _read_page(self, client: Client, after: list[str] | None) -> Map:
+    async def _read_page(self, client: Client, after: list[str] | None) -> Thing:
         asked = anyio.current_time()
-        page: Map = await client.call("list", after=after)
+        page: Thing = await client.call("list", after=after)
         now = anyio.current_time()
         for told in page["resources"]:
             self.board.take(told, now, asked)
         return page
 
     async def _ask_facts(self, client: Client) -> None:
-        self.board.facts = await client.statistics()
+        self.board.take_facts(await client.statistics())
         self._gone = self.board.gone
 
     async def _miss_who_left(self, client: Client) -> None:
@@ -228,7 +229,7 @@ class Feed:
                 try:
                     await self._paid(self.query(key))
                 except RequestError:
-                    self.board.locks.pop(key, None)  # not for us any more
+                    self.board.forget(key)
 
     async def _paid(self, asking: Awaitable[Answer]) -> Answer:
         began = anyio.current_time()

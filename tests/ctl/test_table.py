@@ -4,9 +4,11 @@ import os
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal
 from lockd import Client, connect
+from lockd.ctl.table import COLUMNS, cells_of, cut, text_of
 
 
 def table_at(
@@ -92,3 +94,32 @@ def test_narrow_table_has_its_numbers_whole(lockctl: Lockctl, client: Client) ->
     heading, (line,) = table_at(lockctl, 34, "show", "n" * 60)
     assert "MODE" not in heading
     assert line[-1] == str(grant.fencing_token)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        ("short", 5, "short"),
+        ("far too long", 6, "far t…"),
+        ("/srv/images/a.img", 8, "…s/a.img"),
+        ("a-long-name +12", 10, "a-lon… +12"),
+        ("日本語の名前", 6, "日本 …"),
+        ("/ロック/の", 5, "…/の"),
+    ],
+)
+def test_cut_text_says_the_most(text: str, width: int, shown: str) -> None:
+    assert cut(text, width) == shown
+    assert cell_len(shown) <= width
+
+
+def test_party_that_says_little_of_itself_has_the_same_cells() -> None:
+    cells = cells_of({"name": "x", "pid": 1, "reason": "nightly"})
+    assert cells["REASON"] == "nightly"
+    shown = [text_of(COLUMNS[title], cells) for title in ("NAME", "USER", "UNIT")]
+    assert shown == ["x", "-", "-"]
+
+
+def test_cells_are_safe_to_show() -> None:
+    assert text_of(COLUMNS["NAME"], {"NAME": "x\x1b[31m\n"}).isprintable()
+    assert text_of(COLUMNS["FOR"], {"FOR": 90.0}) == "1m30s"
+    assert text_of(COLUMNS["OVER"], {"OVER": 2.5}) == "2.5x"
