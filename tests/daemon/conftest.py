@@ -3,15 +3,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from daemon_process import DaemonProcess
 from support.nursery import SCRIPTS
+from support.places import TESTS
 from wire_client import WireClient, wait_for_sessions
-
-TESTS = str(Path(__file__).parents[1])
 
 PRELUDE = """
 import os, signal, sys
@@ -67,7 +65,7 @@ def start_child() -> Iterator[StartChild]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": TESTS},
+                env=os.environ | {"PYTHONPATH": str(TESTS)},
             )
             stack.enter_context(child)
             stack.callback(child.kill)

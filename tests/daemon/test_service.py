@@ -26,6 +26,7 @@ from lockd.daemon.service import HOUSEKEEPING, Options, Service
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
 from lockd.engine.lock_engine import LockEngine
+from support.places import TESTS
 from wire_client import WireClient
 
 PATIENCE = 30
@@ -312,7 +313,7 @@ def test_reload_changes_log_level_and_patience(
         with subprocess.Popen(
             [sys.executable, "-c", script, str(daemon.socket)],
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(TESTS)},
         ) as owner:
             assert owner.stdout is not None
             owner.stdout.readline()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.nursery import Nursery, execute
+from support.places import TESTS
 
 PATIENCE = 20
 
@@ -223,13 +224,12 @@ def test_all_ends_with_who_started_it(tmp_path: Path) -> None:
         "print(nursery.pid, process.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    tests = str(Path(__file__).parents[1])
     starter = execute(
         script(text),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": tests},
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
     )
     with starter:
         assert starter.stdout is not None

@@ -25,9 +25,9 @@ from lockd.daemon.metrics.scrape import AT_ONCE
 from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
 from service_manager import ServiceManager
+from support.places import DOCS
 from wire_client import NOBODY, WireClient, connected_as_nobody, wait_for_waiters
 
-DOCS = Path(__file__).parents[2] / "docs"
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing")
 

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,10 @@ from lockd.daemon.replies import views
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
+from support.places import DOCS
 from wire_client import WireClient, wait_for_waiters
 
-PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+PAGE = (DOCS / "protocol.md").read_text()
 
 PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
 HOLDER = PARTY | {

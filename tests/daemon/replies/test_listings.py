@@ -7,6 +7,7 @@ from typing import Any
 from conftest import StartDaemon
 from daemon.conftest import StartChild
 from daemon_process import DaemonProcess
+from support.places import DOCS
 from wire_client import (
     WireClient,
     connected_as_nobody,
@@ -301,7 +302,7 @@ def test_waiters_have_their_places_and_who_is_before_them(
         (behind,) = after["behind"]
         assert behind["owner"] == before["owner"]
         assert behind["fencing_token"] is None
-    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    page = (DOCS / "protocol.md").read_text()
     for key in found[0]:
         assert f"`{key}`" in page
 

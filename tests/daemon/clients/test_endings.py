@@ -13,9 +13,9 @@ import pytest
 
 from daemon_process import DaemonProcess
 from service_manager import ServiceManager
+from support.places import TESTS
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
-TESTS = str(Path(__file__).parents[1])
 Connect = Callable[[], WireClient]
 Daemon = DaemonProcess | ServiceManager
 
@@ -198,7 +198,7 @@ def start_parent() -> Iterator[Callable[..., tuple[Parent, int]]]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": TESTS},
+                env=os.environ | {"PYTHONPATH": str(TESTS)},
             )
             stack.enter_context(parent)
             assert parent.stdout is not None

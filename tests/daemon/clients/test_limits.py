@@ -18,6 +18,7 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.clients.limits import places, shadowed
 from lockd.daemon.config.config import Limits
+from support.places import TESTS
 from wire_client import (
     NOBODY,
     Refusal,
@@ -272,7 +273,7 @@ def test_who_makes_a_namespace_has_no_more_sessions(limited: Limited) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(TESTS)},
         ) as crowd,
     ):
         assert crowd.stdin is not None

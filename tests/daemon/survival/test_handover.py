@@ -19,6 +19,7 @@ import pytest
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.survival import handover
+from support.places import TESTS
 from wire_client import (
     WireClient,
     connected_as_nobody,
@@ -204,9 +205,7 @@ signal.pause()
 def test_process_that_is_being_ended_is_dead_before_its_lock_is_free(
     daemon: DaemonProcess, clients: Any
 ) -> None:
-    script = LIVES_ON.format(
-        tests=str(Path(__file__).parents[1]), socket=str(daemon.socket)
-    )
+    script = LIVES_ON.format(tests=str(TESTS), socket=str(daemon.socket))
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as doomed:
         assert doomed.stdout is not None

@@ -22,6 +22,7 @@ from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.ledger_file import Header, read_header
 from lockd.daemon.system.fdstore import PREFIX
 from service_manager import ServiceManager
+from support.places import TESTS
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 Connect = Callable[[], WireClient]
@@ -369,7 +370,7 @@ def test_owner_that_is_being_ended_is_dead_before_its_lock_is_given(
         "print('held', flush=True); input(); client.close()\n"
         "print('closed', flush=True); signal.pause()\n"
     )
-    tests = str(Path(__file__).parents[1])
+    tests = str(TESTS)
     waiter = connect()
     with subprocess.Popen(
         [sys.executable, "-c", script, str(manager.socket), tests],

@@ -35,9 +35,8 @@ from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Processes
 from lockd.protocol.connection import Connection
 from served import Served
+from support.places import TESTS
 from wire_client import Refusal, WireClient, wait_for_sessions, wait_for_waiters
-
-TESTS = str(Path(__file__).parents[1])
 
 
 class InjectedError(Exception):
@@ -291,7 +290,7 @@ def start_victim(scene: Scene) -> Iterator[Start]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": TESTS},
+                env=os.environ | {"PYTHONPATH": str(TESTS)},
                 process_group=0,
             )
             stack.enter_context(process)
