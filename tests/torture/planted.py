@@ -52,7 +52,7 @@ def _in(module: str, name: str, old: str, new: str, scenario: str = "") -> Bug:
 
 def _unrecorded(kind: str, what: str, scenario: str = "") -> Bug:
     return _in(
-        "daemon/recording",
+        "daemon/survival/recording",
         f"{what} not recorded",
         "        for kind, name, value in records.changes(self._engine):\n",
         "        for kind, name, value in records.changes(self._engine):\n"
@@ -74,7 +74,7 @@ BUGS: Final = [
         '            self._lose(grant, "disconnected", now)\n',
     ),
     _in(
-        "daemon/keeping",
+        "daemon/survival/keeping",
         "grant before keep",
         "        self._stores.keeper.keep(label, fd)\n"
         "        if before is not None and before[1] != label:\n"
@@ -125,14 +125,14 @@ BUGS: Final = [
         "hand over (directory)",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "the record is trusted over the kernel: what was taken out",
         "min(done - self._consumed, peeked)",
         "done - self._consumed",
         "acquire (memory)",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "the record is trusted over the kernel: what has left",
         "position + size - left",
         "position + size - left * 0",
@@ -140,13 +140,13 @@ BUGS: Final = [
     ),
     # What is kept and recorded.
     _in(
-        "daemon/keeping",
+        "daemon/survival/keeping",
         "a connection is not kept",
         "            self._stores.keeper.keep(label, sock.fileno())\n",
         "            pass\n",
     ),
     _in(
-        "daemon/keeping",
+        "daemon/survival/keeping",
         "a locked file is not kept",
         "        if before is not None and before[0] == fd:\n",
         "        if fd >= 0:\n",
@@ -157,34 +157,34 @@ BUGS: Final = [
     _unrecorded("owner", "owners are"),
     _unrecorded("session", "sessions are"),
     _in(
-        "daemon/recording",
+        "daemon/survival/recording",
         "what has ended stays recorded",
         "                ledger.remove(key)\n            else:\n",
         "                pass\n            else:\n",
     ),
     _in(
-        "daemon/recording",
+        "daemon/survival/recording",
         "how far a client's requests are done is not recorded",
         "                put(self._state_keys[peer.session], state)\n",
         "                if peer.flow.sent == 0:\n"
         "                    put(self._state_keys[peer.session], state)\n",
     ),
     _in(
-        "daemon/keeping",
+        "daemon/survival/keeping",
         "who is behind a registered pid is not kept",
         "            self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)\n"
         "            self._pidfds.add(owner_id)\n",
         "            pass\n",
     ),
     _in(
-        "daemon/recording",
+        "daemon/survival/recording",
         "only each second commit is one",
         "                ledger.commit()\n",
         "                if len(self._state_keys) % 2:\n"
         "                    ledger.commit()\n",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "requests are taken out before they are carried out",
         "        data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)\n"
         "        self._peeked += len(data)\n",
@@ -192,53 +192,53 @@ BUGS: Final = [
         "        self._consumed += len(data)\n",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "what was sent is not stored",
         "cells.end_sending(self.slot, self.sent)",
         "cells.end_sending(self.slot, self.sent - moved)",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "what is done is not taken out when it goes on",
         "        if rest > 0:\n",
         "        if False:\n",
         "acquire (memory)",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "where it peeks is not set back when it goes on",
         "        self._cells.set_consumed(self.slot, done)\n"
         "        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)\n",
         "        self._cells.set_consumed(self.slot, done)\n",
     ),
     _in(
-        "daemon/flow",
+        "daemon/stores/streams",
         "answers leave without the pipe",
         "moved = pipe.move(self._fd, size)",
         "moved = os.write(self._fd, os.read(pipe.ends[0], size))",
         "acquire (memory)",
     ),
     _in(
-        "daemon/keeper",
+        "daemon/stores/in_flight",
         "what is kept is consumed when it is recovered",
         "flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC",
         "flags = socket.MSG_CMSG_CLOEXEC",
     ),
     _in(
-        "daemon/keeper",
+        "daemon/stores/in_flight",
         "of two with one label the oldest counts",
         '        found.sort(key=attrgetter("serial"))\n',
         '        found.sort(key=attrgetter("serial"), reverse=True)\n',
     ),
     _in(
-        "daemon/keeper",
+        "daemon/stores/in_flight",
         "one of what is moved is not sent again",
         "        if wanted:\n            self._target(source).send(wanted)\n",
         "        if len(wanted) > 1:\n"
         "            self._target(source).send(wanted[1:])\n",
     ),
     _in(
-        "daemon/ledger",
+        "daemon/stores/ledger",
         "a commit does not count before the next",
         "        file.commit()\n        self._values.update(staged)\n",
         "        if len(staged) > 3:\n"
@@ -246,7 +246,7 @@ BUGS: Final = [
         "        self._values.update(staged)\n",
     ),
     _in(
-        "daemon/ledger",
+        "daemon/stores/ledger",
         "removals are not read",
         "                values.update(zip(record.keys, record.values, strict=True))\n",
         "                pairs = zip(record.keys, record.values, strict=True)\n"
@@ -254,14 +254,14 @@ BUGS: Final = [
     ),
     # What is made of it.
     _in(
-        "daemon/runtime",
+        "daemon/requests/runtime",
         "a lock that is recorded is let go",
         "                if not self.engine.needs_anchor(key):\n",
         "                found = self.engine.resources.get(key)\n"
         "                if found is None or not found.pending:\n",
     ),
     _in(
-        "daemon/starts",
+        "daemon/start/serve",
         "what nobody took up stays kept",
         "left = keeping.forget_the_rest(revived.unclaimed, at_once=damaged)",
         "left = []",
