@@ -190,7 +190,7 @@ def _register(self: Narrator, words: re.Match[str]) -> list[str]:
 @sentence(r"process (\w+) dies")
 def _process_dies(self: Narrator, words: re.Match[str]) -> list[str]:
     number = self.owners[words[1]]
-    fenced = self.engine.owners[number].fencing is not None
+    fenced = self.engine.state.owners[number].fencing is not None
     return self.do(c.OwnerFenced(number) if fenced else c.EndOwner(number))
 
 

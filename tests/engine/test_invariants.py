@@ -53,44 +53,44 @@ def resource_without_purpose(engine: LockEngine) -> None:
 
 def forgotten_waiter(engine: LockEngine) -> None:
     for session, token in ((ALICE, 1), (CAROL, 2)):
-        del engine.resources[DISK].holders[session]
-        del engine.owners[session].grants[token]
+        del engine.state.resources[DISK].holders[session]
+        del engine.state.owners[session].grants[token]
 
 
 def waiters_out_of_turn(engine: LockEngine) -> None:
     acquire(engine, DAVE, 1, DISK)
-    engine.resources[DISK].waiting.move_to_end(
-        next(iter(engine.resources[DISK].waiting))
+    engine.state.resources[DISK].waiting.move_to_end(
+        next(iter(engine.state.resources[DISK].waiting))
     )
 
 
 def answered_in_line(engine: LockEngine) -> None:
-    next(iter(engine.resources[DISK].waiting)).become(ANSWERED)
+    next(iter(engine.state.resources[DISK].waiting)).become(ANSWERED)
 
 
 def convert_without_hold(engine: LockEngine) -> None:
     convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    del engine.resources[DISK].holders[ALICE]
+    del engine.state.resources[DISK].holders[ALICE]
 
 
 def anchor_without_holder(engine: LockEngine) -> None:
-    engine.resources[TAPE].anchor = EXCLUSIVE
+    engine.state.resources[TAPE].anchor = EXCLUSIVE
 
 
 def anchor_too_weak(engine: LockEngine) -> None:
-    engine.resources[FILE].anchor = SHARED
+    engine.state.resources[FILE].anchor = SHARED
 
 
 def grant_that_its_owner_does_not_know(engine: LockEngine) -> None:
-    engine.owners[BOB].grants.clear()
+    engine.state.owners[BOB].grants.clear()
 
 
 def owner_without_purpose(engine: LockEngine) -> None:
-    engine.owners[DAVE].sessions.clear()
+    engine.state.owners[DAVE].sessions.clear()
 
 
 def grant_of_a_session_that_is_gone(engine: LockEngine) -> None:
-    engine.owners[ALICE].sessions.clear()
+    engine.state.owners[ALICE].sessions.clear()
 
 
 def session_of_another_owner(engine: LockEngine) -> None:
@@ -102,7 +102,7 @@ def miscounted_waiters(engine: LockEngine) -> None:
 
 
 def waiter_in_no_line(engine: LockEngine) -> None:
-    engine.resources[DISK].waiting.clear()
+    engine.state.resources[DISK].waiting.clear()
 
 
 def endless_wait(engine: LockEngine) -> None:
@@ -119,8 +119,8 @@ def token_from_the_future(engine: LockEngine) -> None:
 
 def circle_of_waiters(engine: LockEngine) -> None:
     acquire(engine, DAVE, 1, TAPE)
-    (request,) = engine.resources[TAPE].waiting
-    request.session = engine.sessions[ALICE]
+    (request,) = engine.state.resources[TAPE].waiting
+    request.session = engine.state.sessions[ALICE]
 
 
 def work_left_undone(engine: LockEngine) -> None:

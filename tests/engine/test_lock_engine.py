@@ -1,5 +1,11 @@
 """The door of the engine, and what other rooms read of it."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
 from lockd.engine.commands import (
     AnchorDelayed,
     AnchorOpened,
@@ -9,6 +15,29 @@ from lockd.engine.commands import (
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import SHARED
 from scene import ALICE, BOB, CAROL, DISK, FILE, TAPE, acquire, grant, owner, release
+
+SOURCE = Path(__file__).parents[2] / "src" / "lockd"
+
+
+def reaches_in(tree: ast.AST) -> Iterator[str]:
+    """Goes through the places that take hold of an engine's state or table."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("state", "table"):
+            of_what = ast.unparse(node.value)
+            if of_what.rpartition(".")[2].lstrip("_") == "engine":
+                yield f"{of_what}.{node.attr}"
+
+
+@pytest.mark.parametrize("code", ["self._engine.state.held", "f(loaded.engine.table)"])
+def test_reach_into_the_engine_is_found(code: str) -> None:
+    assert [*reaches_in(ast.parse(code))]
+
+
+def test_other_rooms_do_not_reach_into_the_engine() -> None:
+    others = [x for x in SOURCE.rglob("*.py") if x.parent.name != "engine"]
+    assert others
+    found = {x.name: [*reaches_in(ast.parse(x.read_text()))] for x in others}
+    assert not any(found.values()), found
 
 
 def test_tokens_go_on_above_those_of_an_earlier_daemon() -> None:

@@ -40,7 +40,7 @@ def test_new_resource_admits_everybody() -> None:
 
 def test_holder_is_admitted_beside_itself(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK, mode=SHARED)
-    resource = engine.resources[DISK]
+    resource = engine.state.resources[DISK]
     assert resource.admits(EXCLUSIVE, ALICE)
     assert not resource.admits(EXCLUSIVE, BOB)
     assert resource.admits(SHARED, BOB)
@@ -51,7 +51,7 @@ def test_converts_stand_before_waiters(engine: LockEngine) -> None:
     acquire(engine, BOB, 1, DISK, mode=SHARED)
     acquire(engine, CAROL, 1, DISK)
     convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    resource = engine.resources[DISK]
+    resource = engine.state.resources[DISK]
     assert [r.converting for r in resource.line()] == [True, False]
     assert resource.front() is next(resource.line())
     assert resource.line_length() == 2
@@ -74,7 +74,7 @@ def test_situation_names_few_and_counts_all(engine: LockEngine) -> None:
 def test_request_that_opens_the_anchor_counts_as_waiting(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, FILE)
     assert [w.session for w in engine.situation(FILE).waiters] == [ALICE]
-    assert repr(engine.resources[FILE]) == (
+    assert repr(engine.state.resources[FILE]) == (
         "<Resource files:file holders=0 converting=0 waiting=0 anchor=None "
         "pending=True>"
     )
@@ -82,5 +82,5 @@ def test_request_that_opens_the_anchor_counts_as_waiting(engine: LockEngine) -> 
 
 def test_idle_lines_cost_nothing(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
-    resource = engine.resources[DISK]
+    resource = engine.state.resources[DISK]
     assert resource.waiting is resource.converting is Resource(FILE).waiting

@@ -12,7 +12,7 @@ def test_owner_waits_with_all_its_sessions(engine: LockEngine) -> None:
     acquire(engine, CAROL, 2, TAPE)
     acquire(engine, ALICE, 1, DISK)
     acquire(engine, BOB, 1, TAPE)
-    guest = engine.owners[100]
+    guest = engine.state.owners[100]
     assert guest.waiting_count == 2
     assert [r.session.session_id for r in guest.waiting()] == [ALICE, BOB]
     assert all(request.owner is guest for request in guest.waiting())
@@ -23,6 +23,6 @@ def test_only_a_convert_to_shared_goes_down(engine: LockEngine) -> None:
     acquire(engine, BOB, 1, DISK, mode=SHARED)
     acquire(engine, CAROL, 1, DISK, mode=EXCLUSIVE)
     convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    line = [*engine.resources[DISK].line()]
+    line = [*engine.state.resources[DISK].line()]
     assert [request.converting for request in line] == [True, False]
     assert not any(request.goes_down for request in line)

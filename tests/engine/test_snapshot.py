@@ -67,6 +67,13 @@ def test_tokens_go_on(engine: LockEngine) -> None:
     assert acquire(engine, ALICE, 3, DISK) == [granted(ALICE, 3, grant(DISK, ALICE, 2))]
 
 
+def test_tokens_rise_above_all_that_may_have_been_given(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    data = snapshot.dump(engine)
+    assert snapshot.load(data, last_token=41).engine.last_token == 41
+    assert snapshot.load(data, last_token=0).engine.last_token == 1
+
+
 def test_deadlines_and_pauses_go_on(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
     acquire(engine, BOB, 1, DISK, timeout=9.0)
@@ -132,7 +139,7 @@ def test_process_is_still_shared_by_its_sessions(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
     engine = reloaded(engine)
     assert refusal(acquire(engine, BOB, 1, DISK)).code == "already_held"
-    assert engine.owners[100].sessions.keys() == {ALICE, BOB}
+    assert engine.state.owners[100].sessions.keys() == {ALICE, BOB}
 
 
 def test_last_holders_are_still_known(engine: LockEngine) -> None:

@@ -32,7 +32,7 @@ def check(engine: LockEngine) -> None:
 
 
 def _broken_laws(engine: LockEngine) -> Iterator[str]:
-    for resource in engine.resources.values():
+    for resource in engine.state.resources.values():
         yield from _broken_at(engine, resource)
     yield from _broken_owners(engine)
     yield from _broken_requests(engine)
@@ -68,7 +68,7 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
 def _broken_anchor(
     engine: LockEngine, resource: Resource, modes: Sequence[str]
 ) -> Iterator[str]:
-    anchored = engine.lockspaces[resource.key.lockspace].anchored
+    anchored = engine.state.lockspaces[resource.key.lockspace].anchored
     expected = modes[0] if anchored and modes else None
     if resource.anchor != expected:
         yield f"{resource.key}: held as {modes}, but anchored {resource.anchor}"
@@ -79,7 +79,7 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
     if request.state is PAUSED:
         return False
     for key in request.keys:
-        resource = engine.resources[key]
+        resource = engine.state.resources[key]
         line = [*resource.converting, *resource.waiting]
         if resource.pending is not None or line[0] is not request:
             return False
@@ -96,17 +96,17 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
 def _broken_owners(engine: LockEngine) -> Iterator[str]:
     by_holder = {
         (grant.owner_id, grant.fencing_token, key)
-        for key, resource in engine.resources.items()
+        for key, resource in engine.state.resources.items()
         for grant in resource.holders.values()
     }
     by_owner = {
         (owner_id, token, grant.key)
-        for owner_id, owner in engine.owners.items()
+        for owner_id, owner in engine.state.owners.items()
         for token, grant in owner.grants.items()
     }
     if by_holder != by_owner:
         yield f"owners and resources disagree: {by_holder ^ by_owner}"
-    for owner_id, owner in engine.owners.items():
+    for owner_id, owner in engine.state.owners.items():
         if not owner.sessions and not owner.grants:
             yield f"owner {owner_id} is kept though nobody needs it"
         may_outlive = owner.is_process or owner.fencing is not None
@@ -116,17 +116,17 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
             yield f"owner {owner_id} holds locks though it ended with its sessions"
         if owner.claims != reduce(xor, map(claim_of, owner.grants.values()), 0):
             yield f"owner {owner_id} claims something else than it holds"
-    for session in engine.sessions.values():
+    for session in engine.state.sessions.values():
         if session.waits != reduce(
             xor, (x.order for x in session.requests.values()), 0
         ):
             yield f"session {session.session_id} claims to wait for something else"
-        if engine.owners.get(session.owner.owner_id) is not session.owner:
+        if engine.state.owners.get(session.owner.owner_id) is not session.owner:
             yield f"session {session.session_id} acts for an owner that is not there"
 
 
 def _broken_requests(engine: LockEngine) -> Iterator[str]:
-    tracked = {r for s in engine.sessions.values() for r in s.requests.values()}
+    tracked = {r for s in engine.state.sessions.values() for r in s.requests.values()}
     if engine.waiting != len(tracked):
         yield f"{engine.waiting} are counted as waiting, not {len(tracked)}"
     waiting = Counter(request.uid for request in tracked)
@@ -136,7 +136,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     timed = engine.table.timed()
     for request in tracked:
         for key in request.keys:
-            resource = engine.resources.get(key)
+            resource = engine.state.resources.get(key)
             if resource is None or (
                 resource.pending is not request
                 and request not in resource.converting
@@ -154,7 +154,7 @@ def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:
         if not request.converting:
             names = [key.resource for key in request.keys]
             said[request.uid] += _bytes_said(names, request.label, request.reason)
-    for owner in engine.owners.values():
+    for owner in engine.state.owners.values():
         for grant in owner.grants.values():
             names = [grant.key.resource]
             said[grant.owner.uid] += _bytes_said(names, grant.label, grant.reason)
@@ -174,14 +174,16 @@ def _bytes_said(names: Sequence[str], label: str | None, reason: str | None) -> 
 
 
 def _broken_tokens(engine: LockEngine) -> Iterator[str]:
-    tokens = [token for owner in engine.owners.values() for token in owner.grants]
+    tokens = [token for owner in engine.state.owners.values() for token in owner.grants]
     if len(tokens) != len(set(tokens)):
         yield "a fencing token is held twice"
     if engine.held != len(tokens):
         yield f"{engine.held} grants are counted, not {len(tokens)}"
-    grants = [x for owner in engine.owners.values() for x in owner.grants.values()]
+    grants = [
+        x for owner in engine.state.owners.values() for x in owner.grants.values()
+    ]
     held = Counter(grant.owner.uid for grant in grants)
-    for session in engine.sessions.values():
+    for session in engine.state.sessions.values():
         for request in session.requests.values():
             if len(request.keys) > 1:
                 held[request.uid] += len(request.keys)
@@ -197,10 +199,10 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     Plays on to the end: grants what nothing is before, and has every owner that waits
     for nothing release all. What is left, if anything, waits in a circle.
     """
-    lines = {key: _line(resource) for key, resource in engine.resources.items()}
+    lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
     held = {
         key: {grant.owner_id: grant.mode for grant in resource.holders.values()}
-        for key, resource in engine.resources.items()
+        for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
     while left:

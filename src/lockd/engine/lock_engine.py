@@ -8,7 +8,7 @@ command). The laws that hold between two commands are in `invariants`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
@@ -16,16 +16,15 @@ from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
 from lockd.engine.owners import Owners
 from lockd.engine.requests import Requests
-from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
-from lockd.terms import ResourceKey
+from lockd.terms import Mode, OutsideHolder, ResourceKey
 
 
 class LockEngine:
     """The locks of one daemon, and all that can happen to them.
 
     Other rooms change it by `handle` only, and read it by what is below. `state` and
-    `table` are for this room: `snapshot`, `records` and `invariants`.
+    `table` are for this room: `snapshot`, `records` and `invariants` (a test holds
+    the rest of `src` against it).
 
     Args:
         last_token: every fencing token will be greater than this.
@@ -56,11 +55,11 @@ class LockEngine:
             c.Resume: self._resume,
             c.Tick: self._tick,
         }
-        # What others may look at, and not change.
+        # What others may look at, and cannot change (see below).
         self.lockspaces: Mapping[str, c.AddLockspace] = state.lockspaces
-        self.resources: Mapping[ResourceKey, Resource] = state.resources
-        self.owners: Mapping[int, OwnerState] = state.owners
-        self.sessions: Mapping[int, Session] = state.sessions
+        self.resources: Mapping[ResourceKey, ResourceView] = state.resources
+        self.owners: Mapping[int, OwnerView] = state.owners
+        self.sessions: Mapping[int, SessionView] = state.sessions
         self.last_holders: Mapping[ResourceKey, e.LastHolder] = state.last_holders
         self.held_by_user: Mapping[int, int] = state.usage.held
         self.waiting_by_user: Mapping[int, int] = state.usage.waiting
@@ -100,18 +99,18 @@ class LockEngine:
         self.state.add_lockspace(command)
 
     def _anchor_opened(self, command: c.AnchorOpened, now: float) -> None:
-        self.table.anchor_answered(self.resources[command.key], None, now)
+        self.table.anchor_answered(self.state.resources[command.key], None, now)
 
     def _anchor_refused(self, command: c.AnchorRefused, now: float) -> None:
-        self.table.anchor_answered(self.resources[command.key], command, now)
+        self.table.anchor_answered(self.state.resources[command.key], command, now)
 
     def _anchor_delayed(self, command: c.AnchorDelayed, now: float) -> None:
-        self.table.anchor_delayed(self.resources[command.key], now)
+        self.table.anchor_delayed(self.state.resources[command.key], now)
 
     def _resume(self, command: c.Resume, now: float) -> None:
         """Asks again for every anchor and every death that was not answered."""
-        pending = {x.pending: None for x in self.resources.values() if x.pending}
-        for request in pending:
+        resources = self.state.resources.values()
+        for request in {x.pending: None for x in resources if x.pending}:
             self.table.open_again(request)
         self._owners.fence_again()
 
@@ -187,7 +186,7 @@ class LockEngine:
         """Describes who holds a resource and who waits, also if nobody does."""
         return self.state.situation(key)
 
-    def announced(self) -> Iterator[Request]:
+    def announced(self) -> Iterator[RequestView]:
         """Goes through the requests whose sessions know that they wait (`Queued`)."""
         return (x for x in self.state.requests() if x.is_announced)
 
@@ -195,7 +194,7 @@ class LockEngine:
 
     def needs_anchor(self, key: ResourceKey) -> bool:
         """Tells whether an anchor is held or being opened."""
-        resource = self.resources.get(key)
+        resource = self.state.resources.get(key)
         return resource is not None and bool(resource.anchor or resource.pending)
 
     def opens_for(self, key: ResourceKey) -> int | None:
@@ -203,7 +202,85 @@ class LockEngine:
 
         None if it gets nothing by it any more: its request was answered.
         """
-        request = self.resources[key].pending
+        request = self.state.resources[key].pending
         if request is None or request.is_answered:
             return None
         return request.session.session_id
+
+
+# What other rooms see of the engine's objects: the attributes that they may read. The
+# type checker rejects any other use. The classes that are shown have the docstrings.
+# ruff: noqa: D102
+
+
+class OwnerView(Protocol):
+    """An `OwnerState`."""
+
+    @property
+    def owner_id(self) -> int: ...
+    @property
+    def identity(self) -> c.Owner: ...
+    @property
+    def grants(self) -> Mapping[int, e.Grant]: ...
+
+
+class SessionView(Protocol):
+    """A `Session`."""
+
+    @property
+    def session_id(self) -> int: ...
+    @property
+    def owner(self) -> OwnerView: ...
+    @property
+    def registered(self) -> bool: ...
+    @property
+    def requests(self) -> Mapping[int, RequestView]: ...
+    @property
+    def claims(self) -> int: ...
+
+
+class RequestView(Protocol):
+    """A `Request`."""
+
+    @property
+    def session(self) -> SessionView: ...
+    @property
+    def owner(self) -> OwnerView: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def keys(self) -> tuple[ResourceKey, ...]: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def converting(self) -> bool: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def outside(self) -> OutsideHolder | None: ...
+    @property
+    def is_answered(self) -> bool: ...
+    @property
+    def is_announced(self) -> bool: ...
+
+
+class ResourceView(Protocol):
+    """A `Resource`."""
+
+    @property
+    def key(self) -> ResourceKey: ...
+    @property
+    def holders(self) -> Mapping[int, e.Grant]: ...
+    @property
+    def mode(self) -> Mode | None: ...
+    @property
+    def anchor(self) -> Mode | None: ...
+    @property
+    def has_line(self) -> bool: ...
+    def line(self) -> Iterator[RequestView]: ...
+    def line_length(self) -> int: ...
+    def situation(self) -> e.Situation: ...

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Ended, Grant, Granted, Queued, Refused
-from lockd.engine.session import Session
+from lockd.engine.lock_engine import SessionView
 from lockd.terms import Mode, ResourceKey
 
 MAX_RESOURCES: Final = 1024
@@ -79,7 +79,7 @@ class History:
         hears: what is to be told each kind of effect.
     """
 
-    def __init__(self, sessions: Mapping[int, Session]) -> None:
+    def __init__(self, sessions: Mapping[int, SessionView]) -> None:
         self.now = 0.0
         self.hears: dict[type, Callable[[Any], None]] = {
             Ended: self.ended,

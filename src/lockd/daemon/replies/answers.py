@@ -16,7 +16,7 @@ from lockd.daemon.replies.feed import Feed, Told
 from lockd.daemon.replies.sentences import sentence
 from lockd.daemon.system.defects import attempt, defect
 from lockd.engine import effects as e
-from lockd.engine.session import Session
+from lockd.engine.lock_engine import SessionView
 from lockd.engine.usage import Tally
 from lockd.errors import CodedError, error_for_code
 
@@ -175,7 +175,7 @@ class Answers:
         self.behind.add(peer)
 
     def tell_watchers(
-        self, effects: list[e.Effect], sessions: Mapping[int, Session]
+        self, effects: list[e.Effect], sessions: Mapping[int, SessionView]
     ) -> None:
         """Has those who watch be told what happened, when the turn ends."""
         for effect in effects:

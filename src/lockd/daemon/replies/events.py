@@ -5,13 +5,13 @@ from typing import Any
 
 from lockd.engine import effects as e
 from lockd.engine.commands import Owner
-from lockd.engine.session import Session
+from lockd.engine.lock_engine import SessionView
 from lockd.terms import ResourceKey
 
 Event = dict[str, Any]
 
 
-def events_of(effect: e.Effect, sessions: Mapping[int, Session]) -> Iterator[Event]:
+def events_of(effect: e.Effect, sessions: Mapping[int, SessionView]) -> Iterator[Event]:
     """Goes through the events that an effect is to an onlooker; most are none."""
     if isinstance(effect, e.Granted):
         for grant in effect.grants:

@@ -19,9 +19,7 @@ from lockd.daemon.replies import views
 from lockd.daemon.replies.pages import RUN, Found, Listing, in_order
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant
-from lockd.engine.lock_engine import LockEngine
-from lockd.engine.resource import Resource
-from lockd.engine.session import Request
+from lockd.engine.lock_engine import LockEngine, RequestView, ResourceView
 from lockd.lockspaces.base import Lockspace
 from lockd.terms import SHARED, Mode, ResourceKey
 
@@ -132,7 +130,7 @@ def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey],
 
 
 def _resource(
-    scene: Scene, wanted: Wanted, found: Resource, *, named: bool = False
+    scene: Scene, wanted: Wanted, found: ResourceView, *, named: bool = False
 ) -> Map:
     now = trio.current_time()
     situation = scene.redaction.situation(found.situation(), scene.peer)
@@ -166,14 +164,16 @@ def _shows(scene: Scene, key: ResourceKey) -> bool:
     return scene.redaction.shows_details(scene.peer, key.lockspace)
 
 
-def _picker(scene: Scene, wanted: Wanted) -> Callable[[Resource, float], bool] | None:
+def _picker(
+    scene: Scene, wanted: Wanted
+) -> Callable[[ResourceView, float], bool] | None:
     """Returns what tells whether a resource is wanted; None if all are."""
     if not (wanted.is_of_somebody or wanted.path is not None or wanted.waiting):
         return None
     leads = None if wanted.path is None else _leads_to(wanted.path)
     of_somebody = wanted.is_of_somebody
 
-    def is_picked(found: Resource, now: float) -> bool:
+    def is_picked(found: ResourceView, now: float) -> bool:
         if wanted.waiting and not found.has_line:
             return False
         if of_somebody and not any(
@@ -192,7 +192,7 @@ def _picker(scene: Scene, wanted: Wanted) -> Callable[[Resource, float], bool] |
     return is_picked
 
 
-def _parties(found: Resource) -> Iterator[tuple[Owner, str | None]]:
+def _parties(found: ResourceView) -> Iterator[tuple[Owner, str | None]]:
     for grant in found.holders.values():
         yield grant.owner, grant.label
     for request in found.line():
@@ -224,9 +224,9 @@ def waiters(
             yield from _line(scene, table[key], first)
 
 
-def _line(scene: Scene, found: Resource, first: int) -> Listing:
+def _line(scene: Scene, found: ResourceView, first: int) -> Listing:
     misses = scene.memory.misses
-    before: Request | None = None
+    before: RequestView | None = None
     for place, request in enumerate(list(found.line()), 1):
         if place > first and not request.is_answered:
             item = _waiter(scene, found, place, request, before)
@@ -238,7 +238,11 @@ def _line(scene: Scene, found: Resource, first: int) -> Listing:
 
 
 def _waiter(
-    scene: Scene, found: Resource, place: int, request: Request, before: Request | None
+    scene: Scene,
+    found: ResourceView,
+    place: int,
+    request: RequestView,
+    before: RequestView | None,
 ) -> Map:
     now, owner = trio.current_time(), request.owner
     shows = _shows(scene, found.key) or is_own(owner.identity, scene.peer)
@@ -275,7 +279,7 @@ def _holder_before(grant: Grant) -> Map:
     }
 
 
-def _waiter_before(request: Request) -> Map:
+def _waiter_before(request: RequestView) -> Map:
     """Who comes directly before somebody else in a line."""
     owner, session = request.owner, request.session.session_id
     return _before(owner.identity, owner.owner_id, session, request.mode)
