@@ -29,8 +29,9 @@ FIRST_MISBEHAVING: Final = FIRST_WORKER + WORKERS
 MISBEHAVING_UIDS: Final = (61_001, 61_002)
 """They are in the group lockd. What they do is charged to them, not to the workers."""
 
-CONNECTIONS: Final = 150
-"""Of each of them: it takes many that end at once to find what matters then."""
+CONNECTIONS: Final = 50
+"""Of each of them: many end at once, and each start takes over a few hundred. With more
+a round is mostly starts; `campaigns.watchers` has the hundreds that end at once."""
 
 MISDEED_PAUSE: Final = 0.04
 """Seconds between two things that one of them does, on average."""
