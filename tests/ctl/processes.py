@@ -110,15 +110,25 @@ class Lockctl:
 
 
 class Terminal:
-    """A process that is alone on a terminal of its own."""
+    """A process that is alone on a terminal of its own.
+
+    Args:
+        executed: whether it is executed, and not forked by a nursery.
+    """
 
     def __init__(
-        self, argv: tuple[str, ...], env: dict[str, str], columns: int = 200
+        self,
+        argv: tuple[str, ...],
+        env: dict[str, str],
+        columns: int = 200,
+        *,
+        executed: bool = False,
     ) -> None:
         self.shown = ""
         self._master, slave = pty.openpty()
         env = env | {"COLUMNS": str(columns), "TERM": "xterm"}
-        self._process = LOCKCTLS.popen(
+        popen = execute if executed else LOCKCTLS.popen
+        self._process = popen(
             argv, env=env, stdin=slave, stdout=slave, stderr=slave, terminal=True
         )
         self.pid = self._process.pid

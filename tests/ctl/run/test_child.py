@@ -1,0 +1,50 @@
+"""How a command starts, or does not."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ctl.processes import Lockctl
+
+
+def test_missing_command_is_127_and_named(lockctl: Lockctl) -> None:
+    done = lockctl("run", "job", "--", "no-such-command")
+    assert done.returncode == 127
+    assert (
+        done.stderr
+        == "lockctl: cannot run 'no-such-command': No such file or directory\n"
+    )
+
+
+def test_command_that_is_not_executable_is_126(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    done = lockctl("run", "job", "--", plain)
+    assert done.returncode == 126
+    assert "Permission denied" in done.stderr
+
+
+def test_no_fork_of_a_missing_command_is_127(lockctl: Lockctl) -> None:
+    assert lockctl("run", "-F", "job", "--", "no-such-command").returncode == 127
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        # No shell between: it would put its own signals in order.
+        ["grep", "-E", "Sig(Blk|Ign|Cgt)", "/proc/self/status"],
+        ["ls", "/proc/self/fd"],
+        ["cat"],
+    ],
+)
+def test_command_starts_as_if_lockctl_were_not_there(
+    lockctl: Lockctl, command: list[str]
+) -> None:
+    direct = subprocess.run(
+        command, input="in", capture_output=True, text=True, check=True
+    )
+    under_lock = lockctl.start("run", "job", "--", *command)
+    assert under_lock.communicate("in") == (direct.stdout, "")
