@@ -5,78 +5,29 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgpack
-import pytest
 
-import lockd
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
-from lockd.daemon.clients.limits import places, shadowed
+from daemon.clients.conftest import (
+    Limited,
+    check_limit,
+    greeted,
+    only_root,
+    turned_away,
+)
+from lockd.daemon.clients.limits import shadowed
 from lockd.daemon.config.config import Limits
-from support.places import TESTS
 from wire_client import (
     NOBODY,
-    Refusal,
     WireClient,
     connected_as,
     wait_for_sessions,
     wait_for_waiters,
 )
-
-only_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can connect as another user"
-)
-Limited = Callable[..., DaemonProcess]
-
-
-@pytest.fixture
-def limited(start_daemon: StartDaemon) -> Limited:
-    """Starts a daemon with some limits."""
-
-    def start(more: str = "", **limits: float) -> DaemonProcess:
-        lines = [f"{key} = {value}" for key, value in limits.items()]
-        return start_daemon("\n".join([more, "[limits]", *lines]))
-
-    return start
-
-
-def greeted(daemon: DaemonProcess) -> WireClient:
-    client = WireClient(daemon.socket)
-    client.call("hello", protocol=1, client="test")
-    return client
-
-
-def greeted_soon(daemon: DaemonProcess) -> WireClient:
-    """Connects as soon as the daemon has noticed that others have gone."""
-    while True:
-        client = WireClient(daemon.socket)
-        client.send("hello", protocol=1, client="test")
-        message = client.receive()
-        assert message is not None
-        if message[1] is not None:
-            return client
-        client.close()
-
-
-def check_limit(refusal: Refusal, key: str, most: float) -> None:
-    assert refusal.code == "limit"
-    said, _, step = refusal.sentence.partition(": ")
-    assert said == f"the limit of {most} is reached (limits.{key})"
-    assert step.endswith(", or have an admin raise it")
-    assert refusal.facts in (None, {"limit": key, "most": most})
-
-
-def turned_away(client: WireClient) -> Refusal:
-    """Returns what a client was told before its connection ended."""
-    (message,) = client.rest()
-    client.close()
-    assert message[:2] == [1, None]
-    return Refusal(message[2])
 
 
 def test_one_lock_too_many_is_refused(limited: Limited) -> None:
@@ -232,61 +183,6 @@ def test_unanswered_requests_of_a_user_are_bounded(limited: Limited) -> None:
         two.acquire("b")
 
 
-def test_client_too_many_is_told_and_turned_away(limited: Limited) -> None:
-    daemon = limited(sessions_per_user=2)
-    with greeted(daemon) as first, greeted(daemon):
-        check_limit(turned_away(WireClient(daemon.socket)), "sessions_per_user", 2)
-        with pytest.raises(lockd.LimitError, match="sessions_per_user"):
-            lockd.connect(str(daemon.socket))
-        first.acquire("a")
-    with greeted_soon(daemon) as client:
-        wait_for_sessions(client, 1)
-        with greeted(daemon) as another:
-            another.acquire("a")
-
-
-CROWD_IN_A_NAMESPACE = """
-import sys
-from wire_client import Refusal, WireClient
-clients = []
-for _ in range(9):
-    client = WireClient(sys.argv[1])
-    error, _ = client.answer(client.send("statistics") if len(clients) < 2 else None)
-    print(error[1] if error else "in", flush=True)
-    clients.append(client)
-sys.stdin.read()
-"""
-
-
-def test_who_makes_a_namespace_has_no_more_sessions(limited: Limited) -> None:
-    """SO_PEERCRED has the uid that made it, whatever it calls itself in there."""
-    daemon = limited(sessions_per_user=3)
-    try:
-        subprocess.run(["unshare", "--user", "true"], check=True, capture_output=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        pytest.skip("unshare(1) makes no user namespace here")
-    command = ["unshare", "--user", sys.executable, "-c", CROWD_IN_A_NAMESPACE]
-    with (
-        greeted(daemon) as ours,
-        subprocess.Popen(
-            [*command, str(daemon.socket)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(TESTS)},
-        ) as crowd,
-    ):
-        assert crowd.stdin is not None
-        assert crowd.stdout is not None
-        said = [crowd.stdout.readline() for _ in range(9)]
-        assert said[:2] == ["in\n"] * 2
-        assert all("(limits.sessions_per_user)" in line for line in said[2:])
-        wait_for_sessions(ours, 3)
-        crowd.stdin.close()
-    with greeted_soon(daemon) as client:
-        wait_for_sessions(client, 1)
-
-
 def test_sessions_of_a_user_leave_no_more_unread_than_together_they_may(
     limited: Limited,
 ) -> None:
@@ -322,38 +218,6 @@ def test_half_messages_of_a_user_are_bounded_together(limited: Limited) -> None:
             wait_for_sessions(witness, min(number + 2, 7))
 
 
-@only_root
-def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
-    daemon = limited(sessions=20, admin_sessions=1)
-    with ExitStack() as stack:
-
-        def stranger() -> WireClient:
-            client = connected_as(daemon.socket, NOBODY, NOBODY)
-            return stack.enter_context(client)
-
-        # An eighth is for root; the figure that they are told is the one that counts.
-        ours = [stranger() for _ in range(18)]
-        for client in ours:
-            client.call("statistics")
-        refusal = turned_away(stranger())
-        assert refusal.sentence.startswith(
-            "the limit of 18 is reached (limits.sessions, less 2 for root and the "
-            "daemon's user): "
-        )
-        roots = [stack.enter_context(WireClient(daemon.socket)) for _ in range(2)]
-        for client in roots:
-            client.call("statistics")
-        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 20)
-
-
-@pytest.mark.parametrize(
-    ("sessions", "others"),
-    [(1, 1), (7, 7), (8, 7), (20, 18), (128, 112), (4_096, 4_080)],
-)
-def test_few_places_are_not_all_for_root(sessions: int, others: int) -> None:
-    assert places(Limits(sessions=sessions)) == others
-
-
 def test_limit_that_cannot_be_reached_is_told() -> None:
     assert shadowed(Limits()) == []
     assert shadowed(Limits(sessions=20, locks_per_session=9, locks_per_user=8)) == [
@@ -361,20 +225,6 @@ def test_limit_that_cannot_be_reached_is_told() -> None:
         "limits.sessions_per_user is 1024, but limits.sessions is 20, of which 2 are "
         "for root and the daemon's own user: 18 counts for all others",
     ]
-
-
-def test_admins_are_counted_apart(limited: Limited, tmp_path: Any) -> None:
-    path = f"{tmp_path}/admin.sock"
-    daemon = limited(f"admin_socket = '{path}'", sessions=1, admin_sessions=2)
-    with greeted(daemon), WireClient(path) as admin, WireClient(path) as other:
-        admin.call("statistics")
-        other.call("statistics")
-        check_limit(turned_away(WireClient(path)), "admin_sessions", 2)
-        check_limit(turned_away(WireClient(daemon.socket)), "sessions", 1)
-        other.close()
-        wait_for_sessions(admin, 2)
-        with WireClient(path) as another:
-            another.call("statistics")
 
 
 def test_message_may_be_as_long_as_configured(limited: Limited) -> None:

@@ -1,112 +1,32 @@
 """What the daemon says of itself is true, well-formed, and harms nobody who locks."""
 
-import collections
-import itertools
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import StartDaemon
+from daemon.metrics.conftest import (
+    fetched,
+    metrics,
+    needs_promtool,
+    promtool,
+)
 from daemon_process import DaemonProcess
-from exposition import Metrics, read
+from exposition import Metrics
 from lockd import connect
-from lockd.daemon.activity.counts import Histogram
-from lockd.daemon.metrics.exposition import Family, render
 from lockd.daemon.metrics.families import open_descriptors, process_age
-from lockd.daemon.metrics.scrape import AT_ONCE
 from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
 from service_manager import ServiceManager
 from support.places import DOCS
 from wire_client import NOBODY, WireClient, connected_as_nobody, wait_for_waiters
-
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing")
-
-
-def metrics(client: WireClient) -> Metrics:
-    return read(client.call("metrics")["text"])
-
-
-def promtool(*words: str, text: str | None = None) -> None:
-    assert PROMTOOL is not None
-    done = subprocess.run(
-        [PROMTOOL, *words], input=text, capture_output=True, text=True, check=False
-    )
-    # What it advises is on standard error, with a status of 0 or 3.
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-
-
-def write_to(lockd: DaemonProcess, path: Path, more: str = "") -> None:
-    """Has a daemon write its metrics to a file, and waits until it is there."""
-    lockd.config.write_text(f'[metrics]\ntextfile = "{path}"\n{more}')
-    lockd.reload()
-    while not path.exists() or not path.stat().st_size:
-        pass
-
-
-# The text.
-
-TIMES = Histogram((0.5, 1.0))
-for seconds in (0.25, 1.0, 1.0, 2.0):
-    TIMES.observe(seconds)
-
-FAMILIES = [
-    Family("a", "counter", "One.", [({}, 1), ({"x": 'a"\\\nb'}, 2)]),
-    Family("b_seconds", "gauge", "Two.", [({}, 1e-07)]),
-    Family("c", "info", "Three.", [({"v": "1"}, 1)]),
-    Family("d_seconds", "histogram", "Four.", [({"y": "z"}, TIMES)]),
-]
-
-
-def test_openmetrics_is_as_it_is_specified() -> None:
-    assert render(FAMILIES, "openmetrics").splitlines() == [
-        "# TYPE a counter",
-        "# HELP a One.",
-        "a_total 1",
-        r'a_total{x="a\"\\\nb"} 2',
-        "# TYPE b_seconds gauge",
-        "# UNIT b_seconds seconds",
-        "# HELP b_seconds Two.",
-        "b_seconds 1e-07",
-        "# TYPE c info",
-        "# HELP c Three.",
-        'c_info{v="1"} 1',
-        "# TYPE d_seconds histogram",
-        "# UNIT d_seconds seconds",
-        "# HELP d_seconds Four.",
-        'd_seconds_bucket{y="z",le="0.5"} 1',
-        'd_seconds_bucket{y="z",le="1.0"} 3',
-        'd_seconds_bucket{y="z",le="+Inf"} 4',
-        'd_seconds_sum{y="z"} 4.25',
-        'd_seconds_count{y="z"} 4',
-        "# EOF",
-    ]
-    assert read(render(FAMILIES, "openmetrics"))("a_total", x='a"\\\nb') == 2
-
-
-def test_older_format_has_the_names_of_the_samples() -> None:
-    text = render(FAMILIES, "plain")
-    assert "# TYPE a_total counter\n# HELP a_total One.\na_total 1\n" in text
-    assert "# TYPE c_info gauge\n" in text
-    assert "# UNIT" not in text
-    assert "# EOF" not in text
-
-
-@needs_promtool
-def test_older_format_pleases_promtool(lockd: DaemonProcess, tmp_path: Path) -> None:
-    path = tmp_path / "lockd.prom"
-    write_to(lockd, path)
-    promtool("check", "metrics", text=path.read_text())
-
 
 # What is said.
 
@@ -352,140 +272,6 @@ def test_socket_of_the_manager_gives_metrics_and_survives(
                 manager.start()
         manager.upgrade()
         assert fetched(url)("lockd_handovers_total", kind="upgrade") == 1
-
-
-# Over HTTP.
-
-
-def fetched(url: str) -> Metrics:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-        assert answer.headers["Content-Type"] == kind
-        return read(answer.read().decode())
-
-
-def address(lockd: DaemonProcess) -> str:
-    lockd.config.write_text('[metrics]\nlisten = "127.0.0.1:0"')
-    lockd.reload()
-    return lockd.wait_for_line("metrics at").rpartition(" ")[2]
-
-
-def test_lockspace_that_not_all_may_know_of_has_no_name_in_public(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
-    text_file = tmp_path / "lockd.prom"
-    hidden = "kind = 'memory'\nallow_users = {acquire = [], share = [], list = []}\n"
-    lockd = start_daemon(
-        f"[metrics]\nlisten = '127.0.0.1:0'\ntextfile = '{text_file}'\n"
-        f"[lockspaces.secret]\n{hidden}[lockspaces.other]\n{hidden}"
-        "[lockspaces.known]\nkind = 'memory'\nallow_groups.list = ['*']\n"
-    )
-    url = lockd.wait_for_line("metrics at").rpartition(" ")[2]
-    with WireClient(lockd.socket) as client:
-        for space in ("secret", "other", "known"):
-            client.acquire("a", lockspace=space)
-        whole = metrics(client)
-        public = fetched(url)
-        client.call("release", lockspace="secret", resource="a")
-        assert fetched(url)("lockd_ends_total", cause="released") == 1
-    assert whole("lockd_held", lockspace="secret") == 1
-    assert public("lockd_held") == 2
-    assert public("lockd_held", lockspace="known") == 1
-    assert public("lockd_grants_total") == public("lockd_wait_seconds_count") == 2
-    assert public("lockd_anchors", lockspace="direct") == 0
-    labels = {label for _, labels in public.values for label in labels}
-    assert {value for name, value in labels if name == "lockspace"} == {
-        *("default", "direct", "known")
-    }
-    while not text_file.exists():
-        pass
-    assert "secret" not in text_file.read_text()
-
-
-def test_reload_begins_and_ends_to_listen(lockd: DaemonProcess) -> None:
-    url = address(lockd)
-    assert fetched(url)("lockd_complaint") == 0
-    lockd.config.write_text("")
-    lockd.reload()
-    with pytest.raises(OSError, match=r"refused|reset"):
-        # It was heard, and is done in a moment.
-        collections.deque(map(fetched, itertools.repeat(url)), 0)
-
-
-def test_port_that_is_taken_keeps_no_lock_from_anybody(
-    start_daemon: StartDaemon,
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        place = f"127.0.0.1:{taken.getsockname()[1]}"
-        lockd = start_daemon(f'[metrics]\nlisten = "{place}"')
-        line = lockd.wait_for_line("no metrics at")
-        assert "Address already in use" in line
-        with WireClient(lockd.socket) as client:
-            client.acquire("a")
-            assert metrics(client)("lockd_complaint") == 1
-    lockd.reload()
-    assert fetched(lockd.wait_for_line("metrics at").rpartition(" ")[2])
-
-
-def test_who_asks_slowly_or_too_often_harms_nobody(lockd: DaemonProcess) -> None:
-    host, port = address(lockd).split("/")[2].split(":")
-    before = len(list(Path(f"/proc/{lockd.pid}/fd").iterdir()))
-    idle = [socket.create_connection((host, int(port)), 20) for _ in range(40)]
-    for sock in idle[::2]:
-        sock.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
-    with WireClient(lockd.socket) as client:
-        for _ in range(100):
-            client.acquire("a")
-            client.call("release", resource="a")
-        # One more of them waits for a place; the client is a socket and a process.
-        most = before + AT_ONCE + 1 + 2
-        assert len(list(Path(f"/proc/{lockd.pid}/fd").iterdir())) <= most
-        # They are served when the time of the others is over.
-        for sock in idle:
-            sock.close()
-        assert fetched(f"http://{host}:{port}/metrics")
-
-
-# As a file.
-
-
-def test_file_is_replaced_and_never_half_written(lockd: DaemonProcess) -> None:
-    path = lockd.directory / "lockd.prom"
-    write_to(lockd, path, "textfile_interval = 0.001")
-    inodes: set[int] = set()
-    while len(inodes) < 5:
-        with path.open() as file:
-            inodes.add(path.stat().st_ino)
-            text = file.read()
-        assert text.startswith("# TYPE lockd_build_info gauge\n")
-        assert text.endswith("\n")
-        assert text.splitlines()[-1].startswith("lockd_complaint ")
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_file_that_cannot_be_written_is_told_of_once(
-    start_daemon: StartDaemon,
-) -> None:
-    lockd = start_daemon(
-        '[metrics]\ntextfile = "/proc/no/lockd.prom"\ntextfile_interval = 0.001'
-    )
-    assert "No such file" in lockd.wait_for_line("no metrics in /proc/no/lockd.prom")
-    with WireClient(lockd.socket) as client:
-        while metrics(client)("lockd_requests_total", method="metrics") < 50:
-            pass
-    lockd.stop()
-    assert len([x for x in lockd.said if "no metrics" in x]) == 1
-
-
-def test_leftover_of_a_killed_writer_is_no_obstacle(
-    lockd: DaemonProcess, tmp_path: Path
-) -> None:
-    path, innocent = lockd.directory / "lockd.prom", tmp_path / "innocent"
-    innocent.write_text("mine")
-    Path(f"{path}.new").symlink_to(innocent)
-    write_to(lockd, path)
-    assert innocent.read_text() == "mine"
-    assert not path.is_symlink()
 
 
 # The page and what is beside it.

@@ -1,0 +1,51 @@
+"""What the tests of this folder share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from wire_client import (
+    WireClient,
+)
+
+Connect = Callable[[], WireClient]
+
+
+PAGED = {
+    "list": "resources",
+    "list_waiters": "waiters",
+    "list_sessions": "sessions",
+    "list_lockspaces": "lockspaces",
+}
+
+
+def pages(client: WireClient, method: str, **params: Any) -> list[list[Any]]:
+    """Goes through a whole listing; returns its pages."""
+    found, after = [], None
+    while True:
+        page = client.call(method, after=after, **params)
+        assert set(page) == {PAGED[method], "next"}
+        found.append(page[PAGED[method]])
+        after = page["next"]
+        if after is None:
+            return found
+
+
+def listed(client: WireClient, method: str = "list", **params: Any) -> list[Any]:
+    return [thing for page in pages(client, method, **params) for thing in page]
+
+
+def names_of(found: list[dict[str, Any]]) -> list[str]:
+    return [each["resource"] for each in found]
+
+
+PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
+
+
+HOLDER = PARTY | {
+    "mode", "fencing_token", "count", "since", "held_for", "label", "reason"
+}  # fmt: skip
+
+
+SITUATION = {
+    "lockspace", "resource", "holders", "holder_count", "waiters", "waiter_count"
+}  # fmt: skip

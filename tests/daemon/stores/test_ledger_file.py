@@ -1,0 +1,254 @@
+"""What is read of a file that is damaged."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.stores.conftest import (
+    Records,
+    contents,
+    found_in,
+    memory_of,
+    put_all,
+    reading,
+    successor,
+    tidy_all,
+)
+from lockd.daemon.stores import ledger_file
+from lockd.daemon.stores.ledger import Ledger, LedgerError
+
+pytestmark = pytest.mark.usefixtures("small_steps")
+
+HISTORY: list[Records] = [
+    {b"a": b"1" * 30, b"b": b"2", b"c": b"3"},
+    {b"b": b"two" * 20, b"d": b"4"},
+    {b"a": b"one", b"e": b"5" * 90},
+]
+
+
+LATEST: Records = HISTORY[0] | HISTORY[1] | HISTORY[2]
+
+
+def a_plain_file() -> list[bytes]:
+    ledger = Ledger()
+    for records in HISTORY:
+        put_all(ledger, records)
+    left = contents(ledger.fds)
+    ledger.close()
+    return [file[: ledger._file.end] for file in left]
+
+
+def in_the_middle(until: Callable[[Ledger], bool]) -> list[bytes]:
+    ledger = Ledger()
+    put_all(ledger, {b"garbage": b"g" * 6000})
+    ledger.remove(b"garbage")
+    ledger.commit()
+    for records in HISTORY:
+        put_all(ledger, records)
+    for _ in range(100):
+        if until(ledger):
+            break
+        ledger.tidy(0)
+    assert until(ledger)
+    left = contents(ledger.fds)
+    ledger.close()
+    return left
+
+
+def while_copying() -> list[bytes]:
+    return in_the_middle(lambda ledger: ledger._spare.generation == 2)
+
+
+def just_switched() -> list[bytes]:
+    return in_the_middle(lambda ledger: ledger._file.generation == 2)
+
+
+STATES = [a_plain_file, while_copying, just_switched]
+
+
+def may_be_damaged(left: list[bytes]) -> Iterator[tuple[int, int]]:
+    """File and offset of every byte, but for the inside of what is all the same."""
+    for number, file in enumerate(left):
+        for offset in range(len(file)):
+            around = file[max(0, offset - 20) : offset + 20]
+            if len(set(around)) > 1:
+                yield number, offset
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_flipped_bit_costs_at_most_one_commit_and_is_told(
+    state: Callable[[], list[bytes]],
+) -> None:
+    left = state()
+    # What was committed together is damaged together, and so are four keys of a slice.
+    together = 3 if state is a_plain_file else 4
+    for number, offset in may_be_damaged(left):
+        for bit in {0, offset % 8, 7} if offset >= ledger_file.DATA else range(8):
+            damaged = [bytearray(file) for file in left]
+            damaged[number][offset] ^= 1 << bit
+            with reading(*damaged) as ledger:
+                found = ledger.records()
+                wrong = [x for x in LATEST | found if LATEST.get(x) != found.get(x)]
+                assert len(wrong) <= together
+                assert ledger.problems or not wrong
+                assert offset >= ledger_file.DATA or not wrong
+
+
+def test_damaged_value_is_not_replaced_by_an_older_one() -> None:
+    left = a_plain_file()
+    place = left[0].index(b"one")
+    damaged = left[0][:place] + b"oNe" + left[0][place + 3 :]
+    with reading(damaged, left[1]) as ledger:
+        assert ledger.records() == {
+            key: value for key, value in LATEST.items() if key not in HISTORY[-1]
+        }
+        start = ledger_file.DATA + sum(
+            len(ledger_file.encode(dict(x), 0)) for x in HISTORY[:-1]
+        )
+        assert ledger.problems == [
+            f"the value of {key!r} at {start} is damaged" for key in HISTORY[-1]
+        ]
+
+
+def test_value_that_was_written_again_was_damaged_in_vain() -> None:
+    ledger = Ledger()
+    put_all(ledger, {b"a": b"one", b"b": b"2"})
+    put_all(ledger, {b"a": b"1"})
+    left = contents(ledger.fds)
+    ledger.close()
+    with reading(left[0].replace(b"one", b"oNe"), left[1]) as read:
+        assert read.records() == {b"a": b"1"}
+        assert len(read.problems) == 1
+        assert "b'b'" in read.problems[0]
+
+
+def test_damage_is_told_once() -> None:
+    left = a_plain_file()
+    ledger = Ledger(memory_of(left[0].replace(b"one", b"oNe"), left[1]))
+    assert ledger.problems
+    found = ledger.records()
+    tidy_all(ledger)
+    ledger = successor(ledger)
+    assert ledger.problems == []
+    assert ledger.records() == found
+    ledger.close()
+
+
+@pytest.mark.parametrize("offset", range(40))
+def test_header_is_mended_from_its_copy(offset: int) -> None:
+    left = bytearray(a_plain_file()[0])
+    left[offset] ^= 1
+    with reading(left, b"") as ledger:
+        assert len(ledger.problems) == 1
+        mended = bytearray(contents(ledger.fds)[0])
+    mended[offset + 40] ^= 1
+    with reading(mended, b"") as ledger:
+        assert len(ledger.problems) == 1
+        assert ledger.records() == LATEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_truncated_file_is_read_as_far_as_it_goes(
+    state: Callable[[], list[bytes]],
+) -> None:
+    left = state()
+    ever = {(k, v) for records in HISTORY for k, v in records.items()}
+    ever.add((b"garbage", b"g" * 6000))
+    for number, size in may_be_damaged(left):
+        cut = list(left)
+        cut[number] = cut[number][:size]
+        with reading(*cut) as ledger:
+            found = ledger.records()
+            assert set(found.items()) <= ever
+            assert ledger.problems or found == LATEST
+            put_all(ledger, {b"new": b"value"})
+            found[b"new"] = b"value"
+            again = successor(Ledger(memory_of(*contents(ledger.fds))))
+            assert again.records() == found
+            again.close()
+
+
+def test_both_lengths_damaged_reads_as_far_as_records_go() -> None:
+    left = a_plain_file()
+    damaged = bytearray(left[0])
+    for place in (32, 72):
+        damaged[place] ^= 1
+    with reading(bytes(damaged), left[1]) as ledger:
+        assert ledger.records() == LATEST
+        assert ledger.problems == ["a copy of the length is damaged"]
+        put_all(ledger, {b"new": b"value"})
+        tidy_all(ledger)
+        assert found_in(ledger.fds) == LATEST | {b"new": b"value"}
+
+
+@pytest.mark.parametrize("lost", [range(80), [32, 72]])
+def test_damage_is_told_to_whoever_comes_before_all_is_written_anew(
+    lost: list[int],
+) -> None:
+    damaged = bytearray(a_plain_file()[0])
+    for place in lost:
+        damaged[place] ^= 1
+    ledger = Ledger(memory_of(damaged, b""))
+    found = ledger.records()
+    for _ in range(3):
+        assert ledger.problems
+        put_all(ledger, {b"new": b"value"})
+        ledger = successor(ledger)
+        assert ledger.records() == found | {b"new": b"value"}
+    tidy_all(ledger)
+    assert found_in(ledger.fds) == found | {b"new": b"value"}
+    ledger.close()
+
+
+@pytest.mark.parametrize("end", [8, 72, ledger_file.SIZE + 8, 1 << 39])
+def test_length_that_cannot_be_is_damage(end: int) -> None:
+    left = bytearray(a_plain_file()[0])
+    salt = int.from_bytes(left[8:12], sys.byteorder)
+    for place in (32, 72):
+        word = ledger_file._guarded(end, salt)
+        left[place : place + 8] = word.to_bytes(8, sys.byteorder)
+    with reading(left, b"") as ledger:
+        assert ledger.problems == ["a copy of the length is damaged"]
+        assert ledger.records() == LATEST
+
+
+def test_what_is_inside_a_value_never_passes_for_a_record() -> None:
+    ledger = Ledger()
+    put_all(ledger, {b"victim": b"true"})
+    inner = ledger_file.encode({b"victim": b"forged"}, salt=0)
+    put_all(ledger, {b"long-key": inner * 3})
+    left = contents(ledger.fds)
+    damaged = left[0].replace(b"long-key", b"lonG-key")
+    with reading(damaged, left[1]) as read:
+        assert read.records() == {b"victim": b"true"}
+    ledger.close()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(*[st.binary(max_size=300)] * 2), st.booleans())
+def test_any_bytes_can_be_read(files: tuple[bytes, ...], has_header: bool) -> None:
+    if has_header:
+        files = a_plain_file()[0][:80] + files[0], files[1]
+    with reading(*files) as ledger:
+        assert ledger.problems
+        put_all(ledger, {b"a": b"1"})
+        assert ledger.records()[b"a"] == b"1"
+
+
+def test_other_version_is_refused_whole_and_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(ledger_file, "VERSION", 99)
+        ledger = Ledger()
+        put_all(ledger, {b"a": b"1"})
+    before = contents(ledger.fds)
+    with pytest.raises(LedgerError, match="are of version 99, only 2 can be read"):
+        Ledger(ledger.fds)
+    assert contents(ledger.fds) == before
+    ledger.close()

@@ -1,0 +1,115 @@
+"""What of a daemon is recorded."""
+
+import os
+import sys
+
+import msgpack
+
+from daemon.survival.conftest import Connect
+from lockd.daemon.stores.labels import PEER, STATE, key_of
+from lockd.daemon.stores.ledger import Ledger
+from lockd.daemon.stores.ledger_file import Header, read_header
+from lockd.daemon.system.fdstore import PREFIX
+from service_manager import ServiceManager
+from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+
+
+def test_what_is_recorded_does_not_grow_with_what_is_unread(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    def written() -> int:
+        """Returns how many bytes ten locks had recorded."""
+        while True:
+            before = ledger_headers(manager)
+            for _ in range(10):
+                other.acquire("a")
+                other.call("release", resource="a")
+            after = ledger_headers(manager)
+            if [x and x.generation for x in before] == [
+                x and x.generation for x in after
+            ]:
+                return sum(
+                    new.end - old.end
+                    for old, new in zip(before, after, strict=True)
+                    if old and new
+                )
+
+    alone = written()
+    client.call("watch")
+    name = "x" * 250
+    for _ in range(15):
+        asked = []
+        for _ in range(100):
+            asked.append(other.send("acquire", resource=name))
+            asked.append(other.send("release", resource=name))
+        for msgid in asked:
+            other.result(msgid)
+    assert other.call("statistics")["kept"]["bytes"] > 400_000
+    assert written() < alone + 20 * 2_500
+
+
+def ledger_headers(manager: ServiceManager) -> list[Header | None]:
+    return [
+        read_header(manager.stored[f"{PREFIX}ledger-{number}"], [])
+        for number in range(2)
+    ]
+
+
+#: A daemon that records all anew, as if what it finds had been written by another.
+RECORDING_ANEW = """
+import runpy, sys
+from lockd.daemon.survival.revival import Revived
+Revived.is_as_written = False
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+def recorded(manager: ServiceManager) -> dict[str, bytes]:
+    """Returns what is recorded of all but the daemon, which counts its starts."""
+    ledger = open_ledger(manager)
+    found = {repr(msgpack.unpackb(x)): y for x, y in ledger.records().items()}
+    ledger.close()
+    return {key: value for key, value in found.items() if "daemon" not in key}
+
+
+def open_ledger(manager: ServiceManager) -> Ledger:
+    fds = [os.dup(manager.stored[f"{PREFIX}ledger-{number}"]) for number in range(2)]
+    return Ledger((fds[0], fds[1]))
+
+
+def test_records_are_those_that_would_be_written_anew(
+    manager: ServiceManager, connect: Connect
+) -> None:
+    """Whoever goes on lets the records count that it finds, and adds what changed."""
+    client, other, leaver, witness = (connect() for _ in range(4))
+    for name in ("a", "b"):
+        client.acquire(name)
+        client.acquire(name, lockspace="files")
+    leaver.acquire("c")
+    waiting = [x.send("acquire", resource="c") for x in (other, client)]
+    wait_for_waiters(witness, "c", 2)
+    manager.kill()
+    leaver.close()
+    # The end of a connection was not recorded any more.
+    ledger = open_ledger(manager)
+    for kind in (PEER, STATE):
+        known = next(x for x in ledger.records() if msgpack.unpackb(x)[0] == kind)
+        ledger.put(key_of(kind, 999), ledger.records()[known])
+    ledger.commit()
+    ledger.close()
+    manager.start()
+    assert other.result(waiting[0])["grant"]["resource"] == "c"
+    wait_for_sessions(witness, 3)
+    manager.kill()
+    found = recorded(manager)
+    assert f"['{PEER}', 999]" not in found
+    manager.start(prefix=(sys.executable, "-c", RECORDING_ANEW))
+    witness.call("statistics")
+    manager.kill()
+    anew = recorded(manager)
+    assert found.keys() == anew.keys()
+    # Those who were answered: how far they are was recorded before that.
+    differing = {key for key in found if found[key] != anew[key]}
+    assert differing == {f"['{STATE}', {session}]" for session in (2, 4)}
+    manager.start()
