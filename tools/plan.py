@@ -23,8 +23,8 @@ ctl.main
 ctl.act ctl.run
 ctl.look ctl.top
 ctl.table
-ctl.render
-ctl.completion ctl.exits ctl.options ctl.streams ctl.usage
+ctl.completion ctl.render
+ctl.exits ctl.options ctl.streams ctl.usage
 
 lockd
 aio

@@ -28,10 +28,9 @@ from click.shell_completion import (
 )
 
 from lockd.client.blocking import Client, connect
+from lockd.ctl.options import COMPLETING
 from lockd.errors import InvalidRequestError, LockdError
 from lockd.names import default_lockspace
-
-VARIABLE: Final = "_LOCKCTL_COMPLETE"
 
 PATIENCE: Final = 1.0
 """Seconds that a daemon has to answer."""
@@ -74,7 +73,7 @@ def completion(shell: str) -> None:
     prepare()
     found = click.shell_completion.get_completion_class(shell)
     assert found is not None
-    print(found(click.Group(), {}, "lockctl", VARIABLE).source())
+    print(found(click.Group(), {}, "lockctl", COMPLETING).source())
 
 
 def prepare() -> None:

@@ -14,6 +14,7 @@ import click
 
 from lockd import __version__, utf8
 from lockd.ctl import exits, streams
+from lockd.ctl.options import COMPLETING
 from lockd.errors import LockdError
 
 #: What a person wants to do, and the commands for it; each by module and attribute.
@@ -61,9 +62,6 @@ _NAMES_SOCKET_OR_NEEDS_NONE: Final = {
     "status", "lock-name", "completion", "virtlockd-check"
 }  # fmt: skip
 
-#: Set by the shells to be told how a word can go on.
-_COMPLETING: Final = "_LOCKCTL_COMPLETE"
-
 _EXAMPLES: Final = [
     ("lockctl run backup -- rsync -a /home /mnt", "run a command under a lock"),
     ("lockctl who backup", "who holds it?"),
@@ -80,7 +78,7 @@ class _Commands(click.Group):
             return None
         module, attribute = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), attribute)
-        if _COMPLETING in os.environ:
+        if COMPLETING in os.environ:
             import_module("lockd.ctl.completion").make_live(command)
         return command
 
@@ -137,7 +135,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
 
 def _warn_of_others(socket: str | None) -> None:
     """Tells who sits at a terminal that another daemon could have been meant."""
-    if sys.stderr is None or not sys.stderr.isatty() or _COMPLETING in os.environ:
+    if sys.stderr is None or not sys.stderr.isatty() or COMPLETING in os.environ:
         return
     from lockd.client import paths
 
@@ -160,7 +158,7 @@ def main() -> None:
 
 
 def _status(args: list[str]) -> int:
-    if _COMPLETING in os.environ:
+    if COMPLETING in os.environ:
         completion = import_module("lockd.ctl.completion")
         completion.prepare()
         completion.make_live(lockctl)

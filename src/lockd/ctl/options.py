@@ -10,6 +10,9 @@ import click
 from lockd.names import canonical_path, check_name, check_path, quoted
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
 
+COMPLETING: Final = "_LOCKCTL_COMPLETE"
+"""The variable that a shell sets to ask how a word can go on."""
+
 MOST_SECONDS: Final = 1e9
 """The longest time that a request can name (protocol 6.1)."""
 

@@ -89,6 +89,11 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def standing(place: int, *, converting: bool) -> str:
+    """Returns at which place of the line somebody waits, or that it converts."""
+    return "converts" if converting else ordinal(place)
+
+
 @lru_cache(maxsize=1_000)
 def user(uid: int) -> str:
     """Returns the name of a user; the number if it has none."""

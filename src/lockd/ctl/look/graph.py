@@ -12,7 +12,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import Thing, key_of, obstacle, ordinal, say, show_json, user
+from lockd.ctl.render import Thing, key_of, obstacle, say, show_json, standing, user
 from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
@@ -60,7 +60,7 @@ class Edge(NamedTuple):
     @property
     def standing(self) -> str:
         """At which place of the line it stands."""
-        return "converts" if self.converting else ordinal(self.place)
+        return standing(self.place, converting=self.converting)
 
 
 class Graph:

@@ -10,7 +10,7 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
-from lockd.ctl.render import Thing, held_by, obstacle, ordinal, show_json, user
+from lockd.ctl.render import Thing, held_by, obstacle, show_json, standing, user
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.names import canonical_path, quoted
 
@@ -203,7 +203,7 @@ def _holder(first: Thing | None, outside: Thing | None) -> dict[str, Any]:
 
 
 def _waiter(waiter: Thing) -> Cells:
-    place = "converts" if waiter["converting"] else ordinal(waiter["place"])
+    place = standing(waiter["place"], converting=waiter["converting"])
     return cells_of(waiter) | {
         "LOCKSPACE": waiter["lockspace"],
         "LOCKED": waiter["resource"],
