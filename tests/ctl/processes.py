@@ -114,6 +114,7 @@ class Terminal:
 
     Args:
         executed: whether it is executed, and not forked by a nursery.
+        pass_fds: the descriptors that it inherits.
     """
 
     def __init__(
@@ -123,13 +124,20 @@ class Terminal:
         columns: int = 200,
         *,
         executed: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.shown = ""
         self._master, slave = pty.openpty()
         env = env | {"COLUMNS": str(columns), "TERM": "xterm"}
         popen = execute if executed else LOCKCTLS.popen
         self._process = popen(
-            argv, env=env, stdin=slave, stdout=slave, stderr=slave, terminal=True
+            argv,
+            env=env,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            pass_fds=pass_fds,
+            terminal=True,
         )
         self.pid = self._process.pid
         os.close(slave)

@@ -184,9 +184,9 @@ def test_what_does_not_stop_is_killed_and_so_are_its_children(
 
 def test_what_is_waited_for_is_told_on_a_terminal(lockctl: Lockctl) -> None:
     reader, writer = os.pipe()
-    os.set_inheritable(reader, True)
     script = f"cat </proc/self/fd/{reader} & :"
-    terminal = Terminal((*PROGRAM, "run", "-c", script, "job"), lockctl.env)
+    words = (*PROGRAM, "run", "-c", script, "job")
+    terminal = Terminal(words, lockctl.env, pass_fds=[reader])
     terminal.wait_for(
         "the command has ended, but 'job' stays locked while what it left behind "
         "runs: cat (pid "
