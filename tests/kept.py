@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from lockd.daemon.stores import in_flight as keeper_module
-from lockd.daemon.stores.in_flight import Keeper
+from lockd.daemon.stores.in_flight import InFlight
 
 WHOLE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 
@@ -46,7 +46,7 @@ def copies(fds: list[int]) -> list[int]:
 
 def contents(ends: list[int]) -> dict[bytes, int]:
     """Returns what a process that comes after would find: label and inode."""
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     found = successor.recover()
     assert successor.problems == []
     inodes = {}

@@ -99,5 +99,5 @@ class Served:
         service.poller.close()
         epoch.close()
         if stores is not None:
-            for store in (stores.ledger, stores.cells, stores.pipe, stores.keeper):
+            for store in (stores.ledger, stores.cells, stores.pipe, stores.in_flight):
                 store.close()

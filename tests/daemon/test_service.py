@@ -489,14 +489,14 @@ def test_client_that_cannot_be_taken_in_leaves_nothing(
     async def check() -> None:
         stores = Stores()
         with ExitStack() as stack, service_in_this_process(tmp_path) as service:
-            for store in (stores.keeper, stores.ledger, stores.cells, stores.pipe):
+            for store in (stores.in_flight, stores.ledger, stores.cells, stores.pipe):
                 stack.callback(store.close)
             keeping = service.keep(stores)
             before = os.listdir("/proc/self/fd")
             with WireClient(tmp_path / "sock") as client:
                 with monkeypatch.context() as patched:
                     if what == "kept":
-                        patched.setattr(stores.keeper, "keep", refuse)
+                        patched.setattr(stores.in_flight, "keep", refuse)
                     else:
                         patched.setattr(service.poller, "watch", refuse)
                     service.server.take_turn()
@@ -505,7 +505,7 @@ def test_client_that_cannot_be_taken_in_leaves_nothing(
             assert not service.runtime.engine.sessions
             assert not service.answers.peers
             assert not service.runtime.processes.owners()
-            assert not list(stores.keeper.labels)
+            assert not list(stores.in_flight.labels)
             keeping.commit(())
             assert not [x for x in stores.ledger.records() if b"peer" in x]
 

@@ -76,15 +76,15 @@ BUGS: Final = [
     _in(
         "daemon/survival/keeping",
         "grant before keep",
-        "        self._stores.keeper.keep(label, fd)\n"
+        "        self._stores.in_flight.keep(label, fd)\n"
         "        if before is not None and before[1] != label:\n"
-        "            self._stores.keeper.drop(before[1])\n"
+        "            self._stores.in_flight.drop(before[1])\n"
         "        self._files[key] = fd, label\n",
         "\n"
         "        def keep() -> None:\n"
         "            is_open = key.resource in space.open_resources()\n"
         "            if is_open and space.dump_file(key.resource)[0] == fd:\n"
-        "                self._stores.keeper.keep(label, fd)\n"
+        "                self._stores.in_flight.keep(label, fd)\n"
         "                self._files[key] = fd, label\n"
         "\n"
         "        self.drop_file(key)\n"
@@ -142,7 +142,7 @@ BUGS: Final = [
     _in(
         "daemon/survival/keeping",
         "a connection is not kept",
-        "            self._stores.keeper.keep(label, sock.fileno())\n",
+        "            self._stores.in_flight.keep(label, sock.fileno())\n",
         "            pass\n",
     ),
     _in(
@@ -172,7 +172,7 @@ BUGS: Final = [
     _in(
         "daemon/survival/keeping",
         "who is behind a registered pid is not kept",
-        "            self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)\n"
+        "            self._stores.in_flight.keep(label_of(PIDFD, owner_id), pidfd)\n"
         "            self._pidfds.add(owner_id)\n",
         "            pass\n",
     ),

@@ -27,7 +27,7 @@ from lockd.daemon.config.config import (
 )
 from lockd.daemon.service import Options
 from lockd.daemon.start import takeover
-from lockd.daemon.start.serve import go_on, resume, start
+from lockd.daemon.start.serve import Predecessor, begin
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.survival import handover
 from lockd.daemon.survival.handover import Handover, Kept
@@ -178,7 +178,7 @@ def _farewell(role: Role) -> bytes:
     return connection.data_to_send()
 
 
-def _run(begin: Callable[[], None]) -> None:
+def _run(serve: Callable[[], None]) -> None:
     """Serves; what should not have happened is logged, with its story."""
     # Until it serves: everybody waits, and nothing of what is made now is garbage.
     gc.disable()
@@ -187,7 +187,7 @@ def _run(begin: Callable[[], None]) -> None:
     began = time.monotonic()
     at_start()  # what is found later may be what somebody else had
     try:
-        begin()
+        serve()
     except ConfigError:
         raise
     except Exception:
@@ -233,10 +233,10 @@ def _start(
                 option = "--socket" if name == CLIENTS else f"--{name}-socket"
                 listeners[name] = bind_listener(path, umask, option)
                 stack.callback(listeners[name].remove)
-        if stores is None or revived is None:
-            start(options, config, epoch, listeners, stores)
-        else:
-            resume(options, epoch, listeners, stores, revived)
+        before = None
+        if revived is not None:
+            before = Predecessor(revived.state, None, revived)
+        begin(options, config, epoch, listeners, stores, before)
 
 
 def _socket_paths(
@@ -260,7 +260,8 @@ def _go_on(options: Options, state: handover.Handover) -> None:
         stack.callback(epoch.close)
         for listener in listeners.values():
             stack.callback(listener.remove)
-        go_on(options, epoch, listeners, state)
+        before = Predecessor(state, state.left_at, None)
+        begin(options, Config(), epoch, listeners, None, before)
 
 
 def _start_with_kept(
@@ -285,7 +286,8 @@ def _start_with_kept(
         epoch = _epoch_after(revived, found_dir)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
-        resume(options, epoch, listeners, stores, revived)
+        before = Predecessor(revived.state, None, revived)
+        begin(options, Config(), epoch, listeners, stores, before)
 
 
 def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
@@ -313,7 +315,8 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         revived = revive(stores)
         if revived is None:
             raise ConfigError("what was kept of the daemon before is gone")
-        resume(options, epoch, listeners, stores, revived, left_at=left.left_at)
+        before = Predecessor(revived.state, left.left_at, revived)
+        begin(options, Config(), epoch, listeners, stores, before)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> list[str]:

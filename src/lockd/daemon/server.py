@@ -16,17 +16,19 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.admission import Admission, Newcomer
 from lockd.daemon.clients.gate import Gate
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.feed import Told
 from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.requests.sessions import Sessions
 from lockd.daemon.requests.virtlockd import Virtlockd
-from lockd.daemon.survival.keeping import Keeping
 from lockd.daemon.system.defects import attempt
 from lockd.daemon.system.listener import CLIENTS, Role
 from lockd.daemon.system.poller import Poller
@@ -59,7 +61,10 @@ class Server:
         answers: knows who is behind.
         dispatcher: takes the requests.
         virtlockd: takes the calls of those who take us for virtlockd.
-        keeper: knows how many clients there may be.
+        limiter: knows how many clients there may be.
+        keeping: keeps what is to outlive this process.
+        sessions: is told whose session begins and ends.
+        life: has the numbers of sessions.
     """
 
     def __init__(
@@ -69,21 +74,26 @@ class Server:
         answers: Answers,
         dispatcher: Dispatcher,
         virtlockd: Virtlockd,
-        keeper: LimitKeeper,
+        limiter: Limiter,
+        keeping: Keeping,
+        sessions: Sessions,
+        life: Life,
     ) -> None:
         self._poller = poller
         self._runtime = runtime
         self._answers = answers
         self._dispatcher = dispatcher
         self._virtlockd = virtlockd
-        self._keeper = keeper
+        self._limiter = limiter
+        self._keeping = keeping
+        self._sessions = sessions
         self._gate = Gate(
-            poller, answers.counts, lambda: keeper.is_shared, self.take_in
+            poller, answers.counts, lambda: limiter.is_shared, self.take_in
         )
-        self._admission = Admission(poller, dispatcher, keeper, self._gate)
-        self._shares = Shares(lambda: keeper.is_shared)
+        self._admission = Admission(poller, life, keeping, limiter, self._gate)
+        self._shares = Shares(lambda: limiter.is_shared)
         # Apart: who asks for much does not keep its own user's newcomers out.
-        self._arrivals = Shares(lambda: keeper.is_shared, COMING)
+        self._arrivals = Shares(lambda: limiter.is_shared, COMING)
         #: Peers that asked for more than a turn has time for, by user; who waits
         #: longest first.
         self._unfinished: Waiting = {}
@@ -91,8 +101,6 @@ class Server:
         self._leaving: Waiting = {}
         #: Until when which message must be complete, the earliest first.
         self._incomplete: dict[Peer, tuple[float, int]] = {}
-        #: Keeps outside this process what is to outlive it, where that can be.
-        self.keeping: Keeping | None = None
         self._sleep = trio.CancelScope()
 
     def listen(self, listener: socket.socket, role: Role = CLIENTS) -> None:
@@ -105,8 +113,7 @@ class Server:
 
     def adopt(self, peer: Peer) -> None:
         """Goes on serving a client of the daemon before."""
-        self._keeper.add_session(peer.user, at_admin_socket=peer.at_admin_socket)
-        self._answers.add_peer(peer)
+        self._sessions.adopt(peer)
         self._answers.behind.add(peer)
         self._guarded(self._go_on, peer)
 
@@ -192,7 +199,7 @@ class Server:
             if deadline > now:
                 break
             del self._incomplete[peer]
-            timeout = self._keeper.limits.message_timeout
+            timeout = self._limiter.limits.message_timeout
             put_off = self._unfinished.get(peer.user, ())
             if peer.is_behind or peer in put_off:
                 # It is not read from: the rest may be there.
@@ -286,7 +293,7 @@ class Server:
         elif self._incomplete.get(peer, (0, -1))[1] != begun_at:
             # Whoever sends one message after the other has always begun one.
             self._incomplete.pop(peer, None)
-            timeout = self._keeper.limits.message_timeout
+            timeout = self._limiter.limits.message_timeout
             self._incomplete[peer] = trio.current_time() + timeout, begun_at
 
     def end_turn(self) -> None:
@@ -295,14 +302,13 @@ class Server:
         close = partial(self._guarded, self._close_peer_and_tell)
         self._give_turns(self._shares, self._leaving, close)
         self._runtime.end_turn()
-        if self.keeping is not None:
-            self.keeping.tidy()
+        self._keeping.tidy()
         if self._has_work():
             # Another task may have called, while ours sleeps.
             self._sleep.cancel()
 
     def _tell_watchers(self) -> None:
-        feed, most = self._answers.feed, self._keeper.limits.unread_bytes
+        feed, most = self._answers.feed, self._limiter.limits.unread_bytes
         feed.tell(self._shares, self._tell)
         for peer in feed.forget(most):
             logger.warning(
@@ -319,13 +325,13 @@ class Server:
             # Recorded with what they tell of, if there is time.
             self._tell_watchers()
         behind = self._answers.behind
-        if self.keeping is not None and not behind:
-            self.keeping.commit(())
+        if not behind:
+            self._keeping.commit(())
         while behind:
             peers = list(behind)
             behind.clear()
             began = self._shares.now()
-            if self.keeping is not None and not self.keeping.commit(peers):
+            if not self._keeping.commit(peers):
                 behind.update(peers)
                 return
             for peer in peers:
@@ -337,8 +343,8 @@ class Server:
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
             peer.flush()
-            if peer.is_behind or peer in self._incomplete or peer in self._keeper.slow:
-                self._answers.behind.update(self._keeper.note_unread(peer))
+            if peer.is_behind or peer in self._incomplete or peer in self._limiter.slow:
+                self._answers.behind.update(self._limiter.note_unread(peer))
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.is_closing = True
         if peer.is_closing:
@@ -360,7 +366,7 @@ class Server:
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
         """Begins to serve who connected, soon, or says why not."""
-        self._admission.arrive(sock, role, self.keeping)
+        self._admission.arrive(sock, role)
 
     def let_all_in(self) -> None:
         """Takes in at once all who wait for that."""
@@ -368,15 +374,13 @@ class Server:
             self._let_in(newcomer)
 
     def _let_in(self, newcomer: Newcomer) -> None:
-        came = self._admission.admit(newcomer, self.keeping)
+        came = self._admission.admit(newcomer)
         if came is not None:
             self._guarded(self._open, *came)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
         """Opens the session of a client; its end is the same, wherever this fails."""
-        self._dispatcher.open_session(peer, name, pidfd)
-        if self.keeping is not None:
-            self.keeping.recorder.open_peer(peer)
+        self._sessions.open(peer, name, pidfd)
         try:
             self._watch(peer)
         except OSError as error:
@@ -428,16 +432,8 @@ class Server:
         _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)
         self._answers.behind.discard(peer)
-        self._keeper.forget_unread(peer)
-        self._keeper.remove_session(peer.user, at_admin_socket=peer.at_admin_socket)
-        # Nothing of a client stays, whatever goes wrong with the rest.
         attempt(self._poller.unwatch, peer.fileno())
-        attempt(self._runtime.processes.unwatch_peer, peer.session)
-        if self.keeping is not None:
-            attempt(self.keeping.close_flow, peer)
-        attempt(peer.close)
-        attempt(self._answers.remove_peer, peer)
-        self._dispatcher.close_session(peer)
+        self._sessions.close(peer)
 
 
 def _drop(waiting: Waiting, peer: Peer) -> None:

@@ -1,11 +1,9 @@
 """The daemon as a service: its parts put together, and what its signals do."""
 
 import logging
-import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -14,16 +12,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon.activity.health import Health
-from lockd.daemon.clients.access import Access, rights_of
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.assembly import Assembly
+from lockd.daemon.clients.access import rights_of
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import (
     Config,
     LockspaceConfig,
     effective,
     is_another,
-    make_lockspace,
     pending,
     read_config,
 )
@@ -31,34 +27,20 @@ from lockd.daemon.metrics.families import Metrics
 from lockd.daemon.metrics.publishing import Publisher
 from lockd.daemon.metrics.scrape import serve as serve_metrics
 from lockd.daemon.metrics.slow_log import Slowness
-from lockd.daemon.replies.answers import Answers
-from lockd.daemon.requests.dispatch import Dispatcher
-from lockd.daemon.requests.reloads import Reloads
-from lockd.daemon.requests.runtime import Runtime, undisturbed
-from lockd.daemon.requests.virtlockd import Virtlockd
-from lockd.daemon.server import Server
-from lockd.daemon.stores.pieces import Apart
-from lockd.daemon.stores.stores import Stores
 from lockd.daemon.survival import handover
-from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.survival.handover import Leaving
 from lockd.daemon.system import systemd
 from lockd.daemon.system.defects import attempt, defect
-from lockd.daemon.system.epoch import Epoch
+from lockd.daemon.system.jobs import undisturbed
 from lockd.daemon.system.listener import METRICS, Listener, Role
 from lockd.daemon.system.logs import wait_written
-from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.trimming import Trimming, at_start
-from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
-from lockd.lockspaces.files import OpenFiles
 from lockd.notify import notify
 from lockd.text import counted
 
 logger = logging.getLogger("lockd")
-
-CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
-"""Set to 1, every law of the lock table is checked after every command. Slow."""
 
 CONFIGURATION: Final = "configuration"
 UPGRADE: Final = "upgrade"
@@ -87,94 +69,40 @@ class Service:
     """The daemon, from the moment at which nothing can be refused any more.
 
     Args:
+        parts: the daemon, put together.
         config: what counts; already checked.
         listeners: by what they are for.
-        engine: the lock table, empty or of the daemon before.
     """
 
     def __init__(
         self,
+        parts: Assembly,
         options: Options,
         config: Config,
-        epoch: Epoch,
         listeners: dict[Role, Listener],
-        engine: LockEngine,
     ) -> None:
+        self.parts = parts
         self.config = config
-        self.epoch = epoch
         self.listeners = listeners
-        self.access = Access()
-        self.poller, self.answers = Poller(), Answers(self.access)
-        late = self.answers.late_by_user
-        self.keeper = LimitKeeper(engine, config.limits, late, epoch)
-        self.open_files = OpenFiles(self.keeper.max_fd)
-        self.open_files.private.add(epoch.inode)
-        self.runtime = Runtime(
-            engine,
-            self.answers,
-            self.poller,
-            after_turn=lambda: epoch.ensure(engine.last_token),
-            checks=os.environ.get(CHECK_INVARIANTS) == "1",
-        )
-        make = partial(make_lockspace, open_files=self.open_files)
-        self.health = Health()
-        self.dispatcher = Dispatcher(
-            self.runtime,
-            self.answers,
-            self.access,
-            self.keeper,
-            epoch.number,
-            make,
-            self.health,
-        )
-        virtlockd = Virtlockd(self.dispatcher, self.runtime.lockspaces)
-        self.server = Server(
-            self.poller,
-            self.runtime,
-            self.answers,
-            self.dispatcher,
-            virtlockd,
-            self.keeper,
-        )
-        self.keeping: Keeping | None = None
-        #: Since when clients wait for us to go on where the daemon before stood.
-        self.went_on_since: float | None = None
-        self._metrics = Metrics(self)
-        self._publisher = Publisher(self._metrics.public_text, self.health)
-        self._slowness = Slowness(self.answers.counts, engine)
-        self._reloads = Reloads(self.answers, self.keeper)
-        self.dispatcher.handlers["metrics"] = self._tell_metrics
-        self.dispatcher.handlers["reload"] = self._reloads.take
-        for method in self.dispatcher.handlers:
-            self.answers.counts.requests[method] = 0
-        self.answers.counts.adopt(engine)
-        self._trimming = Trimming(at_start())
         self._options = options
-        self._make_lockspace = make
+        counts = parts.answers.counts
+        self._metrics = Metrics(parts)
+        parts.dispatcher.add_handler("metrics", self._tell_metrics)
+        self._publisher = Publisher(self._metrics.public_text, parts.health)
+        self._slowness = Slowness(counts, parts.engine)
+        self._trimming = Trimming(at_start())
         self._upgrading = self._asked_to_upgrade = False
         #: Held by a reload or an upgrade: one after the other.
         self._changing = trio.Lock()
         self._status = ""
         self._idle_since = trio.current_time()
-        self._set_up(config)
+        counts.adopt(parts.engine)
+        self._set_up()
         self._slowness.adopt(trio.current_time())
-        mounts = self.open_files.mounts
-        self.poller.watch(
+        mounts = parts.open_files.mounts
+        parts.poller.watch(
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
         )
-
-    def keep(
-        self,
-        stores: Stores,
-        slots: Iterable[int] = (),
-        owners: Iterable[int] = (),
-        apart: Mapping[int, Apart] | None = None,
-    ) -> Keeping:
-        """Keeps outside this process, from now on, what is to outlive it."""
-        keeping = Keeping(self, stores, slots, owners, apart)
-        keeping.recorder.limit(self.config.limits.record_bytes)
-        self.keeping = self.server.keeping = self.runtime.keeping = keeping
-        return keeping
 
     def _tell_metrics(self, peer: Peer, msgid: int, params: object) -> None:
         peer.send_result(msgid, {"text": self._metrics.text()})
@@ -194,7 +122,7 @@ class Service:
     ) -> list[Lockspace]:
         running = served | self.config.lockspaces
         return [
-            self._make_lockspace(
+            self.parts.make_lockspace(
                 name, found.kind, found.path, on_disconnect=found.on_disconnect
             )
             for name, found in config.lockspaces.items()
@@ -203,7 +131,7 @@ class Service:
 
     def _apply(self, config: Config, made: list[Lockspace]) -> None:
         running = self._running_config(config)
-        unused = {x.name for x in made if self.runtime.is_unused(x.name)}
+        unused = {x.name for x in made if self.parts.runtime.is_unused(x.name)}
         counts = effective(running, config, unused)
         # What was said of lockspaces that are named no longer goes on to count.
         rights = {
@@ -212,20 +140,20 @@ class Service:
         for lockspace in made:
             # A client may have been quicker.
             if lockspace.name in unused:
-                self.runtime.add_lockspace(lockspace)
-        self.health.replace_all(PENDING, pending(counts, config))
-        self.health.clear(CONFIGURATION)
+                self.parts.runtime.add_lockspace(lockspace)
+        self.parts.health.replace_all(PENDING, pending(counts, config))
+        self.parts.health.clear(CONFIGURATION)
         self.config = counts
         for name, found in rights.items():
-            self.access.set_rights(name, found)
-        self._set_up(config)
+            self.parts.access.set_rights(name, found)
+        self._set_up()
 
-    def _set_up(self, config: Config) -> None:
+    def _set_up(self) -> None:
+        config, parts = self.config, self.parts
         logging.getLogger().setLevel(config.log_level.upper())
-        self.runtime.processes.kill_grace = config.kill_grace
-        self.keeper.limits = config.limits
-        if self.keeping is not None:
-            self.keeping.recorder.limit(config.limits.record_bytes)
+        parts.runtime.processes.kill_grace = config.kill_grace
+        parts.limits.limits = config.limits
+        parts.keeping.note_config(config)
         self._publisher.configure(config.metrics)
         self._slowness.configure(config.lockspaces)
 
@@ -241,7 +169,7 @@ class Service:
         """Returns what each lockspace is; a copy, which a thread may read."""
         return {
             name: LockspaceConfig(space.kind, space.path, space.on_disconnect)
-            for name, space in self.runtime.lockspaces.items()
+            for name, space in self.parts.runtime.lockspaces.items()
         }
 
     async def reload(self) -> None:
@@ -273,16 +201,18 @@ class Service:
             self.configure(read_config(self._options.config))
         except Exception as error:
             self._keep_configuration(error)
-        problem = self.health.problem(CONFIGURATION)
-        self._reloads.answer(self._reloads.waiting(), problem)
+        problem = self.parts.health.problem(CONFIGURATION)
+        self.parts.reloads.answer(self.parts.reloads.waiting(), problem)
 
     def _keep_configuration(self, error: Exception) -> None:
-        if self.runtime.is_broken:
+        if self.parts.runtime.is_broken:
             raise error
         known = isinstance(error, ConfigError | trio.TooSlowError)
         why = str(error if known else defect(error))
         why = why or f"no end after {handover.PATIENCE:g} s"
-        self.health.report(CONFIGURATION, f"the configuration stays as it was: {why}")
+        self.parts.health.report(
+            CONFIGURATION, f"the configuration stays as it was: {why}"
+        )
 
     def _prepare(
         self, served: dict[str, LockspaceConfig]
@@ -296,7 +226,7 @@ class Service:
         """Serves until SIGTERM or SIGINT, or until it is idle for too long."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._take_signals, nursery)
-            nursery.start_soon(self.server.run)
+            nursery.start_soon(self.parts.server.run)
             nursery.start_soon(self._keep_house, nursery)
             nursery.start_soon(self._publisher.run)
             for role, listener in self.listeners.items():
@@ -304,26 +234,21 @@ class Service:
                     text = self._metrics.public_text
                     nursery.start_soon(serve_metrics, listener.socket, text)
                 else:
-                    self.server.listen(listener.socket, role)
+                    self.parts.server.listen(listener.socket, role)
                 logger.info("lockd %s serves at %s", __version__, listener.path)
-            if self.keeping is None:
+            if self.parts.keeping.by is None:
                 logger.info(
                     "nothing is kept outside this process: if it is killed, all locks "
                     "and connections are lost"
                 )
-            if self.went_on_since is not None:
-                took = time.monotonic() - self.went_on_since
-                self.answers.counts.took_over = took
+            self.parts.life.serves(time.monotonic())
             self._tell_ready()
         notify("STOPPING=1")
-        if self.keeping is not None:
+        if self.parts.keeping.by is not None:
             # Whoever is started next goes on; if nobody is, the manager lets go of what
             # was kept, and the kernel of everything else.
             return
-        self.server.close()
-        self.runtime.close()
-        self.open_files.mounts.close()
-        self.poller.close()
+        self.parts.close()
 
     async def _take_signals(
         self,
@@ -350,7 +275,7 @@ class Service:
 
     def _end(self, nursery: trio.Nursery) -> None:
         # Who connects from now on is not for us, if the manager starts another daemon.
-        self.server.stop_accepting()
+        self.parts.server.stop_accepting()
         nursery.cancel_scope.cancel()
 
     async def _upgrade(self) -> None:
@@ -359,30 +284,31 @@ class Service:
             self._tell_reloading()
             while self._asked_to_upgrade:
                 self._asked_to_upgrade = False
-                asked = self._reloads.waiting()
-                self.health.clear(UPGRADE)
+                asked = self.parts.reloads.waiting()
+                self.parts.health.clear(UPGRADE)
                 await self._try_to_upgrade()
-                if problem := self.health.problem(UPGRADE):
-                    self._reloads.answer(asked, problem)
-                    self.server.end_turn()
+                if problem := self.parts.health.problem(UPGRADE):
+                    self.parts.reloads.answer(asked, problem)
+                    self.parts.server.end_turn()
             self._tell_ready()
         self._upgrading = False
 
     async def _try_to_upgrade(self) -> None:
         try:
-            await handover.try_successor(self)
+            leaving = Leaving(self.parts, self.config, self.listeners)
+            await handover.try_successor(leaving)
             await self._leave_signals()
             # Else another program may be there by now, which was not tried.
             if not self._asked_to_upgrade:
                 logger.info("lockd %s gives way", __version__)
                 await wait_written()
-                handover.give_way(self)
+                handover.give_way(leaving)
         except Exception as error:
-            if self.runtime.is_broken:
+            if self.parts.runtime.is_broken:
                 raise
             why = error if isinstance(error, ConfigError | OSError) else defect(error)
             problem = f"no upgrade, lockd {__version__} goes on: {why}"
-            self.health.report(UPGRADE, problem)
+            self.parts.health.report(UPGRADE, problem)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
 
     async def _leave_signals(self) -> None:
@@ -409,11 +335,10 @@ class Service:
             attempt(self._look_after_epoch)
             attempt(self._tell_status)
             attempt(self._trimming.look, trio.current_time())
-            if self.keeping is not None:
-                self.keeping.tidy_thoroughly()
-                if self.keeping.stuck_until:
-                    # Perhaps there is memory again, though nobody asks for anything.
-                    self.server.end_turn()
+            self.parts.keeping.tidy_thoroughly()
+            if self.parts.keeping.is_stuck:
+                # Perhaps there is memory again, though nobody asks for anything.
+                self.parts.server.end_turn()
             if watchdog is not None:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
@@ -423,15 +348,15 @@ class Service:
 
     def _look_after_epoch(self) -> None:
         try:
-            self.epoch.look_after()
+            self.parts.epoch.look_after()
         except OSError as error:
-            self.health.report(STATE, self.epoch.complaint(error))
+            self.parts.health.report(STATE, self.parts.epoch.complaint(error))
         else:
-            self.health.clear(STATE)
+            self.parts.health.clear(STATE)
 
     def _is_idle_too_long(self) -> bool:
         timeout = self._options.timeout
-        engine = self.runtime.engine
+        engine = self.parts.runtime.engine
         if timeout is None:
             return False
         if engine.sessions or engine.held:
@@ -448,10 +373,10 @@ class Service:
         self._tell_status()
 
     def _tell_status(self) -> None:
-        engine = self.runtime.engine
+        engine = self.parts.runtime.engine
         status = f"{engine.held} held, {engine.waiting} waiting, "
         status += counted(len(engine.sessions), "session")
-        if problems := self.health.summary():
+        if problems := self.parts.health.summary():
             status += f"; {problems}"
         if status != self._status and notify(f"STATUS={status}"):
             self._status = status

@@ -8,6 +8,23 @@ from lockd.lockspaces.rights import User
 from lockd.names import CHECK_OF_KIND
 from lockd.terms import Create, Kind, Mode, OnDisconnect
 
+Inode = tuple[int, int]
+
+
+class LockFile:
+    """An open file, its identity, and how it is locked."""
+
+    __slots__ = ("fd", "inode", "is_unsure", "made", "mode")
+
+    def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
+        self.fd = fd
+        self.inode = inode
+        #: Whether we made the file, or took it over, and so have to remove it.
+        self.made = made
+        self.mode: Mode | None = None
+        #: Whether it was taken over, and was perhaps being let go.
+        self.is_unsure = False
+
 
 class Lockspace(ABC):
     """A named set of resources, all anchored in the same way.
@@ -41,7 +58,7 @@ class Lockspace(ABC):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         """Has the anchor of a resource held in a mode, whatever it is held in now.
 
         Args:
@@ -50,6 +67,9 @@ class Lockspace(ABC):
             create: whether a missing file is made, and when it goes.
             in_use: somebody holds the resource through this anchor: it may change its
                 mode but not be exchanged.
+
+        Returns:
+            Its file: another one than before, if that was exchanged.
 
         Raises:
             BusyError: it is locked from outside; `facts["outside"]` is an
@@ -73,7 +93,7 @@ class Lockspace(ABC):
         """The type of the file system on which all its anchors are, if on one."""
         return None
 
-    def resource_of_file(self, inode: tuple[int, int]) -> str | None:
+    def resource_of_file(self, inode: Inode) -> str | None:
         """Returns which resource is anchored just now in a file, if one is.
 
         Args:

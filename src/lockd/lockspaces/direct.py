@@ -6,7 +6,8 @@ import stat
 from typing import Final, NoReturn
 
 from lockd.errors import DeniedError, InvalidRequestError, RequestError
-from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, Inode, raise_refusal
+from lockd.lockspaces.base import Inode
+from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, raise_refusal
 from lockd.lockspaces.places import ENTER_FLAGS, STEP_FLAGS
 from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted

@@ -32,7 +32,7 @@ from lockd.errors import (
     RequestError,
     UnavailableError,
 )
-from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.base import Inode, LockFile, Lockspace
 from lockd.lockspaces.mounts import MountTable
 from lockd.lockspaces.rights import User
 from lockd.names import quoted
@@ -60,23 +60,6 @@ _LOCKS: Final = {
     SHARED: _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0),
 }
 _UNLOCK: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
-
-Inode = tuple[int, int]
-
-
-class LockFile:
-    """An open file, its identity, and how it is locked."""
-
-    __slots__ = ("fd", "inode", "is_unsure", "made", "mode")
-
-    def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
-        self.fd = fd
-        self.inode = inode
-        #: Whether we made the file, or took it over, and so have to remove it.
-        self.made = made
-        self.mode: Mode | None = None
-        #: Whether it was taken over, and was perhaps being let go.
-        self.is_unsure = False
 
 
 class OpenFiles:
@@ -151,7 +134,7 @@ class FileLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         """Has the file of a resource locked in a mode; see `Lockspace.open_anchor`."""
         path = self.path_of(resource)
         file = self._files.get(resource)
@@ -161,7 +144,7 @@ class FileLockspace(Lockspace):
                     self.check_user(resource, mode, user)
                 file.is_unsure = False
                 self._lock(file, path, mode)
-                return
+                return file
             if in_use and file.is_unsure:
                 # A predecessor removed it, and was killed before it could say so. It
                 # will be asked to let it go once more.
@@ -171,14 +154,15 @@ class FileLockspace(Lockspace):
                     f"the file {quoted(path)} was exchanged or removed while locked: "
                     "release it, and find out who does that"
                 )
-        self._open_new(resource, path, mode, create, user)
+        new = self._open_new(resource, path, mode, create, user)
         if file is not None:
             del self._shared.by_inode[file.inode]
             os.close(file.fd)
+        return new
 
     def _open_new(
         self, resource: str, path: str, mode: Mode, create: Create, user: User | None
-    ) -> None:
+    ) -> LockFile:
         for _ in range(MAX_RACES):
             file = self._open_file(path, mode, create, user)
             try:
@@ -187,7 +171,7 @@ class FileLockspace(Lockspace):
                 if self._leads_to(path, file.inode):
                     self._files[resource] = file
                     self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
-                    return
+                    return file
             except BaseException:
                 self._discard(file, path)
                 raise

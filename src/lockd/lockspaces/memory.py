@@ -1,6 +1,6 @@
 """Resources that are nothing but names: the daemon itself is the arbiter."""
 
-from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.rights import User
 from lockd.terms import Create, Mode
 
@@ -19,7 +19,7 @@ class MemoryLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         """Is never asked: nothing here is anchored."""
         raise AssertionError("a memory lockspace has no anchors")
 

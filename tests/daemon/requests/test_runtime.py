@@ -9,7 +9,7 @@ import pytest
 
 from lockd.daemon.activity.health import Health
 from lockd.daemon.clients.access import Access, rights_of
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.replies import statistics
@@ -73,7 +73,7 @@ class Scene:
         for name in self.runtime.lockspaces:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
         tokens = SimpleNamespace(reserved=LAST_TOKEN)
-        keeper = LimitKeeper(self.engine, Limits(), answers.late_by_user, tokens)
+        keeper = Limiter(self.engine, Limits(), answers.late_by_user, tokens)
         self.dispatcher = Dispatcher(
             self.runtime, answers, access, keeper, 1, make, Health()
         )

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kept import contents, copies, inode, is_locked, lock, room_for, shrink
 from lockd.daemon.stores import in_flight as keeper_module
-from lockd.daemon.stores.in_flight import FULL, Keeper
+from lockd.daemon.stores.in_flight import FULL, InFlight
 
 Make = Callable[[], int]
 
@@ -29,14 +29,14 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.fixture
-def keeper() -> Iterator[Keeper]:
-    keeper = Keeper()
+def keeper() -> Iterator[InFlight]:
+    keeper = InFlight()
     yield keeper
     keeper.close()
 
 
 @pytest.fixture
-def ends(keeper: Keeper) -> Iterator[list[int]]:
+def ends(keeper: InFlight) -> Iterator[list[int]]:
     """Copies of the keeper's ends, as a service manager has them."""
     ends = copies(keeper.ends)
     yield ends
@@ -74,7 +74,7 @@ def open_descriptors() -> Counter[str]:
     return found
 
 
-def keep_all(keeper: Keeper, fd: int, numbers: Iterator[int]) -> None:
+def keep_all(keeper: InFlight, fd: int, numbers: Iterator[int]) -> None:
     for i in numbers:
         keeper.keep(b"%d" % i, fd)
 
@@ -82,24 +82,24 @@ def keep_all(keeper: Keeper, fd: int, numbers: Iterator[int]) -> None:
 # What is kept.
 
 
-def test_kept_lock_outlives_its_descriptor(keeper: Keeper, tmp_path: Path) -> None:
+def test_kept_lock_outlives_its_descriptor(keeper: InFlight, tmp_path: Path) -> None:
     fd = lock(tmp_path / "a")
     keeper.keep(b"a", fd)
     os.close(fd)
     assert is_locked(tmp_path / "a")
     keeper.drop(b"a")
     assert not keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == 0
+    assert keeper.count == 0
     assert not is_locked(tmp_path / "a")
 
 
-def test_kept_connection_goes_on(keeper: Keeper, ends: list[int]) -> None:
+def test_kept_connection_goes_on(keeper: InFlight, ends: list[int]) -> None:
     here, there = socket.socketpair()
     keeper.keep(b"peer", here.fileno())
     here.close()
     keeper.close()
     there.send(b"request")
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     ((label, fd),) = successor.recover()
     with socket.socket(fileno=fd) as again, there:
         assert (label, again.recv(10)) == (b"peer", b"request")
@@ -107,7 +107,7 @@ def test_kept_connection_goes_on(keeper: Keeper, ends: list[int]) -> None:
 
 
 def test_successor_finds_each_under_its_label(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = {b"%d" % i: memfd() for i in range(3 * FULL + 7)}
     for label, fd in fds.items():
@@ -117,7 +117,7 @@ def test_successor_finds_each_under_its_label(
 
 
 def test_recovery_leaves_everything_in_flight(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = [memfd() for _ in range(FULL + 20)]
     for i, fd in enumerate(fds):
@@ -128,7 +128,7 @@ def test_recovery_leaves_everything_in_flight(
 
 
 def test_recovery_that_was_cut_off_is_begun_anew(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = [memfd() for _ in range(20)]
     for i, fd in enumerate(fds):
@@ -143,7 +143,7 @@ def test_recovery_that_was_cut_off_is_begun_anew(
 
 
 def test_recovered_keeper_goes_on(
-    small: None, keeper: Keeper, ends: list[int], memfd: Make
+    small: None, keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = {b"%d" % i: memfd() for i in range(30)}
     for label, fd in fds.items():
@@ -152,7 +152,7 @@ def test_recovered_keeper_goes_on(
         keeper.drop(b"%d" % i)
         del fds[b"%d" % i]
     keeper.close()
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     found = dict(successor.recover())
     assert set(found) >= set(fds)
     for label in set(found) - set(fds):
@@ -171,14 +171,14 @@ def test_recovered_keeper_goes_on(
 
 
 def test_what_is_open_already_is_not_opened_again(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = {b"%d" % i: memfd() for i in range(FULL + 20)}
     for label, fd in fds.items():
         keeper.keep(label, fd)
     keeper.close()
     held = {label: fd for label, fd in fds.items() if label != b"7"}
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     before = open_descriptors().total()
     found = dict(successor.recover(held))
     assert open_descriptors().total() == before + 1
@@ -188,16 +188,16 @@ def test_what_is_open_already_is_not_opened_again(
     successor.close()
 
 
-def test_newest_of_a_label_counts(keeper: Keeper, ends: list[int], memfd: Make) -> None:
+def test_newest_of_a_label_counts(keeper: InFlight, ends: list[int], memfd: Make) -> None:
     old, new = memfd(), memfd()
     keeper.keep(b"a", old)
     keeper.keep(b"a", new)
     assert contents(ends) == {b"a": inode(new)}
     keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == 1
+    assert keeper.count == 1
     assert contents(ends) == {b"a": inode(new)}
     # The order in the queues does not count: what is young may be older.
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     found = dict(successor.recover())
     newer = memfd()
     successor.keep(b"a", newer)
@@ -207,7 +207,7 @@ def test_newest_of_a_label_counts(keeper: Keeper, ends: list[int], memfd: Make) 
 
 
 def test_older_copy_that_was_not_taken_out_changes_nothing(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     """As a kill between the two steps of a move leaves it."""
     fds = [memfd() for _ in range(8)]
@@ -217,7 +217,7 @@ def test_older_copy_that_was_not_taken_out_changes_nothing(
     old.send([message[0] for message in young.messages])
     expected = {b"%d" % i: inode(fd) for i, fd in enumerate(fds)}
     assert contents(ends) == expected
-    successor = Keeper(copies(ends))
+    successor = InFlight(copies(ends))
     found = successor.recover()
     assert successor.in_flight == 16
     successor.tidy(FOR_EVER, thoroughly=True)
@@ -228,7 +228,7 @@ def test_older_copy_that_was_not_taken_out_changes_nothing(
         os.close(fd)
 
 
-def test_nothing_is_left_open(keeper: Keeper, ends: list[int]) -> None:
+def test_nothing_is_left_open(keeper: InFlight, ends: list[int]) -> None:
     before = open_descriptors()
     fds = [os.memfd_create("kept") for _ in range(3 * FULL)]
     for i, fd in enumerate(fds):
@@ -242,14 +242,14 @@ def test_nothing_is_left_open(keeper: Keeper, ends: list[int]) -> None:
 
 
 def test_recovered_descriptors_are_closed_on_exec(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fd = memfd()
     keeper.keep(b"a", fd)
     passed = copies(ends)
     for end in passed:
         os.set_inheritable(end, True)
-    successor = Keeper(passed)
+    successor = InFlight(passed)
     ((_, fresh),) = successor.recover()
     assert not any(os.get_inheritable(x) for x in (fresh, *successor.ends))
     assert not any(os.get_inheritable(x) for x in keeper.ends)
@@ -259,7 +259,7 @@ def test_recovered_descriptors_are_closed_on_exec(
 
 @pytest.mark.parametrize("length", [1, 200, 201, 5_000])
 def test_labels_have_any_bytes(
-    length: int, keeper: Keeper, ends: list[int], memfd: Make
+    length: int, keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fd = memfd()
     labels = [bytes([i]) * length for i in range(256)]
@@ -269,34 +269,34 @@ def test_labels_have_any_bytes(
 
 
 @pytest.mark.parametrize("length", [0, 5_001])
-def test_labels_of_another_length_are_refused(length: int, keeper: Keeper) -> None:
+def test_labels_of_another_length_are_refused(length: int, keeper: InFlight) -> None:
     with pytest.raises(ValueError, match="label"):
         keeper.keep(b"x" * length, 0)
 
 
-def test_kernel_has_room_for_the_longest_labels(keeper: Keeper, memfd: Make) -> None:
+def test_kernel_has_room_for_the_longest_labels(keeper: InFlight, memfd: Make) -> None:
     fd = memfd()
     keeper.limit = 10_000_000
     room = keeper_module.YOUNG * 2
     for i in range(room):
         keeper.keep(b"%0200d" % i, fd)
-    assert keeper.in_flight == room
+    assert keeper.count == room
 
 
 # What is dropped.
 
 
-def test_garbage_is_bounded_whoever_tidies(keeper: Keeper, memfd: Make) -> None:
+def test_garbage_is_bounded_whoever_tidies(keeper: InFlight, memfd: Make) -> None:
     fds = [memfd() for _ in range(600)]
     for i in range(60_000):
         keeper.keep(b"%d" % i, fds[i % 600])
         if i >= 600:
             keeper.drop(b"%d" % (i - 600))
-    assert keeper.in_flight <= 2 * 600 + 3 * FULL
+    assert keeper.count <= 2 * 600 + 3 * FULL
 
 
 def test_a_few_that_stay_of_many_take_no_room(
-    keeper: Keeper, memfd: Make, monkeypatch: pytest.MonkeyPatch
+    keeper: InFlight, memfd: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_module, "OLD", 5)
     fd = memfd()
@@ -306,14 +306,14 @@ def test_a_few_that_stay_of_many_take_no_room(
             keeper.drop(b"%d" % i)
     assert len(list(keeper.labels)) == 100
     assert not keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == 100
+    assert keeper.count == 100
 
 
-def test_ends_never_block(keeper: Keeper) -> None:
+def test_ends_never_block(keeper: InFlight) -> None:
     assert not any(os.get_blocking(fd) for fd in keeper.ends)
 
 
-def test_tidying_ends_and_takes_the_garbage_along(keeper: Keeper, memfd: Make) -> None:
+def test_tidying_ends_and_takes_the_garbage_along(keeper: InFlight, memfd: Make) -> None:
     fd = memfd()
     for i in range(20 * FULL):
         keeper.keep(b"%d" % i, fd)
@@ -322,15 +322,15 @@ def test_tidying_ends_and_takes_the_garbage_along(keeper: Keeper, memfd: Make) -
             keeper.drop(b"%d" % i)
     assert keeper.tidy(0)
     assert not keeper.tidy(FOR_EVER)
-    assert 5 * FULL <= keeper.in_flight <= 2 * 5 * FULL + 2 * FULL
+    assert 5 * FULL <= keeper.count <= 2 * 5 * FULL + 2 * FULL
     assert keeper.tidy(0, thoroughly=True)
     assert not keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == 5 * FULL
+    assert keeper.count == 5 * FULL
     assert not keeper.tidy(0, thoroughly=True)
 
 
 def test_whoever_waits_for_the_copy_hears_when_it_is_gone(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     held, gone = memfd(), memfd()
     said: list[str] = []
@@ -344,7 +344,7 @@ def test_whoever_waits_for_the_copy_hears_when_it_is_gone(
     assert set(contents(ends)) == {b"held"}
 
 
-def test_what_is_not_kept_cannot_be_dropped(keeper: Keeper) -> None:
+def test_what_is_not_kept_cannot_be_dropped(keeper: InFlight) -> None:
     with pytest.raises(KeyError):
         keeper.drop(b"a")
 
@@ -353,7 +353,7 @@ def test_what_is_not_kept_cannot_be_dropped(keeper: Keeper) -> None:
 
 
 def test_closed_descriptor_is_refused_and_changes_nothing(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fd = memfd()
     keeper.keep(b"a", fd)
@@ -361,12 +361,12 @@ def test_closed_descriptor_is_refused_and_changes_nothing(
     os.close(closed)
     with pytest.raises(OSError, match="Bad file descriptor"):
         keeper.keep(b"a", closed)
-    assert (keeper.in_flight, list(keeper.labels)) == (1, [b"a"])
+    assert (keeper.count, list(keeper.labels)) == (1, [b"a"])
     assert contents(ends) == {b"a": inode(fd)}
 
 
 def test_more_than_a_successor_could_open_is_refused(
-    keeper: Keeper, memfd: Make
+    keeper: InFlight, memfd: Make
 ) -> None:
     fd = memfd()
     keeper.limit = 400
@@ -374,14 +374,14 @@ def test_more_than_a_successor_could_open_is_refused(
         keeper.keep(b"%d" % i, fd)
     with pytest.raises(OSError, match="Too many references"):
         keeper.keep(b"more", fd)
-    assert (keeper.in_flight, len(list(keeper.labels))) == (400, 400)
+    assert (keeper.count, len(list(keeper.labels))) == (400, 400)
     keeper.drop(b"17")
     keeper.keep(b"more", fd)
-    assert keeper.in_flight == 400
+    assert keeper.count == 400
 
 
 def test_full_queues_refuse_and_lose_nothing(
-    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, ends: list[int], memfd: Make
+    keeper: InFlight, monkeypatch: pytest.MonkeyPatch, ends: list[int], memfd: Make
 ) -> None:
     monkeypatch.setattr(keeper_module, "OLD", 1)
     fd = memfd()
@@ -400,7 +400,7 @@ def test_full_queues_refuse_and_lose_nothing(
 
 
 def test_without_memory_the_young_queue_takes_what_it_can(
-    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, memfd: Make
+    keeper: InFlight, monkeypatch: pytest.MonkeyPatch, memfd: Make
 ) -> None:
     fd = memfd()
 
@@ -413,16 +413,16 @@ def test_without_memory_the_young_queue_takes_what_it_can(
             keeper.keep(b"%d" % i, fd)
         keeper.drop(b"0")
         assert not keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == keeper_module.YOUNG + 20
+    assert keeper.count == keeper_module.YOUNG + 20
     keeper.tidy(FOR_EVER, thoroughly=True)
-    assert keeper.in_flight == keeper_module.YOUNG + 19
+    assert keeper.count == keeper_module.YOUNG + 19
 
 
 # What a successor may find.
 
 
 def test_too_small_a_table_of_descriptors_costs_nothing(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fds = [memfd() for _ in range(300)]
     for i, fd in enumerate(fds):
@@ -436,7 +436,7 @@ def test_too_small_a_table_of_descriptors_costs_nothing(
 def _recover_with_few(ends: list[int]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = open_descriptors()
-    successor = Keeper(ends)
+    successor = InFlight(ends)
     # Enough for the young ones, and for some of the first message of old ones.
     most = 100 + max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
@@ -461,14 +461,14 @@ def _recover_with_few(ends: list[int]) -> int:
     ],
 )
 def test_message_that_cannot_be_read_stays_and_is_reported(
-    text: bytes, keeper: Keeper, ends: list[int], memfd: Make
+    text: bytes, keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     good, strange = memfd(), memfd()
     sender = socket.socket(fileno=os.dup(keeper.ends[0]))
     keeper.keep(b"good", good)
     socket.send_fds(sender, [text], [strange])
     sender.close()
-    successor = Keeper(copies(keeper.ends))
+    successor = InFlight(copies(keeper.ends))
     found = dict(successor.recover())
     assert len(successor.problems) == 1
     assert inode(found.pop(b"good")) == inode(good)
@@ -481,27 +481,27 @@ def test_message_that_cannot_be_read_stays_and_is_reported(
 
 @pytest.mark.parametrize("count", [0, 3, 5])
 def test_other_numbers_of_ends_are_refused(
-    count: int, keeper: Keeper, ends: list[int]
+    count: int, keeper: InFlight, ends: list[int]
 ) -> None:
     with pytest.raises(ValueError, match="ends"):
-        Keeper(keeper.ends[:count])
+        InFlight(keeper.ends[:count])
 
 
 def test_other_descriptors_are_no_ends(
-    keeper: Keeper, ends: list[int], memfd: Make
+    keeper: InFlight, ends: list[int], memfd: Make
 ) -> None:
     fd = memfd()
     with pytest.raises(ValueError, match=f"descriptor {fd} is no end"):
-        Keeper([*keeper.ends[:3], fd])
+        InFlight([*keeper.ends[:3], fd])
     here, there = socket.socketpair()
     with here, there, pytest.raises(ValueError, match="is no end"):
-        Keeper([*keeper.ends[:3], here.fileno()])
+        InFlight([*keeper.ends[:3], here.fileno()])
     assert inode(fd)
     keeper.keep(b"still", fd)
 
 
-def test_nothing_is_done_before_recovery(keeper: Keeper, ends: list[int]) -> None:
-    successor = Keeper(copies(keeper.ends))
+def test_nothing_is_done_before_recovery(keeper: InFlight, ends: list[int]) -> None:
+    successor = InFlight(copies(keeper.ends))
     with pytest.raises(RuntimeError):
         successor.keep(b"a", 0)
     with pytest.raises(RuntimeError):
@@ -519,7 +519,7 @@ class AnyLife(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         shrink(self.patch.setattr)
-        self.keeper = Keeper()
+        self.keeper = InFlight()
         self.ends = copies(self.keeper.ends)
         self.fds: dict[bytes, int] = {}
 
@@ -543,13 +543,13 @@ class AnyLife(RuleBasedStateMachine):
     def tidy(self, thoroughly: bool) -> None:
         assert not self.keeper.tidy(FOR_EVER, thoroughly=thoroughly)
         if thoroughly:
-            assert self.keeper.in_flight == len(self.fds)
+            assert self.keeper.count == len(self.fds)
 
     @rule(is_upgrade=st.booleans())
     def follow(self, is_upgrade: bool) -> None:
         """Another process, or another program in this one, goes on."""
         before = self.keeper
-        self.keeper = Keeper(copies(self.ends))
+        self.keeper = InFlight(copies(self.ends))
         found = dict(self.keeper.recover(self.fds if is_upgrade else None))
         for label in set(found) - set(self.fds):
             self.keeper.drop(label)
@@ -558,7 +558,7 @@ class AnyLife(RuleBasedStateMachine):
             for fd in self.fds.values():
                 os.close(fd)
         self.fds = found
-        assert self.keeper.in_flight == before.in_flight
+        assert self.keeper.count == before.in_flight
         before.close()
 
     @invariant()
@@ -568,7 +568,7 @@ class AnyLife(RuleBasedStateMachine):
             label: inode(fd) for label, fd in self.fds.items()
         }
         assert set(self.keeper.labels) == set(self.fds)
-        assert self.keeper.in_flight <= 4 * len(self.fds) + 40
+        assert self.keeper.count <= 4 * len(self.fds) + 40
 
     def teardown(self) -> None:
         self.keeper.close()

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 from kept import contents, copies, is_locked, lock, room_for, shrink
-from lockd.daemon.stores.in_flight import Keeper
+from lockd.daemon.stores.in_flight import InFlight
 
 SYSTEM_CALLS = {
     *("sendmsg", "recvmsg", "setsockopt", "close", "read", "write", "pread"),
@@ -33,7 +33,7 @@ def many_descriptors() -> Iterator[None]:
 def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The ends as a service manager has them, of queues that are soon full."""
     shrink(monkeypatch.setattr)
-    keeper = Keeper()
+    keeper = InFlight()
     ends = copies(keeper.ends)
     keeper.close()
     yield ends
@@ -45,7 +45,7 @@ class Killed:
     """A child that works with a keeper and says what it did."""
 
     def __init__(
-        self, ends: list[int], work: Callable[[Keeper, Say], None], kill_at: int = 0
+        self, ends: list[int], work: Callable[[InFlight, Say], None], kill_at: int = 0
     ) -> None:
         self.said, saying = os.pipe()
         self.pid = os.fork()
@@ -54,7 +54,7 @@ class Killed:
                 os.close(self.said)
                 if kill_at:
                     sys.setprofile(_killer(kill_at))
-                work(Keeper(ends), lambda word: _say(saying, word))
+                work(InFlight(ends), lambda word: _say(saying, word))
                 sys.setprofile(None)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
@@ -104,7 +104,7 @@ def kept_after(words: list[str], before: set[str]) -> set[str]:
     return kept
 
 
-def work_in(directory: Path, keeper: Keeper, say: Say) -> None:
+def work_in(directory: Path, keeper: InFlight, say: Say) -> None:
     """Goes on with what is there, and makes every kind of change to it."""
     fds = dict(keeper.recover())
     for i in range(100, 116):
@@ -122,7 +122,7 @@ def work_in(directory: Path, keeper: Keeper, say: Say) -> None:
 
 def prepare(ends: list[int], directory: Path) -> set[str]:
     """Has some locks kept, and an older copy of some left, as a kill leaves it."""
-    keeper = Keeper(copies(ends))
+    keeper = InFlight(copies(ends))
     keeper.recover()
     fds = [lock(directory / str(i)) for i in range(9)]
     for i, fd in enumerate(fds):
@@ -142,7 +142,7 @@ def check(ends: list[int], directory: Path, kept: set[str]) -> None:
         for name in kept:
             assert found[name.encode()] == (directory / name).stat().st_ino
             assert is_locked(directory / name)
-        successor = Keeper(copies(ends))
+        successor = InFlight(copies(ends))
         fds = dict(successor.recover())
         successor.tidy(1e9, thoroughly=True)
         successor.close()
@@ -151,12 +151,12 @@ def check(ends: list[int], directory: Path, kept: set[str]) -> None:
 
 
 def drain(ends: list[int]) -> None:
-    keeper = Keeper(copies(ends))
+    keeper = InFlight(copies(ends))
     for label, fd in keeper.recover():
         keeper.drop(label)
         os.close(fd)
     keeper.tidy(1e9, thoroughly=True)
-    assert keeper.in_flight == 0
+    assert keeper.count == 0
     keeper.close()
 
 
@@ -182,7 +182,7 @@ def test_kills_in_a_row_lose_nothing(outside: list[int], tmp_path: Path) -> None
     kept: set[str] = set()
     names = iter(range(10**9))
 
-    def work(life: int, keeper: Keeper, say: Say) -> None:
+    def work(life: int, keeper: InFlight, say: Say) -> None:
         fds = dict(keeper.recover())
         while True:
             if len(fds) < 40 or chance.random() < 0.5:

@@ -18,7 +18,7 @@ import pytest
 
 from kept import copies, is_locked, lock
 from lockd.daemon.stores import ledger_file
-from lockd.daemon.stores.in_flight import Keeper
+from lockd.daemon.stores.in_flight import InFlight
 from lockd.daemon.stores.labels import DAEMON, PEER, SPACE, STATE, key_of
 from lockd.daemon.stores.ledger import DAMAGED, Ledger
 from lockd.daemon.system.fdstore import PREFIX
@@ -255,7 +255,7 @@ def test_nothing_can_be_read_and_it_serves(
         "survival.revival:_Found.__init__",
         "start.takeover:take_over",
         "survival.keeping:Keeping.hold_stuck",
-        "stores.in_flight:Keeper.drop",
+        "stores.in_flight:InFlight.drop",
         "survival.recording:Recorder.record_anew",
         "survival.keeping:Keeping.forget_the_rest",
         "survival.keeping:Keeping.write_anew",
@@ -463,7 +463,7 @@ def test_what_is_kept_without_a_label_stays_kept(
     manager.kill()
     ends = [memory(manager, name[len(PREFIX) :]) for name in sorted(manager.stored)
             if "end-" in name]  # fmt: skip
-    keeper = Keeper(copies(ends))
+    keeper = InFlight(copies(ends))
     keeper.recover()
     fd = lock(tmp_path / "unknown")
     keeper.keep(b"\xc1", fd)

@@ -20,7 +20,7 @@ import fcntl, json, os, struct, sys, time
 sys.path.insert(0, {LIBDIR!r})
 from lockd.daemon.system import fdstore
 from lockd.daemon.system import systemd
-from lockd.daemon.stores.in_flight import Keeper
+from lockd.daemon.stores.in_flight import InFlight
 from lockd.notify import notify
 
 def whole(kind):
@@ -36,13 +36,13 @@ report = dict(offered=fdstore.is_offered(), names=sorted(kept))
 if kept:
     report["free"] = sum(is_free(f"{PLACE}/{{i}}") for i in range({LOCKS}))
     begun = time.perf_counter()
-    keeper = Keeper([kept[f"kept-{{i}}"] for i in range(len(kept))])
+    keeper = InFlight([kept[f"kept-{{i}}"] for i in range(len(kept))])
     found = keeper.recover()
     report["seconds"] = time.perf_counter() - begun
     report["found"] = len({{label for label, fd in found
         if os.readlink(f"/proc/self/fd/{{fd}}") == f"{PLACE}/{{label.decode()}}"}})
 else:
-    keeper = Keeper()
+    keeper = InFlight()
     for i, end in enumerate(keeper.ends):
         assert fdstore.store(f"kept-{{i}}", end)
     for i in range({LOCKS}):

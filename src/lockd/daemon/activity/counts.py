@@ -206,9 +206,6 @@ class Counts:
         refusals: by the code that was told.
         turned_away: clients that could not be taken in.
         turns: how long each turn of the loop took.
-        revivals: how often a daemon went on after a crash.
-        took_over: seconds for which clients waited for this program to go on where
-            the one before stood; None if it began by itself.
         on_slow_end: called when something ends that was told of, and with how.
         hears: what is to be told each kind of effect.
     """
@@ -220,8 +217,6 @@ class Counts:
         self.refusals = dict.fromkeys(ERRORS_BY_CODE, 0)
         self.turned_away = 0
         self.turns = Histogram(TURN_BOUNDS)
-        self.revivals = 0
-        self.took_over: float | None = None
         self.on_slow_end: Callable[[Wait | e.Grant, str], None] = _nothing
         #: Of each session the requests that wait.
         self._waiting: dict[int, dict[int, Wait]] = {}

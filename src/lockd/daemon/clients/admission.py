@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import trio
 
+from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.gate import Gate
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer, connection_for, shut_down
-from lockd.daemon.requests.dispatch import Dispatcher
-from lockd.daemon.stores.streams import KeptFlow
-from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.stores.streams import Flow
 from lockd.daemon.system.credentials import Identity, identify, peer_credentials
 from lockd.daemon.system.defects import attempt, defect
 from lockd.daemon.system.listener import ADMINS, VIRTLOCKD, Role
@@ -35,7 +35,7 @@ class Newcomer(NamedTuple):
     sock: socket.socket
     role: Role
     user: int
-    flow: KeptFlow | None
+    flow: Flow
 
 
 class Admitted(NamedTuple):
@@ -56,54 +56,58 @@ class Admission:
 
     Args:
         poller: where it will be watched.
-        dispatcher: has the numbers of sessions.
-        keeper: knows how many there may be.
+        life: has the numbers of sessions.
+        keeping: keeps their connections.
+        limiter: knows how many there may be.
         gate: is told of those who were turned away.
     """
 
     def __init__(
-        self, poller: Poller, dispatcher: Dispatcher, keeper: LimitKeeper, gate: Gate
+        self,
+        poller: Poller,
+        life: Life,
+        keeping: Keeping,
+        limiter: Limiter,
+        gate: Gate,
     ) -> None:
         self._poller = poller
-        self._dispatcher = dispatcher
-        self._keeper = keeper
+        self._life = life
+        self._keeping = keeping
+        self._limiter = limiter
         self._gate = gate
         self._admins = (0, os.geteuid())
         #: Who is to be taken in, by the user's uid; who waits longest first.
         self.newcomers: dict[int, deque[Newcomer]] = {}
 
-    def arrive(self, sock: socket.socket, role: Role, keeping: Keeping | None) -> None:
+    def arrive(self, sock: socket.socket, role: Role) -> None:
         """Has a client wait to be taken in, or tells it why it is not.
 
         Args:
             sock: ours from now on.
-            keeping: where the connection is kept, if that can be.
         """
-        session, flow = self._dispatcher.new_session(), None
+        session = self._life.new_number()
         admin = role == ADMINS
         try:
             sock.setblocking(False)
             uid = peer_credentials(sock).uid
-            self._keeper.check_session(uid, at_admin_socket=admin)
-            self._keeper.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
-            if keeping is not None:
-                # Before anything that takes time: if we are killed first, it is lost.
-                flow = keeping.open_flow(session, sock, role)
+            self._limiter.check_session(uid, at_admin_socket=admin)
+            self._limiter.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
+            # Before anything that takes time: if we are killed first, it is lost.
+            flow = self._keeping.open_flow(session, sock, role)
         except Exception as error:
             self._dismiss(sock, role, error)
             return
-        self._keeper.add_session(uid, at_admin_socket=admin)
+        self._limiter.add_session(uid, at_admin_socket=admin)
         waiting = self.newcomers.setdefault(uid, deque())
         newcomer = Newcomer(session, sock, role, uid, flow)
         # An admin does not wait behind what else its user has started.
         (waiting.appendleft if admin else waiting.append)(newcomer)
 
-    def admit(self, newcomer: Newcomer, keeping: Keeping | None) -> Admitted | None:
+    def admit(self, newcomer: Newcomer) -> Admitted | None:
         """Returns who is to be served; None if that one was told why not.
 
         Args:
             newcomer: waits no longer.
-            keeping: where the connection is kept, if that can be.
         """
         session, sock, role, user, flow = newcomer
         self._remove(newcomer)
@@ -115,10 +119,9 @@ class Admission:
         except Exception as error:
             if identity is not None and identity.pidfd is not None:
                 os.close(identity.pidfd)
-            self._keeper.remove_session(user, at_admin_socket=role == ADMINS)
+            self._limiter.remove_session(user, at_admin_socket=role == ADMINS)
             self._dismiss(sock, role, error)
-            if flow is not None and keeping is not None:
-                attempt(keeping.abandon_flow, session, role, flow)
+            attempt(self._keeping.abandon_flow, session, role, flow)
             return None
         return Admitted(peer, name, identity.pidfd)
 
@@ -155,7 +158,7 @@ class Admission:
         sock: socket.socket,
         identity: Identity,
         role: Role,
-        flow: KeptFlow | None,
+        flow: Flow,
     ) -> Peer:
         uid = identity.credentials.uid
         is_privileged = uid in self._admins and not identity.is_foreign
@@ -172,6 +175,6 @@ class Admission:
             partial(self._poller.change, sock.fileno()),
             role=role,
             is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
-            limits=self._keeper.limits,
+            limits=self._limiter.limits,
             flow=flow,
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import Final, Protocol
 
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Limits
 from lockd.engine.lock_engine import LockEngine
@@ -39,7 +40,7 @@ class Tokens(Protocol):
         """The last one that nobody else gives."""
 
 
-class LimitKeeper:
+class Limiter:
     """Counts sessions, and knows what is too much.
 
     Args:
@@ -47,12 +48,19 @@ class LimitKeeper:
         late_by_user: counts the requests that wait for something else
             (`Answers.expect`).
         tokens: knows how far fencing tokens may go.
+        keeping: knows whether there is memory for more.
     """
 
     def __init__(
-        self, engine: LockEngine, limits: Limits, late_by_user: Tally, tokens: Tokens
+        self,
+        engine: LockEngine,
+        limits: Limits,
+        late_by_user: Tally,
+        tokens: Tokens,
+        keeping: Keeping,
     ) -> None:
         self.limits = limits
+        self._keeping = keeping
         self._engine = engine
         self._late_by_user = late_by_user
         self._tokens = tokens
@@ -62,8 +70,6 @@ class LimitKeeper:
         #: How many bytes each client leaves unread, of those that do, and each user's.
         self.slow: dict[Peer, int] = {}
         self._unread_of: Counter[int] = Counter()
-        #: Whether memory is so short that nothing should be added that is to be kept.
-        self.is_short = False
         self._privileged = (0, os.geteuid())
         #: Descriptors from this number on are reserved.
         self.max_fd = unreserved_descriptors()
@@ -239,7 +245,7 @@ class LimitKeeper:
             )
 
     def _check_memory(self) -> None:
-        if self.is_short:
+        if self._keeping.is_short:
             raise UnavailableError(
                 "there is no memory to record it in (limits.record_bytes, or what the "
                 "host has): release something, or try later"

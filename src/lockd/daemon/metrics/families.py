@@ -11,30 +11,28 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon.activity.counts import CAUSES, Histogram, Space
+from lockd.daemon.assembly import Assembly
 from lockd.daemon.clients.limits import used_descriptors
 from lockd.daemon.metrics.exposition import Family, Format, Kind, Value, render
 from lockd.daemon.replies import statistics
 from lockd.daemon.system.listener import ROLES
 from lockd.lockspaces.files import FileLockspace
 
-if TYPE_CHECKING:
-    from lockd.daemon.service import Service
-
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Metrics:
-    """All metrics of a service."""
+    """All metrics of a daemon."""
 
-    def __init__(self, service: "Service") -> None:
-        self._service = service
+    def __init__(self, parts: Assembly) -> None:
+        self._parts = parts
         self._started = time.time()
         self._process_started = self._started - process_age()
 
@@ -47,7 +45,7 @@ class Metrics:
 
         Lockspaces that not everybody may know of stand together, without a name.
         """
-        is_known = self._service.access.is_known_to_all
+        is_known = self._parts.access.is_known_to_all
         return render(self._families(lambda x: x if is_known(x) else ""), wanted)
 
     def _families(self, shown: Callable[[str], str]) -> Iterator[Family]:
@@ -72,7 +70,7 @@ class Metrics:
             "lockd_epoch",
             "gauge",
             "How often locks began anew: no start that goes on raises it.",
-            self._service.epoch.number,
+            self._parts.epoch.number,
         )
         yield _one(
             "process_start_time_seconds",
@@ -112,7 +110,7 @@ class Metrics:
         Args:
             shown: under which name a lockspace is told; several may have the same.
         """
-        service = self._service
+        service = self._parts
         spaces: dict[str, list[Space]] = {}
         for space in service.answers.counts.spaces.values():
             spaces.setdefault(shown(space.name), []).append(space)
@@ -183,7 +181,7 @@ class Metrics:
         )
 
     def _requests(self) -> Iterator[Family]:
-        service = self._service
+        service = self._parts
         counts = service.answers.counts
         at = Counter(peer.role for peer in service.answers.peers.values())
         roles = [role for role in ROLES if role != "metrics"]
@@ -205,9 +203,9 @@ class Metrics:
         )
 
     def _limits(self) -> Iterator[Family]:
-        keeper = self._service.keeper
-        limits = to_builtins(keeper.limits)
-        usage = statistics.limits(keeper, self._service.keeping)
+        limiter = self._parts.limits
+        limits = to_builtins(limiter.limits)
+        usage = statistics.limits(limiter, self._parts.keeping)
         yield Family(
             "lockd_limit",
             "gauge",
@@ -230,11 +228,11 @@ class Metrics:
             "lockd_turn_seconds",
             "histogram",
             "How long a turn of the loop took, for which everybody else waits.",
-            self._service.answers.counts.turns,
+            self._parts.answers.counts.turns,
         )
 
     def _processes(self) -> Iterator[Family]:
-        processes = self._service.runtime.processes
+        processes = self._parts.runtime.processes
         yield _one(
             "lockd_fencings",
             "counter",
@@ -255,9 +253,8 @@ class Metrics:
         )
 
     def _survival(self) -> Iterator[Family]:
-        service = self._service
-        counts, engine = service.answers.counts, service.runtime.engine
-        handovers = {"upgrade": service.dispatcher.upgrades, "revival": counts.revivals}
+        life = self._parts.life
+        handovers = {"upgrade": life.upgrades, "revival": life.revivals}
         yield _by(
             "lockd_handovers",
             "How often another program went on with everything; never begins anew.",
@@ -268,9 +265,9 @@ class Metrics:
             "lockd_handover_seconds",
             "gauge",
             "For how long clients waited at the handover to this program.",
-            [] if counts.took_over is None else [({}, counts.took_over)],
+            [] if life.took_over is None else [({}, life.took_over)],
         )
-        kept = statistics.kept(engine, service.keeping)
+        kept = statistics.kept(self._parts.engine, self._parts.keeping)
         yield _one(
             "lockd_survives_crash",
             "gauge",
@@ -288,7 +285,7 @@ class Metrics:
             "lockd_complaint",
             "gauge",
             "Whether the status line tells of something to be mended.",
-            int(bool(service.health.problems)),
+            int(bool(self._parts.health.problems)),
         )
 
 

@@ -12,8 +12,8 @@ import trio
 from lockd.daemon.activity.health import Health
 from lockd.daemon.config.config import MetricsConfig
 from lockd.daemon.metrics import scrape
-from lockd.daemon.requests.runtime import undisturbed
 from lockd.daemon.system.defects import defect
+from lockd.daemon.system.jobs import undisturbed
 
 logger = logging.getLogger(__name__)
 

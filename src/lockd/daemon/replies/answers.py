@@ -35,10 +35,11 @@ class Answers:
         late_by_user: how many requests of each user wait for something that is not the
             lock table's.
         counts: what is counted of all that goes by here.
+        redaction: what is kept from whom.
     """
 
     def __init__(self, access: Access) -> None:
-        self._redaction = Redaction(access)
+        self.redaction = Redaction(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
         self.late_by_user = Tally()
@@ -145,7 +146,7 @@ class Answers:
         if peer is None:
             return
         peer.expected.pop(effect.request, None)
-        effect = self._redaction.refusal(effect, peer)
+        effect = self.redaction.refusal(effect, peer)
         now = trio.current_time()
         facts = self._facts(effect, peer, now) if peer.connection.greeted else None
         # libvirt asks as it always did, whatever it is told.
@@ -157,7 +158,7 @@ class Answers:
     def _facts(self, effect: e.Refused, peer: Peer, now: float) -> dict[str, Any]:
         found = effect.situation
         lockspace = None if found is None else found.key.lockspace
-        return views.facts(effect, now, self._redaction.look(peer, lockspace))
+        return views.facts(effect, now, self.redaction.look(peer, lockspace))
 
     def _tell_lost(self, effect: e.Lost) -> None:
         peer = self.peers.get(effect.session)

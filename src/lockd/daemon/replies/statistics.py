@@ -2,15 +2,13 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lockd import __version__
-from lockd.daemon.clients.limits import LimitKeeper, used_descriptors
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter, used_descriptors
 from lockd.engine.lock_engine import LockEngine
 from lockd.procs import unit_of
-
-if TYPE_CHECKING:
-    from lockd.daemon.survival.keeping import Keeping
 
 Map = dict[str, Any]
 
@@ -36,31 +34,30 @@ def program() -> Map:
     return {"version": __version__, "pid": pid, "unit": unit_of(pid)}
 
 
-def kept(engine: LockEngine, keeping: "Keeping | None") -> Map:
+def kept(engine: LockEngine, keeping: Keeping) -> Map:
     """What would survive if this process were killed now."""
-    if keeping is None:
+    if keeping.by is None:
         return {"by": None, "locks": 0, "connections": 0, "in_flight": 0, "bytes": 0}
     return {
-        "by": "service manager",
+        "by": keeping.by,
         # Nobody has an answer that is not recorded, and no file is locked that is not
         # in flight: it is all or nothing.
         "locks": engine.held,
         "connections": len(engine.sessions),
         "in_flight": keeping.in_flight,
-        "bytes": keeping.recorder.record_bytes,
+        "bytes": keeping.record_bytes,
     }
 
 
-def limits(keeper: LimitKeeper, keeping: "Keeping | None") -> Map:
+def limits(limiter: Limiter, keeping: Keeping) -> Map:
     """How much is used of what is limited, and by whom if it is a user's."""
-    recorded = 0 if keeping is None else keeping.recorder.memory_bytes
-    most = keeper.limits.record_bytes
-    return keeper.usage() | {
-        "record_bytes": {"used": recorded, "most": most, "uid": None}
+    most = limiter.limits.record_bytes
+    return limiter.usage() | {
+        "record_bytes": {"used": keeping.memory_bytes, "most": most, "uid": None}
     }
 
 
-def upgrade(changes: int, keeper: LimitKeeper) -> Map:
+def upgrade(changes: int, limiter: Limiter) -> Map:
     """Whether another program could take this one's place now, as far as we see.
 
     Whether it can read the state is tried when it is asked to.
@@ -70,6 +67,6 @@ def upgrade(changes: int, keeper: LimitKeeper) -> Map:
         why = f"{program} cannot be executed"
     elif changes:
         why = "a file is being made or removed on a slow file system"
-    elif used_descriptors() >= keeper.max_fd:
+    elif used_descriptors() >= limiter.max_fd:
         why = "no descriptors are free"
     return {"ready": why is None, "why": why}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon.activity.health import Health
+from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.access import (
     Access,
     Operation,
@@ -23,25 +24,24 @@ from lockd.daemon.clients.access import (
     rights_of,
 )
 from lockd.daemon.clients.finder import Finder
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import ARRAY, CHANGE, Peer
-from lockd.daemon.clients.redaction import Redaction
 from lockd.daemon.config.config import LockspaceConfig
 from lockd.daemon.replies import refusals, statistics
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.reader import Reader, facts_of
 from lockd.daemon.requests.registration import Registration
 from lockd.daemon.requests.runtime import Runtime
-from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.defects import defect
 from lockd.daemon.system.logs import AUDIT
-from lockd.daemon.system.processes import Process
 from lockd.engine import commands as c
 from lockd.errors import ConfigError, InvalidRequestError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
 from lockd.protocol.connection import Request
-from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, OnDisconnect, ResourceKey
 from lockd.text import duration
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,23 @@ _OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
     SHARED: "share",
 }
 
-LockspaceMaker = Callable[[str, Kind, str | None], Lockspace]
+
+class LockspaceMaker(Protocol):
+    """Makes lockspaces."""
+
+    def __call__(
+        self,
+        name: str,
+        kind: Kind,
+        path: str | None,
+        *,
+        on_disconnect: OnDisconnect = "release",
+    ) -> Lockspace:
+        """Makes a lockspace, or raises ConfigError."""
+
+
+Handler = Callable[[Peer, int, Any], None]
+"""Takes a request: of whom, its msgid, its parameters."""
 
 
 class Dispatcher:
@@ -61,7 +77,11 @@ class Dispatcher:
         runtime: where commands are carried out.
         answers: who carries answers back; knows the peers.
         access: who may do what.
-        keeper: what is too much.
+        limiter: what is too much.
+        reader: takes the requests that only read.
+        finder: knows what a name means.
+        keeping: knows what would survive.
+        life: has the numbers of owners.
         epoch: the number of this start.
         make_lockspace: makes a lockspace of a name, kind and path.
         health: what an admin has to mend.
@@ -72,7 +92,11 @@ class Dispatcher:
         runtime: Runtime,
         answers: Answers,
         access: Access,
-        keeper: LimitKeeper,
+        limiter: Limiter,
+        reader: Reader,
+        finder: Finder,
+        keeping: Keeping,
+        life: Life,
         epoch: int,
         make_lockspace: LockspaceMaker,
         health: Health,
@@ -80,32 +104,21 @@ class Dispatcher:
         self._runtime = runtime
         self._answers = answers
         self._access = access
-        self._keeper = keeper
-        self._redaction = Redaction(access)
+        self._limiter = limiter
+        self._redaction = answers.redaction
         self._engine = runtime.engine
-        self._finder = Finder(runtime.engine, access, runtime.lockspaces)
-        self._lockspace, self._key = self._finder.lockspace, self._finder.key
-        self._lockspace_of_holder = self._finder.lockspace_of_holder
-        self._reader = Reader(
-            runtime.engine,
-            runtime.history,
-            runtime.lockspaces,
-            answers,
-            self._finder,
-            self._redaction,
-        )
+        self._finder = finder
+        self._lockspace, self._key = finder.lockspace, finder.key
+        self._lockspace_of_holder = finder.lockspace_of_holder
         self._registration = Registration(
-            runtime.engine, runtime.processes, self.new_session
+            runtime.engine, runtime.processes, life.new_number
         )
+        self._keeping = keeping
+        self._life = life
         self._epoch = epoch
         self._make_lockspace = make_lockspace
         self._health = health
-        #: The youngest session or owner.
-        self.last_number = 0
-        self.started = trio.current_time()
-        #: How often the daemon gave its place to another program without a pause.
-        self.upgrades = 0
-        self.handlers: dict[str, Callable[[Peer, int, Any], None]] = {
+        self._handlers: dict[str, Handler] = {
             "hello": self._hello,
             "register": self._register,
             "restrict": self._restrict,
@@ -120,44 +133,15 @@ class Dispatcher:
             "watch": self._watch,
             "break": self._break,
             "disconnect": self._disconnect,
-            **self._reader.handlers,
+            **reader.handlers,
         }
+        for method in self._handlers:
+            answers.counts.requests[method] = 0
 
-    # Sessions come and go.
-
-    def new_session(self) -> int:
-        """Returns the number of a new session, or owner: never given twice."""
-        self.last_number += 1
-        return self.last_number
-
-    def open_session(self, peer: Peer, name: str, pidfd: int | None) -> None:
-        """Takes in a client that connected.
-
-        Args:
-            name: what its process is called.
-            pidfd: refers to that process; ours to close from now on.
-        """
-        pid, uid, _ = peer.credentials
-        if pidfd is not None:
-            sender = None if peer.is_foreign else uid
-            process = Process(pid, pidfd, sender=sender)
-            self._runtime.processes.add_peer(peer.session, process)
-        owner = c.Owner(name, pid, uid)
-        self._runtime.carry_out(c.OpenSession(peer.session, owner))
-        self._answers.add_peer(peer)
-
-    def close_session(self, peer: Peer) -> None:
-        """Ends the session of a client that is gone, if it was opened."""
-        runtime, session = self._runtime, peer.session
-        attempt(self._reader.forget, peer)
-        if session in self._engine.sessions:
-            runtime.carry_out(c.CloseSession(session))
-        if peer.claims_itself:
-            owner_id = runtime.processes.registered(peer.credentials.pid)
-            if owner_id is not None:
-                runtime.carry_out(c.DisconnectOwner(owner_id))
-        if session not in self._engine.owners:
-            attempt(runtime.processes.forget, session)
+    def add_handler(self, method: str, handler: Handler) -> None:
+        """Has the requests of a method be taken by somebody else."""
+        self._handlers[method] = handler
+        self._answers.counts.requests[method] = 0
 
     def is_done_with(self, peer: Peer) -> bool:
         """Tells whether nothing more will be told to a peer that asks no more."""
@@ -180,7 +164,7 @@ class Dispatcher:
             if method.access != "always":
                 check_method(peer, method)
             self._answers.counts.requests[method.name] += 1
-            self.handlers[method.name](peer, request.msgid, request.params)
+            self._handlers[method.name](peer, request.msgid, request.params)
         except RequestError as error:
             peer.send_error(request.msgid, error)
         except Exception as error:
@@ -198,7 +182,7 @@ class Dispatcher:
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
         label, reason, waits = params.label, params.reason, params.timeout != 0
-        self._keeper.check_acquire(peer.session, keys, label, reason, waits=waits)
+        self._limiter.check_acquire(peer.session, keys, label, reason, waits=waits)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
         self._runtime.carry_out(
@@ -220,7 +204,7 @@ class Dispatcher:
         space = self._runtime.lockspaces[key.lockspace]
         if space.kind == "direct":
             check_files(peer, space, (key,), params.mode)
-        self._keeper.check_request(peer.session, waits=params.timeout != 0)
+        self._limiter.check_request(peer.session, waits=params.timeout != 0)
         self._runtime.carry_out(
             c.Convert(peer.session, msgid, key, params.mode, params.timeout)
         )
@@ -308,14 +292,14 @@ class Dispatcher:
 
     def _statistics(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         result = statistics.program() | statistics.counts(self._engine)
-        result["kept"] = statistics.kept(self._engine, self._runtime.keeping)
+        result["kept"] = statistics.kept(self._engine, self._keeping)
         result["epoch"] = self._epoch
-        result["upgrades"] = self.upgrades
-        result["limits"] = statistics.limits(self._keeper, self._runtime.keeping)
-        result["upgrade"] = statistics.upgrade(self._runtime.changes, self._keeper)
+        result["upgrades"] = self._life.upgrades
+        result["limits"] = statistics.limits(self._limiter, self._keeping)
+        result["upgrade"] = statistics.upgrade(self._runtime.changes, self._limiter)
         # They may name what is hidden from others.
         result["problems"] = self._health.problems if peer.is_admin else []
-        result["uptime"] = trio.current_time() - self.started
+        result["uptime"] = trio.current_time() - self._life.started
         peer.send_result(msgid, result)
 
     def _watch(self, peer: Peer, msgid: int, params: m.WatchParams) -> None:
@@ -348,7 +332,7 @@ class Dispatcher:
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
         space = self._lockspace_of_unused(peer, params)
-        self._keeper.check_late(peer)
+        self._limiter.check_late(peer)
         done = self._answers.expect(peer, msgid, CHANGE)
         self._runtime.change_file(space, params.resource, space.create_resource, done)
 
@@ -356,7 +340,7 @@ class Dispatcher:
         self, peer: Peer, msgid: int, params: m.ResourceFileParams
     ) -> None:
         space = self._lockspace_of_unused(peer, params)
-        self._keeper.check_late(peer)
+        self._limiter.check_late(peer)
         done = self._answers.expect(peer, msgid, CHANGE)
         self._runtime.change_file(space, params.resource, space.delete_resource, done)
 

@@ -7,7 +7,7 @@ answers; if there is none, because the upgrade failed, it is this one.
 import signal
 from typing import NamedTuple
 
-from lockd.daemon.clients.limits import LimitKeeper
+from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import RELOAD, Peer
 from lockd.daemon.replies.answers import Answers
 from lockd.errors import UnavailableError
@@ -26,16 +26,16 @@ class Reloads:
 
     Args:
         answers: knows the peers.
-        keeper: knows how many requests may wait.
+        limiter: knows how many requests may wait.
     """
 
-    def __init__(self, answers: Answers, keeper: LimitKeeper) -> None:
+    def __init__(self, answers: Answers, limiter: Limiter) -> None:
         self._answers = answers
-        self._keeper = keeper
+        self._limiter = limiter
 
     def take(self, peer: Peer, msgid: int, params: NoParams) -> None:
         """Begins a reload for a peer, as the signal does."""
-        self._keeper.check_late(peer)
+        self._limiter.check_late(peer)
         self._answers.expect(peer, msgid, RELOAD)
         signal.raise_signal(signal.SIGUSR1)
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, NamedTuple
 
 import trio
 from msgspec.structs import replace
 
 from lockd.daemon.activity.history import History
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.system.defects import attempt, defect
+from lockd.daemon.system.jobs import undisturbed
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import AGAIN, Processes
 from lockd.engine import commands as c
@@ -29,23 +30,26 @@ from lockd.engine import effects as e
 from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import CodedError, InternalError, RequestError
-from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.rights import STRANGER, User
 from lockd.names import quoted
 from lockd.terms import OutsideHolder, ResourceKey
 
-if TYPE_CHECKING:
-    from lockd.daemon.survival.keeping import Keeping
-
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 SLOW_QUEUE: Final = math.inf
 """How many anchors may wait for a slow file system: as many as are asked for."""
 
 
-AnchorOutcome = c.AnchorOpened | c.AnchorRefused
+class Opened(NamedTuple):
+    """An anchor that is held, and its file."""
+
+    key: ResourceKey
+    file: LockFile
+
+
+Outcome = Opened | c.AnchorRefused
+"""Of an anchor that was to be opened."""
 
 
 class Runtime:
@@ -54,6 +58,7 @@ class Runtime:
     Args:
         engine: changed by this object alone, through `handle`; others read its state.
         poller: watches processes.
+        keeping: keeps what is to outlive this process.
         after_turn: called whenever a turn of the loop ends.
         checks: whether every law is checked after every command; slow.
     """
@@ -63,6 +68,7 @@ class Runtime:
         engine: LockEngine,
         answers: Answers,
         poller: Poller,
+        keeping: Keeping,
         *,
         after_turn: Callable[[], None],
         checks: bool = False,
@@ -70,9 +76,8 @@ class Runtime:
         self.engine = engine
         self.lockspaces: dict[str, Lockspace] = {}
         self.history = History(engine.sessions)
-        self.processes = Processes(poller, self._owner_died)
-        #: Keeps outside this process what is to outlive it, where that can be.
-        self.keeping: Keeping | None = None
+        self.processes = Processes(poller, keeping, self._owner_died)
+        self._keeping = keeping
         self._answers = answers
         self._counts = answers.counts
         # As `trio.current_time`, which finds the clock anew each time.
@@ -111,6 +116,7 @@ class Runtime:
             before.finish()
             self._file_lockspaces.remove(before)
         self.lockspaces[lockspace.name] = lockspace
+        self._keeping.note_lockspace(lockspace)
         self._counts.space(lockspace.name)
         if lockspace.anchored:
             self._file_lockspaces.append(lockspace)
@@ -245,20 +251,18 @@ class Runtime:
         else:
             self.carry_out(self._kept(_try_to_open(lockspace, effect, user)))
 
-    def _kept(self, outcome: AnchorOutcome) -> AnchorOutcome:
+    def _kept(self, outcome: Outcome) -> c.AnchorOpened | c.AnchorRefused:
         """Sees to it that an anchor outlives us before anybody is told of it."""
         if isinstance(outcome, c.AnchorRefused):
             return self._named(outcome)
-        if self.keeping is None:
-            return outcome
+        key, file = outcome
         try:
-            self.keeping.keep_file(outcome.key)
+            self._keeping.keep_file(key, file)
         except OSError as error:
-            key = outcome.key
             self._close_anchor(e.CloseAnchor(key))
-            reason = os.strerror(error.errno or 0)
-            return c.AnchorRefused(key, "unavailable", f"it cannot be kept: {reason}")
-        return outcome
+            why = f"it cannot be kept: {os.strerror(error.errno or 0)}"
+            return c.AnchorRefused(key, "unavailable", why)
+        return c.AnchorOpened(key)
 
     def _named(self, refused: c.AnchorRefused) -> c.AnchorRefused:
         """Adds who holds a file that is locked under another name."""
@@ -272,8 +276,7 @@ class Runtime:
         return refused
 
     def _close_anchor(self, effect: e.CloseAnchor) -> None:
-        if self.keeping is not None:
-            self.keeping.drop_file(effect.key)
+        self._keeping.drop_file(effect.key)
         lockspace = self.lockspaces[effect.key.lockspace]
         resource = effect.key.resource
         if lockspace.anchor_is_slow(resource):
@@ -295,7 +298,7 @@ class Runtime:
         outcome = _try_to_open(lockspace, effect, user)
         trio.from_thread.run_sync(self._opened_slowly, outcome)
 
-    def _opened_slowly(self, outcome: AnchorOutcome) -> None:
+    def _opened_slowly(self, outcome: Outcome) -> None:
         self.carry_out(self._kept(outcome))
         self._on_turn()
 
@@ -392,15 +395,6 @@ class Runtime:
         attempt(self.processes.forget, effect.owner_id)
 
 
-def undisturbed(job: Callable[[], T]) -> T:
-    """Does a job in this thread, to which no signal is delivered from now on.
-
-    It would not be there for a successor (`handover`).
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    return job()
-
-
 def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:
     try:
         change(resource)
@@ -413,10 +407,10 @@ def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError |
 
 def _try_to_open(
     lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
-) -> AnchorOutcome:
+) -> Outcome:
     key = effect.key
     try:
-        lockspace.open_anchor(
+        file = lockspace.open_anchor(
             key.resource,
             effect.mode,
             create=effect.create,
@@ -428,4 +422,4 @@ def _try_to_open(
         return c.AnchorRefused(key, error.code, error.message, outside)
     except Exception as error:
         return c.AnchorRefused(key, InternalError.code, defect(error).message)
-    return c.AnchorOpened(key)
+    return Opened(key, file)

@@ -1,20 +1,29 @@
-"""How a service begins: empty, with what is handed over, or with what was kept."""
+"""How a service begins: empty, after an upgrade, or after a crash."""
 
 import gc
 import logging
 import socket
 import time
+from functools import partial
+from typing import NamedTuple
 
 import trio
 
 from lockd import __version__
+from lockd.daemon.activity.life import Life
+from lockd.daemon.assembly import Assembly, assemble
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.config.config import Config
 from lockd.daemon.metrics.families import process_age
+from lockd.daemon.replies.answers import Answers
 from lockd.daemon.service import Options, Service
 from lockd.daemon.start import takeover
 from lockd.daemon.start.clock import MonotonicClock
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.survival import handover, revival
+from lockd.daemon.survival.handover import Handover
+from lockd.daemon.survival.keeping import StoredKeeping
+from lockd.daemon.survival.revival import Revived
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Listener, Role
 from lockd.engine import snapshot
@@ -25,144 +34,173 @@ from lockd.text import counted
 logger = logging.getLogger("lockd")
 
 
-def start(
+class Predecessor(NamedTuple):
+    """The daemon whose place this one takes.
+
+    Attributes:
+        state: what it had.
+        left_at: when it stopped to serve; None if it crashed.
+        revived: what was kept of it; None if its state was handed over alone.
+    """
+
+    state: Handover
+    left_at: float | None
+    revived: Revived | None
+
+    @property
+    def life(self) -> Life:
+        """The life that goes on."""
+        is_crash, state = self.left_at is None, self.state
+        return Life(
+            state.started,
+            state.last_number,
+            state.upgrades + (not is_crash),
+            state.revivals + is_crash,
+            # After a crash clients have waited since this process was started.
+            time.monotonic() - process_age() if is_crash else self.left_at or None,
+        )
+
+
+def begin(
     options: Options,
     config: Config,
     epoch: Epoch,
     listeners: dict[Role, Listener],
-    stores: Stores | None = None,
+    stores: Stores | None,
+    predecessor: Predecessor | None,
 ) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
+        config: what counts, if there was no daemon before.
         stores: where everything is kept that is to outlive this process.
+        predecessor: the daemon that is to be carried on. A configuration that went bad
+            since it began must not cost its locks.
+
+    Raises:
+        ConfigError: what it left cannot be read.
     """
-
-    async def serve() -> None:
-        engine = LockEngine(epoch.last_token)
-        service = Service(options, config, epoch, listeners, engine)
-        keeping = None if stores is None else service.keep(stores)
-        service.configure(config)
-        if keeping is not None:
-            keeping.recorder.record_anew()
-        _collect_from_now_on()
-        await service.run()
-
-    trio.run(serve, clock=MonotonicClock())
-
-
-def resume(
-    options: Options,
-    epoch: Epoch,
-    listeners: dict[Role, Listener],
-    stores: Stores,
-    revived: revival.Revived,
-    *,
-    left_at: float | None = None,
-) -> None:
-    """Serves in the place of a daemon that is gone, with what was kept of it.
-
-    Args:
-        left_at: when it went by itself, so that no client noticed; None if it crashed.
-    """
-    state = revived.state
-    is_upgrade = left_at is not None
-
-    def take_its_place() -> Service:
-        try:
-            loaded = snapshot.load(state.engine, epoch.last_token)
-        except ValueError as error:
-            raise ConfigError(f"what was kept: {error}") from None
-        damaged = bool(loaded.problems or revived.problems)
-        if damaged:
-            for session in revival.missing_claims(loaded.engine, state.peers):
-                loaded.problems.append(f"session {session} lost what it has: ended")
-                loaded.damaged.append(session)
-        before = handover.config_of(state) or Config()
-        service = Service(options, before, epoch, listeners, loaded.engine)
-        slots = [peer["slot"] for peer in state.peers]
-        keeping = service.keep(stores, slots, revived.owners, revived.apart)
-        takeover.take_over(service, state, loaded)
-        if damaged:
-            for key in keeping.unlocked():
-                takeover.lose(service, key, "its file is not locked any more")
-        for problem in revived.problems:
-            service.health.report(f"lost {problem}", f"not taken over: {problem}")
-        service.read_configuration()
-        for stranger in revived.strangers:
-            service.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
-        # Their connections are kept anew, and nobody else's may be forgotten.
-        service.server.let_all_in()
-        service.dispatcher.upgrades += is_upgrade
-        try:
-            # All that is seen now of what was damaged ends with what is recorded anew.
-            if damaged:
-                keeping.hold_stuck(revived.unclaimed)
-            left = keeping.forget_the_rest(revived.unclaimed, at_once=damaged)
-        except OSError as error:
-            raise ConfigError(
-                f"what was kept cannot be put in order: {error}"
-            ) from None
-        service.answers.counts.revivals = state.revivals + (not is_upgrade)
-        if is_upgrade:
-            service.went_on_since = left_at or None
-        else:
-            service.went_on_since = time.monotonic() - process_age()
-        if damaged or is_upgrade or not revived.is_as_written:
-            keeping.recorder.record_anew()
-        else:
-            keeping.recorder.adopt_records(revived.recorded)
-        for what in left:
-            problem = f"{what} stays locked, and nobody holds it"
-            service.health.report(f"stuck {what}", problem)
-        if damaged:
-            keeping.write_anew()
-        for peer in service.answers.peers.values():
-            if not is_upgrade:
-                peer.tell_resumed(epoch.number)
-            service.answers.behind.add(peer)
-        logger.info(
-            "lockd %s goes on with %d held, %d waiting, %s",
-            __version__,
-            loaded.engine.held,
-            loaded.engine.waiting,
-            counted(len(loaded.engine.sessions), "session"),
-        )
-        return service
 
     async def serve() -> None:
         # All that was left is done with here: it is as much again as what goes on.
-        service = take_its_place()
+        if predecessor is None:
+            service = _begin_empty(options, config, epoch, listeners, stores)
+        else:
+            service = _carry_on(options, epoch, listeners, stores, predecessor)
         _collect_from_now_on()
         await service.run()
 
     trio.run(serve, clock=MonotonicClock())
 
 
-def go_on(
+def _begin_empty(
+    options: Options,
+    config: Config,
+    epoch: Epoch,
+    listeners: dict[Role, Listener],
+    stores: Stores | None,
+) -> Service:
+    engine, life = LockEngine(epoch.last_token), Life(trio.current_time())
+    keep = None if stores is None else partial(StoredKeeping, stores)
+    parts = assemble(engine, life, epoch, config.limits, keep)
+    service = Service(parts, options, config, listeners)
+    service.configure(config)
+    if isinstance(parts.keeping, StoredKeeping):
+        parts.keeping.record_anew()
+    return service
+
+
+def _carry_on(
     options: Options,
     epoch: Epoch,
     listeners: dict[Role, Listener],
-    state: handover.Handover,
-) -> None:
-    """Serves in the place of the daemon before, with what it had.
+    stores: Stores | None,
+    predecessor: Predecessor,
+) -> Service:
+    state, revived = predecessor.state, predecessor.revived
+    try:
+        loaded = snapshot.load(state.engine, epoch.last_token)
+    except ValueError as error:
+        raise ConfigError(f"what was kept: {error}") from None
+    damaged = revived is not None and bool(loaded.problems or revived.problems)
+    if damaged:
+        for session in revival.missing_claims(loaded.engine, state.peers):
+            loaded.problems.append(f"session {session} lost what it has: ended")
+            loaded.damaged.append(session)
+    config = handover.config_of(state) or Config()
 
-    A configuration that went bad since the trial must not cost the locks.
-    """
+    def keep(engine: LockEngine, answers: Answers, life: Life, epoch: Epoch) -> Keeping:
+        if stores is None or revived is None:
+            return Keeping()
+        slots = [peer["slot"] for peer in state.peers]
+        owners, apart = revived.owners, revived.apart
+        return StoredKeeping(stores, engine, answers, life, epoch, slots, owners, apart)
 
-    async def serve() -> None:
-        loaded = snapshot.load(state.engine)
-        before = handover.config_of(state) or Config()
-        service = Service(options, before, epoch, listeners, loaded.engine)
+    parts = assemble(loaded.engine, predecessor.life, epoch, config.limits, keep)
+    service = Service(parts, options, config, listeners)
+    if revived is None:
         takeover.close_on_exec(state)
-        takeover.take_over(service, state, loaded)
-        service.answers.counts.revivals = state.revivals
-        service.went_on_since = state.left_at or None
+    takeover.take_over(parts, config, state, loaded)
+    if revived is None:
         service.read_configuration()
-        _collect_from_now_on()
-        await service.run()
+    else:
+        is_upgrade = predecessor.left_at is not None
+        _put_in_order(service, revived, damaged=damaged, is_upgrade=is_upgrade)
+        if not is_upgrade:
+            for peer in parts.answers.peers.values():
+                peer.tell_resumed(epoch.number)
+        parts.answers.behind.update(parts.answers.peers.values())
+    logger.info(
+        "lockd %s goes on with %d held, %d waiting, %s",
+        __version__,
+        parts.engine.held,
+        parts.engine.waiting,
+        counted(len(parts.engine.sessions), "session"),
+    )
+    return service
 
-    trio.run(serve, clock=MonotonicClock())
+
+def _put_in_order(
+    service: Service, revived: Revived, *, damaged: bool, is_upgrade: bool
+) -> None:
+    """Sees to it that what is kept is what goes on, and nothing else.
+
+    Args:
+        damaged: whether some of what was kept could not be read. All that is seen of
+            that now ends with what is recorded anew.
+
+    Raises:
+        ConfigError: there is no room for that.
+    """
+    parts: Assembly = service.parts
+    keeping = parts.keeping
+    assert isinstance(keeping, StoredKeeping)
+    if damaged:
+        for key in keeping.unlocked():
+            takeover.lose(parts, key, "its file is not locked any more")
+    for problem in revived.problems:
+        parts.health.report(f"lost {problem}", f"not taken over: {problem}")
+    service.read_configuration()
+    for stranger in revived.strangers:
+        parts.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
+    # Their connections are kept anew, and nobody else's may be forgotten.
+    parts.server.let_all_in()
+    owners = parts.runtime.processes.owners()
+    try:
+        if damaged:
+            keeping.hold_stuck(revived.unclaimed)
+        left = keeping.forget_the_rest(revived.unclaimed, owners, at_once=damaged)
+    except OSError as error:
+        raise ConfigError(f"what was kept cannot be put in order: {error}") from None
+    if damaged or is_upgrade or not revived.is_as_written:
+        keeping.record_anew()
+    else:
+        keeping.adopt_records(revived.recorded, owners)
+    for what in left:
+        problem = f"{what} stays locked, and nobody holds it"
+        parts.health.report(f"stuck {what}", problem)
+    if damaged:
+        keeping.write_anew()
 
 
 def _collect_from_now_on() -> None:

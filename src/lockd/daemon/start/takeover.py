@@ -8,16 +8,23 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import trio
 
+from lockd.daemon.assembly import Assembly
 from lockd.daemon.clients.access import rights_of
 from lockd.daemon.clients.peer import Peer, PeerState, shut_down
-from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
+from lockd.daemon.config.config import (
+    Config,
+    Limits,
+    LockspaceConfig,
+    make_lockspace,
+)
 from lockd.daemon.stores.streams import Flow
 from lockd.daemon.survival.handover import Handover, LockspaceRecord
+from lockd.daemon.survival.keeping import StoredKeeping
 from lockd.daemon.system.credentials import Credentials, Identity
 from lockd.engine import commands as c
 from lockd.engine import invariants, snapshot
@@ -26,9 +33,6 @@ from lockd.lockspaces.files import FileLockspace, OpenFiles
 from lockd.lockspaces.places import check_directory
 from lockd.names import quoted
 from lockd.terms import ResourceKey
-
-if TYPE_CHECKING:
-    from lockd.daemon.service import Service
 
 Plain = dict[str, Any]
 
@@ -67,36 +71,39 @@ def check(state: Handover) -> None:
         raise ConfigError(f"the state of the daemon before: {problems[0]}")
 
 
-def take_over(service: "Service", state: Handover, loaded: snapshot.Loaded) -> None:
+def take_over(
+    parts: Assembly, config: Config, state: Handover, loaded: snapshot.Loaded
+) -> None:
     """Goes on where the daemon before stood.
 
     What cannot be taken up costs those whom it concerns, is logged, and nobody else
     notices.
+
+    Args:
+        parts: of this daemon, with the lock table that was loaded.
+        config: of the daemon before.
     """
     problems = list(loaded.problems)
     lost: dict[ResourceKey, str] = {}
     for space in state.lockspaces:
-        lost |= _take_lockspace(service, space)
-        _take_rights(service, space, problems)
+        lost |= _take_lockspace(parts, space)
+        _take_rights(parts, config, space, problems)
     problems += lost.values()
-    if service.keeping is not None:
-        service.keeping.note_files()
+    if isinstance(parts.keeping, StoredKeeping):
+        parts.keeping.note_files()
     for record in state.processes:
         try:
-            service.runtime.processes.load(record)
+            parts.runtime.processes.load(record)
         except Exception as error:
             problems.append(f"a process: {error!r}")
     for record in state.peers:
-        _take_peer(service, record, problems)
+        _take_peer(parts, record, problems)
     # Now there is somebody to be told.
     for key, reason in lost.items():
-        lose(service, key, reason)
-    service.dispatcher.last_number = state.last_number
-    service.dispatcher.started = state.started
-    service.dispatcher.upgrades = state.upgrades + 1
-    _end_what_is_left(service, loaded)
+        lose(parts, key, reason)
+    _end_what_is_left(parts, loaded)
     for problem in problems:
-        service.health.report(f"lost {problem}", f"not taken over: {problem}")
+        parts.health.report(f"lost {problem}", f"not taken over: {problem}")
 
 
 def close_on_exec(state: Handover) -> None:
@@ -110,20 +117,18 @@ def close_on_exec(state: Handover) -> None:
                 os.set_inheritable(fd, False)
 
 
-def _take_lockspace(
-    service: "Service", record: LockspaceRecord
-) -> dict[ResourceKey, str]:
+def _take_lockspace(parts: Assembly, record: LockspaceRecord) -> dict[ResourceKey, str]:
     """Serves a lockspace on; returns what is not locked any more, and why."""
     space = make_lockspace(
         record.name,
         record.kind,
         record.path,
-        service.open_files,
+        parts.open_files,
         record.on_disconnect,
         # Locks are held there, whatever has become of its directory.
         settle=str,
     )
-    service.runtime.add_lockspace(space)
+    parts.runtime.add_lockspace(space)
     lost = {}
     for resource, fd, made, mode in record.files:
         assert isinstance(space, FileLockspace)
@@ -135,24 +140,24 @@ def _take_lockspace(
 
 
 def _take_rights(
-    service: "Service", record: LockspaceRecord, problems: list[str]
+    parts: Assembly, config: Config, record: LockspaceRecord, problems: list[str]
 ) -> None:
     """Lets everybody do in a lockspace what they could, until that is read anew."""
-    config = service.config.lockspaces.get(record.name, LockspaceConfig(record.kind))
+    found = config.lockspaces.get(record.name, LockspaceConfig(record.kind))
     try:
-        rights = rights_of(config)
+        rights = rights_of(found)
     except ConfigError as error:  # a user has been deleted
         problems.append(f"rights in lockspace {quoted(record.name)}: {error}")
         rights = rights_of(LockspaceConfig("direct"))  # for admins only
-    service.access.set_rights(record.name, rights)
+    parts.access.set_rights(record.name, rights)
 
 
-def lose(service: "Service", key: ResourceKey, reason: str) -> None:
+def lose(parts: Assembly, key: ResourceKey, reason: str) -> None:
     """Takes a resource from its holders, whose lock is not there any more."""
-    for grant in service.runtime.engine.holders(key):
+    for grant in parts.engine.holders(key):
         # Session 0 is nobody's: its answer goes nowhere.
         command = c.BreakGrant(0, 0, grant.fencing_token, reason)
-        service.runtime.carry_out(command)
+        parts.runtime.carry_out(command)
 
 
 def load_peer(
@@ -186,7 +191,7 @@ def load_peer(
     return peer
 
 
-def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
+def _take_peer(parts: Assembly, record: Plain, problems: list[str]) -> None:
     try:
         sock = socket.socket(fileno=record["fd"])
     except (LookupError, TypeError, OSError) as error:
@@ -194,12 +199,10 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         return
     try:
         sock.setblocking(False)
-        watch = partial(service.poller.change, sock.fileno())
-        flow = None
-        if service.keeping is not None:
-            flow = service.keeping.flow(sock, record["slot"])
-        peer = load_peer(record, sock, watch, service.keeper.limits, flow)
-        if peer.session not in service.runtime.engine.sessions:
+        watch = partial(parts.poller.change, sock.fileno())
+        flow = parts.keeping.take_up_flow(sock, record["slot"])
+        peer = load_peer(record, sock, watch, parts.limits.limits, flow)
+        if peer.session not in parts.engine.sessions:
             raise ValueError("its session could not be read")
     except Exception as error:
         # Whatever it is: each start would meet it again, and nobody would be served.
@@ -207,20 +210,20 @@ def _take_peer(service: "Service", record: Plain, problems: list[str]) -> None:
         shut_down(sock)
         sock.close()
         return
-    service.server.adopt(peer)
+    parts.server.adopt(peer)
 
 
-def _end_what_is_left(service: "Service", loaded: snapshot.Loaded) -> None:
-    peers, engine = service.answers.peers, service.runtime.engine
+def _end_what_is_left(parts: Assembly, loaded: snapshot.Loaded) -> None:
+    peers, engine = parts.answers.peers, parts.engine
     for session in loaded.damaged:
         if session in peers:
             # Before anybody gets what it believes to have.
             peers[session].shut_down()
             peers[session].is_closing = True
-            service.answers.behind.add(peers[session])
+            parts.answers.behind.add(peers[session])
     for session in [x for x in engine.sessions if x not in peers]:
-        service.answers.counts.end_session(session, trio.current_time())
-        service.runtime.carry_out(c.CloseSession(session))
+        parts.answers.counts.end_session(session, trio.current_time())
+        parts.runtime.carry_out(c.CloseSession(session))
     for owner_id in loaded.orphans:
         if owner_id in engine.owners:
-            service.runtime.carry_out(c.DisconnectOwner(owner_id))
+            parts.runtime.carry_out(c.DisconnectOwner(owner_id))

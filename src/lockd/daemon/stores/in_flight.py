@@ -175,7 +175,7 @@ class _Queue:
             yield text, list(fds)
 
 
-class Keeper:
+class InFlight:
     """Keeps descriptors in flight.
 
     Args:
@@ -190,7 +190,7 @@ class Keeper:
         problems: what `recover` could not read.
 
     Raises:
-        ValueError: those are not the ends of a keeper, and stay the caller's.
+        ValueError: those are not the ends of a in_flight, and stay the caller's.
     """
 
     def __init__(self, ends: Sequence[int] | None = None) -> None:
@@ -212,7 +212,7 @@ class Keeper:
         return iter(self._kept)
 
     @property
-    def in_flight(self) -> int:
+    def count(self) -> int:
         """How many descriptors are in flight: also those that are not wanted."""
         return sum(queue.total for queue in self._queues)
 
@@ -346,14 +346,14 @@ class Keeper:
 
     def _make_room(self) -> None:
         self._check_known()
-        is_urgent = self.in_flight >= self.limit
+        is_urgent = self.count >= self.limit
         for _ in range(8 if is_urgent else 2):
             queue = self._wasteful(thoroughly=is_urgent)
             if queue is None or not self._can_move(queue):
                 break
         if len(self._young.messages) >= YOUNG:
             self._can_move(self._young)
-        room = self.limit - self.in_flight
+        room = self.limit - self.count
         if room <= 0:
             raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
         self._room = min(room, max(1, YOUNG - len(self._young.messages)))

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from lockd.daemon.stores.in_flight import OLD_QUEUES, Keeper
+from lockd.daemon.stores.in_flight import OLD_QUEUES, InFlight
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.streams import Cells, Pipe
 
@@ -24,17 +24,17 @@ class Stores:
     def __init__(self, found: dict[str, int] | None = None) -> None:
         if found is None:
             self.ledger, self.cells = Ledger(), Cells()
-            self.keeper, self.pipe = Keeper(), Pipe()
+            self.in_flight, self.pipe = InFlight(), Pipe()
             return
         self.ledger = Ledger((found["ledger-0"], found["ledger-1"]))
         self.cells = Cells(found["cells"])
         self.pipe = Pipe((found["pipe-0"], found["pipe-1"]))
         ends = sorted(x for x in found if x.startswith("end-"))
-        self.keeper = Keeper([found[name] for name in ends])
+        self.in_flight = InFlight([found[name] for name in ends])
 
     def descriptors(self) -> dict[str, int]:
         """Returns what has to be kept, by names that `__init__` knows."""
         named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
         named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
-        named |= {f"end-{n:02}": fd for n, fd in enumerate(self.keeper.ends)}
+        named |= {f"end-{n:02}": fd for n, fd in enumerate(self.in_flight.ends)}
         return named | {"cells": self.cells.fd}

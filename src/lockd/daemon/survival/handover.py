@@ -18,26 +18,24 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
 from msgspec import Struct
 
 from lockd import __version__
+from lockd.daemon.assembly import Assembly
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Config
-from lockd.daemon.survival.keeping import Keeping
-from lockd.daemon.system.listener import Role
+from lockd.daemon.survival.keeping import StoredKeeping
+from lockd.daemon.system.listener import Listener, Role
 from lockd.engine import snapshot
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.files import FileLockspace
 from lockd.names import plain
 from lockd.terms import Kind, Mode, OnDisconnect
-
-if TYPE_CHECKING:
-    from lockd.daemon.service import Service
 
 VERSION: Final = 2
 READABLE_FROM: Final = 2
@@ -122,17 +120,25 @@ class Kept(Struct, frozen=True):
     left_at: float = 0.0
 
 
+class Leaving(NamedTuple):
+    """The daemon that gives its place to another program."""
+
+    parts: Assembly
+    config: Config
+    listeners: dict[Role, Listener]
+
+
 # Giving.
 
 
-async def try_successor(service: "Service") -> None:
+async def try_successor(leaving: Leaving) -> None:
     """Runs the new program on a copy of the state.
 
     Raises:
         ConfigError: it could not go on from there, and says why.
         OSError: there is no room for a copy.
     """
-    memfd = _write(_dump(service, lambda fd: fd))
+    memfd = _write(_dump(leaving, lambda fd: fd))
     try:
         with trio.fail_after(PATIENCE):
             status, said = await _run_trial(memfd)
@@ -180,24 +186,24 @@ async def _run_trial(memfd: int) -> tuple[int, bytes]:
                 await process.wait()
 
 
-def give_way(service: "Service") -> None:
+def give_way(leaving: Leaving) -> None:
     """Becomes the new program; returns only if that failed.
 
     Raises:
         ConfigError: the system refused; nothing has changed.
         Exception: so did something else, and nothing has changed, either.
     """
-    service.server.finish_turn()
-    if service.keeping is not None and service.keeping.stuck_until:
+    leaving.parts.server.finish_turn()
+    keeping = leaving.parts.keeping
+    if keeping.is_stuck:
         raise ConfigError("there is no memory to record what happened last")
-    if service.runtime.changes:
+    if leaving.parts.runtime.changes:
         # Whoever asked for that would never be answered.
         raise ConfigError("a file is being made or removed on a slow file system")
-    keeping = service.keeping
-    if keeping is None:
-        become(HANDOVER, lambda keep: _dump(service, keep))
+    if isinstance(keeping, StoredKeeping):
+        become(KEPT, lambda keep: _dump_kept(leaving, keeping, keep))
     else:
-        become(KEPT, lambda keep: _dump_kept(service, keeping, keep))
+        become(HANDOVER, lambda keep: _dump(leaving, keep))
 
 
 def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> None:
@@ -240,38 +246,38 @@ def _check_room(fd: int) -> None:
 
 
 def _dump_kept(
-    service: "Service", keeping: Keeping, keep: Callable[[int], int]
+    leaving: Leaving, keeping: StoredKeeping, keep: Callable[[int], int]
 ) -> Kept:
     stores = {name: keep(fd) for name, fd in keeping.descriptors().items()}
     return Kept(
         VERSION,
         READABLE_FROM,
-        service.epoch.dump(keep),
-        service.epoch.directory,
-        {role: x.dump(keep) for role, x in service.listeners.items()},
+        leaving.parts.epoch.dump(keep),
+        leaving.parts.epoch.directory,
+        {role: x.dump(keep) for role, x in leaving.listeners.items()},
         stores,
         time.monotonic(),
     )
 
 
-def _dump(service: "Service", keep: Callable[[int], int]) -> Handover:
-    dispatcher = service.dispatcher
+def _dump(leaving: Leaving, keep: Callable[[int], int]) -> Handover:
+    life = leaving.parts.life
     return Handover(
         VERSION,
         READABLE_FROM,
         __version__,
-        msgspec.to_builtins(service.config),
-        snapshot.dump(service.runtime.engine),
-        service.epoch.dump(keep),
-        service.epoch.directory,
-        {role: x.dump(keep) for role, x in service.listeners.items()},
-        [_dump_lockspace(x, keep) for x in service.runtime.lockspaces.values()],
-        service.runtime.processes.dump(keep),
-        [_dump_peer(peer, keep) for peer in service.answers.peers.values()],
-        dispatcher.last_number,
-        dispatcher.started,
-        dispatcher.upgrades,
-        service.answers.counts.revivals,
+        msgspec.to_builtins(leaving.config),
+        snapshot.dump(leaving.parts.engine),
+        leaving.parts.epoch.dump(keep),
+        leaving.parts.epoch.directory,
+        {role: x.dump(keep) for role, x in leaving.listeners.items()},
+        [_dump_lockspace(x, keep) for x in leaving.parts.runtime.lockspaces.values()],
+        leaving.parts.runtime.processes.dump(keep),
+        [_dump_peer(peer, keep) for peer in leaving.parts.answers.peers.values()],
+        life.last_number,
+        life.started,
+        life.upgrades,
+        life.revivals,
         time.monotonic(),
     )
 

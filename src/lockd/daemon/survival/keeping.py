@@ -2,28 +2,30 @@
 
 Under a service manager with a descriptor store (sd_notify(3), FDSTORE=1) nothing of
 value is in this process alone: the state is in shared memory (`Ledger`, `Cells`),
-descriptors are in flight (`Keeper`), and the few descriptors that this takes are the
+descriptors are in flight (`InFlight`), and the few descriptors that this takes are the
 manager's, too. `revival` goes on from there.
 
 The order that everything hangs on: lock, keep, record, answer; unlock, record, answer.
 An answer never leaves before `commit` has recorded what it promises.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 import trio
 
+from lockd.daemon.activity.life import Life
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import Config
+from lockd.daemon.replies.answers import Answers
 from lockd.daemon.stores.labels import (
     CONNECTION,
     FILE,
@@ -35,15 +37,16 @@ from lockd.daemon.stores.labels import (
 )
 from lockd.daemon.stores.pieces import Apart
 from lockd.daemon.stores.stores import Stores
-from lockd.daemon.stores.streams import KeptFlow
+from lockd.daemon.stores.streams import Flow, KeptFlow
 from lockd.daemon.survival.recording import Recorder
+from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Role
+from lockd.daemon.system.processes import Describe
+from lockd.engine.lock_engine import LockEngine
+from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.files import FileLockspace, has_lock
 from lockd.names import quoted
 from lockd.terms import ResourceKey
-
-if TYPE_CHECKING:
-    from lockd.daemon.service import Service
 
 PAUSE: Final = 0.1
 """Seconds between two tries to record what there is no memory for."""
@@ -59,26 +62,34 @@ logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Keeping:
-    """Keeps the state of one service in its stores.
+class StoredKeeping(Keeping):
+    """Keeps the state of one daemon in stores.
 
     Args:
+        stores: what outlives this process.
+        answers: the peers.
+        record_bytes: the most that the records may take.
         slots: the slots of `Cells` that are taken.
         owners: those whose pidfds are kept already.
         apart: what is recorded of sessions in pieces already.
     """
 
+    by = "service manager"
+
     def __init__(
         self,
-        service: Service,
         stores: Stores,
+        engine: LockEngine,
+        answers: Answers,
+        life: Life,
+        epoch: Epoch,
         slots: Iterable[int] = (),
         owners: Iterable[int] = (),
         apart: Mapping[int, Apart] | None = None,
     ) -> None:
-        self._service = service
         self._stores = stores
-        self._engine = service.runtime.engine
+        self._engine = engine
+        self._answers = answers
         self._last_slot = max(slots, default=0)
         self._free_slots = sorted(set(range(self._last_slot)) - set(slots))
         #: Free when it is recorded that their peers are gone.
@@ -87,13 +98,13 @@ class Keeping:
         self._pidfds = set(owners)
         #: The descriptor that is kept for each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
+        self._lockspaces: dict[str, Lockspace] = {}
         self._turns_untidied = 0
         #: Until when nothing is recorded for want of memory; 0 if there is some.
-        self.stuck_until = 0.0
-        #: Records what happens to the service, as `commit` says.
-        self.recorder = Recorder(service, stores.ledger, apart or {})
-        service.runtime.processes.keep = self._keep_pidfd
-        service.runtime.processes.drop = self._drop_pidfd
+        self._stuck_until = 0.0
+        self._recorder = Recorder(
+            stores.ledger, engine, answers, life, epoch, apart or {}
+        )
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors of all stores, by name."""
@@ -101,8 +112,28 @@ class Keeping:
 
     @property
     def in_flight(self) -> int:
-        """How many descriptors are in flight, those not wanted any more included."""
-        return self._stores.keeper.in_flight
+        """How many descriptors are in flight, those no longer wanted included."""
+        return self._stores.in_flight.count
+
+    @property
+    def record_bytes(self) -> int:
+        """How many bytes the records have that count."""
+        return self._stores.ledger.live_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much shared memory the records take, garbage and reserves included."""
+        return self._stores.ledger.memory_bytes
+
+    @property
+    def is_short(self) -> bool:
+        """Whether nothing may be added, for want of memory."""
+        return self._recorder.is_short
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nobody is answered, for want of memory to record the answers."""
+        return self._stuck_until > 0
 
     # Descriptors.
 
@@ -114,16 +145,16 @@ class Keeping:
         """
         slot = self._new_slot()
         try:
-            flow = self.flow(sock, slot)
+            flow = self.take_up_flow(sock, slot)
             flow.begin()
             label = label_of(CONNECTION, session, role)
-            self._stores.keeper.keep(label, sock.fileno())
+            self._stores.in_flight.keep(label, sock.fileno())
         except OSError:
             self._free_slots.append(slot)
             raise
         return flow
 
-    def flow(self, sock: socket.socket, slot: int) -> KeptFlow:
+    def take_up_flow(self, sock: socket.socket, slot: int) -> KeptFlow:
         """Returns how the bytes of a connection that is kept already come and go.
 
         Raises:
@@ -138,40 +169,42 @@ class Keeping:
         self._last_slot += 1
         return self._last_slot
 
-    def abandon_flow(self, session: int, role: Role, flow: KeptFlow) -> None:
-        """Keeps a connection no longer of which nothing was recorded."""
-        self._stores.keeper.drop(label_of(CONNECTION, session, role))
+    def abandon_flow(self, session: int, role: Role, flow: Flow) -> None:
+        """Stops keeping a connection that has no records."""
+        self._stores.in_flight.drop(label_of(CONNECTION, session, role))
         self._free_slots.append(flow.slot)
 
-    def close_flow(self, peer: Peer) -> None:
-        """Keeps a connection no longer."""
-        self._stores.keeper.drop(label_of(CONNECTION, peer.session, peer.role))
-        self.recorder.close_peer(peer.session)
+    def open_peer(self, peer: Peer) -> None:
+        """Records who a new peer is, with the next `commit`."""
+        self._recorder.open_peer(peer)
+
+    def close_peer(self, peer: Peer) -> None:
+        """Stops keeping a connection, and what is recorded of it."""
+        self._stores.in_flight.drop(label_of(CONNECTION, peer.session, peer.role))
+        self._recorder.close_peer(peer.session)
         self._left_slots.append(peer.flow.slot)
 
-    def keep_file(self, key: ResourceKey) -> None:
+    def keep_file(self, key: ResourceKey, file: LockFile) -> None:
         """Keeps the locked file of a resource.
 
         Raises:
             OSError: it cannot be kept.
         """
-        space = self._service.runtime.lockspaces[key.lockspace]
-        assert isinstance(space, FileLockspace)
-        fd, made, _ = space.dump_file(key.resource)
+        fd = file.fd
         before = self._files.get(key)
         if before is not None and before[0] == fd:
             return  # it was opened before, and changed its mode
-        label = label_of(FILE, *key, made)
-        self._stores.keeper.keep(label, fd)
+        label = label_of(FILE, *key, file.made)
+        self._stores.in_flight.keep(label, fd)
         if before is not None and before[1] != label:
-            self._stores.keeper.drop(before[1])
+            self._stores.in_flight.drop(before[1])
         self._files[key] = fd, label
 
     def drop_file(self, key: ResourceKey) -> None:
-        """Keeps the file of a resource no longer."""
+        """Stops keeping the file of a resource."""
         kept = self._files.pop(key, None)
         if kept is not None:
-            self._stores.keeper.drop(kept[1])
+            self._stores.in_flight.drop(kept[1])
 
     def commit(self, peers: Iterable[Peer]) -> bool:
         """Records everything that changed; tells whether answers may leave.
@@ -182,40 +215,61 @@ class Keeping:
         Args:
             peers: those that something was read from, or is to be sent to.
         """
-        if self.stuck_until and trio.current_time() < self.stuck_until:
+        if self._stuck_until and trio.current_time() < self._stuck_until:
             return False
         try:
-            self.recorder.commit(peers)
+            self._recorder.commit(peers)
         except OSError as error:
             logger.error("nothing can be recorded, nobody is answered: %s", error)
-            self.stuck_until = trio.current_time() + PAUSE
+            self._stuck_until = trio.current_time() + PAUSE
             return False
-        self.stuck_until = 0.0
+        self._stuck_until = 0.0
         if self._left_slots:
             self._free_slots += self._left_slots
             self._left_slots.clear()
         return True
 
-    def _keep_pidfd(self, owner_id: int, pidfd: int) -> None:
+    def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
+        """Keeps the pidfd of an owner, before that counts.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
         # Those of peers are found through their sockets, until they are fenced.
         if owner_id not in self._pidfds:
-            self._stores.keeper.keep(label_of(PIDFD, owner_id), pidfd)
+            self._stores.in_flight.keep(label_of(PIDFD, owner_id), pidfd)
             self._pidfds.add(owner_id)
 
-    def _drop_pidfd(self, owner_id: int) -> None:
+    def drop_pidfd(self, owner_id: int) -> None:
+        """Stops keeping the pidfd of an owner, before it is closed."""
         if owner_id in self._pidfds:
             self._pidfds.remove(owner_id)
-            self._stores.keeper.drop(label_of(PIDFD, owner_id))
+            self._stores.in_flight.drop(label_of(PIDFD, owner_id))
+
+    def note_process(self, owner_id: int, describe: Describe) -> None:
+        """Records what has become of a process, with the next `commit`."""
+        self._recorder.note_process(owner_id, describe)
+
+    def note_lockspace(self, lockspace: Lockspace) -> None:
+        """Records a lockspace, which is new or another one than before."""
+        self._lockspaces[lockspace.name] = lockspace
+        self._recorder.note_lockspace(lockspace)
+
+    def note_config(self, config: Config) -> None:
+        """Records a configuration, which counts from now on."""
+        self._stores.ledger.limit(config.limits.record_bytes)
+        self._recorder.note_config(config)
+
+    # After another daemon.
 
     def unlocked(self) -> list[ResourceKey]:
         """Returns the resources that are held by the records, and by no open file."""
-        lockspaces = self._service.runtime.lockspaces
         return [
             key
             for key, resource in self._engine.resources.items()
             if resource.anchor is not None
             and key not in self._files
-            and lockspaces[key.lockspace].anchored
+            and self._lockspaces[key.lockspace].anchored
         ]
 
     def hold_stuck(self, found: dict[bytes, int]) -> None:
@@ -230,7 +284,7 @@ class Keeping:
         Raises:
             OSError: one of them cannot be kept so; all are locked, as they were.
         """
-        keeper = self._stores.keeper
+        in_flight = self._stores.in_flight
         left = {x: fd for x, fd in found.items() if parts_of(x)[0] == FILE}
         for label, fd in (left | self._disown_files()).items():
             _, lockspace, resource, made = parts_of(label)
@@ -238,8 +292,8 @@ class Keeping:
             if (made and not status.st_nlink) or not has_lock(fd):
                 continue  # it was let go: what was dropped is in flight for a while
             key = lockspace, resource, status.st_dev, status.st_ino
-            keeper.keep(label_of(STUCK, *key), fd)
-            keeper.drop(label)
+            in_flight.keep(label_of(STUCK, *key), fd)
+            in_flight.drop(label)
 
     def _disown_files(self) -> dict[bytes, int]:
         """Takes the files that nobody holds from their lockspaces, locked as they are.
@@ -249,7 +303,7 @@ class Keeping:
         found = {}
         for key, (fd, label) in list(self._files.items()):
             if not self._engine.needs_anchor(key):
-                space = self._service.runtime.lockspaces[key.lockspace]
+                space = self._lockspaces[key.lockspace]
                 assert isinstance(space, FileLockspace)
                 space.disown_file(key.resource)
                 del self._files[key]
@@ -257,12 +311,13 @@ class Keeping:
         return found
 
     def forget_the_rest(
-        self, found: dict[bytes, int], *, at_once: bool = False
+        self, found: dict[bytes, int], owners: Iterable[int], *, at_once: bool = False
     ) -> list[str]:
         """Keeps no longer what a predecessor kept and nobody took up; closes it.
 
         Args:
             found: the descriptors that nobody else closes, by label.
+            owners: those whose processes are known.
             at_once: whether nobody may find any of it again. Whoever found a stuck file
                 by its old label would let go of it.
 
@@ -272,14 +327,14 @@ class Keeping:
         Raises:
             OSError: there is no room to do it at once.
         """
-        keeper = self._stores.keeper
+        in_flight = self._stores.in_flight
         wanted = {label for _, label in self._files.values()}
-        for peer in self._service.answers.peers.values():
+        for peer in self._answers.peers.values():
             wanted.add(label_of(CONNECTION, peer.session, peer.role))
-        for owner_id in self._service.runtime.processes.owners():
+        for owner_id in owners:
             wanted.add(label_of(PIDFD, owner_id))
         left = []
-        for label in list(keeper.labels):
+        for label in list(in_flight.labels):
             if label in wanted:
                 continue
             kind, *parts = parts_of(label)
@@ -288,34 +343,33 @@ class Keeping:
             elif kind == UNREADABLE:
                 left.append(f"what is kept as {label!r}")
             else:
-                keeper.drop(label)
+                in_flight.drop(label)
                 if label in found:
                     os.close(found[label])
         if at_once:
-            keeper.tidy(inf, thoroughly=True)
-            if keeper.in_flight > len(list(keeper.labels)):
+            in_flight.tidy(inf, thoroughly=True)
+            if in_flight.count > len(list(in_flight.labels)):
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         return left
 
     def note_files(self) -> None:
         """Notes the files that a predecessor kept and that are held on."""
-        for space in self._service.runtime.lockspaces.values():
+        for space in self._lockspaces.values():
             if isinstance(space, FileLockspace):
                 for resource in space.open_resources():
                     key = ResourceKey(space.name, resource)
                     fd, made, _ = space.dump_file(resource)
                     self._files[key] = fd, label_of(FILE, *key, made)
 
-    def tidy(self, seconds: float = TIDYING) -> None:
-        """Gets rid of what is no longer needed, for about so long, now and then."""
-        self._turns_untidied += 1
-        if self._turns_untidied < TURNS_UNTIDIED and self._stores.ledger.debt <= 0:
-            return
-        with suppress(OSError):  # there is no room to make room: later, perhaps
-            self._stores.ledger.tidy(seconds)
-            if self._turns_untidied >= TURNS_UNTIDIED:
-                self._turns_untidied = 0
-                self._stores.keeper.tidy(seconds)
+    def record_anew(self) -> None:
+        """Records all there is, and nothing else, whatever a predecessor left."""
+        self._recorder.record_anew()
+
+    def adopt_records(
+        self, found: Iterable[tuple[str, Any]], owners: Collection[int]
+    ) -> None:
+        """Lets all that a predecessor recorded count (`Recorder.adopt_records`)."""
+        self._recorder.adopt_records(found, owners)
 
     def write_anew(self) -> None:
         """Has what is kept contain nothing that was damaged, at once."""
@@ -323,8 +377,21 @@ class Keeping:
         with suppress(OSError):  # later, then; until then it is told again
             self._stores.ledger.tidy(inf)
 
+    # What is put off.
+
+    def tidy(self) -> None:
+        """Drops what is no longer needed, now and then, when a turn ends."""
+        self._turns_untidied += 1
+        if self._turns_untidied < TURNS_UNTIDIED and self._stores.ledger.debt <= 0:
+            return
+        with suppress(OSError):  # there is no room to make room: later, perhaps
+            self._stores.ledger.tidy(TIDYING)
+            if self._turns_untidied >= TURNS_UNTIDIED:
+                self._turns_untidied = 0
+                self._stores.in_flight.tidy(TIDYING)
+
     def tidy_thoroughly(self) -> None:
-        """Lets go of all that is not wanted: else it would keep file systems busy."""
+        """Drops all that is not wanted: it would keep file systems busy."""
         with suppress(OSError):
-            self._stores.keeper.tidy(TIDYING, thoroughly=True)
+            self._stores.in_flight.tidy(TIDYING, thoroughly=True)
             self._stores.ledger.tidy_at_leisure(TIDYING)

@@ -7,13 +7,16 @@ is answered what is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.peer import Peer
+from lockd.daemon.config.config import Config
+from lockd.daemon.replies.answers import Answers
 from lockd.daemon.stores.labels import (
     CONFIG,
     DAEMON,
@@ -26,11 +29,11 @@ from lockd.daemon.stores.labels import (
 )
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.pieces import SHORT, Apart
+from lockd.daemon.system.epoch import Epoch
+from lockd.daemon.system.processes import Describe
 from lockd.engine import records
+from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
-
-if TYPE_CHECKING:
-    from lockd.daemon.service import Service
 
 Plain = dict[str, Any]
 
@@ -38,36 +41,41 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Recorder:
-    """Records the state of one service.
+    """Records the state of one daemon.
 
     Args:
+        ledger: where it is recorded.
+        answers: the peers.
         apart: what is recorded of sessions in pieces already.
+
+    Attributes:
+        is_short: whether nothing may be added, for want of memory.
     """
 
     def __init__(
-        self, service: Service, ledger: Ledger, apart: Mapping[int, Apart]
+        self,
+        ledger: Ledger,
+        engine: LockEngine,
+        answers: Answers,
+        life: Life,
+        epoch: Epoch,
+        apart: Mapping[int, Apart],
     ) -> None:
-        self._service = service
         self._ledger = ledger
-        self._engine = service.runtime.engine
+        self._engine = engine
+        self._answers = answers
+        self._life = life
+        self._epoch = epoch
+        self.is_short = False
         #: By session: the key of its state, and what is recorded apart from that.
         self._state_keys: dict[int, bytes] = {}
         self._apart = dict(apart)
+        #: The owners whose processes have changed, and who describes them.
+        self._changed: dict[int, Describe] = {}
         self._numbers = (-1, -1)
-        self._config: object = None
+        self._config = Config()
         self._spaces: dict[str, Lockspace] = {}
-        records.follow(self._engine)
-        service.runtime.processes.changed = set()
-
-    @property
-    def record_bytes(self) -> int:
-        """How many bytes the records have that count."""
-        return self._ledger.live_bytes
-
-    @property
-    def memory_bytes(self) -> int:
-        """How much shared memory the records take, garbage and reserves included."""
-        return self._ledger.memory_bytes
+        records.follow(engine)
 
     def open_peer(self, peer: Peer) -> None:
         """Records who a new peer is, with the next `commit`."""
@@ -116,7 +124,7 @@ class Recorder:
                 peer.collect()
                 state = self._state(peer)
             except Exception as error:
-                self._service.answers.blame(peer, error)
+                self._answers.blame(peer, error)
             else:
                 put(self._state_keys[peer.session], state)
         for kind, name, value in records.changes(self._engine):
@@ -125,8 +133,9 @@ class Recorder:
                 ledger.remove(key)
             else:
                 put(key, _encode(value))
-        if self._service.runtime.processes.changed:
-            self._record_processes()
+        for owner_id, describe in self._changed.items():
+            self._record_process(owner_id, describe(owner_id))
+        self._changed.clear()
         self._record_daemon()
         while True:
             try:
@@ -134,16 +143,15 @@ class Recorder:
                 break
             except OSError:
                 if not self._could_cut_off():
-                    self._service.keeper.is_short = True
+                    self.is_short = True
                     raise
-        if ledger.is_short or self._service.keeper.is_short:
-            self._service.keeper.is_short = ledger.is_short
-            if ledger.is_short:
-                self._could_cut_off()
+        self.is_short = ledger.is_short
+        if self.is_short:
+            self._could_cut_off()
 
     def _could_cut_off(self) -> bool:
         """Cuts off who leaves most unread; tells whether anybody leaves much."""
-        answers = self._service.answers
+        answers = self._answers
         worst = max(answers.peers.values(), key=attrgetter("unread"), default=None)
         if worst is None or worst.unread <= SHORT:
             return False
@@ -152,42 +160,37 @@ class Recorder:
         self._ledger.put(self._state_keys[worst.session], self._state(worst))
         return True
 
-    def _record_processes(self) -> None:
-        processes = self._service.runtime.processes
-        assert processes.changed is not None
-        for owner_id in processes.changed:
-            record = processes.dump_one(owner_id)
-            if record is None:
-                self._remove(PROCESS, owner_id)
-                continue
-            del record["pidfd"]
-            self._put(PROCESS, owner_id, record)
-        processes.changed.clear()
+    def note_process(self, owner_id: int, describe: Describe) -> None:
+        """Records what has become of a process, with the next `commit`."""
+        self._changed[owner_id] = describe
+
+    def _record_process(self, owner_id: int, found: Plain | None) -> None:
+        if found is None:
+            self._remove(PROCESS, owner_id)
+        else:
+            del found["pidfd"]
+            self._put(PROCESS, owner_id, found)
+
+    def note_config(self, config: Config) -> None:
+        """Records a configuration."""
+        self._config = config
+        self._put(CONFIG, 0, msgspec.to_builtins(config))
+
+    def note_lockspace(self, space: Lockspace) -> None:
+        """Records a lockspace."""
+        self._spaces[space.name] = space
+        self._put(SPACE, space.name, _dump_space(space))
 
     def _record_daemon(self) -> None:
-        service = self._service
-        dispatcher, epoch = service.dispatcher, service.epoch
-        if (dispatcher.last_number, epoch.reserved) != self._numbers:
-            self._numbers = dispatcher.last_number, epoch.reserved
-            daemon = {
-                "last_number": dispatcher.last_number,
-                "started": dispatcher.started,
-                "upgrades": dispatcher.upgrades,
-                "revivals": service.answers.counts.revivals,
+        life, epoch = self._life, self._epoch
+        if (life.last_number, epoch.reserved) != self._numbers:
+            self._numbers = life.last_number, epoch.reserved
+            known = life.dump() | {
                 "epoch": epoch.number,
                 "reserved": epoch.reserved,
                 "state_dir": epoch.directory,
             }
-            self._put(DAEMON, 0, daemon)
-        if service.config is not self._config:
-            self._config = service.config
-            self._put(CONFIG, 0, msgspec.to_builtins(service.config))
-        lockspaces = service.runtime.lockspaces
-        if lockspaces != self._spaces:
-            for name, space in lockspaces.items():
-                if self._spaces.get(name) is not space:
-                    self._put(SPACE, name, _dump_space(space))
-            self._spaces = dict(lockspaces)
+            self._put(DAEMON, 0, known)
 
     def record_anew(self) -> None:
         """Records all there is, and nothing else, whatever a predecessor left.
@@ -201,7 +204,7 @@ class Recorder:
             key, encoded = key_of(kind, name), _encode(value)
             if known.pop(key, None) != encoded:
                 ledger.put(key, encoded)
-        for peer in self._service.answers.peers.values():
+        for peer in self._answers.peers.values():
             self._note_session(peer.session)
             for key in self._apart[peer.session].keys():  # noqa: SIM118 - no dict
                 known.pop(key, None)
@@ -210,11 +213,12 @@ class Recorder:
             ledger.put(key, self._state(peer))
         for key in known:
             ledger.remove(key)
-        self._numbers, self._config = (-1, -1), None
-        self._spaces = {}
+        self._numbers = (-1, -1)
         self.commit(())
 
-    def adopt_records(self, found: Iterable[tuple[str, Any]]) -> None:
+    def adopt_records(
+        self, found: Iterable[tuple[str, Any]], owners: Collection[int]
+    ) -> None:
         """Lets all that a predecessor recorded count; what changes is recorded next.
 
         To be called instead of `record_anew` where nothing was damaged, and all is
@@ -223,9 +227,9 @@ class Recorder:
 
         Args:
             found: kind and name of each record of a peer and of a process.
+            owners: those whose processes are known.
         """
-        peers = self._service.answers.peers
-        owners = set(self._service.runtime.processes.owners())
+        peers = self._answers.peers
         for session in peers:
             self._note_session(session)
         for kind, name in found:
@@ -235,12 +239,11 @@ class Recorder:
 
     def _everything(self) -> Iterable[tuple[str, Any, Any]]:
         yield from records.everything(self._engine)
-        for peer in self._service.answers.peers.values():
+        for peer in self._answers.peers.values():
             yield PEER, peer.session, peer.dump()
-
-    def limit(self, record_bytes: int) -> None:
-        """Lets the records take so much memory from now on."""
-        self._ledger.limit(record_bytes)
+        yield CONFIG, 0, msgspec.to_builtins(self._config)
+        for space in self._spaces.values():
+            yield SPACE, space.name, _dump_space(space)
 
     def _put(self, kind: str, name: Any, value: Any) -> None:
         self._ledger.put(key_of(kind, name), _encode(value))

@@ -131,8 +131,8 @@ class _Found:
                 self.problems.append(f"the record {key!r}: {error}")
         self.apart: dict[int, Apart] = {}
         self._put_together(stores.ledger)
-        self.kept = stores.keeper.recover()
-        self.problems += stores.keeper.problems
+        self.kept = stores.in_flight.recover()
+        self.problems += stores.in_flight.problems
         for label, fd in self.kept:
             kind, *parts = parts_of(label)
             if kind == FILE:
@@ -258,8 +258,7 @@ def _revived(found: _Found) -> Revived:
         peers,
         daemon["last_number"],
         daemon["started"],
-        # take_over counts one more: this is none.
-        daemon["upgrades"] - 1,
+        daemon["upgrades"],
         daemon.get("revivals", 0),
     )
     sessions = {peer["session"] for peer in peers}

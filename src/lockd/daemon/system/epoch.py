@@ -93,7 +93,7 @@ class Epoch:
         """Reserves more tokens well before those are used up that are reserved.
 
         If the file cannot be written, `look_after` tries again, and says why; whoever
-        gives out tokens goes no further than `reserved` (`LimitKeeper`).
+        gives out tokens goes no further than `reserved` (`Limiter`).
         """
         if last_token <= self._enough or self._is_overdue:
             return

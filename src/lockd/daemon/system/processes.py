@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -98,17 +98,36 @@ class Process:
                 signal.pidfd_send_signal(self.pidfd, number)
 
 
+Describe = Callable[[int], "Plain | None"]
+"""Returns the process of an owner as plain data; None if there is none."""
+
+
+class KeepsProcesses(Protocol):
+    """Keeps what a successor has to know of processes (`Keeping`)."""
+
+    def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
+        """Keeps a pidfd before that counts; may raise OSError."""
+
+    def drop_pidfd(self, owner_id: int) -> None:
+        """Drops it before it is closed."""
+
+    def note_process(self, owner_id: int, describe: Describe) -> None:
+        """Knows that something about a process has changed."""
+
+
 class Processes:
     """The processes of all owners by their number.
 
     Args:
         poller: where the deaths of registered processes are watched for.
+        keeping: keeps what is to outlive this process.
         on_death: called with the number of a registered owner whose process died.
     """
 
     def __init__(
         self,
         poller: Poller,
+        keeping: KeepsProcesses,
         on_death: Callable[[int], None],
     ) -> None:
         #: Seconds between SIGTERM and SIGKILL.
@@ -118,12 +137,7 @@ class Processes:
         self._poller = poller
         self._on_death = on_death
         self._by_owner: dict[int, Process] = {}
-        #: Of whom something changed, where somebody wants to know (`keeping`).
-        self.changed: set[int] | None = None
-        #: Called with a registered owner and its pidfd before that counts, may raise
-        #: OSError; and with the owner before the pidfd is closed.
-        self.keep: Callable[[int, int], None] = lambda owner_id, pidfd: None
-        self.drop: Callable[[int], None] = lambda owner_id: None
+        self._keeping = keeping
         #: By pid and claimant.
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
@@ -138,20 +152,19 @@ class Processes:
         Raises:
             OSError: it cannot be kept or watched; nothing has changed.
         """
-        self.keep(owner_id, process.pidfd)
+        self._keeping.keep_pidfd(owner_id, process.pidfd)
         action = partial(self._died, owner_id)
         try:
             self._poller.watch(process.pidfd, select.EPOLLIN, action)
         except OSError:
-            self.drop(owner_id)
+            self._keeping.drop_pidfd(owner_id)
             raise
         self._by_owner[owner_id] = process
         self._mark(owner_id)
         self._owner_by_pid[process.pid, process.claimant] = owner_id
 
     def _mark(self, owner_id: int) -> None:
-        if self.changed is not None:
-            self.changed.add(owner_id)
+        self._keeping.note_process(owner_id, self.dump_one)
 
     def _died(self, owner_id: int, events: int) -> None:
         attempt(self.unregister, owner_id)
@@ -195,7 +208,7 @@ class Processes:
         process = self._by_owner.get(owner_id)
         if process is not None and not process.fencing:
             self.unregister(owner_id)
-            self.drop(owner_id)
+            self._keeping.drop_pidfd(owner_id)
             del self._by_owner[owner_id]
             process.close()
             self._mark(owner_id)
@@ -229,7 +242,7 @@ class Processes:
         self._mark(owner_id)
         # Its connection may be gone, by which it would be found after a crash.
         with suppress(OSError):
-            self.keep(owner_id, process.pidfd)
+            self._keeping.keep_pidfd(owner_id, process.pidfd)
         if process.kill_at is None:
             process.kill_at = trio.current_time() + self.kill_grace
             process.send_signal(signal.SIGTERM)

@@ -1,0 +1,155 @@
+"""The parts of the daemon, put together once: each is complete when it is made."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from lockd.daemon.activity.health import Health
+from lockd.daemon.activity.life import Life
+from lockd.daemon.clients.access import Access
+from lockd.daemon.clients.finder import Finder
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter
+from lockd.daemon.config.config import Limits, make_lockspace
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.reader import Reader
+from lockd.daemon.requests.dispatch import Dispatcher, LockspaceMaker
+from lockd.daemon.requests.reloads import Reloads
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.requests.sessions import Sessions
+from lockd.daemon.requests.virtlockd import Virtlockd
+from lockd.daemon.server import Server
+from lockd.daemon.system.epoch import Epoch
+from lockd.daemon.system.poller import Poller
+from lockd.engine.lock_engine import LockEngine
+from lockd.lockspaces.files import OpenFiles
+
+CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
+"""Set to 1, every law of the lock table is checked after every command. Slow."""
+
+KeepingMaker = Callable[[LockEngine, Answers, Life, Epoch], Keeping]
+"""Makes what keeps the state that it is given."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a daemon that serves nobody yet.
+
+    Attributes:
+        engine: the lock table.
+        keeping: keeps what is to outlive this process.
+        limits: what is too much.
+        health: what an admin has to mend.
+        make_lockspace: makes a lockspace whose files are among `open_files`.
+        server: the loop.
+    """
+
+    engine: LockEngine
+    life: Life
+    epoch: Epoch
+    access: Access
+    poller: Poller
+    answers: Answers
+    keeping: Keeping
+    limits: Limiter
+    open_files: OpenFiles
+    runtime: Runtime
+    health: Health
+    make_lockspace: LockspaceMaker
+    dispatcher: Dispatcher
+    reloads: Reloads
+    server: Server
+
+    def close(self) -> None:
+        """Lets go of everything: every client sees EOF."""
+        self.server.close()
+        self.runtime.close()
+        self.open_files.mounts.close()
+        self.poller.close()
+
+
+def assemble(
+    engine: LockEngine,
+    life: Life,
+    epoch: Epoch,
+    limits: Limits,
+    keep: KeepingMaker | None = None,
+) -> Assembly:
+    """Puts a daemon together.
+
+    Args:
+        engine: the lock table, empty or of the daemon before.
+        life: new, or that of the daemon before.
+        limits: what is too much until that is configured.
+        keep: makes what keeps the state outside this process; None for nobody.
+    """
+    access, poller = Access(), Poller()
+    answers = Answers(access)
+    keeping = Keeping() if keep is None else keep(engine, answers, life, epoch)
+    limiter = Limiter(engine, limits, answers.late_by_user, epoch, keeping)
+    open_files = OpenFiles(limiter.max_fd)
+    open_files.private.add(epoch.inode)
+    runtime = Runtime(
+        engine,
+        answers,
+        poller,
+        keeping,
+        after_turn=lambda: epoch.ensure(engine.last_token),
+        checks=os.environ.get(CHECK_INVARIANTS) == "1",
+    )
+    finder = Finder(engine, access, runtime.lockspaces)
+    reader = Reader(
+        engine,
+        runtime.history,
+        runtime.lockspaces,
+        answers,
+        finder,
+        answers.redaction,
+    )
+    health = Health()
+    make = partial(make_lockspace, open_files=open_files)
+    dispatcher = Dispatcher(
+        runtime,
+        answers,
+        access,
+        limiter,
+        reader,
+        finder,
+        keeping,
+        life,
+        epoch.number,
+        make,
+        health,
+    )
+    reloads = Reloads(answers, limiter)
+    dispatcher.add_handler("reload", reloads.take)
+    server = Server(
+        poller,
+        runtime,
+        answers,
+        dispatcher,
+        Virtlockd(dispatcher, runtime.lockspaces),
+        limiter,
+        keeping,
+        Sessions(runtime, answers, reader, limiter, keeping),
+        life,
+    )
+    return Assembly(
+        engine=engine,
+        life=life,
+        epoch=epoch,
+        access=access,
+        poller=poller,
+        answers=answers,
+        keeping=keeping,
+        limits=limiter,
+        open_files=open_files,
+        runtime=runtime,
+        health=health,
+        make_lockspace=make,
+        dispatcher=dispatcher,
+        reloads=reloads,
+        server=server,
+    )

@@ -1,0 +1,85 @@
+"""The sessions of clients: opens, adopts and closes them.
+
+The one place that knows all who must hear of that, and in which order.
+"""
+
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.clients.limits import Limiter
+from lockd.daemon.clients.peer import Peer
+from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.reader import Reader
+from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.system.defects import attempt
+from lockd.daemon.system.processes import Process
+from lockd.engine import commands as c
+
+
+class Sessions:
+    """Tells everybody of a session that begins or ends.
+
+    Args:
+        runtime: the lock table, and the processes of owners.
+        answers: carries answers to the peers.
+        reader: remembers what a peer has begun to read.
+        limiter: counts the sessions; a new one is counted when it connects.
+        keeping: keeps what is to outlive this process.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        answers: Answers,
+        reader: Reader,
+        limiter: Limiter,
+        keeping: Keeping,
+    ) -> None:
+        self._runtime = runtime
+        self._answers = answers
+        self._reader = reader
+        self._limiter = limiter
+        self._keeping = keeping
+
+    def open(self, peer: Peer, name: str, pidfd: int | None) -> None:
+        """Opens the session of a client that connected.
+
+        Args:
+            name: what its process is called.
+            pidfd: refers to that process; ours to close from now on.
+        """
+        pid, uid, _ = peer.credentials
+        if pidfd is not None:
+            sender = None if peer.is_foreign else uid
+            process = Process(pid, pidfd, sender=sender)
+            self._runtime.processes.add_peer(peer.session, process)
+        owner = c.Owner(name, pid, uid)
+        self._runtime.carry_out(c.OpenSession(peer.session, owner))
+        self._answers.add_peer(peer)
+        self._keeping.open_peer(peer)
+
+    def adopt(self, peer: Peer) -> None:
+        """Takes over a session of the daemon before, which is in the lock table."""
+        self._limiter.add_session(peer.user, at_admin_socket=peer.at_admin_socket)
+        self._answers.add_peer(peer)
+
+    def close(self, peer: Peer) -> None:
+        """Ends the session of a client that is gone, as far as it was opened.
+
+        Nothing of a client stays, whatever goes wrong with the rest.
+        """
+        runtime, session = self._runtime, peer.session
+        self._limiter.forget_unread(peer)
+        self._limiter.remove_session(peer.user, at_admin_socket=peer.at_admin_socket)
+        attempt(runtime.processes.unwatch_peer, session)
+        attempt(self._keeping.close_peer, peer)
+        attempt(peer.close)
+        attempt(self._answers.remove_peer, peer)
+        attempt(self._reader.forget, peer)
+        engine = runtime.engine
+        if session in engine.sessions:
+            runtime.carry_out(c.CloseSession(session))
+        if peer.claims_itself:
+            owner_id = runtime.processes.registered(peer.credentials.pid)
+            if owner_id is not None:
+                runtime.carry_out(c.DisconnectOwner(owner_id))
+        if session not in engine.owners:
+            attempt(runtime.processes.forget, session)
