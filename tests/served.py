@@ -11,9 +11,9 @@ import trio
 from lockd.daemon.config.config import read_config
 from lockd.daemon.service import Options, Service
 from lockd.daemon.start.clock import MonotonicClock
+from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
-from lockd.engine.lock_engine import LockEngine
 
 T = TypeVar("T")
 
@@ -79,24 +79,17 @@ class Served:
         path.write_text(CONFIG)
         config = read_config(str(path))
         epoch = open_epoch(str(self._directory))
-        service = self.service = Service(Options(), config, epoch, {}, LockEngine())
         stores = Stores() if self._kept else None
-        keeping = None if stores is None else service.keep(stores)
-        service.configure(config)
-        if keeping is not None:
-            keeping.recorder.record_anew()
+        service = self.service = begin_empty(Options(), config, epoch, {}, stores)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.socket))
         listener.listen()
-        service.server.listen(listener)
+        service.parts.server.listen(listener)
         self._token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as self._scope:
             self._ready.set()
-            await service.server.run()
-        service.server.close()
-        service.runtime.close()
-        service.open_files.mounts.close()
-        service.poller.close()
+            await service.parts.server.run()
+        service.parts.close()
         epoch.close()
         if stores is not None:
             for store in (stores.ledger, stores.cells, stores.pipe, stores.in_flight):

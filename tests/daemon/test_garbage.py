@@ -152,13 +152,13 @@ def test_session_is_freed_when_it_ends(
 
     come_and_go()
     refs: list[weakref.ref[object]] = []
-    add_peer = served.service.answers.add_peer
+    add_peer = served.service.parts.answers.add_peer
 
     def note_and_add(peer: object) -> None:
         refs.extend(map(weakref.ref, (peer, peer.connection, peer.flow)))  # type: ignore[attr-defined]
         add_peer(peer)  # type: ignore[arg-type]
 
-    served.service.answers.add_peer = note_and_add  # type: ignore[method-assign]
+    served.service.parts.answers.add_peer = note_and_add  # type: ignore[method-assign]
     gc.collect()
     gc.disable()
     try:
@@ -173,4 +173,4 @@ def test_session_is_freed_when_it_ends(
     finally:
         gc.enable()
         with suppress(AttributeError):
-            del served.service.answers.add_peer
+            del served.service.parts.answers.add_peer

@@ -23,9 +23,9 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.config.config import Config, LockspaceConfig
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
+from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
-from lockd.engine.lock_engine import LockEngine
 from support.places import TESTS
 from wire_client import WireClient
 
@@ -185,11 +185,11 @@ async def test_thread_that_reads_the_configuration_looks_at_nothing_of_the_loop(
         "[lockspaces.a]\nkind = 'memory'\n[lockspaces.b]\nkind = 'memory'"
     )
     with service_in_this_process(tmp_path, config) as service:
-        service.runtime.lockspaces = LoopsOwn(service.runtime.lockspaces)
+        service.parts.runtime.lockspaces = LoopsOwn(service.parts.runtime.lockspaces)
         service.configure(Config())
         await service.reload()
-        assert service.health.problems == []
-        assert {"a", "b"} <= set(service.runtime.lockspaces)
+        assert service.parts.health.problems == []
+        assert {"a", "b"} <= set(service.parts.runtime.lockspaces)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ async def test_reload_that_meets_a_defect_is_a_problem_and_changes_nothing(
             await service.reload()
             service.read_configuration()
         assert service.config is before
-        (problem,) = service.health.problems
+        (problem,) = service.parts.health.problems
         assert problem.startswith("the configuration stays as it was: this is a defect")
         await service.reload()
-        assert service.health.problems == []
+        assert service.parts.health.problems == []
         assert service.config.kill_grace == 7.0
 
 
@@ -444,35 +444,31 @@ def test_nobody_waits_for_a_daemon_that_cannot_start(
 
 @contextmanager
 def service_in_this_process(
-    tmp_path: Path, config: Path = Path(os.devnull)
+    tmp_path: Path, config: Path = Path(os.devnull), stores: Stores | None = None
 ) -> Iterator[Service]:
     epoch = open_epoch(str(tmp_path))
-    service = Service(Options(str(config)), Config(), epoch, {}, LockEngine(0))
+    level = logging.getLogger().level
+    service = begin_empty(Options(str(config)), Config(), epoch, {}, stores)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "sock"))
     listener.listen()
-    service.server.listen(listener)
-    level = logging.getLogger().level
-    service.configure(Config())
+    service.parts.server.listen(listener)
     yield service
     logging.getLogger().setLevel(level)
-    service.server.close()
-    service.runtime.close()
-    service.open_files.mounts.close()
-    service.poller.close()
+    service.parts.close()
     epoch.close()
 
 
 def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> None:
     async def check() -> None:
         with service_in_this_process(tmp_path) as service:
-            sessions = service.runtime.engine.sessions
+            sessions = service.parts.runtime.engine.sessions
             with WireClient(tmp_path / "sock"), WireClient(tmp_path / "sock"):
                 while len(sessions) < 2:
-                    service.server.take_turn()
-                service.server.stop_accepting()
+                    service.parts.server.take_turn()
+                service.parts.server.stop_accepting()
                 with WireClient(tmp_path / "sock"):
-                    assert not service.server.take_turn()
+                    assert not service.parts.server.take_turn()
                     assert len(sessions) == 2
 
     trio.run(check)
@@ -488,25 +484,27 @@ def test_client_that_cannot_be_taken_in_leaves_nothing(
 ) -> None:
     async def check() -> None:
         stores = Stores()
-        with ExitStack() as stack, service_in_this_process(tmp_path) as service:
+        with ExitStack() as stack:
+            service = stack.enter_context(
+                service_in_this_process(tmp_path, stores=stores)
+            )
             for store in (stores.in_flight, stores.ledger, stores.cells, stores.pipe):
                 stack.callback(store.close)
-            keeping = service.keep(stores)
             before = os.listdir("/proc/self/fd")
             with WireClient(tmp_path / "sock") as client:
                 with monkeypatch.context() as patched:
                     if what == "kept":
                         patched.setattr(stores.in_flight, "keep", refuse)
                     else:
-                        patched.setattr(service.poller, "watch", refuse)
-                    service.server.take_turn()
+                        patched.setattr(service.parts.poller, "watch", refuse)
+                    service.parts.server.take_turn()
                 assert client.rest() == []
             assert os.listdir("/proc/self/fd") == before
-            assert not service.runtime.engine.sessions
-            assert not service.answers.peers
-            assert not service.runtime.processes.owners()
+            assert not service.parts.runtime.engine.sessions
+            assert not service.parts.answers.peers
+            assert not service.parts.runtime.processes.owners()
             assert not list(stores.in_flight.labels)
-            keeping.commit(())
+            service.parts.keeping.commit(())
             assert not [x for x in stores.ledger.records() if b"peer" in x]
 
     trio.run(check)
@@ -533,11 +531,11 @@ def test_nobody_waits_for_a_directory_that_a_reload_looks_at(
                 nursery.start_soon(service.reload)
                 await trio.testing.wait_all_tasks_blocked()
                 with WireClient(place / "sock"):
-                    service.server.take_turn()
-                    assert len(service.runtime.engine.sessions) == 1
-                assert "new" not in service.runtime.lockspaces
+                    service.parts.server.take_turn()
+                    assert len(service.parts.runtime.engine.sessions) == 1
+                assert "new" not in service.parts.runtime.lockspaces
                 answers.set()
-            assert service.runtime.lockspaces["new"].path == str(tmp_path)
+            assert service.parts.runtime.lockspaces["new"].path == str(tmp_path)
             assert service.config.log_level == "error"
 
     trio.run(check)
@@ -559,7 +557,7 @@ def test_directory_that_never_answers_changes_nothing(
         with service_in_this_process(tmp_path) as service:
             await service.reload()
             assert service.config == Config()
-            assert service.health.problems == [
+            assert service.parts.health.problems == [
                 "the configuration stays as it was: no end after 0.01 s"
             ]
             answers.set()

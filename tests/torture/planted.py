@@ -82,6 +82,7 @@ BUGS: Final = [
         "        self._files[key] = fd, label\n",
         "\n"
         "        def keep() -> None:\n"
+        "            space = self._lockspaces[key.lockspace]\n"
         "            is_open = key.resource in space.open_resources()\n"
         "            if is_open and space.dump_file(key.resource)[0] == fd:\n"
         "                self._stores.in_flight.keep(label, fd)\n"
@@ -95,15 +96,14 @@ BUGS: Final = [
     _in(
         "daemon/server",
         "answer before record",
-        "            if self.keeping is not None and not self.keeping.commit(peers):\n"
+        "            if not self._keeping.commit(peers):\n"
         "                behind.update(peers)\n"
         "                return\n"
         "            for peer in peers:\n"
         "                self._guarded(self._send_to, peer)\n",
         "            for peer in peers:\n"
         "                self._guarded(self._send_to, peer)\n"
-        "            if self.keeping is not None:\n"
-        "                self.keeping.commit(peers)\n",
+        "            self._keeping.commit(peers)\n",
         "acquire (memory)",
     ),
     # What is trusted: the kernel, or what we remember of it.
@@ -263,7 +263,7 @@ BUGS: Final = [
     _in(
         "daemon/start/serve",
         "what nobody took up stays kept",
-        "left = keeping.forget_the_rest(revived.unclaimed, at_once=damaged)",
+        "left = keeping.forget_the_rest(revived.unclaimed, owners, at_once=damaged)",
         "left = []",
     ),
     # What the manager is told.

@@ -52,8 +52,8 @@ class Place:
 
     def _add_slow(self) -> None:
         service = self.served.service
-        service.runtime.add_lockspace(self.slow)
-        service.access.set_rights("slow", rights_of(LockspaceConfig("memory")))
+        service.parts.runtime.add_lockspace(self.slow)
+        service.parts.access.set_rights("slow", rights_of(LockspaceConfig("memory")))
 
     def release(self) -> None:
         for name in ("a", "b"):
@@ -63,7 +63,10 @@ class Place:
         self.served.call(self._end_reload)
 
     def _end_reload(self) -> None:
-        reloads, server = self.served.service._reloads, self.served.service.server
+        reloads, server = (
+            self.served.service.parts.reloads,
+            self.served.service.parts.server,
+        )
         reloads.answer(reloads.waiting(), None)
         server.end_turn()
 
@@ -154,7 +157,7 @@ def test_msgid_is_in_use_until_the_answer(
 def test_each_is_one_of_the_requests_of_its_user(
     place: Place, client: WireClient
 ) -> None:
-    keeper, most = place.served.service.keeper, len(LATE)
+    keeper, most = place.served.service.parts.limits, len(LATE)
     keeper.limits = replace(keeper.limits, requests_per_user=most)
 
     def used() -> int | None:

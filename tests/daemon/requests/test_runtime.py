@@ -8,23 +8,28 @@ import msgpack
 import pytest
 
 from lockd.daemon.activity.health import Health
+from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.access import Access, rights_of
+from lockd.daemon.clients.finder import Finder
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Limits, LockspaceConfig, make_lockspace
 from lockd.daemon.replies import statistics
 from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.reader import Reader
 from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.requests.runtime import Runtime
+from lockd.daemon.requests.sessions import Sessions
 from lockd.daemon.system.credentials import Credentials, Identity
 from lockd.daemon.system.epoch import LAST_TOKEN
 from lockd.daemon.system.poller import Poller
 from lockd.engine.lock_engine import LockEngine
-from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
 from lockd.lockspaces.rights import User
-from lockd.terms import Create, Mode
+from lockd.terms import Create, Kind, Mode, OnDisconnect
 
 
 class DefectError(Exception):
@@ -42,7 +47,7 @@ class DefectiveLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         raise DefectError
 
     def close_anchor(self, resource: str) -> None:
@@ -61,29 +66,56 @@ class Scene:
         answers = Answers(access)
         self.engine = LockEngine()
         self.runtime = Runtime(
-            self.engine, answers, self.poller, after_turn=lambda: None, checks=True
+            self.engine,
+            answers,
+            self.poller,
+            Keeping(),
+            after_turn=lambda: None,
+            checks=True,
         )
         self.runtime.add_lockspace(MemoryLockspace("default"))
         self.runtime.add_lockspace(DefectiveLockspace("defective"))
         self.files = OpenFiles()
 
-        def make(name: str, kind: str, path: str | None) -> Lockspace:
+        def make(
+            name: str,
+            kind: Kind,
+            path: str | None,
+            *,
+            on_disconnect: OnDisconnect = "release",
+        ) -> Lockspace:
             return make_lockspace(name, "memory", path, self.files)
 
         for name in self.runtime.lockspaces:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
         tokens = SimpleNamespace(reserved=LAST_TOKEN)
-        keeper = Limiter(self.engine, Limits(), answers.late_by_user, tokens)
+        late = answers.late_by_user
+        limiter = Limiter(self.engine, Limits(), late, tokens, Keeping())
+        spaces = self.runtime.lockspaces
+        finder = Finder(self.engine, access, spaces)
+        history, redaction = self.runtime.history, answers.redaction
+        reader = Reader(self.engine, history, spaces, answers, finder, redaction)
         self.dispatcher = Dispatcher(
-            self.runtime, answers, access, keeper, 1, make, Health()
+            self.runtime,
+            answers,
+            access,
+            limiter,
+            reader,
+            finder,
+            Keeping(),
+            Life(0.0),
+            1,
+            make,
+            Health(),
         )
+        sessions = Sessions(self.runtime, answers, reader, limiter, Keeping())
         self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(10)
         identity = Identity(Credentials(0, 0, 0), frozenset([0]), None, False, 0)
         self.peer = Peer(
             1, self.ours, identity, 0.0, lambda events: None, is_admin=True
         )
-        self.dispatcher.open_session(self.peer, "test", None)
+        sessions.open(self.peer, "test", None)
 
     def ask(self, method: str, **params: object) -> list[object]:
         self.theirs.sendall(msgpack.packb([0, 1, method, [params]]))

@@ -10,6 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lockd.daemon.clients.access import Access
+from lockd.daemon.clients.keeping import Keeping
+from lockd.daemon.config.config import Config
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.requests.runtime import Runtime
 from lockd.daemon.survival import handover
@@ -20,7 +22,7 @@ from lockd.engine.commands import Owner
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_table import TRY_PATIENCE
 from lockd.errors import AnchorError, CodedError, ConfigError
-from lockd.lockspaces.base import Lockspace
+from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.memory import MemoryLockspace
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, Create, Mode, ResourceKey
@@ -50,8 +52,9 @@ class ServedLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         self._note("open", resource)
+        return LockFile(-1, (0, 0), made=False)
 
     def close_anchor(self, resource: str) -> None:
         self._note("close", resource)
@@ -80,11 +83,12 @@ class HungLockspace(ServedLockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
-    ) -> None:
+    ) -> LockFile:
         assert self.answers.wait(LIMIT)
-        super().open_anchor(resource, mode, create=create, in_use=in_use)
+        file = super().open_anchor(resource, mode, create=create, in_use=in_use)
         if self.fails:
             raise AnchorError("the file cannot be locked: Input/output error")
+        return file
 
 
 class RecordedAnswers(Answers):
@@ -117,6 +121,7 @@ class Scene:
             LockEngine(),
             self.answers,
             self.poller,
+            Keeping(),
             after_turn=lambda: None,
             checks=True,
         )
@@ -288,9 +293,9 @@ async def test_upgrade_waits_for_who_was_promised_an_answer(scene: Scene) -> Non
     scene.runtime.change_file(scene.hung, "web1", make, conclude)
     server = SimpleNamespace(finish_turn=lambda: None)
     runtime = scene.runtime
-    service: Any = SimpleNamespace(server=server, runtime=runtime, keeping=None)
+    parts: Any = SimpleNamespace(server=server, runtime=runtime, keeping=Keeping())
     with pytest.raises(ConfigError, match="slow file system"):
-        handover.give_way(service)
+        handover.give_way(handover.Leaving(parts, Config(), {}))
     scene.hung.answers.set()
     await done.wait()
     assert told == [None]

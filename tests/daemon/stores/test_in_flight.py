@@ -162,7 +162,7 @@ def test_recovered_keeper_goes_on(
         found[b"%d" % i] = memfd()
         successor.keep(b"%d" % i, found[b"%d" % i])
     successor.tidy(FOR_EVER, thoroughly=True)
-    assert successor.in_flight == len(found) == 50
+    assert successor.count == len(found) == 50
     assert contents(ends) == {label: inode(fd) for label, fd in found.items()}
     successor.close()
     for i in range(30):
@@ -188,7 +188,9 @@ def test_what_is_open_already_is_not_opened_again(
     successor.close()
 
 
-def test_newest_of_a_label_counts(keeper: InFlight, ends: list[int], memfd: Make) -> None:
+def test_newest_of_a_label_counts(
+    keeper: InFlight, ends: list[int], memfd: Make
+) -> None:
     old, new = memfd(), memfd()
     keeper.keep(b"a", old)
     keeper.keep(b"a", new)
@@ -219,9 +221,9 @@ def test_older_copy_that_was_not_taken_out_changes_nothing(
     assert contents(ends) == expected
     successor = InFlight(copies(ends))
     found = successor.recover()
-    assert successor.in_flight == 16
+    assert successor.count == 16
     successor.tidy(FOR_EVER, thoroughly=True)
-    assert successor.in_flight == 8
+    assert successor.count == 8
     assert contents(ends) == expected
     successor.close()
     for _, fd in found:
@@ -313,7 +315,9 @@ def test_ends_never_block(keeper: InFlight) -> None:
     assert not any(os.get_blocking(fd) for fd in keeper.ends)
 
 
-def test_tidying_ends_and_takes_the_garbage_along(keeper: InFlight, memfd: Make) -> None:
+def test_tidying_ends_and_takes_the_garbage_along(
+    keeper: InFlight, memfd: Make
+) -> None:
     fd = memfd()
     for i in range(20 * FULL):
         keeper.keep(b"%d" % i, fd)
@@ -558,7 +562,7 @@ class AnyLife(RuleBasedStateMachine):
             for fd in self.fds.values():
                 os.close(fd)
         self.fds = found
-        assert self.keeper.count == before.in_flight
+        assert self.keeper.count == before.count
         before.close()
 
     @invariant()

@@ -27,9 +27,10 @@ from lockd.daemon.clients.peer import Peer
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.requests import runtime
 from lockd.daemon.requests.dispatch import Dispatcher
+from lockd.daemon.requests.sessions import Sessions
 from lockd.daemon.server import Server
 from lockd.daemon.stores.streams import KeptFlow, PlainFlow
-from lockd.daemon.survival.keeping import Keeping
+from lockd.daemon.survival.keeping import StoredKeeping
 from lockd.daemon.survival.recording import Recorder
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Processes
@@ -56,13 +57,14 @@ LIFE: Final[dict[type, str]] = {
     "_answer_refused _facts _tell_lost tell_events",
     History: "granted ended queued refused",
     Counts: "count_granted count_ended count_queued count_refused end_session",
-    Keeping: "open_flow close_flow",
+    StoredKeeping: "open_flow open_peer close_peer",
+    Sessions: "open close",
     Recorder: "open_peer _state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
     Admission: "_make_peer",
     Server: "_open _watch _serve _serve_now _receive _put_off _expect_rest "
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
-    Dispatcher: "open_session close_session take _acquire _convert _release _cancel "
+    Dispatcher: "take _acquire _convert _release _cancel "
     "_break _register _restrict _hello _statistics _watch watch "
     "_create_lockspace _create_resource _delete_resource "
     "_lockspace_of_unused "
@@ -78,7 +80,7 @@ SILENCE: Final[dict[type, str]] = {
 }
 DEATH: Final[dict[type, str]] = {
     Processes: "add_registered unregister",
-    Keeping: "_keep_pidfd _drop_pidfd",
+    StoredKeeping: "keep_pidfd drop_pidfd",
 }
 FENCING: Final[dict[type, str]] = {
     Processes: "begin_fencing fence",
@@ -98,11 +100,13 @@ OTHERS: Final[dict[type, str]] = {
     Answers: "__init__ conclude blame blame_for tell_watchers expect",
     History: "__init__ settle _add of",
     Counts: "__init__ space adopt watch_holds count_refusal _wait _end_wait _end",
-    Keeping: "__init__ descriptors flow _new_slot abandon_flow keep_file drop_file "
-    "commit unlocked hold_stuck _disown_files forget_the_rest note_files tidy "
-    "write_anew tidy_thoroughly",
-    Recorder: "__init__ commit _could_cut_off _record_processes _record_daemon "
-    "record_anew adopt_records _everything limit _put _remove",
+    StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
+    "drop_file commit unlocked hold_stuck _disown_files forget_the_rest note_files "
+    "tidy write_anew tidy_thoroughly note_process note_lockspace note_config "
+    "record_anew adopt_records",
+    Recorder: "__init__ commit _could_cut_off _record_process _record_daemon "
+    "record_anew adopt_records _everything note_process note_config note_lockspace "
+    "_put _remove",
     Processes: "__init__ _died _mark registered owners of is_fencing doomed dump "
     "dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
@@ -111,7 +115,8 @@ OTHERS: Final[dict[type, str]] = {
     "_let_in let_all_in "
     "_tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
-    Dispatcher: "__init__ new_session registered_pid",
+    Dispatcher: "__init__ registered_pid add_handler",
+    Sessions: "__init__ adopt",
     Gate: "__init__ listen stop close keep_deadlines complain _watch _accept_all "
     "_turn_away _pause",
 }
@@ -153,13 +158,13 @@ class Plan:
     def arm(self, served: Served) -> None:
         """Makes the next client the victim."""
         self._served = served
-        self._session = served.service.dispatcher.last_number + 1
+        self._session = served.service.parts.life.last_number + 1
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         take_in = Server.take_in
 
         def note(server: Server, sock: Any, role: Any) -> None:
-            if self._session == server._dispatcher.last_number + 1:
+            if self._session == server._admission._life.last_number + 1:
                 self._fd = sock.fileno()
             take_in(server, sock, role)
 
@@ -178,7 +183,7 @@ class Plan:
 
     def takes_all(self) -> bool:
         """Tells whether the victim has been sent all there is for it until now."""
-        peer = self._served.service.answers.peers.get(self._session or 0)
+        peer = self._served.service.parts.answers.peers.get(self._session or 0)
         return peer is not None and not peer.is_behind and not self.hits
 
     def _is_victim(self, this: Any, args: tuple[Any, ...]) -> bool:
@@ -187,7 +192,7 @@ class Plan:
         if self._owner in (PlainFlow, KeptFlow):
             return bool(this._sock.fileno() == self._fd)
         if self._owner is Connection:
-            peer = self._served.service.answers.peers.get(self._session or 0)
+            peer = self._served.service.parts.answers.peers.get(self._session or 0)
             return peer is not None and peer.connection is this
         return any(map(self._is_of_victim, (this, *args)))
 
@@ -196,11 +201,11 @@ class Plan:
         session = self._session or 0
         numbers = (thing, getattr(thing, "session", None))
         # A process that it registered is the next owner after it.
-        is_owner = self._owner in (Processes, Keeping) and session + 1 in numbers
+        is_owner = self._owner in (Processes, StoredKeeping) and session + 1 in numbers
         return session in numbers or is_owner
 
     def _pidfd(self) -> int:
-        process = self._served.service.runtime.processes.of(self._session or 0)
+        process = self._served.service.parts.runtime.processes.of(self._session or 0)
         return -1 if process is None else process.pidfd
 
 
@@ -211,7 +216,7 @@ def cases(table: dict[type, str]) -> Callable[[Any], Any]:
     )
 
 
-KEPT_ONLY: Final = (Keeping, KeptFlow, Recorder)
+KEPT_ONLY: Final = (StoredKeeping, KeptFlow, Recorder)
 
 
 @pytest.fixture(params=["plain", "kept"])

@@ -211,12 +211,12 @@ def test_full_disk_refuses_new_locks_when_the_tokens_are_used_up(
         assert waiter.result(one)["grant"]["fencing_token"] <= 32
         assert third.result(two)["grants"][1]["fencing_token"] <= 32
         served.call(service._look_after_epoch)
-        (problem,) = service.health.problems
+        (problem,) = service.parts.health.problems
         assert problem.startswith("the epoch cannot be written in ")
         assert "No space left on device: make it writable" in problem
         disk.undo()
         served.call(service._look_after_epoch)
-        assert service.health.problems == []
+        assert service.parts.health.problems == []
         assert holder.acquire("last")["fencing_token"] <= 64
 
 

@@ -20,6 +20,7 @@ from trio.testing import MockClock
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Process, Processes
 from wire_client import (
@@ -446,7 +447,7 @@ async def test_sigkill_that_was_refused_is_sent_again(
         send(pidfd, number)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse_twice)
-    processes = Processes(Poller(), lambda owner_id: None)
+    processes = Processes(Poller(), Keeping(), lambda owner_id: None)
     pidfd = os.pidfd_open(process.pid)
     found = Process(process.pid, pidfd, sender=os.getuid())
     processes.add_peer(1, found)
@@ -635,11 +636,16 @@ def test_process_that_cannot_be_watched_is_not_kept(
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    class Noted(Keeping):
+        def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
+            kept[owner_id] = pidfd
+
+        def drop_pidfd(self, owner_id: int) -> None:
+            del kept[owner_id]
+
     kept: dict[int, int] = {}
     poller = Poller()
-    processes = Processes(poller, lambda owner_id: None)
-    processes.keep = kept.__setitem__
-    processes.drop = kept.__delitem__
+    processes = Processes(poller, Noted(), lambda owner_id: None)
     found = Process(process.pid, os.pidfd_open(process.pid), sender=os.getuid())
     with monkeypatch.context() as patched:
         patched.setattr(poller, "watch", refuse)

@@ -84,7 +84,7 @@ def begin(
     async def serve() -> None:
         # All that was left is done with here: it is as much again as what goes on.
         if predecessor is None:
-            service = _begin_empty(options, config, epoch, listeners, stores)
+            service = begin_empty(options, config, epoch, listeners, stores)
         else:
             service = _carry_on(options, epoch, listeners, stores, predecessor)
         _collect_from_now_on()
@@ -93,13 +93,14 @@ def begin(
     trio.run(serve, clock=MonotonicClock())
 
 
-def _begin_empty(
+def begin_empty(
     options: Options,
     config: Config,
     epoch: Epoch,
     listeners: dict[Role, Listener],
     stores: Stores | None,
 ) -> Service:
+    """Returns a daemon that has no predecessor, and is about to serve."""
     engine, life = LockEngine(epoch.last_token), Life(trio.current_time())
     keep = None if stores is None else partial(StoredKeeping, stores)
     parts = assemble(engine, life, epoch, config.limits, keep)
