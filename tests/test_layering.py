@@ -31,46 +31,8 @@ from support.planted import planted
 HOUSE = House()
 
 DEBTS: dict[str, str] = {
-    "arrows_go_down": """
-daemon.clients.admission knows daemon.requests.dispatch
-daemon.clients.admission knows daemon.survival.keeping
-daemon.metrics.families knows daemon.service
-daemon.replies.statistics knows daemon.survival.keeping
-daemon.requests.runtime knows daemon.survival.keeping
-daemon.server knows daemon.survival.keeping
-daemon.survival.handover knows daemon.service
-daemon.survival.keeping knows daemon.service
-daemon.survival.recording knows daemon.service
-""",
-    "floors_are_there": """
-daemon.assembly
-""",
-    "no_circle_of_files": """
-daemon.clients.admission
-daemon.metrics.families
-daemon.metrics.publishing
-daemon.replies.statistics
-daemon.requests.dispatch
-daemon.requests.runtime
-daemon.requests.virtlockd
-daemon.server
-daemon.service
-daemon.survival.handover
-daemon.survival.keeping
-daemon.survival.recording
-""",
-    "no_circle_of_folders": """
-daemon.clients
-daemon.metrics
-daemon.replies
-daemon.requests
-daemon.server
-daemon.service
-daemon.survival
-""",
     "modules_are_short": """
 daemon.clients.peer
-daemon.service
 daemon.stores.in_flight
 """,
     "nothing_is_planted": """
@@ -105,33 +67,9 @@ daemon.requests.runtime sets daemon.activity.history.History.now
 daemon.server sets daemon.clients.peer.Peer.is_closing
 daemon.server sets daemon.clients.peer.Peer.is_leaving
 daemon.server sets daemon.system.poller.Poller.woke
-daemon.service sets daemon.activity.counts.Counts.took_over
-daemon.service sets daemon.clients.limits.LimitKeeper.limits
-daemon.service sets daemon.requests.runtime.Runtime.keeping
-daemon.service sets daemon.server.Server.keeping
-daemon.service sets daemon.system.processes.Processes.kill_grace
-daemon.start.serve sets daemon.activity.counts.Counts.revivals
-daemon.start.serve sets daemon.requests.dispatch.Dispatcher.upgrades
 daemon.start.takeover sets daemon.clients.peer.Peer.is_closing
-daemon.start.takeover sets daemon.requests.dispatch.Dispatcher.last_number
-daemon.start.takeover sets daemon.requests.dispatch.Dispatcher.started
-daemon.start.takeover sets daemon.requests.dispatch.Dispatcher.upgrades
 daemon.stores.ledger sets daemon.stores.ledger_file.File.end
 daemon.stores.ledger sets daemon.stores.ledger_file.File.most
-daemon.survival.keeping sets daemon.system.processes.Processes.drop
-daemon.survival.keeping sets daemon.system.processes.Processes.keep
-daemon.survival.recording sets daemon.clients.limits.LimitKeeper.is_short
-daemon.survival.recording sets daemon.system.processes.Processes.changed
-""",
-    "no_part_is_missing": """
-daemon.clients.admission
-daemon.replies.statistics
-daemon.requests.runtime
-daemon.server
-daemon.service
-daemon.start.serve
-daemon.start.takeover
-daemon.survival.handover
 """,
     "names_are_unique": """
 client.aio.Session
@@ -161,7 +99,6 @@ client.turns.Turn
 client.turns.Turns
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
-daemon.clients.limits.LimitKeeper
 protocol.connection.Request
 """,
 }
@@ -372,7 +309,7 @@ BREAKS: dict[str, list[tuple[dict[str, str], set[str]]]] = {
         )
     ],
     "words_mean_one_thing": [
-        ({"client/a": "class LimitKeeper: ..."}, {"client.a.LimitKeeper"}),
+        ({"client/a": "class LimitLedger: ..."}, {"client.a.LimitLedger"}),
         ({"client/a": "class _Turns: ..."}, {"client.a._Turns"}),
     ],
 }  # fmt: skip

@@ -245,7 +245,7 @@ def test_defect_is_logged_with_its_story(
             listener.socket.close()
         raise ZeroDivisionError("the story")
 
-    monkeypatch.setattr("lockd.daemon.main.start", fail)
+    monkeypatch.setattr("lockd.daemon.main.begin", fail)
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     root = logging.getLogger()

@@ -12,6 +12,7 @@ from support.classes import Classes
 
 RECORDS = {
     "client.grants.Hold": "what `core` knows of a lock; the links read it",
+    "lockspaces.base.LockFile": "what a lockspace knows of a file of its own",
     "client.reply.Reply": "what `core` knows of a request; `wake` is for who waits",
 }
 """Plain data that all modules of its own folder may set, and why."""
@@ -35,7 +36,6 @@ WORDS = {
     "Feed": ("the events that watchers have still to be told", "daemon.replies"),
     "Grant": ("one lock held", "engine client"),
     "Hold": ("what a client knows of a lock that it has", "client"),
-    "Keeper": ("who keeps descriptors that outlive the process", "daemon.stores"),
     "Keeping": ("what of the daemon is kept, and when", "daemon"),
     "Ledger": ("records that outlive the process", "daemon.stores"),
     "Lockspace": ("a named set of resources", "lockspaces engine"),

@@ -34,7 +34,7 @@ KeepingMaker = Callable[[LockEngine, Answers, Life, Epoch], Keeping]
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Parts:
     """The parts of a daemon that serves nobody yet.
 
     Attributes:
@@ -76,7 +76,7 @@ def assemble(
     epoch: Epoch,
     limits: Limits,
     keep: KeepingMaker | None = None,
-) -> Assembly:
+) -> Parts:
     """Puts a daemon together.
 
     Args:
@@ -136,7 +136,7 @@ def assemble(
         Sessions(runtime, answers, reader, limiter, keeping),
         life,
     )
-    return Assembly(
+    return Parts(
         engine=engine,
         life=life,
         epoch=epoch,

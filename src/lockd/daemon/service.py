@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon.assembly import Assembly
+from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.access import rights_of
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import (
@@ -76,7 +76,7 @@ class Service:
 
     def __init__(
         self,
-        parts: Assembly,
+        parts: Parts,
         options: Options,
         config: Config,
         listeners: dict[Role, Listener],
@@ -151,8 +151,8 @@ class Service:
     def _set_up(self) -> None:
         config, parts = self.config, self.parts
         logging.getLogger().setLevel(config.log_level.upper())
-        parts.runtime.processes.kill_grace = config.kill_grace
-        parts.limits.limits = config.limits
+        parts.runtime.processes.configure(config.kill_grace)
+        parts.limits.configure(config.limits)
         parts.keeping.note_config(config)
         self._publisher.configure(config.metrics)
         self._slowness.configure(config.lockspaces)

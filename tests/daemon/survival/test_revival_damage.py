@@ -254,11 +254,11 @@ def test_nothing_can_be_read_and_it_serves(
     [
         "survival.revival:_Found.__init__",
         "start.takeover:take_over",
-        "survival.keeping:Keeping.hold_stuck",
+        "survival.keeping:StoredKeeping.hold_stuck",
         "stores.in_flight:InFlight.drop",
         "survival.recording:Recorder.record_anew",
-        "survival.keeping:Keeping.forget_the_rest",
-        "survival.keeping:Keeping.write_anew",
+        "survival.keeping:StoredKeeping.forget_the_rest",
+        "survival.keeping:StoredKeeping.write_anew",
         "service:Service.run",
     ],
 )

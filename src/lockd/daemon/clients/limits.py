@@ -74,6 +74,10 @@ class Limiter:
         #: Descriptors from this number on are reserved.
         self.max_fd = unreserved_descriptors()
 
+    def configure(self, limits: Limits) -> None:
+        """Has other limits count from now on."""
+        self.limits = limits
+
     @property
     def is_shared(self) -> bool:
         """Whether more than one user is connected."""

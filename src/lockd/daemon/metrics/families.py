@@ -17,7 +17,7 @@ from msgspec import to_builtins
 
 from lockd import __version__
 from lockd.daemon.activity.counts import CAUSES, Histogram, Space
-from lockd.daemon.assembly import Assembly
+from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.limits import used_descriptors
 from lockd.daemon.metrics.exposition import Family, Format, Kind, Value, render
 from lockd.daemon.replies import statistics
@@ -31,7 +31,7 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 class Metrics:
     """All metrics of a daemon."""
 
-    def __init__(self, parts: Assembly) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._started = time.time()
         self._process_started = self._started - process_age()

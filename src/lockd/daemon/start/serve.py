@@ -11,7 +11,7 @@ import trio
 
 from lockd import __version__
 from lockd.daemon.activity.life import Life
-from lockd.daemon.assembly import Assembly, assemble
+from lockd.daemon.assembly import assemble
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.config.config import Config
 from lockd.daemon.metrics.families import process_age
@@ -173,7 +173,7 @@ def _put_in_order(
     Raises:
         ConfigError: there is no room for that.
     """
-    parts: Assembly = service.parts
+    parts = service.parts
     keeping = parts.keeping
     assert isinstance(keeping, StoredKeeping)
     if damaged:

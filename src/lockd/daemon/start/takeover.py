@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import trio
 
-from lockd.daemon.assembly import Assembly
+from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.access import rights_of
 from lockd.daemon.clients.peer import Peer, PeerState, shut_down
 from lockd.daemon.config.config import (
@@ -72,7 +72,7 @@ def check(state: Handover) -> None:
 
 
 def take_over(
-    parts: Assembly, config: Config, state: Handover, loaded: snapshot.Loaded
+    parts: Parts, config: Config, state: Handover, loaded: snapshot.Loaded
 ) -> None:
     """Goes on where the daemon before stood.
 
@@ -117,7 +117,7 @@ def close_on_exec(state: Handover) -> None:
                 os.set_inheritable(fd, False)
 
 
-def _take_lockspace(parts: Assembly, record: LockspaceRecord) -> dict[ResourceKey, str]:
+def _take_lockspace(parts: Parts, record: LockspaceRecord) -> dict[ResourceKey, str]:
     """Serves a lockspace on; returns what is not locked any more, and why."""
     space = make_lockspace(
         record.name,
@@ -140,7 +140,7 @@ def _take_lockspace(parts: Assembly, record: LockspaceRecord) -> dict[ResourceKe
 
 
 def _take_rights(
-    parts: Assembly, config: Config, record: LockspaceRecord, problems: list[str]
+    parts: Parts, config: Config, record: LockspaceRecord, problems: list[str]
 ) -> None:
     """Lets everybody do in a lockspace what they could, until that is read anew."""
     found = config.lockspaces.get(record.name, LockspaceConfig(record.kind))
@@ -152,7 +152,7 @@ def _take_rights(
     parts.access.set_rights(record.name, rights)
 
 
-def lose(parts: Assembly, key: ResourceKey, reason: str) -> None:
+def lose(parts: Parts, key: ResourceKey, reason: str) -> None:
     """Takes a resource from its holders, whose lock is not there any more."""
     for grant in parts.engine.holders(key):
         # Session 0 is nobody's: its answer goes nowhere.
@@ -191,7 +191,7 @@ def load_peer(
     return peer
 
 
-def _take_peer(parts: Assembly, record: Plain, problems: list[str]) -> None:
+def _take_peer(parts: Parts, record: Plain, problems: list[str]) -> None:
     try:
         sock = socket.socket(fileno=record["fd"])
     except (LookupError, TypeError, OSError) as error:
@@ -213,7 +213,7 @@ def _take_peer(parts: Assembly, record: Plain, problems: list[str]) -> None:
     parts.server.adopt(peer)
 
 
-def _end_what_is_left(parts: Assembly, loaded: snapshot.Loaded) -> None:
+def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
     peers, engine = parts.answers.peers, parts.engine
     for session in loaded.damaged:
         if session in peers:

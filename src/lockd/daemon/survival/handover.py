@@ -25,7 +25,7 @@ import trio
 from msgspec import Struct
 
 from lockd import __version__
-from lockd.daemon.assembly import Assembly
+from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Config
 from lockd.daemon.survival.keeping import StoredKeeping
@@ -123,7 +123,7 @@ class Kept(Struct, frozen=True):
 class Leaving(NamedTuple):
     """The daemon that gives its place to another program."""
 
-    parts: Assembly
+    parts: Parts
     config: Config
     listeners: dict[Role, Listener]
 

@@ -141,6 +141,10 @@ class Processes:
         #: By pid and claimant.
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
+    def configure(self, kill_grace: float) -> None:
+        """Has a process have so many seconds from SIGTERM to SIGKILL."""
+        self.kill_grace = kill_grace
+
     def add_peer(self, owner_id: int, process: Process) -> None:
         """Takes in the process at the other end of a new session."""
         self._by_owner[owner_id] = process
