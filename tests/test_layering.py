@@ -36,16 +36,6 @@ daemon.clients.peer
 daemon.stores.in_flight
 """,
     "nothing_is_planted": """
-client.tasks.link sets client.core.ClientCore.on_event
-client.tasks.link sets client.core.ClientCore.on_free
-client.tasks.link sets client.core.ClientCore.on_lost
-client.tasks.link sets client.inbox.Inbox.wake
-client.tasks.link sets client.turns.Turn.wake
-client.threads.link sets ?.told
-client.threads.link sets client.core.ClientCore.on_event
-client.threads.link sets client.core.ClientCore.on_free
-client.threads.link sets client.core.ClientCore.on_lost
-client.threads.link sets client.turns.Turn.wake
 daemon.clients.gate sets daemon.activity.counts.Counts.turned_away
 daemon.metrics.slow_log sets ?.owner
 daemon.metrics.slow_log sets daemon.activity.counts.Counts.now

@@ -90,8 +90,14 @@ def converting(core: ClientCore, mode: str) -> Reply:
 
 
 @pytest.fixture
-def core() -> ClientCore:
-    return ClientCore(lambda hold: Grant(hold, Deaf()))
+def free() -> list[ResourceKey]:
+    """What the core said to be free."""
+    return []
+
+
+@pytest.fixture
+def core(free: list[ResourceKey]) -> ClientCore:
+    return ClientCore(lambda hold: Grant(hold, Deaf()), free.append)
 
 
 def test_word_of_another_process_that_serves_on_changes_nothing(
@@ -132,7 +138,7 @@ def test_answer_may_come_byte_by_byte(core: ClientCore) -> None:
 def test_waking_happens_once_when_the_answer_is_there(core: ClientCore) -> None:
     reply = acquiring(core)
     woken = []
-    reply.wake = lambda: woken.append(reply.done)
+    reply.wake_with(lambda: woken.append(reply.done))
     answered(core, reply, {"grant": shape(7)})
     core.end("over")
     assert woken == [True]
@@ -322,7 +328,7 @@ def test_counted_hold_takes_as_many_releases(core: ClientCore) -> None:
 
 def test_lost_grant_is_told_once(core: ClientCore) -> None:
     told: list[AnyGrant] = []
-    core.on_lost = told.append
+    core.tell_losses_to(told.append)
     grant = acquired(core)
     lost(core, 7, reason="it hangs")
     lost(core, 7)
@@ -347,7 +353,7 @@ def test_grant_that_is_lost_before_its_release_arrives_is_lost(
     core: ClientCore,
 ) -> None:
     told: list[AnyGrant] = []
-    core.on_lost = told.append
+    core.tell_losses_to(told.append)
     grant = acquired(core)
     reply = core.release(grant)
     lost(core, 7)
@@ -376,7 +382,7 @@ def test_converted_grant_of_another_session_is_told(core: ClientCore) -> None:
 def test_end_loses_what_is_held_and_fails_what_is_pending(core: ClientCore) -> None:
     told: list[AnyGrant] = []
     ends: list[LockdError] = []
-    core.on_lost = told.append
+    core.tell_losses_to(told.append)
     core.on_end.append(ends.append)
     grant = acquired(core)
     reply = acquiring(core)
@@ -403,7 +409,7 @@ def test_release_that_the_end_outruns_is_a_lost_lock(core: ClientCore) -> None:
 
 def test_closed_client_has_released_not_lost(core: ClientCore) -> None:
     told: list[AnyGrant] = []
-    core.on_lost = told.append
+    core.tell_losses_to(told.append)
     grant = acquired(core)
     reply = acquiring(core)
     core.close()
@@ -465,7 +471,7 @@ def test_unknown_notifications_are_ignored(core: ClientCore) -> None:
 
 def test_events_are_told(core: ClientCore) -> None:
     events: list[tuple[dict[str, Any], int]] = []
-    core.on_event = lambda event, number: events.append((event, number))
+    core.tell_events_to(lambda event, number: events.append((event, number)))
     core.receive(encoder.notification("event", {"event": "granted"}))
     core.receive(encoder.notification("greeting", {}))
     core.receive(encoder.notification("event", {"event": "released"}))
@@ -498,7 +504,7 @@ def test_inbox_that_ended_can_be_emptied() -> None:
 def test_inbox_wakes_its_reader() -> None:
     inbox = Inbox()
     woken: list[bool] = []
-    inbox.wake = lambda: woken.append(inbox.done)
+    inbox.wake_with(lambda: woken.append(inbox.done))
     inbox.put("item", 1)
     inbox.end(ConnectionLostError("over"))
     assert woken == [True, True]
@@ -506,10 +512,8 @@ def test_inbox_wakes_its_reader() -> None:
 
 @pytest.mark.parametrize("end", ["released", "by name", "not held", "lost", "nothing"])
 def test_end_of_a_hold_is_told_but_not_that_of_the_connection(
-    core: ClientCore, end: str
+    core: ClientCore, free: list[ResourceKey], end: str
 ) -> None:
-    free: list[ResourceKey] = []
-    core.on_free = free.append
     grant = acquired(core)
     other = acquiring(core)
     answered(core, other, {"grant": shape(8, resource="other")})

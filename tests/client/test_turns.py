@@ -104,7 +104,7 @@ def test_turn_in_which_nothing_is_held_any_more_is_over(turns: Turns) -> None:
     turns.keep(first, hold)
     turns.clear(DISK)
     assert not second.done
-    hold.loss = ("broken", "")
+    hold.lose("broken", "")
     turns.clear(DISK)
     assert second.done
     # This one was lost before its turn could be told what was got in it.
@@ -115,7 +115,7 @@ def test_turn_in_which_nothing_is_held_any_more_is_over(turns: Turns) -> None:
 def test_turn_wakes_once(turns: Turns) -> None:
     first, second = enter(turns, 1), enter(turns, 2)
     woken: list[bool] = []
-    second.wake = lambda: woken.append(second.done)
+    second.wake_with(lambda: woken.append(second.done))
     turns.leave(first)
     turns.end(ConnectionLostError("over"))
     assert woken == [True]

@@ -11,9 +11,7 @@ from support.attributes import Plant, plants
 from support.classes import Classes
 
 RECORDS = {
-    "client.grants.Hold": "what `core` knows of a lock; the links read it",
     "lockspaces.base.LockFile": "what a lockspace knows of a file of its own",
-    "client.reply.Reply": "what `core` knows of a request; `wake` is for who waits",
 }
 """Plain data that all modules of its own folder may set, and why."""
 

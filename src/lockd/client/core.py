@@ -1,7 +1,7 @@
 """One client's side of a conversation: what was asked, what is held, what was lost.
 
 No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what
-is in `outgoing`, gives it the bytes that come, and is woken through `Reply.wake`.
+is in `outgoing`, gives it the bytes that come, and is woken through its `Reply`.
 
 **Anybody may come in between.** Python runs signal handlers and finalizers after any
 call, and they may use the same connection, and may raise. So nothing here is ever half
@@ -31,7 +31,7 @@ from lockd.errors import (
     UnavailableError,
 )
 from lockd.protocol.codec import RESPONSE
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+from lockd.terms import SHARED, ResourceKey
 
 PROTOCOL_VERSION: Final = 1
 
@@ -72,27 +72,29 @@ class ClientCore:
 
     Args:
         make_grant: makes of a hold what its user gets.
+        on_free: called with what a hold was on, whenever one has ended, perhaps twice;
+            not at the end of the connection.
 
     Attributes:
         outgoing: bytes to be sent, piece by piece; whoever sends one removes it.
         arrived: bytes that came and were not carried out yet, each with a number of
             `numbers`.
-        on_lost: called with every grant that gets lost while it is held.
-        on_event: called with every event that a watch brings, and its number.
-        on_free: called with what a hold was on, whenever one has ended, perhaps twice;
-            not at the end of the connection.
         on_end: called when the connection ends, with what to raise from then on.
     """
 
-    def __init__(self, make_grant: Callable[[Hold], AnyGrant]) -> None:
+    def __init__(
+        self,
+        make_grant: Callable[[Hold], AnyGrant],
+        on_free: Callable[[ResourceKey], None],
+    ) -> None:
         self.outgoing: deque[bytes] = deque()
         self.arrived: deque[tuple[bytes, int]] = deque()
         self.numbers = count()
-        self.on_lost: Callable[[AnyGrant], None] | None = None
-        self.on_event: Callable[[dict[str, Any], int], None] | None = None
-        self.on_free: Callable[[ResourceKey], None] | None = None
         self.on_end: list[Callable[[LockdError], None]] = []
         self._make_grant = make_grant
+        self._on_free = on_free
+        self._on_lost: Callable[[AnyGrant], None] | None = None
+        self._on_event: Callable[[dict[str, Any], int], None] | None = None
         self._stage = _Stage(-1, b"", 0)
         self._ended: str | None = None
         self._over = False
@@ -112,6 +114,21 @@ class ClientCore:
         return f"<ClientCore {counts}, {self._ended or 'connected'}>"
 
     # What the shell asks for.
+
+    def tell_losses_to(self, on_lost: Callable[[AnyGrant], None]) -> None:
+        """Says what to call with every grant that gets lost while it is held."""
+        self._on_lost = on_lost
+
+    def tell_events_to(self, on_event: Callable[[dict[str, Any], int], None]) -> None:
+        """Says what to call with every event that a watch brings, and its number."""
+        self._on_event = on_event
+
+    def tell_no_events_to(
+        self, on_event: Callable[[dict[str, Any], int], None]
+    ) -> None:
+        """Stops what `tell_events_to` began, unless that names somebody else by now."""
+        if self._on_event == on_event:
+            self._on_event = None
 
     @property
     def ended(self) -> bool:
@@ -144,20 +161,19 @@ class ClientCore:
             InvalidRequestError: the parameters cannot be sent; nothing has changed.
         """
         self.check_connected()
-        if reply.pieces is None:
-            pieces = self._encoded(reply)
-            # No call between the test and the store.
-            if reply.pieces is None:
-                reply.pieces = pieces
-        self.outgoing.extend(reply.pieces)
+        pieces = reply.pieces
+        if pieces is None:
+            pieces = reply.keep_pieces(self._encoded(reply))
+        self.outgoing.extend(pieces)
         if self._ended is not None:
             self._over = False
             self._finish_end()
 
     def _encoded(self, reply: Reply) -> Iterator[bytes]:
         while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
-            reply.msgid = next(self._msgids) & _MSGIDS
-            self._pending.setdefault(reply.msgid, reply)
+            msgid = next(self._msgids) & _MSGIDS
+            reply.assign(msgid)
+            self._pending.setdefault(msgid, reply)
         try:
             data = self._encoder.encode(reply.msgid, reply.method, reply.params)
         except BaseException:
@@ -177,8 +193,7 @@ class ClientCore:
         hold = grant.hold
         params = {"fencing_token": hold.fencing_token}
         reply = Reply("release", params, (grant,))
-        if hold.held and hold.release is None:
-            hold.release = reply
+        hold.release_by(reply)
         if hold.held and hold.release is not None:
             reply = hold.release
             self.start(reply)
@@ -196,9 +211,8 @@ class ClientCore:
         if reply.done:
             self._undo(reply)
             return False
-        if reply.msgid is None or reply.abandoned:
+        if reply.msgid is None or not reply.give_up():
             return False
-        reply.abandoned = True
         if reply.method not in ("acquire", "convert"):
             return False
         if reply.pieces is None or list(reply.pieces):
@@ -278,7 +292,7 @@ class ClientCore:
         if self._ended is None:
             for holds in list(self._held.values()):
                 for hold in list(holds):
-                    hold.released = True
+                    hold.end()
         self.end("the client is closed: open another one")
 
     # What the daemon says.
@@ -294,8 +308,8 @@ class ClientCore:
             ]:
                 self._lose(token, cause, str(more.get("reason") or ""))
             case [2, "event", [dict(event)]]:
-                if self.on_event is not None:
-                    self.on_event(event, number)
+                if self._on_event is not None:
+                    self._on_event(event, number)
             case [2, str(name), list()]:
                 return name not in ("lost", "event")
             case _:
@@ -330,8 +344,8 @@ class ClientCore:
                 error = hold.lost_error()
             elif isinstance(error, NotHeldError):
                 self._forget(hold)
-            elif hold.release is reply:
-                hold.release = None
+            else:
+                hold.keep_after(reply)
         reply.settle(error=error)
 
     def _acquired(self, reply: Reply, result: Any) -> bool:
@@ -345,9 +359,7 @@ class ClientCore:
         if not all(is_shape(shape) for shape in shapes):
             return False
         grants = tuple(self._make_grant(Hold(shape)) for shape in shapes)
-        # No call between the test and the store.
-        if not reply.grants:
-            reply.grants = grants
+        reply.bring(grants)
         for grant in reply.grants:
             hold = grant.hold
             if not reply.done:
@@ -364,15 +376,11 @@ class ClientCore:
         found = new
         for hold in self._held_under(new.fencing_token):
             found = hold
-            # No call between the tests and the stores.
-            if not reply.grants:
-                if reply.undo_mode is None:
-                    reply.undo_mode = hold.mode
-                hold.mode = new.mode
+            reply.note_mode(hold.mode)
+            hold.convert(new.mode, reply)
         # protocol 6.3: it may be another session's, for the same registered owner.
         grant = self._grant_of(found)
-        if not reply.grants:
-            reply.grants = (grant,)
+        reply.bring((grant,))
         return True
 
     def _released(self, reply: Reply, result: None) -> bool:
@@ -383,8 +391,7 @@ class ClientCore:
                 for token in self._released_tokens(reply.params)
                 for hold in self._held_under(token)[-1:]
             )
-            if not reply.grants:
-                reply.grants = grants
+            reply.bring(grants)
         for grant in reply.grants:
             self._forget(grant.hold)
         return True
@@ -406,8 +413,7 @@ class ClientCore:
         return grant if grant is not None else self._make_grant(hold)
 
     def _forget(self, hold: Hold) -> None:
-        if hold.loss is None:
-            hold.released = True
+        hold.end()
         self._tell_free(hold)
         holds = self._held.get(hold.fencing_token)
         if holds is not None:
@@ -424,15 +430,15 @@ class ClientCore:
         for hold in self._held_under(token):
             if not hold.released:
                 was_wanted = hold.release is None
-                hold.loss = hold.loss or (cause, reason)
+                hold.lose(cause, reason)
                 self._tell_free(hold)
-                if was_wanted and self.on_lost is not None:
-                    self.on_lost(self._grant_of(hold))
+                if was_wanted and self._on_lost is not None:
+                    self._on_lost(self._grant_of(hold))
         self._drop(token)
 
     def _tell_free(self, hold: Hold) -> None:
-        if self.on_free is not None and self._ended is None:
-            self.on_free(hold.key)
+        if self._ended is None:
+            self._on_free(hold.key)
 
     def _undo(self, reply: Reply) -> None:
         if self._ended is not None:
@@ -440,8 +446,7 @@ class ClientCore:
         if reply.method == "acquire":
             for grant in reply.grants:
                 self.release(grant)
-        elif reply.undo_mode == SHARED and reply.params["mode"] == EXCLUSIVE:
-            reply.undo_mode = None
+        elif reply.give_up_mode():
             self.start(Reply("convert", reply.params | {"mode": SHARED}))
 
 

@@ -83,6 +83,45 @@ class Hold:
         self.told = False
         self.grant: ref[AnyGrant] | None = None
 
+    def show(self, grant: "AnyGrant") -> None:
+        """Notes the grant that shows it."""
+        self.grant = ref(grant)
+
+    def convert(self, mode: Mode, reply: Reply) -> None:
+        """Takes the mode that a conversion brings, unless that has been done."""
+        # No call between the test and the store.
+        if not reply.grants:
+            self.mode = mode
+
+    def release_by(self, reply: Reply) -> None:
+        """Notes the request that gives it back, unless it has one or has ended."""
+        # No call between the last test and the store.
+        if self.held and self.release is None:
+            self.release = reply
+
+    def keep_after(self, reply: Reply) -> None:
+        """Notes that a request to give it back was refused."""
+        # No call between the test and the store.
+        if self.release is reply:
+            self.release = None
+
+    def end(self) -> None:
+        """Notes that it was given back, unless it was lost before."""
+        # No call between the test and the store.
+        if self.loss is None:
+            self.released = True
+
+    def lose(self, cause: str, reason: str) -> None:
+        """Notes why it was lost, unless it has ended."""
+        # No call between the test and the store.
+        if not self.released:
+            self.loss = self.loss or (cause, reason)
+
+    def tell(self) -> bool:
+        """Returns whether its loss is still to be told; true once."""
+        new, self.told = not self.told, True
+        return new
+
     @property
     def held(self) -> bool:
         """Whether it was neither released nor lost."""
@@ -130,7 +169,7 @@ class AnyGrant(Uncopied):
     def __init__(self, hold: Hold, link: Link) -> None:
         self.hold = hold
         self.link = link
-        hold.grant = ref(self)
+        hold.show(self)
 
     def __repr__(self) -> str:
         hold = self.hold

@@ -1,21 +1,17 @@
 """Keeps what the daemon says unasked until somebody takes it."""
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
+from lockd.client.awaited import Awaited
 from lockd.errors import LockdError
 
 
-class Inbox:
-    """What has been said and not taken yet, in order.
-
-    Attributes:
-        wake: called when something comes; for whoever waits.
-    """
+class Inbox(Awaited):
+    """What has been said and not taken yet, in order."""
 
     def __init__(self) -> None:
-        self.wake: Callable[[], None] | None = None
+        super().__init__()
         self._items: deque[Any] = deque()
         self._newest = -1
         self._error: LockdError | None = None
@@ -31,7 +27,7 @@ class Inbox:
         if number > self._newest:
             self._newest = number
             self._items.append(item)
-        self._rouse()
+        self.rouse()
 
     def take(self) -> Any:
         """Returns the next item, or raises the error at the end.
@@ -46,9 +42,4 @@ class Inbox:
     def end(self, error: LockdError) -> None:
         """Says that nothing more will come; what is here can still be taken."""
         self._error = error
-        self._rouse()
-
-    def _rouse(self) -> None:
-        wake = self.wake
-        if wake is not None:
-            wake()
+        self.rouse()

@@ -4,10 +4,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
+from lockd.client.reply import Reply
 from lockd.client.turns import Turn
 from lockd.errors import AcquireTimeoutError, BusyError, NotHeldError, RequestError
 from lockd.names import quoted
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, Mode, ResourceKey
 
 GrantT = TypeVar("GrantT", bound=AnyGrant)
 
@@ -23,23 +24,15 @@ class AnyLock(Uncopied, Generic[GrantT]):
     """One lock of the daemon, and what is held through this object.
 
     Args:
-        key: what is locked.
-        mode: how.
+        params: those of each request for it.
         timeout: seconds to wait if `acquire` is given none; None waits for ever.
-        options: what else to say in the request.
     """
 
-    def __init__(
-        self,
-        key: ResourceKey,
-        mode: Mode,
-        timeout: float | None,
-        options: dict[str, Any],
-    ) -> None:
-        self._key = key
-        self._mode: Mode = mode
+    def __init__(self, params: dict[str, Any], timeout: float | None) -> None:
+        self._params = params
+        self._key = ResourceKey(params["lockspace"], params["resource"])
+        self._mode: Mode = params.get("mode", EXCLUSIVE)
         self._timeout = -1 if timeout is None else timeout
-        self._options = options
         self._holds: list[Held[GrantT]] = []
 
     def __repr__(self) -> str:
@@ -87,6 +80,10 @@ class AnyLock(Uncopied, Generic[GrantT]):
         if timeout is None:
             return self._timeout
         return arguments.patience("timeout", timeout)
+
+    def _request(self) -> Reply:
+        """Returns a new request for it, which waits for ever."""
+        return Reply("acquire", dict(self._params))
 
     def _last_held(self) -> Held[GrantT]:
         """Returns what the caller holds, or else what somebody else holds."""

@@ -40,7 +40,6 @@ def request(method: str, **params: Any) -> Reply:
         TypeError: a parameter is of the wrong type.
         InvalidRequestError: one has a value that is not allowed.
     """
-    printable_name("method", method)
     return Reply(method, checked(method, params))
 
 
@@ -95,8 +94,8 @@ def key_of(
     else:
         name = resource_text(what, target)
     if lockspace is None:
-        lockspace = default_lockspace(name)
-    return ResourceKey(lockspace, name)
+        return ResourceKey(default_lockspace(name), name)
+    return ResourceKey(printable_name("lockspace", lockspace), name)
 
 
 def about(
@@ -104,8 +103,8 @@ def about(
 ) -> Reply:
     """Returns a request about one resource."""
     what = "target" if method in _TARGETED else "resource"
-    space, resource = key_of(target, lockspace, what)
-    return request(method, lockspace=space, resource=resource, **params)
+    key = key_of(target, lockspace, what)
+    return Reply(method, key._asdict() | checked(method, params))
 
 
 def acquire_all(

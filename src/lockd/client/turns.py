@@ -2,37 +2,36 @@
 
 To the daemon a connection is one owner, so it cannot make threads or tasks that share a
 connection wait for each other. They queue here first: first come, first served, shared
-turns together. No waiting happens here; `Turn.wake` is for whoever does.
+turns together. No waiting happens here.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from lockd.client.awaited import Awaited
 from lockd.client.grants import Hold
 from lockd.errors import AlreadyHeldError, LockdError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 
-class Turn:
+class Turn(Awaited):
     """The place of one thread or task in the line for a resource.
 
     Attributes:
         done: whether it is this one's turn.
         hold: what was got in it.
-        wake: called when the turn comes.
     """
 
-    __slots__ = ("done", "hold", "key", "mode", "wake", "who")
+    __slots__ = ("done", "hold", "key", "mode", "who")
 
     def __init__(self, key: ResourceKey, mode: Mode, who: object) -> None:
+        super().__init__()
         self.key = key
         self.mode = mode
         self.who = who
         self.done = False
         self.hold: Hold | None = None
-        self.wake: Callable[[], None] | None = None
 
     @property
     def over(self) -> bool:
@@ -42,9 +41,11 @@ class Turn:
     def start(self) -> None:
         """Makes it this one's turn."""
         self.done = True
-        wake, self.wake = self.wake, None
-        if wake is not None:
-            wake()
+        self.rouse()
+
+    def keep(self, hold: Hold) -> None:
+        """Notes what was got in it."""
+        self.hold = hold
 
     def facts(self) -> dict[str, Any]:
         """Returns what a refusal says about the lock."""
@@ -100,7 +101,7 @@ class Turns:
 
     def keep(self, turn: Turn, hold: Hold) -> None:
         """Notes what was got in a turn, which is over if that has ended already."""
-        turn.hold = hold
+        turn.keep(hold)
         if turn.over:
             self.leave(turn)
 

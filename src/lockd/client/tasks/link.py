@@ -167,11 +167,10 @@ class TaskLink:
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
         self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
         self._sock = sock
-        self._core = ClientCore(self._make_grant)
-        self._core.on_lost = self._cancel_body
-        self._wire = Wire(sock, self._core)
         self._turns = Turns()
-        self._core.on_free = self._turns.clear
+        self._core = ClientCore(self._make_grant, self._turns.clear)
+        self._core.tell_losses_to(self._cancel_body)
+        self._wire = Wire(sock, self._core)
         self._core.on_end.append(self._turns.end)
         self._tasks = tasks
         self._loop = _current_loop()
@@ -297,7 +296,7 @@ class TaskLink:
     async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
         """Waits until a turn has come; returns false when the time is over."""
         event = anyio.Event()
-        turn.wake = event.set
+        turn.wake_with(event.set)
         with anyio.move_on_after(timeout):
             await event.wait()
         return turn.done
@@ -316,14 +315,13 @@ class TaskLink:
         self._core.check_connected()
         inbox = Inbox()
         self._core.on_end.append(inbox.end)
-        self._core.on_event = inbox.put
+        self._core.tell_events_to(inbox.put)
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
         """Lets events pass unheard from now on."""
         self._core.on_end.remove(inbox.end)
-        if self._core.on_event == inbox.put:
-            self._core.on_event = None
+        self._core.tell_no_events_to(inbox.put)
 
     async def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""
@@ -363,7 +361,7 @@ class TaskLink:
             await anyio.lowlevel.checkpoint()
         else:
             event = anyio.Event()
-            awaited.wake = event.set
+            awaited.wake_with(event.set)
             await event.wait()
 
     def _make_grant(self, hold: Hold) -> AnyGrant:

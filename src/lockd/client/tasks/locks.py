@@ -8,13 +8,11 @@ from typing import Any, Self
 
 import anyio
 
-from lockd.client import requests
 from lockd.client.locks import AnyLock, Held, not_in_turn
 from lockd.client.reply import Reply
 from lockd.client.tasks.link import Grant, TaskLink
 from lockd.client.turns import Turn, time_left
 from lockd.errors import LockdError, WrongTaskError
-from lockd.terms import Mode, ResourceKey
 from lockd.text import exact_duration
 
 
@@ -86,14 +84,9 @@ class Lock(AnyLock[Grant]):
     """
 
     def __init__(
-        self,
-        link: TaskLink,
-        key: ResourceKey,
-        mode: Mode,
-        timeout: float | None,
-        options: dict[str, Any],
+        self, link: TaskLink, params: dict[str, Any], timeout: float | None
     ) -> None:
-        super().__init__(key, mode, timeout, options)
+        super().__init__(params, timeout)
         self.link = link
 
     async def acquire(self, *, timeout: float | None = None) -> Grant:
@@ -173,15 +166,10 @@ class Lock(AnyLock[Grant]):
         started = anyio.current_time()
         if not turn.done and not await self.link.wait_turn(turn, timeout):
             raise not_in_turn(turn, "task", timeout or 0, exact_duration(timeout or 0))
+        reply = self._request()
         if timeout is not None:
-            timeout = time_left(timeout, anyio.current_time() - started)
-        reply = requests.request(
-            "acquire",
-            **self._key._asdict(),
-            **self._options,
-            mode=self._mode,
-            timeout=timeout,
-        )
+            waited = anyio.current_time() - started
+            reply.params["timeout"] = time_left(timeout, waited)
         await self.link.perform(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]

@@ -24,7 +24,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from weakref import ref
 
 from lockd.client import forking
@@ -44,16 +44,6 @@ from lockd.terms import ResourceKey
 _PATIENCE: Final = 1.0
 
 
-class Awaited(Protocol):
-    """What a thread waits for."""
-
-    wake: Callable[[], None] | None
-
-    @property
-    def done(self) -> bool:
-        """Whether it is here."""
-
-
 class ThreadLink:
     """A connection that threads share.
 
@@ -64,12 +54,12 @@ class ThreadLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._core = ClientCore(partial(_make_grant, ref(self)))
-        self._wire = Wire(sock, self._core)
         self._turns = Turns()
-        self._core.on_end.append(self._turns.end)
         self._mutex = threading.RLock()
-        self._core.on_free = partial(_clear_line, self._turns, self._mutex)
+        on_free = partial(_clear_line, self._turns, self._mutex)
+        self._core = ClientCore(partial(_make_grant, ref(self)), on_free)
+        self._wire = Wire(sock, self._core)
+        self._core.on_end.append(self._turns.end)
         self._seat = threading.RLock()
         self._reading = False
         self._bell = Bell()
@@ -186,7 +176,7 @@ class ThreadLink:
 
     def _leave_line(self, turn: Turn) -> None:
         with self._mutex:
-            turn.wake = None
+            turn.wake_with(None)
             self._turns.leave(turn)
 
     def keep_turn(self, turn: Turn, hold: Hold) -> None:
@@ -198,7 +188,7 @@ class ThreadLink:
         """Returns an inbox into which the events of a watch come."""
         self.check_owned()
         inbox = self._open_inbox()
-        self._core.on_event = inbox.put
+        self._core.tell_events_to(inbox.put)
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
@@ -207,8 +197,7 @@ class ThreadLink:
             return
         with suppress(ValueError):  # again, after an exception
             self._core.on_end.remove(inbox.end)
-        if self._core.on_event == inbox.put:
-            self._core.on_event = None
+        self._core.tell_no_events_to(inbox.put)
 
     def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""
@@ -222,7 +211,7 @@ class ThreadLink:
         """Starts a thread that calls with every grant that is lost."""
         inbox = self._open_inbox()
         numbers = count()
-        self._core.on_lost = lambda grant: inbox.put(grant, next(numbers))
+        self._core.tell_losses_to(lambda grant: inbox.put(grant, next(numbers)))
         target = partial(self._report_losses, inbox, on_lost)
         threading.Thread(target=target, name="lockd-on-lost", daemon=True).start()
 
@@ -264,8 +253,7 @@ class ThreadLink:
                 grant = self.wait_item(inbox)
             except LockdError:
                 return
-            if not grant.hold.told:
-                grant.hold.told = True
+            if grant.hold.tell():
                 on_lost(grant)
 
     # Waiting.
@@ -275,7 +263,7 @@ class ThreadLink:
             with self._mutex:
                 self._wire.push()
 
-    def _wait(self, awaited: Awaited, timeout: float = -1) -> bool:
+    def _wait(self, awaited: Reply | Turn | Inbox, timeout: float = -1) -> bool:
         """Waits until something is done; returns whether it is.
 
         A negative timeout waits for ever.
@@ -302,7 +290,7 @@ class ThreadLink:
                 raise
         return awaited.done
 
-    def _read(self, awaited: Awaited, timeout: float | None) -> bool:
+    def _read(self, awaited: Reply | Turn | Inbox, timeout: float | None) -> bool:
         """Reads once, if nobody else does; returns whether that is so."""
         again = self._owns(self._seat)
         taken: list[bool] = []
@@ -311,10 +299,9 @@ class ThreadLink:
             taken.extend(map(self._seat.acquire, (False,)))
             if taken[0]:
                 self._reading = True
-                if isinstance(
-                    awaited, Turn
-                ):  # which comes without a word of the daemon
-                    awaited.wake = self._bell.ring
+                if isinstance(awaited, Turn):
+                    # It comes without a word of the daemon.
+                    awaited.wake_with(self._bell.ring)
                 if self._core.arrived:  # an exception has torn its reader away
                     self._core.take_in()
                 if not awaited.done or self._core.outgoing:
@@ -347,7 +334,9 @@ class ThreadLink:
             self._bell.hush()
         self._polls.append(poll)
 
-    def _sleep(self, awaited: Awaited, waker: threading.Lock, timeout: float) -> None:
+    def _sleep(
+        self, awaited: Reply | Turn | Inbox, waker: threading.Lock, timeout: float
+    ) -> None:
         if self._core.outgoing:
             poll = select.poll()
             poll.register(self.sock, select.POLLIN | select.POLLOUT)
@@ -356,7 +345,7 @@ class ThreadLink:
         waker.acquire(blocking=False)
         main = threading.current_thread() is threading.main_thread()
         self._sleepers[waker] = main
-        awaited.wake = partial(_open, waker)
+        awaited.wake_with(partial(_open, waker))
         # Whoever stops reading from here on finds us among those who sleep.
         if awaited.done or not self._reading:
             return

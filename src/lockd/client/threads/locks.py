@@ -8,7 +8,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from lockd.client import requests
 from lockd.client.locks import AnyLock, Held, not_in_turn
 from lockd.client.reply import Reply
 from lockd.client.threads.connection import Connection
@@ -21,7 +20,6 @@ from lockd.errors import (
     BusyError,
     LockdError,
 )
-from lockd.terms import Mode, ResourceKey
 
 
 def release_all(
@@ -102,12 +100,10 @@ class Lock(AnyLock[Grant]):
     def __init__(
         self,
         connection: Connection,
-        key: ResourceKey,
-        mode: Mode,
+        params: dict[str, Any],
         timeout: float | None,
-        options: dict[str, Any],
     ) -> None:
-        super().__init__(key, mode, timeout, options)
+        super().__init__(params, timeout)
         self._connection = connection
 
     @property
@@ -182,8 +178,7 @@ class Lock(AnyLock[Grant]):
         started = time.monotonic()
         link = self._connection.link()
         turn = Turn(self._key, self._mode, self._caller())
-        reply = requests.request("acquire", **self._key._asdict(), **self._options)
-        reply.params["mode"] = self._mode
+        reply = self._request()
         try:
             self._forget_ended(turn.who)
             link.enter_line(turn)

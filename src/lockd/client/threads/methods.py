@@ -42,11 +42,10 @@ class Methods(Uncopied):
 
         The arguments are those of `acquire`. A negative `timeout` waits for ever, too.
         """
-        key = requests.key_of(resource, lockspace)
         options = {"create": create, "label": label, "reason": reason}
-        arguments.checked("acquire", {"mode": mode, "lockspace": lockspace, **options})
+        request = requests.about("acquire", resource, lockspace, mode=mode, **options)
         patience = None if timeout is None else arguments.patience("timeout", timeout)
-        return Lock(self._connection, key, mode, patience, options)
+        return Lock(self._connection, request.params, patience)
 
     def acquire(
         self,
@@ -304,6 +303,7 @@ class Methods(Uncopied):
 
     def call(self, method: str, **params: Any) -> Any:
         """Sends any request of the protocol and returns its bare result."""
+        arguments.printable_name("method", method)
         return self._connection.ask(requests.request(method, **params))
 
 
