@@ -1,0 +1,32 @@
+"""What is said of a process is what the kernel says of it."""
+
+import os
+import subprocess
+import sys
+
+from lockd.procs import Uids, command_of, name_of, read, uid_of, uids_of, unit_of
+
+
+def test_own_process_is_described(own_command: str) -> None:
+    pid = os.getpid()
+    assert command_of(pid) == own_command
+    assert uid_of(pid) == os.getuid()
+    assert uids_of(pid) == Uids(*os.getresuid())
+    assert name_of(pid) == read("/proc/self/comm").rstrip("\n")
+
+
+def test_of_no_process_nothing_is_known() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    pid = process.pid
+    assert (command_of(pid), uid_of(pid), uids_of(pid), unit_of(pid)) == (None,) * 4
+    assert name_of(pid) == "unknown"
+
+
+def test_command_is_one_printable_line_of_bounded_length() -> None:
+    words = [sys.executable, "-c", "input()", "a\nb\x1b[31m", "x" * 1_000]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        command = command_of(process.pid)
+    assert command is not None
+    assert command.isprintable()
+    assert len(command) == 256
