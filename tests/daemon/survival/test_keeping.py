@@ -222,3 +222,37 @@ def test_what_is_not_needed_any_more_goes(
     assert descriptors() == before
     assert set(manager.stored) == stored
     assert os.listdir(locks) == []
+
+
+#: A daemon that is killed when it has taken all over, and has not tidied up.
+KILLED_WHEN_IT_WOULD_SERVE = """
+import os, runpy, signal, sys
+from lockd.daemon.service import Service
+async def run(self):
+    if {records}:
+        self.parts.server.end_turn()
+    os.kill(os.getpid(), signal.SIGKILL)
+Service.run = run
+sys.argv = sys.argv[3:]
+runpy.run_module("lockd.daemon.main", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_connection_that_was_kept_twice_is_one_session(
+    manager: ServiceManager, connect: Connect, *, records: bool
+) -> None:
+    manager.kill()
+    manager.start(prefix=(sys.executable, "-c", KILLED_WHEN_IT_OPENS))
+    client = connect()
+    asked = client.send("acquire", resource="a")
+    assert manager.wait() == -signal.SIGKILL
+    program = KILLED_WHEN_IT_WOULD_SERVE.format(records=records)
+    for _ in range(2):
+        manager.start(prefix=(sys.executable, "-c", program), wait=False)
+        assert manager.wait() == -signal.SIGKILL
+    manager.start()
+    assert client.result(asked)["grant"]["resource"] == "a"
+    assert client.call("statistics")["sessions"] == 1
+    manager.kill_and_start()
+    assert holders(client, "a")

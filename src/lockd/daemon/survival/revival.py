@@ -261,12 +261,7 @@ def _revived(found: _Found) -> Revived:
         daemon["upgrades"],
         daemon.get("revivals", 0),
     )
-    sessions = {peer["session"] for peer in peers}
-    strangers = [
-        Stranger(fd, role)
-        for session, (fd, (role,)) in found.fds[CONNECTION].items()
-        if session not in sessions and not has_hung_up(fd)
-    ]
+    strangers = _strangers(found, peers)
     if is_damaged:
         # One that has just come cannot be told from one whose records are lost.
         for stranger in strangers:
@@ -306,6 +301,21 @@ def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
         if kept is not None and state is not None:
             peers.append(record | {"state": state, "fd": kept[0]})
     return peers
+
+
+def _strangers(found: _Found, peers: list[Plain]) -> list[Stranger]:
+    """Returns the connections of which nothing was recorded, each once.
+
+    A stranger that was let in is kept under another number from then on, and what is
+    no longer wanted is found until it is tidied up: one socket may have several labels.
+    """
+    known = {os.fstat(peer["fd"]).st_ino for peer in peers}
+    strangers = []
+    for fd, (role,) in found.fds[CONNECTION].values():
+        if (socket_number := os.fstat(fd).st_ino) not in known and not has_hung_up(fd):
+            known.add(socket_number)
+            strangers.append(Stranger(fd, role))
+    return strangers
 
 
 def _processes(found: _Found) -> list[Plain]:
