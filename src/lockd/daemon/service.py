@@ -1,4 +1,4 @@
-"""The daemon as a service: its parts put together, and what its signals do."""
+"""The daemon as a service: its signals, configuration, and service manager."""
 
 import logging
 import select
