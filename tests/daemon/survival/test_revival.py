@@ -451,6 +451,10 @@ def test_record_that_means_nothing_costs_its_session_alone(
     assert client.rest() == []
     assert not holders(connect(), "a")
     manager.wait_for_log("session 1 is ended: planted")
+    # Nothing is left of it that the next start would take for damage.
+    manager.kill_and_start()
+    with WireClient(manager.admin_socket) as admin:
+        assert admin.call("statistics")["problems"] == []
 
 
 def test_request_that_ends_the_daemon_ends_it_once(

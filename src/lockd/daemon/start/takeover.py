@@ -224,6 +224,9 @@ def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
     for session in [x for x in engine.sessions if x not in peers]:
         parts.answers.counts.end_session(session, trio.current_time())
         parts.runtime.carry_out(c.CloseSession(session))
+        if session not in engine.owners:
+            # Else the next start would miss it, and take that for damage.
+            parts.runtime.processes.forget(session)
     for owner_id in loaded.orphans:
         if owner_id in engine.owners:
             parts.runtime.carry_out(c.DisconnectOwner(owner_id))
