@@ -76,6 +76,8 @@ class Connection:
                 if request is not None:
                     yield request
         except ProtocolError as error:
+            # A successor that got it would meet the same error, or worse.
+            self._decoder.partial.clear()
             self.send_error(None, error)
             raise
 

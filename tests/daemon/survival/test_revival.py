@@ -388,11 +388,15 @@ runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
 
 LONG = msgpack.packb([0, 1, "query", [{"resource": [b"x" * 16_000] * 7}]])
+DEEP: object = []
+for _ in range(40):
+    DEEP = [DEEP]
 NO_MESSAGES = {
     "too long": LONG,
     # More than fits into an array, in the middle of what began well.
     "half of it good": LONG[:40_000] + b"\xdd\xff\xff\xff\xff" * 20_000,
     "not MessagePack": b"\xc1",
+    "too deep": msgpack.packb([b"x" * 16_000, b"x" * 16_000, b"x" * 16_000, DEEP]),
 }
 
 
