@@ -112,8 +112,7 @@ class Decoder:
 
         Raises:
             ProtocolError: the bytes are not MessagePack, or break a limit. Everything
-                before them has been yielded, and there is no half message any more: a
-                successor that got it would meet the same error.
+                before them has been yielded.
         """
         unpacker = self._unpacker or self._take_unpacker()
         self._received += len(data)
@@ -125,19 +124,17 @@ class Decoder:
                     raise self._too_long()
                 self._decoded = end
                 yield message
-            if self._received != self._decoded:
-                self._keep_partial(data)
-                return
         except ProtocolError:
-            self.partial.clear()
             raise
         except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
-            self.partial.clear()
             reason = str(error) or type(error).__name__
             raise ProtocolError(
                 f"these bytes are not MessagePack, {reason}: connect again and send "
                 "MessagePack-RPC"
             ) from None
+        if self._received != self._decoded:
+            self._keep_partial(data)
+            return
         self._unpacker = None
         idle = _idle_unpackers[self._bounds]
         if len(idle) < MOST_IDLE:

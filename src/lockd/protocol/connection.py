@@ -76,7 +76,7 @@ class Connection:
                 if request is not None:
                     yield request
         except ProtocolError as error:
-            # A successor that got it would meet the same error, or worse.
+            # Whoever loads this connection would meet the same error.
             self._decoder.partial.clear()
             self.send_error(None, error)
             raise
