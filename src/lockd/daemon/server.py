@@ -43,8 +43,8 @@ TURNS: Final = 0.005
 """Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
 
 
-COMING: Final = 0.0005
-"""Seconds of a turn for those of one user who are to be taken in."""
+ADMITTING: Final = 0.0005
+"""Seconds of a turn for admitting the newcomers of one user."""
 
 Waiting = dict[int, dict[Peer, None]]
 """Peers by their user's uid."""
@@ -93,7 +93,7 @@ class Server:
         self._admission = Admission(poller, life, keeping, limiter, self._gate)
         self._shares = Shares(lambda: limiter.is_shared)
         # Apart: who asks for much does not keep its own user's newcomers out.
-        self._arrivals = Shares(lambda: limiter.is_shared, COMING)
+        self._arrivals = Shares(lambda: limiter.is_shared, ADMITTING)
         #: Peers that asked for more than a turn has time for, by user; who waits
         #: longest first.
         self._unfinished: Waiting = {}

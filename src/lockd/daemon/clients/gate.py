@@ -24,8 +24,8 @@ from lockd.daemon.system.poller import Poller
 
 logger = logging.getLogger(__name__)
 
-COMING: Final = 0.0005
-"""Seconds of a turn for clients that come, at each socket."""
+ACCEPTING: Final = 0.0005
+"""Seconds of a turn for accepting clients, at each socket."""
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds for which nobody is taken in when not even a client can be turned away."""
@@ -117,7 +117,7 @@ class Gate:
         self._poller.watch(listening.socket.fileno(), select.EPOLLIN, action)
 
     def _accept_all(self, listening: Listening, events: int) -> None:
-        until = trio.current_time() + COMING
+        until = trio.current_time() + ACCEPTING
         while trio.current_time() < until:
             try:
                 sock, _ = listening.socket.accept()

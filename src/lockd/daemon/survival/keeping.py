@@ -18,7 +18,6 @@ from contextlib import suppress
 from math import inf
 from typing import Any, Final
 
-import msgspec
 import trio
 
 from lockd.daemon.activity.life import Life
@@ -59,8 +58,6 @@ Plain = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
-_encode = msgspec.msgpack.Encoder().encode
-
 
 class StoredKeeping(Keeping):
     """Keeps the state of one daemon in stores.
@@ -68,7 +65,6 @@ class StoredKeeping(Keeping):
     Args:
         stores: what outlives this process.
         answers: the peers.
-        record_bytes: the most that the records may take.
         slots: the slots of `Cells` that are taken.
         owners: those whose pidfds are kept already.
         apart: what is recorded of sessions in pieces already.

@@ -72,7 +72,7 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
 _OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
 
 _NUMBERED: Final = ("owner", "session")
-"""Records of the engine that are named by a number of `Dispatcher.new_session`."""
+"""Records of the engine that are named by a number of `Life.new_number`."""
 
 
 class Stranger(NamedTuple):
