@@ -8,8 +8,8 @@ import resource
 import socket as socket_module
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from syslog import LOG_ERR
 from typing import Final, NoReturn
@@ -47,6 +47,7 @@ from lockd.daemon.system.listener import (
     OWNER_UMASK,
     UMASK,
     VIRTLOCKD,
+    Listener,
     Role,
     bind_listener,
     load_listener,
@@ -252,14 +253,21 @@ def _socket_paths(
     return {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd}
 
 
-def _go_on(options: Options, state: handover.Handover) -> None:
-    """Serves in the place of the program that ran in this process before."""
-    epoch = load_epoch(state.state_dir, state.epoch)
-    listeners = {name: load_listener(x) for name, x in state.listeners.items()}
+@contextmanager
+def _handed_over(left: Handover | Kept) -> Iterator[tuple[Epoch, dict[Role, Listener]]]:
+    """Takes the epoch and the sockets of the program that ran in this process."""
+    epoch = load_epoch(left.state_dir, left.epoch)
+    listeners = {name: load_listener(x) for name, x in left.listeners.items()}
     with ExitStack() as stack:
         stack.callback(epoch.close)
         for listener in listeners.values():
             stack.callback(listener.remove)
+        yield epoch, listeners
+
+
+def _go_on(options: Options, state: Handover) -> None:
+    """Serves in the place of the program that ran in this process before."""
+    with _handed_over(state) as (epoch, listeners):
         before = Predecessor(state, state.left_at, None)
         begin(options, Config(), epoch, listeners, None, before)
 
@@ -305,12 +313,7 @@ def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
 
 def _go_on_with_kept(options: Options, left: Kept) -> None:
     """The same, with what is kept outside it."""
-    epoch = load_epoch(left.state_dir, left.epoch)
-    listeners = {name: load_listener(x) for name, x in left.listeners.items()}
-    with ExitStack() as stack:
-        stack.callback(epoch.close)
-        for listener in listeners.values():
-            stack.callback(listener.remove)
+    with _handed_over(left) as (epoch, listeners):
         stores = Stores(left.stores)
         revived = revive(stores)
         if revived is None:
