@@ -126,6 +126,10 @@ class Scene:
         answer: list[object] = msgpack.unpackb(self.theirs.recv(65_536))
         return answer[2:]
 
+    def say(self, data: bytes) -> None:
+        self.theirs.sendall(data)
+        self.peer.receive(self.dispatcher.take)
+
     def close(self) -> None:
         self.ours.close()
         self.theirs.close()
@@ -145,6 +149,19 @@ INTERNAL = [
     "internal: this is a defect of lockd: report it with what its log says from here "
     "on",
 ]
+
+
+async def test_nothing_is_read_of_a_conversation_that_has_ended(scene: Scene) -> None:
+    half = msgpack.packb([0, 1, "query", [{"resource": "a"}]])[:-3]
+    scene.say(half)
+    assert scene.peer.dump_state().connection["partial"] == half
+    scene.say(b"\xc1" * 10)
+    assert scene.peer.is_closing
+    done = scene.peer.dump_state().done
+    # Its sender goes on, and the socket is still looked at in this turn.
+    scene.say(half)
+    state = scene.peer.dump_state()
+    assert (state.done, state.connection["partial"]) == (done, b"")
 
 
 async def test_defect_of_a_lockspace_refuses_the_request(

@@ -310,8 +310,11 @@ class Peer:
         """Reads what there is, and hands each request on; the end closes the peer.
 
         What takes too long is left for later (`has_more`). After an exception that is
-        none of the conversation the peer cannot go on: `abandon` it.
+        none of the conversation the peer cannot go on: `abandon` it. Of one that is to
+        be closed nothing is read: a successor would get it as half a message.
         """
+        if self.is_closing:
+            return
         if self._requests is None:
             data = self._read()
             if data is None:
