@@ -33,11 +33,12 @@ are gone, as in the soak: what comes and goes leaves holes between what stays.""
 BACK_SECONDS: Final = 60.0
 """Within which all that was used must be given back when all are gone."""
 
-MOST_SHARED: Final = 96 * 2**20
+MOST_SHARED: Final = 136 * 2**20
 """Bytes of shared memory that the daemon may have at any time.
 
-Each of two users that misbehave may leave 8 MiB unread (`unread_bytes_per_user`), which
-take five times as much while garbage is written out; the rest is for what is held.
+Each of three users, root with the workers that read slowly among them, may leave 8 MiB
+unread (`unread_bytes_per_user`). Both files of the ledger together take up to five times
+as much. 16 MiB are for what is held.
 """
 
 
