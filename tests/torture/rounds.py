@@ -37,8 +37,8 @@ MOST_SHARED: Final = 136 * 2**20
 """Bytes of shared memory that the daemon may have at any time.
 
 Each of three users, root with the workers that read slowly among them, may leave 8 MiB
-unread (`unread_bytes_per_user`). Both files of the ledger together take up to five times
-as much. 16 MiB are for what is held.
+unread (`unread_bytes_per_user`). Both files of the ledger together take up to five
+times as much. 16 MiB are for what is held.
 """
 
 
