@@ -1,5 +1,5 @@
-"""Who holds what: the lock table as a state machine.
+"""The lock table as a state machine: who holds what.
 
-No I/O, no clock, no logging, no randomness, no trio in this room: commands go in,
-effects come out, time is an argument. Everything goes through `LockEngine.handle`.
+This room has no I/O, clock, logging, randomness or trio. Commands go in, effects come
+out, and time is an argument. `LockEngine.handle` is the only way to change the state.
 """

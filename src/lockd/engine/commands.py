@@ -1,8 +1,8 @@
-"""All that can happen to the engine: small frozen values.
+"""The commands of the engine: small frozen values that say what happened.
 
-Numbers of sessions and owners are given by whoever drives the engine and are never
-reused. A session's own owner has the session's number. `request` is the number under
-which the answer is expected; it is unique among the unanswered requests of a session.
+The caller of the engine numbers sessions and owners, and never reuses a number. A
+session's own owner has the session's number. `request` is the number that the answer
+carries; it is unique among the unanswered requests of a session.
 """
 
 from msgspec import Struct
@@ -11,7 +11,7 @@ from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, 
 
 
 class Owner(Struct, frozen=True, gc=False):
-    """On whose behalf locks are held, as it is shown to others."""
+    """The owner of locks, as others see it."""
 
     name: str
     pid: int
@@ -21,7 +21,7 @@ class Owner(Struct, frozen=True, gc=False):
 
 
 class AddLockspace(Struct, frozen=True, gc=False):
-    """A lockspace comes into being."""
+    """A lockspace was added."""
 
     name: str
     #: Whether its resources need an anchor before they can be granted.
@@ -37,10 +37,10 @@ class OpenSession(Struct, frozen=True, gc=False):
 
 
 class RegisterOwner(Struct, frozen=True, gc=False):
-    """A session says for whom it acts; only before its first lock.
+    """A session says for whom it acts. It may do so once, before its first lock.
 
-    `owner_id` is the session's own number, or that of a process that owns its grants
-    whichever session asks for them, until `EndOwner`.
+    `owner_id` is the session's own number, or that of a process. A process keeps its
+    grants until `EndOwner`, no matter which session asked for them.
     """
 
     session: int
@@ -52,15 +52,15 @@ class RegisterOwner(Struct, frozen=True, gc=False):
 
 
 class CloseSession(Struct, frozen=True, gc=False):
-    """A client is gone."""
+    """A client disconnected."""
 
     session: int
 
 
 class DisconnectOwner(Struct, frozen=True, gc=False):
-    """The process of a registered owner closed its own session, but may live on.
+    """The process of a registered owner closed its own session.
 
-    Its grants end, or it is fenced; other sessions may go on to act for it.
+    It may still be alive.
     """
 
     owner_id: int
@@ -69,7 +69,7 @@ class DisconnectOwner(Struct, frozen=True, gc=False):
 class EndOwner(Struct, frozen=True, gc=False):
     """The process of a registered owner is dead.
 
-    Its grants end with it, or with the last session that acts for it (`until`).
+    Its grants end at once, or with the last session that acts for it (`until`).
     """
 
     owner_id: int
@@ -86,10 +86,10 @@ class Acquire(Struct, frozen=True, gc=False):
 
     session: int
     request: int
-    #: Of one lockspace, none twice.
+    #: All in one lockspace, without duplicates.
     keys: tuple[ResourceKey, ...]
     mode: Mode
-    #: None waits for ever, 0 tries, else seconds.
+    #: Seconds. None waits without a limit; 0 does not wait.
     timeout: float | None = None
     create: Create = None
     label: str | None = None
@@ -107,7 +107,7 @@ class Convert(Struct, frozen=True, gc=False):
 
 
 class Release(Struct, frozen=True, gc=False):
-    """A session gives back what its owner holds: by name, or by fencing token."""
+    """A session releases locks of its owner: by name, or by fencing token."""
 
     session: int
     request: int
@@ -116,7 +116,7 @@ class Release(Struct, frozen=True, gc=False):
 
 
 class Cancel(Struct, frozen=True, gc=False):
-    """A session no longer waits for one of its requests."""
+    """A session cancels one of its waiting requests."""
 
     session: int
     request: int
@@ -127,8 +127,8 @@ class BreakGrant(Struct, frozen=True, gc=False):
     """An admin takes a grant away.
 
     Attributes:
-        fence: whether the holder's process is ended first where its lock asks for that;
-            False where nobody can end it.
+        fence: end the holder's process first, if the lock requires that. False if the
+            daemon cannot end it.
     """
 
     session: int
@@ -139,33 +139,36 @@ class BreakGrant(Struct, frozen=True, gc=False):
 
 
 class AnchorOpened(Struct, frozen=True, gc=False):
-    """An anchor is held in the mode that `OpenAnchor` asked for."""
+    """An anchor is open in the mode that `OpenAnchor` asked for."""
 
     key: ResourceKey
 
 
 class AnchorRefused(Struct, frozen=True, gc=False):
-    """An anchor could not be had; what was held before is held still."""
+    """An anchor could not be opened. It stays in the mode that it had before."""
 
     key: ResourceKey
-    #: A code of the wire; "busy" is tried again while somebody waits.
+    #: A code of the wire. The engine retries after "busy" while a request waits.
     code: str
     message: str = ""
     outside: OutsideHolder | None = None
 
 
 class AnchorDelayed(Struct, frozen=True, gc=False):
-    """The answer to `OpenAnchor` does not come at once: a slow file system."""
+    """The answer to `OpenAnchor` takes longer: the file system is slow."""
 
     key: ResourceKey
 
 
 class Resume(Struct, frozen=True, gc=False):
-    """Somebody else drives the engine now: what was asked for is asked for again."""
+    """Another daemon drives the engine now.
+
+    The engine asks again for all that is open.
+    """
 
 
 class Tick(Struct, frozen=True, gc=False):
-    """Time passed; due when `LockEngine.next_deadline` says so."""
+    """Time passed. `LockEngine.next_deadline` says when a tick is due."""
 
 
 Command = (

@@ -1,9 +1,11 @@
-"""All that the engine can ask for: small frozen values, in the order of their doing.
+"""The effects of the engine: small frozen values that say what the caller must do.
 
-Within the effects of one command: a request that was given up is answered first; a
-grant's end (`Ended`) stands before the `CloseAnchor` or `OpenAnchor` that it causes,
-these before the grants that others get of it; the answer to a release, cancel, break
-or registration comes last.
+The order is part of the contract. Within the effects of one command:
+
+- The answer to a request that was given up comes first.
+- `Ended` comes before the `CloseAnchor` or `OpenAnchor` that it causes. Those come
+  before the grants that follow from them.
+- The answer to a release, cancel, break or registration comes last.
 """
 
 from msgspec import Struct
@@ -18,19 +20,19 @@ class Grant(Struct, frozen=True, gc=False):
     key: ResourceKey
     owner_id: int
     owner: Owner
-    #: The session that acquired it, which hears of its loss.
+    #: The session that acquired it. It hears of the loss of the grant.
     session: int
     mode: Mode
     fencing_token: int
     since: float
-    #: How many releases it takes: a shared hold is counted.
+    #: How many releases end it: a shared hold is counted.
     count: int = 1
     label: str | None = None
     reason: str | None = None
 
 
 class Waiter(Struct, frozen=True, gc=False):
-    """One place in a queue."""
+    """One waiting request."""
 
     owner: Owner
     session: int
@@ -42,7 +44,7 @@ class Waiter(Struct, frozen=True, gc=False):
 
 
 class LastHolder(Struct, frozen=True, gc=False):
-    """The grant of a resource that ended last, and how."""
+    """The last grant of a resource that ended, and its cause."""
 
     grant: Grant
     ended: float
@@ -58,10 +60,11 @@ class Wait(Struct, frozen=True, gc=False):
 
 
 class Situation(Struct, frozen=True, gc=False):
-    """Who holds a resource and who waits for it, at most 16 of each named.
+    """Who holds a resource and who waits for it. Names at most 16 of each.
 
     Attributes:
-        outside: who holds it outside lockd, as whoever is next found at its last try.
+        outside: the process outside lockd that has the file locked, as the first in
+            line found it at its last try.
     """
 
     key: ResourceKey
@@ -88,7 +91,7 @@ class Refused(Struct, frozen=True, gc=False):
     session: int
     request: int
     code: str
-    #: A sentence, where the code and the situation do not say everything.
+    #: A sentence, if the code and the situation do not explain everything.
     message: str = ""
     situation: Situation | None = None
     waited: float | None = None
@@ -104,7 +107,7 @@ class Completed(Struct, frozen=True, gc=False):
 
 
 class Queued(Struct, frozen=True, gc=False):
-    """A request waits; it will be answered later."""
+    """A request waits. Its answer comes later."""
 
     session: int
     request: int
@@ -114,14 +117,14 @@ class Queued(Struct, frozen=True, gc=False):
 
 
 class Ended(Struct, frozen=True, gc=False):
-    """A grant is no more."""
+    """A grant ended."""
 
     grant: Grant
     cause: str
 
 
 class Lost(Struct, frozen=True, gc=False):
-    """A session must be told that a grant of its own ends without its doing."""
+    """A session must hear that it lost a grant."""
 
     session: int
     grant: Grant
@@ -130,10 +133,10 @@ class Lost(Struct, frozen=True, gc=False):
 
 
 class OpenAnchor(Struct, frozen=True, gc=False):
-    """Have the anchor held in this mode, whatever it is held in now.
+    """Open the anchor in this mode, or change it to this mode.
 
-    Answered by `AnchorOpened` or `AnchorRefused`. While `in_use` somebody holds the
-    resource through this anchor, which then may not be exchanged for another.
+    The answer is `AnchorOpened` or `AnchorRefused`. With `in_use`, somebody holds the
+    resource through this anchor, so the caller must not replace the anchor by another.
     """
 
     key: ResourceKey
@@ -143,20 +146,20 @@ class OpenAnchor(Struct, frozen=True, gc=False):
 
 
 class CloseAnchor(Struct, frozen=True, gc=False):
-    """Let the anchor go; there is no answer."""
+    """Close the anchor. This effect has no answer."""
 
     key: ResourceKey
 
 
 class Fence(Struct, frozen=True, gc=False):
-    """End the owner's process; answered by `OwnerFenced` when it is dead."""
+    """Kill the owner's process. Answer with `OwnerFenced` when it is dead."""
 
     owner_id: int
     owner: Owner
 
 
 class ForgetOwner(Struct, frozen=True, gc=False):
-    """Nobody acts for this registered process any more, and it holds nothing."""
+    """A registered process holds nothing and has no sessions."""
 
     owner_id: int
 

@@ -1,7 +1,7 @@
-"""The laws of the table, derived anew from nothing but its state.
+"""The laws of the lock table, checked against its state.
 
-Shares no logic with what it checks: compatibility, turns and cycles are worked out
-here in the plainest way, however slow.
+The checks share no logic with the engine. They work out compatibility, order and cycles
+in the plainest way, however slow.
 """
 
 from collections import Counter
@@ -17,14 +17,14 @@ from lockd.terms import Mode, ResourceKey
 
 
 class BrokenLawError(AssertionError):
-    """Raised when the table is in a state that must not be: a defect of the engine."""
+    """Raised when the table breaks a law: a defect of the engine."""
 
 
 def check(engine: LockEngine) -> None:
     """Checks every law between two commands.
 
     Raises:
-        BrokenLawError: all broken laws, one a line.
+        BrokenLawError: lists all broken laws, one a line.
     """
     broken = list(_broken_laws(engine))
     if broken:
@@ -75,7 +75,7 @@ def _broken_anchor(
 
 
 def _could_go(engine: LockEngine, request: Request) -> bool:
-    """Tells whether a request is first everywhere and excluded by no holder."""
+    """Returns whether a request is first everywhere and no holder excludes it."""
     if request.state is PAUSED:
         return False
     for key in request.keys:
@@ -158,7 +158,7 @@ def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:
         for grant in owner.grants.values():
             names = [grant.key.resource]
             said[grant.owner.uid] += _bytes_said(names, grant.label, grant.reason)
-    # Who says nothing is not counted.
+    # `Counter` keeps entries of 0; `+` drops them.
     if engine.text_by_user != +said:
         yield f"{dict(engine.text_by_user)} bytes are counted as said, not {said}"
 
@@ -194,10 +194,11 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
 
 
 def _cycles(engine: LockEngine) -> Iterator[str]:
-    """Finds requests that nobody's release can help.
+    """Finds requests that no release can help.
 
-    Plays on to the end: grants what nothing is before, and has every owner that waits
-    for nothing release all. What is left, if anything, waits in a circle.
+    Simulates the future: grants every request with nothing before it, and releases
+    everything of every owner that waits for nothing. The requests that remain form a
+    cycle.
     """
     lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
     held = {

@@ -1,8 +1,8 @@
-"""The one door of the engine: `LockEngine.handle(command, now=...)`.
+"""The only entry to the engine: `LockEngine.handle(command, now=...)`.
 
-The engine is made of parts that know only those before them: `LockState` (who holds
-what), `LockTable` (how requests move), `Requests` and `Owners` (a handler for each
-command). The laws that hold between two commands are in `invariants`.
+The engine consists of `LockState` (who holds what), `LockTable` (how requests move),
+`Requests` and `Owners` (a handler for each command). Each knows only those before it.
+The laws that hold between two commands are in `invariants`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lockd.terms import Mode, OutsideHolder, ResourceKey
 
 
 class LockEngine:
-    """The locks of one daemon, and all that can happen to them.
+    """The locks of one daemon.
 
-    Other rooms change it by `handle` only, and read it by what is below. `state` and
-    `table` are for this room: `snapshot`, `records` and `invariants` (a test holds
-    the rest of `src` against it).
+    Other rooms change it with `handle` only, and read it through the methods below.
+    `state` and `table` are for this room: `snapshot`, `records` and `invariants`. A
+    test checks that no other module uses them.
 
     Args:
         last_token: every fencing token will be greater than this.
-        state: what an engine before this one knew; it counts instead.
+        state: the state of an earlier engine; replaces `last_token`.
     """
 
     def __init__(self, last_token: int = 0, *, state: LockState | None = None) -> None:
@@ -55,7 +55,7 @@ class LockEngine:
             c.Resume: self._resume,
             c.Tick: self._tick,
         }
-        # What others may look at, and cannot change (see below).
+        # Read-only views for other rooms.
         self.lockspaces: Mapping[str, c.AddLockspace] = state.lockspaces
         self.resources: Mapping[ResourceKey, ResourceView] = state.resources
         self.owners: Mapping[int, OwnerView] = state.owners
@@ -73,15 +73,17 @@ class LockEngine:
         )
 
     def handle(self, command: c.Command, *, now: float) -> list[e.Effect]:
-        """Takes in what happened; returns what is to be done, in that order.
+        """Carries out a command.
+
+        Returns the effects, in the order in which to perform them.
+
+        The caller must perform every effect, and answer each `OpenAnchor` and `Fence`
+        with a command of its own. Each request has exactly one answer: `Granted`,
+        `Refused` or `Completed`. The answer may come with a later command.
 
         Args:
             command: must name lockspaces, sessions and owners that exist.
             now: seconds of a clock that never goes back.
-
-        You must carry out every effect, and answer each `OpenAnchor` and `Fence` with
-        a command of its own. A request is answered by exactly one `Granted`, `Refused`
-        or `Completed`, now or in the effects of a later command.
         """
         answer = self._handlers[type(command)](command, now)
         effects = self.table.settle(now)
@@ -90,7 +92,7 @@ class LockEngine:
         return effects
 
     def next_deadline(self) -> float | None:
-        """Returns when `Tick` is due; None if nothing waits for time."""
+        """Returns when the next `Tick` is due; None if no request has a deadline."""
         return self.table.next_deadline()
 
     # Lockspaces, anchors and time.
@@ -108,7 +110,7 @@ class LockEngine:
         self.table.anchor_delayed(self.state.resources[command.key], now)
 
     def _resume(self, command: c.Resume, now: float) -> None:
-        """Asks again for every anchor and every death that was not answered."""
+        """Asks again for every anchor and every death without an answer."""
         resources = self.state.resources.values()
         for request in {x.pending: None for x in resources if x.pending}:
             self.table.open_again(request)
@@ -126,22 +128,22 @@ class LockEngine:
 
     @property
     def granted(self) -> int:
-        """How many grants there ever were."""
+        """How many grants were ever made."""
         return self.state.granted
 
     @property
     def refused(self) -> int:
-        """How many requests were refused."""
+        """How many requests were ever refused."""
         return self.state.refused
 
     @property
     def ended(self) -> int:
-        """How many grants ended."""
+        """How many grants have ended."""
         return self.state.ended
 
     @property
     def held(self) -> int:
-        """How many grants there are."""
+        """How many grants exist."""
         return self.state.held
 
     @property
@@ -152,55 +154,55 @@ class LockEngine:
     # Reading: who holds what.
 
     def owner_of(self, session_id: int) -> c.Owner:
-        """Returns on whose behalf a session acts."""
+        """Returns the owner for whom a session acts."""
         return self.sessions[session_id].owner.identity
 
     def grants(self) -> Iterator[e.Grant]:
-        """Goes through all grants."""
+        """Yields all grants."""
         return self.state.grants()
 
     def grant_of(self, fencing_token: int) -> e.Grant | None:
-        """Finds a grant by its fencing token."""
+        """Returns the grant with a fencing token."""
         return self.state.grant_of(fencing_token)
 
     def grants_of(self, session_id: int) -> Sequence[e.Grant]:
-        """Returns what the owner holds for whom a session acts."""
+        """Returns the grants of the owner for whom a session acts."""
         return tuple(self.sessions[session_id].owner.grants.values())
 
     def holders(self, key: ResourceKey) -> Sequence[e.Grant]:
-        """Returns the grants of a resource, in their order."""
+        """Returns the grants of a resource, oldest first."""
         resource = self.resources.get(key)
         return tuple(resource.holders.values()) if resource else ()
 
     def holds(self, key: ResourceKey, fencing_token: int) -> bool:
-        """Tells whether a grant is still held."""
+        """Returns whether a resource is held with a fencing token."""
         return any(x.fencing_token == fencing_token for x in self.holders(key))
 
     def must_fence(self, grant: e.Grant) -> bool:
-        """Tells whether the holder must be dead before the lock is taken from it."""
+        """Returns whether the holder must be dead before its lock ends."""
         return self.state.must_fence(grant)
 
     # Reading: who waits.
 
     def situation(self, key: ResourceKey) -> e.Situation:
-        """Describes who holds a resource and who waits, also if nobody does."""
+        """Returns the holders and waiters of a resource. Both may be empty."""
         return self.state.situation(key)
 
     def announced(self) -> Iterator[RequestView]:
-        """Goes through the requests whose sessions know that they wait (`Queued`)."""
+        """Yields the requests whose sessions know that they wait (`Queued`)."""
         return (x for x in self.state.requests() if x.is_announced)
 
     # Reading: anchors.
 
     def needs_anchor(self, key: ResourceKey) -> bool:
-        """Tells whether an anchor is held or being opened."""
+        """Returns whether an anchor is open or being opened."""
         resource = self.state.resources.get(key)
         return resource is not None and bool(resource.anchor or resource.pending)
 
     def opens_for(self, key: ResourceKey) -> int | None:
         """Returns the session for which an anchor is being opened.
 
-        None if it gets nothing by it any more: its request was answered.
+        None if its request has been answered.
         """
         request = self.state.resources[key].pending
         if request is None or request.is_answered:
@@ -208,8 +210,8 @@ class LockEngine:
         return request.session.session_id
 
 
-# What other rooms see of the engine's objects: the attributes that they may read. The
-# type checker rejects any other use. The classes that are shown have the docstrings.
+# The attributes of the engine's objects that other rooms may read. The type checker
+# rejects any other use. The classes themselves have the docstrings.
 # ruff: noqa: D102
 
 

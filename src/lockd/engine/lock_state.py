@@ -1,8 +1,8 @@
-"""Who holds what and who waits: all that the engine knows.
+"""All that the engine knows: who holds what, and who waits.
 
-Grants, requests, sessions and owners enter and leave here only. Each of these steps
-keeps the counts, the users' amounts and the marks for `records` right. Whose turn it
-is, `lock_table` decides.
+Grants, requests, sessions and owners are added and removed here only. Each step also
+updates the counts, the users' amounts and the marks for `records`. `lock_table` decides
+which request is next.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from lockd.engine.usage import Usage
 from lockd.terms import Mode, ResourceKey
 
 MAX_LAST_HOLDERS: Final = 1024
-"""How many resources are remembered with their last holder (protocol 7.4)."""
+"""For how many resources the engine remembers the last holder (protocol 7.4)."""
 
 COUNTS: Final = ("last_token", "last_order", "granted", "refused", "ended")
-"""The numbers of the engine that outlive it."""
+"""The engine's counters that survive a restart."""
 
 Kind = Literal["lockspace", "owner", "session", "grant", "request", "last"]
 
 
 class Changes(dict[tuple[Kind, Any], Any]):
-    """Marks: what changed since `records` was last asked, by kind and name.
+    """Marks by kind and name: what changed since the last call of `records.changes`.
 
-    A grant, a request and a last holder come along, as they are now. The rest is looked
-    up when it is asked for.
+    A grant, a request and a last holder are stored with their mark. `records` looks up
+    the rest when it reads the marks.
     """
 
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
         super().__init__()
-        #: The counts that were last told. At first nobody knows any.
+        #: The counts that were reported last. The first report always differs.
         self.counts: tuple[int, ...] = (0, 0, sys.maxsize, sys.maxsize)
 
     def tell_counts(self, counts: tuple[int, ...]) -> bool:
-        """Tells whether the counts are others than those told last; remembers them."""
+        """Returns whether the counts have changed since the last report."""
         is_new = counts != self.counts
         self.counts = counts
         return is_new
@@ -61,14 +61,14 @@ class LockState:
 
     Args:
         last_token: every fencing token will be greater than this.
-        counts: the numbers of `COUNTS`, of an engine that is restored.
+        counts: the counters named in `COUNTS`, of an engine that is restored.
     """
 
     def __init__(self, last_token: int = 0, **counts: int) -> None:
         self.last_token = last_token
-        #: The turn of the youngest request.
+        #: The order of the youngest request.
         self.last_order = counts.get("last_order", 0)
-        #: Grants that were made, requests that were refused, grants that ended.
+        #: Grants made, requests refused, grants ended.
         self.granted = counts.get("granted", 0)
         self.refused = counts.get("refused", 0)
         self.ended = counts.get("ended", 0)
@@ -79,22 +79,22 @@ class LockState:
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
         self.sessions: dict[int, Session] = {}
-        #: The eldest first.
+        #: The oldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
-        #: What changed and was not yet told; None if nobody wants to know.
+        #: What changed since the last report; None if nobody asks for changes.
         self.changed: Changes | None = None
 
     @property
     def held(self) -> int:
-        """How many grants there are."""
+        """How many grants exist."""
         return self.granted - self.ended
 
     def follow(self) -> None:
-        """Marks from now on what changes, for `records`."""
+        """Begins to mark changes for `records`."""
         self.changed = Changes()
 
     def mark(self, kind: Kind, name: str | int, thing: Request | None = None) -> None:
-        """Marks something as new, changed or gone."""
+        """Marks something as new, changed or removed."""
         if self.changed is not None:
             self.changed[kind, name] = thing
 
@@ -111,18 +111,18 @@ class LockState:
         self.mark("owner", owner.owner_id)
 
     def remove_owner(self, owner_id: int) -> None:
-        """Removes an owner that holds nothing and for whom nobody acts."""
+        """Removes an owner without grants and sessions."""
         del self.owners[owner_id]
         self.mark("owner", owner_id)
 
     def add_session(self, session: Session) -> None:
-        """Adds a session, and has it act for its owner."""
+        """Adds a session, and attaches it to its owner."""
         session.owner.sessions[session.session_id] = session
         self.sessions[session.session_id] = session
         self.mark("session", session.session_id)
 
     def remove_session(self, session: Session) -> None:
-        """Removes a session that waits for nothing."""
+        """Removes a session without requests."""
         del session.owner.sessions[session.session_id]
         del self.sessions[session.session_id]
         self.mark("session", session.session_id)
@@ -130,20 +130,20 @@ class LockState:
     # Resources.
 
     def resource(self, key: ResourceKey) -> Resource:
-        """Returns a resource, which is made if nobody holds it or waits for it."""
+        """Returns a resource. Creates it if nobody holds it or waits for it."""
         resource = self.resources.get(key)
         if resource is None:
             resource = self.resources[key] = Resource(key)
         return resource
 
     def situation(self, key: ResourceKey) -> Situation:
-        """Describes who holds a resource and who waits, also if nobody does."""
+        """Returns the holders and waiters of a resource. Both may be empty."""
         return (self.resources.get(key) or Resource(key)).situation()
 
     # Requests.
 
     def next_order(self) -> int:
-        """Returns the turn of a new request."""
+        """Returns the order of a new request."""
         self.last_order += 1
         return self.last_order
 
@@ -156,7 +156,7 @@ class LockState:
             self.changed["request", request.order] = request
 
     def remove_request(self, request: Request) -> None:
-        """Removes a request that is answered."""
+        """Removes an answered request."""
         request.session.remove(request)
         self.waiting -= 1
         self.usage.remove_request(request)
@@ -164,7 +164,7 @@ class LockState:
             self.changed["request", request.order] = request
 
     def count_refusal(self) -> None:
-        """Counts a request that is refused."""
+        """Counts a refused request."""
         self.refused += 1
 
     def refusal(
@@ -174,13 +174,13 @@ class LockState:
         message: str = "",
         key: ResourceKey | None = None,
     ) -> Refused:
-        """Returns the answer to a command that never becomes a request; counts it."""
+        """Counts and returns the answer to a command that never becomes a request."""
         self.count_refusal()
         situation = None if key is None else self.situation(key)
         return Refused(command.session, command.request, code, message, situation)
 
     def requests(self) -> Iterator[Request]:
-        """Goes through all unanswered requests."""
+        """Yields all unanswered requests."""
         return (r for s in self.sessions.values() for r in s.requests.values())
 
     # Grants.
@@ -218,14 +218,17 @@ class LockState:
         return grant
 
     def put_grant(self, grant: Grant) -> None:
-        """Replaces a grant by another state of it."""
+        """Replaces the grant with the same fencing token."""
         self.resource(grant.key).holders[grant.owner_id] = grant
         self.owners[grant.owner_id].put(grant)
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
     def remove_grant(self, grant: Grant, cause: str, now: float) -> Resource | None:
-        """Ends a grant; returns its resource if somebody else or its anchor is left."""
+        """Ends a grant.
+
+        Returns its resource if it has an anchor, a holder or a line.
+        """
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
         del resource.holders[grant.owner_id]
@@ -252,28 +255,28 @@ class LockState:
                 self.changed["last", forgotten] = None
 
     def count_again(self) -> int:
-        """Counts the grants that are there, as some may be lost; returns how many."""
+        """Recounts the grants after a loss. Returns how many exist."""
         held = sum(len(owner.grants) for owner in self.owners.values())
         self.ended = self.granted - held
         return held
 
     def grants(self) -> Iterator[Grant]:
-        """Goes through all grants."""
+        """Yields all grants."""
         return (g for owner in self.owners.values() for g in owner.grants.values())
 
     def grant_of(self, fencing_token: int) -> Grant | None:
-        """Finds a grant by its fencing token."""
+        """Returns the grant with a fencing token."""
         owners = self.owners.values()
         found = (owner.grants.get(fencing_token) for owner in owners)
         return next(filter(None, found), None)
 
     def held_by(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
-        """Returns what an owner holds of a resource."""
+        """Returns the grant of an owner at a resource."""
         resource = self.resources.get(key)
         return None if resource is None else resource.holders.get(owner.owner_id)
 
     def must_fence(self, grant: Grant) -> bool:
-        """Tells whether the holder must be dead before the lock is taken from it."""
+        """Returns whether the holder must be dead before its lock ends."""
         lockspace = self.lockspaces[grant.key.lockspace]
         owner = self.owners[grant.owner_id]
         return "kill" in (owner.on_disconnect, lockspace.on_disconnect)

@@ -1,13 +1,13 @@
-"""The elementary moves of the engine: wait, move up, open an anchor, grant, end.
+"""The elementary steps of the engine: wait, move up, open an anchor, grant, end.
 
-Theory of operation. Whatever may let somebody move up marks its resource *unsettled*;
-before the engine returns, `settle` grants the request at the front of every such
-resource, and the next, until one has to wait. So grants follow from the state of the
-table, never from the event that changed it, and no wake-up can be lost.
+Every step that may let a request move up marks its resource as *unsettled*. `settle`
+runs before the engine returns: at each such resource it grants the first request, then
+the next, until one has to wait. So a grant follows from the state of the table and
+never from the event that changed it. No wake-up can be lost.
 
-Where an anchor is needed, moving up ends in `OpenAnchor` and continues in
-`anchor_answered`. A request for several resources moves up when it is at the front of
-all of them, and is granted when all their anchors are open; it holds nothing before.
+If a lockspace has anchors, moving up ends with `OpenAnchor` and continues in
+`anchor_answered`. A request for several resources moves up when it is first at all of
+them. It is granted when all its anchors are open, and holds nothing before.
 """
 
 from __future__ import annotations
@@ -46,30 +46,36 @@ from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 TRY_PATIENCE: Final = 10.0
-"""Seconds that a try waits for an anchor that does not answer at once."""
+"""Seconds that a request with timeout 0 waits for a slow anchor."""
 
 _FEW: Final = 64
 
 
 class Deadlines(list[tuple[float, int, Request]]):
-    """A heap of when, turn and request; what was answered meanwhile is passed over."""
+    """A heap of time, order and request.
+
+    It skips requests that are already answered.
+    """
 
     def add(self, when: float, request: Request, waiting: int) -> None:
-        """Enters when a request is due; `waiting` is how many requests wait at all."""
+        """Adds the time at which a request is due.
+
+        `waiting` is how many requests wait.
+        """
         if len(self) > _FEW + 4 * waiting:
-            # Most belong to requests that were answered long before their time.
+            # Most entries belong to requests that were answered long before their time.
             self[:] = [entry for entry in self if not _is_stale(entry)]
             heapq.heapify(self)
         heapq.heappush(self, (when, request.order, request))
 
     def first(self) -> float | None:
-        """Returns when the earliest is due; None if nothing waits for time."""
+        """Returns when the earliest request is due; None without any."""
         while self and _is_stale(self[0]):
             heapq.heappop(self)
         return self[0][0] if self else None
 
     def take_first(self) -> Request:
-        """Takes out the earliest, which must be there."""
+        """Removes and returns the earliest request. The heap must not be empty."""
         return heapq.heappop(self)[2]
 
 
@@ -79,7 +85,7 @@ def _is_stale(entry: tuple[float, int, Request]) -> bool:
 
 
 class LockTable:
-    """Moves requests and grants in a `LockState`; says what has to be done for it."""
+    """Moves requests and grants in a `LockState`, and collects the effects."""
 
     def __init__(self, state: LockState) -> None:
         self._state = state
@@ -92,30 +98,33 @@ class LockTable:
         self._effects: list[Effect] = []
 
     def tell(self, effect: Effect) -> None:
-        """Adds something to be done, after all that was said before."""
+        """Appends an effect."""
         self._effects.append(effect)
 
     @property
     def has_work(self) -> bool:
-        """Whether something is to be moved up or to be said: never between commands."""
+        """Whether a resource is unsettled or an effect pending.
+
+        Never between commands.
+        """
         return bool(self._unsettled or self._effects)
 
     def timed(self) -> set[tuple[float, Request]]:
-        """Returns which request is due when; some may be answered by now."""
+        """Returns which request is due when. Some may be answered."""
         return {(when, request) for when, _, request in self._deadlines}
 
     def next_deadline(self) -> float | None:
-        """Returns when a request is due that waits for time; None if none does."""
+        """Returns when the next request is due; None without any."""
         return self._deadlines.first()
 
     # Waiting.
 
     def wait(self, request: Request, now: float) -> None:
-        """Gives a new request its place in the lines, or refuses a deadlock."""
+        """Puts a new request into the lines, or refuses it because of a deadlock."""
         request.become(QUEUED)
         for key in request.keys:
             self._state.resource(key).enqueue(request)
-        # A convert goes before who waits, so that they now wait for its owner, too.
+        # A convert goes before acquires, so these now wait for its owner too.
         new = request.owner.waiting() if request.converting else [request]
         if cycle := self.cycle_of(new):
             self.refuse(request, "deadlock", now, cycle=cycle)
@@ -123,13 +132,13 @@ class LockTable:
             self._announce(request)
 
     def cycle_of(self, requests: Sequence[Request]) -> tuple[Wait, ...]:
-        """Returns a cycle in which one of these requests waits; empty if none does."""
+        """Returns a cycle in which one of these requests waits; empty without one."""
         state = self._state
         cycles = (find_cycle(r, state.resources, state.owners) for r in requests)
         return next(filter(None, cycles), ())
 
     def _announce(self, request: Request) -> None:
-        """Tells the session that its request waits, and begins to count its time."""
+        """Tells the session that its request waits, and starts its timeout."""
         self._effects.append(
             Queued(
                 request.session.session_id,
@@ -143,11 +152,11 @@ class LockTable:
             self._deadlines.add(request.deadline, request, self._state.waiting)
 
     def pass_time(self, now: float) -> None:
-        """Refuses the requests whose time is over, and ends the pauses that are."""
+        """Refuses the requests that have timed out; ends the pauses that are over."""
         while (when := self._deadlines.first()) is not None and when <= now:
             request = self._deadlines.take_first()
             if when == request.deadline:
-                # That is when it ended, even if the tick comes late.
+                # The deadline counts, even if the tick comes late.
                 self.refuse(request, "timeout", when)
             else:
                 request.end_pause()
@@ -157,12 +166,12 @@ class LockTable:
     # Answering.
 
     def answered(self, request: Request) -> None:
-        """Takes a request out of everything: from now on it waits for nothing."""
+        """Removes a request from everything: it waits for nothing from now on."""
         state = self._state
         request.become(ABANDONED if request.opening else ANSWERED)
         state.remove_request(request)
         for key in request.keys:
-            # An idle resource has been dropped, and with it the place in its line.
+            # An idle resource has been dropped together with its line.
             resource = state.resources.get(key)
             if resource is not None and (resource.converting or resource.waiting):
                 resource.dequeue(request)
@@ -178,7 +187,7 @@ class LockTable:
         message: str = "",
         cycle: Sequence[Wait] = (),
     ) -> None:
-        """Refuses a request that was added, wherever it is."""
+        """Refuses a request that was added, in any state."""
         resource = self._state.resources.get(key or self._obstacle(request))
         self._state.count_refusal()
         self._effects.append(
@@ -196,7 +205,7 @@ class LockTable:
         self.answered(request)
 
     def _obstacle(self, request: Request) -> ResourceKey:
-        """Returns the resource that stands in a request's way; any, if none does."""
+        """Returns a resource where the request has to wait, or its first one."""
         for key in request.keys:
             resource = self._state.resources.get(key)
             if resource and not resource.lets_pass(request):
@@ -206,9 +215,9 @@ class LockTable:
     # Moving up.
 
     def settle(self, now: float) -> list[Effect]:
-        """Moves up whoever can; returns all that has to be done since the last call."""
+        """Moves up every request that can. Returns the effects since the last call."""
         if self._unsettled:
-            # Settling one resource may unsettle others, which then have their turn.
+            # Settling one resource may append others to this list.
             for resource in self._unsettled:
                 self._settle(resource, now)
             self._unsettled.clear()
@@ -229,7 +238,7 @@ class LockTable:
             self._tidy(resource)
 
     def _tidy(self, resource: Resource) -> None:
-        """Makes the anchor follow the holders; drops what nobody needs."""
+        """Closes an anchor without holders; drops an idle resource."""
         if not resource.holders:
             if resource.anchor is not None:
                 resource.anchor_is(None)
@@ -238,7 +247,7 @@ class LockTable:
                 self._state.resources.pop(resource.key, None)
 
     def move_up(self, request: Request, now: float) -> None:
-        """Grants a request whose turn it is, or has its anchors opened first."""
+        """Grants the first request of a line, or asks for its anchors first."""
         state = self._state
         to_open: list[Resource] = []
         for key in request.keys:
@@ -264,7 +273,7 @@ class LockTable:
         )
 
     def open_again(self, request: Request) -> None:
-        """Has all anchors of a request opened anew: no answer will come any more."""
+        """Asks again for the pending anchors of a request: the old answers are lost."""
         found = filter(None, map(self._state.resources.get, request.keys))
         asked = [resource for resource in found if resource.pending is request]
         request.open_anchors(len(asked))
@@ -272,7 +281,7 @@ class LockTable:
             self._open_anchor(resource, request, resource.anchor_wanted or request.mode)
 
     def anchor_delayed(self, resource: Resource, now: float) -> None:
-        """Lets a request run out of time while its anchor is being opened."""
+        """Notes that an anchor is slow: the request now waits, and can time out."""
         request = resource.pending
         if request is not None and request.state is OPENING:
             if request.tries:
@@ -284,7 +293,7 @@ class LockTable:
     def anchor_answered(
         self, resource: Resource, refusal: AnchorRefused | None, now: float
     ) -> None:
-        """Continues when an anchor is open, or cannot be had."""
+        """Continues after an anchor is open or refused."""
         request = resource.pending
         assert request is not None
         self._state.mark("request", request.order, request)
@@ -312,11 +321,11 @@ class LockTable:
         self._end_opening(request)
 
     def _finish_given_up_convert(self, resource: Resource, request: Request) -> None:
-        """Brings anchor and holders together after a convert that nobody waits for.
+        """Makes anchor and holders agree after an abandoned convert.
 
-        What was asked down stays down: the anchor may be shared with others by now.
-        What was asked up is taken back; if even that fails, the anchor is held more
-        strongly than need be, which is safe.
+        A convert to shared stays in force: others may share the anchor by now. A
+        convert to exclusive is undone. If even that fails, the anchor stays exclusive,
+        which is safe.
         """
         held = resource.holders.get(request.owner.owner_id)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
@@ -341,7 +350,7 @@ class LockTable:
                 key=refusal.key,
                 message=refusal.message,
             )
-        # It keeps its place, which is the first one.
+        # It keeps its place, the first one.
         for key in request.keys:
             self._state.resources[key].enqueue_first(request)
         was_announced = request.is_announced
@@ -385,7 +394,7 @@ class LockTable:
         label: str | None,
         reason: str | None,
     ) -> None:
-        """Grants what was asked for under a number, all together."""
+        """Grants all resources of a request together."""
         state, owner = self._state, session.owner
         grants = []
         for key in keys:
@@ -393,7 +402,7 @@ class LockTable:
             if held is None:
                 grant = state.add_grant(session, key, mode, now, label, reason)
             else:
-                # Two shared requests of one owner waited: a hold, counted.
+                # Two shared requests of one owner waited: they share one counted hold.
                 grant = replace(held, count=held.count + 1)
                 state.put_grant(grant)
             grants.append(grant)
@@ -420,14 +429,14 @@ class LockTable:
     # Ending.
 
     def end(self, grant: Grant, cause: str, now: float) -> None:
-        """Ends a grant; a convert that waits for it must be answered before."""
+        """Ends a grant. The caller must answer a waiting convert of it first."""
         to_settle = self._state.remove_grant(grant, cause, now)
         self._effects.append(Ended(grant, cause))
         if to_settle is not None:
             self._unsettled.append(to_settle)
 
     def give_up_convert(self, owner: OwnerState, key: ResourceKey, now: float) -> None:
-        """Refuses the convert, if any, of a grant that is about to end."""
+        """Refuses the waiting convert, if any, of a grant that is about to end."""
         request = self._state.resources[key].convert_of(owner)
         if request is not None:
             message = "it was released while it waited to be converted"

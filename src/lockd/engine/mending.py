@@ -1,7 +1,7 @@
-"""Brings together what is left of an engine when something of it could not be read.
+"""Repairs the state of an engine after a part of it could not be read.
 
-Whoever lost something is named, so that its session can be ended: nobody may go on as
-if it held or waited for what nobody knows of. Where all is there, nothing happens.
+The result names every session that lost something, so that the caller can end it: no
+client may rely on a lock or a place that is lost. A complete state stays unchanged.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ class Losses(Struct):
 
     Attributes:
         problems: a sentence each.
-        sessions: lost a grant or a place in a line, or stand where somebody may be
-            missing; the laws hold when they are closed.
+        sessions: have lost a grant or a place in a line, or stand where a request may
+            be missing. The laws hold after they are closed.
         orphans: owners whose session is missing, or that nobody needs.
     """
 
@@ -31,7 +31,7 @@ class Losses(Struct):
 
 
 def mend(state: LockState, *, known: bool) -> Losses:
-    """Drops what has lost its counterpart.
+    """Drops what contradicts the rest.
 
     Args:
         state: loaded, and not yet used.
@@ -83,7 +83,7 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Lets the youngest of holders stay that exclude each other."""
+    """Removes holders that exclude the youngest one."""
     modes = [grant.mode for grant in resource.holders.values()]
     if "exclusive" not in modes:
         return
@@ -99,7 +99,7 @@ def _all_requests(state: LockState) -> list[Request]:
 
 
 def _is_in_place(state: LockState, request: Request) -> bool:
-    """Tells whether a request is opening, or else in line, at each of its keys."""
+    """Returns whether a request is opening, or in line, at each of its keys."""
     if not all(key in state.resources for key in request.keys):
         return False
     resources = [state.resources[key] for key in request.keys]
@@ -116,7 +116,7 @@ def _is_in_place(state: LockState, request: Request) -> bool:
 
 
 def _suspects(state: LockState, resource: Resource) -> list[Request]:
-    """Returns a whole line whose first has nobody before it, and yet waits."""
+    """Returns the whole line if its first request waits with nothing before it."""
     front = resource.front()
     if front is None or front.state is PAUSED:
         return []
@@ -135,7 +135,7 @@ def _beside(state: LockState, request: Request) -> Iterator[Request]:
 
 
 def _drop_request(state: LockState, losses: Losses, request: Request, why: str) -> None:
-    """Takes a request from its places; it is answered by the end of its session."""
+    """Removes a request from its places. The end of its session answers it."""
     session = request.session.session_id
     losses.problems.append(f"request {request.order} of session {session}: {why}")
     if not request.is_answered:
@@ -158,7 +158,7 @@ def _put_in_order(state: LockState, resource: Resource) -> None:
 
 def _break_circles(state: LockState, losses: Losses) -> None:
     requests = list(state.requests())
-    # A request that was dropped may name a resource that is not there any more.
+    # A dropped request may name a resource that no longer exists.
     resources = {key: Resource(key) for request in requests for key in request.keys}
     resources |= state.resources
     for request in requests:

@@ -1,10 +1,10 @@
-"""Sessions and owners: how they begin, how they end, and what becomes of their locks.
+"""Sessions and owners: how they begin and end, and what happens to their locks.
 
-An owner ends with its own session, or with its process. Where its lock asks for that
-(`LockState.must_fence`), its process is fenced first: the engine asks for `Fence` and
-keeps the grants until `OwnerFenced`.
+An owner ends with its own session, or with its process. If one of its locks requires
+fencing (`LockState.must_fence`), the engine asks for `Fence` and keeps these grants
+until `OwnerFenced`.
 
-Each handler returns its answer to the sender of the command, if there is one.
+A handler returns its answer to the sender of the command, if the command has one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Owners:
         self._state.add_session(Session(command.session, owner))
 
     def register_owner(self, command: c.RegisterOwner, now: float) -> e.Effect:
-        """Names the owner for whom a session acts."""
+        """Sets the owner for whom a session acts."""
         session = self._state.sessions[command.session]
         owner = session.owner
         if session.registered or owner.grants or session.requests:
@@ -47,7 +47,7 @@ class Owners:
         return e.Completed(command.session, command.request)
 
     def _join_process(self, session: Session, command: c.RegisterOwner) -> OwnerState:
-        """Returns the owner that a process is; the session gives up its own."""
+        """Returns the owner of a process, and removes the session's own."""
         self._state.remove_owner(session.session_id)
         owner = self._state.owners.get(command.owner_id)
         if owner is None:
@@ -59,7 +59,7 @@ class Owners:
     # Ending.
 
     def close_session(self, command: c.CloseSession, now: float) -> None:
-        """Removes a session, and all that ends with it."""
+        """Removes a session, and ends what depends on it."""
         session = self._state.sessions[command.session]
         owner = session.owner
         for request in list(session.requests.values()):
@@ -73,25 +73,25 @@ class Owners:
             self._forget_if_idle(owner)
 
     def disconnect_owner(self, command: c.DisconnectOwner, now: float) -> None:
-        """Ends what a process holds that closed its own session."""
+        """Ends the grants of a process that closed its own session."""
         owner = self._state.owners[command.owner_id]
         self._end_or_fence(owner, now)
-        # Others may act for it while its process lives.
+        # Other sessions may act for it while its process lives.
         owner.end(ended=owner.fencing is not None)
 
     def end_owner(self, command: c.EndOwner, now: float) -> None:
-        """Ends what a dead process holds."""
+        """Ends the grants of a dead process."""
         self._end_all(self._state.owners[command.owner_id], "owner_died", now)
 
     def owner_fenced(self, command: c.OwnerFenced, now: float) -> None:
-        """Ends what a process holds that was fenced and is dead now."""
+        """Ends the grants of a process that was fenced and is dead now."""
         owner = self._state.owners.get(command.owner_id)
-        # It may have released everything and gone before its process was dead.
+        # It may have released everything and disconnected before its process was dead.
         if owner is not None:
             self._end_all(owner, owner.fencing or "owner_died", now)
 
     def _end_or_fence(self, owner: OwnerState, now: float) -> None:
-        """Ends an owner whose process may live: fenced first where that is asked."""
+        """Ends an owner whose process may live; fences it if a lock requires that."""
         self._refuse_waiting(owner, now, "cancelled", "its owner's own session ended")
         for grant in list(owner.grants.values()):
             if not self._state.must_fence(grant):
@@ -101,7 +101,7 @@ class Owners:
         self._forget_if_idle(owner)
 
     def _end_all(self, owner: OwnerState, cause: str, now: float) -> None:
-        """Ends all grants of an owner whose process is dead, unless they linger."""
+        """Ends the grants of an owner whose process is dead, unless they linger."""
         self._refuse_waiting(owner, now, *OWNER_IS_DEAD)
         if owner.lingers and cause == "owner_died":
             return
@@ -112,7 +112,7 @@ class Owners:
     def _refuse_waiting(
         self, owner: OwnerState, now: float, code: str, message: str
     ) -> None:
-        """Refuses what waits for an owner that has ended, and all that will come."""
+        """Refuses the waiting requests of an owner that has ended, and later ones."""
         owner.end()
         self._state.mark("owner", owner.owner_id)
         for request in owner.waiting():
@@ -125,7 +125,7 @@ class Owners:
             self._table.tell(e.Fence(owner.owner_id, owner.identity))
 
     def _lose(self, grant: e.Grant, cause: str, now: float) -> None:
-        """Ends a grant, and tells the session that acquired it, unless it was told."""
+        """Ends a grant. Tells the session that acquired it, unless it already knows."""
         if self._state.owners[grant.owner_id].fencing != "broken":
             self._tell_lost(grant, cause)
         self._table.end(grant, cause, now)
@@ -144,7 +144,10 @@ class Owners:
     # An admin, and a successor of the daemon.
 
     def break_grant(self, command: c.BreakGrant, now: float) -> e.Effect:
-        """Takes a grant from its holder, who is fenced first where that is asked."""
+        """Takes a grant from its holder.
+
+        Fences the holder first if the lock requires that.
+        """
         token = command.fencing_token
         grant = self._state.grant_of(token)
         if grant is None:
@@ -154,7 +157,7 @@ class Owners:
         owner = self._state.owners[grant.owner_id]
         self._table.give_up_convert(owner, grant.key, now)
         if command.fence and self._state.must_fence(grant):
-            # All that it holds goes with the process.
+            # All its other grants end with the process.
             for doomed in list(owner.grants.values()) if owner.fencing is None else ():
                 self._tell_lost(doomed, "broken", command.reason)
             self._fence(owner, "broken")
@@ -166,7 +169,7 @@ class Owners:
         return e.Completed(command.session, command.request)
 
     def fence_again(self) -> None:
-        """Asks again for every process that is being ended."""
+        """Asks again for the death of every process that is being killed."""
         for owner in self._state.owners.values():
             if owner.fencing is not None and owner.grants:
                 self._table.tell(e.Fence(owner.owner_id, owner.identity))

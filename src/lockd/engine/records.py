@@ -1,21 +1,23 @@
-"""The engine as records that change one by one: what outlives a crash.
+"""The engine's state as separate records, which survive a crash.
 
-A record is a kind, a name and a value. A change costs the records that it is about,
-however much is held and however many wait. Kinds, names and values:
+A record is a kind, a name and a value. A change rewrites only the records it affects,
+so its cost does not grow with the number of locks and waiters. The kinds:
 
     counts      0                  `VERSION` and `READABLE_FROM` of `snapshot`, then its
-                                   `COUNTS`: tokens and turns given, statistics
+                                   `COUNTS`: last token, last order, statistics
     lockspace   its name           the command that added it
-    owner       its number         without what it holds
-    session     its number         without what it waits for
+    owner       its number         without its grants
+    session     its number         without its requests
     grant       fencing token      the whole grant
-    request     its turn           with the anchors that are being opened for it
+    request     its order          with the anchors that are being opened for it
     last        its key            the last holder of a resource, and a rank by age
 
-Resources are not recorded. Holders follow from the grants, in the order of their
-tokens; lines from the requests, in the order of their turns: a request for which no
-anchor is being opened stands in the line of each of its keys. An anchor that is not
-being opened is held as the resource is.
+Resources have no records; they follow from the others:
+
+- The holders are the grants, in the order of their tokens.
+- The lines are the requests, in their order. A request without an opening anchor stands
+  in the line of each of its keys.
+- An anchor that is not being opened has the mode of the resource.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -35,30 +37,27 @@ from lockd.engine.snapshot import Plain, ResourceRecord
 from lockd.terms import Mode, ResourceKey
 
 Record = tuple[str, Any, Any]
-"""Kind, name, value; all that `msgspec` encodes, and plain data when it is decoded.
-Of `changes`, the value is None if there is no such record any more."""
+"""Kind, name, value. `msgspec` encodes all of it; decoding gives plain data. In the
+result of `changes`, a value of None deletes the record."""
 
 TYPES: Final = {"grant": Grant}
-"""What values may be decoded as at once, of kinds of which there are many."""
+"""The types as which frequent kinds may be decoded directly."""
 
 _counts_of = attrgetter(*COUNTS)
 _VERSIONS = snapshot.VERSION, snapshot.READABLE_FROM
 _LAST_TOKEN = len(_VERSIONS) + COUNTS.index("last_token")
 _LAST_ORDER = len(_VERSIONS) + COUNTS.index("last_order")
 
-# Telling.
+# Reporting.
 
 
 def follow(engine: LockEngine) -> None:
-    """Lets the engine mark from now on what changes."""
+    """Makes the engine mark its changes from now on."""
     engine.state.follow()
 
 
 def changes(engine: LockEngine) -> list[Record]:
-    """Returns what is new, other or gone since the last call, or since `follow`.
-
-    Together they count or not at all: in between, the laws may not hold.
-    """
+    """Returns what has changed since the last call, or since `follow`."""
     state = engine.state
     changed = state.changed
     assert changed is not None
@@ -69,7 +68,7 @@ def changes(engine: LockEngine) -> list[Record]:
     for (kind, name), thing in changed.items():
         make = _VALUES.get(kind)
         value = thing if make is None else make(state, thing or name)
-        # What came and went since the last call was never told.
+        # Nobody knows what was added and removed since the last call.
         if value is None and (
             (kind == "grant" and name > before[_LAST_TOKEN])
             or (kind == "request" and name > before[_LAST_ORDER])
@@ -81,7 +80,7 @@ def changes(engine: LockEngine) -> list[Record]:
 
 
 def everything(engine: LockEngine) -> list[Record]:
-    """Returns all records that there are."""
+    """Returns all records."""
     return list(_everything(engine.state))
 
 
@@ -116,7 +115,7 @@ def _session(state: LockState, session_id: int) -> list[Any] | None:
 
 
 def _request(state: LockState, request: Request) -> Plain | None:
-    """Returns a request that waits, or whose anchors do; None if it is over."""
+    """Returns a request that waits or has an opening anchor; None for any other."""
     if request.state is ANSWERED:
         return None
     opening = [
@@ -135,17 +134,17 @@ _VALUES: dict[str, Callable[[LockState, Any], Any]] = {
 }
 
 
-# Taking up.
+# Restoring.
 
 
 def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
-    """Returns what `snapshot.load` takes; its `Loaded.problems` name what is missing.
+    """Returns data for `snapshot.load`. `Loaded.problems` will name what is missing.
 
-    Not all of it is plain data: what was checked here need not be checked again.
+    Some of it is not plain: a value that was converted here needs no second check.
 
     Args:
-        records: all that there are, decoded, in any order.
-        problems: what is known to be lost of them, a sentence each.
+        records: all of them, decoded, in any order.
+        problems: known losses, a sentence each.
     """
     pieces = _Assembly(list(problems))
     for kind, name, value in records:
@@ -157,7 +156,7 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
 
 
 class _Standing(Struct):
-    """What of a request says where it stands."""
+    """The fields of a request that say where it stands."""
 
     order: int
     keys: tuple[ResourceKey, ...]
@@ -170,7 +169,7 @@ class _OwnerName(Struct):
 
 
 class _Assembly:
-    """The records by their kinds, as far as they can be read."""
+    """The readable records by kind."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -244,7 +243,7 @@ class _Assembly:
         ]
 
     def _make_up_owner(self, grant: Grant) -> None:
-        """Gives a grant somebody to hold it, so that it ends as any other."""
+        """Adds an owner for a grant without one, so that the grant can end."""
         self.problems.append(f"owner {grant.owner_id} is missing")
         is_process = grant.owner_id != grant.session
         owner = OwnerState(grant.owner_id, grant.owner, is_process=is_process)

@@ -1,7 +1,7 @@
-"""What a session asks for: acquire, convert, release, cancel.
+"""The requests of a session: acquire, convert, release, cancel.
 
-A handler returns its answer to the sender of the command, or has `LockTable` say it,
-now or later. An answer that is returned comes after all other effects.
+A handler returns the answer, or has `LockTable` give it now or later. An answer that is
+returned comes after all other effects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Requests:
     # Acquire.
 
     def acquire(self, command: c.Acquire, now: float) -> e.Effect | None:
-        """Grants what is free, and has the rest wait."""
+        """Grants a free lock at once; any other request waits or is refused."""
         state = self._state
         session = state.sessions[command.session]
         owner = session.owner
@@ -69,7 +69,7 @@ class Requests:
         return True
 
     def _acquire_again(self, command: c.Acquire, held: e.Grant) -> e.Effect:
-        """Counts a shared hold that is asked for again; refuses anything else."""
+        """Counts another acquire of a shared hold; refuses everything else."""
         owner = self._state.owners[held.owner_id]
         if (
             command.mode == held.mode == SHARED
@@ -116,7 +116,7 @@ class Requests:
     # Convert.
 
     def convert(self, command: c.Convert, now: float) -> e.Effect | None:
-        """Changes the mode of what is held, at once or as soon as others let it."""
+        """Changes the mode of a held lock, at once or when other holders allow it."""
         session = self._state.sessions[command.session]
         owner = session.owner
         held = self._state.held_by(owner, command.key)
@@ -159,10 +159,10 @@ class Requests:
             self._table.move_up(request, now)
 
     def _cycle_if_raised(self, request: Request, held: e.Grant) -> tuple[e.Wait, ...]:
-        """Looks for a cycle that an upgrade would close although it need not wait.
+        """Returns the cycle that an immediate upgrade would close.
 
         A waiter for several resources may be compatible with the shared hold and wait
-        elsewhere; the exclusive one would then be waited for by it.
+        elsewhere. It would then have to wait for the exclusive one.
         """
         others = [r for r in request.owner.waiting() if r is not request]
         if not others or request.mode == SHARED:
@@ -175,7 +175,7 @@ class Requests:
     # Release, cancel.
 
     def release(self, command: c.Release, now: float) -> e.Effect:
-        """Gives back what is named and held; refuses if some of it is not held."""
+        """Releases the locks that are named and held; refuses if one is not held."""
         state = self._state
         owner = state.sessions[command.session].owner
         missing = None
@@ -205,7 +205,7 @@ class Requests:
         self._table.end(held, "released", now)
 
     def cancel(self, command: c.Cancel, now: float) -> e.Effect:
-        """Refuses a request that waits; one that was answered is not there any more."""
+        """Refuses a waiting request. Does nothing if it is already answered."""
         request = self._state.sessions[command.session].requests.get(command.target)
         if request is not None and not request.goes_down:
             self._table.refuse(request, "cancelled", now)

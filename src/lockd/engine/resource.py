@@ -1,14 +1,14 @@
 """One resource: its holders, its two lines of requests, the state of its anchor.
 
-Theory of operation. A resource exists while somebody holds it, waits for it, or its
-anchor is open. Requests stand in `converting` (holders that want another mode) or in
-`waiting`; the front is the first of `converting`, or else of `waiting`. Where an
-anchor is needed, the request whose turn it is leaves the line and becomes `pending`
-until the anchor's answer comes; meanwhile nobody else moves.
+A resource exists while somebody holds it, waits for it, or its anchor is open. The
+requests of holders that want another mode stand in `converting`, all others in
+`waiting`. `converting` is served first. If the resource needs an anchor, the first
+request leaves the line and becomes `pending` until the anchor answers. Nobody else
+moves meanwhile.
 
-The state of the anchor is `anchor`: None while it is closed, else the mode in which it
-is held outside; `anchor_wanted` is what the pending request asked for. When nothing is
-pending, the anchor's mode is the holders' mode.
+`anchor` is the mode in which the anchor is held outside; None means closed.
+`anchor_wanted` is the mode that the pending request asked for. While nothing is
+pending, the anchor has the mode of the holders.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from lockd.engine.session import OwnerState, Request
 from lockd.terms import SHARED, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
-"""The pairs of modes that two owners may hold at once; any other pair excludes."""
+"""The pairs of modes that two owners may hold at once. Any other pair excludes."""
 
 MAX_NAMED: Final = 16
-"""How many holders and waiters an answer names: the rest is a number (protocol 4.3)."""
+"""An answer names at most this many holders and waiters (protocol 4.3)."""
 
-#: An empty line costs a resource nothing; a real one is made for the first who waits.
+#: Shared by all resources where nobody waits, to save memory.
 _NOBODY: Final[OrderedDict[Request, None]] = OrderedDict()
 
 
 def compatible(held: Mode, wanted: Mode) -> bool:
-    """Tells whether one owner may get `wanted` while another holds `held`."""
+    """Returns whether one owner may get `wanted` while another holds `held`."""
     return (held, wanted) in COMPATIBLE
 
 
 class Resource:
-    """The thing that is locked."""
+    """One resource of a lockspace."""
 
     __slots__ = (
         "anchor",
@@ -59,7 +59,7 @@ class Resource:
         self.waiting = _NOBODY
         self.anchor: Mode | None = None
         self.anchor_wanted: Mode | None = None
-        #: The request for which the anchor is being opened; it may be abandoned by now.
+        #: The request for which the anchor is being opened; it may be abandoned.
         self.pending: Request | None = None
 
     def __repr__(self) -> str:
@@ -78,22 +78,22 @@ class Resource:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody holds it, waits for it, or is having its anchor opened."""
+        """Whether it has no holders, no requests and no opening anchor."""
         return not (self.holders or self.pending or self.converting or self.waiting)
 
     @property
     def has_line(self) -> bool:
-        """Whether a newcomer would overtake somebody."""
+        """Whether a new request would overtake another."""
         return bool(self.pending or self.converting or self.waiting)
 
     def front(self) -> Request | None:
-        """Returns the request whose turn is next."""
+        """Returns the first request in line."""
         for request in self.converting or self.waiting:
             return request
         return None
 
     def admits(self, mode: Mode, owner_id: int) -> bool:
-        """Tells whether the holders leave room for an owner to hold a mode."""
+        """Returns whether the other holders allow an owner to hold a mode."""
         holders = self.holders
         if not holders:
             return True
@@ -102,9 +102,10 @@ class Resource:
         return compatible(next(iter(holders.values())).mode, mode)
 
     def lets_pass(self, request: Request) -> bool:
-        """Tells whether nobody and nothing here is before a request.
+        """Returns whether a request can be granted now, as far as this resource goes.
 
-        It may stand in the line or be about to; a convert goes before who waits.
+        The request may be in the line, or about to join it. A convert goes before
+        acquires.
         """
         line = self.converting
         if not line and not request.converting:
@@ -133,7 +134,7 @@ class Resource:
         line.move_to_end(request, last=False)
 
     def dequeue(self, request: Request) -> None:
-        """Takes a request out of its line, wherever it stands in it."""
+        """Removes a request from its line, if it is there."""
         if request.converting:
             self.converting.pop(request, None)
             self.converting = self.converting or _NOBODY
@@ -142,7 +143,7 @@ class Resource:
             self.waiting = self.waiting or _NOBODY
 
     def line(self) -> Iterator[Request]:
-        """Goes through all requests in the order of their turns."""
+        """Yields all waiting requests in the order in which they will be served."""
         pending = () if self.pending is None else (self.pending,)
         unanswered = (r for r in pending if r.state is not ABANDONED)
         return chain(unanswered, self.converting, self.waiting)
@@ -154,7 +155,7 @@ class Resource:
         return opening + len(self.converting) + len(self.waiting)
 
     def convert_of(self, owner: OwnerState) -> Request | None:
-        """Returns the request by which a holder wants another mode."""
+        """Returns the convert that an owner waits for."""
         if self.converting or self.pending is not None:
             for request in self.line():
                 if request.converting and request.owner is owner:
@@ -169,15 +170,15 @@ class Resource:
         self.anchor_wanted = mode
 
     def anchor_is(self, mode: Mode | None) -> None:
-        """Notes in which mode the anchor is held."""
+        """Notes the mode in which the anchor is held."""
         self.anchor = mode
 
     def end_opening(self) -> None:
-        """Lets others move: nothing more is awaited of the anchor."""
+        """Notes that the anchor has answered; the line moves again."""
         self.pending = self.anchor_wanted = None
 
     def situation(self, but: Request | None = None) -> Situation:
-        """Describes holders and waiters, leaving out the request that asks."""
+        """Returns the holders and waiters, without the request `but`."""
         waiters = (_waiter(r) for r in self.line() if r is not but)
         front = self.front()
         return Situation(

@@ -1,6 +1,6 @@
 """Sessions, the owners they act for, and the requests that wait.
 
-Each object keeps its own numbers right; the rules of locking are in `lock_table`.
+Each object keeps its own counts consistent. The rules of locking are in `lock_table`.
 """
 
 from __future__ import annotations
@@ -70,31 +70,32 @@ class OwnerState:
     ) -> None:
         self.owner_id = owner_id
         self.identity = identity
-        #: Whether it is a registered process, which outlives the sessions that name
-        #: it, and not the other end of one session.
+        #: Whether it is a registered process, which outlives its sessions. Otherwise it
+        #: stands for one session.
         self.is_process = is_process
         self.on_disconnect = on_disconnect
         #: "both": its grants outlive its process while a session acts for it.
         self.until = until
         self.grants: dict[int, Grant] = {}
-        #: All grants as one number (`claim_of`), so that a missing one is seen.
+        #: A checksum of all grants (`claim_of`): it reveals a missing one after a
+        #: crash.
         self.claims = 0
         self.sessions: dict[int, Session] = {}
-        #: Why its process is being ended; its grants wait for that.
+        #: Why its process is being killed; its grants wait for the death.
         self.fencing = fencing
-        #: Whether it is over although sessions still name it: its process is dead, or
-        #: is being ended.
+        #: Whether it may get no more locks although it has sessions: its process is
+        #: dead or is being killed.
         self.ended = ended
 
     def introduce(self, command: RegisterOwner) -> None:
-        """Takes up what a session says of the owner for whom it acts."""
+        """Sets what a session says about the owner for whom it acts."""
         self.identity = command.owner
         self.on_disconnect = command.on_disconnect or self.on_disconnect
         if command.until == "both":
             self.until = "both"
 
     def put(self, grant: Grant) -> None:
-        """Adds a grant, or replaces it by another state of it."""
+        """Adds a grant, or replaces the grant with the same fencing token."""
         token = grant.fencing_token
         before = self.grants.get(token)
         if before is not None:
@@ -107,11 +108,11 @@ class OwnerState:
         self.claims ^= claim_of(self.grants.pop(fencing_token))
 
     def end(self, *, ended: bool = True) -> None:
-        """Notes whether it is over: then its sessions get nothing for it any more."""
+        """Notes whether the owner has ended. An owner that ended gets no more locks."""
         self.ended = ended
 
     def fence(self, cause: str) -> None:
-        """Notes that its process is being ended, and why."""
+        """Notes that its process is being killed, and why."""
         self.fencing = cause
 
     @property
@@ -121,7 +122,7 @@ class OwnerState:
 
     @property
     def why_not(self) -> tuple[str, str]:
-        """Why a request on its behalf is refused: a code, a sentence."""
+        """Why a request on its behalf is refused: a code and a sentence."""
         if self.ended:
             return OWNER_IS_DEAD
         if self.fencing:
@@ -139,7 +140,7 @@ class OwnerState:
 
 
 def claim_of(grant: Grant) -> int:
-    """Returns a grant as a number, which changes with its mode and its count."""
+    """Returns a checksum of a grant, which depends on its token, mode and count."""
     count = (grant.count & 0x7F) << 56
     return grant.fencing_token ^ count ^ (grant.mode == SHARED) << 55
 
@@ -154,14 +155,14 @@ class Session:
     ) -> None:
         self.session_id = session_id
         self.owner = owner
-        #: Whether it said for whom it acts, which it may do once.
+        #: Whether it has registered an owner; it may do so once.
         self.registered = registered
         self.requests: dict[int, Request] = {}
-        #: The orders of all requests, put together by exclusive or.
+        #: A checksum of its requests: their orders, combined by exclusive or.
         self.waits = 0
 
     def register(self, owner: OwnerState) -> None:
-        """Acts for an owner from now on."""
+        """Makes the session act for an owner."""
         self.owner = owner
         self.registered = True
 
@@ -171,18 +172,21 @@ class Session:
         self.waits ^= request.order
 
     def remove(self, request: Request) -> None:
-        """Removes a request that is answered."""
+        """Removes an answered request."""
         del self.requests[request.number]
         self.waits ^= request.order
 
     @property
     def claims(self) -> int:
-        """What its owner holds and what it waits for, as one number."""
+        """A checksum of the grants of its owner and of its own requests."""
         return self.owner.claims ^ self.waits
 
 
 class Request:
-    """An acquire or a convert, until it is answered and no anchor is opened for it."""
+    """An acquire or a convert.
+
+    It ends when it is answered and no anchor is being opened.
+    """
 
     __slots__ = (
         "converting",
@@ -223,16 +227,17 @@ class Request:
     ) -> None:
         self.state: RequestState = NEW
         self.session = session
-        #: Of the owner when it asked: the uid under which it is counted.
+        #: The uid of the owner at the time of the request: limits count it under this
+        #: uid.
         self.uid = session.owner.identity.uid
         self.number = number
-        #: Its turn: every line is in the order of this number.
+        #: Its place among all requests: every line is sorted by this number.
         self.order = order
         self.keys = keys
         self.mode = mode
         self.since = since
         self.deadline = None if timeout is None else since + timeout
-        #: Whether it must not wait: a timeout of 0.
+        #: Whether the timeout is 0: it must not wait.
         self.tries = timeout == 0
         self.converting = converting
         self.create = create
@@ -240,21 +245,21 @@ class Request:
         self.reason = reason
         #: How many of its anchors are still being opened.
         self.opening = 0
-        #: Why the first of them was refused.
+        #: Why an anchor was refused; the first one if there are several.
         self.refusal: AnchorRefused | None = None
-        #: Of a paused request: when its file is tried again.
+        #: When a paused request tries its file again.
         self.retry_at: float | None = None
         #: Seconds of its last pause.
         self.pause = 0.0
-        #: Who had its file locked when that was last looked at.
+        #: Who had its file locked at the last try.
         self.outside: OutsideHolder | None = None
 
     def restore(self, fields: Mapping[str, Any]) -> None:
-        """Makes a new request what it was when its fields were written down.
+        """Restores the fields and the state that a snapshot recorded.
 
         Args:
-            fields: every slot but `state` and `session`; and `announced` and
-                `answered`, which the state follows from.
+            fields: every slot but `state` and `session`. `announced` and `answered`
+                stand for the state.
         """
         for name in self.__slots__:
             if name not in ("state", "session"):
@@ -267,10 +272,11 @@ class Request:
             self.state = QUEUED if self.retry_at is None else PAUSED
 
     def become(self, state: RequestState) -> None:
-        """Changes the state, along the table `NEXT`.
+        """Changes the state, as the table `NEXT` allows.
 
         Raises:
-            AssertionError: the table does not allow it: a defect of the engine.
+            AssertionError: the table does not allow it, which is a defect of the
+                engine.
         """
         if state not in NEXT[self.state]:
             raise AssertionError(f"a request that is {self.state} becomes {state}")
@@ -283,16 +289,16 @@ class Request:
 
     @property
     def is_announced(self) -> bool:
-        """Whether `Queued` told its session that it waits."""
+        """Whether its session knows that it waits (`Queued`)."""
         return self.state is not NEW and self.state is not OPENING
 
     def open_anchors(self, count: int) -> None:
-        """Begins to wait for so many anchors."""
+        """Begins to wait for `count` anchors."""
         self.opening = count
         self.refusal = None
 
     def hear(self, refusal: AnchorRefused | None) -> bool:
-        """Notes that one anchor is open, or refused; tells whether it was the last."""
+        """Notes that one anchor is open or refused. Returns whether it was the last."""
         if refusal is not None and self.refusal is None:
             self.refusal = refusal
         self.opening -= 1
@@ -304,24 +310,24 @@ class Request:
         self.refusal = None
 
     def pause_until_later(self, now: float) -> float:
-        """Pauses, each time for longer; returns when it tries again."""
+        """Pauses, each time for longer. Returns the time of the next try."""
         self.become(PAUSED)
         self.pause = min(max(2 * self.pause, FIRST_PAUSE), LAST_PAUSE)
         self.retry_at = now + self.pause
         return self.retry_at
 
     def end_pause(self) -> None:
-        """Stands in line again as before its pause."""
+        """Ends the pause; the request stands in line again."""
         self.become(QUEUED)
         self.retry_at = None
 
     def allow_until(self, deadline: float) -> None:
-        """Sets when it is refused if it is not granted before."""
+        """Sets the time at which the request is refused if it has no grant by then."""
         self.deadline = deadline
 
     @property
     def goes_down(self) -> bool:
-        """Whether it gives up exclusiveness, which waits for nobody."""
+        """Whether it converts to shared, which never waits."""
         return self.converting and self.mode == SHARED
 
     @property

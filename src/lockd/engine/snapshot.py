@@ -1,8 +1,8 @@
-"""The whole engine as plain data, and back: what a daemon hands to its successor.
+"""The whole engine as plain data, and back: a daemon gives it to its successor.
 
-Plain means dicts, lists, texts, numbers, booleans and None, so that any encoding can
-carry it. Times stay what they were: the successor must go on with the same clock.
-Sessions, owners and requests keep their numbers, lines their order.
+Plain means dicts, lists, texts, numbers, booleans and None, so any encoding can carry
+it. Times are absolute: the successor must use the same clock. Sessions, owners and
+requests keep their numbers, and lines keep their order.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
 VERSION: Final = 2
-"""Raised whenever something is added to what `dump` writes."""
+"""Rises with every addition to the data that `dump` returns."""
 
 READABLE_FROM: Final = 1
-"""The oldest version whose `load` understands what `dump` writes now."""
+"""The oldest version whose `load` reads what `dump` returns now."""
 
 OLDEST: Final = 1
-"""The oldest version that `load` understands."""
+"""The oldest version that `load` reads."""
 
 Plain = dict[str, Any]
 
 
 class Loaded(Struct, frozen=True):
-    """What could be loaded.
+    """The result of `load`.
 
     Attributes:
-        engine: obeys every law as soon as `damaged` and `orphans` are ended.
-        problems: what could not be read, a sentence each; nothing should be here.
+        engine: obeys every law after `damaged` and `orphans` have ended.
+        problems: what could not be read, a sentence each; normally empty.
         damaged: sessions that lost a grant or a place in a line: close them.
         orphans: owners whose session is missing: disconnect them.
     """
@@ -73,7 +73,7 @@ _REQUEST_FIELDS = (
 
 
 def dump(engine: LockEngine) -> Plain:
-    """Returns the state of an engine as plain data; the engine is not changed."""
+    """Returns the state of an engine as plain data. Does not change the engine."""
     state = engine.state
     return {
         "version": VERSION,
@@ -92,18 +92,17 @@ def dump(engine: LockEngine) -> Plain:
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
-    """Returns an engine that goes on exactly where the dumped one was.
+    """Returns an engine in the dumped state.
 
-    A record that is missing or cannot be read costs those whom it is about, and nobody
-    else.
+    A record that is missing or unreadable affects only the sessions it belongs to.
 
     Args:
-        data: what `dump` returned, or `records.assemble`.
-        last_token: every fencing token will be greater than this, and than all before.
+        data: the result of `dump` or of `records.assemble`.
+        last_token: new fencing tokens will be greater than this, and than all dumped
+            ones.
 
     Raises:
-        ValueError: the data is of a version that cannot be read, or is none at all;
-            nothing of it was read.
+        ValueError: the data has an unreadable version, or is no snapshot.
     """
     _check_version(data)
     counts = dict(data["counts"])
@@ -138,7 +137,7 @@ def load(data: Plain, last_token: int = 0) -> Loaded:
 
 
 def _whose(request: Any) -> list[int]:
-    """Tells whose request it is that could not be read, and that nobody will answer."""
+    """Returns the session of a request that could not be read."""
     session = request.get("session") if isinstance(request, dict) else None
     return [session] if isinstance(session, int) else []
 
@@ -160,7 +159,7 @@ def _check_version(data: Plain) -> None:
 
 
 def all_requests(state: LockState) -> list[Request]:
-    """Returns the unanswered requests, and the abandoned ones."""
+    """Returns the unanswered and the abandoned requests, in their order."""
     pending = (resource.pending for resource in state.resources.values())
     requests = {*state.requests(), *filter(None, pending)}
     return sorted(requests, key=lambda request: request.order)
@@ -246,7 +245,7 @@ def _dump_refusal(refusal: AnchorRefused | None) -> Plain | None:
 
 
 def _dump_outside(outside: OutsideHolder | None) -> list[Any] | None:
-    # Older readers know three fields. The next try tells the name again.
+    # Older readers accept three fields. The next try finds the name again.
     return None if outside is None else list(outside[:3])
 
 
@@ -279,7 +278,7 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
     known = state.sessions.get(record.session)
     if known is None and not record.answered:
         raise ValueError("it waits for a session that could not be read")
-    # An answered request may belong to a session that is gone.
+    # The session of an answered request may be closed.
     session = known or Session(
         record.session,
         state.owners.get(record.owner)
@@ -303,7 +302,7 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
 
 
 def dump_resource(resource: Resource) -> Plain:
-    """Returns who stands where at a resource, by their numbers."""
+    """Returns a resource. Refers to owners, grants and requests by their numbers."""
     pending = resource.pending
     return {
         "key": list(resource.key),
@@ -319,7 +318,7 @@ def dump_resource(resource: Resource) -> Plain:
 
 
 class ResourceRecord(Struct):
-    """What `dump_resource` returns; owners and tokens, and the orders of requests."""
+    """The result of `dump_resource`: owner ids, fencing tokens, request orders."""
 
     key: ResourceKey
     holders: list[tuple[int, int]] = []
@@ -330,7 +329,7 @@ class ResourceRecord(Struct):
     pending: int | None = None
 
     def opens(self, order: int, anchor: Mode | None, wanted: Mode | None) -> None:
-        """Has its anchor opened for the request with this turn."""
+        """Notes that its anchor is being opened for the request with this order."""
         self.pending, self.anchor, self.anchor_wanted = order, anchor, wanted
 
 

@@ -1,7 +1,7 @@
-"""How much each user has: grants, unanswered requests, and the text that they carry.
+"""What each user has: grants, unanswered requests, and the bytes of their text.
 
-Every lock has a short name, which the number of locks bounds. Text is what comes on
-top: label and reason, long names, and the names of a request for several resources.
+The number of locks already bounds the short names. Text is what comes on top: labels,
+reasons, long names, and the names of a request for several resources.
 """
 
 from typing import Final
@@ -12,11 +12,11 @@ from lockd.names import MAX_NAME_BYTES
 from lockd.terms import ResourceKey
 
 PLAIN: Final = MAX_NAME_BYTES // 4
-"""A name of at most this many characters is never long, whatever they are."""
+"""A name of at most this many characters is never long, whatever the characters."""
 
 
 class Tally(dict[int, int]):
-    """An amount for each uid; a uid without any has no entry."""
+    """An amount for each uid. A uid with an amount of 0 has no entry."""
 
     def add(self, uid: int, more: int = 1) -> None:
         """Adds to the amount of a uid."""
@@ -24,7 +24,7 @@ class Tally(dict[int, int]):
             self[uid] = self.get(uid, 0) + more
 
     def remove(self, uid: int, less: int = 1) -> None:
-        """Subtracts from the amount of a uid, which must have as much."""
+        """Subtracts from the amount of a uid. The amount must not become negative."""
         if less:
             left = self[uid] - less
             if left:
@@ -34,7 +34,7 @@ class Tally(dict[int, int]):
 
 
 class Usage:
-    """What the grants and requests of each uid come to."""
+    """The amounts of each user."""
 
     __slots__ = ("held", "text", "waiting")
 
@@ -51,12 +51,12 @@ class Usage:
         """Counts a grant."""
         uid, label, reason = grant.owner.uid, grant.label, grant.reason
         self.held[uid] = self.held.get(uid, 0) + 1
-        # Most grants carry no text: then there is nothing to measure.
+        # Most grants carry no text and need no measuring.
         if label is not None or reason is not None or len(grant.key.resource) > PLAIN:
             self.text.add(uid, text_bytes((grant.key,), label, reason))
 
     def remove_grant(self, grant: Grant) -> None:
-        """Takes back what `add_grant` counted."""
+        """Reverses `add_grant`."""
         uid, label, reason = grant.owner.uid, grant.label, grant.reason
         if (left := self.held[uid] - 1) > 0:
             self.held[uid] = left
@@ -66,7 +66,7 @@ class Usage:
             self.text.remove(uid, text_bytes((grant.key,), label, reason))
 
     def add_request(self, request: Request) -> None:
-        """Counts a request. A convert carries no text but that of its grant."""
+        """Counts a request. A convert adds no text: its grant has counted it."""
         uid, keys = request.uid, request.keys
         self.waiting.add(uid)
         if not request.converting:
@@ -76,7 +76,7 @@ class Usage:
                 self.held.add(uid, len(keys))
 
     def remove_request(self, request: Request) -> None:
-        """Takes back what `add_request` counted."""
+        """Reverses `add_request`."""
         uid, keys = request.uid, request.keys
         self.waiting.remove(uid)
         if not request.converting:
@@ -89,13 +89,13 @@ class Usage:
 def text_bytes(
     keys: tuple[ResourceKey, ...], label: str | None, reason: str | None
 ) -> int:
-    """Returns how many bytes of UTF-8 count of a request, or of a lock with one key.
+    """Returns the bytes of UTF-8 that count for a request, or for a lock with one key.
 
-    A request counts no less than all the locks that are granted for it: each of them
-    has its label and reason.
+    A request counts at least as much as all its grants: each grant carries a copy of
+    the label and reason.
     """
     if len(keys) == 1 and label is reason is None and len(keys[0].resource) <= PLAIN:
-        return 0  # most requests: nothing needs to be measured
+        return 0  # the common case: skip the measuring
     said = _size(label or "") + _size(reason or "")
     names = sum(_size(key.resource) for key in keys)
     if len(keys) == 1 and names <= MAX_NAME_BYTES:

@@ -1,17 +1,17 @@
-"""Who waits for whom, and whether a wait would close a cycle.
+"""Who waits for whom, and whether a new wait would close a cycle.
 
-The edges are derived from the resources each time. A request waits for every holder
-that its mode excludes, and for every request that is served before it:
+The edges are derived from the resources on every search. A request waits for every
+holder that its mode excludes, and for every request that is served before it:
 
-- An *owner* has to come to its end: a holder, and whoever will be one before the
-  request is served. It does so when all its own requests are granted.
-- Of a shared *request* before a shared one only the grant is waited for: its owner may
-  hold on. A request for one resource is granted as soon as nothing else is before it,
-  so it is no obstacle; one for several may wait elsewhere.
+- It waits for an *owner*: a holder, or an owner that becomes a holder before the
+  request is served. The wait ends when all requests of that owner are granted.
+- A shared request that waits behind a shared *request* only waits for its grant. A
+  request for one resource is granted at once if nothing else is before it, so it is no
+  obstacle. A request for several resources may wait elsewhere.
 
-A request that would close a cycle is refused, so the graph has no cycles; therefore a
-new one must lead through the request's own owner, and an owner for which nobody can be
-waiting needs no search.
+The engine refuses requests that would close a cycle, so the graph has none. So a new
+cycle leads through the owner of the new request. No search is needed if nobody can wait
+for that owner.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,8 +31,8 @@ def find_cycle(
 ) -> tuple[Wait, ...]:
     """Returns the cycle that leads from a queued request back to its own owner.
 
-    Empty if there is none. The first link is the request's own, each link waits for
-    the next one's owner, the last for the first's.
+    The result is empty without a cycle. The first link is the request's own. Each link
+    waits for the owner of the next link, and the last for the owner of the first.
     """
     goal = start.owner
     if not goal.grants and goal.waiting_count < 2:
@@ -62,7 +62,7 @@ def find_cycle(
 def obstacles(
     request: Request, resources: Resources, owners: Owners
 ) -> Iterator[tuple[ResourceKey, OwnerState | Request]]:
-    """Goes through what a request waits for, and where."""
+    """Yields what a request waits for, each with the resource where it waits."""
     for key in request.keys:
         resource = resources[key]
         if resource.pending is request:
