@@ -36,7 +36,6 @@ daemon.clients.peer
 daemon.stores.in_flight
 """,
     "nothing_is_planted": """
-daemon.clients.gate sets daemon.activity.counts.Counts.turned_away
 daemon.metrics.slow_log sets ?.owner
 daemon.metrics.slow_log sets daemon.activity.counts.Counts.now
 daemon.metrics.slow_log sets daemon.activity.counts.Counts.on_slow_end
@@ -44,22 +43,8 @@ daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_hold
 daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_holds
 daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_wait
 daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_waits
-daemon.replies.answers sets ?.on_error
-daemon.requests.dispatch sets ?.greeted
-daemon.requests.dispatch sets daemon.clients.peer.Peer.claims_itself
-daemon.requests.dispatch sets daemon.clients.peer.Peer.client
-daemon.requests.dispatch sets daemon.clients.peer.Peer.is_closing
-daemon.requests.dispatch sets daemon.clients.peer.Peer.is_inheritable
-daemon.requests.dispatch sets daemon.clients.peer.Peer.restricted
-daemon.requests.dispatch sets daemon.clients.peer.Peer.watched
 daemon.requests.runtime sets daemon.activity.counts.Counts.now
 daemon.requests.runtime sets daemon.activity.history.History.now
-daemon.server sets daemon.clients.peer.Peer.is_closing
-daemon.server sets daemon.clients.peer.Peer.is_leaving
-daemon.server sets daemon.system.poller.Poller.woke
-daemon.start.takeover sets daemon.clients.peer.Peer.is_closing
-daemon.stores.ledger sets daemon.stores.ledger_file.File.end
-daemon.stores.ledger sets daemon.stores.ledger_file.File.most
 """,
     "names_are_unique": """
 client.aio.Session

@@ -275,7 +275,7 @@ def test_error_carries_facts_only_for_who_said_hello() -> None:
     connection = Connection()
     error = BusyError("not free", {"holder_count": 1})
     connection.send_error(1, error)
-    connection.greeted = True
+    connection.greet()
     connection.send_error(2, error)
     connection.send_error(3, BusyError("not free"))
     assert sent(connection) == [

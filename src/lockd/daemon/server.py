@@ -90,7 +90,9 @@ class Server:
         self._gate = Gate(
             poller, answers.counts, lambda: limiter.is_shared, self.take_in
         )
-        self._admission = Admission(poller, life, keeping, limiter, self._gate)
+        self._admission = Admission(
+            poller, life, keeping, limiter, self._gate, answers.counts.count_refusal
+        )
         self._shares = Shares(lambda: limiter.is_shared)
         # Apart: who asks for much does not keep its own user's newcomers out.
         self._arrivals = Shares(lambda: limiter.is_shared, ADMITTING)
@@ -212,7 +214,7 @@ class Server:
     def _refuse_all(self, peer: Peer, message: str) -> None:
         """Tells a client that its conversation is over (protocol 3.2), and why."""
         self._answers.behind.add(peer)
-        peer.is_closing = True
+        peer.close_after_answers()
         logger.info("session %d is closed: %s", peer.session, message)
         peer.send_error(None, ProtocolError(message))
 
@@ -234,7 +236,7 @@ class Server:
         self._shares.begin()
         self._arrivals.begin()
         if busy := self._has_work():
-            self._poller.woke = self._shares.now()
+            self._poller.stay_awake()
         receive = partial(self._guarded, self._receive)
         self._give_turns(self._shares, self._unfinished, receive)
         any_ready = self._poller.act(0 if busy else LINGER)
@@ -314,7 +316,7 @@ class Server:
             logger.warning(
                 "session %d is closed: it is %d bytes behind", peer.session, most
             )
-            peer.is_closing = True
+            peer.close_after_answers()
             self._answers.behind.add(peer)
 
     def _tell(self, peer: Peer, events: Iterable[Told]) -> None:
@@ -346,9 +348,9 @@ class Server:
             if peer.is_behind or peer in self._incomplete or peer in self._limiter.slow:
                 self._answers.behind.update(self._limiter.note_unread(peer))
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
-                peer.is_closing = True
+                peer.close_after_answers()
         if peer.is_closing:
-            peer.is_leaving = True
+            peer.leave()
             self._leaving.setdefault(peer.user, {})[peer] = None
             self._poller.unwatch(peer.fileno())
         elif peer.has_more:
@@ -385,7 +387,7 @@ class Server:
             self._watch(peer)
         except OSError as error:
             # Nobody may believe that it is there, least of all who comes after us.
-            peer.is_closing = True
+            peer.close_after_answers()
             self._answers.behind.add(peer)
             self._gate.complain(error)
 
@@ -417,7 +419,7 @@ class Server:
                 self._put_off(peer)
             return
         if events & (select.EPOLLHUP | select.EPOLLERR):
-            peer.is_closing = True
+            peer.close_after_answers()
         # What waits to be written is sent at the end of the turn.
         self._answers.behind.add(peer)
 
@@ -427,7 +429,7 @@ class Server:
         self._send_answers()
 
     def _close_peer(self, peer: Peer) -> None:
-        peer.is_closing = peer.is_leaving = True
+        peer.leave()
         _drop(self._unfinished, peer)
         _drop(self._leaving, peer)
         self._incomplete.pop(peer, None)

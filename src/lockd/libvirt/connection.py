@@ -70,15 +70,17 @@ class Call(Struct, frozen=True, gc=False):
 class Connection:
     """One conversation.
 
+    Args:
+        on_error: called with the code of each error that the client is told.
+
     Attributes:
         greeted: refusals come with their facts, which tell how they are to be coded.
-        on_error: called with the code of each error that the client is told.
     """
 
     greeted = True
 
-    def __init__(self) -> None:
-        self.on_error: Callable[[str], None] = lambda code: None
+    def __init__(self, on_error: Callable[[str], None] = lambda code: None) -> None:
+        self._on_error = on_error
         self._incoming = bytearray()
         #: How much of the stream is cut into messages.
         self._decoded = 0
@@ -152,6 +154,9 @@ class Connection:
 
     # Answers.
 
+    def greet(self) -> None:
+        """Does nothing: nobody greets virtlockd."""
+
     def send_result(self, number: int, result: Any = None) -> None:
         """Answers a call; no procedure returns anything."""
         self._reply(self._calls.pop(number), OK, b"")
@@ -160,7 +165,7 @@ class Connection:
         """Refuses a call; without a number there is nobody who could be told."""
         if number is None:
             return
-        self.on_error(error.code)
+        self._on_error(error.code)
         header = self._calls.pop(number)
         found = errors.remote(error, header.procedure)
         if found is None:

@@ -47,14 +47,20 @@ class Request(Struct, frozen=True, gc=False):
 class Connection:
     """One conversation.
 
+    Args:
+        on_error: called with the code of each error that the client is told.
+
     Attributes:
         greeted: whether the client said `hello`, and gets facts with its errors.
-        on_error: called with the code of each error that the client is told.
     """
 
-    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        on_error: Callable[[str], None] = lambda code: None,
+    ) -> None:
         self.greeted = False
-        self.on_error: Callable[[str], None] = lambda code: None
+        self._on_error = on_error
         self._decoder = Decoder(max_message_bytes)
         self._encoder = Encoder()
         self._outgoing: list[bytes] = []
@@ -106,6 +112,10 @@ class Connection:
         for _ in self.receive(data["partial"]):
             raise ValueError("what should be half a message is a whole one")
 
+    def greet(self) -> None:
+        """Notes that the client said `hello`."""
+        self.greeted = True
+
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request."""
         reply = self._encoder.response(msgid, None, result)
@@ -114,7 +124,7 @@ class Connection:
 
     def send_error(self, msgid: int | None, error: CodedError) -> None:
         """Refuses a request, or, without a msgid, a message that was none."""
-        self.on_error(error.code)
+        self._on_error(error.code)
         sentence = f"{error.code}: {plain(error.message)}"
         # protocol 4.1: facts only for who said hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()

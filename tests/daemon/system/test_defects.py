@@ -48,11 +48,12 @@ class InjectedError(Exception):
 
 LIFE: Final[dict[type, str]] = {
     Poller: "watch change unwatch",
-    Peer: "receive collect flush fileno _read _catch_up ",
+    Peer: "receive collect flush fileno _read _catch_up introduce restrict "
+    "claim_itself make_inheritable begin_watching close_after_answers leave",
     PlainFlow: "receive send settle",
     KeptFlow: "begin receive send settle _send_some _take_out",
     Connection: "receive send_result send_error send_notification send_encoded "
-    "data_to_send _understand",
+    "data_to_send _understand greet",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
     "_answer_refused _facts _tell_lost tell_events",
     History: "granted ended queued refused",
@@ -91,7 +92,7 @@ FENCING: Final[dict[type, str]] = {
 # done, which is a system call whose errors do not matter.
 
 OTHERS: Final[dict[type, str]] = {
-    Poller: "__init__ fileno act _ignore close",
+    Poller: "__init__ fileno stay_awake act _ignore close",
     Peer: "__init__ __repr__ shut_down close dump dump_state load_state "
     "finish_receiving abandon cut_off tell_resumed",
     PlainFlow: "__init__",
@@ -99,7 +100,8 @@ OTHERS: Final[dict[type, str]] = {
     Connection: "__init__ dump load",
     Answers: "__init__ conclude blame blame_for tell_watchers expect",
     History: "__init__ settle _add of",
-    Counts: "__init__ space adopt watch_holds count_refusal _wait _end_wait _end",
+    Counts: "__init__ space adopt watch_holds count_turned_away count_refusal _wait "
+    "_end_wait _end",
     StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
     "drop_file commit unlocked hold_stuck _disown_files forget_the_rest note_files "
     "tidy write_anew tidy_thoroughly note_process note_lockspace note_config "
@@ -410,7 +412,9 @@ def live(victim: WireClient, scene: Scene) -> None:
     """Does everything that a client can do, and leaves half a message at the end."""
     honest = scene.honest
     victim.call("hello", protocol=1, client="victim")
-    victim.call("register", owner={"name": "victim"})
+    victim.call(
+        "register", owner={"name": "victim", "pid": os.getpid()}, inheritable=True
+    )
     victim.call("watch")
     victim.acquire("v")
     _, lost = victim.call("acquire", resources=["q", "p"])["grants"]

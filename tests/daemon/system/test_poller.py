@@ -1,5 +1,6 @@
 import os
 import select
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -31,6 +32,17 @@ def test_action_hears_what_came(poller: Poller, pipe: tuple[int, int]) -> None:
     assert select.select([poller.fileno()], [], [], 0)[0]
     assert poller.act()
     assert came == [select.EPOLLIN]
+
+
+def test_it_knows_since_when_it_is_awake(poller: Poller, pipe: tuple[int, int]) -> None:
+    poller.watch(pipe[1], select.EPOLLOUT, lambda events: None)
+    start = time.monotonic()
+    poller.stay_awake()
+    assert start <= (stayed := poller.woke) <= time.monotonic()
+    poller.act(0)
+    assert poller.woke == stayed
+    poller.act(1)
+    assert stayed < poller.woke <= time.monotonic()
 
 
 def test_other_events_may_be_wanted(poller: Poller, pipe: tuple[int, int]) -> None:

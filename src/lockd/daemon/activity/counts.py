@@ -319,6 +319,10 @@ class Counts:
         if wait.space.waiting.remove((wait.session, wait.request)) is not None:
             self.on_slow_end(wait, outcome)
 
+    def count_turned_away(self) -> None:
+        """Counts a client that could not be taken in."""
+        self.turned_away += 1
+
     def count_refusal(self, code: str) -> None:
         """Counts an error that a client is told.
 

@@ -7,6 +7,7 @@ kernel has one line for all: who floods that would keep everybody else out.
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -60,6 +61,7 @@ class Admission:
         keeping: keeps their connections.
         limiter: knows how many there may be.
         gate: is told of those who were turned away.
+        on_error: called with the code of each error that one of them is told.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Admission:
         keeping: Keeping,
         limiter: Limiter,
         gate: Gate,
+        on_error: Callable[[str], None],
     ) -> None:
         self._poller = poller
         self._life = life
         self._keeping = keeping
         self._limiter = limiter
         self._gate = gate
+        self._on_error = on_error
         self._admins = (0, os.geteuid())
         #: Who is to be taken in, by the user's uid; who waits longest first.
         self.newcomers: dict[int, deque[Newcomer]] = {}
@@ -177,4 +181,5 @@ class Admission:
             is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),
             limits=self._limiter.limits,
             flow=flow,
+            on_error=self._on_error,
         )

@@ -106,7 +106,7 @@ class Gate:
 
     def complain(self, error: Exception) -> None:
         """Counts a client that was turned away; says so now and then."""
-        self._counts.turned_away += 1
+        self._counts.count_turned_away()
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE

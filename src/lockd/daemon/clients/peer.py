@@ -2,8 +2,7 @@
 
 Never waits. Bytes that the socket does not take at once are kept until it is writable.
 Meanwhile no requests are read from this client: a client that does not read its answers
-gets no new ones. Who wants the connection closed sets `is_closing`; the server closes
-it at the end of the turn.
+gets no new ones. The server closes it at the end of the turn in which it `is_closing`.
 """
 
 from __future__ import annotations
@@ -101,11 +100,15 @@ Conversation = Connection | LibvirtConnection
 """What a peer says and hears, in one tongue or the other."""
 
 
-def connection_for(role: Role, limits: Limits = Limits()) -> Conversation:  # noqa: B008
+def connection_for(
+    role: Role,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    on_error: Callable[[str], None] = lambda code: None,
+) -> Conversation:
     """Returns a new conversation in the tongue that is spoken at a socket."""
     if role == VIRTLOCKD:
-        return LibvirtConnection()
-    return Connection(limits.message_bytes)
+        return LibvirtConnection(on_error)
+    return Connection(limits.message_bytes, on_error)
 
 
 class Peer:
@@ -115,6 +118,7 @@ class Peer:
         identity: who it is.
         watch: called with the events that are wanted from now on.
         flow: how its bytes come and go; plainly, if nothing else is said.
+        on_error: called with the code of each error that the client is told.
 
     Attributes:
         user: for whose limits and turns it counts.
@@ -150,6 +154,7 @@ class Peer:
         is_admin: bool = False,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         flow: Flow | None = None,
+        on_error: Callable[[str], None] = lambda code: None,
     ) -> None:
         self.session = session
         self.flow = flow or PlainFlow(sock)
@@ -161,7 +166,7 @@ class Peer:
         self.role = role
         self._max_unread_bytes = limits.unread_bytes
         self.since = since
-        self.connection = connection_for(role, limits)
+        self.connection = connection_for(role, limits, on_error)
         #: Answers and refusals leave when the turn ends.
         self.send_result = self.connection.send_result
         self.send_error = self.connection.send_error
@@ -283,6 +288,27 @@ class Peer:
         self._piled_up = state.piled_up
         self.is_behind = bool(self._unsent)
 
+    def introduce(self, client: str | None) -> None:
+        """Notes its `hello`, and what it calls itself there."""
+        self.connection.greet()
+        self.client = client
+
+    def restrict(self) -> None:
+        """Takes its rights away, for ever."""
+        self.restricted = True
+
+    def claim_itself(self) -> None:
+        """Notes that its own process is registered by pid."""
+        self.claims_itself = True
+
+    def make_inheritable(self) -> None:
+        """Has its session outlive the process that connected."""
+        self.is_inheritable = True
+
+    def begin_watching(self, lockspace: str | None) -> None:
+        """Notes which lockspace it watches; None for all that it may see."""
+        self.watched = lockspace or ""
+
     @property
     def at_admin_socket(self) -> bool:
         """Whether it is counted among the admins' sessions."""
@@ -335,13 +361,21 @@ class Peer:
             self.is_closing = True
         self._requests = None
 
+    def close_after_answers(self) -> None:
+        """Has it closed when the turn ends and its answers have left."""
+        self.is_closing = True
+
+    def leave(self) -> None:
+        """Leaves nothing to be done but its end."""
+        self.is_closing = self.is_leaving = True
+
     def abandon(self) -> None:
         """Ends it where it stands, after a defect.
 
         Whoever comes after us finds nothing of this client but its end: what it asked
         for might end each next daemon, too.
         """
-        self.is_closing = self.is_leaving = True
+        self.leave()
         self._requests = None
         self.shut_down()
         with suppress(OSError):

@@ -60,7 +60,6 @@ class Answers:
         self.peers[peer.session] = peer
         if peer.late:
             self.late_by_user.add(peer.user, len(peer.late))
-        peer.connection.on_error = self.counts.count_refusal
 
     def remove_peer(self, peer: Peer) -> None:
         """Forgets a peer: what concerns it is dropped from now on."""

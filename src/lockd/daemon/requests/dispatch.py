@@ -259,8 +259,9 @@ class Dispatcher:
         )
         session = self._engine.sessions[peer.session]
         if session.owner.identity is owner and named.pid == own_pid:
-            peer.claims_itself = True
-        peer.is_inheritable |= params.inheritable is True
+            peer.claim_itself()
+        if params.inheritable:
+            peer.make_inheritable()
         if owner_id not in self._engine.owners:
             self._runtime.processes.forget(owner_id)
 
@@ -270,7 +271,7 @@ class Dispatcher:
         return session.owner.identity.pid if session.registered else None
 
     def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
-        peer.restricted = True
+        peer.restrict()
         peer.send_result(msgid)
 
     # What only reads.
@@ -280,8 +281,7 @@ class Dispatcher:
             raise refusals.other_protocol(params.protocol, m.PROTOCOL_VERSION)
         if peer.connection.greeted:
             raise InvalidRequestError("hello was said already: say it once")
-        peer.connection.greeted = True
-        peer.client = params.client
+        peer.introduce(params.client)
         result = {
             "protocol": m.PROTOCOL_VERSION,
             "server": f"lockd {__version__}",
@@ -309,7 +309,7 @@ class Dispatcher:
     def watch(self, peer: Peer, lockspace: str | None) -> None:
         """Has a peer told what happens in one lockspace, or in all that it may see."""
         self._answers.add_watcher(peer, self._finder.visible(peer, lockspace))
-        peer.watched = lockspace or ""
+        peer.begin_watching(lockspace)
 
     # Lockspaces, files, sessions of others.
 
@@ -362,7 +362,7 @@ class Dispatcher:
         victim = self._engine.owner_of(other.session)
         what = f"disconnects {_who(victim, other.session)}"
         self._audit(peer, what, params.reason)
-        other.is_closing = True
+        other.close_after_answers()
         self._answers.behind.add(other)
         peer.send_result(msgid)
 

@@ -166,6 +166,7 @@ def load_peer(
     watch: Callable[[int], None],
     limits: Limits,
     flow: Flow | None = None,
+    on_error: Callable[[str], None] = lambda code: None,
 ) -> Peer:
     """Returns the peer that `Peer.dump` and `Peer.dump_state` described."""
     identity = Identity(
@@ -186,6 +187,7 @@ def load_peer(
         is_admin=record["is_admin"],
         limits=limits,
         flow=flow,
+        on_error=on_error,
     )
     peer.load_state(msgspec.convert(record["state"], PeerState))
     return peer
@@ -201,7 +203,8 @@ def _take_peer(parts: Parts, record: Plain, problems: list[str]) -> None:
         sock.setblocking(False)
         watch = partial(parts.poller.change, sock.fileno())
         flow = parts.keeping.take_up_flow(sock, record["slot"])
-        peer = load_peer(record, sock, watch, parts.limits.limits, flow)
+        limits, count = parts.limits.limits, parts.answers.counts.count_refusal
+        peer = load_peer(record, sock, watch, limits, flow, count)
         if peer.session not in parts.engine.sessions:
             raise ValueError("its session could not be read")
     except Exception as error:
@@ -219,7 +222,7 @@ def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
         if session in peers:
             # Before anybody gets what it believes to have.
             peers[session].shut_down()
-            peers[session].is_closing = True
+            peers[session].close_after_answers()
             parts.answers.behind.add(peers[session])
     for session in [x for x in engine.sessions if x not in peers]:
         parts.answers.counts.end_session(session, trio.current_time())

@@ -212,7 +212,7 @@ class Ledger:
     def limit(self, most: int) -> None:
         """Lets both files together have at most so many bytes of memory."""
         for file in (self._file, self._spare):
-            file.most = most // 2
+            file.limit(most // 2)
         self._room = 0
 
     def _open(self, headers: list[Header | None], chosen: int | None) -> None:
@@ -227,7 +227,7 @@ class Ledger:
             self._file.adopt(header)
             end = self._load()
             if not header.end_is_known:
-                self._file.end = end
+                self._file.end_at(end)
             elif end != header.end:
                 self._report_gap(end, header.end)
             self._file.write_header(header.generation, header.salt)

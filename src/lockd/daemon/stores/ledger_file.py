@@ -124,6 +124,10 @@ class File:
         self.end = header.end
         self.generation, self.salt = header.generation, header.salt
 
+    def end_at(self, end: int) -> None:
+        """Has it end behind its last record, where its header does not say so."""
+        self.end = end
+
     def adopt_memory(self) -> None:
         """Goes on with the memory of a predecessor, and with nothing that is in it."""
         try:
@@ -183,6 +187,10 @@ class File:
             self._words[first] = 0
         for first in (0, _COPY):
             self._words[first + _COPY - 1] = 0
+
+    def limit(self, most: int) -> None:
+        """Lets it have at most so many bytes of memory from now on."""
+        self.most = most
 
     def reserve(self, end: int) -> None:
         """Sees to it that there is memory up to there, and up to the end of a step.

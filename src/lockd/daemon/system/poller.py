@@ -18,7 +18,7 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._actions: dict[int, Action] = {}
-        #: When it was waited for the last time, and that was over.
+        #: When waiting ended the last time, or was left out.
         self.woke = 0.0
 
     def fileno(self) -> int:
@@ -38,6 +38,10 @@ class Poller:
         """Stops watching, if it is watched; to be called before it is closed."""
         if self._actions.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def stay_awake(self) -> None:
+        """Leaves out waiting: there is work to do already."""
+        self.woke = time.monotonic()
 
     def act(self, patience: float = 0) -> bool:
         """Calls the actions of all descriptors that are ready.
