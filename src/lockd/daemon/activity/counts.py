@@ -57,6 +57,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
+    def __add__(self, other: "Histogram") -> "Histogram":
+        """Returns what both have counted, within the same bounds."""
+        both = Histogram(self.bounds)
+        both.counts = [x + y for x, y in zip(self.counts, other.counts, strict=True)]
+        both.total = self.total + other.total
+        return both
+
 
 class _Begun(Protocol):
     @property
