@@ -57,12 +57,8 @@ daemon.activity.history.Hold
 daemon.config.config.Places
 daemon.metrics.scrape.Place
 daemon.metrics.scrape.Places
-daemon.replies.pages.Found
 daemon.replies.reader.Reader
-daemon.stores.in_flight.Kept
 daemon.stores.ledger_file.Header
-daemon.survival.handover.Kept
-daemon.survival.revival.Found
 engine.effects.Wait
 engine.session.Request
 libvirt.connection.Header

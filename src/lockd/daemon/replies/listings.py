@@ -16,7 +16,7 @@ from lockd.daemon.clients.faces import Look, Memory
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.redaction import Redaction, is_own
 from lockd.daemon.replies import views
-from lockd.daemon.replies.pages import RUN, Found, Listing, in_order
+from lockd.daemon.replies.pages import RUN, Entry, Listing, in_order
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant
 from lockd.engine.lock_engine import LockEngine, RequestView, ResourceView
@@ -114,7 +114,7 @@ def resources(
         if scene.sees(key.lockspace) and (
             is_picked is None or is_picked(found, trio.current_time())
         ):
-            yield Found(key, _resource(scene, wanted, found, named=named))
+            yield Entry(key, _resource(scene, wanted, found, named=named))
             passed = 0
         else:
             passed += 1
@@ -230,7 +230,7 @@ def _line(scene: Scene, found: ResourceView, first: int) -> Listing:
     for place, request in enumerate(list(found.line()), 1):
         if place > first and not request.is_answered:
             item = _waiter(scene, found, place, request, before)
-            yield Found((*found.key, place), item)
+            yield Entry((*found.key, place), item)
         before = request
         if scene.memory.misses - misses >= MISSES:
             misses = scene.memory.misses
@@ -315,7 +315,7 @@ def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listi
                 "on_disconnect": space.on_disconnect,
                 "held": held[space.name] if scene.sees(space.name) else None,
             }
-            yield Found((space.name,), item)
+            yield Entry((space.name,), item)
 
 
 def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
@@ -339,7 +339,7 @@ def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
             "held": held,
             "waiting": len(waiting),
         }
-        yield Found(number, item)
+        yield Entry(number, item)
         if memory.misses - misses >= MISSES:
             misses = memory.misses
             yield None

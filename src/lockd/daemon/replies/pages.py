@@ -32,15 +32,15 @@ Map = dict[str, Any]
 Key = TypeVar("Key", bound=tuple[Any, ...])
 
 
-class Found(NamedTuple):
+class Entry(NamedTuple):
     """One thing in a listing, and the place after which the next one comes."""
 
     place: tuple[Any, ...]
     item: Map
 
 
-Listing = Iterator[Found | None]
-"""What is found, in order; None where a page may end, because there was much to do."""
+Listing = Iterator[Entry | None]
+"""The entries in order; None where a page may end, because there was much to do."""
 
 
 class _Unfinished:
@@ -50,8 +50,8 @@ class _Unfinished:
         self.listing = listing
         self.place: tuple[Any, ...] = ()
         self.asked_at = 0.0
-        #: What was found and had no room.
-        self.rest: list[Found] = []
+        #: The entries that had no room on a page yet.
+        self.rest: list[Entry] = []
 
 
 class Pages:
@@ -127,12 +127,12 @@ def _make_room(mine: dict[Any, _Unfinished], now: float) -> None:
     del mine[key]
 
 
-def _take(unfinished: _Unfinished, most: int) -> list[Found] | None:
+def _take(unfinished: _Unfinished, most: int) -> list[Entry] | None:
     """Takes a page out of a listing; None if what is in `rest` is the last one."""
     found = unfinished.rest
-    for thing in unfinished.listing:
-        if thing is not None:
-            found.append(thing)
+    for entry in unfinished.listing:
+        if entry is not None:
+            found.append(entry)
         else:
             break
         if len(found) > most:

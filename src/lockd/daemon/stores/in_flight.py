@@ -67,7 +67,7 @@ _INT: Final = struct.Struct("@i")
 _SPACE: Final = socket.CMSG_SPACE((FULL + 1) * _INT.size)
 
 
-class _Kept:
+class _Descriptor:
     """A descriptor in flight: its serial and label, and where it is."""
 
     __slots__ = ("fd", "gone", "is_wanted", "label", "queue", "serial")
@@ -89,24 +89,24 @@ class _Queue:
     def __init__(self, sender: socket.socket, receiver: socket.socket) -> None:
         self.sender = sender
         self.receiver = receiver
-        self.messages: deque[Sequence[_Kept]] = deque()
+        self.messages: deque[Sequence[_Descriptor]] = deque()
         self.total = 0
         self.wanted = 0
 
-    def send_one(self, kept: _Kept) -> None:
+    def send_one(self, descriptor: _Descriptor) -> None:
         """Queues a message with one descriptor; what it costs is what `keep` costs.
 
         Raises:
             OSError: it is not queued.
         """
-        label = kept.label
-        text = _ONE.pack(FORMAT, 0, 1, kept.serial, len(label)) + label
-        self._send(text, _INT.pack(kept.fd))
-        self.messages.append((kept,))
+        label = descriptor.label
+        text = _ONE.pack(FORMAT, 0, 1, descriptor.serial, len(label)) + label
+        self._send(text, _INT.pack(descriptor.fd))
+        self.messages.append((descriptor,))
         self.total += 1
         self.wanted += 1
 
-    def send(self, message: Sequence[_Kept]) -> None:
+    def send(self, message: Sequence[_Descriptor]) -> None:
         """Queues a message.
 
         Raises:
@@ -115,14 +115,14 @@ class _Queue:
         tags = b"".join([_TAG.pack(x.serial, len(x.label)) + x.label for x in message])
         memfd = _write(tags)
         try:
-            fds = array("i", [memfd, *(kept.fd for kept in message)])
+            fds = array("i", [memfd, *(descriptor.fd for descriptor in message)])
             self._send(_HEADER.pack(FORMAT, 1, len(message)), fds)
         finally:
             os.close(memfd)
         self.enter(message)
         self.wanted += len(message)
-        for kept in message:
-            kept.queue = self
+        for descriptor in message:
+            descriptor.queue = self
 
     def _send(self, text: bytes, fds: "bytes | array[int]") -> None:
         try:
@@ -130,7 +130,7 @@ class _Queue:
         except BlockingIOError:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
 
-    def enter(self, message: Sequence[_Kept]) -> None:
+    def enter(self, message: Sequence[_Descriptor]) -> None:
         """Notes what is queued."""
         self.messages.append(message)
         self.total += len(message)
@@ -147,9 +147,9 @@ class _Queue:
             os.read(fd, 1)
             message = self.messages.popleft()
             self.total -= len(message)
-            for kept in message:
-                if kept.gone is not None:
-                    kept.gone()
+            for descriptor in message:
+                if descriptor.gone is not None:
+                    descriptor.gone()
 
     def peek(self) -> Iterator[tuple[bytes, list[int]]]:
         """Yields each message with fresh descriptors, and leaves all of them there.
@@ -201,7 +201,7 @@ class InFlight:
         self.ends = [sock.fileno() for pair in pairs for sock in pair]
         self.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 7 // 8
         self.problems: list[str] = []
-        self._kept: dict[bytes, _Kept] = {}
+        self._kept: dict[bytes, _Descriptor] = {}
         self._serial = 0
         #: So many can be kept before room must be made.
         self._room = 0
@@ -232,12 +232,12 @@ class InFlight:
             raise ValueError(f"a label of {len(label)} bytes")
         if self._room <= 0:
             self._make_room()
-        kept = _Kept(self._serial, label, fd, self._young)
+        descriptor = _Descriptor(self._serial, label, fd, self._young)
         try:
             if len(label) <= SHORT:
-                self._young.send_one(kept)
+                self._young.send_one(descriptor)
             else:
-                self._young.send((kept,))
+                self._young.send((descriptor,))
         except OSError:
             self._room = 0
             raise
@@ -245,7 +245,7 @@ class InFlight:
         self._room -= 1
         if label in self._kept:
             self.drop(label)
-        self._kept[label] = kept
+        self._kept[label] = descriptor
 
     def drop(self, label: bytes, gone: Callable[[], None] | None = None) -> None:
         """Keeps a descriptor no longer; ours can be closed.
@@ -260,10 +260,10 @@ class InFlight:
         Raises:
             KeyError: nothing is kept with that label.
         """
-        kept = self._kept.pop(label)
-        kept.is_wanted = False
-        kept.gone = gone
-        kept.queue.wanted -= 1
+        descriptor = self._kept.pop(label)
+        descriptor.is_wanted = False
+        descriptor.gone = gone
+        descriptor.queue.wanted -= 1
 
     def tidy(self, seconds: float, *, thoroughly: bool = False) -> bool:
         """Takes out what is not wanted, where that pays; tells whether there is more.
@@ -300,25 +300,25 @@ class InFlight:
             OSError: no descriptor was opened.
         """
         held = held or {}
-        found: list[_Kept] = []
+        found: list[_Descriptor] = []
         try:
             for queue in self._queues:
                 queue.forget()
                 for text, fds in queue.peek():
                     found += self._enter(queue, text, fds, held)
         except OSError:
-            _close(kept.fd for kept in found if kept.label not in held)
+            _close(x.fd for x in found if x.label not in held)
             raise
         found.sort(key=attrgetter("serial"))
-        self._kept = {kept.label: kept for kept in found}
-        for kept in found:
-            kept.is_wanted = self._kept[kept.label] is kept
-            kept.queue.wanted += kept.is_wanted
-            if not kept.is_wanted and kept.label not in held:
-                os.close(kept.fd)
+        self._kept = {descriptor.label: descriptor for descriptor in found}
+        for descriptor in found:
+            descriptor.is_wanted = self._kept[descriptor.label] is descriptor
+            descriptor.queue.wanted += descriptor.is_wanted
+            if not descriptor.is_wanted and descriptor.label not in held:
+                os.close(descriptor.fd)
         self._serial = found[-1].serial + 1 if found else 0
         self._is_known = True
-        return [(label, kept.fd) for label, kept in self._kept.items()]
+        return [(label, descriptor.fd) for label, descriptor in self._kept.items()]
 
     def close(self) -> None:
         """Closes our ends: what is in flight goes if nobody else has them."""
@@ -328,7 +328,7 @@ class InFlight:
 
     def _enter(
         self, queue: _Queue, text: bytes, fds: list[int], held: Mapping[bytes, int]
-    ) -> list[_Kept]:
+    ) -> list[_Descriptor]:
         """Notes a message of a predecessor; returns what is in it."""
         try:
             tags = list(_read(text, fds))
@@ -340,7 +340,7 @@ class InFlight:
         for (serial, label), fd in zip(tags, fds, strict=True):
             if label in held:
                 os.close(fd)
-            message.append(_Kept(serial, label, held.get(label, fd), queue))
+            message.append(_Descriptor(serial, label, held.get(label, fd), queue))
         queue.enter(message)
         return message
 
@@ -393,10 +393,10 @@ class InFlight:
         Raises:
             OSError: nothing has changed.
         """
-        wanted: list[_Kept] = []
+        wanted: list[_Descriptor] = []
         count = total = 0
         for message in source.messages:
-            found = [kept for kept in message if kept.is_wanted]
+            found = [descriptor for descriptor in message if descriptor.is_wanted]
             total += len(message)
             if count and (len(wanted) + len(found) > FULL or total > MOST_AT_ONCE):
                 break
