@@ -35,17 +35,6 @@ DEBTS: dict[str, str] = {
 daemon.clients.peer
 daemon.stores.in_flight
 """,
-    "nothing_is_planted": """
-daemon.metrics.slow_log sets ?.owner
-daemon.metrics.slow_log sets daemon.activity.counts.Counts.now
-daemon.metrics.slow_log sets daemon.activity.counts.Counts.on_slow_end
-daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_hold
-daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_holds
-daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_wait
-daemon.metrics.slow_log sets daemon.activity.counts.Space.slow_waits
-daemon.requests.runtime sets daemon.activity.counts.Counts.now
-daemon.requests.runtime sets daemon.activity.history.History.now
-""",
     "names_are_unique": """
 client.aio.Session
 client.grants.Hold

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from lockd.daemon.activity.counts import Counts
 from lockd.daemon.activity.health import Health
 from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.access import Access
@@ -15,6 +16,7 @@ from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.config.config import Limits, make_lockspace
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.reader import Reader
+from lockd.daemon.replies.slow_log import SlowLog
 from lockd.daemon.requests.dispatch import Dispatcher, LockspaceMaker
 from lockd.daemon.requests.reloads import Reloads
 from lockd.daemon.requests.runtime import Runtime
@@ -42,6 +44,7 @@ class Parts:
         keeping: keeps what is to outlive this process.
         limits: what is too much.
         health: what an admin has to mend.
+        slow_log: tells of what takes long.
         make_lockspace: makes a lockspace whose files are among `open_files`.
         server: the loop.
     """
@@ -57,6 +60,7 @@ class Parts:
     open_files: OpenFiles
     runtime: Runtime
     health: Health
+    slow_log: SlowLog
     make_lockspace: LockspaceMaker
     dispatcher: Dispatcher
     reloads: Reloads
@@ -85,8 +89,8 @@ def assemble(
         limits: what is too much until that is configured.
         keep: makes what keeps the state outside this process; None for nobody.
     """
-    access, poller = Access(), Poller()
-    answers = Answers(access)
+    access, poller, slow_log = Access(), Poller(), SlowLog(engine)
+    answers = Answers(access, Counts(slow_log.tell_end))
     keeping = Keeping() if keep is None else keep(engine, answers, life, epoch)
     limiter = Limiter(engine, limits, answers.late_by_user, epoch, keeping)
     open_files = OpenFiles(limiter.max_fd)
@@ -148,6 +152,7 @@ def assemble(
         open_files=open_files,
         runtime=runtime,
         health=health,
+        slow_log=slow_log,
         make_lockspace=make,
         dispatcher=dispatcher,
         reloads=reloads,

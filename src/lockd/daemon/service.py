@@ -26,7 +26,6 @@ from lockd.daemon.config.config import (
 from lockd.daemon.metrics.families import Metrics
 from lockd.daemon.metrics.publishing import Publisher
 from lockd.daemon.metrics.scrape import serve as serve_metrics
-from lockd.daemon.metrics.slow_log import Slowness
 from lockd.daemon.survival import handover
 from lockd.daemon.survival.handover import Leaving
 from lockd.daemon.system import systemd
@@ -89,7 +88,6 @@ class Service:
         self._metrics = Metrics(parts)
         parts.dispatcher.add_handler("metrics", self._tell_metrics)
         self._publisher = Publisher(self._metrics.public_text, parts.health)
-        self._slowness = Slowness(counts, parts.engine)
         self._trimming = Trimming(at_start())
         self._upgrading = self._asked_to_upgrade = False
         #: Held by a reload or an upgrade: one after the other.
@@ -98,7 +96,9 @@ class Service:
         self._idle_since = trio.current_time()
         counts.adopt(parts.engine)
         self._set_up()
-        self._slowness.adopt(trio.current_time())
+        # The daemon before told of what is slow already.
+        for space in counts.spaces.values():
+            space.skip_slow(trio.current_time())
         mounts = parts.open_files.mounts
         parts.poller.watch(
             mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
@@ -155,7 +155,10 @@ class Service:
         parts.limits.configure(config.limits)
         parts.keeping.note_config(config)
         self._publisher.configure(config.metrics)
-        self._slowness.configure(config.lockspaces)
+        for name, found in config.lockspaces.items():
+            parts.answers.counts.set_thresholds(
+                name, found.slow_wait, found.slow_hold, parts.engine
+            )
 
     def _running_config(self, wanted: Config) -> Config:
         """Returns what counts now, with those lockspaces of `wanted` that clients made.
@@ -331,7 +334,8 @@ class Service:
         """Tells how it goes, from the loop that serves: systemd, and the log."""
         watchdog = systemd.watchdog_interval()
         while True:
-            attempt(self._slowness.look, trio.current_time())
+            spaces = self.parts.answers.counts.spaces.values()
+            attempt(self.parts.slow_log.tell_slow, spaces, trio.current_time())
             attempt(self._look_after_epoch)
             attempt(self._tell_status)
             attempt(self._trimming.look, trio.current_time())

@@ -66,21 +66,19 @@ class Daemon:
 
     def __init__(self) -> None:
         self.engine = LockEngine()
-        self.counts = Counts()
         self.now = 0.0
-        self.ended: list[str] = []
-        self.counts.on_slow_end = lambda what, outcome: self.ended.append(outcome)
+        self.ended: list[tuple[str, float]] = []
+        self.counts = Counts(lambda what, how, now: self.ended.append((how, now)))
         self.to_open: list[e.OpenAnchor] = []
         for name in SPACES:
             self.counts.space(name)
             self.do(c.AddLockspace(name, anchored=name == "files"))
 
     def do(self, command: c.Command) -> None:
-        self.counts.now = self.now
         for effect in self.engine.handle(command, now=self.now):
             hear = self.counts.hears.get(type(effect))
             if hear is not None:
-                hear(effect)
+                hear(effect, self.now)
             if isinstance(effect, e.OpenAnchor):
                 self.to_open.append(effect)
 
@@ -133,7 +131,8 @@ class Daemon:
 def test_counts_are_what_the_table_has_whatever_happens(seed: int) -> None:
     chance = random.Random(seed)
     daemon = Daemon()
-    daemon.counts.spaces["memory"].slow_hold = chance.choice([0.0, 1.0])
+    slow_hold = chance.choice([0.0, 1.0])
+    daemon.counts.set_thresholds("memory", 0.0, slow_hold, daemon.engine)
     sessions, last = [1, 2, 3, 4], 4
     for session in sessions:
         daemon.open_session(session)
@@ -222,7 +221,7 @@ def test_end_of_what_was_told_of_is_told_and_of_nothing_else() -> None:
     daemon = Daemon()
     key, other = ResourceKey("memory", "a"), ResourceKey("memory", "b")
     space = daemon.counts.spaces["memory"]
-    space.slow_hold = 5.0
+    space.set_thresholds(5.0, 5.0)
     for session in (1, 2, 3):
         daemon.open_session(session)
     daemon.acquire(1, 1, key)
@@ -230,13 +229,16 @@ def test_end_of_what_was_told_of_is_told_and_of_nothing_else() -> None:
     daemon.acquire(3, 1, key)
     daemon.now = 6.0
     daemon.acquire(1, 2, other)
-    assert len(space.waiting.take_old(1.0)) == 2
-    assert [grant.key for grant in space.held.take_old(1.0)] == [key]
+    waits, holds = space.take_slow(6.0)
+    assert [wait.session for wait in waits] == [2, 3]
+    assert [grant.key for grant in holds] == [key]
+    assert space.take_slow(6.0) == ([], [])
+    assert (space.slow_waits, space.slow_holds) == (2, 1)
     daemon.do(c.Release(1, 3, (other,), None))
     assert daemon.ended == []
     daemon.close_session(3)
     daemon.do(c.Release(1, 4, (key,), None))
-    assert daemon.ended == ["disconnected", "released", "granted"]
+    assert daemon.ended == [(x, 6.0) for x in ("disconnected", "released", "granted")]
 
 
 def test_code_that_nobody_knows_makes_no_new_label() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgpack
 import pytest
 
+from lockd.daemon.activity.counts import Counts
 from lockd.daemon.activity.health import Health
 from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.access import Access, rights_of
@@ -63,7 +64,7 @@ class Scene:
     def __init__(self) -> None:
         self.poller = Poller()
         access = Access()
-        answers = Answers(access)
+        answers = Answers(access, Counts())
         self.engine = LockEngine()
         self.runtime = Runtime(
             self.engine,

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lockd.daemon.activity.counts import Counts
 from lockd.daemon.clients.access import Access
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.config.config import Config
@@ -95,12 +96,12 @@ class RecordedAnswers(Answers):
     """Keeps what each request is answered with."""
 
     def __init__(self) -> None:
-        super().__init__(Access())
+        super().__init__(Access(), Counts())
         self.given: dict[tuple[int, int], e.Effect] = {}
         self._news = trio.Event()
         self.carriers = dict.fromkeys((e.Granted, e.Refused, e.Completed), self._keep)
 
-    def _keep(self, effect: e.Granted | e.Refused | e.Completed) -> None:
+    def _keep(self, effect: e.Granted | e.Refused | e.Completed, now: float) -> None:
         self.given[effect.session, effect.request] = effect
         self._news.set()
         self._news = trio.Event()

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from lockd.engine import effects as e
-from lockd.engine.commands import Owner
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ERRORS_BY_CODE
 from lockd.terms import Mode, ResourceKey
@@ -121,9 +120,9 @@ class Line(Generic[K, T]):
 
 
 class Wait:
-    """A request that waits; `owner` is set when it is told of."""
+    """A request that waits."""
 
-    __slots__ = ("keys", "mode", "owner", "request", "session", "since", "space")
+    __slots__ = ("keys", "mode", "request", "session", "since", "space")
 
     def __init__(
         self,
@@ -140,7 +139,6 @@ class Wait:
         self.mode = mode
         self.since = since
         self.space = space
-        self.owner: Owner | None = None
 
 
 class Space:
@@ -182,6 +180,26 @@ class Space:
         #: How many were told of.
         self.slow_waits = self.slow_holds = 0
 
+    def set_thresholds(self, slow_wait: float, slow_hold: float) -> None:
+        """Sets from when on a wait or a hold is slow."""
+        self.slow_wait, self.slow_hold = slow_wait, slow_hold
+
+    def take_slow(self, now: float) -> tuple[list[Wait], list[e.Grant]]:
+        """Returns what has become slow, to be told of, and counts it."""
+        waits, holds = self.skip_slow(now)
+        self.slow_waits += len(waits)
+        self.slow_holds += len(holds)
+        return waits, holds
+
+    def skip_slow(self, now: float) -> tuple[list[Wait], list[e.Grant]]:
+        """Takes what is slow as told of."""
+        waits, holds = list[Wait](), list[e.Grant]()
+        if self.slow_wait:
+            waits = self.waiting.take_old(now - self.slow_wait)
+        if self.slow_hold:
+            holds = self.held.take_old(now - self.slow_hold)
+        return waits, holds
+
     @property
     def granted(self) -> int:
         """How many grants were made."""
@@ -200,34 +218,36 @@ class Space:
         return {CAUSES[0]: released} | others
 
 
-def _nothing(thing: Wait | e.Grant, outcome: str) -> None:
-    """Is called for what took long and is over, where nobody wants to know."""
+OnSlowEnd = Callable[[Wait | e.Grant, str, float], None]
+"""Hears that something ended that was told of: with how, and when."""
 
 
 class Counts:
     """What is counted of the daemon.
 
+    Args:
+        on_slow_end: called when something ends that was told of.
+
     Attributes:
-        now: when what is counted happens.
         requests: by method.
         refusals: by the code that was told.
         turned_away: clients that could not be taken in.
         turns: how long each turn of the loop took.
-        on_slow_end: called when something ends that was told of, and with how.
-        hears: what is to be told each kind of effect.
+        hears: what is to be told each kind of effect, and when it happens.
     """
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(
+        self, on_slow_end: OnSlowEnd = lambda thing, outcome, now: None
+    ) -> None:
         self.spaces: dict[str, Space] = {}
         self.requests: defaultdict[str, int] = defaultdict(int)
         self.refusals = dict.fromkeys(ERRORS_BY_CODE, 0)
         self.turned_away = 0
         self.turns = Histogram(TURN_BOUNDS)
-        self.on_slow_end: Callable[[Wait | e.Grant, str], None] = _nothing
+        self._on_slow_end = on_slow_end
         #: Of each session the requests that wait.
         self._waiting: dict[int, dict[int, Wait]] = {}
-        self.hears: dict[type, Callable[[Any], None]] = {
+        self.hears: dict[type, Callable[[Any, float], None]] = {
             e.Granted: self.count_granted,
             e.Ended: self.count_ended,
             e.Queued: self.count_queued,
@@ -251,7 +271,17 @@ class Counts:
                 *(request.mode, request.since),
             )
 
-    def watch_holds(self, space: Space, engine: LockEngine) -> None:
+    def set_thresholds(
+        self, name: str, slow_wait: float, slow_hold: float, engine: LockEngine
+    ) -> None:
+        """Sets what is slow in a lockspace, from now on."""
+        space = self.space(name)
+        watched = bool(space.slow_hold)
+        space.set_thresholds(slow_wait, slow_hold)
+        if bool(slow_hold) is not watched:
+            self._watch_holds(space, engine)
+
+    def _watch_holds(self, space: Space, engine: LockEngine) -> None:
         """Begins, or ends, to have the grants of a lockspace in `held`."""
         space.held.clear()
         if space.slow_hold:
@@ -261,33 +291,33 @@ class Counts:
 
     # What happens.
 
-    def count_granted(self, effect: e.Granted) -> None:
+    def count_granted(self, effect: e.Granted, now: float) -> None:
         """Counts a request that was granted."""
         # One way for all would be slower for the most.
         grants = effect.grants
         space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
-            self._end_wait(effect.session, effect.request, "granted")
+            self._end_wait(effect.session, effect.request, "granted", now)
         if effect.waited or effect.converted or len(grants) > 1 or space.slow_hold:
             _count_grants(space, effect)
         elif grants[0].count == 1:
             space.waits.counts[0] += 1
 
-    def count_ended(self, effect: e.Ended) -> None:
+    def count_ended(self, effect: e.Ended, now: float) -> None:
         """Counts a grant that is no more."""
         grant = effect.grant
         space = self.spaces[grant.key.lockspace]
         if effect.cause != "released":  # what most do is what is left
             space.ended_otherwise[effect.cause] += 1
-        holds, seconds = space.holds, self.now - grant.since
+        holds, seconds = space.holds, now - grant.since
         holds.counts[bisect_left(HOLD_BOUNDS, seconds)] += 1
         holds.total += seconds
         if space.slow_hold and space.held.remove(grant.fencing_token) is not None:
-            self.on_slow_end(grant, effect.cause)
+            self._on_slow_end(grant, effect.cause, now)
 
-    def count_queued(self, effect: e.Queued) -> None:
+    def count_queued(self, effect: e.Queued, now: float) -> None:
         """Counts a request that waits from now on."""
-        self._wait(effect.session, effect.request, effect.keys, effect.mode, self.now)
+        self._wait(effect.session, effect.request, effect.keys, effect.mode, now)
 
     def _wait(
         self,
@@ -302,11 +332,11 @@ class Counts:
         self._waiting.setdefault(session, {})[request] = wait
         space.waiting.young[session, request] = wait
 
-    def count_refused(self, effect: e.Refused) -> None:
+    def count_refused(self, effect: e.Refused, now: float) -> None:
         """Counts a request no longer that is refused."""
-        self._end_wait(effect.session, effect.request, effect.code)
+        self._end_wait(effect.session, effect.request, effect.code, now)
 
-    def _end_wait(self, session: int, request: int, outcome: str) -> None:
+    def _end_wait(self, session: int, request: int, outcome: str, now: float) -> None:
         """Counts a request no longer, if it waited."""
         waits = self._waiting.get(session)
         wait = None if waits is None else waits.pop(request, None)
@@ -314,17 +344,16 @@ class Counts:
             return
         if not waits:
             del self._waiting[session]
-        self._end(wait, outcome)
+        self._end(wait, outcome, now)
 
     def end_session(self, session: int, now: float) -> None:
         """Counts what a session waited for no longer: nobody will answer it."""
-        self.now = now
         for wait in self._waiting.pop(session, {}).values():
-            self._end(wait, "disconnected")
+            self._end(wait, "disconnected", now)
 
-    def _end(self, wait: Wait, outcome: str) -> None:
+    def _end(self, wait: Wait, outcome: str, now: float) -> None:
         if wait.space.waiting.remove((wait.session, wait.request)) is not None:
-            self.on_slow_end(wait, outcome)
+            self._on_slow_end(wait, outcome, now)
 
     def count_turned_away(self) -> None:
         """Counts a client that could not be taken in."""

@@ -75,13 +75,11 @@ class History:
     """The last events of the resources that were used last.
 
     Attributes:
-        now: when what is told now happens.
-        hears: what is to be told each kind of effect.
+        hears: what is to be told each kind of effect, and when it happens.
     """
 
     def __init__(self, sessions: Mapping[int, SessionView]) -> None:
-        self.now = 0.0
-        self.hears: dict[type, Callable[[Any], None]] = {
+        self.hears: dict[type, Callable[[Any, float], None]] = {
             Ended: self.ended,
             Granted: self.granted,
             Queued: self.queued,
@@ -93,14 +91,14 @@ class History:
         self._holds: deque[Hold] = deque(maxlen=MAX_FRESH)
         self._keys: deque[ResourceKey] = deque(maxlen=MAX_FRESH)
 
-    def ended(self, effect: Ended) -> None:
+    def ended(self, effect: Ended, now: float) -> None:
         """Remembers a hold."""
         grant = effect.grant
         self._keys.append(grant.key)
         self._holds.append(
             Hold(
                 grant.since,
-                self.now,
+                now,
                 grant.owner,
                 grant.session,
                 grant.mode,
@@ -109,13 +107,13 @@ class History:
             )
         )
 
-    def granted(self, effect: Granted) -> None:
+    def granted(self, effect: Granted, now: float) -> None:
         """Remembers that a held lock is in another mode now; what is new is held."""
         if not effect.converted:
             return
         for grant in effect.grants:
             event = Event(
-                self.now,
+                now,
                 "converted",
                 grant.owner,
                 grant.session,
@@ -124,11 +122,11 @@ class History:
             )
             self._add(grant.key, event)
 
-    def queued(self, effect: Queued) -> None:
+    def queued(self, effect: Queued, now: float) -> None:
         """Remembers that somebody waits."""
         owner = self._sessions[effect.session].owner.identity
         event = Event(
-            self.now,
+            now,
             "waiting",
             owner,
             effect.session,
@@ -138,12 +136,12 @@ class History:
         for key in effect.keys:
             self._add(key, event)
 
-    def refused(self, effect: Refused) -> None:
+    def refused(self, effect: Refused, now: float) -> None:
         """Remembers that somebody did not get a resource, if it was about one."""
         if effect.situation is not None:
             owner = self._sessions[effect.session].owner.identity
             event = Event(
-                self.now,
+                now,
                 "refused",
                 owner,
                 effect.session,

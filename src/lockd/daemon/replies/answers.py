@@ -26,6 +26,7 @@ class Answers:
 
     Args:
         access: knows what a peer may see.
+        counts: counts all that goes by here.
 
     Attributes:
         peers: by session.
@@ -34,11 +35,11 @@ class Answers:
         feed: what happened, for the peers that watch.
         late_by_user: how many requests of each user wait for something that is not the
             lock table's.
-        counts: what is counted of all that goes by here.
+        counts: what is counted of that.
         redaction: what is kept from whom.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, counts: Counts) -> None:
         self.redaction = Redaction(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
@@ -46,9 +47,9 @@ class Answers:
         self.feed = Feed()
         #: What tells in which lockspaces a watcher sees what happens.
         self._sees: dict[Peer, Callable[[str], bool]] = {}
-        self.counts = Counts()
-        #: What is done for each kind of effect.
-        self.carriers: dict[type, Callable[[Any], None]] = {
+        self.counts = counts
+        #: What is done for each kind of effect, which happens now.
+        self.carriers: dict[type, Callable[[Any, float], None]] = {
             e.Granted: self._answer_granted,
             e.Completed: self._answer_completed,
             e.Refused: self._answer_refused,
@@ -120,7 +121,7 @@ class Answers:
         else:
             self.blame(peer, error)
 
-    def _answer_granted(self, effect: e.Granted) -> None:
+    def _answer_granted(self, effect: e.Granted, now: float) -> None:
         peer = self.peers.get(effect.session)
         if peer is None:
             return
@@ -133,20 +134,19 @@ class Answers:
             peer.send_result(effect.request, result)
         self.behind.add(peer)
 
-    def _answer_completed(self, effect: e.Completed) -> None:
+    def _answer_completed(self, effect: e.Completed, now: float) -> None:
         peer = self.peers.get(effect.session)
         if peer is None:
             return
         peer.send_result(effect.request, peer.expected.pop(effect.request, None))
         self.behind.add(peer)
 
-    def _answer_refused(self, effect: e.Refused) -> None:
+    def _answer_refused(self, effect: e.Refused, now: float) -> None:
         peer = self.peers.get(effect.session)
         if peer is None:
             return
         peer.expected.pop(effect.request, None)
         effect = self.redaction.refusal(effect, peer)
-        now = trio.current_time()
         facts = self._facts(effect, peer, now) if peer.connection.greeted else None
         # libvirt asks as it always did, whatever it is told.
         said = sentence(effect, now, advises=not peer.is_libvirt)
@@ -159,7 +159,7 @@ class Answers:
         lockspace = None if found is None else found.key.lockspace
         return views.facts(effect, now, self.redaction.look(peer, lockspace))
 
-    def _tell_lost(self, effect: e.Lost) -> None:
+    def _tell_lost(self, effect: e.Lost, now: float) -> None:
         peer = self.peers.get(effect.session)
         if peer is None:
             return

@@ -104,7 +104,7 @@ class Runtime:
         #: What is done for each kind of effect on which the table itself relies.
         self._perform = own
         #: What is told of each other kind.
-        self._tell: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        self._tell: dict[type, tuple[Callable[[Any, float], None], ...]] = {}
         for hears in self.history.hears, self._counts.hears, answers.carriers:
             for kind, action in hears.items():
                 self._tell[kind] = (*self._tell.get(kind, ()), action)
@@ -144,7 +144,7 @@ class Runtime:
             commands.append(command)
             return
         self._busy = True
-        now = self._counts.now = self.history.now = self._current_time()
+        now = self._current_time()
         try:
             self._carry_out_one(command, now)
             while commands:
@@ -166,7 +166,7 @@ class Runtime:
             for action in told:
                 # Whoever is told is not the table: it stands as it should.
                 try:
-                    action(effect)
+                    action(effect, now)
                 except Exception as error:
                     self._answers.blame_for(effect, error)
         if self._answers.feed.is_watched:

@@ -9,8 +9,7 @@ import pytest
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.activity.counts import Counts
-from lockd.daemon.config.config import LockspaceConfig
-from lockd.daemon.metrics.slow_log import Slowness
+from lockd.daemon.replies.slow_log import SlowLog
 from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
@@ -22,12 +21,12 @@ Fields = dict[str, str]
 
 
 class Story:
-    """An engine whose slowness is told, and what was told."""
+    """An engine of which it is told what is slow, and what was told."""
 
     def __init__(self, slow_wait: float = 30.0, slow_hold: float = 0.0) -> None:
         self.engine = LockEngine()
-        self.counts = Counts()
-        self.slowness = Slowness(self.counts, self.engine)
+        self.slow_log = SlowLog(self.engine)
+        self.counts = Counts(self.slow_log.tell_end)
         self.now = 0.0
         self.said: list[tuple[int, str, Fields]] = []
         self.do(c.AddLockspace("memory", anchored=False))
@@ -36,15 +35,13 @@ class Story:
             self.do(c.OpenSession(session, c.Owner(name, 10 * session, 1000)))
 
     def configure(self, slow_wait: float, slow_hold: float) -> None:
-        config = LockspaceConfig("memory", slow_wait=slow_wait, slow_hold=slow_hold)
-        self.slowness.configure({"memory": config})
+        self.counts.set_thresholds("memory", slow_wait, slow_hold, self.engine)
 
     def do(self, command: c.Command) -> None:
-        self.counts.now = self.now
         for effect in self.engine.handle(command, now=self.now):
             hear = self.counts.hears.get(type(effect))
             if hear is not None:
-                hear(effect)
+                hear(effect, self.now)
 
     def acquire(
         self,
@@ -63,7 +60,7 @@ class Story:
         """Returns what is told at a time that was not told before."""
         before = len(self.said)
         self.now = now
-        self.slowness.look(now)
+        self.slow_log.tell_slow(self.counts.spaces.values(), now)
         return [text for _, text, _ in self.said[before:]]
 
 
@@ -78,7 +75,7 @@ def stories(caplog: pytest.LogCaptureFixture, story: Story) -> Iterator[Story]:
             fields = record.__dict__["fields"]
             story.said.append((record.levelno, record.getMessage(), fields))
 
-    logger, listener = logging.getLogger("lockd.daemon.metrics.slow_log"), Listener()
+    logger, listener = logging.getLogger("lockd.daemon.replies.slow_log"), Listener()
     logger.addHandler(listener)
     with caplog.at_level(logging.INFO, logger.name):
         yield story
@@ -162,7 +159,7 @@ def test_of_several_the_one_in_the_way_is_named(story: Story) -> None:
 def test_wait_behind_nobody_says_so(story: Story) -> None:
     story.do(c.AddLockspace("files", anchored=True))
     files = ResourceKey("files", "a")
-    story.counts.space("files").slow_wait = 30.0
+    story.counts.space("files").set_thresholds(30.0, 0.0)
     story.do(c.Acquire(2, 1, (files,), SHARED, None))
     story.do(c.AnchorRefused(files, "busy", "locked", None))
     (line,) = story.look_at(30.0)
@@ -172,7 +169,7 @@ def test_wait_behind_nobody_says_so(story: Story) -> None:
 def test_wait_for_somebody_outside_names_him(story: Story) -> None:
     story.do(c.AddLockspace("files", anchored=True))
     files = ResourceKey("files", "a")
-    story.counts.space("files").slow_wait = 30.0
+    story.counts.space("files").set_thresholds(30.0, 0.0)
     story.do(c.Acquire(2, 1, (files,), SHARED, None))
     outside = OutsideHolder("exclusive", 812, "tar")
     story.do(c.AnchorRefused(files, "busy", "locked", outside))
@@ -229,14 +226,12 @@ def test_who_takes_over_repeats_nothing(story: Story) -> None:
     story.acquire(1, KEY)
     story.acquire(2, KEY)
     story.look_at(31.0)
-    heir = Counts()
-    heir.adopt(story.engine)
-    slowness = Slowness(heir, story.engine)
-    slowness.configure({"memory": LockspaceConfig("memory", slow_hold=10.0)})
-    slowness.adopt(32.0)
-    slowness.look(32.0)
-    assert len(story.said) == 1
-    story.counts = heir
+    story.counts = Counts(story.slow_log.tell_end)
+    story.counts.adopt(story.engine)
+    story.configure(30.0, 10.0)
+    story.counts.spaces["memory"].skip_slow(32.0)
+    assert story.look_at(32.0) == []
+    assert story.counts.spaces["memory"].slow_waits == 0
     story.now = 40.0
     story.release(1)
     assert [text.split(" of ")[0] for _, text, _ in story.said[1:]] == [

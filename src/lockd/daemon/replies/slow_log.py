@@ -5,11 +5,10 @@ What was told of once is told of once more, when it is over.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
-from lockd.daemon.activity.counts import Counts, Space, Wait
-from lockd.daemon.config.config import LockspaceConfig
+from lockd.daemon.activity.counts import Space, Wait
 from lockd.daemon.replies.sentences import called, how, where
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Situation
@@ -31,58 +30,23 @@ MESSAGE_IDS: Final = {
 Fields = dict[str, str]
 
 
-class Slowness:
-    """Tells of what takes long.
+class SlowLog:
+    """Tells of what takes long (`Counts`)."""
 
-    Args:
-        counts: knows what waits and what is held, in the order of its beginning.
-    """
-
-    def __init__(self, counts: Counts, engine: LockEngine) -> None:
-        self._counts = counts
+    def __init__(self, engine: LockEngine) -> None:
         self._engine = engine
-        counts.on_slow_end = self._tell_end
 
-    def adopt(self, now: float) -> None:
-        """Takes what is slow already as told of, by the daemon before."""
-        self._counts.now = now
-        for space in self._counts.spaces.values():
-            self._take_slow(space)
-
-    def configure(self, lockspaces: Mapping[str, LockspaceConfig]) -> None:
-        """Sets the thresholds of lockspaces, from now on."""
-        for name, config in lockspaces.items():
-            space = self._counts.space(name)
-            space.slow_wait = config.slow_wait
-            watched, space.slow_hold = bool(space.slow_hold), config.slow_hold
-            if bool(space.slow_hold) is not watched:
-                self._counts.watch_holds(space, self._engine)
-
-    def look(self, now: float) -> None:
+    def tell_slow(self, spaces: Iterable[Space], now: float) -> None:
         """Tells of what has become slow."""
-        self._counts.now = now
-        for space in self._counts.spaces.values():
-            waits, holds = self._take_slow(space)
+        for space in spaces:
+            waits, holds = space.take_slow(now)
             for wait in waits:
                 self._tell_wait(wait, now)
             for grant in holds:
                 self._tell_hold(grant, now)
-            space.slow_waits += len(waits)
-            space.slow_holds += len(holds)
-
-    def _take_slow(self, space: Space) -> tuple[list[Wait], list[Grant]]:
-        now, waits, holds = self._counts.now, list[Wait](), list[Grant]()
-        if space.slow_wait:
-            waits = space.waiting.take_old(now - space.slow_wait)
-        if space.slow_hold:
-            holds = space.held.take_old(now - space.slow_hold)
-        for wait in waits:
-            wait.owner = self._engine.owner_of(wait.session)
-        return waits, holds
 
     def _tell_wait(self, wait: Wait, now: float) -> None:
-        owner = wait.owner
-        assert owner is not None
+        owner = self._engine.owner_of(wait.session)
         situation = self._obstacle(wait.keys)
         fields = _fields("wait", situation.key, owner, wait.session, wait.mode)
         fields |= _usec("WAITED", now - wait.since)
@@ -126,15 +90,14 @@ class Slowness:
             extra={"fields": fields},
         )
 
-    def _tell_end(self, what: Wait | Grant, outcome: str) -> None:
-        took = self._counts.now - what.since
+    def tell_end(self, what: Wait | Grant, outcome: str, now: float) -> None:
+        """Tells that something is over that was told of; its session is still there."""
+        took = now - what.since
         if isinstance(what, Wait):
-            assert what.owner is not None
-            key = what.keys[0]
-            fields = _fields("wait ended", key, what.owner, what.session, what.mode)
+            owner, key = self._engine.owner_of(what.session), what.keys[0]
+            fields = _fields("wait ended", key, owner, what.session, what.mode)
             fields |= _usec("WAITED", took) | {"LOCKD_OUTCOME": outcome}
             message = "the long wait of %s for %s is over after %s: %s"
-            owner = what.owner
         else:
             owner, key = what.owner, what.key
             fields = _of_grant("hold ended", what) | _usec("HELD", took)
