@@ -1,4 +1,5 @@
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from daemon_process import DaemonProcess
 from support.nursery import DAEMONS, LOCKCTLS, SCRIPTS
+from support.processes import idle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +99,13 @@ def own_command() -> str:
     """The command line of this process, as lockd shows it."""
     words = Path("/proc/self/cmdline").read_text().split("\0")
     return " ".join(words).strip()[:256]
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing, until it is killed."""
+    with idle() as process:
+        yield process
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from lockd.procs import Uids, command_of, name_of, read, uid_of, uids_of, unit_of
+from support.processes import idle
 
 
 def test_own_process_is_described(own_command: str) -> None:
@@ -24,8 +25,9 @@ def test_of_no_process_nothing_is_known() -> None:
 
 
 def test_command_is_one_printable_line_of_bounded_length() -> None:
-    words = [sys.executable, "-c", "input()", "a\nb\x1b[31m", "x" * 1_000]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+    script = "print(input(), flush=True); input()"
+    words = [sys.executable, "-c", script, "a\nb\x1b[31m", "x" * 1_000]
+    with idle(*words) as process:
         command = command_of(process.pid)
     assert command is not None
     assert command.isprintable()

@@ -6,8 +6,6 @@ two that can be cancelled.
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from client.adapters import AsyncShell, Peer, Shell
 from client.door import open_door
 from daemon_process import DaemonProcess
 from lockd.client.paths import ATTEMPTS
+from support.processes import idle
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
@@ -366,8 +365,7 @@ class Conformance:
     def test_locks_of_a_registered_process_end_with_the_process(
         self, shell: Shell, sock: str, watcher: WireClient
     ) -> None:
-        command = [sys.executable, "-c", "input()"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        with idle() as child:
             helper = shell.connect(sock)
             owner = helper.call("register", "guest", uuid="u", pid=child.pid)
             assert owner["name"] == "guest"
@@ -376,14 +374,12 @@ class Conformance:
             helper.close()
             wait_for_sessions(watcher, 1)
             assert holders(watcher, "disk") == ["guest"]
-            child.kill()
         wait_until_free(watcher, "disk")
 
     def test_helpers_of_one_process_speak_for_it_alike(
         self, shell: Shell, sock: str, watcher: WireClient
     ) -> None:
-        command = [sys.executable, "-c", "input()"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        with idle() as child:
             first, second = shell.connect(sock), shell.connect(sock)
             for helper in first, second:
                 helper.call("register", "guest", pid=child.pid)
@@ -392,7 +388,6 @@ class Conformance:
             assert (grant.mode, grant.fencing_token) == (lockd.SHARED, token)
             second.call("release", grant)
             assert holders(watcher, "disk") == []
-            child.kill()
 
     # The end of a connection.
 

@@ -21,13 +21,6 @@ from lockd.ctl.render import VERSION
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 
 
-@pytest.fixture
-def sleeper() -> Iterator[int]:
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process.pid
-        process.kill()
-
-
 def understood(command: str, text: str) -> Any:
     found = msgspec.json.decode(text, type=schema.COMMANDS[command])
     # Nothing is lost on the way: every field that is printed has its type.
@@ -66,7 +59,11 @@ def test_how_a_run_ended_has_its_type(
 
 
 def test_what_is_printed_has_its_type(
-    lockctl: Lockctl, client: Client, disk: Path, sleeper: int, locker: Locker
+    lockctl: Lockctl,
+    client: Client,
+    disk: Path,
+    process: subprocess.Popen[bytes],
+    locker: Locker,
 ) -> None:
     client.release(client.acquire("job"))
     grant = client.acquire("job", reason="nightly", label="/a")
@@ -95,7 +92,7 @@ def test_what_is_printed_has_its_type(
         ["sessions"],
         ["spaces"],
         ["status"],
-        ["acquire", "theirs", "--owner-pid", sleeper],
+        ["acquire", "theirs", "--owner-pid", process.pid],
         ["break", token, "--reason", "test", "--yes"],
         ["disconnect", sessions["cat"], "--reason", "test", "--yes"],
         ["list"],

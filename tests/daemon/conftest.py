@@ -74,11 +74,3 @@ def start_child() -> Iterator[StartChild]:
             return child
 
         yield start
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does nothing, until it is killed."""
-    with subprocess.Popen(["sleep", "1000"]) as sleeper:
-        yield sleeper
-        sleeper.kill()

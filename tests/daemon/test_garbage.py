@@ -3,7 +3,6 @@
 import gc
 import os
 import socket
-import subprocess
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from served import Served
+from support.processes import idle
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 ROUNDS = 5
@@ -82,10 +82,9 @@ def registers_itself(client: WireClient, witness: WireClient) -> None:
 
 
 def registers_a_process(client: WireClient, witness: WireClient) -> None:
-    with subprocess.Popen(["sleep", "1000"]) as sleeper:
-        client.call("register", owner={"name": "it", "pid": sleeper.pid})
+    with idle() as process:
+        client.call("register", owner={"name": "it", "pid": process.pid})
         client.acquire("its")
-        sleeper.kill()
 
 
 def says_half_a_message(client: WireClient, witness: WireClient) -> None:

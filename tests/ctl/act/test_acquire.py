@@ -12,27 +12,27 @@ from wire_client import NOBODY
 
 
 def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(
-    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
+    lockctl: Lockctl, client: Client, process: subprocess.Popen[bytes]
 ) -> None:
-    done = lockctl("acquire", "a", "b", "--owner-pid", sleeper.pid, "--reason", "why")
+    done = lockctl("acquire", "a", "b", "--owner-pid", process.pid, "--reason", "why")
     assert done.returncode == 0
     tokens = [int(line) for line in done.stdout.splitlines()]
-    assert f"'a', 'b' are held until process {sleeper.pid} ends" in done.stderr
+    assert f"'a', 'b' are held until process {process.pid} ends" in done.stderr
     for name, token in zip(("a", "b"), tokens, strict=True):
         (holder,) = client.query(name)["holders"]
-        assert (holder["fencing_token"], holder["pid"]) == (token, sleeper.pid)
-        assert (holder["name"], holder["reason"]) == ("sleep", "why")
-        assert holder["command"] == "sleep 1000"
-    sleeper.kill()
+        assert (holder["fencing_token"], holder["pid"]) == (token, process.pid)
+        assert (holder["name"], holder["reason"]) == ("cat", "why")
+        assert holder["command"] == "cat"
+    process.kill()
     ask_until(client, "a", lambda state: state["holder_count"] == 0)
     assert client.query("b")["last_holder"]["ended"] == "owner_died"
 
 
 def test_acquire_waits_no_longer_than_it_is_told(
-    lockctl: Lockctl, client: Client, sleeper: subprocess.Popen[bytes]
+    lockctl: Lockctl, client: Client, process: subprocess.Popen[bytes]
 ) -> None:
     client.acquire("job")
-    words = ("acquire", "job", "--owner-pid", sleeper.pid)
+    words = ("acquire", "job", "--owner-pid", process.pid)
     assert lockctl(*words, "-w", "0").returncode == 75
     assert lockctl(*words, "-w", "0.1").returncode == 75
 
@@ -51,12 +51,12 @@ def test_acquire_for_a_process_of_somebody_else_stays_ones_own(
 
 
 def test_acquire_for_nobody_or_for_two_is_64(
-    lockctl: Lockctl, sleeper: subprocess.Popen[bytes]
+    lockctl: Lockctl, process: subprocess.Popen[bytes]
 ) -> None:
     done = lockctl("acquire", "job")
     assert done.returncode == 64
     assert "--owner-pid or --owner-unit" in done.stderr
-    words = ("--owner-pid", sleeper.pid, "--owner-unit", "x.service")
+    words = ("--owner-pid", process.pid, "--owner-unit", "x.service")
     assert lockctl("acquire", "job", *words).returncode == 64
     done = lockctl("acquire", "job", "--owner-pid", 2**22 + 1)
     assert done.returncode == 64

@@ -71,15 +71,15 @@ def test_break_does_not_say_what_the_victim_does_then(
 
 
 def test_break_where_that_kills_says_so_first(
-    start_daemon: StartDaemon, sleeper: subprocess.Popen[bytes]
+    start_daemon: StartDaemon, process: subprocess.Popen[bytes]
 ) -> None:
     daemon = start_daemon("[lockspaces.k]\nkind='memory'\non_disconnect='kill'\n")
     lockctl = Lockctl(str(daemon.socket))
-    words = ("acquire", "--lockspace", "k", "job", "--owner-pid", sleeper.pid)
+    words = ("acquire", "--lockspace", "k", "job", "--owner-pid", process.pid)
     token = lockctl(*words).stdout.strip()
     done = lockctl("break", token, "--reason", "x", "--yes")
-    assert f"process {sleeper.pid} is ended, then the lock is free" in done.stdout
-    assert sleeper.wait(30) == -15
+    assert f"process {process.pid} is ended, then the lock is free" in done.stdout
+    assert process.wait(30) == -15
 
 
 _GUEST = """

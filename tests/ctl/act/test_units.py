@@ -12,13 +12,13 @@ from lockd import Client
 def test_acquire_for_a_unit_is_for_its_main_process(
     lockctl: Lockctl,
     client: Client,
-    sleeper: subprocess.Popen[bytes],
+    process: subprocess.Popen[bytes],
     tmp_path: Path,
 ) -> None:
     systemctl = tmp_path / "systemctl"
     systemctl.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        f'"show --value --property=MainPID -- db.service") echo {sleeper.pid};;\n'
+        f'"show --value --property=MainPID -- db.service") echo {process.pid};;\n'
         "*) echo 0;;\nesac\n"
     )
     systemctl.chmod(0o755)
@@ -26,7 +26,7 @@ def test_acquire_for_a_unit_is_for_its_main_process(
     done = lockctl("acquire", "job", "--owner-unit", "db.service")
     assert done.returncode == 0, done.stderr
     (holder,) = client.query("job")["holders"]
-    assert (holder["name"], holder["pid"]) == ("db.service", sleeper.pid)
+    assert (holder["name"], holder["pid"]) == ("db.service", process.pid)
     done = lockctl("acquire", "other", "--owner-unit", "idle.service")
     assert done.returncode == 64
     assert "unit 'idle.service' has no main process" in done.stderr

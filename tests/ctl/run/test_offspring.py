@@ -5,6 +5,7 @@ import select
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,10 +183,15 @@ def test_what_does_not_stop_is_killed_and_so_are_its_children(
     left.end()
 
 
-def test_what_is_waited_for_is_told_on_a_terminal(lockctl: Lockctl) -> None:
+def test_what_is_waited_for_is_told_on_a_terminal(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
     reader, writer = os.pipe()
-    script = f"cat </proc/self/fd/{reader} & :"
-    words = (*PROGRAM, "run", "-c", script, "job")
+    os.write(writer, b"\n")
+    os.mkfifo(tmp_path / "fifo")
+    # The command ends when what it leaves behind is cat, and no shell any more.
+    left = f"cat </proc/self/fd/{reader} >{tmp_path}/fifo"
+    words = (*PROGRAM, "run", "-c", f"{left} & read x <{tmp_path}/fifo", "job")
     terminal = Terminal(words, lockctl.env, pass_fds=[reader])
     terminal.wait_for(
         "the command has ended, but 'job' stays locked while what it left behind "

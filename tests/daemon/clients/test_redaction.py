@@ -3,13 +3,13 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from support.processes import idle
 from wire_client import NOBODY, WireClient, connected_as_nobody
 
 
@@ -30,9 +30,8 @@ def guarded(start_daemon: StartDaemon) -> DaemonProcess:
 def talkative(guarded: DaemonProcess) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose arguments tell a reason, and the name of a hidden lockspace."""
     words = ["sleep", "1000.0", "--", "--reason=nightly", "--lockspace=secret"]
-    with subprocess.Popen(["sh", "-c", "read x", *words], stdin=PIPE) as process:
+    with idle("sh", "-c", "read x; echo; read x", *words) as process:
         yield process
-        process.kill()
 
 
 def commands_in(answer: Any) -> list[str]:

@@ -1,12 +1,12 @@
 """What those hear who watch."""
 
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from conftest import StartDaemon
+from support.processes import idle
 from wire_client import WireClient, wait_for_waiters
 
 ALWAYS = {"event", "lockspace", "resource", "session", "name", "pid", "uid"}
@@ -104,10 +104,9 @@ def test_each_end_of_a_lock_is_one_event(
 def test_death_of_a_registered_process_is_one_event(
     watcher: WireClient, other: WireClient
 ) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        other.call("register", owner={"name": "sleep", "pid": process.pid})
+    with idle() as process:
+        other.call("register", owner={"name": "cat", "pid": process.pid})
         other.acquire("a")
-        process.kill()
     assert ends_until_granted(watcher) == [("released", "owner_died")]
 
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import libvirt_client as lc
 from daemon.conftest import Connect, StartChild
 from daemon_process import DaemonProcess
 from libvirt_client import LibvirtClient
+from support.processes import idle
 from wire_client import WireClient, wait_for_sessions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd serves root only")
@@ -40,13 +40,8 @@ def libvirt(common: DaemonProcess, connect: Connect) -> Iterator[Guest]:
 @pytest.fixture
 def processes() -> Iterator[list[int]]:
     """The pids of two processes that may own locks, and are ended."""
-    with ExitStack() as stack:
-        pids = []
-        for _ in range(2):
-            sleeper = stack.enter_context(subprocess.Popen(["sleep", "1000"]))
-            stack.callback(sleeper.kill)
-            pids.append(sleeper.pid)
-        yield pids
+    with idle() as one, idle() as other:
+        yield [one.pid, other.pid]
 
 
 @pytest.fixture
@@ -177,10 +172,10 @@ def test_hashed_name_shows_the_path_of_the_guests_command_line(
     disk: str,
 ) -> None:
     name = sha256(disk.encode()).hexdigest()
-    script = "input()"
+    script = "print(input(), flush=True); input()"
     blockdev = f'{{"driver":"file","filename":"{disk}"}}'
     command = [sys.executable, "-c", script, "-blockdev", blockdev]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as qemu:
+    with idle(*command) as qemu:
         guest = libvirt(qemu.pid)
         assert guest.done(lc.ACQUIRE, lc.resource(directory, name, lc.AUTOCREATE))
         params = {"lockspace": _lockspace(client, directory), "resource": name}
@@ -351,11 +346,10 @@ def test_connection_that_acts_for_another_process_may_end(
 def test_owner_that_dies_without_a_connection_leaves_nothing(
     libvirt: Guest, client: WireClient, disk: str
 ) -> None:
-    with subprocess.Popen(["sleep", "1000"]) as qemu:
+    with idle() as qemu:
         with libvirt(qemu.pid) as libvirtd:
             assert libvirtd.done(lc.ACQUIRE, lc.resource("", disk))
         wait_for_sessions(client, 1)
-        qemu.kill()
     gone(client, disk, "direct")
 
 
@@ -364,11 +358,10 @@ def test_shared_lock_that_was_taken_twice_leaves_nothing(
 ) -> None:
     wanted = lc.resource(directory, "web1", lc.AUTOCREATE | lc.SHARED)
     lockspace = _lockspace(client, directory)
-    with subprocess.Popen(["sleep", "1000"]) as qemu:
+    with idle() as qemu:
         guest = libvirt(qemu.pid)
         assert guest.done(lc.ACQUIRE, wanted)
         assert guest.done(lc.ACQUIRE, wanted)
-        qemu.kill()
     gone(client, "web1", lockspace)
     assert not os.listdir(directory)
 
@@ -480,7 +473,7 @@ def test_upgrade_keeps_guests_their_locks_and_half_their_calls(tmp_path: Path) -
     daemon.start()
     try:
         with (
-            subprocess.Popen(["sleep", "1000"]) as qemu,
+            idle() as qemu,
             LibvirtClient(daemon.virtlockd_socket) as guest,
         ):
             guest.register(qemu.pid)
@@ -493,7 +486,6 @@ def test_upgrade_keeps_guests_their_locks_and_half_their_calls(tmp_path: Path) -
             assert answer is not None
             assert (answer.serial, answer.error and answer.error.code) == (5, 87)
             assert guest.done(lc.RELEASE, lc.resource("", str(disk)))
-            qemu.kill()
     finally:
         daemon.close()
 

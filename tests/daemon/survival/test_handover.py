@@ -20,6 +20,7 @@ from conftest import StartDaemon
 from daemon_process import DaemonProcess
 from lockd.daemon.survival import handover
 from support.places import TESTS
+from support.processes import idle
 from wire_client import (
     WireClient,
     connected_as_nobody,
@@ -223,13 +224,12 @@ def test_death_of_a_registered_process_is_seen_afterwards(
     daemon: DaemonProcess, clients: Any
 ) -> None:
     client, waiter = clients(), clients()
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with idle() as process:
         client.call("register", owner={"name": "vm", "pid": process.pid})
         client.acquire("a")
         msgid = waiter.send("acquire", resource="a")
         wait_for_waiters(client, "a", 1)
         daemon.upgrade()
-        process.kill()
     waiter.result(msgid)
     assert client.notification("lost")["cause"] == "owner_died"
 
@@ -433,12 +433,11 @@ def test_no_descriptor_can_leave_the_daemon_afterwards(
 ) -> None:
     client = clients()
     client.acquire("a", lockspace="files")
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with idle() as process:
         client.call("list")
         clients().call("register", owner={"name": "vm", "pid": process.pid})
         daemon.upgrade()
         assert inheritable(daemon) == []
-        process.kill()
 
 
 @pytest.mark.parametrize("free", [0, 3, 20])

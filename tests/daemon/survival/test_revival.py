@@ -17,6 +17,7 @@ from kept import is_locked
 from libvirt_client import LibvirtClient
 from service_manager import ServiceManager
 from support.places import TESTS
+from support.processes import idle
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 # What survives.
@@ -232,12 +233,11 @@ def test_timeout_runs_on(
 def test_process_that_died_meanwhile_owns_nothing(
     manager: ServiceManager, client: WireClient, other: WireClient
 ) -> None:
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with idle() as process:
         client.call("register", owner={"name": "guest", "pid": process.pid})
         client.acquire("a")
         waiting = other.send("acquire", resource="a")
         manager.kill()
-        process.kill()
     manager.start()
     assert other.result(waiting)["grant"]["resource"] == "a"
 
@@ -285,8 +285,8 @@ def test_guests_of_libvirt_keep_their_disks(
     disk.touch()
     wanted = lc.resource("", str(disk))
     with (
-        subprocess.Popen(["sleep", "1000"]) as qemu,
-        subprocess.Popen(["sleep", "1000"]) as rival,
+        idle() as qemu,
+        idle() as rival,
         LibvirtClient(manager.virtlockd_socket) as guest,
         LibvirtClient(manager.virtlockd_socket) as other,
     ):
@@ -303,8 +303,6 @@ def test_guests_of_libvirt_keep_their_disks(
         assert "web1" in (answer.error.message or "")
         assert guest.done(lc.RELEASE, wanted)
         assert other.done(lc.ACQUIRE, wanted)
-        qemu.kill()
-        rival.kill()
 
 
 # The end, and other starts.

@@ -37,6 +37,7 @@ from lockd.daemon.system.processes import Processes
 from lockd.protocol.connection import Connection
 from served import Served
 from support.places import TESTS
+from support.processes import idle
 from wire_client import Refusal, WireClient, wait_for_sessions, wait_for_waiters
 
 
@@ -396,7 +397,7 @@ def test_defect_about_a_registered_process_costs_only_who_registered_it(
 ) -> None:
     with (
         WireClient(scene.served.socket) as victim,
-        subprocess.Popen(["sleep", "1000"]) as process,
+        idle() as process,
     ):
         with suppress(Refusal):
             victim.call("register", owner={"name": "victim", "pid": process.pid})

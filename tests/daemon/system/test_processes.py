@@ -23,6 +23,7 @@ from daemon_process import DaemonProcess
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Process, Processes
+from support.processes import idle
 from wire_client import (
     NOBODY,
     Refusal,
@@ -265,17 +266,14 @@ def test_root_joins_the_owner_that_a_user_registered(
 ) -> None:
     daemon = start_daemon()
     with (
-        subprocess.Popen(["sleep", "1000"], user=NOBODY) as theirs,
+        idle(user=NOBODY) as theirs,
         connected_as_nobody(daemon.socket) as nobody,
         WireClient(daemon.socket) as admin,
     ):
-        try:
-            assert register(nobody, theirs.pid)["uid"] == NOBODY
-            nobody.acquire("a")
-            register(admin, theirs.pid)
-            admin.call("release", resource="a")
-        finally:
-            theirs.kill()
+        assert register(nobody, theirs.pid)["uid"] == NOBODY
+        nobody.acquire("a")
+        register(admin, theirs.pid)
+        admin.call("release", resource="a")
 
 
 # Fencing.
@@ -509,7 +507,7 @@ def test_root_may_end_who_a_user_registered_once_it_registers_it_too(
     """What is fenced is fenced for the one of them that has the right."""
     daemon = start_daemon(KILLING)
     with (
-        subprocess.Popen([program], stdin=subprocess.PIPE, user=NOBODY) as theirs,
+        idle(str(program), user=NOBODY) as theirs,
         WireClient(daemon.socket) as admin,
         connected_as_nobody(daemon.socket) as nobody,
     ):

@@ -1,0 +1,31 @@
+"""Processes that do nothing, for the tests to register, to watch and to kill."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def idle(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a program that does nothing; kills it when the block ends.
+
+    Popen returns when execve(2) has closed the old program's descriptors. What /proc
+    says of the name, the arguments and the rights of the new one is true a moment
+    later. So this waits until the program has spoken.
+
+    Args:
+        command: the program, `cat` if there is none; it returns the first line that it
+            reads, and lives until the next one.
+        options: of `subprocess.Popen`.
+    """
+    pipe = subprocess.PIPE
+    words = command or ("cat",)
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, **options) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"\n"
+        yield process
+        process.kill()
