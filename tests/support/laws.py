@@ -46,7 +46,11 @@ WORDS = {
 }
 """Words that mean one thing, and where the classes are that are named by them."""
 
-TAKERS = {"daemon.requests.dispatch", "daemon.replies.reader"}
+TAKERS = {
+    "daemon.requests.dispatch",
+    "daemon.replies.reader",
+    "daemon.replies.listings",
+}
 """Take requests from the wire, to change the engine or to read from it."""
 
 MOST_LINES = 400

@@ -191,6 +191,11 @@ class ListLockspacesParams(Params, frozen=True):
     limit: Limit | None = None
 
 
+ListingParams = (
+    ListParams | ListWaitersParams | ListSessionsParams | ListLockspacesParams
+)
+
+
 class CreateLockspaceParams(Params, frozen=True):
     """A new lockspace."""
 

@@ -13,14 +13,21 @@ import trio
 from msgspec.structs import replace
 
 from lockd.daemon.clients.faces import Look, Memory
+from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.redaction import Redaction, is_own
 from lockd.daemon.replies import views
-from lockd.daemon.replies.pages import RUN, Entry, Listing, in_order
+from lockd.daemon.replies.pages import RUN, Entry, Listing, Place, in_order
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant
 from lockd.engine.lock_engine import LockEngine, RequestView, ResourceView
 from lockd.lockspaces.base import Lockspace
+from lockd.protocol.methods import (
+    ListLockspacesParams,
+    ListParams,
+    ListSessionsParams,
+    ListWaitersParams,
+)
 from lockd.terms import SHARED, Mode, ResourceKey
 
 Map = dict[str, Any]
@@ -37,11 +44,17 @@ class Scene(NamedTuple):
     """What a listing is made of, and for whom.
 
     Attributes:
+        peers: all clients, by session.
+        lockspaces: all there are, by name.
+        finder: knows which of them the peer may know of.
         sees: tells of which lockspaces the peer wants and may see what is in them.
         memory: looks processes up.
     """
 
     engine: LockEngine
+    peers: Mapping[int, Peer]
+    lockspaces: Mapping[str, Lockspace]
+    finder: Finder
     peer: Peer
     sees: Callable[[str], bool]
     redaction: Redaction
@@ -52,60 +65,14 @@ class Scene(NamedTuple):
         return self.redaction.look(self.peer, lockspace, self.memory)
 
 
-class Wanted(NamedTuple):
-    """Which resources are listed: those that are all of what is said here.
-
-    Attributes:
-        owner: somebody of this name, or UUID, holds it or waits for it.
-        uid: so does this user,
-        pid: this process,
-        unit: a process of this unit.
-        path: it stands for this file, or for one below this directory.
-        waiting: somebody waits for it.
-        fencing_token: it is held under this.
-    """
-
-    lockspace: str | None = None
-    owner: str | None = None
-    uid: int | None = None
-    pid: int | None = None
-    unit: str | None = None
-    path: str | None = None
-    waiting: bool = False
-    fencing_token: int | None = None
-
-    @property
-    def is_of_somebody(self) -> bool:
-        """Whether it matters who holds it or waits for it."""
-        return any(x is not None for x in self[1:5])
-
-    def means(self, owner: Owner, look: Look, now: float) -> bool:
-        """Tells whether somebody is the one who is meant."""
-        return (
-            self.owner in (None, owner.name, owner.uuid)
-            and self.uid in (None, owner.uid)
-            and self.pid in (None, owner.pid)
-            and (self.unit is None or self.unit == look(owner, now)[1])
-        )
-
-
-def resources(
-    scene: Scene,
-    wanted: Wanted,
-    after: ResourceKey,
-    keys: Collection[ResourceKey] | None,
-) -> Listing:
-    """What is held or waited for, in the order of names (`list`).
-
-    Args:
-        keys: the only ones that are looked at, if not None.
-    """
+def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
+    """What is held or waited for, in the order of names (`list`)."""
     engine, memory = scene.engine, scene.memory
     is_picked = _picker(scene, wanted)
-    named = wanted.is_of_somebody or wanted.fencing_token is not None
+    named = _is_of_somebody(wanted) or wanted.fencing_token is not None
     misses, passed = memory.misses, 0
     for key in in_order(
-        engine.resources if keys is None else keys, _comes(after, wanted.lockspace)
+        _keys(scene, wanted), _comes(ResourceKey(*place), wanted.lockspace)
     ):
         found = None if key is None else engine.resources.get(key)
         if key is None or found is None:
@@ -123,6 +90,21 @@ def resources(
             yield None
 
 
+def _keys(scene: Scene, wanted: ListParams) -> Collection[ResourceKey]:
+    """Returns the names of all resources that can be meant."""
+    if wanted.fencing_token is not None:
+        grant = scene.engine.grant_of(wanted.fencing_token)
+        return [] if grant is None else [grant.key]
+    if wanted.inode is not None:
+        # Under whatever name each lockspace has the file.
+        return [
+            ResourceKey(space.name, resource)
+            for space in scene.lockspaces.values()
+            if (resource := space.resource_of_file(wanted.inode)) is not None
+        ]
+    return scene.engine.resources
+
+
 def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey], bool]:
     if lockspace is None:
         return lambda key: key > after
@@ -130,7 +112,7 @@ def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey],
 
 
 def _resource(
-    scene: Scene, wanted: Wanted, found: ResourceView, *, named: bool = False
+    scene: Scene, wanted: ListParams, found: ResourceView, *, named: bool = False
 ) -> Map:
     now = trio.current_time()
     situation = scene.redaction.situation(found.situation(), scene.peer)
@@ -144,7 +126,7 @@ def _resource(
         meant = [
             grant
             for grant in found.holders.values()
-            if wanted.means(grant.owner, scene.memory, now)
+            if _means(wanted, grant.owner, scene.memory, now)
             and wanted.fencing_token in (None, grant.fencing_token)
         ]
         shown["holders"] = [
@@ -165,19 +147,19 @@ def _shows(scene: Scene, key: ResourceKey) -> bool:
 
 
 def _picker(
-    scene: Scene, wanted: Wanted
+    scene: Scene, wanted: ListParams
 ) -> Callable[[ResourceView, float], bool] | None:
     """Returns what tells whether a resource is wanted; None if all are."""
-    if not (wanted.is_of_somebody or wanted.path is not None or wanted.waiting):
+    of_somebody = _is_of_somebody(wanted)
+    if not (of_somebody or wanted.path is not None or wanted.waiting):
         return None
     leads = None if wanted.path is None else _leads_to(wanted.path)
-    of_somebody = wanted.is_of_somebody
 
     def is_picked(found: ResourceView, now: float) -> bool:
         if wanted.waiting and not found.has_line:
             return False
         if of_somebody and not any(
-            wanted.means(owner, scene.memory, now) for owner, _ in _parties(found)
+            _means(wanted, owner, scene.memory, now) for owner, _ in _parties(found)
         ):
             return False
         if leads is None or leads(found.key.resource):
@@ -190,6 +172,21 @@ def _picker(
         )
 
     return is_picked
+
+
+def _is_of_somebody(wanted: ListParams) -> bool:
+    """Tells whether it matters who holds it or waits for it."""
+    return (wanted.owner, wanted.uid, wanted.pid, wanted.unit).count(None) < 4
+
+
+def _means(wanted: ListParams, owner: Owner, look: Look, now: float) -> bool:
+    """Tells whether somebody is the one who is meant."""
+    return (
+        wanted.owner in (None, owner.name, owner.uuid)
+        and wanted.uid in (None, owner.uid)
+        and wanted.pid in (None, owner.pid)
+        and (wanted.unit is None or wanted.unit == look(owner, now)[1])
+    )
 
 
 def _parties(found: ResourceView) -> Iterator[tuple[Owner, str | None]]:
@@ -206,11 +203,10 @@ def _leads_to(path: str) -> Callable[[str], bool]:
     return lambda name: name in (path, hashed) or name.startswith(below)
 
 
-def waiters(
-    scene: Scene, lockspace: str | None, after: ResourceKey, place: int
-) -> Listing:
+def waiters(scene: Scene, wanted: ListWaitersParams, place: Place) -> Listing:
     """Who waits, in the order of names and of turns (`list_waiters`)."""
-    table = scene.engine.resources
+    table, lockspace = scene.engine.resources, wanted.lockspace
+    after, number = ResourceKey(*place[:2]), place[2]
 
     def is_waited_for(key: ResourceKey) -> bool:
         found = table.get(key)
@@ -220,7 +216,7 @@ def waiters(
         if key is None or key not in table:
             yield None
         elif key >= after and scene.sees(key.lockspace):
-            first = place if key == after else 0
+            first = number if key == after else 0
             yield from _line(scene, table[key], first)
 
 
@@ -297,8 +293,9 @@ def _before(owner: Owner, owner_id: int, session: int, mode: Mode) -> Map:
     }
 
 
-def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listing:
-    """Some lockspaces, and how many resources are held in those that are seen into."""
+def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
+    """The lockspaces that are known, and how much is held in those seen into."""
+    spaces = scene.finder.known(scene.peer)
     held = dict.fromkeys((space.name for space in spaces), 0)
     for number, found in enumerate(list(scene.engine.resources.values()), 1):
         if found.key.lockspace in held:
@@ -306,7 +303,7 @@ def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listi
         if number % (4 * RUN) == 0:
             yield None
     for space in sorted(spaces, key=lambda space: space.name):
-        if space.name > after:
+        if (space.name,) > place:
             item = {
                 "name": space.name,
                 "kind": space.kind,
@@ -318,11 +315,11 @@ def lockspaces(scene: Scene, spaces: Collection[Lockspace], after: str) -> Listi
             yield Entry((space.name,), item)
 
 
-def sessions(scene: Scene, peers: Mapping[int, Peer], after: int) -> Listing:
+def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
     """All sessions, and how much each holds and waits for where that may be seen."""
-    memory, look = scene.memory, scene.look(None)
+    peers, memory, look = scene.peers, scene.memory, scene.look(None)
     misses = memory.misses
-    numbers = in_order([(x,) for x in peers], lambda number: number[0] > after)
+    numbers = in_order([(x,) for x in peers], lambda number: number > place)
     for number in numbers:
         peer = None if number is None else peers.get(number[0])
         if number is None or peer is None:
@@ -353,3 +350,26 @@ def _count(scene: Scene, grants: list[Grant]) -> Generator[None, None, int]:
         if number % RUN == 0:
             yield None
     return held
+
+
+class Listed(NamedTuple):
+    """What can be listed.
+
+    Attributes:
+        name: what it is called in the answer.
+        start: a place before all others.
+        begin: begins such a listing after a place.
+    """
+
+    name: str
+    start: Place
+    begin: Callable[[Scene, Any, Place], Listing]
+
+
+LISTED: Final = {
+    "list": Listed("resources", ("", ""), resources),
+    "list_waiters": Listed("waiters", ("", "", 0), waiters),
+    "list_sessions": Listed("sessions", (-1,), sessions),
+    "list_lockspaces": Listed("lockspaces", ("",), lockspaces),
+}
+"""By method."""

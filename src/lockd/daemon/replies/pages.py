@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from typing import Any, Final, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from lockd.errors import LimitError
+from lockd.protocol.methods import ListingParams
 
 PAGE: Final = 5
 """How many things a page has at most, whatever was asked for (protocol 6.9): it takes
@@ -29,13 +32,14 @@ IDLE: Final = 1.0
 after all it begins anew, at its place."""
 
 Map = dict[str, Any]
+Place = tuple[Any, ...]
 Key = TypeVar("Key", bound=tuple[Any, ...])
 
 
 class Entry(NamedTuple):
     """One thing in a listing, and the place after which the next one comes."""
 
-    place: tuple[Any, ...]
+    place: Place
     item: Map
 
 
@@ -48,7 +52,7 @@ class _Unfinished:
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
-        self.place: tuple[Any, ...] = ()
+        self.place: Place = ()
         self.asked_at = 0.0
         #: The entries that had no room on a page yet.
         self.rest: list[Entry] = []
@@ -63,20 +67,17 @@ class Pages:
     def page(
         self,
         who: tuple[int, int],
-        what: Any,
-        after: tuple[Any, ...] | None,
-        limit: int | None,
-        begin: Callable[[tuple[Any, ...]], Listing],
-        start: tuple[Any, ...],
+        params: ListingParams,
+        begin: Callable[[Place], Listing],
+        start: Place,
         now: float,
-    ) -> tuple[list[Map], tuple[Any, ...] | None]:
+    ) -> tuple[list[Map], Any]:
         """Returns the next things of a listing, and the place where the page ended.
 
         Args:
             who: uid and session that ask.
-            what: which listing, in their words.
-            after: where their last page ended.
-            begin: begins such a listing after a place.
+            params: for which listing, and where their last page ended.
+            begin: begins it after a place.
             start: a place before all others.
 
         The place is None when nothing more comes. A page may be empty.
@@ -86,19 +87,24 @@ class Pages:
         """
         uid, session = who
         mine = self._by_user[uid]
+        what = replace(params, after=None, limit=None)
+        after: Any = params.after
+        if after is not None and not isinstance(after, tuple):
+            after = (after,)
         unfinished = mine.pop((session, what), None)
         if unfinished is None or unfinished.place != after:
             _make_room(mine, now)
             unfinished = _Unfinished(begin(after or start))
-        found = _take(unfinished, min(limit or PAGE, PAGE))
+        found = _take(unfinished, min(params.limit or PAGE, PAGE))
         if found is None:
             if not mine:
                 del self._by_user[uid]
             return [x.item for x in unfinished.rest], None
-        unfinished.place = found[-1].place if found else after or start
+        place = found[-1].place if found else after or start
+        unfinished.place = place
         unfinished.asked_at = now
         mine[session, what] = unfinished
-        return [x.item for x in found], unfinished.place
+        return [x.item for x in found], place if len(place) > 1 else place[0]
 
     def forget(self, who: tuple[int, int]) -> None:
         """Drops the listings of a session that is gone."""
