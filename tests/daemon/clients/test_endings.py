@@ -101,9 +101,12 @@ def test_watcher_that_says_no_more_is_told_on(
 def test_who_says_no_more_and_has_nothing_gets_its_answers_and_the_end(
     client: WireClient,
 ) -> None:
-    client.acquire("a")
-    sent = [client.send("query", resource=f"{n}" * 500) for n in range(200)]
-    sent.append(client.send("release", resource="a"))
+    names = [str(n) for n in range(20)]
+    client.call("acquire", resources=names, reason="x" * 1_000)
+    # All of it has room in the socket at once; the answers have not.
+    sent = [client.send("query", resource=str(n) * 500) for n in range(10)]
+    sent += [client.send("list") for _ in range(45)]
+    sent.append(client.send("release", resources=names))
     client.socket.shutdown(socket.SHUT_WR)
     assert [message[1] for message in client.rest()] == sent
 
