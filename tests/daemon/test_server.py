@@ -1,14 +1,17 @@
 """Clients come and go, also when there are too many of them."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from conftest import StartDaemon
 from daemon_process import DaemonProcess
+from served import Served
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
@@ -129,3 +132,29 @@ def test_every_client_sees_the_end(lockd: DaemonProcess) -> None:
             client.acquire("a" if n == 0 else "b", mode="shared")
         lockd.stop()
         assert all(client.rest() == [] for client in clients)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("size", [10, 16_000])
+def test_message_that_comes_while_the_daemon_is_held_up_is_complete(
+    tmp_path: Path, kept: bool, size: int
+) -> None:
+    message = msgpack.packb([0, 1, "acquire", [{"resource": "a", "x": "x" * size}]])
+    with (
+        Served(tmp_path, kept=kept) as served,
+        WireClient(served.socket) as client,
+    ):
+        client.call("statistics")
+        server = served.service.parts.server
+
+        def be_held_up() -> None:
+            client.send_bytes(message[:9])
+            server.take_turn()
+            client.send_bytes(message[9:])
+            time.sleep(2 * served.service.config.limits.message_timeout)
+            server._keep_deadlines()
+            server.end_turn()
+
+        served.call(be_held_up)
+        assert "`x`" in client.refused(1).sentence
+        client.acquire("a")

@@ -207,8 +207,13 @@ class Server:
                 # It is not read from: the rest may be there.
                 self._incomplete[peer] = now + timeout, begun_at
                 continue
-            message = f"a message was not complete after {timeout:g} seconds"
-            self._guarded(self._refuse_all, peer, message)
+            said = begun_at, peer.connection.partial_bytes
+            # The rest may have come while this process had no processor.
+            self._guarded(self._serve_now, peer)
+            conversation = peer.connection
+            if said == (conversation.begun_at, conversation.partial_bytes):
+                message = f"a message was not complete after {timeout:g} seconds"
+                self._guarded(self._refuse_all, peer, message)
         self._gate.keep_deadlines(now)
 
     def _refuse_all(self, peer: Peer, message: str) -> None:
