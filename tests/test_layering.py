@@ -46,12 +46,8 @@ daemon.activity.history.Hold
 daemon.config.config.Places
 daemon.metrics.scrape.Place
 daemon.metrics.scrape.Places
-daemon.replies.reader.Reader
-daemon.stores.ledger_file.Header
 engine.effects.Wait
 engine.session.Request
-libvirt.connection.Header
-libvirt.xdr.Reader
 protocol.connection.Request
 """,
     "words_mean_one_thing": """

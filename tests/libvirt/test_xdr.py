@@ -3,7 +3,7 @@
 import pytest
 
 from lockd.libvirt import xdr
-from lockd.libvirt.xdr import Reader, XdrError
+from lockd.libvirt.xdr import Unpacker, XdrError
 
 
 @pytest.mark.parametrize(
@@ -26,27 +26,29 @@ def test_values_are_encoded_in_units_of_four_bytes(
 
 
 def test_reader_takes_one_value_after_the_other() -> None:
-    reader = Reader(xdr.string(b"abcde") + xdr.uint(7) + b"1234567 " + xdr.string(b""))
-    assert reader.string(5) == b"abcde"
-    assert reader.uint() == 7
-    assert reader.opaque(7) == b"1234567"
-    assert reader.string(0) == b""
+    unpacker = Unpacker(
+        xdr.string(b"abcde") + xdr.uint(7) + b"1234567 " + xdr.string(b"")
+    )
+    assert unpacker.string(5) == b"abcde"
+    assert unpacker.uint() == 7
+    assert unpacker.opaque(7) == b"1234567"
+    assert unpacker.string(0) == b""
     with pytest.raises(XdrError, match="too early"):
-        reader.uint()
+        unpacker.uint()
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_string_that_ends_too_early_is_none(cut: int) -> None:
     with pytest.raises(XdrError, match="too early"):
-        Reader(xdr.string(b"abcde")[:-cut]).string(100)
+        Unpacker(xdr.string(b"abcde")[:-cut]).string(100)
 
 
 def test_string_may_not_be_longer_than_is_allowed() -> None:
-    assert Reader(xdr.string(bytes(10))).string(10) == bytes(10)
+    assert Unpacker(xdr.string(bytes(10))).string(10) == bytes(10)
     with pytest.raises(XdrError, match="10 bytes, at most 9"):
-        Reader(xdr.string(bytes(10))).string(9)
+        Unpacker(xdr.string(bytes(10))).string(9)
 
 
 def test_length_that_nothing_follows_costs_no_memory() -> None:
     with pytest.raises(XdrError):
-        Reader(xdr.uint(xdr.UINT_MAX)).string(xdr.UINT_MAX)
+        Unpacker(xdr.uint(xdr.UINT_MAX)).string(xdr.UINT_MAX)

@@ -47,7 +47,7 @@ _HEADER: Final = struct.Struct(">IIIiiII")
 Plain = dict[str, Any]
 
 
-class Header(Struct, frozen=True, gc=False):
+class MessageHeader(Struct, frozen=True, gc=False):
     """What stands before every payload."""
 
     length: int
@@ -85,7 +85,7 @@ class Connection:
         #: How much of the stream is cut into messages.
         self._decoded = 0
         #: The headers of the calls that are not yet answered.
-        self._calls: dict[int, Header] = {}
+        self._calls: dict[int, MessageHeader] = {}
         self._last_number = 0
         self._outgoing: list[bytes] = []
         self.outgoing_bytes = 0
@@ -125,7 +125,7 @@ class Connection:
 
     def _understand(self, message: bytes) -> Call | None:
         """Returns the call that a message is; answers it if it is none."""
-        header = Header(*_HEADER.unpack_from(message))
+        header = MessageHeader(*_HEADER.unpack_from(message))
         payload = message[_HEADER.size :]
         if header.type == MESSAGE and (header.program, header.version) == KEEPALIVE:
             self._keep_alive(header)
@@ -148,7 +148,7 @@ class Connection:
         self._reply(header, ERROR, error.encode())
         return None
 
-    def _keep_alive(self, header: Header) -> None:
+    def _keep_alive(self, header: MessageHeader) -> None:
         if header.procedure == PING:
             self._send(*KEEPALIVE, PONG, MESSAGE, 0, OK)
 
@@ -179,7 +179,7 @@ class Connection:
     def send_encoded(self, message: bytes) -> None:
         """Does nothing, either."""
 
-    def _reply(self, header: Header, status: int, payload: bytes) -> None:
+    def _reply(self, header: MessageHeader, status: int, payload: bytes) -> None:
         self._send(
             header.program,
             header.version,
@@ -234,7 +234,10 @@ class Connection:
     def dump(self) -> Plain:
         """Returns what `load` needs: half a message, and calls without an answer."""
         calls = [
-            [number, *(getattr(header, name) for name in Header.__struct_fields__)]
+            [
+                number,
+                *(getattr(header, name) for name in MessageHeader.__struct_fields__),
+            ]
             for number, header in self._calls.items()
         ]
         return {
@@ -246,7 +249,7 @@ class Connection:
     def load(self, data: Plain) -> None:
         """Goes on where the connection stood that `dump` described."""
         self._incoming += data["partial"]
-        self._calls = {number: Header(*rest) for number, *rest in data["calls"]}
+        self._calls = {number: MessageHeader(*rest) for number, *rest in data["calls"]}
         self._last_number = data["last_number"]
 
 
@@ -257,7 +260,7 @@ def _without_descriptors(payload: bytes) -> bytes:
     return payload[_LENGTH.size :]
 
 
-def _procedure(header: Header) -> Procedure:
+def _procedure(header: MessageHeader) -> Procedure:
     """Returns what a header asks for.
 
     Raises:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from lockd.libvirt.xdr import Reader
+from lockd.libvirt.xdr import Unpacker
 
 PROGRAM: Final = 0x0EA7BEEF
 VERSION: Final = 1
@@ -71,41 +71,41 @@ def decode_args(procedure: Procedure, payload: bytes) -> Any:
     Raises:
         XdrError: they are not what the procedure takes.
     """
-    return _DECODERS[procedure](Reader(payload))
+    return _DECODERS[procedure](Unpacker(payload))
 
 
-def _register(reader: Reader) -> RegisterArgs:
+def _register(unpacker: Unpacker) -> RegisterArgs:
     return RegisterArgs(
-        UUID(bytes=reader.opaque(16)),
-        _text(reader),
-        reader.uint(),
-        reader.uint(),
-        reader.uint(),
+        UUID(bytes=unpacker.opaque(16)),
+        _text(unpacker),
+        unpacker.uint(),
+        unpacker.uint(),
+        unpacker.uint(),
     )
 
 
-def _restrict(reader: Reader) -> RestrictArgs:
-    return RestrictArgs(reader.uint())
+def _restrict(unpacker: Unpacker) -> RestrictArgs:
+    return RestrictArgs(unpacker.uint())
 
 
-def _new(reader: Reader) -> LockspaceArgs:
-    return LockspaceArgs(_text(reader), reader.uint())
+def _new(unpacker: Unpacker) -> LockspaceArgs:
+    return LockspaceArgs(_text(unpacker), unpacker.uint())
 
 
-def _create_lockspace(reader: Reader) -> LockspaceArgs:
-    return LockspaceArgs(_text(reader))
+def _create_lockspace(unpacker: Unpacker) -> LockspaceArgs:
+    return LockspaceArgs(_text(unpacker))
 
 
-def _resource(reader: Reader) -> ResourceArgs:
-    return ResourceArgs(_text(reader), _text(reader), reader.uint())
+def _resource(unpacker: Unpacker) -> ResourceArgs:
+    return ResourceArgs(_text(unpacker), _text(unpacker), unpacker.uint())
 
 
-def _text(reader: Reader) -> str:
+def _text(unpacker: Unpacker) -> str:
     # As file names are elsewhere (PEP 383): what is not UTF-8 is refused by name.
-    return reader.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
+    return unpacker.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
 
 
-_DECODERS: Final[dict[Procedure, Callable[[Reader], Any]]] = {
+_DECODERS: Final[dict[Procedure, Callable[[Unpacker], Any]]] = {
     Procedure.REGISTER: _register,
     Procedure.RESTRICT: _restrict,
     Procedure.NEW: _new,

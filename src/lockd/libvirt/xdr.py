@@ -13,7 +13,7 @@ class XdrError(ValueError):
     """Raised when bytes are not what they should be."""
 
 
-class Reader:
+class Unpacker:
     """Takes values from the front of some bytes.
 
     Every method raises `XdrError` if too little is left.

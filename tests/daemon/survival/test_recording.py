@@ -8,7 +8,7 @@ import msgpack
 from daemon.survival.conftest import Connect
 from lockd.daemon.stores.labels import PEER, STATE, key_of
 from lockd.daemon.stores.ledger import Ledger
-from lockd.daemon.stores.ledger_file import Header, read_header
+from lockd.daemon.stores.ledger_file import FileHeader, read_header
 from lockd.daemon.system.fdstore import PREFIX
 from service_manager import ServiceManager
 from wire_client import WireClient, wait_for_sessions, wait_for_waiters
@@ -48,7 +48,7 @@ def test_what_is_recorded_does_not_grow_with_what_is_unread(
     assert written() < alone + 20 * 2_500
 
 
-def ledger_headers(manager: ServiceManager) -> list[Header | None]:
+def ledger_headers(manager: ServiceManager) -> list[FileHeader | None]:
     return [
         read_header(manager.stored[f"{PREFIX}ledger-{number}"], [])
         for number in range(2)

@@ -30,7 +30,7 @@ from lockd.daemon.stores.ledger_file import (
     VERSION,
     Changes,
     File,
-    Header,
+    FileHeader,
     encode,
     find_record,
     read_header,
@@ -104,7 +104,7 @@ class Ledger:
         self.is_short = False
         #: Since all that lives was looked at.
         self._seconds = 0
-        headers: list[Header | None] = [None, None]
+        headers: list[FileHeader | None] = [None, None]
         if fds is not None:
             headers = [read_header(fd, self.problems) for fd in fds]
         chosen = _choose(headers)
@@ -215,7 +215,7 @@ class Ledger:
             file.limit(most // 2)
         self._room = 0
 
-    def _open(self, headers: list[Header | None], chosen: int | None) -> None:
+    def _open(self, headers: list[FileHeader | None], chosen: int | None) -> None:
         files = [File(fd) for fd in self.fds]
         self._file, self._spare = files[chosen or 0], files[1 - (chosen or 0)]
         header = headers[chosen] if chosen is not None else None
@@ -417,7 +417,7 @@ def _create(unless_good: ExitStack) -> int:
     return fd
 
 
-def _choose(headers: list[Header | None]) -> int | None:
+def _choose(headers: list[FileHeader | None]) -> int | None:
     """Returns which file counts: the newest one that is complete."""
     ranks = [
         (header.end_is_known, header.generation, number)

@@ -71,7 +71,7 @@ class Record(NamedTuple):
     """As many as there are keys; None: they are damaged."""
 
 
-class Header(NamedTuple):
+class FileHeader(NamedTuple):
     """What a header says of its file."""
 
     version: int
@@ -114,7 +114,7 @@ class File:
         self.end = DATA
         self.write_header(generation, int.from_bytes(os.urandom(4)))
 
-    def adopt(self, header: Header) -> None:
+    def adopt(self, header: FileHeader) -> None:
         """Makes it a file whose records can be read, and nothing can be added yet.
 
         Raises:
@@ -276,7 +276,7 @@ def _next_mark(memory: mmap.mmap, offset: int, end: int) -> int:
 # The header.
 
 
-def read_header(fd: int, problems: list[str]) -> Header | None:
+def read_header(fd: int, problems: list[str]) -> FileHeader | None:
     """Reads both copies of a header, without changing anything; None: there is none."""
     words = _HEADER.unpack(os.pread(fd, DATA, 0).ljust(DATA, b"\0"))
     found = None
@@ -294,8 +294,8 @@ def read_header(fd: int, problems: list[str]) -> Header | None:
         problems.append("a copy of the length is damaged")
     end = max((end for end in ends if end), default=0)
     if ends and not end:
-        return Header(*found, os.lseek(fd, 0, os.SEEK_HOLE), end_is_known=False)
-    return Header(*found, end, end_is_known=True)
+        return FileHeader(*found, os.lseek(fd, 0, os.SEEK_HOLE), end_is_known=False)
+    return FileHeader(*found, end, end_is_known=True)
 
 
 def _guarded(end: int, salt: int) -> int:
