@@ -47,15 +47,12 @@ daemon.config.config.Places
 daemon.metrics.scrape.Place
 daemon.metrics.scrape.Places
 engine.effects.Wait
-engine.session.Request
-protocol.connection.Request
 """,
     "words_mean_one_thing": """
 client.turns.Turn
 client.turns.Turns
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
-protocol.connection.Request
 """,
 }
 """What breaks a law today, by law. It only gets shorter."""

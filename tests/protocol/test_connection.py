@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from lockd.errors import BusyError, ProtocolError
-from lockd.protocol.connection import Connection, Request
+from lockd.protocol.connection import Connection, MethodCall
 from lockd.protocol.methods import METHODS, Method
 from protocol.test_methods import GOOD
 
 
-def received(connection: Connection, *messages: Any) -> list[Request]:
+def received(connection: Connection, *messages: Any) -> list[MethodCall]:
     data = b"".join(
         msgpack.packb(m, unicode_errors="surrogateescape") for m in messages
     )

@@ -36,8 +36,8 @@ from lockd.protocol.methods import Method, Params, method_of
 ERROR_KIND = 1
 
 
-class Request(Struct, frozen=True, gc=False):
-    """A request whose parameters are as they should be."""
+class MethodCall(Struct, frozen=True, gc=False):
+    """A request whose method exists, and whose parameters are valid."""
 
     msgid: int
     method: Method
@@ -67,7 +67,7 @@ class Connection:
         #: Bytes of it.
         self.outgoing_bytes = 0
 
-    def receive(self, data: bytes) -> Iterator[Request]:
+    def receive(self, data: bytes) -> Iterator[MethodCall]:
         """Takes bytes as they came; yields the requests that they complete.
 
         You must answer each request, sooner or later, and run the iterator to its end.
@@ -148,13 +148,13 @@ class Connection:
         self.outgoing_bytes = 0
         return data
 
-    def _understand(self, message: Any) -> Request | None:
+    def _understand(self, message: Any) -> MethodCall | None:
         """Returns the request that a message is; answers it if it is none."""
         try:
             if type(message) is list and len(message) == 4 and message[0] is REQUEST:
                 _, msgid, method_name, params = message
                 if type(msgid) is int and 0 <= msgid < 2**32:
-                    return _request(msgid, method_name, params)
+                    return _method_call(msgid, method_name, params)
             if _is_notification(message):
                 check_nesting(message)
                 return None  # protocol 2.5
@@ -176,7 +176,7 @@ def check_nesting(message: Any) -> None:
         raise ProtocolError(f"a message is nested deeper than {MAX_NESTING}")
 
 
-def _request(msgid: int, method_name: Any, params: Any) -> Request:
+def _method_call(msgid: int, method_name: Any, params: Any) -> MethodCall:
     method = method_of(method_name)
     if method is None and not isinstance(method_name, str | bytes):
         raise InvalidRequestError("the method must be text: docs/protocol.md 6.1")
@@ -184,7 +184,7 @@ def _request(msgid: int, method_name: Any, params: Any) -> Request:
         raise UnknownMethodError(
             f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 has all"
         )
-    return Request(msgid, method, _params(method, params))
+    return MethodCall(msgid, method, _params(method, params))
 
 
 def _params(method: Method, params: Any) -> Params:

@@ -40,7 +40,7 @@ from lockd.errors import ConfigError, InvalidRequestError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
-from lockd.protocol.connection import Request
+from lockd.protocol.connection import MethodCall
 from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, OnDisconnect, ResourceKey
 from lockd.text import duration
 
@@ -152,25 +152,25 @@ class Dispatcher:
 
     # From the wire to the engine.
 
-    def take(self, peer: Peer, request: Request) -> None:
-        """Carries out a request, or refuses it."""
+    def take(self, peer: Peer, call: MethodCall) -> None:
+        """Carries out the call of a method, or refuses it."""
         self._answers.behind.add(peer)
-        method = request.method
+        method = call.method
         try:
             # protocol 2.1: its answer could not be told from that of the other.
             unanswered = self._engine.sessions[peer.session].requests
-            if request.msgid in unanswered or request.msgid in peer.late:
+            if call.msgid in unanswered or call.msgid in peer.late:
                 raise InvalidRequestError(refusals.MSGID_IN_USE)
             if method.access != "always":
                 check_method(peer, method)
             self._answers.counts.requests[method.name] += 1
-            self._handlers[method.name](peer, request.msgid, request.params)
+            self._handlers[method.name](peer, call.msgid, call.params)
         except RequestError as error:
-            peer.send_error(request.msgid, error)
+            peer.send_error(call.msgid, error)
         except Exception as error:
             if self._runtime.is_broken:
                 raise
-            peer.send_error(request.msgid, defect(error))
+            peer.send_error(call.msgid, defect(error))
 
     def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
         mode = params.mode or EXCLUSIVE

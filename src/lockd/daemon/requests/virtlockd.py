@@ -24,7 +24,7 @@ from lockd.libvirt.procedures import Procedure
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
-from lockd.protocol.connection import Request
+from lockd.protocol.connection import MethodCall
 from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384
@@ -74,7 +74,7 @@ class Virtlockd:
             peer.send_result(call.number)
             return
         method = m.METHODS[_METHODS[procedure]]
-        self._dispatcher.take(peer, Request(call.number, method, params))
+        self._dispatcher.take(peer, MethodCall(call.number, method, params))
 
     def _check_order(self, peer: Peer, call: Call) -> None:
         """Raises unless it is time for a call; in virtlockd's own order."""
