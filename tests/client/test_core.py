@@ -8,9 +8,9 @@ import pytest
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant
 from lockd.client.inbox import Inbox
+from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
-from lockd.client.turns import Turn
 from lockd.errors import (
     BusyError,
     ConnectionLostError,
@@ -39,7 +39,7 @@ class Deaf:
     def release(self, *grants: AnyGrant) -> list[Reply]:
         raise NotImplementedError
 
-    def leave_line(self, turn: Turn) -> None:
+    def leave_queue(self, ticket: Ticket) -> None:
         raise NotImplementedError
 
 

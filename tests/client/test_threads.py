@@ -57,14 +57,14 @@ def interrupted_when(happens: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def wait_for_line(client: lockd.Client, resource: str, count: int) -> None:
-    """Waits until so many threads have a turn, or wait for one."""
-    lines = client._connection.last._turns._lines
+def wait_for_queue(client: lockd.Client, resource: str, count: int) -> None:
+    """Waits until so many threads hold the lock or queue for it."""
+    queues = client._connection.last._queues._queues
     key = ResourceKey("default", resource)
     for _ in range(1_000_000):
-        if len(lines.get(key, ())) == count:
+        if len(queues.get(key, ())) == count:
             return
-    raise AssertionError(lines)
+    raise AssertionError(queues)
 
 
 def is_free(watcher: WireClient, resource: str) -> bool:
@@ -123,7 +123,7 @@ def test_threads_in_line_are_served_in_order(client: lockd.Client) -> None:
     with client.lock("disk"):
         for number in range(5):
             threads.append(Thread(partial(work, number)))
-            wait_for_line(client, "disk", number + 2)
+            wait_for_queue(client, "disk", number + 2)
     for thread in threads:
         thread.result()
     assert served == list(range(5))
@@ -278,15 +278,15 @@ def test_interrupted_wait_in_line_lets_the_next_one_in(client: lockd.Client) -> 
             assert may_leave.wait(PATIENCE)
 
     def start_another() -> None:
-        wait_for_line(client, "disk", 2)
+        wait_for_queue(client, "disk", 2)
         threads.append(Thread(lambda: bool(client.lock("disk").acquire())))
-        wait_for_line(client, "disk", 3)
+        wait_for_queue(client, "disk", 3)
 
     holder = Thread(hold)
     assert holding.wait(PATIENCE)
     with interrupted_when(start_another):
         client.lock("disk").acquire()
-    wait_for_line(client, "disk", 2)
+    wait_for_queue(client, "disk", 2)
     may_leave.set()
     holder.result()
     assert threads[0].result() is True
@@ -329,7 +329,7 @@ def test_end_of_the_daemon_wakes_every_thread(
         wait_for_waiters(watcher, f"disk {number}", 1)
     for in_line in range(2):
         threads.append(Thread(client.lock("disk").acquire))
-        wait_for_line(client, "disk", in_line + 2)
+        wait_for_queue(client, "disk", in_line + 2)
     daemon.kill()
     for thread in threads:
         with pytest.raises(lockd.ConnectionLostError):

@@ -41,10 +41,13 @@ WORDS = {
     "Request": ("what a client asked, and what is to come of it", "engine client"),
     "Resource": ("the thing that is locked", "engine names"),
     "Session": ("one client connection", "engine daemon client ctl.run"),
-    "Turn": ("one round of the daemon's loop", "daemon"),
+    "Turn": ("one round of the daemon's loop, which is no object", ""),
     "Wait": ("one link between an owner and what it waits for", "engine ctl.look"),
 }
-"""Words that mean one thing, and where the classes are that are named by them."""
+"""Words that mean one thing, and where the classes are that are named by them.
+
+Where no place is given, no class has the word.
+"""
 
 TAKERS = {
     "daemon.requests.dispatch",

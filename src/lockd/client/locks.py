@@ -4,8 +4,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
+from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
-from lockd.client.turns import Turn
 from lockd.errors import AcquireTimeoutError, BusyError, NotHeldError, RequestError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Mode, ResourceKey
@@ -14,9 +14,9 @@ GrantT = TypeVar("GrantT", bound=AnyGrant)
 
 
 class Held(NamedTuple, Generic[GrantT]):
-    """A grant, and the turn in which it was got."""
+    """A grant, and the ticket with which it was got."""
 
-    turn: Turn
+    ticket: Ticket
     grant: GrantT
 
 
@@ -91,7 +91,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
         if not holds:
             raise self._not_held()
         caller = self._caller()
-        own = [held for held in holds if held.turn.who == caller]
+        own = [held for held in holds if held.ticket.who == caller]
         return (own or holds)[-1]
 
     def _not_held(self) -> NotHeldError:
@@ -100,19 +100,21 @@ class AnyLock(Uncopied, Generic[GrantT]):
         )
 
 
-def not_in_turn(turn: Turn, kind: str, timeout: float, waited: str) -> RequestError:
+def not_admitted(
+    ticket: Ticket, kind: str, timeout: float, waited: str
+) -> RequestError:
     """Returns the refusal of a lock that somebody else of this process holds.
 
     Args:
-        turn: which did not come.
+        ticket: the one that was not admitted.
         kind: what holds it, "thread" or "task".
         timeout: how long it was waited for, in seconds.
         waited: the same as text.
     """
-    held = f"{quoted(turn.key.resource)} is held by another {kind} of this process"
+    held = f"{quoted(ticket.key.resource)} is held by another {kind} of this process"
     if not timeout:
-        return BusyError(f"{held}: ask with a timeout to wait for it", turn.facts())
+        return BusyError(f"{held}: ask with a timeout to wait for it", ticket.facts())
     return AcquireTimeoutError(
         f"{held}, after {waited}: ask again with a longer timeout",
-        turn.facts() | {"waited": timeout},
+        ticket.facts() | {"waited": timeout},
     )

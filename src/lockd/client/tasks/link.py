@@ -25,8 +25,8 @@ from lockd.client import forking, paths
 from lockd.client.core import ClientCore, UnheardError
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
+from lockd.client.local_queues import LocalQueues, Ticket
 from lockd.client.reply import Reply
-from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.errors import LockdError, WrongTaskError
 from lockd.terms import Mode, ResourceKey
@@ -167,11 +167,11 @@ class TaskLink:
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
         self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
         self._sock = sock
-        self._turns = Turns()
-        self._core = ClientCore(self._make_grant, self._turns.clear)
+        self._queues = LocalQueues()
+        self._core = ClientCore(self._make_grant, self._queues.clear)
         self._core.tell_losses_to(self._cancel_body)
         self._wire = Wire(sock, self._core)
-        self._core.on_end.append(self._turns.end)
+        self._core.on_end.append(self._queues.end)
         self._tasks = tasks
         self._loop = _current_loop()
         self._reading = anyio.CancelScope(shield=True)
@@ -285,29 +285,29 @@ class TaskLink:
                 pass
             self._push()
 
-    def enter_line(self, key: ResourceKey, mode: Mode) -> Turn:
+    def enter_queue(self, key: ResourceKey, mode: Mode) -> Ticket:
         """Takes the calling task's place among those who want the same lock."""
         self.check_owned()
         self._core.check_connected()
-        turn = Turn(key, mode, self.task())
-        self._turns.enter(turn)
-        return turn
+        ticket = Ticket(key, mode, self.task())
+        self._queues.enter(ticket)
+        return ticket
 
-    async def wait_turn(self, turn: Turn, timeout: float | None) -> bool:
-        """Waits until a turn has come; returns false when the time is over."""
+    async def wait_admitted(self, ticket: Ticket, timeout: float | None) -> bool:
+        """Waits until a ticket is admitted; returns false when the time is over."""
         event = anyio.Event()
-        turn.wake_with(event.set)
+        ticket.wake_with(event.set)
         with anyio.move_on_after(timeout):
             await event.wait()
-        return turn.done
+        return ticket.done
 
-    def keep_turn(self, turn: Turn, hold: Hold) -> None:
-        """Keeps a turn until what was got in it ends, or until it is given up."""
-        self._turns.keep(turn, hold)
+    def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
+        """Keeps a ticket until what its owner got ends, or until it leaves."""
+        self._queues.keep(ticket, hold)
 
-    def leave_line(self, turn: Turn) -> None:
-        """Gives up a turn, or a place in the line."""
-        self._turns.leave(turn)
+    def leave_queue(self, ticket: Ticket) -> None:
+        """Takes a ticket out of its queue."""
+        self._queues.leave(ticket)
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import anyio
 
-from lockd.client.locks import AnyLock, Held, not_in_turn
+from lockd.client.local_queues import Ticket, time_left
+from lockd.client.locks import AnyLock, Held, not_admitted
 from lockd.client.reply import Reply
 from lockd.client.tasks.link import Grant, TaskLink
-from lockd.client.turns import Turn, time_left
 from lockd.errors import LockdError, WrongTaskError
 from lockd.text import exact_duration
 
@@ -105,14 +105,14 @@ class Lock(AnyLock[Grant]):
             RequestError: the daemon refused for another reason.
         """
         patience = self._patience(timeout)
-        turn = self.link.enter_line(self._key, self._mode)
+        ticket = self.link.enter_queue(self._key, self._mode)
         try:
-            grant = await self._acquire(turn, None if patience < 0 else patience)
+            grant = await self._acquire(ticket, None if patience < 0 else patience)
         except BaseException:
-            self.link.leave_line(turn)
+            self.link.leave_queue(ticket)
             raise
-        self.link.keep_turn(turn, grant.hold)
-        self._holds.append(Held(turn, grant))
+        self.link.keep_ticket(ticket, grant.hold)
+        self._holds.append(Held(ticket, grant))
         return grant
 
     async def acquire_nowait(self) -> Grant:
@@ -141,7 +141,7 @@ class Lock(AnyLock[Grant]):
         try:
             (reply,) = self.link.start_release(held.grant)
         finally:
-            self.link.leave_line(held.turn)
+            self.link.leave_queue(held.ticket)
         if reply.done:
             reply.outcome()
         return Released(self.link, reply)
@@ -162,10 +162,12 @@ class Lock(AnyLock[Grant]):
             if exc is None:
                 raise
 
-    async def _acquire(self, turn: Turn, timeout: float | None) -> Grant:
+    async def _acquire(self, ticket: Ticket, timeout: float | None) -> Grant:
         started = anyio.current_time()
-        if not turn.done and not await self.link.wait_turn(turn, timeout):
-            raise not_in_turn(turn, "task", timeout or 0, exact_duration(timeout or 0))
+        if not ticket.done and not await self.link.wait_admitted(ticket, timeout):
+            raise not_admitted(
+                ticket, "task", timeout or 0, exact_duration(timeout or 0)
+            )
         reply = self._request()
         if timeout is not None:
             waited = anyio.current_time() - started

@@ -208,7 +208,7 @@ class Methods(Uncopied):
     def list_waiters(
         self, lockspace: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yields those who wait, in the order of names and of turns."""
+        """Yields those who wait, in the order of names and of queues."""
         return self._listed("list_waiters", "waiters", lockspace=lockspace)
 
     async def list_lockspaces(self) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from lockd.client.grants import AnyGrant, Link
+from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
-from lockd.client.turns import Turn
 from lockd.errors import LockdError
 
 
@@ -15,8 +15,8 @@ class ReleasingLink(Link, Protocol):
     def release(self, *grants: AnyGrant) -> list[Reply]:
         """Releases grants and waits until the daemon has done so."""
 
-    def leave_line(self, turn: Turn) -> None:
-        """Gives up a turn, or a place in the line; again, does nothing."""
+    def leave_queue(self, ticket: Ticket) -> None:
+        """Takes a ticket out of its queue, if it is there."""
 
 
 class Grant(AnyGrant):

@@ -31,10 +31,10 @@ from lockd.client import forking
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
+from lockd.client.local_queues import LocalQueues, Ticket
 from lockd.client.reply import Reply
 from lockd.client.threads.bell import Bell
 from lockd.client.threads.grants import Grant
-from lockd.client.turns import Turn, Turns
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
 from lockd.names import quoted
@@ -54,12 +54,12 @@ class ThreadLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._turns = Turns()
+        self._queues = LocalQueues()
         self._mutex = threading.RLock()
-        on_free = partial(_clear_line, self._turns, self._mutex)
+        on_free = partial(_clear_queue, self._queues, self._mutex)
         self._core = ClientCore(partial(_make_grant, ref(self)), on_free)
         self._wire = Wire(sock, self._core)
-        self._core.on_end.append(self._turns.end)
+        self._core.on_end.append(self._queues.end)
         self._seat = threading.RLock()
         self._reading = False
         self._bell = Bell()
@@ -152,37 +152,37 @@ class ThreadLink:
         if (heard or self._core.ended) and self._reading:
             self._bell.ring()
 
-    def enter_line(self, turn: Turn) -> None:
+    def enter_queue(self, ticket: Ticket) -> None:
         """Takes the calling thread's place among those who want the same lock."""
         self.check_owned()
         with self._mutex:
-            self._turns.enter(turn)
+            self._queues.enter(ticket)
             # Not before: an end that comes in between would not wake it.
             self._core.check_connected()
 
-    def wait_turn(self, turn: Turn, timeout: float) -> bool:
-        """Waits until a turn has come; a negative timeout waits for ever."""
-        return self._wait(turn, timeout)
+    def wait_admitted(self, ticket: Ticket, timeout: float) -> bool:
+        """Waits until a ticket is admitted; a negative timeout waits for ever."""
+        return self._wait(ticket, timeout)
 
-    def leave_line(self, turn: Turn) -> None:
-        """Gives up a turn, or a place in the line; again, does nothing."""
+    def leave_queue(self, ticket: Ticket) -> None:
+        """Takes a ticket out of its queue, if it is there."""
         if self._forked:
             return
         try:
-            self._leave_line(turn)
+            self._leave_queue(ticket)
         except BaseException:
-            self._leave_line(turn)
+            self._leave_queue(ticket)
             raise
 
-    def _leave_line(self, turn: Turn) -> None:
+    def _leave_queue(self, ticket: Ticket) -> None:
         with self._mutex:
-            turn.wake_with(None)
-            self._turns.leave(turn)
+            ticket.wake_with(None)
+            self._queues.leave(ticket)
 
-    def keep_turn(self, turn: Turn, hold: Hold) -> None:
-        """Keeps a turn until what was got in it ends, or until it is given up."""
+    def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
+        """Keeps a ticket until what its owner got ends, or until it leaves."""
         with self._mutex:
-            self._turns.keep(turn, hold)
+            self._queues.keep(ticket, hold)
 
     def open_events(self) -> Inbox:
         """Returns an inbox into which the events of a watch come."""
@@ -263,7 +263,7 @@ class ThreadLink:
             with self._mutex:
                 self._wire.push()
 
-    def _wait(self, awaited: Reply | Turn | Inbox, timeout: float = -1) -> bool:
+    def _wait(self, awaited: Reply | Ticket | Inbox, timeout: float = -1) -> bool:
         """Waits until something is done; returns whether it is.
 
         A negative timeout waits for ever.
@@ -290,7 +290,7 @@ class ThreadLink:
                 raise
         return awaited.done
 
-    def _read(self, awaited: Reply | Turn | Inbox, timeout: float | None) -> bool:
+    def _read(self, awaited: Reply | Ticket | Inbox, timeout: float | None) -> bool:
         """Reads once, if nobody else does; returns whether that is so."""
         again = self._owns(self._seat)
         taken: list[bool] = []
@@ -299,7 +299,7 @@ class ThreadLink:
             taken.extend(map(self._seat.acquire, (False,)))
             if taken[0]:
                 self._reading = True
-                if isinstance(awaited, Turn):
+                if isinstance(awaited, Ticket):
                     # It comes without a word of the daemon.
                     awaited.wake_with(self._bell.ring)
                 if self._core.arrived:  # an exception has torn its reader away
@@ -335,7 +335,7 @@ class ThreadLink:
         self._polls.append(poll)
 
     def _sleep(
-        self, awaited: Reply | Turn | Inbox, waker: threading.Lock, timeout: float
+        self, awaited: Reply | Ticket | Inbox, waker: threading.Lock, timeout: float
     ) -> None:
         if self._core.outgoing:
             poll = select.poll()
@@ -402,9 +402,9 @@ def _open(waker: threading.Lock) -> None:
         waker.release()
 
 
-def _clear_line(turns: Turns, mutex: threading.RLock, key: ResourceKey) -> None:
+def _clear_queue(queues: LocalQueues, mutex: threading.RLock, key: ResourceKey) -> None:
     with mutex:
-        turns.clear(key)
+        queues.clear(key)
 
 
 def _make_grant(link: "ref[ThreadLink]", hold: Hold) -> Grant:

@@ -8,12 +8,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from lockd.client.locks import AnyLock, Held, not_in_turn
+from lockd.client.local_queues import Ticket, time_left
+from lockd.client.locks import AnyLock, Held, not_admitted
 from lockd.client.reply import Reply
 from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
-from lockd.client.turns import Turn, time_left
 from lockd.errors import (
     AcquireTimeoutError,
     AlreadyHeldError,
@@ -146,14 +146,14 @@ class Lock(AnyLock[Grant]):
         held = self._last_held()
         link = held.grant.link
         try:
-            if not self._drop(held.turn):
+            if not self._drop(held.ticket):
                 raise self._not_held()  # another thread was faster
             (reply,) = link.release(held.grant)
         except BaseException:
             link.release(held.grant)
             raise
         finally:
-            link.leave_line(held.turn)
+            link.leave_queue(held.ticket)
         reply.outcome()
 
     def __enter__(self) -> Self:
@@ -177,30 +177,30 @@ class Lock(AnyLock[Grant]):
     def _acquire(self, timeout: float) -> None:
         started = time.monotonic()
         link = self._connection.link()
-        turn = Turn(self._key, self._mode, self._caller())
+        ticket = Ticket(self._key, self._mode, self._caller())
         reply = self._request()
         try:
-            self._forget_ended(turn.who)
-            link.enter_line(turn)
-            if not turn.done and not link.wait_turn(turn, timeout):
-                raise not_in_turn(turn, "thread", timeout, f"{timeout:g} s")
+            self._forget_ended(ticket.who)
+            link.enter_queue(ticket)
+            if not ticket.done and not link.wait_admitted(ticket, timeout):
+                raise not_admitted(ticket, "thread", timeout, f"{timeout:g} s")
             if timeout >= 0:
                 reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
-            link.keep_turn(turn, grant.hold)
-            self._holds.append(Held(turn, grant))
+            link.keep_ticket(ticket, grant.hold)
+            self._holds.append(Held(ticket, grant))
         except BaseException:
-            self._take_back(turn, reply, link)
+            self._take_back(ticket, reply, link)
             raise
 
-    def _take_back(self, turn: Turn, reply: Reply, link: ThreadLink) -> None:
-        self._drop(turn)
+    def _take_back(self, ticket: Ticket, reply: Reply, link: ThreadLink) -> None:
+        self._drop(ticket)
         try:
             link.abandon(reply)
         finally:
-            link.leave_line(turn)
+            link.leave_queue(ticket)
 
     def _check_owned(self) -> None:
         self._connection.last.check_owned()
@@ -211,12 +211,12 @@ class Lock(AnyLock[Grant]):
 
     def _forget_ended(self, who: object) -> None:
         for held in list(self._holds):
-            if held.turn.who is who and not held.grant.held:
-                self._drop(held.turn)
+            if held.ticket.who is who and not held.grant.held:
+                self._drop(held.ticket)
 
-    def _drop(self, turn: Turn) -> bool:
+    def _drop(self, ticket: Ticket) -> bool:
         for held in list(self._holds):
-            if held.turn is turn:
+            if held.ticket is ticket:
                 with suppress(ValueError):  # another thread was faster
                     self._holds.remove(held)
                     return True

@@ -206,7 +206,7 @@ class Methods(Uncopied):
         return self._listed("list", "resources", lockspace=lockspace, **wanted)
 
     def list_waiters(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yields those who wait, in the order of names and of turns."""
+        """Yields those who wait, in the order of names and of queues."""
         return self._listed("list_waiters", "waiters", lockspace=lockspace)
 
     def list_lockspaces(self) -> list[dict[str, Any]]:

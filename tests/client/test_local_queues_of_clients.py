@@ -28,16 +28,16 @@ def peer(request: pytest.FixtureRequest, sock: str) -> Iterator[AnyPeer]:
         yield shell.connect(sock, name="us")
 
 
-def wait_for_line(peer: AnyPeer, count: int) -> None:
-    """Waits until so many have a turn, or wait for one."""
+def wait_for_queue(peer: AnyPeer, count: int) -> None:
+    """Waits until so many hold the lock or queue for it."""
     if isinstance(peer, BlockingPeer):
-        lines = peer.client._connection.last._turns._lines
+        queues = peer.client._connection.last._queues._queues
     else:
-        lines = peer.client._link._turns._lines
+        queues = peer.client._link._queues._queues
     for _ in range(1_000_000):
-        if len(lines.get(ResourceKey("default", "disk"), ())) == count:
+        if len(queues.get(ResourceKey("default", "disk"), ())) == count:
             return
-    raise AssertionError(lines)
+    raise AssertionError(queues)
 
 
 def grant_of(lock: Any) -> Any:
@@ -67,14 +67,14 @@ def test_next_in_line_has_the_lock_however_it_ended(
     second: Any = peer.client.lock("disk")
     peer.run(first.acquire).result()
     waiting = peer.run(second.acquire)
-    wait_for_line(peer, 2)
+    wait_for_queue(peer, 2)
     ENDS[end](peer, first, watcher)
     assert waiting.result()
     assert second.locked()
     assert not first.locked()
-    wait_for_line(peer, 1)
+    wait_for_queue(peer, 1)
     peer.run(second.release).result()
-    wait_for_line(peer, 0)
+    wait_for_queue(peer, 0)
 
 
 @pytest.mark.parametrize("end", ["disconnected", "daemon gone", "closed"])
@@ -86,7 +86,7 @@ def test_whole_line_hears_of_the_end_of_the_connection(
     waiting = []
     for place, lock in enumerate(locks[1:], 2):
         waiting.append(peer.run(lock.acquire))
-        wait_for_line(peer, place)
+        wait_for_queue(peer, place)
     if end == "disconnected":
         watcher.call("disconnect", session=peer.session, reason="why")
     elif end == "daemon gone":
