@@ -33,7 +33,6 @@ HOUSE = House()
 DEBTS: dict[str, str] = {
     "modules_are_short": """
 daemon.clients.peer
-daemon.stores.in_flight
 """,
     "names_are_unique": """
 client.aio.Session

@@ -219,7 +219,7 @@ BUGS: Final = [
         "acquire (memory)",
     ),
     _in(
-        "daemon/stores/in_flight",
+        "daemon/stores/queues",
         "what is kept is consumed when it is recovered",
         "flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC",
         "flags = socket.MSG_CMSG_CLOEXEC",
@@ -233,9 +233,10 @@ BUGS: Final = [
     _in(
         "daemon/stores/in_flight",
         "one of what is moved is not sent again",
-        "        if wanted:\n            self._target(source).send(wanted)\n",
+        "        if wanted:\n"
+        "            self._target(source).send_again(wanted, source)\n",
         "        if len(wanted) > 1:\n"
-        "            self._target(source).send(wanted[1:])\n",
+        "            self._target(source).send_again(wanted[1:], source)\n",
     ),
     _in(
         "daemon/stores/ledger",

@@ -1,13 +1,15 @@
 """What the tests of this folder share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from kept import copies, room_for
 from lockd.daemon.stores import ledger as ledger_module
 from lockd.daemon.stores import ledger_file
+from lockd.daemon.stores.in_flight import InFlight
 from lockd.daemon.stores.ledger import Ledger
 
 
@@ -20,6 +22,45 @@ def small_steps() -> Iterator[None]:
         patch.setattr(ledger_module, "HEADROOM", 2 * 4096)
         patch.setattr(ledger_module, "_SLICE_KEYS", 4)
         yield
+
+
+Make = Callable[[], int]
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    with room_for(5_000):
+        yield
+
+
+@pytest.fixture
+def keeper() -> Iterator[InFlight]:
+    keeper = InFlight()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+def ends(keeper: InFlight) -> Iterator[list[int]]:
+    """Copies of the keeper's ends, as a service manager has them."""
+    ends = copies(keeper.ends)
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
+def memfd() -> Iterator[Make]:
+    """Makes files to keep, each another one."""
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.memfd_create("kept"))
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)
 
 
 Fds = tuple[int, int]

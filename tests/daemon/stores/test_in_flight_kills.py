@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from kept import contents, copies, is_locked, lock, room_for, shrink
+from kept import contents, copies, is_locked, lock, shrink
 from lockd.daemon.stores.in_flight import InFlight
 
 SYSTEM_CALLS = {
@@ -23,10 +23,7 @@ SYSTEM_CALLS = {
 Say = Callable[[str], None]
 
 
-@pytest.fixture(autouse=True)
-def many_descriptors() -> Iterator[None]:
-    with room_for(5_000):
-        yield
+pytestmark = pytest.mark.usefixtures("many_descriptors")
 
 
 @pytest.fixture
