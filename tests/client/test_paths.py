@@ -26,7 +26,7 @@ from lockd import ConnectionLostError, DeniedError, connect
 from lockd.client import paths
 from lockd.client.paths import (
     SYSTEM_SOCKET,
-    Place,
+    Address,
     find_socket,
     unreachable,
     user_socket,
@@ -169,19 +169,19 @@ def test_first_place_where_somebody_listens_is_taken(
     doors: Doors, own: str, system: str
 ) -> None:
     listeners = [doors.put(doors.own, own), doors.put(doors.system, system)]
-    place = find_socket()
+    address = find_socket()
     listening = [
         str(path)
         for path, what in ((doors.own, own), (doors.system, system))
         if what == LISTENS
     ]
     if listening:
-        assert [place.path, *place.others] == listening
+        assert [address.path, *address.others] == listening
     else:
         # Nobody is there: the sentence is about what is left, the system's first.
         leftover = doors.own if system == ABSENT != own else doors.system
-        assert place.path == str(leftover)
-        assert place.others == ()
+        assert address.path == str(leftover)
+        assert address.others == ()
     for listener in filter(None, listeners):
         with pytest.raises(BlockingIOError):  # nobody was woken by the search
             listener.accept()
@@ -193,7 +193,7 @@ def test_what_was_named_is_taken_whatever_is_there(
     doors.put(doors.own, LISTENS)
     doors.put(doors.system, LISTENS)
     named = doors.runtime / "none"
-    assert find_socket(named) == Place(str(named))
+    assert find_socket(named) == Address(str(named))
     monkeypatch.setenv("LOCKD_SOCKET", str(named))
     assert find_socket().path == str(named)
     assert find_socket().others == ()
@@ -391,7 +391,7 @@ def test_root_follows_no_variable_to_the_daemon_of_a_user(
     serve_at(doors.own, daemon)
     os.chown(doors.own, NOBODY, NOBODY)
     # The place of one's own is passed over, as nothing was said of it.
-    assert find_socket() == Place(str(doors.system))
+    assert find_socket() == Address(str(doors.system))
     monkeypatch.setenv("LOCKD_SOCKET", str(doors.own))
     with pytest.raises(DeniedError, match=BY_HAND) as caught:
         connect()

@@ -39,13 +39,13 @@ def connect(
         DeniedError: this user may not connect there.
         WrongTaskError: another task left the body; the session has ended all the same.
     """
-    return _Session(socket, name)
+    return _ClientContext(socket, name)
 
 
-class _Session(AbstractAsyncContextManager["Client", bool | None]):
+class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
     def __init__(self, socket: str | os.PathLike[str] | None, name: str | None) -> None:
-        self._place = paths.find_socket(socket)
-        self._opened = open_link(self._place, partial(requests.opening, name))
+        self._address = paths.find_socket(socket)
+        self._opened = open_link(self._address, partial(requests.opening, name))
 
     async def __aenter__(self) -> "Client":
         self._link, welcome = await self._opened.__aenter__()

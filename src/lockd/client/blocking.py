@@ -37,10 +37,10 @@ def connect(
         ConnectionLostError: no daemon listens there.
         DeniedError: this user may not connect there.
     """
-    place = paths.find_socket(socket)
+    address = paths.find_socket(socket)
     if on_lost is not None:
         arguments.function("on_lost", on_lost)
-    return Client(Connection(place, name, on_lost, reconnect=reconnect))
+    return Client(Connection(address, name, on_lost, reconnect=reconnect))
 
 
 class Client(Methods):

@@ -33,8 +33,8 @@ _SHOWN: Final = 200
 _UCRED: Final = struct.Struct("3i")
 
 
-class Place(NamedTuple):
-    """Where a client goes.
+class Address(NamedTuple):
+    """Where a client finds the daemon.
 
     Attributes:
         path: of the socket.
@@ -57,10 +57,10 @@ def user_socket() -> str:
     return f"{runtime_dir}/lockd/lockd.sock"
 
 
-def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
+def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
     """Returns where the daemon is.
 
-    The argument, which may be a place that was found before; else `$LOCKD_SOCKET`; else
+    The argument, which may be an address found before; else `$LOCKD_SOCKET`; else
     the user's own socket if a daemon listens there; else the system's. For root the
     environment is not enough to go to the daemon of another user: `su` keeps the
     variables of whoever called it.
@@ -70,7 +70,7 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
         InvalidRequestError: it is empty, or has a character that no path has.
         DeniedError: this is root, and `$LOCKD_SOCKET` is another user's.
     """
-    if isinstance(path, Place):
+    if isinstance(path, Address):
         return path
     if path == "":
         raise InvalidRequestError(
@@ -78,25 +78,25 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Place:
             "none"
         )
     if path is not None:
-        return Place(path_text("the path of the socket", path))
+        return Address(path_text("the path of the socket", path))
     if told := os.environ.get("LOCKD_SOCKET"):
-        place = Place(told, trusted=False)
+        address = Address(told, trusted=False)
         if (owner := _owner(told)) is not None and not _may_serve(owner):
             raise _not_for_root(told, owner)
-        return place
+        return address
     own = user_socket()
     found = []
     if _listens(own) and _may_serve(_owner(own)):
-        found.append(Place(own, trusted=False))
+        found.append(Address(own, trusted=False))
     if _listens(SYSTEM_SOCKET):
         # Only root can put something there: no need to ask whose it is.
-        found.append(Place(SYSTEM_SOCKET))
+        found.append(Address(SYSTEM_SOCKET))
     if found:
         return found[0]._replace(others=tuple(other.path for other in found[1:]))
     # Nobody was found: the first that is there says why, a leftover or a closed door.
     if not os.path.exists(SYSTEM_SOCKET) and _may_serve(_owner(own)):
-        return Place(own, trusted=False)
-    return Place(SYSTEM_SOCKET)
+        return Address(own, trusted=False)
+    return Address(SYSTEM_SOCKET)
 
 
 def new_socket() -> socket.socket:
@@ -112,7 +112,7 @@ def new_socket() -> socket.socket:
         return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
-def connect(sock: socket.socket, place: Place) -> None:
+def connect(sock: socket.socket, address: Address) -> None:
     """Connects a socket to the daemon.
 
     Raises:
@@ -122,18 +122,18 @@ def connect(sock: socket.socket, place: Place) -> None:
             another user's.
     """
     try:
-        sock.connect(place.path)
+        sock.connect(address.path)
     except BlockingIOError:
         raise
     except OSError as error:
-        raise unreachable(place.path, error) from None
-    if not place.trusted and os.geteuid() == 0:
+        raise unreachable(address.path, error) from None
+    if not address.trusted and os.geteuid() == 0:
         # The file may have been exchanged since it was looked at. This is the user who
         # called listen(2).
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         _, uid, _ = _UCRED.unpack(data)
         if not _may_serve(uid):
-            raise _not_for_root(place.path, uid)
+            raise _not_for_root(address.path, uid)
 
 
 def unreachable(path: str, error: OSError) -> LockdError:

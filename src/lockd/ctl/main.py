@@ -140,12 +140,12 @@ def _warn_of_others(socket: str | None) -> None:
     from lockd.client import paths
 
     with suppress(LockdError):  # the command will raise it
-        place = paths.find_socket(socket)
-        for other in place.others:
+        address = paths.find_socket(socket)
+        for other in address.others:
             choose = import_module("lockd.ctl.look.status").CHOOSE
             _complain(
                 f"another daemon listens at {other}; this command uses "
-                f"{place.path}: {choose}"
+                f"{address.path}: {choose}"
             )
 
 

@@ -40,12 +40,12 @@ PATIENCE: Final = 5.0
 
 @asynccontextmanager
 async def open_link(
-    place: paths.Place, make_opening: Callable[[], list[Reply]]
+    address: paths.Address, make_opening: Callable[[], list[Reply]]
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
     """Opens a connection and a conversation on it, for as long as the body runs.
 
     Args:
-        place: where the daemon listens.
+        address: where the daemon listens.
         make_opening: returns the requests that come first.
 
     Yields:
@@ -61,7 +61,7 @@ async def open_link(
         while True:
             attempts += 1
             try:
-                opened = _try_to_open(place, make_opening())
+                opened = _try_to_open(address, make_opening())
                 found = await stack.enter_async_context(opened)
                 break
             except UnheardError:
@@ -72,10 +72,10 @@ async def open_link(
 
 @asynccontextmanager
 async def _try_to_open(
-    place: paths.Place, opening: list[Reply]
+    address: paths.Address, opening: list[Reply]
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
     failure: BaseException | None = None
-    with await _open_socket(place) as sock:
+    with await _open_socket(address) as sock:
         try:
             async with anyio.create_task_group() as tasks:
                 link = TaskLink(sock, tasks)
@@ -95,13 +95,13 @@ async def _try_to_open(
                 raise failure
 
 
-async def _open_socket(place: paths.Place) -> socket.socket:
+async def _open_socket(address: paths.Address) -> socket.socket:
     sock = paths.new_socket()
     sock.setblocking(False)
     try:
         while True:
             try:
-                paths.connect(sock, place)
+                paths.connect(sock, address)
                 return sock
             except BlockingIOError:
                 await anyio.sleep(_BACKLOG_PAUSE)

@@ -14,12 +14,12 @@ from lockd.client.threads.link import ThreadLink
 
 
 def open_link(
-    place: paths.Place, make_opening: Callable[[], list[Reply]]
+    address: paths.Address, make_opening: Callable[[], list[Reply]]
 ) -> tuple[ThreadLink, Any]:
     """Opens a connection and a conversation on it.
 
     Args:
-        place: where the daemon listens.
+        address: where the daemon listens.
         make_opening: returns the requests that come first.
 
     Returns:
@@ -33,7 +33,7 @@ def open_link(
     attempts = 0
     while True:
         attempts += 1
-        link = ThreadLink(_open_socket(place))
+        link = ThreadLink(_open_socket(address))
         try:
             opening = make_opening()
             link.perform(*opening)
@@ -45,10 +45,10 @@ def open_link(
                 raise
 
 
-def _open_socket(place: paths.Place) -> socket.socket:
+def _open_socket(address: paths.Address) -> socket.socket:
     sock = paths.new_socket()
     try:
-        paths.connect(sock, place)
+        paths.connect(sock, address)
     except BaseException:
         sock.close()
         raise
@@ -59,7 +59,7 @@ class Connection:
     """The link of a client; if it is to reconnect, the newest of several.
 
     Args:
-        place: where the daemon listens.
+        address: where the daemon listens.
         name: on whose behalf locks are held.
         on_lost: called with each grant that is lost.
         reconnect: whether to open another link when the daemon has ended this one.
@@ -67,13 +67,13 @@ class Connection:
 
     def __init__(
         self,
-        place: paths.Place,
+        address: paths.Address,
         name: str | None,
         on_lost: Callable[[Grant], None] | None,
         *,
         reconnect: bool,
     ) -> None:
-        self._place = place
+        self._address = address
         self._name = name
         self._on_lost = on_lost
         self._reconnect = reconnect
@@ -141,7 +141,7 @@ class Connection:
         return self.last.wait_item(inbox)
 
     def _open(self) -> tuple[ThreadLink, dict[str, Any]]:
-        link, welcome = open_link(self._place, partial(requests.opening, self._name))
+        link, welcome = open_link(self._address, partial(requests.opening, self._name))
         try:
             if self._on_lost is not None:
                 link.call_when_lost(self._on_lost)

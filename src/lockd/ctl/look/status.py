@@ -37,21 +37,21 @@ def status(socket: str | None, /, as_json: bool) -> None:
     Of the limits of users it is told how near the one is who has most. Piped, what each
     line is about and its value are separated by a tab.
     """
-    place = paths.find_socket(socket)
-    with connect(place) as client:
+    address = paths.find_socket(socket)
+    with connect(address) as client:
         found = client.statistics()
         spaces = client.list_lockspaces()
     if as_json:
         show_json(
-            socket=place.path,
-            other_sockets=list(place.others),
+            socket=address.path,
+            other_sockets=list(address.others),
             status=found,
             lockspaces=spaces,
         )
         return
-    others = [("another daemon", f"{path}: {CHOOSE}") for path in place.others]
+    others = [("another daemon", f"{path}: {CHOOSE}") for path in address.others]
     facts = [*_facts(found, spaces), *_limits(found), *map(_space, spaces)]
-    show_facts([("socket", place.path), *others, *facts])
+    show_facts([("socket", address.path), *others, *facts])
 
 
 @click.command(short_help="Print what the daemon counts, for Prometheus.")

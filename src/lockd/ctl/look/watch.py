@@ -56,14 +56,14 @@ def watch(
 
 def _events(socket: str | None, lockspace: str | None) -> Iterator[Thing]:
     """Goes through all events, of one daemon after the other at the same place."""
-    place = paths.find_socket(socket)
-    with connect(place) as client:
+    address = paths.find_socket(socket)
+    with connect(address) as client:
         epoch = client.epoch
         # Who waits for this line has nothing happen before we listen.
         yield from _of_one_daemon(client, lockspace, {"event": "watching"})
     while True:
         say("the daemon is gone; waiting for it")
-        with _connect_again(place) as client:
+        with _connect_again(address) as client:
             again = {"event": "watching", "missed": True}
             say(f"watching again, epoch {client.epoch} after {epoch}")
             epoch = client.epoch
@@ -79,13 +79,13 @@ def _of_one_daemon(
         yield from events
 
 
-def _connect_again(place: paths.Place) -> Client:
+def _connect_again(address: paths.Address) -> Client:
     number = 0
     while True:
         time.sleep(PAUSES[min(number, len(PAUSES) - 1)])
         number += 1
         with suppress(ConnectionLostError, UnavailableError):
-            return connect(place)
+            return connect(address)
 
 
 def _tell(event: Thing, *, as_json: bool) -> None:

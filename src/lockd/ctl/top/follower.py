@@ -70,7 +70,7 @@ class Follower:
         self.progress: str | None = "0 read"
         self.is_watching = False
         self.board = board
-        self._socket: str | paths.Place | None = socket
+        self._socket: str | paths.Address | None = socket
         self._interval = interval
         self._wanted = wanted
         self._client: Client | None = None
@@ -84,10 +84,10 @@ class Follower:
         """Hears and asks, for ever; a daemon that is gone is waited for."""
         while True:
             try:
-                place = paths.find_socket(self._socket)
-                async with connect(place) as client:
+                address = paths.find_socket(self._socket)
+                async with connect(address) as client:
                     # From now on another daemon will not do.
-                    self._socket = place
+                    self._socket = address
                     self._client = client
                     self._greet(client.epoch)
                     await self._serve(client)
