@@ -1,7 +1,7 @@
 """Answers those who collect metrics: one GET over HTTP a connection, and no more.
 
 Whoever asks may be slow, hostile or many: what is read of one is bounded, and so are
-the time for it and the number of them. Where all places are taken whoever has had one
+the time for it and the number of them. Where all permits are given whoever has had one
 for longest makes room, so that nobody who says nothing holds up who asks.
 
 A browser on this host is one of those who can connect. A page that it shows may have
@@ -37,7 +37,7 @@ PATIENCE: Final = 5.0
 """Seconds that one may take, from accept to close."""
 
 ENOUGH: Final = 0.1
-"""Seconds that it may take in any case, when others wait for its place."""
+"""Seconds that it may take in any case, when others wait for its permit."""
 
 PAUSE: Final = 1.0
 """Seconds until the next try to accept, when that failed."""
@@ -72,7 +72,7 @@ async def serve(listener: socket.socket, text: Text) -> None:
         text: returns the metrics.
     """
     door = trio.socket.from_stdlib_socket(listener)
-    places = Places()
+    permits = Permits()
     async with trio.open_nursery() as nursery:
         while True:
             try:
@@ -81,20 +81,20 @@ async def serve(listener: socket.socket, text: Text) -> None:
                 logger.warning("who asks for metrics is not served: %s", error)
                 await trio.sleep(PAUSE)
             else:
-                place = await places.take()
-                nursery.start_soon(_serve_one, sock, text, place)
+                permit = await permits.take()
+                nursery.start_soon(_serve_one, sock, text, permit)
 
 
-class Places:
-    """Room for those that are served at once: whoever came first makes room."""
+class Permits:
+    """One for each connection that is served at once: whoever came first makes room."""
 
     def __init__(self) -> None:
         self._free = trio.Semaphore(AT_ONCE)
         #: The one that was taken first is the first.
         self._taken: dict[trio.CancelScope, float] = {}
 
-    async def take(self) -> "Place":
-        """Waits for a place, which is not for longer than `ENOUGH`."""
+    async def take(self) -> "Permit":
+        """Waits for a permit, for `ENOUGH` at most."""
         if self._free.value == 0:
             scope, since = next(iter(self._taken.items()))
             scope.deadline = min(scope.deadline, since + ENOUGH)
@@ -102,30 +102,30 @@ class Places:
         now = trio.current_time()
         scope = trio.CancelScope(deadline=now + PATIENCE)
         self._taken[scope] = now
-        return Place(scope, partial(self._leave, scope))
+        return Permit(scope, partial(self._give_back, scope))
 
-    def _leave(self, scope: trio.CancelScope) -> None:
+    def _give_back(self, scope: trio.CancelScope) -> None:
         del self._taken[scope]
         self._free.release()
 
 
-class Place(NamedTuple):
-    """What ends the time of one that is served, and what is called then."""
+class Permit(NamedTuple):
+    """Lets one connection be served, until its time is over."""
 
     scope: trio.CancelScope
-    leave: Callable[[], None]
+    give_back: Callable[[], None]
 
 
-async def _serve_one(sock: trio.socket.SocketType, text: Text, place: Place) -> None:
+async def _serve_one(sock: trio.socket.SocketType, text: Text, permit: Permit) -> None:
     try:
-        with sock, place.scope:
+        with sock, permit.scope:
             await _converse(trio.SocketStream(sock), text)
     except trio.BrokenResourceError:
         pass  # it went away
     except Exception as error:
         defect(error)  # it costs this one its connection, and nobody else anything
     finally:
-        place.leave()
+        permit.give_back()
 
 
 async def _converse(stream: trio.SocketStream, text: Text) -> None:
