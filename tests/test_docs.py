@@ -19,10 +19,10 @@ from lockd.daemon.config.config import (
     Bytes,
     Config,
     Count,
+    DefaultPaths,
     Duration,
     LockspaceConfig,
     ManyBytes,
-    Places,
     Threshold,
 )
 from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
@@ -87,11 +87,11 @@ def test_example_file_has_every_key_at_its_default() -> None:
     lines = re.findall(r"^# (\[.*\]|[\w.]+ = .*)$", text, re.MULTILINE)
     shown = tomllib.loads("\n".join(lines))
     (example,) = shown.pop("lockspaces").values()
-    places = to_builtins(host_places())
-    del places["config"]
+    paths = to_builtins(host_paths())
+    del paths["config"]
     config = to_builtins(Config())
     del config["lockspaces"]
-    assert shown == config | places
+    assert shown == config | paths
     operations = {f.encode_name for f in fields(Allowed)}
     assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
     assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
@@ -109,7 +109,7 @@ def test_manual_has_every_key_at_its_default() -> None:
     del config["lockspaces"], config["socket"], config["admin_socket"]
     del config["state_dir"]
     tables = config.pop("limits") | config.pop("metrics")
-    keys = config | tables | to_builtins(host_places())
+    keys = config | tables | to_builtins(host_paths())
     del keys["config"]
     for key in ("on_disconnect", "slow_wait", "slow_hold"):
         keys[key] = getattr(LockspaceConfig("memory"), key)
@@ -172,9 +172,9 @@ def test_manual_has_every_command_option_and_status_of_lockctl() -> None:
     assert {str(exit_.status) for exit_ in EXITS} <= statuses
 
 
-def host_places() -> Places:
+def host_paths() -> DefaultPaths:
     """Where things are for root's daemon."""
-    return Places(
+    return DefaultPaths(
         "/etc/lockd/lockd.toml",
         "/run/lockd/lockd.sock",
         "/run/lockd/admin.sock",

@@ -35,16 +35,11 @@ DEBTS: dict[str, str] = {
 daemon.clients.peer
 """,
     "names_are_unique": """
-client.aio.Session
 client.grants.Hold
-client.paths.Place
 ctl.look.virtlockd_check.Lock
 ctl.top.board.Lock
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
-daemon.config.config.Places
-daemon.metrics.scrape.Place
-daemon.metrics.scrape.Places
 engine.effects.Wait
 """,
     "words_mean_one_thing": """

@@ -21,8 +21,8 @@ from lockd.daemon.clients.limits import shadowed
 from lockd.daemon.config.config import (
     Config,
     config_files,
+    default_paths,
     file_of_lockspace,
-    places,
     read_config,
 )
 from lockd.daemon.service import Options
@@ -154,7 +154,7 @@ def main(
                 admin_socket or settings.admin_socket,
                 virtlockd_socket,
             )
-            found_dir = state_dir or settings.state_dir or places().state_dir
+            found_dir = state_dir or settings.state_dir or default_paths().state_dir
             _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
     except ConfigError as error:
         if not kept:  # else there will be another start: who waits can wait on
@@ -247,7 +247,7 @@ def _socket_paths(
 
     Whoever moves the clients' socket does not want admins at the usual place.
     """
-    usual = places()
+    usual = default_paths()
     if clients is None:
         clients, admins = usual.socket, admins or usual.admin_socket
     return {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd}

@@ -1,4 +1,4 @@
-"""Who is taken in, and who is turned away because others have all places."""
+"""Who is taken in, and who is turned away because others have all sessions."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from daemon.clients.conftest import (
     turned_away,
 )
 from daemon_process import DaemonProcess
-from lockd.daemon.clients.limits import places
+from lockd.daemon.clients.limits import unreserved_sessions
 from lockd.daemon.config.config import Limits
 from support.places import TESTS
 from wire_client import (
@@ -124,8 +124,8 @@ def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
     ("sessions", "others"),
     [(1, 1), (7, 7), (8, 7), (20, 18), (128, 112), (4_096, 4_080)],
 )
-def test_few_places_are_not_all_for_root(sessions: int, others: int) -> None:
-    assert places(Limits(sessions=sessions)) == others
+def test_few_sessions_are_not_all_for_root(sessions: int, others: int) -> None:
+    assert unreserved_sessions(Limits(sessions=sessions)) == others
 
 
 def test_admins_are_counted_apart(limited: Limited, tmp_path: Any) -> None:

@@ -15,10 +15,10 @@ from lockd.daemon.config.config import (
     MetricsConfig,
     check_place,
     config_files,
+    default_paths,
     effective,
     make_lockspace,
     pending,
-    places,
     read_config,
 )
 from lockd.errors import ConfigError
@@ -234,10 +234,10 @@ def test_users_own_file_may_be_missing(
 
 def test_places_of_root_are_those_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert places().socket == "/run/lockd/lockd.sock"
-    assert places().admin_socket == "/run/lockd/admin.sock"
-    assert places().state_dir == "/var/lib/lockd"
-    assert places().config == "/etc/lockd/lockd.toml"
+    assert default_paths().socket == "/run/lockd/lockd.sock"
+    assert default_paths().admin_socket == "/run/lockd/admin.sock"
+    assert default_paths().state_dir == "/var/lib/lockd"
+    assert default_paths().config == "/etc/lockd/lockd.toml"
 
 
 def test_places_of_a_user_follow_the_environment(
@@ -246,15 +246,15 @@ def test_places_of_a_user_follow_the_environment(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for name in ("CONFIG_HOME", "RUNTIME_DIR", "STATE_HOME"):
         monkeypatch.setenv(f"XDG_{name}", f"/{name}")
-    assert places().config == "/CONFIG_HOME/lockd/lockd.toml"
-    assert places().socket == "/RUNTIME_DIR/lockd/lockd.sock"
-    assert places().state_dir == "/STATE_HOME/lockd"
+    assert default_paths().config == "/CONFIG_HOME/lockd/lockd.toml"
+    assert default_paths().socket == "/RUNTIME_DIR/lockd/lockd.sock"
+    assert default_paths().state_dir == "/STATE_HOME/lockd"
     for name in ("CONFIG_HOME", "RUNTIME_DIR", "STATE_HOME"):
         monkeypatch.delenv(f"XDG_{name}")
     monkeypatch.setenv("HOME", "/home/x")
-    assert places().config == "/home/x/.config/lockd/lockd.toml"
-    assert places().socket == "/run/user/1000/lockd/lockd.sock"
-    assert places().state_dir == "/home/x/.local/state/lockd"
+    assert default_paths().config == "/home/x/.config/lockd/lockd.toml"
+    assert default_paths().socket == "/run/user/1000/lockd/lockd.sock"
+    assert default_paths().state_dir == "/home/x/.local/state/lockd"
 
 
 def test_lockspace_of_each_kind_is_made(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Limiter:
         if uid not in self._privileged:  # who mends it has to get in
             self._check_memory()
         most, note = limits.sessions, ""
-        kept = 0 if uid in self._privileged else most - places(limits)
+        kept = 0 if uid in self._privileged else most - unreserved_sessions(limits)
         if kept:
             most, note = most - kept, f", less {kept} for root and the daemon's user"
         _check("sessions", self._clients, most, note)
@@ -291,7 +291,7 @@ _RELIEFS: Final = {
 }
 
 
-def places(limits: Limits) -> int:
+def unreserved_sessions(limits: Limits) -> int:
     """Returns how many sessions there may be of those who are not root."""
     return limits.sessions - min(RESERVED, limits.sessions // 8)
 
@@ -307,7 +307,7 @@ def shadowed(limits: Limits) -> list[str]:
         )
         if (value := getattr(limits, key)) > (most := getattr(limits, other))
     ]
-    if limits.sessions_per_user > (most := places(limits)):
+    if limits.sessions_per_user > (most := unreserved_sessions(limits)):
         found.append(
             f"limits.sessions_per_user is {limits.sessions_per_user}, but "
             f"limits.sessions is {limits.sessions}, of which {limits.sessions - most} "

@@ -130,7 +130,7 @@ BUILT_IN: Final = {
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """All that may be set; None stands for the place that fits the user (`Places`)."""
+    """All that may be set; None stands for the user's own path (`DefaultPaths`)."""
 
     socket: SocketPath | None = None
     admin_socket: SocketPath | None = None
@@ -142,7 +142,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     lockspaces: dict[str, LockspaceConfig] = field(default_factory=BUILT_IN.copy)
 
 
-class Places(Struct, frozen=True):
+class DefaultPaths(Struct, frozen=True):
     """Where things are for a user: root's daemon serves the host, others their own."""
 
     config: str
@@ -151,7 +151,7 @@ class Places(Struct, frozen=True):
     state_dir: str
 
 
-def places() -> Places:
+def default_paths() -> DefaultPaths:
     """Returns where things are for the user who runs this process."""
     if os.geteuid() == 0:
         config, runtime, state = "/etc", "/run", "/var/lib"
@@ -160,7 +160,7 @@ def places() -> Places:
         config = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
         runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
         state = os.environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
-    return Places(
+    return DefaultPaths(
         f"{config}/lockd/lockd.toml",
         f"{runtime}/lockd/lockd.sock",
         f"{runtime}/lockd/admin.sock",
@@ -176,7 +176,7 @@ def config_files(path: str | None) -> list[str]:
     Args:
         path: of the main file; None for the user's own, which may be missing.
     """
-    main = path or places().config
+    main = path or default_paths().config
     directory = os.path.join(os.path.dirname(main), "conf.d")
     try:
         names = sorted(os.listdir(directory))
