@@ -1,1 +1,1 @@
-"""virtlockd's tongue: libvirt's RPC as bytes, calls and errors. No I/O."""
+"""libvirt's RPC as virtlockd speaks it: bytes, calls and errors. No I/O."""

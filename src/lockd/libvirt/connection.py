@@ -1,12 +1,12 @@
-"""virtlockd's side of a conversation: calls as they come, and how replies look.
+"""virtlockd's side of a conversation: decodes calls, encodes replies.
 
-Like `protocol.connection`, whose shape it has: knows no socket and no lock. A message
+It has the methods of `protocol.connection`, and knows no socket and no lock. A message
 is a length that includes itself, a header, and a payload in XDR (virnetprotocol.x):
 
     length, program, version, procedure, type, serial, status: four bytes each
 
-A call's serial is repeated in its reply. Calls are numbered here, because a serial is
-its sender's affair and may come twice.
+A reply repeats the serial of its call. The sender chooses serials and may use one
+twice, so the connection numbers calls itself.
 """
 
 import struct
@@ -22,10 +22,9 @@ from lockd.libvirt.procedures import PROGRAM, VERSION, Procedure, decode_args
 from lockd.libvirt.xdr import XdrError
 
 MAX_MESSAGE_BYTES: Final = 28 + 2 * (4 + 65_536) + 4
-"""The longest call there is: two strings as long as they may be, and flags.
+"""The longest valid call: two strings of maximal length, and flags.
 
-libvirt itself would take 32 MiB.
-"""
+libvirt itself accepts 32 MiB."""
 
 CALL: Final = 0
 REPLY: Final = 1
@@ -39,7 +38,7 @@ ERROR: Final = 1
 KEEPALIVE: Final = (0x6B656570, 1)
 PING: Final = 1
 PONG: Final = 2
-"""Program, version and procedures by which a client asks whether we are alive."""
+"""Program, version and procedures with which a client asks whether lockd is alive."""
 
 _LENGTH: Final = struct.Struct(">I")
 _HEADER: Final = struct.Struct(">IIIiiII")
@@ -48,7 +47,7 @@ Plain = dict[str, Any]
 
 
 class MessageHeader(Struct, frozen=True, gc=False):
-    """What stands before every payload."""
+    """The header of every message."""
 
     length: int
     program: int
@@ -60,7 +59,7 @@ class MessageHeader(Struct, frozen=True, gc=False):
 
 
 class Call(Struct, frozen=True, gc=False):
-    """A call whose arguments are as they should be."""
+    """A call with valid arguments."""
 
     number: int
     procedure: Procedure
@@ -71,10 +70,10 @@ class Connection:
     """One conversation.
 
     Args:
-        on_error: called with the code of each error that the client is told.
+        on_error: called with the code of each error that is sent.
 
     Attributes:
-        greeted: refusals come with their facts, which tell how they are to be coded.
+        greeted: always true: errors carry facts, which decide how they are encoded.
     """
 
     greeted = True
@@ -82,21 +81,21 @@ class Connection:
     def __init__(self, on_error: Callable[[str], None] = lambda code: None) -> None:
         self._on_error = on_error
         self._incoming = bytearray()
-        #: How much of the stream is cut into messages.
+        #: The position in the stream up to which messages are decoded.
         self._decoded = 0
-        #: The headers of the calls that are not yet answered.
+        #: The headers of the unanswered calls.
         self._calls: dict[int, MessageHeader] = {}
         self._last_number = 0
         self._outgoing: list[bytes] = []
         self.outgoing_bytes = 0
 
     def receive(self, data: bytes) -> Iterator[Call]:
-        """Takes bytes as they came; yields the calls that they complete.
+        """Takes received bytes. Yields the calls that they complete.
 
-        You must answer each call, sooner or later, and run the iterator to its end.
+        The caller must answer each call, sooner or later, and exhaust the iterator.
 
         Raises:
-            ProtocolError: the conversation is over. Send what there is and close.
+            ProtocolError: the conversation has ended. Send what is left, and close.
         """
         self._incoming += data
         while (message := self._next_message()) is not None:
@@ -105,13 +104,13 @@ class Connection:
                 yield call
 
     def _next_message(self) -> bytes | None:
-        """Cuts the next message from what came, if it is complete."""
+        """Returns the next complete message; None if it is incomplete."""
         incoming = self._incoming
         if len(incoming) < _LENGTH.size:
             return None
         length: int = _LENGTH.unpack_from(incoming)[0]
         if not _HEADER.size <= length <= MAX_MESSAGE_BYTES:
-            incoming.clear()  # a successor that got it would meet the same error
+            incoming.clear()  # a successor would raise the same error
             raise ProtocolError(
                 f"a message of {length} bytes: {_HEADER.size} to "
                 f"{MAX_MESSAGE_BYTES} are allowed"
@@ -124,7 +123,7 @@ class Connection:
         return message
 
     def _understand(self, message: bytes) -> Call | None:
-        """Returns the call that a message is; answers it if it is none."""
+        """Returns the call in a message. Answers a message without one."""
         header = MessageHeader(*_HEADER.unpack_from(message))
         payload = message[_HEADER.size :]
         if header.type == MESSAGE and (header.program, header.version) == KEEPALIVE:
@@ -133,7 +132,7 @@ class Connection:
         if header.type == CALL_WITH_FDS:
             payload = _without_descriptors(payload)
         elif header.type != CALL:
-            return None  # virtlockd says nothing to it either
+            return None  # virtlockd does not answer it either
         try:
             procedure = _procedure(header)
             args = decode_args(procedure, payload)
@@ -158,11 +157,11 @@ class Connection:
         """Does nothing: nobody greets virtlockd."""
 
     def send_result(self, number: int, result: Any = None) -> None:
-        """Answers a call; no procedure returns anything."""
+        """Answers a call. No procedure returns a result."""
         self._reply(self._calls.pop(number), OK, b"")
 
     def send_error(self, number: int | None, error: CodedError) -> None:
-        """Refuses a call; without a number there is nobody who could be told."""
+        """Answers a call with an error. Does nothing without a number."""
         if number is None:
             return
         self._on_error(error.code)
@@ -174,10 +173,10 @@ class Connection:
             self._reply(header, ERROR, found.encode())
 
     def send_notification(self, method: str, params: Plain) -> None:
-        """Does nothing: virtlockd tells its clients nothing that they did not ask."""
+        """Does nothing: virtlockd sends no notifications."""
 
     def send_encoded(self, message: bytes) -> None:
-        """Does nothing, either."""
+        """Does nothing: virtlockd sends no notifications."""
 
     def _reply(self, header: MessageHeader, status: int, payload: bytes) -> None:
         self._send(
@@ -208,31 +207,31 @@ class Connection:
         self.outgoing_bytes += length
 
     def data_to_send(self) -> bytes:
-        """Returns everything to be written to the socket; you must write it all."""
+        """Returns everything that is to be written to the socket. Write all of it."""
         data = b"".join(self._outgoing)
         self._outgoing.clear()
         self.outgoing_bytes = 0
         return data
 
-    # Another connection goes on where this one was.
+    # For a successor of this daemon.
 
     @property
     def begun_at(self) -> int:
-        """Where in the stream that message begins, or the next one will."""
+        """The position in the stream where the incomplete or next message begins."""
         return self._decoded
 
     @property
     def has_partial(self) -> bool:
-        """Whether a message has begun that is not complete yet."""
+        """Whether an incomplete message has been received."""
         return bool(self._incoming)
 
     @property
     def partial_bytes(self) -> int:
-        """How much of it has come."""
+        """Bytes received of the incomplete message."""
         return len(self._incoming)
 
     def dump(self) -> Plain:
-        """Returns what `load` needs: half a message, and calls without an answer."""
+        """Returns the state for `load`: half a message, and the unanswered calls."""
         calls = [
             [
                 number,
@@ -247,24 +246,24 @@ class Connection:
         }
 
     def load(self, data: Plain) -> None:
-        """Goes on where the connection stood that `dump` described."""
+        """Restores the state that `dump` returned."""
         self._incoming += data["partial"]
         self._calls = {number: MessageHeader(*rest) for number, *rest in data["calls"]}
         self._last_number = data["last_number"]
 
 
 def _without_descriptors(payload: bytes) -> bytes:
-    """Returns what follows the number of descriptors, of which we take none."""
+    """Returns the payload after the number of descriptors, which must be 0."""
     if payload[: _LENGTH.size] != bytes(_LENGTH.size):
         raise ProtocolError("a call with descriptors: no procedure takes any")
     return payload[_LENGTH.size :]
 
 
 def _procedure(header: MessageHeader) -> Procedure:
-    """Returns what a header asks for.
+    """Returns the procedure that a header names.
 
     Raises:
-        RemoteError: nothing that there is.
+        RemoteError: the program or the procedure is unknown.
     """
     if (header.program, header.version) != (PROGRAM, VERSION):
         raise rpc_error(

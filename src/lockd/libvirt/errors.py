@@ -1,7 +1,7 @@
-"""What is refused, in libvirt's numbers (virterror.h, virnetprotocol.x).
+"""Errors as libvirt encodes them (virterror.h, virnetprotocol.x).
 
-The number, the domain that raised it, and the sentence, which libvirt hands on as it
-is, up to whoever called virsh(1).
+An error is a number, the domain that raised it, and a sentence. libvirt shows the
+sentence unchanged, for example in virsh(1).
 """
 
 from enum import IntEnum
@@ -13,7 +13,7 @@ from lockd.libvirt.xdr import int_, optional_string, uint
 
 
 class Number(IntEnum):
-    """virErrorNumber, as far as virtlockd uses it."""
+    """The values of virErrorNumber that virtlockd uses."""
 
     INTERNAL_ERROR = 1
     INVALID_ARG = 8
@@ -25,7 +25,7 @@ class Number(IntEnum):
 
 
 class Domain(IntEnum):
-    """virErrorDomain, as far as virtlockd uses it."""
+    """The values of virErrorDomain that virtlockd uses."""
 
     NONE = 0
     RPC = 7
@@ -42,13 +42,13 @@ _OPENINGS: Final = {
     Number.OPERATION_INVALID: "Requested operation is not valid: ",
     Number.RESOURCE_BUSY: "resource busy: ",
 }
-"""How libvirt begins its sentence for a number (virErrorMsg)."""
+"""The beginning of libvirt's sentence for a number (virErrorMsg)."""
 
 
 class RemoteError(RequestError):
     """Raised when a call is refused with a number and domain of libvirt's own.
 
-    Never crosses the native wire.
+    Never sent over the native protocol.
     """
 
     code = "libvirt"
@@ -59,9 +59,9 @@ class RemoteError(RequestError):
         self.domain = domain
 
     def encode(self) -> bytes:
-        """Returns it as virNetMessageError: what libvirt's clients raise again."""
+        """Returns it as virNetMessageError, which libvirt's clients raise again."""
         message = _OPENINGS.get(self.number, "") + self.message
-        # Surrogates stand for bytes that came from the client and were no UTF-8.
+        # Surrogates stand for bytes of the client that were not UTF-8.
         text = message.encode("utf-8", "backslashreplace")
         return b"".join(
             (
@@ -81,26 +81,26 @@ class RemoteError(RequestError):
 
 
 def rpc_error(message: str) -> RemoteError:
-    """Returns what is said of a message that is no call, or none that we know."""
+    """Returns the error for a message that is not a known call."""
     return RemoteError(Number.RPC, Domain.RPC, message)
 
 
 def out_of_order(message: str) -> RemoteError:
-    """Returns what is said of a call at the wrong time."""
+    """Returns the error for a call at the wrong time."""
     return RemoteError(Number.OPERATION_INVALID, Domain.RPC, message)
 
 
 def remote(error: CodedError, procedure: int) -> RemoteError | None:
-    """Returns what virtlockd would say; None if it would not complain."""
+    """Returns the error that virtlockd would send; None if it would send none."""
     if isinstance(error, RemoteError):
         return error
     if (procedure, error.code) in _NO_ERRORS:
         return None
     number, domain = _NUMBERS.get(error.code, _OTHER)
     if error.code == "not_held" and error.facts.get("holders"):
-        number = Number.INTERNAL_ERROR  # somebody else's
+        number = Number.INTERNAL_ERROR  # somebody else holds it
     elif error.code == "invalid" and procedure == Procedure.RELEASE_RESOURCE:
-        number = Number.RESOURCE_BUSY  # what cannot be locked is not locked
+        number = Number.RESOURCE_BUSY  # a resource that cannot be locked is not locked
     elif number == Number.SYSTEM_ERROR and procedure == Procedure.CREATE_RESOURCE:
         domain = Domain.NONE
     return RemoteError(number, domain, error.message)
@@ -110,7 +110,7 @@ _NO_ERRORS: Final = {
     (Procedure.CREATE_RESOURCE, "exists"),
     (Procedure.DELETE_RESOURCE, "not_found"),
 }
-"""What is as it should be already."""
+"""Errors that virtlockd treats as success."""
 
 _BUSY: Final = (Number.RESOURCE_BUSY, Domain.LOCKSPACE)
 _SYSTEM: Final = (Number.SYSTEM_ERROR, Domain.LOCKSPACE)
@@ -128,4 +128,4 @@ _NUMBERS: Final = {
     "invalid": _SYSTEM,
     "restricted": (Number.OPERATION_DENIED, Domain.RPC),
 }
-"""What the codes of the native protocol are here."""
+"""The native error codes as numbers and domains."""

@@ -17,12 +17,12 @@ MAX_STRING_BYTES: Final = 65_536
 
 SHARED: Final = 1
 AUTOCREATE: Final = 2
-"""Flags of ACQUIRE_RESOURCE. AUTOCREATE: the file is made if it is missing, and goes
-with its last holder."""
+"""Flags of ACQUIRE_RESOURCE. AUTOCREATE creates a missing file, and removes it with its
+last holder."""
 
 
 class Procedure(IntEnum):
-    """What can be asked for."""
+    """The procedures of the program."""
 
     REGISTER = 1
     RESTRICT = 2
@@ -35,7 +35,7 @@ class Procedure(IntEnum):
 
 
 class RegisterArgs(Struct, frozen=True):
-    """For whom a connection acts."""
+    """The owner for whom a connection acts."""
 
     uuid: UUID
     name: str
@@ -45,7 +45,7 @@ class RegisterArgs(Struct, frozen=True):
 
 
 class RestrictArgs(Struct, frozen=True):
-    """No arguments but flags."""
+    """Flags only."""
 
     flags: int
 
@@ -58,7 +58,10 @@ class LockspaceArgs(Struct, frozen=True):
 
 
 class ResourceArgs(Struct, frozen=True):
-    """A resource in a lockspace: `path` is its directory, or empty for direct paths."""
+    """A resource.
+
+    `path` is the directory of its lockspace, or empty for direct paths.
+    """
 
     path: str
     name: str
@@ -66,10 +69,10 @@ class ResourceArgs(Struct, frozen=True):
 
 
 def decode_args(procedure: Procedure, payload: bytes) -> Any:
-    """Returns the arguments of a call; what is left over is ignored.
+    """Returns the arguments of a call. Ignores bytes after them.
 
     Raises:
-        XdrError: they are not what the procedure takes.
+        XdrError: the payload does not have the arguments of the procedure.
     """
     return _DECODERS[procedure](Unpacker(payload))
 
@@ -101,7 +104,7 @@ def _resource(unpacker: Unpacker) -> ResourceArgs:
 
 
 def _text(unpacker: Unpacker) -> str:
-    # As file names are elsewhere (PEP 383): what is not UTF-8 is refused by name.
+    # As for file names (PEP 383). The check of names rejects text that is not UTF-8.
     return unpacker.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
 
 

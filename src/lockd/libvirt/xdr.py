@@ -1,4 +1,4 @@
-"""External Data Representation (RFC 4506), as much of it as libvirt's RPC needs."""
+"""The part of XDR (RFC 4506) that libvirt's RPC uses."""
 
 import struct
 from typing import Final
@@ -10,13 +10,13 @@ _INT: Final = struct.Struct(">i")
 
 
 class XdrError(ValueError):
-    """Raised when bytes are not what they should be."""
+    """Raised when bytes are not valid XDR."""
 
 
 class Unpacker:
-    """Takes values from the front of some bytes.
+    """Decodes values from the front of some bytes.
 
-    Every method raises `XdrError` if too little is left.
+    Every method raises `XdrError` if too few bytes are left.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -24,15 +24,15 @@ class Unpacker:
         self._position = 0
 
     def uint(self) -> int:
-        """Takes an unsigned integer (RFC 4506, 4.2)."""
+        """Decodes an unsigned integer (RFC 4506, 4.2)."""
         number: int = _UINT.unpack(self.opaque(_UINT.size))[0]
         return number
 
     def opaque(self, size: int) -> bytes:
-        """Takes opaque data of a length that is known (RFC 4506, 4.9).
+        """Decodes opaque data of a known length (RFC 4506, 4.9).
 
-        What fills it up to a multiple of four is not looked at: glibc's xdr_opaque(3),
-        which libvirt reads with, does not either.
+        Ignores the padding up to a multiple of four, as glibc's xdr_opaque(3) and so
+        libvirt.
         """
         begin = self._position
         self._position = begin + _padded(size)
@@ -41,7 +41,7 @@ class Unpacker:
         return self._data[begin : begin + size]
 
     def string(self, most: int) -> bytes:
-        """Takes a string of at most `most` bytes (RFC 4506, 4.11)."""
+        """Decodes a string of at most `most` bytes (RFC 4506, 4.11)."""
         size = self.uint()
         if size > most:
             raise XdrError(f"a string has {size} bytes, at most {most} are allowed")

@@ -1,6 +1,6 @@
-"""Where anchors are held: what makes a lock real outside the daemon.
+"""Anchors: what makes a lock real outside the daemon.
 
-A lockspace opens and closes anchors when it is told to; who may have them is decided
-in `lockd.engine`, which this room does not know. Its methods block, and refuse by
-raising a `RequestError`.
+A lockspace opens and closes anchors for its caller. `lockd.engine`, which this room
+does not know, decides who gets them. The methods block, and raise a `RequestError` to
+refuse.
 """

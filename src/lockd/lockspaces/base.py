@@ -1,4 +1,4 @@
-"""What every lockspace can do."""
+"""The interface of every lockspace."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -12,38 +12,39 @@ Inode = tuple[int, int]
 
 
 class LockFile:
-    """An open file, its identity, and how it is locked."""
+    """An open file, its identity, and the mode in which it is locked."""
 
     __slots__ = ("fd", "inode", "is_unsure", "made", "mode")
 
     def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
         self.fd = fd
         self.inode = inode
-        #: Whether we made the file, or took it over, and so have to remove it.
+        #: Whether lockd created the file or adopted it as temporary, and must remove
+        #: it.
         self.made = made
         self.mode: Mode | None = None
-        #: Whether it was taken over, and was perhaps being let go.
+        #: Whether a predecessor may have been about to remove it.
         self.is_unsure = False
 
 
 class Lockspace(ABC):
-    """A named set of resources, all anchored in the same way.
+    """A named set of resources that are all anchored in the same way.
 
     Attributes:
-        name: under which clients ask for it.
+        name: as clients write it.
         on_disconnect: what happens to a process that ends its session with locks held.
-        path: where its anchors are; None if nowhere in particular.
+        path: the directory of its anchors, if it has one.
     """
 
     kind: ClassVar[Kind]
-    #: Whether its resources have anchors at all.
+    #: Whether its resources have anchors.
     anchored: ClassVar[bool] = True
     path: str | None = None
 
     def __init__(self, name: str, *, on_disconnect: OnDisconnect = "release") -> None:
         self.name = name
         self.on_disconnect = on_disconnect
-        #: Raises `InvalidRequestError` for a name that no resource here may have.
+        #: Raises `InvalidRequestError` for an invalid resource name.
         self.check_name = CHECK_OF_KIND[self.kind]
 
     def __repr__(self) -> str:
@@ -59,22 +60,21 @@ class Lockspace(ABC):
         in_use: bool,
         user: User | None = None,
     ) -> LockFile:
-        """Has the anchor of a resource held in a mode, whatever it is held in now.
+        """Opens the anchor of a resource in a mode, or changes it to this mode.
 
         Args:
-            user: for whom, where he needs a right to the file of his own; None for who
-                needs none.
-            create: whether a missing file is made, and when it goes.
-            in_use: somebody holds the resource through this anchor: it may change its
-                mode but not be exchanged.
+            user: the user who must have a right to the file; None skips the check.
+            create: whether to create a missing file, and when to remove it.
+            in_use: somebody holds the resource through this anchor. Its mode may
+                change, but the lockspace must not replace it.
 
         Returns:
-            Its file: another one than before, if that was exchanged.
+            The file of the anchor. It is a new one if the old one was replaced.
 
         Raises:
             BusyError: it is locked from outside; `facts["outside"]` is an
                 `OutsideHolder`.
-            RequestError: another reason; what was held before is held still.
+            RequestError: any other reason. An anchor that was open stays unchanged.
         """
 
     def check_user(self, resource: str, mode: Mode, user: User) -> None:  # noqa: B027
@@ -82,19 +82,19 @@ class Lockspace(ABC):
 
     @abstractmethod
     def close_anchor(self, resource: str) -> None:
-        """Lets an open anchor go. What cannot be done is left undone; nothing fails."""
+        """Closes an open anchor. Ignores errors."""
 
     def open_resources(self) -> list[str]:
-        """Returns the resources whose anchors are open."""
+        """Returns the resources with open anchors."""
         return []
 
     @property
     def file_system(self) -> str | None:
-        """The type of the file system on which all its anchors are, if on one."""
+        """The file system type of its directory; None without a directory."""
         return None
 
     def resource_of_file(self, inode: Inode) -> str | None:
-        """Returns which resource is anchored just now in a file, if one is.
+        """Returns the resource whose open anchor is a file, if any.
 
         Args:
             inode: st_dev and st_ino of the file, which may have many paths.
@@ -102,14 +102,14 @@ class Lockspace(ABC):
         return None
 
     def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether opening an anchor may take long: it lies on a network."""
+        """Returns whether opening an anchor may take long: it is on a network."""
         return False
 
     def create_resource(self, resource: str) -> None:
-        """Makes the file of a resource, to stay until it is deleted.
+        """Creates the file of a resource. It stays until `delete_resource`.
 
         Raises:
-            RequestError: it exists, or cannot be made.
+            RequestError: the file exists or cannot be created.
         """
         raise self._has_no_files()
 
@@ -121,8 +121,8 @@ class Lockspace(ABC):
         """
         raise self._has_no_files()
 
-    def finish(self) -> None:  # noqa: B027 - most have put nothing off
-        """Does what was put off until after the answers."""
+    def finish(self) -> None:  # noqa: B027 - most lockspaces defer nothing
+        """Does the work that was deferred until after the answers."""
 
     def _has_no_files(self) -> InvalidRequestError:
         return InvalidRequestError(

@@ -1,4 +1,4 @@
-"""Resources that are files anywhere: disk images and block devices."""
+"""Resources that are files in any directory: disk images and block devices."""
 
 import errno
 import os
@@ -17,15 +17,15 @@ _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class DirectLockspace(FileLockspace):
-    """The file itself is locked, under its canonical path; it must exist.
+    """Locks the file itself, under its canonical path. The file must exist.
 
-    The way to it is gone one name at a time, and through no symbolic link: where it
-    leads is then what its path says, and so is on which file systems it lies. What is
-    at its end is looked at before it is touched, and is itself what is then opened.
+    The lockspace walks the path one name at a time and follows no symbolic link. So the
+    path alone says which file and which file systems it reaches. It checks the file
+    through an O_PATH descriptor, and then opens that same file.
 
-    Who is no admin needs the rights that he would need to lock the file himself
-    (fcntl(2)): to read it for a shared lock, to write to it for an exclusive one, and
-    to search every directory on the way.
+    A user who is no admin needs the rights to lock the file himself (fcntl(2)): to read
+    it for a shared lock, to write to it for an exclusive lock, and to search every
+    directory on the way.
     """
 
     kind = "direct"
@@ -35,15 +35,18 @@ class DirectLockspace(FileLockspace):
         return resource
 
     def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether the file lies on a file system that may not answer."""
+        """Returns whether the file is on a file system that may not answer."""
         return self._shared.mounts.is_slow(resource)
 
     def check_user(self, resource: str, mode: Mode, user: User) -> None:
-        """Raises unless a user could lock a file himself; does not open it."""
+        """Raises `RequestError` unless a user could lock a file himself.
+
+        Does not open it.
+        """
         path = self.path_of(resource)
         try:
             os.close(self._reach(path, mode, user))
-        except RequestError:  # it may be an OSError, too
+        except RequestError:  # it may also be an OSError
             raise
         except OSError as error:
             raise_refusal(error, path)
@@ -58,7 +61,7 @@ class DirectLockspace(FileLockspace):
             os.close(fd)
 
     def _reach(self, path: str, mode: Mode, user: User | None) -> int:
-        """Goes to the file at a path; returns a descriptor of it, open with O_PATH."""
+        """Checks the rights to a file. Returns an O_PATH descriptor of it."""
         if self._shared.mounts.is_our_own(path):
             raise DeniedError(
                 f"the file {quoted(path)} cannot be seen by lockd, whose unit gives "
@@ -76,7 +79,7 @@ class DirectLockspace(FileLockspace):
         finally:
             os.close(fd)
         try:
-            # Opening a device may set it off (a tape, a watchdog).
+            # Check first: opening a device may start it (a tape, a watchdog).
             status = os.fstat(file)
             self._check_status(status, path)
             _check_right(user, READ if mode == SHARED else WRITE, file, status, path)
@@ -130,12 +133,12 @@ class DirectLockspace(FileLockspace):
 
 
 def _reopen(fd: int, mode: Mode) -> int:
-    """Opens what a descriptor refers to, whatever has its name by now."""
+    """Opens the file of a descriptor, even if its name now leads elsewhere."""
     path, flags = f"/proc/self/fd/{fd}", OPEN_FLAGS & ~os.O_NOFOLLOW
     try:
         return os.open(path, flags | os.O_RDWR)
     except OSError as error:
-        # F_RDLCK needs no more than read access (fcntl(2)).
+        # F_RDLCK needs only read access (fcntl(2)).
         if mode != SHARED or error.errno not in _READ_ONLY:
             raise
     return os.open(path, flags | os.O_RDONLY)

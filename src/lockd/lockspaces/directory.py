@@ -1,4 +1,4 @@
-"""Resources that are the files of one directory: virtlockd's format."""
+"""Resources that are the files of one directory, in virtlockd's format."""
 
 import os
 import stat
@@ -28,10 +28,10 @@ NEW_FILE_FLAGS: Final = OPEN_FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
 class DirectoryLockspace(FileLockspace):
-    """One lock file per resource, made when it is locked unless that is forbidden.
+    """One lock file for each resource. Locking creates a missing file unless forbidden.
 
     Args:
-        path: the directory, without symbolic links; ours alone to change (`places`).
+        path: the directory, without symbolic links. Only we may change it (`places`).
     """
 
     kind = "directory"
@@ -58,7 +58,7 @@ class DirectoryLockspace(FileLockspace):
         return self._shared.mounts.type_of(self.directory)
 
     def anchor_is_slow(self, resource: str) -> bool:
-        """Tells whether the directory lies on a file system that may not answer."""
+        """Returns whether the directory is on a file system that may not answer."""
         return self._shared.mounts.is_slow_below(self.directory)
 
     def _open(
@@ -76,7 +76,7 @@ class DirectoryLockspace(FileLockspace):
             try:
                 return self._open_existing(path), create == "temporary"
             except MISSING:
-                pass  # removed since it was found: make a new one
+                pass  # somebody removed it: create a new one
         raise AnchorError(
             f"the file {quoted(path)} comes and goes: find out who does that"
         )
@@ -90,7 +90,7 @@ class DirectoryLockspace(FileLockspace):
             raise self._is_gone() from None
 
     def _open_existing(self, path: str) -> int:
-        # Opening a FIFO or a device may set something off: look before touching.
+        # Check first: opening a FIFO or a device may start something.
         self._check_status(os.stat(path, follow_symlinks=False), path)
         return os.open(path, OPEN_FLAGS | os.O_RDWR)
 
@@ -114,7 +114,7 @@ class DirectoryLockspace(FileLockspace):
         )
 
     def create_resource(self, resource: str) -> None:
-        """Makes the file of a resource; see `Lockspace.create_resource`."""
+        """Creates the file of a resource; see `Lockspace.create_resource`."""
         path = self.path_of(resource)
         try:
             os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
@@ -129,7 +129,7 @@ class DirectoryLockspace(FileLockspace):
             raise_refusal(error, path)
 
     def _check_existing(self, path: str) -> None:
-        """Raises if what is there already could not be locked."""
+        """Raises if the existing file could not be locked."""
         try:
             status = os.lstat(path)
         except OSError as error:

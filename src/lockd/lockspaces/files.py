@@ -1,17 +1,16 @@
-"""Owns the lock files: opens, locks, checks and closes every descriptor of an anchor.
+"""Opens, locks, checks and closes all lock files.
 
 An anchor is an open file description lock (fcntl_locking(2), F_OFD_SETLK) on byte 0,
-length 1: the byte that virtlockd locks, and which conflicts with its POSIX locks. It
-belongs to the open file, not to the process, so closing another descriptor of the same
-file does not drop it; duplicating the descriptor into a child would keep it, so every
-one is O_CLOEXEC.
+length 1. virtlockd locks the same byte, and its POSIX locks conflict with ours. The
+lock belongs to the open file, not to the process: closing another descriptor of the
+file does not drop it. A child that inherited the descriptor would keep it, so every
+descriptor is O_CLOEXEC.
 
-A path is only a name, and can be given to another file at any moment. Therefore the
-lock counts only if, after it was taken, the path still leads to the locked file; else
-somebody was faster with a new file, and everything starts over.
+Somebody may give a path to another file at any moment. So the lock only counts if the
+path still leads to the locked file after locking. Otherwise opening starts over.
 
-Files are never written to, never truncated, and removed only by who made them, while
-held exclusively, so that nobody else can be about to trust them.
+lockd never writes to or truncates a file. It removes only a file that it created, and
+only while it holds the file exclusively: then nobody else relies on it.
 """
 
 import errno
@@ -47,10 +46,10 @@ from lockd.terms import (
 )
 
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-"""How every lock file is opened. O_NONBLOCK: a FIFO must not hold up the daemon."""
+"""The flags for every lock file. O_NONBLOCK: a FIFO must not block the daemon."""
 
 MAX_RACES: Final = 10
-"""How often a file may be exchanged under us before we give up."""
+"""How often a file may be replaced during opening before lockd gives up."""
 
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""
@@ -63,18 +62,17 @@ _UNLOCK: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
 
 class OpenFiles:
-    """What all file lockspaces of a daemon share.
+    """The state that all file lockspaces of a daemon share.
 
     Args:
-        max_fd: descriptors from this number on are not for lock files.
+        max_fd: lock files must have lower descriptors than this.
 
     Attributes:
-        by_inode: which files are locked, under which name. Two names can lead to one
-            file: hard links, bind mounts, two lockspaces on one directory. The kernel
-            would tell the second that the file is locked, not by whom.
-        mounts: where file systems are that may not answer.
-        private: directories of which no file may be locked by its path: the daemon's
-            own.
+        by_inode: the locked files and their resources. Hard links, bind mounts or two
+            lockspaces on one directory give a file two names. The kernel would only say
+            that the file is locked, but not by whom.
+        mounts: knows the file systems that may not answer.
+        private: the daemon's own directories. No file in them may be locked by path.
     """
 
     def __init__(self, max_fd: float = math.inf) -> None:
@@ -85,7 +83,7 @@ class OpenFiles:
 
 
 class FileLockspace(Lockspace):
-    """What lockspaces that are anchored in files have in common."""
+    """The base of lockspaces whose anchors are files."""
 
     def __init__(
         self,
@@ -100,26 +98,26 @@ class FileLockspace(Lockspace):
         self._to_close: list[int] = []
 
     def resource_of_file(self, inode: Inode) -> str | None:
-        """Returns which resource is anchored just now in a file, if one is."""
+        """Returns the resource whose open anchor is a file, if any."""
         key = self._shared.by_inode.get(inode)
         return key.resource if key and key.lockspace == self.name else None
 
     def path_of(self, resource: str) -> str:
-        """Returns the path of the file in which a resource is anchored."""
+        """Returns the path of the file that anchors a resource."""
         raise NotImplementedError
 
     def _open(
         self, path: str, mode: Mode, create: Create, user: User | None
     ) -> tuple[int, bool]:
-        """Opens the file; returns the descriptor, and whether it is ours to remove."""
+        """Returns a descriptor of the opened file, and whether lockd must remove it."""
         raise NotImplementedError
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
-        """Raises if the opened file is none that may be locked here."""
+        """Raises if the opened file must not be locked here."""
         raise NotImplementedError
 
     def _leads_to(self, path: str, inode: Inode) -> bool:
-        """Tells whether a path leads to a file just now."""
+        """Returns whether a path leads to a file."""
         try:
             status = os.stat(path, follow_symlinks=False)
         except OSError:
@@ -135,7 +133,7 @@ class FileLockspace(Lockspace):
         in_use: bool,
         user: User | None = None,
     ) -> LockFile:
-        """Has the file of a resource locked in a mode; see `Lockspace.open_anchor`."""
+        """Locks the file of a resource; see `Lockspace.open_anchor`."""
         path = self.path_of(resource)
         file = self._files.get(resource)
         if file is not None:
@@ -146,8 +144,8 @@ class FileLockspace(Lockspace):
                 self._lock(file, path, mode)
                 return file
             if in_use and file.is_unsure:
-                # A predecessor removed it, and was killed before it could say so. It
-                # will be asked to let it go once more.
+                # A predecessor removed it and was killed before it could record that.
+                # The client will ask again to release it.
                 raise BusyError(f"the file {quoted(path)} is not there any more")
             if in_use:
                 raise AnchorError(
@@ -187,7 +185,7 @@ class FileLockspace(Lockspace):
         try:
             fd, made = self._open(path, mode, create, user)
             status = _status_or_close(fd)
-        except RequestError:  # it may be an OSError, too
+        except RequestError:  # it may also be an OSError
             raise
         except OSError as error:
             raise_refusal(error, path)
@@ -205,7 +203,7 @@ class FileLockspace(Lockspace):
         other = self._shared.by_inode.get(file.inode)
         if other is None:
             return
-        # Who may see into this lockspace need not know of the other one.
+        # Do not name the other lockspace: the client may have no right to see it.
         name = "in another lockspace"
         if other.lockspace == self.name:
             name = quoted(other.resource)
@@ -231,15 +229,15 @@ class FileLockspace(Lockspace):
         file.mode = mode
 
     def close_anchor(self, resource: str) -> None:
-        """Unlocks the file of a resource, and removes it if it was made for the lock.
+        """Unlocks the file of a resource. Removes it if lockd made it for the lock.
 
-        What others can see is done when this returns; the descriptor itself is closed
-        by `finish`, because that costs more than all the rest. Not so a slow one: we
-        are in a thread then, and `finish` is called in the loop.
+        Unlocking and removing are done on return. `finish` closes the descriptor later,
+        because closing costs most. A slow file is closed at once: this code then runs
+        in a thread, and `finish` in the loop.
         """
         file = self._files.pop(resource, None)
         if file is None:
-            return  # it could not be taken over from the daemon before
+            return  # it could not be adopted from the predecessor
         free = file.made and self._remove(file, self.path_of(resource))
         del self._shared.by_inode[file.inode]
         if (free or _unlock(file.fd)) and not self.anchor_is_slow(resource):
@@ -253,18 +251,18 @@ class FileLockspace(Lockspace):
         return len(self._files)
 
     def open_resources(self) -> list[str]:
-        """Returns the resources whose anchors are open."""
+        """Returns the resources with open anchors."""
         return list(self._files)
 
     def dump_file(self, resource: str) -> tuple[int, bool, Mode | None]:
-        """Returns descriptor, whether we made the file, and mode, for `adopt_file`."""
+        """Returns what `adopt_file` needs: the descriptor, made by us, and the mode."""
         file = self._files[resource]
         return file.fd, file.made, file.mode
 
     def adopt_file(
         self, resource: str, fd: int, *, made: bool, mode: Mode | None
     ) -> None:
-        """Takes up the anchor of a predecessor in this process.
+        """Adopts the anchor of a predecessor of this daemon.
 
         Raises:
             RequestError: the descriptor does not lock the file of this resource.
@@ -274,36 +272,36 @@ class FileLockspace(Lockspace):
             status = os.fstat(fd)
         except OSError as error:
             raise_refusal(error, path)
-        # What else was asked of it was asked before it was locked: whoever makes a link
-        # to the file meanwhile does not take the lock from its holder.
+        # The predecessor checked everything else before locking. A link that somebody
+        # makes since then must not cost the holder its lock.
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
         file.is_unsure = made
         if mode is not None:
-            # Nothing changes if it is locked still, as it should be.
+            # This changes nothing if the file is still locked, as it should be.
             self._lock(file, path, mode)
         self._files[resource] = file
         self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
 
     def disown_file(self, resource: str) -> None:
-        """Leaves an open anchor locked, as a file that is nobody's business here."""
+        """Forgets an open anchor, but leaves its file open and locked."""
         file = self._files.pop(resource)
         del self._shared.by_inode[file.inode]
 
     def finish(self) -> None:
-        """Closes the descriptors of the anchors that were let go."""
+        """Closes the descriptors of closed anchors."""
         while self._to_close:
             os.close(self._to_close.pop())
 
     def _discard(self, file: LockFile, path: str) -> None:
-        """Undoes an opening that came to nothing."""
+        """Closes a file that could not be locked, and removes it if it is ours."""
         if file.made:
             self._remove(file, path)
         os.close(file.fd)
 
     def _remove(self, file: LockFile, path: str) -> bool:
-        """Removes a file of ours, unless somebody else has locked it or its name."""
+        """Removes a file of ours, unless somebody else has locked it or replaced it."""
         try:
             if file.mode != EXCLUSIVE:
                 fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[EXCLUSIVE])
@@ -311,15 +309,15 @@ class FileLockspace(Lockspace):
                 return False
             os.unlink(path)
         except OSError:
-            return False  # it stays behind: litter, but nobody's lock is harmed
+            return False  # the file stays behind, which harms no lock
         return True
 
 
 def has_lock(fd: int) -> bool:
-    """Tells whether an open file has a lock, not only its file one of somebody else.
+    """Returns whether an open file has a lock of its own.
 
-    proc_pid_fdinfo(5): these are the locks of the open file. If it cannot be asked, it
-    has one.
+    proc_pid_fdinfo(5) lists only the locks of this open file. Returns True if the
+    information cannot be read.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
@@ -329,14 +327,14 @@ def has_lock(fd: int) -> bool:
 
 
 def raise_refusal(error: OSError, path: str) -> NoReturn:
-    """Raises what a failed system call means to the one who asked for the lock."""
+    """Raises the `RequestError` that a failed system call means for the client."""
     reason = os.strerror(error.errno or 0)
     kind, sentence = _REFUSALS.get(error.errno or 0, (AnchorError, "cannot be locked"))
     step = _STEPS.get(kind, "mend that first")
     raise kind(f"the file {quoted(path)} {sentence} ({reason}): {step}") from None
 
 
-#: What to do about it.
+#: The next step for the user.
 _STEPS: Final[dict[Callable[[str], RequestError], str]] = {
     NotFoundError: "make it first, or mend the name",
     DeniedError: "ask for a shared lock, or let lockd write to it "
@@ -377,14 +375,14 @@ def _unlock(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
     except OSError:
-        return False  # a network file system, perhaps: the close does it again
+        return False  # perhaps a network file system: closing unlocks too
     return True
 
 
 def _outside_holder(fd: int, mode: Mode) -> OutsideHolder | None:
-    """Asks the kernel who is in the way: F_OFD_GETLK names one of them.
+    """Returns a process that locks the file, as F_OFD_GETLK names one.
 
-    The pid is -1 for another OFD lock, and means nothing if it is of another host.
+    The pid is -1 for an OFD lock. It is meaningless if the lock is of another host.
     """
     try:
         answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCKS[mode]))

@@ -1,4 +1,4 @@
-"""Resources that are nothing but names: the daemon itself is the arbiter."""
+"""Resources that are only names: only the daemon knows that they are locked."""
 
 from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.rights import User
@@ -20,9 +20,9 @@ class MemoryLockspace(Lockspace):
         in_use: bool,
         user: User | None = None,
     ) -> LockFile:
-        """Is never asked: nothing here is anchored."""
+        """Never called: memory resources have no anchors."""
         raise AssertionError("a memory lockspace has no anchors")
 
     def close_anchor(self, resource: str) -> None:
-        """Is never asked: nothing here is anchored."""
+        """Never called: memory resources have no anchors."""
         raise AssertionError("a memory lockspace has no anchors")

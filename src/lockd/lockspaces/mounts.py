@@ -1,7 +1,7 @@
-"""Knows which paths a network, or another process, can hold up.
+"""Knows which paths a network or another process can block.
 
-Decided from /proc/self/mountinfo (proc_pid_mountinfo(5)) and not by statfs(2), which
-itself hangs when the server does not answer.
+It reads /proc/self/mountinfo (proc_pid_mountinfo(5)) because statfs(2) itself hangs
+when a server does not answer.
 """
 
 import os
@@ -19,20 +19,20 @@ _LOCAL_TYPES: Final = frozenset(
         *("binfmt_misc", "nfsd", "rpc_pipefs", "fusectl", "selinuxfs"),
     ]
 )
-"""What the kernel serves by itself, from memory or disks of this host. A network, or
-another process (FUSE), may be behind everything else; behind autofs, whatever comes."""
+"""The file systems that the kernel serves from memory or from disks of this host. All
+others may depend on a network or on another process (FUSE); autofs may mount either."""
 
 _OWN_ROOT: Final = re.compile(r"/systemd-private-[^/]+/tmp$")
-"""Which part of a file system systemd mounts as a service's own /tmp or /var/tmp."""
+"""The part of a file system that systemd mounts as a service's own /tmp or /var/tmp."""
 
 _MAX_REMEMBERED: Final = 1024
 
 
 class MountTable:
-    """The mount points of this process's mount namespace.
+    """The mount points in the mount namespace of this process.
 
-    `fileno` is readable with POLLPRI when the kernel's table changed; call `refresh`
-    then. Between the two a new mount may be taken for what was there before.
+    `fileno` is readable with POLLPRI when the kernel's table changes; then call
+    `refresh`. Until then the old table counts.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,13 @@ class MountTable:
         return self._fd
 
     def refresh(self) -> None:
-        """Reads the table anew."""
+        """Reads the table again."""
         self._remembered.clear()
         with open(
             self._fd,
             encoding="utf-8",
             errors="surrogateescape",
-            newline="\n",  # the kernel escapes no carriage return in a mount point
+            newline="\n",  # mount points may contain a carriage return
             closefd=False,
         ) as file:
             file.seek(0)
@@ -62,17 +62,17 @@ class MountTable:
         self._own = tuple(m.point + "/" for m in mounts if _OWN_ROOT.search(m.root))
 
     def is_slow(self, path: str) -> bool:
-        """Tells whether looking up a path may take long, or for ever.
+        """Returns whether looking up a path may take long, or never end.
 
         Args:
-            path: without symbolic links, so that where it leads is what it says.
+            path: a path without symbolic links.
         """
         if path in self._types and not self._is_local(path):
             return True
         return self.is_slow_below(os.path.dirname(path))
 
     def is_slow_below(self, directory: str) -> bool:
-        """Tells the same of what is in a directory."""
+        """Returns whether looking up a name in a directory may take long."""
         known = self._remembered.get(directory)
         if known is None:
             if len(self._remembered) >= _MAX_REMEMBERED:
@@ -81,11 +81,11 @@ class MountTable:
         return known
 
     def is_our_own(self, path: str) -> bool:
-        """Tells whether a path leads to a /tmp that nobody else sees: PrivateTmp=."""
+        """Returns whether a path leads to the daemon's own /tmp (PrivateTmp=)."""
         return path.startswith(self._own)
 
     def type_of(self, directory: str) -> str | None:
-        """Returns the type of the file system that a directory lies on."""
+        """Returns the file system type of a directory."""
         path = directory
         while path not in self._types and path not in ("/", ""):
             path = os.path.dirname(path)
@@ -96,10 +96,10 @@ class MountTable:
         os.close(self._fd)
 
     def _look_up(self, directory: str) -> bool:
-        """Asks every file system that the way goes through.
+        """Returns whether one of the file systems on the way is not local.
 
-        But for that of the root, without which nothing goes on anyway, unless it is the
-        only one.
+        The root file system counts only if it is the only one: without it nothing works
+        anyway.
         """
         path, mounts = directory, []
         while path not in ("/", ""):
@@ -113,7 +113,7 @@ class MountTable:
 
 
 class _Mount(NamedTuple):
-    """A line of the table; later lines of one mount point lie on top."""
+    """A line of the table. The last line of a mount point is the visible mount."""
 
     root: str
     point: str

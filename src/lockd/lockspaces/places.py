@@ -1,13 +1,13 @@
-"""Directories that nobody else can exchange: looked at, or made if they are missing.
+"""Checks and creates directories that nobody else can replace.
 
-Whoever may write to a directory may rename what is in it, and put something else in
-its place: another directory, or a symbolic link to one. What the daemon makes or locks
-behind that is then what somebody else chose. So everything on the way from the root
-must belong to root or to the daemon's own user, and be writable for nobody else; with
-the sticky bit, as in /tmp, others may make things beside ours, but not exchange them.
+A user who may write to a directory may rename its entries, and put another directory or
+a symbolic link in their place. That user would then choose what the daemon creates or
+locks there. So every directory from the root on must belong to root or to the daemon's
+own user, and only the owner may write to it. In a directory with the sticky bit, such
+as /tmp, others may add entries but not replace ours.
 
-The way is gone one name at a time, from the descriptor of one directory to the next
-(path_resolution(7)), so that what was looked at is what is gone through.
+The code walks the path one name at a time, from the descriptor of one directory to the
+next (path_resolution(7)). So it passes through exactly the directories that it checked.
 """
 
 import errno
@@ -23,49 +23,49 @@ from lockd.errors import ConfigError
 from lockd.names import MAX_PATH_BYTES, quoted
 
 STEP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Opens whatever has a name, without touching it (open(2))."""
+"""Opens a name of any kind without touching the file (open(2))."""
 
 ENTER_FLAGS: Final = STEP_FLAGS | os.O_DIRECTORY
-"""Opens a directory to go on from, and has it mounted if it waits for that (autofs)."""
+"""Opens a directory on the way, and triggers its mount if it is of autofs."""
 
 PRIVATE: Final = 0o700
-"""The mode of a directory that is nobody else's business."""
+"""The mode of a directory that only the daemon may use."""
 
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 MAX_LINKS: Final = 40
-"""Symbolic links on the way, as many as the kernel follows."""
+"""The most symbolic links on the way; the kernel's own limit."""
 
 SYSTEM_USER: Final = "lockd"
-"""Under whom the host's daemon runs. What is his is ours, for root, too."""
+"""The user of the host's daemon. Root trusts the files of this user too."""
 
 
 def make_directory(path: str, mode: int = PRIVATE) -> str:
-    """Makes a directory that may be missing, and all that is missing on the way to it.
+    """Creates a directory, and all that are missing on the way to it.
 
     Args:
-        mode: of each one that is made, whatever the umask.
+        path: the directory.
+        mode: of each created directory, regardless of the umask.
 
     Returns:
         The path without symbolic links.
 
     Raises:
-        ConfigError: it cannot be made, it is no directory, or somebody else could
-            write to it or exchange it.
+        ConfigError: it cannot be created, it is no directory, or somebody else could
+            write to it or replace it.
     """
     return _Way(path, mode).place
 
 
 def check_directory(path: str) -> str:
-    """Does the same as `make_directory` without making anything.
+    """Checks a directory as `make_directory` does, but creates nothing.
 
-    What cannot be seen before it is tried is not found: a file system that is full, or
-    read-only.
+    It cannot notice a file system that is full or read-only.
     """
     return _Way(path, None).place
 
 
 def missing_directories(path: str) -> list[str]:
-    """Returns which directories `make_directory` would make, the first one first."""
+    """Returns the directories that `make_directory` would create, in this order."""
     return _Way(path, None).missing
 
 
@@ -73,15 +73,15 @@ class _Way:
     """The way from the root to a directory.
 
     Attributes:
-        place: where it ends, without symbolic links.
-        missing: the directories on it that were not there.
+        place: the path of the directory, without symbolic links.
+        missing: the directories that did not exist.
     """
 
     def __init__(self, path: str, mode: int | None) -> None:
         self.place = "/"
         self.missing: list[str] = []
         self._path = path
-        #: Of what is made; None where nothing is.
+        #: The mode of created directories; None: create nothing.
         self._mode = mode
         self._fd = _open_root()
         try:
@@ -109,7 +109,7 @@ class _Way:
                 self._enter(_open_root(), "/")
 
     def _step(self, name: str, *, is_last: bool) -> str | None:
-        """Goes on to a name; if that is a symbolic link, returns where it leads."""
+        """Enters a directory. For a symbolic link, returns its target instead."""
         place = os.path.normpath(os.path.join(self.place, name))
         fd = self._open(name, place)
         if fd is None:
@@ -125,7 +125,7 @@ class _Way:
                     f"{quoted(place)} is not a directory: name one, or a path where "
                     "nothing is yet"
                 )
-            # What is mounted only now (autofs) is what has to be looked at.
+            # Check what autofs has mounted, not the mount point below it.
             self._enter(os.open(name, ENTER_FLAGS, dir_fd=self._fd), place)
             self._check(os.fstat(self._fd), place, is_last=is_last)
         finally:
@@ -133,7 +133,10 @@ class _Way:
         return None
 
     def _open(self, name: str, place: str) -> int | None:
-        """Opens what has a name, after making it if it is missing; None: it is not."""
+        """Opens a name, and creates a missing directory.
+
+        Returns None if it is missing.
+        """
         if self.missing and self._mode is None:
             self.missing.append(place)
             return None
@@ -145,10 +148,11 @@ class _Way:
             return None
         try:
             os.mkdir(name, PRIVATE, dir_fd=self._fd)
-            # The umask may have taken what is needed. Nobody can have exchanged it.
+            # The umask may have removed bits. Nobody can have replaced the directory
+            # yet.
             os.chmod(name, self._mode, dir_fd=self._fd)
         except FileExistsError:
-            pass  # somebody was faster: it is looked at as any other
+            pass  # somebody else created it: check it like any other
         except OSError as error:
             raise _cannot_make(place, error) from None
         return os.open(name, STEP_FLAGS, dir_fd=self._fd)
@@ -158,7 +162,7 @@ class _Way:
         self._fd, self.place = fd, place
 
     def _check(self, status: os.stat_result, place: str, *, is_last: bool) -> None:
-        """Raises if somebody else could exchange what is in a directory."""
+        """Raises if another user could replace the entries of a directory."""
         self._check_owner(status, f"the directory {quoted(place)}", place)
         writers = status.st_mode & OTHERS_WRITE
         if writers and (is_last or not _keeps_what_is_ours(status, writers)):
@@ -186,7 +190,7 @@ def _open_root() -> int:
 
 
 def _names(path: str) -> list[str]:
-    """Returns the names that a path is made of, the last one first."""
+    """Returns the names in a path, the last one first."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
@@ -211,14 +215,14 @@ def _cannot_make(place: str, error: OSError) -> ConfigError:
 
 
 def trusted_users() -> frozenset[int]:
-    """Returns whose files are as good as ours."""
+    """Returns the users whose files we trust like our own."""
     return _trusted(os.geteuid())
 
 
 @functools.cache
 def _trusted(uid: int) -> frozenset[int]:
-    # Whoever owns the root directory owns the host as we see it: in a user namespace
-    # without root, that is who stands for all who are not in it.
+    # The owner of the root directory owns the host as we see it. In a user namespace
+    # without root, this is the user who stands for all users outside.
     users = {0, uid, os.stat("/").st_uid}
     if uid == 0:
         with suppress(KeyError):
@@ -227,10 +231,10 @@ def _trusted(uid: int) -> frozenset[int]:
 
 
 def _keeps_what_is_ours(status: os.stat_result, writers: int) -> bool:
-    """Tells whether those who may write to a directory cannot exchange what is ours."""
+    """Returns whether users who may write to a directory cannot replace our entries."""
     if status.st_mode & stat.S_ISVTX:
         return True
-    # Many hosts give each user a group for himself, and let it write all that he makes.
+    # Many hosts give each user a group of his own, with write permission by default.
     return (
         writers == stat.S_IWGRP and os.geteuid() != 0 and _is_own_group(status.st_gid)
     )

@@ -1,8 +1,8 @@
-"""What a user may do with a file: its mode and its access ACL (acl(5)), as the kernel.
+"""Computes what a user may do with a file, from its mode and access ACL (acl(5)).
 
-The daemon opens files with rights of its own, and must lend them to nobody. It cannot
-ask the kernel what somebody else may (setfsuid(2) takes a capability that it has not),
-but all that the kernel looks at can be read.
+The daemon opens files with its own rights, and must not lend them to anybody. It cannot
+ask the kernel about another user: setfsuid(2) takes a capability that it does not have.
+But it can read all that the kernel's decision depends on.
 """
 
 import os
@@ -21,28 +21,29 @@ _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 
 
 class User(NamedTuple):
-    """Who wants a file: a uid, and the groups it is in."""
+    """A uid and its groups."""
 
     uid: int
     groups: frozenset[int]
 
 
 STRANGER: Final = User(2**32 - 1, frozenset())
-"""Nobody: no file can be his (chown(2))."""
+"""A user who owns no file (chown(2))."""
 
 
 def may(user: User, wanted: int, fd: int, status: os.stat_result) -> bool:
-    """Tells whether a user has a right to an open file.
+    """Returns whether a user has a right to an open file.
 
     Args:
+        user: the user.
         wanted: `READ`, `WRITE` or `SEARCH`.
-        fd: of the file, which may be open with O_PATH.
-        status: what fstat(2) says of it.
+        fd: a descriptor of the file, which may be open with O_PATH.
+        status: the result of fstat(2) for the file.
     """
     mode = stat.S_IMODE(status.st_mode)
     if user.uid == status.st_uid:
         return bool(mode >> 6 & wanted)
-    # As the kernel: where the mode has no rights for the group, an ACL gives none.
+    # As in the kernel: if the mode gives the group no rights, neither does an ACL.
     entries = _entries(fd) if mode & stat.S_IRWXG else []
     mask = next((bits for tag, bits, _ in entries if tag == _MASK), 7)
     for tag, bits, number in entries:
@@ -58,7 +59,7 @@ def may(user: User, wanted: int, fd: int, status: os.stat_result) -> bool:
 
 
 def _entries(fd: int) -> list[tuple[int, int, int]]:
-    """Returns tag, rights and number of all that an ACL says; nothing without one."""
+    """Returns tag, rights and number of each ACL entry; empty without an ACL."""
     try:
         raw = os.getxattr(f"/proc/self/fd/{fd}", _ACL)
     except OSError:

@@ -1,4 +1,4 @@
-"""How lockd looks on the wire: bytes, messages, methods. No I/O happens in this room.
+"""The wire format of lockd: bytes, messages, methods. This room does no I/O.
 
-docs/protocol.md is the normative text; clauses are cited by number.
+docs/protocol.md is normative. Docstrings cite its clauses by number.
 """

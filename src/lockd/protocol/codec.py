@@ -1,7 +1,7 @@
-"""Turns bytes into MessagePack-RPC messages and back, within limits.
+"""Encodes and decodes MessagePack-RPC messages, within limits.
 
-Serves both sides; knows no method, keeps no request. A decoder that has raised is
-done for: the position in the stream is lost, so the connection has to end.
+Daemon and client use it. It knows no methods and stores no requests. A decoder that has
+raised has lost its position in the stream, so the connection has to end.
 """
 
 from collections import defaultdict
@@ -23,23 +23,23 @@ MAX_ARRAY_ELEMENTS: Final = 1_024
 MAX_MAP_ENTRIES: Final = 64
 MAX_TEXT_BYTES: Final = 16_384
 
-#: What a client takes from its daemon, which it has to trust: listings are long, and so
-#: is the text of the metrics.
+#: The limits of a client for its daemon, which it trusts: listings and metrics are
+#: long.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_ANSWER_ELEMENTS: Final = 262_144
 
 
 class BadMap:
-    """Stands for a map with a key that came twice, or is an array or a map itself."""
+    """Stands for a map in which a key appears twice, or is an array or a map."""
 
     def __repr__(self) -> str:
         return "a map with a key that appears twice, or is no text"
 
 
 MOST_IDLE: Final = 16
-"""How many unpackers are kept for the next who need one."""
+"""How many unused unpackers are stored for reuse."""
 
-#: Those that have nothing in them, by the longest array and text that they take.
+#: Unused unpackers, by the longest array and text that they accept.
 _idle_unpackers: defaultdict[tuple[int, int], list[msgpack.Unpacker]] = defaultdict(
     list
 )
@@ -48,12 +48,12 @@ _idle_unpackers: defaultdict[tuple[int, int], list[msgpack.Unpacker]] = defaultd
 def _make_unpacker(max_array_elements: int, max_text_bytes: int) -> msgpack.Unpacker:
     return msgpack.Unpacker(
         object_pairs_hook=_map_of_pairs,
-        # A wrong key costs one request too (protocol 3.3).
+        # A wrong key fails one request, not the connection (protocol 3.3).
         strict_map_key=False,
         ext_hook=_no_extension,
-        # Text that is not UTF-8 costs its sender one request, not the connection.
+        # Text that is not UTF-8 fails one request, not the connection.
         unicode_errors="surrogateescape",
-        max_buffer_size=2**31 - 1,  # bounded by the decoder, message by message
+        max_buffer_size=2**31 - 1,  # the decoder limits each message
         max_array_len=max_array_elements,
         max_map_len=MAX_MAP_ENTRIES,
         max_str_len=max_text_bytes,
@@ -63,12 +63,12 @@ def _make_unpacker(max_array_elements: int, max_text_bytes: int) -> msgpack.Unpa
 
 
 class Decoder:
-    """Cuts a stream of bytes into messages.
+    """Splits a stream of bytes into messages.
 
     Args:
-        max_message_bytes: a longer message ends the stream.
-        max_array_elements: so does a longer array,
-        max_text_bytes: and a longer text or bin.
+        max_message_bytes: the longest message. Longer ones raise.
+        max_array_elements: the longest array.
+        max_text_bytes: the longest text or bin.
     """
 
     def __init__(
@@ -79,20 +79,21 @@ class Decoder:
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._bounds = max_array_elements, max_text_bytes
-        # Positions in the stream: of all that came, and of the last message's end.
+        # Positions in the stream: the end of the received bytes, and of the last
+        # message.
         self._received = 0
         self._decoded = 0
-        #: What came of a message that is not complete yet.
+        #: The received bytes of an incomplete message.
         self.partial = bytearray()
-        #: What has bytes of this stream in it; and where in the stream it began.
+        #: The unpacker that holds bytes of this stream; the position where it began.
         self._unpacker: msgpack.Unpacker | None = None
         self._origin = 0
 
     def _take_unpacker(self) -> msgpack.Unpacker:
-        """Returns an unpacker with nothing in it.
+        """Returns an empty unpacker.
 
-        One takes 40 KiB and as long to make as a message to read, so those that have
-        half a message have their own, and all others share.
+        An unpacker takes 40 KiB, and as long to create as a message takes to decode. So
+        only a decoder with half a message has one of its own; all others share.
         """
         idle = _idle_unpackers[self._bounds]
         unpacker = idle.pop() if idle else _make_unpacker(*self._bounds)
@@ -102,17 +103,17 @@ class Decoder:
 
     @property
     def begun_at(self) -> int:
-        """Where in the stream the message began that is not complete yet."""
+        """The position in the stream where the incomplete message begins."""
         return self._decoded
 
     def receive(self, data: bytes) -> Iterator[Any]:
-        """Takes bytes as they came; yields every message that they complete.
+        """Takes received bytes. Yields every message that they complete.
 
-        The iterator must be run to its end before the next call.
+        The caller must exhaust the iterator before the next call.
 
         Raises:
-            ProtocolError: the bytes are not MessagePack, or break a limit. Everything
-                before them has been yielded.
+            ProtocolError: the bytes are not MessagePack, or exceed a limit. All
+                messages before them have been yielded.
         """
         unpacker = self._unpacker or self._take_unpacker()
         self._received += len(data)
@@ -126,7 +127,7 @@ class Decoder:
                 yield message
         except ProtocolError:
             raise
-        except Exception as error:  # protocol 3.2: whatever it was, the stream is lost
+        except Exception as error:  # protocol 3.2: any error loses the stream
             reason = str(error) or type(error).__name__
             raise ProtocolError(
                 f"these bytes are not MessagePack, {reason}: connect again and send "
@@ -157,7 +158,7 @@ class Decoder:
 
 
 class Encoder:
-    """Turns messages into bytes."""
+    """Encodes messages."""
 
     def __init__(self) -> None:
         packer = msgpack.Packer(unicode_errors="surrogateescape")
@@ -179,9 +180,9 @@ class Encoder:
 
 
 def nesting(value: Any, limit: int = MAX_NESTING) -> int:
-    """Returns how deep a message is nested, at most `limit` + 1.
+    """Returns the nesting depth of a message, at most `limit` + 1.
 
-    Breadth first, so that a hostile message costs no recursion.
+    It works breadth first: a hostile message must not cause deep recursion.
     """
     depth, level = 0, [value]
     while level and depth <= limit:
@@ -202,7 +203,7 @@ def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Any:
         map_ = dict(pairs)
     except TypeError:
         return BadMap()
-    # protocol 2.3: which of two equal keys counts must not be left to chance.
+    # protocol 2.3: neither of two equal keys may win.
     return map_ if len(map_) == len(pairs) else BadMap()
 
 

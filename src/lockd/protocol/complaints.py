@@ -1,4 +1,4 @@
-"""Says what is wrong with the parameters of a request, in the words of protocol 6.1."""
+"""Explains errors in the parameters of a request, in the words of protocol 6.1."""
 
 import re
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ _WORDS: Final[Mapping[type, str]] = {
 
 
 def complaint(params: type[Struct], error: str) -> str:
-    """Returns a sentence for what msgspec says of parameters that it could not convert.
+    """Returns a sentence for an error of msgspec about parameters.
 
     Args:
-        params: what they should have been.
-        error: its words, which are those of a validator.
+        params: the type that the parameters should have.
+        error: the message of msgspec.
     """
     found = _PATH.search(error)
     path = found[1] if found else ""
@@ -51,7 +51,7 @@ def _joined(path: str, name: str) -> str:
 
 @cache
 def _allowed(params: type[Struct]) -> dict[str, str]:
-    """Returns what each parameter may be, and each entry of one that is a map."""
+    """Returns the allowed values of each parameter, and of each entry of a map."""
     words = {}
     for name, kind in _fields_at(params, "").items():
         words[name] = _words(kind)

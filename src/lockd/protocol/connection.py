@@ -1,8 +1,8 @@
-"""The daemon's side of a conversation: what was asked, and how answers look.
+"""The daemon's side of a conversation: decodes requests, encodes answers.
 
-Knows no socket and no lock. `receive` turns bytes into requests whose parameters have
-been checked; what is wrong with a message is answered here. `send_*` collect answers;
-`data_to_send` hands them over in one piece.
+It knows no socket and no lock. `receive` turns bytes into requests with checked
+parameters, and answers malformed messages itself. `send_*` collect answers.
+`data_to_send` returns them in one piece.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ from lockd.protocol.codec import (
 from lockd.protocol.complaints import complaint
 from lockd.protocol.methods import Method, Params, method_of
 
-#: The first element of every error: clients expect a kind (protocol 4.1).
+#: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
 
 
@@ -48,10 +48,10 @@ class Connection:
     """One conversation.
 
     Args:
-        on_error: called with the code of each error that the client is told.
+        on_error: called with the code of each error that is sent.
 
     Attributes:
-        greeted: whether the client said `hello`, and gets facts with its errors.
+        greeted: whether the client sent `hello`; its errors then carry facts.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Connection:
         self._decoder = Decoder(max_message_bytes)
         self._encoder = Encoder()
         self._outgoing: list[bytes] = []
-        #: Bytes of it.
+        #: Bytes in `_outgoing`.
         self.outgoing_bytes = 0
 
     def receive(self, data: bytes) -> Iterator[MethodCall]:
-        """Takes bytes as they came; yields the requests that they complete.
+        """Takes received bytes. Yields the requests that they complete.
 
-        You must answer each request, sooner or later, and run the iterator to its end.
+        The caller must answer each request, sooner or later, and exhaust the iterator.
 
         Raises:
-            ProtocolError: the conversation is over; its error has been sent
-                (protocol 3.2). Send what there is and close.
+            ProtocolError: the conversation has ended, and its error has been sent
+                (protocol 3.2). Send what is left, and close.
         """
         try:
             for message in self._decoder.receive(data):
@@ -82,32 +82,32 @@ class Connection:
                 if request is not None:
                     yield request
         except ProtocolError as error:
-            # Whoever loads this connection would meet the same error.
+            # A successor that loaded these bytes would raise the same error.
             self._decoder.partial.clear()
             self.send_error(None, error)
             raise
 
     @property
     def has_partial(self) -> bool:
-        """Whether a message has begun that is not complete yet."""
+        """Whether an incomplete message has been received."""
         return bool(self._decoder.partial)
 
     @property
     def partial_bytes(self) -> int:
-        """How much of it has come."""
+        """Bytes received of the incomplete message."""
         return len(self._decoder.partial)
 
     @property
     def begun_at(self) -> int:
-        """Where in the stream that message begins, or the next one will."""
+        """The position in the stream where the incomplete or next message begins."""
         return self._decoder.begun_at
 
     def dump(self) -> dict[str, Any]:
-        """Returns what `load` needs: half a message, and what was agreed."""
+        """Returns the state for `load`: half a message, and whether it has greeted."""
         return {"greeted": self.greeted, "partial": bytes(self._decoder.partial)}
 
     def load(self, data: dict[str, Any]) -> None:
-        """Goes on where the connection stood that `dump` described."""
+        """Restores the state that `dump` returned."""
         self.greeted = data["greeted"]
         for _ in self.receive(data["partial"]):
             raise ValueError("what should be half a message is a whole one")
@@ -117,39 +117,39 @@ class Connection:
         self.greeted = True
 
     def send_result(self, msgid: int, result: Any = None) -> None:
-        """Answers a request."""
+        """Answers a request with its result."""
         reply = self._encoder.response(msgid, None, result)
         self.outgoing_bytes += len(reply)
         self._outgoing.append(reply)
 
     def send_error(self, msgid: int | None, error: CodedError) -> None:
-        """Refuses a request, or, without a msgid, a message that was none."""
+        """Answers with an error. `msgid` is None if the message was no request."""
         self._on_error(error.code)
         sentence = f"{error.code}: {plain(error.message)}"
-        # protocol 4.1: facts only for who said hello.
+        # protocol 4.1: facts only after hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()
         reply = self._encoder.response(msgid, (ERROR_KIND, sentence, *facts), None)
         self.outgoing_bytes += len(reply)
         self._outgoing.append(reply)
 
     def send_notification(self, method: str, params: dict[str, Any]) -> None:
-        """Tells the client something that it did not ask."""
+        """Sends a notification."""
         self.send_encoded(self._encoder.notification(method, params))
 
     def send_encoded(self, message: bytes) -> None:
-        """Sends a notification as `Encoder.notification` made it, for several."""
+        """Sends an encoded notification, which several clients may share."""
         self.outgoing_bytes += len(message)
         self._outgoing.append(message)
 
     def data_to_send(self) -> bytes:
-        """Returns everything to be written to the socket; you must write it all."""
+        """Returns everything that is to be written to the socket. Write all of it."""
         data = b"".join(self._outgoing)
         self._outgoing.clear()
         self.outgoing_bytes = 0
         return data
 
     def _understand(self, message: Any) -> MethodCall | None:
-        """Returns the request that a message is; answers it if it is none."""
+        """Returns the request in a message. Answers a message without one."""
         try:
             if type(message) is list and len(message) == 4 and message[0] is REQUEST:
                 _, msgid, method_name, params = message
@@ -170,7 +170,7 @@ class Connection:
 def check_nesting(message: Any) -> None:
     """Raises `ProtocolError` for a message nested too deep (protocol 3.1).
 
-    No request with good parameters is, so only the others need to be looked at.
+    No valid request is nested so deep, so only other messages need this check.
     """
     if nesting(message) > MAX_NESTING:
         raise ProtocolError(f"a message is nested deeper than {MAX_NESTING}")
@@ -201,7 +201,7 @@ def _params(method: Method, params: Any) -> Params:
     _check_text(method, params[0])
     try:
         return msgspec.convert(params[0], method.params)
-    except ValueError as error:  # also of bounds, where a number has 64 bits
+    except ValueError as error:  # also for an integer beyond 64 bits
         cause = error.__cause__
         if isinstance(cause, RequestError):
             sentence = cause.message

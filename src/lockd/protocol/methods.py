@@ -1,7 +1,7 @@
-"""The catalogue of methods: name, parameters, who may call it. One table (protocol 6).
+"""The methods of the protocol: names, parameters, access. One table (protocol 6).
 
-Parameters are checked when they are converted: a wrong type, an unknown or a missing
-one never reaches a handler.
+Parameters are checked when they are converted. A parameter that is wrong, unknown or
+missing never reaches a handler.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -24,19 +24,19 @@ Seconds = Annotated[
 ]
 
 MAX_TEXT_CHARACTERS: Final = 4_096
-"""Of a label or reason: a path fits, a novel does not."""
+"""The longest label or reason."""
 
 
 class Params(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The parameters of a method; each field is one of the table in protocol 6.1."""
+    """The parameters of a method; protocol 6.1 has a table of the fields."""
 
 
 class NoParams(Params, frozen=True):
-    """Nothing."""
+    """No parameters."""
 
 
 class HelloParams(Params, frozen=True):
-    """Who speaks, and in which version of the protocol."""
+    """The name of the client, and the version of the protocol."""
 
     protocol: int
     client: str
@@ -56,7 +56,7 @@ class OwnerParams(Params, frozen=True):
     def __post_init__(self) -> None:
         check_name(self.name)
         check_shown(uuid=self.uuid)
-        # It is told, and recorded, with each lock of the owner.
+        # Every lock of the owner carries it, in answers and records.
         size = len((self.uuid or "").encode())
         if size > MAX_NAME_BYTES:
             raise InvalidRequestError(
@@ -74,7 +74,7 @@ class RegisterParams(Params, frozen=True):
 
 
 class AcquireParams(Params, frozen=True):
-    """What is wanted, how, and for how long to wait."""
+    """The resources, the mode and the timeout."""
 
     resource: str | None = None
     resources: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
@@ -95,7 +95,7 @@ class AcquireParams(Params, frozen=True):
 
 
 class ConvertParams(Params, frozen=True):
-    """Which held lock is wanted in which mode."""
+    """A held lock, and the mode to change it to."""
 
     resource: str
     mode: Mode
@@ -104,7 +104,7 @@ class ConvertParams(Params, frozen=True):
 
 
 class ReleaseParams(Params, frozen=True):
-    """What is given back: by name, or by fencing token."""
+    """The locks to release: by name, or by fencing token."""
 
     resource: str | None = None
     resources: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
@@ -120,7 +120,7 @@ class ReleaseParams(Params, frozen=True):
 
 
 class CancelParams(Params, frozen=True):
-    """Which request is waited for no longer."""
+    """The request to cancel."""
 
     request: MsgId
 
@@ -140,7 +140,7 @@ class ResourceFileParams(Params, frozen=True):
 
 
 class CheckParams(Params, frozen=True):
-    """A fencing token that somebody showed."""
+    """A fencing token to check."""
 
     resource: str
     fencing_token: Token
@@ -148,13 +148,13 @@ class CheckParams(Params, frozen=True):
 
 
 Limit = Annotated[int, Meta(ge=1, le=256)]
-"""Of a page, which may be shorter (protocol 6.9)."""
+"""The most entries of a page. A page may be shorter (protocol 6.9)."""
 
 Number = Annotated[int, Meta(ge=-1, le=2**62)]
 
 
 class ListParams(Params, frozen=True):
-    """Which page of the resources, and which of them: those that are all of this."""
+    """A page of the resources. Filters combine with AND."""
 
     lockspace: str | None = None
     after: tuple[str, str] | None = None
@@ -170,7 +170,7 @@ class ListParams(Params, frozen=True):
 
 
 class ListWaitersParams(Params, frozen=True):
-    """Which page of those who wait."""
+    """A page of the waiting requests."""
 
     lockspace: str | None = None
     after: tuple[str, str, Number] | None = None
@@ -178,14 +178,14 @@ class ListWaitersParams(Params, frozen=True):
 
 
 class ListSessionsParams(Params, frozen=True):
-    """Which page of the sessions."""
+    """A page of the sessions."""
 
     after: Number | None = None
     limit: Limit | None = None
 
 
 class ListLockspacesParams(Params, frozen=True):
-    """Which page of the lockspaces."""
+    """A page of the lockspaces."""
 
     after: str | None = None
     limit: Limit | None = None
@@ -208,13 +208,13 @@ class CreateLockspaceParams(Params, frozen=True):
 
 
 class WatchParams(Params, frozen=True):
-    """Where events are wanted from; everywhere if nothing is said."""
+    """The lockspace to watch; all lockspaces if None."""
 
     lockspace: str | None = None
 
 
 class BreakParams(Params, frozen=True):
-    """Which grant is taken away, and why."""
+    """The grant to break, and the reason."""
 
     fencing_token: Token
     reason: str
@@ -224,7 +224,7 @@ class BreakParams(Params, frozen=True):
 
 
 class DisconnectParams(Params, frozen=True):
-    """Which session is ended, and why."""
+    """The session to end, and the reason."""
 
     session: int
     reason: str
@@ -234,7 +234,7 @@ class DisconnectParams(Params, frozen=True):
 
 
 def check_shown(**texts: str | None) -> None:
-    """Raises `InvalidRequestError` for a text that could not be shown to others."""
+    """Raises `InvalidRequestError` for a text that is too long or not UTF-8."""
     for name, text in texts.items():
         if text is None:
             continue
@@ -248,11 +248,11 @@ def check_shown(**texts: str | None) -> None:
 
 
 Access = Literal["always", "unrestricted", "admin"]
-"""Who may call it: everybody; who is not restricted; admins."""
+"""Who may call it: everybody, unrestricted sessions, or admins."""
 
 
 class Method(Struct, frozen=True):
-    """One line of the catalogue."""
+    """One method of the catalogue."""
 
     name: str
     params: type[Params]
@@ -286,11 +286,11 @@ METHODS: Final[dict[str, Method]] = {
         Method("disconnect", DisconnectParams, "admin"),
     )
 }
-"""Every method by its name."""
+"""All methods by name."""
 
 
 def method_of(name: Any) -> Method | None:
-    """Finds a method by its name, which may come as str or bin (protocol 2.2)."""
+    """Returns a method by its name, which may be str or bin (protocol 2.2)."""
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
     return METHODS.get(name) if isinstance(name, str) else None
