@@ -13,9 +13,9 @@ CLIENT: Final = Path(__file__).parents[1] / "src" / "lockd" / "client"
 SOURCE: Final = CLIENT / "tasks" / "methods.py"
 RESULT: Final = CLIENT / "threads" / "methods.py"
 
-HEADER: Final = '''"""What a program can ask of the daemon: what both clients can.
+HEADER: Final = '''"""The methods of both clients, for threads.
 
-`make sync` has written this file from `tasks/methods.py`: change that one.
+`make sync` generates this file from `tasks/methods.py`: change that one.
 """
 '''
 

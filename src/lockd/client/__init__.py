@@ -1,5 +1,5 @@
-"""One client, several ways to wait: `blocking` for threads, `aio` for trio and asyncio.
+"""The Python client: `blocking` for threads, `aio` for trio and asyncio.
 
-`core` knows what was asked, what is held and what was lost; the shells only carry its
-bytes and wait. Nothing here knows the engine or the daemon.
+`core` holds the state of a conversation. The two shells carry its bytes and wait in
+their own way. This room knows neither engine nor daemon.
 """

@@ -1,8 +1,7 @@
 """The client for trio and asyncio programs, on anyio.
 
-Cancellation: a request that waits for a lock is taken back, and a grant that comes
-nevertheless is released, before the cancellation goes on. No lock is ever held that
-nobody knows of.
+Cancellation: before it continues, the client cancels a waiting request, and releases a
+grant that arrives nevertheless. So a cancelled task never leaves a lock behind.
 """
 
 import os
@@ -26,18 +25,18 @@ def connect(
 ) -> AbstractAsyncContextManager["Client"]:
     """Opens a session with the daemon, which ends with the `async with` body.
 
-    The task that enters the body has to leave it; all tasks of its event loop may use
-    the client.
+    The task that enters the body must leave it. All tasks of its event loop may use the
+    client.
 
     Args:
-        socket: the path; else `$LOCKD_SOCKET`, the user's daemon if there is one, the
-            system's, as lockctl(1) has it under FINDING THE DAEMON.
-        name: on whose behalf locks are held, as others see it.
+        socket: the path of the socket. If None: `$LOCKD_SOCKET`, else the user's
+            daemon, else the system's (lockctl(1), FINDING THE DAEMON).
+        name: the name of the owner of the locks, as others see it.
 
     Raises:
         ConnectionLostError: no daemon listens there.
         DeniedError: this user may not connect there.
-        WrongTaskError: another task left the body; the session has ended all the same.
+        WrongTaskError: another task left the body; the session has ended nevertheless.
     """
     return _ClientContext(socket, name)
 
@@ -59,7 +58,7 @@ class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
         traceback: TracebackType | None,
     ) -> bool | None:
         if not self._link.runs_here or self._task != self._link.task():
-            # A nursery can only be left where it was entered.
+            # Only the task that entered a nursery may leave it.
             self._link.hang_up()
             raise WrongTaskError(
                 "a client can only be left by the task that opened it, and another one "
@@ -69,19 +68,21 @@ class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
 
 
 class Client(Methods):
-    """A session with the daemon: what it holds is released when it ends.
+    """A session with the daemon. Its end releases all its locks.
 
-    Every method may raise what the daemon refuses with, a `RequestError`, and
-    `ConnectionLostError`, in a forked child `ForkedSessionError`, and in another event
-    loop or thread than that of `connect` `WrongTaskError`.
+    Every method may raise:
 
-    `hold` and `lock` are for tasks that exclude each other; `acquire` and `release`
-    speak for the session as a whole, so a second acquire of the same name is
-    `AlreadyHeldError`.
+    - a `RequestError`: the daemon rejected the request;
+    - `ConnectionLostError`: the connection ended;
+    - `ForkedSessionError`: this is a forked child;
+    - `WrongTaskError`: this is another event loop or thread than that of `connect`.
+
+    With `hold` and `lock`, tasks exclude each other. `acquire` and `release` act for
+    the whole session: a second acquire of the same name raises `AlreadyHeldError`.
 
     Attributes:
-        session: the number by which the daemon knows this session.
-        epoch: which run of the daemon this is.
+        session: the daemon's number of this session.
+        epoch: the number of the daemon's current run.
     """
 
     def __init__(self, link: TaskLink, welcome: dict[str, Any]) -> None:
@@ -105,13 +106,13 @@ class Client(Methods):
     ) -> AbstractAsyncContextManager[Grant]:
         """Holds a lock while the `async with` body runs.
 
-        The tasks of one client exclude each other, first come, first served. When the
+        The tasks of one client exclude each other, first come, first served. If the
         lock or the connection is lost, the body is cancelled at once. The task that
-        enters it has to leave it.
+        enters the body must leave it.
 
         Raises:
             LockLostError: the lock was lost, and the body raised nothing else.
-            WrongTaskError: another task left it.
+            WrongTaskError: another task left the body.
             RequestError: as for `acquire`.
         """
         arguments.checked("acquire", {"timeout": timeout})

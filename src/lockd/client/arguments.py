@@ -1,8 +1,7 @@
-"""Checks what a program gives to the client, before any of it is sent.
+"""Checks the arguments of a program before the client sends them.
 
-What is of the wrong type is a `TypeError`; what is not allowed is an
-`InvalidRequestError`, which is a `ValueError`. Each names the parameter, and says what
-is allowed.
+A wrong type raises `TypeError`. A wrong value raises `InvalidRequestError`, which is a
+`ValueError`. Each error names the parameter and the allowed values.
 """
 
 import math
@@ -17,22 +16,20 @@ from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, q
 from lockd.terms import Kind, Mode, OnDisconnect
 
 MOST_AT_ONCE: Final = 64
-"""Of the resources of one request (protocol 6.1)."""
+"""The most resources in one request (protocol 6.1)."""
 
 _MOST_CHARACTERS: Final = 4_096
-"""Of a text that is shown to others, as a reason."""
+"""The longest text that others see, such as a reason."""
 
 _LONGEST_WAIT: Final = 1e9
 """Seconds."""
 
 
 def checked(method: str, params: Mapping[str, object]) -> dict[str, Any]:
-    """Returns the parameters of a request that were given, as they are sent.
-
-    Those that are None were not given.
+    """Returns the given parameters of a request as they are sent; None means not given.
 
     Raises:
-        TypeError: one is of the wrong type, or is needed and was not given.
+        TypeError: one has the wrong type, or is needed and missing.
         InvalidRequestError: one has a value that is not allowed.
     """
     found = {}
@@ -44,7 +41,7 @@ def checked(method: str, params: Mapping[str, object]) -> dict[str, Any]:
 
 
 def resource_text(name: str, value: object) -> str:
-    """Returns the name of a resource, which may be given as an `os.PathLike`."""
+    """Returns the name of a resource, which may be an `os.PathLike`."""
     if not isinstance(value, str | os.PathLike):
         raise _wrong_type(name, "a name (text) or a path (text or pathlib.Path)", value)
     text = value if isinstance(value, str) else path_text(name, value)
@@ -54,7 +51,7 @@ def resource_text(name: str, value: object) -> str:
 
 
 def file_text(name: str, value: os.PathLike[str]) -> str:
-    """Returns the name of a resource that was given as a path: an absolute one."""
+    """Returns the name of a resource from a path, which must be absolute."""
     text = resource_text(name, value)
     if not text.startswith("/"):
         raise InvalidRequestError(
@@ -83,7 +80,7 @@ def resource_texts(name: str, value: Iterable[object]) -> list[Any]:
 
 
 def function(name: str, value: object) -> None:
-    """Checks that something can be called."""
+    """Checks that a value can be called."""
     if not callable(value):
         raise _wrong_type(name, "a function", value)
 
@@ -101,11 +98,11 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def patience(name: str, value: object) -> float:
-    """Checks how long to wait, where a negative number waits for ever."""
+    """Checks a timeout. Returns it in seconds; a negative one waits without a limit."""
     allowed = "a number of seconds (negative: for ever), or None"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, allowed, value)
-    if not value <= _LONGEST_WAIT:  # nan neither
+    if not value <= _LONGEST_WAIT:  # rejects nan too
         if value == math.inf:
             return -1
         raise _wrong_value(name, f"{allowed}, at most 1e9", value)
@@ -116,7 +113,7 @@ def _seconds(name: str, value: object) -> float:
     allowed = "a number from 0 to 1e9 (seconds), or None"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, allowed, value)
-    if not 0 <= value <= _LONGEST_WAIT:  # nan neither
+    if not 0 <= value <= _LONGEST_WAIT:  # rejects nan too
         raise _wrong_value(name, allowed, value)
     return value
 
@@ -146,7 +143,7 @@ def _choice(choices: tuple[str, ...], name: str, value: object) -> str:
 
 
 def _shown_text(name: str, value: object) -> str:
-    """Checks a text that is shown to others."""
+    """Checks a text that others see."""
     if not isinstance(value, str):
         raise _wrong_type(name, "text", value)
     if len(value) > _MOST_CHARACTERS:
@@ -170,7 +167,7 @@ def _short_text(name: str, value: object) -> str:
 
 
 def printable_name(name: str, value: object) -> str:
-    """Checks a name that is not the path of a file."""
+    """Checks a name that is not a path."""
     if not isinstance(value, str):
         raise _wrong_type(name, "a name (text)", value)
     check_text(value, name, MAX_NAME_BYTES)
@@ -193,7 +190,7 @@ def _wrong_value(name: str, allowed: str, value: object) -> InvalidRequestError:
 
 
 def _shown(value: object) -> str:
-    # No repr() of what is not known: it may be long, or raise.
+    # No repr() of an unknown type: it may be long, or raise.
     if isinstance(value, str):
         return quoted(value, 40)
     if isinstance(value, int) and value.bit_length() > 64:
@@ -230,7 +227,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 }
 
 _MAP: Final = ("register", "owner")
-"""A map, whose entries are checked one by one."""
+"""A map; its entries are checked one by one."""
 
 _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "break": ("fencing_token", "reason"),
@@ -242,4 +239,4 @@ _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "disconnect": ("session", "reason"),
     "register": ("name",),
 }
-"""What None is no value for."""
+"""The parameters that must be given."""

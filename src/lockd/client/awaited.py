@@ -1,14 +1,14 @@
-"""What somebody waits for.
+"""The base of everything that a thread or a task waits for.
 
-A thread waits for a lock or in poll(2), a task for an event. So whoever waits says how
-to be woken, and looks then whether it is here.
+A thread waits for a lock or in poll(2), a task for an event. So the waiter says how to
+wake it, and then looks at `done`.
 """
 
 from collections.abc import Callable
 
 
 class Awaited:
-    """What somebody waits for, until its `done` is true."""
+    """An event. The waiter waits until `done` is true."""
 
     __slots__ = ("_wake",)
 
@@ -16,11 +16,14 @@ class Awaited:
         self._wake: Callable[[], None] | None = None
 
     def wake_with(self, wake: Callable[[], None] | None) -> None:
-        """Says what to call when it is here, perhaps twice; None: nobody waits."""
+        """Sets the function that wakes the waiter, perhaps twice.
+
+        None: nobody waits.
+        """
         self._wake = wake
 
     def rouse(self) -> None:
-        """Wakes whoever waits."""
+        """Wakes the waiter."""
         wake = self._wake
         if wake is not None:
             wake()

@@ -1,7 +1,7 @@
 """The client for threads: sockets of the standard library, any number of threads.
 
-Timeouts are kept by the daemon. While the daemon is stopped (SIGSTOP) every wait lasts,
-until it goes on or is killed.
+The daemon enforces timeouts. If the daemon is stopped (SIGSTOP), every wait lasts until
+it continues or dies.
 """
 
 import os
@@ -24,14 +24,14 @@ def connect(
     """Opens a session with the daemon.
 
     Args:
-        socket: the path; else `$LOCKD_SOCKET`, the user's daemon if there is one, the
-            system's, as lockctl(1) has it under FINDING THE DAEMON.
-        name: on whose behalf locks are held, as others see it.
-        on_lost: called with each grant that is lost, as soon as that is known, in a
-            thread that the client starts for it. It must not raise.
-        reconnect: whether the client outlives the end of the daemon. What it held is
-            lost then, and says so, and what is under way fails; each later call opens
-            another session if the daemon is there again.
+        socket: the path of the socket. If None: `$LOCKD_SOCKET`, else the user's
+            daemon, else the system's (lockctl(1), FINDING THE DAEMON).
+        name: the name of the owner of the locks, as others see it.
+        on_lost: called with each grant that is lost, at once, in a thread of the
+            client. It must not raise.
+        reconnect: whether the client survives the end of the daemon. All locks are then
+            lost, and pending calls fail. Later calls open another session when the
+            daemon is back.
 
     Raises:
         ConnectionLostError: no daemon listens there.
@@ -44,24 +44,27 @@ def connect(
 
 
 class Client(Methods):
-    """A session with the daemon: what it holds is released when it is closed.
+    """A session with the daemon. Closing it releases all its locks.
 
-    Every method may raise what the daemon refuses with, a `RequestError`, and
-    `ConnectionLostError`, and in a forked child `ForkedSessionError`.
+    Every method may raise:
 
-    `lock` is for threads that exclude each other; `acquire` and `release` speak for the
-    session as a whole, so a second acquire of the same name is `AlreadyHeldError`.
+    - a `RequestError`: the daemon rejected the request;
+    - `ConnectionLostError`: the connection ended;
+    - `ForkedSessionError`: this is a forked child.
+
+    With `lock`, threads exclude each other. `acquire` and `release` act for the whole
+    session: a second acquire of the same name raises `AlreadyHeldError`.
     """
 
     @property
     def session(self) -> int:
-        """The number by which the daemon knows this session."""
+        """The daemon's number of this session."""
         session: int = self._connection.welcome["session"]
         return session
 
     @property
     def epoch(self) -> int:
-        """Which run of the daemon this is."""
+        """The number of the daemon's current run."""
         epoch: int = self._connection.welcome["epoch"]
         return epoch
 
@@ -75,5 +78,5 @@ class Client(Methods):
         self.close()
 
     def close(self) -> None:
-        """Ends the session; in a forked child, does nothing."""
+        """Ends the session. Does nothing in a forked child."""
         self._connection.close()

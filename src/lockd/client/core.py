@@ -1,18 +1,16 @@
-"""One client's side of a conversation: what was asked, what is held, what was lost.
+"""The client's side of a conversation: requests, grants and losses.
 
-No I/O, no threads, no clock, and no waiting: whoever drives a `ClientCore` sends what
-is in `outgoing`, gives it the bytes that come, and is woken through its `Reply`.
+The core does no I/O and no waiting, and has no threads and no clock. Its shell sends
+the bytes in `outgoing`, passes received bytes on, and waits for a `Reply`.
 
-**Anybody may come in between.** Python runs signal handlers and finalizers after any
-call, and they may use the same connection, and may raise. So nothing here is ever half
-done for good, and no lock keeps a thread out of what it is doing itself:
+**Other code may run at any call.** Python runs signal handlers and finalizers after any
+call. They may use the same connection, and may raise. So no lock may keep a thread from
+its own work, and every interrupted step can be completed later:
 
-- What must not be torn apart is one call of a function that is written in C, or has no
-  call in it: then nothing runs in between.
-- What the daemon says is kept until all of it has been carried out. Whoever comes in
-  between carries it out from the start, and so does whoever comes after an exception;
-  whoever was interrupted finds that done. To carry out a message twice, or late,
-  changes nothing more.
+- An atomic step is one call of a function written in C, or code without a call.
+- Received bytes stay in `arrived` until all of them are processed. Code that interrupts
+  the processing, or follows an exception, processes them from the start. To process a
+  message twice, or late, has no further effect.
 """
 
 from collections import deque
@@ -36,7 +34,7 @@ from lockd.terms import SHARED, ResourceKey
 PROTOCOL_VERSION: Final = 1
 
 MAX_PIECE: Final = 16_384
-"""Bytes of `outgoing` that are sent at once, at most."""
+"""The most bytes of `outgoing` to send at once."""
 
 _MSGIDS: Final = 0xFFFF_FFFF
 
@@ -47,19 +45,19 @@ CLOSED: Final = (
 
 
 class UnheardError(ConnectionLostError):
-    """Raised when a connection ended before the daemon had said anything on it.
+    """Raised when a connection ended before the daemon had sent anything on it.
 
-    Nothing was done of what was asked there: it may be opened again (protocol 1.5).
+    The daemon carried out no request of it, so the client may try again (protocol 1.5).
     """
 
 
 class _Stage(NamedTuple):
-    """How far the daemon's words have been carried out.
+    """How far the received bytes have been processed.
 
     Attributes:
-        number: of the last bytes of which all was carried out.
-        tail: what those began and did not end.
-        messages: how many there were until then.
+        number: of the last processed bytes.
+        tail: the incomplete message at their end.
+        messages: how many messages have been processed.
     """
 
     number: int
@@ -71,15 +69,17 @@ class ClientCore:
     """The state of one connection.
 
     Args:
-        make_grant: makes of a hold what its user gets.
-        on_free: called with what a hold was on, whenever one has ended, perhaps twice;
+        make_grant: returns the grant for a hold.
+        on_free: called with the resource of each hold that has ended, perhaps twice;
             not at the end of the connection.
 
     Attributes:
-        outgoing: bytes to be sent, piece by piece; whoever sends one removes it.
-        arrived: bytes that came and were not carried out yet, each with a number of
+        outgoing: the pieces of bytes to send. The sender removes each piece it has
+            sent.
+        arrived: received bytes that are not yet processed, each with a number of
             `numbers`.
-        on_end: called when the connection ends, with what to raise from then on.
+        on_end: called at the end of the connection with the error that all calls raise
+            from then on.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class ClientCore:
         self._ended: str | None = None
         self._over = False
         self._heard = False
-        #: What the daemon said before it ended the connection, if it said anything.
+        #: The error that the daemon sent before it closed the connection, if any.
         self._farewell: LockdError | None = None
         self._msgids = count(1)
         self._pending: dict[int, Reply] = {}
-        # Several holds of one token are one shared hold, counted. `_tokens` finds the
-        # token of a resource.
+        # Several holds with one token are one shared lock with a count. `_tokens` maps
+        # a resource to its token.
         self._held: dict[int, dict[Hold, None]] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._encoder = RequestEncoder()
@@ -113,35 +113,35 @@ class ClientCore:
         counts = f"{len(self._pending)} pending, {len(self._held)} held"
         return f"<ClientCore {counts}, {self._ended or 'connected'}>"
 
-    # What the shell asks for.
+    # The interface for the shell.
 
     def tell_losses_to(self, on_lost: Callable[[AnyGrant], None]) -> None:
-        """Says what to call with every grant that gets lost while it is held."""
+        """Sets the function to call with every grant that is lost."""
         self._on_lost = on_lost
 
     def tell_events_to(self, on_event: Callable[[dict[str, Any], int], None]) -> None:
-        """Says what to call with every event that a watch brings, and its number."""
+        """Sets the function to call with every event of a watch, and its number."""
         self._on_event = on_event
 
     def tell_no_events_to(
         self, on_event: Callable[[dict[str, Any], int], None]
     ) -> None:
-        """Stops what `tell_events_to` began, unless that names somebody else by now."""
+        """Removes the function that `tell_events_to` set, unless another is set."""
         if self._on_event == on_event:
             self._on_event = None
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is over."""
+        """Whether the connection has ended."""
         return self._ended is not None
 
     def check_connected(self) -> None:
-        """Checks that the connection goes on, as far as has been heard.
+        """Raises an error if the connection has ended.
 
         Raises:
-            ConnectionLostError: it is over.
-            LimitError: it is over because the daemon takes in no further client.
-            UnavailableError: it is over because the daemon cannot start.
+            ConnectionLostError: it has ended.
+            LimitError: the daemon ended it: it accepts no more clients.
+            UnavailableError: the daemon ended it: it cannot start.
         """
         if self._ended is not None:
             raise self._end_error(self._ended)
@@ -152,13 +152,13 @@ class ClientCore:
         return ConnectionLostError(reason) if self._heard else UnheardError(reason)
 
     def start(self, reply: Reply) -> None:
-        """Makes a request pending; `outgoing` then holds its bytes too.
+        """Makes a request pending, and adds its bytes to `outgoing`.
 
-        To start it again does nothing, or what was left undone by an exception.
+        A second call does nothing, or completes a call that an exception interrupted.
 
         Raises:
-            ConnectionLostError: the connection is over.
-            InvalidRequestError: the parameters cannot be sent; nothing has changed.
+            ConnectionLostError: the connection has ended.
+            InvalidRequestError: the parameters cannot be sent. Nothing has changed.
         """
         self.check_connected()
         pieces = reply.pieces
@@ -185,10 +185,10 @@ class ClientCore:
         return iter(tuple(data[cut : cut + MAX_PIECE] for cut in cuts))
 
     def release(self, grant: AnyGrant) -> Reply:
-        """Makes the release of a grant pending; asked again, returns the same.
+        """Makes the release of a grant pending. A second call returns the same reply.
 
-        The reply is done at once if the grant is no longer held: with nothing if it was
-        released here, with `LockLostError` if it was lost.
+        The reply is done at once if the grant is no longer held. Its outcome is None
+        after a release, and `LockLostError` after a loss.
         """
         hold = grant.hold
         params = {"fencing_token": hold.fencing_token}
@@ -202,11 +202,12 @@ class ClientCore:
         return reply
 
     def abandon(self, reply: Reply) -> bool:
-        """Gives up a request, whatever its state; what it brings is given back.
+        """Gives up a request in any state; releases what it brings.
 
         Returns:
-            Whether the daemon was asked to cancel it: its answer is then near, and
-            is worth waiting for.
+            Whether a cancel was sent. The answer then comes soon, so the caller should
+                wait
+            for it.
         """
         if reply.done:
             self._undo(reply)
@@ -216,23 +217,23 @@ class ClientCore:
         if reply.method not in ("acquire", "convert"):
             return False
         if reply.pieces is None or list(reply.pieces):
-            # Nothing of it was queued, and now nothing will be.
+            # None of it is in `outgoing`, and none will be.
             self._pending.pop(reply.msgid, None)
             return False
         self.start(Reply("cancel", {"request": reply.msgid}))
         return True
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes as they came; no bytes: the daemon closed the connection."""
+        """Takes received bytes. No bytes mean that the daemon closed the connection."""
         self.arrived.append((data, next(self.numbers)))
         self.take_in()
 
     def take_in(self) -> None:
-        """Carries out what has arrived."""
+        """Processes the received bytes."""
         while self.arrived and self._ended is None:
             stage, arrived = self._stage, list(self.arrived)
             if not arrived:
-                break  # somebody came in between
+                break  # other code has run in between
             data, number = arrived[0]
             if number > stage.number:
                 self._take_bytes(stage, number, data)
@@ -250,7 +251,7 @@ class ClientCore:
         messages, tail, error = cut(stage.tail + data if stage.tail else data)
         for place, message in enumerate(messages, stage.messages):
             if self._stage is not stage or self._ended is not None:
-                return  # somebody came in between, and has carried out all of it
+                return  # other code has run in between and processed all of it
             if not self._take_message(message, place) and self._stage is stage:
                 self.end(f"the daemon cannot be understood: it said {message!r:.200}")
         if error is not None and self._stage is stage:
@@ -266,13 +267,13 @@ class ClientCore:
                 self._pending.pop(message[1], None)
 
     def end(self, reason: str) -> None:
-        """Ends the connection: what is held is lost, what is pending fails."""
+        """Ends the connection: all holds are lost, all pending requests fail."""
         if self._ended is None:
             self._ended = reason
         self._finish_end()
 
     def _finish_end(self) -> None:
-        # Until it was done once, without an exception that interrupts it.
+        # Repeats itself until one run is complete.
         if self._over:
             return
         self.outgoing.clear()
@@ -288,14 +289,14 @@ class ClientCore:
         self._over = True
 
     def close(self) -> None:
-        """Ends the connection on purpose: what is held is released, not lost."""
+        """Ends the connection on purpose: all holds count as released."""
         if self._ended is None:
             for holds in list(self._held.values()):
                 for hold in list(holds):
                     hold.end()
         self.end("the client is closed: open another one")
 
-    # What the daemon says.
+    # Processing messages.
 
     def _take_message(self, message: Any, number: int) -> bool:
         match message:
@@ -318,7 +319,8 @@ class ClientCore:
 
     def _take_answer(self, msgid: int | None, error: Any, result: Any) -> bool:
         if msgid is None and error is not None:
-            # protocol 3.2: no request of ours is meant; the daemon is about to close.
+            # protocol 3.2: this answers no request of ours; the daemon is about to
+            # close.
             self._farewell = refusal(error)
             self.end(f"the daemon cannot be understood: {error[1]}")
             return True
@@ -378,14 +380,14 @@ class ClientCore:
             found = hold
             reply.note_mode(hold.mode)
             hold.convert(new.mode, reply)
-        # protocol 6.3: it may be another session's, for the same registered owner.
+        # protocol 6.3: another session of the same registered owner may hold it.
         grant = self._grant_of(found)
         reply.bring((grant,))
         return True
 
     def _released(self, reply: Reply, result: None) -> bool:
         if not reply.grants:
-            # A release takes back one count of a shared hold; which one is the same.
+            # A release takes back one count of a shared hold; any of them will do.
             grants = tuple(
                 self._grant_of(hold)
                 for token in self._released_tokens(reply.params)
@@ -403,7 +405,7 @@ class ClientCore:
         space = params.get("lockspace", "default")
         return [self._tokens.get((space, name), 0) for name in names]
 
-    # What is held.
+    # Holds.
 
     def _held_under(self, token: int) -> list[Hold]:
         return list(self._held.get(token, ()))
@@ -450,7 +452,7 @@ class ClientCore:
             self.start(Reply("convert", reply.params | {"mode": SHARED}))
 
 
-#: What the success of a request changes in the core; false: it cannot be understood.
+#: For each method: updates the core after a success. False: the result is invalid.
 _SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], bool]]] = {
     "acquire": ClientCore._acquired,
     "convert": ClientCore._converted,

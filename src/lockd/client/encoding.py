@@ -1,6 +1,6 @@
-"""Turns requests into bytes, bytes into messages, and refusals into exceptions.
+"""Encodes requests, decodes messages, and turns errors into exceptions.
 
-What the daemon would close the connection for is refused here, before it is sent.
+It rejects requests for which the daemon would close the connection.
 """
 
 from typing import Any, Final
@@ -19,11 +19,11 @@ from lockd.protocol.codec import (
     nesting,
 )
 
-#: A request of flat parameters that is shorter breaks no limit of protocol 3.1.
+#: A shorter request of flat parameters exceeds no limit of protocol 3.1.
 _SURELY_SMALL: Final = 64
 
 _AROUND: Final = 3
-"""How deep parameters are nested already: in a map, in an array, in the message."""
+"""The nesting depth of parameters in a message: a map, in an array, in the message."""
 
 
 class RequestEncoder:
@@ -46,8 +46,8 @@ class RequestEncoder:
             raise InvalidRequestError(f"the request cannot be sent: {error}") from None
         nested = any(isinstance(x, list | tuple | dict) for x in params.values())
         if nested or len(data) > _SURELY_SMALL:
-            # protocol 3.2: bytes that break a limit would cost the connection, and
-            # every lock that it holds.
+            # protocol 3.2: bytes that exceed a limit would end the connection, and
+            # release all its locks.
             _check_map("the request", params)
             for name, value in params.items():
                 _check_value(name, value)
@@ -60,16 +60,16 @@ class RequestEncoder:
 
 
 def refusal(error: list[Any]) -> LockdError:
-    """Returns the exception that the error of a response stands for (protocol 4.1)."""
+    """Returns the exception for the error of a response (protocol 4.1)."""
     code, _, sentence = error[1].partition(": ")
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 
 def cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
-    """Returns the messages of a stream, what is left of it, and what is wrong there."""
+    """Returns the messages in a stream, its incomplete end, and the first error."""
     messages, tail, error = _cut(data)
     if error is not None and _cut(data)[2] is None:
-        # Nothing is wrong with the bytes: a signal handler raised while they were read.
+        # The bytes are valid: a signal handler raised while they were read.
         raise error.__context__ or error
     return messages, tail, error
 
@@ -79,7 +79,7 @@ def _cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
     messages: list[Any] = []
     try:
         for message in decoder.receive(data):
-            messages.append(message)  # noqa: PERF402 - what came before an error counts
+            messages.append(message)  # noqa: PERF402 - messages before an error count
     except ProtocolError as error:
         return messages, b"", error
     return messages, bytes(decoder.partial), None

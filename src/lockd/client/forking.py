@@ -1,8 +1,8 @@
 """Keeps a forked child from holding, using or ending the sessions of its parent.
 
-A session ends when the last descriptor of its socket is closed, so a child that kept
-its copy would keep its parent's locks alive. The copy is closed at the fork, without a
-byte on the wire: the parent's session does not notice.
+A session ends when the last descriptor of its socket is closed. A child with a copy
+would keep its parent's locks alive. So the child closes its copy at the fork and sends
+nothing: the parent's session continues.
 """
 
 import os
@@ -13,22 +13,22 @@ from lockd.errors import ForkedSessionError
 
 
 class Forkable(Protocol):
-    """What has a session that must not be shared with a forked child."""
+    """An object with a session that a forked child must not share."""
 
     def disown(self) -> None:
-        """Closes the child's copy of the socket; takes no lock, sends nothing."""
+        """Closes the child's copy of the socket. Takes no lock, sends nothing."""
 
 
 _sessions: WeakSet[Forkable] = WeakSet()
 
 
 def disown_in_children(session: Forkable) -> None:
-    """Makes every forked child disown a session that is open in this process."""
+    """Makes every forked child disown a session of this process."""
     _sessions.add(session)
 
 
 def forked() -> ForkedSessionError:
-    """Returns the exception for a child that uses what its parent opened."""
+    """Returns the error for a child that uses a session of its parent."""
     return ForkedSessionError(
         "this session belongs to the parent process, which keeps its locks: "
         "a forked child must open a connection of its own"
@@ -36,8 +36,8 @@ def forked() -> ForkedSessionError:
 
 
 def _disown_all() -> None:
-    # Runs in the child, where threads that held a lock at the fork are no more: nothing
-    # here may wait for a lock.
+    # Runs in the child. The threads that held locks at the fork do not exist there, so
+    # this must not wait for any lock.
     for session in list(_sessions):
         session.disown()
     _sessions.clear()

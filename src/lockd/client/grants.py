@@ -1,9 +1,9 @@
-"""What a connection holds: the record that it keeps, and what a user gets of it.
+"""The locks of a connection: the connection's record, and the user's view of it.
 
-A `Hold` is what the connection knows of one lock. It is held, then released or lost,
-and leaves the last two never. A `Grant` shows it. A grant refers to its connection, so
-a client that nobody else refers to lives as long as one of its grants does; a hold
-does not, so no cycle keeps a connection open.
+A `Hold` is the connection's record of one lock. It is held, then released or lost;
+these two are final. A `Grant` shows it to the user, and refers to its connection: a
+client lives as long as one of its grants. A hold does not, so no reference cycle keeps
+a connection open.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _CAUSES: Final = {
 
 
 class Uncopied:
-    """What stands for a connection of this process: a copy of it would be a lie."""
+    """An object of a connection of this process; it cannot be copied or pickled."""
 
     __slots__ = ()
 
@@ -37,7 +37,7 @@ class Uncopied:
 
 
 def is_shape(shape: Any) -> bool:
-    """Returns whether it says what a `Hold` is made of (protocol 7)."""
+    """Returns whether it has the fields of a `Hold` (protocol 7)."""
     match shape:
         case {
             "lockspace": str(),
@@ -50,13 +50,13 @@ def is_shape(shape: Any) -> bool:
 
 
 class Hold:
-    """What a connection knows of one lock that it holds, or held.
+    """The record of one lock that a connection holds or held.
 
     Attributes:
-        released: whether it was given back.
+        released: whether it has been released.
         loss: the cause and the reason of its loss.
-        release: the request that gives it back, while that is on its way.
-        told: whether its loss was told to who wants to hear of it.
+        release: the pending request that releases it.
+        told: whether the user has been told of its loss.
     """
 
     __slots__ = (
@@ -88,52 +88,52 @@ class Hold:
         self.grant = ref(grant)
 
     def convert(self, mode: Mode, reply: Reply) -> None:
-        """Takes the mode that a conversion brings, unless that has been done."""
+        """Sets the mode after a conversion, once."""
         # No call between the test and the store.
         if not reply.grants:
             self.mode = mode
 
     def release_by(self, reply: Reply) -> None:
-        """Notes the request that gives it back, unless it has one or has ended."""
+        """Notes the request that releases it, unless it has one or has ended."""
         # No call between the last test and the store.
         if self.held and self.release is None:
             self.release = reply
 
     def keep_after(self, reply: Reply) -> None:
-        """Notes that a request to give it back was refused."""
+        """Notes that the release was rejected."""
         # No call between the test and the store.
         if self.release is reply:
             self.release = None
 
     def end(self) -> None:
-        """Notes that it was given back, unless it was lost before."""
+        """Notes that it has been released, unless it has been lost."""
         # No call between the test and the store.
         if self.loss is None:
             self.released = True
 
     def lose(self, cause: str, reason: str) -> None:
-        """Notes why it was lost, unless it has ended."""
+        """Notes why it was lost, unless it has been released."""
         # No call between the test and the store.
         if not self.released:
             self.loss = self.loss or (cause, reason)
 
     def tell(self) -> bool:
-        """Returns whether its loss is still to be told; true once."""
+        """Returns whether the user must still hear of its loss; true once."""
         new, self.told = not self.told, True
         return new
 
     @property
     def held(self) -> bool:
-        """Whether it was neither released nor lost."""
+        """Whether it has been neither released nor lost."""
         return not self.released and self.loss is None
 
     @property
     def lost(self) -> bool:
-        """Whether it ended though nobody here released it."""
+        """Whether it has ended without a release by this client."""
         return self.loss is not None and not self.released
 
     def lost_error(self) -> LockLostError:
-        """Returns the exception that says how it was lost."""
+        """Returns the error that explains the loss."""
         cause, reason = self.loss or ("disconnected", "")
         why = _CAUSES.get(cause, cause)
         if reason:
@@ -152,16 +152,16 @@ class Link(Protocol):
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a forked child: the session is its parent's."""
+        """Whether this process is a forked child, and the session its parent's."""
 
     def catch_up(self) -> None:
-        """Takes note of what the daemon has said so far; never waits."""
+        """Processes all that has been received; never waits."""
 
 
 class AnyGrant(Uncopied):
-    """One lock that a client holds, or held.
+    """A lock that a client holds or held.
 
-    What it says is what the daemon has said so far, to the last byte that has come.
+    Its attributes reflect all that the daemon has sent so far.
     """
 
     __slots__ = ("__weakref__", "hold", "link")
@@ -184,41 +184,41 @@ class AnyGrant(Uncopied):
 
     @property
     def lockspace(self) -> str:
-        """Where the resource is."""
+        """The lockspace of the resource."""
         return self.hold.key.lockspace
 
     @property
     def resource(self) -> str:
-        """What is locked."""
+        """The name of the locked resource."""
         return self.hold.key.resource
 
     @property
     def mode(self) -> Mode:
-        """How it is locked, "exclusive" or "shared"; a conversion changes it."""
+        """The mode, "exclusive" or "shared". A conversion changes it."""
         return self.hold.mode
 
     @property
     def fencing_token(self) -> int:
-        """A number that rises strictly from grant to grant.
+        """A number that is greater for each new grant.
 
-        A third party can refuse a token that is lower than one it has seen, or ask
+        A third party can reject a token that is lower than one it has seen, or ask
         `Client.check`.
         """
         return self.hold.fencing_token
 
     @property
     def waited(self) -> float:
-        """How long the request waited, in seconds."""
+        """Seconds that the request waited."""
         return self.hold.waited
 
     @property
     def cause(self) -> str | None:
-        """Why the lock was lost: "broken", "owner_died" or "disconnected"."""
+        """The cause of its loss: "broken", "owner_died" or "disconnected"."""
         return self.hold.loss[0] if self.lost and self.hold.loss else None
 
     @property
     def held(self) -> bool:
-        """Whether this process holds the lock; never in a forked child."""
+        """Whether this process holds the lock. False in a forked child."""
         if self.link.forked:
             return False
         self.link.catch_up()
@@ -226,16 +226,16 @@ class AnyGrant(Uncopied):
 
     @property
     def lost(self) -> bool:
-        """Whether the lock ended though nobody here released it."""
+        """Whether the lock has ended without a release by this client."""
         if not self.link.forked:
             self.link.catch_up()
         return self.hold.lost
 
     def check(self) -> None:
-        """Checks that the lock has not been lost.
+        """Raises an error if the lock has been lost.
 
         Raises:
-            LockLostError: it has.
+            LockLostError: it has been lost.
             ForkedSessionError: it is the parent's.
         """
         if self.link.forked:

@@ -1,4 +1,4 @@
-"""Keeps what the daemon says unasked until somebody takes it."""
+"""A queue for notifications of the daemon."""
 
 from collections import deque
 from typing import Any
@@ -8,7 +8,7 @@ from lockd.errors import LockdError
 
 
 class Inbox(Awaited):
-    """What has been said and not taken yet, in order."""
+    """Notifications that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,11 +18,11 @@ class Inbox(Awaited):
 
     @property
     def done(self) -> bool:
-        """Whether there is something to take: an item, or the error at the end."""
+        """Whether it has an item to take, or the error at the end."""
         return bool(self._items) or self._error is not None
 
     def put(self, item: Any, number: int) -> None:
-        """Adds an item, unless it, or one with a higher number, is here already."""
+        """Adds an item, unless one with this number or a higher one has been added."""
         # No call between the test, the store and the append (see `core`).
         if number > self._newest:
             self._newest = number
@@ -33,13 +33,13 @@ class Inbox(Awaited):
         """Returns the next item, or raises the error at the end.
 
         Raises:
-            IndexError: nothing is here; somebody else was faster.
+            IndexError: it is empty: other code has taken the item.
         """
         if self._items or self._error is None:
             return self._items.popleft()
         raise self._error
 
     def end(self, error: LockdError) -> None:
-        """Says that nothing more will come; what is here can still be taken."""
+        """Marks the end. The items in the inbox can still be taken."""
         self._error = error
         self.rouse()

@@ -1,8 +1,8 @@
 """Queues the threads or tasks of one program that want the same lock.
 
-To the daemon a connection is one owner, so it cannot make threads or tasks that share a
-connection wait for each other. They queue here before they ask it: first come, first
-served, shared ones together. No waiting happens here.
+For the daemon a connection is one owner. So the daemon cannot make threads or tasks of
+one connection wait for each other; they queue here first. They get the lock in order of
+arrival, and shared ones together. This module does not wait itself.
 """
 
 from contextlib import suppress
@@ -16,11 +16,11 @@ from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 
 class Ticket(Awaited):
-    """The place of one thread or task in the queue for a resource.
+    """The place of one thread or task, its owner, in the queue for a resource.
 
     Attributes:
-        done: whether its owner is admitted: it may ask the daemon now.
-        hold: what its owner got.
+        done: whether its owner is admitted, so that it may ask the daemon.
+        hold: the lock that its owner acquired.
     """
 
     __slots__ = ("done", "hold", "key", "mode", "who")
@@ -35,7 +35,7 @@ class Ticket(Awaited):
 
     @property
     def over(self) -> bool:
-        """Whether what its owner got has ended, by a loss or behind its back."""
+        """Whether the lock that its owner acquired has ended."""
         return self.hold is not None and not self.hold.held
 
     def admit(self) -> None:
@@ -44,11 +44,11 @@ class Ticket(Awaited):
         self.rouse()
 
     def keep(self, hold: Hold) -> None:
-        """Notes what its owner got."""
+        """Notes the lock that its owner acquired."""
         self.hold = hold
 
     def facts(self) -> dict[str, Any]:
-        """Returns what a refusal says about the lock."""
+        """Returns the facts of an error about the lock."""
         return {"lockspace": self.key.lockspace, "resource": self.key.resource}
 
 
@@ -56,20 +56,18 @@ class LocalQueues:
     """The queues of one connection, one for each resource."""
 
     def __init__(self) -> None:
-        # Invariant: the admitted tickets are at the front of their queue, and are
-        # either one exclusive or all shared, until the connection ends. No queue is
-        # empty.
+        # Invariant until the connection ends: the admitted tickets are at the front of
+        # their queue, and are either one exclusive or all shared. No queue is empty.
         self._queues: dict[ResourceKey, list[Ticket]] = {}
 
     def enter(self, ticket: Ticket) -> None:
-        """Puts a ticket into its queue.
-
-        A second one of the same owner would wait for ever.
+        """Adds a ticket to its queue.
 
         Raises:
-            AlreadyHeldError: its owner has a ticket already, and not both are shared.
+            AlreadyHeldError: its owner has a ticket there, and not both are shared. It
+                would wait for itself.
         """
-        # A signal handler may come in between a loss and the word of it.
+        # A signal handler may run between a loss and `on_free`.
         self.clear(ticket.key)
         while True:
             queue = self._queues.setdefault(ticket.key, [])
@@ -77,8 +75,7 @@ class LocalQueues:
             if not own:
                 queue.append(ticket)
             elif ticket.mode == SHARED and all(other.mode == SHARED for other in own):
-                # At the front, as waiting behind somebody who waits for this very
-                # holder would never end.
+                # At the front: a waiter in between may wait for this very holder.
                 queue.insert(0, ticket)
             else:
                 raise AlreadyHeldError(
@@ -86,13 +83,13 @@ class LocalQueues:
                     "or task",
                     ticket.facts(),
                 )
-            # A signal handler that came in between may have emptied and dropped it.
+            # A signal handler may have emptied and removed the queue meanwhile.
             if self._queues.get(ticket.key) is queue:
                 break
         _advance(queue)
 
     def leave(self, ticket: Ticket) -> None:
-        """Takes a ticket out of its queue, if it is there."""
+        """Removes a ticket from its queue, if it is there."""
         queue = self._queues.get(ticket.key, [])
         with suppress(ValueError):
             queue.remove(ticket)
@@ -106,19 +103,22 @@ class LocalQueues:
         _advance(queue)
 
     def keep(self, ticket: Ticket, hold: Hold) -> None:
-        """Notes what the owner of a ticket got; drops the ticket if that has ended."""
+        """Notes the lock of a ticket's owner.
+
+        Removes the ticket if the lock has ended.
+        """
         ticket.keep(hold)
         if ticket.over:
             self.leave(ticket)
 
     def clear(self, key: ResourceKey) -> None:
-        """Takes those out of the queue whose lock has ended."""
+        """Removes the tickets whose lock has ended."""
         for ticket in list(self._queues.get(key, ())):
             if ticket.over:
                 self.leave(ticket)
 
     def end(self, error: LockdError) -> None:
-        """Admits everybody, to find that the connection has ended."""
+        """Admits all tickets: their owners find that the connection has ended."""
         for queue in list(self._queues.values()):
             for ticket in list(queue):
                 if not ticket.done:
@@ -128,7 +128,7 @@ class LocalQueues:
 def time_left(timeout: float, waited: float) -> float:
     """Returns what the wait in a queue has left of a timeout, in seconds.
 
-    Of a timeout that is not 0 something is left always: 0 would be a try.
+    The result is 0 only for a timeout of 0, which does not wait at all.
     """
     return max(timeout - waited, 0.001) if timeout else 0
 

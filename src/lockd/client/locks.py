@@ -1,4 +1,4 @@
-"""What the locks of threads and those of tasks share: what they hold, and for whom."""
+"""The common part of the locks for threads and for tasks."""
 
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -14,18 +14,19 @@ GrantT = TypeVar("GrantT", bound=AnyGrant)
 
 
 class Held(NamedTuple, Generic[GrantT]):
-    """A grant, and the ticket with which it was got."""
+    """A grant, and the ticket of the thread or task that acquired it."""
 
     ticket: Ticket
     grant: GrantT
 
 
 class AnyLock(Uncopied, Generic[GrantT]):
-    """One lock of the daemon, and what is held through this object.
+    """One lock of the daemon, and the grants of it through this object.
 
     Args:
-        params: those of each request for it.
-        timeout: seconds to wait if `acquire` is given none; None waits for ever.
+        params: the parameters of each request for it.
+        timeout: the default timeout of `acquire` in seconds; None waits without a
+            limit.
     """
 
     def __init__(self, params: dict[str, Any], timeout: float | None) -> None:
@@ -41,24 +42,24 @@ class AnyLock(Uncopied, Generic[GrantT]):
 
     @property
     def grant(self) -> GrantT:
-        """What is held; by the calling thread or task, if several hold it.
+        """The grant; that of the calling thread or task, if several hold the lock.
 
         Raises:
-            NotHeldError: nothing is.
+            NotHeldError: the lock is not held through this object.
         """
         return self._last_held().grant
 
     @property
     def fencing_token(self) -> int:
-        """The fencing token of what is held."""
+        """The fencing token of `grant`."""
         return self.grant.fencing_token
 
     def locked(self) -> bool:
-        """Returns whether the lock is held through this object; not if it was lost."""
+        """Returns whether the lock is held through this object. False after a loss."""
         return any(held.grant.held for held in list(self._holds))
 
     def check(self) -> None:
-        """Checks that the lock is still held, as far as the daemon has said.
+        """Checks that the lock is still held, by all that the daemon has sent so far.
 
         Raises:
             LockLostError: it was lost.
@@ -68,25 +69,25 @@ class AnyLock(Uncopied, Generic[GrantT]):
         self.grant.check()
 
     def _check_owned(self) -> None:
-        """Checks that the caller may use the connection."""
+        """Raises an error if the caller may not use the connection."""
         raise NotImplementedError
 
     def _caller(self) -> object:
-        """Returns what stands for the thread or task that runs here."""
+        """Returns an object that identifies the current thread or task."""
         raise NotImplementedError
 
     def _patience(self, timeout: float | None) -> float:
-        """Returns how long to wait; a negative number waits for ever."""
+        """Returns the timeout in seconds. A negative number waits without a limit."""
         if timeout is None:
             return self._timeout
         return arguments.patience("timeout", timeout)
 
     def _request(self) -> Reply:
-        """Returns a new request for it, which waits for ever."""
+        """Returns a new request for the lock, without a timeout."""
         return Reply("acquire", dict(self._params))
 
     def _last_held(self) -> Held[GrantT]:
-        """Returns what the caller holds, or else what somebody else holds."""
+        """Returns the caller's grant, or else that of another thread or task."""
         holds = list(self._holds)
         if not holds:
             raise self._not_held()
@@ -103,12 +104,12 @@ class AnyLock(Uncopied, Generic[GrantT]):
 def not_admitted(
     ticket: Ticket, kind: str, timeout: float, waited: str
 ) -> RequestError:
-    """Returns the refusal of a lock that somebody else of this process holds.
+    """Returns the error if another thread or task of this process holds the lock.
 
     Args:
-        ticket: the one that was not admitted.
-        kind: what holds it, "thread" or "task".
-        timeout: how long it was waited for, in seconds.
+        ticket: the caller's ticket, which was not admitted.
+        kind: "thread" or "task".
+        timeout: how long the caller waited, in seconds.
         waited: the same as text.
     """
     held = f"{quoted(ticket.key.resource)} is held by another {kind} of this process"

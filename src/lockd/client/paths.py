@@ -1,6 +1,6 @@
-"""Knows where a daemon listens, and connects a socket to it.
+"""Finds the socket of a daemon and connects to it.
 
-All clients search in the same way; lockctl(1) has it under FINDING THE DAEMON.
+All clients search in the same order (lockctl(1), FINDING THE DAEMON).
 """
 
 import errno
@@ -22,13 +22,13 @@ from lockd.names import path_text, plain, quoted
 SYSTEM_SOCKET: Final = "/run/lockd/lockd.sock"
 
 SYSTEM_USER: Final = "lockd"
-"""Under whom the system's daemon runs."""
+"""The user of the system's daemon."""
 
 ATTEMPTS: Final = 5
-"""How often a connection is opened whose end comes before anything is heard on it."""
+"""How often to open a connection that ends before the daemon sends anything on it."""
 
 _SHOWN: Final = 200
-"""Characters of a path that a sentence shows."""
+"""The most characters of a path in an error message."""
 
 _UCRED: Final = struct.Struct("3i")
 
@@ -52,23 +52,25 @@ class Address(NamedTuple):
 
 
 def user_socket() -> str:
-    """Returns where a daemon of one's own listens."""
+    """Returns the socket path of the user's own daemon."""
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     return f"{runtime_dir}/lockd/lockd.sock"
 
 
 def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
-    """Returns where the daemon is.
+    """Returns the address of the daemon.
 
-    The argument, which may be an address found before; else `$LOCKD_SOCKET`; else
-    the user's own socket if a daemon listens there; else the system's. For root the
-    environment is not enough to go to the daemon of another user: `su` keeps the
-    variables of whoever called it.
+    The order is: the argument, `$LOCKD_SOCKET`, the user's own socket if a daemon
+    listens there, the system's socket. Root does not follow the environment to the
+    daemon of another user: `su` keeps the variables of its caller.
+
+    Args:
+        path: the path, or an address that an earlier call returned.
 
     Raises:
         TypeError: the argument is no path.
-        InvalidRequestError: it is empty, or has a character that no path has.
-        DeniedError: this is root, and `$LOCKD_SOCKET` is another user's.
+        InvalidRequestError: it is empty, or has a character that no path may have.
+        DeniedError: this is root, and `$LOCKD_SOCKET` belongs to another user.
     """
     if isinstance(path, Address):
         return path
@@ -89,11 +91,11 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
     if _listens(own) and _may_serve(_owner(own)):
         found.append(Address(own, trusted=False))
     if _listens(SYSTEM_SOCKET):
-        # Only root can put something there: no need to ask whose it is.
+        # Only root can create a socket there, so its owner needs no check.
         found.append(Address(SYSTEM_SOCKET))
     if found:
         return found[0]._replace(others=tuple(other.path for other in found[1:]))
-    # Nobody was found: the first that is there says why, a leftover or a closed door.
+    # No daemon was found. Connecting to the first existing path gives the best error.
     if not os.path.exists(SYSTEM_SOCKET) and _may_serve(_owner(own)):
         return Address(own, trusted=False)
     return Address(SYSTEM_SOCKET)
@@ -102,8 +104,8 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
 def new_socket() -> socket.socket:
     """Returns an unconnected socket that no executed program inherits (PEP 446).
 
-    It never takes the place of standard input, output or error where these are closed:
-    a program that opens them later, or prints, would hit the daemon.
+    Its descriptor is never that of a closed standard input, output or error. Otherwise
+    output of the program could reach the daemon.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if sock.fileno() > 2:
@@ -119,7 +121,7 @@ def connect(sock: socket.socket, address: Address) -> None:
         BlockingIOError: the socket does not block, and the daemon's backlog is full.
         ConnectionLostError: no daemon listens there.
         DeniedError: this user may not connect there; or this is root, and the daemon
-            another user's.
+            belongs to another user.
     """
     try:
         sock.connect(address.path)
@@ -128,8 +130,8 @@ def connect(sock: socket.socket, address: Address) -> None:
     except OSError as error:
         raise unreachable(address.path, error) from None
     if not address.trusted and os.geteuid() == 0:
-        # The file may have been exchanged since it was looked at. This is the user who
-        # called listen(2).
+        # The file may have been replaced since the check. This is the uid of the
+        # process that called listen(2).
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         _, uid, _ = _UCRED.unpack(data)
         if not _may_serve(uid):
@@ -137,7 +139,7 @@ def connect(sock: socket.socket, address: Address) -> None:
 
 
 def unreachable(path: str, error: OSError) -> LockdError:
-    """Returns the exception that says where nobody was reached, and what to do."""
+    """Returns the error for a daemon that cannot be reached, with the next step."""
     reason = error.strerror or str(error)
     kind: type[LockdError] = ConnectionLostError
     if isinstance(error, PermissionError):
@@ -145,7 +147,7 @@ def unreachable(path: str, error: OSError) -> LockdError:
     elif error.errno == errno.ENOENT or _is_socket(path):
         advice = f"start it with `{_start(path)}`"
         if path in (SYSTEM_SOCKET, user_socket()):
-            # Perhaps nobody named it, and a daemon listens where no search looks.
+            # A daemon may listen at a path that is not searched.
             advice += ", or name another daemon's socket with LOCKD_SOCKET or --socket"
     else:
         advice = "name the socket that it listens at"
@@ -154,10 +156,10 @@ def unreachable(path: str, error: OSError) -> LockdError:
 
 
 def _listens(path: str) -> bool:
-    """Returns whether somebody listens at a path.
+    """Returns whether a process listens at a path.
 
-    A datagram socket cannot be connected to a stream socket: the kernel says that
-    (EPROTOTYPE) when there is one. So the daemon is not woken, and does not notice.
+    A datagram socket cannot connect to a stream socket; the kernel reports EPROTOTYPE
+    if there is one. So the daemon does not wake up.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
@@ -168,7 +170,7 @@ def _listens(path: str) -> bool:
 
 
 def _owner(path: str) -> int | None:
-    """Returns the user to whom a file belongs; None if that cannot be told."""
+    """Returns the owner of a file; None if it is unknown."""
     try:
         return os.stat(path).st_uid
     except OSError:
@@ -176,7 +178,7 @@ def _owner(path: str) -> int | None:
 
 
 def _may_serve(uid: int | None) -> bool:
-    """Returns whether this process may go to a user's daemon without being told to."""
+    """Returns whether this process accepts the daemon of a user by default."""
     if uid is None:
         return False
     if os.geteuid() != 0 or uid == 0:
@@ -204,7 +206,7 @@ def _not_for_root(path: str, uid: int) -> DeniedError:
 
 
 def _start(path: str) -> str:
-    """Returns the command that starts the daemon that listens there."""
+    """Returns the command that starts the daemon at a path."""
     if path == SYSTEM_SOCKET:
         return "systemctl start lockd"
     return "lockd" if path == user_socket() else f"lockd --socket {plain(path)}"
@@ -218,7 +220,7 @@ def _is_socket(path: str) -> bool:
 
 
 def _how_to_be_let_in(path: str) -> str:
-    """Returns what a user can do who may not connect."""
+    """Returns what a user without access to a socket can do."""
     import grp
     import pwd
 
@@ -239,9 +241,9 @@ def _how_to_be_let_in(path: str) -> str:
 
 
 def _door(path: str) -> tuple[str, int]:
-    """Returns what keeps us from a socket, and what its group would need.
+    """Returns the path that denies access to a socket, and the bit its group needs.
 
-    That is the first directory on the way that may not be passed, or the socket itself.
+    The path is the first directory on the way that may not be searched, or the socket.
     """
     for place, character in enumerate(path):
         parent = path[:place] or "/"

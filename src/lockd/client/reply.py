@@ -1,9 +1,9 @@
 """One request and its answer.
 
-A `Reply` goes through these states: new (in no collection), pending (in `_pending`),
-done. A done reply has either a result or an error, and never changes again. A reply may
-be abandoned at any moment, because whoever waited for it was cancelled: what it brings
-then is given back, so that nothing is held that nobody knows of.
+A `Reply` is new (in no collection), then pending (in `_pending`), then done. A done
+reply has a result or an error, and never changes again. A reply may be abandoned at any
+time, because its waiter was cancelled. The client then releases what it brings, so no
+lock is left behind.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ class Reply(Awaited):
     """One request and, once it is done, its answer.
 
     Attributes:
-        done: whether the answer is here, or will never come.
-        grants: of an acquire, what was granted; of a release, what it is to release.
-        pieces: its bytes, until they are queued. An iterator brings each of them once,
-            so whoever queues them again queues nothing.
+        done: whether it has a result or an error.
+        grants: of an acquire, the new grants; of a release, the grants to release.
+        pieces: its bytes, until they are queued. The iterator yields each piece once,
+            so a second attempt to queue them queues nothing twice.
     """
 
     __slots__ = (
@@ -53,29 +53,29 @@ class Reply(Awaited):
         self.undo_mode: Mode | None = None
 
     def assign(self, msgid: int) -> None:
-        """Says under which number it is sent."""
+        """Sets the number under which it is sent."""
         self.msgid = msgid
 
     def keep_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Keeps its bytes, unless it has some; returns what is kept."""
+        """Sets its bytes, unless it has some. Returns its bytes."""
         # No call between the test and the store.
         if self.pieces is None:
             self.pieces = pieces
         return self.pieces
 
     def give_up(self) -> bool:
-        """Abandons it; returns whether that is new."""
+        """Abandons it. Returns whether it was not abandoned before."""
         new, self.abandoned = not self.abandoned, True
         return new
 
     def bring(self, grants: tuple[Any, ...]) -> None:
-        """Notes its grants, unless it has some."""
+        """Sets its grants, unless it has some."""
         # No call between the test and the store.
         if not self.grants:
             self.grants = grants
 
     def note_mode(self, mode: Mode) -> None:
-        """Notes the mode that its conversion changes, unless that has been done."""
+        """Notes the mode before its conversion, once."""
         # No call between the tests and the store.
         if not self.grants and self.undo_mode is None:
             self.undo_mode = mode
@@ -89,13 +89,13 @@ class Reply(Awaited):
         return raised
 
     def settle(self, result: Any = None, error: LockdError | None = None) -> None:
-        """Makes the reply done and wakes whoever waits for it."""
+        """Makes the reply done and wakes its waiter."""
         if not self.done:
             self.result, self.error, self.done = result, error, True
         self.rouse()
 
     def outcome(self) -> Any:
-        """Returns the result of a reply that is done, or raises its error."""
+        """Returns the result of a done reply, or raises its error."""
         if self.error is not None:
             raise self.error
         return self.result

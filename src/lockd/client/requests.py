@@ -1,7 +1,4 @@
-"""Builds the parameters of requests: what is not said is left out of the map.
-
-Every value is checked here, so a wrong one costs nobody a message.
-"""
+"""Builds requests, and checks every argument. A parameter that is None is omitted."""
 
 import os
 from collections.abc import Iterable
@@ -24,27 +21,27 @@ from lockd.terms import Mode, ResourceKey
 CLIENT_NAME: Final = "lockd-python"
 
 PAGE: Final = 256
-"""As much as may be asked for; the daemon says how much there is at once."""
+"""Entries of a page: the most that the protocol allows. The daemon may return fewer."""
 
 Name = str | os.PathLike[str]
-"""What is locked: a name, or the path of a file."""
+"""The name of a resource, or the path of a file."""
 
 _TARGETED: Final = frozenset({"convert", "release"})
-"""The methods whose resource a caller knows as the target."""
+"""The methods whose parameter for the resource is named `target`."""
 
 
 def request(method: str, **params: Any) -> Reply:
-    """Returns a new request; parameters that are None are left out.
+    """Returns a new request without the parameters that are None.
 
     Raises:
-        TypeError: a parameter is of the wrong type.
+        TypeError: a parameter has the wrong type.
         InvalidRequestError: one has a value that is not allowed.
     """
     return Reply(method, checked(method, params))
 
 
 def opening(name: str | None, client: str = CLIENT_NAME) -> list[Reply]:
-    """Returns the requests that open a conversation; `hello` is the first."""
+    """Returns the requests that begin a conversation; `hello` is the first."""
     hello = request("hello", protocol=PROTOCOL_VERSION, client=client)
     return [hello] if name is None else [hello, register(name)]
 
@@ -59,7 +56,7 @@ def register(
     inheritable: bool | None = None,
     until: str | None = None,
 ) -> Reply:
-    """Returns the request that names an owner."""
+    """Returns the request that registers an owner."""
     said = {"name": name, "uuid": uuid, "owner_id": owner_id, "pid": pid}
     owner = checked("register", said)
     if "owner_id" in owner:
@@ -76,16 +73,16 @@ def register(
 def key_of(
     target: AnyGrant | Name, lockspace: str | None = None, what: str = "resource"
 ) -> ResourceKey:
-    """Returns what a grant is on, or what a name means.
+    """Returns the resource of a grant, or of a name.
 
     Args:
         target: the grant, the name, or the path of a file.
-        lockspace: where it is; if None, `direct` for a file, else `default`.
-        what: the name of the parameter, for the sentence of an error.
+        lockspace: the lockspace. If None, `direct` for a file, else `default`.
+        what: the name of the parameter, for error messages.
 
     Raises:
-        TypeError: it is none of these.
-        InvalidRequestError: nothing can be called so.
+        TypeError: the target is none of these.
+        InvalidRequestError: it is not a valid name.
     """
     if isinstance(target, AnyGrant):
         return ResourceKey(target.lockspace, target.resource)
@@ -114,7 +111,7 @@ def acquire_all(
 
     Raises:
         TypeError: they are no names.
-        InvalidRequestError: none, too many, or one of them twice.
+        InvalidRequestError: there are none or too many, or one appears twice.
     """
     given = resource_texts("resources", resources)
     keys = [key_of(name, lockspace, "each of resources") for name in given]
@@ -132,7 +129,7 @@ def page(method: str, after: object, **params: Any) -> Reply:
 
 
 def check_releasable(targets: Iterable[object], *kinds: type) -> None:
-    """Checks that each of them says which lock to release.
+    """Checks that each target names a lock to release.
 
     Raises:
         TypeError: one does not.

@@ -1,4 +1,4 @@
-"""Joins a socket to a core: carries bytes both ways, and never waits."""
+"""Carries the bytes between a socket and a core; never waits."""
 
 import socket
 from collections import deque
@@ -14,10 +14,10 @@ _READ_SIZE: Final = 65_536
 class Wire:
     """The socket of one connection, in non-blocking mode.
 
-    A signal handler may run, and raise, after any call of a function. So to send and to
-    note what was sent is one call here, and so is to read and to keep what was read: an
-    iterator whose parts are all written in C. The kernel may take a part of a piece, if
-    the buffer of the socket is small: the rest takes its place.
+    A signal handler may run, and raise, after any call of a function. So sending and
+    noting what was sent is one call here: an iterator whose parts are all written in C.
+    The same holds for receiving. The kernel may accept only a part of a piece. The rest
+    then replaces the piece.
     """
 
     def __init__(self, sock: socket.socket, core: ClientCore) -> None:
@@ -34,7 +34,7 @@ class Wire:
         self._receive = map(core.arrived.append, received).__next__
 
     def push(self) -> None:
-        """Sends what the kernel takes; the rest stays in `core.outgoing`."""
+        """Sends what the kernel accepts. The rest stays in `core.outgoing`."""
         pieces = self._core.outgoing
         try:
             while pieces:
@@ -45,16 +45,17 @@ class Wire:
         except (OSError, IndexError) as error:
             if _is_handlers(error):
                 raise
-            # Else the kernel is full, or a signal handler has sent all of it.
+            # Otherwise the kernel's buffer is full, or a signal handler has sent
+            # everything.
             if not isinstance(error, BlockingIOError | IndexError):
-                # What the daemon said last may still be unread: the reader finds out.
+                # The daemon's last words may be unread: the reader will find them.
                 pieces.clear()
 
     def pull(self) -> bool:
-        """Reads some of what has come and gives it to the core.
+        """Receives some bytes and passes them to the core.
 
         Returns:
-            Whether there may be more.
+            Whether more bytes may be available.
         """
         if self._core.ended:
             return False
@@ -65,7 +66,7 @@ class Wire:
             if _is_handlers(error):
                 raise
             more = False
-            if isinstance(error, ConnectionResetError):  # it left some bytes unread
+            if isinstance(error, ConnectionResetError):  # it closed with unread bytes
                 self._core.end(CLOSED)
             elif not isinstance(error, BlockingIOError):
                 self._core.end(f"the connection to the daemon failed: {error.strerror}")
@@ -74,7 +75,7 @@ class Wire:
 
 
 def _is_handlers(error: Exception) -> bool:
-    """Returns whether a signal handler raised this, not the call that it interrupted.
+    """Returns whether a signal handler raised this, and not the interrupted call.
 
     A call of C has no frame; a handler has one.
     """

@@ -1,1 +1,1 @@
-"""What only the client for trio and asyncio has: how a task waits."""
+"""The part of the client that waits as a task of trio or asyncio."""

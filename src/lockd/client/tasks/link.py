@@ -1,12 +1,12 @@
-"""Lets the tasks of one trio or asyncio program use one connection.
+"""Lets the tasks of one trio or asyncio program share one connection.
 
-A reader task gives what comes to the core, which wakes those whose answer it is.
-Everything else happens between two checkpoints, so nothing here needs a lock.
+A reader task passes received bytes to the core, which wakes the tasks that wait for
+them. All other code runs between two checkpoints, so this module needs no lock.
 
-Cancellation: whoever is cancelled still waits, shielded, for the definite answer to
-what it takes back. The daemon answers every request; one that hangs is not waited for
-longer than some seconds, and what comes of it then is given back. The reader is
-shielded too, or a cancelled program could not hear these answers; `stop` ends it.
+Cancellation: a cancelled task cancels its requests, and waits in a shield for the
+answers. The daemon answers every request. If it hangs, the task stops waiting after
+some seconds, and the link later releases what the request brings. The reader is
+shielded too, because a cancelled program needs these answers; `stop` ends it.
 """
 
 import socket
@@ -31,30 +31,31 @@ from lockd.client.wire import Wire
 from lockd.errors import LockdError, WrongTaskError
 from lockd.terms import Mode, ResourceKey
 
-#: unix(7): while the daemon's backlog is full a connect cannot wait, only try again.
+#: A connect cannot wait while the daemon's backlog is full; it can only retry
+#: (unix(7)).
 _BACKLOG_PAUSE: Final = 0.01
 
 PATIENCE: Final = 5.0
-"""Seconds that the daemon has to answer whoever was cancelled."""
+"""Seconds that a cancelled task waits for the daemon's answer."""
 
 
 @asynccontextmanager
 async def open_link(
     address: paths.Address, make_opening: Callable[[], list[Reply]]
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
-    """Opens a connection and a conversation on it, for as long as the body runs.
+    """Opens a connection and a conversation while the body runs.
 
     Args:
         address: where the daemon listens.
-        make_opening: returns the requests that come first.
+        make_opening: returns the first requests.
 
     Yields:
         The connection, and the result of the first request.
 
     Raises:
-        ConnectionLostError: no daemon listens there, or it ended the connection.
+        ConnectionLostError: no daemon listens there, or it closed the connection.
         DeniedError: this user may not connect there.
-        RequestError: the daemon refused one of the requests.
+        RequestError: the daemon rejected one of the requests.
     """
     async with AsyncExitStack() as stack:
         attempts = 0
@@ -86,7 +87,7 @@ async def _try_to_open(
                 except anyio.get_cancelled_exc_class():
                     raise
                 except BaseException as error:
-                    # Raised below: the group would put a group around it here.
+                    # Raised below: here the task group would wrap it.
                     failure = error
                 finally:
                     link.stop()
@@ -111,7 +112,7 @@ async def _open_socket(address: paths.Address) -> socket.socket:
 
 
 def _current_loop() -> EventLoopToken | None:
-    """Returns what stands for the event loop that runs in this thread, if one does."""
+    """Returns an object that identifies this thread's event loop; None without one."""
     try:
         return current_token()
     except NoEventLoopError:
@@ -119,9 +120,9 @@ def _current_loop() -> EventLoopToken | None:
 
 
 class Grant(AnyGrant):
-    """One lock that an async client holds, or held; or an `async with` until its end.
+    """A lock that an async client holds or held. The end of `async with` releases it.
 
-    What it says is what the daemon has said so far, to the last byte that has come.
+    Its attributes reflect all that the daemon has sent so far.
     """
 
     __slots__ = ()
@@ -129,12 +130,12 @@ class Grant(AnyGrant):
     link: "TaskLink"
 
     async def release(self) -> None:
-        """Releases the lock; to release it again does nothing.
+        """Releases the lock. A second call does nothing.
 
-        It is on its way at once, whatever becomes of the wait.
+        The request is sent at once, even if the wait for it is cancelled.
 
         Raises:
-            LockLostError: it had been lost.
+            LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
         (reply,) = self.link.start_release(self)
@@ -161,7 +162,7 @@ class TaskLink:
     """A connection that tasks share.
 
     Attributes:
-        scopes: the bodies that are cancelled when their grant is lost.
+        scopes: the bodies to cancel when their grant is lost.
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
@@ -185,7 +186,7 @@ class TaskLink:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a forked child: the session is its parent's."""
+        """Whether this process is a forked child, and the session its parent's."""
         return self._forked
 
     def check_owned(self) -> None:
@@ -193,7 +194,7 @@ class TaskLink:
 
         Raises:
             ForkedSessionError: it is the parent's.
-            WrongTaskError: it is another loop's.
+            WrongTaskError: it belongs to another event loop.
         """
         if self._forked:
             raise forking.forked()
@@ -201,16 +202,16 @@ class TaskLink:
 
     @property
     def runs_here(self) -> bool:
-        """Whether the event loop that runs here is the one that opened it."""
+        """Whether the current event loop is the one that opened the connection."""
         return _current_loop() == self._loop
 
     def check_loop(self) -> None:
-        """Checks that the event loop that runs here is the one that opened it.
+        """Checks that the current event loop is the one that opened the connection.
 
-        Another one could not be woken by what the daemon says, and would wait for ever.
+        The link could not wake the tasks of another loop, which would wait for ever.
 
         Raises:
-            WrongTaskError: it is not.
+            WrongTaskError: it is another one.
         """
         if not self.runs_here:
             raise WrongTaskError(
@@ -219,12 +220,12 @@ class TaskLink:
             )
 
     def task(self) -> object:
-        """Returns what stands for the task that runs here."""
-        # Not its number: a later task may get the same.
+        """Returns an object that identifies the current task."""
+        # Not its id: a later task may get the same.
         return anyio.get_current_task().coro
 
     async def perform(self, *replies: Reply) -> None:
-        """Sends requests and waits until all are answered."""
+        """Sends requests and waits for all answers."""
         self.check_owned()
         try:
             self._start(*replies)
@@ -240,29 +241,29 @@ class TaskLink:
         return reply.outcome()
 
     def start(self, *replies: Reply) -> None:
-        """Sends requests, which can be waited for."""
+        """Sends requests. `wait_for` waits for an answer."""
         self.check_owned()
         self._start(*replies)
 
     def start_release(self, *grants: AnyGrant) -> list[Reply]:
-        """Asks for the release of grants; returns what can be waited for."""
+        """Sends the release of grants. Returns a reply for each."""
         self.check_owned()
         replies = [self._core.release(grant) for grant in grants]
         self._push()
         return replies
 
     async def wait_for(self, reply: Reply) -> None:
-        """Waits until a request that was started is answered."""
+        """Waits for the answer to a request that was sent."""
         self.check_owned()
         await self._wait(reply)
 
     async def wait_patiently(self, awaitable: Awaitable[None]) -> None:
-        """Waits for what the daemon is to do; puts off a cancellation for some seconds.
+        """Waits for the daemon; defers a cancellation by up to `PATIENCE` seconds.
 
-        It comes all the same, whenever a daemon that hangs goes on.
+        The daemon still carries out the request, even if it only continues later.
 
         Args:
-            awaitable: what can be awaited again.
+            awaitable: can be awaited twice.
         """
         with anyio.move_on_after(PATIENCE, shield=True):
             await awaitable
@@ -270,7 +271,7 @@ class TaskLink:
         await awaitable
 
     async def abandon(self, *replies: Reply) -> None:
-        """Gives up requests; what they bring is given back."""
+        """Gives up requests; releases what they bring."""
         cancelled = [reply for reply in replies if self._core.abandon(reply)]
         self._push()
         with anyio.move_on_after(PATIENCE, shield=True):
@@ -278,15 +279,16 @@ class TaskLink:
                 await self._wait(reply)
 
     def catch_up(self) -> None:
-        """Takes note of all that the daemon has said so far; never waits."""
-        # Another thread could not wake the tasks: there what the reader heard counts.
+        """Processes all that has been received; never waits."""
+        # Other threads cannot wake the tasks, so they only see what the reader has
+        # read.
         if self.runs_here and not self._forked:
             while self._wire.pull():
                 pass
             self._push()
 
     def enter_queue(self, key: ResourceKey, mode: Mode) -> Ticket:
-        """Takes the calling task's place among those who want the same lock."""
+        """Adds the calling task to the line for a lock."""
         self.check_owned()
         self._core.check_connected()
         ticket = Ticket(key, mode, self.task())
@@ -294,7 +296,10 @@ class TaskLink:
         return ticket
 
     async def wait_admitted(self, ticket: Ticket, timeout: float | None) -> bool:
-        """Waits until a ticket is admitted; returns false when the time is over."""
+        """Waits for a ticket, at most `timeout` seconds.
+
+        Returns whether it is admitted.
+        """
         event = anyio.Event()
         ticket.wake_with(event.set)
         with anyio.move_on_after(timeout):
@@ -302,15 +307,15 @@ class TaskLink:
         return ticket.done
 
     def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
-        """Keeps a ticket until what its owner got ends, or until it leaves."""
+        """Keeps a ticket until its owner's lock ends, or until `leave_queue`."""
         self._queues.keep(ticket, hold)
 
     def leave_queue(self, ticket: Ticket) -> None:
-        """Takes a ticket out of its queue."""
+        """Removes a ticket from its queue, if it is there."""
         self._queues.leave(ticket)
 
     def open_events(self) -> Inbox:
-        """Returns an inbox into which the events of a watch come."""
+        """Returns an inbox that receives the events of a watch."""
         self.check_owned()
         self._core.check_connected()
         inbox = Inbox()
@@ -319,7 +324,7 @@ class TaskLink:
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
-        """Lets events pass unheard from now on."""
+        """Stops passing events to an inbox."""
         self._core.on_end.remove(inbox.end)
         self._core.tell_no_events_to(inbox.put)
 
@@ -332,9 +337,10 @@ class TaskLink:
                 return inbox.take()
 
     def stop(self) -> None:
-        """Gives up what is held; those who wait get `ConnectionLostError`.
+        """Ends the session. Waiting calls raise `ConnectionLostError`.
 
-        The socket is to be closed when the tasks have ended, as they may wait for it.
+        The caller closes the socket after the tasks have ended: they may still wait for
+        it.
         """
         self._reading.cancel()
         if self._flushing is not None:
@@ -342,12 +348,12 @@ class TaskLink:
         self._core.close()
 
     def hang_up(self) -> None:
-        """Ends the session from any thread: the reader finds the end."""
+        """Shuts the connection down, from any thread. The reader notices."""
         with suppress(OSError):  # the daemon was faster
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def disown(self) -> None:
-        """Closes a forked child's copy of the socket; sends nothing."""
+        """Closes a forked child's copy of the socket. Sends nothing."""
         self._forked = True
         self._sock.close()
 

@@ -1,4 +1,4 @@
-"""Locks for tasks: one like `anyio.Lock`, and a body that is cancelled at a loss."""
+"""Locks for tasks: one like `anyio.Lock`, and a body that a loss cancels."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -17,7 +17,7 @@ from lockd.text import exact_duration
 
 
 class Released:
-    """A release that is on its way; to await it waits until the daemon has done it."""
+    """A release that was sent. Awaiting it waits for the daemon's answer."""
 
     __slots__ = ("_link", "_reply")
 
@@ -36,13 +36,13 @@ async def release_all(
     locks: Iterable["Lock"],
     by_name: Iterable[Reply],
 ) -> None:
-    """Releases all of them, though some fail.
+    """Releases all locks, even if some releases fail.
 
     Args:
         link: the connection.
-        grants: by which locks are released.
-        locks: those that hold them.
-        by_name: requests that release a lock each.
+        grants: the grants to release.
+        locks: the `Lock` objects to release.
+        by_name: requests that release one lock each.
 
     Raises:
         LockdError: the first failure.
@@ -56,7 +56,7 @@ async def release_all(
     starts: list[Callable[[], Released]] = [lock.release for lock in locks]
     starts += [partial(start, reply) for reply in by_name]
     failures: list[LockdError] = []
-    # All are on their way before the first wait, which may be cancelled.
+    # Send all of them before the first wait, which may be cancelled.
     for start_one in starts:
         try:
             started.append(start_one())
@@ -72,15 +72,15 @@ async def release_all(
 
 
 class Lock(AnyLock[Grant]):
-    """One lock of the daemon, for one task at a time (or, shared, for several).
+    """One lock of the daemon, for one task at a time, or for several if shared.
 
-    To be used like `anyio.Lock`, with the words of `lockd.Lock`. Locks of the same name
-    that belong to one client exclude each other, first come, first served; they exclude
-    everybody else's through the daemon. They are not re-entrant.
+    It works like `anyio.Lock`, with the parameters of `lockd.Lock`. Locks of one client
+    with the same name exclude each other, first come, first served. The daemon excludes
+    all other clients. A lock is not re-entrant.
 
-    Any task may release the lock, also one that did not acquire it. Nobody is cancelled
-    when the lock is lost: the end of an `async with` body raises `LockLostError` then,
-    unless another exception is on its way. `Client.hold` cancels its body.
+    Any task may release it. A loss cancels no task: the end of the `async with` body
+    raises `LockLostError`, unless another exception is raised. (`Client.hold` cancels
+    its body.)
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class Lock(AnyLock[Grant]):
     async def acquire(self, *, timeout: float | None = None) -> Grant:
         """Waits for the lock.
 
-        Unlike `lockd.Lock` it raises if the time is over: whoever does not look at the
-        result must not take the lock for held.
+        Unlike `lockd.Lock` it raises after a timeout: a task that ignores the result
+        must not believe that it holds the lock.
 
         Args:
-            timeout: seconds to wait; negative waits for ever; if not given, the lock's.
+            timeout: seconds to wait; negative waits without a limit; None: the default.
 
         Raises:
-            AcquireTimeoutError: it was not granted in time.
-            BusyError: with `timeout` 0, somebody holds it or waits for it.
-            AlreadyHeldError: this task holds it, and would wait for ever.
-            RequestError: the daemon refused for another reason.
+            AcquireTimeoutError: the timeout passed.
+            BusyError: `timeout` is 0, and the lock has a holder or a waiter.
+            AlreadyHeldError: this task holds the lock, and would wait for itself.
+            RequestError: the daemon rejected the request for another reason.
         """
         patience = self._patience(timeout)
         ticket = self.link.enter_queue(self._key, self._mode)
@@ -116,24 +116,24 @@ class Lock(AnyLock[Grant]):
         return grant
 
     async def acquire_nowait(self) -> Grant:
-        """Takes the lock if it is free now; only the daemon's answer is waited for.
+        """Acquires the lock if it is free; waits only for the daemon's answer.
 
         Raises:
-            BusyError: somebody holds it or waits for it.
+            BusyError: the lock has a holder or a waiter.
             RequestError: as for `acquire`.
         """
         return await self.acquire(timeout=0)
 
     def release(self) -> Released:
-        """Releases the lock; any task may.
+        """Releases the lock. Any task may call it.
 
-        It is on its way at once, and before all that this client asks from now on. To
-        await the result waits until the daemon has done it.
+        The request is sent at once, before all later requests of this client. Awaiting
+        the result waits for the daemon's answer.
 
         Raises:
-            LockLostError: it had been lost; as far as has been heard, or, awaited, at
-                all.
-            NotHeldError: it is not held through this object.
+            LockLostError: the lock had been lost. The call raises it if the client
+                knows it already; otherwise awaiting the result does.
+            NotHeldError: the lock is not held through this object.
         """
         self._check_owned()
         held = self._last_held()
@@ -187,7 +187,7 @@ class Lock(AnyLock[Grant]):
 class Body(AbstractAsyncContextManager[Grant, bool]):
     """Holds a lock while a body runs, and cancels the body when the lock is lost.
 
-    It must be left by the task that entered it, as every cancel scope.
+    The task that entered the body must leave it, as for any cancel scope.
     """
 
     def __init__(self, lock: Lock) -> None:
@@ -197,7 +197,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         grant = await self._lock.acquire()
         self._task = self._lock.link.task()
         self._scope = self._lock.link.scopes[grant] = anyio.CancelScope()
-        # It may have been lost already, in the same bytes that brought it.
+        # The bytes that brought the grant may also have brought its loss.
         if grant.lost:
             self._scope.cancel()
         self._scope.__enter__()

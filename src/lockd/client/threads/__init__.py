@@ -1,1 +1,1 @@
-"""What only the client for threads has: how a thread waits."""
+"""The part of the client that waits as a thread."""

@@ -1,7 +1,7 @@
-"""Wakes a thread that waits for a socket, though nothing has come there.
+"""Wakes a thread that polls a socket when no bytes have come.
 
-A thread can be interrupted in poll(2) by a signal handler that reads what the thread
-waits for. Python then goes on with the poll (PEP 475), which would last for ever.
+A signal handler may run in a thread that is in poll(2), and read what the thread waits
+for. Python then resumes the poll (PEP 475), which would never end.
 """
 
 import os

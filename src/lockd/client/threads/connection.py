@@ -1,4 +1,4 @@
-"""Opens connections for threads, and another one when the first has ended."""
+"""Opens connections for threads, and reconnects."""
 
 import socket
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from lockd.client.threads.link import ThreadLink
 def open_link(
     address: paths.Address, make_opening: Callable[[], list[Reply]]
 ) -> tuple[ThreadLink, Any]:
-    """Opens a connection and a conversation on it.
+    """Opens a connection and a conversation.
 
     Args:
         address: where the daemon listens.
-        make_opening: returns the requests that come first.
+        make_opening: returns the first requests.
 
     Returns:
         The connection, and the result of the first request.
 
     Raises:
-        ConnectionLostError: no daemon listens there, or it ended the connection.
+        ConnectionLostError: no daemon listens there, or it closed the connection.
         DeniedError: this user may not connect there.
-        RequestError: the daemon refused one of the requests.
+        RequestError: the daemon rejected one of the requests.
     """
     attempts = 0
     while True:
@@ -56,13 +56,13 @@ def _open_socket(address: paths.Address) -> socket.socket:
 
 
 class Connection:
-    """The link of a client; if it is to reconnect, the newest of several.
+    """The link of a client, which it can replace by a new one.
 
     Args:
         address: where the daemon listens.
-        name: on whose behalf locks are held.
+        name: the name of the owner of the locks.
         on_lost: called with each grant that is lost.
-        reconnect: whether to open another link when the daemon has ended this one.
+        reconnect: whether to open a new link after the daemon has closed this one.
     """
 
     def __init__(
@@ -78,29 +78,31 @@ class Connection:
         self._on_lost = on_lost
         self._reconnect = reconnect
         self._closed = False
-        #: The link, and how the daemon welcomed it.
+        #: The link, and the daemon's answer to `hello`.
         self._opened = self._open()
 
     @property
     def last(self) -> ThreadLink:
-        """The link that was opened last, whatever became of it."""
+        """The newest link, which may have ended."""
         return self._opened[0]
 
     @property
     def welcome(self) -> dict[str, Any]:
-        """What the daemon said first on it."""
+        """The daemon's answer to `hello`."""
         return self._opened[1]
 
     def close(self) -> None:
-        """Ends the link, and any that another thread is about to open."""
+        """Ends the link, and any that another thread is opening."""
         self._closed = True
         self.last.close()
 
     def link(self) -> ThreadLink:
-        """Returns the link to use for what is asked now; it may be closed.
+        """Returns the link for the next request; it may be closed.
+
+        Reconnects if necessary.
 
         Raises:
-            LockdError: another one is wanted, and the daemon cannot be reached.
+            LockdError: it had to reconnect, and the daemon cannot be reached.
         """
         opened = self._opened
         if not self._reconnect or not opened[0].lost:
@@ -112,7 +114,8 @@ class Connection:
             opened[0].close()
         else:
             new[0].close()
-        # After the store: who closes marks it, and then closes what is stored.
+        # `close` sets the mark first and then closes the stored link. So check after
+        # storing.
         if self._closed:
             self.last.close()
         return self.last
@@ -124,16 +127,16 @@ class Connection:
             link.perform(reply)
             return reply.outcome()
         except BaseException:
-            # A signal, just now: nobody would know of what was granted.
+            # A signal at this moment would leave a grant that nobody knows.
             link.abandon(reply)
             raise
 
     def open_events(self) -> Inbox:
-        """Returns an inbox into which the events of a watch come."""
+        """Returns an inbox that receives the events of a watch."""
         return self.link().open_events()
 
     def close_events(self, inbox: Inbox) -> None:
-        """Lets events pass unheard from now on."""
+        """Stops passing events to an inbox."""
         self.last.close_events(inbox)
 
     def wait_item(self, inbox: Inbox) -> Any:

@@ -1,4 +1,4 @@
-"""What a thread gets of a lock that the client holds."""
+"""The user's view of a lock, for threads."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,20 +10,20 @@ from lockd.errors import LockdError
 
 
 class ReleasingLink(Link, Protocol):
-    """A connection that can be waited for."""
+    """A connection that can release grants."""
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
-        """Releases grants and waits until the daemon has done so."""
+        """Releases grants and waits for the daemon's answers."""
 
     def leave_queue(self, ticket: Ticket) -> None:
-        """Takes a ticket out of its queue, if it is there."""
+        """Removes a ticket from its queue, if it is there."""
 
 
 class Grant(AnyGrant):
-    """One lock that a client holds, or held; in a `with` statement, until its end.
+    """A lock that a client holds or held. The end of a `with` statement releases it.
 
-    What it says is what the daemon has said so far, to the last byte that has come.
-    While it is referred to its connection stays open, unless the client is closed.
+    Its attributes reflect all that the daemon has sent so far. The connection stays
+    open while a grant refers to it, unless the client is closed.
     """
 
     __slots__ = ()
@@ -31,10 +31,10 @@ class Grant(AnyGrant):
     link: ReleasingLink
 
     def release(self) -> None:
-        """Releases the lock; to release it again does nothing.
+        """Releases the lock. A second call does nothing.
 
         Raises:
-            LockLostError: it had been lost.
+            LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
         for reply in self.link.release(self):

@@ -1,18 +1,18 @@
-"""Lets many threads use one connection, without a thread of its own.
+"""Lets many threads share one connection, without a thread of its own.
 
-Of the threads that wait one, the reader, waits for the socket; the others sleep. Whose
-answer the reader brings is woken. A thread that leaves makes sure that somebody reads
-if anybody still waits.
+One of the waiting threads, the reader, waits for the socket; the others sleep. The
+reader wakes the threads whose answers it has read. A thread that stops waiting wakes
+another one, which becomes the reader.
 
-A thread may use the connection while it uses it already: in a signal handler, in a
-finalizer. It then comes in between two calls of its own (see `core`):
+A signal handler or a finalizer may use the connection in a thread that is already using
+it. It then runs between two calls of that thread (see `core`):
 
-- The mutex keeps threads from sending, or receiving, at the same time. A thread that
-  has it may take it again, and gives it up completely while it waits.
-- So may the reader's thread read again. The bell wakes a reader whose answer somebody
-  else has read.
-- A thread that sleeps looks itself now and then. So it does not depend on a reader that
-  is held up by a signal handler, nor on one that an exception has torn away.
+- The mutex keeps threads from sending or receiving at the same time. Its owner may lock
+  it again, and unlocks it completely to wait.
+- The reader may read again in the same way. If other code has read its answer, the bell
+  wakes it.
+- A sleeping thread looks at its answer about once a second. So it does not depend on a
+  reader that a signal handler blocks, or that an exception has ended.
 """
 
 import select
@@ -40,7 +40,7 @@ from lockd.errors import ConnectionLostError, LockdError
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
-#: Seconds after which a sleeper looks for itself.
+#: Seconds after which a sleeping thread looks for itself.
 _PATIENCE: Final = 1.0
 
 
@@ -63,10 +63,10 @@ class ThreadLink:
         self._seat = threading.RLock()
         self._reading = False
         self._bell = Bell()
-        # Those who sleep, each behind a lock, and whether it is the main thread.
+        # The sleeping threads: the lock of each, and whether it is the main thread.
         self._sleepers: dict[threading.Lock, bool] = {}
-        # Invariant: the descriptor is open while anybody waits, lest a wait is for
-        # somebody else's file that got the same number.
+        # Invariant: the descriptor is open while a thread waits. Otherwise the thread
+        # could wait for another file with the same number.
         self._waiting: set[threading.Lock] = set()
         self._closing = False
         self._forked = False
@@ -78,12 +78,12 @@ class ThreadLink:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a forked child: the session is its parent's."""
+        """Whether this process is a forked child, and the session its parent's."""
         return self._forked
 
     @property
     def lost(self) -> bool:
-        """Whether the connection ended, though nobody closed it."""
+        """Whether the connection has ended, and this client has not closed it."""
         self.catch_up()
         return self._core.ended and not self._closing and not self._forked
 
@@ -96,11 +96,11 @@ class ThreadLink:
         if self._forked:
             raise forking.forked()
         if sys.is_finalizing():
-            # Threads that are no more may have the mutex; the session ends by itself.
+            # Dead threads may hold the mutex; the session ends by itself.
             self._core.close()
 
     def perform(self, *replies: Reply) -> None:
-        """Sends requests and waits until all are answered."""
+        """Sends requests and waits for all answers."""
         self.check_owned()
         try:
             for reply in replies:
@@ -118,14 +118,15 @@ class ThreadLink:
             raise
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
-        """Releases grants and waits until the daemon has done so."""
+        """Releases grants and waits for the daemon's answers."""
         self.check_owned()
         try:
             replies = [self._core.release(grant) for grant in grants]
             for reply in replies:
                 self._wait(reply)
         except BaseException as error:
-            # A signal, perhaps before all were asked for: each is asked for once.
+            # A signal, perhaps before all requests were sent; `release` sends each only
+            # once.
             replies = [self._core.release(grant) for grant in grants]
             self._push()
             _tell_fate(error, replies)
@@ -133,14 +134,14 @@ class ThreadLink:
         return replies
 
     def abandon(self, *replies: Reply) -> None:
-        """Gives up requests; what they bring is given back."""
+        """Gives up requests; releases what they bring."""
         cancelled = [reply for reply in replies if self._core.abandon(reply)]
         self._push()
         for reply in cancelled:
             self._wait(reply)
 
     def catch_up(self) -> None:
-        """Takes note of all that the daemon has said so far; never waits."""
+        """Processes all that has been received; never waits."""
         if self._forked or sys.is_finalizing():
             return
         with self._mutex:
@@ -153,19 +154,22 @@ class ThreadLink:
             self._bell.ring()
 
     def enter_queue(self, ticket: Ticket) -> None:
-        """Takes the calling thread's place among those who want the same lock."""
+        """Adds the calling thread to the line for a lock."""
         self.check_owned()
         with self._mutex:
             self._queues.enter(ticket)
-            # Not before: an end that comes in between would not wake it.
+            # Not before: an end of the connection in between would not wake it.
             self._core.check_connected()
 
     def wait_admitted(self, ticket: Ticket, timeout: float) -> bool:
-        """Waits until a ticket is admitted; a negative timeout waits for ever."""
+        """Waits until a ticket is admitted. Returns whether it is.
+
+        A negative timeout waits without a limit.
+        """
         return self._wait(ticket, timeout)
 
     def leave_queue(self, ticket: Ticket) -> None:
-        """Takes a ticket out of its queue, if it is there."""
+        """Removes a ticket from its queue, if it is there."""
         if self._forked:
             return
         try:
@@ -180,22 +184,22 @@ class ThreadLink:
             self._queues.leave(ticket)
 
     def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
-        """Keeps a ticket until what its owner got ends, or until it leaves."""
+        """Keeps a ticket until its owner's lock ends, or until `leave_queue`."""
         with self._mutex:
             self._queues.keep(ticket, hold)
 
     def open_events(self) -> Inbox:
-        """Returns an inbox into which the events of a watch come."""
+        """Returns an inbox that receives the events of a watch."""
         self.check_owned()
         inbox = self._open_inbox()
         self._core.tell_events_to(inbox.put)
         return inbox
 
     def close_events(self, inbox: Inbox) -> None:
-        """Lets events pass unheard from now on."""
+        """Stops passing events to an inbox."""
         if self._forked:
             return
-        with suppress(ValueError):  # again, after an exception
+        with suppress(ValueError):  # a second call after an exception
             self._core.on_end.remove(inbox.end)
         self._core.tell_no_events_to(inbox.put)
 
@@ -208,7 +212,7 @@ class ThreadLink:
                 return inbox.take()
 
     def call_when_lost(self, on_lost: Callable[[Grant], None]) -> None:
-        """Starts a thread that calls with every grant that is lost."""
+        """Starts a thread that calls `on_lost` with every grant that is lost."""
         inbox = self._open_inbox()
         numbers = count()
         self._core.tell_losses_to(lambda grant: inbox.put(grant, next(numbers)))
@@ -216,7 +220,7 @@ class ThreadLink:
         threading.Thread(target=target, name="lockd-on-lost", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the session; those who wait get `ConnectionLostError`."""
+        """Ends the session. Waiting calls raise `ConnectionLostError`."""
         if self._forked:
             return
         try:
@@ -234,7 +238,7 @@ class ThreadLink:
             self._close_if_unused()
 
     def disown(self) -> None:
-        """Closes a forked child's copy of the socket; takes no lock, sends nothing."""
+        """Closes a forked child's copy of the socket. Takes no lock, sends nothing."""
         self._forked = True
         self.sock.close()
         self._bell.close()
@@ -264,9 +268,9 @@ class ThreadLink:
                 self._wire.push()
 
     def _wait(self, awaited: Reply | Ticket | Inbox, timeout: float = -1) -> bool:
-        """Waits until something is done; returns whether it is.
+        """Waits until an object is done. Returns whether it is.
 
-        A negative timeout waits for ever.
+        A negative timeout waits without a limit.
         """
         self._push()
         ends = monotonic() + timeout if timeout >= 0 else None
@@ -285,24 +289,24 @@ class ThreadLink:
             try:
                 self._leave(waker)
             except BaseException:
-                # A signal now must not leave the others without a reader.
+                # A signal at this moment must not leave the others without a reader.
                 self._leave(waker)
                 raise
         return awaited.done
 
     def _read(self, awaited: Reply | Ticket | Inbox, timeout: float | None) -> bool:
-        """Reads once, if nobody else does; returns whether that is so."""
+        """Reads once if no other thread is reading. Returns whether it has read."""
         again = self._owns(self._seat)
         taken: list[bool] = []
         try:
-            # One call, so that an exception cannot come between it and its result.
+            # One call: an exception cannot come between the call and its result.
             taken.extend(map(self._seat.acquire, (False,)))
             if taken[0]:
                 self._reading = True
                 if isinstance(awaited, Ticket):
-                    # It comes without a word of the daemon.
+                    # Admission comes without a message of the daemon.
                     awaited.wake_with(self._bell.ring)
-                if self._core.arrived:  # an exception has torn its reader away
+                if self._core.arrived:  # an exception has ended their reader
                     self._core.take_in()
                 if not awaited.done or self._core.outgoing:
                     self._poll(timeout)
@@ -324,8 +328,8 @@ class ThreadLink:
         except IndexError:
             poll = select.poll()
             poll.register(self._bell, select.POLLIN)
-        # protocol 3.4: while nobody reads, the daemon may not either. So whoever wants
-        # to write waits for input too.
+        # protocol 3.4: the daemon may stop reading while the client does not read. So a
+        # writer also waits for input.
         both = select.POLLIN | select.POLLOUT
         poll.register(self._descriptor, both if self._core.outgoing else select.POLLIN)
         milliseconds = None if timeout is None else timeout * 1000
@@ -346,14 +350,14 @@ class ThreadLink:
         main = threading.current_thread() is threading.main_thread()
         self._sleepers[waker] = main
         awaited.wake_with(partial(_open, waker))
-        # Whoever stops reading from here on finds us among those who sleep.
+        # From here on, a thread that stops reading finds this one among the sleepers.
         if awaited.done or not self._reading:
             return
         if not self._unlocked(partial(waker.acquire, timeout=timeout)):
             self.catch_up()
 
     def _unlocked(self, wait: Callable[[], Any]) -> Any:
-        """Waits without the mutex, though we may have come in between its use."""
+        """Waits without the mutex, even if this code interrupted its owner."""
         if not self._owns(self._mutex):
             return wait()
         saved: list[Any] = []
@@ -379,8 +383,8 @@ class ThreadLink:
                 self._close_if_unused()
 
     def _rouse(self) -> None:
-        # Another than the main thread, if there is one: a signal handler may hold that
-        # up. Else its last wait, in which it came in between the ones before.
+        # Prefer a thread other than the main thread, which a signal handler may block.
+        # For the main thread, wake its last wait: it interrupted the earlier ones.
         sleepers = list(self._sleepers.items())
         others = [waker for waker, main in sleepers if not main]
         for waker in (others or [waker for waker, _ in sleepers])[-1:]:
@@ -392,7 +396,7 @@ class ThreadLink:
             self._bell.close()
 
 
-#: What `threading.Condition` uses of a lock, to give it up completely while it waits.
+#: The methods with which `threading.Condition` unlocks a lock completely to wait.
 _SAVE: Final[Any] = getattr(type(threading.RLock()), "_release_save")  # noqa: B009
 _RESTORE: Final[Any] = getattr(type(threading.RLock()), "_acquire_restore")  # noqa: B009
 
@@ -417,7 +421,7 @@ def _make_grant(link: "ref[ThreadLink]", hold: Hold) -> Grant:
 def _tell_fate(
     error: BaseException, replies: "tuple[Reply, ...] | list[Reply]"
 ) -> None:
-    """Adds to an exception that interrupted requests what became of them."""
+    """Notes in an exception what happened to the requests it interrupted."""
     if isinstance(error, LockdError):
         return
     for reply in replies:

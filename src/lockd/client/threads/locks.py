@@ -1,4 +1,4 @@
-"""Locks for code that was written for `threading.Lock` or `filelock.FileLock`."""
+"""Locks for code that uses `threading.Lock` or `filelock.FileLock`."""
 
 import threading
 import time
@@ -28,13 +28,13 @@ def release_all(
     locks: Iterable["Lock"],
     by_name: Iterable[Reply],
 ) -> None:
-    """Releases all of them, though some fail.
+    """Releases all locks, even if some releases fail.
 
     Args:
         connection: the connection.
-        grants: by which locks are released.
-        locks: those that hold them.
-        by_name: requests that release a lock each.
+        grants: the grants to release.
+        locks: the `Lock` objects to release.
+        by_name: requests that release one lock each.
 
     Raises:
         LockdError: the first failure.
@@ -55,10 +55,10 @@ def release_all(
 
 
 class Acquired:
-    """Whether a lock was acquired: true or false, and a context manager.
+    """The result of an acquire: true or false, and a context manager.
 
-    So both `if lock.acquire(timeout=5):` and `with lock.acquire(timeout=5):` say what
-    they mean. To enter a false one raises the refusal.
+    So both `if lock.acquire(timeout=5):` and `with lock.acquire(timeout=5):` work.
+    Entering a false result raises the error.
     """
 
     __slots__ = ("_lock", "_refusal")
@@ -85,16 +85,15 @@ class Acquired:
 
 
 class Lock(AnyLock[Grant]):
-    """One lock of the daemon, for one thread at a time (or, shared, for several).
+    """One lock of the daemon, for one thread at a time, or for several if shared.
 
-    Locks of the same name that belong to one client exclude each other like
-    `threading.Lock`, first come, first served; they exclude everybody else's through
-    the daemon. They are not re-entrant. Deadlocks between sessions are refused by the
-    daemon; threads of one client that wait for each other, in opposite orders, are not
-    noticed.
+    Locks of one client with the same name exclude each other like `threading.Lock`,
+    first come, first served. The daemon excludes all other clients. A lock is not
+    re-entrant. The daemon rejects deadlocks between sessions. It does not detect
+    deadlocks between threads of one client.
 
-    Where the lock is lost while a `with` body runs, the end of the body raises
-    `LockLostError`, unless another exception is on its way.
+    If the lock is lost while a `with` body runs, the end of the body raises
+    `LockLostError`, unless another exception is raised.
     """
 
     def __init__(
@@ -115,15 +114,15 @@ class Lock(AnyLock[Grant]):
         """Waits for the lock.
 
         Args:
-            blocking: false only tries.
-            timeout: seconds to wait; negative waits for ever; if not given, the lock's.
+            blocking: False does not wait.
+            timeout: seconds to wait; negative waits without a limit; None: the default.
 
         Returns:
-            True, or what is false if it was busy or the time is over.
+            A true object, or a false one if the lock is busy or the timeout passed.
 
         Raises:
-            AlreadyHeldError: this thread holds it, and would wait for ever.
-            RequestError: the daemon refused for another reason.
+            AlreadyHeldError: this thread holds the lock, and would wait for itself.
+            RequestError: the daemon rejected the request for another reason.
         """
         try:
             self._acquire(self._patience(timeout) if blocking else 0)
@@ -136,11 +135,11 @@ class Lock(AnyLock[Grant]):
         return Acquired(self, None)
 
     def release(self) -> None:
-        """Releases the lock; any thread may.
+        """Releases the lock. Any thread may call it.
 
         Raises:
-            LockLostError: it had been lost.
-            NotHeldError: it is not held through this object.
+            LockLostError: the lock had been lost.
+            NotHeldError: the lock is not held through this object.
         """
         self._check_owned()
         held = self._last_held()
@@ -206,7 +205,7 @@ class Lock(AnyLock[Grant]):
         self._connection.last.check_owned()
 
     def _caller(self) -> object:
-        # Not its number: a later thread may get the same.
+        # Not its ident: a later thread may get the same.
         return threading.current_thread()
 
     def _forget_ended(self, who: object) -> None:

@@ -1,6 +1,6 @@
-"""What a program can ask of the daemon: what both clients can.
+"""The methods of both clients, for threads.
 
-`make sync` has written this file from `tasks/methods.py`: change that one.
+`make sync` generates this file from `tasks/methods.py`: change that one.
 """
 
 import os
@@ -38,9 +38,10 @@ class Methods(Uncopied):
         label: str | None = None,
         reason: str | None = None,
     ) -> Lock:
-        """Returns a lock to be used in `with`, or like `threading.Lock`.
+        """Returns a lock to use in `with`, or like `threading.Lock`.
 
-        The arguments are those of `acquire`. A negative `timeout` waits for ever, too.
+        The arguments are those of `acquire`; a negative `timeout` waits without a limit
+        too.
         """
         options = {"create": create, "label": label, "reason": reason}
         request = requests.about("acquire", resource, lockspace, mode=mode, **options)
@@ -61,19 +62,19 @@ class Methods(Uncopied):
         """Waits for a lock.
 
         Args:
-            resource: its name; one that begins with a slash, or a `pathlib.Path`, is
+            resource: the name. A `pathlib.Path`, or a name that begins with a slash, is
                 the path of a file.
-            lockspace: `direct` for a file, else `default`, if not given.
+            lockspace: if None, `direct` for a file, else `default`.
             mode: "exclusive" or "shared".
-            timeout: seconds to wait; None waits for ever, 0 does not wait.
-            create: whether to make the file of a directory lockspace if it is missing.
-            label: what the name stands for, for people.
-            reason: what the lock is held for, for people.
+            timeout: seconds to wait; None waits without a limit, 0 does not wait.
+            create: whether to create a missing file in a directory lockspace.
+            label: a readable name for the lock, for people.
+            reason: why the lock is held, for people.
 
         Raises:
-            AcquireTimeoutError: it was not granted in time; `facts` tell who holds it.
-            BusyError: with `timeout` 0, somebody holds it or waits for it.
-            AlreadyHeldError: this session holds it, or waits for it.
+            AcquireTimeoutError: the timeout passed; `facts` name the holders.
+            BusyError: `timeout` is 0, and the lock has a holder or a waiter.
+            AlreadyHeldError: this session holds the lock or waits for it.
             DeadlockError: waiting would close a cycle.
         """
         options = {"create": create, "label": label, "reason": reason}
@@ -92,7 +93,7 @@ class Methods(Uncopied):
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant | None:
-        """Takes a lock if it is free now; returns None if it is busy."""
+        """Acquires a lock if it is free; returns None if it is busy."""
         options = {"create": create, "label": label, "reason": reason}
         reply = requests.about(
             "acquire", resource, lockspace, mode=mode, timeout=0, **options
@@ -113,7 +114,7 @@ class Methods(Uncopied):
         label: str | None = None,
         reason: str | None = None,
     ) -> tuple[Grant, ...]:
-        """Waits for several locks of one lockspace: all are granted together, or none.
+        """Waits for several locks of one lockspace; acquires all of them or none.
 
         Raises:
             RequestError: as for `acquire`.
@@ -128,17 +129,17 @@ class Methods(Uncopied):
     def release(
         self, *targets: Grant | Lock | requests.Name, lockspace: str | None = None
     ) -> None:
-        """Releases locks: by their grants, by the `Lock`s that hold them, or by name.
+        """Releases locks: by grant, by `Lock` object, or by name.
 
-        A grant is released exactly: never a later one of the same name. To release it
-        again does nothing.
+        A grant releases exactly its own lock, never a later one of the same name.
+        Releasing it again does nothing.
 
         Raises:
             LockLostError: a grant had been lost.
-            NotHeldError: nothing of that name is held, or nothing by that `Lock`.
-            LockdError: if several fail, the error of one. All others have been
-                released.
-            TypeError: one of them is something else. Nothing has been released.
+            NotHeldError: the session does not hold the name, or the `Lock` is not held.
+            LockdError: if several releases fail, the error of one. All others have
+                succeeded.
+            TypeError: a target has another type. Nothing has been released.
         """
         requests.check_releasable(targets, Grant, Lock)
         grants = [target for target in targets if isinstance(target, Grant)]
@@ -155,10 +156,10 @@ class Methods(Uncopied):
         lockspace: str | None = None,
         timeout: float | None = None,
     ) -> Grant:
-        """Changes the mode of a lock that is held; its fencing token stays.
+        """Changes the mode of a held lock; the fencing token stays the same.
 
         Raises:
-            DeadlockError: another holder waits to convert, too.
+            DeadlockError: another holder also waits to convert.
             RequestError: as for `acquire`.
         """
         reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
@@ -169,12 +170,12 @@ class Methods(Uncopied):
         grant: Grant = reply.grants[0]
         return grant
 
-    # Who holds what.
+    # Asking about locks.
 
     def query(
         self, resource: requests.Name, *, lockspace: str | None = None
     ) -> dict[str, Any]:
-        """Returns who holds a lock, who waits, and who held it last."""
+        """Returns the holders, the waiters and the last holder of a lock."""
         reply = requests.about("query", resource, lockspace)
         found: dict[str, Any] = self._connection.ask(reply)
         return found
@@ -186,7 +187,7 @@ class Methods(Uncopied):
         *,
         lockspace: str | None = None,
     ) -> bool:
-        """Returns whether a fencing token is that of a lock held now, by anybody."""
+        """Returns whether somebody holds a resource with this fencing token."""
         reply = requests.about(
             "check", resource, lockspace, fencing_token=fencing_token
         )
@@ -196,17 +197,17 @@ class Methods(Uncopied):
     def list_resources(
         self, lockspace: str | None = None, **wanted: Any
     ) -> Iterator[dict[str, Any]]:
-        """Yields the resources that are held or waited for, in the order of names.
+        """Yields the resources with a holder or a waiter, sorted by name.
 
         Args:
-            lockspace: in which; else in all.
-            wanted: which of them: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
+            lockspace: only this one; None: all.
+            wanted: filters: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
                 protocol 6.9.
         """
         return self._listed("list", "resources", lockspace=lockspace, **wanted)
 
     def list_waiters(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yields those who wait, in the order of names and of queues."""
+        """Yields the waiting requests, sorted by name and place in the queue."""
         return self._listed("list_waiters", "waiters", lockspace=lockspace)
 
     def list_lockspaces(self) -> list[dict[str, Any]]:
@@ -235,13 +236,13 @@ class Methods(Uncopied):
         return counters
 
     def metrics(self) -> str:
-        """Returns the daemon's metrics as OpenMetrics; for admins."""
+        """Returns the daemon's metrics in OpenMetrics format; for admins."""
         found: dict[str, str] = self.call("metrics")
         return found["text"]
 
     @contextmanager
     def watch(self, lockspace: str | None = None) -> Iterator["Events"]:
-        """Brings what happens in a lockspace, or in all, while the body runs."""
+        """Watches a lockspace, or all, while the body runs; yields the `Events`."""
         inbox = self._connection.open_events()
         try:
             self.call("watch", lockspace=lockspace)
@@ -260,19 +261,22 @@ class Methods(Uncopied):
         pid: int | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> dict[str, Any]:
-        """Names the owner for whom this session acts; once, before any lock."""
+        """Registers the owner for whom this session acts.
+
+        Only before its first lock.
+        """
         reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
         found: dict[str, dict[str, Any]] = self._connection.ask(reply)
         return found["owner"]
 
     def restrict(self) -> None:
-        """Gives up the right to do more than release, cancel, query and check."""
+        """Restricts this session to release, cancel, query and check."""
         self.call("restrict")
 
     def reload(self) -> None:
         """Reloads the daemon's configuration and its program; for admins.
 
-        Returns when both are in force. All locks and all connections stay.
+        Returns when both are in force. All locks and connections survive.
 
         Raises:
             UnavailableError: nothing has changed; the error says why.
@@ -282,11 +286,11 @@ class Methods(Uncopied):
     def create_lockspace(
         self, name: str, kind: Kind, path: str | os.PathLike[str] | None = None
     ) -> None:
-        """Makes a lockspace."""
+        """Creates a lockspace."""
         self.call("create_lockspace", name=name, kind=kind, path=path)
 
     def create_resource(self, resource: requests.Name, *, lockspace: str) -> None:
-        """Makes the file of a resource; it stays until it is deleted."""
+        """Creates the file of a resource. It stays until `delete_resource`."""
         self.call("create_resource", lockspace=lockspace, resource=resource)
 
     def delete_resource(self, resource: requests.Name, *, lockspace: str) -> None:
@@ -294,7 +298,7 @@ class Methods(Uncopied):
         self.call("delete_resource", lockspace=lockspace, resource=resource)
 
     def break_grant(self, fencing_token: int, reason: str) -> None:
-        """Takes a lock away from its holder, who is told why."""
+        """Takes a lock away from its holder, who gets the reason."""
         self.call("break", fencing_token=fencing_token, reason=reason)
 
     def disconnect_session(self, session: int, reason: str) -> None:
@@ -302,15 +306,15 @@ class Methods(Uncopied):
         self.call("disconnect", session=session, reason=reason)
 
     def call(self, method: str, **params: Any) -> Any:
-        """Sends any request of the protocol and returns its bare result."""
+        """Sends any request of the protocol and returns its result."""
         arguments.printable_name("method", method)
         return self._connection.ask(requests.request(method, **params))
 
 
 class Events:
-    """What happens, event by event; to be used with `for`.
+    """The events of a watch, for use with `for`.
 
-    Unlike a generator it can be asked again after an interruption.
+    Unlike a generator, it can continue after an exception interrupts a wait.
     """
 
     def __init__(self, connection: Connection, inbox: Inbox) -> None:
