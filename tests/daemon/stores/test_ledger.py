@@ -147,6 +147,7 @@ def test_ledger_is_a_dict_that_survives(steps: list[tuple[Any, ...]]) -> None:
             ledger = successor(ledger)
             staged.clear()
         assert ledger.records() == model
+        assert ledger.live_bytes == sum(len(k) + len(v) for k, v in model.items())
     assert found_in(ledger.fds) == model
     tidy_all(ledger)
     assert ledger.records() == found_in(ledger.fds) == model
@@ -561,6 +562,31 @@ def test_memory_of_what_is_removed_is_given_back_at_leisure() -> None:
         ledger.tidy_at_leisure(0)
     assert blocks(ledger) <= empty + 2 * 4096
     ledger.close()
+
+
+def test_no_question_costs_more_because_more_is_held() -> None:
+    def steps_with(count: int) -> int:
+        ledger = Ledger()
+        put_all(ledger, {b"%d" % number: b"v" for number in range(count)})
+        tidy_all(ledger)
+        steps = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            return trace
+
+        sys.settrace(trace)
+        try:
+            assert ledger.live_bytes > count
+            assert ledger.memory_bytes > count
+            ledger.tidy_at_leisure(0)
+        finally:
+            sys.settrace(None)
+        ledger.close()
+        return steps
+
+    assert 0 < steps_with(10) == steps_with(2_000)
 
 
 def test_no_call_of_tidy_does_more_because_more_is_held() -> None:

@@ -29,7 +29,7 @@ from lockd.protocol.connection import Connection
 
 logger = logging.getLogger(__name__)
 
-SLICE: Final = 0.002
+SLICE: Final = 0.001
 """Seconds for which one client's requests are carried out before the others'."""
 
 ANSWERS_AT_ONCE: Final = 256 * 1024

@@ -44,9 +44,6 @@ memory is short."""
 COPIED_FOR_EACH: Final = 4
 """Bytes that are written anew for each that is added while that is going on."""
 
-AT_ONCE: Final = 10_000
-"""Values that may be looked at in each second."""
-
 _OVERHEAD: Final = 16
 """Bytes that a key and a value take beside what is in them, about."""
 
@@ -80,6 +77,7 @@ class Ledger:
         debt: how many bytes are to be written anew (`tidy`), so that garbage is bounded
             whatever is committed.
         is_short: whether memory is so short that nothing should be added.
+        live_bytes: how many bytes the committed values take, with their keys.
 
     Raises:
         LedgerError: the predecessor was of another version.
@@ -102,8 +100,8 @@ class Ledger:
         self._room = 0
         self.debt = 0
         self.is_short = False
-        #: Since all that lives was looked at.
-        self._seconds = 0
+        #: How many values are committed, and how many bytes they take with their keys.
+        self._live_count = self.live_bytes = 0
         headers: list[FileHeader | None] = [None, None]
         if fds is not None:
             headers = [read_header(fd, self.problems) for fd in fds]
@@ -120,11 +118,6 @@ class Ledger:
         """Returns all values that are committed, by key."""
         values = self._copied | self._values
         return {key: value for key, value in values.items() if value is not None}
-
-    @property
-    def live_bytes(self) -> int:
-        """How much memory the values take that are committed, with their keys."""
-        return sum(len(key) + len(value) for key, value in self.records().items())
 
     @property
     def memory_bytes(self) -> int:
@@ -166,6 +159,7 @@ class Ledger:
                 return
         file.append(record)
         file.commit()
+        self._count(staged)
         self._values.update(staged)
         staged.clear()
         if self._spare.generation:
@@ -191,14 +185,12 @@ class Ledger:
     def tidy_at_leisure(self, seconds: float) -> None:
         """As `tidy`, but also looks for garbage of which little was added: what lived.
 
-        To be called about once a second: it takes its time where much is held.
+        To be called about once a second.
 
         Raises:
             OSError: there is no memory; nothing is lost, and it can be called again.
         """
-        self._seconds += 1
-        if not self._spare.generation and len(self._values) <= self._seconds * AT_ONCE:
-            self._seconds = 0
+        if not self._spare.generation:
             end = self._file.end
             if end - self._size_without_garbage() > max(end // 2, STEP):
                 self._due_at = 0
@@ -287,7 +279,22 @@ class Ledger:
         if DAMAGED in values:
             del values[DAMAGED]
             self.problems.append("records were lost when it was read before")
+        self._values = {}
+        self._count(values)
+        self._values = values
         return offset
+
+    def _count(self, changes: Changes) -> None:
+        """Counts values that are about to replace those that their keys have."""
+        values, copied = self._values, self._copied
+        for key, value in changes.items():
+            before = values[key] if key in values else copied.get(key)
+            if before is not None:
+                self._live_count -= 1
+                self.live_bytes -= len(key) + len(before)
+            if value is not None:
+                self._live_count += 1
+                self.live_bytes += len(key) + len(value)
 
     def _report_gap(self, start: int, end: int) -> None:
         self.problems.append(f"no record can be read from {start} to {end}")
@@ -314,9 +321,8 @@ class Ledger:
         return garbage > self._clean_end // 8 + STEP // 4
 
     def _size_without_garbage(self) -> int:
-        """Returns about how long the file would be; takes as long as much is held."""
-        sizes = (len(x) + len(y or b"") + _OVERHEAD for x, y in self._values.items())
-        return sum(sizes)
+        """Returns about how long the file would be."""
+        return self.live_bytes + _OVERHEAD * self._live_count
 
     def _give_back(self) -> bool:
         """Gives back a step of memory that is beyond what is needed, if there is."""
@@ -371,6 +377,7 @@ class Ledger:
             spare.erase()
             self.is_short = True
             raise
+        self._count(self._staged)
         self._staged.clear()
         self._copied = wanted
         self._switch()

@@ -50,7 +50,7 @@ from lockd.terms import ResourceKey
 PAUSE: Final = 0.1
 """Seconds between two tries to record what there is no memory for."""
 
-TIDYING: Final = 0.002
+TIDYING: Final = 0.0005
 TURNS_UNTIDIED: Final = 64
 """Seconds for getting rid of what is no longer needed, and how many turns between."""
 
