@@ -19,12 +19,12 @@ import pytest
 from trio.testing import MockClock
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Process, Processes
+from support.daemon_process import DaemonProcess
 from support.processes import idle
-from wire_client import (
+from support.wire_client import (
     NOBODY,
     Refusal,
     WireClient,
@@ -563,6 +563,7 @@ def who_becomes_root(daemon: DaemonProcess, program: Path) -> Iterator["Climber"
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(daemon.socket.name)
                 sock.set_inheritable(True)
+                theirs.sendall(b"nobody")
                 sock.sendall(theirs.recv(65536))
                 theirs.sendall(sock.recv(65536))
                 theirs.recv(1)
@@ -573,6 +574,7 @@ def who_becomes_root(daemon: DaemonProcess, program: Path) -> Iterator["Climber"
             os._exit(1)
     theirs.close()
     try:
+        assert ours.recv(6) == b"nobody"
         yield Climber(pid, ours)
     finally:
         ours.close()
