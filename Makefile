@@ -77,7 +77,7 @@ sync: $(READY)
 	$(BIN)/python tools/unasync.py
 
 bite: $(READY)
-	$(BIN)/python tests/bite.py
+	PYTHONPATH=tests $(BIN)/python -m engine.bite
 
 campaigns: $(READY)
 	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals reentry; do \

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 from support.nursery import DAEMONS, LOCKCTLS, SCRIPTS
 from support.processes import idle
 

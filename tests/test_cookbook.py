@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import pytest
 
-from daemon_process import DaemonProcess
 from lockd import connect
+from support.daemon_process import DaemonProcess
 
 TOP = Path(__file__).parents[1]
 PAGE = (TOP / "docs" / "cookbook.md").read_text()

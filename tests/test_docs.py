@@ -10,7 +10,6 @@ import pytest
 from msgspec import to_builtins
 from msgspec.structs import fields
 
-from daemon_process import DaemonProcess
 from lockd import connect
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl
@@ -28,6 +27,7 @@ from lockd.daemon.config.config import (
 from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
 from lockd.daemon.main import main as lockd_command
 from lockd.daemon.survival.handover import SIGNALS
+from support.daemon_process import DaemonProcess
 
 TOP = Path(__file__).parents[1]
 PAGES = [

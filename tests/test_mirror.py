@@ -36,7 +36,7 @@ ELSEWHERE = {
     "daemon/requests/registration.py": "daemon/system/test_processes.py",
     "daemon/requests/reloads.py": "daemon/test_service.py",
     "daemon/requests/sessions.py": "daemon/clients/test_endings.py",
-    "daemon/start/clock.py": "served.py",  # every daemon of a test runs with it
+    "daemon/start/clock.py": "daemon/served.py",  # every daemon of a test runs with it
     "daemon/start/serve.py": "daemon/survival/test_revival.py",
     "daemon/start/takeover.py": "daemon/survival/test_handover.py",
     "daemon/stores/stores.py": "daemon/survival/test_revival.py",

@@ -21,7 +21,6 @@ import trio
 
 import lockd
 from ctl.processes import Lockctl
-from daemon_process import DaemonProcess
 from lockd import Client, connect, errors
 from lockd.client.forking import forked
 from lockd.ctl.exits import status_of
@@ -38,7 +37,8 @@ from lockd.errors import (
     WrongTaskError,
     error_for_code,
 )
-from wire_client import NOBODY, WireClient, connected_as, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import NOBODY, WireClient, connected_as, wait_for_waiters
 
 CONFIG = """
 admin_socket = "{place}/admin.sock"

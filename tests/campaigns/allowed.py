@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import libvirt_client as lc
 from campaigns.events import Event
 from campaigns.twins import Owner, Persona, Unexpected, is_locked, pid_of
+from support import libvirt_client as lc
 
 if TYPE_CHECKING:
     from campaigns.steps import Episode

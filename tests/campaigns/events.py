@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-import libvirt_client as lc
 from campaigns.twins import Files, Line, Owner, Pair
+from support import libvirt_client as lc
 
 NAME_OF: Final = {
     lc.NEW: "NEW",

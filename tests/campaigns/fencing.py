@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from campaigns.tools import Counts, daemon, end
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 AT_ONCE = 8
 MEMORY = 16 * 1024 * 1024

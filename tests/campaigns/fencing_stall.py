@@ -22,7 +22,7 @@ from benchmarks import daemons
 from benchmarks.wires import VirtlockdWire, names
 
 from campaigns.tools import KILL_GRACE, Counts, daemon, end
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 PATIENCE = 15.0
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from campaigns.misbehaving import MISDEEDS, Misdeed, misbehave
 from campaigns.tools import Counts, daemon, end
-from misbehaving import MISDEEDS, Misdeed, misbehave
-from wire_client import NOBODY, WireClient, connected_as
+from support.wire_client import NOBODY, WireClient, connected_as
 
 INNOCENT = 70_001
 MIB = 1024 * 1024

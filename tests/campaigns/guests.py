@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from libvirt_client import LibvirtClient
+from support.libvirt_client import LibvirtClient
 
 _PID: Final = struct.Struct("I")
 

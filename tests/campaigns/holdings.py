@@ -3,9 +3,9 @@
 import os
 from collections.abc import Collection
 
-import libvirt_client as lc
 from campaigns.events import Event, Hold
 from campaigns.twins import Line, Owner, Twins, Unexpected, pid_of
+from support import libvirt_client as lc
 
 Key = tuple[bytes, bytes]
 

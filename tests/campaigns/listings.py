@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from campaigns.tools import Counts, daemon, end
-from daemon_process import DaemonProcess
 from lockd.ctl.look.outside import LOOKS, all_locks, inode_of
-from wire_client import Refusal, WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import Refusal, WireClient
 
 WORKERS: Final = 6
 NAMES: Final = 300
@@ -257,7 +257,7 @@ def mean(values: Iterator[int]) -> float:
 
 _HOLDER: Final = f"""
 import sys
-from wire_client import WireClient
+from support.wire_client import WireClient
 client, number = WireClient(sys.argv[1]), int(sys.argv[2])
 client.call("register", owner={{"name": f"holder {{number}}"}})
 names = [f"held-{{number:03}}-{{n:05}}" for n in range({LOCKS // HOLDERS})]
@@ -269,7 +269,7 @@ sys.stdin.read()
 
 _WITNESS: Final = """
 import sys, time
-from wire_client import WireClient
+from support.wire_client import WireClient
 client = WireClient(sys.argv[1])
 for line in sys.stdin:
     spans, until = [], time.monotonic() + float(line)

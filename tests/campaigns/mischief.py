@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import libvirt_client as lc
+from support import libvirt_client as lc
 
 _FLOCK: Final = struct.Struct("hhqqi4x")
 _KEEPALIVE: Final = 0x6B656570

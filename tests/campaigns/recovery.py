@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from campaigns.tools import Counts
-from kept import is_locked
-from service_manager import ServiceManager
-from wire_client import WireClient
+from daemon.stores.kept import is_locked
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient
 
 KILLS: Final = 200
 CONNECTIONS: Final = 1_000

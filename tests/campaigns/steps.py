@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import libvirt_client as lc
 from campaigns import mischief
 from campaigns.allowed import ALLOWED, Allowed
 from campaigns.events import NAME_OF, Event
@@ -24,6 +23,7 @@ from campaigns.twins import (
     is_locked,
     pid_of,
 )
+from support import libvirt_client as lc
 
 PERSONAS: Final = 5
 LINES: Final = 9

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 
 KILL_GRACE = 0.1
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import libvirt_client as lc
 from campaigns.guests import Guest, Nursery
-from libvirt_client import LibvirtClient, Reply
+from support import libvirt_client as lc
+from support.libvirt_client import LibvirtClient, Reply
 
 SIDES: Final = (0, 1)
 """The model, and the one that is measured by it."""

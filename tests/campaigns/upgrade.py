@@ -24,8 +24,8 @@ from benchmarks import daemons
 from benchmarks.wires import VirtlockdWire, names
 
 from campaigns.tools import Counts, daemon, end
-from daemon_process import DaemonProcess
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 WORKERS = 5
 CONTENDED = 8

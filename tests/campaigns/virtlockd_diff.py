@@ -25,8 +25,8 @@ from campaigns.guests import Nursery
 from campaigns.steps import Episode
 from campaigns.tools import Counts, end
 from campaigns.twins import Side, Twins, Unexpected
-from daemon_process import DaemonProcess
-from virtlockd_process import VirtlockdProcess, why_not
+from support.daemon_process import DaemonProcess
+from support.virtlockd_process import VirtlockdProcess, why_not
 
 EPISODE = 500
 SHOWN = 10

@@ -25,8 +25,8 @@ from statistics import quantiles
 from typing import Final
 
 from campaigns.tools import Counts, end
-from service_manager import ServiceManager
-from wire_client import NOBODY, WireClient, wait_for_sessions
+from support.service_manager import ServiceManager
+from support.wire_client import NOBODY, WireClient, wait_for_sessions
 
 SECONDS: Final = 8.0
 WATCHERS: Final = 10

@@ -14,7 +14,7 @@ import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import lockd
-from wire_client import PATIENCE
+from support.wire_client import PATIENCE
 
 
 class Pending(Protocol):

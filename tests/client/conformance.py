@@ -15,10 +15,10 @@ import pytest
 import lockd
 from client.adapters import AsyncShell, Peer, Shell
 from client.door import open_door
-from daemon_process import DaemonProcess
 from lockd.client.paths import ATTEMPTS
+from support.daemon_process import DaemonProcess
 from support.processes import idle
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
 def names_of(parties: list[dict[str, Any]]) -> list[str]:

@@ -2,8 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from daemon_process import DaemonProcess
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 
 @pytest.fixture

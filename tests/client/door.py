@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wire_client import PATIENCE
+from support.wire_client import PATIENCE
 
 
 class Door:

@@ -17,7 +17,7 @@ import pytest
 import lockd
 from client.adapters import Thread
 from lockd.client.threads.link import ThreadLink
-from wire_client import PATIENCE, WireClient, wait_for_waiters
+from support.wire_client import PATIENCE, WireClient, wait_for_waiters
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 
 import lockd
 from client.test_fork import in_child
-from daemon_process import DaemonProcess
 from lockd.client.threads import connection
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.link import ThreadLink
-from wire_client import PATIENCE, WireClient, wait_for_sessions
+from support.daemon_process import DaemonProcess
+from support.wire_client import PATIENCE, WireClient, wait_for_sessions
 
 
 def listed(watcher: WireClient, token: int) -> bool:

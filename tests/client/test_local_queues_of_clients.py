@@ -9,9 +9,9 @@ import pytest
 
 import lockd
 from client.adapters import AsyncPeer, BlockingPeer, async_shell, blocking_shell
-from daemon_process import DaemonProcess
 from lockd.terms import ResourceKey
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 AnyPeer = BlockingPeer | AsyncPeer
 

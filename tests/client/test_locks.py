@@ -6,7 +6,7 @@ import pytest
 
 import lockd
 from client.adapters import Thread
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 
 @pytest.fixture

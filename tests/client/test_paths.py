@@ -21,7 +21,6 @@ import trio
 import lockd
 from conftest import StartDaemon
 from ctl.processes import SRC, Lockctl, Terminal, open_to_all
-from daemon_process import DaemonProcess
 from lockd import ConnectionLostError, DeniedError, connect
 from lockd.client import paths
 from lockd.client.paths import (
@@ -31,7 +30,8 @@ from lockd.client.paths import (
     unreachable,
     user_socket,
 )
-from wire_client import NOBODY
+from support.daemon_process import DaemonProcess
+from support.wire_client import NOBODY
 
 ROOT = Path(__file__).parents[2]
 

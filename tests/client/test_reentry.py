@@ -8,7 +8,7 @@ import pytest
 import lockd
 from client.adapters import Thread
 from client.reentry import at_each_step
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 
 class Interruption(BaseException):

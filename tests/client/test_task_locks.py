@@ -18,9 +18,9 @@ import trio
 import lockd
 from client.conformance import freeze, holders, wait_until_free
 from client.test_arguments import Case, arguments_of, methods_of
-from daemon_process import DaemonProcess
 from lockd.client.tasks import link as tasklink
-from wire_client import PATIENCE, WireClient, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import PATIENCE, WireClient, wait_for_waiters
 
 Main = Callable[..., Awaitable[Any]]
 Run = Callable[[Main], Any]

@@ -14,10 +14,15 @@ import pytest
 import lockd
 from client.adapters import Thread
 from client.conformance import freeze
-from daemon_process import DaemonProcess
 from lockd.client.reply import Reply
 from lockd.terms import ResourceKey
-from wire_client import PATIENCE, WireClient, wait_for_sessions, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import (
+    PATIENCE,
+    WireClient,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 
 class Interruption(BaseException):

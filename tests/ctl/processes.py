@@ -12,7 +12,7 @@ from typing import Any
 import lockd
 from lockd import Client
 from support.nursery import LOCKCTLS, execute
-from wire_client import NOBODY
+from support.wire_client import NOBODY
 
 SRC = str(Path(lockd.__file__).parents[1])
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")

@@ -12,10 +12,10 @@ import click
 import pytest
 
 from ctl.processes import SRC, Lockctl, Terminal
-from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.ctl.completion import FILES, PATIENCE, SOURCES, UNKNOWABLE
 from lockd.ctl.main import lockctl as group
+from support.daemon_process import DaemonProcess
 
 BREAKS = " \t\n\"'@><=;|&(:"
 

@@ -16,11 +16,11 @@ import click
 import pytest
 
 from ctl.processes import Lockctl, open_to_all
-from daemon_process import DaemonProcess
 from lockd import Client
 from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl as root
 from lockd.ctl.usage import INSTEAD
+from support.daemon_process import DaemonProcess
 
 #: They go on until they are ended: their first words end the case.
 ENDLESS = ("watch", "hold")

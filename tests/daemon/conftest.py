@@ -6,15 +6,15 @@ from contextlib import ExitStack
 
 import pytest
 
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 from support.nursery import SCRIPTS
 from support.places import TESTS
-from wire_client import WireClient, wait_for_sessions
+from support.wire_client import WireClient, wait_for_sessions
 
 PRELUDE = """
 import os, signal, sys
 from support.nursery import SCRIPTS
-from wire_client import WireClient
+from support.wire_client import WireClient
 def ready(word="ready"):
     print(word, flush=True)
 def connect():

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from served import Served
+from daemon.served import Served
 from support.processes import idle
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 ROUNDS = 5
 

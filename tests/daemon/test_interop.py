@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pynvim.msgpack_rpc import socket_session
 
-from daemon_process import DaemonProcess
-from wire_client import WireClient, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_waiters
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd import __version__, connect
 from lockd.daemon.main import main
-from wire_client import WireClient, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_waiters
 
 CONFIG_ERROR = 78
 

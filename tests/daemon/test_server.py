@@ -10,9 +10,9 @@ import msgpack
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
-from served import Served
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from daemon.served import Served
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
 def cpu_seconds(pid: int) -> float:

@@ -20,14 +20,14 @@ import trio
 import trio.testing
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd.daemon.config.config import Config, LockspaceConfig
 from lockd.daemon.service import HOUSEKEEPING, Options, Service
 from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
+from support.daemon_process import DaemonProcess
 from support.places import TESTS
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 PATIENCE = 30
 DEFAULT_GRACE = Config().kill_grace
@@ -303,7 +303,7 @@ def test_reload_changes_log_level_and_patience(
         os.kill(daemon.pid, signal.SIGHUP)
         assert "kill_grace" in daemon.wait_for_line("the configuration")
         script = (
-            "import signal, sys; from wire_client import WireClient\n"
+            "import signal, sys; from support.wire_client import WireClient\n"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
             "with WireClient(sys.argv[1]) as client:\n"
             "    client.acquire('a', lockspace='killed')\n"

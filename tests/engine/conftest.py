@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.scene import new_engine
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from scene import new_engine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,14 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lockd.engine.commands import AnchorOpened, AnchorRefused, CloseSession
-from lockd.engine.effects import Completed
-from lockd.engine.invariants import BrokenLawError, check
-from lockd.engine.lock_engine import LockEngine
-from lockd.engine.request_state import ANSWERED
-from lockd.engine.resource import Resource
-from lockd.terms import EXCLUSIVE, SHARED
-from scene import (
+from engine.scene import (
     ALICE,
     BOB,
     CARD,
@@ -26,6 +19,13 @@ from scene import (
     grant,
     new_engine,
 )
+from lockd.engine.commands import AnchorOpened, AnchorRefused, CloseSession
+from lockd.engine.effects import Completed
+from lockd.engine.invariants import BrokenLawError, check
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.request_state import ANSWERED
+from lockd.engine.resource import Resource
+from lockd.terms import EXCLUSIVE, SHARED
 
 Vandal = Callable[[LockEngine], None]
 

@@ -6,6 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DISK,
+    FILE,
+    TAPE,
+    acquire,
+    grant,
+    owner,
+    release,
+)
 from lockd.engine.commands import (
     AnchorDelayed,
     AnchorOpened,
@@ -14,7 +26,6 @@ from lockd.engine.commands import (
 )
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import SHARED
-from scene import ALICE, BOB, CAROL, DISK, FILE, TAPE, acquire, grant, owner, release
 
 SOURCE = Path(__file__).parents[2] / "src" / "lockd"
 

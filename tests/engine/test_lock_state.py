@@ -1,11 +1,11 @@
 """What the state remembers and counts."""
 
+from engine.scene import ALICE, BOB, CAROL, DISK, TAPE, acquire, grant, release
 from lockd.engine.commands import CloseSession
 from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import MAX_LAST_HOLDERS
 from lockd.terms import ResourceKey
-from scene import ALICE, BOB, CAROL, DISK, TAPE, acquire, grant, release
 
 
 def test_last_holder_is_remembered_with_how_it_ended(engine: LockEngine) -> None:

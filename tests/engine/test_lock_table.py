@@ -2,6 +2,25 @@
 
 import pytest
 
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    DISK,
+    FILE,
+    OTHER_FILE,
+    TAPE,
+    acquire,
+    convert,
+    converted,
+    grant,
+    granted,
+    owner,
+    queued,
+    refusal,
+    release,
+)
 from lockd.engine.commands import (
     Acquire,
     AnchorDelayed,
@@ -28,25 +47,6 @@ from lockd.engine.effects import (
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_table import TRY_PATIENCE
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
-from scene import (
-    ALICE,
-    BOB,
-    CAROL,
-    DAVE,
-    DISK,
-    FILE,
-    OTHER_FILE,
-    TAPE,
-    acquire,
-    convert,
-    converted,
-    grant,
-    granted,
-    owner,
-    queued,
-    refusal,
-    release,
-)
 
 
 def opened(

@@ -2,6 +2,22 @@
 
 import pytest
 
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    CAST,
+    DISK,
+    GUARDED,
+    TAPE,
+    acquire,
+    convert,
+    grant,
+    granted,
+    owner,
+    refusal,
+    release,
+)
 from lockd.engine import snapshot
 from lockd.engine.commands import (
     BreakGrant,
@@ -26,22 +42,6 @@ from lockd.engine.effects import (
 )
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED
-from scene import (
-    ALICE,
-    BOB,
-    CAROL,
-    CAST,
-    DISK,
-    GUARDED,
-    TAPE,
-    acquire,
-    convert,
-    grant,
-    granted,
-    owner,
-    refusal,
-    release,
-)
 
 GUEST = 100
 """The number of a registered process, for which others act."""

@@ -3,21 +3,8 @@ from typing import Any
 import msgspec.msgpack
 import pytest
 
-from ledger import Ledger, end_what_is_damaged
-from lockd.engine import records, snapshot
-from lockd.engine.commands import (
-    AnchorOpened,
-    AnchorRefused,
-    CloseSession,
-    RegisterOwner,
-    Tick,
-)
-from lockd.engine.effects import CloseAnchor, Granted
-from lockd.engine.invariants import check
-from lockd.engine.lock_engine import LockEngine
-from lockd.engine.records import Record
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
-from scene import (
+from engine.ledger import Ledger, end_what_is_damaged
+from engine.scene import (
     ALICE,
     BOB,
     CAROL,
@@ -33,7 +20,20 @@ from scene import (
     owner,
     release,
 )
-from scene import grant as grant_of
+from engine.scene import grant as grant_of
+from lockd.engine import records, snapshot
+from lockd.engine.commands import (
+    AnchorOpened,
+    AnchorRefused,
+    CloseSession,
+    RegisterOwner,
+    Tick,
+)
+from lockd.engine.effects import CloseAnchor, Granted
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.records import Record
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 
 @pytest.fixture

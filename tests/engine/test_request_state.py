@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from engine.narrator import Narrator
 from lockd.engine.request_state import (
     ABANDONED,
     ANSWERED,
@@ -16,7 +17,6 @@ from lockd.engine.request_state import (
     RequestState,
 )
 from lockd.engine.session import Request
-from narrator import Narrator
 
 Step = tuple[RequestState, RequestState]
 STEPS = {(before, after) for before, following in NEXT.items() for after in following}

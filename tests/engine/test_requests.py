@@ -1,5 +1,21 @@
 """What sessions ask for: acquire, convert, release, cancel."""
 
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    DISK,
+    TAPE,
+    acquire,
+    convert,
+    converted,
+    grant,
+    granted,
+    queued,
+    refusal,
+    release,
+)
 from lockd.engine.commands import (
     Acquire,
     Cancel,
@@ -16,22 +32,6 @@ from lockd.engine.effects import (
 )
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED
-from scene import (
-    ALICE,
-    BOB,
-    CAROL,
-    DAVE,
-    DISK,
-    TAPE,
-    acquire,
-    convert,
-    converted,
-    grant,
-    granted,
-    queued,
-    refusal,
-    release,
-)
 
 # Who gets it, and when.
 

@@ -1,10 +1,10 @@
 import pytest
 
+from engine.scene import ALICE, BOB, CAROL, DISK, FILE, acquire, convert, owner
 from lockd.engine.commands import OpenSession
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import MAX_NAMED, Resource, compatible
 from lockd.terms import EXCLUSIVE, SHARED, Mode
-from scene import ALICE, BOB, CAROL, DISK, FILE, acquire, convert, owner
 
 
 @pytest.mark.parametrize(

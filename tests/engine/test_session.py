@@ -1,7 +1,7 @@
+from engine.scene import ALICE, BOB, CAROL, DISK, TAPE, acquire, convert, owner
 from lockd.engine.commands import RegisterOwner
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED
-from scene import ALICE, BOB, CAROL, DISK, TAPE, acquire, convert, owner
 
 
 def test_owner_waits_with_all_its_sessions(engine: LockEngine) -> None:

@@ -2,23 +2,7 @@ import json
 
 import pytest
 
-from lockd.engine import snapshot
-from lockd.engine.commands import (
-    AnchorOpened,
-    AnchorRefused,
-    BreakGrant,
-    Cancel,
-    CloseSession,
-    DisconnectOwner,
-    OwnerFenced,
-    RegisterOwner,
-    Tick,
-)
-from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
-from lockd.engine.invariants import check
-from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
-from scene import (
+from engine.scene import (
     ALICE,
     BOB,
     CAROL,
@@ -36,6 +20,22 @@ from scene import (
     refusal,
     release,
 )
+from lockd.engine import snapshot
+from lockd.engine.commands import (
+    AnchorOpened,
+    AnchorRefused,
+    BreakGrant,
+    Cancel,
+    CloseSession,
+    DisconnectOwner,
+    OwnerFenced,
+    RegisterOwner,
+    Tick,
+)
+from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
 
 
 def reloaded(engine: LockEngine) -> LockEngine:

@@ -16,17 +16,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ledger import Ledger
+from engine.ledger import Ledger
+from engine.model import Ask, Hold, Model
+from engine.scene import owner
+from engine.strategies import SLOTS, Crowd, Step, anchor_steps, memory_steps
+from engine.witness import Witness
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import lock_state, records, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OnDisconnect, ResourceKey
-from model import Ask, Hold, Model
-from scene import owner
-from strategies import SLOTS, Crowd, Step, anchor_steps, memory_steps
-from witness import Witness
 
 FEW_LAST_HOLDERS = 1
 """So that the memory of last holders overflows with two names."""

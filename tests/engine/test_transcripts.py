@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from narrator import Narrator
+from engine.narrator import Narrator
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 

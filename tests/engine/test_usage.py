@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.scene import ALICE, BOB, DISK, FILE, TAPE, acquire, convert, release
 from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     Acquire,
@@ -14,7 +15,6 @@ from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.usage import PLAIN, text_bytes
 from lockd.terms import EXCLUSIVE, ResourceKey
-from scene import ALICE, BOB, DISK, FILE, TAPE, acquire, convert, release
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 names = st.lists(texts, min_size=1, max_size=4, unique=True)

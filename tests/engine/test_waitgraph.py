@@ -1,8 +1,4 @@
-from lockd.engine.commands import Cancel, CloseSession, RegisterOwner
-from lockd.engine.effects import Ended, Refused, Wait
-from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
-from scene import (
+from engine.scene import (
     ALICE,
     BOB,
     CARD,
@@ -20,6 +16,10 @@ from scene import (
     refusal,
     release,
 )
+from lockd.engine.commands import Cancel, CloseSession, RegisterOwner
+from lockd.engine.effects import Ended, Refused, Wait
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 
 def wait(session: int, key: ResourceKey) -> Wait:

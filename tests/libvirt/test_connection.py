@@ -5,7 +5,6 @@ from uuid import UUID
 
 import pytest
 
-import libvirt_client as lc
 from lockd.errors import (
     AlreadyExistsError,
     BusyError,
@@ -19,6 +18,7 @@ from lockd.errors import (
 from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Call, Connection
 from lockd.libvirt.errors import Domain, Number, RemoteError
 from lockd.libvirt.procedures import Procedure, RegisterArgs, ResourceArgs
+from support import libvirt_client as lc
 
 ACQUIRE = lc.message(lc.ACQUIRE, lc.resource("/srv/locks", "web1", 3), serial=7)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from functools import partial
 from typing import Final
 
-from misbehaving import MISDEEDS, Crowd, become
+from campaigns.misbehaving import MISDEEDS, Crowd, become
 from torture.board import EXCLUSIVE, RECORDS, Board, now
 from torture.inside import enter, fork
 from torture.line import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from misbehaving import NICE
+from campaigns.misbehaving import NICE
 from soak.clients import HONEST_UID, MISBEHAVING_UIDS, own_place
 from soak.meter import Phase, Sample
 from torture.board import Record

@@ -154,7 +154,7 @@ class Nursery:
 
 DAEMONS: Final = Nursery("lockd.daemon")
 LOCKCTLS: Final = Nursery("lockd.ctl", "rich.console", "rich.table")
-SCRIPTS: Final = Nursery("lockd.client.blocking", "wire_client")
+SCRIPTS: Final = Nursery("lockd.client.blocking", "support.wire_client")
 """Of this process, which closes them before it ends."""
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockspaces.outside import Outside
+from support.daemon_process import DaemonProcess
 from system.actors import Actor
 
 

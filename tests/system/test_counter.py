@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 from system.actors import SRC
 
 PROCESSES: Final = 6

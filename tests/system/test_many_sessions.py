@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd import Client, connect
+from support.daemon_process import DaemonProcess
 
 MANY = 1_100
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import pytest
 
-from daemon_process import DaemonProcess
 from lockd import BusyError, Client, connect
 from lockspaces.outside import Outside
+from support.daemon_process import DaemonProcess
 
 T = TypeVar("T")
 

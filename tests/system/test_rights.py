@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
-from wire_client import (
+from support.daemon_process import DaemonProcess
+from support.wire_client import (
     NOBODY,
     Refusal,
     WireClient,
@@ -285,7 +285,7 @@ def test_sessions_show_only_counts_that_may_be_seen(daemon: DaemonProcess) -> No
 FOREIGN = """
 import sys
 sys.path[:0] = [{tests!r}]
-from wire_client import WireClient
+from support.wire_client import WireClient
 with WireClient({socket!r}) as client:
     client.acquire("foreign")
     (me,) = client.call("query", resource="foreign")["holders"]

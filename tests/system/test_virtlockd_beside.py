@@ -11,12 +11,12 @@ from typing import Final
 
 import pytest
 
-import libvirt_client as lc
 from lockd import BusyError, Client
 from lockspaces.outside import Outside
+from support import libvirt_client as lc
+from support.virtlockd_process import VirtlockdProcess, why_not
 from system.actors import LIMIT, Actor, wait_for_waiter
 from system.conftest import StartActor
-from virtlockd_process import VirtlockdProcess, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

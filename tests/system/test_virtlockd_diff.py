@@ -3,7 +3,7 @@
 import pytest
 
 from campaigns.virtlockd_diff import campaign
-from virtlockd_process import why_not
+from support.virtlockd_process import why_not
 
 CALLS = 3_000
 FEWER = 1_000

@@ -11,8 +11,8 @@ import time
 from functools import partial
 from typing import Final
 
-import libvirt_client as lc
-from libvirt_client import LibvirtClient, MalformedError
+from support import libvirt_client as lc
+from support.libvirt_client import LibvirtClient, MalformedError
 from torture.board import EXCLUSIVE, HOLDS, SHARED, SLOTS, Board, now
 from torture.inside import fork
 from torture.line import (

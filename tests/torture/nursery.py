@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from misbehaving import MISDEEDS, Crowd
+from campaigns.misbehaving import MISDEEDS, Crowd
 from torture import keepers
 from torture.board import Board
 from torture.inside import enter, fork

@@ -6,8 +6,8 @@ import time
 from functools import partial
 from typing import Final
 
-import libvirt_client as lc
-from libvirt_client import LibvirtClient
+from support import libvirt_client as lc
+from support.libvirt_client import LibvirtClient
 from torture.board import Board
 from torture.inside import Actor, Stage, fork
 from torture.keepers import LIBVIRT_SOCKET, why_free

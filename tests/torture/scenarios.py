@@ -14,8 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-import libvirt_client as lc
-from libvirt_client import LibvirtClient
+from support import libvirt_client as lc
+from support.libvirt_client import LibvirtClient
 from torture.board import EXCLUSIVE, SHARED, Board
 from torture.inside import Stage, fork
 from torture.keepers import LIBVIRT_SOCKET, why_free

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from ctl.processes import Lockctl, ask_until, open_to_all
-from daemon_process import DaemonProcess
 from lockd import Client
-from wire_client import NOBODY
+from support.daemon_process import DaemonProcess
+from support.wire_client import NOBODY
 
 
 def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(

@@ -10,8 +10,8 @@ import pytest
 
 from conftest import StartDaemon
 from ctl.processes import Lockctl, Locker, ask_until, line_of
-from daemon_process import DaemonProcess
 from lockd import Client, LockLostError, connect
+from support.daemon_process import DaemonProcess
 
 
 def test_break_shows_the_victim_takes_the_lock_and_is_in_the_log(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ctl.processes import Lockctl
-from daemon_process import DaemonProcess
 from lockd import Client
-from service_manager import ServiceManager
+from support.daemon_process import DaemonProcess
+from support.service_manager import ServiceManager
 
 
 def test_configuration_counts_when_reload_has_ended(

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 from ctl.processes import Lockctl
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 
 def test_acquire_for_a_unit_is_for_its_main_process(

@@ -9,8 +9,8 @@ import pytest
 
 from conftest import StartDaemon
 from ctl.processes import Lockctl
-from daemon_process import DaemonProcess
 from lockd import Client, connect
+from support.daemon_process import DaemonProcess
 
 
 @pytest.fixture

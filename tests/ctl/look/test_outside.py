@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input, open_to_all
-from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.tables import TABLES
+from support.daemon_process import DaemonProcess
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ctl.processes import Lockctl, ask_until, end_input
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 
 def test_show_tells_holder_queue_and_last_holder(

@@ -12,10 +12,10 @@ from pwd import getpwuid
 import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal
-from daemon_process import DaemonProcess
-from exposition import read
 from lockd import Client, __version__, connect
-from service_manager import ServiceManager
+from support.daemon_process import DaemonProcess
+from support.exposition import read
+from support.service_manager import ServiceManager
 
 
 @pytest.fixture

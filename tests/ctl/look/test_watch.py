@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, ask_until, line_of
-from daemon_process import DaemonProcess
 from lockd import Client, connect
-from service_manager import ServiceManager
+from support.daemon_process import DaemonProcess
+from support.service_manager import ServiceManager
 
 
 def next_event(watcher: subprocess.Popen[str]) -> dict[str, Any]:

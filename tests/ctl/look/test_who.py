@@ -12,9 +12,9 @@ import pytest
 
 from conftest import StartDaemon
 from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, open_to_all
-from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.ctl.look.outside import Inode, all_locks, inode_of, locks_on
+from support.daemon_process import DaemonProcess
 
 
 def who(lockctl: Lockctl, path: object, **popen: Any) -> tuple[list[Any], list[Any]]:

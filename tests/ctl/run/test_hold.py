@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ctl.processes import LOCKCTL
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 PATIENCE = 30.0
 

@@ -12,8 +12,8 @@ import pytest
 
 from ctl.processes import LIMIT, Lockctl, Terminal, line_of, wait_for_exit
 from ctl.processes import LOCKCTL as PROGRAM
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 # Each way to start a process that outlives its parent. It says its pid, and then reads
 # from a pipe that ends with this test: so it runs exactly as long as we want.

@@ -18,8 +18,8 @@ from ctl.processes import (
     line_of,
     wait_for_exit,
 )
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 FORWARDED = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "WINCH", "TSTP"]
 

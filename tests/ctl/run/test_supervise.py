@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from ctl.processes import LIMIT, Lockctl, line_of
-from daemon_process import DaemonProcess
 from lockd import Client
+from support.daemon_process import DaemonProcess
 
 TELL_SIGNAL = """
 import signal

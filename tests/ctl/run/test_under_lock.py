@@ -16,8 +16,8 @@ from ctl.processes import (
     line_of,
     wait_for_exit,
 )
-from daemon_process import DaemonProcess
 from lockd import Client, connect
+from support.daemon_process import DaemonProcess
 
 
 @pytest.mark.parametrize("script", ["exit 0", "exit 3", "kill -9 $$"])

@@ -8,11 +8,11 @@ from rich.cells import cell_len
 from textual.widgets import Input
 
 from ctl.top.screen import Screen, line_of, play
-from daemon_process import DaemonProcess
 from lockd import Client, connect
 from lockd.client import aio
 from lockd.ctl.top.follower import Follower
 from lockd.ctl.top.lines import Lines
+from support.daemon_process import DaemonProcess
 
 
 def test_locks_are_there_and_follow_what_happens(sock: str, client: Client) -> None:

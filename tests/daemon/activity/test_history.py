@@ -3,7 +3,7 @@
 import os
 
 from daemon.replies.conftest import Connect
-from wire_client import (
+from support.wire_client import (
     WireClient,
     wait_for_waiters,
 )

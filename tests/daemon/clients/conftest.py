@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
-from wire_client import (
+from support.daemon_process import DaemonProcess
+from support.wire_client import (
     Refusal,
     WireClient,
     connected_as_nobody,

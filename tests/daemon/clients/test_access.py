@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
-from wire_client import NOBODY, WireClient, connected_as_nobody
+from support.daemon_process import DaemonProcess
+from support.wire_client import NOBODY, WireClient, connected_as_nobody
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can connect as another user"

@@ -16,11 +16,11 @@ from daemon.clients.conftest import (
     only_root,
     turned_away,
 )
-from daemon_process import DaemonProcess
 from lockd.daemon.clients.limits import unreserved_sessions
 from lockd.daemon.config.config import Limits
+from support.daemon_process import DaemonProcess
 from support.places import TESTS
-from wire_client import (
+from support.wire_client import (
     NOBODY,
     WireClient,
     connected_as,
@@ -56,7 +56,7 @@ def test_client_too_many_is_told_and_turned_away(limited: Limited) -> None:
 
 CROWD_IN_A_NAMESPACE = """
 import sys
-from wire_client import Refusal, WireClient
+from support.wire_client import Refusal, WireClient
 clients = []
 for _ in range(9):
     client = WireClient(sys.argv[1])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
-from service_manager import ServiceManager
+from support.daemon_process import DaemonProcess
 from support.places import TESTS
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 Connect = Callable[[], WireClient]
 Daemon = DaemonProcess | ServiceManager
@@ -162,7 +162,7 @@ def test_child_that_ends_both_directions_is_noticed_by_its_parent(
 
 PARENT = """
 import os, signal, sys
-from wire_client import WireClient
+from support.wire_client import WireClient
 client = WireClient(sys.argv[1])
 client.call("register", owner={"name": "parent"}, **eval(sys.argv[2]))
 client.acquire("a")
@@ -176,7 +176,7 @@ signal.pause()
 
 LIBVIRTD = """
 import os, signal, sys
-from libvirt_client import ACQUIRE, LibvirtClient, resource
+from support.libvirt_client import ACQUIRE, LibvirtClient, resource
 client = LibvirtClient(sys.argv[1])
 if (guest := os.fork()):
     client.register(pid=guest)

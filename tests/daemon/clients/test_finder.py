@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 
 @pytest.mark.parametrize("method", ["acquire", "release", "query", "check", "convert"])

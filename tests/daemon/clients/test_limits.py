@@ -21,7 +21,7 @@ from daemon.clients.conftest import (
 )
 from lockd.daemon.clients.limits import shadowed
 from lockd.daemon.config.config import Limits
-from wire_client import (
+from support.wire_client import (
     NOBODY,
     WireClient,
     connected_as,

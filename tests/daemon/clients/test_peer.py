@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon_process import DaemonProcess
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 Connect = Callable[[], WireClient]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 from support.processes import idle
-from wire_client import NOBODY, WireClient, connected_as_nobody
+from support.wire_client import NOBODY, WireClient, connected_as_nobody
 
 
 @pytest.fixture

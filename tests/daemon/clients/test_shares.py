@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from daemon_process import DaemonProcess
 from lockd.daemon.clients.shares import REST, SHARE, Shares
-from wire_client import NOBODY, WireClient, connected_as, wait_for_sessions
+from support.daemon_process import DaemonProcess
+from support.wire_client import NOBODY, WireClient, connected_as, wait_for_sessions
 
 GREEDY, OTHER = 1_000, 2_000
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
-from exposition import Metrics, read
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.exposition import Metrics, read
+from support.wire_client import WireClient
 
 PROMTOOL = shutil.which("promtool")
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from daemon.metrics.conftest import needs_promtool, promtool, write_to
-from daemon_process import DaemonProcess
-from exposition import read
 from lockd.daemon.activity.counts import Histogram
 from lockd.daemon.metrics.exposition import Family, render
+from support.daemon_process import DaemonProcess
+from support.exposition import read
 
 TIMES = Histogram((0.5, 1.0))
 for seconds in (0.25, 1.0, 1.0, 2.0):

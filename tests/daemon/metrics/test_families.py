@@ -18,15 +18,20 @@ from daemon.metrics.conftest import (
     needs_promtool,
     promtool,
 )
-from daemon_process import DaemonProcess
-from exposition import Metrics
 from lockd import connect
 from lockd.daemon.metrics.families import open_descriptors, process_age
 from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
-from service_manager import ServiceManager
+from support.daemon_process import DaemonProcess
+from support.exposition import Metrics
 from support.places import DOCS
-from wire_client import NOBODY, WireClient, connected_as_nobody, wait_for_waiters
+from support.service_manager import ServiceManager
+from support.wire_client import (
+    NOBODY,
+    WireClient,
+    connected_as_nobody,
+    wait_for_waiters,
+)
 
 # What is said.
 

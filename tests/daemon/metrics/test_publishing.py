@@ -13,9 +13,9 @@ from daemon.metrics.conftest import (
     metrics,
     write_to,
 )
-from daemon_process import DaemonProcess
 from lockd.daemon.metrics.scrape import AT_ONCE
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 
 def address(lockd: DaemonProcess) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from wire_client import (
+from support.wire_client import (
     WireClient,
 )
 

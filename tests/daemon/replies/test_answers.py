@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from wire_client import WireClient, wait_for_waiters
+from support.wire_client import WireClient, wait_for_waiters
 
 Connect = Callable[[], WireClient]
 

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import StartDaemon
 from support.processes import idle
-from wire_client import WireClient, wait_for_waiters
+from support.wire_client import WireClient, wait_for_waiters
 
 ALWAYS = {"event", "lockspace", "resource", "session", "name", "pid", "uid"}
 

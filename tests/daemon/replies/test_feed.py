@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.feed import AT_ONCE, Feed, Told
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 MOST = 500
 

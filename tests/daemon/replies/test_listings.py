@@ -5,9 +5,9 @@ from pathlib import Path
 from conftest import StartDaemon
 from daemon.conftest import StartChild
 from daemon.replies.conftest import Connect, listed, names_of
-from daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess
 from support.places import DOCS
-from wire_client import (
+from support.wire_client import (
     WireClient,
     connected_as_nobody,
     wait_for_waiters,

@@ -5,7 +5,7 @@ from typing import Any
 
 from conftest import StartDaemon
 from daemon.replies.conftest import Connect, listed, names_of, pages
-from wire_client import (
+from support.wire_client import (
     WireClient,
     wait_for_sessions,
 )

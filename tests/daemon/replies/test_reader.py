@@ -1,6 +1,6 @@
 """Requests that change nothing."""
 
-from wire_client import WireClient
+from support.wire_client import WireClient
 
 
 def test_query_of_a_free_resource_has_its_shape(client: WireClient) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from daemon.replies.conftest import HOLDER, SITUATION
-from wire_client import WireClient, wait_for_waiters
+from support.wire_client import WireClient, wait_for_waiters
 
 
 @pytest.mark.parametrize("code", ["busy", "timeout", "already_held"])

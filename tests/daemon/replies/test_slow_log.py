@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd.daemon.activity.counts import Counts
 from lockd.daemon.replies.slow_log import SlowLog
 from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 KEY, OTHER = ResourceKey("memory", "a"), ResourceKey("memory", "b")
 

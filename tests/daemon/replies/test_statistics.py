@@ -1,8 +1,8 @@
 import os
 
-from daemon_process import DaemonProcess
 from lockd import __version__
-from wire_client import WireClient, wait_for_waiters
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_waiters
 
 
 def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:

@@ -11,7 +11,7 @@ from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 from support.places import DOCS
-from wire_client import WireClient, wait_for_waiters
+from support.wire_client import WireClient, wait_for_waiters
 
 PAGE = (DOCS / "protocol.md").read_text()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wire_client import WireClient, wait_for_waiters
+from support.wire_client import WireClient, wait_for_waiters
 
 GRANT = {"lockspace", "resource", "mode", "fencing_token", "waited"}
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from daemon_process import DaemonProcess
+from daemon.served import Served
 from lockd.daemon.clients.access import rights_of
 from lockd.daemon.config.config import LockspaceConfig
 from lockd.lockspaces.memory import MemoryLockspace
-from served import Served
-from wire_client import WireClient, wait_for_sessions
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient, wait_for_sessions
 
 MSGID = 77
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import libvirt_client as lc
 from daemon.conftest import Connect, StartChild
-from daemon_process import DaemonProcess
-from libvirt_client import LibvirtClient
+from support import libvirt_client as lc
+from support.daemon_process import DaemonProcess
+from support.libvirt_client import LibvirtClient
 from support.processes import idle
-from wire_client import WireClient, wait_for_sessions
+from support.wire_client import WireClient, wait_for_sessions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd serves root only")
 
@@ -368,7 +368,7 @@ def test_shared_lock_that_was_taken_twice_leaves_nothing(
 
 QEMU = """
 import signal
-import libvirt_client as lc
+from support import libvirt_client as lc
 {before}
 guest = lc.LibvirtClient(sys.argv[1].replace("lockd.sock", "virtlockd.sock"))
 guest.register(os.getpid(), "web1")

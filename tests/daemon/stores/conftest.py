@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from kept import copies, room_for
+from daemon.stores.kept import copies, room_for
 from lockd.daemon.stores import ledger as ledger_module
 from lockd.daemon.stores import ledger_file
 from lockd.daemon.stores.in_flight import InFlight

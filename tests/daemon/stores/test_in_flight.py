@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from daemon.stores.conftest import Make
-from kept import contents, copies, inode, is_locked, lock, shrink
+from daemon.stores.kept import contents, copies, inode, is_locked, lock, shrink
 from lockd.daemon.stores import in_flight as keeper_module
 from lockd.daemon.stores.in_flight import InFlight
 from lockd.daemon.stores.queues import FULL

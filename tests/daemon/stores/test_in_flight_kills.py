@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from kept import contents, copies, is_locked, lock, shrink
+from daemon.stores.kept import contents, copies, is_locked, lock, shrink
 from lockd.daemon.stores.in_flight import InFlight
 
 SYSTEM_CALLS = {

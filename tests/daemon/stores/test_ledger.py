@@ -24,10 +24,10 @@ from daemon.stores.conftest import (
     successor,
     tidy_all,
 )
+from daemon.stores.single_step import single_step
 from lockd.daemon.stores import ledger as ledger_module
 from lockd.daemon.stores import ledger_file
 from lockd.daemon.stores.ledger import Ledger
-from single_step import single_step
 
 FILES = {ledger_module.__file__, ledger_file.__file__}
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from daemon.stores.conftest import Make
-from kept import contents, copies, inode
+from daemon.stores.kept import contents, copies, inode
 from lockd.daemon.stores import in_flight as keeper_module
 from lockd.daemon.stores.in_flight import InFlight
 from lockd.daemon.stores.queues import SO_PEEK_OFF

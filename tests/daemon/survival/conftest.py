@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service_manager import ServiceManager
-from wire_client import WireClient
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient
 
 Connect = Callable[[], WireClient]
 

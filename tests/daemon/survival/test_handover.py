@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 from conftest import StartDaemon
-from daemon_process import DaemonProcess
 from lockd.daemon.survival import handover
+from support.daemon_process import DaemonProcess
 from support.places import TESTS
 from support.processes import idle
-from wire_client import (
+from support.wire_client import (
     WireClient,
     connected_as_nobody,
     wait_for_sessions,
@@ -194,7 +194,7 @@ LIVES_ON = """
 import signal, sys
 sys.path[:0] = [{tests!r}]
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-from wire_client import WireClient
+from support.wire_client import WireClient
 client = WireClient({socket!r})
 client.acquire("a", lockspace="killed")
 client.close()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from daemon.survival.conftest import Connect, holders
-from service_manager import ServiceManager
-from wire_client import WireClient, wait_for_sessions
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient, wait_for_sessions
 
 
 def test_statistics_tell_what_would_survive(

@@ -11,14 +11,14 @@ from pathlib import Path
 import msgpack
 import pytest
 
-import libvirt_client as lc
+from daemon.stores.kept import is_locked
 from daemon.survival.conftest import Connect, holders
-from kept import is_locked
-from libvirt_client import LibvirtClient
-from service_manager import ServiceManager
+from support import libvirt_client as lc
+from support.libvirt_client import LibvirtClient
 from support.places import TESTS
 from support.processes import idle
-from wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 # What survives.
 
@@ -248,7 +248,7 @@ def test_owner_that_is_being_ended_is_dead_before_its_lock_is_given(
 ) -> None:
     script = (
         "import signal, sys; sys.path.insert(0, sys.argv[2])\n"
-        "from wire_client import WireClient\n"
+        "from support.wire_client import WireClient\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "client = WireClient(sys.argv[1]); client.acquire('g', lockspace='killed')\n"
         "print('held', flush=True); input(); client.close()\n"

@@ -16,14 +16,14 @@ from random import Random
 import msgpack
 import pytest
 
-from kept import copies, is_locked, lock
+from daemon.stores.kept import copies, is_locked, lock
 from lockd.daemon.stores import ledger_file
 from lockd.daemon.stores.in_flight import InFlight
 from lockd.daemon.stores.labels import DAEMON, PEER, SPACE, STATE, key_of
 from lockd.daemon.stores.ledger import DAMAGED, Ledger
 from lockd.daemon.system.fdstore import PREFIX
-from service_manager import ServiceManager
-from wire_client import WireClient, wait_for_waiters
+from support.service_manager import ServiceManager
+from support.wire_client import WireClient, wait_for_waiters
 
 STAYS = "stays locked, and nobody holds it"
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import pytest
 
+from daemon.served import Served
 from lockd.daemon.activity.counts import Counts
 from lockd.daemon.activity.history import History
 from lockd.daemon.clients.admission import Admission
@@ -35,10 +36,9 @@ from lockd.daemon.survival.recording import Recorder
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Processes
 from lockd.protocol.connection import Connection
-from served import Served
 from support.places import TESTS
 from support.processes import idle
-from wire_client import Refusal, WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import Refusal, WireClient, wait_for_sessions, wait_for_waiters
 
 
 class InjectedError(Exception):
@@ -312,7 +312,7 @@ def start_victim(scene: Scene) -> Iterator[Start]:
 
 VICTIM = """
 import os, signal, sys
-from wire_client import WireClient
+from support.wire_client import WireClient
 victim = WireClient(sys.argv[1])
 try:
     victim.call("register", owner={"name": "victim"}, on_disconnect="kill")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
+from daemon.served import Served
 from lockd.daemon.system import epoch
 from lockd.daemon.system.epoch import (
     LAST_TOKEN,
@@ -18,8 +18,8 @@ from lockd.daemon.system.epoch import (
     resume_epoch,
 )
 from lockd.errors import ConfigError
-from served import Served
-from wire_client import Refusal, WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import Refusal, WireClient
 
 
 @pytest.fixture

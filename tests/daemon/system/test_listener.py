@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
 from lockd.daemon.system.listener import _alone, bind_listener
 from lockd.errors import ConfigError
-from wire_client import WireClient
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 
 def test_socket_and_its_directory_are_made_and_the_socket_removed(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from exposition import Metrics, read
+from support.exposition import Metrics, read
 from system.booted.machine import Machine
 from system.booted.test_service import HOLD, drop_in, held, main_pid, released
 

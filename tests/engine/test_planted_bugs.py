@@ -1,6 +1,6 @@
 import pytest
 
-from planted_bugs import PLANTED_BUGS, PlantedBug
+from engine.planted_bugs import PLANTED_BUGS, PlantedBug
 
 
 @pytest.mark.parametrize("bug", PLANTED_BUGS, ids=lambda bug: bug.name)

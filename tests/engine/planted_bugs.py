@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).parents[1] / "src"
+from support.places import ROOT
+
+SOURCE = ROOT / "src"
 _ENGINE = "lockd/engine"
 
 

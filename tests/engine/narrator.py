@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from itertools import count
 
+from engine.scene import owner
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import snapshot
@@ -21,7 +22,6 @@ from lockd.terms import (
     OutsideHolder,
     ResourceKey,
 )
-from scene import owner
 
 Say = Callable[["Narrator", re.Match[str]], list[str]]
 _SENTENCES: list[tuple[re.Pattern[str], Say]] = []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess
-from misbehaving import MISDEEDS, misbehave
-from wire_client import WireClient
+from campaigns.misbehaving import MISDEEDS, misbehave
+from support.daemon_process import DaemonProcess
+from support.wire_client import WireClient
 
 ACTS = 30
 
