@@ -3,14 +3,14 @@
     connect()       opens a session for threads; returns a Client
     aio.connect()   opens one for the tasks of trio or asyncio
     Client          lock(), acquire(), release(), query(), watch(), ...
-    Lock            what Client.lock() returns, to be used like threading.Lock
-    Grant           what Client.acquire() returns: one lock that is held
+    Lock            returned by Client.lock(); works like threading.Lock
+    Grant           returned by Client.acquire(): one held lock
     EXCLUSIVE, SHARED
     canonical_path(), hashed_name()
-    LockdError      what is raised, with its subclasses, described in lockd.errors
+    LockdError      the base of all exceptions; lockd.errors describes them
 
-`help(lockd.Client)` tells more. A client is loaded when it is first asked for: the
-daemon needs none.
+See `help(lockd.Client)`. Python loads a client on its first use, because the daemon
+needs none.
 """
 
 __version__ = "0.1.0"

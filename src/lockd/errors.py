@@ -1,14 +1,14 @@
-"""Every exception of lockd, each with one cause that a caller would treat differently.
+"""All exceptions of lockd. Each has one cause that a caller may handle differently.
 
     LockdError
       ProtocolError             the conversation is broken (code "protocol")
-      ConnectionLostError       ConnectionError: the daemon is gone or not reached
-      ForkedSessionError        a forked child used what its parent opened
-      WrongTaskError            RuntimeError: what belongs to another event loop or task
-      LockLostError             a lock that was held is held no longer
+      ConnectionLostError       ConnectionError: the daemon is gone or unreachable
+      ForkedSessionError        a forked child used an object of its parent
+      WrongTaskError            RuntimeError: the object of another event loop or task
+      LockLostError             a held lock was lost
       ConfigError               ValueError: the configuration cannot be used
-      InternalError             a law of lockd was broken (code "internal")
-      RequestError              the daemon refused one request; the connection goes on
+      InternalError             lockd broke one of its laws (code "internal")
+      RequestError              the daemon rejected one request; the connection lives
         BusyError               "busy"
         AcquireTimeoutError     "timeout", TimeoutError
         RequestCancelledError   "cancelled"
@@ -26,9 +26,9 @@
         AnchorError             "io", OSError
         UnknownMethodError      "unknown_method"
 
-Codes are stable for ever. Leaves also inherit the builtin that scripts already catch.
-An exception with a code is found by `error_for_code`; facts that came with a refusal
-are in `facts`, in the shape that docs/protocol.md gives them.
+Codes never change. The leaves also inherit the builtin exception that scripts already
+catch. `error_for_code` returns the exception for a code. `facts` has the facts of an
+error, as docs/protocol.md describes them.
 """
 
 from collections.abc import Mapping
@@ -36,13 +36,13 @@ from typing import Any, ClassVar
 
 
 class LockdError(Exception):
-    """The root of every exception that lockd raises on purpose."""
+    """The base of all exceptions that lockd raises on purpose."""
 
 
 class ConnectionLostError(LockdError, ConnectionError):
     """Raised when the daemon cannot be reached, or its connection has ended.
 
-    What the connection held is lost with it; a body that was guarded by a lock gets
+    All locks of the connection are then lost. A body that a lock guards gets
     `LockLostError` instead.
     """
 
@@ -55,17 +55,17 @@ class ForkedSessionError(LockdError):
 
 
 class WrongTaskError(LockdError, RuntimeError):
-    """Raised when a task uses what belongs to another event loop, or to another task.
+    """Raised when a task uses an object of another event loop, or of another task.
 
-    An async client belongs to the loop in which it was opened, and what was entered
-    with a cancel scope has to be left by the same task.
+    An async client belongs to the loop that opened it. The task that entered a cancel
+    scope must leave it.
     """
 
 
 class LockLostError(LockdError):
-    """Raised when a lock that was held is held no longer, though nobody released it.
+    """Raised when a lock was lost: it ended, but its owner has not released it.
 
-    The cause is in `cause`: "broken" by an admin, "owner_died", "disconnected", ...
+    `cause` has the cause: "broken" by an admin, "owner_died" or "disconnected".
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ConfigError(LockdError, ValueError):
 
 
 class CodedError(LockdError):
-    """The root of the exceptions that cross the wire: `code`, a sentence, `facts`."""
+    """The base of the exceptions that cross the wire: `code`, a sentence, `facts`."""
 
     code: ClassVar[str]
 
@@ -103,58 +103,58 @@ class CodedError(LockdError):
 
 
 class ProtocolError(CodedError):
-    """Raised when bytes or messages break the protocol so that the connection ends.
+    """Raised when bytes or messages break the protocol, so that the connection ends.
 
-    Unlike `InvalidRequestError`, which refuses one request and keeps the connection.
+    `InvalidRequestError`, in contrast, rejects one request and keeps the connection.
     """
 
     code = "protocol"
 
 
 class InternalError(CodedError):
-    """Raised when a law of lockd was broken: this should never happen, report it."""
+    """Raised when lockd broke one of its laws. This is a defect: report it."""
 
     code = "internal"
 
 
 class RequestError(CodedError):
-    """Raised when the daemon refuses one request; nothing else is affected."""
+    """Raised when the daemon rejects one request; nothing else is affected."""
 
     code = "unknown"
 
 
 class BusyError(RequestError):
-    """Raised when a try finds the lock held, or somebody waiting for it."""
+    """Raised when a request that must not wait finds a holder or a waiter."""
 
     code = "busy"
 
 
 class AcquireTimeoutError(RequestError, TimeoutError):
-    """Raised when the lock was not granted in the time that the request allowed."""
+    """Raised when the lock was not granted within the timeout of the request."""
 
     code = "timeout"
 
 
 class RequestCancelledError(RequestError):
-    """Raised when a waiting request was cancelled by its own session."""
+    """Raised when the session of a waiting request has cancelled it."""
 
     code = "cancelled"
 
 
 class DeadlockError(RequestError):
-    """Raised at once when waiting would close a cycle; `facts["cycle"]` names it."""
+    """Raised at once when waiting would close a cycle, which is in `facts["cycle"]`."""
 
     code = "deadlock"
 
 
 class AlreadyHeldError(RequestError):
-    """Raised when the owner already holds, or already waits for, the resource."""
+    """Raised when the owner already holds the resource or waits for it."""
 
     code = "already_held"
 
 
 class NotHeldError(RequestError):
-    """Raised when a release or convert names what the owner does not hold."""
+    """Raised when a release or convert names a lock that the owner does not hold."""
 
     code = "not_held"
 
@@ -166,13 +166,13 @@ class NotFoundError(RequestError, LookupError):
 
 
 class AlreadyExistsError(RequestError):
-    """Raised when what should be created exists already."""
+    """Raised when an object to create already exists."""
 
     code = "exists"
 
 
 class InUseError(RequestError):
-    """Raised when what should be deleted or changed is in use."""
+    """Raised when an object to delete or change is in use."""
 
     code = "in_use"
 
@@ -186,7 +186,7 @@ class DeniedError(RequestError, PermissionError):
 
 
 class RestrictedError(RequestError, PermissionError):
-    """Raised when the session gave up its rights with `restrict`."""
+    """Raised when the session has given up this right with `restrict`."""
 
     code = "restricted"
 
@@ -194,7 +194,7 @@ class RestrictedError(RequestError, PermissionError):
 
 
 class InvalidRequestError(RequestError, ValueError):
-    """Raised when a request's parameters are wrong; the connection goes on."""
+    """Raised when a request has invalid parameters. The connection stays open."""
 
     code = "invalid"
 
@@ -206,7 +206,7 @@ class LimitError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """Raised when the lockspace cannot serve just now, through no fault of the peer."""
+    """Raised when the daemon or lockspace cannot serve at the moment."""
 
     code = "unavailable"
 
@@ -237,11 +237,11 @@ ERRORS_BY_CODE = {
     for code, error in _coded_errors(CodedError).items()
     if code != "unknown"
 }
-"""The exception class of each wire code."""
+"""The exception class of each code."""
 
 
 def error_for_code(
     code: str, message: str, facts: Mapping[str, Any] | None = None
 ) -> CodedError:
-    """Returns the exception of a code; a plain `RequestError` if it is not known."""
+    """Returns the exception for a code; a `RequestError` if the code is unknown."""
     return ERRORS_BY_CODE.get(code, RequestError)(message, facts)

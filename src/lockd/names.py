@@ -1,6 +1,6 @@
-"""What a resource may be called; canonical paths; hashed names for file lockspaces.
+"""Valid names of resources, canonical paths, and hashed names for file lockspaces.
 
-Pure text, but for `canonical_path`, which asks the file system where a path leads.
+Only `canonical_path` accesses the file system.
 """
 
 import os
@@ -18,21 +18,21 @@ MAX_PATH_BYTES: Final = 4095
 """PATH_MAX less the terminating NUL (limits.h)."""
 
 MAX_DEPTH: Final = 64
-"""Names in one path of a file that is to be locked. Whoever waits for it has the way
-gone again when it is his turn, so many may go it at once."""
+"""The most names in the path of a file to lock. The daemon walks a waiter's path again
+for each new try, so many walks may happen at once."""
 
 MAX_STEPS: Final = 512
-"""Names in all paths of one request: each takes several system calls."""
+"""The most names in all paths of one request: each name takes several system calls."""
 
 
 def check_name(name: str) -> None:
-    """Checks the name of a resource that needs no file: any printable text.
+    """Checks the name of a resource without a file: any printable text.
 
     Raises:
-        InvalidRequestError: empty, over 255 bytes of UTF-8, not UTF-8, or with
+        InvalidRequestError: it is empty, has over 255 bytes, is not UTF-8, or has
             control characters.
     """
-    # The common case in two C calls: printable ASCII is what it looks like.
+    # The common case, printable ASCII, takes two calls of C.
     if name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES:
         return
     check_text(name, "name", MAX_NAME_BYTES)
@@ -42,7 +42,7 @@ def check_file_name(name: str) -> None:
     """Checks the name of a resource that is a file in a directory.
 
     Raises:
-        InvalidRequestError: as `check_name`, or with a slash, or `.` or `..`.
+        InvalidRequestError: as for `check_name`; or it has a slash, or is `.` or `..`.
     """
     check_name(name)
     if "/" in name:
@@ -57,17 +57,17 @@ def check_file_name(name: str) -> None:
 def check_path(path: str) -> None:
     """Checks the name of a resource that is the path of a file.
 
-    Symbolic links are not looked at here; a path must only be spelled canonically, so
-    that one file has one name.
+    The path must be spelled canonically, so that one file has one name. This function
+    does not look for symbolic links.
 
     Raises:
-        InvalidRequestError: not absolute, not normal (`//`, `.`, `..`, a slash at the
-            end), over 4095 bytes, not UTF-8, or with control characters.
+        InvalidRequestError: it is not absolute or not normal (`//`, `.`, `..`, a slash
+            at the end), has over 4095 bytes, is not UTF-8, or has control characters.
     """
     check_text(path, "path", MAX_PATH_BYTES)
     if not path.startswith("/"):
         raise InvalidRequestError(f"the path {quoted(path)} is not absolute")
-    # POSIX lets two slashes at the beginning mean something; on Linux they do not.
+    # POSIX lets two slashes at the beginning have a meaning; on Linux they have none.
     normal = "/" + os.path.normpath(path).lstrip("/")
     if path != normal:
         raise InvalidRequestError(
@@ -77,13 +77,13 @@ def check_path(path: str) -> None:
 
 
 def check_ways(paths: Collection[str]) -> None:
-    """Checks that the ways to files are short enough to be gone while others wait.
+    """Checks that the daemon can walk the paths of a request quickly.
 
     Args:
-        paths: canonical ones, all that one request names.
+        paths: all paths of the request, canonical.
 
     Raises:
-        InvalidRequestError: too many names on one way, or on all of them together.
+        InvalidRequestError: a path has too many names, or all paths together.
     """
     steps = 0
     for path in paths:
@@ -106,14 +106,14 @@ CHECK_OF_KIND: Final = {
     "directory": check_file_name,
     "direct": check_path,
 }
-"""What a resource may be called in a lockspace of each kind."""
+"""The check of resource names for each kind of lockspace."""
 
 
 def check_lockspace_name(name: str) -> None:
-    """Checks the name of a lockspace: as a file name, and without a colon.
+    """Checks the name of a lockspace: a file name without a colon.
 
     Raises:
-        InvalidRequestError: it may not be called so.
+        InvalidRequestError: it is not valid.
     """
     check_file_name(name)
     if ":" in name:
@@ -124,12 +124,12 @@ def path_text(what: str, path: str | os.PathLike[str]) -> str:
     """Returns a path as text.
 
     Args:
-        what: what a sentence calls it.
-        path: what was given for it.
+        what: the subject of an error message.
+        path: the path.
 
     Raises:
         TypeError: it is neither text nor an `os.PathLike` of text.
-        InvalidRequestError: it is empty, or has a character that no path has.
+        InvalidRequestError: it is empty, or has a character that no path may have.
     """
     text: object = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
@@ -149,15 +149,15 @@ def path_text(what: str, path: str | os.PathLike[str]) -> str:
 
 
 def canonical_path(path: str | os.PathLike[str]) -> str:
-    """Returns the one name of the file that a path leads to: realpath(3).
+    """Returns the canonical path of a file, as realpath(3). The file need not exist.
 
-    Callers that hash a path must do this first, or two spellings of one file get two
-    locks. The file need not exist.
+    Callers that hash a path must call this first. Otherwise two spellings of one file
+    get two locks.
 
     Raises:
         TypeError: the path is neither text nor an `os.PathLike` of text.
-        InvalidRequestError: the path is empty (realpath(3) refuses that, too), has a
-            character that no path has, or is relative to a directory that was removed.
+        InvalidRequestError: the path is empty, has a character that no path may have,
+            or is relative to a directory that was removed.
     """
     path = path_text("the path", path)
     try:
@@ -170,12 +170,12 @@ def canonical_path(path: str | os.PathLike[str]) -> str:
 
 
 def hashed_name(path: str | os.PathLike[str]) -> str:
-    """Returns the name under which a directory lockspace locks a file elsewhere.
+    """Returns the name of a file in a directory lockspace of hashed names.
 
-    SHA-256 of the canonical path in hexadecimal: the rule of libvirt's lock driver
-    (qemu-lockd.conf, `file_lockspace_dir`), so that its hosts and ours agree.
+    It is the SHA-256 of the canonical path in hexadecimal. libvirt's lock driver has
+    the same rule (qemu-lockd.conf, `file_lockspace_dir`), so its hosts and ours agree.
     """
-    import hashlib  # loads OpenSSL, which takes longer than the rest of a client
+    import hashlib  # loading OpenSSL takes longer than the rest of a client
 
     name = canonical_path(path).encode("utf-8", "surrogateescape")
     return hashlib.sha256(name).hexdigest()
@@ -189,12 +189,12 @@ def _unwritable() -> str:
 
 
 def _on_wire(path: str) -> str:
-    """Returns what lockd calls a path: its bytes are UTF-8, whatever the locale."""
+    """Returns a path as lockd names it: its bytes as UTF-8 in any locale."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def default_lockspace(resource: str) -> str:
-    """Returns the lockspace that a bare name on a command line means.
+    """Returns the default lockspace of a name on a command line.
 
     A name that begins with a slash is a file in `direct`; any other is in `default`.
     """
@@ -202,11 +202,10 @@ def default_lockspace(resource: str) -> str:
 
 
 def quoted(text: str, limit: int = MAX_NAME_BYTES) -> str:
-    """Returns text as it may stand in a sentence, a log or on a terminal.
+    """Returns text in quotes, safe for a sentence, a log or a terminal.
 
-    Control characters, bidirectional overrides and bytes that are not UTF-8 are
-    escaped: what a client calls itself must not forge a line. Text that is longer than
-    any name is cut; a path that somebody has to look at rarely is.
+    Escapes control characters, bidirectional overrides and bytes that are not UTF-8: a
+    client's name must not forge a line. Cuts text that is longer than any name.
     """
     if len(text) > limit:
         text = text[: limit - 1] + "…"
@@ -214,10 +213,11 @@ def quoted(text: str, limit: int = MAX_NAME_BYTES) -> str:
 
 
 def plain(text: str, *, keep: str = "") -> str:
-    """Returns text with everything escaped that a terminal would act on.
+    """Escapes everything in a text that a terminal would act on.
 
     Args:
-        keep: characters that stay as they are.
+        text: the text.
+        keep: characters that stay unchanged.
     """
     rest = text.translate(dict.fromkeys(map(ord, keep))) if keep else text
     if rest.isprintable():
@@ -231,17 +231,17 @@ def plain(text: str, *, keep: str = "") -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Tells whether text has only characters: no bytes that stand for themselves."""
+    """Returns whether a text has only valid characters, and no escaped bytes."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_text(text: str, what: str, limit: int) -> None:
-    """Checks a text by which something is called: printable, of so many bytes.
+    """Checks a name: printable, with a limited number of bytes.
 
     Args:
-        text: what is given.
-        what: how a sentence calls it.
-        limit: bytes of UTF-8.
+        text: the name.
+        what: the subject of an error message.
+        limit: the most bytes of UTF-8.
 
     Raises:
         InvalidRequestError: it is empty, too long, not UTF-8 or not printable.

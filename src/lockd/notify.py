@@ -1,4 +1,4 @@
-"""What a service says to its manager: sd_notify(3)."""
+"""Notifies the service manager: sd_notify(3)."""
 
 import os
 import socket
@@ -8,18 +8,18 @@ from contextlib import suppress
 
 
 def is_listening() -> bool:
-    """Tells whether the service manager wants to hear from us."""
+    """Returns whether a service manager wants notifications."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def notify(state: str, fds: Sequence[int] = ()) -> bool:
-    """Tells the service manager something; tells whether that left.
+    """Notifies the service manager. Returns whether the message was sent.
 
-    Never waits, never fails: a manager that does not listen must not hold up locks.
+    Never waits and never fails: a manager that does not listen must not block locks.
 
     Args:
         state: assignments, one a line, as in sd_notify(3).
-        fds: descriptors that go with it.
+        fds: descriptors to send with it.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -1,6 +1,6 @@
-"""What /proc says of a process, for people: its name, user, command line, unit.
+"""Reads /proc: the name, user, command line and unit of a process.
 
-By its pid, which may be another process's by the time it is looked at.
+All functions take a pid, which may belong to another process by now.
 """
 
 import os
@@ -13,12 +13,12 @@ _UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 def name_of(pid: int) -> str:
-    """Returns the short name of a process, to call it by until it says its own."""
+    """Returns the short name of a process, or "unknown"."""
     return read(f"/proc/{pid}/comm").rstrip("\n") or "unknown"
 
 
 def uid_of(pid: int) -> int | None:
-    """Returns the real uid under which a process runs; None if there is none."""
+    """Returns the real uid of a process; None if it does not exist."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
@@ -26,7 +26,7 @@ def uid_of(pid: int) -> int | None:
 
 
 class Uids(NamedTuple):
-    """The users of a process (credentials(7))."""
+    """The uids of a process (credentials(7))."""
 
     real: int
     effective: int
@@ -34,7 +34,7 @@ class Uids(NamedTuple):
 
 
 def uids_of(pid: int) -> Uids | None:
-    """Returns the users of a process; None if there is none."""
+    """Returns the uids of a process; None if it does not exist."""
     for line in read(f"/proc/{pid}/status").splitlines():
         if line.startswith("Uid:"):
             real, effective, saved, _ = map(int, line.split()[1:])
@@ -43,7 +43,7 @@ def uids_of(pid: int) -> Uids | None:
 
 
 def command_of(pid: int) -> str | None:
-    """Returns the command line of a process, on one line; None if there is none."""
+    """Returns the command line of a process in one line; None without one."""
     words = read(f"/proc/{pid}/cmdline").split("\0")
     return plain(" ".join(words).strip())[:_MAX_COMMAND] or None
 
@@ -61,8 +61,8 @@ def unit_of(pid: int) -> str | None:
 
 
 def read(path: str, size: int = 4096) -> str:
-    """Returns what a file of /proc says; nothing if it cannot be read."""
-    # Not open(): its layers take as long as the kernel does.
+    """Returns the beginning of a file in /proc; empty if it cannot be read."""
+    # The layers of open() take as long as the kernel.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

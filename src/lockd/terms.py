@@ -1,6 +1,6 @@
-"""The words of lockd as types: each has one meaning, on the wire and in the code.
+"""The terms of lockd as types: each means one thing, on the wire and in the code.
 
-Nothing here knows how a lock is taken; every other room may import this one.
+This module knows nothing of locking; every room may import it.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -10,27 +10,27 @@ EXCLUSIVE: Final = "exclusive"
 SHARED: Final = "shared"
 
 OnDisconnect = Literal["release", "kill"]
-"""What happens to the process of a session that ends while it holds locks."""
+"""What happens to the process of a session that ends with locks held."""
 
 Until = Literal["either", "both"]
-"""When what a registered process holds ends: with the process or by the session that
-registered it, whichever is first; or when the process is dead and that session has
-released it or ended, too."""
+"""When the locks of a registered process end. "either": with the process, or by the
+session that registered it, whichever is first. "both": when the process is dead and
+that session has released them or ended."""
 
 Kind = Literal["memory", "directory", "direct"]
 """How the resources of a lockspace are anchored."""
 
 Create = bool | Literal["temporary"] | None
-"""Whether a lock file that is missing is made; None for what is usual in its lockspace.
-One that was made goes with its last holder; a temporary one goes even if it was there
-before (AUTOCREATE of virtlockd)."""
+"""Whether to create a missing lock file; None for the default of its lockspace. A
+created file is removed with its last holder. A temporary one is removed even if it
+existed before (AUTOCREATE of virtlockd)."""
 
 DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 
 
 class ResourceKey(NamedTuple):
-    """The full name of the thing that is locked."""
+    """The full name of a resource."""
 
     lockspace: str
     resource: str
@@ -42,11 +42,12 @@ class ResourceKey(NamedTuple):
 
 
 class OutsideHolder(NamedTuple):
-    """Who locks an anchor that somebody else wants, as far as that is known.
+    """The process that locks an anchor which a request wants, as far as it is known.
 
     Attributes:
-        pid, command: a process outside lockd, as the kernel tells; or of `key`.
-        key: what lockd itself has anchored there, under another name of the file.
+        pid, command: a process outside lockd, as the kernel names it; or the holder of
+            `key`.
+        key: the resource that lockd has anchored in the same file.
     """
 
     mode: Mode

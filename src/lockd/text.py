@@ -1,13 +1,13 @@
-"""Words for people: the same wherever lockd speaks."""
+"""The words for numbers and times in everything that lockd prints."""
 
 
 def counted(number: int, what: str) -> str:
-    """Returns a number of things as people say it: `1 session`, `2 sessions`."""
+    """Returns a number of things: `1 session`, `2 sessions`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def duration(seconds: float) -> str:
-    """Returns a time span as people say it: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
+    """Returns a time span: `0.4s`, `12s`, `4m12s`, `3h05m`, `2d4h`."""
     if seconds < 1:
         return f"{seconds:.1f}s"
     minutes, second = divmod(int(seconds), 60)
@@ -21,9 +21,9 @@ def duration(seconds: float) -> str:
 
 
 def exact_duration(seconds: float) -> str:
-    """Returns a time span as somebody set it, to the millisecond: `1.5s`, `1m30.25s`.
+    """Returns a time span to the millisecond, as an option sets it: `1.5s`, `1m30.25s`.
 
-    Of what took hours the seconds do not matter: as `duration`.
+    From one hour on, the result is that of `duration`.
     """
     seconds = round(seconds, 3)
     if seconds < 60:

@@ -1,8 +1,7 @@
-"""One encoding of file names, arguments and environment: UTF-8, whatever the locale.
+"""Makes file names, arguments and environment UTF-8, regardless of the locale.
 
-A file and a lock are named by bytes, which are UTF-8 to everybody who asks lockd. Where
-Python takes its encoding from a locale of another one, the same bytes are other text,
-or none, and text of the wire is no file name.
+Bytes name files and locks, and all clients of lockd read them as UTF-8. If Python reads
+them in the encoding of another locale, it gets another text, or none.
 """
 
 import locale
@@ -12,27 +11,27 @@ from contextlib import suppress
 from typing import Final
 
 _OPTION: Final = "utf8"
-"""Of Python: UTF-8 mode (PEP 540)."""
+"""Python's UTF-8 mode (PEP 540)."""
 
 
 def insist() -> None:
-    """Starts this program anew, in UTF-8 mode, if it was not started so.
+    """Executes this program again in UTF-8 mode, unless it already runs in it.
 
-    It is the same process, with the same arguments, environment and open files. Called
-    before anything else is done.
+    Process, arguments, environment and open files stay the same. Call it before
+    anything else.
     """
     if sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
     words = [sys.orig_argv[0], "-X", _OPTION, *sys.orig_argv[1:]]
-    with suppress(OSError):  # it then does what it can
+    with suppress(OSError):  # the program then continues in the other encoding
         os.execv(sys.executable, words)
 
 
 def encoding_of_terminal(encoding: str) -> str:
-    """Returns in which encoding text is printed.
+    """Returns the encoding in which to print text.
 
     Args:
-        encoding: the one that Python has chosen. After `insist` that is UTF-8, of which
-            the user's terminal knows nothing.
+        encoding: the choice of Python. After `insist` it is UTF-8, which may differ
+            from that of the terminal.
     """
     return locale.getencoding() if _OPTION in sys._xoptions else encoding
