@@ -1,1 +1,4 @@
-"""lockctl: the command line of lockd. Knows the daemon only through `lockd.client`."""
+"""lockctl: the command line of lockd.
+
+It uses the daemon through `lockd.client` only.
+"""

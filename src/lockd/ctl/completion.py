@@ -1,11 +1,10 @@
-"""`lockctl completion`, and what the shells are offered: what there is just now.
+"""`lockctl completion`: lets the shells complete commands, options and existing names.
 
-The shells run lockctl itself with `_LOCKCTL_COMPLETE` set, as click has it. A daemon
-that is not there, or does not answer in time, costs nothing but the offer: nothing is
-said.
+The shells run lockctl with `_LOCKCTL_COMPLETE` set, as click does it. If the daemon
+does not run or answer in time, the shell offers nothing, and shows no error.
 
-Others may choose what a lock is called. A name that a shell would take apart, or act
-upon, is not offered.
+Other users choose the names of locks. lockctl does not offer a name that a shell would
+split or interpret.
 """
 
 import os
@@ -33,10 +32,10 @@ from lockd.errors import InvalidRequestError, LockdError
 from lockd.names import default_lockspace
 
 PATIENCE: Final = 1.0
-"""Seconds that a daemon has to answer."""
+"""Seconds that the daemon has to answer."""
 
 MOST: Final = 256
-"""How much is offered: who has to choose among more types another letter."""
+"""The most names to offer. With more, the user types another letter first."""
 
 _SAFE: Final = re.compile(r"[\w@%+:,./-]+", re.ASCII)
 
@@ -77,13 +76,13 @@ def completion(shell: str) -> None:
 
 
 def prepare() -> None:
-    """Makes click complete as it is done here."""
+    """Makes click use the completion of this module."""
     for cls in (_Bash, _Zsh, _Fish):
         add_completion_class(cls)
 
 
 def make_live(command: click.Command) -> None:
-    """Has each parameter of a command offer what there is."""
+    """Makes the parameters of a command offer existing names."""
     for param in command.params:
         if param.name in FILES:
             param.type = click.Path()
@@ -92,12 +91,12 @@ def make_live(command: click.Command) -> None:
 
 
 class _Live(click.ParamType[Any]):
-    """A type that offers what the daemon knows, or what the system does.
+    """A type that offers the names that the daemon or the system knows.
 
     Args:
-        usual: the type that the parameter has.
-        source: what knows the offers.
-        command: whose parameter it is.
+        usual: the real type of the parameter.
+        source: yields the names.
+        command: the name of the command.
     """
 
     name = "live"
@@ -110,13 +109,13 @@ class _Live(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Any:
-        """Converts as ever."""
+        """Converts with the real type."""
         return self._usual.convert(value, param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Returns what is offered."""
+        """Returns the names to offer."""
         if self._source is _names and self._is_for_the_shell(incomplete):
             return [CompletionItem(incomplete, type="file")]
         with suppress(LockdError, OSError), _patient(), connect(_socket(ctx)) as client:
@@ -126,18 +125,18 @@ class _Live(click.ParamType[Any]):
         return []
 
     def _is_for_the_shell(self, incomplete: str) -> bool:
-        # What is locked is listed by its canonical path, which begins with a slash.
+        # Files are locked under their canonical path, which begins with a slash.
         if incomplete.startswith(("./", "../", "~")):
             return True
         return incomplete.startswith("/") and self._command in _TAKES_FILES
 
 
-#: Commands that are given files which nobody has locked yet.
+#: Commands that accept files which nobody has locked.
 _TAKES_FILES: Final = {"run", "hold", "acquire", "wait", "test", "who"}
 
 
 def _fits(value: str, incomplete: str) -> bool:
-    # What begins with a dash would be taken for an option.
+    # A word that begins with a dash would be an option.
     is_word = _SAFE.fullmatch(value) is not None and not value.startswith("-")
     return is_word and value.startswith(incomplete)
 
@@ -146,12 +145,12 @@ def _socket(ctx: click.Context) -> str | None:
     return ctx.find_root().params.get("socket")
 
 
-class _patient:  # noqa: N801 (a statement of a kind, as `suppress` is)
-    """Interrupts whoever waits too long for a daemon, by a TimeoutError."""
+class _patient:  # noqa: N801 (used like a statement, as `suppress`)
+    """Raises TimeoutError in the body if the daemon does not answer in time."""
 
     def __enter__(self) -> None:
         signal.signal(signal.SIGALRM, self._interrupt)
-        # More than once: the first may come where it is taken for something else.
+        # Repeated, because code may catch the first one as another error.
         signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE / 4)
 
     def __exit__(self, *exc_info: object) -> None:
@@ -162,17 +161,17 @@ class _patient:  # noqa: N801 (a statement of a kind, as `suppress` is)
         raise TimeoutError
 
 
-# What there is.
+# Existing names.
 
 
 def _names(client: Client, ctx: click.Context, incomplete: str) -> Iterator[Any]:
     space = ctx.params.get("lockspace") or default_lockspace(incomplete)
-    # What cannot be a name yet, as a path that ends with a slash, is asked in vain.
+    # The daemon rejects an incomplete name, such as a path that ends with a slash.
     with suppress(InvalidRequestError):
         found = client.query(incomplete, lockspace=space)
         if found["holders"] or found["waiters"]:
             yield _offer(found)
-    # Names are listed in their order: those that begin so are next to each other.
+    # Names are sorted, so those with this beginning are next to each other.
     after: Any = [space, incomplete]
     while after is not None:
         page = client.call("list", lockspace=space, after=after)
@@ -218,7 +217,7 @@ def _signals(client: Client, ctx: click.Context, incomplete: str) -> Iterator[An
 
 
 def _plain(text: str) -> str:
-    """Returns text that no shell takes for more when it shows it."""
+    """Returns text that no shell interprets when it shows it."""
     return re.sub(r"[^\w@%+,./ -]", "_", text, flags=re.ASCII)[:40]
 
 
@@ -230,16 +229,16 @@ SOURCES: Final[dict[str, Source]] = {
     "victim": _victims,
     "stop_signal": _signals,
 }
-"""What is offered for a parameter, by its name."""
+"""The source of names for each parameter."""
 
 FILES: Final = {"path", "socket"}
-"""The parameters that are files, which the shells know best."""
+"""Parameters that are files; the shells complete them."""
 
 UNKNOWABLE: Final = {
     *("conflict_status", "interval", "kill_after", "label", "owner", "owner_pid"),
     *("owner_unit", "pid", "reason", "script", "status_fd", "timeout", "uid", "unit"),
 }
-"""The parameters for which nothing can be offered: only their user knows."""
+"""Parameters that nothing can complete."""
 
 
 # The shells.
@@ -253,7 +252,7 @@ class _AfterDashes(ShellComplete):
     def get_completions(
         self, args: list[str], incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Returns what is offered."""
+        """Returns the words to offer."""
         if "--" in args:
             kind = self.command_type if args[-1] == "--" else "file"
             return [CompletionItem(incomplete, type=kind)]
@@ -261,7 +260,7 @@ class _AfterDashes(ShellComplete):
 
 
 class _Bash(_AfterDashes, BashComplete):
-    """bash: unlike click's, knows that bash takes words apart at colons."""
+    """bash. In contrast to click's class, it knows that bash splits words at colons."""
 
     source_template = _BASH
     command_type = "command"
@@ -269,10 +268,10 @@ class _Bash(_AfterDashes, BashComplete):
 
     @staticmethod
     def _check_version() -> None:
-        """Does nothing: the script may be made for another machine."""
+        """Does nothing: the script may be for another machine."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Returns the words that are complete, and the one that is not."""
+        """Returns the complete words, and the incomplete one."""
         line = os.environ["COMP_LINE"]
         words = split_arg_string(line)
         incomplete = words.pop() if words and not line[-1].isspace() else ""
@@ -282,7 +281,7 @@ class _Bash(_AfterDashes, BashComplete):
         return words[1:], incomplete
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """Leaves out what bash takes for words of their own."""
+        """Returns the part of a word that bash has not split off."""
         return f"{item.type},{item.value[self._cut :]}"
 
 

@@ -1,6 +1,6 @@
-"""What lockctl's exit status says: one table, and how to die of a signal.
+"""The exit statuses of lockctl in one table, and how to die of a signal.
 
-The numbers are those of sysexits.h where it has a fitting one.
+The numbers are those of sysexits.h if it has a fitting one.
 """
 
 import errno
@@ -42,7 +42,7 @@ NOT_FOUND: Final = 127
 
 
 class Exit(NamedTuple):
-    """One exit status of lockctl's own making: what it means, which errors end so."""
+    """One exit status of lockctl: its meaning, and the errors that cause it."""
 
     status: int
     meaning: str
@@ -84,27 +84,24 @@ _STATUS_OF_ERROR: Final = {
 
 
 def status_of(error: LockdError) -> int:
-    """Returns the exit status that an error ends with."""
+    """Returns the exit status for an error."""
     kinds = type(error).__mro__
     return next(_STATUS_OF_ERROR[kind] for kind in kinds if kind in _STATUS_OF_ERROR)
 
 
 def status_of_exec_failure(number: int) -> int:
-    """Returns what a shell's `$?` would be for a command that cannot be executed."""
+    """Returns the status that a shell has for a command that cannot be executed."""
     return NOT_FOUND if number == errno.ENOENT else NOT_EXECUTABLE
 
 
 def die_of(signum: int) -> NoReturn:
-    """Ends this process by a signal, as if it had never been caught.
-
-    A shell sees the same as if it had run the command itself.
-    """
-    # The core, if there is one to see, is the command's.
+    """Ends this process by a signal, so that a shell sees the death of the command."""
+    # Only the command may dump core.
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     with suppress(OSError):  # SIGKILL
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
     os.kill(os.getpid(), signum)
-    # Only a signal whose default is not to end the process comes here.
+    # Reached only if the default action of the signal is not to end the process.
     os._exit(128 + signum)

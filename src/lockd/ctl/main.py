@@ -1,6 +1,6 @@
-"""The door of lockctl: finds the command, and turns every error into an exit status.
+"""The entry of lockctl: finds the command, and turns every error into an exit status.
 
-Each command's module is loaded only when it is used: `lockctl run` is to be quick.
+It loads the module of a command on use only, to make `lockctl run` fast.
 """
 
 import os
@@ -17,7 +17,7 @@ from lockd.ctl import exits, streams
 from lockd.ctl.options import COMPLETING
 from lockd.errors import LockdError
 
-#: What a person wants to do, and the commands for it; each by module and attribute.
+#: The commands by purpose; module and attribute of each.
 _GROUPS: Final = {
     "Take a lock": {
         "run": ("lockd.ctl.run.run", "run"),
@@ -126,7 +126,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
     """
     ctx.obj = socket
     if ctx.invoked_subcommand != "run":
-        # A reader that has seen enough ends us, as it does any filter.
+        # End like any filter when the reader closes the pipe.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         streams.open_closed_output()
     if ctx.invoked_subcommand not in _NAMES_SOCKET_OR_NEEDS_NONE:
@@ -134,7 +134,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
 
 
 def _warn_of_others(socket: str | None) -> None:
-    """Tells who sits at a terminal that another daemon could have been meant."""
+    """Warns a user at a terminal if another daemon also listens."""
     if sys.stderr is None or not sys.stderr.isatty() or COMPLETING in os.environ:
         return
     from lockd.client import paths
@@ -163,8 +163,8 @@ def _status(args: list[str]) -> int:
         completion.prepare()
         completion.make_live(lockctl)
     if sys.stderr is None:
-        # It was closed. For print(), and for click, no file is standard output.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as we live)
+        # It was closed. For print() and click, None would mean standard output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the end)
     try:
         status = _status_of_command(args)
         if sys.stdout is not None:
@@ -174,7 +174,7 @@ def _status(args: list[str]) -> int:
         _complain(f"the answer cannot be written to standard output: {error}")
         return exits.UNWRITTEN
     except Exception:
-        # Python would end with 1, which has a meaning here.
+        # Python would exit with 1, which has a meaning here.
         import_module("traceback").print_exc()
         return exits.INTERNAL
     return status
@@ -199,12 +199,12 @@ def _status_of_command(args: list[str]) -> int:
 
 
 def _complain(sentence: str) -> None:
-    # Nobody may listen: the exit status says it, too.
+    # Nobody may read this; the exit status has the same information.
     import_module("lockd.ctl.render").say(sentence)
 
 
 def _discard_output() -> None:
-    """Has what could not be written not be tried again when Python ends."""
+    """Discards the output that Python would try to write again at its end."""
     if sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The options and arguments that several commands share, each declared once."""
+"""The options and arguments that several commands share."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -11,10 +11,10 @@ from lockd.names import canonical_path, check_name, check_path, quoted
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
 
 COMPLETING: Final = "_LOCKCTL_COMPLETE"
-"""The variable that a shell sets to ask how a word can go on."""
+"""The variable that a shell sets to ask for completions."""
 
 MOST_SECONDS: Final = 1e9
-"""The longest time that a request can name (protocol 6.1)."""
+"""The longest timeout of a request (protocol 6.1)."""
 
 
 class Whole(click.IntRange):
@@ -23,7 +23,7 @@ class Whole(click.IntRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Reads a number."""
+        """Converts a number."""
         try:
             return int(super().convert(value, param, ctx))
         except click.BadParameter:
@@ -34,13 +34,13 @@ class Whole(click.IntRange):
 
 
 PROCESS_ID = Whole(1, 2**31 - 1)
-"""The type of an option that names a process: more than any has (proc(5))."""
+"""The type of an option for a pid. The bound exceeds every pid (proc(5))."""
 
 Reader = Callable[[click.Context, click.Parameter, str | float | None], float | None]
 
 
 def seconds_from(least: float, most: float) -> Reader:
-    """Returns what reads a number of seconds within bounds (a callback of click)."""
+    """Returns a callback of click that reads a number of seconds within bounds."""
 
     def read(
         _ctx: click.Context, _param: click.Parameter, value: str | float | None
@@ -60,7 +60,7 @@ def seconds_from(least: float, most: float) -> Reader:
 
 
 seconds = seconds_from(0, MOST_SECONDS)
-"""Reads how long to wait."""
+"""Reads a timeout."""
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -91,24 +91,24 @@ _OF_HOLDERS = (
 
 
 def of_holder(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of those that take a lock and run nothing."""
+    """Adds the options of commands that take a lock and run nothing."""
     for option in reversed(_OF_HOLDERS):
         command = option(command)
     return command
 
 
 def is_path(name: str) -> bool:
-    """Tells whether a name on the command line is a file, as a shell has it."""
+    """Returns whether a name on the command line is a file."""
     return name.startswith(("/", "./", "../"))
 
 
 def meant(name: str, lockspace: str | None) -> ResourceKey:
-    """Returns which resource a name on the command line means.
+    """Returns the resource for a name on the command line.
 
-    A file has many paths, but only its canonical one is locked.
+    A file has many paths, but lockd only locks its canonical path.
 
     Raises:
-        InvalidRequestError: nothing can be called so.
+        InvalidRequestError: the name is not valid.
     """
     by_default = DIRECT_LOCKSPACE if is_path(name) else DEFAULT_LOCKSPACE
     space = by_default if lockspace is None else lockspace
@@ -121,7 +121,7 @@ def meant(name: str, lockspace: str | None) -> ResourceKey:
 
 
 def note_files(names: Iterable[str], lockspace: str | None) -> None:
-    """Says of names that are locked as such where a file of that path is."""
+    """Warns if a name that is not a path is also the name of a file."""
     if lockspace is not None:
         return
     for name in names:
@@ -135,7 +135,11 @@ def note_files(names: Iterable[str], lockspace: str | None) -> None:
 
 
 def common_lockspace(keys: list[ResourceKey]) -> str:
-    """Returns the one lockspace of several names."""
+    """Returns the lockspace of all names.
+
+    Raises:
+        UsageError: they are in different lockspaces.
+    """
     spaces = {key.lockspace for key in keys}
     if len(spaces) > 1:
         raise click.UsageError(

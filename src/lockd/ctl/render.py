@@ -1,4 +1,4 @@
-"""What lockctl says: JSON, sentences, and the words that several commands share."""
+"""The output of lockctl: JSON, sentences, and words that several commands share."""
 
 import pwd
 import sys
@@ -13,23 +13,23 @@ from lockd.names import plain
 from lockd.terms import ResourceKey
 
 Thing = dict[str, Any]
-"""A lock, a holder, an event, ... as the daemon tells of it (docs/protocol.md 7)."""
+"""A lock, a holder, an event, ... as the daemon sends it (docs/protocol.md 7)."""
 
 VERSION: Final = 1
-"""Of the shapes in docs/json.md; it rises when something in them goes or changes."""
+"""The version of docs/json.md. It rises when a field goes or changes its meaning."""
 
 
 def show_json(**things: Any) -> None:
-    """Shows named things as one JSON object, with the version of its shape.
+    """Prints named things as one JSON object, with the version of its format.
 
-    Indented on a terminal; piped it is one line. Nothing is written before all is
-    known: who reads it gets the whole object, or none.
+    On a terminal it is indented, piped it is one line. Nothing is written before all is
+    known, so a reader gets the whole object or nothing.
     """
     if sys.stdout.isatty():
         whole = {name: _whole(thing) for name, thing in things.items()}
         print(to_json({"version": VERSION} | whole, indent=2))
         return
-    # Of very many things the text takes less room than they do.
+    # For many things their text takes less memory than they do.
     text = [f'{{"version": {VERSION}']
     for name, thing in things.items():
         text.append(f', "{name}": ')
@@ -45,9 +45,9 @@ def show_json(**things: Any) -> None:
 
 
 def to_json(thing: Any, *, indent: int | None = None) -> str:
-    """Returns JSON that standard output can take, whatever its encoding is.
+    """Returns JSON in the encoding of standard output.
 
-    What a terminal would act upon is escaped as JSON has it, so nothing of it is lost.
+    Characters that a terminal would act on are escaped as in JSON, so nothing is lost.
     """
     import json
 
@@ -65,13 +65,13 @@ def _whole(thing: Any) -> Any:
 
 
 def say(sentence: str) -> None:
-    """Says something to the person at the terminal, if there still is one."""
+    """Prints a message to standard error. Ignores errors."""
     with suppress(OSError, UnwrittenError):
         print(f"lockctl: {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 def since(seconds: float) -> str:
-    """Returns a moment, given in seconds since 1970, in local time."""
+    """Returns a moment, in seconds since 1970, as local date and time."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -90,7 +90,7 @@ def ordinal(number: int) -> str:
 
 
 def standing(place: int, *, converting: bool) -> str:
-    """Returns at which place of the line somebody waits, or that it converts."""
+    """Returns the place of a waiter in the queue, or that it converts."""
     return "converts" if converting else ordinal(place)
 
 
@@ -104,20 +104,20 @@ def user(uid: int) -> str:
 
 
 def purpose(party: Mapping[str, Any]) -> str | None:
-    """Returns what a holder or waiter says about its lock: label and reason."""
+    """Returns the label and reason of a holder or waiter."""
     return ": ".join(filter(None, (party.get("label"), party.get("reason")))) or None
 
 
 def outsider(program: str | None, pid: int | None, where: str = "outside lockd") -> str:
-    """Returns who locks a file past lockd, as far as that is known."""
+    """Returns the words for a process that locks a file outside lockd."""
     known = f" (pid {pid})" if pid else ""
     return f"{plain(program or 'a process')}{known} {where}"
 
 
 def obstacle(outside: Mapping[str, Any]) -> str:
-    """Returns who locks a file that somebody waits for, as the daemon tells it.
+    """Returns the words for the process that locks a file which somebody waits for.
 
-    That is a process past lockd, or a holder in lockd under another name of the file.
+    It is a process outside lockd, or a holder in lockd under another name of the file.
     """
     name = other_name(outside)
     where = "outside lockd" if name is None else f"as {plain(name)}"
@@ -125,27 +125,27 @@ def obstacle(outside: Mapping[str, Any]) -> str:
 
 
 def other_name(outside: Mapping[str, Any]) -> str | None:
-    """Returns under which other name a file is held in lockd; None if past it."""
+    """Returns the other name under which lockd holds a file; None outside lockd."""
     if outside.get("resource") is None:
         return None
     return str(ResourceKey(outside["lockspace"], outside["resource"]))
 
 
 def held_by(first: Mapping[str, Any] | None, count: int, outside: Any) -> str | None:
-    """Returns who holds a lock: the first holder and how many more, or an outsider.
+    """Returns the words for the holders: the first and how many more, or an outsider.
 
     Args:
-        first: the first of those who hold it in lockd; None if nobody does.
+        first: the first holder in lockd; None without one.
         count: how many hold it.
-        outside: who locks its file past lockd, as far as the daemon met him.
+        outside: the process that locks its file outside lockd, if the daemon knows it.
     """
     if first is not None:
         name: str | None = first["name"]
-        # That others share the lock outlives every cut: `tar +1`.
+        # `+1` survives every cut: `tar +1`.
         return f"{name} +{count - 1}" if name and count > 1 else name
     return None if outside is None else obstacle(outside | {"pid": None})
 
 
 def key_of(resource: Mapping[str, Any]) -> ResourceKey:
-    """Returns which resource the daemon tells of."""
+    """Returns the resource of an answer."""
     return ResourceKey(resource["lockspace"], resource["resource"])

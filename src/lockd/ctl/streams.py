@@ -1,8 +1,7 @@
-"""Standard output and standard error of lockctl: safe to look at, exact when they fail.
+"""Makes standard output and standard error of lockctl safe, and their errors exact.
 
-Names, reasons and command lines are chosen by others, and so is what a daemon says.
-Whatever a command prints, nothing of it reaches a terminal that a terminal would act
-upon: all text passes here.
+Other users choose names, reasons and command lines, and a daemon may say anything. All
+output passes through this module, which escapes what a terminal would act on.
 """
 
 import io
@@ -17,16 +16,16 @@ from lockd.utf8 import encoding_of_terminal
 
 
 class UnwrittenError(Exception):
-    """Raised when standard output does not take what is written to it."""
+    """Raised when standard output does not accept a text."""
 
 
 class SafeStream(io.TextIOWrapper):
-    """Escapes all that is not printable, but for the ends of lines, and tabs.
+    """Escapes all characters that are not printable, except newlines and tabs.
 
-    What the encoding lacks is escaped, too.
+    It also escapes characters that the encoding lacks.
 
     Args:
-        stream: where the text goes; the descriptor stays that of this stream.
+        stream: the target, which keeps the descriptor.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -37,11 +36,11 @@ class SafeStream(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        # It closes the descriptor when it goes, and so must not go before us.
+        # It closes the descriptor at its end, so it must live as long as this object.
         self._stream = stream
 
     def __del__(self) -> None:
-        # The descriptor is not ours to close.
+        # The descriptor belongs to the other stream.
         self.detach()
 
     def write(self, text: str, /) -> int:
@@ -49,10 +48,10 @@ class SafeStream(io.TextIOWrapper):
         return self.draw(plain(text, keep="\n\t"))
 
     def draw(self, text: str) -> int:
-        """Writes text as it is, with what a terminal acts upon: colours, say.
+        """Writes text unchanged, with colours for example.
 
         Raises:
-            UnwrittenError: there is no room, or nobody to read it.
+            UnwrittenError: no space is left, or nobody reads it.
         """
         try:
             return super().write(text)
@@ -60,10 +59,10 @@ class SafeStream(io.TextIOWrapper):
             raise UnwrittenError(error.strerror or str(error)) from error
 
     def flush(self) -> None:
-        """Hands on what was written.
+        """Flushes the text.
 
         Raises:
-            UnwrittenError: there is no room, or nobody to read it.
+            UnwrittenError: no space is left, or nobody reads it.
         """
         try:
             super().flush()
@@ -72,10 +71,10 @@ class SafeStream(io.TextIOWrapper):
 
 
 def fill_closed() -> None:
-    """Sees to it that nothing of ours becomes a standard stream that is closed.
+    """Fills closed standard descriptors, so that none of our files gets their numbers.
 
-    What stands there fails on every use as a closed descriptor does (open(2), O_PATH),
-    and is closed for an executed command.
+    Every use of the filling fails as for a closed descriptor (open(2), O_PATH). An
+    executed command does not inherit it.
     """
     while (place := os.open("/", os.O_PATH)) <= 2:
         pass
@@ -83,7 +82,7 @@ def fill_closed() -> None:
 
 
 def protect() -> None:
-    """Makes standard output and standard error safe; one that is closed stays so."""
+    """Makes standard output and standard error safe. A closed one stays closed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = SafeStream(sys.stdout)
     if isinstance(sys.stderr, io.TextIOWrapper):
@@ -91,34 +90,34 @@ def protect() -> None:
 
 
 def open_closed_output() -> None:
-    """Puts something that takes no text in the place of a closed standard output.
+    """Replaces a closed standard output by a file that accepts no text.
 
-    So what cannot be written fails there as it does in a file.
+    So output fails there as it does in a file.
     """
     if sys.stdout is None:
-        sys.stdout = SafeStream(open(os.devnull))  # noqa: SIM115 (as long as we live)
+        sys.stdout = SafeStream(open(os.devnull))  # noqa: SIM115 (open until the end)
 
 
 def end_with_reader() -> None:
-    """Has us end as SIGPIPE does as soon as nobody can read standard output any more.
+    """Ends this process by SIGPIPE as soon as nobody reads standard output.
 
-    Whoever has nothing to write would not notice. A file has no reader to lose.
+    A process that writes nothing would not notice. This does nothing for a file.
     """
-    # A thread, as it is to be noticed whatever else is waited for.
+    # A thread notices it regardless of what the process waits for.
     threading.Thread(target=_wait_for_end_of_reader, daemon=True).start()
 
 
 def _wait_for_end_of_reader() -> None:
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # what is always told is: it is at an end
+    poll.register(sys.stdout, 0)  # POLLERR is always reported
     poll.poll()
-    # Its action is the default; whoever started us may have blocked it.
+    # SIGPIPE has its default action, but our parent may have blocked it.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPIPE])
     os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def draw(text: str) -> None:
-    """Prints what was drawn for a terminal, of text that is escaped already."""
+    """Prints text for a terminal that is already escaped."""
     if isinstance(sys.stdout, SafeStream):
         sys.stdout.draw(text)
     else:

@@ -1,9 +1,9 @@
-"""The columns of all tables of lockctl, and how a table is printed.
+"""The columns of all tables of lockctl, and the printing of tables.
 
-Every column is described once, for the tables of the commands and for those of
-`lockctl top`. A row is a map: its cells by the titles of their columns.
+It describes each column once, for the commands and for `lockctl top`. A row is a map
+from titles of columns to cells.
 
-rich is loaded only to draw on a terminal: it costs more time than a lock does.
+rich is loaded only for a terminal: loading it takes longer than taking a lock.
 """
 
 import sys
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cells = Mapping[str, Any]
-"""A row: what it has in its columns; None, and what is missing, is shown as `-`."""
+"""A row. A cell that is None or missing is shown as `-`."""
 
 
 class Column(NamedTuple):
     """A column.
 
-    A command makes a column as wide as its longest cell, and narrower if the terminal
-    is too narrow. `top` has fixed widths, so that nothing jumps.
+    A command makes a column as wide as its longest cell, and narrower on a narrow
+    terminal. `top` has fixed widths, so that nothing moves.
 
     Attributes:
         title: its heading.
-        show: makes text of a cell.
-        least: to how many cells a command may cut it; None: never.
-        optional: whether a command leaves it out if no row has such a thing.
-        width: in `top`, in cells; 0: it shares what the others leave.
-        right: whether its text stands at the right in `top`.
+        show: returns the text of a cell.
+        least: the width to which a command may cut it; None: never.
+        optional: whether a command omits it if all its cells are empty.
+        width: its width in `top`; 0: it shares the remaining width.
+        right: whether `top` aligns it to the right.
         down: whether `top` sorts the greatest cell to the top.
         screen: how wide the screen must be for `top` to show it.
     """
@@ -54,8 +54,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
-# Commands leave these out, in this order, if a table is still too wide when all that
-# may be cut is cut.
+# Commands omit these, in this order, if a table is still too wide after cutting.
 _DISPENSABLE: Final = (
     Column("UUID", optional=True),
     Column("CLIENT", least=8, optional=True),
@@ -104,16 +103,16 @@ _NEEDED: Final = (
 )
 
 COLUMNS: Final = {column.title: column for column in (*_DISPENSABLE, *_NEEDED)}
-"""All columns, by their titles."""
+"""All columns by title."""
 
 _NARROWEST: Final = 6
-"""To how many cells text is cut where there is no room even for that."""
+"""The width to which text is cut if there is too little room even for `least`."""
 
 
 def cells_of(party: Thing) -> dict[str, Any]:
-    """Returns the cells about somebody who holds, waits or is connected.
+    """Returns the cells for a holder, waiter or session.
 
-    An event, or a lock past lockd, says less than a listing: the rest is None.
+    An event or a lock outside lockd has fewer fields than a listing: the rest is None.
     """
     uid = party.get("uid")
     return {
@@ -128,21 +127,21 @@ def cells_of(party: Thing) -> dict[str, Any]:
 
 
 def text_of(column: Column, row: Cells) -> str:
-    """Returns what a row has in a column, safe to show."""
+    """Returns the text of a cell, safe to print."""
     return _text(row.get(column.title), column.show)
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Cells], *, empty: str) -> None:
-    """Shows one record per line.
+    """Prints one row per line.
 
-    On a terminal there is a heading, some columns are left out where nobody has such a
-    thing or there is no room, and `empty` is said if there are no rows. Piped, there
-    are only the rows, with one tab between columns.
+    A terminal gets a heading, and `empty` if there are no rows. It omits columns that
+    are empty or do not fit. Piped output has only the rows, with one tab between
+    columns.
 
     Args:
-        titles: which columns, in this order.
+        titles: the columns, in order.
         rows: their cells.
-        empty: the sentence that is said on a terminal when there is nothing to show.
+        empty: the sentence for a terminal if there are no rows.
     """
     columns = [COLUMNS[title] for title in titles]
     lines = ([text_of(column, row) for column in columns] for row in rows)
@@ -157,10 +156,7 @@ def show_table(titles: Sequence[str], rows: Iterable[Cells], *, empty: str) -> N
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Shows one fact per line: what it is, and its value; piped, with one tab between.
-
-    Values are shown as cells of a table are.
-    """
+    """Prints one fact per line: its name and its value; piped, with one tab between."""
     lines = [[plain(name), _text(value)] for name, value in facts]
     if not sys.stdout.isatty():
         sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
@@ -178,9 +174,9 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
 
 
 def cut(text: str, width: int) -> str:
-    """Cuts text that is too wide, and marks where.
+    """Cuts text that is too wide, and marks the cut.
 
-    A path is cut at its beginning, as its end says more, and a name before its `+1`.
+    A path is cut at its beginning, because its end says more; a name before its `+1`.
     """
     from rich.cells import cell_len, set_cell_size
 
@@ -217,21 +213,21 @@ def _draw(columns: Sequence[Column], lines: list[list[str]]) -> None:
         table.add_column(column.title, width=width, no_wrap=True, overflow="ellipsis")
     picked = [place for place, column in enumerate(columns) if column in widths]
     for line in lines:
-        # Text, as what a client calls itself may look like rich's markup.
+        # Text, because a client's name may look like rich's markup.
         cells = zip(picked, widths.values(), strict=True)
         table.add_row(*(Text(cut(line[place], width)) for place, width in cells))
     _print(console, table)
 
 
 def _print(console: "Console", table: "Table") -> None:
-    # The cells are escaped; what rich adds to them is for the terminal.
+    # The cells are escaped. rich adds codes for the terminal.
     with console.capture() as drawn:
         console.print(table)
     draw(drawn.get())
 
 
 def _fit(widths: dict[Column, int], room: int) -> None:
-    """Makes columns narrower, and leaves some out, until they fit."""
+    """Makes columns narrower, and omits some, until they fit."""
     for column in (None, *_DISPENSABLE):
         if column is not None:
             widths.pop(column, None)
@@ -241,7 +237,7 @@ def _fit(widths: dict[Column, int], room: int) -> None:
             break
     else:
         spare = _spare(widths, _NARROWEST)
-    # The widest gives first.
+    # Narrow the widest first.
     while excess > 0 and spare:
         widest = max(spare, key=lambda x: (widths[x], spare[x]))
         widths[widest] -= 1
@@ -252,7 +248,7 @@ def _fit(widths: dict[Column, int], room: int) -> None:
 
 
 def _spare(widths: dict[Column, int], least: int | None = None) -> dict[Column, int]:
-    """Returns which columns can be narrower, and by how many cells."""
+    """Returns the columns that can be narrower, and by how much."""
     spare = {
         column: width - (column.least if least is None else least)
         for column, width in widths.items()

@@ -1,6 +1,6 @@
-"""What lockctl says of a command line that it does not understand: one sentence.
+"""Explains wrong command lines, in one sentence each.
 
-Loaded only when there is something to say.
+It is loaded only on an error.
 """
 
 import re
@@ -20,7 +20,7 @@ _RELEASE: Final = (
 )
 _TAKE: Final = "`run`, `hold` and `acquire` take locks"
 
-#: What people type who know other programs, and what does that here.
+#: Words that users of other programs type, and the advice for them.
 INSTEAD: Final = {
     **dict.fromkeys(("release", "unlock", "free", "drop", "rm"), _RELEASE),
     **dict.fromkeys(("lock", "take", "get", "flock", "exclusive"), _TAKE),
@@ -45,7 +45,7 @@ INSTEAD: Final = {
 
 
 def advice(typed: str, commands: Sequence[str]) -> str:
-    """Returns what is said of a command that there is not."""
+    """Returns the advice for an unknown command."""
     unknown = f"there is no command {quoted(typed)}"
     if found := INSTEAD.get(typed.lower()):
         return f"{unknown}: {found}"
@@ -84,14 +84,14 @@ def sentence(error: click.ClickException) -> str:
     return said
 
 
-#: How click says that there are more arguments than a command takes.
+#: click's message for too many arguments.
 _EXTRA: Final = re.compile(r"got unexpected extra arguments? \((.*)\)")
 
 
 def _typed_word(option: str) -> str:
-    """Returns the word of the command line in which an option was found.
+    """Returns the word of the command line that has an option.
 
-    Of `-x-y` click says `--`.
+    For `-x-y` click reports `--`.
     """
     if len(option) == 2:
         for word in sys.argv[1:]:
@@ -101,7 +101,7 @@ def _typed_word(option: str) -> str:
 
 
 def _where_it_belongs(option: str, ctx: click.Context) -> str | None:
-    """Returns where an option goes that stands on the wrong side of the command."""
+    """Returns where an option belongs that is on the wrong side of the command."""
     group = ctx.find_root().command
     if ctx.parent is not None:
         found = _option_of(group, option)
@@ -122,7 +122,7 @@ def _option_of(command: click.Command, name: str) -> click.Option | None:
 
 
 def _how_to_name(ctx: click.Context) -> str | None:
-    """Returns how a command is told a name that looks like an option."""
+    """Returns how to pass a name to a command that looks like an option."""
     for param in ctx.command.params:
         if isinstance(param, click.Argument):
             names = param.make_metavar(ctx).strip("[]")
@@ -132,7 +132,7 @@ def _how_to_name(ctx: click.Context) -> str | None:
 
 
 def _called(param: click.Parameter, ctx: click.Context | None) -> str:
-    """Returns what a parameter is called, as people write it."""
+    """Returns the name of a parameter as users write it."""
     if isinstance(param, click.Option):
         spelled = sorted(param.opts, key=len, reverse=True)
         typed = (x for word in sys.argv[1:] for x in spelled if _is_typed(word, x))
@@ -142,12 +142,12 @@ def _called(param: click.Parameter, ctx: click.Context | None) -> str:
 
 
 def _is_typed(word: str, option: str) -> bool:
-    """Tells whether a word of the command line is an option, perhaps with its value."""
+    """Returns whether a word of the command line is an option, or has its value too."""
     is_short = len(option) == 2
     return word == option or word.startswith(option if is_short else f"{option}=")
 
 
 def _tidy(said: str) -> str:
-    """Makes a part of a sentence of what click, or a command, says."""
+    """Turns a message of click or of a command into a part of a sentence."""
     said = " ".join(said.split()).rstrip(".")
     return said[:1].lower() + said[1:]

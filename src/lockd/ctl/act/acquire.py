@@ -1,4 +1,4 @@
-"""`lockctl acquire`: a lock for a process that is not ours, as long as that lives."""
+"""`lockctl acquire`: takes a lock for another process, which holds it until it ends."""
 
 import click
 
@@ -93,7 +93,7 @@ def acquire(
         return
     names_shown = ", ".join(quoted(str(key)) for key in keys)
     verb = "is" if len(keys) == 1 else "are"
-    # First, as it is true even if the tokens cannot be written.
+    # Print this first: it is true even if printing the tokens fails.
     say(f"{names_shown} {verb} held until process {pid} ends")
     for grant in found:
         print(grant["fencing_token"])

@@ -1,4 +1,4 @@
-"""`lockctl break` and `disconnect`: take away, after showing from whom."""
+"""`lockctl break` and `disconnect`: show the victim, then take away."""
 
 from collections.abc import Callable
 from typing import Final
@@ -17,7 +17,7 @@ from lockd.names import plain, quoted
 from lockd.text import counted, duration
 
 MOST: Final = 2**63 - 1
-"""The greatest fencing token or session that there can be."""
+"""The greatest fencing token or session number."""
 
 
 def _because(told: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -114,11 +114,11 @@ def disconnect(
 
 
 def _found(client: Client, name: str, lockspace: str | None) -> Thing:
-    """Finds whose lock is meant by a name or a fencing token.
+    """Returns the grant for a name or a fencing token.
 
     Raises:
-        NotFoundError: nobody's in lockd.
-        InvalidRequestError: one of several.
+        NotFoundError: nobody in lockd holds the lock.
+        InvalidRequestError: several hold it.
     """
     if lockspace is None and is_token(name):
         return _holder_of(client, int(name))
@@ -142,12 +142,16 @@ def _found(client: Client, name: str, lockspace: str | None) -> Thing:
 
 
 def is_token(name: str) -> bool:
-    """Tells whether a word on the command line is a fencing token."""
+    """Returns whether a word on the command line is a fencing token."""
     return name.isascii() and name.isdecimal() and 0 < int(name[:20]) <= MOST
 
 
 def _holder_of(client: Client, token: int) -> Thing:
-    """Finds who holds a lock, by its fencing token."""
+    """Returns the grant for a fencing token.
+
+    Raises:
+        NotFoundError: nobody holds it.
+    """
     resource: Thing
     for resource in client.list_resources(fencing_token=token):
         where: Thing = {key: resource[key] for key in ("lockspace", "resource")}

@@ -1,4 +1,4 @@
-"""Asks before something is done that cannot be taken back."""
+"""Asks before an action that cannot be undone."""
 
 import sys
 from typing import Final
@@ -8,16 +8,16 @@ import click
 from lockd.ctl.render import say
 
 NOT_WANTED: Final = 1
-"""The exit status where the answer was no."""
+"""The exit status after the answer no."""
 
 sure = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def is_wanted(question: str, *, yes: bool) -> bool:
-    """Returns whether it shall be done: asks on a terminal, unless the answer is known.
+    """Returns whether to do it. Asks on a terminal, unless `yes` is given.
 
     Raises:
-        UsageError: there is nobody to ask.
+        UsageError: there is no terminal.
     """
     if yes:
         return True

@@ -1,4 +1,4 @@
-"""`lockctl reload`, and `lockctl stop`: the one way to lose what outlives a crash."""
+"""`lockctl reload`, and `lockctl stop`, which loses all locks."""
 
 import os
 import select
@@ -20,7 +20,7 @@ from lockd.errors import UnknownMethodError
 from lockd.text import counted
 
 SHOWN: Final = 20
-"""How many of the locks that would be lost are listed."""
+"""How many of the lost locks are listed."""
 
 
 @click.command(short_help="Have the daemon take up configuration and program anew.")
@@ -32,7 +32,8 @@ def reload(socket: str | None, /) -> int:
     is invalid, or the new version cannot go on, nothing changes, and the exit status is
     69. For admins; `systemctl reload lockd` does the same.
     """
-    # Of a command to reload the service manager says it before the daemon can.
+    # Under `systemctl reload` the manager names the daemon before the daemon can
+    # answer.
     if (pid := os.environ.get("MAINPID", "")).isdecimal():
         _end_with(int(pid))
     with connect(socket) as client:
@@ -41,7 +42,7 @@ def reload(socket: str | None, /) -> int:
         try:
             client.reload()
         except UnknownMethodError:
-            # An older version, which the new one is about to follow.
+            # An older version. The new one is about to replace it.
             pid = client.statistics()["pid"]
             os.kill(pid, signal.SIGUSR1)
             say(f"lockd (pid {pid}) is older and does not say how it ends: see its log")
@@ -54,16 +55,16 @@ def reload(socket: str | None, /) -> int:
 
 
 def _end_with(pid: int) -> None:
-    """Ends this process when the daemon does.
+    """Ends this process when the daemon ends.
 
-    The connection may outlive it, and a service manager may start it anew only when its
-    command to reload, which this is, has ended.
+    The connection may outlive the daemon, so its end would go unnoticed. A service
+    manager may restart the daemon only after this command has ended.
     """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         pidfd = None
-    except OSError:  # nothing can be known of it
+    except OSError:  # the process cannot be watched
         return
 
     def watch() -> None:
@@ -87,7 +88,7 @@ def stop(socket: str | None, /, yes: bool) -> int:
     with connect(socket) as client:
         found = client.statistics()
         manager, units = manager_of(found["pid"], found["unit"])
-        # This session of ours loses nothing.
+        # Our own session loses nothing.
         others = found["sessions"] - 1
         first = list(islice(client.list_resources(), SHOWN))
     if first:

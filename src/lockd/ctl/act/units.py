@@ -1,4 +1,4 @@
-"""What systemd says of a unit: the manager of the host, or that of the user."""
+"""Asks systemd about units, of the host's manager or the user's."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ _MANAGERS: Final = (["systemctl"], ["systemctl", "--user"])
 
 
 def main_pid(unit: str) -> int:
-    """Returns the main process of a unit, of the system's manager or the user's.
+    """Returns the pid of the main process of a unit.
 
     Raises:
         NotFoundError: it has none.
@@ -31,7 +31,7 @@ def main_pid(unit: str) -> int:
 
 
 def manager_of(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
-    """Returns the command of the manager that runs the daemon, and what to stop.
+    """Returns the command of the manager that runs the daemon, and the units to stop.
 
     Raises:
         UnavailableError: no manager runs it.
@@ -40,7 +40,7 @@ def manager_of(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
         if unit is not None and _property_of(manager, unit, "MainPID") == [str(pid)]:
             triggers = _property_of(manager, unit, "TriggeredBy")
             listening = [x for x in triggers if _is_active(manager, x)]
-            # Else the next client would start it again.
+            # A listening socket would start the daemon for the next client.
             return manager, [unit, *listening]
     raise UnavailableError(
         f"lockd (pid {pid}) is not run by systemd: `kill {pid}` ends it, and all "
@@ -53,7 +53,7 @@ def _is_active(manager: list[str], unit: str) -> bool:
 
 
 def _property_of(manager: list[str], unit: str, name: str) -> list[str]:
-    """Returns the words of a property of a unit; none if nobody can be asked."""
+    """Returns the words of a property of a unit; none if systemctl does not run."""
     command = [*manager, "show", "--value", f"--property={name}", "--", unit]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""The names under which a file is locked, and the locks on it that are not lockd's.
+"""Finds the locks on a file: in lockd under any name, and outside lockd.
 
 A file has many paths: symbolic links, hard links, bind mounts. In lockspaces of hashed
-names it is called by the hash of one of them. Whoever asks about one of its names wants
-to hear of a lock under any.
+names its name is the hash of one of them. A user who asks for one name wants to know of
+a lock under any other.
 """
 
 import os
@@ -19,7 +19,7 @@ Inode = tuple[int, int]
 
 
 def keys_of_inode(client: Client, path: str) -> list[ResourceKey]:
-    """Returns what is anchored in a file, in any lockspace, under whatever name."""
+    """Returns the resources that are anchored in a file, in any lockspace."""
     inode = _inode_of(path)
     if inode is None:
         return []
@@ -27,16 +27,16 @@ def keys_of_inode(client: Client, path: str) -> list[ResourceKey]:
 
 
 def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
-    """Returns all resources that stand for a file, under whatever name.
+    """Returns all resources that stand for a file.
 
-    Besides those that are anchored in it: its path as its holder spells it, the hash of
-    that, and a label that says so.
+    They are the resources anchored in it, and those with its path, the hash of its path
+    or its path as a label.
     """
     found: dict[ResourceKey, None] = {}
     path, hashed = canonical_path(name), hashed_name(name)
     for spelled in {path, os.path.abspath(name)}:
         for resource in client.list_resources(path=spelled):
-            # What is below it is listed, too, if it is a directory.
+            # For a directory, the daemon lists the files below it too.
             if spelled in _labels(resource) or resource["resource"] in (
                 spelled,
                 hashed,
@@ -46,7 +46,7 @@ def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
     inode = _inode_of(path)
     if inode is None:
         return list(found)
-    # The hash of another path of the same file is not the hash of this one.
+    # Another path of the same file has another hash.
     for space in client.list_lockspaces():
         if space["kind"] == "directory" and space["held"] != 0:
             for resource in client.list_resources(space["name"]):
@@ -56,14 +56,14 @@ def keys_of_file(client: Client, name: str) -> list[ResourceKey]:
 
 
 def states_of(client: Client, keys: list[ResourceKey]) -> Iterator[Thing]:
-    """Yields what the daemon says of resources, of those that we may see."""
+    """Yields the answers of `query`, for the resources that we may see."""
     for key in keys:
         with suppress(LockdError):
             yield client.query(key.resource, lockspace=key.lockspace)
 
 
 def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
-    """Returns the locks on a file that are not lockd's, which has so many on it."""
+    """Returns the locks on a file outside lockd, which has `held` locks on it."""
     from lockd.ctl.look.outside import inode_of, outsiders
 
     inode = inode_of(canonical_path(name))
@@ -87,7 +87,7 @@ def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
 
 
 def program_of(found: Thing) -> str | None:
-    """Returns what a process that locks past lockd runs, by its command line."""
+    """Returns the program of a process outside lockd, from its command line."""
     return os.path.basename((found["command"] or "").split(" ")[0]) or None
 
 

@@ -20,10 +20,10 @@ from lockd.terms import ResourceKey
 from lockd.text import counted, duration
 
 LONG: Final = 3
-"""Of how many who wait for each other a chain is marked."""
+"""How many waits a marked chain has at least."""
 
 NAMED: Final = 3
-"""How many of the locks are named that somebody waits for at one place of the tree."""
+"""How many locks one line of the tree names."""
 
 
 class Node(NamedTuple):

@@ -1,4 +1,4 @@
-"""`lockctl list`, `waiters`, `sessions`, `spaces`: all of a kind, one line each."""
+"""`lockctl list`, `waiters`, `sessions`, `spaces`: one line for each."""
 
 import pwd
 import sys
@@ -15,14 +15,14 @@ from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.names import canonical_path, quoted
 
 NO_USER: Final = 2**32 - 1
-"""The uid that means nobody (setresuid(2)); those of users are below."""
+"""The uid that means nobody (setresuid(2)). Uids of users are lower."""
 
 
 def _first(resource: Thing) -> Thing:
     return resource["holders"][0] if resource["holders"] else {}
 
 
-#: By what resources are sorted; where less says more, the most comes first.
+#: The sort keys of resources. Numbers are sorted with the greatest first.
 _ORDERS: Final[dict[str, Callable[[Thing], Any]]] = {
     "name": lambda x: (x["lockspace"], x["resource"]),
     "for": lambda x: -_first(x).get("held_for", -1.0),
@@ -36,7 +36,7 @@ _ORDERS: Final[dict[str, Callable[[Thing], Any]]] = {
 def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    # No more digits than a uid has: int() reads a few thousand and no more.
+    # No more digits than a uid has: int() rejects a few thousand.
     if value.isdecimal() and len(value) <= len(str(NO_USER)) and int(value) < NO_USER:
         return int(value)
     try:
@@ -87,7 +87,7 @@ def list_(
     if path is not None:
         wanted["path"] = canonical_path(path)
     with connect(socket) as client:
-        # Nothing is the same as not said.
+        # None means not given.
         found = client.list_resources(lockspace, waiting=waiting or None, **wanted)
         if sort != "name":
             found = iter(sorted(found, key=_ORDERS[sort]))
@@ -168,7 +168,7 @@ def spaces(socket: str | None, /, as_json: bool) -> None:
 
 
 def show_resources(resources: Iterable[Thing]) -> None:
-    """Shows resources as the protocol lists them, one line each."""
+    """Prints resources of a listing, one line each."""
     brief = sys.stdout.isatty()
     titles = (
         "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
@@ -181,8 +181,8 @@ def show_resources(resources: Iterable[Thing]) -> None:
 def _resource(resource: Thing, *, brief: bool) -> Cells:
     count = resource["holder_count"]
     first = resource["holders"][0] if resource["holders"] else None
-    outside = resource.get("outside")  # a daemon that is older does not say
-    # Piped, the number of holders has a column.
+    outside = resource.get("outside")  # an older daemon does not send it
+    # Piped, the number of holders has its own column.
     by = held_by(first, count if brief else 1, outside)
     return _holder(first, outside) | {
         "LOCKSPACE": resource["lockspace"],
@@ -194,7 +194,7 @@ def _resource(resource: Thing, *, brief: bool) -> Cells:
 
 
 def _holder(first: Thing | None, outside: Thing | None) -> dict[str, Any]:
-    """Returns the cells about the first holder, or about who locks it past lockd."""
+    """Returns the cells for the first holder, or for the process outside lockd."""
     if first is not None:
         return cells_of(first) | {"FOR": first["held_for"], "UUID": first["uuid"]}
     if outside is not None:

@@ -1,8 +1,8 @@
-"""Who locks a file past lockd: what /proc/locks and /proc/PID/fdinfo say of it.
+"""Finds locks on a file outside lockd, from /proc/locks and /proc/PID/fdinfo.
 
 The kernel names the process of a POSIX lock. An OFD lock belongs to an open file, which
-any number of processes may have: they are found by looking at everybody's descriptors,
-as far as one may. So are the processes behind flock(2).
+any number of processes may have. Searching the descriptors of all processes finds them,
+as far as we may read those. The same holds for flock(2).
 """
 
 import os
@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 from lockd.procs import command_of, uid_of, unit_of
 
 LOOKS: Final = 3
-"""How often all locks are gone through for one file. The kernel gives some seventy at a
-time, and finds the next ones by counting: if one of those before was released meanwhile
-it leaves one out."""
+"""How often to read all locks for one file. The kernel returns about seventy at a time,
+and counts to find the next ones: it skips one if an earlier one is released meanwhile.
+"""
 
 _OPEN: Final = os.O_PATH | os.O_CLOEXEC
 
@@ -34,9 +34,10 @@ class KernelLock(NamedTuple):
     Attributes:
         kind: POSIX, OFD, FLOCK or LEASE.
         mode: exclusive or shared.
-        pid: -1 if the kernel does not say.
-        span: from which byte to which, or `EOF`.
-        waits: whether it is not held, but waited for.
+        pid: -1 if the kernel does not name it.
+        inode: the file.
+        span: the first and the last byte; the last may be `EOF`.
+        waits: whether it is waited for, not held.
     """
 
     kind: str
@@ -48,10 +49,10 @@ class KernelLock(NamedTuple):
 
 
 class Outsider(NamedTuple):
-    """A lock on a file, and a process that has it; pid None if none can be seen.
+    """A lock on a file, and a process that has it; pid None if none is visible.
 
     Attributes:
-        perhaps_ours: whether it may be lockd's, for all that can be seen.
+        perhaps_ours: whether it may be a lock of lockd.
     """
 
     lock: KernelLock
@@ -63,9 +64,9 @@ class Outsider(NamedTuple):
 
 
 def inode_of(path: str) -> Inode | None:
-    """Returns what /proc/locks calls a file; None if there is none.
+    """Returns the name of a file in /proc/locks; None if it does not exist.
 
-    On some file systems (btrfs, overlayfs) that is not what stat(2) says.
+    On some file systems (btrfs, overlayfs) stat(2) has another number.
     """
     try:
         fd = os.open(path, _OPEN)
@@ -96,16 +97,16 @@ def _as_hex(device: int) -> str:
 
 
 def locks_on(inode: Inode) -> list[KernelLock]:
-    """Returns the locks that the kernel knows on a file."""
+    """Returns the locks on a file."""
     found: Counter[KernelLock] = Counter()
     for _ in range(LOOKS):
-        # Those that look alike are as many as were seen at once.
+        # Locks that look alike are as many as one reading showed.
         found |= Counter(lock for lock in all_locks() if lock.inode == inode)
     return list(found.elements())
 
 
 def all_locks() -> Iterator[KernelLock]:
-    """Goes through all locks of the host, but for those of other pid namespaces."""
+    """Yields all locks of the host, except those of other pid namespaces."""
     with open("/proc/locks", encoding="ascii") as file:
         for line in file:
             if lock := _parse(line.split()[1:]):
@@ -113,7 +114,7 @@ def all_locks() -> Iterator[KernelLock]:
 
 
 def _parse(words: list[str]) -> KernelLock | None:
-    """Reads `POSIX ADVISORY WRITE 214 00:29:2146 0 0`, with `->` first if it waits."""
+    """Parses `POSIX ADVISORY WRITE 214 00:29:2146 0 0`, with `->` first if it waits."""
     waits = words[:1] == ["->"]
     if waits:
         del words[0]
@@ -127,17 +128,18 @@ def _parse(words: list[str]) -> KernelLock | None:
             kind = "OFD"
         return KernelLock(kind, mode, int(pid), inode, (start, end), waits)
     except ValueError:
-        return None  # a kind of which nobody has heard yet, or half a line
+        return None  # an unknown kind, or half a line
 
 
 def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
-    """Returns who locks a file, but for a lockd.
+    """Returns the locks on a file that are not lockd's, with their processes.
 
     Args:
+        inode: the file.
         ours: the pid of the daemon.
-        held: how many locks it says that it has on this file. Where its descriptors
-            cannot be seen, as many OFD locks on the first byte are taken for its; it
-            may have more, of which it does not tell everybody.
+        held: how many locks on this file the daemon reports. If its descriptors are not
+            visible, as many OFD locks on the first byte count as its own. It may have
+            more: it does not report all of them to everybody.
     """
     locks = locks_on(inode)
     if not locks:
@@ -151,8 +153,8 @@ def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
         shape = _shape(lock)
         pids = holders.get(shape, []) if lock.pid <= 0 or lock.kind != "POSIX" else []
         if lock.kind == "OFD" and ours in pids and not lock.waits:
-            # Several of one shape cannot be told apart: each is shown once for each
-            # process that has one; the daemon's own is not.
+            # Locks of one shape cannot be told apart. Show each once for each process
+            # that has one, except the daemon.
             pids = [pid for pid in pids if pid != ours]
             if not seen_ours:
                 seen_ours = True
@@ -175,7 +177,7 @@ def _outsider(lock: KernelLock, pid: int) -> Outsider:
 
 
 def _can_be_seen(pid: int) -> bool:
-    """Tells whether we may look at the descriptors of a process."""
+    """Returns whether we may read the descriptors of a process."""
     try:
         os.listdir(f"/proc/{pid}/fdinfo")
     except OSError:
@@ -184,18 +186,18 @@ def _can_be_seen(pid: int) -> bool:
 
 
 def _shape(lock: KernelLock) -> tuple[object, ...]:
-    """Returns what tells locks on one file apart, if anything does."""
+    """Returns the fields that tell apart the locks on one file."""
     return lock.kind, lock.mode, lock.span
 
 
 def _holders(inode: Inode) -> dict[tuple[object, ...], list[int]]:
-    """Finds the processes that have a locked file open, by the shape of the lock.
+    """Returns the pids that have a locked file open, by the shape of the lock.
 
-    Those of other users are seen by root only.
+    Only root sees the processes of other users.
     """
     found: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended, or is not ours to see
+        with suppress(OSError):  # it has ended, or we may not read it
             for lock in _locks_of(f"/proc/{pid}/fdinfo"):
                 pids = found[_shape(lock)]
                 if lock.inode == inode and int(pid) not in pids:
@@ -207,6 +209,6 @@ def _locks_of(directory: str) -> Iterator[KernelLock]:
     for fd in os.listdir(directory):
         with suppress(OSError), open(f"{directory}/{fd}", encoding="ascii") as file:
             for line in file:
-                # lock:	1: OFDLCK  ADVISORY  WRITE -1 00:29:2146 0 0
+                # lock: 1: OFDLCK  ADVISORY  WRITE -1 00:29:2146 0 0
                 if line.startswith("lock:") and (lock := _parse(line.split()[2:])):
                     yield lock

@@ -21,12 +21,11 @@ from lockd.terms import ResourceKey
 from lockd.text import duration, exact_duration
 
 _UNHEARD: Final = 5.0
-"""Seconds after which it is asked anew although nothing was heard: a waiter that dies
-leaves its line unheard."""
+"""Seconds after which to ask again without an event: a waiter that dies causes none."""
 
 _UNHEARD_OUTSIDE: Final = 0.5
-"""The same where a lock past lockd, or under another name, is in the way: of its end
-nothing is heard."""
+"""The same if a lock outside lockd or under another name is in the way: its end causes
+no event."""
 
 
 @click.command(short_help="Show who holds a lock, who waits, and what happened to it.")
@@ -121,7 +120,7 @@ def wait(
     key = meant(name, lockspace)
     until = None if timeout is None else time.monotonic() + timeout
     with connect(socket) as client, client.watch(key.lockspace) as events:
-        # Asked after the watch began: no end of it passes unheard.
+        # Ask after the watch has begun, so that no event is missed.
         while not (state := state_of(client, key)).is_free:
             left = math.inf if until is None else until - time.monotonic()
             if left <= 0:
@@ -142,7 +141,7 @@ def lock_name(path: str) -> None:
 
 
 def _still(state: State, key: ResourceKey, waited: float) -> str:
-    """Says why a lock is not free, after so many seconds."""
+    """Returns the sentence for a lock that is not free after `waited` seconds."""
     name = quoted(str(key))
     still = f"was not free within {exact_duration(waited)}" if waited else "is not free"
     why = state.held
@@ -160,7 +159,7 @@ def _show(key: ResourceKey) -> str:
 
 
 def _wait_for_end(events: Iterator[Thing], key: ResourceKey, patience: float) -> None:
-    """Waits until something about a resource has ended, or for some seconds."""
+    """Waits until something about a resource ends, at most `patience` seconds."""
     import signal
 
     def stop(*_: object) -> None:
@@ -179,7 +178,7 @@ def _wait_for_end(events: Iterator[Thing], key: ResourceKey, patience: float) ->
         signal.signal(signal.SIGALRM, before)
 
 
-#: How a holder's time may have ended, in a word.
+#: The words for the ways in which a grant ends.
 _ENDINGS = {
     "released": "released",
     "disconnected": "disconnected",

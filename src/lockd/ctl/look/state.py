@@ -1,4 +1,4 @@
-"""How one lock is: what the daemon says of it, and who locks its file past lockd."""
+"""The state of one lock, from the daemon and from the kernel."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -24,18 +24,18 @@ from lockd.names import plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
 
-#: Seconds after which people want the time of day, too.
+#: Seconds after which the time of day is shown too.
 _LONG = 60
 
 
 class State(NamedTuple):
-    """How a lock is.
+    """The state of one lock.
 
     Attributes:
         resource: the daemon's answer to `query`.
-        outside: the locks on its file that are not lockd's and keep lockd from it, as
-            far as we can see them; the daemon tells of one, too, while somebody waits.
-        elsewhere: the same as `resource` for each other name under which its file is
+        outside: the visible locks on its file outside lockd that keep lockd from it.
+            While somebody waits, `resource` names one too.
+        elsewhere: the answers to `query` for the other names under which its file is
             held or waited for.
     """
 
@@ -50,19 +50,19 @@ class State(NamedTuple):
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody holds it or waits for it."""
+        """Whether it has neither holders nor waiters."""
         return not (self.is_held or self._is_waited_for)
 
     @property
     def word(self) -> str:
-        """How it is, in one word or two."""
+        """Its state in one word or two."""
         if not self.is_held:
             return "waited for" if self._is_waited_for else "free"
         return "shared" if self._modes == {SHARED} else "held"
 
     @property
     def holders(self) -> list[Thing]:
-        """Who holds it, under whatever name."""
+        """Its holders, under any name."""
         return [x for each in self._everywhere for x in each["holders"]]
 
     @property
@@ -80,7 +80,7 @@ class State(NamedTuple):
 
     @property
     def held(self) -> str:
-        """By whom it is held and since when, for a sentence."""
+        """The first holder and since when, as a part of a sentence."""
         by = next((x for x in self._everywhere if x["holders"]), None)
         if by is None:
             if self.outside:
@@ -107,7 +107,7 @@ class State(NamedTuple):
 
 
 def state_of(client: Client, key: ResourceKey) -> State:
-    """Asks the daemon, and the kernel where a file is locked, how a lock is."""
+    """Asks the daemon, and for a file the kernel, for the state of a lock."""
     resource: Thing = client.query(key.resource, lockspace=key.lockspace)
     path = _file_of(client, key)
     if path is None:
@@ -120,29 +120,29 @@ def state_of(client: Client, key: ResourceKey) -> State:
     elsewhere = [
         x for x in states_of(client, list(others)) if x["holders"] or x["waiters"]
     ]
-    # However many share a lock in lockd, the kernel knows one of it.
+    # A lock that several share in lockd is one lock for the kernel.
     held = bool(resource["holders"]) + sum(x != key for x in anchored)
     return State(resource, list(_outside(client, path, held)), elsewhere)
 
 
 def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
-    """Returns the sentence for a waiter, looked up through a session of its own.
+    """Returns the sentence for a waiter. Opens a session of its own.
 
     Args:
-        socket: where the daemon listens.
-        lockspace: where the names are.
-        names: what the waiter wants.
+        socket: the socket of the daemon.
+        lockspace: the lockspace of the names.
+        names: the resources that the waiter wants.
         pid: the waiter.
 
     Raises:
-        LockdError: the daemon does not say.
+        LockdError: the daemon does not answer.
     """
     with connect(socket) as client:
         states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
-    # Of several names, the one that is in the way: the one with the longest queue.
+    # Of several names, explain the one with the longest queue.
     state = max(states, key=lambda x: (x.is_held, _place(x.resource, pid)))
     place = _place(state.resource, pid)
-    # The wait may have ended since it was asked about: nobody is in line then.
+    # The wait may have ended meanwhile; then the queue is empty.
     where = f"{ordinal(place)} in queue; " if place else ""
     name = quoted(state.resource["resource"])
     return f"waiting for {name} ({where}{state.held})"
@@ -150,14 +150,14 @@ def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) ->
 
 def _outside(client: Client, path: str, held: int) -> Iterator[Thing]:
     for found in outsiders_of(client, path, held):
-        # The first byte is what lockd locks; flock(2) and leases do not mind that.
+        # lockd locks the first byte. flock(2) and leases do not conflict with that.
         of_fcntl = found["kind"] in ("POSIX", "OFD")
         if of_fcntl and found["from"] == 0 and not found["waits"]:
             yield found
 
 
 def _file_of(client: Client, key: ResourceKey) -> str | None:
-    """Returns the path of the file that is locked; None if there is none."""
+    """Returns the path of the locked file; None without one."""
     for space in client.list_lockspaces():
         if space["name"] == key.lockspace:
             if space["kind"] == "direct":
@@ -169,5 +169,5 @@ def _file_of(client: Client, key: ResourceKey) -> str | None:
 
 def _place(resource: Thing, pid: int) -> int:
     pids = [waiter["pid"] for waiter in resource["waiters"]]
-    # The daemon names only the first waiters; who is not among them came last.
+    # The daemon only names the first waiters. Any other is taken for the last.
     return pids.index(pid) + 1 if pid in pids else resource["waiter_count"]

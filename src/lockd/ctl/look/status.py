@@ -1,4 +1,4 @@
-"""`lockctl status` and `metrics`: how the daemon is, for people and for Prometheus."""
+"""`lockctl status` and `metrics`: the state of the daemon."""
 
 from typing import Final
 
@@ -63,7 +63,7 @@ def metrics(socket: str | None, /) -> None:
 
 
 def _held(spaces: list[Thing]) -> int:
-    """Returns how many locks are held: one that is shared counts once."""
+    """Returns how many locks are held; a shared one counts once."""
     return sum(space["held"] or 0 for space in spaces)
 
 

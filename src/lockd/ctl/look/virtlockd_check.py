@@ -1,8 +1,7 @@
-"""`lockctl virtlockd-check`: who holds locks in virtlockd now, as the kernel has it.
+"""`lockctl virtlockd-check`: the locks in virtlockd, as the kernel shows them.
 
-virtlockd cannot be asked. What it holds stands in its directory of /proc, descriptor
-by descriptor (proc_pid_fdinfo(5)); which guest that is for, in libvirtd's own files on
-the guests that run.
+virtlockd has no call for this. Its directory in /proc shows its locks, descriptor by
+descriptor (proc_pid_fdinfo(5)). libvirtd's status files name the guests.
 """
 
 import hashlib
@@ -107,10 +106,10 @@ def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
 
     Args:
         pid: its process. If it has ended it holds none.
-        guests: whom to look among for those that hold them.
+        guests: the guests that may hold them.
 
     Raises:
-        DeniedError: we may not look at its descriptors.
+        DeniedError: we may not read its descriptors.
     """
     try:
         modes = dict(_lock_files(PROC / str(pid)))
@@ -127,10 +126,10 @@ def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
 
 
 def read_guests(directory: Path = GUESTS) -> Iterator[Guest]:
-    """Yields the guests that run, from libvirtd's status files.
+    """Yields the running guests from libvirtd's status files.
 
-    Paused ones are left out: libvirt releases their locks. Where there are no files,
-    or we may not read them, nothing is known.
+    It omits paused guests, because libvirt releases their locks. It yields nothing if
+    there are no files or we may not read them.
     """
     for path in sorted(directory.glob("*.xml")):
         with suppress(OSError):
@@ -140,7 +139,7 @@ def read_guests(directory: Path = GUESTS) -> Iterator[Guest]:
 
 
 def _lock_files(process: Path) -> Iterator[tuple[str, Mode | None]]:
-    """Yields the files that a virtlockd has open for its locks, and how they are."""
+    """Yields the lock files that a virtlockd has open, and their modes."""
     for fdinfo in (process / "fdinfo").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
             fields = [line.split() for line in fdinfo.read_text().splitlines()]
@@ -150,7 +149,7 @@ def _lock_files(process: Path) -> Iterator[tuple[str, Mode | None]]:
 
 
 def _is_lock_file(link: Path, fields: list[list[str]]) -> bool:
-    """Tells lock files from logs and the like, which are not open for both."""
+    """Returns whether it is a lock file: others are not open for read and write."""
     if link.name in ("0", "1", "2"):
         return False
     (flags,) = (int(field[1], 8) for field in fields if field[0] == "flags:")
@@ -159,7 +158,7 @@ def _is_lock_file(link: Path, fields: list[list[str]]) -> bool:
 
 
 def _is_pid_file(link: Path, pid: str) -> bool:
-    """Tells whether a lock file is the one that makes virtlockd the only one."""
+    """Returns whether a file is virtlockd's pid file."""
     if not link.is_file():
         return False
     with link.open("rb") as file:
@@ -168,18 +167,18 @@ def _is_pid_file(link: Path, pid: str) -> bool:
 
 def _lock_mode(fields: list[list[str]]) -> Mode | None:
     for field in fields:
-        # lock:	1: POSIX  ADVISORY  WRITE 214 00:29:2146 0 0
+        # lock: 1: POSIX  ADVISORY  WRITE 214 00:29:2146 0 0
         if field[0] == "lock:":
             return _MODES.get(field[4])
     return None
 
 
 def _read_guest(status: str) -> Guest | None:
-    from xml.etree import ElementTree  # nobody else has to wait for it
+    from xml.etree import ElementTree  # slow to load
 
     try:
         root = ElementTree.fromstring(status)
-    except ElementTree.ParseError:  # half written
+    except ElementTree.ParseError:  # incomplete
         return None
     domain = root.find("domain")
     if domain is None or root.get("state") == "paused":
@@ -195,13 +194,13 @@ def _read_guest(status: str) -> Guest | None:
         domain.findtext("uuid", ""),
         int(root.get("pid", "0")),
         frozenset(map(os.path.realpath, disks + leases)),
-        # Of the path as libvirt has it, which need not be the canonical one.
+        # libvirt hashes its own spelling of the path, which need not be canonical.
         frozenset(hashlib.sha256(os.fsencode(path)).hexdigest() for path in disks),
     )
 
 
 def _lease_path(lease: "Element") -> str:
-    """Returns the file that libvirt's lock driver makes of a lease."""
+    """Returns the file that libvirt's lock driver uses for a lease."""
     target = lease.find("target")
     path = "" if target is None else target.get("path", "")
     return "/".join((path, lease.findtext("lockspace", ""), lease.findtext("key", "")))

@@ -1,4 +1,4 @@
-"""`lockctl watch`: what happens, as it happens."""
+"""`lockctl watch`: prints events as they happen."""
 
 import signal
 import sys
@@ -18,8 +18,7 @@ from lockd.errors import ConnectionLostError, UnavailableError
 from lockd.names import plain
 
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0)
-"""Seconds between two attempts to reach a daemon that is gone; the last one is for all
-that follow."""
+"""Seconds between two attempts to reach the daemon again; the last one repeats."""
 
 _CAUSES: Final = {
     "disconnected": "disconnected",
@@ -55,11 +54,11 @@ def watch(
 
 
 def _events(socket: str | None, lockspace: str | None) -> Iterator[Thing]:
-    """Goes through all events, of one daemon after the other at the same place."""
+    """Yields all events, of one daemon after the other at the same socket."""
     address = paths.find_socket(socket)
     with connect(address) as client:
         epoch = client.epoch
-        # Who waits for this line has nothing happen before we listen.
+        # The watch begins before this line, so its reader misses no event.
         yield from _of_one_daemon(client, lockspace, {"event": "watching"})
     while True:
         say("the daemon is gone; waiting for it")
@@ -73,7 +72,7 @@ def _events(socket: str | None, lockspace: str | None) -> Iterator[Thing]:
 def _of_one_daemon(
     client: Client, lockspace: str | None, first: Thing
 ) -> Iterator[Thing]:
-    # Its end is no error of ours.
+    # The end of the daemon is not an error.
     with suppress(ConnectionLostError), client.watch(lockspace) as events:
         yield first | {"epoch": client.epoch, "missed": "missed" in first}
         yield from events

@@ -1,4 +1,4 @@
-"""`lockctl who`: who holds a name or a file, in lockd and past it."""
+"""`lockctl who`: the holders of a name or a file, in lockd and outside."""
 
 import os
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""A command, or a wait, under a lock."""
+"""The commands that hold a lock while a command runs or a user waits."""

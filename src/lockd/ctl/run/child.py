@@ -1,7 +1,7 @@
-"""Starts a command late: a child that waits, and execs when it is told to.
+"""Starts a command late: a child that waits, and executes the command on request.
 
-The child exists before the lock is asked for, so that it, and not lockctl, owns the
-lock. If lockctl dies before the command is started, the child ends unseen.
+The child exists before the lock is requested, so that the child and not lockctl owns
+the lock. If lockctl dies before starting the command, the child just ends.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 from lockd.ctl.exits import INTERNAL
 from lockd.ctl.run.signals import Inherited
 
-#: More than the names of any request: protocol 3.1 allows a message 64 KiB.
+#: More than the names of any request: protocol 3.1 allows messages of 64 KiB.
 _MESSAGE_BYTES: Final = 128 * 1024
 
 
@@ -21,12 +21,12 @@ class Command:
     """A command in a child process that waits to be started.
 
     Args:
-        words: the program, looked up in PATH, and its arguments.
-        inherited: the signal state that the command shall have.
+        words: the program, which is searched in PATH, and its arguments.
+        inherited: the signal state for the command.
     """
 
     def __init__(self, words: tuple[str, ...], inherited: Inherited) -> None:
-        # Datagrams: never half a message, and EOF when the other side is gone.
+        # Packets: no message is split, and the end of the other side is EOF.
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -35,25 +35,25 @@ class Command:
         theirs.close()
 
     def start(self, environment: Mapping[str, str], bequeathed: list[int]) -> None:
-        """Tells the child to exec.
+        """Starts the command.
 
         Args:
-            environment: is added to that of the command.
+            environment: variables to add to the environment of the command.
             bequeathed: descriptors that the command inherits.
         """
         items = (os.fsencode(f"{name}={value}") for name, value in environment.items())
-        # A child that was killed meanwhile has its own status, as a command has.
+        # If the child was killed meanwhile, its wait status reports it.
         with suppress(BrokenPipeError):
             socket.send_fds(self._ours, [b"\0".join(items)], bequeathed)
 
     def abandon(self) -> None:
-        """Ends the child, which has not been started."""
+        """Ends a child that was not started."""
         self._ours.close()
         os.waitpid(self.pid, 0)
 
     def exec_errno(self) -> int:
-        """Returns why the ended command could not be executed; 0 if it could."""
-        with suppress(ConnectionResetError):  # ended before it was told to start
+        """Returns why the ended command could not be executed: errno, or 0."""
+        with suppress(ConnectionResetError):  # it ended before it was started
             return int(self._ours.recv(_MESSAGE_BYTES) or 0)
         return 0
 
@@ -61,10 +61,10 @@ class Command:
 def execute(
     words: tuple[str, ...], environment: Mapping[str, str], inherited: Inherited
 ) -> NoReturn:
-    """Becomes the command.
+    """Replaces this process by the command.
 
     Raises:
-        OSError: it is not there, or cannot be executed.
+        OSError: the command does not exist or cannot be executed.
     """
     os.environ.update(environment)
     inherited.restore()
@@ -75,7 +75,7 @@ def _await_start(
     lockctl: socket.socket, words: tuple[str, ...], inherited: Inherited
 ) -> NoReturn:
     try:
-        # Empty: lockctl has given up, or is gone.
+        # An empty message: lockctl has given up or died.
         message, bequeathed, _, _ = socket.recv_fds(lockctl, _MESSAGE_BYTES, 1)
         if message:
             for descriptor in bequeathed:

@@ -1,7 +1,7 @@
-"""`lockctl hold`: a lock without a command, for as long as this process lives.
+"""`lockctl hold`: holds a lock while this process lives.
 
-Made for units of systemd that need a lock (`lockd-hold@.service`), of use to anybody
-who can wait for a line and send a signal.
+It serves systemd units that need a lock (`lockd-hold@.service`), and any program that
+can wait for a line and send a signal.
 """
 
 import os
@@ -20,7 +20,7 @@ from lockd.terms import EXCLUSIVE, SHARED
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: What some exit statuses mean where there is no command; and those that never come.
+#: Other meanings of some exit statuses without a command; statuses that never occur.
 _MEANINGS = {BUSY: "busy or timed out", LOST: "the lock was lost"}
 _OF_COMMANDS = (NOT_EXECUTABLE, NOT_FOUND)
 
@@ -94,11 +94,11 @@ def hold(
 
 
 def _wakeup_descriptor() -> int:
-    """Returns a descriptor that is readable once a signal told us to stop."""
+    """Returns a descriptor that becomes readable when a signal asks to stop."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer)
     for number in _STOPPING:
-        # Not what our parent ignores: nohup(1).
+        # Keep a signal ignored if our parent ignores it: nohup(1).
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
     return reader

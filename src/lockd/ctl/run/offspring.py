@@ -1,8 +1,8 @@
-"""All that was started under a lock: the command, its children, theirs.
+"""The processes that were started under a lock: the command and all its descendants.
 
-lockctl is the subreaper of them (prctl(2)): who loses its parent becomes a child of
-lockctl, not of process 1. So all of them are found below lockctl, and they have all
-ended when lockctl has no child any more.
+lockctl is their subreaper (prctl(2)): a process that loses its parent becomes a child
+of lockctl, not of process 1. So all of them are below lockctl, and all have ended when
+lockctl has no child.
 """
 
 import os
@@ -15,8 +15,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def adopt_orphans() -> None:
-    """Makes this process the new parent of every descendant that loses its own."""
-    # Here, as it takes milliseconds to load.
+    """Makes this process the new parent of every descendant that loses its parent."""
+    # Imported here because it takes milliseconds to load.
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -29,7 +29,7 @@ def descendants() -> list[int]:
         if entry.isdecimal() and (parent := _parent_of(int(entry))) is not None:
             children.setdefault(parent, []).append(int(entry))
     found = children.get(os.getpid(), [])
-    for pid in found:  # to which it adds
+    for pid in found:  # the loop appends to this list
         found += children.get(pid, ())
     return found
 
@@ -41,7 +41,7 @@ def send_all(signum: int) -> None:
     for pid in below:
         # It may have ended, or become another user's by a set-user-ID program.
         with suppress(ProcessLookupError, PermissionError), _opened(pid) as pidfd:
-            # Perhaps another process has its pid by now.
+            # Another process may have its pid now.
             if _parent_of(pid) in ours:
                 signal.pidfd_send_signal(pidfd, signum)
 

@@ -1,7 +1,4 @@
-"""`lockctl run`: a command under a lock. Here is what the user writes.
-
-What then happens is in `under_lock`.
-"""
+"""`lockctl run`: the command line. `under_lock` does the work."""
 
 import os
 import signal
@@ -44,10 +41,10 @@ _EXAMPLES = [
 
 
 class _RunCommand(click.Command):
-    """Keeps the command's words from being taken for options of lockctl.
+    """Separates the command's words from the options of lockctl.
 
-    `--` stands before the command. Where no NAME is before it, it ends the options, so
-    that a NAME can begin with a dash; the next `--` then stands before the command.
+    `--` stands before the command. If no NAME is before it, it ends the options, so
+    that a NAME can begin with a dash. The next `--` then stands before the command.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -67,14 +64,14 @@ class _RunCommand(click.Command):
 
     def _has_names(self, ctx: click.Context, args: list[str]) -> bool:
         found, _, _ = self.make_parser(ctx).parse_args(list(args))
-        # Where there is none, click has an object of its own for that.
+        # For a missing value click has an object of its own.
         return isinstance(found.get("names"), tuple) and bool(found["names"])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
             formatter.write_dl(_EXAMPLES, col_max=44)
         with formatter.section("Exit status"):
-            # lockctl itself has nothing to tell here.
+            # lockctl itself prints nothing here.
             exits = [exit_ for exit_ in EXITS if exit_.status != UNWRITTEN]
             rows = [(str(exit_.status), exit_.meaning) for exit_ in exits]
             formatter.write_dl([*rows, ("other", "the command's own")])
@@ -91,7 +88,7 @@ class _RunCommand(click.Command):
 
 
 def _find_dashes(args: list[str], start: int) -> int:
-    """Returns where the next `--` is; the end of the arguments if there is none."""
+    """Returns the index of the next `--`, or the end of the arguments."""
     return args.index("--", start) if "--" in args[start:] else len(args)
 
 
@@ -209,7 +206,7 @@ def run(
 
 
 def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...], str]:
-    """Returns what to execute, and what to call it."""
+    """Returns the words to execute, and a name for them."""
     if (script is None) == (not words):
         raise click.UsageError(
             "no command: put it after `--`, as in `lockctl run NAME -- COMMAND`"
@@ -228,7 +225,7 @@ def _check_descriptor(status_fd: int | None) -> None:
     if status_fd is None:
         return
     try:
-        # The command shall not keep the reader waiting; what it writes to it may have.
+        # The command must not keep the reader waiting, except on its standard streams.
         os.set_inheritable(status_fd, status_fd <= 2)
     except OSError as error:
         reason = error.strerror

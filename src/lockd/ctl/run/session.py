@@ -1,7 +1,7 @@
 """The session of `lockctl run` and `hold`: one connection, one owner, its locks.
 
-It drives the client's link itself, as it needs what other programs do not: the bare
-socket, to hear of a loss by SIGIO and to leave the session to an executed command.
+It uses the client's link directly, because it needs the bare socket: SIGIO reports a
+loss, and an executed command inherits the session.
 """
 
 import fcntl
@@ -26,17 +26,17 @@ from lockd.terms import Mode
 
 
 class Session:
-    """A session that is opened by the request for its locks, not before.
+    """A session that opens with the request for its locks, and not before.
 
-    So a child that is forked first has no part in it.
+    So a child that is forked earlier does not share it.
 
     Args:
-        socket: the path of the daemon's socket; None for the usual one.
-        client: what the daemon is told who asks.
+        socket: the path of the daemon's socket; None for the default.
+        client: the name of the client for the daemon.
 
     Attributes:
         socket: the path of the daemon's socket.
-        grants: what is locked.
+        grants: its locks.
         is_owner: whether the locks end with the connection, not with another process.
     """
 
@@ -60,16 +60,23 @@ class Session:
         owner_pid: int | None,
         inheritable: bool | None = None,
     ) -> None:
-        """Connects, names the owner, and waits for all the locks.
+        """Connects, registers the owner, and waits for all locks.
 
         Args:
-            inheritable: whether the locks last as long as any process has inherited
-                the connection, although this one has ended.
+            names: the resources.
+            lockspace: their lockspace.
+            mode: "exclusive" or "shared".
+            timeout: seconds to wait; None waits without a limit.
+            label, reason: for people.
+            owner: the name of the owner.
+            owner_pid: the process that owns the locks; None: this session.
+            inheritable: whether the locks last while any process has inherited the
+                connection, even if this one has ended.
 
         Raises:
-            ConnectionLostError: there is no daemon, or it went away.
-            AlreadyHeldError: the command that we are part of runs under one of them.
-            RequestError: the locks were refused.
+            ConnectionLostError: the daemon does not run, or the connection ended.
+            AlreadyHeldError: an ancestor of this process holds one of the locks for it.
+            RequestError: the daemon rejected the request.
         """
         opening = partial(requests.opening, None, self._client)
         self._link, _ = open_link(self._place, opening)
@@ -82,39 +89,39 @@ class Session:
         self.grants = acquire.grants
 
     def _register(self, owner: str, pid: int | None, inheritable: bool | None) -> None:
-        """Says for whom we act: the process `pid`, if the daemon knows it as that."""
+        """Registers the owner: the process `pid`, if the daemon accepts it."""
         if pid is not None:
             with suppress(DeniedError):
                 self._register_process(owner, pid)
                 self.is_owner = False
                 return
-            # In a container: our pids mean nothing to a daemon outside. The process
-            # inherits the connection instead (`to_bequeath`).
+            # In a container our pids mean nothing to a daemon outside. The process then
+            # inherits the connection (`to_bequeath`).
             inheritable = True
         self._perform(requests.register(owner, inheritable=inheritable))
 
     def _register_process(self, owner: str, pid: int) -> None:
         try:
             self._perform(requests.register(owner, pid=pid, until="both"))
-        except InvalidRequestError:  # by a daemon that is older than `until`
+        except InvalidRequestError:  # the daemon is older than `until`
             self._perform(requests.register(owner, pid=pid))
 
     def fileno(self) -> int:
-        """Returns the socket's descriptor: readable when the daemon says something."""
+        """Returns the socket's descriptor: readable when the daemon sends something."""
         return self._link.sock.fileno()
 
     def check(self) -> None:
-        """Checks, without waiting, that no lock has been lost.
+        """Raises an error if a lock has been lost; does not wait.
 
         Raises:
-            LockLostError: one has.
+            LockLostError: a lock has been lost.
         """
         self._link.catch_up()
         for grant in self.grants:
             grant.check()
 
     def release(self) -> None:
-        """Releases what is still held, and waits until it is free.
+        """Releases all locks and waits for the daemon's answer.
 
         Raises:
             LockdError: a lock had ended already, or the daemon is gone.
@@ -123,7 +130,7 @@ class Session:
             reply.outcome()
 
     def broken(self) -> LockLostError | None:
-        """Returns why somebody took a lock away, if that is why it ended."""
+        """Returns the error if an admin has broken a lock; None otherwise."""
         try:
             for grant in self.grants:
                 grant.check()
@@ -132,27 +139,27 @@ class Session:
         return None
 
     def signal_input(self) -> None:
-        """Makes the kernel send this process SIGIO when the daemon says something."""
+        """Makes the kernel send SIGIO when the daemon sends something."""
         fcntl.fcntl(self._link.sock, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._link.sock, fcntl.F_GETFL)
         fcntl.fcntl(self._link.sock, fcntl.F_SETFL, flags | os.O_ASYNC)
 
     def to_bequeath(self) -> list[int]:
-        """Returns the descriptors by which the command holds its lock if we die.
+        """Returns the descriptors that keep the lock for the command if lockctl dies.
 
-        None, if it is known to the daemon as the owner.
+        Empty if the daemon has registered the command as the owner.
         """
         return [self.fileno()] if self.is_owner else []
 
     def outlive_exec(self) -> None:
-        """Leaves the connection to the program that this process is about to become."""
+        """Leaves the connection to the program that replaces this process."""
         self._link.sock.set_inheritable(True)
 
     def _check_not_held_above(self, names: Sequence[str], lockspace: str) -> None:
-        """Refuses to wait for what is held for the very command that we are part of.
+        """Refuses to wait for a lock that an ancestor holds for this process.
 
-        The holder is our ancestor, another owner to the daemon, and would wait for us.
-        What its environment tells is believed only if the grant is still current.
+        For the daemon, the ancestor is another owner, and it would wait for us. Its
+        environment names the lock. It counts only if its fencing token is still valid.
         """
         told = os.environ
         here = (self.socket, lockspace)

@@ -1,8 +1,8 @@
-"""Signals of `lockctl run`: kept back, told apart, handed to the command.
+"""The signals of `lockctl run`: blocks them, tells them apart, forwards them.
 
-While a command runs all of them are blocked and taken one by one with `sigwaitinfo`.
-Only before and after, while lockctl waits for the daemon, do those that end a process
-do so.
+While a command runs, all of them are blocked, and `sigwaitinfo` takes them one by one.
+Before and after, while lockctl waits for the daemon, the signals that end a process do
+so.
 """
 
 import signal
@@ -25,20 +25,21 @@ FORWARDED: Final = frozenset(
         signal.SIGALRM,
     }
 )
-"""What the command gets when lockctl gets it, unless lockctl's parent ignores it."""
+"""Signals that lockctl forwards to the command, unless lockctl's parent ignores them.
+"""
 
 _NEEDED: Final = frozenset({signal.SIGCHLD, signal.SIGIO, signal.SIGALRM})
-"""What lockctl itself cannot do without, though its parent may ignore it."""
+"""Signals that lockctl needs itself, even if its parent ignores them."""
 
 ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-"""What is sent to a process so that it ends."""
+"""Signals that ask a process to end."""
 
 _FAREWELL: Final = 1.0
-"""Seconds for the daemon to note that we do not wait any more."""
+"""Seconds for the daemon to note that lockctl does not wait any more."""
 
 
 class Interrupted(BaseException):
-    """Raised where lockctl waits for the daemon and is told to end, by `signum`."""
+    """Raised when signal `signum` asks lockctl to end while it waits for the daemon."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -46,21 +47,21 @@ class Interrupted(BaseException):
 
 
 class Inherited(NamedTuple):
-    """The signal state that lockctl was started with: the command's birthright."""
+    """The signal state that lockctl inherited, for the command."""
 
     mask: set[Any]
     ignored: frozenset[signal.Signals]
 
     @property
     def watched(self) -> frozenset[signal.Signals]:
-        """All that wakes lockctl while a command runs."""
-        # A signal that is blocked is queued even if it is ignored: `sigwaitinfo` would
-        # return it. So what the parent ignores (nohup) is neither blocked nor awaited.
+        """The signals that wake lockctl while a command runs."""
+        # The kernel queues a blocked signal even if it is ignored, and `sigwaitinfo`
+        # would return it. So do not block signals that the parent ignores (nohup).
         return (FORWARDED - self.ignored) | _NEEDED
 
     def restore(self) -> None:
-        """Gives this process, just before exec, the state that lockctl was given."""
-        # Ignored by Python since its start, so exec would hand it on; see
+        """Restores, just before exec, the signal state that lockctl inherited."""
+        # Python ignores these from its start, and exec would pass that on; see
         # subprocess.Popen(restore_signals=True).
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -71,10 +72,10 @@ class Inherited(NamedTuple):
 
 
 def block() -> Inherited:
-    """Blocks every watched signal; returns what was before."""
+    """Blocks every watched signal. Returns the previous state."""
     known = FORWARDED | _NEEDED
     ignored = frozenset(x for x in known if signal.getsignal(x) is signal.SIG_IGN)
-    # A parent that ignores SIGCHLD would make the kernel reap our command unseen.
+    # If SIGCHLD stays ignored, the kernel reaps the command unseen.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = Inherited(signal.pthread_sigmask(signal.SIG_BLOCK, ()), ignored)
     signal.pthread_sigmask(signal.SIG_BLOCK, before.watched)
@@ -87,13 +88,16 @@ def interruptible(
 ) -> Iterator[None]:
     """Lets signals interrupt the body, which waits while no command runs.
 
-    Those that end a process raise `Interrupted`, SIGTSTP stops; the others stay back
-    for the command. `remind` is called if the body takes longer than `delay` seconds,
-    unless that is 0.
+    Signals that end a process raise `Interrupted`, and SIGTSTP stops it. All others
+    stay blocked for the command.
+
+    Args:
+        remind: called if the body takes longer than `delay`.
+        delay: seconds; 0: never.
 
     Raises:
-        Interrupted: we were told to end. What the body does about that is interrupted
-            again by the next signal, or after `_FAREWELL` seconds.
+        Interrupted: a signal asked to end. The next signal, or `_FAREWELL` seconds,
+            then interrupts the code that handles this.
     """
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
@@ -101,7 +105,7 @@ def interruptible(
         signal.setitimer(signal.ITIMER_REAL, _FAREWELL)
         raise Interrupted(signum)
 
-    # What lockctl's parent ignores (nohup) stays ignored: it is the command's affair.
+    # Signals that lockctl's parent ignores (nohup) stay ignored.
     ending = [x for x in ENDING if signal.getsignal(x) is not signal.SIG_IGN]
     for signum in ending:
         signal.signal(signum, interrupt)

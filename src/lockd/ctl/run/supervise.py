@@ -1,12 +1,12 @@
-"""Keeps all that was started under a lock company until it has ended.
+"""Supervises all processes that were started under a lock until they have ended.
 
-One loop, woken only by signals: those for the command, SIGCHLD for an end, SIGIO for
-the daemon's socket, SIGALRM for the end of a patience.
+It is one loop that only signals wake: those for the command, SIGCHLD for an end, SIGIO
+for the daemon's socket, SIGALRM for the end of a wait.
 
-First the command runs, and gets the signals that lockctl gets. When it has ended, what
-it left behind keeps the lock, and lockctl waits for that. All of it is stopped if the
-lock is lost, if the command died of a signal that asks to end, or if lockctl gets one
-while it waits: whoever stops a command wants the whole of it to stop.
+At first the command runs, and gets the signals that lockctl gets. After its end, its
+descendants keep the lock, and lockctl waits for them. lockctl stops all of them in
+three cases: the lock is lost, the command died of a signal that asks to end, or lockctl
+gets such a signal while it waits.
 """
 
 import os
@@ -24,25 +24,25 @@ from lockd.errors import LockLostError
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 _PATIENCE: Final = 1.0
-"""Seconds after which what a command left behind is worth a word."""
+"""Seconds after which to report processes that a command left behind."""
 
 
 class Supervisor:
-    """Watches one started command. The watched signals are blocked meanwhile.
+    """Supervises one started command. The caller has blocked the watched signals.
 
     Args:
-        command: what runs.
-        witness: gets what is sent to the command's process group.
+        command: the running command.
+        witness: gets signals that are sent to the command's process group.
         check_lock: raises `LockLostError` if the lock is lost; must not block.
         on_lost: called once, before a command without its lock is stopped.
-        on_left: called if the command left processes behind that run on.
-        stop_signal: what stops processes.
-        kill_after: seconds until they are sent SIGKILL.
-        watched: the signals to act on; others do not concern this run.
-        alone: whether what the command leaves behind is nobody's business.
+        on_left: called if the command left running processes behind.
+        stop_signal: the signal that stops processes.
+        kill_after: seconds until they get SIGKILL.
+        watched: the signals to act on.
+        alone: whether to ignore the descendants of the command.
 
     Attributes:
-        lost: why the command was stopped; None while its lock is held.
+        lost: why the command was stopped; None while it has its lock.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class Supervisor:
         self._kill_after = kill_after
         self._watched = watched
         self._alone = alone
-        #: How the command ended; None while it runs.
+        #: The wait status of the command; None while it runs.
         self._status: int | None = None
         self._stopping = self._killing = False
 
     def run(self) -> int:
-        """Returns the wait status of the command, once all has ended."""
+        """Returns the wait status of the command after all processes have ended."""
         while self._somebody_runs():
             try:
                 self._check_lock()
             except LockLostError as error:
-                # Of a command that has just ended it is not told that it lost its lock.
+                # A command that has just ended need not hear of the loss.
                 if not self._somebody_runs():
                     break
                 self._lose(error)
@@ -88,7 +88,7 @@ class Supervisor:
         return self._status
 
     def _somebody_runs(self) -> bool:
-        """Takes note of who has ended or stopped; tells whether anybody is left."""
+        """Reaps children that ended or stopped. Returns whether any is left."""
         while self._status is None or not self._alone:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
@@ -117,7 +117,7 @@ class Supervisor:
 
     def _handle(self, info: signal.struct_siginfo) -> None:
         signum = info.si_signo
-        # The kernel's, not of another process: our own timer (sigaction(2)).
+        # The kernel sent it, not another process: our own timer (sigaction(2)).
         if signum == signal.SIGALRM and info.si_code > 0:
             self._patience_is_over()
         elif signum not in FORWARDED:
@@ -132,8 +132,8 @@ class Supervisor:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def _has_it_already(self, signum: int) -> bool:
-        """Tells whether the command, too, was sent a signal that we got."""
-        # In this order: what the witness got has to be asked for.
+        """Returns whether the command also got a signal that lockctl got."""
+        # In this order: asking the witness uses up its signal.
         got = self._witness.got(signum)
         return got and os.getpgid(self._command.pid) == os.getpgrp()
 
@@ -151,7 +151,7 @@ class Supervisor:
             self._stop()
 
     def _stop(self) -> None:
-        """Has the command end, or what it left behind; by force when it is time."""
+        """Stops the command or its descendants, after `kill_after` seconds by force."""
         self._send(self._stop_signal)
         self._send(signal.SIGCONT)
         if not self._stopping:
@@ -160,12 +160,12 @@ class Supervisor:
             signal.setitimer(signal.ITIMER_REAL, self._kill_after or 1e-6)
 
     def _send(self, signum: int) -> None:
-        """Signals the command while it runs; what it left behind after that.
+        """Signals the command while it runs, and its descendants afterwards.
 
-        SIGKILL is for all: who is killed leaves nobody behind.
+        SIGKILL goes to all of them at once.
         """
         if self._status is None:
-            # Our child, and not reaped: the pid is its own. It may have become root's.
+            # The child is not reaped, so the pid is its own. It may have become root's.
             with suppress(PermissionError):
                 os.kill(self._command.pid, signum)
         if not self._alone and (self._status is not None or signum == signal.SIGKILL):

@@ -1,9 +1,9 @@
-"""Holds a lock while a command runs, or says why not.
+"""Holds a lock while a command runs, or explains why not.
 
-The order is the point. First the child, so that it can be the owner; then the lock;
-then the command; when that has been reaped, the release. Whatever ends lockctl in
-between, either the command never runs or the lock lasts as long as the command does.
-What the command leaves behind belongs to it: see `supervise`.
+The order matters: first the child, so that it can be the owner; then the lock; then the
+command; and after its end the release. If lockctl ends in between, either the command
+never runs, or the lock lasts as long as the command. `supervise` handles the
+descendants of the command.
 """
 
 import os
@@ -30,15 +30,15 @@ from lockd.names import plain, quoted
 from lockd.procs import name_of
 from lockd.terms import Mode
 
-#: Seconds of waiting after which a person wants to know why.
+#: Seconds of waiting after which to explain the wait.
 _PATIENCE = 1.0
 
-#: How many processes are named that a command left behind.
+#: How many processes that a command left behind are named.
 _SHOWN = 3
 
 
 class Plan(NamedTuple):
-    """What `lockctl run` was told to do; `owner` is the name that others see."""
+    """The options of `lockctl run`. `owner` is the name that others see."""
 
     socket: str | None
     lockspace: str
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a run ended: in a word, as an exit status, and by which signal if any."""
+    """How a run ended: a word, an exit status, and the signal if any."""
 
     outcome: str
     status: int
@@ -74,16 +74,16 @@ class Run:
         self._inherited = signals.block()
         self._session = Session(plan.socket, "lockctl run")
         self._held: float | None = None
-        #: Whether somebody wants to know why it takes long.
+        #: Whether to explain a long wait.
         self._curious = plan.verbose or (sys.stderr.isatty() and not plan.quiet)
 
     def in_child(self) -> NoReturn:
         """Runs the command in a child that owns the lock."""
-        # Both before the connection, in which they have no part.
+        # Before the connection, so that the two children do not share it.
         witness = Witness()
         command = Command(self._plan.words, self._inherited)
         if not self._plan.close:
-            # Now: it takes some milliseconds, for which nobody should be kept waiting.
+            # Do it here, before the lock: it takes some milliseconds.
             offspring.adopt_orphans()
         try:
             self._acquire(command.pid)
@@ -100,7 +100,7 @@ class Run:
         self._finish(self._release(ending))
 
     def in_place(self) -> NoReturn:
-        """Becomes the command, which inherits the session and with it the lock."""
+        """Becomes the command, which inherits the session and so the lock."""
         try:
             self._acquire(None)
         except signals.Interrupted as interrupt:
@@ -147,8 +147,8 @@ class Run:
     def _environment(self) -> dict[str, str]:
         grants = self._session.grants
         return {
-            # As it was typed, not as the daemon calls it: that may be text for which
-            # the encoding of this locale has no bytes.
+            # The name as the user typed it: the locale may be unable to encode the
+            # daemon's.
             "LOCKD_NAME": "\n".join(self._plan.names),
             "LOCKD_LOCKSPACE": self._plan.lockspace,
             "LOCKD_TOKEN": "\n".join(str(grant.fencing_token) for grant in grants),
@@ -180,11 +180,11 @@ class Run:
         return Ending("exited", os.WEXITSTATUS(status))
 
     def _release(self, ending: Ending) -> Ending:
-        """Releases what is held; returns how it all ended, as far as is known now."""
-        # A daemon that is gone is no news now.
+        """Releases the lock. Returns the final ending."""
+        # Ignore a daemon that is gone.
         with suppress(signals.Interrupted, LockdError), signals.interruptible():
             self._session.release()
-        # Where the holder is ended first, its end is heard of before the reason.
+        # After fencing, the end of the command arrives before the reason.
         error = self._session.broken()
         if error is None or ending.outcome == "lost":
             return ending
@@ -229,7 +229,7 @@ class Run:
             self._report(self._plan.status_fd, ending)
         if ending.signum is not None:
             exits.die_of(ending.signum)
-        # To take Python apart in order costs a sixth of all the time, for nothing.
+        # An orderly end of Python would take a sixth of the total time.
         os._exit(ending.status)
 
     def _report(self, descriptor: int, ending: Ending) -> None:

@@ -1,11 +1,11 @@
-"""Tells whether a signal that lockctl got was sent to others, too.
+"""Finds out whether a signal that lockctl got was also sent to the command.
 
-A terminal signals all processes of its foreground group, so does `kill %1` in a shell,
-and a service manager signals each process of a unit. Then the command has the signal
-already. A signal that was sent to lockctl alone has to be passed on to it. The kernel
-does not tell lockctl which of the two it was. So lockctl has a child that does nothing
-but get signals: a witness in the same process group, session and control group as the
-command. What the witness got, the command got.
+A terminal signals all processes of its foreground group. So does `kill %1` in a shell,
+and a service manager signals each process of a unit. Then the command already has the
+signal. If only lockctl got it, lockctl must forward it. The kernel does not say which
+case it is. So lockctl has a child that only receives signals: a witness in the same
+process group, session and control group as the command. If the witness got a signal, so
+did the command.
 """
 
 import os
@@ -18,15 +18,15 @@ from typing import Final
 from lockd.ctl.run.signals import FORWARDED
 
 _PATIENCE: Final = 0.1
-"""Seconds within which a signal for many reaches all of them. The kernel signals a
-group at once, its youngest process first, so the witness has it before lockctl;
-a service manager signals one after another."""
+"""Seconds until a signal for several processes has reached all of them. The kernel
+signals a group at once, its youngest process first, so the witness gets it before
+lockctl. A service manager signals one process after another."""
 
 
 class Witness:
-    """A child that gets what is sent to the process group; ends when lockctl does.
+    """A child that gets signals for the process group. It ends with lockctl.
 
-    To be started while the signals that lockctl passes on are blocked.
+    The caller must have blocked the signals that lockctl forwards.
     """
 
     def __init__(self) -> None:
@@ -40,13 +40,13 @@ class Witness:
                 os._exit(0)
         theirs.close()
         self._pidfd = os.pidfd_open(self._pid)
-        #: Answers that are still to come, if it was stopped for some time.
+        #: Outstanding answers, if the witness was stopped for some time.
         self._awaited = 0
 
     def got(self, signum: int) -> bool:
-        """Tells whether a signal that we got just now came to the witness, too.
+        """Returns whether the witness also got a signal that lockctl has just got.
 
-        What it got is used up: the next question is about the next signal.
+        The question uses up the signal of the witness.
         """
         with suppress(OSError):  # somebody killed it
             self._ours.send(bytes([signum]))
@@ -59,8 +59,8 @@ class Witness:
         return False
 
     def end(self) -> None:
-        """Ends the witness, and waits until it is gone."""
-        # By pidfd: if it was killed, it was reaped perhaps, and its pid is another's.
+        """Ends the witness, and waits for its end."""
+        # By pidfd: if it was killed and reaped, another process may have its pid.
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         with suppress(ChildProcessError):

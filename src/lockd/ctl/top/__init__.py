@@ -1,5 +1,5 @@
-"""`lockctl top`: what happens in a daemon, on a terminal, as it happens.
+"""`lockctl top`: locks, waits, holds and sessions on a terminal, live.
 
-`board` knows what is held and waited for, `follower` keeps it true, `tables` says what
-is shown of it, `app` shows it. Only `app` and what it alone imports need textual.
+`board` holds the state, `follower` keeps it current, `tables` selects what to show, and
+`app` shows it. Only `app` and the modules that it alone imports need textual.
 """

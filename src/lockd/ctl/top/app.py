@@ -1,7 +1,7 @@
 """The screens of `lockctl top`, drawn by textual.
 
-Nothing here depends on a colour: what is chosen is marked and reversed, headings are
-bold. The terminal's own colours are left as they are.
+Nothing depends on colours: the chosen line is marked and reversed, headings are bold.
+The colours of the terminal stay unchanged.
 """
 
 from typing import ClassVar
@@ -61,7 +61,7 @@ class Tables(Showing):
         self._rate = 0.0
 
     def compose(self) -> ComposeResult:
-        """Lays it out."""
+        """Yields the widgets."""
         yield self._head
         yield self._tabs
         yield self.lines
@@ -69,13 +69,13 @@ class Tables(Showing):
         yield self.said
 
     def on_mount(self) -> None:
-        """Draws at once, then again and again."""
+        """Draws at once, then at every interval."""
         self.lines.focus()
         self.draw()
         self.set_interval(self._interval, self._draw_if_moving)
 
     def wanted(self) -> tuple[list[ResourceKey], bool]:
-        """Returns which locks are on the screen, and whether sessions are."""
+        """Returns the locks on the screen, and whether sessions are on it."""
         rows = self.lines.on_screen
         keys = [row.key for row in rows if row.key is not None]
         return list(dict.fromkeys(keys)), self._table.name == "sessions"
@@ -85,7 +85,7 @@ class Tables(Showing):
             self.draw()
 
     def draw(self) -> None:
-        """Draws all of it, as it is now."""
+        """Draws the current state."""
         now = anyio.current_time()
         table, board = self._table, self.follower.board
         by, turned = self._order[table.name]
@@ -153,17 +153,17 @@ class Tables(Showing):
             self._counts = now, facts
         return self._rate
 
-    # What the keys do.
+    # The keys.
 
     def action_turn_to(self, number: int) -> None:
-        """Shows another table; 0 the next one."""
+        """Shows another table; 0 means the next one."""
         place = TABLES.index(self._table) + 1 if number == 0 else number - 1
         self._table = TABLES[place % len(TABLES)]
         self.lines.choose_first()
         self.draw()
 
     def action_sort(self, by: int) -> None:
-        """Sorts by another column that is on the screen."""
+        """Sorts by another column on the screen."""
         width = self.size.width
         titles = [c.title for c in self._table.columns if width >= c.screen]
         now, _ = self._order[self._table.name]
@@ -173,34 +173,34 @@ class Tables(Showing):
         self.draw()
 
     def action_turn_around(self) -> None:
-        """Turns the order around."""
+        """Reverses the order."""
         by, turned = self._order[self._table.name]
         self._order[self._table.name] = by, not turned
         self.draw()
 
     def action_pause(self) -> None:
-        """Lets the screen stand still, or go on."""
+        """Pauses the screen, or resumes it."""
         self._paused = not self._paused
         self.draw()
 
     def action_filter(self) -> None:
-        """Asks what to filter by."""
+        """Opens the filter."""
         self._filter.display = True
         self._filter.focus()
 
     def action_unfilter(self) -> None:
-        """Shows everything again."""
+        """Clears the filter."""
         self._filter.value = ""
         self._leave_filter()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filters as it is typed."""
+        """Filters by the text typed so far."""
         self._wanted = event.value.strip().casefold()
         self.lines.choose_first()
         self.draw()
 
     def on_input_submitted(self) -> None:
-        """Goes back to the lines; the filter stays."""
+        """Returns to the lines and keeps the filter."""
         self._leave_filter()
 
     def _leave_filter(self) -> None:
@@ -208,13 +208,13 @@ class Tables(Showing):
         self.lines.focus()
 
     def action_look(self) -> None:
-        """Looks into the lock that is chosen."""
+        """Opens the screen of the chosen lock."""
         row = self.lines.chosen
         if row is not None and row.key is not None:
             self.app.push_screen(Look(self.follower, row.key, self._interval))
 
     def action_break_chosen(self) -> None:
-        """Breaks the lock that is chosen, where there is one holder."""
+        """Breaks the chosen lock if it has a single holder."""
         row = self.lines.chosen
         if row is None or row.key is None:
             return
@@ -228,8 +228,8 @@ class Top(App[None]):
     """`lockctl top`.
 
     Args:
-        socket: where the daemon listens; None for the usual place.
-        interval: seconds between two changes of the screen.
+        socket: the socket of the daemon; None for the default.
+        interval: seconds between two updates of the screen.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -245,7 +245,7 @@ class Top(App[None]):
         self.tables = Tables(socket, interval)
 
     def on_mount(self) -> None:
-        """Begins to listen."""
+        """Starts the follower."""
         self.push_screen(self.tables)
         self.run_worker(self.tables.follower.run(), group="follower")
 

@@ -1,8 +1,8 @@
-"""What is held and waited for, as far as it was heard: from listings, then from events.
+"""The known state of locks and waits, from listings and events.
 
-No I/O and no clock: whoever hears something says when. Events tell of every grant and
-of its end, but not all about who it is; a lock that they changed is *vague* until it is
-asked for again.
+It has no I/O and no clock: the caller passes the time. Events report every grant and
+its end, but not all details. A lock that an event has changed is *vague* until it is
+queried again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,31 +13,31 @@ from lockd.ctl.render import Thing, key_of
 from lockd.terms import ResourceKey
 
 REMEMBERED: Final = 20_000
-"""Of how many resources, free ones too, it is known what happened to them."""
+"""How many resources have a history here; free ones count too."""
 
 SAMPLES: Final = 9
-"""From how many holds, the last ones, is told how long one usually takes."""
+"""How many of the last holds count for the usual time of a hold."""
 
 ENOUGH: Final = 3
-"""From how many holds at least; fewer do not tell what is usual."""
+"""The fewest holds for a usual time."""
 
 OVER: Final = 2.0
-"""How many times as long as usual is too long."""
+"""A hold of this many times the usual time is too long."""
 
 NOTICED: Final = 1.0
-"""Seconds over the usual time of which nobody speaks."""
+"""A hold of at most this many seconds over the usual time is not too long."""
 
 ENDED: Final = ("timeout", "cancelled")
-"""The codes of refusals that only those get who have waited."""
+"""Codes of refusals that only a waiting request gets."""
 
 
 class Party:
-    """Somebody who holds or waits.
+    """A holder, waiter or session.
 
     Attributes:
-        told: what the daemon says of it: a holder or waiter of the protocol (7.2, 7.3),
-            or as much of that as an event has.
-        since: when that began.
+        told: its fields: a holder or waiter of the protocol (7.2, 7.3), or the part of
+            it that an event has.
+        since: when it began to hold or wait.
     """
 
     __slots__ = ("since", "told")
@@ -48,19 +48,19 @@ class Party:
 
 
 class Lock:
-    """One resource that is held or waited for.
+    """One resource with a holder or a waiter.
 
     Attributes:
-        key: which.
-        holders: those that are known by name, the first one first.
-        waiters: likewise, in the order of the queue.
-        holder_count: how many hold it; more than are known, perhaps.
-        waiter_count: how many wait for it.
-        outside: who locks its file past lockd, as far as the daemon met him.
-        last: who held it last (7.4), once that was asked for.
-        asked: when all of this was last told by the daemon.
-        heard: when an event was last heard of it.
-        vague: whether an event has changed it since.
+        key: its name.
+        holders: the known holders, the first one first.
+        waiters: the known waiters, in the order of the queue.
+        holder_count: the number of holders; some may be unknown.
+        waiter_count: the number of waiters.
+        outside: the process that locks its file outside lockd, if the daemon knows it.
+        last: its last holder (7.4), after a query.
+        asked: the time of the daemon's last answer about it.
+        heard: the time of its last event.
+        vague: whether an event has changed it since the last answer.
     """
 
     __slots__ = (
@@ -89,12 +89,12 @@ class Lock:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody holds it or waits for it."""
+        """Whether it has neither holders nor waiters."""
         return not (self.holder_count or self.waiter_count)
 
 
 class _Past:
-    """What happened to a resource: how often it was granted, how long it was held."""
+    """The history of a resource: how often it was granted, and how long it was held."""
 
     __slots__ = ("grants", "times")
 
@@ -104,14 +104,13 @@ class _Past:
 
 
 class Board:
-    """All that is known.
+    """The known state.
 
     Attributes:
-        locks: what is held or waited for.
-        sessions: who is connected, when that was last asked; None before the first
-            answer.
-        facts: the daemon's counters (7.7), when they were last asked for.
-        heard: how many events have come.
+        locks: the resources with a holder or a waiter.
+        sessions: the sessions of the last answer; None before the first.
+        facts: the daemon's counters (7.7) of the last answer.
+        heard: the number of events so far.
     """
 
     def __init__(self) -> None:
@@ -121,14 +120,16 @@ class Board:
         self.heard = 0
         self._past: dict[ResourceKey, _Past] = {}
 
-    # What the daemon says.
+    # Updates from the daemon.
 
     def take(self, told: Thing, now: float, asked: float | None = None) -> None:
-        """Takes in what the daemon says of a resource (7.5, or a `query`).
+        """Takes the daemon's answer about a resource (7.5, or a `query`).
 
         Args:
-            asked: when it was asked, if not just now. What was heard since may be newer
-                than what is told, and counts; it has to be asked once more.
+            told: the answer.
+            now: the current time.
+            asked: the time of the question, if not `now`. An event since then may be
+                newer than the answer, so it wins, and the lock must be queried again.
         """
         key = key_of(told)
         lock = self.locks.get(key) or Lock(key)
@@ -148,15 +149,15 @@ class Board:
         self._keep_or_forget(lock)
 
     def take_sessions(self, told: Iterable[Thing], now: float) -> None:
-        """Takes in who is connected."""
+        """Takes the list of sessions."""
         self.sessions = [Party(x, now - x["connected_for"]) for x in told]
 
     def take_facts(self, told: Thing) -> None:
-        """Takes in the daemon's counters (7.7)."""
+        """Takes the daemon's counters (7.7)."""
         self.facts = told
 
     def hear(self, event: Thing, now: float) -> None:
-        """Takes in an event (7.6)."""
+        """Takes an event (7.6)."""
         self.heard += 1
         key = key_of(event)
         lock = self.locks.get(key)
@@ -184,63 +185,66 @@ class Board:
         self._keep_or_forget(lock)
 
     def forget_unheard(self, since: float) -> None:
-        """Forgets what was neither told nor heard of since a listing began."""
+        """Removes locks without an answer or event since a listing began."""
         for lock in list(self.locks.values()):
             if max(lock.asked, lock.heard) < since:
                 del self.locks[lock.key]
 
     def forget(self, key: ResourceKey) -> None:
-        """Forgets a resource of which the daemon does not tell us any more."""
+        """Removes a resource that we may not see any more."""
         self.locks.pop(key, None)
 
     def forget_all(self) -> None:
-        """Forgets what is, but not what was: another daemon may serve now."""
+        """Forgets locks and sessions, but not the history.
+
+        Another daemon may serve now.
+        """
         self.locks.clear()
         self.sessions = None
 
-    # What is asked of it.
+    # Questions.
 
     @property
     def gone(self) -> int:
-        """How many more wait here than the daemon counted, and so have left, perhaps.
+        """How many more waiters are here than the daemon counts. They may have left.
 
-        No event tells of a session that ends while it waits. Who waits for several
-        locks at once is counted once by the daemon, and here for each of them.
+        No event reports the end of a session that waits. The daemon counts a waiter for
+        several locks once, this board counts it for each of them.
         """
         here = sum(lock.waiter_count for lock in self.locks.values())
         counted: int = self.facts.get("waiting", here)
         return max(here - counted, 0)
 
     def grants(self, key: ResourceKey) -> int:
-        """Returns how often a resource was seen to be granted."""
+        """Returns how often a resource was granted since the start."""
         past = self._past.get(key)
         return past.grants if past else 0
 
     def usual(self, key: ResourceKey) -> float | None:
-        """Returns how long a resource is usually held, in seconds, if that is known."""
+        """Returns the usual time of a hold in seconds; None if it is unknown."""
         past = self._past.get(key)
         return median(past.times) if past and len(past.times) >= ENOUGH else None
 
     def over(self, key: ResourceKey, held_for: float) -> float:
-        """Returns how many times the usual time it is held; 0 if not too long."""
+        """Returns how many times the usual time a hold takes; 0 if not too long."""
         usual = self.usual(key)
         if usual is None or held_for < max(usual * OVER, usual + NOTICED):
             return 0.0
         return held_for / max(usual, 0.001)
 
     def ever_granted(self) -> Iterator[tuple[ResourceKey, int]]:
-        """Goes through what was seen to be granted, and how often; free locks too."""
+        """Yields the resources that were granted, free ones too, and how often."""
         for key, past in self._past.items():
             if past.grants:
                 yield key, past.grants
 
-    # Inside.
+    # Internals.
 
     def _granted(self, lock: Lock, event: Thing, now: float) -> None:
         if waiter := self._leave_queue(lock, event["session"]):
-            # It says more about itself than the event does.
+            # The waiter has more details than the event.
             event = waiter.told | event
-        # Nobody overtakes: while there is a queue, who gets the lock was in it.
+        # Nobody overtakes: if there is a queue, the new holder was in it.
         lock.waiter_count = max(lock.waiter_count - 1, len(lock.waiters))
         tokens = {holder.told["fencing_token"] for holder in lock.holders}
         if event["fencing_token"] not in tokens:

@@ -1,4 +1,4 @@
-"""`lockctl top`: what the user writes. textual is loaded when the screen is drawn."""
+"""`lockctl top`: the command line. textual is loaded when the screen is drawn."""
 
 import sys
 from typing import TYPE_CHECKING

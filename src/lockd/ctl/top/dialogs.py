@@ -1,4 +1,4 @@
-"""What the screens of `lockctl top` share: the keys, the question before a break."""
+"""The common part of the screens of `lockctl top`: the keys, and breaking a lock."""
 
 from typing import ClassVar, Final
 
@@ -19,7 +19,7 @@ from lockd.terms import ResourceKey
 from lockd.text import duration
 
 SAID: Final = 10.0
-"""Seconds for which a sentence stays in the last line, at least."""
+"""Seconds for which a message stays in the last line, at least."""
 
 _KEYS: Final = (
     ("1 2 3 4", "locks, waits, holds, sessions; Tab goes to the next"),
@@ -46,11 +46,11 @@ _RULES: Final = {
     "kill": "Its process is ended first, and all its locks go with it.",
     "release": "It is told, and may run on: make sure that this does no harm.",
 }
-"""What becomes of a holder, by its `on_disconnect` (protocol 7.5)."""
+"""What happens to a holder, by its `on_disconnect` (protocol 7.5)."""
 
 
 class Help(ModalScreen[None]):
-    """The keys, and the words."""
+    """The screen with the keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q,question_mark,h", "dismiss"),
@@ -58,7 +58,7 @@ class Help(ModalScreen[None]):
     CSS = "Help { background: ansi_default; }"
 
     def compose(self) -> ComposeResult:
-        """Says what each key does."""
+        """Yields the widgets."""
         lines = [f"  {keys:<14}{what}" for keys, what in _KEYS]
         words = [f"  {line}" for line in _WORDS]
         text = "\n".join(["lockctl top", "", *lines, "", *words, "", "Esc goes back."])
@@ -67,10 +67,9 @@ class Help(ModalScreen[None]):
 
 
 class Break(ModalScreen[str | None]):
-    """Shows whose lock would be broken; returns the reason, or None if it shall not.
+    """Shows the victim of a break. Returns the reason, or None to break nothing.
 
-    What is decided about stands at the top of any screen; what has no room below it can
-    be scrolled to.
+    The most important lines are at the top; the rest can be scrolled to.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -105,31 +104,31 @@ class Break(ModalScreen[str | None]):
         )
 
     def compose(self) -> ComposeResult:
-        """Shows the victim and asks."""
+        """Yields the widgets."""
         yield Static("Break this lock? Type why: Enter breaks it, Esc does not.")
         yield self._victim
         yield Static(_RULES[self._rule])
         yield Input(placeholder="why it is broken", compact=True)
 
     def action_scroll(self, by: int) -> None:
-        """Shows more of the victim."""
+        """Scrolls the victim."""
         self._victim.scroll_relative(y=by, animate=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Returns the reason; without one nothing is broken."""
+        """Returns the reason. Without a reason it does nothing."""
         if reason := event.value.strip():
             self.dismiss(reason)
 
 
 class Showing(Screen[None]):
-    """What the screens share: they say things, and break locks.
+    """The base of the screens: it shows messages, and breaks locks.
 
-    A screen keeps what it changes and never looks for it: an answer may arrive while
-    the screen is being taken apart, and must do no harm then.
+    A screen holds references to the widgets that it changes and never queries for them:
+    an answer may arrive while textual removes the screen.
 
     Args:
-        follower: what is known, and where more is asked for.
-        keys: what the last line says while there is nothing else to say.
+        follower: the state of the daemon.
+        keys: the last line while there is no message.
     """
 
     def __init__(self, follower: Follower, keys: str) -> None:
@@ -140,11 +139,11 @@ class Showing(Screen[None]):
         self._keys = keys
 
     def on_mount(self) -> None:
-        """Lets the keys come back to the last line, again and again."""
+        """Shows the keys again after each message."""
         self._keys_again = self.set_interval(SAID, self._show_keys)
 
     def say(self, sentence: str) -> None:
-        """Says something in the last line, where the keys are else."""
+        """Shows a message in the last line."""
         self.said.update(Text(plain(sentence)))
         self._keys_again.reset()
 
@@ -152,12 +151,12 @@ class Showing(Screen[None]):
         self.said.update(self._keys)
 
     async def ask_and_break(self, row: Row) -> None:
-        """Breaks the lock of a row's party, if that is wanted."""
+        """Breaks the lock of a row's holder, if the user confirms."""
         if row.key is None or row.party is None:
             return
         key, token = row.key, row.party["fencing_token"]
         try:
-            # An event said less than a person must know to decide.
+            # An event has fewer details than the user needs to decide.
             found = await self.follower.query(key)
             victim = next(
                 (x for x in found["holders"] if x["fencing_token"] == token), None

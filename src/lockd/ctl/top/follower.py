@@ -1,9 +1,9 @@
-"""Keeps a board true: reads everything once, follows events, asks for what is shown.
+"""Keeps a board current: reads everything once, follows events, queries what is shown.
 
-It is cheap for the daemon by one rule: *after each answer it rests nine times as long
-as that took*. So whatever is asked for, nine tenths of the time nothing is. Where more
-happens than can be followed, it does not watch any more but reads again and again, by
-the same rule.
+One rule limits the load on the daemon: *after each answer it rests nine times as long
+as the answer took*. So it leaves the daemon alone for nine tenths of the time. If there
+are too many events, it stops watching and reads everything again and again, by the same
+rule.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,41 +21,40 @@ from lockd.terms import ResourceKey
 Answer = TypeVar("Answer")
 
 REST: Final = 9
-"""How many times as long as an answer took nothing is asked after it."""
+"""How many times the duration of an answer to rest after it."""
 
 STALE: Final = 5.0
-"""Seconds after which what is shown is asked for again though nothing was heard of it:
-whoever waited and left is in no event."""
+"""Seconds after which a shown lock is queried again without an event: no event reports
+a waiter that left."""
 
 FLOOD: Final = 2_000
 """Events in a second that are too many to follow."""
 
 UNFOLLOWED: Final = 60.0
-"""Seconds for which nothing is watched after that."""
+"""Seconds without a watch after that."""
 
 RETRY: Final = 1.0
-"""Seconds between two tries to reach a daemon that is gone."""
+"""Seconds between two attempts to reach a daemon that is gone."""
 
 
 class _TooMuchError(Exception):
-    """Raised where more happens than can be followed."""
+    """Raised when there are too many events to follow."""
 
 
 class Follower:
-    """What is heard from the daemon, as long as `run` runs.
+    """Keeps a board current while `run` runs.
 
     Args:
-        board: what is to be kept true.
-        socket: where the daemon listens; None for the usual place.
-        interval: seconds between two looks at what changed.
-        wanted: returns what is shown just now, so that it is asked for, and whether
-            sessions are.
+        board: the board.
+        socket: the socket of the daemon; None for the default.
+        interval: seconds between two checks.
+        wanted: returns the locks on the screen, and whether sessions are on it.
 
     Attributes:
-        board: what is known.
-        trouble: why nothing is heard just now; None if all is well.
-        news: what happened to the daemon that a person should know, the last of it.
-        progress: how far the first listing has come, in words; None if it is complete.
+        board: the board.
+        trouble: why the daemon is not connected; None if it is.
+        news: the last event of the daemon that a user should know.
+        progress: the progress of the first listing in words; None if it is complete.
     """
 
     def __init__(
@@ -76,17 +75,17 @@ class Follower:
         self._client: Client | None = None
         self._epoch: int | None = None
         self._unfollowed_until = 0.0
-        # How many more wait on the board than were counted, at the last two looks, and
-        # how many of these are there indeed: who waits for several locks counts once.
+        # How many more waiters the board has than the daemon counts, at the last two
+        # checks; and how many of them exist: a waiter for several locks counts once.
         self._gone = self._gone_before = self._queued_twice = 0
 
     async def run(self) -> None:
-        """Hears and asks, for ever; a daemon that is gone is waited for."""
+        """Follows the daemon for ever; reconnects when it is gone."""
         while True:
             try:
                 address = paths.find_socket(self._socket)
                 async with connect(address) as client:
-                    # From now on another daemon will not do.
+                    # From now on, connect to the same daemon.
                     self._socket = address
                     self._client = client
                     self._greet(client.epoch)
@@ -101,10 +100,10 @@ class Follower:
             await anyio.sleep(RETRY)
 
     async def query(self, key: ResourceKey) -> dict[str, Any]:
-        """Returns all about one resource, now.
+        """Returns the daemon's answer about one resource.
 
         Raises:
-            LockdError: it cannot be told.
+            LockdError: the daemon does not answer, or refuses.
         """
         asked = anyio.current_time()
         found = await self._connected().query(key.resource, lockspace=key.lockspace)
@@ -115,7 +114,7 @@ class Follower:
         """Takes a lock away from its holder.
 
         Raises:
-            LockdError: that is refused, or the daemon is gone.
+            LockdError: the daemon refuses, or is gone.
         """
         await self._connected().break_grant(fencing_token, reason)
 
@@ -205,9 +204,10 @@ class Follower:
         self._gone = self.board.gone
 
     async def _miss_who_left(self, client: Client) -> None:
-        """Reads everything again where some seem to have left who waited.
+        """Reads everything again if some waiters seem to have left.
 
-        Twice in a row they must seem to have: one count may be older than the other.
+        They must seem so at two checks in a row, because one count may be older than
+        the other.
         """
         lasting = min(self._gone, self._gone_before)
         self._gone_before = self._gone
@@ -239,7 +239,7 @@ class Follower:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    """Returns the sentence of one of the errors in a group."""
+    """Returns the message of one of the errors in a group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

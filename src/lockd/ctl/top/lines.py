@@ -1,4 +1,4 @@
-"""The widget that shows rows: a heading, and lines of which one is chosen."""
+"""The widget that shows rows: a heading, and lines with one chosen."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,9 +13,9 @@ from lockd.ctl.top.tables import Row, lines_of
 
 
 class Lines(Widget, can_focus=True):
-    """A heading and lines of which one is chosen; draws only what is on the screen.
+    """A heading and lines, one of them chosen. Draws only what is on the screen.
 
-    What is chosen stays chosen while the lines move, as long as it is there.
+    The same row stays chosen while the lines move.
     """
 
     DEFAULT_CSS = "Lines { height: 1fr; }"
@@ -29,7 +29,7 @@ class Lines(Widget, can_focus=True):
     ]
 
     class Moved(Message):
-        """Another line may be chosen, or the same one be about something else."""
+        """Sent when another line may be chosen, or its content may have changed."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002 (textual's name)
         super().__init__(id=id)
@@ -40,7 +40,7 @@ class Lines(Widget, can_focus=True):
         self._first = 0
 
     def show(self, columns: Sequence[Column], rows: list[Row], empty: str) -> None:
-        """Shows other rows; `empty` is said where there are none."""
+        """Shows other rows, or `empty` if there are none."""
         before = self.chosen
         self._columns, self._rows, self._empty = columns, rows, empty
         if before is not None and self._row_at(self._chosen) != before.id:
@@ -50,21 +50,21 @@ class Lines(Widget, can_focus=True):
 
     @property
     def chosen(self) -> Row | None:
-        """The line that is chosen."""
+        """The chosen row."""
         return self._rows[self._chosen] if self._chosen < len(self._rows) else None
 
     @property
     def on_screen(self) -> list[Row]:
-        """The lines that are on the screen."""
+        """The rows on the screen."""
         return self._rows[self._first : self._first + self._page]
 
     def choose_first(self) -> None:
-        """Chooses the line at the top."""
+        """Chooses the first line."""
         self._chosen = 0
         self.action_move(0)
 
     def action_move(self, by: int) -> None:
-        """Chooses a line further down, or up."""
+        """Moves the choice down, or up."""
         self._chosen = max(0, min(self._chosen + by, len(self._rows) - 1))
         page = self._page
         self._first = max(self._first, self._chosen - page + 1)
@@ -73,15 +73,15 @@ class Lines(Widget, can_focus=True):
         self.post_message(self.Moved())
 
     def action_move_page(self, by: int) -> None:
-        """Chooses a line a page further down, or up."""
+        """Moves the choice down or up by pages."""
         self.action_move(by * self._page)
 
     def on_resize(self) -> None:
-        """Keeps what is chosen on the screen."""
+        """Keeps the chosen line on the screen."""
         self.action_move(0)
 
     def render(self) -> Text:
-        """Draws what is on the screen."""
+        """Draws the lines on the screen."""
         heading, lines = lines_of(self._columns, self.on_screen, self.size.width)
         text = Text(no_wrap=True)
         text.append(heading, "bold underline")

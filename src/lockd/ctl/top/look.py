@@ -25,9 +25,10 @@ _LOOK_COLUMNS: Final = picked(
 
 
 class Look(Showing):
-    """One lock: who holds it, who waits in which order, who held it last.
+    """One lock: its holders, its queue, its last holder.
 
-    Where columns have no room, what they say of the chosen line stands below all lines.
+    If the screen is too narrow for some columns, their cells of the chosen line are
+    below all lines.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -44,7 +45,7 @@ class Look(Showing):
         self._found: Thing | None = None
 
     def compose(self) -> ComposeResult:
-        """Lays it out."""
+        """Yields the widgets."""
         yield Static(Text(plain(str(self._key)), "bold"), id="title")
         yield self._story
         yield self.lines
@@ -52,11 +53,11 @@ class Look(Showing):
         yield self.said
 
     def on_mount(self) -> None:
-        """Asks at once, then again and again."""
+        """Queries at once, then at every interval."""
         self.run_worker(self._follow(), group="look")
 
     async def _follow(self) -> None:
-        # One question at a time: an answer may take longer than the pause.
+        # One query at a time: an answer may take longer than the interval.
         while True:
             await self._read()
             await sleep(self._interval)
@@ -74,11 +75,11 @@ class Look(Showing):
         self._story.update(Text(plain(self._told(self._found))))
 
     def on_lines_moved(self) -> None:
-        """Shows what is not in the line that is chosen."""
+        """Shows the cells of the chosen line that have no column."""
         row, width = self.lines.chosen, self.size.width
         missing = [
             f"  {column.title:<9}{text_of(column, row.cells)}"
-            # Few lines may have room: it begins with what says most.
+            # Few lines may fit, so the most important comes first.
             for column in reversed(_LOOK_COLUMNS)
             if row is not None and width < column.screen and row.cells[column.title]
         ]
@@ -103,7 +104,7 @@ class Look(Showing):
         return "; ".join(parts)
 
     async def action_break_chosen(self) -> None:
-        """Breaks the lock of the holder that is chosen."""
+        """Breaks the lock of the chosen holder."""
         row = self.lines.chosen
         if row is None or row.party is None:
             self.say("choose a holder: who waits has nothing that could be broken")

@@ -1,6 +1,6 @@
-"""What `lockctl top` shows of a board: four tables, their columns, how they are sorted.
+"""The four tables of `lockctl top`: their columns, rows and orders.
 
-Pure: a board and a moment in, lines of text out.
+Its functions are pure: they take a board and a time, and return lines of text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, SHARED, ResourceKey
 
 
 class Row(NamedTuple):
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        id: stays the same while the line is about the same thing.
-        cells: what is compared when the table is sorted, by the columns' titles.
-        key: the lock that it is about; None of a session.
-        party: the one that it is about: whose lock would be broken.
-        mark: what stands before it.
+        id: identifies its lock, wait, hold or session over time.
+        cells: the cells by column title; they are sorted unformatted.
+        key: its lock; None for a session.
+        party: the holder whose lock can be broken.
+        mark: the character before it.
     """
 
     id: object
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: its name, by which columns it is sorted, its columns, its lines."""
+    """A table: its name, the columns of its default order, its columns, its rows."""
 
     name: str
     sort: tuple[str, ...]
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 def called(key: ResourceKey) -> str:
-    """Returns how a lock is called: its lockspace is named if it is no usual one."""
+    """Returns the name of a lock, with its lockspace unless that is a default one."""
     plain_file = key.lockspace == DIRECT_LOCKSPACE and key.resource.startswith("/")
     if plain_file or key.lockspace == DEFAULT_LOCKSPACE:
         return key.resource
@@ -52,7 +52,7 @@ def called(key: ResourceKey) -> str:
 def lines_of(
     columns: Sequence[Column], rows: Sequence[Row], width: int
 ) -> tuple[str, list[str]]:
-    """Returns the heading and the lines of rows, each exactly so many cells wide."""
+    """Returns the heading and the lines of rows, each exactly `width` cells wide."""
     shown = [column for column in columns if width >= column.screen]
     shares = [column for column in shown if not column.width]
     fixed = sum(column.width for column in shown) + len(shown) - 1
@@ -75,9 +75,9 @@ def lines_of(
 
 
 def sorted_rows(table: Table, rows: list[Row], by: str, *, turned: bool) -> list[Row]:
-    """Returns rows in the order of a column; those without a cell there come last.
+    """Returns rows in the order of a column; rows without a cell there come last.
 
-    Where that leaves it open the order is that in which the table is sorted at first.
+    Rows with equal cells are in the default order of the table.
     """
     for title in reversed(table.sort):
         rows = _ordered(table, rows, title, turned=False)
@@ -93,7 +93,7 @@ def _ordered(table: Table, rows: list[Row], by: str, *, turned: bool) -> list[Ro
 
 
 def matches(row: Row, wanted: str) -> bool:
-    """Tells whether a row has a text in any of its cells, whatever the case."""
+    """Returns whether a row has a text in any of its cells, ignoring case."""
     found = (str(cell) for cell in row.cells.values() if cell is not None)
     if row.key is not None and wanted in str(row.key).casefold():
         return True
@@ -184,7 +184,7 @@ def _holders(lock: Lock) -> str | None:
     return held_by(first, lock.holder_count, lock.outside)
 
 
-# From how many cells on there is room for more than what a table is about, and a name.
+# The widths from which a screen has room for more columns.
 _SMALL: Final = 58
 _USUAL: Final = 76
 _WIDE: Final = 100
@@ -192,14 +192,14 @@ _WIDER: Final = 130
 
 
 def picked(*wanted: str | tuple[str, int] | Column) -> tuple[Column, ...]:
-    """Returns columns: each by its title, or that and how wide the screen must be."""
+    """Returns columns by title; a pair also has the least width of the screen."""
     return tuple(x if isinstance(x, Column) else _as_shown(x) for x in wanted)
 
 
 def _as_shown(wanted: str | tuple[str, int]) -> Column:
     title, screen = (wanted, 0) if isinstance(wanted, str) else wanted
     column = COLUMNS[title]._replace(screen=screen)
-    # On a small screen a mode is short.
+    # A mode is short, to save space.
     return column._replace(show=_short) if title == "MODE" else column
 
 
