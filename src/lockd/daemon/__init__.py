@@ -1,5 +1,5 @@
 """The process: sockets, files, time and signals around the engine. Trio lives here.
 
-The way of one request: `server` -> `peer` -> `protocol.connection` -> `dispatch` ->
-`runtime` -> engine; its effects -> lockspaces, and through `dispatch` back to `peer`.
+A request passes `server`, `peer`, `protocol.connection`, `dispatch`, `runtime` and the
+engine. Its effects go to the lockspaces, and through `answers` back to `peer`.
 """

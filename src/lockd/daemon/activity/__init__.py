@@ -1,1 +1,1 @@
-"""What happened: hears every effect."""
+"""Counts, history, health and life: what has happened in the daemon."""

@@ -1,8 +1,8 @@
-"""What is counted while the daemon serves: plain numbers, where things happen.
+"""The daemon's counters: plain numbers, counted where things happen.
 
-Every number is of a kind of thing (a lockspace, a code, a method), never of a resource
-or a client, so that there is always the same small number of them. All begin at zero
-with each program that serves; `metrics` says what they are.
+There is a number for each lockspace, code or method, never for a resource or client. So
+their amount stays small. All begin at zero with each program that serves. `metrics`
+describes them.
 """
 
 from bisect import bisect_left
@@ -34,14 +34,14 @@ TURN_BOUNDS: Final = (
 """Seconds of a turn of the loop."""
 
 CAUSES: Final = ("released", "disconnected", "owner_died", "broken")
-"""How a grant may end (protocol 7.4)."""
+"""The causes of the end of a grant (protocol 7.4)."""
 
 
 class Histogram:
-    """How often something took how long.
+    """Counts durations in buckets.
 
     Args:
-        bounds: seconds, rising; `counts` has one more, for what took longer than all.
+        bounds: seconds, rising. `counts` has one more bucket for longer durations.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -52,12 +52,12 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts something that took so long."""
+        """Counts a duration."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        """Returns what both have counted, within the same bounds."""
+        """Returns the sum of two histograms with the same bounds."""
         both = Histogram(self.bounds)
         both.counts = [x + y for x, y in zip(self.counts, other.counts, strict=True)]
         both.total = self.total + other.total
@@ -74,9 +74,9 @@ T = TypeVar("T", bound=_Begun)
 
 
 class Line(Generic[K, T]):
-    """Things in the order of their beginnings, and apart those that are told of.
+    """Things in the order of their beginnings. Those that have been reported are apart.
 
-    So only the first needs to be looked at to know whether any has become old.
+    So only the first must be checked to find out whether any has become old.
     """
 
     __slots__ = ("told", "young")
@@ -89,14 +89,14 @@ class Line(Generic[K, T]):
         return len(self.young) + len(self.told)
 
     def oldest(self) -> T | None:
-        """Returns what began first."""
+        """Returns the oldest thing; None without any."""
         for things in self.told, self.young:
             for thing in things.values():
                 return thing
         return None
 
     def take_old(self, latest: float) -> list[T]:
-        """Returns what began at a time or before, and was not told of until now."""
+        """Returns what began at `latest` or before, and marks it as reported."""
         found = []
         for key, thing in self.young.items():
             if thing.since > latest:
@@ -108,19 +108,19 @@ class Line(Generic[K, T]):
         return [thing for _, thing in found]
 
     def remove(self, key: K) -> T | None:
-        """Takes something out, if it is there; returns it if it was told of."""
+        """Removes a thing. Returns it if it has been reported."""
         if self.young.pop(key, None) is not None:
             return None
         return self.told.pop(key, None)
 
     def clear(self) -> None:
-        """Takes everything out."""
+        """Removes everything."""
         self.young.clear()
         self.told.clear()
 
 
 class Wait:
-    """A request that waits."""
+    """A waiting request."""
 
     __slots__ = ("keys", "mode", "request", "session", "since", "space")
 
@@ -142,15 +142,16 @@ class Wait:
 
 
 class Space:
-    """What is counted of one lockspace.
+    """The counters of one lockspace.
 
     Attributes:
-        before: how much was held when counting began.
-        ended_otherwise: how many grants ended by another cause than their release.
-        waits, holds: how long it took until a grant, and until its end.
-        waiting: the requests that wait, by session and msgid.
-        held: the grants by fencing token, where holds are watched (`slow_hold`).
-        slow_wait, slow_hold: seconds after which one is told of; 0 for never.
+        before: how many grants existed when counting began.
+        waits, holds: the durations until a grant, and until its end.
+        ended_otherwise: how many grants ended, by cause, without a release.
+        converted: how many grants were converted.
+        waiting: the waiting requests by session and msgid.
+        held: the grants by fencing token, if slow holds are reported.
+        slow_wait, slow_hold: seconds after which to report one; 0 for never.
     """
 
     __slots__ = (
@@ -177,22 +178,22 @@ class Space:
         self.waiting: Line[tuple[int, int], Wait] = Line()
         self.held: Line[int, e.Grant] = Line()
         self.slow_wait = self.slow_hold = 0.0
-        #: How many were told of.
+        #: How many were reported.
         self.slow_waits = self.slow_holds = 0
 
     def set_thresholds(self, slow_wait: float, slow_hold: float) -> None:
-        """Sets from when on a wait or a hold is slow."""
+        """Sets the durations from which a wait or a hold is slow."""
         self.slow_wait, self.slow_hold = slow_wait, slow_hold
 
     def take_slow(self, now: float) -> tuple[list[Wait], list[e.Grant]]:
-        """Returns what has become slow, to be told of, and counts it."""
+        """Returns what has become slow, and counts it as reported."""
         waits, holds = self.skip_slow(now)
         self.slow_waits += len(waits)
         self.slow_holds += len(holds)
         return waits, holds
 
     def skip_slow(self, now: float) -> tuple[list[Wait], list[e.Grant]]:
-        """Takes what is slow as told of."""
+        """Returns what has become slow, without counting it."""
         waits, holds = list[Wait](), list[e.Grant]()
         if self.slow_wait:
             waits = self.waiting.take_old(now - self.slow_wait)
@@ -207,7 +208,7 @@ class Space:
 
     @property
     def held_count(self) -> int:
-        """How many grants there are."""
+        """How many grants exist."""
         return self.before + self.granted - sum(self.holds.counts)
 
     @property
@@ -219,21 +220,22 @@ class Space:
 
 
 OnSlowEnd = Callable[[Wait | e.Grant, str, float], None]
-"""Hears that something ended that was told of: with how, and when."""
+"""Called when a reported thing ends: with the thing, how it ended, and when."""
 
 
 class Counts:
-    """What is counted of the daemon.
+    """The counters of the daemon.
 
     Args:
-        on_slow_end: called when something ends that was told of.
+        on_slow_end: called when a reported thing ends.
 
     Attributes:
+        spaces: the counters of each lockspace.
         requests: by method.
-        refusals: by the code that was told.
-        turned_away: clients that could not be taken in.
-        turns: how long each turn of the loop took.
-        hears: what is to be told each kind of effect, and when it happens.
+        refusals: by code.
+        turned_away: how many clients were rejected.
+        turns: the durations of the turns of the loop.
+        hears: the function for each kind of effect; it takes the effect and the time.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ class Counts:
         self.turned_away = 0
         self.turns = Histogram(TURN_BOUNDS)
         self._on_slow_end = on_slow_end
-        #: Of each session the requests that wait.
+        #: The waiting requests of each session.
         self._waiting: dict[int, dict[int, Wait]] = {}
         self.hears: dict[type, Callable[[Any, float], None]] = {
             e.Granted: self.count_granted,
@@ -255,13 +257,13 @@ class Counts:
         }
 
     def space(self, name: str) -> Space:
-        """Returns the numbers of a lockspace, which may be new."""
+        """Returns the counters of a lockspace, which may be new."""
         if name not in self.spaces:
             self.spaces[name] = Space(name)
         return self.spaces[name]
 
     def adopt(self, engine: LockEngine) -> None:
-        """Begins with what is held and waited for already."""
+        """Counts the existing grants and waiting requests."""
         for grant in engine.grants():
             self.space(grant.key.lockspace).before += 1
         for request in sorted(engine.announced(), key=lambda request: request.since):
@@ -274,7 +276,7 @@ class Counts:
     def set_thresholds(
         self, name: str, slow_wait: float, slow_hold: float, engine: LockEngine
     ) -> None:
-        """Sets what is slow in a lockspace, from now on."""
+        """Sets the durations from which a wait or a hold is slow in a lockspace."""
         space = self.space(name)
         watched = bool(space.slow_hold)
         space.set_thresholds(slow_wait, slow_hold)
@@ -282,18 +284,18 @@ class Counts:
             self._watch_holds(space, engine)
 
     def _watch_holds(self, space: Space, engine: LockEngine) -> None:
-        """Begins, or ends, to have the grants of a lockspace in `held`."""
+        """Starts or stops recording the grants of a lockspace in `held`."""
         space.held.clear()
         if space.slow_hold:
             for grant in sorted(engine.grants(), key=lambda grant: grant.since):
                 if grant.key.lockspace == space.name:
                     space.held.young[grant.fencing_token] = grant
 
-    # What happens.
+    # Events.
 
     def count_granted(self, effect: e.Granted, now: float) -> None:
-        """Counts a request that was granted."""
-        # One way for all would be slower for the most.
+        """Counts a granted request."""
+        # A single path for all cases would make the common ones slower.
         grants = effect.grants
         space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
@@ -304,10 +306,10 @@ class Counts:
             space.waits.counts[0] += 1
 
     def count_ended(self, effect: e.Ended, now: float) -> None:
-        """Counts a grant that is no more."""
+        """Counts an ended grant."""
         grant = effect.grant
         space = self.spaces[grant.key.lockspace]
-        if effect.cause != "released":  # what most do is what is left
+        if effect.cause != "released":  # releases are the remainder
             space.ended_otherwise[effect.cause] += 1
         holds, seconds = space.holds, now - grant.since
         holds.counts[bisect_left(HOLD_BOUNDS, seconds)] += 1
@@ -316,7 +318,7 @@ class Counts:
             self._on_slow_end(grant, effect.cause, now)
 
     def count_queued(self, effect: e.Queued, now: float) -> None:
-        """Counts a request that waits from now on."""
+        """Counts a request that begins to wait."""
         self._wait(effect.session, effect.request, effect.keys, effect.mode, now)
 
     def _wait(
@@ -333,11 +335,11 @@ class Counts:
         space.waiting.young[session, request] = wait
 
     def count_refused(self, effect: e.Refused, now: float) -> None:
-        """Counts a request no longer that is refused."""
+        """Ends the wait of a refused request."""
         self._end_wait(effect.session, effect.request, effect.code, now)
 
     def _end_wait(self, session: int, request: int, outcome: str, now: float) -> None:
-        """Counts a request no longer, if it waited."""
+        """Ends the wait of a request, if it waited."""
         waits = self._waiting.get(session)
         wait = None if waits is None else waits.pop(request, None)
         if waits is None or wait is None:
@@ -347,7 +349,7 @@ class Counts:
         self._end(wait, outcome, now)
 
     def end_session(self, session: int, now: float) -> None:
-        """Counts what a session waited for no longer: nobody will answer it."""
+        """Ends the waits of a session that has ended."""
         for wait in self._waiting.pop(session, {}).values():
             self._end(wait, "disconnected", now)
 
@@ -356,13 +358,13 @@ class Counts:
             self._on_slow_end(wait, outcome, now)
 
     def count_turned_away(self) -> None:
-        """Counts a client that could not be taken in."""
+        """Counts a rejected client."""
         self.turned_away += 1
 
     def count_refusal(self, code: str) -> None:
-        """Counts an error that a client is told.
+        """Counts an error that a client gets.
 
-        What only virtlockd's tongue can say is about calls out of their order.
+        A code that only libvirt knows stands for a call at the wrong time.
         """
         self.refusals[code if code in self.refusals else "invalid"] += 1
 
@@ -374,7 +376,7 @@ def _count_grants(space: Space, effect: e.Granted) -> None:
             for things in space.held.young, space.held.told:
                 if grant.fencing_token in things:
                     things[grant.fencing_token] = grant
-        elif grant.count == 1:  # what is counted again is no new grant
+        elif grant.count == 1:  # a hold that is counted again is no new grant
             space.waits.observe(effect.waited)
             if space.slow_hold:
                 space.held.young[grant.fencing_token] = grant

@@ -1,4 +1,4 @@
-"""What an admin has to mend, until it is mended."""
+"""The problems that an admin should fix."""
 
 import logging
 import textwrap
@@ -7,13 +7,13 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 MAX_SUMMARY: Final = 500
-"""Characters of the summary; the log, and `statistics`, have all of it."""
+"""The most characters of the summary. The log and `statistics` have all of it."""
 
 
 class Health:
-    """Problems by what they concern: a later word on the same replaces the earlier.
+    """Problems by subject. A new problem replaces the old one of the same subject.
 
-    A problem stays until whatever it concerns works again, whatever else does.
+    A problem stays until its subject works again.
     """
 
     def __init__(self) -> None:
@@ -21,31 +21,31 @@ class Health:
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each problem, the earliest first."""
+        """A sentence for each problem, the oldest first."""
         return list(self._problems.values())
 
     def problem(self, key: str) -> str | None:
-        """Returns what is wrong with something; None if it works."""
+        """Returns the problem of a subject; None if it works."""
         return self._problems.get(key)
 
     def report(self, key: str, problem: str) -> None:
-        """Says what is wrong; once in the log for as long as it stays the same."""
+        """Sets the problem of a subject. Logs it once while it stays the same."""
         if self._problems.get(key) != problem:
             logger.error("%s", problem)
         self._problems[key] = problem
 
     def clear(self, *keys: str) -> None:
-        """Forgets what is mended."""
+        """Removes the problems of subjects that work again."""
         for key in keys:
             self._problems.pop(key, None)
 
     def replace_all(self, prefix: str, problems: dict[str, str]) -> None:
-        """Has the problems under a prefix be exactly these."""
+        """Replaces all problems with a prefix."""
         self.clear(*(key for key in self._problems if key.startswith(prefix)))
         for key, problem in problems.items():
             self.report(prefix + key, problem)
 
     def summary(self) -> str:
-        """Returns all problems on one line, cut; empty if there are none."""
+        """Returns all problems on one line, shortened; empty without any."""
         line = "; ".join("; ".join(x.splitlines()) for x in self.problems)
         return textwrap.shorten(line, MAX_SUMMARY, placeholder="…")

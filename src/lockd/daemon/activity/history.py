@@ -1,12 +1,11 @@
-"""What happened to a resource lately, for who asks afterwards.
+"""The recent events of resources, for users who ask later.
 
-A few events of each of the resources that something happened to last: the memory is
-bounded, and what a daemon before this one saw is not in it.
+It keeps a few events of the most recently used resources, so its memory is limited. It
+does not have events of an earlier daemon.
 
-It lies on the way of every request, so it keeps one value for a whole hold, the one
-with which the engine tells of its end: when it was granted stands in there. That is put
-where it belongs after the answers have left, and events are made of it when somebody
-asks.
+It runs for every request. So it stores one value for a whole hold when the hold ends;
+this value also has the time of the grant. It sorts the values by resource after the
+answers have been sent, and turns them into events on request.
 """
 
 from collections import OrderedDict, deque
@@ -25,23 +24,25 @@ MAX_RESOURCES: Final = 1024
 """How many resources have a history (protocol 7.10)."""
 
 MAX_EVENTS: Final = 16
-"""How many events of each are told (protocol 7.10)."""
+"""How many events of a resource a user gets (protocol 7.10)."""
 
 
 MAX_FRESH: Final = 512
 AT_ONCE: Final = 8
-"""How many holds may wait for being put where they belong, and how many are after each
-turn. In a flood more come than that, and some are left out."""
+"""The most holds that wait to be sorted, and how many each turn sorts. If more holds
+arrive, some are lost."""
 
 
 MAX_NOTES: Final = 20
-"""How many of them are kept, at most."""
+"""The most values to store for a resource."""
 
 
 class Event(NamedTuple):
-    """Something that happened; `span` is how long it was held, or waited for.
+    """An event.
 
-    A wait and its refusal are known by the number of their `request`.
+    `span` is the seconds that the lock was held, or that the request waited.
+
+    A wait and its refusal have the same `request`.
     """
 
     when: float
@@ -57,7 +58,7 @@ class Event(NamedTuple):
 
 
 class Hold(Struct, frozen=True, gc=False):
-    """A grant that ended. Little of it is kept: what is kept cannot be used again."""
+    """A grant that ended. It has few fields, to save memory."""
 
     since: float
     when: float
@@ -72,10 +73,10 @@ Note = Hold | Event
 
 
 class History:
-    """The last events of the resources that were used last.
+    """The last events of the most recently used resources.
 
     Attributes:
-        hears: what is to be told each kind of effect, and when it happens.
+        hears: the function for each kind of effect; it takes the effect and the time.
     """
 
     def __init__(self, sessions: Mapping[int, SessionView]) -> None:
@@ -87,12 +88,12 @@ class History:
         }
         self._sessions = sessions
         self._notes: OrderedDict[ResourceKey, list[Note]] = OrderedDict()
-        #: Those that are not in `_notes` yet.
+        #: The holds that are not yet in `_notes`.
         self._holds: deque[Hold] = deque(maxlen=MAX_FRESH)
         self._keys: deque[ResourceKey] = deque(maxlen=MAX_FRESH)
 
     def ended(self, effect: Ended, now: float) -> None:
-        """Remembers a hold."""
+        """Records a hold."""
         grant = effect.grant
         self._keys.append(grant.key)
         self._holds.append(
@@ -108,7 +109,7 @@ class History:
         )
 
     def granted(self, effect: Granted, now: float) -> None:
-        """Remembers that a held lock is in another mode now; what is new is held."""
+        """Records a conversion. A new grant is recorded when it ends."""
         if not effect.converted:
             return
         for grant in effect.grants:
@@ -123,7 +124,7 @@ class History:
             self._add(grant.key, event)
 
     def queued(self, effect: Queued, now: float) -> None:
-        """Remembers that somebody waits."""
+        """Records that a request waits."""
         owner = self._sessions[effect.session].owner.identity
         event = Event(
             now,
@@ -137,7 +138,7 @@ class History:
             self._add(key, event)
 
     def refused(self, effect: Refused, now: float) -> None:
-        """Remembers that somebody did not get a resource, if it was about one."""
+        """Records the refusal of a request for a resource."""
         if effect.situation is not None:
             owner = self._sessions[effect.session].owner.identity
             event = Event(
@@ -152,7 +153,7 @@ class History:
             self._add(effect.situation.key, event)
 
     def settle(self) -> None:
-        """Puts some holds where they belong, when the answers have left."""
+        """Sorts some holds, after the answers have been sent."""
         holds = self._holds
         for _ in range(min(AT_ONCE, len(holds))):
             self._add(self._keys.popleft(), holds.popleft())
@@ -170,17 +171,18 @@ class History:
             del notes[:-MAX_EVENTS]
 
     def of(self, key: ResourceKey, holders: Iterable[Grant]) -> list[Event]:
-        """Returns the last events of a resource, the earliest first.
+        """Returns the last events of a resource, the oldest first.
 
         Args:
-            holders: who holds it now.
+            key: the resource.
+            holders: its current grants.
         """
         events: list[Event] = []
         fresh = [x for x, y in zip(self._holds, self._keys, strict=True) if y == key]
         for note in (*self._notes.get(key, ()), *fresh):
             events += [note] if isinstance(note, Event) else _hold(note)
         events += [_granted(grant) for grant in holders]
-        # Python's sort leaves in their order what happened in one moment.
+        # Python's sort keeps the order of events at the same time.
         events.sort(key=attrgetter("when"))
         return list(_with_waits(events))[-MAX_EVENTS:]
 
@@ -206,9 +208,9 @@ def _granted(grant: Grant) -> Event:
 
 
 def _with_waits(events: Iterable[Event]) -> Iterator[Event]:
-    """Adds to each grant and each refusal how long its session waited for it.
+    """Adds the duration of the wait to each grant and refusal.
 
-    A session waits for a resource once at a time; what else it asks meanwhile is
+    A session has one wait for a resource at a time. Any other request meanwhile is
     refused at once.
     """
     waits: dict[int, Event] = {}

@@ -1,20 +1,21 @@
-"""The life of the daemon, over all programs and processes that carry it on."""
+"""The life of the daemon over all its programs and processes."""
 
 from typing import Any
 
 
 class Life:
-    """What is counted over that life.
+    """Numbers that outlive a program.
 
     Args:
-        started: when it began (CLOCK_MONOTONIC).
-        last_number: of the youngest session or owner.
+        started: when the life began (CLOCK_MONOTONIC, seconds).
+        last_number: the number of the youngest session or owner.
         upgrades: how often another program took over without a pause.
         revivals: how often another process took over after a crash.
-        left_at: when the process before stopped to serve; None if there was none.
+        left_at: when the predecessor stopped serving; None without one.
 
     Attributes:
-        took_over: seconds for which clients waited for this process to take over.
+        took_over: seconds that clients waited for this process; None without a
+            predecessor.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Life:
         self._left_at = left_at
 
     def new_number(self) -> int:
-        """Returns the number of a new session or owner: never given twice."""
+        """Returns the number of a new session or owner. No number is given twice."""
         self.last_number += 1
         return self.last_number
 
@@ -43,7 +44,7 @@ class Life:
             self.took_over = now - self._left_at
 
     def dump(self) -> dict[str, Any]:
-        """Returns what a successor begins with, by the names of the parameters."""
+        """Returns the parameters for a successor."""
         return {
             "last_number": self.last_number,
             "started": self.started,

@@ -1,1 +1,1 @@
-"""One conversation, its rights and its bounds."""
+"""Clients: their connections, rights and limits."""

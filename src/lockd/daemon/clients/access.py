@@ -1,7 +1,7 @@
 """Who may do what in which lockspace.
 
-Nothing that a client says about itself counts, only what the kernel says of it: uid,
-groups, and through which socket it came.
+It relies only on what the kernel says about a client: uid, groups, and the socket. What
+a client says about itself does not matter.
 """
 
 from typing import Final, Literal
@@ -33,8 +33,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     "break",
 )
 _FOR_EVERYBODY: Final = ("acquire", "share", "list")
-"""What anybody may do in a lockspace of which nothing is said; but for direct ones: the
-daemon opens files of its clients' choice there, and must not lend them its rights."""
+"""The default rights of everybody. Direct lockspaces have none: the daemon opens files
+there that its clients choose, and must not lend them its rights."""
 
 _SAID: Final[dict[Operation, str]] = {
     "acquire": "take exclusive locks in",
@@ -46,14 +46,14 @@ _SAID: Final[dict[Operation, str]] = {
 
 
 class Permission(Struct, frozen=True):
-    """For whom one operation is."""
+    """The users and groups that may do one operation."""
 
     users: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
     everybody: bool = False
 
     def includes(self, peer: Peer) -> bool:
-        """Tells whether a peer is one of them."""
+        """Returns whether a peer is one of them."""
         return (
             self.everybody
             or peer.credentials.uid in self.users
@@ -78,35 +78,35 @@ class Access:
         self._rights: dict[str, Rights] = {}
 
     def set_rights(self, name: str, rights: Rights) -> None:
-        """Makes the rights in a lockspace count from now on."""
+        """Sets the rights in a lockspace."""
         self._rights[name] = rights
 
     def may(self, peer: Peer, operation: Operation, lockspace: str) -> bool:
-        """Tells whether a peer may do something in a lockspace that there is."""
+        """Returns whether a peer may do an operation in an existing lockspace."""
         return peer.is_admin or self._rights[lockspace][operation].includes(peer)
 
     def knows(self, peer: Peer, lockspace: str) -> bool:
-        """Tells whether a peer may know that there is such a lockspace."""
+        """Returns whether a lockspace exists and a peer may know of it."""
         if peer.is_admin or lockspace not in self._rights:
             return lockspace in self._rights
         return any(self.may(peer, operation, lockspace) for operation in OPERATIONS)
 
     def is_known_to_all(self, lockspace: str) -> bool:
-        """Tells whether everybody who can connect may know of a lockspace.
+        """Returns whether all users may know of a lockspace.
 
-        All know of those that every daemon has.
+        All know of the built-in lockspaces.
         """
         if lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
             return True
         return any(x.everybody for x in self._rights.get(lockspace, {}).values())
 
     def check(self, peer: Peer, operation: Operation, lockspace: str) -> None:
-        """Raises unless a peer may do something in a lockspace.
+        """Raises an error unless a peer may do an operation in a lockspace.
 
         Raises:
-            NotFoundError: there is no such lockspace, or the peer may not know of it:
-                the two look alike.
-            DeniedError: it may do other things there.
+            NotFoundError: the lockspace does not exist, or the peer may not know of it.
+                The two look the same.
+            DeniedError: the peer may only do other operations there.
         """
         if lockspace in self._rights and self.may(peer, operation, lockspace):
             return
@@ -120,10 +120,10 @@ class Access:
 
 
 def not_there(peer: Peer, lockspace: str) -> NotFoundError:
-    """Returns what is said of a lockspace that is not there, or not for a peer."""
+    """Returns the error for a lockspace that is missing, or hidden from a peer."""
     uid = peer.credentials.uid
     if lockspace == DIRECT_LOCKSPACE:
-        # Who names a file has not named a lockspace.
+        # A peer that names a file has not named a lockspace.
         who = "nobody may" if peer.is_admin else f"uid {uid} may not"
         return NotFoundError(
             f"{who} lock files by their path here: an admin can allow it in "
@@ -137,10 +137,10 @@ def not_there(peer: Peer, lockspace: str) -> NotFoundError:
 
 
 def rights_of(config: LockspaceConfig) -> Rights:
-    """Returns who may do what in a lockspace.
+    """Returns the rights in a lockspace.
 
     Raises:
-        ConfigError: there is no such user or group.
+        ConfigError: a user or group does not exist.
     """
     rights: Rights = {
         operation: _permission(
@@ -151,7 +151,7 @@ def rights_of(config: LockspaceConfig) -> Rights:
         for operation in OPERATIONS
     }
     rights["share"] |= rights["acquire"]
-    # Nobody can take a lock away without seeing whose it is.
+    # Breaking a lock takes seeing its holder.
     rights["list"] |= rights["break"]
     return rights
 
@@ -178,13 +178,14 @@ def _permission(users: Who | None, groups: Who | None, *, usual: bool) -> Permis
 def check_files(
     peer: Peer, space: Lockspace, keys: tuple[ResourceKey, ...], mode: Mode
 ) -> None:
-    """Raises unless a peer has the rights to files that `DirectLockspace` asks for.
+    """Raises an error unless a peer has the rights to files of a direct lockspace.
 
-    Or if the ways to them are too long: they are gone here, while everybody waits.
+    It also raises if the paths are too long: the daemon walks them here, and everybody
+    waits.
 
-    Here, so that who has none does not even wait in a line, where he would be in the
-    way of those who have. What counts is asked again of the very file that is opened; a
-    file system that may not answer is asked only then.
+    A peer without the rights must not even wait in the queue, where it would delay
+    peers who have them. The lockspace checks the file again when it opens it. For a
+    file system that may not answer, only that check happens.
     """
     check_ways([key.resource for key in keys])
     user = peer.file_user
@@ -195,7 +196,7 @@ def check_files(
 
 
 def check_method(peer: Peer, method: Method) -> None:
-    """Raises `DeniedError` or `RestrictedError` for a method that is not for a peer."""
+    """Raises `DeniedError` or `RestrictedError` if a peer may not call a method."""
     if method.access == "always":
         return
     if peer.restricted:

@@ -1,7 +1,8 @@
-"""Makes a peer of whoever connected, or says why it is not taken in.
+"""Turns new connections into peers, or rejects them.
 
-Who connects is accepted at once, and waits here for its turn, apart for each user. The
-kernel has one line for all: who floods that would keep everybody else out.
+It accepts every connection at once. The connection then waits here, in a queue for each
+user. The kernel has one queue for all, so a user who floods it would keep everybody
+else out.
 """
 
 import os
@@ -30,7 +31,7 @@ from lockd.procs import name_of
 
 
 class Newcomer(NamedTuple):
-    """Who has connected, and is to be taken in; counted, and kept if that can be."""
+    """A new connection: counted, and kept if possible, but not yet admitted."""
 
     session: int
     sock: socket.socket
@@ -40,11 +41,12 @@ class Newcomer(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """A client whose session is to be opened.
+    """A client whose session can be opened.
 
     Attributes:
-        name: what its process is called.
-        pidfd: refers to that process; None if there is none to be found.
+        peer: the client.
+        name: the name of its process.
+        pidfd: refers to that process; None if it cannot be found.
     """
 
     peer: Peer
@@ -53,15 +55,15 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    """Looks at each who connected; whatever goes wrong costs this one its connection.
+    """Admits new connections. An error ends only the connection it concerns.
 
     Args:
-        poller: where it will be watched.
-        life: has the numbers of sessions.
-        keeping: keeps their connections.
-        limiter: knows how many there may be.
-        gate: is told of those who were turned away.
-        on_error: called with the code of each error that one of them is told.
+        poller: will watch the connections.
+        life: numbers the sessions.
+        keeping: keeps the connections.
+        limiter: limits their number.
+        gate: counts the rejected ones.
+        on_error: called with the code of each error that is sent.
     """
 
     def __init__(
@@ -80,14 +82,15 @@ class Admission:
         self._gate = gate
         self._on_error = on_error
         self._admins = (0, os.geteuid())
-        #: Who is to be taken in, by the user's uid; who waits longest first.
+        #: The waiting connections by uid, the oldest first.
         self.newcomers: dict[int, deque[Newcomer]] = {}
 
     def arrive(self, sock: socket.socket, role: Role) -> None:
-        """Has a client wait to be taken in, or tells it why it is not.
+        """Queues a new connection, or rejects it.
 
         Args:
-            sock: ours from now on.
+            sock: the connection, which this object then owns.
+            role: the socket at which it arrived.
         """
         session = self._life.new_number()
         admin = role == ADMINS
@@ -96,7 +99,7 @@ class Admission:
             uid = peer_credentials(sock).uid
             self._limiter.check_session(uid, at_admin_socket=admin)
             self._limiter.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
-            # Before anything that takes time: if we are killed first, it is lost.
+            # Keep it before anything that takes time: a kill would lose it.
             flow = self._keeping.open_flow(session, sock, role)
         except Exception as error:
             self._dismiss(sock, role, error)
@@ -104,14 +107,14 @@ class Admission:
         self._limiter.add_session(uid, at_admin_socket=admin)
         waiting = self.newcomers.setdefault(uid, deque())
         newcomer = Newcomer(session, sock, role, uid, flow)
-        # An admin does not wait behind what else its user has started.
+        # An admin does not wait behind other connections of the same user.
         (waiting.appendleft if admin else waiting.append)(newcomer)
 
     def admit(self, newcomer: Newcomer) -> Admitted | None:
-        """Returns who is to be served; None if that one was told why not.
+        """Returns a client to serve; None if it was rejected.
 
         Args:
-            newcomer: waits no longer.
+            newcomer: the oldest connection of its user.
         """
         session, sock, role, user, flow = newcomer
         self._remove(newcomer)
@@ -137,21 +140,21 @@ class Admission:
             del self.newcomers[newcomer.user]
 
     def close(self) -> None:
-        """Closes the connections of those who wait: they see the end."""
+        """Closes the waiting connections."""
         for newcomer in chain.from_iterable(self.newcomers.values()):
             newcomer.sock.close()
         self.newcomers.clear()
 
     def _dismiss(self, sock: socket.socket, role: Role, error: Exception) -> None:
-        """Ends the connection of somebody who is not taken in."""
+        """Sends the error and closes the connection."""
         if isinstance(error, RequestError):
             farewell = connection_for(role)
             farewell.send_error(None, error)
-            with suppress(OSError):  # it is gone, or reads later: it sees the end
+            with suppress(OSError):  # it has disconnected, or reads later
                 sock.send(farewell.data_to_send())
         elif not isinstance(error, OSError):
             defect(error)
-        # It sees the end although a copy of it may be kept.
+        # It sees the end even if somebody keeps a copy of the descriptor.
         shut_down(sock)
         sock.close()
         self._gate.complain(error)

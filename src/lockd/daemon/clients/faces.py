@@ -1,4 +1,4 @@
-"""What a process is called: its command line and its unit, as of a moment ago."""
+"""The command line and unit of a process, at most a moment old."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,14 +8,14 @@ from lockd.engine.commands import Owner
 from lockd.procs import command_of, unit_of
 
 REMEMBERED: Final = 2.0
-"""Seconds for which a listing says the same of a process: it may execute another
-program, or be moved to another unit, at any moment."""
+"""Seconds for which listings reuse the command and unit of a process. It may execute
+another program, or move to another unit, at any time."""
 
 _MAX_REMEMBERED: Final = 16_384
 
 Faces = tuple[str | None, str | None]
 Look = Callable[[Owner, float], Faces]
-"""How command and unit of an owner are found, for an answer of a moment."""
+"""Returns command and unit of an owner, for an answer at a given time."""
 
 
 @lru_cache(maxsize=256)
@@ -24,15 +24,15 @@ def _faces_of(pid: int, now: float) -> Faces:
 
 
 def look_up(owner: Owner, now: float) -> Faces:
-    """Looks command and unit of an owner up, once for all that one answer says."""
+    """Returns command and unit of an owner. Looks them up once for each answer."""
     return _faces_of(owner.pid, now)
 
 
 class Memory:
-    """Looks processes up for listings, which name the same ones again and again.
+    """Looks up processes for listings, which name the same ones again and again.
 
     Attributes:
-        misses: how many were looked up.
+        misses: how many lookups were made.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Memory:
         self._known: dict[int, tuple[float, Faces]] = {}
 
     def __call__(self, owner: Owner, now: float) -> Faces:
-        """Returns command and unit of an owner, as they were a moment ago."""
+        """Returns command and unit of an owner, at most `REMEMBERED` seconds old."""
         pid = owner.pid
         until, found = self._known.get(pid, (0.0, (None, None)))
         if now < until:

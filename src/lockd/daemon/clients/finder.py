@@ -1,4 +1,4 @@
-"""Finds what a request names, as far as its peer may know of it."""
+"""Finds the lockspaces and resources that a request names, within the peer's rights."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,11 +10,12 @@ from lockd.terms import DEFAULT_LOCKSPACE, ResourceKey
 
 
 class Finder:
-    """Knows lockspaces and resources by their names.
+    """Finds lockspaces and resources by name.
 
     Args:
-        access: who may do what.
-        lockspaces: all there are, by name.
+        engine: has the locks.
+        access: has the rights.
+        lockspaces: all lockspaces by name.
     """
 
     def __init__(
@@ -30,10 +31,10 @@ class Finder:
     def lockspace(
         self, peer: Peer, name: str | None, operation: Operation
     ) -> Lockspace:
-        """Returns a lockspace in which a peer may do something.
+        """Returns a lockspace in which a peer may do an operation.
 
         Raises:
-            RequestError: there is none, or it may not.
+            RequestError: it does not exist, or the peer may not.
         """
         if name is None:
             name = DEFAULT_LOCKSPACE
@@ -41,7 +42,14 @@ class Finder:
         return self._lockspaces[name]
 
     def lockspace_of_holder(self, peer: Peer, name: str | None) -> Lockspace:
-        """Returns a lockspace in which a peer may have locks, if only from before."""
+        """Returns a lockspace in which a peer may have locks.
+
+        The rights may have changed since then.
+
+        Raises:
+            NotFoundError: it does not exist, or the peer may not know of it and has no
+                locks there.
+        """
         if name is None:
             name = DEFAULT_LOCKSPACE
         if not self._access.knows(peer, name):
@@ -53,22 +61,32 @@ class Finder:
     def key(
         self, peer: Peer, lockspace: str | None, resource: str, operation: Operation
     ) -> ResourceKey:
-        """Returns the full name of a resource with which a peer may do something."""
+        """Returns the full name of a resource with which a peer may do an operation.
+
+        Raises:
+            RequestError: the lockspace does not exist, the peer may not, or the name is
+                invalid.
+        """
         space = self.lockspace(peer, lockspace, operation)
         space.check_name(resource)
         return ResourceKey(space.name, resource)
 
     def known(self, peer: Peer) -> list[Lockspace]:
-        """Returns the lockspaces of which a peer may know."""
+        """Returns the lockspaces that a peer may know of."""
         every = self._lockspaces.values()
         return [x for x in every if self._access.knows(peer, x.name)]
 
     def sees(self, peer: Peer) -> Callable[[str], bool]:
-        """Returns what tells of each lockspace whether a peer may see what is in it."""
+        """Returns a function: whether a peer may see the resources in a lockspace."""
         return lambda name: self._access.may(peer, "list", name)
 
     def visible(self, peer: Peer, lockspace: str | None) -> Callable[[str], bool]:
-        """Returns what tells of each lockspace whether a peer wants and may see it."""
+        """Returns a function: whether a peer asked for a lockspace and may see into it.
+
+        Raises:
+            RequestError: it asked for one that does not exist, or that it may not see
+                into.
+        """
         if lockspace is not None:
             self.lockspace(peer, lockspace, "list")
         sees = self.sees(peer)

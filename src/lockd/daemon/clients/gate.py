@@ -25,25 +25,26 @@ from lockd.daemon.system.poller import Poller
 logger = logging.getLogger(__name__)
 
 ACCEPTING: Final = 0.0005
-"""Seconds of a turn for accepting clients, at each socket."""
+"""Seconds of a turn to accept clients, for each socket."""
 
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds for which nobody is taken in when not even a client can be turned away."""
+"""Seconds without accepting when no descriptor is free even to reject a client."""
 
 SO_PASSRIGHTS: Final = 83
-"""Since Linux 6.16: with 0, who passes descriptors is refused that."""
+"""Since Linux 6.16: 0 makes the kernel refuse passed descriptors."""
 
 COMPLAINT_PAUSE: Final = 10.0
-"""Seconds between two log lines about clients that had to be turned away."""
+"""Seconds between two log lines about rejected clients."""
 
 
 class Gate:
-    """Where clients come in.
+    """Accepts connections.
 
     Args:
-        counts: knows how many were turned away.
-        is_shared: tells whether others are in, for whom there must be time.
-        arrive: is given who connected, and where.
+        poller: watches the sockets.
+        counts: counts the rejected clients.
+        is_shared: returns whether other users are connected and need time.
+        arrive: called with each connection and its role.
     """
 
     def __init__(
@@ -58,30 +59,30 @@ class Gate:
         self._is_shared = is_shared
         self._arrive = arrive
         self._listeners: list[Listening] = []
-        #: The listeners at which nobody is taken in, and until when.
+        #: The sockets where accepting pauses, and until when.
         self._pauses: dict[Listening, float] = {}
-        # Closed when no other is left, so that a client can be turned away and does
-        # not stay at the head of the backlog for ever.
+        # It is closed when no other descriptor is free. Then a client can be rejected,
+        # and does not stay at the head of the backlog.
         self._spare_fd = _open_spare()
         self._next_complaint = 0.0
 
     def listen(self, listener: socket.socket, role: Role) -> None:
-        """Takes in the clients of a listening socket, which is ours from now on."""
+        """Accepts the clients of a listening socket, which this object then owns."""
         listener.setblocking(False)
-        with suppress(OSError):  # an older kernel: what is passed is closed unseen
+        with suppress(OSError):  # an older kernel: passed descriptors are closed unseen
             listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         listening = Listening(listener, role)
         self._listeners.append(listening)
         self._watch(listening)
 
     def stop(self) -> None:
-        """Leaves who comes at the door, for whoever listens there next."""
+        """Stops accepting. New clients wait for the next daemon at the socket."""
         self._pauses.clear()
         for listening in self._listeners:
             self._poller.unwatch(listening.socket.fileno())
 
     def close(self) -> None:
-        """Closes the listening sockets: whoever comes is refused."""
+        """Closes the listening sockets. New clients are refused."""
         for listener, _ in self._listeners:
             self._poller.unwatch(listener.fileno())
             listener.close()
@@ -90,12 +91,12 @@ class Gate:
 
     @property
     def next_deadline(self) -> float:
-        """When somebody is to be taken in again (`keep_deadlines`)."""
-        # Asked in each turn, of which hardly one finds a pause.
+        """When to accept again after a pause (`keep_deadlines`)."""
+        # Called in each turn, and pauses are rare.
         return min(self._pauses.values()) if self._pauses else inf
 
     def keep_deadlines(self, now: float) -> None:
-        """Takes in clients again where that was put off until now."""
+        """Accepts clients again after a pause."""
         if not self._pauses:
             return
         for listening in [x for x, until in self._pauses.items() if until <= now]:
@@ -105,7 +106,7 @@ class Gate:
             self._watch(listening)
 
     def complain(self, error: Exception) -> None:
-        """Counts a client that was turned away; says so now and then."""
+        """Counts a rejected client. Logs this now and then."""
         self._counts.count_turned_away()
         now = trio.current_time()
         if now >= self._next_complaint:
@@ -142,14 +143,14 @@ class Gate:
         try:
             listening.socket.accept()[0].close()
         except BlockingIOError:
-            pass  # it went away by itself
+            pass  # it has disconnected
         except OSError:
-            # Somebody took the descriptor that was spare.
+            # Another descriptor took the place of the spare one.
             self._pause(listening, ACCEPT_PAUSE)
         self._spare_fd = _open_spare()
 
     def _pause(self, listening: Listening, pause: float) -> None:
-        """Looks away from the clients at a door, who would wake us all the time."""
+        """Stops watching a socket for a while: it would wake the loop all the time."""
         self._pauses[listening] = trio.current_time() + pause
         self._poller.unwatch(listening.socket.fileno())
 
@@ -157,5 +158,5 @@ class Gate:
 def _open_spare() -> int | None:
     try:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # another process was faster (ENFILE): next time, perhaps
+    except OSError:  # another process was faster (ENFILE): try later
         return None

@@ -1,7 +1,7 @@
-"""What of the daemon outlives its process: nothing, if nobody keeps it.
+"""Keeps nothing: the end of the process is the end of all connections and locks.
 
-`survival` has the one that keeps. Both have the same methods, so that nobody who tells
-what is to be kept has to know whether it is.
+`survival` has the class that keeps everything. Both have the same methods, so callers
+need not know which one they have.
 """
 
 import socket
@@ -20,40 +20,40 @@ class Keeping:
     """Keeps nothing.
 
     Attributes:
-        by: who keeps; None for nobody.
+        by: the keeper; None for nobody.
     """
 
     by: str | None = None
 
     @property
     def in_flight(self) -> int:
-        """How many descriptors are kept, those no longer wanted included."""
+        """How many descriptors are kept, wanted or not."""
         return 0
 
     @property
     def record_bytes(self) -> int:
-        """How many bytes the records have that count."""
+        """How many bytes the valid records have."""
         return 0
 
     @property
     def memory_bytes(self) -> int:
-        """How much shared memory the records take, garbage and reserves included."""
+        """How many bytes of shared memory the records take, garbage included."""
         return 0
 
     @property
     def is_short(self) -> bool:
-        """Whether nothing may be added, for want of memory."""
+        """Whether memory is so short that nothing may be added."""
         return False
 
     @property
     def is_stuck(self) -> bool:
-        """Whether nobody is answered, for want of memory to record the answers."""
+        """Whether no answer may leave: there is no memory to record it."""
         return False
 
     # Connections.
 
     def open_flow(self, session: int, sock: socket.socket, role: Role) -> Flow:
-        """Keeps a connection from now on; returns how its bytes come and go.
+        """Keeps a connection from now on. Returns the flow of its bytes.
 
         Raises:
             OSError: it cannot be kept.
@@ -61,7 +61,7 @@ class Keeping:
         return PlainFlow(sock)
 
     def take_up_flow(self, sock: socket.socket, slot: int) -> Flow:
-        """Returns how the bytes of a connection that is kept already come and go.
+        """Returns the flow of a connection that is already kept.
 
         Raises:
             OSError: there is no memory for its positions.
@@ -72,10 +72,10 @@ class Keeping:
         """Stops keeping a connection that has no records."""
 
     def open_peer(self, peer: Peer) -> None:
-        """Records who a new peer is, with the next `commit`."""
+        """Records a new peer with the next `commit`."""
 
     def close_peer(self, peer: Peer) -> None:
-        """Stops keeping a connection, and what is recorded of it."""
+        """Stops keeping a connection, and removes its records."""
 
     # Files and processes.
 
@@ -90,42 +90,43 @@ class Keeping:
         """Stops keeping the file of a resource."""
 
     def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
-        """Keeps the pidfd of an owner, before that counts.
+        """Keeps the pidfd of an owner. Call it before the registration takes effect.
 
         Raises:
             OSError: it cannot be kept.
         """
 
     def drop_pidfd(self, owner_id: int) -> None:
-        """Stops keeping the pidfd of an owner, before it is closed."""
+        """Stops keeping the pidfd of an owner. Call it before closing it."""
 
     def note_process(self, owner_id: int, describe: Describe) -> None:
-        """Records what has become of the process of an owner, with the next `commit`.
+        """Records the data of a process with the next `commit`.
 
         Args:
-            describe: returns it as plain data.
+            owner_id: its owner.
+            describe: returns the data.
         """
 
-    # What counts for all.
+    # Global state.
 
     def note_lockspace(self, lockspace: Lockspace) -> None:
-        """Records a lockspace, which is new or another one than before."""
+        """Records a new or changed lockspace."""
 
     def note_config(self, config: Config) -> None:
-        """Records a configuration, which counts from now on."""
+        """Records the configuration in effect."""
 
     # Turns.
 
     def commit(self, peers: Iterable[Peer]) -> bool:
-        """Records everything that changed; tells whether answers may leave.
+        """Records all changes. Returns whether the answers may be sent.
 
         Args:
-            peers: those that something was read from, or is to be sent to.
+            peers: those that the turn has read from or will send to.
         """
         return True
 
     def tidy(self) -> None:
-        """Drops what is no longer needed, now and then, when a turn ends."""
+        """Removes unneeded data, now and then at the end of a turn."""
 
     def tidy_thoroughly(self) -> None:
-        """Drops all that is not wanted: it would keep file systems busy."""
+        """Removes all unwanted descriptors, because they keep file systems busy."""

@@ -1,7 +1,7 @@
 """How much of the daemon one client, one user, or all may use (`[limits]`).
 
-Checked before anything happens: whoever asks for too much is refused, and nobody else
-notices. A limit that is lowered takes nothing away from those who are above it.
+It checks before a request has any effect: too large a request is refused, and nobody
+else notices. Lowering a limit takes nothing away from those above it.
 """
 
 import os
@@ -20,34 +20,34 @@ from lockd.errors import LimitError, UnavailableError
 from lockd.terms import ResourceKey
 
 RESERVED_DESCRIPTORS: Final = 64
-"""Of all descriptors, those that neither locks nor the sessions of others than admins
-may take (an eighth, if there are few): an admin gets in, and an upgrade finds room."""
+"""Descriptors that neither locks nor sessions of non-admins may take (an eighth, if
+there are few): an admin can connect, and an upgrade has room."""
 
 MANY_TOKENS: Final = 2**22
-"""While so many fencing tokens are left nobody counts those that are promised: those
-who wait cannot be so many."""
+"""With so many fencing tokens left, the tokens for waiting requests need no counting:
+there cannot be so many."""
 
 RESERVED: Final = 16
-"""Of all sessions, those that only root and the daemon's own user may take (an eighth,
-if there are few)."""
+"""Sessions that only root and the daemon's own user may take (an eighth, if there are
+few)."""
 
 
 class Tokens(Protocol):
-    """Knows the last fencing token that may be given (`Epoch`)."""
+    """Has the last fencing token that may be given (`Epoch`)."""
 
     @property
     def reserved(self) -> int:
-        """The last one that nobody else gives."""
+        """The last token that is reserved."""
 
 
 class Limiter:
-    """Counts sessions, and knows what is too much.
+    """Counts sessions and checks limits.
 
     Args:
         engine: counts locks and waiting requests.
-        late_by_user: counts the requests that wait for something else
-            (`Answers.expect`).
-        tokens: knows how far fencing tokens may go.
+        limits: the limits.
+        late_by_user: counts other waiting requests (`Answers.expect`).
+        tokens: limits the fencing tokens.
         keeping: knows whether there is memory for more.
     """
 
@@ -67,7 +67,7 @@ class Limiter:
         self._clients = 0
         self._admins = 0
         self._clients_of: Counter[int] = Counter()
-        #: How many bytes each client leaves unread, of those that do, and each user's.
+        #: Unread bytes of each client that has some, and of each user.
         self.slow: dict[Peer, int] = {}
         self._unread_of: Counter[int] = Counter()
         self._privileged = (0, os.geteuid())
@@ -75,7 +75,7 @@ class Limiter:
         self.max_fd = unreserved_descriptors()
 
     def configure(self, limits: Limits) -> None:
-        """Has other limits count from now on."""
+        """Sets other limits."""
         self.limits = limits
 
     @property
@@ -86,12 +86,12 @@ class Limiter:
     # Sessions.
 
     def check_session(self, uid: int, *, at_admin_socket: bool) -> None:
-        """Raises `LimitError` if no further client of a user can be taken in."""
+        """Raises `LimitError` if a user may not have another session."""
         limits = self.limits
         if at_admin_socket:
             _check("admin_sessions", self._admins, limits.admin_sessions)
             return
-        if uid not in self._privileged:  # who mends it has to get in
+        if uid not in self._privileged:  # an admin must get in to fix it
             self._check_memory()
         most, note = limits.sessions, ""
         kept = 0 if uid in self._privileged else most - unreserved_sessions(limits)
@@ -102,10 +102,12 @@ class Limiter:
         _check("sessions_per_user", of_user, limits.sessions_per_user)
 
     def check_descriptor(self, fd: int, uid: int, *, at_admin_socket: bool) -> None:
-        """Raises `LimitError` if a user's session would take one that is reserved.
+        """Raises `LimitError` if a user's session would take a reserved descriptor.
 
         Args:
-            fd: of its socket; the kernel gives the lowest that is free (accept(2)).
+            fd: its socket. The kernel gives the lowest free number (accept(2)).
+            uid: the user.
+            at_admin_socket: whether it arrived at the admin socket.
         """
         if fd >= self.max_fd and not (at_admin_socket or uid in self._privileged):
             raise LimitError(
@@ -115,7 +117,7 @@ class Limiter:
             )
 
     def add_session(self, uid: int, *, at_admin_socket: bool) -> None:
-        """Counts a client of a user that has connected."""
+        """Counts a new session of a user."""
         if at_admin_socket:
             self._admins += 1
         else:
@@ -123,7 +125,7 @@ class Limiter:
             self._clients_of[uid] += 1
 
     def remove_session(self, uid: int, *, at_admin_socket: bool) -> None:
-        """Counts a client of a user no longer."""
+        """Stops counting a session of a user."""
         if at_admin_socket:
             self._admins -= 1
             return
@@ -132,15 +134,16 @@ class Limiter:
         if not self._clients_of[uid]:
             del self._clients_of[uid]
 
-    # What is left unread.
+    # Unread bytes.
 
     def note_unread(self, peer: Peer) -> Iterable[Peer]:
-        """Notes how much a client leaves unread, and what it says of a message.
+        """Notes how many bytes wait for a client.
 
-        Where its user's leave too much together, the one that has most is cut off.
+        If the clients of its user leave too much unread together, the worst one is
+        disconnected.
 
         Returns:
-            Whoever was.
+            The disconnected client, if any.
         """
         user, unread = peer.user, 0 if peer.is_closing else peer.unfinished
         self._unread_of[user] += unread - self.slow.pop(peer, 0)
@@ -157,17 +160,17 @@ class Limiter:
         return (worst,)
 
     def forget_unread(self, peer: Peer) -> None:
-        """Notes that a client leaves nothing unread any more: it is gone."""
+        """Forgets the unread bytes of a client that has ended."""
         self._unread_of[peer.user] -= self.slow.pop(peer, 0)
         if not self._unread_of[peer.user]:
             del self._unread_of[peer.user]
 
-    # How full it is.
+    # Usage.
 
     def usage(self) -> dict[str, dict[str, int | None]]:
-        """Returns how much of each limit is used, and by whom if it is a user's.
+        """Returns how much of each limit is used.
 
-        Of the limits of users it is what the fullest of them has.
+        For a limit of users, it is the usage of the user who uses most.
         """
         limits, engine = self.limits, self._engine
         found = {
@@ -196,12 +199,15 @@ class Limiter:
         *,
         waits: bool,
     ) -> None:
-        """Raises `LimitError` for a request for too many locks, or too much patience.
-
-        Or for one that says too much.
+        """Raises an error if a request would exceed a limit.
 
         Args:
-            waits: whether it would wait if it cannot be granted at once.
+            session_id, keys, label, reason: those of the request.
+            waits: whether the request would wait if it cannot be granted at once.
+
+        Raises:
+            LimitError: for too many locks, too much text, or too many waiting requests.
+            UnavailableError: no memory or no fencing token is left.
         """
         self._check_memory()
         limits, engine = self.limits, self._engine
@@ -235,10 +241,10 @@ class Limiter:
                     _check("queue_length", length, limits.queue_length)
 
     def _check_tokens(self, wanted: int) -> None:
-        """Raises unless there is a fencing token for each lock that is asked for.
+        """Raises unless each requested lock can get a fencing token.
 
-        Those who wait already get theirs: nobody can refuse them any more. A request
-        for several counts one too many here.
+        Waiting requests have theirs reserved, because nobody can refuse them any more.
+        This counts one too many for a request for several locks.
         """
         engine = self._engine
         promised = sum(engine.held_by_user.values()) - engine.held + engine.waiting
@@ -256,7 +262,7 @@ class Limiter:
             )
 
     def check_request(self, session_id: int, *, waits: bool) -> None:
-        """Raises `LimitError` if too many requests are unanswered already."""
+        """Raises `LimitError` if too many requests are unanswered."""
         session = self._engine.sessions[session_id]
         self._check_unanswered(session.owner.identity.uid)
         if waits:
@@ -264,9 +270,10 @@ class Limiter:
             _check("waiters_per_session", waiting, most)
 
     def check_late(self, peer: Peer) -> None:
-        """Raises `LimitError` if a peer's user has too many requests unanswered.
+        """Raises `LimitError` if a peer's user has too many unanswered requests.
 
-        For one that does not wait for the lock table: its user is who connected.
+        It is for a request that does not wait for the lock table; it counts for the
+        user who connected.
         """
         self._check_unanswered(peer.user)
 
@@ -279,7 +286,7 @@ class Limiter:
         return Counter(self._late_by_user) + Counter(self._engine.waiting_by_user)
 
 
-#: What whoever has reached a limit can do about it, where that is not to release.
+#: What a user can do who has reached a limit, other than release something.
 _RELIEFS: Final = {
     "sessions": "try later",
     "admin_sessions": "end another admin's session",
@@ -292,12 +299,12 @@ _RELIEFS: Final = {
 
 
 def unreserved_sessions(limits: Limits) -> int:
-    """Returns how many sessions there may be of those who are not root."""
+    """Returns how many sessions others than root may have."""
     return limits.sessions - min(RESERVED, limits.sessions // 8)
 
 
 def shadowed(limits: Limits) -> list[str]:
-    """Returns a sentence for each limit that can never be reached, and why not."""
+    """Returns a sentence for each limit that another limit hides."""
     found = [
         f"limits.{key} is {value}, but limits.{other} is {most}: {most} counts"
         for key, other in (
@@ -317,19 +324,19 @@ def shadowed(limits: Limits) -> list[str]:
 
 
 def unreserved_descriptors() -> int:
-    """Returns how many descriptors we may have, less those that are reserved."""
+    """Returns how many descriptors we may have, without the reserved ones."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most - min(RESERVED_DESCRIPTORS, most // 8)
 
 
 def used_descriptors() -> int:
-    """Returns about how many descriptors are open, at no cost.
+    """Returns about how many descriptors are open, cheaply.
 
-    The kernel gives the lowest number that is free; those of many locks are dense.
+    The kernel gives the lowest free number, and with many locks the numbers are dense.
     """
     try:
         fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # there is none left
+    except OSError:  # none is left
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     os.close(fd)
     return fd

@@ -1,8 +1,8 @@
-"""One client: its socket, its unsent answers, and whether its connection is to end.
+"""One client: its socket, its unsent answers, and whether its connection must end.
 
-Never waits. Bytes that the socket does not take at once are kept until it is writable.
-Meanwhile no requests are read from this client: a client that does not read its answers
-gets no new ones. The server closes it at the end of the turn in which it `is_closing`.
+It never waits. It keeps bytes that the socket does not accept until the socket is
+writable. Meanwhile it reads no requests: a client that does not read its answers gets
+no new ones. The server closes a peer at the end of the turn in which it `is_closing`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from lockd.protocol.connection import Connection
 logger = logging.getLogger(__name__)
 
 SLICE: Final = 0.001
-"""Seconds for which one client's requests are carried out before the others'."""
+"""Seconds for the requests of one client before those of others."""
 
 ANSWERS_AT_ONCE: Final = 256 * 1024
-"""Bytes of answers after which a client's further requests have to wait for the next
-turn, and until the socket has taken these: what it makes us keep has an end."""
+"""Bytes of answers after which further requests of a client wait for the next turn, and
+until the socket has accepted these: this limits the memory for one client."""
 
 READING: Final = select.EPOLLIN | select.EPOLLPRI
-"""EPOLLPRI: a byte out of band (send(2), MSG_OOB), which no read would ever return."""
+"""EPOLLPRI: a byte out of band (send(2), MSG_OOB), which no read would return."""
 
 WRITING: Final = select.EPOLLOUT
 
@@ -54,18 +54,18 @@ _PLAIN_ATTRIBUTES: Final = (
 
 
 class PeerState(Struct, frozen=True, array_like=True, gc=False):
-    """Where a session stands, as plain data (`Peer.dump_state`).
+    """The state of a session as plain data (`Peer.dump_state`).
 
     Attributes:
         done: how many bytes of requests were carried out, or are in `connection`.
-        sent: how many bytes of answers left before those in `unsent`.
+        sent: how many bytes of answers were sent before those in `unsent`.
         arrays: the msgids of requests that expect an array of grants.
-        claims: what it holds and waits for, as `Session.claims`; where it is recorded
-            apart from that, so that it can be seen whether some of it is missing.
-        unsent_apart: bytes that come before `unsent`, and are recorded in `Pieces`.
-        partial_apart: the same, before the half message in `connection`.
-        reloads: the msgids of requests that expect the end of a reload.
-        is_inheritable: as of a `Peer`; what an older daemon served was always so.
+        claims: `Session.claims`, recorded apart from the locks, so that a missing lock
+            is detected.
+        unsent_apart: how many bytes before `unsent` are recorded in `Pieces`.
+        partial_apart: the same for the half message in `connection`.
+        reloads: the msgids of requests that wait for the end of a reload.
+        is_inheritable: as in `Peer`; always true for the sessions of an older daemon.
     """
 
     done: int
@@ -90,14 +90,14 @@ ARRAY: Final = object()
 """The grants of a request that named its resources in an array (protocol 6.1)."""
 
 RELOAD: Final = object()
-"""How a reload ended, which a successor may have to tell (protocol 6.19)."""
+"""The result of a reload, which a successor may have to send (protocol 6.19)."""
 
 CHANGE: Final = object()
-"""Whether the file of a resource could be made or removed (protocol 6.10)."""
+"""The result of creating or deleting the file of a resource (protocol 6.10)."""
 
 
 Conversation = Connection | LibvirtConnection
-"""What a peer says and hears, in one tongue or the other."""
+"""A conversation in one of the two protocols."""
 
 
 def connection_for(
@@ -105,7 +105,7 @@ def connection_for(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     on_error: Callable[[str], None] = lambda code: None,
 ) -> Conversation:
-    """Returns a new conversation in the tongue that is spoken at a socket."""
+    """Returns a new conversation in the protocol of a socket."""
     if role == VIRTLOCKD:
         return LibvirtConnection(on_error)
     return Connection(limits.message_bytes, on_error)
@@ -115,31 +115,34 @@ class Peer:
     """The daemon's end of one session.
 
     Args:
-        identity: who it is.
-        watch: called with the events that are wanted from now on.
-        flow: how its bytes come and go; plainly, if nothing else is said.
-        on_error: called with the code of each error that the client is told.
+        session: its number.
+        sock: its socket.
+        identity: the process at the other end.
+        since: when it connected.
+        watch: called with the events to watch from now on.
+        role: the socket at which it arrived.
+        is_admin: whether it may do everything.
+        limits: the limits of its messages and unread bytes.
+        flow: the flow of its bytes; None for a plain one.
+        on_error: called with the code of each error that is sent.
 
     Attributes:
-        user: for whose limits and turns it counts.
-        role: through which socket it came.
-        is_admin: whether it may do everything.
-        restricted: whether it gave up its rights.
-        client: what it called itself in `hello`.
-        claims_itself: whether it registered its own process by pid.
-        is_closing: whether it is to be closed when the turn ends.
-        is_leaving: whether its end is all that is left to be done: nothing is sent to
-            it, nothing read from it, nothing recorded of it.
-        has_said_all: whether no further request can come: the client shut down its
-            sending side. What it holds it holds until the connection has ended.
-        is_inheritable: whether the session goes on when the process that connected
-            has died, as long as another one has its socket.
-        is_orphaned: whether that process has died, and the session ends therefore.
-        expected: what a request gets when the lock table has carried it out, by msgid,
-            if that is not just its grant or nil: `ARRAY` for an array of grants, or a
-            result.
-        late: what a request waits for that is not the lock table's, by msgid: `RELOAD`
-            or `CHANGE` (`Answers.expect`).
+        user: the user for its limits and its share of a turn.
+        restricted: whether it has given up its rights.
+        client: its name in `hello`.
+        claims_itself: whether it has registered its own process by pid.
+        is_closing: whether to close it at the end of the turn.
+        is_leaving: whether to do nothing but close it: nothing more is sent, read or
+            recorded.
+        has_said_all: whether no more requests can come: the client has shut down its
+            sending side. It keeps its locks until the connection ends.
+        is_inheritable: whether the session survives the death of the process that
+            connected, while another one has its socket.
+        is_orphaned: whether that process has died and the session therefore ends.
+        expected: by msgid, the result of a request after the lock table has carried it
+            out, if it is not just its grant or nil. `ARRAY` means an array of grants.
+        late: by msgid, what a request waits for outside the lock table: `RELOAD` or
+            `CHANGE` (`Answers.expect`).
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class Peer:
         self._max_unread_bytes = limits.unread_bytes
         self.since = since
         self.connection = connection_for(role, limits, on_error)
-        #: Answers and refusals leave when the turn ends.
+        #: Answers and errors are sent at the end of the turn.
         self.send_result = self.connection.send_result
         self.send_error = self.connection.send_error
         self.restricted = False
@@ -175,27 +178,27 @@ class Peer:
         self.claims_itself = False
         self.is_closing = self.is_leaving = False
         self.has_said_all = self.is_orphaned = False
-        # libvirtd hands its connections on to the guests.
+        # libvirtd passes its connections on to the guests.
         self.is_inheritable = role == VIRTLOCKD
         self.expected: dict[int, Any] = {}
         self.late: dict[int, object] = {}
-        #: The lockspace that it watches; "" for all that it may see.
+        #: The watched lockspace; "" for all that it may see.
         self.watched: str | None = None
         self._sock = sock
-        #: What was read and not yet carried out.
+        #: Requests that were read but not yet carried out.
         self._requests: Iterator[Any] | None = None
         self._watch = watch
-        #: How many bytes were received, before it was this peer's and since then.
+        #: How many bytes were received, before this process and since.
         self._received_before = self._received = 0
         self._unsent = bytearray()
-        #: Whether the socket did not take all there was, and is watched for more room.
+        #: Whether the socket has not accepted everything, and is watched for more room.
         self.is_behind = False
-        #: Bytes that came meanwhile: the client did not ask for them.
+        #: Bytes added since then, which the client has not asked for.
         self._piled_up = 0
 
     @property
     def file_user(self) -> User | None:
-        """Whose own rights to files count; None for an admin, who needs none."""
+        """The user whose rights to files count; None for an admin, who needs none."""
         return None if self.is_admin else User(self.credentials.uid, self.groups)
 
     def __repr__(self) -> str:
@@ -205,7 +208,7 @@ class Peer:
         )
 
     def dump(self) -> Plain:
-        """Returns who it is as plain data, which never changes (`handover`)."""
+        """Returns its identity as plain data, which never changes (`handover`)."""
         return {
             "session": self.session,
             "credentials": list(self.credentials),
@@ -221,13 +224,14 @@ class Peer:
     def dump_state(
         self, claims: int | None = None, apart: Apart | None = None
     ) -> PeerState:
-        """Returns where its session stands: what was done and said, and what was not.
+        """Returns the state of its session.
 
-        What was read and left for later has not been done; with `KeptFlow` it is still
-        in the socket.
+        Requests that were read but not carried out are not in it. With `KeptFlow` they
+        are still in the socket.
 
         Args:
-            apart: takes what is long; None to have all of it here.
+            claims: `Session.claims`, if it is recorded.
+            apart: takes long data; None to have all of it in the result.
         """
         connection = self.connection.dump()
         done = self._received
@@ -267,11 +271,11 @@ class Peer:
         return tuple(msgid for msgid, what in self.late.items() if what is RELOAD)
 
     def load_state(self, state: PeerState) -> None:
-        """Goes on where the session stood that `dump_state` described.
+        """Restores the state of a session.
 
         Raises:
             OSError: the connection is broken.
-            ValueError: how far it came cannot be told (`KeptFlow.resume`).
+            ValueError: its positions are unknown (`KeptFlow.resume`).
         """
         for name in _PLAIN_ATTRIBUTES:
             setattr(self, name, getattr(state, name))
@@ -289,12 +293,12 @@ class Peer:
         self.is_behind = bool(self._unsent)
 
     def introduce(self, client: str | None) -> None:
-        """Notes its `hello`, and what it calls itself there."""
+        """Notes its `hello`, and its name there."""
         self.connection.greet()
         self.client = client
 
     def restrict(self) -> None:
-        """Takes its rights away, for ever."""
+        """Takes its rights away for ever."""
         self.restricted = True
 
     def claim_itself(self) -> None:
@@ -302,42 +306,45 @@ class Peer:
         self.claims_itself = True
 
     def make_inheritable(self) -> None:
-        """Has its session outlive the process that connected."""
+        """Lets its session survive the process that connected."""
         self.is_inheritable = True
 
     def begin_watching(self, lockspace: str | None) -> None:
-        """Notes which lockspace it watches; None for all that it may see."""
+        """Notes the lockspace that it watches; None for all that it may see."""
         self.watched = lockspace or ""
 
     @property
     def at_admin_socket(self) -> bool:
-        """Whether it is counted among the admins' sessions."""
+        """Whether it counts as an admin's session."""
         return self.role == ADMINS
 
     @property
     def is_libvirt(self) -> bool:
-        """Whether it takes us for virtlockd, and has to be treated as by it."""
+        """Whether it uses libvirt's protocol."""
         return self.role == VIRTLOCKD
 
     @property
     def wanted_events(self) -> int:
-        """For what its socket is to be watched; a hang-up is told in any case."""
+        """The events to watch its socket for; a hang-up is always reported."""
         if self.is_behind:
             return WRITING
-        # The end of what it sends would be told again and again.
+        # The end of the client's bytes would be reported again and again.
         return 0 if self.has_said_all else READING
 
     def finish_receiving(self, take: Callable[[Peer, Any], None]) -> None:
-        """Carries out what was read and left for later."""
+        """Carries out the requests that were left for later."""
         while self._requests is not None and not self.is_closing:
             self.receive(take)
 
     def receive(self, take: Callable[[Peer, Any], None]) -> None:
-        """Reads what there is, and hands each request on; the end closes the peer.
+        """Reads bytes, and passes each request on.
 
-        What takes too long is left for later (`has_more`). After an exception that is
-        none of the conversation the peer cannot go on: `abandon` it. Of one that is to
-        be closed nothing is read: a successor would get it as half a message.
+        The end of the bytes closes the peer.
+
+        If it takes too long, the rest is left for later (`has_more`). After any other
+        exception than a protocol error the peer cannot continue: `abandon` it. A
+        closing peer reads nothing, because a successor would get that as half a
+        message.
         """
         if self.is_closing:
             return
@@ -362,18 +369,18 @@ class Peer:
         self._requests = None
 
     def close_after_answers(self) -> None:
-        """Has it closed when the turn ends and its answers have left."""
+        """Closes it at the end of the turn, after its answers."""
         self.is_closing = True
 
     def leave(self) -> None:
-        """Leaves nothing to be done but its end."""
+        """Notes that nothing remains but to close it."""
         self.is_closing = self.is_leaving = True
 
     def abandon(self) -> None:
-        """Ends it where it stands, after a defect.
+        """Ends it at once, after a defect.
 
-        Whoever comes after us finds nothing of this client but its end: what it asked
-        for might end each next daemon, too.
+        It discards all that the client has sent: the same request might end each next
+        daemon.
         """
         self.leave()
         self._requests = None
@@ -395,39 +402,40 @@ class Peer:
         return data or None
 
     def _end_requests(self) -> None:
-        """Knows that no further request comes (protocol 1.1)."""
+        """Notes that no more requests come (protocol 1.1)."""
         self.has_said_all = True
-        # Others may have the socket, and shut it down: only the hang-up is the end.
+        # Another process may have shut the socket down. Only a hang-up is the end.
         if self.is_orphaned or has_hung_up(self.fileno()):
             self.is_closing = True
         elif not self.is_behind:
             self._watch(self.wanted_events)
 
     def end_with_process(self) -> None:
-        """Ends it when all is carried out that its process sent, which has died."""
+        """Ends it after all requests of its dead process are carried out."""
         if self.is_inheritable:
             return
         self.is_orphaned = True
         if self.is_behind or self.has_said_all:
             self.is_closing = True
         else:
-            # Nobody adds to it: whoever has the socket now is somebody else.
+            # Accept nothing more: only another process could send it.
             shut_down(self._sock, socket.SHUT_RD)
 
     @property
     def unread(self) -> int:
-        """How many bytes wait until the client reads what it got before."""
+        """How many bytes wait until the client reads earlier ones."""
         return len(self._unsent) if self.is_behind else 0
 
     @property
     def unfinished(self) -> int:
-        """How many bytes wait for the client: to read them, or to say the rest."""
+        """How many bytes wait for the client: to be read, or to be completed."""
         return self.unread + self.connection.partial_bytes
 
     def cut_off(self, why: str) -> None:
-        """Ends the connection, and forgets what waits to be read."""
+        """Ends the connection, and drops its unread bytes."""
         logger.warning("session %d is closed: %s", self.session, why)
-        # Before anything is recorded of it: it must not go on with a gap.
+        # Shut down before a record is written: a successor must not continue with a
+        # gap.
         self.shut_down()
         self._unsent.clear()
         self.is_behind = False
@@ -435,18 +443,18 @@ class Peer:
 
     @property
     def has_more(self) -> bool:
-        """Whether requests were left for later, and may be carried out now."""
+        """Whether requests were left for later and can be carried out."""
         return not (self._requests is None or self.is_behind or self.is_closing)
 
     def collect(self) -> None:
-        """Takes what is to be sent out of the conversation."""
+        """Takes the new answers from the conversation."""
         data = self.connection.data_to_send()
         if self.is_behind:
             self._piled_up += len(data)
         self._unsent += data
 
     def flush(self) -> None:
-        """Sends what there is, as far as the socket takes it."""
+        """Sends as many bytes as the socket accepts."""
         self.collect()
         unsent = self._unsent
         try:
@@ -466,7 +474,8 @@ class Peer:
             self._watch(self.wanted_events)
 
     def _catch_up(self) -> None:
-        # protocol 3.4: its own answers, however long, are not held against it.
+        # protocol 3.4: answers that the client has asked for do not count, however
+        # long.
         unread = min(len(self._unsent), self._piled_up)
         if not self._unsent:
             self._piled_up = 0
@@ -479,7 +488,7 @@ class Peer:
             self.is_closing = True
 
     def tell_resumed(self, epoch: int) -> None:
-        """Tells a client that said hello that another process serves it from now on."""
+        """Tells a client that said hello that another process serves it now."""
         if self.connection.greeted:
             self.connection.send_notification("resumed", {"epoch": epoch})
 
@@ -488,7 +497,7 @@ class Peer:
         return self._sock.fileno()
 
     def shut_down(self) -> None:
-        """Ends the connection: the client sees EOF even if others have the socket."""
+        """Ends the connection. The client sees EOF even if others have the socket."""
         shut_down(self._sock)
 
     def close(self) -> None:
@@ -498,13 +507,13 @@ class Peer:
 
 
 def shut_down(sock: socket.socket, what: int = socket.SHUT_RDWR) -> None:
-    """Has whoever is at the other end see EOF; does nothing if that has ended."""
+    """Shuts a connection down. Does nothing if it has ended."""
     with suppress(OSError):  # the client was faster
         sock.shutdown(what)
 
 
 def has_hung_up(fd: int) -> bool:
-    """Tells whether a connection has ended in both directions, by us or its client."""
+    """Returns whether a connection has ended in both directions, by either side."""
     poll = select.poll()
     poll.register(fd, 0)
     return bool(poll.poll(0))

@@ -1,7 +1,7 @@
-"""What is kept from a peer of what others do: their reasons and labels, or everything.
+"""Hides from a peer what it may not see of others: reasons, labels, or everything.
 
-Applied to the engine's values before they become sentences or maps, so that neither has
-to think of it.
+It works on the engine's values before they become sentences or maps, so the code that
+makes those need not care.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ from lockd.names import quoted
 from lockd.terms import OutsideHolder, ResourceKey
 
 HIDDEN: Final = ResourceKey("", "")
-"""In the place of a resource that is not for a peer."""
+"""Stands for a resource that a peer may not see."""
 
 _CODES = {
     "timeout": "{} was not granted in time",
@@ -27,7 +27,7 @@ _CODES = {
 
 
 class Redaction:
-    """What a peer may see in a lockspace.
+    """Hides what a peer may not see in a lockspace.
 
     Args:
         access: the rights.
@@ -37,7 +37,7 @@ class Redaction:
         self._access = access
 
     def refusal(self, effect: Refused, peer: Peer) -> Refused:
-        """Returns a refusal as its receiver may see it."""
+        """Returns a refusal without what its receiver may not see."""
         situation = effect.situation
         if peer.is_admin:
             return effect
@@ -61,7 +61,7 @@ class Redaction:
         return wait if seen else replace(wait, key=HIDDEN)
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
-        """Returns holders and waiters without what is not for a peer."""
+        """Returns holders and waiters without what a peer may not see."""
         if situation.outside is not None:
             outside = self.outside(situation.outside, peer)
             situation = replace(situation, outside=outside)
@@ -80,7 +80,7 @@ class Redaction:
         )
 
     def last_holder(self, last: LastHolder | None, peer: Peer) -> LastHolder | None:
-        """Returns who held last without what is not for a peer."""
+        """Returns the last holder without what a peer may not see."""
         if last is None or is_own(last.grant.owner, peer):
             return last
         if self.shows_details(peer, last.grant.key.lockspace):
@@ -88,14 +88,15 @@ class Redaction:
         return replace(last, grant=replace(last.grant, label=None, reason=None))
 
     def look(self, peer: Peer, lockspace: str | None, look: Look = look_up) -> Look:
-        """Returns how commands are found that a peer may see.
+        """Returns a function that looks up the commands that a peer may see.
 
-        Arguments of a command say reasons and labels, and names of lockspaces: who may
-        not see these sees the program alone.
+        Arguments of a command may reveal reasons, labels, and names of lockspaces. A
+        peer that may not see these gets the program alone.
 
         Args:
-            lockspace: where somebody holds or waits; None if it is about a session.
-            look: finds whole commands.
+            peer: the peer.
+            lockspace: where the owner holds or waits; None for a session.
+            look: looks up whole commands.
         """
         if peer.is_admin or (
             lockspace is not None and self.shows_details(peer, lockspace)
@@ -111,9 +112,10 @@ class Redaction:
         return look_at_program
 
     def outside(self, found: OutsideHolder | None, peer: Peer) -> OutsideHolder | None:
-        """Returns who locks a file, unless it is in a lockspace that a peer sees not.
+        """Returns who locks a file, or None if the peer may not see its lockspace.
 
-        Then it is not said to be from outside lockd, as it is not.
+        Then the peer does not hear either that a process outside lockd has it, which is
+        false.
         """
         if found is None or found.key is None or peer.is_admin:
             return found
@@ -121,10 +123,10 @@ class Redaction:
         return found if seen else None
 
     def shows_details(self, peer: Peer, lockspace: str) -> bool:
-        """Tells whether a peer may see the reasons and labels of others."""
+        """Returns whether a peer may see the reasons and labels of others."""
         return peer.is_admin or self._access.may(peer, "details", lockspace)
 
 
 def is_own(owner: Owner, peer: Peer) -> bool:
-    """Tells whether an owner is of the peer's own user."""
+    """Returns whether an owner belongs to the peer's own user."""
     return owner.uid == peer.credentials.uid and not peer.is_foreign

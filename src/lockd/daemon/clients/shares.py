@@ -1,9 +1,9 @@
-"""How much of the loop each user has, so that one cannot keep it from the others.
+"""Limits how much of a turn each user has, so that none can block the others.
 
-A turn of the loop is shared by users, not by connections: a thousand of them must not
-make the others wait longer than one would. Whoever asks for more than its share rests
-a while, if there are others: then the loop sleeps, its answers to them come from a
-process that the kernel wakes at once, and who floods it has to wait like everybody.
+Users share a turn, not connections: a thousand connections of a user delay others no
+more than one does. A user who wants more than the share rests a while if there are
+others. The loop then sleeps, and the kernel wakes it at once for them, while the
+flooding user has to wait like everybody.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ SHARE: Final = 0.001
 """Seconds of a turn for all clients of one user together."""
 
 REST: Final = 0.004
-"""Seconds for which a user is passed over who wanted more than that."""
+"""Seconds for which a user rests who wanted more."""
 
 
 class Shares:
-    """Who had how much of this turn, and who rests.
+    """The time that each user has used of this turn, and the resting users.
 
     Args:
-        is_shared: tells whether more than one user is connected.
+        is_shared: returns whether more than one user is connected.
         share: seconds of a turn for each user.
     """
 
     def __init__(self, is_shared: Callable[[], bool], share: float = SHARE) -> None:
         self._is_shared = is_shared
         self._share = share
-        #: As `trio.current_time`, which finds the clock anew each time.
+        #: Like `trio.current_time`, which looks the clock up each time.
         self.now = trio.lowlevel.current_clock().current_time
         self._spent: dict[int, float] = {}
-        #: Until when.
+        #: The resting users, and until when.
         self._resting: dict[int, float] = {}
 
     def begin(self) -> None:
@@ -45,18 +45,21 @@ class Shares:
                 del self._resting[uid]
 
     def charge(self, uid: int, began: float) -> None:
-        """Counts the time since a moment for a user."""
+        """Charges a user for the time since `began`."""
         spent = self._spent.get(uid, 0.0)
         self._spent[uid] = spent + self.now() - began
 
     def charge_all(self, uids: Sequence[int], began: float) -> None:
-        """Counts the time since a moment for several users, for each the same."""
+        """Charges several users for the time since `began`, in equal parts."""
         share = (self.now() - began) / len(uids)
         for uid in uids:
             self._spent[uid] = self._spent.get(uid, 0.0) + share
 
     def has_time(self, uid: int) -> bool:
-        """Tells whether a user may have more of this turn; it may have to rest now."""
+        """Returns whether a user may have more of this turn.
+
+        The user may begin to rest.
+        """
         if uid in self._resting:
             return False
         if self._spent.get(uid, 0.0) <= self._share:
@@ -66,10 +69,10 @@ class Shares:
         return False
 
     def rests(self, uid: int) -> bool:
-        """Tells whether a user has to wait for a later turn."""
+        """Returns whether a user is resting."""
         return uid in self._resting
 
     @property
     def deadline(self) -> float:
-        """When the first of those who rest has its turn again."""
+        """When the first of the resting users may continue."""
         return min(self._resting.values(), default=inf)

@@ -1,1 +1,1 @@
-"""What the operator may set."""
+"""The configuration."""

@@ -1,6 +1,6 @@
-"""What the operator may set, and what holds when nothing is set.
+"""The configuration: its schema, its defaults, and which changes a reload applies.
 
-Read from TOML files; checked whole before anything of it is used.
+It comes from TOML files. All of it is checked before any of it is used.
 """
 
 import grp
@@ -39,14 +39,14 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 ManyBytes = Annotated[int, Meta(ge=2**24, le=2**34)]
 Duration = Annotated[float, Meta(gt=0, le=86_400)]
-"""In seconds."""
+"""Seconds."""
 
 AbsolutePath = Annotated[str, Meta(pattern="^/")]
 SocketPath = Annotated[str, Meta(pattern="^/", max_length=107)]
-"""As long as unix(7) allows."""
+"""The longest path that unix(7) allows."""
 
 Threshold = Annotated[float, Meta(ge=0, le=31_536_000)]
-"""In seconds; 0 for never."""
+"""Seconds; 0 means never."""
 
 _OCTET: Final = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _PORT: Final = r"([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
@@ -58,20 +58,21 @@ LoopbackAddress = Annotated[
         description='an address of this host for itself, as "127.0.0.1:9090", or ""',
     ),
 ]
-"""And a port; empty for none."""
+"""A loopback address with a port; empty for none."""
 
 OptionalPath = Annotated[
     str, Meta(pattern=r"^(/|\Z)", description='an absolute path, or ""')
 ]
 
 Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]
-"""Of a user or group; the last number is nobody's (setreuid(2) takes it for -1)."""
+"""The id of a user or group. The greatest number is nobody's (setreuid(2) takes it as
+-1)."""
 
 Who = list[str | Id]
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[limits]` table: how much of the daemon one client, or all, may use."""
+    """The `[limits]` table: how much one client, one user or all may use."""
 
     sessions: Count = 4_096
     sessions_per_user: Count = 1_024
@@ -90,7 +91,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[metrics]` table: where figures are published, besides the admin socket."""
+    """The `[metrics]` table: where to publish metrics, besides the admin socket."""
 
     listen: LoopbackAddress = ""
     textfile: OptionalPath = ""
@@ -98,9 +99,9 @@ class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Allowed(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may do what in a lockspace; None stands for what is usual for its kind.
+    """Who may do what in a lockspace. None means the default of its kind.
 
-    Users or groups by name or number; `"*"` is everybody.
+    Users or groups by name or number; `"*"` means everybody.
     """
 
     acquire: Who | None = None
@@ -126,11 +127,11 @@ BUILT_IN: Final = {
     DEFAULT_LOCKSPACE: LockspaceConfig("memory"),
     DIRECT_LOCKSPACE: LockspaceConfig("direct"),
 }
-"""The lockspaces that are always there; only their kind is given."""
+"""The lockspaces that always exist. Their kind is fixed."""
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """All that may be set; None stands for the user's own path (`DefaultPaths`)."""
+    """The whole configuration. None means the user's own path (`DefaultPaths`)."""
 
     socket: SocketPath | None = None
     admin_socket: SocketPath | None = None
@@ -143,7 +144,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DefaultPaths(Struct, frozen=True):
-    """Where things are for a user: root's daemon serves the host, others their own."""
+    """The default paths of a user.
+
+    Root's daemon serves the host, any other its user.
+    """
 
     config: str
     socket: str
@@ -152,7 +156,7 @@ class DefaultPaths(Struct, frozen=True):
 
 
 def default_paths() -> DefaultPaths:
-    """Returns where things are for the user who runs this process."""
+    """Returns the default paths of the user who runs this process."""
     if os.geteuid() == 0:
         config, runtime, state = "/etc", "/run", "/var/lib"
     else:
@@ -169,12 +173,15 @@ def default_paths() -> DefaultPaths:
 
 
 def config_files(path: str | None) -> list[str]:
-    """Returns the files that are read, in their order: what comes later counts more.
+    """Returns the configuration files, in the order in which later ones override.
 
-    The main file, then `conf.d/*.toml` beside it, by name.
+    They are the main file, then `conf.d/*.toml` beside it, sorted by name.
 
     Args:
         path: of the main file; None for the user's own, which may be missing.
+
+    Raises:
+        ConfigError: the directory `conf.d` cannot be read.
     """
     main = path or default_paths().config
     directory = os.path.join(os.path.dirname(main), "conf.d")
@@ -190,14 +197,15 @@ def config_files(path: str | None) -> list[str]:
 
 
 def read_config(path: str | None) -> Config:
-    """Reads the configuration: see `config_files`.
+    """Reads the configuration from the files of `config_files`.
 
     Raises:
-        ConfigError: a file cannot be read, or something in one is wrong: a line each.
+        ConfigError: a file cannot be read or is invalid; it has a line for each
+            problem.
     """
     merged: dict[str, Any] = {}
     wrong: list[str] = []
-    #: In which file a lockspace was mentioned last.
+    #: The last file that mentions a lockspace.
     mentioned: dict[str, str] = {}
     for file in config_files(path):
         table = _read_file(file)
@@ -219,7 +227,7 @@ def read_config(path: str | None) -> Config:
 
 
 def file_of_lockspace(path: str | None, name: str) -> str:
-    """Returns the file that mentions a lockspace last."""
+    """Returns the last file that mentions a lockspace."""
     files = config_files(path)
     return [x for x in files if name in _read_file(x).get("lockspaces", {})][-1]
 
@@ -227,15 +235,15 @@ def file_of_lockspace(path: str | None, name: str) -> str:
 def _read_file(path: str) -> dict[str, Any]:
     raw = _read_bytes(path)
     try:
-        # An editor's byte order mark does no harm.
+        # Ignore an editor's byte order mark.
         return tomllib.loads(raw.decode("utf-8-sig"))
-    # Deep nesting and long numbers are errors of Python's, not of the parser's.
+    # Deep nesting and long numbers raise Python's own errors.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {problems.of_syntax(error)}") from None
 
 
 def _read_bytes(path: str) -> bytes:
-    """Reads a file without ever waiting: whoever reloads serves clients meanwhile."""
+    """Reads a file and never blocks, because a reload must not delay clients."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
@@ -256,7 +264,7 @@ def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
 
 
 def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
-    """Returns what is wrong with a lockspace when all files are taken together."""
+    """Returns the problems of a lockspace after all files are merged."""
     wrong = []
     try:
         check_lockspace_name(name)
@@ -283,7 +291,7 @@ def user_ids(who: Who) -> frozenset[int]:
     """Returns the uids of a list of names and uids, without `"*"`.
 
     Raises:
-        ConfigError: there is no user of that name.
+        ConfigError: a user does not exist.
     """
     return _ids(who, "user", lambda name: pwd.getpwnam(name).pw_uid)
 
@@ -292,7 +300,7 @@ def group_ids(who: Who) -> frozenset[int]:
     """Returns the gids of a list of names and gids, without `"*"`.
 
     Raises:
-        ConfigError: there is no group of that name.
+        ConfigError: a group does not exist.
     """
     return _ids(who, "group", lambda name: grp.getgrnam(name).gr_gid)
 
@@ -316,7 +324,7 @@ _FIXED_IN_LOCKSPACE: Final = ("kind", "path", "on_disconnect")
 
 
 def is_another(running: LockspaceConfig, wanted: LockspaceConfig) -> bool:
-    """Tells whether a lockspace changes in what its holders rely on."""
+    """Returns whether a lockspace changes in a way that its holders would notice."""
     return any(
         getattr(running, key) != getattr(wanted, key) for key in _FIXED_IN_LOCKSPACE
     )
@@ -325,13 +333,15 @@ def is_another(running: LockspaceConfig, wanted: LockspaceConfig) -> bool:
 def effective(
     running: Config, wanted: Config, unused: Container[str] = frozenset()
 ) -> Config:
-    """Returns what of a configuration counts while the daemon runs.
+    """Returns the part of a configuration that takes effect while the daemon runs.
 
-    Whoever holds locks may rely on where their files are, and on whether its process
-    will be ended.
+    Holders rely on where their lock files are, and on whether their process will be
+    killed.
 
     Args:
-        unused: the lockspaces in which nothing is held or waited for.
+        running: the current configuration.
+        wanted: the new configuration.
+        unused: the lockspaces without holders and waiters.
     """
     lockspaces = dict(running.lockspaces)
     for name, space in wanted.lockspaces.items():
@@ -345,11 +355,11 @@ def effective(
 
 
 def pending(counts: Config, wanted: Config) -> dict[str, str]:
-    """Returns what of a configuration does not count yet: a sentence for each.
+    """Returns a sentence for each part of a configuration that is not yet in effect.
 
     Args:
-        counts: what counts (`effective`).
-        wanted: what is configured.
+        counts: the part in effect (`effective`).
+        wanted: the whole configuration.
     """
     found = {
         key: f'"{key}" counts when lockd is stopped and started: a restart keeps it'
@@ -374,7 +384,7 @@ def pending(counts: Config, wanted: Config) -> dict[str, str]:
 
 
 def check_place(kind: Kind, path: str | None) -> None:
-    """Raises `ConfigError` unless a lockspace has a path exactly if it needs one."""
+    """Raises `ConfigError` if a lockspace lacks a path or has a needless one."""
     if kind == "directory" and not (path and path.startswith("/")):
         raise ConfigError('"path" must be an absolute path')
     if kind != "directory" and path is not None:
@@ -392,13 +402,15 @@ def make_lockspace(
     *,
     settle: Callable[[str], str] = make_directory,
 ) -> Lockspace:
-    """Makes a lockspace of any kind.
+    """Creates a lockspace of any kind.
 
     Args:
-        settle: sees to its directory, and returns that without symbolic links.
+        name, kind, path, on_disconnect: its settings.
+        open_files: the state that file lockspaces share.
+        settle: prepares its directory, and returns the path without symbolic links.
 
     Raises:
-        ConfigError: the path is missing, superfluous, or cannot be used.
+        ConfigError: the path is missing, needless, or cannot be used.
     """
     try:
         check_place(kind, path)

@@ -1,6 +1,6 @@
-"""What is wrong with a configuration file, and what would be right.
+"""Explains the problems of a configuration file, with the allowed values.
 
-Derived from the types of the structs in `config`, so that a new key needs nothing here.
+It uses the types of the structs in `config`, so a new key needs no change here.
 """
 
 import ast
@@ -19,12 +19,14 @@ _MAX_SHOWN: Final = 60
 
 
 def find(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
-    """Goes through what is wrong with a table, a sentence each.
+    """Yields the problems of a table, a sentence each.
 
-    Keys that are missing are no problem: another file may have them.
+    A missing key is no problem: another file may have it.
 
     Args:
-        where: how the table is called, `[limits]` for example; empty at the top.
+        table: the table.
+        kind: its struct.
+        where: its name in sentences, `[limits]` for example; empty at the top.
     """
     if not isinstance(table, dict):
         yield f"{where}: must be a table, not {_shown(table)}"
@@ -65,10 +67,10 @@ def _problems_of_value(
 
 
 def of_syntax(error: Exception) -> str:
-    """Says why a file is no TOML, and where.
+    """Returns why a file is not valid TOML, and where.
 
     Args:
-        error: what `tomllib` or the decoding raised.
+        error: the error of `tomllib` or of the decoding.
     """
     match error:
         case UnicodeDecodeError(object=raw, start=start):
@@ -88,7 +90,7 @@ def _table_name(shown: re.Match[str]) -> str:
 
 
 def _wanted(info: inspect.Type) -> str:
-    """Says what a value of a type is."""
+    """Returns the allowed values of a type."""
     match info:
         case inspect.IntType(ge=least, le=most):
             return f"a whole number from {least} to {most}"

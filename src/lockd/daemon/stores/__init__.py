@@ -1,1 +1,1 @@
-"""Memory and descriptors that outlive a process: how, and not what."""
+"""Memory and descriptors that outlive a process: the mechanism, not the content."""

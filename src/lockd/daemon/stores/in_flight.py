@@ -1,16 +1,17 @@
-"""Descriptors that outlive the process: in flight, unread, in sockets kept elsewhere.
+"""Keeps descriptors that outlive the process: unreceived messages between sockets.
 
 A descriptor that was sent (SCM_RIGHTS, unix(7)) and not yet received refers to its open
-file as every other does: a lock of it is held, a connection stays open. The few sockets
-whose queues they are in are kept by the service manager, so that they stay when we die.
+file like any other: its lock stays held, its connection stays open. The service manager
+keeps the few sockets that hold these messages, so they survive the death of the daemon.
 
-What is queued cannot be withdrawn, only taken from the front. So there is a young queue
-with one descriptor a message, and old ones with up to 252. When the young one is full,
-what is still wanted of it goes into one message of an old one; the first messages of
-an old queue go to its end without what is not wanted. Always: first the copy is queued,
-then the original taken out. A kill between the two leaves both, with the same serial.
+A queued message cannot be withdrawn. Only the first message can be removed. So there is
+a young queue with one descriptor in each message, and old queues with up to 252. When
+the young queue is full, its wanted descriptors move into one message of an old queue.
+The first messages of an old queue move to its end without the unwanted descriptors. A
+move first queues the copy, then removes the original. A kill between the two leaves
+both, with the same serial.
 
-Descriptors are told by labels, which travel with them (`queues`).
+A label travels with each descriptor and identifies it (`queues`).
 """
 
 import errno
@@ -33,37 +34,37 @@ from lockd.daemon.stores.queues import (
 )
 
 YOUNG: Final = 250
-"""Messages that the young queue grows to; the kernel takes 330 of the longest."""
+"""The most messages in the young queue. The kernel accepts 330 of the longest."""
 
 OLD: Final = 500
-"""Messages that an old queue grows to; the kernel takes 55 more, for the moves."""
+"""The most messages in an old queue. The kernel accepts 55 more, for the moves."""
 
 OLD_QUEUES: Final = 3
 """Room for 3 * 500 * 252 descriptors, wanted or not."""
 
 MOST_AT_ONCE: Final = 4 * FULL
-"""Descriptors that are taken out of an old queue in one step, in small messages."""
+"""The most descriptors to remove from an old queue in one step, in small messages."""
 
 SPARE: Final = 8
-"""So many old messages may there always be, however little is in them."""
+"""So many old messages are always allowed, however few descriptors they have."""
 
 
 class InFlight:
     """Keeps descriptors in flight.
 
     Args:
-        ends: the sockets of a predecessor, in the order in which `ends` had them; they
-            are ours from now on. `recover` comes first then. None: new ones are made.
+        ends: the sockets of a predecessor, in the order of its `ends`. This object then
+            owns them; call `recover` first. None creates new ones.
 
     Attributes:
-        ends: the sockets that have to be kept elsewhere, all of them, in this order.
-        limit: how many descriptors may be in flight, wanted or not. It is less than
-            RLIMIT_NOFILE, so that a successor can open all of them; beyond that the
-            kernel would refuse also what makes them fewer (ETOOMANYREFS).
+        ends: all sockets that must be stored outside the process, in this order.
+        limit: the most descriptors in flight, wanted or not. It is less than
+            RLIMIT_NOFILE so that a successor can open all of them. Beyond that, the
+            kernel would also refuse the moves that reduce their number (ETOOMANYREFS).
         problems: what `recover` could not read.
 
     Raises:
-        ValueError: those are not the ends of queues, and stay the caller's.
+        ValueError: `ends` are not queues. The caller still owns them.
     """
 
     def __init__(self, ends: Sequence[int] | None = None) -> None:
@@ -75,27 +76,28 @@ class InFlight:
         self.problems: list[str] = []
         self._kept: dict[bytes, Descriptor] = {}
         self._serial = 0
-        #: So many can be kept before room must be made.
+        #: How many descriptors may be added before making room.
         self._room = 0
 
     @property
     def labels(self) -> Iterator[bytes]:
-        """The labels of what is kept."""
+        """The labels of the kept descriptors."""
         return iter(self._kept)
 
     @property
     def count(self) -> int:
-        """How many descriptors are in flight: also those that are not wanted."""
+        """How many descriptors are in flight, wanted or not."""
         return sum(queue.total for queue in self._queues)
 
     def keep(self, label: bytes, fd: int) -> None:
-        """Keeps a descriptor: it outlives us from now on.
+        """Keeps a descriptor: from now on it outlives the process.
 
-        What was kept with that label is dropped. The descriptor must stay open until
-        then, for it is sent more than once.
+        It replaces the descriptor with the same label. The caller must keep it open
+        until it drops it, because a move sends it again.
 
         Args:
-            label: 1 to 5,000 bytes; more than 200 cost another descriptor.
+            label: 1 to 5,000 bytes; more than 200 take another descriptor.
+            fd: the descriptor.
 
         Raises:
             OSError: it is not kept, and nothing has changed.
@@ -120,27 +122,28 @@ class InFlight:
         self._kept[label] = descriptor
 
     def drop(self, label: bytes, gone: Callable[[], None] | None = None) -> None:
-        """Keeps a descriptor no longer; ours can be closed.
+        """Stops keeping a descriptor. The caller may close its own.
 
-        Its copy in flight goes later: until then the file is open, and locked if it is
-        not unlocked, and a connection goes on if it is not shut down (shutdown(2)).
+        The copy in flight disappears later. Until then the file is open, locked unless
+        it was unlocked, and a connection lives unless it was shut down (shutdown(2)).
 
         Args:
-            gone: called when the copy is gone. Whoever must not have this process wait
-                for the last close of a file keeps its own descriptor open until then.
+            label: its label.
+            gone: called when the copy has disappeared. A caller that must not block in
+                the last close of a file keeps its own descriptor open until then.
 
         Raises:
-            KeyError: nothing is kept with that label.
+            KeyError: the label is unknown.
         """
         self._kept.pop(label).drop(gone)
 
     def tidy(self, seconds: float, *, thoroughly: bool = False) -> bool:
-        """Takes out what is not wanted, where that pays; tells whether there is more.
+        """Removes unwanted descriptors if that pays. Returns whether there are more.
 
         Args:
-            seconds: after which no further step is taken; a step takes about 0.5 ms.
-            thoroughly: all that is not wanted is to go, though that takes as long as
-                much is kept: for those who wait until a file system is not in use.
+            seconds: the time for steps; each takes about 0.5 ms.
+            thoroughly: remove all of them, which takes longer the more is kept. For
+                callers that wait until a file system is not in use.
         """
         self._check_known()
         end = monotonic() + seconds
@@ -154,16 +157,16 @@ class InFlight:
     def recover(
         self, held: Mapping[bytes, int] | None = None
     ) -> list[tuple[bytes, int]]:
-        """Returns all that a predecessor kept; all of it is still kept.
+        """Returns all descriptors that a predecessor kept. They stay in flight.
 
-        Also what it had dropped may be among it: the caller drops what is not wanted.
-        Of two with the same label the newest counts. What cannot be read has a label
-        that begins with `unreadable-`, and is one of the `problems`. Nothing is
-        consumed: whoever comes after us finds the same.
+        Some may be dropped ones; the caller drops them again. Of two with the same
+        label the newest counts. An unreadable one has a label that begins with
+        `unreadable-`, and a line in `problems`. Recovering consumes nothing: the next
+        successor finds the same.
 
         Args:
-            held: descriptors that are open in this process already, by label. The
-                others that are returned are fresh, and closed on execve(2).
+            held: descriptors that are already open in this process, by label. All
+                others in the result are new, and closed on execve(2).
 
         Raises:
             OSError: no descriptor was opened.
@@ -189,7 +192,10 @@ class InFlight:
         return [(label, descriptor.fd) for label, descriptor in self._kept.items()]
 
     def close(self) -> None:
-        """Closes our ends: what is in flight goes if nobody else has them."""
+        """Closes our sockets.
+
+        What is in flight is lost unless somebody else has them.
+        """
         for queue in self._queues:
             queue.close()
 
@@ -212,11 +218,11 @@ class InFlight:
             raise RuntimeError("what is in flight was not recovered")
 
     def _wasteful(self, *, thoroughly: bool) -> Queue | None:
-        """Returns a queue that should be smaller.
+        """Returns a queue that should become smaller.
 
-        A queue that is moved once around has no garbage, and no two messages in a row
-        that would fit into one: at most one more than twice as many as are needed.
-        So whatever is returned has something that will go.
+        A full round of moves leaves no garbage in a queue, and no two neighbours that
+        would fit into one message. So it has at most one more than twice the needed
+        messages, and every queue that this returns has something to remove.
         """
         if thoroughly:
             return next((x for x in self._queues if x.total > x.wanted), None)
@@ -229,15 +235,15 @@ class InFlight:
         return None
 
     def _can_move(self, source: Queue) -> bool:
-        """Moves; tells whether that could be done."""
+        """Moves messages. Returns whether it worked."""
         try:
             self._move(source)
         except OSError:
-            return False  # For want of memory or descriptors: another time.
+            return False  # No memory or no descriptors: try later.
         return True
 
     def _move(self, source: Queue) -> None:
-        """Takes the first messages out of a queue, when what is wanted is sent again.
+        """Removes the first messages of a queue, after sending the wanted ones again.
 
         Raises:
             OSError: nothing has changed.

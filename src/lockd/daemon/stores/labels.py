@@ -1,4 +1,4 @@
-"""How what is kept is told apart: keys of records, and labels of descriptors."""
+"""Names what outlives the process: keys of records, and labels of descriptors."""
 
 from typing import Any, Final
 
@@ -12,19 +12,19 @@ PROCESS: Final = "process"
 SPACE: Final = "space"
 CONFIG: Final = "config"
 DAEMON: Final = "daemon"
-"""Kinds of records besides the engine's (`records`)."""
+"""The kinds of records besides those of the engine (`records`)."""
 
 PIECES: Final = (UNSENT, PARTIAL)
-"""Those of which the value is bytes of a stream, and the name says of which session,
-and from where on."""
+"""Kinds whose value is a piece of a stream. The name has the session, and the position
+where the piece begins."""
 
 FILE: Final = "file"
 CONNECTION: Final = "connection"
 PIDFD: Final = "pidfd"
 STUCK: Final = "stuck"
 UNREADABLE: Final = "unreadable"
-"""Kinds of labels of descriptors. A file is stuck whose lock nobody is known to hold,
-since records were damaged: the label says so, so that no start ever lets go of it."""
+"""The kinds of labels of descriptors. A stuck file has a lock whose holder is unknown,
+because records were damaged. Its label says so, so that no start ever releases it."""
 
 _PARTS: Final[dict[str, tuple[type, ...]]] = {
     FILE: (str, str, bool),
@@ -43,7 +43,7 @@ def key_of(kind: str, name: Any) -> bytes:
 
 
 def parts_of(label: bytes) -> list[Any]:
-    """Returns kind and parts of a label; of one that cannot be read, `UNREADABLE`."""
+    """Returns kind and parts of a label; `UNREADABLE` if it cannot be read."""
     try:
         parts: list[Any] = _decode(label)
         if tuple(map(type, parts[1:])) == _PARTS[parts[0]]:
@@ -54,5 +54,5 @@ def parts_of(label: bytes) -> list[Any]:
 
 
 def label_of(kind: str, *parts: Any) -> bytes:
-    """Returns the label of a kept descriptor."""
+    """Returns the label of a descriptor."""
     return _encode((kind, *parts))

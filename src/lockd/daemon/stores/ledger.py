@@ -1,19 +1,20 @@
-"""Records that outlive the process, in memory that the kernel keeps.
+"""A map of records that outlives the process, in memory that the kernel keeps.
 
-Two memfds (memfd_create(2)), mapped. Whoever keeps their descriptors elsewhere keeps
-what is written there: SIGKILL ends the process, not the memory. A record is written
-beyond what counts, and then the length of what counts is stored, which is one machine
-instruction: there is no moment in which half a commit could be read.
+Two memfds (memfd_create(2)) are mapped. The service manager keeps their descriptors, so
+SIGKILL ends the process but not the memory. A commit writes a record beyond the valid
+length, and then stores the new length with one machine instruction. So a successor
+never reads half a commit.
 
-One file is in use. When it has grown to twice of what lived of it, that is written into
-the other one in small slices, while records are still added to the first; the other one
-is in use from the moment its own length is stored, because its generation is higher.
-What lives is in this process, too: the files are read by a successor only.
+One file is in use. When it is twice as long as its live records, the ledger copies them
+to the other file in small slices, while it still appends records to the first. The
+other file is in use from the moment its length is stored, because its generation is
+higher. This process also has the live records in its own memory. Only a successor reads
+the files.
 
-Memory is bounded by what lives. While records are added, four times as many bytes are
-written into the other file (`debt`), so the first one ends at 2.25 times of what lived;
-and as much memory as the one has is reserved in the other, before anything is added. So
-where there is no more memory, garbage can still be got rid of, and that is done first.
+The live records limit the memory. During a copy, each appended byte causes four copied
+bytes (`debt`), so the first file ends at 2.25 times its live records. Before appending,
+the ledger reserves as much memory in the other file. So it can remove garbage even when
+there is no more memory, and it does that first.
 """
 
 import os
@@ -38,69 +39,69 @@ from lockd.daemon.stores.ledger_file import (
 from lockd.errors import LockdError
 
 HEADROOM: Final = 2 * STEP
-"""Bytes that are to be free in both files, for what cannot be refused any more when
-memory is short."""
+"""Bytes to keep free in both files, for changes that cannot be refused when memory is
+short."""
 
 COPIED_FOR_EACH: Final = 4
-"""Bytes that are written anew for each that is added while that is going on."""
+"""Bytes to copy for each appended byte during a copy."""
 
 _OVERHEAD: Final = 16
-"""Bytes that a key and a value take beside what is in them, about."""
+"""Bytes that a key and a value take besides their content, about."""
 
 _SLICE_KEYS: Final = 16
 _SLICE_BYTES: Final = 1 << 16
-"""What is written anew between two looks at the clock, in one record: what is damaged
-together."""
+"""The most keys and bytes to copy between two looks at the clock, in one record. Damage
+affects one record."""
 
 
 DAMAGED: Final = b"\xc1"
-"""The key of a record that says that something was lost which is seen no more: that is
-a problem until all is written anew. It is no MessagePack: nobody has such a key."""
+"""The key of the record that marks a loss which is no longer visible. It is a problem
+until everything has been copied. It is not MessagePack, so no other key equals it."""
 
 
 class LedgerError(LockdError, ValueError):
-    """Raised when a predecessor's records are of a version that is not known here."""
+    """Raised when the records of a predecessor have an unknown version."""
 
 
 class Ledger:
-    """Values by key, of which a successor finds exactly those that were committed.
+    """Values by key. A successor finds exactly the committed ones.
 
-    `fds` are the two memfds, to be kept elsewhere. With those of a predecessor, it
-    goes on with what is in them; they are its own to close from then on, and nobody
-    else may use them, not even to try whether they can be read. `problems` says what
-    of it could not be read, a sentence each; whoever comes after is told so again until
-    all that counts was written anew (`tidy`). Where the newest record of a key is
-    damaged beyond recognition, `records` has what the key stood for before: whoever
-    finds problems there should rely on nothing else that can be asked instead.
+    `fds` are the two memfds, to be stored outside the process. With those of a
+    predecessor, the ledger continues with their content. It then owns them, and nobody
+    else may use them, not even to look whether they are readable.
+
+    `problems` says what could not be read, a sentence each. The next successor finds
+    the same problems until all live values have been copied (`tidy`). If the newest
+    record of a key is damaged beyond recognition, `records` has the old value of the
+    key. So after problems, use no value that can be found in another way.
 
     Attributes:
-        debt: how many bytes are to be written anew (`tidy`), so that garbage is bounded
-            whatever is committed.
+        debt: how many bytes to copy (`tidy`), which limits the garbage.
         is_short: whether memory is so short that nothing should be added.
         live_bytes: how many bytes the committed values take, with their keys.
 
     Raises:
-        LedgerError: the predecessor was of another version.
-        OSError: there is no memory or descriptor left, or `fds` are something else.
-            In both cases what counts in `fds` still does, and they are the caller's.
+        LedgerError: the predecessor has another version.
+        OSError: no memory or descriptor is left, or `fds` are something else. In both
+            cases `fds` stay valid, and the caller owns them.
     """
 
     def __init__(self, fds: tuple[int, int] | None = None) -> None:
         self.problems: list[str] = []
-        #: All that counts; None: that the key has no value any more, as the file says.
+        #: The values. None: the file has a removal of the key.
         self._values: Changes = {}
-        #: What the other file has been given of it, while that is written anew.
+        #: The values that a running copy has already written.
         self._copied: Changes = {}
-        #: What the next commit writes.
+        #: The changes of the next commit.
         self._staged: Changes = {}
-        #: Where the file ended when it had no garbage, and where it has too much.
+        #: The length of the file without garbage, and the length that starts a copy.
         self._clean_end = DATA
         self._due_at = DATA + STEP
-        #: Up to where the file may go without a look at how much memory there is.
+        #: Up to this length the file needs no check of the memory.
         self._room = 0
         self.debt = 0
         self.is_short = False
-        #: How many values are committed, and how many bytes they take with their keys.
+        #: The number of committed values, and their bytes with their keys.
         self._live_count = self.live_bytes = 0
         headers: list[FileHeader | None] = [None, None]
         if fds is not None:
@@ -115,36 +116,36 @@ class Ledger:
         self._is_damaged = bool(self.problems)
 
     def records(self) -> dict[bytes, bytes]:
-        """Returns all values that are committed, by key."""
+        """Returns all committed values by key."""
         values = self._copied | self._values
         return {key: value for key, value in values.items() if value is not None}
 
     @property
     def memory_bytes(self) -> int:
-        """How much memory both files take, of what `limit` allows."""
+        """How much memory both files take, as `limit` counts."""
         return self._file.reserved + self._spare.reserved
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Stages a value, which replaces the one that the key has.
+        """Stages a value. It replaces the value of the key.
 
         Raises:
-            ValueError: the key has more than 65,535 bytes, or the value than 1 GiB.
+            ValueError: the key has more than 65,535 bytes, or the value more than 1
+                GiB.
         """
         if len(key) > MAX_KEY or len(value) > MAX_VALUE:
             raise ValueError(f"too long: {len(key)} and {len(value)} bytes")
         self._staged[key] = value
 
     def remove(self, key: bytes) -> None:
-        """Stages that a key has no value any more; it need not have had one."""
+        """Stages the removal of a key, which may be missing."""
         self._staged[key] = None
 
     def commit(self) -> None:
-        """Has all that is staged count from now on, and all of it at once.
+        """Commits all staged changes at once.
 
         Raises:
-            OSError: there is no memory, also without any garbage. Nothing of it counts,
-                what counted before still does, and what is staged stays so: the next
-                commit tries it again, with what is staged until then.
+            OSError: there is no memory, even without garbage. The old values stay valid
+                and the changes stay staged: the next commit tries them again.
         """
         staged, file = self._staged, self._file
         if not staged:
@@ -168,13 +169,13 @@ class Ledger:
             self.debt = 1
 
     def tidy(self, seconds: float) -> None:
-        """Works on getting rid of garbage, for about so long and at least a little.
+        """Removes garbage for about `seconds`, and at least a little.
 
-        Cheap if there is nothing to do. To be called about as often as `commit`, and
-        whenever there is a `debt`, which it pays.
+        It is cheap without work. Call it about as often as `commit`, and when there is
+        a `debt`, which it pays.
 
         Raises:
-            OSError: there is no memory; nothing is lost, and it can be called again.
+            OSError: there is no memory. Nothing is lost; call it again.
         """
         deadline = time.monotonic() + seconds
         while self._tidy_slice():
@@ -183,12 +184,12 @@ class Ledger:
         self.debt = 0
 
     def tidy_at_leisure(self, seconds: float) -> None:
-        """As `tidy`, but also looks for garbage of which little was added: what lived.
+        """Like `tidy`, but also finds garbage that removals have left.
 
-        To be called about once a second.
+        Call it once a second.
 
         Raises:
-            OSError: there is no memory; nothing is lost, and it can be called again.
+            OSError: there is no memory. Nothing is lost; call it again.
         """
         if not self._spare.generation:
             end = self._file.end
@@ -197,12 +198,15 @@ class Ledger:
         self.tidy(seconds)
 
     def close(self) -> None:
-        """Closes both files. What was committed stays, if they are kept elsewhere."""
+        """Closes both files.
+
+        The committed values survive in copies of the descriptors.
+        """
         self._file.close()
         self._spare.close()
 
     def limit(self, most: int) -> None:
-        """Lets both files together have at most so many bytes of memory."""
+        """Limits the memory of both files together."""
         for file in (self._file, self._spare):
             file.limit(most // 2)
         self._room = 0
@@ -224,17 +228,17 @@ class Ledger:
                 self._report_gap(end, header.end)
             self._file.write_header(header.generation, header.salt)
         if self.problems and not (header and header.end_is_known):
-            # The header is sound from now on, and would not tell.
+            # The new header is sound, and would hide the loss.
             self._file.append(encode({DAMAGED: b""}, self._file.salt))
         self._file.commit()
         try:
             self._make_room(self._file.end)
         except OSError:
-            with suppress(OSError):  # whoever commits is told
+            with suppress(OSError):  # the next commit raises it
                 self._write_anew()
 
     def _make_room(self, end: int) -> None:
-        """Reserves memory in both files, so that the one goes to `end`, and some more.
+        """Reserves memory in both files up to `end`, with some reserve.
 
         Raises:
             OSError: there is no memory up to there.
@@ -247,7 +251,7 @@ class Ledger:
         except OSError:
             self.is_short = True
             if self._pays(self._file.end - self._clean_end):
-                # All of it is to go now.
+                # Remove all garbage now.
                 self.debt = end
             if end > self._file.reserved or beyond > self._spare.reserved:
                 raise
@@ -256,7 +260,7 @@ class Ledger:
             self._room = self._file.reserved
 
     def _load(self) -> int:
-        """Reads what a predecessor left; returns where the last record ends."""
+        """Reads the records of a predecessor. Returns the end of the last one."""
         file, values = self._file, self._values
         damaged: dict[bytes, int] = {}
         offset = DATA
@@ -267,7 +271,7 @@ class Ledger:
             if record.values is not None:
                 values.update(zip(record.keys, record.values, strict=True))
             else:
-                # What the keys stood for before is not what they stand for.
+                # The old values of the keys are no longer true.
                 values.update(dict.fromkeys(record.keys))
             if damaged or record.values is None:
                 for key in record.keys:
@@ -285,7 +289,7 @@ class Ledger:
         return offset
 
     def _count(self, changes: Changes) -> None:
-        """Counts values that are about to replace those that their keys have."""
+        """Counts values that are about to replace the old ones of their keys."""
         values, copied = self._values, self._copied
         for key, value in changes.items():
             before = values[key] if key in values else copied.get(key)
@@ -300,7 +304,7 @@ class Ledger:
         self.problems.append(f"no record can be read from {start} to {end}")
 
     def _tidy_slice(self) -> bool:
-        """Does a little of what there is to do; tells whether there may be more."""
+        """Does a little work. Returns whether there may be more."""
         if not self._spare.generation:
             if not self._is_due():
                 return self._give_back()
@@ -313,25 +317,31 @@ class Ledger:
             return True
         if not self.is_short:
             return False
-        # Of what was removed nothing is seen but how little is left.
+        # A removal only shows in how little is left.
         return self._pays(self._file.end - self._size_without_garbage())
 
     def _pays(self, garbage: int) -> bool:
-        """Tells whether so much is worth to be got rid of where memory is short."""
+        """Returns whether an amount of garbage is worth a copy when memory is short."""
         return garbage > self._clean_end // 8 + STEP // 4
 
     def _size_without_garbage(self) -> int:
-        """Returns about how long the file would be."""
+        """Returns about how long the file would be without garbage."""
         return self.live_bytes + _OVERHEAD * self._live_count
 
     def _give_back(self) -> bool:
-        """Gives back a step of memory that is beyond what is needed, if there is."""
+        """Releases a step of unneeded memory, if there is one.
+
+        Returns whether there was.
+        """
         end = _beyond(self._file.end) + HEADROOM
         self._room = 0
         return self._file.give_back(end) or self._spare.give_back(end)
 
     def _copy_slice(self) -> None:
-        """Writes something to the other file; with the last of it, that one counts."""
+        """Copies some values to the other file.
+
+        After the last one, that file is in use.
+        """
         values, copied, salt = self._values, self._copied, self._spare.salt
         taken: Changes = {}
         changes: Changes = {}
@@ -358,7 +368,7 @@ class Ledger:
             self._switch()
 
     def _write_anew(self) -> None:
-        """Writes all that counts and all that is staged to the other file, at once.
+        """Writes all values and all staged changes to the other file, at once.
 
         Raises:
             OSError: it takes more memory than there is. Nothing has changed.
@@ -381,11 +391,11 @@ class Ledger:
         self._staged.clear()
         self._copied = wanted
         self._switch()
-        with suppress(OSError):  # what there is was enough
+        with suppress(OSError):  # the existing memory was enough
             self._make_room(self._file.end)
 
     def _switch(self) -> None:
-        """Uses the other file: everything that counts is in both at this moment."""
+        """Uses the other file. At this moment both have all values."""
         self._spare.commit()
         self._file, self._spare = self._spare, self._file
         self._values, self._copied = self._copied, {}
@@ -397,15 +407,15 @@ class Ledger:
 
 
 def _beyond(end: int) -> int:
-    """Returns how far the other file must go to take all of one that goes to `end`.
+    """Returns the length that the other file needs for all of a file of length `end`.
 
-    Records begin anew elsewhere, which takes some bytes more.
+    Records begin differently there, which takes some more bytes.
     """
     return end + (end >> 10) + 64
 
 
 def _slices(values: Changes) -> Iterator[Changes]:
-    """Cuts values into as few records as can be, of which none is too long."""
+    """Splits values into few records, none too long."""
     slice_: Changes = {}
     size = 0
     for key, value in values.items():
@@ -425,7 +435,7 @@ def _create(unless_good: ExitStack) -> int:
 
 
 def _choose(headers: list[FileHeader | None]) -> int | None:
-    """Returns which file counts: the newest one that is complete."""
+    """Returns which file is in use: the newest complete one."""
     ranks = [
         (header.end_is_known, header.generation, number)
         for number, header in enumerate(headers)

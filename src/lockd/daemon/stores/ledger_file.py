@@ -1,16 +1,16 @@
-"""A file of records in shared memory, of which the first so many bytes count.
+"""A file of records in shared memory. Only a beginning of it is valid.
 
 The header is five 64-bit words, twice: magic, version and salt, generation, a checksum
-of these, and the length with a checksum of its own. It is read by every version, for
-ever. Records follow, aligned to eight bytes, each with keys and their values: checksum
-of lengths and keys, checksum of the values, a mark, both lengths, keys, values; these
-are arrays in MessagePack. All numbers are the machine's own: the memory never leaves
-it. The salt keeps what is inside a value from passing for a record when what is around
-it is damaged.
+of these, and the length with its own checksum. Every version must read it. Records
+follow, aligned to eight bytes, each with keys and their values: checksum of lengths and
+keys, checksum of the values, a mark, both lengths, keys, values. The last two are
+arrays in MessagePack. All numbers have the machine's byte order, because the memory
+never leaves the machine. The salt keeps the content of a value from passing for a
+record after damage around it.
 
-The file is sparse and as large as it can ever be, so that it is mapped once. Memory is
-reserved (fallocate(2)) before it is written to: where there is none, that fails with
-OSError, whereas the write itself would be SIGBUS.
+The file is sparse and has its maximal size, so it is mapped only once. Memory is
+reserved (fallocate(2)) before writing: without memory that raises OSError, while a
+write would cause SIGBUS.
 """
 
 import errno
@@ -26,10 +26,10 @@ import msgspec
 VERSION: Final = 2
 
 SIZE: Final = 1 << 34
-"""Bytes of address space for each file: of memory, only what is used."""
+"""Bytes of address space for each file. Only the used part takes memory."""
 
 STEP: Final = 1 << 18
-"""Bytes that are reserved, or given back, at a time; less garbage is not tidied."""
+"""Bytes to reserve or release at a time. Less garbage than this is not removed."""
 
 PAGE: Final = mmap.PAGESIZE
 
@@ -40,7 +40,7 @@ DATA: Final = _HEADER.size
 _CHECKED: Final = struct.Struct("=QQQ")
 
 _PRIME: Final = (1 << 24) - 3
-"""No flipped bit leaves the rest of a division by it as it was."""
+"""No flipped bit keeps the remainder of a division by it."""
 
 _MARK: Final = 0xB10C
 _MARK_BYTES: Final = _MARK.to_bytes(2, sys.byteorder)
@@ -53,7 +53,7 @@ MAX_VALUE: Final = 1 << 30
 _PADDING: Final = [bytes(-size % 8) for size in range(8)]
 
 Changes = dict[bytes, bytes | None]
-"""New values by key; None where a key has none any more."""
+"""New values by key. None removes the key."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -61,78 +61,78 @@ _decode_values = msgspec.msgpack.Decoder(list[bytes | None]).decode
 
 
 class Record(NamedTuple):
-    """What was committed together, or a part of it."""
+    """The changes of a commit, or a part of them."""
 
     offset: int
     size: int
-    """With padding."""
+    """Includes padding."""
     keys: list[bytes]
     values: list[bytes | None] | None
-    """As many as there are keys; None: they are damaged."""
+    """One for each key; None if they are damaged."""
 
 
 class FileHeader(NamedTuple):
-    """What a header says of its file."""
+    """The content of a header."""
 
     version: int
     salt: int
     generation: int
     end: int
-    """Where that which counts ends; 0: nothing counts yet."""
+    """The end of the valid records; 0 if nothing is valid yet."""
     end_is_known: bool
-    """False: both copies of it are damaged, and this is where the memory ends."""
+    """False: both copies are damaged, and `end` is the end of the memory."""
 
 
 class File:
-    """One memfd, mapped; records are appended, and count once they are committed."""
+    """One mapped memfd. Appended records become valid with a commit."""
 
     def __init__(self, fd: int) -> None:
         os.ftruncate(fd, SIZE)
         self.fd = fd
         self.map = mmap.mmap(fd, SIZE)
-        # A core dump would fill memory with what is a hole.
+        # A core dump would fill the holes with memory.
         self.map.madvise(mmap.MADV_DONTDUMP)
-        # Not struct.pack_into(): it fills with zeros first. This stores a word at once.
+        # Not struct.pack_into(), which first writes zeros. This stores a word at once.
         self._words = memoryview(self.map)[:DATA].cast("Q")
         self.generation = 0
         self.salt = 0
         self.end = 0
-        #: So far there is memory.
+        #: The length that has memory.
         self.reserved = 0
-        #: So far there may be.
+        #: The length that may have memory.
         self.most = SIZE
 
     def begin(self, generation: int) -> None:
-        """Makes it a file with no records, which does not count before `commit`.
+        """Makes it a file without records. It is not valid before `commit`.
 
-        What it had before is still there, but under another salt.
+        The old content stays, under another salt.
 
         Raises:
-            OSError: there is no memory; it can be tried again.
+            OSError: there is no memory; try again.
         """
         self.reserve(DATA)
         self.end = DATA
         self.write_header(generation, int.from_bytes(os.urandom(4)))
 
     def adopt(self, header: FileHeader) -> None:
-        """Makes it a file whose records can be read, and nothing can be added yet.
+        """Opens a file of a predecessor for reading; `write_header` must follow.
 
         Raises:
-            OSError: there is no memory, where some is missing.
+            OSError: some memory is missing, and there is none.
         """
         self._take_up(max(header.end, _memory_of(self.fd)))
         self.end = header.end
         self.generation, self.salt = header.generation, header.salt
 
     def end_at(self, end: int) -> None:
-        """Has it end behind its last record, where its header does not say so."""
+        """Sets its end behind the last record, if the header does not have it."""
         self.end = end
 
     def adopt_memory(self) -> None:
-        """Goes on with the memory of a predecessor, and with nothing that is in it."""
+        """Takes over the memory of a predecessor, without its content."""
         try:
             self._take_up(_memory_of(self.fd))
-        except OSError:  # it had holes, and there is no memory to fill them
+        except OSError:  # it has holes, and there is no memory to fill them
             os.ftruncate(self.fd, 0)
             os.ftruncate(self.fd, SIZE)
             self.reserved = 0
@@ -140,14 +140,14 @@ class File:
             self.erase()
 
     def _take_up(self, size: int) -> None:
-        """Sees to it that there are no holes in what was reserved by a predecessor."""
+        """Fills holes in the memory that a predecessor reserved."""
         size = min((size + PAGE - 1) // PAGE * PAGE, SIZE)
         if size:
             os.posix_fallocate(self.fd, 0, size)
         self.reserved = size
 
     def write_header(self, generation: int, salt: int) -> None:
-        """Writes both copies: the magic last, so that no half of one is ever read."""
+        """Writes both copies, the magic last, so that nobody reads half a copy."""
         self.generation, self.salt = generation, salt
         flags = VERSION << 32 | salt
         check = crc32(_CHECKED.pack(_MAGIC, flags, generation))
@@ -158,7 +158,7 @@ class File:
             self._words[first] = _MAGIC
 
     def append(self, records: bytes) -> int:
-        """Writes behind the end, and returns where.
+        """Writes records behind the end. Returns the offset.
 
         Raises:
             OSError: there is no memory; nothing has changed.
@@ -172,16 +172,16 @@ class File:
         return offset
 
     def commit(self) -> None:
-        """Has all that was appended count, from one machine instruction to the next.
+        """Makes all appended records valid with one machine instruction.
 
-        The second copy is for the case that the first is damaged.
+        The second copy is for damage of the first.
         """
         word = _guarded(self.end, self.salt)
         self._words[_COPY - 1] = word
         self._words[2 * _COPY - 1] = word
 
     def erase(self) -> None:
-        """Has nothing count any more; the memory is still there."""
+        """Makes it invalid. Its memory stays."""
         self.generation = self.end = 0
         for first in (0, _COPY):
             self._words[first] = 0
@@ -189,14 +189,14 @@ class File:
             self._words[first + _COPY - 1] = 0
 
     def limit(self, most: int) -> None:
-        """Lets it have at most so many bytes of memory from now on."""
+        """Limits the memory of the file."""
         self.most = most
 
     def reserve(self, end: int) -> None:
-        """Sees to it that there is memory up to there, and up to the end of a step.
+        """Reserves memory up to `end`, and up to the end of a step.
 
         Raises:
-            OSError: there is not; nothing has changed.
+            OSError: there is none; nothing has changed.
         """
         if end <= self.reserved:
             return
@@ -207,10 +207,7 @@ class File:
         self.reserved = wanted
 
     def give_back(self, end: int) -> bool:
-        """Gives a step of memory back to the kernel, of what is beyond `end`.
-
-        Tells whether there was one.
-        """
+        """Releases a step of memory beyond `end`. Returns whether there was one."""
         wanted = max((end + STEP - 1) // STEP * STEP, self.reserved - STEP)
         if wanted >= self.reserved:
             return False
@@ -219,7 +216,7 @@ class File:
         return True
 
     def close(self) -> None:
-        """Unmaps and closes it; what counts stays, if the memfd is kept elsewhere."""
+        """Unmaps and closes it. The valid records survive in copies of the memfd."""
         self._words.release()
         self.map.close()
         os.close(self.fd)
@@ -234,7 +231,7 @@ def _memory_of(fd: int) -> int:
 
 
 def encode(changes: Changes, salt: int) -> bytes:
-    """Returns a record."""
+    """Returns a record in bytes."""
     keys, values = _encode(list(changes)), _encode(list(changes.values()))
     keys_size, size = len(keys), len(values)
     check = crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
@@ -243,7 +240,7 @@ def encode(changes: Changes, salt: int) -> bytes:
 
 
 def find_record(file: File, offset: int) -> Record | None:
-    """Returns the first readable record from there on; None: there is none."""
+    """Returns the first readable record from an offset on; None without one."""
     memory, end = file.map, file.end
     while offset + _HEAD.size <= end:
         check, values_check, mark, keys_size, size = _HEAD.unpack_from(memory, offset)
@@ -277,7 +274,7 @@ def _next_mark(memory: mmap.mmap, offset: int, end: int) -> int:
 
 
 def read_header(fd: int, problems: list[str]) -> FileHeader | None:
-    """Reads both copies of a header, without changing anything; None: there is none."""
+    """Reads both copies of a header, without changes. Returns None without a header."""
     words = _HEADER.unpack(os.pread(fd, DATA, 0).ljust(DATA, b"\0"))
     found = None
     lengths = []
@@ -299,11 +296,11 @@ def read_header(fd: int, problems: list[str]) -> FileHeader | None:
 
 
 def _guarded(end: int, salt: int) -> int:
-    """Returns a length together with a checksum of it, as one word."""
+    """Returns a length with its checksum as one word."""
     return end << 24 | (end % _PRIME ^ salt & 0xFF_FFFF)
 
 
 def _end_of(word: int, salt: int) -> int | None:
-    """Returns the length that `_guarded` made a word of; None: it is damaged."""
+    """Returns the length in a word of `_guarded`; None if it is damaged."""
     end = word >> 24
     return end if DATA <= end <= SIZE and word == _guarded(end, salt) else None

@@ -1,10 +1,10 @@
-"""Long streams, recorded piece by piece, so that each byte is recorded about once.
+"""Records long streams piece by piece, so that each byte is written about once.
 
-Where a client stands is recorded in each of its turns, and with it the little that was
-just read or is just being sent. What the client does not read, or does not say to the
-end, may be long, and stays the same for many turns. So it is recorded apart from that,
-in pieces that are not written again: what a turn records depends on what happened in
-it, never on how much is waiting.
+Each turn records the state of a client, with the few bytes that it has just read or is
+about to send. The bytes that a client does not read, or the beginning of a long
+message, may be many and stay the same for many turns. So they are recorded apart, in
+pieces that are written once. The cost of a turn depends on what happened in it, and not
+on how much is waiting.
 """
 
 from collections import deque
@@ -14,25 +14,26 @@ from typing import Final, Protocol
 from lockd.daemon.stores.labels import PARTIAL, UNSENT, key_of
 
 SHORT: Final = 1_024
-"""Bytes that are recorded again in each turn, before a piece is made of them."""
+"""Bytes that each turn records again, before they become a piece."""
 
 
 class Records(Protocol):
-    """Where pieces are staged, as in a `Ledger`."""
+    """The part of a `Ledger` that stages pieces."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Stages a value."""
 
     def remove(self, key: bytes) -> None:
-        """Stages that there is none."""
+        """Stages a removal."""
 
 
 class Pieces:
-    """What is recorded of one stream: pieces without a gap, and a rest.
+    """The recorded bytes of one stream: pieces without a gap, and a rest.
 
     Args:
-        kind: of the records.
-        session: whose stream it is.
+        kind: the kind of the records.
+        session: the session of the stream.
+        records: where to stage the pieces.
     """
 
     __slots__ = ("_is_told", "_kind", "_ranges", "_records", "_session")
@@ -41,21 +42,22 @@ class Pieces:
         self._kind = kind
         self._session = session
         self._records = records
-        #: From where to where in the stream each piece goes.
+        #: Begin and end of each piece in the stream.
         self._ranges: deque[tuple[int, int]] = deque()
-        #: Whether the rest was recorded once, which is how often a long one should be.
+        #: Whether the rest has been recorded once. A long rest then becomes a piece.
         self._is_told = False
 
     def note(self, start: int, data: bytes | bytearray) -> tuple[int, bytes]:
-        """Stages what changed of a stream.
+        """Stages the changes of a stream.
 
         Args:
-            start: where in the stream that begins which still counts.
-            data: all that counts.
+            start: the position of the first byte that still counts.
+            data: all bytes that count.
 
         Returns:
-            How many bytes of it are in pieces, and the rest, to be recorded with what
-            else is known of the client.
+            How many bytes are in pieces, and the rest. Record the rest with the state
+                of the
+            client.
         """
         ranges = self._ranges
         if not ranges and len(data) <= SHORT:
@@ -74,15 +76,15 @@ class Pieces:
         return apart, rest
 
     def take_up(self, found: Mapping[int, bytes], start: int, size: int) -> bytes:
-        """Goes on with the pieces of a predecessor; returns what they say.
+        """Takes over the pieces of a predecessor. Returns their bytes.
 
         Args:
-            found: the pieces, by where in the stream each begins.
-            start: where in the stream that begins which still counts.
-            size: how many bytes of it are in pieces.
+            found: the pieces by their position in the stream.
+            start: the position of the first byte that still counts.
+            size: how many bytes are in pieces.
 
         Raises:
-            ValueError: some of it is missing.
+            ValueError: some of them are missing.
         """
         data = b""
         for begin, piece in sorted(found.items()):
@@ -97,7 +99,7 @@ class Pieces:
         return data
 
     def keys(self) -> Iterator[bytes]:
-        """Goes through the keys of the pieces."""
+        """Yields the keys of the pieces."""
         return (self._key(begin) for begin, _ in self._ranges)
 
     def _key(self, begin: int) -> bytes:
@@ -105,11 +107,11 @@ class Pieces:
 
 
 class Apart:
-    """What is recorded of a client apart from its state.
+    """The records of a client besides its state.
 
     Attributes:
-        unsent: of what it is to be sent.
-        partial: of what it began to say.
+        unsent: the bytes to send.
+        partial: the bytes of an incomplete message.
     """
 
     __slots__ = ("partial", "unsent")
@@ -119,6 +121,6 @@ class Apart:
         self.partial = Pieces(PARTIAL, session, records)
 
     def keys(self) -> Iterator[bytes]:
-        """Goes through the keys of all pieces."""
+        """Yields the keys of all pieces."""
         yield from self.unsent.keys()
         yield from self.partial.keys()

@@ -1,9 +1,9 @@
 """A queue of descriptors: messages that nobody receives, in a pair of sockets.
 
-A message has one descriptor or up to 252, and their labels: that of a single one in the
-message itself, a long one and those of many in a memfd, its first descriptor, for a
-queue may hold few bytes. It can be looked at and stays where it is. Nothing can be
-withdrawn: only the first messages can be taken out.
+A message has up to 252 descriptors and their labels. A single short label is in the
+message itself. All other labels are in a memfd, the first descriptor of the message,
+because a queue holds few bytes. Messages can be peeked. Only the first ones can be
+removed.
 """
 
 import errno
@@ -21,18 +21,19 @@ FORMAT: Final = 1
 LONGEST_LABEL: Final = 5_000
 
 SHORT: Final = 200
-"""Bytes of a label that travels in the message: a queue may hold few."""
+"""The longest label in a message itself: a queue holds few bytes."""
 
 FULL: Final = 252
-"""Descriptors in a message, beside the memfd: SCM_MAX_FD of the kernel is 253."""
+"""The most descriptors in a message, besides the memfd: the kernel's SCM_MAX_FD is 253.
+"""
 
 SEND_BUFFER: Final = 212_992
-"""SO_SNDBUF, which the kernel doubles: what may be asked for without a right."""
+"""SO_SNDBUF, which the kernel doubles: the most without a privilege."""
 
 SO_PEEK_OFF: Final = 42
-"""Where MSG_PEEK goes on (socket(7)); Python has no name for it."""
+"""The position for MSG_PEEK (socket(7)); Python has no name for it."""
 
-# Format, whether the labels are in a memfd, and how many; serial and length of each.
+# Format, whether the labels are in a memfd, count; serial and length of each.
 _HEADER: Final = struct.Struct("<BBH")
 _TAG: Final = struct.Struct("<QH")
 _ONE: Final = struct.Struct("<BBHQH")
@@ -41,7 +42,7 @@ _SPACE: Final = socket.CMSG_SPACE((FULL + 1) * _INT.size)
 
 
 class Descriptor:
-    """A descriptor in flight: its serial and label, and where it is."""
+    """A descriptor in flight: its serial, its label, and its queue."""
 
     __slots__ = ("fd", "gone", "is_wanted", "label", "queue", "serial")
 
@@ -57,7 +58,7 @@ class Descriptor:
         """Notes that it is not wanted any more.
 
         Args:
-            gone: called when it is taken out.
+            gone: called when its message is removed.
         """
         self.is_wanted = False
         self.gone = gone
@@ -65,12 +66,12 @@ class Descriptor:
 
 
 class Queue:
-    """A pair of sockets, and what we know to be queued in it.
+    """A pair of sockets, and the messages queued in it.
 
     Attributes:
-        messages: in their order.
-        number: its place among several, where one of them has a problem.
-        total: how many descriptors are in them.
+        messages: the messages, in order.
+        number: the number of the queue, for problems.
+        total: how many descriptors are in the messages.
         wanted: how many of these are wanted.
     """
 
@@ -88,7 +89,7 @@ class Queue:
 
     @property
     def sockets(self) -> tuple[socket.socket, socket.socket]:
-        """Both, as `open_queues` takes them up."""
+        """Both sockets, as `open_queues` needs them."""
         return self.sender, self.receiver
 
     def send_one(self, descriptor: Descriptor) -> None:
@@ -108,7 +109,7 @@ class Queue:
         """Queues a message.
 
         Raises:
-            OSError: nothing of it is queued.
+            OSError: it is not queued.
         """
         tags = b"".join([_TAG.pack(x.serial, len(x.label)) + x.label for x in message])
         memfd = _write(tags)
@@ -121,10 +122,10 @@ class Queue:
         self.wanted += len(message)
 
     def send_again(self, message: Sequence[Descriptor], source: "Queue") -> None:
-        """Queues what is to be taken out of another queue, or out of this one.
+        """Queues descriptors that will be removed from another queue, or from this one.
 
         Raises:
-            OSError: nothing of it is queued.
+            OSError: it is not queued.
         """
         self.send(message)
         source.wanted -= len(message)
@@ -142,7 +143,7 @@ class Queue:
         self.total += len(message)
 
     def consume(self, count: int) -> None:
-        """Takes the first messages out; what is in them is closed by the kernel."""
+        """Removes the first messages. The kernel closes their descriptors."""
         fd = self.receiver.fileno()
         for _ in range(count):
             os.read(fd, 1)
@@ -155,17 +156,18 @@ class Queue:
     def recover(
         self, held: Mapping[bytes, int], problems: list[str]
     ) -> Iterator[list[Descriptor]]:
-        """Notes all that is queued, and yields each message.
+        """Notes all queued messages, and yields each.
 
-        What cannot be read has a label that begins with `unreadable-`, and adds to the
-        problems.
+        Unreadable descriptors get a label that begins with `unreadable-`, and a line in
+        `problems`.
 
         Args:
-            held: descriptors that are open in this process already, by label. The
-                others are fresh, and closed on execve(2).
+            held: descriptors that are already open in this process, by label. All
+                others are new, and closed on execve(2).
+            problems: gets a sentence for each unreadable message.
 
         Raises:
-            OSError: (EMFILE) there is no place for so many descriptors.
+            OSError: (EMFILE) there is no room for so many descriptors.
         """
         self.messages.clear()
         self.total = self.wanted = 0
@@ -196,10 +198,10 @@ class Queue:
         return message
 
     def _peek(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Yields each message with fresh descriptors, and leaves all of them there.
+        """Yields each message with new descriptors; leaves all messages in the queue.
 
         Raises:
-            OSError: (EMFILE) there is no place for so many descriptors.
+            OSError: (EMFILE) there is no room for so many descriptors.
         """
         flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
         self.receiver.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
@@ -219,13 +221,16 @@ class Queue:
             yield text, list(fds)
 
     def close(self) -> None:
-        """Closes both sockets: what is queued goes if nobody else has them."""
+        """Closes both sockets.
+
+        Queued descriptors are lost unless somebody else has them.
+        """
         self.sender.close()
         self.receiver.close()
 
 
 def make_queues(number: int) -> list[Queue]:
-    """Makes so many empty queues."""
+    """Creates empty queues."""
     queues = []
     for place in range(number):
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -237,13 +242,13 @@ def make_queues(number: int) -> list[Queue]:
 
 
 def open_queues(ends: Sequence[int]) -> list[Queue]:
-    """Takes up the queues of a predecessor; what is in them is seen by `Queue.recover`.
+    """Opens the queues of a predecessor. `Queue.recover` reads their messages.
 
     Args:
-        ends: sender and receiver of each; ours from now on.
+        ends: sender and receiver of each. The queues then own them.
 
     Raises:
-        ValueError: those are something else, and stay the caller's.
+        ValueError: they are something else. The caller still owns them.
     """
     if len(ends) < 4 or len(ends) % 2:
         raise ValueError(f"{len(ends)} descriptors are not the ends of queues")
@@ -265,7 +270,7 @@ def open_queues(ends: Sequence[int]) -> list[Queue]:
 
 
 def _write(tags: bytes) -> int:
-    """Returns a memfd that holds the tags."""
+    """Returns a memfd with the tags."""
     memfd = os.memfd_create("lockd-labels", os.MFD_CLOEXEC)
     try:
         if os.write(memfd, tags) != len(tags):
@@ -277,10 +282,10 @@ def _write(tags: bytes) -> int:
 
 
 def _read(text: bytes, fds: list[int]) -> Iterator[tuple[int, bytes]]:
-    """Yields serial and label of each descriptor of a message; takes out the memfd.
+    """Yields serial and label of each descriptor of a message; removes the memfd.
 
     Raises:
-        OSError, ValueError, struct.error: this is no message of ours.
+        OSError, ValueError, struct.error: it is not one of our messages.
     """
     version, has_memfd, count = _HEADER.unpack_from(text)
     if version != FORMAT or len(fds) != count + has_memfd:

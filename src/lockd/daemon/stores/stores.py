@@ -1,4 +1,4 @@
-"""All that outlives the process, in the few descriptors that are kept elsewhere."""
+"""Everything that outlives the process, in a few descriptors."""
 
 from typing import Final
 
@@ -8,14 +8,14 @@ from lockd.daemon.stores.streams import Cells, Pipe
 
 
 class Stores:
-    """All that outlives us, and the descriptors that hold it.
+    """The stores, and the descriptors that hold them.
 
     Args:
-        found: by name, as the service manager kept them for a predecessor; None to
-            begin anew.
+        found: the descriptors that the service manager kept for a predecessor, by name;
+            None creates new ones.
     """
 
-    #: Of the descriptors that `descriptors` returns.
+    #: The names of the descriptors.
     NAMES: Final = frozenset(
         ["cells", "ledger-0", "ledger-1", "pipe-0", "pipe-1"]
         + [f"end-{n:02}" for n in range(2 * (1 + OLD_QUEUES))]
@@ -33,7 +33,7 @@ class Stores:
         self.in_flight = InFlight([found[name] for name in ends])
 
     def descriptors(self) -> dict[str, int]:
-        """Returns what has to be kept, by names that `__init__` knows."""
+        """Returns the descriptors to keep, by the names that `__init__` takes."""
         named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
         named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
         named |= {f"end-{n:02}": fd for n, fd in enumerate(self.in_flight.ends)}

@@ -1,18 +1,18 @@
-"""How bytes come from a client and go to it, so that none is lost or sent twice.
+"""Receives and sends the bytes of a client, so that none is lost or sent twice.
 
-Plainly: recv(2) and send(2). What was received is in this process only.
+`PlainFlow` uses recv(2) and send(2). Received bytes exist in this process only.
 
-Kept (`KeptFlow`): if this process is killed at any moment, another one that has the
-socket can tell from what the kernel still has
+`KeptFlow` survives a kill at any moment. A process that has the socket can then find
+out from the kernel:
 
-- which requests were carried out and are to be taken out of the socket: they are read
-  with MSG_PEEK, and taken out after what they did was recorded. SO_PEEK_OFF (socket(7))
-  stands at what was peeked and not yet taken;
-- which bytes of the answers have left: they go through a pipe, from which splice(2)
-  moves them into the socket in one step. What is left in the pipe has not left.
+- Which requests were carried out but are still in the socket: requests are read with
+  MSG_PEEK, and removed after their effects are recorded. SO_PEEK_OFF (socket(7)) is the
+  number of peeked bytes that are not yet removed.
+- Which bytes of the answers have been sent: they go through a pipe, and splice(2) moves
+  them from there into the socket in one step. Bytes in the pipe have not been sent.
 
-The positions are cells of shared memory, stored after each step. A cell that was
-damaged is told from others, and costs the connection whose it is, and nobody else.
+The positions are cells in shared memory, stored after each step. A damaged cell is
+detected, and costs only the connection of its client.
 """
 
 import errno
@@ -25,26 +25,26 @@ import termios
 from typing import Final
 
 READ_SIZE: Final = 2_048
-"""Bytes taken from one client before the others have their turn."""
+"""The most bytes to read from one client before the others."""
 
 SO_PEEK_OFF: Final = 42
 
 PIPE_SIZE: Final = 65_536
-"""What a pipe takes at once when it is empty (pipe(7))."""
+"""The capacity of an empty pipe (pipe(7))."""
 
 CELLS_SIZE: Final = 8 * 1024 * 1024
-"""Room for the positions of half a million clients; what is not used costs nothing."""
+"""Room for the positions of half a million clients. Unused room takes no memory."""
 
 _PRIME: Final = 65_521
-"""A number is stored as so many times itself, and its place added: one word, one store.
-No flipped bit leaves that so, and of other damage one in so many does."""
+"""A cell holds this multiple of its number, plus its place: one word, one store. It
+detects every flipped bit, and all but one in so many of other damages."""
 
 LARGEST: Final = (1 << 47) - 1
-"""Where streams end: a number has room for 48 bits beside its check."""
+"""The longest stream: a cell has 48 bits for a number beside its check."""
 
 
 class PlainFlow:
-    """The bytes of a client whose end with this process is the end of all."""
+    """The bytes of a client that ends with this process."""
 
     slot = 0
     sent = 0
@@ -53,15 +53,16 @@ class PlainFlow:
         self._sock = sock
 
     def receive(self) -> bytes:
-        """Returns what has come; nothing at the end.
+        """Returns received bytes; none at the end.
 
         Raises:
-            OSError: BlockingIOError, if nothing has come; or the connection is broken.
+            OSError: BlockingIOError if there are none; otherwise the connection is
+                broken.
         """
         return self._sock.recv(READ_SIZE)
 
     def send(self, data: bytes | bytearray) -> int:
-        """Sends what the socket takes; returns how many bytes that was.
+        """Sends as many bytes as the socket accepts. Returns how many.
 
         Raises:
             OSError: the connection is broken.
@@ -72,44 +73,43 @@ class PlainFlow:
             return 0
 
     def settle(self) -> None:
-        """Is told that all that was received is carried out, recorded and answered."""
+        """Notes that all received requests are carried out, recorded and answered."""
 
 
 class Cells:
-    """Numbers in shared memory: positions in the streams of clients, by slot.
+    """Numbers in shared memory: the positions in the streams of clients, by slot.
 
-    The first three say what is being sent: to which slot, from which position, how many
-    bytes; none if nothing is.
+    The first three describe a running send: slot, position, and number of bytes; 0
+    bytes if none runs.
 
     Args:
-        fd: of a predecessor; what is cut off of it is damaged.
+        fd: the memfd of a predecessor. A truncated part counts as damaged.
 
     Attributes:
-        is_unsure: whether a predecessor may have sent something to somebody, and it is
-            not known to whom.
+        is_unsure: whether a predecessor may have sent bytes to an unknown client.
     """
 
     def __init__(self, fd: int | None = None) -> None:
         is_new = fd is None
         if fd is None:
             fd = os.memfd_create("lockd-cells", os.MFD_CLOEXEC)
-        # Beyond its end would be SIGBUS.
+        # An access beyond the end would be SIGBUS.
         os.ftruncate(fd, CELLS_SIZE)
         self.fd = fd
         self.is_unsure = False
         self._reserved = 0
         self._memory = mmap.mmap(fd, CELLS_SIZE)
-        # Not struct.pack_into(), which fills with zeros first: a word is one store.
+        # Not struct.pack_into(), which first writes zeros: a word is one store.
         self._words = memoryview(self._memory).cast("Q")
         self.reserve(0)
         if is_new:
             self._words[2] = _word(2, 0)
 
     def reserve(self, slot: int) -> None:
-        """Sees to it that there is memory for a slot: a store without it is SIGBUS.
+        """Reserves memory for a slot: without it a store is SIGBUS.
 
         Raises:
-            OSError: there is none, or no such slot.
+            OSError: there is no memory, or no such slot.
         """
         end = 8 * _place(slot + 1)
         if end > self._reserved:
@@ -120,23 +120,23 @@ class Cells:
             self._reserved = end
 
     def close(self) -> None:
-        """Lets go of the memory; somebody else may have it still."""
+        """Unmaps and closes the memfd. Somebody else may still have it."""
         self._words.release()
         self._memory.close()
         os.close(self.fd)
 
     def set_sent(self, slot: int, position: int) -> None:
-        """Stores how many bytes were sent."""
+        """Stores how many bytes have been sent."""
         place = _place(slot)
         self._words[place] = position * _PRIME + place + 1
 
     def set_consumed(self, slot: int, position: int) -> None:
-        """Stores how many bytes were taken out of the socket."""
+        """Stores how many bytes have been removed from the socket."""
         place = _place(slot) + 1
         self._words[place] = position * _PRIME + place + 1
 
     def positions(self, slot: int) -> tuple[int, int]:
-        """Returns how many bytes were sent, and how many were taken out.
+        """Returns how many bytes have been sent, and how many removed.
 
         Raises:
             ValueError: one of them is damaged.
@@ -148,33 +148,36 @@ class Cells:
         return sent, consumed
 
     def begin_sending(self, slot: int, position: int, size: int) -> None:
-        """Stores what is about to leave the pipe; the size last, for it makes it so."""
+        """Stores what is about to leave the pipe.
+
+        The size is last: it makes the rest valid.
+        """
         words = self._words
         words[0] = slot * _PRIME + 1
         words[1] = position * _PRIME + 2
         words[2] = size * _PRIME + 3
 
     def end_sending(self, slot: int, position: int) -> None:
-        """Stores how many bytes were sent, and that nothing is being sent any more."""
+        """Stores how many bytes have been sent, and that no send is running."""
         words = self._words
         place = 4 + 2 * slot
         words[place] = position * _PRIME + place + 1
         words[2] = 3
 
     def finish_sending(self, pipe: "Pipe") -> None:
-        """Finds out how far a predecessor came with what it was sending.
+        """Finds out how much of a running send a predecessor has completed.
 
-        Where that cannot be read, what left the pipe was perhaps received by somebody
-        whose position does not say so. Whoever has nothing more to get was not that
-        one, for only what is still to be sent is ever in the pipe; each of the others
-        may be, and would get some bytes twice (`KeptFlow.resume`). What the pipe has
-        is dropped in any case: it is all in the records, too. The cells stay damaged
-        until those were ended, so that whoever is killed meanwhile finds the same.
+        If the cells are damaged, a client may have received bytes that its position
+        does not show. The pipe only has bytes that are still recorded as unsent, so a
+        client with nothing to send is not affected. Each of the others might get some
+        bytes twice (`KeptFlow.resume`). The content of the pipe is dropped in any case,
+        because the records have it too. The cells stay damaged until these clients have
+        ended, so that a successor after another kill finds the same.
         """
         slot, position, size = map(self._number, range(3))
         left = pipe.left()
         if size == 0:
-            pass  # what it was before does not matter
+            pass  # the other two do not matter
         elif (
             slot is None
             or position is None
@@ -188,12 +191,12 @@ class Cells:
         pipe.empty()
 
     def forget_sending(self) -> None:
-        """Stores that nothing is being sent: whom it may concern was ended."""
+        """Stores that no send is running, after the affected clients have ended."""
         self._words[2] = 3
         self.is_unsure = False
 
     def _number(self, place: int) -> int | None:
-        """Returns the number that is stored at a place; None: it is damaged."""
+        """Returns the number in a cell; None if it is damaged."""
         if place >= len(self._words):
             return None
         number, rest = divmod(self._words[place] - place - 1, _PRIME)
@@ -201,20 +204,20 @@ class Cells:
 
 
 class Pipe:
-    """The pipe through which all that is kept of answers leaves."""
+    """The pipe through which all kept answers pass."""
 
     def __init__(self, ends: tuple[int, int] | None = None) -> None:
         self.ends = ends or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def fill(self, data: bytes | bytearray | memoryview) -> int:
-        """Writes at most PIPE_SIZE bytes into the empty pipe; returns how many."""
+        """Writes at most PIPE_SIZE bytes into the empty pipe. Returns how many."""
         return os.write(self.ends[1], data)
 
     def move(self, fd: int, size: int) -> int:
-        """Moves bytes into a socket; returns how many it took.
+        """Moves bytes into a socket. Returns how many it accepted.
 
         Raises:
-            OSError: the connection is broken; all of it is in the pipe still.
+            OSError: the connection is broken. All bytes are still in the pipe.
         """
         try:
             return os.splice(self.ends[0], fd, size)
@@ -222,18 +225,18 @@ class Pipe:
             return 0
 
     def left(self) -> int:
-        """Returns how many bytes were not moved."""
+        """Returns how many bytes are in the pipe."""
         raw = fcntl.ioctl(self.ends[0], termios.FIONREAD, bytes(4))
         left: int = struct.unpack("i", raw)[0]
         return left
 
     def empty(self) -> None:
-        """Drops what is left."""
+        """Drops the content."""
         if left := self.left():
             os.read(self.ends[0], left)
 
     def close(self) -> None:
-        """Closes both ends; somebody else may have them still."""
+        """Closes both ends. Somebody else may still have them."""
         for fd in self.ends:
             os.close(fd)
 
@@ -242,10 +245,13 @@ class KeptFlow:
     """The bytes of a client that outlives this process.
 
     Args:
-        slot: where its positions are stored; nobody else's.
+        sock: the socket.
+        slot: the slot of its positions, used by no other client.
+        cells: has the slot.
+        pipe: the pipe for answers.
 
     Attributes:
-        sent: how many bytes were sent so far.
+        sent: how many bytes have been sent so far.
     """
 
     def __init__(
@@ -260,7 +266,7 @@ class KeptFlow:
         self._peeked = 0
 
     def begin(self) -> None:
-        """Begins a stream of which nothing has come and nothing was sent.
+        """Begins a stream in which nothing has been received or sent.
 
         Raises:
             OSError: the connection is broken.
@@ -270,29 +276,32 @@ class KeptFlow:
         self._cells.set_consumed(self.slot, 0)
 
     def resume(self, done: int, answers: range) -> None:
-        """Goes on with the stream of a predecessor, of which `done` bytes are done.
+        """Continues the stream of a predecessor.
 
         Args:
-            answers: the positions of what was recorded as not sent; some of it may be.
+            done: how many bytes of requests have been carried out.
+            answers: the positions of the bytes that are recorded as unsent. Some may
+                have been sent.
 
         Raises:
             OSError: the connection is broken.
-            ValueError: how far it came is not known, or contradicts what was recorded;
-                nothing has changed.
+            ValueError: the positions are damaged or contradict the records. Nothing has
+                changed.
         """
         sent, consumed = self._cells.positions(self.slot)
-        # Done is recorded before it is taken out, and answers before they are sent.
+        # Requests are recorded before they are removed, and answers before they are
+        # sent.
         if consumed > done or not answers.start <= sent <= answers.stop:
             raise ValueError("its last records are missing")
         if self._cells.is_unsure and sent < answers.stop:
             raise ValueError("it may have got a part of an answer")
         self.sent, self._consumed = sent, consumed
         sock = self._sock
-        # What was peeked and not taken out; all of what is not done, or more.
+        # Peeked and not removed: everything that is not carried out, or more.
         peeked = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
         rest = min(done - self._consumed, peeked)
         if rest > 0:
-            # So that a kill between here and the last line changes nothing.
+            # After this, a kill before the last line changes nothing.
             sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, rest)
             self._take_out(rest)
         self._consumed = done
@@ -300,7 +309,7 @@ class KeptFlow:
         sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
 
     def receive(self) -> bytes:
-        """Returns what has come, and leaves it where it is; see `PlainFlow`."""
+        """Returns received bytes, and leaves them in the socket; see `PlainFlow`."""
         if self.sent + self._consumed > LARGEST:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)
@@ -308,7 +317,7 @@ class KeptFlow:
         return data
 
     def settle(self) -> None:
-        """Takes out of the socket what was received; see `PlainFlow`."""
+        """Removes the received bytes from the socket; see `PlainFlow`."""
         if self._peeked:
             self._take_out(self._peeked)
             self._consumed += self._peeked
@@ -323,7 +332,7 @@ class KeptFlow:
             size -= taken
 
     def send(self, data: bytes | bytearray) -> int:
-        """Sends what the socket takes; see `PlainFlow`."""
+        """Sends as many bytes as the socket accepts; see `PlainFlow`."""
         if len(data) <= PIPE_SIZE:
             return self._send_some(data)
         begun = self.sent
@@ -334,7 +343,7 @@ class KeptFlow:
         return self.sent - begun
 
     def _send_some(self, data: bytes | bytearray | memoryview) -> int:
-        """Sends what the pipe takes at once; returns what the socket took of it."""
+        """Sends one filling of the pipe. Returns how many bytes the socket accepted."""
         cells, pipe = self._cells, self._pipe
         size = pipe.fill(data)
         cells.begin_sending(self.slot, self.sent, size)

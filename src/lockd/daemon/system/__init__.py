@@ -1,1 +1,1 @@
-"""The operating system's side."""
+"""The operating system: processes, sockets, logs, systemd."""

@@ -1,7 +1,7 @@
-"""Who is at the other end of a socket: what the kernel says, and /proc.
+"""Identifies the process at the other end of a socket, by the kernel and /proc.
 
-A pid alone is not an identity: it may belong to somebody else by the time it is used.
-A pidfd (pidfd_open(2)) refers to one process for ever.
+A pid alone does not identify a process: it may belong to another one later. A pidfd
+(pidfd_open(2)) always refers to the same process.
 """
 
 import errno
@@ -23,9 +23,9 @@ SO_PEERGROUPS: Final = 59
 NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 NOBODY: Final = 65_534
-"""The overflow uid and gid (user_namespaces(7)): nobody's that we know."""
+"""The overflow uid and gid (user_namespaces(7)), which stand for unknown users."""
 
-_MAX_GROUPS_BYTES: Final = 1024  # as much as Python's getsockopt takes
+_MAX_GROUPS_BYTES: Final = 1024  # the maximum of Python's getsockopt
 
 _UCRED: Final = struct.Struct("iII")
 _MAX_CMDLINE: Final = 256 * 1024
@@ -36,7 +36,7 @@ _MAX_STATUS: Final = 2**20  # 65,536 groups (NGROUPS_MAX) and more
 class Credentials(NamedTuple):
     """The process that connected, as the kernel knew it at that moment.
 
-    A pid of 0 means a process in a pid namespace that we cannot see into.
+    A pid of 0 means a process in a pid namespace that is invisible here.
     """
 
     pid: int
@@ -45,17 +45,16 @@ class Credentials(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Who is at the other end of a socket, as far as that counts here.
+    """The identity of a peer.
 
     Attributes:
-        credentials: with uid and gid of nobody, if the peer is foreign.
+        credentials: with uid and gid of nobody if the peer is foreign.
         groups: its gid and its supplementary groups.
-        pidfd: refers to its process; None if there is none to be found.
+        pidfd: refers to its process; None if it cannot be found.
         is_foreign: it lives in another user or pid namespace, where uid 0 may be
-            anybody, or it is gone and cannot be asked: it may do what nobody may, and
-            is never signalled.
-        user: for whose limits it counts: its uid as the kernel knows it, also if it is
-            foreign. Whoever may make a namespace would else have those of nobody, too.
+            anybody, or it is dead. It has the rights of nobody, and is never signalled.
+        user: the uid for its limits, as the kernel knows it, even if it is foreign.
+            With nobody's instead, a user could evade limits by creating a namespace.
     """
 
     credentials: Credentials
@@ -66,12 +65,11 @@ class Identity(NamedTuple):
 
 
 def identify(sock: socket.socket) -> Identity:
-    """Finds out who is at the other end of a socket.
+    """Identifies the peer of a socket.
 
-    What /proc says of a pid counts only if the process is alive afterwards: then the
-    pid was its own all the time. A peer that died before it could be looked at had its
-    socket inherited by somebody else, or nobody reads the answers; neither needs its
-    rights.
+    Facts from /proc count only if the process is alive afterwards, because then its pid
+    was its own all the time. If the peer died before, another process has inherited the
+    socket, or nobody reads the answers. Neither needs the rights of the peer.
     """
     credentials = peer_credentials(sock)
     user = credentials.uid
@@ -91,17 +89,18 @@ def _peer_groups(sock: socket.socket, pid: int) -> tuple[int, ...]:
     except OSError as error:
         if error.errno not in (errno.ERANGE, errno.ENOPROTOOPT):
             raise
-    # More than fit: as they are now, and not at connect(2), which is as true.
+    # There are more groups. Read the current ones, which are as good as those at
+    # connect.
     return tuple(int(gid) for gid in _status(pid).get("Groups", "").split())
 
 
 def is_in_other_namespace(pid: int) -> bool:
-    """Tells whether uids and pids of a process mean something else than ours.
+    """Returns whether uids and pids of a process mean something else than ours.
 
-    Looking at the namespace of another process takes the right to trace it (ptrace(2),
-    PTRACE_MODE_READ), which a hardened daemon does not have. Everybody may read
-    how its ids are mapped (user_namespaces(7)), and which pids it has in the namespaces
-    below that of our /proc (NSpid, proc_pid_status(5)).
+    Reading the namespaces of another process takes the right to trace it (ptrace(2),
+    PTRACE_MODE_READ), which a hardened daemon does not have. But everybody may read its
+    id mapping (user_namespaces(7)), and its pids in the namespaces below that of our
+    /proc (NSpid, proc_pid_status(5)).
     """
     if pid == 0:
         return True
@@ -111,7 +110,7 @@ def is_in_other_namespace(pid: int) -> bool:
         ours, theirs = read("/proc/self/uid_map"), read(f"/proc/{pid}/uid_map")
         return theirs != ours or len(_status(pid).get("NSpid", "").split()) != 1
     except OSError:
-        return True  # it is gone
+        return True  # it has ended
 
 
 def _differs(pid: int, kind: str) -> bool:
@@ -139,11 +138,11 @@ def peer_credentials(sock: socket.socket) -> Credentials:
 
 
 def open_peer_pidfd(sock: socket.socket, pid: int) -> int | None:
-    """Returns a pidfd of the peer; None if there is no process to be found.
+    """Returns a pidfd of the peer; None if its process cannot be found.
 
-    Without SO_PEERPIDFD the pid might be reused between connect and here. That is
-    ruled out if the connection is still open afterwards and nobody but the process
-    itself had it then: good enough to show, and to fence with a lesser certainty.
+    Without SO_PEERPIDFD, another process may have got the pid since connect(2). That is
+    impossible if the connection is still open afterwards and only its process had it.
+    This is good enough to show the process, and less certain for fencing it.
     """
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
@@ -155,7 +154,7 @@ def open_peer_pidfd(sock: socket.socket, pid: int) -> int | None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """Returns a pidfd of a process; None if there is none.
+    """Returns a pidfd of a process; None if it does not exist.
 
     Raises:
         OSError: no descriptor is left.

@@ -1,7 +1,7 @@
-"""What is said of an exception that should not have been.
+"""Reports an unexpected exception: a defect of lockd.
 
-What fails outside the lock table costs the client in whose name it happened its request
-or its connection (`Server`, `Answers.blame`). It costs nobody else anything.
+A defect outside the lock table costs the client that it affects its request or its
+connection (`Server`, `Answers.blame`). It affects nobody else.
 """
 
 import logging
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def attempt(step: Callable[..., object], *args: object) -> None:
-    """Does something on which nothing else depends; whatever it raises is logged."""
+    """Runs a step on which nothing depends. Logs any exception."""
     try:
         step(*args)
     except Exception as error:
@@ -21,7 +21,7 @@ def attempt(step: Callable[..., object], *args: object) -> None:
 
 
 def defect(error: Exception) -> InternalError:
-    """Returns what a client is told of such an exception; logs the rest."""
+    """Logs an unexpected exception. Returns the error for the client."""
     logger.error("this is a defect of lockd; please report it", exc_info=error)
     return InternalError(
         "this is a defect of lockd: report it with what its log says from here on"

@@ -1,14 +1,14 @@
-"""The number of this start and the tokens it may give, on disk: both only rise.
+"""The epoch and the reserved fencing tokens, on disk. Both only rise.
 
 The file has two numbers: the epoch, which counts the starts, and the last fencing token
-that this start may give. Tokens are reserved many at once, so nothing is written per
-grant, and a start goes on after the last one that was reserved before. Whenever the
-process or the machine dies, the file holds the old numbers or the new ones, never less
-than what was used: the new content is on disk (fsync(2)) before it gets its name
-(rename(2)), and the name is on disk (fsync of the directory) before a token is given.
+that this start may give. It reserves many tokens at once, so a grant writes nothing.
+The next start continues after the last reserved token. If the process or the machine
+dies, the file has the old numbers or the new ones, and never less than what was used:
+the new content is on disk (fsync(2)) before it gets its name (rename(2)), and the name
+is on disk (fsync of the directory) before the first new token is given.
 
-What this daemon knows is never undercut: a file that somebody removed or set back is
-written again, while it serves and when it goes on after a crash.
+The daemon also compares the file with what it knows. It writes a removed or reset file
+again, while it serves and after a crash.
 """
 
 import fcntl
@@ -25,15 +25,15 @@ from lockd.names import quoted
 logger = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE: Final = 2**24
-"""How many tokens are reserved at once: at 50,000 grants a second the file is written
-every three minutes. A start that uses none of them wastes so many: five hundred million
-starts fit into the integers of a double (2^53; JavaScript and jq know no others)."""
+"""How many tokens to reserve at once: at 50,000 grants a second it writes the file
+every five minutes. A start that uses none wastes as many. Five hundred million starts
+fit into the integers of a double (2^53), the only ones of JavaScript and jq."""
 
 LAST_TOKEN: Final = 2**63 - 1
-"""The last one that is an integer to everybody."""
+"""The greatest token that is a 64-bit signed integer."""
 
 _TOKENS_OF_OLD_EPOCH: Final = 10**12
-"""Before 0.1.0 the file had the epoch only, and so many tokens belonged to each."""
+"""Before 0.1.0 the file only had the epoch, and each epoch had so many tokens."""
 
 _FILE: Final = "epoch"
 _LOCK_FILE: Final = "epoch.lock"
@@ -42,14 +42,14 @@ _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NEW_FILE_FLAGS: Final = (
     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 )
-"""Whoever could put a symbolic link or a FIFO there has no business there."""
+"""No symbolic link or FIFO is acceptable there."""
 
 
 class Numbers(NamedTuple):
-    """What the file says.
+    """The content of the file.
 
     Attributes:
-        epoch: how often a daemon began anew.
+        epoch: how often a daemon has started empty.
         reserved: the last fencing token that may have been given.
     """
 
@@ -58,19 +58,23 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(epoch: int, reserved: int) -> Numbers:
-    """Returns what a predecessor left; one before 0.1.0 reserved epochs, not tokens."""
+    """Returns the numbers of a predecessor.
+
+    Before 0.1.0 it reserved epochs, not tokens.
+    """
     if 0 < reserved < TOKENS_AT_ONCE:
         reserved = (reserved + 1) * _TOKENS_OF_OLD_EPOCH
     return Numbers(epoch, reserved)
 
 
 class Epoch:
-    """The state directory, locked for this daemon, and the epoch that is ours.
+    """The locked state directory, and our epoch.
 
     Attributes:
-        number: the epoch of this start.
-        last_token: not less than any fencing token that was given before this start.
-        reserved: the last fencing token that nobody else will give.
+        directory: its path.
+        number: the epoch.
+        last_token: not less than any fencing token of an earlier start.
+        reserved: the last fencing token that only this daemon may give.
     """
 
     def __init__(
@@ -82,18 +86,18 @@ class Epoch:
         self.reserved = last_token
         self._fd = fd
         self._lock_fd = lock_fd
-        #: What the file looked like when it was read or written.
+        #: The state of the file when it was last read or written.
         self._seen: tuple[int, ...] | None = None
-        #: Up to this token there is nothing to do.
+        #: Up to this token no reservation is due.
         self._enough = last_token - TOKENS_AT_ONCE // 2
-        #: Whether more could not be reserved when it was time for that.
+        #: Whether a due reservation has failed.
         self._is_overdue = False
 
     def ensure(self, last_token: int) -> None:
-        """Reserves more tokens well before those are used up that are reserved.
+        """Reserves more tokens well before the reserved ones run out.
 
-        If the file cannot be written, `look_after` tries again, and says why; whoever
-        gives out tokens goes no further than `reserved` (`Limiter`).
+        If the file cannot be written, `look_after` tries again and reports why.
+        `Limiter` gives no token beyond `reserved`.
         """
         if last_token <= self._enough or self._is_overdue:
             return
@@ -103,9 +107,9 @@ class Epoch:
             self._is_overdue = True
 
     def look_after(self) -> None:
-        """Writes the file again if somebody removed it or set it back.
+        """Writes the file again if it was removed or reset, or if a reservation failed.
 
-        Or if more tokens could not be reserved. To be called about once a second.
+        Call it about once a second.
 
         Raises:
             OSError: it cannot be written.
@@ -114,12 +118,12 @@ class Epoch:
             self.reserve_more()
             return
         ours = Numbers(self.number, self.reserved)
-        # To look costs no descriptor: there may be none.
+        # This check takes no descriptor, as none may be free.
         if (state := _state(self._fd)) is not None and state == self._seen:
             return
         try:
             found = _read_or(ours, self._fd, self.directory)
-        except OSError:  # no descriptor is free: it is looked at again soon
+        except OSError:  # no descriptor is free: it is checked again soon
             return
         self._seen = state
         if found.epoch < self.number or found.reserved < self.reserved:
@@ -130,13 +134,13 @@ class Epoch:
             self._reserve(self.reserved)
 
     def complaint(self, error: OSError) -> str:
-        """Returns what an admin is told of a file that cannot be written."""
+        """Returns the sentence for an admin about a file that cannot be written."""
         why = f"{quoted(self.directory)}: {os.strerror(error.errno or 0)}"
         told = "make it writable, or locks are refused when the tokens are used up"
         return f"the epoch cannot be written in {why}: {told}"
 
     def reserve_more(self) -> None:
-        """Writes into the file that more tokens may be given."""
+        """Reserves more tokens, and writes the file."""
         self._reserve(self.reserved + TOKENS_AT_ONCE)
 
     def _reserve(self, reserved: int) -> None:
@@ -148,22 +152,22 @@ class Epoch:
 
     @property
     def inode(self) -> tuple[int, int]:
-        """Identifies the directory (stat(2))."""
+        """The device and inode of the directory (stat(2))."""
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino
 
     def dump(self, keep: Callable[[int], int]) -> list[int]:
-        """Returns what `load_epoch` needs: number, last token, descriptors."""
+        """Returns the data for `load_epoch`: epoch, last token, descriptors."""
         return [self.number, self.reserved, keep(self._fd), keep(self._lock_fd)]
 
     def close(self) -> None:
-        """Lets another daemon use the directory."""
+        """Unlocks the directory for another daemon."""
         os.close(self._fd)
         os.close(self._lock_fd)
 
 
 def load_epoch(directory: str, data: list[int]) -> Epoch:
-    """Goes on in the epoch of a predecessor in this process, which holds the lock.
+    """Continues the epoch of a predecessor in this process, which holds the lock.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -182,25 +186,26 @@ def load_epoch(directory: str, data: list[int]) -> Epoch:
 
 
 def open_epoch(directory: str, before: Numbers = Numbers()) -> Epoch:  # noqa: B008
-    """Locks a state directory and begins the next epoch in it.
+    """Locks a state directory and begins the next epoch.
 
     Args:
-        before: what a predecessor is known to have used, whatever the file says.
+        directory: its path.
+        before: the known numbers of a predecessor, which the file must not undercut.
 
     Raises:
-        ConfigError: the directory cannot be used, another daemon uses it, or what it
-            holds is no epoch.
+        ConfigError: the directory cannot be used, another daemon uses it, or the file
+            has no epoch.
     """
     return _open(directory, before, goes_on=False)
 
 
 def resume_epoch(directory: str, before: Numbers) -> Epoch:
-    """Goes on in the epoch of a predecessor that was killed.
+    """Continues the epoch of a predecessor that was killed.
 
-    If somebody else used the directory since then, the next epoch begins.
+    If another daemon has used the directory since then, the next epoch begins.
 
     Raises:
-        ConfigError: as `open_epoch`.
+        ConfigError: as for `open_epoch`.
     """
     return _open(directory, before, goes_on=True)
 
@@ -218,14 +223,14 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
         try:
             lock_fd = os.open(_LOCK_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=fd)
             unless_good.callback(os.close, lock_fd)
-            # Not on the directory, which may be that of the socket, too.
+            # Do not lock the directory: the socket may be in it, too.
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = _read_or(before, fd, directory)
             number = max(found.epoch, before.epoch)
             last_token = max(found.reserved, before.reserved)
             epoch = Epoch(directory, fd, lock_fd, number, last_token)
             if goes_on and found.epoch <= before.epoch:
-                # The records say how far the tokens came.
+                # The records have the last token.
                 epoch.last_token = 0
                 epoch.look_after()
             else:
@@ -245,16 +250,16 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
 
 
 def _holder_of(lock_fd: int) -> int | None:
-    """Returns which process holds the lock on a file; None if that cannot be told.
+    """Returns the process that holds the lock on a file; None if it is unknown.
 
-    The kernel says it (proc_locks(5)): what a file says could be of one long dead. It
-    does not for a process of another PID namespace.
+    The kernel names it (proc_locks(5)), unless it is in another PID namespace. A pid in
+    a file could be that of a dead process.
     """
     status = os.fstat(lock_fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     with suppress(OSError), open("/proc/locks", encoding="ascii") as locks:
         for line in locks:
-            # A line of one that waits has an arrow before the kind.
+            # The line of a waiter has an arrow before the kind.
             match line.split():
                 case [_, "FLOCK", _, _, pid, file, *_] if int(pid) > 0:
                     if file == f"{device}:{status.st_ino}":
@@ -263,7 +268,10 @@ def _holder_of(lock_fd: int) -> int | None:
 
 
 def _read_or(before: Numbers, directory_fd: int, directory: str) -> Numbers:
-    """Returns what the file says; nothing, if it says no numbers and some are known."""
+    """Returns the content of the file.
+
+    If it is invalid and `before` is known, returns zeros.
+    """
     try:
         return _read(directory_fd, directory)
     except ConfigError:
@@ -281,10 +289,10 @@ def _read(directory_fd: int, directory: str) -> Numbers:
         words = file.read(64).split()
     found = Numbers(LAST_TOKEN, LAST_TOKEN)
     if len(words) in (1, 2) and all(word.isdigit() for word in words):
-        # One before 0.1.0 had no second number.
+        # Before 0.1.0 there was no second number.
         found = numbers_of(int(words[0]), int(words[-1]))
     if found.reserved > LAST_TOKEN - 2 * TOKENS_AT_ONCE:
-        # Starting from scratch would give out tokens a second time.
+        # Starting at 0 would give tokens a second time.
         raise ConfigError(
             f"the file {quoted(directory + '/' + _FILE)} holds no epoch: write two "
             "numbers that are greater than the epoch and the fencing token of every "
@@ -294,7 +302,7 @@ def _read(directory_fd: int, directory: str) -> Numbers:
 
 
 def _state(directory_fd: int) -> tuple[int, ...] | None:
-    """Returns what changes if the file does; None if it is not there."""
+    """Returns values that change with the file; None if it is missing."""
     try:
         found = os.stat(_FILE, dir_fd=directory_fd, follow_symlinks=False)
     except OSError:

@@ -1,8 +1,7 @@
 """The descriptor store of the service manager (sd_notify(3), FDSTORE=1).
 
-What is stored there stays open when we die, however that comes, and is passed to the
-next process of the service. It is for few descriptors: each one that is added is
-compared with all others.
+A stored descriptor stays open when the daemon dies, and the next process of the service
+gets it. The store is for few descriptors: adding one compares it with all others.
 """
 
 import os
@@ -11,18 +10,18 @@ from typing import Final
 from lockd.notify import is_listening, notify
 
 PREFIX: Final = "kept-"
-"""How the names begin; all others that are passed to us are of listening sockets."""
+"""The prefix of the names. Descriptors with other names are listening sockets."""
 
 MANAGER_SAYS: Final = "FDSTORE"
 UNIT_SAYS: Final = "LOCKD_KEEP"
-"""Environment variables: how many descriptors are stored for the service. systemd says
-so since version 254; before, our unit has to."""
+"""Environment variables with the capacity of the store. systemd sets the first one
+since version 254; before, our unit sets the second."""
 
 LONGEST_NAME: Final = 255
 
 
 def is_offered() -> int:
-    """Returns how many descriptors the service manager would store; 0: none."""
+    """Returns the capacity of the store; 0 without one."""
     if not is_listening():
         return 0
     said = os.environ.get(MANAGER_SAYS) or os.environ.get(UNIT_SAYS, "")
@@ -30,27 +29,31 @@ def is_offered() -> int:
 
 
 def store(name: str, fd: int) -> bool:
-    """Has a descriptor stored; tells whether that was sent, and counts from now on.
+    """Stores a descriptor. Returns whether the message was sent.
 
-    Never waits. The manager drops without a word what is more than it offers. A
-    descriptor that is stored already keeps its first name.
+    Never waits. The manager silently drops descriptors beyond its capacity. A
+    descriptor that is already stored keeps its first name.
 
     Args:
-        name: printable ASCII without a colon, after PREFIX; no two should be alike.
-        fd: stays ours; what it refers to may end (FDPOLL=0) and is kept still.
+        name: PREFIX and printable ASCII without a colon. Names should be unique.
+        fd: the descriptor, which the caller keeps. The store keeps it even if its file
+            or process ends (FDPOLL=0).
     """
     _check(name)
     return notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
 
 
 def remove(name: str) -> bool:
-    """Has all that is stored with a name closed; tells whether that was sent."""
+    """Removes all stored descriptors with a name.
+
+    Returns whether the message was sent.
+    """
     _check(name)
     return notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
 
 def _check(name: str) -> None:
-    # The manager takes a wrong name for none, and stores the descriptor nevertheless.
+    # The manager ignores an invalid name, and stores the descriptor nevertheless.
     if not (
         name.startswith(PREFIX)
         and name.isascii()

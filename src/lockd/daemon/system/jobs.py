@@ -1,4 +1,4 @@
-"""What is done in a thread of its own."""
+"""Work in threads."""
 
 import signal
 from collections.abc import Callable
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 def undisturbed(job: Callable[[], T]) -> T:
-    """Does a job in this thread, to which no signal is delivered from now on.
+    """Runs a job in this thread, with all signals blocked.
 
-    It would not be there for a successor (`handover`).
+    Otherwise the thread might take a signal that is meant for a successor (`handover`).
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     return job()

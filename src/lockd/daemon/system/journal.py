@@ -1,8 +1,8 @@
-"""The journal's own protocol: a line with fields (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+"""The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
-A field is `NAME=value` and a newline; where the value has newlines itself, the name, a
-newline, the length as 64 bits little-endian, the value, and a newline. All fields of a
-line are one datagram, or, when they are too many bytes for one, a sealed memfd.
+A field is `NAME=value` and a newline. If the value has newlines, the field is the name,
+a newline, the length as 64 bits little-endian, the value, and a newline. All fields of
+a line are one datagram, or a sealed memfd if they are too long for one.
 """
 
 import array
@@ -24,10 +24,10 @@ _SEALS: Final = (
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """Returns fields as the journal takes them.
+    """Returns fields in the format of the journal.
 
     Args:
-        fields: names as systemd.journal-fields(7) allows them, in capitals.
+        fields: the names are those of systemd.journal-fields(7), in capitals.
     """
     found = bytearray()
     for name, text in fields.items():
@@ -42,7 +42,10 @@ def encode(fields: Mapping[str, str]) -> bytes:
 
 
 class Journal:
-    """The way to journald; waits while it is slow, so it is for a thread."""
+    """A connection to journald.
+
+    It blocks while journald is slow, so use it in a thread.
+    """
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
@@ -52,13 +55,13 @@ class Journal:
         """Sends a line.
 
         Raises:
-            OSError: nobody takes it.
+            OSError: journald does not accept it.
         """
         data = encode(fields)
         try:
             self._socket.sendto(data, self._path)
         except OSError as error:
-            # ENOBUFS: of a size that the kernel has no room for just now, or never.
+            # ENOBUFS: the kernel has no room for this size, now or ever.
             if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
                 raise
             self._send_as_file(data)

@@ -1,4 +1,4 @@
-"""The socket file: made for one daemon, removed with it, never taken from another."""
+"""The socket file: belongs to one daemon, and is never taken from another."""
 
 import fcntl
 import logging
@@ -16,8 +16,8 @@ from lockd.names import quoted
 logger = logging.getLogger(__name__)
 
 Role = Literal["client", "admin", "virtlockd", "metrics"]
-"""What a socket is for: clients, admins, libvirt, who takes us for virtlockd, and those
-who collect metrics. Also its name in systemd (FileDescriptorName=)."""
+"""The purpose of a socket: clients, admins, libvirt, or collectors of metrics. It is
+also the socket's name in systemd (FileDescriptorName=)."""
 
 CLIENTS: Final = "client"
 ADMINS: Final = "admin"
@@ -26,16 +26,17 @@ METRICS: Final = "metrics"
 ROLES: Final[tuple[Role, ...]] = (CLIENTS, ADMINS, VIRTLOCKD, METRICS)
 
 BACKLOG: Final = 4096
-"""Clients that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
+"""The most clients that wait for accept(2). The kernel caps it at net.core.somaxconn.
+"""
 
 UMASK: Final = 0o117
-"""Owner and group may connect (unix(7): that takes write permission)."""
+"""Owner and group may connect, which takes write permission (unix(7))."""
 
 OWNER_UMASK: Final = 0o177
-"""Of the other sockets: only its owner may, and root."""
+"""For the other sockets: only the owner and root may connect."""
 
 DIRECTORY_MODE: Final = 0o755
-"""Of a directory that is made for a socket: all may pass through."""
+"""The mode of a directory that is created for a socket: everybody may search it."""
 
 _LOCK_FLAGS: Final = (
     os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -45,7 +46,7 @@ Plain = dict[str, Any]
 
 
 class Listening(NamedTuple):
-    """A listening socket, and who comes there."""
+    """A listening socket and its role."""
 
     socket: socket.socket
     role: Role
@@ -55,7 +56,9 @@ class Listener:
     """A listening socket and its file.
 
     Args:
-        inode: of the file, if we made it and so have to remove it.
+        path: of the socket.
+        sock: the socket.
+        inode: of the file if this daemon created it and must remove it.
     """
 
     def __init__(
@@ -66,12 +69,12 @@ class Listener:
         self._inode = inode
 
     def dump(self, keep: Callable[[int], int]) -> Plain:
-        """Returns what `load_listener` needs."""
+        """Returns the data for `load_listener`."""
         fd = keep(self.socket.fileno())
         return {"path": self.path, "fd": fd, "inode": self._inode}
 
     def remove(self) -> None:
-        """Removes the socket file, if it is still ours."""
+        """Removes the socket file if it is still ours."""
         if self._inode is None:
             return
         try:
@@ -81,12 +84,12 @@ class Listener:
         except FileNotFoundError:
             pass  # somebody has removed it, or its directory
         except (OSError, ConfigError) as error:
-            # Whoever listens there next replaces it.
+            # The next daemon there replaces it.
             logger.warning("%s is left behind: %s", quoted(self.path), error)
 
 
 def load_listener(data: Plain) -> Listener:
-    """Takes up the listening socket of a predecessor in this process."""
+    """Takes over the listening socket of a predecessor in this process."""
     inode = data["inode"]
     sock = socket.socket(fileno=data["fd"])
     sock.set_inheritable(False)
@@ -94,7 +97,7 @@ def load_listener(data: Plain) -> Listener:
 
 
 def passed_listener(sock: socket.socket) -> Listener:
-    """Returns the listener of a socket that the service manager made and keeps."""
+    """Returns the listener of a socket that the service manager owns."""
     name = sock.getsockname()
     return Listener(
         name if isinstance(name, str) else f"{name[0]}:{name[1]}", sock, None
@@ -102,29 +105,28 @@ def passed_listener(sock: socket.socket) -> Listener:
 
 
 def turn_away_all(sock: socket.socket, farewell: bytes) -> None:
-    """Ends the wait of those at a socket that the service manager keeps.
+    """Rejects all waiting clients of a socket that the service manager owns.
 
-    They would have it start us again and again, and wait for ever.
+    Otherwise it would start the daemon again and again, and they would wait for ever.
     """
     with suppress(OSError):
         while True:
             client, _ = sock.accept()
-            with client, suppress(OSError):  # it went away by itself
+            with client, suppress(OSError):  # it has disconnected
                 client.sendall(farewell)
 
 
 def bind_listener(path: str, umask: int = UMASK, option: str = "--socket") -> Listener:
-    """Returns a listening socket at a path, of which no other daemon makes use.
+    """Returns a listening socket at a path that no other daemon uses.
 
-    A socket file that nobody listens to is a leftover and is replaced. While this is
-    found out, no other daemon does the same (`_alone`), or two could both find the
-    leftover, and the second remove the first one's new socket. A directory that is
-    missing is made, with mode 0755.
+    It replaces a socket file that nobody listens at. Meanwhile no other daemon may do
+    the same (`_alone`): both could find the leftover, and the second could remove the
+    new socket of the first. It creates a missing directory with mode 0755.
 
     Args:
-        path: where.
-        umask: what is taken from the mode of the socket file.
-        option: of lockd, that names another path.
+        path: of the socket.
+        umask: removed from the mode of the socket file.
+        option: the option of lockd for another path.
 
     Raises:
         ConfigError: another daemon listens there, or the path cannot be used.
@@ -157,12 +159,13 @@ def _make_directory_of(path: str, option: str) -> None:
 
 @contextmanager
 def _alone(path: str, operation: int) -> Iterator[None]:
-    """Lets no other daemon change what is at a path, while the body runs.
+    """Keeps other daemons from changing a path while the body runs.
 
-    What is locked for that is a file that nobody else may open: whoever can open it can
-    lock it, and hold up every start.
+    It locks a file that nobody else may open: a user who could open it could lock it,
+    and block every start.
 
     Args:
+        path: the path.
         operation: of flock(2).
     """
     lock = f"{path}.lock"
@@ -176,7 +179,7 @@ def _alone(path: str, operation: int) -> Iterator[None]:
                     "another path"
                 )
             fcntl.flock(fd, operation)
-            # Whoever had it before us has removed it.
+            # The previous owner of the lock may have removed the file.
             if _leads_to(lock, status):
                 try:
                     yield
@@ -200,7 +203,7 @@ def _inode(path: str) -> tuple[int, int]:
 
 def _bind(path: str, wanted_umask: int) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Not chmod(2) after bind(2): between the two anybody could connect.
+    # Not chmod(2) after bind(2): in between, anybody could connect.
     umask = os.umask(wanted_umask)
     try:
         sock.bind(path)
@@ -231,7 +234,7 @@ def _remove_leftover(path: str) -> None:
             os.unlink(path)
             return
         except BlockingIOError:
-            pass  # its backlog is full: somebody is there
+            pass  # its backlog is full: a daemon listens
     raise ConfigError(
         f"another daemon listens at {quoted(path)}: use that, or choose another path"
     )

@@ -1,8 +1,7 @@
-"""The log: lines on standard error, written by a thread of their own.
+"""The log: lines on standard error, written by a thread.
 
-Whoever reads them may be slow, or stopped, and what they tell of may be a flood.
-Neither must hold up locks: what cannot be written is left out, and so are the many that
-are alike.
+The reader may be slow or stopped, and there may be a flood of lines. Neither must delay
+locks. So lines that cannot be written are dropped, and so are too many similar ones.
 """
 
 import logging
@@ -21,27 +20,27 @@ from lockd.daemon.system.journal import Journal
 STDERR: Final = 2
 
 MAX_LINES: Final = 10_000
-"""Lines that may wait to be written."""
+"""The most lines that wait to be written."""
 
 ALIKE: Final = 20
 PERIOD: Final = 10.0
-"""So many lines of one kind are written in so many seconds."""
+"""The most similar lines in a period of so many seconds."""
 
 AUDIT: Final = {"audit": True}
-"""The `extra` of a line that is never left out, however many there are."""
+"""The `extra` of a line that is never dropped as similar."""
 
 Fields = dict[str, str]
 
 PATIENCE: Final = 1.0
-"""Seconds for which the end of the program waits for the last lines."""
+"""Seconds to wait for the last lines at the end of the program."""
 
 
 class LogWriter(logging.Handler):
-    """Hands lines to a thread that writes them; never waits.
+    """Passes lines to a thread that writes them; never waits.
 
     Args:
-        fd: where they are written.
-        journal: where those go that come with `fields`, if it takes them.
+        fd: where to write them.
+        journal: gets the lines with `fields`, unless it fails.
     """
 
     def __init__(self, fd: int, journal: Journal | None = None) -> None:
@@ -49,12 +48,12 @@ class LogWriter(logging.Handler):
         self._fd = fd
         self._journal = journal
         self._lines: queue.Queue[tuple[bytes, Fields | None]] = queue.Queue(MAX_LINES)
-        #: Of each kind of line: when counting began, and how many there were.
+        #: For each kind of line: the start of its period, and how many came since.
         self._seen: dict[str, tuple[float, int]] = {}
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Has a record written, unless it is one of many."""
+        """Queues a record, unless there are too many similar ones."""
         if hasattr(record, "audit"):
             self._put(record)
             return
@@ -85,7 +84,7 @@ class LogWriter(logging.Handler):
             self._lines.put_nowait((data, fields))
 
     def _write(self) -> None:
-        # A signal that is delivered here is not there for a successor (`handover`).
+        # This thread might take a signal that is meant for a successor (`handover`).
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             line, fields = self._lines.get()
@@ -96,7 +95,7 @@ class LogWriter(logging.Handler):
             self._lines.task_done()
 
     def _send(self, fields: Fields) -> bool:
-        """Gives a line to the journal with its fields; tells whether it took it."""
+        """Sends a line with its fields to the journal. Returns whether that worked."""
         if self._journal is None:
             return False
         try:
@@ -106,22 +105,22 @@ class LogWriter(logging.Handler):
         return True
 
     def flush(self) -> None:
-        """Waits until all is written, but not for ever."""
+        """Waits until all lines are written, at most `PATIENCE` seconds."""
         until = time.monotonic() + PATIENCE
         while self.is_behind and time.monotonic() < until:
             time.sleep(0.001)
 
     @property
     def is_behind(self) -> bool:
-        """Whether there are lines to be written."""
+        """Whether lines are waiting to be written."""
         return bool(self._lines.unfinished_tasks)
 
 
 async def wait_written() -> None:
-    """Waits until all is written, but not for ever."""
+    """Waits until all lines are written, at most `PATIENCE` seconds."""
     writers = [x for x in logging.getLogger().handlers if isinstance(x, LogWriter)]
     with trio.move_on_after(PATIENCE):
-        while any(x.is_behind for x in writers):  # noqa: ASYNC110 - it is a thread
+        while any(x.is_behind for x in writers):  # noqa: ASYNC110 - a thread
             await trio.sleep(0.001)
 
 
@@ -133,14 +132,14 @@ class _PriorityFormatter(logging.Formatter):
     """Puts the priority of syslog(3) before each line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line as journald understands it."""
+        """Returns the line in the format of journald."""
         priority = _priority(record)
         text = super().format(record).replace("\n", f"\n<{priority}>")
         return f"<{priority}>{text}"
 
 
 def set_up_logging() -> LogWriter:
-    """Has everything that is logged written to standard error."""
+    """Sends all log lines to standard error. Returns their writer."""
     writer = LogWriter(STDERR, Journal() if to_journal() else None)
     writer.setFormatter(_PriorityFormatter() if to_journal() else logging.Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[writer])
@@ -148,10 +147,10 @@ def set_up_logging() -> LogWriter:
 
 
 def to_journal() -> bool:
-    """Tells whether standard error is the journal, which understands priorities.
+    """Returns whether standard error is the journal, which understands priorities.
 
-    The variable alone does not say so (systemd.exec(5)): children inherit it, whatever
-    their standard error is.
+    The variable alone is not enough (systemd.exec(5)): children inherit it, even if
+    their standard error is something else.
     """
     status = os.fstat(STDERR)
     stream = f"{status.st_dev}:{status.st_ino}"

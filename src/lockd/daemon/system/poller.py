@@ -9,16 +9,16 @@ Action = Callable[[int], None]
 
 
 class Poller:
-    """Which descriptors are watched, and what happens when they are ready.
+    """Watches descriptors, and calls an action when one is ready.
 
-    Itself a descriptor that is readable when one of them is ready, so that a single
-    task can wait for all.
+    It is itself a descriptor that is readable when one of them is ready, so that a
+    single task can wait for all.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._actions: dict[int, Action] = {}
-        #: When waiting ended the last time, or was left out.
+        #: When the last wait ended or was skipped.
         self.woke = 0.0
 
     def fileno(self) -> int:
@@ -26,31 +26,34 @@ class Poller:
         return self._epoll.fileno()
 
     def watch(self, fd: int, events: int, action: Action) -> None:
-        """Has an action called with the events that came, whenever there are some."""
+        """Calls an action with the events of a descriptor whenever there are some."""
         self._epoll.register(fd, events)
         self._actions[fd] = action
 
     def change(self, fd: int, events: int) -> None:
-        """Waits for other events of a watched descriptor."""
+        """Changes the events of a watched descriptor."""
         self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
-        """Stops watching, if it is watched; to be called before it is closed."""
+        """Stops watching a descriptor, if it is watched.
+
+        Call this before closing it.
+        """
         if self._actions.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def stay_awake(self) -> None:
-        """Leaves out waiting: there is work to do already."""
+        """Notes that the loop skips the wait, because it has work."""
         self.woke = time.monotonic()
 
     def act(self, patience: float = 0) -> bool:
-        """Calls the actions of all descriptors that are ready.
+        """Calls the actions of all ready descriptors.
 
         Args:
             patience: seconds to block if none is ready.
 
         Returns:
-            Whether there was one.
+            Whether one was ready.
         """
         ready = self._epoll.poll(patience)
         if patience:
@@ -66,10 +69,10 @@ class Poller:
         return bool(ready)
 
     def _ignore(self, fd: int) -> None:
-        """Stops watching what nobody waits for: it would wake us for ever."""
+        """Stops watching a descriptor without an action: it would wake us for ever."""
         with suppress(OSError):
             self._epoll.unregister(fd)
 
     def close(self) -> None:
-        """Closes the set, not the descriptors in it."""
+        """Closes the set, but not its descriptors."""
         self._epoll.close()

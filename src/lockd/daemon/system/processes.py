@@ -1,6 +1,7 @@
-"""The processes behind the owners: watched until they die, ended when that is asked.
+"""The processes of the owners: watches them, and ends them on request.
 
-Every signal goes through a pidfd, so it never hits another process that got the pid.
+It sends every signal through a pidfd, so it never hits another process with the same
+pid.
 """
 
 import logging
@@ -22,14 +23,14 @@ from lockd.procs import name_of, uids_of
 logger = logging.getLogger(__name__)
 
 KILL_GRACE: Final = 5.0
-"""Seconds between SIGTERM and SIGKILL, if nothing else is configured."""
+"""The default seconds between SIGTERM and SIGKILL."""
 
 LAST_BREATH: Final = 0.05
-"""Seconds in which a process has ended that was about to: the kernel closes its sockets
-before it tells that it is dead (do_exit)."""
+"""Seconds in which a dying process has died: the kernel closes its sockets before it
+reports its death (do_exit)."""
 
 AGAIN: Final = 5.0
-"""Seconds between one SIGKILL and the next, for the case that it was refused."""
+"""Seconds until the next SIGKILL, in case one was refused."""
 
 Plain = dict[str, Any]
 
@@ -38,10 +39,13 @@ class Process:
     """The process of an owner.
 
     Attributes:
-        pidfd: refers to it for ever; closed with the owner.
-        sender: the uid of who named it, for whom it is signalled; None if it is to be
-            signalled for nobody.
-        claimant: the uid of who registered it without a right to it; None for others.
+        pid: its pid.
+        pidfd: refers to it; closed with the owner.
+        sender: the uid of the user who named it, whose rights limit its signals; None:
+            send no signals.
+        claimant: the uid of a user who registered it without a right to it; None for
+            others.
+        fencing: whether a task is waiting for its end.
     """
 
     __slots__ = ("claimant", "fencing", "kill_at", "pid", "pidfd", "sender")
@@ -52,7 +56,7 @@ class Process:
         self.sender = sender
         self.claimant: int | None = None
         self.fencing = False
-        #: When it is sent SIGKILL; None until it was sent SIGTERM.
+        #: When to send SIGKILL; None before SIGTERM.
         self.kill_at: float | None = None
 
     def close(self) -> None:
@@ -68,10 +72,10 @@ class Process:
 
     @property
     def can_be_ended(self) -> bool:
-        """Whether it may be signalled just now: by who named it (kill(2)), and by us.
+        """Whether the user who named it may signal it (kill(2)), and we may too.
 
-        We lend nobody a right that he does not have: a process becomes another user's
-        when it runs a set-user-ID program. Between this and a signal it still can, for
+        lockd lends no user a right of its own. A process becomes another user's when it
+        runs a set-user-ID program. It can still do so between this check and a signal:
         the kernel does not do both at once.
         """
         if self.sender is None or self.pid in (0, 1, os.getpid()):
@@ -82,7 +86,8 @@ class Process:
                 return self.is_dead
             if self.sender not in (uids.real, uids.saved):
                 return False
-        # If it is there still, all of that was said of it, and not of another process.
+        # If it still exists, all of the above was about it and not about another
+        # process.
         try:
             signal.pidfd_send_signal(self.pidfd, 0)
         except ProcessLookupError:
@@ -92,36 +97,40 @@ class Process:
         return True
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends a signal; does nothing if it has ended, or may not be signalled."""
+        """Sends a signal. Does nothing if it has ended, or must not be signalled."""
         if self.can_be_ended:
             with suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
 
 Describe = Callable[[int], "Plain | None"]
-"""Returns the process of an owner as plain data; None if there is none."""
+"""Returns the process of an owner as plain data; None without one."""
 
 
 class KeepsProcesses(Protocol):
-    """Keeps what a successor has to know of processes (`Keeping`)."""
+    """Keeps the data of processes for a successor (`Keeping`)."""
 
     def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
-        """Keeps a pidfd before that counts; may raise OSError."""
+        """Keeps a pidfd. Call it before the registration takes effect.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
 
     def drop_pidfd(self, owner_id: int) -> None:
-        """Drops it before it is closed."""
+        """Drops a pidfd. Call it before closing it."""
 
     def note_process(self, owner_id: int, describe: Describe) -> None:
-        """Knows that something about a process has changed."""
+        """Notes that the data of a process has changed."""
 
 
 class Processes:
-    """The processes of all owners by their number.
+    """The processes of all owners by owner number.
 
     Args:
-        poller: where the deaths of registered processes are watched for.
-        keeping: keeps what is to outlive this process.
-        on_death: called with the number of a registered owner whose process died.
+        poller: watches the deaths of registered processes.
+        keeping: keeps the data for a successor.
+        on_death: called with the number of a registered owner whose process has died.
     """
 
     def __init__(
@@ -132,7 +141,7 @@ class Processes:
     ) -> None:
         #: Seconds between SIGTERM and SIGKILL.
         self.kill_grace = KILL_GRACE
-        #: How many were told to end, how many of them were killed, how many are dead.
+        #: How many were told to end, how many were killed, how many have died of it.
         self.begun = self.killed = self.fenced = 0
         self._poller = poller
         self._on_death = on_death
@@ -142,19 +151,19 @@ class Processes:
         self._owner_by_pid: dict[tuple[int, int | None], int] = {}
 
     def configure(self, kill_grace: float) -> None:
-        """Has a process have so many seconds from SIGTERM to SIGKILL."""
+        """Sets the seconds between SIGTERM and SIGKILL."""
         self.kill_grace = kill_grace
 
     def add_peer(self, owner_id: int, process: Process) -> None:
-        """Takes in the process at the other end of a new session."""
+        """Adds the process of a new session."""
         self._by_owner[owner_id] = process
         self._mark(owner_id)
 
     def add_registered(self, owner_id: int, process: Process) -> None:
-        """Takes in a process for which a session says that it acts.
+        """Adds the process that a session has registered.
 
         Raises:
-            OSError: it cannot be kept or watched; nothing has changed.
+            OSError: it cannot be kept or watched. Nothing has changed.
         """
         self._keeping.keep_pidfd(owner_id, process.pidfd)
         action = partial(self._died, owner_id)
@@ -172,34 +181,34 @@ class Processes:
 
     def _died(self, owner_id: int, events: int) -> None:
         attempt(self.unregister, owner_id)
-        # Whoever is fencing it will tell.
+        # `fence` reports the death of a process that is being fenced.
         if not self._by_owner[owner_id].fencing:
             self._on_death(owner_id)
 
     def registered(self, pid: int, claimant: int | None = None) -> int | None:
-        """Returns the number of the owner that is a process, if it is registered."""
+        """Returns the owner number of a registered process; None without one."""
         return self._owner_by_pid.get((pid, claimant))
 
     def owners(self) -> list[int]:
-        """Returns the owners whose processes are known."""
+        """Returns the owners with a known process."""
         return list(self._by_owner)
 
     def of(self, owner_id: int) -> Process | None:
-        """Returns the process of an owner, if there is one to be found."""
+        """Returns the process of an owner; None without one."""
         return self._by_owner.get(owner_id)
 
     def can_end(self, owner_id: int) -> bool:
-        """Tells whether the process of an owner may be ended as things are now."""
+        """Returns whether the process of an owner may be ended at present."""
         process = self._by_owner.get(owner_id)
         return process is not None and process.can_be_ended
 
     def empower(self, owner_id: int) -> None:
-        """Signals the process of an owner for root from now on, who named it, too."""
+        """Gives root's rights to the signals for the process of an owner."""
         self._by_owner[owner_id].sender = 0
         self._mark(owner_id)
 
     def unregister(self, owner_id: int) -> None:
-        """Stops finding an owner by its pid: its end is known."""
+        """Makes an owner unfindable by its pid: its end is known."""
         process = self._by_owner[owner_id]
         self._poller.unwatch(process.pidfd)
         key = process.pid, process.claimant
@@ -208,7 +217,7 @@ class Processes:
             self._mark(owner_id)
 
     def forget(self, owner_id: int) -> None:
-        """Closes the pidfd of an owner, unless its process is just being fenced."""
+        """Closes the pidfd of an owner, unless its process is being fenced."""
         process = self._by_owner.get(owner_id)
         if process is not None and not process.fencing:
             self.unregister(owner_id)
@@ -218,7 +227,7 @@ class Processes:
             self._mark(owner_id)
 
     def watch_peer(self, owner_id: int, on_death: Callable[[], None]) -> None:
-        """Has the end of a session's process told, if there is one to be found.
+        """Watches for the death of a session's process, if it has one.
 
         Raises:
             OSError: it cannot be watched.
@@ -233,18 +242,18 @@ class Processes:
             self._poller.watch(process.pidfd, select.EPOLLIN, died)
 
     def unwatch_peer(self, owner_id: int) -> None:
-        """Has it told no longer: the session has ended."""
+        """Stops watching: the session has ended."""
         process = self._by_owner.get(owner_id)
         if process is not None:
             self._poller.unwatch(process.pidfd)
 
     def begin_fencing(self, owner_id: int) -> None:
-        """Tells the process of an owner to end; `fence` waits until it is dead."""
+        """Sends SIGTERM to the process of an owner. `fence` waits for its death."""
         process = self._by_owner[owner_id]
         process.fencing = True
         self.begun += 1
         self._mark(owner_id)
-        # Its connection may be gone, by which it would be found after a crash.
+        # Its connection, by which a successor would find it, may be gone.
         with suppress(OSError):
             self._keeping.keep_pidfd(owner_id, process.pidfd)
         if process.kill_at is None:
@@ -252,19 +261,20 @@ class Processes:
             process.send_signal(signal.SIGTERM)
 
     def is_fencing(self, owner_id: int) -> bool:
-        """Tells whether the process of an owner is just being ended."""
+        """Returns whether the process of an owner is being fenced."""
         process = self._by_owner.get(owner_id)
         return process is not None and process.fencing
 
     def doomed(self) -> list[int]:
-        """Returns the owners whose processes a predecessor told to end."""
+        """Returns the owners whose processes a predecessor has told to end."""
         found = self._by_owner.items()
         return [x for x, process in found if process.kill_at and not process.fencing]
 
     async def fence(self, owner_id: int) -> None:
-        """Waits for the end of a process, and makes sure of it; then it is dead.
+        """Waits until a process is dead; kills it when its time is over.
 
-        One that may not be signalled is waited for: its locks stay until it is dead.
+        It also waits for a process that may not be signalled: its locks stay until its
+        death.
         """
         process = self._by_owner[owner_id]
         assert process.kill_at is not None
@@ -300,7 +310,7 @@ class Processes:
         return [x | {"pidfd": keep(x["pidfd"])} for x in found if x is not None]
 
     def dump_one(self, owner_id: int) -> Plain | None:
-        """Returns one process as plain data; None if there is none."""
+        """Returns one process as plain data; None without one."""
         process = self._by_owner.get(owner_id)
         if process is None:
             return None
@@ -317,7 +327,7 @@ class Processes:
         }
 
     def load(self, data: Plain) -> None:
-        """Takes up a process that `dump` described."""
+        """Restores a process from plain data."""
         sender = data["sender"] if "sender" in data else _sender_of_old(data)
         process = Process(data["pid"], data["pidfd"], sender=sender)
         process.claimant = data["claimant"]
@@ -335,6 +345,6 @@ class Processes:
 
 
 def _sender_of_old(data: Plain) -> int | None:
-    """Returns for whom a process is signalled that an older daemon recorded."""
+    """Returns the sender of a process that an older daemon recorded."""
     uids = uids_of(data["pid"]) if data["may_signal"] else None
     return None if uids is None else uids.effective

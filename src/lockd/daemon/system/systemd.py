@@ -1,8 +1,8 @@
-"""What systemd gives to a service: descriptors and a watchdog (sd_listen_fds(3)).
+"""What systemd passes to a service: descriptors and a watchdog (sd_listen_fds(3)).
 
-Variables that name descriptors are removed once they are used: a program that is put
-in this one's place in the same process must not use them again. Those of the watchdog
-stay, for it goes on to be watched.
+After use, the module removes the variables that name descriptors: another program that
+replaces this one in the same process must not use them again. The watchdog's variables
+stay, because its time continues.
 """
 
 import os
@@ -21,9 +21,9 @@ FIRST_FD: Final = 3
 
 
 def watchdog_interval() -> float | None:
-    """Returns after how many seconds `WATCHDOG=1` is due; None if nobody waits for it.
+    """Returns after how many seconds `WATCHDOG=1` is due; None without a watchdog.
 
-    Half of the time after which we would be killed, as sd_watchdog_enabled(3) advises.
+    It is half of the watchdog's time, as sd_watchdog_enabled(3) advises.
     """
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID")
@@ -35,12 +35,12 @@ def watchdog_interval() -> float | None:
 
 
 class Passed(NamedTuple):
-    """What was passed to us.
+    """The passed descriptors.
 
     Attributes:
-        listeners: the listening sockets by what they are for.
-        kept: what a predecessor had stored (`fdstore`), each with its name. Of several
-            with the same name the order says nothing.
+        listeners: the listening sockets by role.
+        kept: the stored descriptors of a predecessor (`fdstore`) with their names.
+            Descriptors with the same name are in no particular order.
     """
 
     listeners: dict[Role, socket.socket]
@@ -48,12 +48,12 @@ class Passed(NamedTuple):
 
 
 def take_passed() -> Passed:
-    """Returns the descriptors that were passed to us.
+    """Returns the passed descriptors.
 
-    A single socket without a name is the clients'.
+    A single socket without a name is the one for clients.
 
     Raises:
-        ConfigError: something was passed that is none, or with another name.
+        ConfigError: a descriptor is no listening socket, or has an unknown name.
     """
     count = os.environ.pop("LISTEN_FDS", "")
     said = os.environ.pop("LISTEN_FDNAMES", None)
@@ -81,7 +81,7 @@ def take_passed() -> Passed:
 
 
 def _roles(names: list[str]) -> list[Role]:
-    # What systemd calls a descriptor whose unit gives it no name.
+    # systemd's default name for a descriptor is the name of its unit.
     if len(names) == 1 and (not names[0] or names[0].endswith(".socket")):
         return [CLIENTS]
     found = [role for name in names for role in ROLES if role == name]

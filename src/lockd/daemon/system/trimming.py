@@ -1,9 +1,9 @@
-"""Gives memory back that a burst took, whether or not others work meanwhile.
+"""Releases memory after a burst, even while the daemon is busy.
 
-What comes and goes is freed when it goes; but the allocator of the C library keeps what
-lies between things that stay, for the next burst. malloc_trim(3) gives that back. It
-takes about a millisecond for each 10 MiB, for which everybody waits, so it is done now
-and then, and only while there is much more memory than there was at the start.
+Freed memory stays with the allocator of the C library if it lies between used blocks.
+malloc_trim(3) returns it to the kernel. That takes about a millisecond for each 10 MiB,
+and everybody waits. So it happens rarely, and only while there is much more memory than
+at the start.
 """
 
 import logging
@@ -16,20 +16,20 @@ logger = logging.getLogger(__name__)
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 SPARE: Final = 8 * 2**20
-"""Bytes over the least that there ever was, up to which nothing is done."""
+"""Bytes over the minimum up to which nothing happens."""
 
 PAUSE: Final = 15.0
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between two times: more each time that gave little back, as what is held does
-not go by itself; but who lets go of it sees its memory go within half a minute."""
+"""Seconds between two trims. The pause grows while trims release little, because held
+memory does not go by itself. It stays short enough to release memory within half a
+minute after its user has freed it."""
 
 
 class Trimming:
-    """Decides when memory is given back.
+    """Decides when to trim.
 
     Args:
-        least: bytes that the process takes at least: what it had before it took
-            anything over (`at_start`).
+        least: the least bytes that the process takes (`at_start`).
     """
 
     def __init__(self, least: int) -> None:
@@ -38,10 +38,7 @@ class Trimming:
         self._next = 0.0
 
     def look(self, now: float) -> bool:
-        """Gives memory back if it is time for that; tells whether it was.
-
-        To be called about once a second.
-        """
+        """Trims if it is due. Returns whether it did. Call it about once a second."""
         before = resident()
         self._least = min(self._least, before)
         if before < self._least + SPARE or now < self._next:
@@ -55,27 +52,27 @@ class Trimming:
 
 @cache
 def _statm() -> int:
-    """Returns a descriptor that stays: to look is to be done when none is free, too."""
+    """Returns a descriptor that stays open, because none may be free later."""
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def resident() -> int:
-    """Returns how many bytes of memory are this process's own, and nobody else's."""
+    """Returns how many bytes of memory belong to this process alone."""
     _, all_, shared, *_ = os.pread(_statm(), 128, 0).split()
     return (int(all_) - int(shared)) * PAGE
 
 
 @cache
 def at_start() -> int:
-    """Returns how many bytes were this process's own when this was first asked."""
+    """Returns the result of `resident` at the first call."""
     return resident()
 
 
 def trim() -> None:
-    """Gives memory back that nothing is in, where the C library can do that."""
+    """Returns freed memory to the kernel, if the C library can."""
     try:
-        # Only a call into the C library: no memory has to be writable and executable
-        # for it (MemoryDenyWriteExecute= of the unit), as for a callback out of it.
+        # A plain call needs no writable and executable memory, as a callback would
+        # (MemoryDenyWriteExecute= in the unit).
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
