@@ -3,13 +3,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from support.daemon_process import DaemonProcess
 from support.nursery import SCRIPTS
 from support.places import TESTS
-from support.wire_client import WireClient, wait_for_sessions
+from support.wire_client import Connect, WireClient, wait_for_sessions
 
 PRELUDE = """
 import os, signal, sys
@@ -21,7 +22,6 @@ def connect():
     return WireClient(sys.argv[1])
 """
 
-Connect = Callable[[], WireClient]
 StartChild = Callable[..., subprocess.Popen[str]]
 
 
@@ -35,13 +35,21 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 
 
 @pytest.fixture
-def connect(common: DaemonProcess) -> Iterator[Connect]:
-    """Connects clients to the common daemon, which has forgotten all of them after."""
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(WireClient(common.socket))
+def address(common: DaemonProcess) -> Iterator[Path]:
+    """The socket of the common daemon, which has forgotten all clients afterwards.
+
+    Where the tests of a folder, or of a module, have another daemon, they say so here.
+    """
+    yield common.socket
     with WireClient(common.socket) as last:
         wait_for_sessions(last, 1)
         assert last.call("statistics")["resources"] == 0
+
+
+@pytest.fixture
+def connect(address: Path) -> Iterator[Connect]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(WireClient(address))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Clients come and go, also when there are too many of them."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -12,12 +11,8 @@ import pytest
 from conftest import StartDaemon
 from daemon.served import Served
 from support.daemon_process import DaemonProcess
+from support.processes import cpu_seconds
 from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_served(client: WireClient) -> bool:

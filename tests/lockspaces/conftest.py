@@ -8,7 +8,8 @@ import pytest
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import FileLockspace, OpenFiles
-from lockspaces.outside import Outside, descriptors
+from lockspaces.outside import Outside
+from support.processes import descriptors
 
 NewSpace = Callable[..., DirectoryLockspace]
 

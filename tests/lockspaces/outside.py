@@ -116,11 +116,6 @@ def nobody() -> Iterator[None]:
         os.setgroups(groups)
 
 
-def descriptors() -> int:
-    """Returns how many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
-
-
 def flags_of(path: Path) -> list[int]:
     """Returns the open flags of each descriptor of this process for a file."""
     found = []

@@ -1,8 +1,10 @@
-"""Processes that do nothing, for the tests to register, to watch and to kill."""
+"""Processes: such as do nothing, and what the kernel says of any."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +31,14 @@ def idle(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
         assert process.stdout.readline() == b"\n"
         yield process
         process.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns for how long a process has had a processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def descriptors(pid: int | str = "self") -> int:
+    """Returns how many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, chdir, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -136,6 +136,10 @@ class WireClient:
                 return fresh
             self.kept.append(fresh)
         raise AssertionError(f"the connection ended; it said {self.kept}")
+
+
+Connect = Callable[[], WireClient]
+"""Connects another client to the daemon of a test, until that ends."""
 
 
 def wait_for_waiters(

@@ -2,8 +2,8 @@
 
 import os
 
-from daemon.replies.conftest import Connect
 from support.wire_client import (
+    Connect,
     WireClient,
     wait_for_waiters,
 )

@@ -13,10 +13,10 @@ import pytest
 
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
+from support.processes import cpu_seconds
 from support.service_manager import ServiceManager
 from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
-Connect = Callable[[], WireClient]
 Daemon = DaemonProcess | ServiceManager
 
 
@@ -30,24 +30,8 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def connect(daemon: Daemon) -> Iterator[Connect]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(WireClient(daemon.socket))
-
-
-@pytest.fixture
-def client(connect: Connect) -> WireClient:
-    return connect()
-
-
-@pytest.fixture
-def other(connect: Connect) -> WireClient:
-    return connect()
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def address(daemon: Daemon) -> Path:
+    return daemon.socket
 
 
 def replace(daemon: Daemon) -> None:

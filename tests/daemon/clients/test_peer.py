@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,16 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.daemon_process import DaemonProcess
-from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
-
-Connect = Callable[[], WireClient]
+from support.processes import cpu_seconds, descriptors
+from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
 
 MIB = 1024 * 1024
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:
@@ -34,10 +27,6 @@ def resident_bytes(pid: int) -> int:
 
 def sessions(client: WireClient) -> set[int]:
     return {each["session"] for each in client.call("list_sessions")["sessions"]}
-
-
-def open_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +204,7 @@ def test_passed_descriptors_are_closed_unseen(
     client: WireClient, common: DaemonProcess
 ) -> None:
     client.call("statistics")
-    before = open_descriptors(common.pid)
+    before = descriptors(common.pid)
     request = msgpack.packb([0, 99, "query", [{"resource": "a"}]])
     with open("/dev/null") as null:
         fds = array.array("i", [null.fileno()] * 100).tobytes()
@@ -226,19 +215,19 @@ def test_passed_descriptors_are_closed_unseen(
             except PermissionError:  # since Linux 6.16 the kernel refuses it
                 client.send_bytes(request)
             assert client.result(99)["holder_count"] == 0
-    assert open_descriptors(common.pid) == before
+    assert descriptors(common.pid) == before
 
 
 def test_sessions_leave_no_descriptors_behind(
     client: WireClient, common: DaemonProcess
 ) -> None:
     wait_for_sessions(client, 1)
-    before = open_descriptors(common.pid)
+    before = descriptors(common.pid)
     for _ in range(50):
         with WireClient(common.socket) as guest:
             guest.acquire("a", timeout=None)
     wait_for_sessions(client, 1)
-    assert open_descriptors(common.pid) == before
+    assert descriptors(common.pid) == before
 
 
 def test_client_may_close_its_writing_half_only(client: WireClient) -> None:

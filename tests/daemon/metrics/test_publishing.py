@@ -15,6 +15,7 @@ from daemon.metrics.conftest import (
 )
 from lockd.daemon.metrics.scrape import AT_ONCE
 from support.daemon_process import DaemonProcess
+from support.processes import descriptors
 from support.wire_client import WireClient
 
 
@@ -83,7 +84,7 @@ def test_port_that_is_taken_keeps_no_lock_from_anybody(
 
 def test_who_asks_slowly_or_too_often_harms_nobody(lockd: DaemonProcess) -> None:
     host, port = address(lockd).split("/")[2].split(":")
-    before = len(list(Path(f"/proc/{lockd.pid}/fd").iterdir()))
+    before = descriptors(lockd.pid)
     idle = [socket.create_connection((host, int(port)), 20) for _ in range(40)]
     for sock in idle[::2]:
         sock.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
@@ -93,7 +94,7 @@ def test_who_asks_slowly_or_too_often_harms_nobody(lockd: DaemonProcess) -> None
             client.call("release", resource="a")
         # One more of them waits for a place; the client is a socket and a process.
         most = before + AT_ONCE + 1 + 2
-        assert len(list(Path(f"/proc/{lockd.pid}/fd").iterdir())) <= most
+        assert descriptors(lockd.pid) <= most
         # They are served when the time of the others is over.
         for sock in idle:
             sock.close()

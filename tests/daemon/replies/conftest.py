@@ -1,14 +1,10 @@
 """What the tests of this folder share."""
 
-from collections.abc import Callable
 from typing import Any
 
 from support.wire_client import (
     WireClient,
 )
-
-Connect = Callable[[], WireClient]
-
 
 PAGED = {
     "list": "resources",

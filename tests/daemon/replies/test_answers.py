@@ -1,10 +1,6 @@
 """Who is told what, and when."""
 
-from collections.abc import Callable
-
-from support.wire_client import WireClient, wait_for_waiters
-
-Connect = Callable[[], WireClient]
+from support.wire_client import Connect, WireClient, wait_for_waiters
 
 
 def test_grants_to_others_go_out_with_the_release_that_caused_them(

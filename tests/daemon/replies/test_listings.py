@@ -4,10 +4,11 @@ from pathlib import Path
 
 from conftest import StartDaemon
 from daemon.conftest import StartChild
-from daemon.replies.conftest import Connect, listed, names_of
+from daemon.replies.conftest import listed, names_of
 from support.daemon_process import DaemonProcess
 from support.places import DOCS
 from support.wire_client import (
+    Connect,
     WireClient,
     connected_as_nobody,
     wait_for_waiters,

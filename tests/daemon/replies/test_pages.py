@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from conftest import StartDaemon
-from daemon.replies.conftest import Connect, listed, names_of, pages
+from daemon.replies.conftest import listed, names_of, pages
 from support.wire_client import (
+    Connect,
     WireClient,
     wait_for_sessions,
 )

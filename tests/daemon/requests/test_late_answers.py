@@ -114,9 +114,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def client(place: Place) -> Iterator[WireClient]:
-    with WireClient(place.served.socket) as client:
-        yield client
+def address(place: Place) -> Path:
+    return place.served.socket
 
 
 def ask(client: WireClient, late: Late, msgid: int = MSGID) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.conftest import Connect, StartChild
+from daemon.conftest import StartChild
 from support import libvirt_client as lc
 from support.daemon_process import DaemonProcess
 from support.libvirt_client import LibvirtClient
 from support.processes import idle
-from support.wire_client import WireClient, wait_for_sessions
+from support.wire_client import Connect, WireClient, wait_for_sessions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd serves root only")
 

@@ -1,15 +1,12 @@
 """What the tests of this folder share."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.service_manager import ServiceManager
 from support.wire_client import WireClient
-
-Connect = Callable[[], WireClient]
 
 
 @pytest.fixture
@@ -41,19 +38,8 @@ def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
 
 
 @pytest.fixture
-def connect(manager: ServiceManager) -> Iterator[Connect]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(WireClient(manager.socket))
-
-
-@pytest.fixture
-def client(connect: Connect) -> WireClient:
-    return connect()
-
-
-@pytest.fixture
-def other(connect: Connect) -> WireClient:
-    return connect()
+def address(manager: ServiceManager) -> Path:
+    return manager.socket
 
 
 def holders(client: WireClient, resource: str, lockspace: str = "default") -> list[int]:

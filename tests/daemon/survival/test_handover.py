@@ -7,11 +7,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,8 +19,9 @@ from conftest import StartDaemon
 from lockd.daemon.survival import handover
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
-from support.processes import idle
+from support.processes import descriptors, idle
 from support.wire_client import (
+    Connect,
     WireClient,
     connected_as_nobody,
     wait_for_sessions,
@@ -52,13 +52,8 @@ def daemon(start_daemon: StartDaemon, place: Path) -> DaemonProcess:
 
 
 @pytest.fixture
-def clients(daemon: DaemonProcess) -> Iterator[Any]:
-    with ExitStack() as stack:
-
-        def connect() -> WireClient:
-            return stack.enter_context(WireClient(daemon.socket))
-
-        yield connect
+def address(daemon: DaemonProcess) -> Path:
+    return daemon.socket
 
 
 @pytest.fixture
@@ -78,12 +73,10 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 Plant = Callable[..., None]
 
 
-def descriptors(daemon: DaemonProcess) -> int:
-    return len(os.listdir(f"/proc/{daemon.pid}/fd"))
-
-
-def test_sessions_locks_and_queues_go_on(daemon: DaemonProcess, clients: Any) -> None:
-    holder, *waiters = [clients() for _ in range(4)]
+def test_sessions_locks_and_queues_go_on(
+    daemon: DaemonProcess, connect: Connect
+) -> None:
+    holder, *waiters = [connect() for _ in range(4)]
     pid, tokens = daemon.pid, []
     for name in "ab":
         tokens.append(holder.acquire(name, lockspace="files")["fencing_token"])
@@ -112,9 +105,9 @@ def test_sessions_locks_and_queues_go_on(daemon: DaemonProcess, clients: Any) ->
 
 
 def test_files_stay_locked_all_the_time(
-    daemon: DaemonProcess, clients: Any, place: Path
+    daemon: DaemonProcess, connect: Connect, place: Path
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     client.acquire("b", lockspace="files", mode="shared")
     path = place / "locks" / "a"
@@ -131,8 +124,10 @@ def test_files_stay_locked_all_the_time(
     assert list((place / "locks").iterdir()) == []
 
 
-def test_nothing_of_a_session_is_forgotten(daemon: DaemonProcess, clients: Any) -> None:
-    client, watcher, other = clients(), clients(), clients()
+def test_nothing_of_a_session_is_forgotten(
+    daemon: DaemonProcess, connect: Connect
+) -> None:
+    client, watcher, other = connect(), connect(), connect()
     with WireClient(daemon.directory.parent / "admin.sock") as admin:
         client.call("hello", protocol=1, client="me")
         client.call("register", owner={"name": "vm", "uuid": "u", "id": 7})
@@ -154,15 +149,15 @@ def test_nothing_of_a_session_is_forgotten(daemon: DaemonProcess, clients: Any) 
         assert other.refusal("list").code == "restricted"
         sessions = admin.call("list_sessions")["sessions"]
         assert [x["client"] for x in sessions] == ["me", None, None, None]
-        assert clients().call("hello", protocol=1, client="x")["session"] == 5
+        assert connect().call("hello", protocol=1, client="x")["session"] == 5
 
 
 def test_half_a_message_and_many_at_once_are_all_answered(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    half, many = clients(), clients()
+    half, many = connect(), connect()
     half.send_bytes(b"\x94\x00\x63\xaastat")
-    half_sent = clients()
+    half_sent = connect()
     half_sent.call("statistics")
     for _ in range(500):
         many.send("check", resource="a", fencing_token=1)
@@ -178,8 +173,10 @@ def test_half_a_message_and_many_at_once_are_all_answered(
     assert many.kept == []
 
 
-def test_patience_ends_when_it_would_have(daemon: DaemonProcess, clients: Any) -> None:
-    holder, waiter, other = clients(), clients(), clients()
+def test_patience_ends_when_it_would_have(
+    daemon: DaemonProcess, connect: Connect
+) -> None:
+    holder, waiter, other = connect(), connect(), connect()
     holder.acquire("a")
     msgid = waiter.send("acquire", resource="a", timeout=2)
     several = other.send("acquire", resources=["b", "a"])
@@ -204,14 +201,14 @@ signal.pause()
 
 
 def test_process_that_is_being_ended_is_dead_before_its_lock_is_free(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
     script = LIVES_ON.format(tests=str(TESTS), socket=str(daemon.socket))
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as doomed:
         assert doomed.stdout is not None
         assert doomed.stdout.readline() == "gone\n"
-        client = clients()
+        client = connect()
         msgid = client.send("acquire", resource="a", lockspace="killed")
         daemon.upgrade()
         client.result(msgid)
@@ -221,9 +218,9 @@ def test_process_that_is_being_ended_is_dead_before_its_lock_is_free(
 
 
 def test_death_of_a_registered_process_is_seen_afterwards(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    client, waiter = clients(), clients()
+    client, waiter = connect(), connect()
     with idle() as process:
         client.call("register", owner={"name": "vm", "pid": process.pid})
         client.acquire("a")
@@ -234,15 +231,15 @@ def test_death_of_a_registered_process_is_seen_afterwards(
     assert client.notification("lost")["cause"] == "owner_died"
 
 
-def test_no_descriptor_is_left_over(daemon: DaemonProcess, clients: Any) -> None:
-    client = clients()
+def test_no_descriptor_is_left_over(daemon: DaemonProcess, connect: Connect) -> None:
+    client = connect()
     for index in range(20):
         client.acquire(f"{index}", lockspace="files")
     daemon.upgrade()
-    before = descriptors(daemon)
+    before = descriptors(daemon.pid)
     for _ in range(3):
         daemon.upgrade()
-    assert descriptors(daemon) == before
+    assert descriptors(daemon.pid) == before
     for index in range(20):
         client.call("release", resource=f"{index}", lockspace="files")
     client.close()
@@ -251,9 +248,9 @@ def test_no_descriptor_is_left_over(daemon: DaemonProcess, clients: Any) -> None
 
 
 def test_client_that_is_behind_reads_everything(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    slow, quick = clients(), clients()
+    slow, quick = connect(), connect()
     quick.acquire("a", reason="x" * 4000)
     asked = [slow.send("query", resource="a") for _ in range(80)]
     while (size := quick.call("statistics")) and size["sessions"] != 2:
@@ -264,9 +261,9 @@ def test_client_that_is_behind_reads_everything(
 
 
 def test_locks_that_are_taken_from_outside_meanwhile_wait_on(
-    daemon: DaemonProcess, clients: Any, place: Path
+    daemon: DaemonProcess, connect: Connect, place: Path
 ) -> None:
-    client = clients()
+    client = connect()
     path = place / "locks" / "a"
     path.touch(mode=0o600)
     with path.open("r+b") as outside:
@@ -280,9 +277,9 @@ def test_locks_that_are_taken_from_outside_meanwhile_wait_on(
 
 
 def test_signal_that_comes_meanwhile_is_heard(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a")
     for _ in range(10):
         os.kill(daemon.pid, signal.SIGUSR1)
@@ -297,7 +294,7 @@ def test_signal_that_comes_meanwhile_is_heard(
 
 
 def test_program_that_is_put_there_meanwhile_is_tried_too(
-    plant: Plant, daemon: DaemonProcess, tmp_path: Path, clients: Any
+    plant: Plant, daemon: DaemonProcess, tmp_path: Path, connect: Connect
 ) -> None:
     told = tmp_path / "told"
     os.mkfifo(told)
@@ -307,7 +304,7 @@ def test_program_that_is_put_there_meanwhile_is_tried_too(
         # The first one waits in its trial.
         plant(handover.TRIAL, "os._exit(3)")
         os.kill(daemon.pid, signal.SIGUSR1)
-        clients().call("statistics")
+        connect().call("statistics")
     assert "it ended with 3" in daemon.wait_for_line("no upgrade")
 
 
@@ -315,9 +312,9 @@ def test_program_that_is_put_there_meanwhile_is_tried_too(
 
 
 def test_program_that_cannot_go_on_changes_nothing(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     good = daemon.config.read_text()
     daemon.config.write_text("colour = 1\n")
@@ -346,19 +343,19 @@ FLOOD = "for _ in range(500): os.write(1, b'x' * 10**6)\nos._exit(7)"
     ],
 )
 def test_program_that_does_not_read_the_state_gets_nothing(
-    plant: Plant, daemon: DaemonProcess, clients: Any, trial: str, why: str
+    plant: Plant, daemon: DaemonProcess, connect: Connect, trial: str, why: str
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     daemon.upgrade()
-    before, peak = descriptors(daemon), memory(daemon)
+    before, peak = descriptors(daemon.pid), memory(daemon)
     plant(handover.TRIAL, trial)
     os.kill(daemon.pid, signal.SIGUSR1)
     assert why in daemon.wait_for_line("no upgrade")
     assert memory(daemon) - peak < 100 * 1024 * 1024
     plant(handover.TRIAL, "pass")
     daemon.upgrade()
-    assert descriptors(daemon) == before
+    assert descriptors(daemon.pid) == before
     client.call("release", resource="a", lockspace="files")
 
 
@@ -402,12 +399,12 @@ def test_program_that_vanishes_after_its_trial_changes_nothing(
         client.acquire("a", lockspace="files")
         msgid = waiter.send("acquire", resource="a", lockspace="files")
         wait_for_waiters(client, "a", 1, lockspace="files")
-        before = descriptors(daemon)
+        before = descriptors(daemon.pid)
         # It is there when it is tried, and not any more when it counts.
         plant(handover.TRIAL, f"os.unlink({daemon.interpreter!r})")
         os.kill(daemon.pid, signal.SIGUSR1)
         assert "No such file" in daemon.wait_for_line("no upgrade")
-        assert descriptors(daemon) == before
+        assert descriptors(daemon.pid) == before
         assert inheritable(daemon) == []
         interpreter.symlink_to(sys.executable)
         plant(handover.TRIAL, "pass")
@@ -429,22 +426,22 @@ def inheritable(daemon: DaemonProcess) -> list[str]:
 
 
 def test_no_descriptor_can_leave_the_daemon_afterwards(
-    daemon: DaemonProcess, clients: Any
+    daemon: DaemonProcess, connect: Connect
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     with idle() as process:
         client.call("list")
-        clients().call("register", owner={"name": "vm", "pid": process.pid})
+        connect().call("register", owner={"name": "vm", "pid": process.pid})
         daemon.upgrade()
         assert inheritable(daemon) == []
 
 
 @pytest.mark.parametrize("free", [0, 3, 20])
 def test_upgrade_without_room_changes_nothing(
-    daemon: DaemonProcess, clients: Any, free: int
+    daemon: DaemonProcess, connect: Connect, free: int
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     used = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) + 1
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
@@ -489,9 +486,9 @@ allow_users = {acquire = [], share = [], list = []}
     "spoil", ["os.rename({0!r}, {0!r} + 'x')", "os.chmod({0!r}, 0o777)"]
 )
 def test_directory_that_is_spoilt_after_the_trial_costs_nothing(
-    plant: Plant, daemon: DaemonProcess, clients: Any, place: Path, spoil: str
+    plant: Plant, daemon: DaemonProcess, connect: Connect, place: Path, spoil: str
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     client.acquire("b")
     plant(handover.HANDOVER, spoil.format(str(place / "locks")))
@@ -501,9 +498,9 @@ def test_directory_that_is_spoilt_after_the_trial_costs_nothing(
 
 
 def test_lock_that_is_not_there_any_more_costs_only_its_holder(
-    plant: Plant, daemon: DaemonProcess, clients: Any, place: Path
+    plant: Plant, daemon: DaemonProcess, connect: Connect, place: Path
 ) -> None:
-    client, waiter = clients(), clients()
+    client, waiter = connect(), connect()
     for name in "ab":
         client.acquire(name, lockspace="files")
     msgid = waiter.send("acquire", resource="a", lockspace="files")
@@ -555,9 +552,9 @@ NEWER = {"version": 99, "readable_from": 99}
 
 
 def test_lockspace_that_could_not_be_served_again_ends_the_upgrade(
-    daemon: DaemonProcess, clients: Any, place: Path
+    daemon: DaemonProcess, connect: Connect, place: Path
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     (place / "locks").chmod(0o777)
     os.kill(daemon.pid, signal.SIGUSR1)
@@ -606,9 +603,9 @@ def test_state_that_cannot_be_read_is_refused_whole(
 
 
 def test_state_of_a_newer_program_is_read_if_that_says_so(
-    plant: Plant, daemon: DaemonProcess, clients: Any
+    plant: Plant, daemon: DaemonProcess, connect: Connect
 ) -> None:
-    client = clients()
+    client = connect()
     client.acquire("a", lockspace="files")
     # As a program would leave it that knows more than we do.
     add = """

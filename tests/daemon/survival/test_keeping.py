@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.survival.conftest import Connect, holders
+from daemon.survival.conftest import holders
 from support.service_manager import ServiceManager
-from support.wire_client import WireClient, wait_for_sessions
+from support.wire_client import Connect, WireClient, wait_for_sessions
 
 
 def test_statistics_tell_what_would_survive(

@@ -5,13 +5,12 @@ import sys
 
 import msgpack
 
-from daemon.survival.conftest import Connect
 from lockd.daemon.stores.labels import PEER, STATE, key_of
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.ledger_file import FileHeader, read_header
 from lockd.daemon.system.fdstore import PREFIX
 from support.service_manager import ServiceManager
-from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
 
 
 def test_what_is_recorded_does_not_grow_with_what_is_unread(

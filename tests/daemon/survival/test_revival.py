@@ -12,13 +12,13 @@ import msgpack
 import pytest
 
 from daemon.stores.kept import is_locked
-from daemon.survival.conftest import Connect, holders
+from daemon.survival.conftest import holders
 from support import libvirt_client as lc
 from support.libvirt_client import LibvirtClient
 from support.places import TESTS
 from support.processes import idle
 from support.service_manager import ServiceManager
-from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
 
 # What survives.
 

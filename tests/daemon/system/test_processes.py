@@ -26,13 +26,13 @@ from support.daemon_process import DaemonProcess
 from support.processes import idle
 from support.wire_client import (
     NOBODY,
+    Connect,
     Refusal,
     WireClient,
     connected_as_nobody,
     wait_for_waiters,
 )
 
-Connect = Callable[[], WireClient]
 StartChild = Callable[[DaemonProcess, str], subprocess.Popen[str]]
 Sleeper = subprocess.Popen[bytes]
 
