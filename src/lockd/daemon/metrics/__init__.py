@@ -1,1 +1,1 @@
-"""What it tells those who collect figures."""
+"""Metrics, and how collectors get them."""

@@ -1,7 +1,7 @@
-"""Metrics as text: OpenMetrics 1.0, and the older format that some still want.
+"""Metrics as text: OpenMetrics 1.0, and the older text format of Prometheus.
 
-The older one (Prometheus' text format 0.0.4) is what node_exporter's textfile collector
-and `promtool check metrics` read. It differs in the names of counters and in the end.
+node_exporter's textfile collector and `promtool check metrics` read the older format
+(0.0.4). It differs in the names of counters and in the end of the text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +26,9 @@ Labels = Mapping[str, str]
 
 
 class Family(NamedTuple):
-    """A metric: what it is called, of what kind, what it says; a value for each label.
+    """A metric: name, kind, help, and a value for each set of labels.
 
-    The name is without `_total`, `_bucket` or `_info`, which its kind brings.
+    The name has no `_total`, `_bucket` or `_info`; the kind adds them.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
 
 def render(families: Iterable[Family], wanted: Format) -> str:
-    """Returns the text of metrics."""
+    """Returns metrics as text."""
     lines: list[str] = []
     for family in families:
         lines += _head(family, wanted)
@@ -80,7 +80,7 @@ def _histogram(name: str, labels: Labels, value: Histogram) -> list[str]:
 def _heads(
     name: str, labels: tuple[tuple[str, str], ...], bounds: tuple[float, ...]
 ) -> list[str]:
-    """Returns what stands before the numbers of a histogram, which is always alike."""
+    """Returns the lines of a histogram without their numbers, which never change."""
     others = dict(labels)
     shown = [*map(repr, bounds), "+Inf"]
     buckets = [f"{name}_bucket{_shown(others | {'le': bound})} " for bound in shown]

@@ -1,9 +1,8 @@
-"""What the daemon tells of itself to those who collect figures (docs/metrics.md).
+"""All metrics of the daemon (docs/metrics.md).
 
-`FAMILIES` is the table of all metrics. It only reads: the figures are kept where things
-happen (`counts`, the engine, and whoever does what is counted). The labels are
-lockspaces, codes, methods and the like, of which there are few; never a resource, a
-user or a client.
+`FAMILIES` is the table of all metrics. It only reads values; `counts`, the engine and
+other parts count them. Labels are lockspaces, codes, methods and the like, which are
+few; never a resource, a user or a client.
 """
 
 import os
@@ -32,22 +31,22 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Metrics:
-    """All metrics of a daemon."""
+    """The metrics of a daemon."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        #: When this program began to serve, and its process, since 1970.
+        #: When this program began to serve, and when its process started, since 1970.
         self.started = time.time()
         self.process_started = self.started - process_age()
 
     def text(self, wanted: Format = "openmetrics") -> str:
-        """Returns all metrics as they are at this moment, for admins."""
+        """Returns the current metrics for admins."""
         return self._text(lambda name: name, wanted)
 
     def public_text(self, wanted: Format = "openmetrics") -> str:
-        """Returns the same for everybody.
+        """Returns the current metrics for everybody.
 
-        Lockspaces that not everybody may know of stand together, without a name.
+        Lockspaces that not everybody may know of are summed up without a name.
         """
         is_known = self.parts.access.is_known_to_all
         return self._text(lambda x: x if is_known(x) else "", wanted)
@@ -60,10 +59,12 @@ class Metrics:
 
 
 class Moment:
-    """What the figures are read from, at one moment.
+    """The source of the values at one moment.
 
     Args:
-        shown: under which name a lockspace is told; several may have the same.
+        metrics: the metrics.
+        shown: returns the name under which a lockspace is reported. Several may share
+            one.
     """
 
     def __init__(self, metrics: Metrics, shown: Callable[[str], str]) -> None:
@@ -84,10 +85,10 @@ class Moment:
 
 
 class Metric(NamedTuple):
-    """A metric: its kind, what it says, where its value is.
+    """A metric: its kind, its help, and the source of its value.
 
-    With labels (their names, with spaces between) it has a value for each text of the
-    label, or texts of the labels. A label without a text is left out.
+    With labels (their names, separated by spaces) it has a value for each text of the
+    label, or for each tuple of texts. An empty text omits the label.
     """
 
     kind: Kind
@@ -121,7 +122,7 @@ def _of_each(
     value: Callable[[Space], Value],
     of_several: Callable[[Any, Any], Any] = add,
 ) -> Metric:
-    """Returns the row of a metric that is told of each lockspace."""
+    """Returns a metric with a value for each lockspace."""
 
     def found(moment: Moment) -> dict[str, Value]:
         return {
@@ -155,26 +156,26 @@ def _used(moment: Moment) -> dict[str, int]:
     return {name: usage[name]["used"] or 0 for name in moment.limits if name in usage}
 
 
-# What the kernel says of this process.
+# The process, as the kernel sees it.
 
 
 def open_descriptors() -> int:
     """Returns how many descriptors are open.
 
-    Where the kernel does not say (before Linux 6.2), what the limits go by. To count
-    them would take longer, the more there are.
+    Before Linux 6.2, this is the estimate that the limits use, because counting takes
+    longer the more there are.
     """
     return os.stat("/proc/self/fd").st_size or used_descriptors()
 
 
 def resident_bytes() -> int:
-    """Returns how much memory is ours and not swapped out (proc_pid_statm(5))."""
+    """Returns how many bytes of memory are resident (proc_pid_statm(5))."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * PAGE
 
 
 def process_age() -> float:
-    """Returns for how many seconds the process has been there (proc_pid_stat(5))."""
+    """Returns the age of the process in seconds (proc_pid_stat(5))."""
     with open("/proc/self/stat", "rb") as file:
         started = int(file.read().rpartition(b")")[2].split()[19]) / TICKS
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
@@ -261,7 +262,7 @@ FAMILIES: Final = {
         "Clients that were not taken in: a limit, or no descriptor left.",
         lambda at: at.counts.turned_away,
     ),
-    # Limits, and the loop.
+    # Limits and the loop.
     "lockd_limit": _gauge("What is allowed ([limits]).", lambda at: at.limits, "limit"),
     "lockd_limit_used": _gauge(
         "How much of it is used; of limits for users, by the fullest one.",
@@ -284,7 +285,7 @@ FAMILIES: Final = {
         "Processes that are not dead yet.",
         lambda at: at.processes.begun - at.processes.fenced,
     ),
-    # What goes on with another program.
+    # Upgrades and revivals.
     "lockd_handovers": _counter(
         "How often another program went on with everything; never begins anew.",
         lambda at: {"upgrade": at.life.upgrades, "revival": at.life.revivals},

@@ -1,4 +1,4 @@
-"""Brings the metrics where the configuration wants them: a socket, a file."""
+"""Publishes the metrics at an address and in a file, as configured."""
 
 import logging
 import os
@@ -18,18 +18,18 @@ from lockd.daemon.system.jobs import undisturbed
 logger = logging.getLogger(__name__)
 
 BACKLOG = 16
-"""Connections that may wait to be accepted."""
+"""The most connections that wait for accept(2)."""
 
 _ADDRESS: Final = "metrics address"
 _TEXTFILE: Final = "metrics textfile"
 
 
 class Publisher:
-    """Publishes the metrics as long as `run` runs, each time as was said last.
+    """Publishes the metrics while `run` runs, as last configured.
 
     Args:
         text: returns the metrics.
-        health: is told what an admin has to mend, and what is mended.
+        health: gets the problems.
     """
 
     def __init__(self, text: scrape.Text, health: Health) -> None:
@@ -39,7 +39,7 @@ class Publisher:
         self._changed = trio.Event()
 
     def configure(self, wanted: MetricsConfig) -> None:
-        """Publishes elsewhere from now on; tries again what failed before."""
+        """Changes where to publish. Retries what has failed before."""
         self._wanted = wanted
         self._health.clear(_ADDRESS, _TEXTFILE)
         self._changed.set()
@@ -92,10 +92,10 @@ class Publisher:
 
 
 def bind(place: str) -> socket.socket:
-    """Returns a socket that listens at an address and port of the loopback device.
+    """Returns a socket that listens at a loopback address and port.
 
     Raises:
-        OSError: that cannot be.
+        OSError: the address cannot be used.
     """
     host, _, port = place.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
@@ -112,11 +112,11 @@ def bind(place: str) -> socket.socket:
 
 
 def write(path: str, text: str) -> str:
-    """Puts a text in the place of a file, at once; returns what went wrong.
+    """Replaces a file by a text, atomically. Returns the error; empty on success.
 
-    Readers see the old one or the new one. It may take for ever, so it is for a thread.
+    It may never return, so use it in a thread.
     """
-    # node_exporter reads *.prom only.
+    # node_exporter only reads *.prom.
     new = f"{path}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -124,7 +124,7 @@ def write(path: str, text: str) -> str:
             os.unlink(new)
         with open(os.open(new, flags, 0o600), "wb") as file:
             file.write(text.encode())
-            # Whatever the umask is: it is there to be read.
+            # Everybody may read it, regardless of the umask.
             os.fchmod(file.fileno(), 0o644)
         os.replace(new, path)
     except OSError as error:

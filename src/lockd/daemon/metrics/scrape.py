@@ -1,12 +1,11 @@
-"""Answers those who collect metrics: one GET over HTTP a connection, and no more.
+"""Serves metrics over HTTP: one GET for each connection.
 
-Whoever asks may be slow, hostile or many: what is read of one is bounded, and so are
-the time for it and the number of them. Where all permits are given whoever has had one
-for longest makes room, so that nobody who says nothing holds up who asks.
+Clients may be slow, hostile or many. So the bytes and the time of each are limited, and
+so is their number. If all permits are taken, the oldest holder must make room. So
+silent clients cannot block others.
 
-A browser on this host is one of those who can connect. A page that it shows may have
-its own name point here (DNS rebinding), and read what we answer; so we answer only who
-asked for this host.
+A browser on this host may connect too. A web page may point its own name here (DNS
+rebinding) and read the answer. So the server only answers requests for this host.
 """
 
 import logging
@@ -28,19 +27,19 @@ logger = logging.getLogger(__name__)
 PATH: Final = b"/metrics"
 
 MAX_HEAD: Final = 8_192
-"""Bytes of a request."""
+"""The most bytes of a request."""
 
 AT_ONCE: Final = 8
-"""Connections that are served at the same time."""
+"""The most connections at the same time."""
 
 PATIENCE: Final = 5.0
-"""Seconds that one may take, from accept to close."""
+"""Seconds that a connection may take, from accept to close."""
 
 ENOUGH: Final = 0.1
-"""Seconds that it may take in any case, when others wait for its permit."""
+"""Seconds that it may take in any case, even if others wait for its permit."""
 
 PAUSE: Final = 1.0
-"""Seconds until the next try to accept, when that failed."""
+"""Seconds to wait after accept(2) has failed."""
 
 _REQUEST: Final = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.[01]\r?\n")
 _END: Final = re.compile(rb"\r?\n\r?\n")
@@ -69,6 +68,7 @@ async def serve(listener: socket.socket, text: Text) -> None:
     """Serves at a listening socket until it is cancelled.
 
     Args:
+        listener: the socket.
         text: returns the metrics.
     """
     door = trio.socket.from_stdlib_socket(listener)
@@ -86,15 +86,18 @@ async def serve(listener: socket.socket, text: Text) -> None:
 
 
 class Permits:
-    """One for each connection that is served at once: whoever came first makes room."""
+    """Limits the connections at the same time.
+
+    The oldest holder makes room for others.
+    """
 
     def __init__(self) -> None:
         self._free = trio.Semaphore(AT_ONCE)
-        #: The one that was taken first is the first.
+        #: The oldest first.
         self._taken: dict[trio.CancelScope, float] = {}
 
     async def take(self) -> "Permit":
-        """Waits for a permit, for `ENOUGH` at most."""
+        """Waits for a permit, at most `ENOUGH` seconds."""
         if self._free.value == 0:
             scope, since = next(iter(self._taken.items()))
             scope.deadline = min(scope.deadline, since + ENOUGH)
@@ -110,7 +113,7 @@ class Permits:
 
 
 class Permit(NamedTuple):
-    """Lets one connection be served, until its time is over."""
+    """Allows one connection for a limited time."""
 
     scope: trio.CancelScope
     give_back: Callable[[], None]
@@ -121,9 +124,9 @@ async def _serve_one(sock: trio.socket.SocketType, text: Text, permit: Permit) -
         with sock, permit.scope:
             await _converse(trio.SocketStream(sock), text)
     except trio.BrokenResourceError:
-        pass  # it went away
+        pass  # it has disconnected
     except Exception as error:
-        defect(error)  # it costs this one its connection, and nobody else anything
+        defect(error)  # it ends only this connection
     finally:
         permit.give_back()
 
@@ -135,9 +138,9 @@ async def _converse(stream: trio.SocketStream, text: Text) -> None:
         if not data:
             return
         head += data
-    is_ours = stream.socket.family == socket.AF_UNIX  # where no browser comes
+    is_ours = stream.socket.family == socket.AF_UNIX  # no browser connects there
     await stream.send_all(answer(head, text, is_ours=is_ours))
-    # What it has sent and we have not read would have the kernel throw the answer away.
+    # With unread bytes, the kernel would discard the answer.
     await stream.send_eof()
     while await stream.receive_some(MAX_HEAD):
         pass
@@ -147,8 +150,9 @@ def answer(head: bytes, text: Text, *, is_ours: bool = False) -> bytes:
     """Returns the answer to a request.
 
     Args:
-        head: all that came, at least up to the empty line, or too much.
-        is_ours: whether whoever asks means us, by whatever name.
+        head: all received bytes, at least up to the empty line, or too many.
+        text: returns the metrics.
+        is_ours: whether to accept any host name.
     """
     end = _END.search(head)
     request = _REQUEST.match(head)
@@ -175,9 +179,9 @@ def answer(head: bytes, text: Text, *, is_ours: bool = False) -> bytes:
 
 
 def is_this_host(name: str) -> bool:
-    """Tells whether a name means this host to everybody: an address, or its own name.
+    """Returns whether a name always means this host: an address, or its own name.
 
-    Nobody can have an address point elsewhere, nor `localhost` (RFC 6761).
+    Nobody can point an address elsewhere, nor `localhost` (RFC 6761).
     """
     name = name.lower().rstrip(".")
     own = socket.gethostname().lower()
@@ -191,7 +195,7 @@ def is_this_host(name: str) -> bool:
 
 
 def format_for(head: bytes) -> Format:
-    """Returns the format that a request accepts: OpenMetrics, if it does not mind."""
+    """Returns the format that a request accepts; OpenMetrics if it accepts both."""
     accepted = b",".join(_ACCEPT.findall(head)).lower()
     plain = (
         b"text/plain" in accepted and b"application/openmetrics-text" not in accepted

@@ -1,1 +1,1 @@
-"""What people and programs are told."""
+"""The answers: from the state and the effects of the engine to maps and sentences."""

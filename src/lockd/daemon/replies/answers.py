@@ -1,4 +1,4 @@
-"""From the engine to the peers: carries each effect to the session that it concerns."""
+"""Turns the effects of the engine into answers and notifications of peers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,21 +22,22 @@ from lockd.errors import CodedError, error_for_code
 
 
 class Answers:
-    """The peers, and what they are still to be told.
+    """The peers, and their pending answers.
 
     Args:
-        access: knows what a peer may see.
-        counts: counts all that goes by here.
+        access: has the rights.
+        counts: counts effects.
 
     Attributes:
         peers: by session.
-        behind: the peers that have something to be sent, or are to be closed, when the
-            turn ends.
-        feed: what happened, for the peers that watch.
-        late_by_user: how many requests of each user wait for something that is not the
-            lock table's.
-        counts: what is counted of that.
-        redaction: what is kept from whom.
+        behind: the peers to send something to, or to close, at the end of the turn.
+        feed: the events for watching peers.
+        late_by_user: how many requests of each user wait for something outside the lock
+            table.
+        counts: the counters.
+        redaction: hides what a peer may not see.
+        carriers: the function for each kind of effect; it takes the effect and the
+            time.
     """
 
     def __init__(self, access: Access, counts: Counts) -> None:
@@ -45,10 +46,9 @@ class Answers:
         self.behind: set[Peer] = set()
         self.late_by_user = Tally()
         self.feed = Feed()
-        #: What tells in which lockspaces a watcher sees what happens.
+        #: For each watcher, whether it may see the events in a lockspace.
         self._sees: dict[Peer, Callable[[str], bool]] = {}
         self.counts = counts
-        #: What is done for each kind of effect, which happens now.
         self.carriers: dict[type, Callable[[Any, float], None]] = {
             e.Granted: self._answer_granted,
             e.Completed: self._answer_completed,
@@ -57,13 +57,13 @@ class Answers:
         }
 
     def add_peer(self, peer: Peer) -> None:
-        """Carries answers to a peer from now on."""
+        """Adds a peer."""
         self.peers[peer.session] = peer
         if peer.late:
             self.late_by_user.add(peer.user, len(peer.late))
 
     def remove_peer(self, peer: Peer) -> None:
-        """Forgets a peer: what concerns it is dropped from now on."""
+        """Removes a peer. Its pending answers are dropped."""
         if self.peers.pop(peer.session, None) is not None and peer.late:
             self.late_by_user.remove(peer.user, len(peer.late))
         self.behind.discard(peer)
@@ -72,27 +72,27 @@ class Answers:
         self.counts.end_session(peer.session, trio.current_time())
 
     def add_watcher(self, peer: Peer, sees: Callable[[str], bool]) -> None:
-        """Tells a peer what happens in the lockspaces that it sees."""
+        """Makes a peer watch the lockspaces that it may see."""
         self._sees[peer] = sees
         self.feed.add(peer)
 
     def expect(
         self, peer: Peer, msgid: int, what: object
     ) -> Callable[[CodedError | None], None]:
-        """Knows that a request waits for `RELOAD` or `CHANGE` from now on.
+        """Notes that a request waits for `RELOAD` or `CHANGE`.
 
-        Until it is answered its msgid is in use, it is one of the unanswered requests
-        of its user, and its client is not done with, though it asks no more.
+        Until the answer, its msgid is in use, it counts as an unanswered request of its
+        user, and its client stays connected even after its last request.
 
         Returns:
-            What concludes it, to be called with None or with why it is refused.
+            The function that answers it; it takes None or an error.
         """
         peer.late[msgid] = what
         self.late_by_user.add(peer.user)
         return partial(self.conclude, peer.session, msgid)
 
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
-        """Answers a request that is late (`expect`): it is done, or refused."""
+        """Answers a late request (`expect`): with success, or with an error."""
         peer = self.peers.get(session)
         if peer is None or peer.late.pop(msgid, None) is None:
             return
@@ -107,13 +107,13 @@ class Answers:
         self.behind.add(peer)
 
     def blame(self, peer: Peer, error: Exception) -> None:
-        """Has a defect cost the client in whose name it happened its connection."""
+        """Ends the connection of a client after a defect in its name."""
         defect(error)
         attempt(peer.abandon)
         self.behind.add(peer)
 
     def blame_for(self, effect: e.Effect, error: Exception) -> None:
-        """Has a defect in telling of an effect cost the client that it concerns."""
+        """Ends the connection of the client that an effect concerns, after a defect."""
         session: int = getattr(getattr(effect, "grant", effect), "session", 0)
         peer = self.peers.get(session)
         if peer is None:
@@ -148,7 +148,7 @@ class Answers:
         peer.expected.pop(effect.request, None)
         effect = self.redaction.refusal(effect, peer)
         facts = self._facts(effect, peer, now) if peer.connection.greeted else None
-        # libvirt asks as it always did, whatever it is told.
+        # libvirt's users cannot follow the advice.
         said = sentence(effect, now, advises=not peer.is_libvirt)
         error = error_for_code(effect.code, said, facts)
         peer.send_error(effect.request, error)
@@ -177,7 +177,7 @@ class Answers:
     def tell_watchers(
         self, effects: list[e.Effect], sessions: Mapping[int, SessionView]
     ) -> None:
-        """Has those who watch be told what happened, when the turn ends."""
+        """Queues the events of effects for the watchers."""
         for effect in effects:
             try:
                 for event in events_of(effect, sessions):
@@ -186,7 +186,7 @@ class Answers:
                 self.blame_for(effect, error)
 
     def tell_events(self, peer: Peer, events: Iterable[Told]) -> None:
-        """Tells one of them what it may see of that."""
+        """Sends to a watcher the events that it may see."""
         if peer.is_closing:
             return
         sees = self._sees[peer]

@@ -1,4 +1,4 @@
-"""What happened, as those who watch are told (protocol 7.6)."""
+"""Events as watchers get them (protocol 7.6)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Event = dict[str, Any]
 
 
 def events_of(effect: e.Effect, sessions: Mapping[int, SessionView]) -> Iterator[Event]:
-    """Goes through the events that an effect is to an onlooker; most are none."""
+    """Yields the events of an effect. Most effects have none."""
     if isinstance(effect, e.Granted):
         for grant in effect.grants:
             yield _of_grant("converted" if effect.converted else "granted", grant)

@@ -1,10 +1,10 @@
-"""What happened, on its way to those who watch.
+"""Sends events to watchers.
 
-An event is encoded once, whoever watches. It is told at once, and so recorded with what
-it tells of, if its user has few watchers. If there are many, some are told in each turn
-in which their user has time left: who watches with a thousand connections does not hold
-up those who cause the events. Meanwhile an event is here, once for all; whoever is too
-far behind loses its connection.
+It encodes an event once for all watchers. If a user has few watchers, it sends the
+event to them at once, so that it is recorded with its cause. If there are many, each
+turn sends to some while their user has time left. So a thousand watching connections do
+not delay the clients that cause the events. Meanwhile the event is stored once. A
+watcher that is too far behind loses its connection.
 """
 
 import logging
@@ -19,38 +19,38 @@ from lockd.protocol.codec import Encoder
 logger = logging.getLogger(__name__)
 
 AT_ONCE: Final = 16
-"""How many watchers of one user are told in a turn. Sending is most of the work, and
-comes after it."""
+"""How many watchers of one user get events in a turn. Sending is most of the work, and
+happens later."""
 
 Told = tuple[str, bytes]
-"""An event as it is sent, and in which lockspace it happened."""
+"""The lockspace of an event, and its encoded message."""
 
 
 class Feed:
-    """The events that somebody has still to be told, and how far each watcher is."""
+    """The events that some watcher still has to get, and each watcher's position."""
 
     def __init__(self) -> None:
         self._encoder = Encoder()
         self._events: list[Told] = []
-        #: The number of the first of them, and of the one that comes next.
+        #: The number of the first event, and of the next one to come.
         self._first = self._end = 0
-        #: Bytes of them.
+        #: The bytes of the events.
         self._size = 0
-        #: Of each user the watchers, and which event is the next for each: whoever
-        #: waits longest is the first.
+        #: The watchers of each user, with the number of the next event for each. The
+        #: watcher that waits longest is the first.
         self._next: dict[int, dict[Peer, int]] = {}
 
     @property
     def is_watched(self) -> bool:
-        """Whether anybody wants to know."""
+        """Whether there are watchers."""
         return bool(self._next)
 
     def add(self, peer: Peer) -> None:
-        """Tells a peer what happens from now on."""
+        """Adds a watcher, which gets all later events."""
         self._next.setdefault(peer.user, {}).setdefault(peer, self._end)
 
     def remove(self, peer: Peer) -> None:
-        """Tells it nothing any more."""
+        """Removes a watcher."""
         uid = peer.user
         watchers = self._next.get(uid, {})
         watchers.pop(peer, None)
@@ -58,14 +58,14 @@ class Feed:
             self._next.pop(uid, None)
 
     def append(self, event: Event) -> None:
-        """Takes in what happened."""
+        """Adds an event."""
         message = self._encoder.notification("event", event)
         self._events.append((event["lockspace"], message))
         self._size += len(message)
         self._end += 1
 
     def behind(self) -> Iterator[int]:
-        """Goes through the users some of whose watchers have not heard all."""
+        """Yields the users with watchers that are behind."""
         for uid, watchers in self._next.items():
             if next(iter(watchers.values())) < self._end:
                 yield uid
@@ -73,10 +73,11 @@ class Feed:
     def tell(
         self, shares: Shares, tell: Callable[[Peer, Iterable[Told]], None]
     ) -> None:
-        """Tells some watchers what they have not heard, as far as there is time.
+        """Gives some watchers their events, as time allows.
 
         Args:
-            tell: called with a watcher, and with what it is to be told.
+            shares: the time of each user.
+            tell: called with a watcher and its events.
         """
         for uid in list(self.behind()):
             is_crowd = len(self._next[uid]) > AT_ONCE
@@ -87,7 +88,7 @@ class Feed:
                     break
 
     def tell_all(self, tell: Callable[[Peer, Iterable[Told]], None]) -> None:
-        """Tells all of them everything, however long that takes."""
+        """Gives all watchers their events, however long that takes."""
         for uid in list(self.behind()):
             while self._tell_next(uid, tell):
                 pass
@@ -105,13 +106,13 @@ class Feed:
         return True
 
     def forget(self, most: int) -> list[Peer]:
-        """Forgets what all have heard, and what is too much.
+        """Drops the events that all watchers have, and those that exceed a limit.
 
         Args:
-            most: bytes that may wait for who is behind.
+            most: the most bytes of waiting events.
 
         Returns:
-            Those who missed something.
+            The watchers that have missed an event.
         """
         heard = min((next(iter(x.values())) for x in self._next.values()), default=None)
         done = len(self._events) if heard is None else max(heard - self._first, 0)

@@ -1,7 +1,7 @@
-"""What is listed: the engine's state as plain maps, one thing after the other.
+"""Listings of the engine's state: one map for each entry.
 
-A listing is a generator that makes pauses (`pages.Listing`). Things come and go between
-two of its steps, so each step looks anew.
+A listing is a generator with pauses (`pages.Listing`). The state may change between two
+steps, so each step looks again.
 """
 
 import hashlib
@@ -33,22 +33,24 @@ from lockd.terms import SHARED, Mode, ResourceKey
 Map = dict[str, Any]
 
 MISSES: Final = 4
-"""How many processes are looked up for a page before it ends: each costs as much as
-several things that are listed."""
+"""The most process lookups for a page: each costs as much as several entries."""
 
 PASSED: Final = 96
-"""How many things are looked at in vain for a page before it ends."""
+"""The most entries to skip for a page."""
 
 
 class Scene(NamedTuple):
-    """What a listing is made of, and for whom.
+    """The data for a listing, and its reader.
 
     Attributes:
-        peers: all clients, by session.
-        lockspaces: all there are, by name.
+        engine: has the locks.
+        peers: all clients by session.
+        lockspaces: all lockspaces by name.
         finder: knows which of them the peer may know of.
-        sees: tells of which lockspaces the peer wants and may see what is in them.
-        memory: looks processes up.
+        peer: the reader.
+        sees: whether the peer asked for a lockspace and may see into it.
+        redaction: hides what the peer may not see.
+        memory: looks up processes.
     """
 
     engine: LockEngine
@@ -61,12 +63,12 @@ class Scene(NamedTuple):
     memory: Memory
 
     def look(self, lockspace: str | None) -> Look:
-        """Returns how commands are found that the peer may see (`Redaction.look`)."""
+        """Returns a function that looks up the commands that the peer may see."""
         return self.redaction.look(self.peer, lockspace, self.memory)
 
 
 def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
-    """What is held or waited for, in the order of names (`list`)."""
+    """Yields the resources with holders or waiters, sorted by name (`list`)."""
     engine, memory = scene.engine, scene.memory
     is_picked = _picker(scene, wanted)
     named = _is_of_somebody(wanted) or wanted.fencing_token is not None
@@ -91,12 +93,12 @@ def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
 
 
 def _keys(scene: Scene, wanted: ListParams) -> Collection[ResourceKey]:
-    """Returns the names of all resources that can be meant."""
+    """Returns the names of all resources that may match."""
     if wanted.fencing_token is not None:
         grant = scene.engine.grant_of(wanted.fencing_token)
         return [] if grant is None else [grant.key]
     if wanted.inode is not None:
-        # Under whatever name each lockspace has the file.
+        # Each lockspace may have the file under another name.
         return [
             ResourceKey(space.name, resource)
             for space in scene.lockspaces.values()
@@ -122,7 +124,7 @@ def _resource(
     outside = situation.outside
     shown["outside"] = None if outside is None else views.outside(outside)
     if named and found.mode == SHARED:
-        # Of many, those who are meant are named.
+        # Show those of many holders that match.
         meant = [
             grant
             for grant in found.holders.values()
@@ -149,7 +151,7 @@ def _shows(scene: Scene, key: ResourceKey) -> bool:
 def _picker(
     scene: Scene, wanted: ListParams
 ) -> Callable[[ResourceView, float], bool] | None:
-    """Returns what tells whether a resource is wanted; None if all are."""
+    """Returns a function: whether a resource matches the filters. None if all match."""
     of_somebody = _is_of_somebody(wanted)
     if not (of_somebody or wanted.path is not None or wanted.waiting):
         return None
@@ -175,12 +177,12 @@ def _picker(
 
 
 def _is_of_somebody(wanted: ListParams) -> bool:
-    """Tells whether it matters who holds it or waits for it."""
+    """Returns whether the filters ask for certain holders or waiters."""
     return (wanted.owner, wanted.uid, wanted.pid, wanted.unit).count(None) < 4
 
 
 def _means(wanted: ListParams, owner: Owner, look: Look, now: float) -> bool:
-    """Tells whether somebody is the one who is meant."""
+    """Returns whether an owner matches the filters."""
     return (
         wanted.owner in (None, owner.name, owner.uuid)
         and wanted.uid in (None, owner.uid)
@@ -197,14 +199,14 @@ def _parties(found: ResourceView) -> Iterator[tuple[Owner, str | None]]:
 
 
 def _leads_to(path: str) -> Callable[[str], bool]:
-    """Returns what tells whether a name stands for a file, or for one below it."""
+    """Returns a function: whether a name stands for a file, or for one below it."""
     hashed = hashlib.sha256(os.fsencode(path)).hexdigest()
     below = path.rstrip("/") + "/"
     return lambda name: name in (path, hashed) or name.startswith(below)
 
 
 def waiters(scene: Scene, wanted: ListWaitersParams, place: Place) -> Listing:
-    """Who waits, in the order of names and of turns (`list_waiters`)."""
+    """Yields the waiting requests, sorted by name and queue (`list_waiters`)."""
     table, lockspace = scene.engine.resources, wanted.lockspace
     after, number = ResourceKey(*place[:2]), place[2]
 
@@ -269,14 +271,14 @@ def _waiter(
 
 
 def _holder_before(grant: Grant) -> Map:
-    """A holder for which the first of a line waits."""
+    """Returns a holder for which the first in a queue waits."""
     return _before(grant.owner, grant.owner_id, grant.session, grant.mode) | {
         "fencing_token": grant.fencing_token
     }
 
 
 def _waiter_before(request: RequestView) -> Map:
-    """Who comes directly before somebody else in a line."""
+    """Returns the request directly before another in a queue."""
     owner, session = request.owner, request.session.session_id
     return _before(owner.identity, owner.owner_id, session, request.mode)
 
@@ -294,7 +296,7 @@ def _before(owner: Owner, owner_id: int, session: int, mode: Mode) -> Map:
 
 
 def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
-    """The lockspaces that are known, and how much is held in those seen into."""
+    """Yields the lockspaces that the peer may know of, with their held resources."""
     spaces = scene.finder.known(scene.peer)
     held = dict.fromkeys((space.name for space in spaces), 0)
     for number, found in enumerate(list(scene.engine.resources.values()), 1):
@@ -316,7 +318,7 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
 
 
 def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
-    """All sessions, and how much each holds and waits for where that may be seen."""
+    """Yields all sessions, with the locks and requests that the peer may see."""
     peers, memory, look = scene.peers, scene.memory, scene.look(None)
     misses = memory.misses
     numbers = in_order([(x,) for x in peers], lambda number: number > place)
@@ -343,7 +345,7 @@ def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
 
 
 def _count(scene: Scene, grants: list[Grant]) -> Generator[None, None, int]:
-    """Counts those grants that may be seen, with pauses."""
+    """Counts the grants that the peer may see, with pauses."""
     held = 0
     for number, grant in enumerate(grants, 1):
         held += scene.sees(grant.key.lockspace)
@@ -353,12 +355,12 @@ def _count(scene: Scene, grants: list[Grant]) -> Generator[None, None, int]:
 
 
 class Listed(NamedTuple):
-    """What can be listed.
+    """A kind of listing.
 
     Attributes:
-        name: what it is called in the answer.
-        start: a place before all others.
-        begin: begins such a listing after a place.
+        name: its name in the answer.
+        start: a place before all entries.
+        begin: starts such a listing after a place.
     """
 
     name: str
@@ -372,4 +374,4 @@ LISTED: Final = {
     "list_sessions": Listed("sessions", (-1,), sessions),
     "list_lockspaces": Listed("lockspaces", ("",), lockspaces),
 }
-"""By method."""
+"""The kinds of listings by method."""

@@ -1,10 +1,11 @@
-"""Long listings in pages, each so short that it holds nobody up.
+"""Splits listings into pages that are short enough to delay nobody.
 
-What is listed is looked up and put in order when a listing begins, piece by piece; each
-page then goes on where the last one ended. So the whole costs little more than its
-length, and no single turn of the loop has more of it than a page.
+A listing looks up and sorts its names at its beginning, piece by piece. Each page then
+continues at the end of the last one. So the whole costs little more than its length,
+and no turn of the loop does more than a page.
 
-Short by count, and not by time: the same table makes the same pages.
+The length of a page depends on counts and not on time: the same state gives the same
+pages.
 """
 
 from collections import defaultdict
@@ -18,18 +19,18 @@ from lockd.errors import LimitError
 from lockd.protocol.methods import ListingParams
 
 PAGE: Final = 5
-"""How many things a page has at most, whatever was asked for (protocol 6.9): it takes
-about as long as two requests of anybody else, who wait for it."""
+"""The most entries of a page (protocol 6.9). A page takes about as long as two requests
+of other clients, which wait for it."""
 
 RUN: Final = 192
-"""How many names are put in order, or passed over, at once."""
+"""How many names to sort or to skip at once."""
 
 LISTINGS: Final = 16
-"""How many listings of one user may be under way (protocol 6.9)."""
+"""The most unfinished listings of one user (protocol 6.9)."""
 
 IDLE: Final = 1.0
-"""Seconds after which one that nobody asked about makes room for another. If it goes on
-after all it begins anew, at its place."""
+"""Seconds without a request after which another listing may replace one. If its reader
+continues nevertheless, it starts again at its place."""
 
 Map = dict[str, Any]
 Place = tuple[Any, ...]
@@ -37,29 +38,29 @@ Key = TypeVar("Key", bound=tuple[Any, ...])
 
 
 class Entry(NamedTuple):
-    """One thing in a listing, and the place after which the next one comes."""
+    """One entry of a listing, and its place in the order."""
 
     place: Place
     item: Map
 
 
 Listing = Iterator[Entry | None]
-"""The entries in order; None where a page may end, because there was much to do."""
+"""The entries in order. None marks a point where a page may end."""
 
 
 class _Unfinished:
-    """A listing of which the last page ended at a place."""
+    """A listing whose last page ended at a place."""
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
         self.place: Place = ()
         self.asked_at = 0.0
-        #: The entries that had no room on a page yet.
+        #: Entries that did not fit on a page.
         self.rest: list[Entry] = []
 
 
 class Pages:
-    """The listings that are under way."""
+    """The unfinished listings."""
 
     def __init__(self) -> None:
         self._by_user: defaultdict[int, dict[Any, _Unfinished]] = defaultdict(dict)
@@ -72,18 +73,19 @@ class Pages:
         start: Place,
         now: float,
     ) -> tuple[list[Map], Any]:
-        """Returns the next things of a listing, and the place where the page ended.
+        """Returns the next entries of a listing, and the place where the page ends.
+
+        The place is None after the last entry. A page may be empty.
 
         Args:
-            who: uid and session that ask.
-            params: for which listing, and where their last page ended.
-            begin: begins it after a place.
-            start: a place before all others.
-
-        The place is None when nothing more comes. A page may be empty.
+            who: uid and session of the reader.
+            params: the kind of listing, and the place where the last page ended.
+            begin: starts the listing after a place.
+            start: a place before all entries.
+            now: the time.
 
         Raises:
-            LimitError: too many listings of this user are under way.
+            LimitError: this user has too many unfinished listings.
         """
         uid, session = who
         mine = self._by_user[uid]
@@ -107,7 +109,7 @@ class Pages:
         return [x.item for x in found], place if len(place) > 1 else place[0]
 
     def forget(self, who: tuple[int, int]) -> None:
-        """Drops the listings of a session that is gone."""
+        """Drops the listings of a session that has ended."""
         uid, session = who
         if uid in self._by_user:
             mine = self._by_user[uid]
@@ -118,9 +120,9 @@ class Pages:
 
 
 def _make_room(mine: dict[Any, _Unfinished], now: float) -> None:
-    """Drops the listing that was not asked about for longest, if there are too many.
+    """Drops the listing that has been idle longest, if there are too many.
 
-    One that goes on is kept: else many at once would all begin anew for ever.
+    It keeps a listing that is in use: otherwise many at once would restart for ever.
     """
     if len(mine) < LISTINGS:
         return
@@ -134,7 +136,7 @@ def _make_room(mine: dict[Any, _Unfinished], now: float) -> None:
 
 
 def _take(unfinished: _Unfinished, most: int) -> list[Entry] | None:
-    """Takes a page out of a listing; None if what is in `rest` is the last one."""
+    """Takes a page from a listing; None if `rest` is the last one."""
     found = unfinished.rest
     for entry in unfinished.listing:
         if entry is not None:
@@ -153,9 +155,9 @@ def _take(unfinished: _Unfinished, most: int) -> list[Entry] | None:
 def in_order(
     keys: Iterable[Key], wanted: Callable[[Key], bool]
 ) -> Iterator[Key | None]:
-    """Goes through those keys that are wanted, in their order, with pauses (None).
+    """Yields the wanted keys in order, with pauses (None).
 
-    What is not there any more when its turn comes is for the caller to leave out.
+    The caller must skip keys that have disappeared meanwhile.
     """
     every = list(keys)
     runs = []

@@ -1,4 +1,4 @@
-"""Takes the requests that change nothing: who holds what, who waits, who is there."""
+"""Answers requests that change nothing: about locks, queues and sessions."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,13 +24,18 @@ Map = dict[str, Any]
 
 
 class Reader:
-    """Answers from the state of the engine, at this moment.
+    """Answers from the current state of the engine.
 
     Args:
-        history: what happened to each resource.
-        lockspaces: all there are, by name.
-        finder: knows what a name means.
-        redaction: knows what is kept from whom.
+        engine: has the locks.
+        history: has the events of resources.
+        lockspaces: all lockspaces by name.
+        answers: has the peers.
+        finder: finds lockspaces and resources by name.
+        redaction: hides what a peer may not see.
+
+    Attributes:
+        handlers: the function for each method.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Reader:
             self.handlers[method] = partial(self._list, what)
 
     def forget(self, peer: Peer) -> None:
-        """Drops what a peer had begun to read."""
+        """Drops the unfinished listings of a peer."""
         self._pages.forget((peer.credentials.uid, peer.session))
 
     def _query(self, peer: Peer, msgid: int, params: m.ResourceParams) -> None:
@@ -101,7 +106,7 @@ class Reader:
 def facts_of(
     engine: LockEngine, key: ResourceKey, redaction: Redaction, peer: Peer
 ) -> Map:
-    """Who holds a resource, who waits, who held it last (protocol `query`)."""
+    """Returns holders, waiters and last holder of a resource (protocol `query`)."""
     now = trio.current_time()
     last = redaction.last_holder(engine.last_holders.get(key), peer)
     situation = redaction.situation(engine.situation(key), peer)

@@ -1,4 +1,4 @@
-"""What is refused before it comes to the lock table: in words, and what to do."""
+"""Errors that do not come from the lock table: what is wrong, and what to do."""
 
 from lockd.daemon.replies.sentences import unchangeable
 from lockd.engine.effects import Situation
@@ -16,28 +16,28 @@ MSGID_IN_USE = "another request with this msgid is not yet answered: take anothe
 
 
 def other_protocol(asked: int, served: int) -> InvalidRequestError:
-    """Returns what is said to who speaks another version."""
+    """Returns the error for another version of the protocol."""
     return InvalidRequestError(
         f"protocol {asked} is not served, only version {served}: say hello with that"
     )
 
 
 def no_process(pid: int) -> NotFoundError:
-    """Returns what is said of an owner that is not there."""
+    """Returns the error for an owner whose process does not exist."""
     return NotFoundError(
         f"there is no process {pid} to be the owner: register one that runs"
     )
 
 
 def no_session(session: int) -> NotFoundError:
-    """Returns what is said of a session that is not there."""
+    """Returns the error for an unknown session."""
     return NotFoundError(
         f"there is no session {session}: `lockctl sessions` lists those that there are"
     )
 
 
 def no_grant(token: int) -> NotFoundError:
-    """Returns what is said of a fencing token that is nobody's, or not for a peer."""
+    """Returns the error for a fencing token that is unknown, or hidden from a peer."""
     return NotFoundError(
         f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
         "token of a lock"
@@ -45,7 +45,7 @@ def no_grant(token: int) -> NotFoundError:
 
 
 def exists(space: Lockspace) -> AlreadyExistsError:
-    """Returns what is said of a lockspace that is there already."""
+    """Returns the error for a lockspace that already exists."""
     return AlreadyExistsError(
         f"lockspace {quoted(space.name)} exists already, of kind {space.kind}: "
         "use that, or choose another name"
@@ -53,12 +53,12 @@ def exists(space: Lockspace) -> AlreadyExistsError:
 
 
 def in_use(found: Situation, now: float, facts: dict[str, object]) -> InUseError:
-    """Returns why the file of a resource is not made or removed."""
+    """Returns the error for a file that cannot change because it is in use."""
     return InUseError(unchangeable(found, now), facts)
 
 
 def foreign() -> DeniedError:
-    """Returns what is said of pids that mean nothing here."""
+    """Returns the error for a peer whose pids mean nothing here."""
     return DeniedError(
         "this session's process is of another pid or user namespace, or gone, "
         "so the pid of its owner cannot be understood: register without one"
@@ -66,7 +66,7 @@ def foreign() -> DeniedError:
 
 
 def cannot_end(pid: int, uid: int) -> DeniedError:
-    """Returns the refusal of a lock for a process that the user may not kill."""
+    """Returns the error for a lock of a process that the user may not kill."""
     return DeniedError(
         f"on_disconnect is 'kill', and uid {uid} may not kill process {pid}: "
         f"lock for a process of uid {uid}, or where on_disconnect is 'release'"
@@ -74,7 +74,7 @@ def cannot_end(pid: int, uid: int) -> DeniedError:
 
 
 def cannot_be_reached() -> DeniedError:
-    """Returns the refusal of a lock for a process that lockd cannot kill."""
+    """Returns the error for a lock of a process that lockd cannot kill."""
     return DeniedError(
         "on_disconnect is 'kill', and lockd cannot reach this session's process to "
         "kill it: lock from outside the container, or where on_disconnect is 'release'"

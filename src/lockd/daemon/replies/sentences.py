@@ -1,4 +1,4 @@
-"""What a refusal says to people: what is in the way, who, since when, what to do."""
+"""Sentences for refusals: the obstacle, its holder, since when, and what to do."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -30,7 +30,7 @@ NEXT_STEPS: Final[Mapping[str, str]] = {
     "already_held": "use `convert` to change its mode",
     "in_use": "release it until it is held once",
 }
-"""What to do about a refusal that the lock table made, by its code."""
+"""The next step after a refusal by the lock table, by code."""
 
 
 def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
@@ -39,7 +39,7 @@ def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
     Args:
         refused: the refusal.
         now: the time.
-        advises: whether it says what to do next.
+        advises: whether to add the next step.
     """
     parts = [refused.message]
     if refused.situation is not None:
@@ -50,7 +50,7 @@ def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
 
 
 def unchangeable(found: Situation, now: float) -> str:
-    """Returns why the file of a resource is not made or removed now."""
+    """Returns the sentence for a file that cannot change because it is in use."""
     parts = [f"the file of {quoted(str(found.key))} is in use"]
     if found.holder_count:
         parts.append(f"it is {_held(found, now)}")
@@ -60,7 +60,7 @@ def unchangeable(found: Situation, now: float) -> str:
 
 
 def _explanation(refused: Refused, situation: Situation, now: float) -> list[str]:
-    # Who is outside says more than that somebody is.
+    # The process outside lockd says more than the message.
     parts = ["" if refused.outside else refused.message]
     name = quoted(str(situation.key))
     if label := _label(situation):
@@ -83,7 +83,7 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
 
 
 def where(found: Situation, now: float) -> str:
-    """Says by whom a resource is held, if by anybody."""
+    """Returns the holder of a resource, for a sentence."""
     if found.holder_count:
         return _held(found, now)
     if found.outside is not None:
@@ -92,7 +92,7 @@ def where(found: Situation, now: float) -> str:
 
 
 def _label(found: Situation) -> str | None:
-    """Returns what a name stands for, as its holder says: a path that was hashed."""
+    """Returns the label of a resource, which often is the path that was hashed."""
     labels = (grant.label for grant in found.holders)
     return next(filter(None, labels), None)
 
@@ -139,10 +139,10 @@ def _wanted(wait: Wait) -> str:
 
 
 def how(mode: Mode) -> str:
-    """Says how something is held."""
+    """Returns the adverb for a mode."""
     return "exclusively" if mode == EXCLUSIVE else "shared"
 
 
 def called(owner: Owner) -> str:
-    """Says who an owner is."""
+    """Returns the name, pid and uid of an owner."""
     return f"{plain(owner.name)} (pid {owner.pid}, uid {owner.uid})"

@@ -1,7 +1,6 @@
-"""The log of what takes long: waits and holds, when they pass a threshold and end.
+"""Logs slow waits and holds: when they pass a threshold, and when they end.
 
-Nothing is searched: in each lockspace the first that began is the first that passes.
-What was told of once is told of once more, when it is over.
+It need not search, because the oldest in each lockspace passes first.
 """
 
 import logging
@@ -25,19 +24,19 @@ MESSAGE_IDS: Final = {
     "hold": "062eaecbf1bb4f0aa6e364370dea9880",
     "hold ended": "3b489ea728d444cca6b4a109c2a95339",
 }
-"""MESSAGE_ID= of the journal, by which lines of a kind are found."""
+"""MESSAGE_ID= in the journal; it finds the lines of a kind."""
 
 Fields = dict[str, str]
 
 
 class SlowLog:
-    """Tells of what takes long (`Counts`)."""
+    """Logs slow waits and holds (`Counts`)."""
 
     def __init__(self, engine: LockEngine) -> None:
         self._engine = engine
 
     def tell_slow(self, spaces: Iterable[Space], now: float) -> None:
-        """Tells of what has become slow."""
+        """Logs what has become slow."""
         for space in spaces:
             waits, holds = space.take_slow(now)
             for wait in waits:
@@ -70,7 +69,7 @@ class SlowLog:
         )
 
     def _obstacle(self, keys: Iterable[ResourceKey]) -> Situation:
-        """Returns what is in the way of a request: of several, the first held one."""
+        """Returns the obstacle of a request: of several resources, a held one."""
         situations = [self._engine.situation(key) for key in keys]
         return next((x for x in situations if x.holder_count), situations[0])
 
@@ -91,7 +90,7 @@ class SlowLog:
         )
 
     def tell_end(self, what: Wait | Grant, outcome: str, now: float) -> None:
-        """Tells that something is over that was told of; its session is still there."""
+        """Logs the end of a slow wait or hold. Its session must still exist."""
         took = now - what.since
         if isinstance(what, Wait):
             owner, key = self._engine.owner_of(what.session), what.keys[0]

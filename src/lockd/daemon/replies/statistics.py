@@ -1,4 +1,4 @@
-"""What the daemon counts, as plain maps: how much there is, and may be."""
+"""The daemon's counters and limits as plain maps."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ Map = dict[str, Any]
 
 
 def counts(engine: LockEngine) -> Map:
-    """Counts of what is, and of what was since the start."""
+    """Returns the current numbers, and the counters since the start."""
     return {
         "sessions": len(engine.sessions),
         "owners": len(engine.owners),
@@ -29,19 +29,19 @@ def counts(engine: LockEngine) -> Map:
 
 
 def program() -> Map:
-    """What answers: which version, as which process, started by which unit."""
+    """Returns the version, pid and unit of the program."""
     pid = os.getpid()
     return {"version": __version__, "pid": pid, "unit": unit_of(pid)}
 
 
 def kept(engine: LockEngine, keeping: Keeping) -> Map:
-    """What would survive if this process were killed now."""
+    """Returns what would survive if this process were killed now."""
     if keeping.by is None:
         return {"by": None, "locks": 0, "connections": 0, "in_flight": 0, "bytes": 0}
     return {
         "by": keeping.by,
-        # Nobody has an answer that is not recorded, and no file is locked that is not
-        # in flight: it is all or nothing.
+        # All or nothing: an answer is only sent after it is recorded, and a file is
+        # only locked after it is in flight.
         "locks": engine.held,
         "connections": len(engine.sessions),
         "in_flight": keeping.in_flight,
@@ -50,7 +50,7 @@ def kept(engine: LockEngine, keeping: Keeping) -> Map:
 
 
 def limits(limiter: Limiter, keeping: Keeping) -> Map:
-    """How much is used of what is limited, and by whom if it is a user's."""
+    """Returns the usage of each limit, and the user with the most."""
     most = limiter.limits.record_bytes
     return limiter.usage() | {
         "record_bytes": {"used": keeping.memory_bytes, "most": most, "uid": None}
@@ -58,9 +58,9 @@ def limits(limiter: Limiter, keeping: Keeping) -> Map:
 
 
 def upgrade(changes: int, limiter: Limiter) -> Map:
-    """Whether another program could take this one's place now, as far as we see.
+    """Returns whether a live upgrade is possible now, as far as known.
 
-    Whether it can read the state is tried when it is asked to.
+    Only an upgrade itself tries whether the new program can read the state.
     """
     program, why = sys.orig_argv[0], None
     if "/" in program and not os.access(program, os.X_OK):

@@ -1,4 +1,4 @@
-"""How the engine's values look on the wire: maps shaped by protocol 7 and 4.3."""
+"""The engine's values as maps for the wire (protocol 7 and 4.3)."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ IN_LIST = 4
 
 
 def grant_result(grant: Grant, waited: float) -> Map:
-    """A grant as the answer to whoever asked for it."""
+    """Returns a grant as the answer to its request."""
     return {
         "lockspace": grant.key.lockspace,
         "resource": grant.key.resource,
@@ -28,11 +28,11 @@ def grant_result(grant: Grant, waited: float) -> Map:
 
 
 Fences = Callable[[Grant], bool]
-"""Tells whether a holder is dead before its lock is taken from it."""
+"""Returns whether a holder must be dead before its lock ends."""
 
 
 def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
-    """Who somebody is (protocol 7.1)."""
+    """Returns an owner (protocol 7.1)."""
     command, unit = look(owner, now)
     return {
         "name": owner.name,
@@ -49,7 +49,7 @@ def party(owner: Owner, session: int, now: float, look: Look = look_up) -> Map:
 def holder(
     grant: Grant, now: float, look: Look = look_up, must_fence: Fences | None = None
 ) -> Map:
-    """Who holds (protocol 7.2); for who asks, what becomes of him, too (7.5)."""
+    """Returns a holder (protocol 7.2); with `must_fence` also its fate (7.5)."""
     found = party(grant.owner, grant.session, now, look)
     if must_fence is not None:
         found["on_disconnect"] = "kill" if must_fence(grant) else "release"
@@ -65,7 +65,7 @@ def holder(
 
 
 def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
-    """Who waits (protocol 7.3)."""
+    """Returns a waiter (protocol 7.3)."""
     return party(waiting.owner, waiting.session, now, look) | {
         "mode": waiting.mode,
         "converting": waiting.converting,
@@ -77,7 +77,7 @@ def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
 
 
 def last_holder(last: LastHolder | None, now: float) -> Map | None:
-    """Who held last, and how it ended (protocol 7.4)."""
+    """Returns the last holder, and how its grant ended (protocol 7.4)."""
     if last is None:
         return None
     grant = last.grant
@@ -104,7 +104,7 @@ def situation(
     look: Look = look_up,
     must_fence: Fences | None = None,
 ) -> Map:
-    """Who holds a resource and who waits (protocol 4.3, 7.5)."""
+    """Returns the holders and waiters of a resource (protocol 4.3, 7.5)."""
     return {
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,
@@ -118,7 +118,7 @@ def situation(
 
 
 def happening(event: Event, now: float) -> Map:
-    """What happened to a resource (protocol 7.10)."""
+    """Returns an event of a resource (protocol 7.10)."""
     found: Map = {
         "event": event.what,
         "since": wall_time(event.when, now),
@@ -142,11 +142,11 @@ def happening(event: Event, now: float) -> Map:
 EXPLAINED: Final = {
     *("busy", "timeout", "deadlock", "already_held", "not_held", "in_use"),
 }
-"""The codes of refusals that who holds and who waits explain (protocol 4.3)."""
+"""The codes of refusals whose facts name holders and waiters (protocol 4.3)."""
 
 
 def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
-    """What explains a refusal (protocol 4.3)."""
+    """Returns the facts of a refusal (protocol 4.3)."""
     found: Map = {}
     if refused.code not in EXPLAINED:
         return found
@@ -164,7 +164,7 @@ def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
 
 
 def outside(found: OutsideHolder) -> Map:
-    """Who locks a file from outside lockd, or in it under another name."""
+    """Returns who locks a file outside lockd, or in lockd under another name."""
     told = {"mode": found.mode, "pid": found.pid, "command": found.command}
     if found.key is not None:
         told |= {"lockspace": found.key.lockspace, "resource": found.key.resource}
@@ -172,7 +172,7 @@ def outside(found: OutsideHolder) -> Map:
 
 
 def link(wait: Wait) -> Map:
-    """One link of a cycle."""
+    """Returns one link of a cycle."""
     return {
         "name": wait.owner.name,
         "pid": wait.owner.pid,
@@ -183,5 +183,5 @@ def link(wait: Wait) -> Map:
 
 
 def wall_time(since: float, now: float) -> float:
-    """Returns seconds since 1970, for people: no decision depends on it."""
+    """Returns seconds since 1970, for people. No decision depends on it."""
     return time.time() - (now - since)
