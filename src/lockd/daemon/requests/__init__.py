@@ -1,1 +1,1 @@
-"""A request becomes a command, and is carried out."""
+"""Requests: each becomes a command, which is carried out."""

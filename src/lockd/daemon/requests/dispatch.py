@@ -1,7 +1,6 @@
-"""Between wire and engine: a request becomes a command, an effect becomes an answer.
+"""Turns requests of the wire into commands of the engine.
 
-Requests that only read are answered from the engine's state. All others go through
-`Runtime.carry_out`.
+`Reader` answers requests that only read. All others go through `Runtime.carry_out`.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
 
 
 class LockspaceMaker(Protocol):
-    """Makes lockspaces."""
+    """Creates lockspaces."""
 
     def __call__(
         self,
@@ -63,28 +62,32 @@ class LockspaceMaker(Protocol):
         *,
         on_disconnect: OnDisconnect = "release",
     ) -> Lockspace:
-        """Makes a lockspace, or raises ConfigError."""
+        """Creates a lockspace.
+
+        Raises:
+            ConfigError: it cannot be served.
+        """
 
 
 Handler = Callable[[Peer, int, Any], None]
-"""Takes a request: of whom, its msgid, its parameters."""
+"""Handles a request: takes the peer, the msgid and the parameters."""
 
 
 class Dispatcher:
-    """Takes the requests of all peers.
+    """Handles the requests of all peers.
 
     Args:
-        runtime: where commands are carried out.
-        answers: who carries answers back; knows the peers.
-        access: who may do what.
-        limiter: what is too much.
-        reader: takes the requests that only read.
-        finder: knows what a name means.
-        keeping: knows what would survive.
-        life: has the numbers of owners.
-        epoch: the number of this start.
-        make_lockspace: makes a lockspace of a name, kind and path.
-        health: what an admin has to mend.
+        runtime: carries out commands.
+        answers: has the peers.
+        access: has the rights.
+        limiter: checks limits.
+        reader: handles the requests that only read.
+        finder: finds lockspaces and resources by name.
+        keeping: knows what would survive a crash.
+        life: numbers owners.
+        epoch: the epoch of this start.
+        make_lockspace: creates a lockspace.
+        health: has the problems.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class Dispatcher:
             answers.counts.requests[method] = 0
 
     def add_handler(self, method: str, handler: Handler) -> None:
-        """Has the requests of a method be taken by somebody else."""
+        """Sets the handler of a method."""
         self._handlers[method] = handler
         self._answers.counts.requests[method] = 0
 
@@ -150,14 +153,14 @@ class Dispatcher:
         unanswered = session.requests or peer.late
         return not (busy or session.owner.grants or unanswered)
 
-    # From the wire to the engine.
+    # Requests for the engine.
 
     def take(self, peer: Peer, call: MethodCall) -> None:
-        """Carries out the call of a method, or refuses it."""
+        """Carries out a request, or rejects it."""
         self._answers.behind.add(peer)
         method = call.method
         try:
-            # protocol 2.1: its answer could not be told from that of the other.
+            # protocol 2.1: two answers with the same msgid would look the same.
             unanswered = self._engine.sessions[peer.session].requests
             if call.msgid in unanswered or call.msgid in peer.late:
                 raise InvalidRequestError(refusals.MSGID_IN_USE)
@@ -223,7 +226,7 @@ class Dispatcher:
     def _break(self, peer: Peer, msgid: int, params: m.BreakParams) -> None:
         token = params.fencing_token
         grant = self._engine.grant_of(token)
-        # The two look alike: one that is not there, and one that is not for the peer.
+        # A grant that does not exist and one that is hidden look the same.
         if grant is None or not self._access.may(peer, "list", grant.key.lockspace):
             raise refusals.no_grant(token)
         self._access.check(peer, "break", grant.key.lockspace)
@@ -231,7 +234,7 @@ class Dispatcher:
         victim = f"{_who(grant.owner, grant.session)} ({grant.mode}, for {since})"
         what = f"the lock {quoted(str(grant.key))}, fencing token {token}, of"
         self._audit(peer, f"breaks {what} {victim}", params.reason)
-        # Where nobody can end the holder's process, the admin's word is the last one.
+        # If nobody can end the holder's process, the admin takes the lock nevertheless.
         fence = self._runtime.processes.can_end(grant.owner_id)
         command = c.BreakGrant(peer.session, msgid, token, params.reason, fence)
         self._runtime.carry_out(command)
@@ -266,7 +269,7 @@ class Dispatcher:
             self._runtime.processes.forget(owner_id)
 
     def registered_pid(self, peer: Peer) -> int | None:
-        """Returns the process for which a peer acts; None if it did not register."""
+        """Returns the process for which a peer acts; None if it has not registered."""
         session = self._engine.sessions[peer.session]
         return session.owner.identity.pid if session.registered else None
 
@@ -274,7 +277,7 @@ class Dispatcher:
         peer.restrict()
         peer.send_result(msgid)
 
-    # What only reads.
+    # Requests that only read.
 
     def _hello(self, peer: Peer, msgid: int, params: m.HelloParams) -> None:
         if params.protocol != m.PROTOCOL_VERSION:
@@ -297,7 +300,7 @@ class Dispatcher:
         result["upgrades"] = self._life.upgrades
         result["limits"] = statistics.limits(self._limiter, self._keeping)
         result["upgrade"] = statistics.upgrade(self._runtime.changes, self._limiter)
-        # They may name what is hidden from others.
+        # A problem may name something that others may not see.
         result["problems"] = self._health.problems if peer.is_admin else []
         result["uptime"] = trio.current_time() - self._life.started
         peer.send_result(msgid, result)
@@ -307,11 +310,11 @@ class Dispatcher:
         peer.send_result(msgid)
 
     def watch(self, peer: Peer, lockspace: str | None) -> None:
-        """Has a peer told what happens in one lockspace, or in all that it may see."""
+        """Makes a peer watch one lockspace, or all that it may see."""
         self._answers.add_watcher(peer, self._finder.visible(peer, lockspace))
         peer.begin_watching(lockspace)
 
-    # Lockspaces, files, sessions of others.
+    # Lockspaces, files, other sessions.
 
     def _create_lockspace(
         self, peer: Peer, msgid: int, params: m.CreateLockspaceParams
@@ -347,7 +350,11 @@ class Dispatcher:
     def _lockspace_of_unused(
         self, peer: Peer, params: m.ResourceFileParams
     ) -> Lockspace:
-        """Returns the lockspace of a resource whose file may be changed."""
+        """Returns the lockspace of a resource whose file may change.
+
+        Raises:
+            InUseError: the resource has a holder or a waiter.
+        """
         key = self._key(peer, params.lockspace, params.resource, "acquire")
         if key in self._engine.resources:
             found = self._redaction.situation(self._engine.situation(key), peer)
@@ -367,7 +374,10 @@ class Dispatcher:
         peer.send_result(msgid)
 
     def _audit(self, peer: Peer, what: str, reason: str) -> None:
-        """Writes into the log who did what to whom, and why: never left out."""
+        """Logs an admin's action, its victim and the reason.
+
+        This line is never dropped.
+        """
         who = _who(self._engine.owner_of(peer.session), peer.session)
         by = f"uid {peer.credentials.uid}, {who}"
         logger.warning("%s, %s: %s", by, what, quoted(reason, 1000), extra=AUDIT)

@@ -1,4 +1,4 @@
-"""Finds the process for which a session says that it acts, and whose owner that is."""
+"""Registers the process for which a session acts."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,11 @@ from lockd.procs import uids_of
 
 
 class Registration:
-    """Makes owners of processes.
+    """Creates the owners of processes.
 
     Args:
-        processes: of all owners.
+        engine: has the owners.
+        processes: the processes of all owners.
         new_number: returns the number of a new owner.
     """
 
@@ -30,13 +31,15 @@ class Registration:
         self._new_number = new_number
 
     def owner_of(self, peer: Peer, pid: int, *, kill: bool) -> tuple[int, int]:
-        """Returns number and uid of the owner that another process is.
+        """Returns number and uid of the owner for another process.
 
         Args:
-            kill: whether it must be one that can be ended.
+            peer: the peer that registers it.
+            pid: the process.
+            kill: whether the peer must have the right to kill it.
 
         Raises:
-            RequestError: there is no such process, or the peer may not act for it.
+            RequestError: the process does not exist, or the peer may not act for it.
         """
         if peer.is_foreign:
             raise refusals.foreign()
@@ -48,8 +51,8 @@ class Registration:
         claimant = peer.credentials.uid
         is_theirs = uids is not None and claimant in (0, uids.effective)
         process = Process(pid, pidfd, sender=claimant if is_theirs else None)
-        # Alive after its uid was read: then the uid was its own, not that of another
-        # process which got the pid.
+        # It is alive after its uid was read. So the uid was its own, and not that of
+        # another process with the same pid.
         if uids is None or process.is_dead:
             process.close()
             raise refusals.no_process(pid)
@@ -58,12 +61,12 @@ class Registration:
             raise refusals.cannot_end(pid, claimant)
         uid = uids.effective
         if not is_theirs:
-            # Whoever joins an owner may release what it holds, and what it holds
-            # counts among what its user may hold: neither is for a stranger.
+            # A peer that joins an owner may release its locks, and its locks count for
+            # the user of the owner. A stranger must not do either.
             uid = process.claimant = claimant
         owner_id = processes.registered(pid, process.claimant)
         first = None if owner_id is None else processes.of(owner_id)
-        # One that is dead had the pid before; the news of that is on its way.
+        # If it is dead, its end is about to be reported, and the pid has a new process.
         if owner_id is None or first is None or first.is_dead:
             owner_id = self._new_number()
             try:
@@ -79,7 +82,7 @@ class Registration:
         return owner_id, uid
 
     def check_can_end(self, peer: Peer) -> None:
-        """Raises if a process that is to be ended with its session cannot be."""
+        """Raises `DeniedError` if the process of a peer must be killable and is not."""
         owner = self._engine.sessions[peer.session].owner
         if not self._processes.can_end(owner.owner_id):
             if peer.is_foreign:

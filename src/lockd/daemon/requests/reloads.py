@@ -1,7 +1,7 @@
-"""The requests that wait for the end of a reload (protocol 6.19).
+"""Requests that wait for the end of a reload (protocol 6.19).
 
-A reload gives the place of this program to the one on disk, so it is the successor that
-answers; if there is none, because the upgrade failed, it is this one.
+A reload replaces this program by the one on disk, so the successor answers. If the
+upgrade fails, this program answers.
 """
 
 import signal
@@ -15,18 +15,18 @@ from lockd.protocol.methods import NoParams
 
 
 class Asked(NamedTuple):
-    """A request that waits."""
+    """A waiting request."""
 
     session: int
     msgid: int
 
 
 class Reloads:
-    """Takes the requests for a reload, and answers them.
+    """Handles the requests for a reload.
 
     Args:
-        answers: knows the peers.
-        limiter: knows how many requests may wait.
+        answers: has the peers.
+        limiter: limits the waiting requests.
     """
 
     def __init__(self, answers: Answers, limiter: Limiter) -> None:
@@ -34,13 +34,13 @@ class Reloads:
         self._limiter = limiter
 
     def take(self, peer: Peer, msgid: int, params: NoParams) -> None:
-        """Begins a reload for a peer, as the signal does."""
+        """Starts a reload for a peer, as the signal does."""
         self._limiter.check_late(peer)
         self._answers.expect(peer, msgid, RELOAD)
         signal.raise_signal(signal.SIGUSR1)
 
     def waiting(self) -> list[Asked]:
-        """Returns the requests that a reload that begins now answers."""
+        """Returns the requests that a reload answers if it begins now."""
         return [
             Asked(peer.session, msgid)
             for peer in self._answers.peers.values()
@@ -48,10 +48,11 @@ class Reloads:
         ]
 
     def answer(self, asked: list[Asked], problem: str | None) -> None:
-        """Says how a reload ended.
+        """Answers requests after a reload.
 
         Args:
-            problem: why nothing has changed; None if the reload succeeded.
+            asked: the requests.
+            problem: why nothing has changed; None after success.
         """
         error = None if problem is None else UnavailableError(problem)
         for session, msgid in asked:

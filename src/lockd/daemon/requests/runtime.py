@@ -1,8 +1,8 @@
 """Drives the engine: the only caller of `LockEngine.handle`.
 
-Every command is carried out to its end here: the effects that need a file are done at
-once and their outcome goes back into the engine in the same turn; files that may be
-slow are left to a thread, one at a time for each lockspace, in order.
+It carries out every command completely. It opens fast files at once, and gives the
+result to the engine in the same turn. It leaves slow files to threads: one file at a
+time for each lockspace, in order.
 """
 
 from __future__ import annotations
@@ -38,29 +38,30 @@ from lockd.terms import OutsideHolder, ResourceKey
 logger = logging.getLogger(__name__)
 
 SLOW_QUEUE: Final = math.inf
-"""How many anchors may wait for a slow file system: as many as are asked for."""
+"""How many anchors may wait for a slow file system: no limit."""
 
 
 class Opened(NamedTuple):
-    """An anchor that is held, and its file."""
+    """An open anchor and its file."""
 
     key: ResourceKey
     file: LockFile
 
 
 Outcome = Opened | c.AnchorRefused
-"""Of an anchor that was to be opened."""
+"""The result of opening an anchor."""
 
 
 class Runtime:
-    """The engine in its surroundings: time, files, processes.
+    """The engine with its surroundings: time, files, processes.
 
     Args:
-        engine: changed by this object alone, through `handle`; others read its state.
+        engine: only this object changes it, through `handle`.
+        answers: sends answers to the peers.
         poller: watches processes.
-        keeping: keeps what is to outlive this process.
-        after_turn: called whenever a turn of the loop ends.
-        checks: whether every law is checked after every command; slow.
+        keeping: keeps the state for a successor.
+        after_turn: called at the end of each turn of the loop.
+        checks: whether to check all laws after every command, which is slow.
     """
 
     def __init__(
@@ -80,17 +81,17 @@ class Runtime:
         self._keeping = keeping
         self._answers = answers
         self._counts = answers.counts
-        # As `trio.current_time`, which finds the clock anew each time.
+        # Like `trio.current_time`, which looks the clock up each time.
         self._current_time = trio.lowlevel.current_clock().current_time
         self._after_turn = after_turn
         self._checks = checks
         self._commands: deque[c.Command] = deque()
         self._busy = False
-        #: Whether the table may be in a state that must not be: nothing can go on then.
+        #: Whether the lock table may be wrong; then the daemon must end.
         self.is_broken = False
         self._file_lockspaces: list[Lockspace] = []
         self._slow: dict[str, trio.MemorySendChannel[Callable[[], None]]] = {}
-        #: How many files are just being made or removed in a thread.
+        #: How many files a thread is creating or deleting.
         self.changes = 0
         self._nursery: trio.Nursery | None = None
         self._on_turn: Callable[[], None] = lambda: None
@@ -101,16 +102,16 @@ class Runtime:
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
         }
-        #: What is done for each kind of effect on which the table itself relies.
+        #: The functions for effects on which the lock table depends.
         self._perform = own
-        #: What is told of each other kind.
+        #: The functions for all other effects.
         self._tell: dict[type, tuple[Callable[[Any, float], None], ...]] = {}
         for hears in self.history.hears, self._counts.hears, answers.carriers:
             for kind, action in hears.items():
                 self._tell[kind] = (*self._tell.get(kind, ()), action)
 
     def add_lockspace(self, lockspace: Lockspace) -> None:
-        """Serves a lockspace from now on, in the place of one that is unused."""
+        """Serves a lockspace, which may replace an unused one."""
         before = self.lockspaces.get(lockspace.name)
         if before is not None and before.anchored:
             before.finish()
@@ -125,7 +126,7 @@ class Runtime:
         )
 
     def is_unused(self, name: str) -> bool:
-        """Tells whether nothing is held, waited for or being opened in a lockspace."""
+        """Returns whether a lockspace has no holders, waiters or open anchors."""
         space = self.lockspaces.get(name)
         if space is None:
             return True
@@ -135,9 +136,9 @@ class Runtime:
         return not at_work and all(x.lockspace != name for x in self.engine.resources)
 
     def carry_out(self, command: c.Command) -> None:
-        """Lets something happen, and everything that follows from it.
+        """Carries out a command and everything that follows from it.
 
-        What happens meanwhile, from within an effect, is carried out after it.
+        A command that arrives meanwhile, from an effect, is carried out afterwards.
         """
         commands = self._commands
         if self._busy:
@@ -164,7 +165,7 @@ class Runtime:
                 self._perform[type(effect)](effect)
                 continue
             for action in told:
-                # Whoever is told is not the table: it stands as it should.
+                # A failure here leaves the lock table correct.
                 try:
                     action(effect, now)
                 except Exception as error:
@@ -182,7 +183,7 @@ class Runtime:
     # Time.
 
     def _set_alarm(self) -> None:
-        """Makes the alarm ring when the engine's next deadline comes."""
+        """Sets the alarm to the next deadline of the engine."""
         when = self.engine.next_deadline()
         deadline = math.inf if when is None else when
         if deadline != self._alarm.deadline:
@@ -193,11 +194,11 @@ class Runtime:
         on_turn: Callable[[], None],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Runs what needs time: deadlines, slow files, fencing.
+        """Runs everything that takes time: deadlines, slow files, fencing.
 
         Args:
-            on_turn: called after something was carried out from here, so that the
-                answers leave.
+            on_turn: called after a command from here, to send the answers.
+            task_status: started when commands are carried out.
         """
         try:
             async with trio.open_nursery() as self._nursery:
@@ -214,7 +215,7 @@ class Runtime:
             self._nursery = None
 
     def _resume(self) -> None:
-        """Goes on with what a predecessor had begun and could not end."""
+        """Continues the unfinished work of a predecessor."""
         for lockspace in self._file_lockspaces:
             for resource in lockspace.open_resources():
                 key = ResourceKey(lockspace.name, resource)
@@ -226,7 +227,7 @@ class Runtime:
         self._on_turn()
 
     def end_turn(self) -> None:
-        """Does what was put off until after the answers."""
+        """Does the work that was deferred until after the answers."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
         attempt(self.history.settle)
@@ -234,7 +235,7 @@ class Runtime:
         self._after_turn()
 
     def close(self) -> None:
-        """Lets go of everything that is held outside: files and processes."""
+        """Closes files and processes."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
         self.processes.close()
@@ -252,7 +253,7 @@ class Runtime:
             self.carry_out(self._kept(_try_to_open(lockspace, effect, user)))
 
     def _kept(self, outcome: Outcome) -> c.AnchorOpened | c.AnchorRefused:
-        """Sees to it that an anchor outlives us before anybody is told of it."""
+        """Keeps a new anchor for a successor, before anybody hears of it."""
         if isinstance(outcome, c.AnchorRefused):
             return self._named(outcome)
         key, file = outcome
@@ -265,7 +266,7 @@ class Runtime:
         return c.AnchorOpened(key)
 
     def _named(self, refused: c.AnchorRefused) -> c.AnchorRefused:
-        """Adds who holds a file that is locked under another name."""
+        """Adds the holder of a file that is locked under another name."""
         outside = refused.outside
         if outside is None or outside.key is None:
             return refused
@@ -285,10 +286,10 @@ class Runtime:
             lockspace.close_anchor(resource)
 
     def _user_of(self, key: ResourceKey) -> User | None:
-        """Returns whose right to the file counts when an anchor is opened."""
+        """Returns the user whose rights to a file count for opening an anchor."""
         session = self.engine.opens_for(key)
         if session is None:
-            return None  # nobody gets anything by it
+            return None  # nobody gets a lock by it
         peer = self._answers.peers.get(session)
         return STRANGER if peer is None else peer.file_user
 
@@ -309,11 +310,13 @@ class Runtime:
         change: Callable[[str], None],
         done: Callable[[CodedError | None], None],
     ) -> None:
-        """Makes or removes the file of a resource, in a thread if that may take long.
+        """Creates or deletes the file of a resource, in a thread if that may take long.
 
         Args:
+            lockspace: the lockspace of the resource.
+            resource: its name.
             change: `create_resource` or `delete_resource` of the lockspace.
-            done: called when it is done, or with why it was refused.
+            done: called after success with None, or with the error.
         """
         if lockspace.anchor_is_slow(resource):
             self.changes += 1
@@ -340,7 +343,7 @@ class Runtime:
 
     def _later(self, lockspace: Lockspace, job: Callable[[], None]) -> None:
         if self._nursery is None:
-            return  # the kernel closes what is open when the daemon has ended
+            return  # the daemon ends, and the kernel closes its files
         jobs = self._slow.get(lockspace.name)
         if jobs is None:
             jobs, to_do = trio.open_memory_channel[Callable[[], None]](SLOW_QUEUE)
@@ -352,14 +355,14 @@ class Runtime:
         self, jobs: trio.MemoryReceiveChannel[Callable[[], None]]
     ) -> None:
         async for job in jobs:
-            # Abandoned at the end: a hung server must not keep the daemon alive.
+            # Abandoned at the end: a server that hangs must not keep the daemon alive.
             await trio.to_thread.run_sync(undisturbed, job, abandon_on_cancel=True)
 
     # Processes.
 
     def _fence(self, effect: e.Fence) -> None:
-        # Without a nursery the daemon ends, and will give its lock to nobody; or it has
-        # not begun, and will be asked again.
+        # Without a nursery, the daemon is ending and will give the lock to nobody; or
+        # it is starting, and the engine will ask again.
         if self._nursery is None or self.processes.is_fencing(effect.owner_id):
             return
         if self.processes.of(effect.owner_id) is None:
@@ -373,13 +376,13 @@ class Runtime:
         self._nursery.start_soon(self._wait_fenced, owner_id)
 
     async def _wait_fenced(self, owner_id: int) -> None:
-        """Waits until a process is dead, whatever goes wrong, and tells the table."""
+        """Waits until a process is dead, despite any defect. Then tells the engine."""
         while True:
             try:
                 await self.processes.fence(owner_id)
                 break
             except Exception as error:
-                # Whoever waits for its locks waits for this.
+                # Other requests wait for this.
                 defect(error)
                 await trio.sleep(AGAIN)
                 attempt(self.processes.begin_fencing, owner_id)

@@ -1,6 +1,6 @@
-"""The sessions of clients: opens, adopts and closes them.
+"""Opens, adopts and closes the sessions of clients.
 
-The one place that knows all who must hear of that, and in which order.
+Only this module knows which parts must hear of it, and in which order.
 """
 
 from lockd.daemon.clients.keeping import Keeping
@@ -15,14 +15,14 @@ from lockd.engine import commands as c
 
 
 class Sessions:
-    """Tells everybody of a session that begins or ends.
+    """Tells all parts of a session that begins or ends.
 
     Args:
-        runtime: the lock table, and the processes of owners.
-        answers: carries answers to the peers.
-        reader: remembers what a peer has begun to read.
-        limiter: counts the sessions; a new one is counted when it connects.
-        keeping: keeps what is to outlive this process.
+        runtime: has the lock table, and the processes of owners.
+        answers: has the peers.
+        reader: has the unfinished listings of a peer.
+        limiter: counts the sessions. It counts a new one when it connects.
+        keeping: keeps the state for a successor.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Sessions:
         self._keeping = keeping
 
     def open(self, peer: Peer, name: str, pidfd: int | None) -> None:
-        """Opens the session of a client that connected.
+        """Opens the session of a client.
 
         Args:
-            name: what its process is called.
-            pidfd: refers to that process; ours to close from now on.
+            peer: the client.
+            name: the name of its process.
+            pidfd: refers to that process. This object then owns it.
         """
         pid, uid, _ = peer.credentials
         if pidfd is not None:
@@ -57,14 +58,14 @@ class Sessions:
         self._keeping.open_peer(peer)
 
     def adopt(self, peer: Peer) -> None:
-        """Takes over a session of the daemon before, which is in the lock table."""
+        """Adopts a session of a predecessor. The lock table already has it."""
         self._limiter.add_session(peer.user, at_admin_socket=peer.at_admin_socket)
         self._answers.add_peer(peer)
 
     def close(self, peer: Peer) -> None:
-        """Ends the session of a client that is gone, as far as it was opened.
+        """Closes the session of a client, even if it was opened only in part.
 
-        Nothing of a client stays, whatever goes wrong with the rest.
+        Every step happens, even if another one fails.
         """
         runtime, session = self._runtime, peer.session
         self._limiter.forget_unread(peer)

@@ -1,8 +1,8 @@
-"""virtlockd's place: each call of libvirt becomes a request of the native protocol.
+"""Serves libvirt: turns its calls into requests of the native protocol.
 
-What is asked, in which order and of whom, is checked here as virtlockd does it; all
-else is the dispatcher's, which does not know who asked. A lockspace is named by its
-directory, an empty name stands for `direct`.
+It checks the arguments, the order and the rights of calls as virtlockd does. The
+dispatcher does everything else, and does not know about libvirt. The path of a
+directory names its lockspace; an empty path means `direct`.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ from lockd.protocol.connection import MethodCall
 from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384
-"""How many paths are remembered, to tell what a hashed name stands for."""
+"""How many paths to remember, to find the path for a hashed name."""
 
 MAX_LOCKSPACE_NAME: Final = 60
-"""Characters of the name of a lockspace that is made; each has 4 bytes at most."""
+"""The most characters in the name of a new lockspace; each has at most 4 bytes."""
 
 _HASHED: Final = re.compile("[0-9a-f]{64}")
 
 
 class Virtlockd:
-    """Takes the calls of all peers that speak virtlockd's tongue.
+    """Handles the calls of all peers that speak libvirt's protocol.
 
     Args:
-        dispatcher: takes what they become.
-        lockspaces: all that are served.
+        dispatcher: handles the requests.
+        lockspaces: all lockspaces by name.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Virtlockd:
         }
 
     def take(self, peer: Peer, call: Call) -> None:
-        """Carries out a call, or refuses it."""
+        """Carries out a call, or rejects it."""
         procedure = call.procedure
         try:
             self._check_order(peer, call)
@@ -77,7 +77,7 @@ class Virtlockd:
         self._dispatcher.take(peer, MethodCall(call.number, method, params))
 
     def _check_order(self, peer: Peer, call: Call) -> None:
-        """Raises unless it is time for a call; in virtlockd's own order."""
+        """Raises unless the call is valid at this time, by virtlockd's own order."""
         unknown = call.args.flags & ~_FLAGS.get(call.procedure, 0)
         if unknown:
             raise RemoteError(
@@ -94,7 +94,7 @@ class Virtlockd:
             if registered:
                 raise out_of_order("lock owner details have already been registered")
         elif not registered and call.procedure != Procedure.CREATE_LOCKSPACE:
-            # libvirtd makes its lockspaces without saying for whom.
+            # libvirtd creates its lockspaces before it registers.
             raise out_of_order("lock owner details have not been registered")
 
     # From arguments to parameters.
@@ -110,7 +110,7 @@ class Virtlockd:
             id=args.id,
             pid=args.pid,
         )
-        # The guest must be dead before its disks are given to another.
+        # The guest must be dead before another one gets its disks.
         return m.RegisterParams(owner=owner, on_disconnect="kill")
 
     def _restrict(self, peer: Peer, args: p.RestrictArgs) -> m.Params:
@@ -125,7 +125,7 @@ class Virtlockd:
             resource=resource,
             mode=SHARED if args.flags & p.SHARED else EXCLUSIVE,
             timeout=0,
-            # A file at a path of its own is a disk: never made, never removed.
+            # A file with its own path is a disk: never create or remove it.
             create=None if space.kind == "direct" else bool(args.flags & p.AUTOCREATE),
             label=self._paths.label(space, resource, pid),
         )
@@ -185,20 +185,22 @@ class Virtlockd:
 
 
 class HashedPaths:
-    """Knows which path a hashed name stands for, if it has seen the path.
+    """Maps hashed names to the paths it has seen.
 
-    libvirt sends the hash alone. The path stands in the command line of the guest, or
-    was asked for by itself.
+    libvirt only sends the hash. The path is in the command line of the guest, or in an
+    earlier request.
     """
 
     def __init__(self) -> None:
         self._path_of: OrderedDict[str, str] = OrderedDict()
 
     def label(self, space: Lockspace, resource: str, pid: int | None) -> str | None:
-        """Returns the path that a resource stands for, if its name does not say so.
+        """Returns the path of a resource with a hashed name; None for any other.
 
         Args:
-            pid: of the guest that wants it.
+            space: its lockspace.
+            resource: its name.
+            pid: the guest that wants it.
         """
         if space.kind == "direct":
             self._see(resource)
@@ -232,11 +234,11 @@ _METHODS: Final = {
 _FLAGS: Final = {
     Procedure.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE,
 }
-"""The flags that a procedure takes; most take none."""
+"""The flags of each procedure; most have none."""
 
 
 def _check_directory(path: str) -> None:
-    """Raises, as virtlockd has it, if no directory can be made at a path."""
+    """Raises virtlockd's error if a directory cannot be created at a path."""
     if not path.startswith("/"):
         raise RemoteError(
             Number.INVALID_ARG, Domain.LOCKSPACE, f"{path} is not an absolute path"
@@ -250,14 +252,14 @@ def _check_directory(path: str) -> None:
 
 
 def _resource(space: Lockspace, name: str) -> str:
-    """Returns what a resource is called here: one file has one name."""
+    """Returns the name of a resource in lockd: each file has one name."""
     if space.kind == "direct" and name.startswith("/") and "\0" not in name:
         return canonical_path(name)
     return name
 
 
 def _shown_name(name: str) -> str:
-    """Returns the name of a guest as it can be shown, whatever it is."""
+    """Returns the name of a guest in a printable form."""
     shown = plain(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     while len(shown.encode()) > MAX_NAME_BYTES:
         shown = shown[:-1]
@@ -265,7 +267,7 @@ def _shown_name(name: str) -> str:
 
 
 def _name_for(path: str, taken: Collection[str]) -> str:
-    """Returns a name for the lockspace of a directory: its path, with dashes."""
+    """Returns a new name for the lockspace of a directory: its path, with dashes."""
     usual = os.path.normpath(path).strip("/").replace("/", "-").replace(":", "-")
     usual = usual[-MAX_LOCKSPACE_NAME:]
     name, number = usual, 1

@@ -1,1 +1,1 @@
-"""How a service begins: empty, after an upgrade, after a crash."""
+"""The start of a daemon: empty, after an upgrade, or after a crash."""

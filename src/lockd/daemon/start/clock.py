@@ -1,7 +1,7 @@
-"""The clock of the daemon: CLOCK_MONOTONIC as it is (clock_gettime(2)).
+"""The daemon's clock: CLOCK_MONOTONIC (clock_gettime(2)).
 
-trio's own clock begins anywhere anew in each process. Times that a daemon leaves to its
-successor must mean the same to both.
+trio's own clock starts at a random time in each process. But a daemon and its successor
+must read the recorded times in the same way.
 """
 
 import time
@@ -10,14 +10,14 @@ import trio
 
 
 class MonotonicClock(trio.abc.Clock):
-    """Seconds since the machine was started, but for those that it slept."""
+    """Seconds since the machine was started, without its sleep."""
 
     def start_clock(self) -> None:
-        """Does nothing: it goes already."""
+        """Does nothing: the clock already runs."""
 
-    #: Returns the time. Without a call in between: it is asked several times a request.
+    #: Returns the time, without another call: it is called several times in a request.
     current_time = staticmethod(time.monotonic)
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Returns how many seconds there are until a time."""
+        """Returns how many seconds remain until a deadline."""
         return deadline - time.monotonic()

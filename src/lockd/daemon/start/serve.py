@@ -1,4 +1,4 @@
-"""How a service begins: empty, after an upgrade, or after a crash."""
+"""Starts a daemon: empty, after an upgrade, or after a crash."""
 
 import gc
 import logging
@@ -35,12 +35,12 @@ logger = logging.getLogger("lockd")
 
 
 class Predecessor(NamedTuple):
-    """The daemon whose place this one takes.
+    """The daemon that this one replaces.
 
     Attributes:
-        state: what it had.
-        left_at: when it stopped to serve; None if it crashed.
-        revived: what was kept of it; None if its state was handed over alone.
+        state: its state.
+        left_at: when it stopped serving; None if it crashed.
+        revived: its kept data; None if only the state was handed over.
     """
 
     state: Handover
@@ -49,14 +49,14 @@ class Predecessor(NamedTuple):
 
     @property
     def life(self) -> Life:
-        """The life that goes on."""
+        """The life that continues."""
         is_crash, state = self.left_at is None, self.state
         return Life(
             state.started,
             state.last_number,
             state.upgrades + (not is_crash),
             state.revivals + is_crash,
-            # After a crash clients have waited since this process was started.
+            # After a crash, clients have waited since the start of this process.
             time.monotonic() - process_age() if is_crash else self.left_at or None,
         )
 
@@ -72,17 +72,20 @@ def begin(
     """Serves until SIGTERM or SIGINT.
 
     Args:
-        config: what counts, if there was no daemon before.
-        stores: where everything is kept that is to outlive this process.
-        predecessor: the daemon that is to be carried on. A configuration that went bad
-            since it began must not cost its locks.
+        options: the options of the command line.
+        config: the configuration for an empty start.
+        epoch, listeners: those of this start.
+        stores: outlive this process; None without a service manager.
+        predecessor: the daemon to continue; None for an empty start. Its own
+            configuration then counts first, because an invalid file must not cost its
+            locks.
 
     Raises:
-        ConfigError: what it left cannot be read.
+        ConfigError: the state of the predecessor cannot be read.
     """
 
     async def serve() -> None:
-        # All that was left is done with here: it is as much again as what goes on.
+        # The data of the predecessor is freed after this; it is as large as the state.
         if predecessor is None:
             service = begin_empty(options, config, epoch, listeners, stores)
         else:
@@ -100,7 +103,7 @@ def begin_empty(
     listeners: dict[Role, Listener],
     stores: Stores | None,
 ) -> Service:
-    """Returns a daemon that has no predecessor, and is about to serve."""
+    """Returns a daemon without a predecessor that is ready to serve."""
     engine, life = LockEngine(epoch.last_token), Life(trio.current_time())
     keep = None if stores is None else partial(StoredKeeping, stores)
     parts = assemble(engine, life, epoch, config.limits, keep)
@@ -164,11 +167,14 @@ def _carry_on(
 def _put_in_order(
     service: Service, revived: Revived, *, damaged: bool, is_upgrade: bool
 ) -> None:
-    """Sees to it that what is kept is what goes on, and nothing else.
+    """Makes the kept data equal to the restored state.
 
     Args:
-        damaged: whether some of what was kept could not be read. All that is seen of
-            that now ends with what is recorded anew.
+        service: the daemon.
+        revived: the data of the predecessor.
+        damaged: whether a part could not be read. Recording everything again then
+            removes all traces of it.
+        is_upgrade: whether the predecessor has given way on purpose.
 
     Raises:
         ConfigError: there is no room for that.
@@ -184,7 +190,7 @@ def _put_in_order(
     service.read_configuration()
     for stranger in revived.strangers:
         parts.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
-    # Their connections are kept anew, and nobody else's may be forgotten.
+    # Their connections are kept again here, so nobody else's are forgotten below.
     parts.server.let_all_in()
     owners = parts.runtime.processes.owners()
     try:
@@ -205,6 +211,6 @@ def _put_in_order(
 
 
 def _collect_from_now_on() -> None:
-    """Has garbage be collected, of what is made from now on: nothing of it is yet."""
+    """Starts garbage collection for new objects. There is no garbage so far."""
     gc.freeze()
     gc.enable()

@@ -1,6 +1,6 @@
-"""Goes on where another daemon stood, with what it left (`handover`, `revival`).
+"""Restores the state of another daemon (`handover`, `revival`).
 
-What cannot be taken up costs those whom it concerns, and nobody else notices.
+An unreadable part affects only the clients it belongs to.
 """
 
 import os
@@ -41,7 +41,7 @@ def check(state: Handover) -> None:
     """Does everything that can be done with a copy of a state.
 
     Raises:
-        ConfigError: something in it cannot be read.
+        ConfigError: a part of it cannot be read.
     """
     open_files = OpenFiles()
     try:
@@ -74,14 +74,15 @@ def check(state: Handover) -> None:
 def take_over(
     parts: Parts, config: Config, state: Handover, loaded: snapshot.Loaded
 ) -> None:
-    """Goes on where the daemon before stood.
+    """Restores the state of a predecessor.
 
-    What cannot be taken up costs those whom it concerns, is logged, and nobody else
-    notices.
+    An unreadable part is logged, and affects only the clients it belongs to.
 
     Args:
-        parts: of this daemon, with the lock table that was loaded.
-        config: of the daemon before.
+        parts: this daemon, with the loaded lock table.
+        config: the predecessor's configuration.
+        state: the predecessor's state.
+        loaded: the result of loading the lock table.
     """
     problems = list(loaded.problems)
     lost: dict[ResourceKey, str] = {}
@@ -98,7 +99,7 @@ def take_over(
             problems.append(f"a process: {error!r}")
     for record in state.peers:
         _take_peer(parts, record, problems)
-    # Now there is somebody to be told.
+    # The peers exist now and can hear of it.
     for key, reason in lost.items():
         lose(parts, key, reason)
     _end_what_is_left(parts, loaded)
@@ -107,25 +108,27 @@ def take_over(
 
 
 def close_on_exec(state: Handover) -> None:
-    """Has the descriptors that came through execve(2) not go through another one."""
+    """Makes the descriptors that came through execve(2) close at the next one."""
     fds: list[Any] = [file[1] for space in state.lockspaces for file in space.files]
     for record in (*state.processes, *state.peers):
         fds += [record.get("pidfd"), record.get("fd")]
     for fd in fds:
         if isinstance(fd, int):
-            with suppress(OSError):  # whoever takes it up will see that it is not open
+            with suppress(
+                OSError
+            ):  # a closed descriptor is reported when it is adopted
                 os.set_inheritable(fd, False)
 
 
 def _take_lockspace(parts: Parts, record: LockspaceRecord) -> dict[ResourceKey, str]:
-    """Serves a lockspace on; returns what is not locked any more, and why."""
+    """Serves a lockspace. Returns the resources that are no longer locked, and why."""
     space = make_lockspace(
         record.name,
         record.kind,
         record.path,
         parts.open_files,
         record.on_disconnect,
-        # Locks are held there, whatever has become of its directory.
+        # Some locks are held there, so its directory is not checked.
         settle=str,
     )
     parts.runtime.add_lockspace(space)
@@ -142,7 +145,10 @@ def _take_lockspace(parts: Parts, record: LockspaceRecord) -> dict[ResourceKey, 
 def _take_rights(
     parts: Parts, config: Config, record: LockspaceRecord, problems: list[str]
 ) -> None:
-    """Lets everybody do in a lockspace what they could, until that is read anew."""
+    """Sets the rights in a lockspace by the old configuration.
+
+    Reading the new configuration replaces them.
+    """
     found = config.lockspaces.get(record.name, LockspaceConfig(record.kind))
     try:
         rights = rights_of(found)
@@ -153,9 +159,9 @@ def _take_rights(
 
 
 def lose(parts: Parts, key: ResourceKey, reason: str) -> None:
-    """Takes a resource from its holders, whose lock is not there any more."""
+    """Takes a resource from its holders, because its file is no longer locked."""
     for grant in parts.engine.holders(key):
-        # Session 0 is nobody's: its answer goes nowhere.
+        # Session 0 does not exist: the answer goes nowhere.
         command = c.BreakGrant(0, 0, grant.fencing_token, reason)
         parts.runtime.carry_out(command)
 
@@ -168,13 +174,18 @@ def load_peer(
     flow: Flow | None = None,
     on_error: Callable[[str], None] = lambda code: None,
 ) -> Peer:
-    """Returns the peer that `Peer.dump` and `Peer.dump_state` described."""
+    """Returns a peer in the state that `Peer.dump` and `Peer.dump_state` described.
+
+    Raises:
+        OSError: the connection is broken.
+        ValueError: the positions in its streams are unknown.
+    """
     identity = Identity(
         Credentials(*record["credentials"]),
         frozenset(record["groups"]),
         None,
         record["is_foreign"],
-        # Older daemons did not tell it.
+        # Older daemons did not record it.
         record.get("user", record["credentials"][1]),
     )
     peer = Peer(
@@ -208,7 +219,7 @@ def _take_peer(parts: Parts, record: Plain, problems: list[str]) -> None:
         if peer.session not in parts.engine.sessions:
             raise ValueError("its session could not be read")
     except Exception as error:
-        # Whatever it is: each start would meet it again, and nobody would be served.
+        # Any error: otherwise every start would fail on it.
         problems.append(f"session {record.get('session')} is ended: {error}")
         shut_down(sock)
         sock.close()
@@ -220,7 +231,7 @@ def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
     peers, engine = parts.answers.peers, parts.engine
     for session in loaded.damaged:
         if session in peers:
-            # Before anybody gets what it believes to have.
+            # Before another owner gets its lock.
             peers[session].shut_down()
             peers[session].close_after_answers()
             parts.answers.behind.add(peers[session])
@@ -228,7 +239,7 @@ def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
         parts.answers.counts.end_session(session, trio.current_time())
         parts.runtime.carry_out(c.CloseSession(session))
         if session not in engine.owners:
-            # Else the next start would miss it, and take that for damage.
+            # Otherwise the next start would miss it, and take that for damage.
             parts.runtime.processes.forget(session)
     for owner_id in loaded.orphans:
         if owner_id in engine.owners:

@@ -1,1 +1,1 @@
-"""What of this daemon outlives it, and how a successor goes on."""
+"""Survival: keeping the state of the daemon, and restoring it."""

@@ -1,13 +1,13 @@
-"""What a daemon leaves to the program that takes its place, in the same process.
+"""A live upgrade: gives the state to the new program in the same process.
 
-The state is written into a memfd (memfd_create(2)), sealed, and read by the new program
-after execve(2). Descriptors stay open under their numbers: sockets, pidfds, lock files.
-Nothing is given back or taken anew meanwhile, so nobody can come between.
+The state is written into a sealed memfd (memfd_create(2)), which the new program reads
+after execve(2). Sockets, pidfds and lock files stay open with the same numbers. No lock
+is released meanwhile, so nobody else can get it.
 
-Whatever can fail is tried before it counts: the new program first runs as a child with
-a copy of the state, and says whether it could go on from there. execve(2) itself either
-fails, and everything is as before, or is done. A new program that dies after that is a
-crash like any other: the kernel frees the locks and the clients see EOF.
+Everything that can fail is tried first: the new program runs as a child with a copy of
+the state, and reports whether it can continue from there. Then execve(2) either fails,
+and nothing has changed, or succeeds. If the new program dies later, it is a crash like
+any other: the kernel frees the locks, and the clients see EOF.
 """
 
 import fcntl
@@ -40,30 +40,30 @@ from lockd.terms import Kind, Mode, OnDisconnect
 VERSION: Final = 2
 READABLE_FROM: Final = 2
 OLDEST: Final = 1
-"""As in `snapshot`, of what stands around it."""
+"""The versions of the state, as in `snapshot`."""
 
 HANDOVER: Final = "LOCKD_HANDOVER"
 KEPT: Final = "LOCKD_KEPT"
 TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
-"""Environment variables: the descriptor of a state, to take over or just to try."""
+"""Environment variables with the descriptor of a state: to take over, or to try."""
 
 PATIENCE: Final = 30.0
 """Seconds in which the new program must have read the state."""
 
 GOOD: Final = "lockd can go on from here"
-"""The last line of a new program that has read the state: a status of 0 alone would
-also be that of one that never looked at it."""
+"""The last line of a new program that has read the state. An exit status of 0 is not
+enough: a program that ignores the state may return it too."""
 
 MAX_SAID: Final = 1_000
-"""Bytes that are kept of what it says, the last ones."""
+"""How many bytes of its output to keep, the last ones."""
 
 ROOM: Final = 32
-"""Descriptors that must be free: a program that cannot open its own files would end,
-and every lock with it."""
+"""Descriptors that must be free. A new program that cannot open its own files would
+end, and all locks with it."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""Blocked from before execve(2) until the new program has its handlers: what is not
-handled would end it."""
+"""Blocked from before execve(2) until the new program has its handlers. Without a
+handler they would end it."""
 
 _SEALS: Final = (
     fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -72,7 +72,7 @@ Plain = dict[str, Any]
 
 
 class LockspaceRecord(Struct, frozen=True):
-    """A lockspace, and its open anchors: resource, descriptor, made by us, mode."""
+    """A lockspace and its open anchors: resource, descriptor, made by us, mode."""
 
     name: str
     kind: Kind
@@ -87,7 +87,7 @@ class _Head(Struct, frozen=True):
 
 
 class Handover(Struct, frozen=True):
-    """The state of a daemon; descriptors are numbers that stay valid."""
+    """The state of a daemon. Descriptors are numbers that stay valid."""
 
     version: int
     readable_from: int
@@ -104,12 +104,12 @@ class Handover(Struct, frozen=True):
     started: float
     upgrades: int
     revivals: int = 0
-    #: When the daemon stopped to serve (CLOCK_MONOTONIC).
+    #: When the daemon stopped serving (CLOCK_MONOTONIC, seconds).
     left_at: float = 0.0
 
 
 class Kept(Struct, frozen=True):
-    """What a daemon leaves whose state is kept outside (`keeping`): where that is."""
+    """The state of a daemon that keeps it outside the process: its stores."""
 
     version: int
     readable_from: int
@@ -121,7 +121,7 @@ class Kept(Struct, frozen=True):
 
 
 class Leaving(NamedTuple):
-    """The daemon that gives its place to another program."""
+    """The daemon that another program replaces."""
 
     parts: Parts
     config: Config
@@ -132,10 +132,10 @@ class Leaving(NamedTuple):
 
 
 async def try_successor(leaving: Leaving) -> None:
-    """Runs the new program on a copy of the state.
+    """Runs the new program as a child on a copy of the state.
 
     Raises:
-        ConfigError: it could not go on from there, and says why.
+        ConfigError: it cannot continue from there; the error says why.
         OSError: there is no room for a copy.
     """
     memfd = _write(_dump(leaving, lambda fd: fd))
@@ -155,10 +155,10 @@ async def try_successor(leaving: Leaving) -> None:
 
 
 async def _run_trial(memfd: int) -> tuple[int, bytes]:
-    """Runs the new program; returns its status, and the end of what it said."""
+    """Runs the new program. Returns its status, and the end of its output."""
     environment = _environment(TRIAL, memfd)
     environment.pop("NOTIFY_SOCKET", None)
-    # trio does this in a thread, which must not be one that signals are delivered to.
+    # trio starts it in a thread, which must not take signals.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         process = await trio.lowlevel.open_process(
@@ -179,7 +179,7 @@ async def _run_trial(memfd: int) -> tuple[int, bytes]:
                 said = (said + data)[-MAX_SAID:]
         return await process.wait(), said
     finally:
-        # Out of patience, or the daemon ends.
+        # It took too long, or the daemon ends.
         if process.returncode is None:
             process.kill()
             with trio.CancelScope(shield=True):
@@ -187,18 +187,18 @@ async def _run_trial(memfd: int) -> tuple[int, bytes]:
 
 
 def give_way(leaving: Leaving) -> None:
-    """Becomes the new program; returns only if that failed.
+    """Replaces this program by the new one. Returns only by raising.
 
     Raises:
-        ConfigError: the system refused; nothing has changed.
-        Exception: so did something else, and nothing has changed, either.
+        ConfigError: the system refused. Nothing has changed.
+        Exception: anything else failed. Nothing has changed either.
     """
     leaving.parts.server.finish_turn()
     keeping = leaving.parts.keeping
     if keeping.is_stuck:
         raise ConfigError("there is no memory to record what happened last")
     if leaving.parts.runtime.changes:
-        # Whoever asked for that would never be answered.
+        # A peer would never get an answer.
         raise ConfigError("a file is being made or removed on a slow file system")
     if isinstance(keeping, StoredKeeping):
         become(KEPT, lambda keep: _dump_kept(leaving, keeping, keep))
@@ -207,11 +207,14 @@ def give_way(leaving: Leaving) -> None:
 
 
 def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> None:
-    """Runs the new program in the place of this one, with a state in a memfd.
+    """Executes the new program, with the state in a memfd.
 
     Args:
-        variable: by which it finds the state.
-        dump: makes the state; calls its argument with each descriptor that stays open.
+        variable: the environment variable for the memfd.
+        dump: returns the state; calls its argument with each descriptor to keep open.
+
+    Raises:
+        ConfigError: the system refused. Nothing has changed.
     """
     kept: list[int] = []
 
@@ -234,7 +237,7 @@ def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> Non
 
 
 def _check_room(fd: int) -> None:
-    """Raises unless some descriptors are free."""
+    """Raises `ConfigError` unless some descriptors are free."""
     taken: list[int] = []
     try:
         taken.extend(os.dup(fd) for _ in range(ROOM))
@@ -307,7 +310,7 @@ def _write(state: Struct) -> int:
 
 
 def _command() -> list[str]:
-    """Returns how this program was started; another may be found there by now."""
+    """Returns the command line of this program, which may be a new version by now."""
     interpreter, *arguments = sys.orig_argv
     return [interpreter if "/" in interpreter else sys.executable, *arguments]
 
@@ -323,10 +326,10 @@ State = TypeVar("State", Handover, Kept)
 
 
 def receive(variable: str, kind: type[State]) -> State | None:
-    """Returns the state that is handed over in this process; None at a plain start.
+    """Returns the state from the previous program in this process; None without one.
 
     Raises:
-        ConfigError: it cannot be read; nothing of it was read.
+        ConfigError: it cannot be read.
     """
     found = os.environ.pop(variable, None)
     if found is None:
@@ -352,7 +355,7 @@ def _check_version(head: _Head) -> None:
 
 
 def config_of(state: Handover) -> Config | None:
-    """Returns the configuration of the daemon before; None if it means nothing here."""
+    """Returns the predecessor's configuration; None if it is not valid here."""
     try:
         return msgspec.convert(state.config, Config)
     except msgspec.ValidationError:

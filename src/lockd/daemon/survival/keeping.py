@@ -1,12 +1,12 @@
-"""Keeps outside this process, all the time, what has to outlive it.
+"""Keeps the state of the daemon outside the process at all times.
 
-Under a service manager with a descriptor store (sd_notify(3), FDSTORE=1) nothing of
-value is in this process alone: the state is in shared memory (`Ledger`, `Cells`),
-descriptors are in flight (`InFlight`), and the few descriptors that this takes are the
-manager's, too. `revival` goes on from there.
+With a service manager that stores descriptors (sd_notify(3), FDSTORE=1), nothing of
+value is in this process alone. The state is in shared memory (`Ledger`, `Cells`),
+descriptors are in flight (`InFlight`), and the service manager stores the few
+descriptors of these. `revival` restores the state.
 
-The order that everything hangs on: lock, keep, record, answer; unlock, record, answer.
-An answer never leaves before `commit` has recorded what it promises.
+The order is essential: lock, keep, record, answer; and unlock, record, answer. No
+answer leaves before `commit` has recorded what it promises.
 """
 
 import errno
@@ -48,11 +48,11 @@ from lockd.names import quoted
 from lockd.terms import ResourceKey
 
 PAUSE: Final = 0.1
-"""Seconds between two tries to record what there is no memory for."""
+"""Seconds between two attempts to record when there is no memory."""
 
 TIDYING: Final = 0.0005
 TURNS_UNTIDIED: Final = 64
-"""Seconds for getting rid of what is no longer needed, and how many turns between."""
+"""Seconds to spend on removing garbage, and how many turns to wait in between."""
 
 Plain = dict[str, Any]
 
@@ -63,11 +63,13 @@ class StoredKeeping(Keeping):
     """Keeps the state of one daemon in stores.
 
     Args:
-        stores: what outlives this process.
-        answers: the peers.
-        slots: the slots of `Cells` that are taken.
-        owners: those whose pidfds are kept already.
-        apart: what is recorded of sessions in pieces already.
+        stores: outlive this process.
+        engine: has the locks.
+        answers: has the peers.
+        life, epoch: the numbers to record.
+        slots: the used slots of `Cells`.
+        owners: the owners whose pidfds are kept already.
+        apart: the pieces that are recorded already, by session.
     """
 
     by = "service manager"
@@ -88,53 +90,53 @@ class StoredKeeping(Keeping):
         self._answers = answers
         self._last_slot = max(slots, default=0)
         self._free_slots = sorted(set(range(self._last_slot)) - set(slots))
-        #: Free when it is recorded that their peers are gone.
+        #: The slots of peers whose end is not yet recorded.
         self._left_slots: list[int] = []
         #: The owners whose pidfds are kept.
         self._pidfds = set(owners)
-        #: The descriptor that is kept for each resource, and its label.
+        #: The kept descriptor of each resource, and its label.
         self._files: dict[ResourceKey, tuple[int, bytes]] = {}
         self._lockspaces: dict[str, Lockspace] = {}
         self._turns_untidied = 0
-        #: Until when nothing is recorded for want of memory; 0 if there is some.
+        #: Until when not to record, because there was no memory; 0 if there was.
         self._stuck_until = 0.0
         self._recorder = Recorder(
             stores.ledger, engine, answers, life, epoch, apart or {}
         )
 
     def descriptors(self) -> dict[str, int]:
-        """Returns the descriptors of all stores, by name."""
+        """Returns the descriptors of all stores by name."""
         return self._stores.descriptors()
 
     @property
     def in_flight(self) -> int:
-        """How many descriptors are in flight, those no longer wanted included."""
+        """How many descriptors are in flight, wanted or not."""
         return self._stores.in_flight.count
 
     @property
     def record_bytes(self) -> int:
-        """How many bytes the records have that count."""
+        """How many bytes the valid records have."""
         return self._stores.ledger.live_bytes
 
     @property
     def memory_bytes(self) -> int:
-        """How much shared memory the records take, garbage and reserves included."""
+        """How many bytes of shared memory the records take, garbage included."""
         return self._stores.ledger.memory_bytes
 
     @property
     def is_short(self) -> bool:
-        """Whether nothing may be added, for want of memory."""
+        """Whether memory is so short that nothing may be added."""
         return self._recorder.is_short
 
     @property
     def is_stuck(self) -> bool:
-        """Whether nobody is answered, for want of memory to record the answers."""
+        """Whether no answer may leave: there is no memory to record it."""
         return self._stuck_until > 0
 
     # Descriptors.
 
     def open_flow(self, session: int, sock: socket.socket, role: Role) -> KeptFlow:
-        """Keeps a connection from now on; returns how its bytes come and go.
+        """Keeps a connection from now on. Returns the flow of its bytes.
 
         Raises:
             OSError: it cannot be kept.
@@ -151,7 +153,7 @@ class StoredKeeping(Keeping):
         return flow
 
     def take_up_flow(self, sock: socket.socket, slot: int) -> KeptFlow:
-        """Returns how the bytes of a connection that is kept already come and go.
+        """Returns the flow of a connection that is already kept.
 
         Raises:
             OSError: there is no memory for its positions.
@@ -171,11 +173,11 @@ class StoredKeeping(Keeping):
         self._free_slots.append(flow.slot)
 
     def open_peer(self, peer: Peer) -> None:
-        """Records who a new peer is, with the next `commit`."""
+        """Records a new peer with the next `commit`."""
         self._recorder.open_peer(peer)
 
     def close_peer(self, peer: Peer) -> None:
-        """Stops keeping a connection, and what is recorded of it."""
+        """Stops keeping a connection, and removes its records."""
         self._stores.in_flight.drop(label_of(CONNECTION, peer.session, peer.role))
         self._recorder.close_peer(peer.session)
         self._left_slots.append(peer.flow.slot)
@@ -189,7 +191,7 @@ class StoredKeeping(Keeping):
         fd = file.fd
         before = self._files.get(key)
         if before is not None and before[0] == fd:
-            return  # it was opened before, and changed its mode
+            return  # it was open before, and has changed its mode
         label = label_of(FILE, *key, file.made)
         self._stores.in_flight.keep(label, fd)
         if before is not None and before[1] != label:
@@ -203,13 +205,12 @@ class StoredKeeping(Keeping):
             self._stores.in_flight.drop(kept[1])
 
     def commit(self, peers: Iterable[Peer]) -> bool:
-        """Records everything that changed; tells whether answers may leave.
+        """Records all changes. Returns whether the answers may be sent.
 
-        Where there is no memory for it they wait: whoever is started in our place would
-        have no more of it.
+        Without memory they wait: a new process would have no more memory.
 
         Args:
-            peers: those that something was read from, or is to be sent to.
+            peers: those that the turn has read from or will send to.
         """
         if self._stuck_until and trio.current_time() < self._stuck_until:
             return False
@@ -226,40 +227,40 @@ class StoredKeeping(Keeping):
         return True
 
     def keep_pidfd(self, owner_id: int, pidfd: int) -> None:
-        """Keeps the pidfd of an owner, before that counts.
+        """Keeps the pidfd of an owner. Call it before the registration takes effect.
 
         Raises:
             OSError: it cannot be kept.
         """
-        # Those of peers are found through their sockets, until they are fenced.
+        # The pidfd of a peer can be found through its socket, until it is fenced.
         if owner_id not in self._pidfds:
             self._stores.in_flight.keep(label_of(PIDFD, owner_id), pidfd)
             self._pidfds.add(owner_id)
 
     def drop_pidfd(self, owner_id: int) -> None:
-        """Stops keeping the pidfd of an owner, before it is closed."""
+        """Stops keeping the pidfd of an owner. Call it before closing it."""
         if owner_id in self._pidfds:
             self._pidfds.remove(owner_id)
             self._stores.in_flight.drop(label_of(PIDFD, owner_id))
 
     def note_process(self, owner_id: int, describe: Describe) -> None:
-        """Records what has become of a process, with the next `commit`."""
+        """Records the data of a process with the next `commit`."""
         self._recorder.note_process(owner_id, describe)
 
     def note_lockspace(self, lockspace: Lockspace) -> None:
-        """Records a lockspace, which is new or another one than before."""
+        """Records a new or changed lockspace."""
         self._lockspaces[lockspace.name] = lockspace
         self._recorder.note_lockspace(lockspace)
 
     def note_config(self, config: Config) -> None:
-        """Records a configuration, which counts from now on."""
+        """Records the configuration in effect."""
         self._stores.ledger.limit(config.limits.record_bytes)
         self._recorder.note_config(config)
 
-    # After another daemon.
+    # After a revival.
 
     def unlocked(self) -> list[ResourceKey]:
-        """Returns the resources that are held by the records, and by no open file."""
+        """Returns the resources with recorded holders but without an open file."""
         return [
             key
             for key, resource in self._engine.resources.items()
@@ -269,16 +270,16 @@ class StoredKeeping(Keeping):
         ]
 
     def hold_stuck(self, found: dict[bytes, int]) -> None:
-        """Keeps the files locked for good that are locked and that nobody holds.
+        """Keeps all locked files without a known holder locked for good.
 
-        To be called before anything is recorded anew, where records were damaged: a
-        next start might find nothing wrong.
+        If records were damaged, call it before recording anything. The next start might
+        not see the damage.
 
         Args:
-            found: the descriptors that a predecessor kept and nobody took up, by label.
+            found: the kept descriptors that nobody has claimed, by label.
 
         Raises:
-            OSError: one of them cannot be kept so; all are locked, as they were.
+            OSError: one of them cannot be kept so. All are still locked.
         """
         in_flight = self._stores.in_flight
         left = {x: fd for x, fd in found.items() if parts_of(x)[0] == FILE}
@@ -286,15 +287,15 @@ class StoredKeeping(Keeping):
             _, lockspace, resource, made = parts_of(label)
             status = os.fstat(fd)
             if (made and not status.st_nlink) or not has_lock(fd):
-                continue  # it was let go: what was dropped is in flight for a while
+                continue  # it is unlocked, and was dropped
             key = lockspace, resource, status.st_dev, status.st_ino
             in_flight.keep(label_of(STUCK, *key), fd)
             in_flight.drop(label)
 
     def _disown_files(self) -> dict[bytes, int]:
-        """Takes the files that nobody holds from their lockspaces, locked as they are.
+        """Removes the files without a holder from their lockspaces, still locked.
 
-        Else they would be let go, or be given to whoever asks next.
+        Otherwise the lockspaces would unlock them, or give them to the next request.
         """
         found = {}
         for key, (fd, label) in list(self._files.items()):
@@ -309,19 +310,19 @@ class StoredKeeping(Keeping):
     def forget_the_rest(
         self, found: dict[bytes, int], owners: Iterable[int], *, at_once: bool = False
     ) -> list[str]:
-        """Keeps no longer what a predecessor kept and nobody took up; closes it.
+        """Stops keeping what nobody has claimed, and closes it.
 
         Args:
             found: the descriptors that nobody else closes, by label.
-            owners: those whose processes are known.
-            at_once: whether nobody may find any of it again. Whoever found a stuck file
-                by its old label would let go of it.
+            owners: the owners whose processes are known.
+            at_once: whether to remove all of it now. A successor that found a stuck
+                file under its old label would unlock it.
 
         Returns:
-            What stays locked although nobody holds it.
+            What stays locked without a holder.
 
         Raises:
-            OSError: there is no room to do it at once.
+            OSError: there is no room to remove it now.
         """
         in_flight = self._stores.in_flight
         wanted = {label for _, label in self._files.values()}
@@ -349,7 +350,7 @@ class StoredKeeping(Keeping):
         return left
 
     def note_files(self) -> None:
-        """Notes the files that a predecessor kept and that are held on."""
+        """Notes the kept files that are still held."""
         for space in self._lockspaces.values():
             if isinstance(space, FileLockspace):
                 for resource in space.open_resources():
@@ -358,36 +359,36 @@ class StoredKeeping(Keeping):
                     self._files[key] = fd, label_of(FILE, *key, made)
 
     def record_anew(self) -> None:
-        """Records all there is, and nothing else, whatever a predecessor left."""
+        """Records the whole state, and removes all other records."""
         self._recorder.record_anew()
 
     def adopt_records(
         self, found: Iterable[tuple[str, Any]], owners: Collection[int]
     ) -> None:
-        """Lets all that a predecessor recorded count (`Recorder.adopt_records`)."""
+        """Adopts the records of a predecessor (`Recorder.adopt_records`)."""
         self._recorder.adopt_records(found, owners)
 
     def write_anew(self) -> None:
-        """Has what is kept contain nothing that was damaged, at once."""
+        """Rewrites all records without the damaged ones, at once."""
         self._stores.cells.forget_sending()
-        with suppress(OSError):  # later, then; until then it is told again
+        with suppress(OSError):  # later, then; until then the problems are found again
             self._stores.ledger.tidy(inf)
 
-    # What is put off.
+    # Deferred work.
 
     def tidy(self) -> None:
-        """Drops what is no longer needed, now and then, when a turn ends."""
+        """Removes unneeded data, now and then at the end of a turn."""
         self._turns_untidied += 1
         if self._turns_untidied < TURNS_UNTIDIED and self._stores.ledger.debt <= 0:
             return
-        with suppress(OSError):  # there is no room to make room: later, perhaps
+        with suppress(OSError):  # there is no room to make room: try later
             self._stores.ledger.tidy(TIDYING)
             if self._turns_untidied >= TURNS_UNTIDIED:
                 self._turns_untidied = 0
                 self._stores.in_flight.tidy(TIDYING)
 
     def tidy_thoroughly(self) -> None:
-        """Drops all that is not wanted: it would keep file systems busy."""
+        """Removes all unwanted descriptors, because they keep file systems busy."""
         with suppress(OSError):
             self._stores.in_flight.tidy(TIDYING, thoroughly=True)
             self._stores.ledger.tidy_at_leisure(TIDYING)

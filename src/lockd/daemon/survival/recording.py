@@ -1,8 +1,8 @@
-"""What is recorded of a service, and when: all that changed, before any answer leaves.
+"""Records all changes of the state before any answer leaves.
 
-A record costs what changed, not what is held (`Ledger`, `records`, `Pieces`). Where
-there is no memory for it, garbage goes first, then those who leave most unread; nobody
-is answered what is not recorded.
+The cost depends on the changes and not on the number of locks (`Ledger`, `records`,
+`Pieces`). If memory is short, garbage goes first, and then the clients that leave most
+unread. Nobody gets an answer that is not recorded.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class Recorder:
     """Records the state of one daemon.
 
     Args:
-        ledger: where it is recorded.
-        answers: the peers.
-        apart: what is recorded of sessions in pieces already.
+        ledger: has the records.
+        engine: has the locks.
+        answers: has the peers.
+        life, epoch: the numbers to record.
+        apart: the pieces that are recorded already, by session.
 
     Attributes:
-        is_short: whether nothing may be added, for want of memory.
+        is_short: whether memory is so short that nothing may be added.
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class Recorder:
         self._life = life
         self._epoch = epoch
         self.is_short = False
-        #: By session: the key of its state, and what is recorded apart from that.
+        #: By session: the key of its state, and its pieces.
         self._state_keys: dict[int, bytes] = {}
         self._apart = dict(apart)
-        #: The owners whose processes have changed, and who describes them.
+        #: The owners whose processes have changed, and the function that describes
+        #: them.
         self._changed: dict[int, Describe] = {}
         self._numbers = (-1, -1)
         self._config = Config()
@@ -78,13 +81,13 @@ class Recorder:
         records.follow(engine)
 
     def open_peer(self, peer: Peer) -> None:
-        """Records who a new peer is, with the next `commit`."""
+        """Records a new peer with the next `commit`."""
         self._note_session(peer.session)
         self._put(PEER, peer.session, peer.dump())
         self._ledger.put(self._state_keys[peer.session], self._state(peer))
 
     def close_peer(self, session: int) -> None:
-        """Records a peer no longer."""
+        """Removes the records of a peer."""
         self._remove(PEER, session)
         state_key = self._state_keys.pop(session, None)
         if state_key is not None:
@@ -103,17 +106,17 @@ class Recorder:
         return _encode(peer.dump_state(claims, self._apart[peer.session]))
 
     def commit(self, peers: Iterable[Peer]) -> None:
-        """Records everything that changed, so that answers may leave.
+        """Records all changes, so that answers may leave.
 
-        Where memory is short, whoever leaves most unread is cut off, and nobody may add
-        anything; where there is none, one after the other is.
+        If memory is short, it disconnects the client that leaves most unread, and
+        nobody may add anything. Without memory, it disconnects one after the other.
 
         Args:
-            peers: those that something was read from, or is to be sent to.
+            peers: those that the turn has read from or will send to.
 
         Raises:
-            OSError: there is no memory for it, and nobody to cut off. Nothing may be
-                answered then, until it is recorded by a call that comes later.
+            OSError: there is no memory, and nobody to disconnect. No answer may leave
+                until a later call succeeds.
         """
         ledger = self._ledger
         put = ledger.put
@@ -150,7 +153,10 @@ class Recorder:
             self._could_cut_off()
 
     def _could_cut_off(self) -> bool:
-        """Cuts off who leaves most unread; tells whether anybody leaves much."""
+        """Disconnects the client that leaves most unread.
+
+        Returns whether one leaves much.
+        """
         answers = self._answers
         worst = max(answers.peers.values(), key=attrgetter("unread"), default=None)
         if worst is None or worst.unread <= SHORT:
@@ -161,7 +167,7 @@ class Recorder:
         return True
 
     def note_process(self, owner_id: int, describe: Describe) -> None:
-        """Records what has become of a process, with the next `commit`."""
+        """Records the data of a process with the next `commit`."""
         self._changed[owner_id] = describe
 
     def _record_process(self, owner_id: int, found: Plain | None) -> None:
@@ -193,9 +199,9 @@ class Recorder:
             self._put(DAEMON, 0, known)
 
     def record_anew(self) -> None:
-        """Records all there is, and nothing else, whatever a predecessor left.
+        """Records the whole state, and removes all other records.
 
-        Only what differs is written: whoever is killed again and again leaves no more.
+        It writes only the differences, so that repeated crashes need no more memory.
         """
         ledger = self._ledger
         known = ledger.records()
@@ -219,15 +225,15 @@ class Recorder:
     def adopt_records(
         self, found: Iterable[tuple[str, Any]], owners: Collection[int]
     ) -> None:
-        """Lets all that a predecessor recorded count; what changes is recorded next.
+        """Adopts the records of a predecessor. Later changes are recorded as usual.
 
-        To be called instead of `record_anew` where nothing was damaged, and all is
-        written as we would write it. The next `commit` has what the engine did since it
-        was loaded, and the peers whose answers it is about: it comes before them.
+        Call it instead of `record_anew` if nothing was damaged and the format is ours.
+        The next `commit` records the changes of the engine since loading, together with
+        the peers whose answers depend on them.
 
         Args:
-            found: kind and name of each record of a peer and of a process.
-            owners: those whose processes are known.
+            found: kind and name of each record of a peer or process.
+            owners: the owners whose processes are known.
         """
         peers = self._answers.peers
         for session in peers:

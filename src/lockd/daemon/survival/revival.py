@@ -1,12 +1,11 @@
-"""Goes on after a crash with what was kept: makes of it what a live upgrade leaves.
+"""Restores the state after a crash: converts the kept data into that of a live upgrade.
 
-What the kernel says is locked is the truth; the records say whose it is. They differ by
-what was being done when the predecessor was killed: an anchor that nobody was granted
-yet is let go; a lock that is recorded needs nothing, for the open file that was kept
-has it. Where records are damaged nothing is let go that they may have been about:
-a file that nobody is known to hold stays locked for good, and a session that lost a
-record is ended, so that nobody believes to hold what nobody knows of. Whatever could
-be read goes on.
+The kernel knows what is locked; the records say who holds it. They may differ by the
+last actions of the predecessor. An anchor without a recorded grant is closed. A
+recorded lock needs no action, because the kept open file has it. If records are
+damaged, nothing is unlocked that they may have described: a file without a known holder
+stays locked for good. A session that has lost a record is closed, so that no client
+relies on a lock that is lost. Everything readable continues.
 """
 
 import os
@@ -61,8 +60,8 @@ Plain = dict[str, Any]
 
 PATIENCE: Final = 10.0
 PAUSE: Final = 0.01
-"""Seconds for which the service manager may be busy when we start, and between two
-tries: its socket holds few messages."""
+"""Seconds to wait for a busy service manager, and between two attempts: its socket
+holds few messages."""
 
 _decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -72,25 +71,27 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
 _OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
 
 _NUMBERED: Final = ("owner", "session")
-"""Records of the engine that are named by a number of `Life.new_number`."""
+"""The engine's records that are named by a number of `Life.new_number`."""
 
 
 class Stranger(NamedTuple):
-    """A connection that was kept, and of which nothing was recorded yet."""
+    """A kept connection without records."""
 
     fd: int
     role: Role
 
 
 class Revived(NamedTuple):
-    """What a predecessor left.
+    """The data of a predecessor.
 
     Attributes:
-        state: without a `state_dir` if it is not known.
-        owners: those whose pidfds are kept.
-        unclaimed: the descriptors that neither the state nor a stranger has, by label.
-        recorded: kind and name of each record of a peer and of a process.
-        apart: what is recorded of each session apart from its state.
+        state: its state; without a `state_dir` if that is unknown.
+        strangers: connections without records.
+        owners: the owners whose pidfds are kept.
+        unclaimed: the descriptors that belong to neither the state nor a stranger, by
+            label.
+        recorded: kind and name of each record of a peer or process.
+        apart: the pieces of each session.
         problems: what could not be read.
     """
 
@@ -104,12 +105,12 @@ class Revived(NamedTuple):
 
     @property
     def is_as_written(self) -> bool:
-        """Whether the records are such as we write."""
+        """Whether the records have our format."""
         return bool(self.state.engine["version"] == snapshot.VERSION)
 
 
 class _Found:
-    """Records and descriptors of a predecessor, sorted."""
+    """The records and descriptors of a predecessor, sorted."""
 
     def __init__(self, stores: Stores) -> None:
         self.problems = list(stores.ledger.problems)
@@ -144,7 +145,7 @@ class _Found:
                 _shut_down(fd)
 
     def _put_together(self, ledger: Ledger) -> None:
-        """Puts into the states what is recorded apart from them."""
+        """Adds the pieces to the states of the sessions."""
         unsent: dict[int, dict[int, bytes]] = {}
         partial: dict[int, dict[int, bytes]] = {}
         for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
@@ -162,9 +163,9 @@ class _Found:
                 self.problems.append(f"the state of session {session}: {error}")
 
     def daemon(self) -> Plain:
-        """Returns what is recorded of the daemon itself; what is safe, where it is not.
+        """Returns the record of the daemon itself, or safe values without one.
 
-        No number may be given twice, whatever is recorded of it.
+        No number may be given twice, so it takes the greatest of all records.
         """
         found = self.ours[DAEMON].get(0)
         if found is None:
@@ -179,16 +180,16 @@ class _Found:
 
 
 def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
-    """Returns where everything is kept that is to outlive this process.
+    """Opens or creates the stores that outlive this process.
 
     Args:
-        kept: what the service manager kept for a predecessor.
+        kept: the descriptors that the service manager kept for a predecessor.
 
     Returns:
-        None where nothing can be kept: there is no service manager, or it has no store.
+        The stores; None without a service manager that stores descriptors.
 
     Raises:
-        ConfigError: what was kept is of another version.
+        ConfigError: the kept data has another version.
     """
     found = {name.removeprefix(PREFIX): fd for name, fd in kept}
     if found.keys() >= Stores.NAMES:
@@ -196,7 +197,8 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
             return Stores(found)
         except LedgerError as error:
             raise ConfigError(str(error)) from None
-    # Killed before everything was stored, it had served nobody.
+    # The predecessor was killed before it had stored everything, and so before it
+    # served.
     for name, fd in kept:
         fdstore.remove(name)
         os.close(fd)
@@ -209,7 +211,7 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
 
 
 def _store(name: str, fd: int) -> None:
-    """Has a descriptor stored; waits for a manager that is busy, but not for ever."""
+    """Stores a descriptor; waits up to `PATIENCE` seconds for a busy manager."""
     deadline = time.monotonic() + PATIENCE
     while not fdstore.store(name, fd):
         if time.monotonic() > deadline:
@@ -218,13 +220,13 @@ def _store(name: str, fd: int) -> None:
 
 
 def revive(stores: Stores) -> Revived | None:
-    """Returns what a predecessor left, as a live upgrade would have left it.
+    """Returns the data of a predecessor in the form of a live upgrade.
 
     Returns:
-        None if there was none, or it had served nobody.
+        None without a predecessor, or if it had served nobody.
 
     Raises:
-        ConfigError: nothing can be made of it.
+        ConfigError: the data is unusable.
     """
     stores.cells.finish_sending(stores.pipe)
     found = _Found(stores)
@@ -263,7 +265,7 @@ def _revived(found: _Found) -> Revived:
     )
     strangers = _strangers(found, peers)
     if is_damaged:
-        # One that has just come cannot be told from one whose records are lost.
+        # A new connection looks the same as one whose records are lost.
         for stranger in strangers:
             _shut_down(stranger.fd)
         if strangers:
@@ -287,7 +289,7 @@ def _revived(found: _Found) -> Revived:
 
 
 def _shut_down(fd: int) -> None:
-    """Has a client see EOF, if this is its connection."""
+    """Shuts a descriptor down if it is a connection."""
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
         shut_down(sock)
 
@@ -297,17 +299,17 @@ def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
     for session, record in found.ours[PEER].items():
         kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
         if kept is not None and is_damaged and has_hung_up(kept[0]):
-            continue  # its end may have been recorded, and its slot be another's
+            continue  # its end may be recorded, and its slot reused
         if kept is not None and state is not None:
             peers.append(record | {"state": state, "fd": kept[0]})
     return peers
 
 
 def _strangers(found: _Found, peers: list[Plain]) -> list[Stranger]:
-    """Returns the connections of which nothing was recorded, each once.
+    """Returns the connections without records, each once.
 
-    A stranger that was let in is kept under another number from then on, and what is
-    no longer wanted is found until it is tidied up: one socket may have several labels.
+    An admitted stranger is kept again under another number, and a dropped descriptor
+    stays in flight for a while. So one socket may have several labels.
     """
     known = {os.fstat(peer["fd"]).st_ino for peer in peers}
     strangers = []
@@ -334,7 +336,7 @@ def _processes(found: _Found) -> list[Plain]:
 
 
 def _pidfd_of_peer(fd: int | None) -> int | None:
-    """Returns the pidfd of whoever connected, also if it is dead by now."""
+    """Returns the pidfd of the process that connected, even if it is dead."""
     if fd is None:
         return None
     with socket.socket(fileno=os.dup(fd)) as sock:
@@ -347,9 +349,9 @@ def _pidfd_of_peer(fd: int | None) -> int | None:
 
 
 def _spaces(found: _Found, engine: Plain) -> dict[str, Plain]:
-    """Returns the lockspaces by name; what is recorded of one in two places is enough.
+    """Returns the lockspaces by name. One of two records of a lockspace is enough.
 
-    Of those that remain unknown the engine is told nothing, either.
+    It removes unknown lockspaces from the engine's data.
     """
     spaces = dict(found.ours[SPACE])
     configured = found.ours[CONFIG].get(0, {}).get("lockspaces", {})
@@ -392,18 +394,17 @@ def _lockspaces(
 
 
 def _value_of(kind: str, value: bytes) -> Any:
-    """Returns the value of a record of the engine; of most, without a detour."""
+    """Returns the value of a record of the engine; decodes frequent kinds directly."""
     try:
         return _DECODERS.get(kind, _decode)(value)
     except msgspec.ValidationError:
-        return _decode(value)  # `assemble` says what is wrong with it
+        return _decode(value)  # `assemble` reports what is wrong with it
 
 
 def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
-    """Returns the sessions that hold or wait for something else than was recorded.
+    """Returns the sessions whose locks and requests differ from their recorded claims.
 
-    Grants and requests are records of their own, and when one is lost nothing else says
-    that it was there.
+    Grants and requests have their own records. If one is lost, nothing else shows that.
     """
     missing = []
     for peer in peers:
@@ -420,15 +421,16 @@ def whole(
     unsent: Mapping[int, bytes],
     partial: Mapping[int, bytes],
 ) -> PeerState:
-    """Returns a state with all that is recorded apart from it.
+    """Returns a state together with its pieces.
 
     Args:
-        apart: goes on with the pieces from now on.
-        unsent: the pieces of what was to be sent, by their places in the stream.
-        partial: those of half a message.
+        state: the recorded state.
+        apart: takes over the pieces.
+        unsent: the pieces of unsent bytes by their position in the stream.
+        partial: the pieces of an incomplete message.
 
     Raises:
-        ValueError: some of it is missing.
+        ValueError: some of them are missing.
     """
     said, begun = state.unsent, state.connection["partial"]
     start = state.done - len(begun) - state.partial_apart
