@@ -1,4 +1,4 @@
-"""The parts of the daemon, put together once: each is complete when it is made."""
+"""Creates the parts of the daemon, in order: each is complete when it is created."""
 
 import os
 from collections.abc import Callable
@@ -29,23 +29,23 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.files import OpenFiles
 
 CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
-"""Set to 1, every law of the lock table is checked after every command. Slow."""
+"""If 1, all laws of the lock table are checked after every command, which is slow."""
 
 KeepingMaker = Callable[[LockEngine, Answers, Life, Epoch], Keeping]
-"""Makes what keeps the state that it is given."""
+"""Creates the keeper of a state."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a daemon that serves nobody yet.
+    """The parts of a daemon that does not yet serve.
 
     Attributes:
         engine: the lock table.
-        keeping: keeps what is to outlive this process.
-        limits: what is too much.
-        health: what an admin has to mend.
-        slow_log: tells of what takes long.
-        make_lockspace: makes a lockspace whose files are among `open_files`.
+        keeping: keeps the state for a successor.
+        limits: checks limits.
+        health: the problems for an admin.
+        slow_log: logs slow waits and holds.
+        make_lockspace: creates a lockspace; its files are in `open_files`.
         server: the loop.
     """
 
@@ -67,7 +67,7 @@ class Parts:
     server: Server
 
     def close(self) -> None:
-        """Lets go of everything: every client sees EOF."""
+        """Closes everything. Every client sees EOF."""
         self.server.close()
         self.runtime.close()
         self.open_files.mounts.close()
@@ -81,13 +81,14 @@ def assemble(
     limits: Limits,
     keep: KeepingMaker | None = None,
 ) -> Parts:
-    """Puts a daemon together.
+    """Creates the parts of a daemon.
 
     Args:
-        engine: the lock table, empty or of the daemon before.
-        life: new, or that of the daemon before.
-        limits: what is too much until that is configured.
-        keep: makes what keeps the state outside this process; None for nobody.
+        engine: the lock table, empty or restored.
+        life: new, or restored.
+        epoch: the epoch of this start.
+        limits: the limits until the configuration is applied.
+        keep: creates the keeper of the state; None for a daemon that keeps nothing.
     """
     access, poller, slow_log = Access(), Poller(), SlowLog(engine)
     answers = Answers(access, Counts(slow_log.tell_end))

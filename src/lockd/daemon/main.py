@@ -1,4 +1,4 @@
-"""The command `lockd`: reads what it is to do, and runs until it is told to stop."""
+"""The command `lockd`: reads its configuration, and serves until a signal stops it."""
 
 import fcntl
 import gc
@@ -63,20 +63,20 @@ from lockd.notify import is_listening
 from lockd.protocol.connection import Connection
 
 EXIT_CONFIG: Final = 78
-"""EX_CONFIG of sysexits.h: systemd does not take it for a crash."""
+"""EX_CONFIG of sysexits.h. systemd does not restart the service."""
 
 EXIT_AGAIN: Final = 75
-"""EX_TEMPFAIL: systemd starts us again, and keeps what was kept until then."""
+"""EX_TEMPFAIL. systemd restarts the service, and keeps the stored descriptors."""
 
 EXIT_DEFECT: Final = 70
 """EX_SOFTWARE of sysexits.h."""
 
 SHORTEST_LIFE: Final = 1.0
-"""Seconds that a start takes at least which fails and is to be tried again."""
+"""The shortest duration in seconds of a failed start that systemd repeats."""
 
 TABLE: Final = 32_768
-"""Descriptors that the kernel's table of them has room for from the beginning; each
-takes eight bytes."""
+"""Descriptors for which the kernel's table has room from the start; each takes eight
+bytes."""
 
 logger = logging.getLogger("lockd")
 
@@ -133,7 +133,8 @@ def main(
         except ConfigError:
             if not kept:
                 raise
-            # It must not cost what was kept: what counted goes on to count.
+            # An invalid file must not cost the kept locks: the old configuration
+            # counts.
             settings = None
         if settings is None:
             _run(partial(_start_with_kept, options, state_dir, passed, kept))
@@ -157,10 +158,10 @@ def main(
             found_dir = state_dir or settings.state_dir or default_paths().state_dir
             _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
     except ConfigError as error:
-        if not kept:  # else there will be another start: who waits can wait on
+        if not kept:  # otherwise the next start serves the waiting clients
             for role, sock in passed.items():
                 turn_away_all(sock, _farewell(role))
-        # sd-daemon(3), as the log has it.
+        # sd-daemon(3), as in the log.
         priority = f"<{LOG_ERR}>" if to_journal() else ""
         for line in str(error).splitlines():
             click.echo(f"{priority}lockd: {line}", err=True)
@@ -170,9 +171,9 @@ def main(
 
 
 def _farewell(role: Role) -> bytes:
-    """Returns what clients are told who would wait for a daemon that cannot start."""
+    """Returns the error for clients that would wait for a daemon that cannot start."""
     if role in (VIRTLOCKD, METRICS):
-        return b""  # libvirt waits for no word before its call; HTTP neither
+        return b""  # libvirt and HTTP clients expect nothing before their call
     connection = Connection()
     sentence = "lockd cannot start, and its log says why"
     connection.send_error(None, UnavailableError(sentence))
@@ -180,13 +181,13 @@ def _farewell(role: Role) -> bytes:
 
 
 def _run(serve: Callable[[], None]) -> None:
-    """Serves; what should not have happened is logged, with its story."""
-    # Until it serves: everybody waits, and nothing of what is made now is garbage.
+    """Serves. Logs a defect with its traceback."""
+    # Until it serves: everybody waits, and there is no garbage yet.
     gc.disable()
     _make_room_for_descriptors()
     log = set_up_logging()
     began = time.monotonic()
-    at_start()  # what is found later may be what somebody else had
+    at_start()  # memory in use later may be a client's
     try:
         serve()
     except ConfigError:
@@ -200,9 +201,9 @@ def _run(serve: Callable[[], None]) -> None:
 
 
 def _end_to_start_again(status: int, began: float) -> NoReturn:
-    """Ends, but not at once after the beginning: the service manager starts us at once.
+    """Exits, but delays the end of a short run, because systemd restarts it at once.
 
-    Again and again, it would take a processor for itself.
+    Repeated starts would take a whole processor.
     """
     if is_listening():
         time.sleep(max(0, began + SHORTEST_LIFE - time.monotonic()))
@@ -217,7 +218,7 @@ def _start(
     passed: dict[Role, socket_module.socket],
     kept: list[tuple[str, int]],
 ) -> None:
-    """Serves, after everything that can be refused was tried."""
+    """Serves, after trying everything that can fail."""
     with ExitStack() as stack:
         stores = open_stores(kept)
         revived = None if stores is None else revive(stores)
@@ -243,9 +244,9 @@ def _start(
 def _socket_paths(
     clients: str | None, admins: str | None, virtlockd: str | None
 ) -> dict[Role, str | None]:
-    """Returns where the sockets are to be.
+    """Returns the paths of the sockets.
 
-    Whoever moves the clients' socket does not want admins at the usual place.
+    A user who moves the clients' socket does not want the default admin socket.
     """
     usual = default_paths()
     if clients is None:
@@ -255,7 +256,7 @@ def _socket_paths(
 
 @contextmanager
 def _handed_over(left: Handover | Kept) -> Iterator[tuple[Epoch, dict[Role, Listener]]]:
-    """Takes the epoch and the sockets of the program that ran in this process."""
+    """Loads the epoch and the sockets of the previous program in this process."""
     epoch = load_epoch(left.state_dir, left.epoch)
     listeners = {name: load_listener(x) for name, x in left.listeners.items()}
     with ExitStack() as stack:
@@ -266,7 +267,7 @@ def _handed_over(left: Handover | Kept) -> Iterator[tuple[Epoch, dict[Role, List
 
 
 def _go_on(options: Options, state: Handover) -> None:
-    """Serves in the place of the program that ran in this process before."""
+    """Continues the previous program in this process, from a handed over state."""
     with _handed_over(state) as (epoch, listeners):
         before = Predecessor(state, state.left_at, None)
         begin(options, Config(), epoch, listeners, None, before)
@@ -278,10 +279,10 @@ def _start_with_kept(
     passed: dict[Role, socket_module.socket],
     kept: list[tuple[str, int]],
 ) -> None:
-    """Serves with what was kept although the configuration cannot be read any more.
+    """Serves the kept state although the configuration is invalid.
 
     Raises:
-        ConfigError: nothing was kept, or not where the epoch is, and so the
+        ConfigError: no state was kept, or the state directory is unknown, so the
             configuration is needed.
     """
     with ExitStack() as stack:
@@ -299,20 +300,21 @@ def _start_with_kept(
 
 
 def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
-    """Returns the epoch to go on in.
+    """Returns the epoch after a crash.
 
     Args:
-        state_dir: where it is, if that was lost.
+        revived: the data of the predecessor.
+        state_dir: the state directory, if the data does not have it.
     """
     before = numbers_of(*revived.state.epoch)
     if revived.problems:
-        # The last tokens may be among what could not be read.
+        # The last tokens may be among the unreadable records.
         return open_epoch(revived.state.state_dir or state_dir, before)
     return resume_epoch(revived.state.state_dir, before)
 
 
 def _go_on_with_kept(options: Options, left: Kept) -> None:
-    """The same, with what is kept outside it."""
+    """Continues the previous program in this process, from its stores."""
     with _handed_over(left) as (epoch, listeners):
         stores = Stores(left.stores)
         revived = revive(stores)
@@ -323,7 +325,7 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
 
 
 def _check_lockspaces(config: Config, path: str | None) -> list[str]:
-    """Returns the directories that would be made for lockspaces, a sentence each.
+    """Returns the directories that will be created for lockspaces, a sentence each.
 
     Raises:
         ConfigError: one cannot be used.
@@ -343,25 +345,26 @@ def _check_lockspaces(config: Config, path: str | None) -> list[str]:
 
 
 def _open_standard_streams() -> None:
-    """Opens those that whoever started us has closed (`lockd 2>&-`).
+    """Opens the standard streams that the caller has closed (`lockd 2>&-`).
 
-    A socket or a lock file would get their numbers, and be written to as the log.
+    Otherwise a socket or a lock file could get the number of standard error, and the
+    log would be written to it.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        os.set_inheritable(fd, True)  # for the program that takes our place
+        os.set_inheritable(fd, True)  # for the next program in this process
     os.close(fd)
 
 
 def _make_room_for_descriptors() -> None:
-    """Takes all descriptors that we may: each session and each lock file needs one.
+    """Raises the limit of descriptors: each session and each lock file needs one.
 
-    The kernel's table of them is made large here, while there is no other thread: each
-    time that it grows under several, all processors are waited for, about 10 ms.
+    It enlarges the kernel's table here, before there are threads. Later each growth
+    would wait for all processors, which takes about 10 ms.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with suppress(OSError):  # it grows later, then
+    with suppress(OSError):  # then it grows later
         os.close(fcntl.fcntl(STDERR, fcntl.F_DUPFD_CLOEXEC, min(TABLE, hard) - 1))
 
 

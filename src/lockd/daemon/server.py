@@ -1,7 +1,7 @@
-"""Takes clients in and lets them go; goes round those that have something to say.
+"""The loop: serves all ready clients in turns, and closes those that end.
 
-A single trio task waits for the poller, so a turn of the loop serves every client that
-is ready without a task switch for each: reads, carries out, and sends each client's
+A single trio task waits for the poller. So one turn of the loop serves every ready
+client without task switches. It reads and carries out requests, and sends each client's
 answers in one piece at the end.
 """
 
@@ -37,34 +37,35 @@ from lockd.errors import ProtocolError
 logger = logging.getLogger(__name__)
 
 LINGER: Final = 0.001
-"""Seconds that a turn waits for more before the loop goes back to trio's scheduler."""
+"""Seconds that a turn waits for more before the loop returns to trio's scheduler."""
 
 TURNS: Final = 0.005
-"""Seconds after which it goes back anyhow: timeouts and signals wait no longer."""
+"""Seconds after which it returns in any case, because timeouts and signals are waiting.
+"""
 
 
 ADMITTING: Final = 0.0005
-"""Seconds of a turn for admitting the newcomers of one user."""
+"""Seconds of a turn for admitting the new connections of one user."""
 
 Waiting = dict[int, dict[Peer, None]]
-"""Peers by their user's uid."""
+"""Peers by uid."""
 
 Served = TypeVar("Served", Peer, Newcomer)
 
 
 class Server:
-    """The turns of the loop, and the clients.
+    """Runs the turns of the loop.
 
     Args:
-        poller: what is watched.
-        runtime: is told when a turn ends.
-        answers: knows who is behind.
-        dispatcher: takes the requests.
-        virtlockd: takes the calls of those who take us for virtlockd.
-        limiter: knows how many clients there may be.
-        keeping: keeps what is to outlive this process.
-        sessions: is told whose session begins and ends.
-        life: has the numbers of sessions.
+        poller: watches descriptors.
+        runtime: carries out commands.
+        answers: has the peers.
+        dispatcher: handles requests.
+        virtlockd: handles libvirt's calls.
+        limiter: limits the clients.
+        keeping: keeps the state for a successor.
+        sessions: opens and closes sessions.
+        life: numbers sessions.
     """
 
     def __init__(
@@ -94,27 +95,29 @@ class Server:
             poller, life, keeping, limiter, self._gate, answers.counts.count_refusal
         )
         self._shares = Shares(lambda: limiter.is_shared)
-        # Apart: who asks for much does not keep its own user's newcomers out.
+        # Apart from `_shares`, so that a busy client does not delay its user's new
+        # connections.
         self._arrivals = Shares(lambda: limiter.is_shared, ADMITTING)
-        #: Peers that asked for more than a turn has time for, by user; who waits
-        #: longest first.
+        #: Peers by user whose requests did not fit into a turn, the longest waiting
+        #: first.
         self._unfinished: Waiting = {}
-        #: Peers that are to be closed, and are not served any more.
+        #: Peers to close, which are not served any more.
         self._leaving: Waiting = {}
-        #: Until when which message must be complete, the earliest first.
+        #: The deadlines of incomplete messages, the earliest first.
         self._incomplete: dict[Peer, tuple[float, int]] = {}
         self._sleep = trio.CancelScope()
 
     def listen(self, listener: socket.socket, role: Role = CLIENTS) -> None:
-        """Takes in the clients of a listening socket, which is ours from now on.
+        """Accepts the clients of a listening socket, which this object then owns.
 
         Args:
-            role: who comes there. Whoever may connect as an admin may do everything.
+            listener: the socket.
+            role: its role. A client of the admin socket may do everything.
         """
         self._gate.listen(listener, role)
 
     def adopt(self, peer: Peer) -> None:
-        """Goes on serving a client of the daemon before."""
+        """Serves a client of a predecessor."""
         self._sessions.adopt(peer)
         self._answers.behind.add(peer)
         self._guarded(self._go_on, peer)
@@ -126,11 +129,11 @@ class Server:
             self._dispatcher.watch(peer, peer.watched or None)
 
     def stop_accepting(self) -> None:
-        """Leaves who comes at the door, for whoever listens there next."""
+        """Stops accepting. New clients wait for the next daemon at the socket."""
         self._gate.stop()
 
     def finish_turn(self) -> None:
-        """Carries out all that was read, and sends what the sockets take."""
+        """Carries out all that was read, and sends what the sockets accept."""
         self.let_all_in()
         for peer in self._answers.peers.values():
             self._guarded(self._finish_receiving, peer)
@@ -163,10 +166,10 @@ class Server:
         peer.finish_receiving(self._taker(peer))
 
     def _guarded(self, serve: Callable[..., None], peer: Peer, *args: object) -> None:
-        """Does something for one client; what fails costs this one its connection.
+        """Runs a step for one client; a failure ends only its connection.
 
-        All that is done in the name of a client goes through here. What fails in the
-        lock table ends the daemon: nobody knows who holds what then.
+        Everything in the name of a client runs through here. A failure in the lock
+        table ends the daemon, because then nobody knows who holds what.
         """
         try:
             serve(peer, *args)
@@ -194,7 +197,7 @@ class Server:
         return min(deadline, self._gate.next_deadline)
 
     def _keep_deadlines(self) -> None:
-        """Ends who leaves a message unfinished; takes in clients again."""
+        """Ends clients whose incomplete message is too old; accepts clients again."""
         now = trio.current_time()
         while self._incomplete:
             peer, (deadline, begun_at) = next(iter(self._incomplete.items()))
@@ -204,11 +207,11 @@ class Server:
             timeout = self._limiter.limits.message_timeout
             put_off = self._unfinished.get(peer.user, ())
             if peer.is_behind or peer in put_off:
-                # It is not read from: the rest may be there.
+                # The daemon has not read from it, and the rest may have arrived.
                 self._incomplete[peer] = now + timeout, begun_at
                 continue
             said = begun_at, peer.connection.partial_bytes
-            # The rest may have come while this process had no processor.
+            # The rest may have arrived while this process was not running.
             self._guarded(self._serve_now, peer)
             conversation = peer.connection
             if said == (conversation.begun_at, conversation.partial_bytes):
@@ -217,17 +220,17 @@ class Server:
         self._gate.keep_deadlines(now)
 
     def _refuse_all(self, peer: Peer, message: str) -> None:
-        """Tells a client that its conversation is over (protocol 3.2), and why."""
+        """Sends the reason for the end of a conversation (protocol 3.2)."""
         self._answers.behind.add(peer)
         peer.close_after_answers()
         logger.info("session %d is closed: %s", peer.session, message)
         peer.send_error(None, ProtocolError(message))
 
     def _take_turns(self) -> None:
-        """Serves until nobody asks for anything, or the other tasks have their due.
+        """Serves until no client is ready, or other tasks must run.
 
-        Whoever got an answer often asks again at once. Waiting a moment for that here,
-        and not in trio, saves two task switches a request.
+        A client that gets an answer often sends the next request at once. Waiting for
+        it here for a moment, and not in trio, saves two task switches for each request.
         """
         until = self._shares.now() + TURNS
         while self.take_turn():
@@ -237,7 +240,7 @@ class Server:
                 break
 
     def take_turn(self) -> bool:
-        """Serves whoever is ready; tells whether anybody was."""
+        """Serves all ready clients. Returns whether there were any."""
         self._shares.begin()
         self._arrivals.begin()
         if busy := self._has_work():
@@ -259,7 +262,7 @@ class Server:
         waiting: Mapping[int, Collection[Served]],
         serve: Callable[[Served], None],
     ) -> None:
-        """Serves those who wait, each user's for what it has of the turn."""
+        """Serves waiting peers or connections, within each user's share of the turn."""
         for uid, of_user in list(waiting.items()):
             for _ in range(len(of_user)):
                 if not of_user or not shares.has_time(uid):
@@ -269,7 +272,7 @@ class Server:
                 shares.charge(uid, began)
 
     def _receive(self, peer: Peer) -> None:
-        """Serves a peer that was put off."""
+        """Serves a peer that had to wait."""
         _drop(self._unfinished, peer)
         if peer.is_closing:
             return
@@ -277,10 +280,10 @@ class Server:
         self._serve_now(peer)
 
     def _put_off(self, peer: Peer) -> None:
-        """Lets a peer wait for a later turn."""
+        """Makes a peer wait for a later turn."""
         self._unfinished.setdefault(peer.user, {})[peer] = None
         if self._shares.rests(peer.user):
-            # It would wake us all the time.
+            # It would wake the loop all the time.
             self._poller.change(peer.fileno(), 0)
 
     def _serve_now(self, peer: Peer) -> None:
@@ -293,25 +296,26 @@ class Server:
         return self._virtlockd.take if peer.is_libvirt else self._dispatcher.take
 
     def _expect_rest(self, peer: Peer) -> None:
-        """Begins to wait for the rest of a message, or goes on waiting, or ends it."""
+        """Starts, keeps or removes the deadline of an incomplete message."""
         begun_at = peer.connection.begun_at
         if not peer.connection.has_partial:
             self._incomplete.pop(peer, None)
         elif self._incomplete.get(peer, (0, -1))[1] != begun_at:
-            # Whoever sends one message after the other has always begun one.
+            # A client that sends one message after another always has an incomplete
+            # one.
             self._incomplete.pop(peer, None)
             timeout = self._limiter.limits.message_timeout
             self._incomplete[peer] = trio.current_time() + timeout, begun_at
 
     def end_turn(self) -> None:
-        """Sends what every client is to be told, and closes those that are done."""
+        """Sends all pending answers, and closes the peers that end."""
         self._send_answers()
         close = partial(self._guarded, self._close_peer_and_tell)
         self._give_turns(self._shares, self._leaving, close)
         self._runtime.end_turn()
         self._keeping.tidy()
         if self._has_work():
-            # Another task may have called, while ours sleeps.
+            # Another task may have called this while the loop sleeps.
             self._sleep.cancel()
 
     def _tell_watchers(self) -> None:
@@ -329,7 +333,7 @@ class Server:
 
     def _send_answers(self) -> None:
         if self._answers.feed.is_watched:
-            # Recorded with what they tell of, if there is time.
+            # If there is time, record them together with their cause.
             self._tell_watchers()
         behind = self._answers.behind
         if not behind:
@@ -344,7 +348,7 @@ class Server:
             for peer in peers:
                 self._guarded(self._send_to, peer)
             if self._answers.feed.is_watched:
-                # What it takes to tell its watchers is a user's.
+                # A user pays for the events that the user's requests cause.
                 self._shares.charge_all([x.user for x in peers], began)
 
     def _send_to(self, peer: Peer) -> None:
@@ -362,7 +366,7 @@ class Server:
             self._put_off(peer)
 
     def close(self) -> None:
-        """Closes everything: every client sees EOF."""
+        """Closes everything. Every client sees EOF."""
         for peer in list(self._answers.peers.values()):
             self._close_peer(peer)
         self._runtime.end_turn()
@@ -372,11 +376,11 @@ class Server:
     # Clients.
 
     def take_in(self, sock: socket.socket, role: Role) -> None:
-        """Begins to serve who connected, soon, or says why not."""
+        """Takes a new connection. It is admitted soon, or rejected."""
         self._admission.arrive(sock, role)
 
     def let_all_in(self) -> None:
-        """Takes in at once all who wait for that."""
+        """Admits all waiting connections at once."""
         for newcomer in list(chain.from_iterable(self._admission.newcomers.values())):
             self._let_in(newcomer)
 
@@ -386,12 +390,12 @@ class Server:
             self._guarded(self._open, *came)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
-        """Opens the session of a client; its end is the same, wherever this fails."""
+        """Opens the session of a client. A failure closes it in the usual way."""
         self._sessions.open(peer, name, pidfd)
         try:
             self._watch(peer)
         except OSError as error:
-            # Nobody may believe that it is there, least of all who comes after us.
+            # Close it properly, so that no successor restores it.
             peer.close_after_answers()
             self._answers.behind.add(peer)
             self._gate.complain(error)
@@ -404,7 +408,7 @@ class Server:
             self._runtime.processes.watch_peer(peer.session, died)
 
     def _end_with_process(self, peer: Peer) -> None:
-        """Ends the session of a process that has died, whoever has its socket."""
+        """Ends the session of a dead process, even if another one has its socket."""
         peer.end_with_process()
         self._answers.behind.add(peer)
 
@@ -425,12 +429,12 @@ class Server:
             return
         if events & (select.EPOLLHUP | select.EPOLLERR):
             peer.close_after_answers()
-        # What waits to be written is sent at the end of the turn.
+        # The end of the turn sends what waits to be written.
         self._answers.behind.add(peer)
 
     def _close_peer_and_tell(self, peer: Peer) -> None:
         self._close_peer(peer)
-        # Others may have got its locks.
+        # Other clients may have got its locks.
         self._send_answers()
 
     def _close_peer(self, peer: Peer) -> None:

@@ -45,19 +45,19 @@ CONFIGURATION: Final = "configuration"
 UPGRADE: Final = "upgrade"
 STATE: Final = "state"
 PENDING: Final = "pending "
-"""What a problem may concern (`Health`)."""
+"""Subjects of problems (`Health`)."""
 
 HOUSEKEEPING: Final = 1.0
-"""Seconds between two looks at what systemd is told, and at whether to end."""
+"""Seconds between two rounds of housekeeping."""
 
 
 class Options(Struct, frozen=True):
-    """What the command line says.
+    """The options of the command line.
 
     Attributes:
         config: the configuration file; None for the user's own.
-        timeout: seconds with nobody connected and nothing held after which the daemon
-            ends; None for never.
+        timeout: seconds without clients or locks after which the daemon exits; None for
+            never.
     """
 
     config: str | None = None
@@ -65,12 +65,13 @@ class Options(Struct, frozen=True):
 
 
 class Service:
-    """The daemon, from the moment at which nothing can be refused any more.
+    """The daemon as a service, after everything that can fail at the start.
 
     Args:
-        parts: the daemon, put together.
-        config: what counts; already checked.
-        listeners: by what they are for.
+        parts: the parts of the daemon.
+        options: the options of the command line.
+        config: the checked configuration.
+        listeners: the listening sockets by role.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class Service:
         self._publisher = Publisher(self._metrics.public_text, parts.health)
         self._trimming = Trimming(at_start())
         self._upgrading = self._asked_to_upgrade = False
-        #: Held by a reload or an upgrade: one after the other.
+        #: Held by a reload or an upgrade, so that only one runs.
         self._changing = trio.Lock()
         self._status = ""
         self._idle_since = trio.current_time()
         counts.adopt(parts.engine)
         self._set_up()
-        # The daemon before told of what is slow already.
+        # The predecessor has reported these.
         for space in counts.spaces.values():
             space.skip_slow(trio.current_time())
         mounts = parts.open_files.mounts
@@ -110,10 +111,10 @@ class Service:
     # Configuration.
 
     def configure(self, config: Config) -> None:
-        """Makes a configuration count, as far as that can be while we run.
+        """Applies a configuration, as far as that is possible while the daemon runs.
 
         Raises:
-            ConfigError: a new lockspace cannot be served; nothing has changed.
+            ConfigError: a new lockspace cannot be served. Nothing has changed.
         """
         self._apply(config, self._make_missing(config, self._served()))
 
@@ -133,12 +134,12 @@ class Service:
         running = self._running_config(config)
         unused = {x.name for x in made if self.parts.runtime.is_unused(x.name)}
         counts = effective(running, config, unused)
-        # What was said of lockspaces that are named no longer goes on to count.
+        # Lockspaces that are no longer in it keep their settings.
         rights = {
             name: rights_of(counts.lockspaces[name]) for name in config.lockspaces
         }
         for lockspace in made:
-            # A client may have been quicker.
+            # A client may have used it meanwhile.
             if lockspace.name in unused:
                 self.parts.runtime.add_lockspace(lockspace)
         self.parts.health.replace_all(PENDING, pending(counts, config))
@@ -161,25 +162,25 @@ class Service:
             )
 
     def _running_config(self, wanted: Config) -> Config:
-        """Returns what counts now, with those lockspaces of `wanted` that clients made.
+        """Returns the current configuration, with the lockspaces that clients created.
 
-        What they are is not what a file says that comes later.
+        Only those that are also in `wanted` are added.
         """
         made = {x: y for x, y in self._served().items() if x in wanted.lockspaces}
         return replace(self.config, lockspaces=made | self.config.lockspaces)
 
     def _served(self) -> dict[str, LockspaceConfig]:
-        """Returns what each lockspace is; a copy, which a thread may read."""
+        """Returns the settings of each lockspace, as a copy for a thread."""
         return {
             name: LockspaceConfig(space.kind, space.path, space.on_disconnect)
             for name, space in self.parts.runtime.lockspaces.items()
         }
 
     async def reload(self) -> None:
-        """Reads the configuration anew; a bad one changes nothing.
+        """Reloads the configuration. An invalid one changes nothing.
 
-        In a thread, which has a copy of what the loop may change meanwhile:
-        directories, and who is who, may be far away and not answer.
+        A thread reads it: directories and the user database may be on a network and not
+        answer. The thread has a copy of everything that the loop may change meanwhile.
         """
         async with self._changing:
             self._tell_reloading()
@@ -196,9 +197,9 @@ class Service:
             self._tell_ready()
 
     def read_configuration(self) -> None:
-        """Reads the configuration at a start that goes on; a bad one changes nothing.
+        """Reads the configuration at a start with a predecessor.
 
-        It must not cost what was held.
+        An invalid one changes nothing, because it must not cost locks.
         """
         try:
             self.configure(read_config(self._options.config))
@@ -226,7 +227,7 @@ class Service:
     # Running.
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, or until it is idle for too long."""
+        """Serves until SIGTERM or SIGINT, or until it has been idle for too long."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.parts.server.run)
@@ -248,8 +249,8 @@ class Service:
             self._tell_ready()
         notify("STOPPING=1")
         if self.parts.keeping.by is not None:
-            # Whoever is started next goes on; if nobody is, the manager lets go of what
-            # was kept, and the kernel of everything else.
+            # The next process continues. If none is started, the manager drops what is
+            # stored, and the kernel frees everything else.
             return
         self.parts.close()
 
@@ -260,7 +261,7 @@ class Service:
     ) -> None:
         with trio.open_signal_receiver(*handover.SIGNALS) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
-            # Whoever reads that it serves may end it at once.
+            # A caller that reads that it serves may stop it at once.
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
@@ -272,17 +273,17 @@ class Service:
                         nursery.start_soon(self._upgrade)
                 else:
                     logger.info("ends on %s", signal.Signals(number).name)
-                    # A second one must not cut the end short.
+                    # A second signal must not interrupt the end.
                     signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
                     self._end(nursery)
 
     def _end(self, nursery: trio.Nursery) -> None:
-        # Who connects from now on is not for us, if the manager starts another daemon.
+        # New clients wait for the next daemon, if the manager starts one.
         self.parts.server.stop_accepting()
         nursery.cancel_scope.cancel()
 
     async def _upgrade(self) -> None:
-        """Gives way to the program that is now where this one was started from."""
+        """Replaces this program by the one that is now at its path."""
         async with self._changing:
             self._tell_reloading()
             while self._asked_to_upgrade:
@@ -301,7 +302,7 @@ class Service:
             leaving = Leaving(self.parts, self.config, self.listeners)
             await handover.try_successor(leaving)
             await self._leave_signals()
-            # Else another program may be there by now, which was not tried.
+            # If somebody asks again, the program at the path may have changed untried.
             if not self._asked_to_upgrade:
                 logger.info("lockd %s gives way", __version__)
                 await wait_written()
@@ -315,23 +316,23 @@ class Service:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
 
     async def _leave_signals(self) -> None:
-        """Leaves signals to the new program, after those that have come were heard.
+        """Blocks signals for the new program, after handling those that have arrived.
 
-        Nobody else would hear them: what the kernel has delivered ends with execve(2).
-        If one of them is to end us, this is cancelled.
+        Otherwise those would be lost: delivered signals do not survive execve(2). If
+        one of them ends the daemon, this is cancelled.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
         heard = trio.Event()
-        # trio's own handler goes through the same line, and was there before us.
+        # trio's own handler uses the same queue, and was there first.
         token = trio.lowlevel.current_trio_token()
         token.run_sync_soon(heard.set, idempotent=True)
         await heard.wait()
         await trio.lowlevel.checkpoint()
 
-    # What systemd is told.
+    # Housekeeping.
 
     async def _keep_house(self, nursery: trio.Nursery) -> None:
-        """Tells how it goes, from the loop that serves: systemd, and the log."""
+        """Reports the state to systemd and the log, from the loop that serves."""
         watchdog = systemd.watchdog_interval()
         while True:
             spaces = self.parts.answers.counts.spaces.values()
@@ -341,7 +342,7 @@ class Service:
             attempt(self._trimming.look, trio.current_time())
             self.parts.keeping.tidy_thoroughly()
             if self.parts.keeping.is_stuck:
-                # Perhaps there is memory again, though nobody asks for anything.
+                # There may be memory again, even if no client sends anything.
                 self.parts.server.end_turn()
             if watchdog is not None:
                 notify("WATCHDOG=1")

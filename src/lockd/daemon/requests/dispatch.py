@@ -147,7 +147,7 @@ class Dispatcher:
         self._answers.counts.requests[method] = 0
 
     def is_done_with(self, peer: Peer) -> bool:
-        """Tells whether nothing more will be told to a peer that asks no more."""
+        """Returns whether a peer without further requests gets nothing more."""
         session = self._engine.sessions[peer.session]
         busy = peer.is_behind or peer.has_more or peer.watched is not None
         unanswered = session.requests or peer.late
