@@ -111,7 +111,7 @@ BUGS: Final = [
         "lockspaces/files",
         "the record is trusted over the kernel: what is locked",
         "        if mode is not None:\n"
-        "            # Nothing changes if it is locked still, as it should be.\n"
+        "            # This changes nothing if the file is still locked, as it should be.\n"
         "            self._lock(file, path, mode)\n",
         "        file.mode = mode or EXCLUSIVE\n",
         "hand over (disk)",
@@ -241,10 +241,10 @@ BUGS: Final = [
     _in(
         "daemon/stores/ledger",
         "a commit does not count before the next",
-        "        file.commit()\n        self._values.update(staged)\n",
+        "        file.commit()\n        self._count(staged)\n",
         "        if len(staged) > 3:\n"
         "            file.commit()\n"
-        "        self._values.update(staged)\n",
+        "        self._count(staged)\n",
     ),
     _in(
         "daemon/stores/ledger",
