@@ -8,6 +8,7 @@ import pytest
 
 from support.daemon_process import DaemonProcess
 from support.nursery import DAEMONS, LOCKCTLS, SCRIPTS
+from support.outside import Outside
 from support.processes import idle
 
 
@@ -106,6 +107,30 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     """A process that does nothing, until it is killed."""
     with idle() as process:
         yield process
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    """A process that locks files without asking lockd."""
+    process = Outside()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that is worth locking."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"precious")
+    return path
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Path:
+    """A directory for lock files."""
+    path = tmp_path / "locks"
+    path.mkdir(mode=0o755)
+    return path
 
 
 @pytest.fixture

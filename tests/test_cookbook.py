@@ -22,9 +22,9 @@ import pytest
 
 from lockd import connect
 from support.daemon_process import DaemonProcess
+from support.places import DOCS, ROOT
 
-TOP = Path(__file__).parents[1]
-PAGE = (TOP / "docs" / "cookbook.md").read_text()
+PAGE = (DOCS / "cookbook.md").read_text()
 SECTIONS = {
     re.sub(r"\W+", "-", title).strip("-").lower(): text
     for title, text in re.findall(
@@ -232,7 +232,7 @@ QUESTION = "Who holds this disk image?"
 
 
 def test_readme_alone_tells_who_holds_a_disk_image(root: Path) -> None:
-    readme = (TOP / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     section = readme.split(f"## {QUESTION}\n")[1].split("\n## ")[0]
     ((kind, block),) = blocks(section)
     (asked,) = steps(block)
@@ -286,7 +286,7 @@ def test_cron_table_runs_what_it_says(tmp_path: Path) -> None:
 def test_units_of_the_page_can_be_loaded(tmp_path: Path, section: str) -> None:
     host = Host(tmp_path, SECTIONS[section])
     units = tmp_path / "etc" / "systemd" / "system"
-    for unit in (TOP / "systemd").glob("*.*"):
+    for unit in (ROOT / "systemd").glob("*.*"):
         # Whether lockd is installed here is not asked.
         if unit.is_file():
             text = unit.read_text()

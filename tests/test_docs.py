@@ -28,15 +28,15 @@ from lockd.daemon.main import EXIT_AGAIN, EXIT_CONFIG, EXIT_DEFECT
 from lockd.daemon.main import main as lockd_command
 from lockd.daemon.survival.handover import SIGNALS
 from support.daemon_process import DaemonProcess
+from support.places import DOCS, ROOT
 
-TOP = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{p.name}" for p in (TOP / "docs").glob("*.md")),
+    *(f"docs/{p.name}" for p in DOCS.glob("*.md")),
 ]
 EXAMPLES = re.findall(
-    r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL
+    r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
 )
 
 
@@ -71,9 +71,9 @@ def test_examples_of_the_readme_run(
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (TOP / page).read_text()):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text()):
         path, _, anchor = target.partition("#")
-        linked = (TOP / page).parent / path if path else TOP / page
+        linked = (ROOT / page).parent / path if path else ROOT / page
         assert linked.exists(), target
         headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
         anchors = {
@@ -83,7 +83,7 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
 
 
 def test_example_file_has_every_key_at_its_default() -> None:
-    text = (TOP / "conf" / "lockd.toml").read_text()
+    text = (ROOT / "conf" / "lockd.toml").read_text()
     lines = re.findall(r"^# (\[.*\]|[\w.]+ = .*)$", text, re.MULTILINE)
     shown = tomllib.loads("\n".join(lines))
     (example,) = shown.pop("lockspaces").values()
@@ -101,7 +101,7 @@ def test_example_file_has_every_key_at_its_default() -> None:
 
 
 def test_manual_has_every_key_at_its_default() -> None:
-    page = (TOP / "man" / "lockd.toml.5").read_text()
+    page = (ROOT / "man" / "lockd.toml.5").read_text()
     shown = dict.fromkeys(re.findall(r"^\.B (\w+)$", page, re.MULTILINE))
     shown |= re.findall(r'^\.BR (\w+) " \(" (\S+) \)$', page, re.MULTILINE)
     shown |= re.findall(r'^\.BR (\w+) " \(()\)"$', page, re.MULTILINE)
@@ -133,13 +133,13 @@ def options_of(command: click.Command) -> set[str]:
 
 
 def options_in(page: str) -> set[str]:
-    text = (TOP / "man" / page).read_text().replace("\\-", "-")
+    text = (ROOT / "man" / page).read_text().replace("\\-", "-")
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
 
 
 def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
     assert options_in("lockd.8") == options_of(lockd_command)
-    page = (TOP / "man" / "lockd.8").read_text()
+    page = (ROOT / "man" / "lockd.8").read_text()
     assert {signal.name for signal in SIGNALS} <= set(re.findall(r"SIG\w+", page))
     statuses = re.findall(r"^\.B (\d+)$", page, re.MULTILINE)
     known = map(str, (EXIT_DEFECT, EXIT_AGAIN, EXIT_CONFIG))
@@ -147,7 +147,7 @@ def test_manual_has_every_option_and_signal_of_the_daemon() -> None:
 
 
 def test_manual_has_the_ranges_of_what_may_be_set() -> None:
-    page = (TOP / "man" / "lockd.toml.5").read_text()
+    page = (ROOT / "man" / "lockd.toml.5").read_text()
     text = page.partition(".SH RANGES")[2].partition(".SH")[0]
     for kind in (Count, Bytes, ManyBytes, Duration, Threshold):
         (meta,) = get_args(kind)[1:]
@@ -156,7 +156,7 @@ def test_manual_has_the_ranges_of_what_may_be_set() -> None:
 
 
 def test_manual_has_every_command_option_and_status_of_lockctl() -> None:
-    page = (TOP / "man" / "lockctl.1").read_text()
+    page = (ROOT / "man" / "lockctl.1").read_text()
     names = lockctl.list_commands(click.Context(lockctl))
     commands = {
         name: lockctl.get_command(click.Context(lockctl), name) for name in names
@@ -184,7 +184,7 @@ def host_paths() -> DefaultPaths:
 
 UNITS = sorted(
     path
-    for path in (TOP / "systemd").rglob("*.*")
+    for path in (ROOT / "systemd").rglob("*.*")
     if path.suffix in (".service", ".socket")
 )
 PLAIN = ("Description", "Documentation", "WantedBy", "Also")
@@ -203,6 +203,6 @@ def test_directives_of_units_have_their_reasons(unit: Path) -> None:
 
 
 def test_manual_has_every_unit() -> None:
-    page = (TOP / "man" / "lockd.8").read_text().replace("\\-", "-")
+    page = (ROOT / "man" / "lockd.8").read_text().replace("\\-", "-")
     assert len(UNITS) >= 6
     assert [unit.name for unit in UNITS if unit.name not in page] == []

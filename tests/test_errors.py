@@ -1,7 +1,6 @@
 import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,9 @@ from lockd.errors import (
     RequestError,
     error_for_code,
 )
+from support.places import DOCS
 
-PROTOCOL = Path(__file__).parents[1] / "docs" / "protocol.md"
+PROTOCOL = DOCS / "protocol.md"
 
 CLASSES = [
     found

@@ -1,7 +1,6 @@
 """What the page of operations says of memory: it adds up, and what is recorded fits."""
 
 import re
-from pathlib import Path
 
 import pytest
 from msgspec import msgpack, to_builtins
@@ -13,8 +12,7 @@ from lockd.engine import commands as c
 from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, ResourceKey
-
-TOP = Path(__file__).parents[1]
+from support.places import DOCS
 
 
 def test_memory_that_can_be_held_adds_up() -> None:
@@ -39,13 +37,13 @@ def test_one_user_does_not_take_all_room_for_records() -> None:
     # What a client calls itself, 4,096 characters, and who it is.
     recorded += 20_480 * limits.sessions_per_user
     assert recorded < limits.record_bytes / 2
-    page = (TOP / "docs" / "operations.md").read_text()
+    page = (DOCS / "operations.md").read_text()
     assert f"of it is recorded, {recorded / 2**20:.0f} MiB" in page
 
 
 def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:
     """Returns what each row says - bytes, how many, limit, MiB - and their sum."""
-    page = (TOP / "docs" / "operations.md").read_text()
+    page = (DOCS / "operations.md").read_text()
     section = page.split("## How much memory it takes")[1].split("\n## ")[0]
     before, _, said = section.partition(f"Sum {table}: ")
     rows = re.findall(

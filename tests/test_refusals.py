@@ -38,6 +38,8 @@ from lockd.errors import (
     error_for_code,
 )
 from support.daemon_process import DaemonProcess
+from support.places import DOCS, ROOT
+from support.rights import needs_root
 from support.wire_client import NOBODY, WireClient, connected_as, wait_for_waiters
 
 CONFIG = """
@@ -395,11 +397,6 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         daemon.close()
 
 
-needs_root = pytest.mark.skipif(
-    os.getuid() != 0, reason="only root can act as another user"
-)
-
-
 def marked(name: str, found: Case) -> object:
     is_others = found.code == "denied"
     return pytest.param(found, id=name, marks=[needs_root] if is_others else [])
@@ -462,14 +459,13 @@ def test_lockctl_says_the_same_sentence(scene: Scene) -> None:
     check_form(line.removeprefix("lockctl: "))
 
 
-TOP = Path(__file__).parents[1]
-TABLE = (TOP / "docs" / "operations.md").read_text().split("## When something is")[1]
+TABLE = (DOCS / "operations.md").read_text().split("## When something is")[1]
 MESSAGES = re.findall(r"^\| `([^`]+)`", TABLE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_message_that_operators_are_told_about_is_said_somewhere(message: str) -> None:
-    source = "".join(path.read_text() for path in (TOP / "src").rglob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     # Names, numbers, and what the system says after a colon are of the moment.
     said = re.sub(r" \(.*", "", message.partition(": ")[0])
     parts = re.split(r"\s*(?:…?\S*'\S*|…|\d+)\s*", said)

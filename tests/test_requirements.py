@@ -8,7 +8,6 @@ import re
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
@@ -16,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-TOP = Path(__file__).parents[1]
-PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+from support.places import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {"dev", "top"}
 PYTHONS = ["3.11.0", "3.11.2", "3.11.14", "3.12.0", "3.13.0", "3.14.0"]
 """The first of each minor version, Debian 12's, and a late 3.11: markers may name a
@@ -92,7 +92,7 @@ def unmet(lock: str, python: str) -> Iterator[str]:
                 to_do += ((wanted, x, name) for x in declared(name))
 
 
-LOCK = (TOP / "requirements.lock").read_text()
+LOCK = (ROOT / "requirements.lock").read_text()
 
 
 @pytest.mark.parametrize("python", PYTHONS)

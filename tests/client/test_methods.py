@@ -12,8 +12,9 @@ import pytest
 import lockd
 from lockd.client.tasks import methods as tasks
 from lockd.client.threads import methods as threads
+from support.places import ROOT
 
-TOOL = Path(__file__).parents[2] / "tools" / "unasync.py"
+TOOL = ROOT / "tools" / "unasync.py"
 
 METHODS = [name for name in vars(tasks.Methods) if not name.startswith("_")]
 

@@ -20,7 +20,7 @@ import trio
 
 import lockd
 from conftest import StartDaemon
-from ctl.processes import SRC, Lockctl, Terminal, open_to_all
+from ctl.processes import Lockctl, Terminal, open_to_all
 from lockd import ConnectionLostError, DeniedError, connect
 from lockd.client import paths
 from lockd.client.paths import (
@@ -31,9 +31,8 @@ from lockd.client.paths import (
     user_socket,
 )
 from support.daemon_process import DaemonProcess
+from support.places import ROOT, SRC
 from support.wire_client import NOBODY
-
-ROOT = Path(__file__).parents[2]
 
 GROUP = grp.getgrall()[1]
 

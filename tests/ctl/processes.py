@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lockd
-from lockd import Client
 from support.nursery import LOCKCTLS, execute
+from support.places import SRC
 from support.wire_client import NOBODY
 
-SRC = str(Path(lockd.__file__).parents[1])
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
 LIMIT = 30
 
@@ -185,15 +183,6 @@ def end_input(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     process.stdin = None
-
-
-def ask_until(
-    client: Client, name: str, condition: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
-    """Asks for the state of a lock until it is as it must become."""
-    while not condition(state := client.query(name)):
-        pass
-    return state
 
 
 def wait_for_exit(pidfd: int) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
-from ctl.processes import SRC, Lockctl, Terminal
+from ctl.processes import Lockctl, Terminal
 from lockd import Client, connect
 from lockd.ctl.completion import FILES, PATIENCE, SOURCES, UNKNOWABLE
 from lockd.ctl.main import lockctl as group
 from support.daemon_process import DaemonProcess
+from support.places import SRC
 
 BREAKS = " \t\n\"'@><=;|&(:"
 

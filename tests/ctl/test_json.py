@@ -13,12 +13,14 @@ import msgspec
 import pytest
 
 from ctl import schema
-from ctl.processes import Lockctl, Locker, ask_until, end_input, line_of
+from ctl.processes import Lockctl, Locker, end_input, line_of
 from lockd import Client
 from lockd.ctl.main import lockctl as lockctl_command
 from lockd.ctl.render import VERSION
+from support.asking import ask_until
+from support.places import DOCS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+PAGE = (DOCS / "json.md").read_text()
 
 
 def understood(command: str, text: str) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from ctl.processes import LIMIT, LOCKCTL, SRC, Lockctl
+from ctl.processes import LIMIT, LOCKCTL, Lockctl
 from lockd import Client
 from lockd.ctl.render import show_json
+from support.places import SRC
 
 NO_SPACE = (
     "lockctl: the answer cannot be written to standard output: No space left on device"

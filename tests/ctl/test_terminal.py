@@ -9,8 +9,9 @@ from threading import Thread
 import pytest
 
 from ctl.hostile import Hostile
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from ctl.processes import LOCKCTL, Lockctl, Terminal
 from lockd import Client, connect
+from support.asking import ask_until
 
 COMMANDS = [
     *(

@@ -21,6 +21,7 @@ from lockd.ctl.exits import EXITS
 from lockd.ctl.main import lockctl as root
 from lockd.ctl.usage import INSTEAD
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 
 #: They go on until they are ended: their first words end the case.
 ENDLESS = ("watch", "hold")
@@ -266,7 +267,7 @@ def test_option_is_called_as_it_was_typed(driver: Driver, typed: str) -> None:
     )
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+@needs_root
 def test_file_that_may_not_be_locked_is_told_without_a_lockspace(
     lockctl: Lockctl, lockd: DaemonProcess, tmp_path: Path
 ) -> None:

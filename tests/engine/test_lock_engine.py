@@ -2,7 +2,6 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,8 +25,9 @@ from lockd.engine.commands import (
 )
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import SHARED
+from support.places import ROOT
 
-SOURCE = Path(__file__).parents[2] / "src" / "lockd"
+SOURCE = ROOT / "src" / "lockd"
 
 
 def reaches_in(tree: ast.AST) -> Iterator[str]:

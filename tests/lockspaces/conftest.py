@@ -8,7 +8,6 @@ import pytest
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import FileLockspace, OpenFiles
-from lockspaces.outside import Outside
 from support.processes import descriptors
 
 NewSpace = Callable[..., DirectoryLockspace]
@@ -30,14 +29,6 @@ def open_files(_no_descriptor_is_leaked: None) -> Iterator[OpenFiles]:
 
 
 @pytest.fixture
-def locks(tmp_path: Path) -> Path:
-    """A directory for lock files."""
-    path = tmp_path / "locks"
-    path.mkdir(mode=0o755)
-    return path
-
-
-@pytest.fixture
 def space(locks: Path, open_files: OpenFiles) -> Iterator[DirectoryLockspace]:
     """A lockspace on that directory."""
     space = DirectoryLockspace("vms", str(locks), open_files)
@@ -50,22 +41,6 @@ def direct(open_files: OpenFiles) -> Iterator[DirectLockspace]:
     space = DirectLockspace("direct", open_files)
     yield space
     close_all(space)
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A file that is worth locking."""
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"precious")
-    return path
-
-
-@pytest.fixture
-def outside() -> Iterator[Outside]:
-    """A process that locks files without asking lockd."""
-    process = Outside()
-    yield process
-    process.kill()
 
 
 @pytest.fixture

@@ -19,11 +19,9 @@ from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Mode
-from lockspaces.outside import NOBODY, Outside, flags_of, nobody
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can act as several users"
-)
+from support.outside import Outside, flags_of, nobody
+from support.rights import needs_root
+from support.wire_client import NOBODY
 
 
 def open_anchor(

@@ -25,7 +25,7 @@ from lockd.lockspaces.files import MAX_RACES, FileLockspace, OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Create, Mode
 from lockspaces.conftest import close_all
-from lockspaces.outside import Outside
+from support.outside import Outside
 from support.processes import descriptors
 
 

@@ -13,7 +13,7 @@ import pytest
 import lockd
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.terms import EXCLUSIVE
-from lockspaces.outside import Outside
+from support.outside import Outside
 
 _PRELUDE = """
 import os, sys

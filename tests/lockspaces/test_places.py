@@ -13,11 +13,8 @@ from lockd.lockspaces.places import (
     make_directory,
     missing_directories,
 )
-from lockspaces.outside import NOBODY
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can give a directory to another user"
-)
+from support.rights import needs_root
+from support.wire_client import NOBODY
 
 Look = Callable[[str], object]
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,8 +9,9 @@ import pytest
 
 from lockd.errors import ERRORS_BY_CODE
 from lockd.protocol.methods import MAX_TEXT_CHARACTERS, METHODS, OwnerParams, method_of
+from support.places import DOCS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+PAGE = (DOCS / "protocol.md").read_text()
 
 
 def table_after(heading: str) -> list[list[str]]:

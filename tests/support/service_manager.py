@@ -17,7 +17,6 @@ from typing import Final
 from support.nursery import DAEMONS, execute
 
 PATIENCE: Final = 20.0
-FIRST_FD: Final = 3
 STORE_SIZE: Final = 64
 
 

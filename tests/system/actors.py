@@ -6,15 +6,13 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Self
 
-import lockd
 from lockd import Client
+from support.asking import ask_until
 from support.nursery import SCRIPTS
+from support.places import SRC
 
-SRC: Final = str(Path(lockd.__file__).parents[1])
 LIMIT: Final = 30
 
 _SCRIPT: Final = """
@@ -102,17 +100,7 @@ class Actor:
         self._process.communicate(timeout=LIMIT)
 
 
-def ask_until(
-    client: Client,
-    name: str,
-    lockspace: str,
-    condition: Callable[[dict[str, Any]], bool],
-) -> dict[str, Any]:
-    """Asks for the state of a lock until it is as it must become."""
-    while not condition(state := client.query(name, lockspace=lockspace)):
-        pass
-    return state
-
-
 def wait_for_waiter(client: Client, name: str, lockspace: str) -> None:
-    ask_until(client, name, lockspace, lambda state: state["waiter_count"] > 0)
+    ask_until(
+        client, name, lambda state: state["waiter_count"] > 0, lockspace=lockspace
+    )

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from lockd import Client, connect
-from lockspaces.outside import Outside
 from support.daemon_process import DaemonProcess
 from system.actors import Actor
 
@@ -16,14 +15,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 StartActor = Callable[..., Actor]
-
-
-@pytest.fixture
-def locks(tmp_path: Path) -> Path:
-    """The directory of lockspace `vms`."""
-    path = tmp_path / "locks"
-    path.mkdir(mode=0o755)
-    return path
 
 
 @pytest.fixture
@@ -49,19 +40,3 @@ def start_actor(house: DaemonProcess) -> Iterator[StartActor]:
     yield start
     for actor in started:
         actor.kill()
-
-
-@pytest.fixture
-def outside() -> Iterator[Outside]:
-    """A process that locks files without asking lockd."""
-    process = Outside()
-    yield process
-    process.kill()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A file that is worth locking."""
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"precious")
-    return path

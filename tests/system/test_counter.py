@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from support.daemon_process import DaemonProcess
-from system.actors import SRC
+from support.places import SRC
 
 PROCESSES: Final = 6
 ROUNDS: Final = 300

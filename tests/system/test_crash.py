@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lockd import Client, connect
-from lockspaces.outside import Outside
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
-from system.actors import Actor, ask_until, wait_for_waiter
+from support.outside import Outside
+from system.actors import Actor, wait_for_waiter
 from system.conftest import StartActor
 
 
@@ -56,7 +57,7 @@ def test_killed_waiter_leaves_the_queue(
 ) -> None:
     first = start_waiter(start_actor, client)
     second = start_actor("second").start("acquire", "web1", lockspace="vms")
-    ask_until(client, "web1", "vms", lambda state: state["waiter_count"] == 2)
+    ask_until(client, "web1", lambda state: state["waiter_count"] == 2, lockspace="vms")
     first.kill()
     holder("release", "web1", lockspace="vms")
     assert second.result() > 0

@@ -9,7 +9,7 @@ from campaigns.listings import comparisons
 from conftest import StartDaemon
 from lockd import AnchorError, BusyError, Client, NotFoundError
 from lockd.terms import EXCLUSIVE, SHARED, Mode
-from lockspaces.outside import Outside
+from support.outside import Outside
 from system.actors import Actor, wait_for_waiter
 
 Place = tuple[str, str, Path]

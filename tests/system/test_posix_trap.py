@@ -15,8 +15,8 @@ from typing import TypeVar
 import pytest
 
 from lockd import BusyError, Client, connect
-from lockspaces.outside import Outside
 from support.daemon_process import DaemonProcess
+from support.outside import Outside
 
 T = TypeVar("T")
 

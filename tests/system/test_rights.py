@@ -20,6 +20,7 @@ import pytest
 
 from conftest import StartDaemon
 from support.daemon_process import DaemonProcess
+from support.places import TESTS
 from support.wire_client import (
     NOBODY,
     Refusal,
@@ -319,7 +320,7 @@ def test_process_of_another_namespace_is_nobody(
     daemon.start()
     try:
         path = tmp_path / "admin.sock" if through_admin_socket else daemon.socket
-        tests = str(Path(__file__).parents[1])
+        tests = str(TESTS)
         script = FOREIGN.format(tests=tests, socket=str(path))
         done = subprocess.run(
             ["unshare", *namespace, sys.executable, "-c", script],

@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 
 from lockd import BusyError, Client
-from lockspaces.outside import Outside
 from support import libvirt_client as lc
+from support.outside import Outside
 from support.virtlockd_process import VirtlockdProcess, why_not
 from system.actors import LIMIT, Actor, wait_for_waiter
 from system.conftest import StartActor

@@ -3,11 +3,11 @@
 import os
 import subprocess
 
-import pytest
-
-from ctl.processes import Lockctl, ask_until, open_to_all
+from ctl.processes import Lockctl, open_to_all
 from lockd import Client
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 from support.wire_client import NOBODY
 
 
@@ -37,7 +37,7 @@ def test_acquire_waits_no_longer_than_it_is_told(
     assert lockctl(*words, "-w", "0.1").returncode == 75
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+@needs_root
 def test_acquire_for_a_process_of_somebody_else_stays_ones_own(
     lockctl: Lockctl, lockd: DaemonProcess, client: Client
 ) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import StartDaemon
-from ctl.processes import Lockctl, Locker, ask_until, line_of
+from ctl.processes import Lockctl, Locker, line_of
 from lockd import Client, LockLostError, connect
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from ctl.processes import LOCKCTL, Lockctl, Terminal
 from lockd import Client, LockdError, connect
 from lockd.ctl.look.graph import Graph, tree
+from support.asking import ask_until
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from threading import Thread
 
-from ctl.processes import LOCKCTL, Lockctl, Terminal, ask_until
+from ctl.processes import LOCKCTL, Lockctl, Terminal
 from lockd import Client, connect
+from support.asking import ask_until
 
 
 def test_list_has_one_line_for_each_resource_when_piped(

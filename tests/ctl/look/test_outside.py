@@ -12,6 +12,7 @@ from lockd import Client, connect
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.tables import TABLES
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_locks_of_lockd_are_not_told_as_past_it(
     assert told["outside"] == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+@needs_root
 def test_what_only_the_daemon_can_see_is_shown_while_somebody_waits(
     lockctl: Lockctl, lockd: DaemonProcess, client: Client, guests: Path, locker: Locker
 ) -> None:

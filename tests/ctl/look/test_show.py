@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ctl.processes import Lockctl, ask_until, end_input
+from ctl.processes import Lockctl, end_input
 from lockd import Client
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
 
 

@@ -5,8 +5,6 @@ and with real guests in `system/booted/test_libvirt`.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ import pytest
 from lockd.ctl.look.virtlockd_check import Guest, Lock, read_guests, read_locks
 from lockd.errors import DeniedError
 from lockd.terms import Mode
-from lockspaces.outside import Outside, nobody
+from support.outside import Outside, nobody
+from support.rights import needs_root
 
 UUID = "3c84973e-c787-417f-9ba0-dce095f05b47"
 
@@ -40,20 +39,6 @@ WARNING: THIS IS AN AUTO-GENERATED FILE.
   </domain>
 </domstatus>
 """
-
-
-@pytest.fixture
-def outside() -> Iterator[Outside]:
-    process = Outside()
-    yield process
-    process.kill()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"precious")
-    return path
 
 
 def guest_of(directory: Path, image: Path, state: str = "running") -> list[Guest]:
@@ -101,7 +86,7 @@ def test_process_that_has_ended_holds_nothing(outside: Outside) -> None:
     assert read_locks(outside.pid, []) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root becomes somebody else here")
+@needs_root
 def test_locks_of_others_are_not_shown_to_everybody(outside: Outside) -> None:
     with nobody(), pytest.raises(DeniedError, match="ask as root"):
         read_locks(outside.pid, [])

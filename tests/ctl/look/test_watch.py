@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, ask_until, line_of
+from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, line_of
 from lockd import Client, connect
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
 from support.service_manager import ServiceManager
 

@@ -15,6 +15,7 @@ from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, open_to_all
 from lockd import Client, connect
 from lockd.ctl.look.outside import Inode, all_locks, inode_of, locks_on
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 
 
 def who(lockctl: Lockctl, path: object, **popen: Any) -> tuple[list[Any], list[Any]]:
@@ -102,7 +103,7 @@ def test_file_below_a_directory_is_not_the_directory(
     assert who(lockctl, tmp_path) == ([], [])
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting takes root")
+@needs_root
 def test_bind_mount_leads_to_the_holder(
     lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
 ) -> None:
@@ -124,7 +125,7 @@ def test_bind_mount_leads_to_the_holder(
     assert told["outside"] == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+@needs_root
 def test_processes_of_others_are_not_seen_but_their_locks_are(
     start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
 ) -> None:
@@ -142,7 +143,7 @@ def test_processes_of_others_are_not_seen_but_their_locks_are(
     assert (found["kind"], found["pid"]) == ("OFD", None)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")
+@needs_root
 def test_lock_that_nobody_may_see_is_perhaps_lockds(
     start_daemon: StartDaemon, tmp_path: Path, disk: Path, locker: Locker
 ) -> None:

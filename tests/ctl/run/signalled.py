@@ -10,6 +10,14 @@ from typing import Self
 
 from ctl.processes import Lockctl, line_of
 
+TELL_SIGNAL = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+print("ready", flush=True)
+info = signal.sigwaitinfo(signal.valid_signals())
+print(signal.Signals(info.si_signo).name, flush=True)
+"""
+
 TELL_SIGNALS = """
 import os, signal, sys
 if "apart" in sys.argv:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from client.door import open_door
-from ctl.processes import LOCKCTL, SRC, Lockctl, ask_until, end_input, line_of
+from ctl.processes import LOCKCTL, Lockctl, end_input, line_of
 from lockd import Client
+from support.asking import ask_until
+from support.places import SRC
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75, 255])

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from ctl.processes import LIMIT, LOCKCTL, Lockctl, ask_until, end_input, line_of
+from ctl.processes import LIMIT, LOCKCTL, Lockctl, end_input, line_of
 from lockd import Client
+from support.asking import ask_until
 
 _OWN_USERS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
 _OWN_PIDS = ("unshare", "--pid", "--fork", "--mount-proc")

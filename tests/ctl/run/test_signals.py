@@ -9,28 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ctl.processes import (
-    LIMIT,
-    LOCKCTL,
-    Lockctl,
-    Terminal,
-    ask_until,
-    line_of,
-    wait_for_exit,
-)
+from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, line_of, wait_for_exit
+from ctl.run.signalled import TELL_SIGNAL
 from lockd import Client
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
 
 FORWARDED = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "WINCH", "TSTP"]
-
-TELL_SIGNAL = """
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-print("ready", flush=True)
-info = signal.sigwaitinfo(signal.valid_signals())
-print(signal.Signals(info.si_signo).name, flush=True)
-"""
-
 
 COUNT_INTERRUPTS = """
 import signal

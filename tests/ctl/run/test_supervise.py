@@ -6,17 +6,9 @@ import signal
 import pytest
 
 from ctl.processes import LIMIT, Lockctl, line_of
+from ctl.run.signalled import TELL_SIGNAL
 from lockd import Client
 from support.daemon_process import DaemonProcess
-
-TELL_SIGNAL = """
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-print("ready", flush=True)
-info = signal.sigwaitinfo(signal.valid_signals())
-print(signal.Signals(info.si_signo).name, flush=True)
-"""
-
 
 IGNORE_TERM = """
 import os, signal

@@ -11,12 +11,12 @@ from ctl.processes import (
     LOCKCTL,
     Lockctl,
     Terminal,
-    ask_until,
     end_input,
     line_of,
     wait_for_exit,
 )
 from lockd import Client, connect
+from support.asking import ask_until
 from support.daemon_process import DaemonProcess
 
 

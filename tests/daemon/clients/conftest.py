@@ -1,6 +1,5 @@
 """What the tests of this folder share."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from support.wire_client import (
     WireClient,
     connected_as_nobody,
 )
-
-only_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can connect as another user"
-)
-
 
 Limited = Callable[..., DaemonProcess]
 

@@ -13,13 +13,13 @@ from daemon.clients.conftest import (
     Limited,
     check_limit,
     greeted,
-    only_root,
     turned_away,
 )
 from lockd.daemon.clients.limits import unreserved_sessions
 from lockd.daemon.config.config import Limits
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
+from support.rights import needs_root
 from support.wire_client import (
     NOBODY,
     WireClient,
@@ -96,7 +96,7 @@ def test_who_makes_a_namespace_has_no_more_sessions(limited: Limited) -> None:
         wait_for_sessions(client, 1)
 
 
-@only_root
+@needs_root
 def test_last_places_are_for_root_and_admins(limited: Limited) -> None:
     daemon = limited(sessions=20, admin_sessions=1)
     with ExitStack() as stack:

@@ -16,11 +16,11 @@ from daemon.clients.conftest import (
     Limited,
     check_limit,
     greeted,
-    only_root,
     turned_away,
 )
 from lockd.daemon.clients.limits import shadowed
 from lockd.daemon.config.config import Limits
+from support.rights import needs_root
 from support.wire_client import (
     NOBODY,
     WireClient,
@@ -86,7 +86,7 @@ def test_what_one_users_locks_and_requests_say_is_bounded(limited: Limited) -> N
         one.acquire("d", label="x" * 800)
 
 
-@only_root
+@needs_root
 def test_what_one_user_says_is_no_matter_to_others(limited: Limited) -> None:
     daemon = limited(text_bytes_per_user=1_024)
     with (
@@ -136,7 +136,7 @@ def test_requests_for_several_locks_do_not_pass_the_limit_by_waiting(
         client.call("acquire", resources=["e", "f", "g", "h"])
 
 
-@only_root
+@needs_root
 def test_locks_of_one_user_count_together(limited: Limited) -> None:
     daemon = limited(locks_per_user=2)
     with ExitStack() as stack:
@@ -309,7 +309,7 @@ def test_clients_get_in_again_when_descriptors_are_free(
             late.acquire("b")
 
 
-@only_root
+@needs_root
 def test_admin_gets_in_when_others_have_all_descriptors(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from lockd.daemon.clients.shares import REST, SHARE, Shares
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 from support.wire_client import NOBODY, WireClient, connected_as, wait_for_sessions
 
 GREEDY, OTHER = 1_000, 2_000
@@ -70,7 +71,7 @@ REQUESTS = 60
 REASON = "x" * 500
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can connect as another user")
+@needs_root
 @pytest.mark.parametrize("leave", [False, True])
 def test_who_rests_gets_every_answer_and_leaves_nothing(
     lockd: DaemonProcess, leave: bool
@@ -104,7 +105,7 @@ def test_who_rests_gets_every_answer_and_leaves_nothing(
 CROWD = 900
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can connect as another user")
+@needs_root
 def test_newcomer_does_not_wait_for_those_of_another_user(
     lockd: DaemonProcess,
 ) -> None:

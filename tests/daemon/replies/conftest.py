@@ -2,9 +2,16 @@
 
 from typing import Any
 
+from lockd.engine.commands import Owner
+from lockd.engine.effects import Grant
+from lockd.terms import ResourceKey
 from support.wire_client import (
     WireClient,
 )
+
+OWNER = Owner("vm\n", 0, 5)
+KEY = ResourceKey("disks", "a")
+GRANT = Grant(KEY, 1, OWNER, 1, "shared", 7, since=10.0)
 
 PAGED = {
     "list": "resources",

@@ -3,14 +3,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from daemon.replies.conftest import GRANT, KEY, OWNER
 from lockd.daemon.replies.sentences import sentence
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Situation, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 
-OWNER = Owner("vm\n", 0, 5)
-KEY = ResourceKey("disks", "a")
-GRANT = Grant(KEY, 1, OWNER, 1, "shared", 7, since=10.0)
 EXCLUSIVE = Grant(KEY, 1, OWNER, 1, "exclusive", 7, since=10.0, reason="backup")
 WAITER = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)
 FREE = Situation(KEY, (), 0, (), 0)

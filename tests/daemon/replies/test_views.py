@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from daemon.replies.conftest import HOLDER, PARTY, SITUATION
+from daemon.replies.conftest import GRANT, HOLDER, KEY, OWNER, PARTY, SITUATION
 from lockd.daemon.replies import views
-from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, Refused, Wait, Waiter
+from lockd.engine.effects import Refused, Wait, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 from support.places import DOCS
 from support.wire_client import WireClient, wait_for_waiters
@@ -94,9 +93,6 @@ def test_last_holder_says_how_it_ended(
     assert other.call("query", resource="a")["last_holder"]["ended"] == end
 
 
-OWNER = Owner("vm\n", 0, 5)
-KEY = ResourceKey("disks", "a")
-GRANT = Grant(KEY, 1, OWNER, 1, "shared", 7, since=10.0)
 WAITER_VALUE = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)
 
 

@@ -16,9 +16,10 @@ from support import libvirt_client as lc
 from support.daemon_process import DaemonProcess
 from support.libvirt_client import LibvirtClient
 from support.processes import idle
+from support.rights import needs_root
 from support.wire_client import Connect, WireClient, wait_for_sessions
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="virtlockd serves root only")
+pytestmark = needs_root
 
 Guest = Callable[..., LibvirtClient]
 

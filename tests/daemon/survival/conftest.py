@@ -10,13 +10,6 @@ from support.wire_client import WireClient
 
 
 @pytest.fixture
-def locks(tmp_path: Path) -> Path:
-    directory = tmp_path / "locks"
-    directory.mkdir(mode=0o755)
-    return directory
-
-
-@pytest.fixture
 def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
     place = tmp_path / "service"
     place.mkdir()

@@ -44,13 +44,6 @@ main()
 
 
 @pytest.fixture
-def locks(tmp_path: Path) -> Path:
-    directory = tmp_path / "locks"
-    directory.mkdir(mode=0o755)
-    return directory
-
-
-@pytest.fixture
 def manager(tmp_path: Path, locks: Path) -> Iterator[ServiceManager]:
     place = tmp_path / "service"
     place.mkdir()

@@ -10,6 +10,7 @@ import pytest
 from lockd import procs
 from lockd.daemon.system import credentials as c
 from support.processes import idle
+from support.rights import needs_root
 
 NO_PROCESS = 2**22 + 1
 """Beyond the greatest pid_max (proc(5))."""
@@ -29,7 +30,7 @@ def test_peer_is_the_process_that_connected() -> None:
     os.close(pidfd)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have so many groups")
+@needs_root
 def test_peer_may_have_very_many_groups() -> None:
     groups = frozenset(range(1_000_000, 1_003_000))
     before = os.getgroups()

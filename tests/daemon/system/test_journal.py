@@ -2,7 +2,6 @@
 
 import array
 import fcntl
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.system.conftest import log_to
 from lockd.daemon.system.journal import Journal, encode
 from lockd.daemon.system.logs import LogWriter
 
@@ -111,19 +111,6 @@ def test_nobody_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         journal.send({"MESSAGE": "x"})
     journal.close()
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-
-
-def log_to(writer: LogWriter) -> logging.Logger:
-    made = logging.Logger("test")  # noqa: LOG001 - not for everybody
-    made.addHandler(writer)
-    return made
 
 
 def test_log_gives_lines_with_fields_to_the_journal(

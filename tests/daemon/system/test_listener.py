@@ -12,6 +12,7 @@ import pytest
 from lockd.daemon.system.listener import _alone, bind_listener
 from lockd.errors import ConfigError
 from support.daemon_process import DaemonProcess
+from support.rights import needs_root
 from support.wire_client import WireClient
 
 
@@ -152,7 +153,7 @@ def test_lock_file_that_was_left_behind_is_no_obstacle(tmp_path: Path) -> None:
     listener.socket.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@needs_root
 def test_nobody_else_holds_up_a_start(tmp_path: Path) -> None:
     """Whatever of it another user can open and lock, also while one starts."""
     path = str(tmp_path / "run" / "x.sock")

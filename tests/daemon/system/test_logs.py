@@ -1,35 +1,21 @@
 """The log waits for nobody, and does not repeat itself for ever."""
 
-import logging
 import os
 import re
 import select
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import lockd.daemon
+from daemon.system.conftest import log_to
 from lockd.daemon.system.logs import ALIKE, MAX_LINES, LogWriter
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-
-
-def logger(writer: LogWriter) -> logging.Logger:
-    made = logging.Logger("test")  # noqa: LOG001 - not for everybody
-    made.addHandler(writer)
-    return made
 
 
 def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
     reader, fd = pipe
     writer = LogWriter(fd)
-    log = logger(writer)
+    log = log_to(writer)
     log.warning("one %d", 1)
     log.error("two \udcff")
     writer.flush()
@@ -37,7 +23,7 @@ def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
 
 
 def test_reader_that_does_not_read_holds_nobody_up(pipe: tuple[int, int]) -> None:
-    log = logger(LogWriter(pipe[1]))
+    log = log_to(LogWriter(pipe[1]))
     for number in range(2 * MAX_LINES):
         log.warning(f"a line of its own kind {number} {'x' * 50}")  # noqa: G004
     assert select.select([pipe[0]], [], [], 10)[0]
@@ -50,7 +36,7 @@ def test_lines_that_are_alike_are_left_out_and_counted(
     monkeypatch.setattr("lockd.daemon.system.logs.time.monotonic", lambda: now)
     reader, fd = pipe
     writer = LogWriter(fd)
-    log = logger(writer)
+    log = log_to(writer)
     for number in range(ALIKE + 7):
         log.warning("session %d is closed", number)
     log.warning("another kind")

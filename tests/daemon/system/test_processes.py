@@ -24,6 +24,7 @@ from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Process, Processes
 from support.daemon_process import DaemonProcess
 from support.processes import idle
+from support.rights import needs_root
 from support.wire_client import (
     NOBODY,
     Connect,
@@ -35,8 +36,6 @@ from support.wire_client import (
 
 StartChild = Callable[[DaemonProcess, str], subprocess.Popen[str]]
 Sleeper = subprocess.Popen[bytes]
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root can be somebody else")
 
 KILLING = """
 [lockspaces.guarded]

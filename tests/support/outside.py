@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-NOBODY: Final = 65534
+from support.wire_client import NOBODY
 
 _SCRIPT: Final = """
 import fcntl, os, struct, sys
