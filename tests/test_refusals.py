@@ -113,7 +113,7 @@ def a_try_of_what_is_locked_outside(scene: Scene) -> None:
         scene.other.acquire("locked", lockspace="files", timeout=0)
 
 
-@case("timeout", *HOLDER, "within 0.01s", step="have the holder release it")
+@case("timeout", *HOLDER, "within 0.01 s", step="have the holder release it")
 def a_wait_that_is_too_short(scene: Scene) -> None:
     scene.other.acquire("job", timeout=0.01)
 

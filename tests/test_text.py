@@ -6,10 +6,10 @@ from lockd.text import counted, duration, exact_duration
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0, "0.0s"),
-        (0.44, "0.4s"),
-        (1, "1s"),
-        (59.9, "59s"),
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (1, "1 s"),
+        (59.9, "59 s"),
         (60, "1m00s"),
         (252, "4m12s"),
         (3 * 3600 + 5 * 60 + 59, "3h05m"),
@@ -23,12 +23,12 @@ def test_duration_is_told_in_its_two_largest_units(seconds: float, said: str) ->
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.001, "0.001s"),
-        (0.25, "0.25s"),
-        (1, "1s"),
-        (1.5, "1.5s"),
-        (1234.567 + 1.5 - 1234.567, "1.5s"),
-        (59.9, "59.9s"),
+        (0.001, "0.001 s"),
+        (0.25, "0.25 s"),
+        (1, "1 s"),
+        (1.5, "1.5 s"),
+        (1234.567 + 1.5 - 1234.567, "1.5 s"),
+        (59.9, "59.9 s"),
         (60, "1m00s"),
         (90.25, "1m30.25s"),
         (252, "4m12s"),

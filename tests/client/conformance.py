@@ -512,7 +512,8 @@ class Conformance:
         token = first.grant().fencing_token
         with pytest.raises(lockd.BusyError, match="of this process"):
             alice.hold("disk", timeout=0).result()
-        with pytest.raises(lockd.AcquireTimeoutError, match="of this process"):
+        patience = r"of this process, after 0\.01 s:"
+        with pytest.raises(lockd.AcquireTimeoutError, match=patience):
             alice.hold("disk", timeout=0.01).result()
         second = alice.hold("disk")
         first.leave()

@@ -147,7 +147,7 @@ def test_lock_that_is_not_free_is_refused_never_taken(
             lock = client.lock("disk")
             with pytest.raises(lockd.BusyError, match="held exclusively by"):
                 await lock.acquire_nowait()
-            with pytest.raises(lockd.AcquireTimeoutError, match=r"within 0\.02s"):
+            with pytest.raises(lockd.AcquireTimeoutError, match=r"within 0\.02 s"):
                 await lock.acquire(timeout=0.02)
             with pytest.raises(lockd.AcquireTimeoutError):
                 async with client.lock("disk", timeout=0.02):

@@ -9,6 +9,7 @@ from lockd.client.reply import Reply
 from lockd.errors import AcquireTimeoutError, BusyError, NotHeldError, RequestError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Mode, ResourceKey
+from lockd.text import exact_duration
 
 GrantT = TypeVar("GrantT", bound=AnyGrant)
 
@@ -101,21 +102,18 @@ class AnyLock(Uncopied, Generic[GrantT]):
         )
 
 
-def not_admitted(
-    ticket: Ticket, kind: str, timeout: float, waited: str
-) -> RequestError:
+def not_admitted(ticket: Ticket, kind: str, timeout: float) -> RequestError:
     """Returns the error if another thread or task of this process holds the lock.
 
     Args:
         ticket: the caller's ticket, which was not admitted.
         kind: "thread" or "task".
         timeout: how long the caller waited, in seconds.
-        waited: the same as text.
     """
     held = f"{quoted(ticket.key.resource)} is held by another {kind} of this process"
     if not timeout:
         return BusyError(f"{held}: ask with a timeout to wait for it", ticket.facts())
     return AcquireTimeoutError(
-        f"{held}, after {waited}: ask again with a longer timeout",
+        f"{held}, after {exact_duration(timeout)}: ask again with a longer timeout",
         ticket.facts() | {"waited": timeout},
     )

@@ -215,7 +215,7 @@ class Server:
             self._guarded(self._serve_now, peer)
             conversation = peer.connection
             if said == (conversation.begun_at, conversation.partial_bytes):
-                message = f"a message was not complete after {timeout:g} seconds"
+                message = f"a message was not complete after {timeout:g} s"
                 self._guarded(self._refuse_all, peer, message)
         self._gate.keep_deadlines(now)
 

@@ -93,7 +93,7 @@ def test_chain_of_any_length_is_drawn() -> None:
     lines = list(tree(graph))
     assert len(lines) == length
     assert lines[-1].endswith(
-        f"! s{length - 1}: 1st w{length - 1} (pid 2099, root), exclusive, 5s"
+        f"! s{length - 1}: 1st w{length - 1} (pid 2099, root), exclusive, 5 s"
     )
     chain = [node.owner for node in graph.longest_chain()]
     assert chain == list(reversed(range(length)))
@@ -106,7 +106,7 @@ def test_who_waits_at_several_places_is_drawn_once_with_those_below() -> None:
     ]
     lines = list(tree(Graph(waits)))
     assert len(lines) == 40
-    assert lines[1] == "└─ a0, b0: 1st w1 (pid 101, root), exclusive, 5s"
+    assert lines[1] == "└─ a0, b0: 1st w1 (pid 101, root), exclusive, 5 s"
 
 
 def test_branch_that_was_drawn_is_referred_to() -> None:
@@ -124,7 +124,7 @@ def test_branch_that_was_drawn_is_referred_to() -> None:
         "w1",
         "└─ b: 1st w2",
     ]
-    assert list(tree(Graph(waits)))[-1].endswith("exclusive, 5s, see above")
+    assert list(tree(Graph(waits)))[-1].endswith("exclusive, 5 s, see above")
 
 
 def test_what_looks_like_a_circle_is_drawn_as_far_as_it_is_none() -> None:

@@ -133,7 +133,7 @@ def test_wait_lasts_until_a_lock_past_lockd_has_ended(
     pid = locker(disk, "POSIX")
     done = lockctl("wait", disk, "-w", "0.1")
     assert done.returncode == 75
-    assert f"was not free within 0.1s: held by {program()} (pid {pid})" in done.stderr
+    assert f"was not free within 0.1 s: held by {program()} (pid {pid})" in done.stderr
     waiting = lockctl.start("wait", disk)
     os.kill(pid, 9)
     assert waiting.wait(30) == 0

@@ -70,7 +70,7 @@ def test_wait_that_is_too_short_says_who_holds_it_and_why(
     assert done.stderr.startswith("lockctl: 'other:a job' is not free: held for ")
     assert done.stderr.endswith(f" {me}; {command}\n")
     done = lockctl(*words, 0.1)
-    assert "'other:a job' was not free within 0.1s: held for " in done.stderr
+    assert "'other:a job' was not free within 0.1 s: held for " in done.stderr
 
 
 def test_wait_says_what_to_do_when_the_daemon_ends(

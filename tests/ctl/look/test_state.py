@@ -22,7 +22,7 @@ OUTSIDER: dict[str, Any] = {"command": "/usr/bin/qemu -m 4", "pid": 77}
 @pytest.mark.parametrize(
     ("held_for", "reason", "count", "said"),
     [
-        (4.0, None, 1, "held for 4s by tar, pid 604, uid 0"),
+        (4.0, None, 1, "held for 4 s by tar, pid 604, uid 0"),
         (
             7_800.0,
             "nightly",

@@ -196,7 +196,7 @@ def test_wait_that_takes_too_long_is_75_and_says_who_is_in_the_way(
     client.acquire("job")
     done = lockctl("wait", "-w", "0.1", "job")
     assert done.returncode == 75
-    assert "'job' was not free within 0.1s: held for " in done.stderr
+    assert "'job' was not free within 0.1 s: held for " in done.stderr
     assert f"by the test, pid {os.getpid()}, " in done.stderr
     assert lockctl("wait", "-w", "0", "job").returncode == 75
     assert lockctl("wait", "-w", "0", "free").returncode == 0

@@ -52,7 +52,7 @@ def test_every_refusal_names_its_lock_once(
 def test_one_holder_is_named_with_time_and_reason() -> None:
     found = said("busy", situation=Situation(KEY, (EXCLUSIVE,), 1, (WAITER,), 1))
     assert "exclusively" in found
-    assert "5s" in found
+    assert "5 s" in found
     assert "backup" in found
     assert "waits for it" in found
 
@@ -64,7 +64,7 @@ def test_label_of_the_holder_tells_what_a_hashed_name_stands_for() -> None:
 
 
 def test_timeout_says_how_long_it_was() -> None:
-    assert "3s" in said("timeout", situation=FREE, waited=3.0)
+    assert "3 s" in said("timeout", situation=FREE, waited=3.0)
 
 
 def test_outside_holder_is_named_where_it_is_known() -> None:

@@ -88,8 +88,8 @@ def test_wait_is_told_once_when_it_passes_the_threshold(story: Story) -> None:
     story.acquire(2, KEY)
     assert story.look_at(39.9) == []
     assert story.look_at(40.0) == [
-        "bob (pid 20, uid 1000) has waited 30s for 'memory:a', exclusive; it is "
-        "held exclusively by alice (pid 10, uid 1000) for 40s: nightly"
+        "bob (pid 20, uid 1000) has waited 30 s for 'memory:a', exclusive; it is "
+        "held exclusively by alice (pid 10, uid 1000) for 40 s: nightly"
     ]
     assert story.look_at(99.0) == []
     level, _, fields = story.said[0]
@@ -132,7 +132,7 @@ def test_end_of_a_long_wait_is_told(
     level, text, fields = story.said[-1]
     assert level == logging.INFO
     assert text == (
-        f"the long wait of bob (pid 20, uid 1000) for 'memory:a' is over after 45s: "
+        f"the long wait of bob (pid 20, uid 1000) for 'memory:a' is over after 45 s: "
         f"{outcome}"
     )
     assert fields["LOCKD_OUTCOME"] == outcome

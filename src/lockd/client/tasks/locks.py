@@ -13,7 +13,6 @@ from lockd.client.locks import AnyLock, Held, not_admitted
 from lockd.client.reply import Reply
 from lockd.client.tasks.link import Grant, TaskLink
 from lockd.errors import LockdError, WrongTaskError
-from lockd.text import exact_duration
 
 
 class Released:
@@ -165,9 +164,7 @@ class Lock(AnyLock[Grant]):
     async def _acquire(self, ticket: Ticket, timeout: float | None) -> Grant:
         started = anyio.current_time()
         if not ticket.done and not await self.link.wait_admitted(ticket, timeout):
-            raise not_admitted(
-                ticket, "task", timeout or 0, exact_duration(timeout or 0)
-            )
+            raise not_admitted(ticket, "task", timeout or 0)
         reply = self._request()
         if timeout is not None:
             waited = anyio.current_time() - started

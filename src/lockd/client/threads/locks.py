@@ -182,7 +182,7 @@ class Lock(AnyLock[Grant]):
             self._forget_ended(ticket.who)
             link.enter_queue(ticket)
             if not ticket.done and not link.wait_admitted(ticket, timeout):
-                raise not_admitted(ticket, "thread", timeout, f"{timeout:g} s")
+                raise not_admitted(ticket, "thread", timeout)
             if timeout >= 0:
                 reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
             link.perform(reply)
