@@ -34,13 +34,13 @@ _UCRED: Final = struct.Struct("3i")
 
 
 class Address(NamedTuple):
-    """Where a client finds the daemon.
+    """The address of a daemon.
 
     Attributes:
         path: of the socket.
-        trusted: whether any user's daemon will do there. If not, root goes to root's
-            and the system's only.
-        others: where other daemons listen that the search would have found.
+        trusted: whether the daemon of any user is accepted. If not, root accepts only
+            root's and the system's.
+        others: the sockets of other daemons that the search found.
     """
 
     path: str

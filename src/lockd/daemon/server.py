@@ -168,7 +168,7 @@ class Server:
     def _guarded(self, serve: Callable[..., None], peer: Peer, *args: object) -> None:
         """Runs a step for one client; a failure ends only its connection.
 
-        Everything in the name of a client runs through here. A failure in the lock
+        The loop runs all its steps for a client through here. A failure in the lock
         table ends the daemon, because then nobody knows who holds what.
         """
         try:

@@ -161,10 +161,7 @@ class AnchorDelayed(Struct, frozen=True, gc=False):
 
 
 class Resume(Struct, frozen=True, gc=False):
-    """Another daemon drives the engine now.
-
-    The engine asks again for all that is open.
-    """
+    """Another daemon drives the engine now. The engine repeats unanswered effects."""
 
 
 class Tick(Struct, frozen=True, gc=False):

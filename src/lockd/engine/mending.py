@@ -1,7 +1,7 @@
 """Repairs the state of an engine after a part of it could not be read.
 
-The result names every session that lost something, so that the caller can end it: no
-client may rely on a lock or a place that is lost. A complete state stays unchanged.
+The result names every session that lost something. The caller must end it: no client
+may rely on a lock or a place that is lost. A complete state stays unchanged.
 """
 
 from collections.abc import Iterator

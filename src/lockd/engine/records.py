@@ -68,7 +68,7 @@ def changes(engine: LockEngine) -> list[Record]:
     for (kind, name), thing in changed.items():
         make = _VALUES.get(kind)
         value = thing if make is None else make(state, thing or name)
-        # Nobody knows what was added and removed since the last call.
+        # It came and went since the last call, so there is no record to remove.
         if value is None and (
             (kind == "grant" and name > before[_LAST_TOKEN])
             or (kind == "request" and name > before[_LAST_ORDER])

@@ -9,8 +9,9 @@ descriptor is O_CLOEXEC.
 Somebody may give a path to another file at any moment. So the lock only counts if the
 path still leads to the locked file after locking. Otherwise opening starts over.
 
-lockd never writes to or truncates a file. It removes only a file that it created, and
-only while it holds the file exclusively: then nobody else relies on it.
+lockd never writes to or truncates a file. It removes only a file that it created, or
+that is `temporary`, and only while it holds the file exclusively: then nobody else
+relies on it.
 """
 
 import errno

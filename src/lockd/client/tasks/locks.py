@@ -95,7 +95,8 @@ class Lock(AnyLock[Grant]):
         must not believe that it holds the lock.
 
         Args:
-            timeout: seconds to wait; negative waits without a limit; None: the default.
+            timeout: seconds to wait; negative waits without a limit; None: that of
+                `lock()`.
 
         Raises:
             AcquireTimeoutError: the timeout passed.

@@ -115,7 +115,8 @@ class Lock(AnyLock[Grant]):
 
         Args:
             blocking: False does not wait.
-            timeout: seconds to wait; negative waits without a limit; None: the default.
+            timeout: seconds to wait; negative waits without a limit; None: that of
+                `lock()`.
 
         Returns:
             A true object, or a false one if the lock is busy or the timeout passed.

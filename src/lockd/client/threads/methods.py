@@ -263,7 +263,7 @@ class Methods(Uncopied):
     ) -> dict[str, Any]:
         """Registers the owner for whom this session acts.
 
-        Only before its first lock.
+        Call it before the first lock.
         """
         reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
         found: dict[str, dict[str, Any]] = self._connection.ask(reply)

@@ -1,12 +1,15 @@
 """Supervises all processes that were started under a lock until they have ended.
 
-It is one loop that only signals wake: those for the command, SIGCHLD for an end, SIGIO
-for the daemon's socket, SIGALRM for the end of a wait.
+Only signals wake its loop: those for the command, SIGCHLD for an end, SIGIO for the
+daemon's socket, SIGALRM for the end of a wait.
 
 At first the command runs, and gets the signals that lockctl gets. After its end, its
-descendants keep the lock, and lockctl waits for them. lockctl stops all of them in
-three cases: the lock is lost, the command died of a signal that asks to end, or lockctl
-gets such a signal while it waits.
+descendants keep the lock, and lockctl waits for them. In three cases lockctl stops all
+of them:
+
+- the lock is lost;
+- the command died of a signal that asks to end;
+- lockctl gets such a signal while it waits.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 It never waits. It keeps bytes that the socket does not accept until the socket is
 writable. Meanwhile it reads no requests: a client that does not read its answers gets
-no new ones. The server closes a peer at the end of the turn in which it `is_closing`.
+no new ones. At the end of a turn, the server closes the peers that are `is_closing`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ SLICE: Final = 0.001
 """Seconds for the requests of one client before those of others."""
 
 ANSWERS_AT_ONCE: Final = 256 * 1024
-"""Bytes of answers after which further requests of a client wait for the next turn, and
-until the socket has accepted these: this limits the memory for one client."""
+"""Bytes of answers after which further requests of a client wait. They wait for the
+next turn, and until the socket has accepted these bytes: this limits the memory for a
+client."""
 
 READING: Final = select.EPOLLIN | select.EPOLLPRI
 """EPOLLPRI: a byte out of band (send(2), MSG_OOB), which no read would return."""

@@ -101,7 +101,7 @@ class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class Allowed(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may do what in a lockspace. None means the default of its kind.
 
-    Users or groups by name or number; `"*"` means everybody.
+    Users or groups have names or numbers; `"*"` means everybody.
     """
 
     acquire: Who | None = None

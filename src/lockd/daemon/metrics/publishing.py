@@ -39,7 +39,7 @@ class Publisher:
         self._changed = trio.Event()
 
     def configure(self, wanted: MetricsConfig) -> None:
-        """Changes where to publish. Retries what has failed before."""
+        """Changes where to publish, and retries after a failure."""
         self._wanted = wanted
         self._health.clear(_ADDRESS, _TEXTFILE)
         self._changed.set()

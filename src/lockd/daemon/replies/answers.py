@@ -81,8 +81,8 @@ class Answers:
     ) -> Callable[[CodedError | None], None]:
         """Notes that a request waits for `RELOAD` or `CHANGE`.
 
-        Until the answer, its msgid is in use, it counts as an unanswered request of its
-        user, and its client stays connected even after its last request.
+        Until the answer, its msgid is in use, and it counts as an unanswered request of
+        its user. Its client stays connected even if it sends no more requests.
 
         Returns:
             The function that answers it; it takes None or an error.

@@ -40,8 +40,8 @@ def kept(engine: LockEngine, keeping: Keeping) -> Map:
         return {"by": None, "locks": 0, "connections": 0, "in_flight": 0, "bytes": 0}
     return {
         "by": keeping.by,
-        # All or nothing: an answer is only sent after it is recorded, and a file is
-        # only locked after it is in flight.
+        # All or nothing: no answer leaves before it is recorded, and no grant is
+        # recorded before its file is in flight.
         "locks": engine.held,
         "connections": len(engine.sessions),
         "in_flight": keeping.in_flight,

@@ -1,6 +1,7 @@
 """Turns requests of the wire into commands of the engine.
 
-`Reader` answers requests that only read. All others go through `Runtime.carry_out`.
+`Reader` answers the requests about locks that change nothing. Requests that change the
+lock table become commands of the engine, for `Runtime.carry_out`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Keeps descriptors that outlive the process: unreceived messages between sockets.
 
 A descriptor that was sent (SCM_RIGHTS, unix(7)) and not yet received refers to its open
-file like any other: its lock stays held, its connection stays open. The service manager
-keeps the few sockets that hold these messages, so they survive the death of the daemon.
+file like any other. Its lock stays held, and its connection stays open. The service
+manager keeps the few sockets that hold these messages, so they survive the death of the
+daemon.
 
 A queued message cannot be withdrawn. Only the first message can be removed. So there is
 a young queue with one descriptor in each message, and old queues with up to 252. When

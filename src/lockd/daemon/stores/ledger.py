@@ -6,7 +6,7 @@ length, and then stores the new length with one machine instruction. So a succes
 never reads half a commit.
 
 One file is in use. When it is twice as long as its live records, the ledger copies them
-to the other file in small slices, while it still appends records to the first. The
+to the other file in small slices. Meanwhile it still appends records to the first. The
 other file is in use from the moment its length is stored, because its generation is
 higher. This process also has the live records in its own memory. Only a successor reads
 the files.

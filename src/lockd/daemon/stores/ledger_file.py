@@ -2,9 +2,9 @@
 
 The header is five 64-bit words, twice: magic, version and salt, generation, a checksum
 of these, and the length with its own checksum. Every version must read it. Records
-follow, aligned to eight bytes, each with keys and their values: checksum of lengths and
-keys, checksum of the values, a mark, both lengths, keys, values. The last two are
-arrays in MessagePack. All numbers have the machine's byte order, because the memory
+follow, aligned to eight bytes. A record has a checksum of its lengths and keys, a
+checksum of its values, a mark, both lengths, the keys, and the values. Keys and values
+are arrays in MessagePack. All numbers have the machine's byte order, because the memory
 never leaves the machine. The salt keeps the content of a value from passing for a
 record after damage around it.
 

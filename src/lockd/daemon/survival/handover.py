@@ -4,7 +4,7 @@ The state is written into a sealed memfd (memfd_create(2)), which the new progra
 after execve(2). Sockets, pidfds and lock files stay open with the same numbers. No lock
 is released meanwhile, so nobody else can get it.
 
-Everything that can fail is tried first: the new program runs as a child with a copy of
+Everything that can fail is tried first. The new program runs as a child with a copy of
 the state, and reports whether it can continue from there. Then execve(2) either fails,
 and nothing has changed, or succeeds. If the new program dies later, it is a crash like
 any other: the kernel frees the locks, and the clients see EOF.

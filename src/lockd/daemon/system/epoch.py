@@ -2,10 +2,12 @@
 
 The file has two numbers: the epoch, which counts the starts, and the last fencing token
 that this start may give. It reserves many tokens at once, so a grant writes nothing.
-The next start continues after the last reserved token. If the process or the machine
-dies, the file has the old numbers or the new ones, and never less than what was used:
-the new content is on disk (fsync(2)) before it gets its name (rename(2)), and the name
-is on disk (fsync of the directory) before the first new token is given.
+The next start continues after the last reserved token.
+
+If the process or the machine dies, the file has the old numbers or the new ones, and
+never less than what was used. The new content is on disk (fsync(2)) before it gets its
+name (rename(2)). The name is on disk (fsync of the directory) before the first new
+token is given.
 
 The daemon also compares the file with what it knows. It writes a removed or reset file
 again, while it serves and after a crash.
