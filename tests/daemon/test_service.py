@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +29,6 @@ from support.places import TESTS
 from support.wire_client import WireClient
 
 PATIENCE = 30
-DEFAULT_GRACE = Config().kill_grace
 
 
 class Manager:
@@ -289,7 +287,7 @@ def test_each_problem_stays_until_it_is_mended(
 def test_reload_changes_log_level_and_patience(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    daemon = start_daemon()
+    daemon = start_daemon(f"kill_grace = {20 * PATIENCE}")
     daemon.config.write_text(
         "log_level = 'error'\nkill_grace = 0.1\n"
         "[lockspaces.killed]\nkind = 'memory'\non_disconnect = 'kill'\n"
@@ -317,9 +315,7 @@ def test_reload_changes_log_level_and_patience(
         ) as owner:
             assert owner.stdout is not None
             owner.stdout.readline()
-            began = time.monotonic()
             client.acquire("a", lockspace="killed", timeout=PATIENCE)
-            assert time.monotonic() - began < DEFAULT_GRACE
         assert owner.returncode == -signal.SIGKILL
         client.call("release", lockspace="killed", resource="a")
 
@@ -373,7 +369,7 @@ def test_status_is_one_line_whatever_is_wrong(
 def test_idle_daemon_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     process = subprocess.Popen(
-        [*daemon.command, "--timeout=0.5"], stderr=subprocess.PIPE, text=True
+        [*daemon.command, "--timeout=2"], stderr=subprocess.PIPE, text=True
     )
     with process:
         assert process.stderr is not None
@@ -381,7 +377,7 @@ def test_idle_daemon_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
         with WireClient(daemon.socket) as client:
             client.acquire("a")
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(2)
+                process.wait(3)
             client.call("release", resource="a")
         assert process.wait(PATIENCE) == 0
         assert "nobody needed it" in process.stderr.read()

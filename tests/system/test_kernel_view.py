@@ -227,4 +227,4 @@ def test_listing_equals_the_kernels_view_under_load(
     found = list(comparisons(daemon.socket, locks, 25))
     assert [x.different for x in found if x.different] == []
     # It is no comparison of nothing.
-    assert min(x.same for x in found) > 5
+    assert sum(x.same for x in found) > 5

@@ -166,8 +166,9 @@ def test_descriptors_are_counted_or_bounded_by_the_lowest_free_one(
 @pytest.mark.skipif(not shutil.which("ps"), reason="takes ps (Debian: procps)")
 def test_start_of_the_process_is_the_kernels() -> None:
     ps = ["ps", "-o", "etimes=", "-p", str(os.getpid())]
+    before = process_age()
     said = subprocess.run(ps, capture_output=True, text=True, check=True).stdout
-    assert process_age() == pytest.approx(int(said), abs=2)
+    assert before - 2 <= int(said) <= process_age() + 2
 
 
 def test_only_admins_are_told(lockd: DaemonProcess) -> None:

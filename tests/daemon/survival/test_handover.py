@@ -178,7 +178,7 @@ def test_patience_ends_when_it_would_have(
 ) -> None:
     holder, waiter, other = connect(), connect(), connect()
     holder.acquire("a")
-    msgid = waiter.send("acquire", resource="a", timeout=2)
+    msgid = waiter.send("acquire", resource="a", timeout=3)
     several = other.send("acquire", resources=["b", "a"])
     wait_for_waiters(holder, "a", 2)
     daemon.upgrade()

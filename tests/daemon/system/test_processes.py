@@ -347,7 +347,7 @@ def test_process_that_ignores_sigterm_is_killed_and_nobody_else_waits(
         child.stdin.write("\n")
         child.stdin.flush()
         assert child.stdout.readline() == "term\n"
-        for n in range(200):
+        for n in range(50):
             other.acquire(str(n))
             busy = other.refusal(
                 "acquire", resource="a", lockspace="guarded", timeout=0
