@@ -111,7 +111,7 @@ BUGS: Final = [
         "lockspaces/files",
         "the record is trusted over the kernel: what is locked",
         "        if mode is not None:\n"
-        "            # This changes nothing if the file is still locked, as it should be.\n"
+        "            # This changes nothing if it is still locked, as it should be.\n"
         "            self._lock(file, path, mode)\n",
         "        file.mode = mode or EXCLUSIVE\n",
         "hand over (disk)",

@@ -280,7 +280,7 @@ class FileLockspace(Lockspace):
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
         file.is_unsure = made
         if mode is not None:
-            # This changes nothing if the file is still locked, as it should be.
+            # This changes nothing if it is still locked, as it should be.
             self._lock(file, path, mode)
         self._files[resource] = file
         self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
