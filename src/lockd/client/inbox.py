@@ -1,4 +1,4 @@
-"""A queue for notifications of the daemon."""
+"""A queue between the core and the thread or task that waits for its items."""
 
 from collections import deque
 from typing import Any
@@ -8,7 +8,7 @@ from lockd.errors import LockdError
 
 
 class Inbox(Awaited):
-    """Notifications that nobody has taken yet, in order."""
+    """Events or losses that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """All that the engine knows: who holds what, and who waits.
 
-Grants, requests, sessions and owners are added and removed here only. Each step also
-updates the counts, the users' amounts and the marks for `records`. `lock_table` decides
-which request is next.
+While the engine runs, grants, requests, sessions and owners are added and removed here
+only. Each step also updates the counts, the users' amounts and the marks for `records`.
+`lock_table` decides which request is next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opens, locks, checks and closes all lock files.
+"""Opens, locks, checks and closes lock files.
 
 An anchor is an open file description lock (fcntl_locking(2), F_OFD_SETLK) on byte 0,
 length 1. virtlockd locks the same byte, and its POSIX locks conflict with ours. The

@@ -114,8 +114,8 @@ class Redaction:
     def outside(self, found: OutsideHolder | None, peer: Peer) -> OutsideHolder | None:
         """Returns who locks a file, or None if the peer may not see its lockspace.
 
-        Then the peer does not hear either that a process outside lockd has it, which is
-        false.
+        The answer must not say that a process outside lockd has the file, because none
+        has.
         """
         if found is None or found.key is None or peer.is_admin:
             return found

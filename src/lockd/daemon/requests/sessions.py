@@ -63,10 +63,7 @@ class Sessions:
         self._answers.add_peer(peer)
 
     def close(self, peer: Peer) -> None:
-        """Closes the session of a client, even if it was opened only in part.
-
-        Every step happens, even if another one fails.
-        """
+        """Closes the session of a client, even if it was opened only in part."""
         runtime, session = self._runtime, peer.session
         self._limiter.forget_unread(peer)
         self._limiter.remove_session(peer.user, at_admin_socket=peer.at_admin_socket)
