@@ -36,8 +36,6 @@ daemon.clients.peer
 """,
     "names_are_unique": """
 client.grants.Hold
-ctl.look.virtlockd_check.Lock
-ctl.top.board.Lock
 daemon.activity.counts.Wait
 daemon.activity.history.Hold
 engine.effects.Wait

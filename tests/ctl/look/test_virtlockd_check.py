@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.ctl.look.virtlockd_check import Guest, Lock, read_guests, read_locks
+from lockd.ctl.look.virtlockd_check import Guest, VirtlockdLock, read_guests, read_locks
 from lockd.errors import DeniedError
 from lockd.terms import Mode
 from support.outside import Outside, nobody
@@ -54,7 +54,9 @@ def test_locks_of_a_process_are_read(
 ) -> None:
     assert read_locks(outside.pid, []) == []
     outside.lock(image, mode, kind)
-    assert read_locks(outside.pid, []) == [Lock(str(image), mode, outside.pid, [])]
+    assert read_locks(outside.pid, []) == [
+        VirtlockdLock(str(image), mode, outside.pid, [])
+    ]
 
 
 def test_lock_that_was_lost_is_told_while_its_file_is_open(
@@ -62,7 +64,9 @@ def test_lock_that_was_lost_is_told_while_its_file_is_open(
 ) -> None:
     outside.lock(image)
     outside.unlock(image)
-    assert read_locks(outside.pid, []) == [Lock(str(image), None, outside.pid, [])]
+    assert read_locks(outside.pid, []) == [
+        VirtlockdLock(str(image), None, outside.pid, [])
+    ]
 
 
 def test_file_that_was_removed_is_called_as_it_was(

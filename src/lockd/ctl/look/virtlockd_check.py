@@ -48,7 +48,7 @@ class Guest(NamedTuple):
         return path in self.paths or os.path.basename(path) in self.hashes
 
 
-class Lock(NamedTuple):
+class VirtlockdLock(NamedTuple):
     """A lock in a virtlockd, and the guests that it can be for.
 
     Attributes:
@@ -101,7 +101,7 @@ def find_virtlockds() -> Iterator[int]:
                 yield int(comm.parent.name)
 
 
-def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
+def read_locks(pid: int, guests: Iterable[Guest]) -> list[VirtlockdLock]:
     """Returns the locks that a virtlockd holds.
 
     Args:
@@ -120,7 +120,9 @@ def read_locks(pid: int, guests: Iterable[Guest]) -> list[Lock]:
             f"what virtlockd (pid {pid}) has locked is only shown to root: ask as root"
         ) from None
     return [
-        Lock(path, mode, pid, [guest for guest in guests if guest.may_hold(path)])
+        VirtlockdLock(
+            path, mode, pid, [guest for guest in guests if guest.may_hold(path)]
+        )
         for path, mode in sorted(modes.items())
     ]
 
@@ -206,7 +208,7 @@ def _lease_path(lease: "Element") -> str:
     return "/".join((path, lease.findtext("lockspace", ""), lease.findtext("key", "")))
 
 
-def _rows(lock: Lock) -> Iterator[Cells]:
+def _rows(lock: VirtlockdLock) -> Iterator[Cells]:
     about = {"LOCKED": lock.path, "MODE": lock.mode, "VIRTLOCKD": lock.virtlockd}
     if not lock.guests:
         yield about
@@ -215,7 +217,7 @@ def _rows(lock: Lock) -> Iterator[Cells]:
         yield about | of_guest
 
 
-def _as_plain_data(daemons: list[int], locks: list[Lock]) -> dict[str, Any]:
+def _as_plain_data(daemons: list[int], locks: list[VirtlockdLock]) -> dict[str, Any]:
     return {
         "safe": not locks,
         "virtlockd": daemons,
@@ -234,7 +236,7 @@ def _as_plain_data(daemons: list[int], locks: list[Lock]) -> dict[str, Any]:
     }
 
 
-def _verdict(daemons: list[int], locks: list[Lock]) -> str:
+def _verdict(daemons: list[int], locks: list[VirtlockdLock]) -> str:
     if not daemons:
         return "virtlockd does not run: nobody holds a lock in it"
     if not locks:

@@ -47,8 +47,8 @@ class Party:
         self.since = since
 
 
-class Lock:
-    """One resource with a holder or a waiter.
+class LockStatus:
+    """What is known of one resource with a holder or a waiter.
 
     Attributes:
         key: its name.
@@ -114,7 +114,7 @@ class Board:
     """
 
     def __init__(self) -> None:
-        self.locks: dict[ResourceKey, Lock] = {}
+        self.locks: dict[ResourceKey, LockStatus] = {}
         self.sessions: list[Party] | None = None
         self.facts: Thing = {}
         self.heard = 0
@@ -132,7 +132,7 @@ class Board:
                 newer than the answer, so it wins, and the lock must be queried again.
         """
         key = key_of(told)
-        lock = self.locks.get(key) or Lock(key)
+        lock = self.locks.get(key) or LockStatus(key)
         if asked is not None and lock.heard >= asked:
             lock.asked = now
             return
@@ -165,7 +165,7 @@ class Board:
         if lock is None:
             if what not in ("granted", "waiting"):
                 return
-            lock = Lock(key)
+            lock = LockStatus(key)
         if what == "granted":
             self._past_of(key).grants += 1
             self._granted(lock, event, now)
@@ -240,7 +240,7 @@ class Board:
 
     # Internals.
 
-    def _granted(self, lock: Lock, event: Thing, now: float) -> None:
+    def _granted(self, lock: LockStatus, event: Thing, now: float) -> None:
         if waiter := self._leave_queue(lock, event["session"]):
             # The waiter has more details than the event.
             event = waiter.told | event
@@ -251,14 +251,14 @@ class Board:
             lock.holders.append(Party(event, now))
             lock.holder_count += 1
 
-    def _leave_queue(self, lock: Lock, session: int) -> Party | None:
+    def _leave_queue(self, lock: LockStatus, session: int) -> Party | None:
         for waiter in lock.waiters:
             if waiter.told["session"] == session:
                 lock.waiters.remove(waiter)
                 return waiter
         return None
 
-    def _released(self, lock: Lock, token: int, now: float) -> None:
+    def _released(self, lock: LockStatus, token: int, now: float) -> None:
         for holder in lock.holders:
             if holder.told["fencing_token"] == token:
                 lock.holders.remove(holder)
@@ -268,7 +268,7 @@ class Board:
                 break
         lock.holder_count = max(lock.holder_count - 1, len(lock.holders))
 
-    def _keep_or_forget(self, lock: Lock) -> None:
+    def _keep_or_forget(self, lock: LockStatus) -> None:
         if lock.is_free:
             self.locks.pop(lock.key, None)
         else:

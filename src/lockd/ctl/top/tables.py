@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 
 from lockd.ctl.render import Thing, held_by
 from lockd.ctl.table import COLUMNS, Column, cells_of, cut, text_of
-from lockd.ctl.top.board import Board, Lock
+from lockd.ctl.top.board import Board, LockStatus
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, SHARED, ResourceKey
 
 
@@ -179,7 +179,7 @@ def _sessions(board: Board, now: float) -> Iterator[Row]:
         yield Row(told["session"], cells, None, None)
 
 
-def _holders(lock: Lock) -> str | None:
+def _holders(lock: LockStatus) -> str | None:
     first = lock.holders[0].told if lock.holders else None
     return held_by(first, lock.holder_count, lock.outside)
 
