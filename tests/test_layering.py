@@ -36,12 +36,9 @@ daemon.clients.peer
 """,
     "names_are_unique": """
 client.grants.Hold
-daemon.activity.counts.Wait
 daemon.activity.history.Hold
-engine.effects.Wait
 """,
     "words_mean_one_thing": """
-daemon.activity.counts.Wait
 daemon.activity.history.Hold
 """,
 }

@@ -269,7 +269,7 @@ def test_pause_that_would_close_a_ring_is_a_deadlock(engine: LockEngine) -> None
     answer, upgrade = refused(engine, "busy")
     assert isinstance(answer, Refused)
     assert (answer.session, answer.request, answer.code) == (ALICE, 2, "deadlock")
-    assert [link.session for link in answer.cycle] == [ALICE, BOB]
+    assert [edge.session for edge in answer.cycle] == [ALICE, BOB]
     assert upgrade == open_anchor(in_use=True)
     opened(engine)
 

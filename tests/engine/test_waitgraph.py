@@ -17,13 +17,13 @@ from engine.scene import (
     release,
 )
 from lockd.engine.commands import Cancel, CloseSession, RegisterOwner
-from lockd.engine.effects import Ended, Refused, Wait
+from lockd.engine.effects import Ended, Refused, WaitEdge
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 
-def wait(session: int, key: ResourceKey) -> Wait:
-    return Wait(owner(CAST[session], session), session, key)
+def wait(session: int, key: ResourceKey) -> WaitEdge:
+    return WaitEdge(owner(CAST[session], session), session, key)
 
 
 def test_two_sessions_that_want_what_the_other_holds(engine: LockEngine) -> None:
@@ -185,7 +185,7 @@ def test_sessions_of_one_process_are_one_party(engine: LockEngine) -> None:
     acquire(engine, CAROL, 1, TAPE)
     acquire(engine, CAROL, 2, DISK)
     refused = refusal(acquire(engine, BOB, 1, TAPE))
-    assert [link.session for link in refused.cycle] == [BOB, CAROL]
+    assert [edge.session for edge in refused.cycle] == [BOB, CAROL]
 
 
 def test_ring_is_gone_when_one_of_its_waits_is_given_up(engine: LockEngine) -> None:

@@ -29,6 +29,7 @@ conversation, a lock that is held, for threads and for tasks, here and there."""
 
 WORDS = {
     "Anchor": ("what makes a lock real outside the daemon", "engine lockspaces"),
+    "Edge": ("one who waits for another, in the graph of waits", "engine ctl.look"),
     "Epoch": ("one life of the lock table, in its fencing tokens", "daemon.system"),
     "Event": ("something that happened to a resource", "daemon.activity client ctl"),
     "Feed": ("the events that watchers have still to be told", "daemon.replies"),
@@ -42,7 +43,7 @@ WORDS = {
     "Resource": ("the thing that is locked", "engine names"),
     "Session": ("one client connection", "engine daemon client ctl.run"),
     "Turn": ("one round of the daemon's loop, which is no object", ""),
-    "Wait": ("one link between an owner and what it waits for", "engine ctl.look"),
+    "Wait": ("the time from a request to its grant or refusal", "daemon.activity"),
 }
 """Words that mean one thing, and where the classes are that are named by them.
 

@@ -51,8 +51,8 @@ class LastHolder(Struct, frozen=True, gc=False):
     cause: str
 
 
-class Wait(Struct, frozen=True, gc=False):
-    """One link of a cycle: an owner that waits for a resource."""
+class WaitEdge(Struct, frozen=True, gc=False):
+    """One edge of a cycle: an owner that waits for a resource."""
 
     owner: Owner
     session: int
@@ -96,7 +96,7 @@ class Refused(Struct, frozen=True, gc=False):
     situation: Situation | None = None
     waited: float | None = None
     outside: OutsideHolder | None = None
-    cycle: tuple[Wait, ...] = ()
+    cycle: tuple[WaitEdge, ...] = ()
 
 
 class Completed(Struct, frozen=True, gc=False):

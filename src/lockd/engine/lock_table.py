@@ -28,7 +28,7 @@ from lockd.engine.effects import (
     OpenAnchor,
     Queued,
     Refused,
-    Wait,
+    WaitEdge,
 )
 from lockd.engine.lock_state import LockState
 from lockd.engine.request_state import (
@@ -131,7 +131,7 @@ class LockTable:
         else:
             self._announce(request)
 
-    def cycle_of(self, requests: Sequence[Request]) -> tuple[Wait, ...]:
+    def cycle_of(self, requests: Sequence[Request]) -> tuple[WaitEdge, ...]:
         """Returns a cycle in which one of these requests waits; empty without one."""
         state = self._state
         cycles = (find_cycle(r, state.resources, state.owners) for r in requests)
@@ -185,7 +185,7 @@ class LockTable:
         *,
         key: ResourceKey | None = None,
         message: str = "",
-        cycle: Sequence[Wait] = (),
+        cycle: Sequence[WaitEdge] = (),
     ) -> None:
         """Refuses a request that was added, in any state."""
         resource = self._state.resources.get(key or self._obstacle(request))

@@ -158,7 +158,9 @@ class Requests:
         else:
             self._table.move_up(request, now)
 
-    def _cycle_if_raised(self, request: Request, held: e.Grant) -> tuple[e.Wait, ...]:
+    def _cycle_if_raised(
+        self, request: Request, held: e.Grant
+    ) -> tuple[e.WaitEdge, ...]:
         """Returns the cycle that an immediate upgrade would close.
 
         A waiter for several resources may be compatible with the shared hold and wait

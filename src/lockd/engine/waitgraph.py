@@ -17,7 +17,7 @@ for that owner.
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 
-from lockd.engine.effects import Wait
+from lockd.engine.effects import WaitEdge
 from lockd.engine.resource import Resource, compatible
 from lockd.engine.session import OwnerState, Request
 from lockd.terms import ResourceKey
@@ -28,11 +28,11 @@ Resources = Mapping[ResourceKey, Resource]
 
 def find_cycle(
     start: Request, resources: Resources, owners: Owners
-) -> tuple[Wait, ...]:
+) -> tuple[WaitEdge, ...]:
     """Returns the cycle that leads from a queued request back to its own owner.
 
-    The result is empty without a cycle. The first link is the request's own. Each link
-    waits for the owner of the next link, and the last for the owner of the first.
+    The result is empty without a cycle. The first edge is the request's own. Each edge
+    waits for the owner of the next edge, and the last for the owner of the first.
     """
     goal = start.owner
     if not goal.grants and goal.waiting_count < 2:
@@ -44,7 +44,7 @@ def find_cycle(
         request = frontier.pop()
         for key, obstacle in obstacles(request, resources, owners):
             if obstacle is goal or obstacle is start:
-                return _links(request, key, came_from)
+                return _edges(request, key, came_from)
             if isinstance(obstacle, Request):
                 next_ones = [obstacle]
             elif obstacle.owner_id in seen:
@@ -86,18 +86,18 @@ def _excluding_holders(request: Request, resource: Resource) -> Iterator[int]:
             yield owner_id
 
 
-def _links(
+def _edges(
     last: Request,
     key: ResourceKey,
     came_from: Mapping[Request, tuple[Request, ResourceKey]],
-) -> tuple[Wait, ...]:
-    links = [_link(last, key)]
+) -> tuple[WaitEdge, ...]:
+    edges = [_edge(last, key)]
     request = last
     while request in came_from:
         request, key = came_from[request]
-        links.append(_link(request, key))
-    return tuple(reversed(links))
+        edges.append(_edge(request, key))
+    return tuple(reversed(edges))
 
 
-def _link(request: Request, key: ResourceKey) -> Wait:
-    return Wait(request.owner.identity, request.session.session_id, key)
+def _edge(request: Request, key: ResourceKey) -> WaitEdge:
+    return WaitEdge(request.owner.identity, request.session.session_id, key)

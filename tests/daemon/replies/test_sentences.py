@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from daemon.replies.conftest import GRANT, KEY, OWNER
 from lockd.daemon.replies.sentences import sentence
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, Refused, Situation, Wait, Waiter
+from lockd.engine.effects import Grant, Refused, Situation, WaitEdge, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 
 EXCLUSIVE = Grant(KEY, 1, OWNER, 1, "exclusive", 7, since=10.0, reason="backup")
@@ -77,7 +77,7 @@ def test_outside_holder_is_named_where_it_is_known() -> None:
 
 def test_cycle_is_told_link_by_link_and_comes_back_to_the_first() -> None:
     other = Owner("other", 6, 5)
-    cycle = (Wait(OWNER, 1, KEY), Wait(other, 2, ResourceKey("default", "b")))
+    cycle = (WaitEdge(OWNER, 1, KEY), WaitEdge(other, 2, ResourceKey("default", "b")))
     found = said("deadlock", situation=FREE, cycle=cycle)
     assert (
         "(pid 0, uid 5) waits for 'disks:a', held or queued for by other (pid 6, "

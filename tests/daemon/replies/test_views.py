@@ -7,7 +7,7 @@ import pytest
 
 from daemon.replies.conftest import GRANT, HOLDER, KEY, OWNER, PARTY, SITUATION
 from lockd.daemon.replies import views
-from lockd.engine.effects import Refused, Wait, Waiter
+from lockd.engine.effects import Refused, WaitEdge, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 from support.places import DOCS
 from support.wire_client import WireClient, wait_for_waiters
@@ -123,10 +123,10 @@ def test_outside_holder_has_its_facts() -> None:
 
 
 def test_cycle_has_its_links_in_order() -> None:
-    cycle = (Wait(OWNER, 1, KEY), Wait(OWNER, 2, ResourceKey("default", "b")))
+    cycle = (WaitEdge(OWNER, 1, KEY), WaitEdge(OWNER, 2, ResourceKey("default", "b")))
     facts = views.facts(Refused(1, 1, "deadlock", cycle=cycle), 0.0)
-    assert [link["resource"] for link in facts["cycle"]] == ["a", "b"]
-    assert [link["session"] for link in facts["cycle"]] == [1, 2]
+    assert [edge["resource"] for edge in facts["cycle"]] == ["a", "b"]
+    assert [edge["session"] for edge in facts["cycle"]] == [1, 2]
 
 
 def test_wait_is_that_of_the_request_that_waited(

@@ -71,14 +71,14 @@ class Graph:
     """
 
     def __init__(self, waiters: Iterable[Thing]) -> None:
-        self.waits: list[Edge] = []
+        self.edges: list[Edge] = []
         holders: dict[ResourceKey, tuple[Node, ...]] = {}
         for waiter in waiters:
             key = key_of(waiter)
             before = tuple(map(_node, waiter["behind"]))
             if waiter["place"] == 1 or key not in holders:
                 holders[key] = before
-            self.waits.append(
+            self.edges.append(
                 Edge(
                     _node(waiter),
                     key,
@@ -92,15 +92,15 @@ class Graph:
             )
         self.nodes = {
             node.owner: node
-            for wait in self.waits
-            for node in (wait.waiter, *wait.behind)
+            for edge in self.edges
+            for node in (edge.waiter, *edge.behind)
         }
         self._below: defaultdict[int, list[Edge]] = defaultdict(list)
         self._before: defaultdict[int, list[int]] = defaultdict(list)
-        for wait in self.waits:
-            if wait.behind:
-                self._below[wait.behind[0].owner].append(wait)
-            self._before[wait.waiter.owner] += [node.owner for node in wait.behind]
+        for edge in self.edges:
+            if edge.behind:
+                self._below[edge.behind[0].owner].append(edge)
+            self._before[edge.waiter.owner] += [node.owner for node in edge.behind]
 
     def roots(self) -> list[Node]:
         """Returns below whom somebody stands, and who waits for nobody."""
@@ -111,8 +111,8 @@ class Graph:
         return self._below.get(node.owner, [])
 
     def unheld(self) -> list[Edge]:
-        """Returns the waits for what nobody in lockd holds."""
-        return [wait for wait in self.waits if not wait.behind]
+        """Returns the edges of those who wait for what nobody in lockd holds."""
+        return [edge for edge in self.edges if not edge.behind]
 
     def longest_chain(self) -> list[Node]:
         """Returns the longest chain of those who wait, each for the next."""
@@ -152,7 +152,7 @@ def graph(
 ) -> None:
     """Draw who waits for whom, in LOCKSPACE or everywhere, as a tree.
 
-    Below each holder stand those who wait for it, in the order of their turns, and
+    Below each holder stand those who wait for it, in the order of the queue, and
     below them those who wait for what they hold in turn: once, even if somebody waits
     at several places. Chains of three and more who wait for each other are marked with
     `!`. A circle cannot be: the request that would close it is refused.
@@ -165,7 +165,7 @@ def graph(
         _draw(found)
     elif dot:
         sys.stdout.writelines(plain(line) + "\n" for line in _dot(found))
-    elif found.waits:
+    elif found.edges:
         print("\n".join(map(plain, tree(found))))
         chain = found.longest_chain()
         if len(chain) > LONG:
@@ -193,25 +193,25 @@ def tree(graph: Graph) -> Iterator[str]:
         yield root.shown
         yield from _branches(graph, graph.waits_for(root), drawn)
     unheld: dict[ResourceKey, list[Edge]] = {}
-    for wait in graph.unheld():
-        unheld.setdefault(wait.key, []).append(wait)
-    for key, waits in unheld.items():
+    for edge in graph.unheld():
+        unheld.setdefault(edge.key, []).append(edge)
+    for key, edges in unheld.items():
         yield (
-            waits[0].outside
+            edges[0].outside
             or f"nobody holds {plain(str(key))}: the first in line waits for more locks"
         )
-        yield from _branches(graph, waits, drawn)
+        yield from _branches(graph, edges, drawn)
 
 
-def _branches(graph: Graph, waits: list[Edge], drawn: set[int]) -> Iterator[str]:
+def _branches(graph: Graph, edges: list[Edge], drawn: set[int]) -> Iterator[str]:
     """Draws who waits, and below them who waits for them: of each owner once.
 
     Args:
-        waits: all for one holder, or for one lock.
+        edges: all for one holder, or for one lock.
         drawn: below whom has been drawn already; it grows.
     """
     # A stack of its own: a chain may be longer than Python lets functions call others.
-    stack = [*_at_one_place(waits, "", 1)]
+    stack = [*_at_one_place(edges, "", 1)]
     while stack:
         indent, depth, last, alike = stack.pop()
         waiter = alike[0].waiter
@@ -226,27 +226,27 @@ def _branches(graph: Graph, waits: list[Edge], drawn: set[int]) -> Iterator[str]
 
 
 def _at_one_place(
-    waits: list[Edge], indent: str, depth: int
+    edges: list[Edge], indent: str, depth: int
 ) -> Iterator[tuple[str, int, bool, list[Edge]]]:
-    """Returns the branches of one place, the last first: alike waits make up one."""
+    """Returns the branches of one place, the last first: alike edges make up one."""
     found: dict[tuple[object, ...], list[Edge]] = {}
-    for wait in waits:
-        key = (wait.waiter.owner, wait.standing, wait.mode)
-        found.setdefault(key, []).append(wait)
+    for edge in edges:
+        key = (edge.waiter.owner, edge.standing, edge.mode)
+        found.setdefault(key, []).append(edge)
     for number, alike in enumerate(reversed(found.values())):
         yield indent, depth, number == 0, alike
 
 
 def _shown(alike: list[Edge]) -> str:
-    wait = alike[0]
+    edge = alike[0]
     names = ", ".join(plain(str(x.key)) for x in alike[:NAMED])
     if len(alike) > NAMED:
         names += f" and {len(alike) - NAMED} more"
     more = max(len(x.behind) for x in alike) - 1
     others = f", and for {counted(more, 'more holder')}" if more > 0 else ""
     waited = duration(max(x.waited for x in alike))
-    who = f"{wait.standing} {wait.waiter.shown}"
-    return f"{names}: {who}, {wait.mode}, {waited}{others}"
+    who = f"{edge.standing} {edge.waiter.shown}"
+    return f"{names}: {who}, {edge.mode}, {waited}{others}"
 
 
 # For graphviz, and for programs.
@@ -261,13 +261,13 @@ def _dot(graph: Graph) -> Iterator[str]:
     for node in graph.nodes.values():
         look = ", color=red" if node.owner in marked else ""
         yield f"  o{node.owner} [label={_quoted(node.shown)}{look}];"
-    for wait in graph.waits:
-        label = _quoted(f"{plain(str(wait.key))}: {wait.standing}")
-        for node in wait.behind:
-            yield f"  o{wait.waiter.owner} -> o{node.owner} [label={label}];"
-        if not wait.behind:
-            name = _quoted(wait.outside or "nobody in lockd")
-            yield f"  o{wait.waiter.owner} -> {name} [label={label}];"
+    for edge in graph.edges:
+        label = _quoted(f"{plain(str(edge.key))}: {edge.standing}")
+        for node in edge.behind:
+            yield f"  o{edge.waiter.owner} -> o{node.owner} [label={label}];"
+        if not edge.behind:
+            name = _quoted(edge.outside or "nobody in lockd")
+            yield f"  o{edge.waiter.owner} -> {name} [label={label}];"
     yield "}"
 
 
@@ -297,17 +297,17 @@ def _as_plain_data(graph: Graph) -> Thing:
         "owners": [node._asdict() for node in graph.nodes.values()],
         "waits": [
             {
-                "owner": wait.waiter.owner,
-                "behind": [node.owner for node in wait.behind],
-                "outside": wait.outside,
-                "lockspace": wait.key.lockspace,
-                "resource": wait.key.resource,
-                "place": wait.place,
-                "converting": wait.converting,
-                "mode": wait.mode,
-                "waited": wait.waited,
+                "owner": edge.waiter.owner,
+                "behind": [node.owner for node in edge.behind],
+                "outside": edge.outside,
+                "lockspace": edge.key.lockspace,
+                "resource": edge.key.resource,
+                "place": edge.place,
+                "converting": edge.converting,
+                "mode": edge.mode,
+                "waited": edge.waited,
             }
-            for wait in graph.waits
+            for edge in graph.edges
         ],
         "longest_chain": [node.owner for node in graph.longest_chain()],
     }

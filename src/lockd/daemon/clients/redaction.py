@@ -12,7 +12,7 @@ from lockd.daemon.clients.access import Access
 from lockd.daemon.clients.faces import Faces, Look, look_up
 from lockd.daemon.clients.peer import Peer
 from lockd.engine.commands import Owner
-from lockd.engine.effects import LastHolder, Refused, Situation, Wait
+from lockd.engine.effects import LastHolder, Refused, Situation, WaitEdge
 from lockd.names import quoted
 from lockd.terms import OutsideHolder, ResourceKey
 
@@ -48,7 +48,7 @@ class Redaction:
             return replace(
                 effect,
                 situation=self.situation(situation, peer),
-                cycle=tuple(self._link(wait, peer) for wait in effect.cycle),
+                cycle=tuple(self._edge(x, peer) for x in effect.cycle),
             )
         said = _CODES.get(effect.code, "{} is held or waited for")
         message = said.format(quoted(str(situation.key)))
@@ -56,9 +56,9 @@ class Redaction:
             message = effect.message or message
         return Refused(effect.session, effect.request, effect.code, message)
 
-    def _link(self, wait: Wait, peer: Peer) -> Wait:
-        seen = self._access.may(peer, "list", wait.key.lockspace)
-        return wait if seen else replace(wait, key=HIDDEN)
+    def _edge(self, edge: WaitEdge, peer: Peer) -> WaitEdge:
+        seen = self._access.may(peer, "list", edge.key.lockspace)
+        return edge if seen else replace(edge, key=HIDDEN)
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
         """Returns holders and waiters without what a peer may not see."""

@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Final
 
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, Refused, Situation, Wait
+from lockd.engine.effects import Grant, Refused, Situation, WaitEdge
 from lockd.names import plain, quoted
 from lockd.terms import EXCLUSIVE, Mode, OutsideHolder
 from lockd.text import duration, exact_duration
@@ -127,15 +127,15 @@ def _held_outside(outside: OutsideHolder) -> str:
     return f"held {how(outside.mode)} by {who}, outside lockd"
 
 
-def _circle(cycle: tuple[Wait, ...]) -> str:
+def _circle(cycle: tuple[WaitEdge, ...]) -> str:
     first = called(cycle[0].owner)
-    waits = [f"waits for {_wanted(wait)}, held or queued for by" for wait in cycle]
-    others = [called(wait.owner) + ", who" for wait in cycle[1:]]
+    waits = [f"waits for {_wanted(edge)}, held or queued for by" for edge in cycle]
+    others = [called(edge.owner) + ", who" for edge in cycle[1:]]
     return " ".join(chain(*zip([first, *others], waits, strict=True), [first]))
 
 
-def _wanted(wait: Wait) -> str:
-    return quoted(str(wait.key)) if wait.key.resource else "something"
+def _wanted(edge: WaitEdge) -> str:
+    return quoted(str(edge.key)) if edge.key.resource else "something"
 
 
 def how(mode: Mode) -> str:

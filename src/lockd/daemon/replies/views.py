@@ -7,7 +7,7 @@ from typing import Any, Final
 from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation, Wait, Waiter
+from lockd.engine.effects import Grant, LastHolder, Refused, Situation, WaitEdge, Waiter
 from lockd.terms import OutsideHolder
 
 Map = dict[str, Any]
@@ -159,7 +159,7 @@ def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
     if held_outside is not None:
         found["outside"] = outside(held_outside)
     if refused.cycle:
-        found["cycle"] = [link(wait) for wait in refused.cycle]
+        found["cycle"] = [edge(x) for x in refused.cycle]
     return found
 
 
@@ -171,14 +171,14 @@ def outside(found: OutsideHolder) -> Map:
     return told
 
 
-def link(wait: Wait) -> Map:
-    """Returns one link of a cycle."""
+def edge(found: WaitEdge) -> Map:
+    """Returns one edge of a cycle."""
     return {
-        "name": wait.owner.name,
-        "pid": wait.owner.pid,
-        "session": wait.session,
-        "lockspace": wait.key.lockspace or None,
-        "resource": wait.key.resource or None,
+        "name": found.owner.name,
+        "pid": found.owner.pid,
+        "session": found.session,
+        "lockspace": found.key.lockspace or None,
+        "resource": found.key.resource or None,
     }
 
 
