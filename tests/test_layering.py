@@ -34,13 +34,6 @@ DEBTS: dict[str, str] = {
     "modules_are_short": """
 daemon.clients.peer
 """,
-    "names_are_unique": """
-client.grants.Hold
-daemon.activity.history.Hold
-""",
-    "words_mean_one_thing": """
-daemon.activity.history.Hold
-""",
 }
 """What breaks a law today, by law. It only gets shorter."""
 

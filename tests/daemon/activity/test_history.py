@@ -58,7 +58,7 @@ def test_history_has_an_end(client: WireClient, other: WireClient) -> None:
 def test_history_has_what_is_not_yet_in_its_place(
     client: WireClient, other: WireClient
 ) -> None:
-    """Many holds end in one turn: more than are put where they belong at once."""
+    """Many grants end in one turn: more than get their place at once."""
     names = [f"fresh {number}" for number in range(60)]
     client.call("acquire", resources=names)
     client.call("release", resources=names)

@@ -3,7 +3,7 @@
 It keeps a few events of the most recently used resources, so its memory is limited. It
 does not have events of an earlier daemon.
 
-It runs for every request. So it stores one value for a whole hold when the hold ends;
+It runs for every request. So it stores one value for a whole grant when that ends;
 this value also has the time of the grant. It sorts the values by resource after the
 answers have been sent, and turns them into events on request.
 """
@@ -29,8 +29,8 @@ MAX_EVENTS: Final = 16
 
 MAX_FRESH: Final = 512
 AT_ONCE: Final = 8
-"""The most holds that wait to be sorted, and how many each turn sorts. If more holds
-arrive, some are lost."""
+"""The most former holders that wait to be sorted, and how many each turn sorts. If
+more arrive, some are lost."""
 
 
 MAX_NOTES: Final = 20
@@ -57,8 +57,8 @@ class Event(NamedTuple):
     request: int | None = None
 
 
-class Hold(Struct, frozen=True, gc=False):
-    """A grant that ended. It has few fields, to save memory."""
+class FormerHolder(Struct, frozen=True, gc=False):
+    """The holder of a grant that ended. It has few fields, to save memory."""
 
     since: float
     when: float
@@ -69,7 +69,7 @@ class Hold(Struct, frozen=True, gc=False):
     cause: str
 
 
-Note = Hold | Event
+Note = FormerHolder | Event
 
 
 class History:
@@ -88,16 +88,16 @@ class History:
         }
         self._sessions = sessions
         self._notes: OrderedDict[ResourceKey, list[Note]] = OrderedDict()
-        #: The holds that are not yet in `_notes`.
-        self._holds: deque[Hold] = deque(maxlen=MAX_FRESH)
+        #: Those that are not yet in `_notes`.
+        self._former: deque[FormerHolder] = deque(maxlen=MAX_FRESH)
         self._keys: deque[ResourceKey] = deque(maxlen=MAX_FRESH)
 
     def ended(self, effect: Ended, now: float) -> None:
-        """Records a hold."""
+        """Records a holder whose grant ended."""
         grant = effect.grant
         self._keys.append(grant.key)
-        self._holds.append(
-            Hold(
+        self._former.append(
+            FormerHolder(
                 grant.since,
                 now,
                 grant.owner,
@@ -153,10 +153,10 @@ class History:
             self._add(effect.situation.key, event)
 
     def settle(self) -> None:
-        """Sorts some holds, after the answers have been sent."""
-        holds = self._holds
-        for _ in range(min(AT_ONCE, len(holds))):
-            self._add(self._keys.popleft(), holds.popleft())
+        """Sorts some former holders, after the answers have been sent."""
+        former = self._former
+        for _ in range(min(AT_ONCE, len(former))):
+            self._add(self._keys.popleft(), former.popleft())
 
     def _add(self, key: ResourceKey, note: Note) -> None:
         notes = self._notes.get(key)
@@ -178,21 +178,21 @@ class History:
             holders: its current grants.
         """
         events: list[Event] = []
-        fresh = [x for x, y in zip(self._holds, self._keys, strict=True) if y == key]
+        fresh = [x for x, y in zip(self._former, self._keys, strict=True) if y == key]
         for note in (*self._notes.get(key, ()), *fresh):
-            events += [note] if isinstance(note, Event) else _hold(note)
+            events += [note] if isinstance(note, Event) else _held(note)
         events += [_granted(grant) for grant in holders]
         # Python's sort keeps the order of events at the same time.
         events.sort(key=attrgetter("when"))
         return list(_with_waits(events))[-MAX_EVENTS:]
 
 
-def _hold(hold: Hold) -> list[Event]:
-    who = (hold.owner, hold.session, hold.mode, hold.fencing_token)
-    held = hold.when - hold.since
+def _held(past: FormerHolder) -> list[Event]:
+    who = (past.owner, past.session, past.mode, past.fencing_token)
+    held = past.when - past.since
     return [
-        Event(hold.since, "granted", *who),
-        Event(hold.when, "released", *who, cause=hold.cause, span=held),
+        Event(past.since, "granted", *who),
+        Event(past.when, "released", *who, cause=past.cause, span=held),
     ]
 
 
