@@ -76,7 +76,7 @@ def since(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Returns a moment, given in seconds since 1970, as a time of this day if it is."""
+    """Returns the local time of a moment, with the date unless it is today."""
     moment = datetime.fromtimestamp(seconds)
     today = moment.date() == datetime.now().date()
     return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")

@@ -27,7 +27,7 @@ NAMED: Final = 3
 
 
 class Node(NamedTuple):
-    """Somebody who holds or waits, by the daemon's number of the owner."""
+    """A holder or waiter. `owner` is the daemon's number of it."""
 
     owner: int
     name: str
@@ -36,16 +36,22 @@ class Node(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Who it is, in few words."""
+        """Its name, pid and user."""
         return f"{plain(self.name)} (pid {self.pid}, {user(self.uid)})"
 
 
 class Edge(NamedTuple):
-    """Somebody waits for a lock that somebody else has, or stands in line for.
+    """A waiter, and the holders that it waits for.
 
     Attributes:
-        behind: the holders; of those who are not the first, the same.
-        outside: what stands for a process that is not lockd's.
+        waiter: the waiter.
+        key: the lock that it waits for.
+        place: its place in the queue.
+        converting: whether it holds the lock and wants another mode.
+        mode: the mode that it wants.
+        waited: seconds.
+        behind: the holders of the lock, without the waiter.
+        outside: the words for a process outside lockd that has the lock.
     """
 
     waiter: Node
@@ -59,15 +65,16 @@ class Edge(NamedTuple):
 
     @property
     def standing(self) -> str:
-        """At which place of the line it stands."""
+        """Its place in the queue in words."""
         return standing(self.place, converting=self.converting)
 
 
 class Graph:
-    """Who waits for whom: by the holder of what each waits for.
+    """The waiters, and the holders that they wait for.
 
-    Cycles cannot exist: the daemon refuses the request that would close one. But those
-    who wait are listed page by page, and what has changed meanwhile may look like one.
+    Cycles cannot exist, because the daemon refuses the request that would close one.
+    But the daemon lists waiters page by page, and changes in between may look like a
+    cycle.
     """
 
     def __init__(self, waiters: Iterable[Thing]) -> None:
@@ -103,21 +110,24 @@ class Graph:
             self._before[edge.waiter.owner] += [node.owner for node in edge.behind]
 
     def roots(self) -> list[Node]:
-        """Returns below whom somebody stands, and who waits for nobody."""
+        """Returns the holders that wait for nobody."""
         return [self.nodes[x] for x in self._below if x not in self._before]
 
     def waits_for(self, node: Node) -> list[Edge]:
-        """Returns who waits for what somebody holds; of several holders the first."""
+        """Returns the waits for a holder.
+
+        A wait for several counts for the first one.
+        """
         return self._below.get(node.owner, [])
 
     def unheld(self) -> list[Edge]:
-        """Returns the edges of those who wait for what nobody in lockd holds."""
+        """Returns the edges that lead to no holder in lockd."""
         return [edge for edge in self.edges if not edge.behind]
 
     def longest_chain(self) -> list[Node]:
-        """Returns the longest chain of those who wait, each for the next."""
+        """Returns the longest chain of owners, each waiting for the next."""
         sorter = TopologicalSorter(self._before)
-        with suppress(CycleError):  # it then leaves out the cycle and who waits for it
+        with suppress(CycleError):  # it then omits the cycle
             sorter.prepare()
         lengths: dict[int | None, int] = {None: 0}
         onward: dict[int, int | None] = {}
@@ -187,7 +197,7 @@ def _outside(found: Thing | None) -> str | None:
 
 
 def tree(graph: Graph) -> Iterator[str]:
-    """Draws a graph, line by line."""
+    """Yields the lines of the tree."""
     drawn: set[int] = set()
     for root in graph.roots():
         yield root.shown
@@ -204,13 +214,16 @@ def tree(graph: Graph) -> Iterator[str]:
 
 
 def _branches(graph: Graph, edges: list[Edge], drawn: set[int]) -> Iterator[str]:
-    """Draws who waits, and below them who waits for them: of each owner once.
+    """Yields the lines of waiters, and below each the lines of those who wait for it.
+
+    Each owner is drawn once.
 
     Args:
-        edges: all for one holder, or for one lock.
-        drawn: below whom has been drawn already; it grows.
+        graph: the graph.
+        edges: all to one holder, or all for one lock.
+        drawn: the owners that have been drawn; it grows.
     """
-    # A stack of its own: a chain may be longer than Python lets functions call others.
+    # Not recursive: a chain may be longer than Python's limit of recursion.
     stack = [*_at_one_place(edges, "", 1)]
     while stack:
         indent, depth, last, alike = stack.pop()
@@ -228,7 +241,10 @@ def _branches(graph: Graph, edges: list[Edge], drawn: set[int]) -> Iterator[str]
 def _at_one_place(
     edges: list[Edge], indent: str, depth: int
 ) -> Iterator[tuple[str, int, bool, list[Edge]]]:
-    """Returns the branches of one place, the last first: alike edges make up one."""
+    """Yields the branches below one line, the last first.
+
+    Joins edges that look alike.
+    """
     found: dict[tuple[object, ...], list[Edge]] = {}
     for edge in edges:
         key = (edge.waiter.owner, edge.standing, edge.mode)
@@ -280,14 +296,14 @@ def _draw(graph: Graph) -> None:
     try:
         done = subprocess.run(["dot", "-Tsvg"], input=source, capture_output=True)
     except (FileNotFoundError, PermissionError):
-        # The latter, too, if a directory of PATH is closed to this user (execvp(3)).
+        # PermissionError, if this user may not search a directory of PATH (execvp(3)).
         raise UnavailableError(
             "there is no `dot` to draw with: install graphviz, or use --dot elsewhere"
         ) from None
     if done.returncode:
         said = plain(done.stderr.decode("utf-8", "replace").strip())
         raise UnavailableError(f"`dot -Tsvg` failed: {said}")
-    # In ASCII it is the same picture for every reader, and harmless to a terminal.
+    # ASCII is the same picture for every reader, and harmless to a terminal.
     picture = done.stdout.decode("utf-8", "replace")
     draw(picture.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 

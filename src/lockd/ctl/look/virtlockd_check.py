@@ -30,10 +30,11 @@ _MODES: Final[dict[str, Mode]] = {"WRITE": EXCLUSIVE, "READ": SHARED}
 
 
 class Guest(NamedTuple):
-    """A guest that libvirt's QEMU driver runs, and what it may have locked.
+    """A running guest of libvirt's QEMU driver, and the files that it may lock.
 
     Attributes:
-        paths: disk images, devices and leases, each by its canonical path.
+        name, uuid, pid: those of the guest.
+        paths: disk images, devices and leases, as canonical paths.
         hashes: the names of the same disks in a lockspace of hashed names.
     """
 
@@ -44,16 +45,19 @@ class Guest(NamedTuple):
     hashes: frozenset[str]
 
     def may_hold(self, path: str) -> bool:
-        """Tells whether a locked file is this guest's."""
+        """Returns whether a locked file may be this guest's."""
         return path in self.paths or os.path.basename(path) in self.hashes
 
 
 class VirtlockdLock(NamedTuple):
-    """A lock in a virtlockd, and the guests that it can be for.
+    """A lock in a virtlockd, and the guests that may hold it.
 
     Attributes:
-        mode: None if virtlockd only believes in it: the kernel dropped the lock when
-            virtlockd closed the same file under another path (POSIX fcntl(2)).
+        path: the locked file.
+        mode: None if only virtlockd believes in the lock. The kernel drops it when
+            virtlockd closes the same file under another path (POSIX fcntl(2)).
+        virtlockd: the pid of virtlockd.
+        guests: the guests that may hold it.
     """
 
     path: str
