@@ -225,10 +225,7 @@ class LockState:
             self.changed["grant", grant.fencing_token] = grant
 
     def remove_grant(self, grant: Grant, cause: str, now: float) -> Resource | None:
-        """Ends a grant.
-
-        Returns its resource if it has an anchor, a holder or a line.
-        """
+        """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
         del resource.holders[grant.owner_id]

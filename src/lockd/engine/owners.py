@@ -73,7 +73,7 @@ class Owners:
             self._forget_if_idle(owner)
 
     def disconnect_owner(self, command: c.DisconnectOwner, now: float) -> None:
-        """Ends the grants of a process that closed its own session."""
+        """Ends the grants of a process that closed its own session; may fence it."""
         owner = self._state.owners[command.owner_id]
         self._end_or_fence(owner, now)
         # Other sessions may act for it while its process lives.

@@ -207,7 +207,7 @@ class Requests:
         self._table.end(held, "released", now)
 
     def cancel(self, command: c.Cancel, now: float) -> e.Effect:
-        """Refuses a waiting request. Does nothing if it is already answered."""
+        """Refuses a waiting request, unless it converts to shared."""
         request = self._state.sessions[command.session].requests.get(command.target)
         if request is not None and not request.goes_down:
             self._table.refuse(request, "cancelled", now)

@@ -114,9 +114,9 @@ class Graph:
         return [self.nodes[x] for x in self._below if x not in self._before]
 
     def waits_for(self, node: Node) -> list[Edge]:
-        """Returns the waits for a holder.
+        """Returns the edges to a holder.
 
-        A wait for several counts for the first one.
+        An edge to several holders counts for the first.
         """
         return self._below.get(node.owner, [])
 

@@ -86,7 +86,12 @@ class Limiter:
     # Sessions.
 
     def check_session(self, uid: int, *, at_admin_socket: bool) -> None:
-        """Raises `LimitError` if a user may not have another session."""
+        """Raises an error if a user may not have another session.
+
+        Raises:
+            LimitError: a limit is reached.
+            UnavailableError: there is no memory to record it.
+        """
         limits = self.limits
         if at_admin_socket:
             _check("admin_sessions", self._admins, limits.admin_sessions)
