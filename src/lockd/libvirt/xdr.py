@@ -3,8 +3,6 @@
 import struct
 from typing import Final
 
-UINT_MAX: Final = 2**32 - 1
-
 _UINT: Final = struct.Struct(">I")
 _INT: Final = struct.Struct(">i")
 

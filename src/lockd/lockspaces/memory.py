@@ -1,8 +1,8 @@
 """Resources that are only names: only the daemon knows that they are locked."""
 
+from typing import Any
+
 from lockd.lockspaces.base import LockFile, Lockspace
-from lockd.lockspaces.rights import User
-from lockd.terms import Create, Mode
 
 
 class MemoryLockspace(Lockspace):
@@ -11,15 +11,7 @@ class MemoryLockspace(Lockspace):
     kind = "memory"
     anchored = False
 
-    def open_anchor(
-        self,
-        resource: str,
-        mode: Mode,
-        *,
-        create: Create,
-        in_use: bool,
-        user: User | None = None,
-    ) -> LockFile:
+    def open_anchor(self, *_: Any, **__: Any) -> LockFile:
         """Never called: memory resources have no anchors."""
         raise AssertionError("a memory lockspace has no anchors")
 

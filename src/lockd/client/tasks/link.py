@@ -12,7 +12,6 @@ shielded too, because a cancelled program needs these answers; `stop` ends it.
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any, Final, Self
 
 import anyio
@@ -145,12 +144,7 @@ class Grant(AnyGrant):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         try:
             await self.release()
         except LockdError:

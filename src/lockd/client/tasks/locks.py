@@ -150,12 +150,7 @@ class Lock(AnyLock[Grant]):
         await self.acquire()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         try:
             await self.link.wait_patiently(self.release())
         except LockdError:

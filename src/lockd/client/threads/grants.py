@@ -1,6 +1,5 @@
 """The user's view of a lock, for threads."""
 
-from types import TracebackType
 from typing import Protocol, Self
 
 from lockd.client.grants import AnyGrant, Link
@@ -43,12 +42,7 @@ class Grant(AnyGrant):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
         if self.link.forked:
             return  # the lock is the parent's
         try:

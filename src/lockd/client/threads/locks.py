@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from lockd.client.local_queues import Ticket, time_left
@@ -75,13 +74,8 @@ class Acquired:
             raise self._refusal
         return self._lock
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc_info: Any) -> None:
+        self._lock.__exit__(*exc_info)
 
 
 class Lock(AnyLock[Grant]):
@@ -160,12 +154,7 @@ class Lock(AnyLock[Grant]):
         self._acquire(self._timeout)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
         if self._connection.last.forked:
             return  # the lock is the parent's
         try:
