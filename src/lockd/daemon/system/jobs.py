@@ -1,4 +1,4 @@
-"""Work in threads."""
+"""Work in threads. Apart, because boxes that do not know each other start threads."""
 
 import signal
 from collections.abc import Callable
