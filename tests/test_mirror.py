@@ -10,47 +10,36 @@ from support.places import ROOT, TESTS
 SOURCE = ROOT / "src" / "lockd"
 
 ELSEWHERE = {
-    "aio.py": "client/test_imports.py",  # names of the client, for users
-    "client/aio.py": "client/test_trio.py",  # every case of `conformance`
+    # Parts of `core`, which has no other users: its tests look at the bytes.
     "client/awaited.py": "client/test_core.py",
-    "client/encoding.py": "client/test_core.py",  # what `core` sends and reads
-    "client/forking.py": "client/test_fork.py",
-    "client/inbox.py": "client/test_core.py",
+    "client/encoding.py": "client/test_core.py",
     "client/reply.py": "client/test_core.py",
     "client/requests.py": "client/test_core.py",
-    "client/tasks/link.py": "client/conformance.py",  # for all clients alike
-    "client/tasks/locks.py": "client/test_task_locks.py",
+    # The same cases for all clients: `test_blocking`, `test_aio_*` run them.
+    "client/tasks/link.py": "client/conformance.py",
+    "client/threads/connection.py": "client/conformance.py",
+    # Methods, grants: one table of cases for both clients.
     "client/tasks/methods.py": "client/test_methods.py",
-    "client/threads/bell.py": "client/test_threads.py",
-    "client/threads/connection.py": "client/test_blocking.py",
+    "client/threads/methods.py": "client/test_methods.py",
     "client/threads/grants.py": "client/test_grants.py",
-    "client/threads/link.py": "client/conformance.py",
-    "client/threads/locks.py": "client/test_locks.py",
-    "client/threads/methods.py": "client/test_methods.py",  # made from those of tasks
-    "ctl/render.py": "ctl/test_terminal.py",  # what is printed, by every command
-    "daemon/activity/life.py": "daemon/survival/test_handover.py",  # what goes on
-    "daemon/assembly.py": "daemon/test_service.py",  # every daemon of a test has it
-    "daemon/clients/faces.py": "daemon/replies/test_listings.py",
-    "daemon/clients/gate.py": "daemon/test_server.py",  # who is turned away there
-    "daemon/clients/keeping.py": "daemon/survival/test_keeping.py",  # does nothing
-    "daemon/requests/registration.py": "daemon/system/test_processes.py",
-    "daemon/requests/reloads.py": "daemon/test_service.py",
-    "daemon/requests/sessions.py": "daemon/clients/test_endings.py",
-    "daemon/start/clock.py": "daemon/served.py",  # every daemon of a test runs with it
+    "client/threads/bell.py": "client/threads/test_link.py",  # wakes the link's threads
+    "ctl/render.py": "ctl/test_terminal.py",  # seen in what every command prints
+    # Each daemon of a test is put together, begun and handed over by these.
+    "daemon/assembly.py": "daemon/test_service.py",
+    "daemon/start/clock.py": "daemon/served.py",
     "daemon/start/serve.py": "daemon/survival/test_revival.py",
     "daemon/start/takeover.py": "daemon/survival/test_handover.py",
     "daemon/stores/stores.py": "daemon/survival/test_revival.py",
+    "daemon/clients/keeping.py": "daemon/survival/test_keeping.py",  # does nothing
     "daemon/system/jobs.py": "daemon/requests/test_runtime.py",  # slow anchors, too
-    "engine/commands.py": "engine/test_lock_engine.py",  # values alone
-    "engine/effects.py": "engine/test_lock_engine.py",  # values alone
-    "engine/mending.py": "engine/test_records.py",  # damaged ones
-    "libvirt/errors.py": "libvirt/test_connection.py",  # a table
-    "libvirt/procedures.py": "libvirt/test_connection.py",  # a table
+    # Values and tables without behaviour of their own.
+    "engine/commands.py": "engine/test_lock_engine.py",
+    "engine/effects.py": "engine/test_lock_engine.py",
+    "libvirt/errors.py": "libvirt/test_connection.py",
+    "libvirt/procedures.py": "libvirt/test_connection.py",
     "lockspaces/base.py": "lockspaces/test_directory.py",  # what its kinds share
-    "protocol/complaints.py": "protocol/test_connection.py",  # every parameter
-    "utf8.py": "test_names.py",  # in a program of another encoding
 }
-"""Modules that are tested under another name, and where."""
+"""Modules that are tested under another name, where, and why."""
 
 MODULES = sorted(
     str(path.relative_to(SOURCE))

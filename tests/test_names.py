@@ -1,7 +1,5 @@
 import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,37 +178,6 @@ def test_file_that_does_not_exist_has_a_canonical_path(tmp_path: Path) -> None:
 def test_path_that_is_not_utf8_has_a_hash(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path.resolve()) + b"/\xff")
     assert hashed_name(path) == hashlib.sha256(os.fsencode(path)).hexdigest()
-
-
-IN_ASCII = """
-import os
-from lockd import canonical_path, hashed_name
-from lockd.client.arguments import resource_text
-from lockd.errors import InvalidRequestError
-
-typed = os.fsdecode("/\\xfc".encode())
-assert resource_text("name", "\\xfc") == "\\xfc"
-assert canonical_path(typed) == "/\\xfc"
-print(hashed_name(typed))
-try:
-    canonical_path("/\\xfc")
-except InvalidRequestError as error:
-    print(ascii(str(error)))
-"""
-
-
-def test_path_is_utf8_on_the_wire_in_a_program_of_another_encoding() -> None:
-    without = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ASCII],
-        env=os.environ | without,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    hashed, refusal = done.stdout.splitlines()
-    assert hashed == hashed_name("/ü")
-    assert "cannot be written in ascii" in refusal
 
 
 def test_bare_name_means_default_and_a_path_means_direct() -> None:

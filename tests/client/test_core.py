@@ -7,7 +7,6 @@ import pytest
 
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant
-from lockd.client.inbox import Inbox
 from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
@@ -476,38 +475,6 @@ def test_events_are_told(core: ClientCore) -> None:
     core.receive(encoder.notification("greeting", {}))
     core.receive(encoder.notification("event", {"event": "released"}))
     assert events == [({"event": "granted"}, 0), ({"event": "released"}, 2)]
-
-
-# The inbox.
-
-
-def test_inbox_keeps_the_order_and_nothing_twice() -> None:
-    inbox = Inbox()
-    assert not inbox.done
-    for number in (1, 1, 2, 1, 4):
-        inbox.put(f"item {number}", number)
-    assert [inbox.take() for _ in range(3)] == ["item 1", "item 2", "item 4"]
-    assert not inbox.done
-    with pytest.raises(IndexError):
-        inbox.take()
-
-
-def test_inbox_that_ended_can_be_emptied() -> None:
-    inbox = Inbox()
-    inbox.put("item", 1)
-    inbox.end(ConnectionLostError("over"))
-    assert inbox.take() == "item"
-    with pytest.raises(ConnectionLostError):
-        inbox.take()
-
-
-def test_inbox_wakes_its_reader() -> None:
-    inbox = Inbox()
-    woken: list[bool] = []
-    inbox.wake_with(lambda: woken.append(inbox.done))
-    inbox.put("item", 1)
-    inbox.end(ConnectionLostError("over"))
-    assert woken == [True, True]
 
 
 @pytest.mark.parametrize("end", ["released", "by name", "not held", "lost", "nothing"])

@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 import lockd
-from client.test_fork import in_child
 from lockd.client.threads import connection
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.link import ThreadLink
 from support.daemon_process import DaemonProcess
+from support.processes import in_child
 from support.wire_client import PATIENCE, WireClient, wait_for_sessions
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,15 @@ def client(connect: Connect) -> WireClient:
 @pytest.fixture
 def other(connect: Connect) -> WireClient:
     return connect()
+
+
+def register(
+    client: WireClient, pid: int | None = None, **more: object
+) -> dict[str, Any]:
+    owner: dict[str, object] = {"name": "vm"} | ({"pid": pid} if pid else {})
+    result = client.call("register", owner=owner, **more)["owner"]
+    assert isinstance(result, dict)
+    return result
 
 
 @pytest.fixture

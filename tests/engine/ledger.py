@@ -1,14 +1,29 @@
-"""The records of an engine, kept as a daemon keeps them, or spoiled."""
+"""The records of an engine: kept as a daemon keeps them, damaged, and mended."""
 
 from random import Random
 from typing import Any
 
 import msgspec.msgpack
 
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    DISK,
+    FILE,
+    GUARDED,
+    TAPE,
+    acquire,
+    convert,
+    release,
+)
 from lockd.engine import commands as c
 from lockd.engine import records, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.records import Record
+from lockd.terms import EXCLUSIVE, SHARED
 
 Plain = dict[str, Any]
 
@@ -107,3 +122,50 @@ def _sorted(data: Plain) -> Plain:
         "resources": lambda x: x["key"],
     }
     return data | {name: sorted(data[name], key=key) for name, key in order.items()}
+
+
+def busy(engine: LockEngine) -> None:
+    """Holders, waiters, a convert, a request for several, an anchor being opened."""
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, CAROL, 2, DISK)
+    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
+    acquire(engine, BOB, 3, TAPE)
+    acquire(engine, BOB, 4, FILE)
+    acquire(engine, DAVE, 1, GUARDED)
+    release(engine, DAVE, 2, GUARDED)
+    acquire(engine, DAVE, 3, GUARDED)
+    check(engine)
+
+
+def decoded(engine: LockEngine) -> list[Record]:
+    """Returns all records as they are read again."""
+    return [
+        msgspec.msgpack.decode(msgspec.msgpack.encode(record))
+        for record in records.everything(engine)
+    ]
+
+
+def mended(records_left: list[Record], *problems: str) -> snapshot.Loaded:
+    loaded = snapshot.load(records.assemble(records_left, problems))
+    end_what_is_damaged(loaded)
+    check(loaded.engine)
+    return loaded
+
+
+def spoiled(value: Any) -> list[Any]:
+    """Returns what a value may have become."""
+    if isinstance(value, dict):
+        changed = [value | {name: [[]]} for name in value]
+        missing = [{k: v for k, v in value.items() if k != name} for name in value]
+        return [7, *changed, *missing]
+    return [7, value[:-1], [*value[:-1], {}], [{}, *value[1:]]]
+
+
+def without(engine: LockEngine, kind: str, name: Any) -> list[Record]:
+    """Returns all records but one."""
+    whole = decoded(engine)
+    left = [record for record in whole if (record[0], record[1]) != (kind, name)]
+    assert len(left) == len(whole) - 1
+    return left

@@ -1,9 +1,8 @@
 from typing import Any
 
-import msgspec.msgpack
 import pytest
 
-from engine.ledger import Ledger, end_what_is_damaged
+from engine.ledger import Ledger, busy, decoded, mended, without
 from engine.scene import (
     ALICE,
     BOB,
@@ -11,13 +10,11 @@ from engine.scene import (
     DAVE,
     DISK,
     FILE,
-    GUARDED,
     OTHER_FILE,
     TAPE,
     acquire,
     convert,
     granted,
-    owner,
     release,
 )
 from engine.scene import grant as grant_of
@@ -26,11 +23,9 @@ from lockd.engine.commands import (
     AnchorOpened,
     AnchorRefused,
     CloseSession,
-    RegisterOwner,
     Tick,
 )
 from lockd.engine.effects import CloseAnchor, Granted
-from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.records import Record
 from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
@@ -162,146 +157,7 @@ def test_tokens_go_on(engine: LockEngine, ledger: Ledger) -> None:
     assert acquire(recovered, BOB, 1, DISK) == [expected]
 
 
-# Damage.
-
-
-def busy(engine: LockEngine) -> None:
-    """Holders, waiters, a convert, a request for several, an anchor being opened."""
-    acquire(engine, ALICE, 1, DISK, mode=SHARED)
-    acquire(engine, BOB, 1, DISK, mode=SHARED)
-    acquire(engine, CAROL, 1, TAPE)
-    acquire(engine, CAROL, 2, DISK)
-    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    acquire(engine, BOB, 3, TAPE)
-    acquire(engine, BOB, 4, FILE)
-    acquire(engine, DAVE, 1, GUARDED)
-    release(engine, DAVE, 2, GUARDED)
-    acquire(engine, DAVE, 3, GUARDED)
-    check(engine)
-
-
-def decoded(engine: LockEngine) -> list[Record]:
-    """Returns all records as they are read again."""
-    return [
-        msgspec.msgpack.decode(msgspec.msgpack.encode(record))
-        for record in records.everything(engine)
-    ]
-
-
-def mended(records_left: list[Record], *problems: str) -> snapshot.Loaded:
-    loaded = snapshot.load(records.assemble(records_left, problems))
-    end_what_is_damaged(loaded)
-    check(loaded.engine)
-    return loaded
-
-
-def spoiled(value: Any) -> list[Any]:
-    """Returns what a value may have become."""
-    if isinstance(value, dict):
-        changed = [value | {name: [[]]} for name in value]
-        missing = [{k: v for k, v in value.items() if k != name} for name in value]
-        return [7, *changed, *missing]
-    return [7, value[:-1], [*value[:-1], {}], [{}, *value[1:]]]
-
-
-def test_damaged_record_costs_only_those_whom_it_is_about(engine: LockEngine) -> None:
-    busy(engine)
-    whole = decoded(engine)
-    seen = 0
-    for index, (kind, name, value) in enumerate(whole):
-        for other in spoiled(value):
-            loaded = mended([*whole[:index], (kind, name, other), *whole[index + 1 :]])
-            if name != DAVE and GUARDED.lockspace not in str(value):
-                seen += bool(loaded.problems)
-                (kept,) = loaded.engine.owners[DAVE].grants.values()
-                assert kept.key == GUARDED
-    assert seen > 100
-
-
-def without(engine: LockEngine, kind: str, name: Any) -> list[Record]:
-    """Returns all records but one."""
-    whole = decoded(engine)
-    left = [record for record in whole if (record[0], record[1]) != (kind, name)]
-    assert len(left) == len(whole) - 1
-    return left
-
-
-def test_owner_that_is_lost_is_made_up_from_what_it_holds(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK, mode=SHARED)
-    acquire(engine, BOB, 1, DISK, mode=SHARED)
-    loaded = mended(without(engine, "owner", ALICE))
-    assert loaded.problems == [f"owner {ALICE} is missing"]
-    assert (loaded.damaged, loaded.orphans) == ([], [])
-    assert loaded.engine.situation(DISK) == engine.situation(DISK)
-
-
-def test_lost_session_ends_as_if_it_had_closed(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    acquire(engine, BOB, 1, DISK)
-    loaded = mended(without(engine, "session", ALICE))
-    assert loaded.orphans == [ALICE]
-    assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
-
-
-def test_nobody_is_granted_what_a_lost_grant_may_hold(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    acquire(engine, BOB, 1, DISK)
-    acquire(engine, CAROL, 1, DISK)
-    acquire(engine, DAVE, 1, TAPE)
-    loaded = mended(without(engine, "grant", 1))
-    assert loaded.damaged == [BOB, CAROL]
-    assert "2 grants are counted, 1 are there" in loaded.problems
-    assert loaded.engine.situation(DISK).holder_count == 0
-    assert loaded.engine.situation(TAPE) == engine.situation(TAPE)
-
-
-def test_lost_request_leaves_the_others_in_line(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    acquire(engine, BOB, 1, DISK)
-    acquire(engine, CAROL, 1, DISK)
-    loaded = mended(without(engine, "request", 1))
-    assert (loaded.damaged, loaded.orphans) == ([], [])
-    assert [x.session for x in loaded.engine.situation(DISK).waiters] == [CAROL]
-
-
-def test_tokens_are_not_used_again_when_the_counts_are_lost(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    acquire(engine, BOB, 1, TAPE)
-    loaded = mended(without(engine, "counts", 0))
-    assert loaded.problems == ["the counts are missing"]
-    assert acquire(loaded.engine, CAROL, 1, GUARDED) == [
-        granted(CAROL, 1, grant_of(GUARDED, CAROL, 3))
-    ]
-
-
-def test_old_grant_beside_a_newer_one_is_not_believed(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    old = [record for record in decoded(engine) if record[0] == "grant"]
-    release(engine, ALICE, 2, DISK)
-    acquire(engine, BOB, 1, DISK)
-    loaded = mended([*decoded(engine), *old], "one may be old")
-    assert loaded.damaged == [ALICE]
-    assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
-
-
-def test_circle_that_an_old_grant_closes_is_broken(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK, mode=SHARED)
-    old = [record for record in decoded(engine) if record[0] == "grant"]
-    release(engine, ALICE, 2, DISK)
-    acquire(engine, CAROL, 1, DISK, mode=SHARED)
-    acquire(engine, BOB, 1, TAPE)
-    acquire(engine, BOB, 2, DISK)
-    acquire(engine, ALICE, 3, TAPE)
-    loaded = mended([*decoded(engine), *old], "one may be old")
-    assert loaded.damaged == [ALICE, BOB]
-    assert [x.session for x in loaded.engine.situation(DISK).holders] == [CAROL]
-
-
-def test_process_that_nobody_acts_for_any_more_is_forgotten(engine: LockEngine) -> None:
-    engine.handle(RegisterOwner(ALICE, 1, 100, owner("guest", 700)), now=0.0)
-    loaded = mended(without(engine, "session", ALICE))
-    assert loaded.orphans == [100]
-    assert 100 not in loaded.engine.owners
+# What cannot be read.
 
 
 def test_record_of_an_unknown_kind_is_named(engine: LockEngine) -> None:

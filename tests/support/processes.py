@@ -1,11 +1,16 @@
 """Processes: such as do nothing, and what the kernel says of any."""
 
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from support.wire_client import PATIENCE
 
 
 @contextmanager
@@ -42,3 +47,25 @@ def cpu_seconds(pid: int) -> float:
 def descriptors(pid: int | str = "self") -> int:
     """Returns how many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def in_child(function: Callable[[], object]) -> str:
+    """Runs a function in a forked child; returns what it returned, or its exception."""
+    read_end, write_end = os.pipe()
+    with warnings.catch_warnings():
+        # Newer Pythons warn of forks beside threads; here they are meant.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(int(PATIENCE))
+        try:
+            said = str(function())
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(write_end, said.encode())
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end) as pipe:
+        said = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from daemon.config.conftest import written, written_parts
-from lockd.daemon.config.config import (
-    read_config,
-)
+from lockd.daemon.config.config import read_config
 from lockd.errors import ConfigError
 
 

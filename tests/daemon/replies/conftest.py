@@ -5,9 +5,7 @@ from typing import Any
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant
 from lockd.terms import ResourceKey
-from support.wire_client import (
-    WireClient,
-)
+from support.wire_client import WireClient
 
 OWNER = Owner("vm\n", 0, 5)
 KEY = ResourceKey("disks", "a")

@@ -1,14 +1,11 @@
 """Real forks: the parent's locks stay with the parent, whatever the child does."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import anyio
@@ -17,6 +14,7 @@ import pytest
 import lockd
 from client.adapters import Thread
 from lockd.client.threads.link import ThreadLink
+from support.processes import in_child
 from support.wire_client import PATIENCE, WireClient, wait_for_waiters
 
 
@@ -24,28 +22,6 @@ from support.wire_client import PATIENCE, WireClient, wait_for_waiters
 def client(sock: str) -> Iterator[lockd.Client]:
     with lockd.connect(sock, name="parent") as client:
         yield client
-
-
-def in_child(function: Callable[[], object]) -> str:
-    """Runs a function in a forked child; returns what it returned, or its exception."""
-    read_end, write_end = os.pipe()
-    with warnings.catch_warnings():
-        # Newer Pythons warn of forks beside threads; here they are meant.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        signal.alarm(int(PATIENCE))
-        try:
-            said = str(function())
-        except BaseException:
-            said = traceback.format_exc()
-        os.write(write_end, said.encode())
-        os._exit(0)
-    os.close(write_end)
-    with open(read_end) as pipe:
-        said = pipe.read()
-    assert os.waitpid(pid, 0)[1] == 0
-    return said
 
 
 def holder(watcher: WireClient) -> list[str]:
