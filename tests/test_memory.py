@@ -38,7 +38,7 @@ def test_one_user_does_not_take_all_room_for_records() -> None:
     recorded += 20_480 * limits.sessions_per_user
     assert recorded < limits.record_bytes / 2
     page = (DOCS / "operations.md").read_text()
-    assert f"of it is recorded, {recorded / 2**20:.0f} MiB" in page
+    assert f"lockd records {recorded / 2**20:.0f} MiB of this" in page
 
 
 def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:

@@ -172,12 +172,12 @@ def a_lockspace_that_is_not_there(scene: Scene) -> None:
     scene.other.acquire("job", lockspace="attic")
 
 
-@case("not_found", *FILE, "does not exist", step="make it first")
+@case("not_found", *FILE, "does not exist", step="create it first")
 def a_file_that_shall_not_be_made(scene: Scene) -> None:
     scene.other.acquire("web1", lockspace="files", create=False)
 
 
-@case("not_found", "process 2147483646", step="register one that runs")
+@case("not_found", "process 2147483646", step="register a running process")
 def an_owner_that_does_not_run(scene: Scene) -> None:
     scene.other.register("guest", pid=2147483646)
 
@@ -209,7 +209,7 @@ def deleting_a_file_that_is_locked(scene: Scene) -> None:
     scene.other.delete_resource("web1", lockspace="files")
 
 
-@case("in_use", "'site'", "2 times", "the holder", step="until it is held once")
+@case("in_use", "'site'", "2 times", "the holder", step="until you hold it once")
 def converting_what_is_held_twice(scene: Scene) -> None:
     scene.holder.acquire("site", mode="shared")
     scene.holder.acquire("site", mode="shared")
@@ -247,7 +247,7 @@ def parameters_that_do_not_fit(scene: Scene) -> None:
     scene.other.call("acquire", resource="a", resources=["b"])
 
 
-@case("invalid", "protocol 7", step="say hello with that")
+@case("invalid", "protocol 7", step="send hello with protocol 1")
 def another_protocol(scene: Scene) -> None:
     with WireClient(scene.daemon.socket) as client:
         refusal = client.refusal("hello", protocol=7, client="test")
@@ -270,7 +270,7 @@ def a_directory_that_is_gone(scene: Scene) -> None:
     scene.other.acquire("web1", lockspace="files")
 
 
-@case("io", *FILE, "exchanged", step="find out who does that")
+@case("io", *FILE, "exchanged", step="find out which program")
 def a_file_that_is_exchanged(scene: Scene) -> None:
     scene.holder.acquire("web1", lockspace="files", mode="shared")
     (scene.place / "locks" / "web1").unlink()
@@ -322,12 +322,12 @@ def a_daemon_that_is_not_there(scene: Scene) -> None:
     connect("/nowhere/lockd.sock")
 
 
-@case("", "(Connection refused)", step="name the socket that it listens at")
+@case("", "(Connection refused)", step="give the path of its socket")
 def a_file_that_is_no_socket(scene: Scene) -> None:
     connect(scene.place)
 
 
-@case("invalid", "the path of the socket is empty", step="name the one that lockd")
+@case("invalid", "the path of the socket is empty", step="give the path that lockd")
 def a_socket_without_a_name(scene: Scene) -> None:
     connect("")
 

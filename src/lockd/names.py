@@ -91,7 +91,7 @@ def check_ways(paths: Collection[str]) -> None:
         if depth > MAX_DEPTH:
             raise InvalidRequestError(
                 f"the path {quoted(path, 40)} has {depth} names, at most {MAX_DEPTH} "
-                "are allowed: lock a file that lies less deep"
+                "are allowed: lock a file with a shorter path"
             )
         steps += depth
     if steps > MAX_STEPS:
@@ -139,7 +139,7 @@ def path_text(what: str, path: str | os.PathLike[str]) -> str:
         raise InvalidRequestError(f"{what} is empty")
     if "\0" in text:
         raise InvalidRequestError(
-            f"{what} {quoted(text)} has a NUL character, which no path has"
+            f"{what} {quoted(text)} has a NUL character, which no path may have"
         )
     try:
         os.fsencode(text)
@@ -164,8 +164,8 @@ def canonical_path(path: str | os.PathLike[str]) -> str:
         return _on_wire(os.path.realpath(path))
     except FileNotFoundError:
         raise InvalidRequestError(
-            f"the path {quoted(path)} leads nowhere, as the current directory was "
-            "removed: go to another one, or write a path that begins with a slash"
+            f"the path {quoted(path)} leads nowhere, because the current directory was "
+            "removed: change to another one, or write a path that begins with a slash"
         ) from None
 
 

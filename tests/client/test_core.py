@@ -437,7 +437,7 @@ def test_daemon_that_cannot_be_understood_is_left(
     reply = acquiring(core)
     core.receive(data)
     assert core.ended
-    with pytest.raises(ConnectionLostError, match="cannot be understood"):
+    with pytest.raises(ConnectionLostError, match="broke the protocol"):
         core.start(reply)
 
 

@@ -73,18 +73,16 @@ def test_socket_of_one_user_is_that_users_to_open(daemon: DaemonProcess) -> None
     done = Lockctl(str(daemon.socket)).as_nobody("test", "job")
     assert done.returncode == 77
     owner = pwd.getpwuid(os.getuid()).pw_name
-    assert (
-        f"the socket is open to user '{owner}' alone, so ask that user" in done.stderr
-    )
+    assert f"only user '{owner}' may use the socket: ask that user" in done.stderr
 
 
 def test_daemon_is_not_to_be_started_where_it_could_not_listen(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     for path in (tmp_path, plain):
-        with pytest.raises(ConnectionLostError, match="name the socket that it"):
+        with pytest.raises(ConnectionLostError, match="give the path of its socket"):
             connect(path)
-    with pytest.raises(ConnectionLostError, match="name the socket that it"):
+    with pytest.raises(ConnectionLostError, match="give the path of its socket"):
         connect("/" + "x" * 200)
 
 
@@ -324,8 +322,8 @@ def test_who_could_mean_two_daemons_is_warned_on_a_terminal_alone(
     serve_at(doors.own, daemon)
     doors.put(doors.system, LISTENS)
     warning = (
-        f"lockctl: another daemon listens at {doors.system}; this command uses "
-        f"{doors.own}: choose with --socket or LOCKD_SOCKET"
+        f"lockctl: this command uses the daemon at {doors.own}; another daemon "
+        f"listens at {doors.system}: choose with --socket or LOCKD_SOCKET"
     )
     assert among(doors, "list").stderr == ""
     env = dict(os.environ) | {"PYTHONPATH": SRC}
@@ -350,7 +348,7 @@ def test_watch_waits_for_its_daemon_and_takes_no_other(
     watch = Terminal(argv, dict(os.environ) | {"PYTHONPATH": SRC}, columns=400)
     watch.wait_for("Watching")
     own.kill()
-    watch.wait_for("waiting for it")
+    watch.wait_for("waiting for the next one")
     watch.shown = ""
     doors.own.unlink()
     own.start()

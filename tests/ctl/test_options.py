@@ -79,7 +79,7 @@ def test_name_of_a_file_that_is_locked_as_a_name_is_noted(
             assert line_of(process) == "held"
             process.terminate()
         _, errors = process.communicate()
-        return "say './files/a.img' for the file" in errors
+        return "write './files/a.img' to lock the file" in errors
 
     assert noted("files/a.img")
     assert not noted("--lockspace", "default", "files/b.img")

@@ -17,7 +17,7 @@ from lockd.ctl.render import show_json
 from support.places import SRC
 
 NO_SPACE = (
-    "lockctl: the answer cannot be written to standard output: No space left on device"
+    "lockctl: cannot write the answer to standard output: No space left on device"
 )
 
 
@@ -68,7 +68,7 @@ def test_lock_that_was_taken_is_told_although_its_token_cannot_be(
     lockctl: Lockctl, client: Client
 ) -> None:
     pid = os.getpid()
-    said_of_lock = f"lockctl: 'job' is held until process {pid} ends"
+    said_of_lock = f"lockctl: process {pid} holds 'job' until it ends"
     words = ("acquire", "--owner-pid", str(pid), "job")
     status, said = without_room(lockctl, *words)
     assert (status, said) == (74, [said_of_lock, NO_SPACE])
@@ -97,7 +97,7 @@ def test_closed_standard_output_is_74_if_there_is_something_to_tell(
         assert done.returncode == (0 if words == "graph" else 1)
     else:
         assert done.returncode == 74
-        assert done.stderr.startswith("lockctl: the answer cannot be written to ")
+        assert done.stderr.startswith("lockctl: cannot write the answer to ")
         assert len(done.stderr.splitlines()) == 1
 
 

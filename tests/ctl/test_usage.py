@@ -185,8 +185,9 @@ def test_path_in_a_directory_that_was_removed_is_told_as_that(
     path = "x" if "--path" in words else "./x"
     assert (done.status, done.err) == (
         64,
-        f"lockctl: the path '{path}' leads nowhere, as the current directory was "
-        "removed: go to another one, or write a path that begins with a slash\n",
+        f"lockctl: the path '{path}' leads nowhere, because the current directory "
+        "was removed: change to another one, or write a path that begins with a "
+        "slash\n",
     )
 
 
@@ -212,10 +213,10 @@ def test_other_programs_commands_lead_to_ours(driver: Driver) -> None:
 def test_command_that_is_nearly_one_is_suggested(driver: Driver) -> None:
     for typed, meant in (("lst", "list"), ("lockname", "lock-name"), ("RUN", "run")):
         assert driver(typed).err == (
-            f"lockctl: there is no command '{typed}': is it `{meant}`?\n"
+            f"lockctl: there is no command '{typed}': did you mean `{meant}`?\n"
         )
     assert driver("list", "--ownr", "x").err == (
-        "lockctl: there is no option '--ownr': is it `--owner`?\n"
+        "lockctl: there is no option '--ownr': did you mean `--owner`?\n"
     )
 
 
@@ -230,15 +231,14 @@ def test_command_that_is_nearly_one_is_suggested(driver: Driver) -> None:
          "`lockctl --version list`"),
         ("--json list", "'--json' goes after `list`: `lockctl list --json`"),
         ("-n run job -- true", "'-n' goes after `run`: `lockctl run -n`"),
-        ("run -foo -- true", "there is no option '-foo': a name that begins with a "
-         "dash comes after `--`, as in `lockctl run -- NAME... -- COMMAND...`"),
-        ("run -x-y -- true", "there is no option '-x-y': a name that begins with a "
-         "dash comes after `--`, as in `lockctl run -- NAME... -- COMMAND...`"),
-        ("who -dash", "there is no option '-dash': a name that begins with a dash "
-         "comes after `--`, as in `lockctl who -- PATH-or-NAME`"),
-        ("-q list", "there is no option '-q': `lockctl --help` tells what there is"),
-        ("list -q", "there is no option '-q': `lockctl list --help` tells what there "
-         "is"),
+        ("run -foo -- true", "there is no option '-foo': put `--` before a name that "
+         "begins with a dash, as in `lockctl run -- NAME... -- COMMAND...`"),
+        ("run -x-y -- true", "there is no option '-x-y': put `--` before a name that "
+         "begins with a dash, as in `lockctl run -- NAME... -- COMMAND...`"),
+        ("who -dash", "there is no option '-dash': put `--` before a name that begins "
+         "with a dash, as in `lockctl who -- PATH-or-NAME`"),
+        ("-q list", "there is no option '-q': see `lockctl --help`"),
+        ("list -q", "there is no option '-q': see `lockctl list --help`"),
     ],
 )  # fmt: skip
 def test_option_in_the_wrong_place_is_led_to_the_right_one(
@@ -253,7 +253,7 @@ def test_help_groups_all_commands_and_fits_a_terminal(driver: Driver) -> None:
     assert max(map(len, lines)) <= 80
     listed = [x.split()[0] for x in lines if re.match(r"  [a-z][a-z-]*  +[A-Z]", x)]
     assert sorted(listed) == sorted(COMMANDS)
-    for title in ("Take a lock:", "Step in:", "Look after the daemon:"):
+    for title in ("Take a lock:", "Intervene:", "Manage the daemon:"):
         assert title in lines
 
 

@@ -59,7 +59,7 @@ def test_signal_ends_it_cleanly(number: signal.Signals, lockd: DaemonProcess) ->
         assert waiter.rest() == [], "a lock was given by a daemon that ends"
     assert lockd.wait() == 0
     assert not lockd.socket.exists()
-    assert lockd.said[-1] == f"ends on {number.name}"
+    assert lockd.said[-1] == f"exits on {number.name}"
 
 
 def test_second_signal_does_not_cut_the_end_short(lockd: DaemonProcess) -> None:
@@ -86,7 +86,9 @@ def test_stopped_daemon_leaves_no_file_that_it_made(
 
 
 def test_daemon_that_nothing_is_kept_of_says_so(lockd: DaemonProcess) -> None:
-    assert "if it is killed, all locks" in lockd.wait_for_line("nothing is kept")
+    assert "all locks and connections are lost" in lockd.wait_for_line(
+        "no service manager"
+    )
 
 
 def test_daemon_starts_again_where_it_was(lockd: DaemonProcess) -> None:
@@ -129,7 +131,8 @@ def test_second_daemon_in_a_state_directory_is_refused(
     lockd: DaemonProcess, tmp_path: Path
 ) -> None:
     said = refused_start(lockd, socket=tmp_path / "other.sock")
-    how = f"is used by another lockd: end that with `kill {lockd.pid}`, or take another"
+    how = f": stop that with `kill {lockd.pid}`, or choose another directory"
+    assert "another lockd uses the state directory" in said
     assert how in said
     assert not (tmp_path / "other.sock").exists()
     with WireClient(lockd.socket) as client:
@@ -151,7 +154,7 @@ def test_socket_whose_directory_cannot_be_made_is_led_to_its_option(
     )
     assert done.returncode == 78
     assert "the directory '/proc/no' cannot be made (" in done.stderr
-    assert done.stderr.endswith(f" ({option} names another place)\n")
+    assert done.stderr.endswith(f" (or choose another path with {option})\n")
 
 
 def test_socket_may_lie_in_the_state_directory(tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ def test_socket_path_that_is_a_file_is_refused_and_untouched(
 ) -> None:
     lockd.stop()
     lockd.socket.write_text("precious")
-    assert "is no socket" in refused_start(lockd)
+    assert "is not a socket" in refused_start(lockd)
     assert lockd.socket.read_text() == "precious"
 
 
@@ -326,7 +329,7 @@ def test_good_configuration_is_called_good(tmp_path: Path) -> None:
         "[lockspaces.m]\nkind = 'memory'\non_disconnect = 'kill'\n"
     )
     status, said = run("--check-config", "--config", tmp_path / "lockd.toml")
-    assert (status, said) == (0, f"the configuration is good: {tmp_path}/lockd.toml\n")
+    assert (status, said) == (0, f"the configuration is valid: {tmp_path}/lockd.toml\n")
     assert [path.name for path in tmp_path.iterdir()] == ["lockd.toml"]
 
 
@@ -339,9 +342,9 @@ def test_check_says_which_directories_a_start_makes_and_makes_none(
     status, said = run("--check-config", "--config", tmp_path / "lockd.toml")
     assert status == 0
     assert said.splitlines() == [
-        f"lockspace 'd': '{place.parent}' is made",
-        f"lockspace 'd': '{place}' is made",
-        f"the configuration is good: {tmp_path}/lockd.toml",
+        f"lockspace 'd': a start makes '{place.parent}'",
+        f"lockspace 'd': a start makes '{place}'",
+        f"the configuration is valid: {tmp_path}/lockd.toml",
     ]
     assert not place.parent.exists()
     with WireClient(start_daemon(text).socket) as client:

@@ -96,7 +96,7 @@ def test_reload_counts_at_once(lockd: DaemonProcess) -> None:
         client.call("release", resource="a")
     lockd.config.write_text("")
     lockd.reload()
-    served = "[lockspaces.new] is served until lockd is stopped"
+    served = "lockd serves [lockspaces.new] until you stop it"
     assert any(served in x for x in lockd.said)
     with WireClient(lockd.socket) as client:
         client.acquire("a", lockspace="new")
@@ -134,8 +134,8 @@ def test_what_holders_rely_on_counts_as_soon_as_nothing_is_held(
         (before,) = [x for x in spaces if x["name"] == "x"]
         assert (before["kind"], before["on_disconnect"]) == ("memory", "release")
         assert client.call("statistics")["problems"] == [
-            '[lockspaces.x] "kind" and "path" and "on_disconnect" will count when '
-            "nothing is held or waited for there: reload then"
+            '[lockspaces.x] cannot change "kind" and "path" and "on_disconnect" while '
+            "somebody holds or waits for a lock there: reload again later"
         ]
         client.call("release", resource="a", lockspace="x")
         change(daemon, client)
@@ -210,7 +210,9 @@ async def test_reload_that_meets_a_defect_is_a_problem_and_changes_nothing(
             service.read_configuration()
         assert service.config is before
         (problem,) = service.parts.health.problems
-        assert problem.startswith("the configuration stays as it was: this is a defect")
+        assert problem.startswith(
+            "cannot reload the configuration, the old one stays: this is a"
+        )
         await service.reload()
         assert service.parts.health.problems == []
         assert service.config.kill_grace == 7.0
@@ -300,8 +302,8 @@ def test_bad_configuration_changes_nothing(
     daemon = start_daemon("[limits]\nlocks_per_session = 1\n")
     daemon.config.write_text(text)
     os.kill(daemon.pid, signal.SIGHUP)
-    assert why in daemon.wait_for_line("the configuration stays as it was")
-    manager.wait_for("the configuration stays as it was")
+    assert why in daemon.wait_for_line("cannot reload the configuration")
+    manager.wait_for("cannot reload the configuration")
     with WireClient(daemon.socket) as client:
         client.acquire("a")
         assert client.refusal("acquire", resource="b").code == "limit"
@@ -316,7 +318,7 @@ def test_status_is_one_line_whatever_is_wrong(
     wrong = "".join(f"colour{i} = 1\n" for i in range(200))
     daemon.config.write_text("socket = 1\nwrong = 2\n" + wrong)
     os.kill(daemon.pid, signal.SIGHUP)
-    told = manager.wait_for("stays as it was")
+    told = manager.wait_for("cannot reload the configuration")
     status, *others = told.splitlines()
     assert others == []
     assert "socket: must be" in status
@@ -342,7 +344,7 @@ def test_idle_daemon_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
                 process.wait(3)
             client.call("release", resource="a")
         assert process.wait(PATIENCE) == 0
-        assert "nobody needed it" in process.stderr.read()
+        assert "no client and no lock" in process.stderr.read()
     assert not daemon.socket.exists()
 
 
@@ -394,7 +396,7 @@ def test_nobody_waits_for_a_daemon_that_cannot_start(
             one.send("statistics")
             with pytest.raises(AssertionError):
                 activated(daemon, listener)
-            sentence = "unavailable: lockd cannot start, and its log says why"
+            sentence = "unavailable: lockd cannot start: see its log for the reason"
             told = [[1, None, [1, sentence], None]]
             assert one.rest() == told
             assert other.rest() == told
@@ -516,7 +518,8 @@ def test_directory_that_never_answers_changes_nothing(
             await service.reload()
             assert service.config == Config()
             assert service.parts.health.problems == [
-                "the configuration stays as it was: no end after 0.01 s"
+                "cannot reload the configuration, the old one stays: it did not end "
+                "within 0.01 s"
             ]
             answers.set()
 

@@ -61,9 +61,9 @@ def test_files_are_never_made(direct: DirectLockspace, tmp_path: Path) -> None:
         open_anchor(direct, tmp_path / "new")
     with pytest.raises(NotFoundError, match="does not exist"):
         open_anchor(direct, tmp_path / "no" / "new")
-    with pytest.raises(InvalidRequestError, match="exists while it is held"):
+    with pytest.raises(InvalidRequestError, match="has no files to create"):
         direct.create_resource(str(tmp_path / "new"))
-    with pytest.raises(InvalidRequestError, match="exists while it is held"):
+    with pytest.raises(InvalidRequestError, match="has no files to create"):
         direct.delete_resource(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

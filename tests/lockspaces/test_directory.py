@@ -162,7 +162,7 @@ def test_symbolic_link_is_refused_and_not_followed(
 ) -> None:
     target = tmp_path / "target"
     (locks / "web1").symlink_to(target)
-    with pytest.raises(InvalidRequestError, match="no regular file"):
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
         open_anchor(space, "web1")
     target.touch()
     with pytest.raises(InvalidRequestError):
@@ -173,7 +173,7 @@ def test_fifo_is_refused_without_being_opened(
     space: DirectoryLockspace, locks: Path
 ) -> None:
     os.mkfifo(locks / "web1")
-    with pytest.raises(InvalidRequestError, match="no regular file"):
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
         open_anchor(space, "web1")
     # Somebody who opened the other end, if only for a moment, would be noticed here.
     with pytest.raises(OSError, match="No such device or address"):
@@ -183,13 +183,13 @@ def test_fifo_is_refused_without_being_opened(
 def test_socket_is_refused(space: DirectoryLockspace, locks: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(locks / "web1"))
-        with pytest.raises(InvalidRequestError, match="no regular file"):
+        with pytest.raises(InvalidRequestError, match="not a regular file"):
             open_anchor(space, "web1")
 
 
 def test_directory_is_refused(space: DirectoryLockspace, locks: Path) -> None:
     (locks / "web1").mkdir()
-    with pytest.raises(InvalidRequestError, match="no regular file"):
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
         open_anchor(space, "web1")
 
 
@@ -214,7 +214,7 @@ def test_device_is_refused_without_being_opened(
         return fd
 
     monkeypatch.setattr(os, "open", watched_open)
-    with pytest.raises(InvalidRequestError, match="no regular file"):
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
         open_anchor(space, "web1", create=create)
     assert not opened
 
@@ -317,7 +317,7 @@ def test_file_that_a_predecessor_removed_is_being_let_go(
     space.finish()
     assert not (locks / "web1").exists()
     space.adopt_file("web1", kept, made=made, mode=SHARED)
-    with pytest.raises(BusyError, match="not there any more"):
+    with pytest.raises(BusyError, match="no longer exists"):
         open_anchor(space, "web1", SHARED, in_use=True)
     space.close_anchor("web1")
     space.finish()
@@ -408,7 +408,7 @@ def test_what_could_not_be_locked_is_no_resource_that_exists(
     space: DirectoryLockspace, locks: Path, make: Callable[[Path], None]
 ) -> None:
     make(locks / "web1")
-    with pytest.raises(InvalidRequestError, match="is no regular file"):
+    with pytest.raises(InvalidRequestError, match="is not a regular file"):
         space.create_resource("web1")
 
 

@@ -22,9 +22,9 @@ def test_memory_lockspace_has_no_anchors(memory: MemoryLockspace) -> None:
 
 
 def test_memory_lockspace_has_no_files(memory: MemoryLockspace) -> None:
-    with pytest.raises(InvalidRequestError, match="'default' exists while it is held"):
+    with pytest.raises(InvalidRequestError, match="'default' has no files to create"):
         memory.create_resource("backup")
-    with pytest.raises(InvalidRequestError, match="'default' exists while it is held"):
+    with pytest.raises(InvalidRequestError, match="'default' has no files to create"):
         memory.delete_resource("backup")
 
 

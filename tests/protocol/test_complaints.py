@@ -30,12 +30,13 @@ def test_parameters_must_be_one_map_in_an_array(params: Any) -> None:
         ({"resource": b"a"}, "`resource` must be text"),
         (
             {"resource": "a", "colour": 1},
-            "there is no `colour`: `resource`, `lockspace` can be given",
+            "there is no parameter `colour`: the parameters are `resource`, "
+            "`lockspace`",
         ),
         (
             {"resource": "a", b"lockspace": "b"},
-            "the name of each parameter must be text: `resource`, `lockspace` can be "
-            "given",
+            "the name of each parameter must be text: the parameters are `resource`, "
+            "`lockspace`",
         ),
     ],
 )
@@ -65,7 +66,8 @@ OWNER = ["name", "uuid", "id", "pid"]
 def complaint_about(sentence: str, name: str) -> bool:
     """Tells whether a sentence names a parameter, and what it may be."""
     named = rf"`{re.escape(name)}(\.\w+)?`"
-    forms = rf"({named} (must be|is missing: it must be) .+|there is no {named}: .+)"
+    wrong = rf"{named} (must be|is missing: it must be) .+"
+    forms = rf"({wrong}|there is no parameter {named}: .+)"
     return re.fullmatch(forms, sentence) is not None
 
 

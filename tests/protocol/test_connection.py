@@ -57,7 +57,7 @@ def test_msgid_may_be_any_of_32_bits(msgid: int) -> None:
 )
 def test_message_that_is_no_request_is_invalid(message: Any) -> None:
     msgid, sentence = refusal(message)
-    assert sentence.startswith("invalid: this is no request")
+    assert sentence.startswith("invalid: this is not a request")
     has_msgid = isinstance(message, list) and message[:2] == [0, 1]
     has_msgid = has_msgid and message[0] is not False and message[1] is not True
     assert msgid == (1 if has_msgid else None)

@@ -176,7 +176,7 @@ def test_parameters_at_their_limits_are_taken(
         ("acquire", {"label": "x" * (MAX_TEXT_CHARACTERS + 1)}, "`label` has 4097"),
         ("acquire", {"reason": "\udcff"}, "`reason` is not UTF-8"),
         ("convert", {"mode": None}, "mode"),
-        ("release", {"fencing_token": 1}, "not more"),
+        ("release", {"fencing_token": 1}, "exactly one"),
         ("release", {"resource": None}, "is needed"),
         ("release", {"resource": None, "fencing_token": -1}, ">= 0"),
         ("release", {"resource": None, "fencing_token": True}, "fencing_token"),

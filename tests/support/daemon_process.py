@@ -79,7 +79,7 @@ class DaemonProcess:
     def upgrade(self) -> None:
         """Has it give way to a new program; waits until that one serves."""
         os.kill(self.pid, signal.SIGUSR1)
-        self.wait_for_line("gives way")
+        self.wait_for_line("hands over")
         self.wait_for_line(READY)
 
     def wait_for_line(self, part: str) -> str:

@@ -410,7 +410,7 @@ def test_file_does_not_open_a_lockspace_that_an_admin_made_of_another_kind(
             daemon.reload()
         else:
             daemon.upgrade()
-        assert '[lockspaces.disks] "kind" will count when nothing is held' in str(
+        assert '[lockspaces.disks] cannot change "kind" while somebody holds' in str(
             daemon.said
         )
         refusal = alice.refusal(

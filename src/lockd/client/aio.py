@@ -61,8 +61,8 @@ class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
             # Only the task that entered a nursery may leave it.
             self._link.hang_up()
             raise WrongTaskError(
-                "a client can only be left by the task that opened it, and another one "
-                "did: its session has ended, and its locks are released"
+                "only the task that opened a client may leave it; another task left "
+                "this one, so its session has ended and its locks are released"
             )
         return await self._opened.__aexit__(exc_type, exc, traceback)
 

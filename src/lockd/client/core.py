@@ -253,9 +253,9 @@ class ClientCore:
             if self._stage is not stage or self._ended is not None:
                 return  # other code has run in between and processed all of it
             if not self._take_message(message, place) and self._stage is stage:
-                self.end(f"the daemon cannot be understood: it said {message!r:.200}")
+                self.end(f"the daemon broke the protocol: it sent {message!r:.200}")
         if error is not None and self._stage is stage:
-            self.end(f"the daemon cannot be understood: {error}")
+            self.end(f"the daemon broke the protocol: {error}")
         if self._ended is not None:
             return
         new = _Stage(number, tail, stage.messages + len(messages))
@@ -322,7 +322,7 @@ class ClientCore:
             # protocol 3.2: this answers no request of ours; the daemon is about to
             # close.
             self._farewell = refusal(error)
-            self.end(f"the daemon cannot be understood: {error[1]}")
+            self.end(f"the daemon closes the connection: {error[1]}")
             return True
         reply = self._pending.get(msgid) if msgid is not None else None
         if reply is None:

@@ -76,8 +76,8 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
         return path
     if path == "":
         raise InvalidRequestError(
-            "the path of the socket is empty: name the one that lockd listens at, or "
-            "none"
+            "the path of the socket is empty: give the path that lockd listens at, or "
+            "no path"
         )
     if path is not None:
         return Address(path_text("the path of the socket", path))
@@ -150,7 +150,7 @@ def unreachable(path: str, error: OSError) -> LockdError:
             # A daemon may listen at a path that is not searched.
             advice += ", or name another daemon's socket with LOCKD_SOCKET or --socket"
     else:
-        advice = "name the socket that it listens at"
+        advice = "give the path of its socket"
     where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
     return kind(f"lockd cannot be reached at {where} ({reason}): {advice}")
 
@@ -199,8 +199,8 @@ def _not_for_root(path: str, uid: int) -> DeniedError:
     except KeyError:
         user = str(uid)
     return DeniedError(
-        f"the daemon at {plain(path)} belongs to user {user}, and root follows no "
-        "environment variable to another user's daemon: unset LOCKD_SOCKET, or name "
+        f"the daemon at {plain(path)} belongs to user {user}, and root does not follow "
+        "an environment variable to another user's daemon: unset LOCKD_SOCKET, or name "
         "the socket with --socket (in Python, with connect(PATH))"
     )
 
@@ -228,7 +228,7 @@ def _how_to_be_let_in(path: str) -> str:
     try:
         status = os.stat(door)
     except OSError:
-        return "ask root to be let in"
+        return "ask root for access"
     what = "the socket" if door == path else plain(door)
     try:
         if status.st_mode & needed and status.st_gid:
@@ -236,8 +236,8 @@ def _how_to_be_let_in(path: str) -> str:
             return f"join the group {group}, which owns {what}, or ask root"
         owner = quoted(pwd.getpwuid(status.st_uid).pw_name)
     except KeyError:  # a group or user without a name
-        return "ask root to be let in"
-    return f"{what} is open to user {owner} alone, so ask that user"
+        return "ask root for access"
+    return f"only user {owner} may use {what}: ask that user"
 
 
 def _door(path: str) -> tuple[str, int]:

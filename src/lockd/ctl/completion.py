@@ -60,14 +60,14 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
 
-@click.command(short_help="Print what makes a shell complete lockctl.")
+@click.command(short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that makes SHELL complete commands, options and what there is.
+    """Print the script with which SHELL completes commands, options and live names.
 
-    That is the names of locks, lockspaces, sessions and fencing tokens. `make install`
-    puts the scripts where the shells look. For one shell only: `source <(lockctl
-    completion bash)`.
+    Live names are the locks, lockspaces, sessions and fencing tokens that exist now.
+    `make install` installs the scripts for all shells. For the current shell only:
+    `source <(lockctl completion bash)`.
     """
     prepare()
     found = click.shell_completion.get_completion_class(shell)

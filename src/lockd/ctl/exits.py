@@ -52,12 +52,12 @@ class Exit(NamedTuple):
 EXITS: Final = (
     Exit(
         USAGE,
-        "wrong usage, or what was named does not exist",
+        "wrong usage, or a named object does not exist",
         (InvalidRequestError, NotFoundError),
     ),
     Exit(
         UNAVAILABLE,
-        "no daemon, or it cannot serve just now",
+        "the daemon cannot be reached, or cannot serve now",
         # A daemon that does not know a method is older than this program.
         (
             *(ConnectionLostError, UnavailableError, LimitError, AnchorError),
@@ -67,13 +67,13 @@ EXITS: Final = (
     Exit(INTERNAL, "a defect of lockd", (LockdError,)),
     Exit(
         DEADLOCK,
-        "waiting would deadlock, or the lock is held already",
+        "waiting would deadlock, or the owner holds the lock already",
         (DeadlockError, AlreadyHeldError),
     ),
-    Exit(UNWRITTEN, "what it has to tell could not be written"),
+    Exit(UNWRITTEN, "standard output could not be written"),
     Exit(BUSY, "busy or timed out (or -E N)", (BusyError, AcquireTimeoutError)),
     Exit(LOST, "the lock was lost; the command was stopped first", (LockLostError,)),
-    Exit(DENIED, "denied", (DeniedError, RestrictedError)),
+    Exit(DENIED, "permission denied", (DeniedError, RestrictedError)),
     Exit(NOT_EXECUTABLE, "the command cannot be executed"),
     Exit(NOT_FOUND, "the command was not found"),
 )

@@ -31,7 +31,7 @@ _GROUPS: Final = {
         "wait": ("lockd.ctl.look.show", "wait"),
         "lock-name": ("lockd.ctl.look.show", "lock_name"),
     },
-    "See all of them": {
+    "See all locks": {
         "list": ("lockd.ctl.look.listings", "list_"),
         "waiters": ("lockd.ctl.look.listings", "waiters"),
         "graph": ("lockd.ctl.look.graph", "graph"),
@@ -40,11 +40,11 @@ _GROUPS: Final = {
         "sessions": ("lockd.ctl.look.listings", "sessions"),
         "spaces": ("lockd.ctl.look.listings", "spaces"),
     },
-    "Step in": {
+    "Intervene": {
         "break": ("lockd.ctl.act.admin", "break_"),
         "disconnect": ("lockd.ctl.act.admin", "disconnect"),
     },
-    "Look after the daemon": {
+    "Manage the daemon": {
         "status": ("lockd.ctl.look.status", "status"),
         "metrics": ("lockd.ctl.look.status", "metrics"),
         "reload": ("lockd.ctl.act.stop", "reload"),
@@ -112,17 +112,17 @@ class _Commands(click.Group):
 )
 @click.option(
     "--socket", metavar="PATH",
-    help="Where the daemon listens; else $LOCKD_SOCKET, your own daemon's socket, "
-    "the system's. See FINDING THE DAEMON in lockctl(1).",
+    help="Connect to the daemon at PATH. Default: $LOCKD_SOCKET, then the socket of "
+    "your own daemon, then the system's. See FINDING THE DAEMON in lockctl(1).",
 )  # fmt: skip
 @click.version_option(__version__, message="lockctl %(version)s")
 @click.pass_context
 def lockctl(ctx: click.Context, socket: str | None) -> None:
-    """Take locks of lockd, and see who holds them.
+    """Take locks from lockd, and look up their holders.
 
-    A NAME that begins with `/`, `./` or `../` is a file, locked under its canonical
-    path in the lockspace `direct`; any other is in the lockspace `default`, unless
-    --lockspace says otherwise.
+    A NAME that begins with `/`, `./` or `../` is a file: lockd locks its canonical path
+    in the lockspace `direct`. Any other NAME is in the lockspace `default`. The option
+    --lockspace chooses another lockspace.
     """
     ctx.obj = socket
     if ctx.invoked_subcommand != "run":
@@ -144,8 +144,8 @@ def _warn_of_others(socket: str | None) -> None:
         for other in address.others:
             choose = import_module("lockd.ctl.look.status").CHOOSE
             _complain(
-                f"another daemon listens at {other}; this command uses "
-                f"{address.path}: {choose}"
+                f"this command uses the daemon at {address.path}; another daemon "
+                f"listens at {other}: {choose}"
             )
 
 
@@ -171,7 +171,7 @@ def _status(args: list[str]) -> int:
             sys.stdout.flush()
     except streams.UnwrittenError as error:
         _discard_output()
-        _complain(f"the answer cannot be written to standard output: {error}")
+        _complain(f"cannot write the answer to standard output: {error}")
         return exits.UNWRITTEN
     except Exception:
         # Python would exit with 1, which has a meaning here.

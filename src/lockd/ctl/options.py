@@ -66,7 +66,8 @@ seconds = seconds_from(0, MOST_SECONDS)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 in_lockspace = click.option(
     "--lockspace", metavar="NAME",
-    help="Where the names are; else `direct` if they are paths, or `default`.",
+    help="The lockspace of the names. Default: `direct` for paths, `default` for "
+    "other names.",
 )  # fmt: skip
 
 
@@ -81,11 +82,13 @@ _OF_HOLDERS = (
     ),
     in_lockspace,
     click.option(
-        "--owner", metavar="TEXT", help="What others see as the holder's name."
+        "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."
     ),
-    click.option("--reason", metavar="TEXT", help="Tell others why it is locked."),
     click.option(
-        "--label", metavar="TEXT", help="Tell others what the name stands for."
+        "--reason", metavar="TEXT", help="Show others why you hold the lock."
+    ),
+    click.option(
+        "--label", metavar="TEXT", help="Show others what the name stands for."
     ),
 )  # fmt: skip
 
@@ -127,9 +130,9 @@ def note_files(names: Iterable[str], lockspace: str | None) -> None:
     for name in names:
         if not is_path(name) and os.path.isfile(name):
             click.echo(
-                f"lockctl: {quoted(name)} is locked as a name, not as the file that is "
-                f"there: say {quoted('./' + name)} for the file, or "
-                f"`--lockspace {DEFAULT_LOCKSPACE}` for the name",
+                f"lockctl: {quoted(name)} locks a name, not the file {quoted(name)}: "
+                f"write {quoted('./' + name)} to lock the file, or add "
+                f"`--lockspace {DEFAULT_LOCKSPACE}` to silence this note",
                 err=True,
             )
 
@@ -143,6 +146,6 @@ def common_lockspace(keys: list[ResourceKey]) -> str:
     spaces = {key.lockspace for key in keys}
     if len(spaces) > 1:
         raise click.UsageError(
-            "the names are in different lockspaces: one command locks in one of them"
+            "the names are in different lockspaces: use one command for each lockspace"
         )
     return spaces.pop()

@@ -15,8 +15,8 @@ from lockd.names import quoted
 
 _RELEASE: Final = (
     "a lock ends with the command of `lockctl run`, with `lockctl hold`, or with the "
-    "process that it was acquired for: end that, or take the lock away with `lockctl "
-    "break NAME --reason TEXT`"
+    "process that `lockctl acquire` took it for: end that, or take the lock away with "
+    "`lockctl break NAME --reason TEXT`"
 )
 _TAKE: Final = "`run`, `hold` and `acquire` take locks"
 
@@ -28,19 +28,25 @@ INSTEAD: Final = {
     **dict.fromkeys(("ls", "ll", "l", "locks", "lslocks"), "`list` lists the locks"),
     **dict.fromkeys(
         ("ps", "clients", "connections", "who-all"),
-        "`list` says who holds locks, and `sessions` who is connected",
+        "`list` shows holders, and `sessions` shows connections",
     ),
-    **dict.fromkeys(("stat", "info", "ping", "version"), "`status` says how it is"),
-    **dict.fromkeys(("query", "history", "inspect", "describe"), "`show` tells it"),
+    **dict.fromkeys(
+        ("stat", "info", "ping", "version"), "`status` shows the state of the daemon"
+    ),
+    **dict.fromkeys(
+        ("query", "history", "inspect", "describe"), "`show` shows one lock"
+    ),
     **dict.fromkeys(("kill", "steal", "force"), "`break` takes a lock away"),
-    **dict.fromkeys(("queue", "pending", "waiting"), "`waiters` lists who waits"),
-    **dict.fromkeys(("events", "monitor", "tail", "log", "logs"), "`watch` tells it"),
+    **dict.fromkeys(("queue", "pending", "waiting"), "`waiters` lists the waiters"),
+    **dict.fromkeys(
+        ("events", "monitor", "tail", "log", "logs"), "`watch` prints events"
+    ),
     **dict.fromkeys(("lockspaces", "namespaces"), "`spaces` lists the lockspaces"),
     **dict.fromkeys(("exec", "do", "with", "under"), "`run` runs a command"),
-    "holders": "`who` says who holds one lock, and `list` lists all",
+    "holders": "`who` shows the holders of one lock, and `list` lists all locks",
     "help": "write `lockctl --help`, or `lockctl COMMAND --help`",
     "start": "`systemctl start lockd` starts the daemon",
-    "restart": "`systemctl restart lockd` starts the daemon anew, and keeps all locks",
+    "restart": "`systemctl restart lockd` restarts the daemon, and keeps all locks",
 }
 
 
@@ -51,36 +57,36 @@ def advice(typed: str, commands: Sequence[str]) -> str:
         return f"{unknown}: {found}"
     near = get_close_matches(typed.lower(), commands, n=2, cutoff=0.7)
     if near:
-        return f"{unknown}: is it {' or '.join(f'`{x}`' for x in near)}?"
-    return f"{unknown}: `lockctl --help` lists all that there are"
+        return f"{unknown}: did you mean {' or '.join(f'`{x}`' for x in near)}?"
+    return f"{unknown}: `lockctl --help` lists all commands"
 
 
 def sentence(error: click.ClickException) -> str:
     """Returns what is wrong with a command line, and what would be right."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
-    more = f"`{ctx.command_path if ctx else 'lockctl'} --help` tells what there is"
+    more = f"see `{ctx.command_path if ctx else 'lockctl'} --help`"
     match error:
         case click.MissingParameter(param=param) if param is not None:
             return f"{_called(param, ctx)} is missing; {more}"
         case click.BadParameter(param=param) if param is not None:
             said = _tidy(error.message)
             if isinstance(param.type, click.Choice):
-                said = f"it is one of {', '.join(map(str, param.type.choices))}"
+                said = f"it must be one of {', '.join(map(str, param.type.choices))}"
             return f"{_called(param, ctx)}: {said}"
         case click.NoSuchOption():
             word = _typed_word(error.option_name)
             if ctx and (found := _where_it_belongs(error.option_name, ctx)):
                 return f"{quoted(word)} {found}"
             near = get_close_matches(error.option_name, error.possibilities or (), n=1)
-            advice = f"is it `{near[0]}`?" if near else more
+            advice = f"did you mean `{near[0]}`?" if near else more
             if ctx and len(word) > 2 and word[1] != "-":
                 advice = _how_to_name(ctx) or advice
             return f"there is no option {quoted(word)}: {advice}"
         case click.BadOptionUsage():
-            return f"{error.option_name} wants a value after it; {more}"
+            return f"{error.option_name} needs a value; {more}"
     said = _tidy(error.format_message())
     if extra := _EXTRA.fullmatch(said):
-        return f"{quoted(extra[1])} is one word too many; {more}"
+        return f"unexpected argument {quoted(extra[1])}; {more}"
     return said
 
 
@@ -127,7 +133,7 @@ def _how_to_name(ctx: click.Context) -> str | None:
         if isinstance(param, click.Argument):
             names = param.make_metavar(ctx).strip("[]")
             place = f"`{ctx.command_path} -- {names}`"
-            return f"a name that begins with a dash comes after `--`, as in {place}"
+            return f"put `--` before a name that begins with a dash, as in {place}"
     return None
 
 

@@ -82,18 +82,18 @@ logger = logging.getLogger("lockd")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", metavar="FILE", help="Configuration (TOML).")
-@click.option("--socket", metavar="PATH", help="Where clients connect.")
-@click.option("--admin-socket", metavar="PATH", help="Where admins connect.")
-@click.option("--virtlockd-socket", metavar="PATH", help="Where libvirt connects.")
-@click.option("--state-dir", metavar="DIR", help="Where the epoch is kept.")
+@click.option("--config", metavar="FILE", help="Read this configuration (TOML).")
+@click.option("--socket", metavar="PATH", help="Listen for clients at PATH.")
+@click.option("--admin-socket", metavar="PATH", help="Listen for admins at PATH.")
+@click.option("--virtlockd-socket", metavar="PATH", help="Listen for libvirt at PATH.")
+@click.option("--state-dir", metavar="DIR", help="Keep the epoch in DIR.")
 @click.option(
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     help="Exit after SECONDS without clients or locks.",
 )
-@click.option("--check-config", is_flag=True, help="Check the configuration, and end.")
+@click.option("--check-config", is_flag=True, help="Check the configuration and exit.")
 @click.version_option(__version__, message="lockd %(version)s")
 def main(
     config: str | None,
@@ -104,15 +104,15 @@ def main(
     timeout: float | None,
     check_config: bool,
 ) -> None:
-    """The lock daemon: owns all lockspaces, and runs in the foreground.
+    """The lock daemon. It owns all lockspaces and runs in the foreground.
 
-    Without options it uses the places that fit the user: under /run/lockd and
-    /var/lib/lockd for root, under $XDG_RUNTIME_DIR and $XDG_STATE_HOME for others;
-    sockets that systemd passes go before.
+    The default paths are /run/lockd and /var/lib/lockd for root, and those below
+    $XDG_RUNTIME_DIR and $XDG_STATE_HOME for other users. lockd prefers the sockets that
+    systemd passes.
 
-    SIGTERM and SIGINT end it; every client then sees the end of its connection, and
-    what was held is released. SIGHUP has it read its configuration anew. SIGUSR1 has it
-    give its place to the program as it is now on disk, which no client notices.
+    SIGTERM and SIGINT stop it: all connections end, and all locks are released. SIGHUP
+    reloads the configuration. SIGUSR1 upgrades to the program that is now on disk;
+    clients only see a pause.
     """
     utf8.insist()
     _open_standard_streams()
@@ -144,7 +144,7 @@ def main(
             for line in shadowed(settings.limits):
                 click.echo(line)
             files = config_files(config)
-            click.echo(f"the configuration is good: {', '.join(files) or 'no file'}")
+            click.echo(f"the configuration is valid: {', '.join(files) or 'no file'}")
         elif (copy := handover.receive(handover.TRIAL, Handover)) is not None:
             _check_lockspaces(settings, config)
             takeover.check(copy)
@@ -175,7 +175,7 @@ def _farewell(role: Role) -> bytes:
     if role in (VIRTLOCKD, METRICS):
         return b""  # libvirt and HTTP clients expect nothing before their call
     connection = Connection()
-    sentence = "lockd cannot start, and its log says why"
+    sentence = "lockd cannot start: see its log for the reason"
     connection.send_error(None, UnavailableError(sentence))
     return connection.data_to_send()
 
@@ -291,7 +291,7 @@ def _start_with_kept(
         found_dir = state_dir or (revived.state.state_dir if revived else "")
         if stores is None or revived is None or not found_dir:
             read_config(options.config)
-            raise ConfigError("the configuration was mended just now: start again")
+            raise ConfigError("the configuration is valid now: start again")
         epoch = _epoch_after(revived, found_dir)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
@@ -319,7 +319,7 @@ def _go_on_with_kept(options: Options, left: Kept) -> None:
         stores = Stores(left.stores)
         revived = revive(stores)
         if revived is None:
-            raise ConfigError("what was kept of the daemon before is gone")
+            raise ConfigError("the kept state of the previous daemon is gone")
         before = Predecessor(revived.state, left.left_at, revived)
         begin(options, Config(), epoch, listeners, stores, before)
 
@@ -338,7 +338,7 @@ def _check_lockspaces(config: Config, path: str | None) -> list[str]:
             where = f"{file_of_lockspace(path, name)}: lockspace {quoted(name)}"
             raise ConfigError(f"{where}: {error}") from None
         found += [
-            f"lockspace {quoted(name)}: {quoted(x, MAX_PATH_BYTES)} is made"
+            f"lockspace {quoted(name)}: a start makes {quoted(x, MAX_PATH_BYTES)}"
             for x in missing
         ]
     return found

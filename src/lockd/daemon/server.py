@@ -414,9 +414,7 @@ class Server:
 
     def _serve(self, peer: Peer, events: int) -> None:
         if events & select.EPOLLPRI:
-            self._refuse_all(
-                peer, "bytes out of band (MSG_OOB) are not for this socket"
-            )
+            self._refuse_all(peer, "this socket takes no out-of-band bytes (MSG_OOB)")
             return
         if events & select.EPOLLIN:
             uid = peer.user

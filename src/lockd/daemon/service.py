@@ -191,7 +191,7 @@ class Service:
                         undisturbed, prepare, abandon_on_cancel=True
                     )
                 self._apply(*found)
-                logger.info("the configuration was read anew")
+                logger.info("reloaded the configuration")
             except Exception as error:
                 self._keep_configuration(error)
             self._tell_ready()
@@ -213,9 +213,9 @@ class Service:
             raise error
         known = isinstance(error, ConfigError | trio.TooSlowError)
         why = str(error if known else defect(error))
-        why = why or f"no end after {handover.PATIENCE:g} s"
+        why = why or f"it did not end within {handover.PATIENCE:g} s"
         self.parts.health.report(
-            CONFIGURATION, f"the configuration stays as it was: {why}"
+            CONFIGURATION, f"cannot reload the configuration, the old one stays: {why}"
         )
 
     def _prepare(
@@ -242,8 +242,8 @@ class Service:
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             if self.parts.keeping.by is None:
                 logger.info(
-                    "nothing is kept outside this process: if it is killed, all locks "
-                    "and connections are lost"
+                    "no service manager keeps the locks: if this process is killed, "
+                    "all locks and connections are lost"
                 )
             self.parts.life.serves(time.monotonic())
             self._tell_ready()
@@ -272,7 +272,7 @@ class Service:
                         self._upgrading = True
                         nursery.start_soon(self._upgrade)
                 else:
-                    logger.info("ends on %s", signal.Signals(number).name)
+                    logger.info("exits on %s", signal.Signals(number).name)
                     # A second signal must not interrupt the end.
                     signal.pthread_sigmask(signal.SIG_BLOCK, handover.SIGNALS)
                     self._end(nursery)
@@ -304,14 +304,14 @@ class Service:
             await self._leave_signals()
             # If somebody asks again, the program at the path may have changed untried.
             if not self._asked_to_upgrade:
-                logger.info("lockd %s gives way", __version__)
+                logger.info("lockd %s hands over to the new program", __version__)
                 await wait_written()
                 handover.give_way(leaving)
         except Exception as error:
             if self.parts.runtime.is_broken:
                 raise
             why = error if isinstance(error, ConfigError | OSError) else defect(error)
-            problem = f"no upgrade, lockd {__version__} goes on: {why}"
+            problem = f"the upgrade failed, lockd {__version__} stays: {why}"
             self.parts.health.report(UPGRADE, problem)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
 
@@ -347,7 +347,7 @@ class Service:
             if watchdog is not None:
                 notify("WATCHDOG=1")
             if self._is_idle_too_long():
-                logger.info("ends: nobody needed it for a while")
+                logger.info("exits: no client and no lock for some time")
                 self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
 

@@ -36,7 +36,7 @@ class Owners:
         session = self._state.sessions[command.session]
         owner = session.owner
         if session.registered or owner.grants or session.requests:
-            message = "an owner is registered once, before the first lock"
+            message = "register an owner once, before the first lock"
             return self._state.refusal(command, "invalid", message)
         if command.owner_id != owner.owner_id:
             owner = self._join_process(session, command)
@@ -151,8 +151,8 @@ class Owners:
         token = command.fencing_token
         grant = self._state.grant_of(token)
         if grant is None:
-            told = "`lockctl show NAME` tells the token of a lock"
-            message = f"no lock is held with fencing token {token}: {told}"
+            told = "`lockctl show NAME` prints the token of a lock"
+            message = f"no lock has the fencing token {token}: {told}"
             return self._state.refusal(command, "not_found", message)
         owner = self._state.owners[grant.owner_id]
         self._table.give_up_convert(owner, grant.key, now)

@@ -52,7 +52,7 @@ class Requests:
             self._table.move_up(self._new_request(session, command, now), now)
             return None
         if owner.waiting_count and (again := self._waits_already(owner, command)):
-            message = "this owner waits for it already"
+            message = "this owner already waits for it"
             return state.refusal(command, "already_held", message, again)
         self._wait_or_refuse(self._new_request(session, command, now), now)
         return None
@@ -184,7 +184,7 @@ class Requests:
         if command.fencing_token is not None:
             held = owner.grants.get(command.fencing_token)
             if held is None:
-                message = f"no lock is held with fencing token {command.fencing_token}"
+                message = f"no lock has the fencing token {command.fencing_token}"
                 return self._state.refusal(command, "not_held", message)
             self._release_one(owner, held, now)
         for key in command.keys:

@@ -126,8 +126,8 @@ class OwnerState:
         if self.ended:
             return OWNER_IS_DEAD
         if self.fencing:
-            return "unavailable", "the process of this session is being ended"
-        return "invalid", "another request with this msgid is not yet answered"
+            return "unavailable", "lockd is killing the process of this session"
+        return "invalid", "another request with this msgid has no answer yet"
 
     @property
     def waiting_count(self) -> int:

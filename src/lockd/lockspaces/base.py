@@ -126,6 +126,6 @@ class Lockspace(ABC):
 
     def _has_no_files(self) -> InvalidRequestError:
         return InvalidRequestError(
-            f"a resource of lockspace {self.name!r} exists while it is held: "
-            "only a directory lockspace has files to create and delete"
+            f"lockspace {self.name!r} has no files to create or delete: only a "
+            "directory lockspace has them"
         )

@@ -64,8 +64,8 @@ class DirectLockspace(FileLockspace):
         """Checks the rights to a file. Returns an O_PATH descriptor of it."""
         if self._shared.mounts.is_our_own(path):
             raise DeniedError(
-                f"the file {quoted(path)} cannot be seen by lockd, whose unit gives "
-                "it a /tmp of its own (PrivateTmp=): lock a file elsewhere, or a name"
+                f"lockd cannot see the file {quoted(path)}, because its unit gives it "
+                "a private /tmp (PrivateTmp=): lock a file elsewhere, or a name"
             )
         fd = self._reach_directory(path, user)
         try:
@@ -155,9 +155,9 @@ def _check_right(
         SEARCH: "may not look up the file",
     }
     step = (
-        "ask for a shared lock, which takes the right to read it"
+        "ask for a shared lock, which needs only the right to read it"
         if wanted == WRITE
-        else "lock what that user has a right to"
+        else "lock a file that this user may use"
     )
     raise DeniedError(f"uid {user.uid} {what[wanted]} {quoted(path)}: {step}")
 

@@ -78,7 +78,7 @@ class DirectoryLockspace(FileLockspace):
             except MISSING:
                 pass  # somebody removed it: create a new one
         raise AnchorError(
-            f"the file {quoted(path)} comes and goes: find out who does that"
+            f"the file {quoted(path)} comes and goes: find out which program does that"
         )
 
     def _open_named(self, path: str) -> int:
@@ -102,7 +102,7 @@ class DirectoryLockspace(FileLockspace):
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
         if not stat.S_ISREG(status.st_mode):
-            problem = "is no regular file"
+            problem = "is not a regular file"
         elif status.st_nlink > 1:
             problem = "is a hard link to another file"
         elif status.st_uid not in self._trusted_users:

@@ -147,11 +147,11 @@ class FileLockspace(Lockspace):
             if in_use and file.is_unsure:
                 # A predecessor removed it and was killed before it could record that.
                 # The client will ask again to release it.
-                raise BusyError(f"the file {quoted(path)} is not there any more")
+                raise BusyError(f"the file {quoted(path)} no longer exists")
             if in_use:
                 raise AnchorError(
                     f"the file {quoted(path)} was exchanged or removed while locked: "
-                    "release it, and find out who does that"
+                    "release it, and find out which program did that"
                 )
         new = self._open_new(resource, path, mode, create, user)
         if file is not None:
@@ -177,7 +177,7 @@ class FileLockspace(Lockspace):
             os.close(file.fd)
         raise AnchorError(
             f"the file {quoted(path)} is exchanged again and again: "
-            "find out who does that"
+            "find out which program does that"
         )
 
     def _open_file(
@@ -210,7 +210,7 @@ class FileLockspace(Lockspace):
             name = quoted(other.resource)
         raise BusyError(
             f"the file {quoted(path)} is locked under another name, {name}: "
-            "ask under that one",
+            "use that name",
             {"outside": OutsideHolder(mode, key=other)},
         )
 
@@ -331,18 +331,18 @@ def raise_refusal(error: OSError, path: str) -> NoReturn:
     """Raises the `RequestError` that a failed system call means for the client."""
     reason = os.strerror(error.errno or 0)
     kind, sentence = _REFUSALS.get(error.errno or 0, (AnchorError, "cannot be locked"))
-    step = _STEPS.get(kind, "mend that first")
+    step = _STEPS.get(kind, "fix that first")
     raise kind(f"the file {quoted(path)} {sentence} ({reason}): {step}") from None
 
 
 #: The next step for the user.
 _STEPS: Final[dict[Callable[[str], RequestError], str]] = {
-    NotFoundError: "make it first, or mend the name",
+    NotFoundError: "create it first, or correct the name",
     DeniedError: "ask for a shared lock, or let lockd write to it "
     "(in its unit: ReadWritePaths=)",
-    InvalidRequestError: "name the file itself, a regular one",
+    InvalidRequestError: "name a regular file",
     UnavailableError: "try later, or have an admin raise the limits of lockd",
-    AnchorError: "mend the file system, and try again",
+    AnchorError: "repair the file system, and try again",
 }
 
 _Refusal = tuple[Callable[[str], RequestError], str]
@@ -350,17 +350,17 @@ _Refusal = tuple[Callable[[str], RequestError], str]
 _REFUSALS: Final[dict[int, _Refusal]] = {
     errno.ENOENT: (NotFoundError, "does not exist"),
     errno.ENOTDIR: (NotFoundError, "does not exist"),
-    errno.EACCES: (DeniedError, "is not open to lockd"),
-    errno.EPERM: (DeniedError, "is not open to lockd"),
+    errno.EACCES: (DeniedError, "is not accessible to lockd"),
+    errno.EPERM: (DeniedError, "is not accessible to lockd"),
     errno.EBADF: (DeniedError, "is read-only and can only be locked shared"),
     errno.EROFS: (DeniedError, "is read-only to lockd and can only be locked shared"),
-    errno.EISDIR: (InvalidRequestError, "is no regular file"),
+    errno.EISDIR: (InvalidRequestError, "is not a regular file"),
     errno.ELOOP: (InvalidRequestError, "is a symbolic link"),
-    errno.ENXIO: (InvalidRequestError, "is no regular file"),
-    errno.ENAMETOOLONG: (InvalidRequestError, "cannot be named so"),
-    errno.EMFILE: (UnavailableError, "cannot be opened just now"),
-    errno.ENFILE: (UnavailableError, "cannot be opened just now"),
-    errno.ENOMEM: (UnavailableError, "cannot be opened just now"),
+    errno.ENXIO: (InvalidRequestError, "is not a regular file"),
+    errno.ENAMETOOLONG: (InvalidRequestError, "has a name that is too long"),
+    errno.EMFILE: (UnavailableError, "cannot be opened now"),
+    errno.ENFILE: (UnavailableError, "cannot be opened now"),
+    errno.ENOMEM: (UnavailableError, "cannot be opened now"),
 }
 
 

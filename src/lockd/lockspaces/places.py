@@ -122,8 +122,8 @@ class _Way:
                 return os.readlink("", dir_fd=fd)
             if not stat.S_ISDIR(status.st_mode):
                 raise ConfigError(
-                    f"{quoted(place)} is not a directory: name one, or a path where "
-                    "nothing is yet"
+                    f"{quoted(place)} is not a directory: name a directory, or a path "
+                    "that does not exist yet"
                 )
             # Check what autofs has mounted, not the mount point below it.
             self._enter(os.open(name, ENTER_FLAGS, dir_fd=self._fd), place)
@@ -176,7 +176,7 @@ class _Way:
         if status.st_uid not in trusted_users():
             raise ConfigError(
                 f"{what} belongs to uid {status.st_uid}{self._at_stake(place)}: "
-                "it must be root's or the daemon's own user's"
+                "it must belong to root or to the daemon's own user"
             )
 
     def _at_stake(self, place: str) -> str:
@@ -201,14 +201,14 @@ def _cannot(path: str, error: OSError) -> ConfigError:
 
 def _cannot_make(place: str, error: OSError) -> ConfigError:
     reason = os.strerror(error.errno or 0)
-    step = "mend that, or choose another place"
+    step = "fix that, or choose another place"
     if error.errno == errno.EROFS:
         step = (
-            "make it yourself and name it in ReadWritePaths= of lockd's unit, "
+            "create it yourself and name it in ReadWritePaths= of lockd's unit, "
             "or choose a place where lockd may write"
         )
     elif error.errno in (errno.EACCES, errno.EPERM):
-        step = "make it yourself, or choose a place where lockd may write"
+        step = "create it yourself, or choose a place where lockd may write"
     return ConfigError(
         f"the directory {quoted(place)} cannot be made ({reason}): {step}"
     )

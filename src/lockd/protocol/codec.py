@@ -153,7 +153,7 @@ class Decoder:
     def _too_long(self) -> ProtocolError:
         return ProtocolError(
             f"a message is longer than {self._max_message_bytes} bytes: "
-            "send less in one (limits.message_bytes)"
+            "send less in one message (limits.message_bytes)"
         )
 
 

@@ -30,7 +30,7 @@ def complaint(params: type[Struct], error: str) -> str:
     path = found[1] if found else ""
     fields = _fields_at(params, path)
     if unknown := _UNKNOWN.search(error):
-        return f"there is no `{_joined(path, unknown[1])}`: {_known(fields)}"
+        return f"there is no parameter `{_joined(path, unknown[1])}`: {_known(fields)}"
     if missing := _MISSING.search(error):
         name = _joined(path, missing[1])
         return f"`{name}` is missing: it must be {_words(fields[missing[1]])}"
@@ -41,8 +41,8 @@ def complaint(params: type[Struct], error: str) -> str:
 
 def _known(fields: Mapping[str, inspect.Type]) -> str:
     if not fields:
-        return "no parameter is taken"
-    return f"{', '.join(f'`{name}`' for name in fields)} can be given"
+        return "this method has none"
+    return f"the parameters are {', '.join(f'`{name}`' for name in fields)}"
 
 
 def _joined(path: str, name: str) -> str:
@@ -96,4 +96,4 @@ def _words(kind: inspect.Type) -> str:
 def _range(least: int | None, most: int | None) -> str:
     if least is None:
         return ""
-    return f" from {least} on" if most is None else f" from {least} to {most}"
+    return f" of {least} or more" if most is None else f" from {least} to {most}"

@@ -159,7 +159,7 @@ class Connection:
                 check_nesting(message)
                 return None  # protocol 2.5
             raise InvalidRequestError(
-                "this is no request: [0, msgid, method, [params]] is expected"
+                "this is not a request: send [0, msgid, method, [params]]"
             )
         except RequestError as error:
             check_nesting(message)
@@ -182,7 +182,7 @@ def _method_call(msgid: int, method_name: Any, params: Any) -> MethodCall:
         raise InvalidRequestError("the method must be text: docs/protocol.md 6.1")
     if method is None:
         raise UnknownMethodError(
-            f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 has all"
+            f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 lists all"
         )
     return MethodCall(msgid, method, _params(method, params))
 

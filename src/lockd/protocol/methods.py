@@ -115,7 +115,7 @@ class ReleaseParams(Params, frozen=True):
         absent = (self.resource, self.resources, self.fencing_token).count(None)
         if absent != 2:
             raise InvalidRequestError(
-                "one of `resource`, `resources`, `fencing_token` is needed, not more"
+                "exactly one of `resource`, `resources`, `fencing_token` is needed"
             )
 
 

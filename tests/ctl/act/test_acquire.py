@@ -17,7 +17,7 @@ def test_lock_that_was_taken_for_a_process_lasts_as_long_as_that(
     done = lockctl("acquire", "a", "b", "--owner-pid", process.pid, "--reason", "why")
     assert done.returncode == 0
     tokens = [int(line) for line in done.stdout.splitlines()]
-    assert f"'a', 'b' are held until process {process.pid} ends" in done.stderr
+    assert f"process {process.pid} holds 'a', 'b' until it ends" in done.stderr
     for name, token in zip(("a", "b"), tokens, strict=True):
         (holder,) = client.query(name)["holders"]
         assert (holder["fencing_token"], holder["pid"]) == (token, process.pid)
@@ -47,7 +47,7 @@ def test_acquire_for_a_process_of_somebody_else_stays_ones_own(
     (holder,) = client.query("job")["holders"]
     assert (holder["pid"], holder["uid"]) == (os.getpid(), NOBODY)
     told = " ".join(lockctl("acquire", "--help").stdout.split())
-    assert "It may be anybody's process." in told
+    assert "The process may belong to any user." in told
 
 
 def test_acquire_for_nobody_or_for_two_is_64(
@@ -60,4 +60,4 @@ def test_acquire_for_nobody_or_for_two_is_64(
     assert lockctl("acquire", "job", *words).returncode == 64
     done = lockctl("acquire", "job", "--owner-pid", 2**22 + 1)
     assert done.returncode == 64
-    assert "there is no process" in done.stderr
+    assert "does not exist" in done.stderr

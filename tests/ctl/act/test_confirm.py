@@ -10,7 +10,7 @@ def test_break_without_a_terminal_needs_yes(lockctl: Lockctl, client: Client) ->
     grant = client.acquire("job")
     done = lockctl("break", grant.fencing_token, "--reason", "x", stdin=None)
     assert done.returncode == 64
-    assert "say --yes" in done.stderr
+    assert "add --yes" in done.stderr
     grant.check()
     assert client.check("job", grant.fencing_token)
     assert lockctl("break", grant.fencing_token, "--yes").returncode == 64

@@ -204,8 +204,8 @@ def test_graph_without_graphviz_says_what_to_do(
     done = lockctl("graph", "--svg")
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr == (
-        "lockctl: there is no `dot` to draw with: install graphviz, or use --dot "
-        "elsewhere\n"
+        "lockctl: `dot` is not installed: install graphviz, or draw --dot on "
+        "another host\n"
     )
 
 

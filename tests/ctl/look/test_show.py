@@ -64,7 +64,7 @@ def test_wait_that_is_too_short_says_who_holds_it_and_why(
     client.acquire("a job", lockspace="other", reason="nightly")
     words = ("wait", "a job", "--lockspace", "other", "-w")
     me = f"by the test, pid {os.getpid()}, uid {os.getuid()} (nightly)"
-    command = "`lockctl show 'a job' --lockspace other` says more"
+    command = "see `lockctl show 'a job' --lockspace other`"
     done = lockctl(*words, 0)
     assert done.returncode == 75
     assert done.stderr.startswith("lockctl: 'other:a job' is not free: held for ")

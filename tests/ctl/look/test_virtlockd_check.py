@@ -92,7 +92,7 @@ def test_process_that_has_ended_holds_nothing(outside: Outside) -> None:
 
 @needs_root
 def test_locks_of_others_are_not_shown_to_everybody(outside: Outside) -> None:
-    with nobody(), pytest.raises(DeniedError, match="ask as root"):
+    with nobody(), pytest.raises(DeniedError, match="run this as root"):
         read_locks(outside.pid, [])
 
 

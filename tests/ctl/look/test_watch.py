@@ -90,7 +90,7 @@ def test_watch_goes_on_with_the_next_daemon_and_says_that_it_missed_something(
     assert watcher.stderr is not None
     said = watcher.stderr.read().splitlines()
     assert said[:2] == [
-        "lockctl: the daemon is gone; waiting for it",
+        "lockctl: the daemon is gone; waiting for the next one",
         "lockctl: watching again, epoch 2 after 1",
     ]
 

@@ -189,7 +189,7 @@ def test_file_that_was_meant_for_a_name_is_pointed_at(
     done = lockctl("who", "disk.img", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "lockctl: nobody holds 'disk.img'; for the file of this name write ./disk.img\n"
+        "lockctl: nobody holds 'disk.img'; to look up the file, write ./disk.img\n"
     )
     assert lockctl("who", "./disk.img", cwd=tmp_path).returncode == 0
     assert lockctl("who", "tape.img").stderr == "lockctl: nobody holds 'tape.img'\n"

@@ -194,8 +194,8 @@ def test_what_is_waited_for_is_told_on_a_terminal(
     words = (*PROGRAM, "run", "-c", f"{left} & read x <{tmp_path}/fifo", "job")
     terminal = Terminal(words, lockctl.env, pass_fds=[reader])
     terminal.wait_for(
-        "the command has ended, but 'job' stays locked while what it left behind "
-        "runs: cat (pid "
+        "the command has ended; 'job' stays locked until the processes that it started "
+        "have ended: cat (pid "
     )
     os.close(writer)
     os.close(reader)

@@ -51,8 +51,8 @@ def test_connection_that_ends_unheard_is_opened_again(
         (["-w", "-1", "job", "--", "true"], "'-1' is not a number of seconds"),
         (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
         (["--status-fd", "77", "job", "--", "true"], "Bad file descriptor"),
-        (["-F", "--status-fd", "2", "job", "--", "true"], "nobody is left"),
-        (["-F", "-o", "job", "--", "true"], "--close cannot be had"),
+        (["-F", "--status-fd", "2", "job", "--", "true"], "no lockctl is left"),
+        (["-F", "-o", "job", "--", "true"], "--close does not work with"),
         (["--", "-x"], "no command"),
         (["-n", "--", "--", "true"], "NAME"),
         (["-s", "-x", "job", "--", "true"], "either --shared or --exclusive"),
@@ -231,7 +231,7 @@ def test_command_under_a_lock_that_wants_the_same_lock_is_73_at_once(
     inner = [*LOCKCTL, "run", *option, "job", "--", "echo", "ran"]
     done = lockctl("run", "job", "--", *inner)
     assert done.returncode == 73
-    assert "is held already for the command that this is part of" in done.stderr
+    assert "the command that runs this one already holds 'job'" in done.stderr
     assert not done.stdout
 
 

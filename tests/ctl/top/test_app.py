@@ -126,7 +126,7 @@ def test_keys_of_a_filter_are_no_commands(sock: str, client: Client) -> None:
         await screen.until("quick")
         await screen.press("slash")
         await screen.type("q1")
-        await screen.until("[1 locks]", "0 of 1", "Nothing has this text")
+        await screen.until("[1 locks]", "0 of 1", "No line has this text")
 
     play(sock, part)
 
@@ -167,7 +167,7 @@ def test_goes_on_after_a_restart_of_the_daemon(lockd: DaemonProcess) -> None:
             await screen.press("b")
             await screen.until("the daemon")
             await asyncio.to_thread(lockd.start)
-            await screen.until("started anew", "0 held", gone=("> old",))
+            await screen.until("lost all locks", "0 held", gone=("> old",))
             with connect(str(lockd.socket), name="after") as after:
                 after.acquire("new")
                 await screen.until("new", "after", "1 held")

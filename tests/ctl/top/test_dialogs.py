@@ -125,7 +125,7 @@ def test_keys_come_back_to_the_last_line(
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"), [("kill", "is ended first"), ("release", "may run on")]
+    ("rule", "said"), [("kill", "kills its process first"), ("release", "may run on")]
 )
 def test_who_breaks_a_lock_knows_what_becomes_of_its_holder(
     sock: str, rule: OnDisconnect, said: str

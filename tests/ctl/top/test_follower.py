@@ -136,7 +136,7 @@ async def test_where_too_much_happens_it_reads_now_and_then(
         await until(lambda: follower.is_watching)
         for _ in range(20):
             client.release(client.acquire("hot"))
-        await until(lambda: "not watched" in (follower.news or ""))
+        await until(lambda: "top polls" in (follower.news or ""))
         await until(lambda: not follower.is_watching and KEY in follower.board.locks)
         client.acquire("new")
         await until(lambda: ResourceKey("default", "new") in follower.board.locks)
@@ -155,7 +155,7 @@ async def test_watches_again_when_the_flood_is_over(
         await until(lambda: follower.is_watching)
         for _ in range(20):
             client.release(client.acquire("hot"))
-        await until(lambda: "not watched" in (follower.news or ""))
+        await until(lambda: "top polls" in (follower.news or ""))
         await until(lambda: follower.is_watching)
         client.acquire("job")
         await until(lambda: KEY in follower.board.locks)

@@ -77,7 +77,7 @@ def test_turning_away_costs_no_processor_time_and_one_line(
     assert second.refusal("acquire", resource="a", timeout=1).code == "timeout"
     assert cpu_seconds(narrow.pid) - used < 0.3
     narrow.stop()
-    complaints = [line for line in narrow.said if "turned away" in line]
+    complaints = [line for line in narrow.said if "are rejected" in line]
     assert len(complaints) == 1
     assert "Too many open files" in complaints[0]
 

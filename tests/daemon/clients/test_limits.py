@@ -68,9 +68,7 @@ def test_what_one_users_locks_and_requests_say_is_bounded(limited: Limited) -> N
         for more in said:
             refusal = two.refusal("acquire", **more)
             check_limit(refusal, "text_bytes_per_user", 1_024)
-        assert (
-            ": say less in label and reason, or release something" in refusal.sentence
-        )
+        assert ": shorten label and reason, or release something" in refusal.sentence
         used = one.call("statistics")["limits"]["text_bytes_per_user"]
         assert used == {"used": 1_000, "most": 1_024, "uid": os.getuid()}
         # What says nothing is not refused; nor is what says just as much as is left.
@@ -221,9 +219,9 @@ def test_half_messages_of_a_user_are_bounded_together(limited: Limited) -> None:
 def test_limit_that_cannot_be_reached_is_told() -> None:
     assert shadowed(Limits()) == []
     assert shadowed(Limits(sessions=20, locks_per_session=9, locks_per_user=8)) == [
-        "limits.locks_per_session is 9, but limits.locks_per_user is 8: 8 counts",
-        "limits.sessions_per_user is 1024, but limits.sessions is 20, of which 2 are "
-        "for root and the daemon's own user: 18 counts for all others",
+        "limits.locks_per_session is 9, but limits.locks_per_user is 8: 8 applies",
+        "limits.sessions_per_user is 1024, but limits.sessions is 20, with 2 reserved "
+        "for root and the daemon's own user: 18 applies to all others",
     ]
 
 

@@ -130,23 +130,23 @@ def test_limits_rights_and_new_lockspaces_count_at_once() -> None:
 @pytest.mark.parametrize(
     ("wanted", "why"),
     [
-        (replace(RUNNING, socket="/x"), '"socket" counts'),
-        (replace(RUNNING, admin_socket="/x"), '"admin_socket" counts'),
-        (replace(RUNNING, state_dir="/x"), '"state_dir" counts'),
-        (replace(RUNNING, lockspaces=BUILT_IN), "[lockspaces.d] is served until"),
+        (replace(RUNNING, socket="/x"), '"socket" changes'),
+        (replace(RUNNING, admin_socket="/x"), '"admin_socket" changes'),
+        (replace(RUNNING, state_dir="/x"), '"state_dir" changes'),
+        (replace(RUNNING, lockspaces=BUILT_IN), "lockd serves [lockspaces.d] until"),
         (
             replace(
                 RUNNING,
                 lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/e", "kill")},
             ),
-            '[lockspaces.d] "path" will count when',
+            '[lockspaces.d] cannot change "path" while',
         ),
         (
             replace(
                 RUNNING,
                 lockspaces=BUILT_IN | {"d": LockspaceConfig("directory", "/d")},
             ),
-            '[lockspaces.d] "on_disconnect" will count when',
+            '[lockspaces.d] cannot change "on_disconnect" while',
         ),
     ],
 )
@@ -179,7 +179,7 @@ def test_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
 def test_file_that_would_make_us_wait_is_refused(tmp_path: Path) -> None:
     path = written_parts(tmp_path)
     os.mkfifo(tmp_path / "conf.d" / "a.toml")
-    with pytest.raises(ConfigError, match=r"conf\.d/a\.toml: is no regular file"):
+    with pytest.raises(ConfigError, match=r"conf\.d/a\.toml: is not a regular file"):
         read_config(path)
     assert read_config(os.devnull) == Config()
 

@@ -73,7 +73,7 @@ from lockd.errors import ConfigError
         ),
         (
             "[lockspaces.x]\nkind='memory'\nallow_users.list = ['1000']",
-            "no user '1000' here; a number stands without quotes",
+            "no user '1000' here; write a number without quotes",
         ),
         ("[lockspaces.x]\nkind='memory'\nallow_users.list = [-1]", "not [-1]"),
         ("[lockspaces.x]\nkind='memory'\nallow_groups.list = [4294967295]", "a list"),

@@ -366,15 +366,15 @@ tests:
           - exp_labels: {{severity: warning, lockspace: d, instance: h}}
             exp_annotations:
               summary: somebody has waited 18m 0s for a lock in d on h
-              description: "`journalctl -u lockd LOCKD_EVENT=wait` says who waits for what, and who holds it."
+              description: "`journalctl -u lockd LOCKD_EVENT=wait` shows the waiter, the lock and the holder."
       - {{alertname: LockdLocksWereLost, eval_time: 10m, exp_alerts: []}}
       - alertname: LockdLocksWereLost
         eval_time: 17m
         exp_alerts:
           - exp_labels: {{severity: critical, instance: h}}
             exp_annotations:
-              summary: lockd on h was started anew and all locks were lost
-              description: "That takes a stop, a reboot, or a crash without a service manager that keeps everything."
+              summary: lockd on h has restarted and lost all locks
+              description: "The cause is a stop, a reboot, or a crash without a service manager that keeps the locks."
       - {{alertname: LockdLimitIsNear, eval_time: 10m, exp_alerts: []}}
       - alertname: LockdLimitIsNear
         eval_time: 20m
@@ -382,7 +382,7 @@ tests:
           - exp_labels: {{severity: warning, limit: sessions, instance: h}}
             exp_annotations:
               summary: limits.sessions of lockd on h is 95% full
-              description: "Whoever is at a limit is refused: `lockctl sessions`; raise the key in lockd.toml and reload."
+              description: "lockd rejects requests at a limit: see `lockctl sessions`; raise the key in lockd.toml and reload."
 """  # noqa: E501 - sentences
 
 

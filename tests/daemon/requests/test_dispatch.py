@@ -35,7 +35,7 @@ def test_other_version_of_the_protocol_is_refused_and_ours_is_named(
 ) -> None:
     refusal = client.refusal("hello", protocol=2, client="test")
     assert refusal.code == "invalid"
-    assert "only version 1" in refusal.sentence
+    assert "send hello with protocol 1" in refusal.sentence
     client.call("hello", protocol=1, client="test")
 
 

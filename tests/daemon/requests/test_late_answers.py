@@ -145,7 +145,7 @@ def test_msgid_is_in_use_until_the_answer(
         refusal = client.refused(MSGID)
         assert (refusal.code, refusal.sentence.split(":")[0]) == (
             "invalid",
-            "another request with this msgid is not yet answered",
+            "another request with this msgid has no answer yet",
         )
     late.end(place)
     assert client.answer(MSGID)[0] is None

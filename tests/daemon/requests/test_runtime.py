@@ -147,8 +147,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 INTERNAL = [
     1,
-    "internal: this is a defect of lockd: report it with what its log says from here "
-    "on",
+    "internal: this is a defect of lockd: report it with the lines that follow in "
+    "its log",
 ]
 
 

@@ -164,7 +164,7 @@ def test_half_a_message_and_many_at_once_are_all_answered(
     os.kill(daemon.pid, signal.SIGUSR1)
     for _ in range(500):
         many.send("check", resource="a", fencing_token=1)
-    daemon.wait_for_line("gives way")
+    daemon.wait_for_line("hands over")
     half.send_bytes(b"istics\x90")
     assert half.result(0x63)["sessions"] == 3
     for msgid in range(1, 1001):
@@ -283,13 +283,13 @@ def test_signal_that_comes_meanwhile_is_heard(
     client.acquire("a")
     for _ in range(10):
         os.kill(daemon.pid, signal.SIGUSR1)
-        daemon.wait_for_line("gives way")
+        daemon.wait_for_line("hands over")
         # Before, during or after the moment at which the program changes.
         os.kill(daemon.pid, signal.SIGHUP)
-        daemon.wait_for_line("was read anew")
+        daemon.wait_for_line("reloaded the configuration")
     client.call("release", resource="a")
     os.kill(daemon.pid, signal.SIGUSR1)
-    daemon.wait_for_line("gives way")
+    daemon.wait_for_line("hands over")
     assert daemon.stop() == 0
 
 
@@ -305,7 +305,7 @@ def test_program_that_is_put_there_meanwhile_is_tried_too(
         plant(handover.TRIAL, "os._exit(3)")
         os.kill(daemon.pid, signal.SIGUSR1)
         connect().call("statistics")
-    assert "it ended with 3" in daemon.wait_for_line("no upgrade")
+    assert "the trial ended with status 3" in daemon.wait_for_line("the upgrade failed")
 
 
 # What cannot be.
@@ -319,7 +319,7 @@ def test_program_that_cannot_go_on_changes_nothing(
     good = daemon.config.read_text()
     daemon.config.write_text("colour = 1\n")
     os.kill(daemon.pid, signal.SIGUSR1)
-    said = daemon.wait_for_line("no upgrade")
+    said = daemon.wait_for_line("the upgrade failed")
     assert 'there is no key "colour"' in said
     client.acquire("b")
     assert client.call("statistics")["upgrades"] == 0
@@ -334,11 +334,11 @@ FLOOD = "for _ in range(500): os.write(1, b'x' * 10**6)\nos._exit(7)"
 @pytest.mark.parametrize(
     ("trial", "why"),
     [
-        ("os._exit(0)", "it ended without reading the state"),
+        ("os._exit(0)", "the trial ended without reading the state"),
         ("os.write(1, b'lockd 99 serves\\n'); os._exit(0)", "without reading"),
         ("raise SystemExit('no such library')", "no such library"),
         ("os.write(2, b'\\xff\\x1b[2J'); os._exit(1)", r"\x1b[2J"),
-        ("os.kill(os.getpid(), 9)", "it ended with -9"),
+        ("os.kill(os.getpid(), 9)", "the trial ended with status -9"),
         (FLOOD, "xxx"),
     ],
 )
@@ -351,7 +351,7 @@ def test_program_that_does_not_read_the_state_gets_nothing(
     before, peak = descriptors(daemon.pid), memory(daemon)
     plant(handover.TRIAL, trial)
     os.kill(daemon.pid, signal.SIGUSR1)
-    assert why in daemon.wait_for_line("no upgrade")
+    assert why in daemon.wait_for_line("the upgrade failed")
     assert memory(daemon) - peak < 100 * 1024 * 1024
     plant(handover.TRIAL, "pass")
     daemon.upgrade()
@@ -403,7 +403,7 @@ def test_program_that_vanishes_after_its_trial_changes_nothing(
         # It is there when it is tried, and not any more when it counts.
         plant(handover.TRIAL, f"os.unlink({daemon.interpreter!r})")
         os.kill(daemon.pid, signal.SIGUSR1)
-        assert "No such file" in daemon.wait_for_line("no upgrade")
+        assert "No such file" in daemon.wait_for_line("the upgrade failed")
         assert descriptors(daemon.pid) == before
         assert inheritable(daemon) == []
         interpreter.symlink_to(sys.executable)
@@ -447,7 +447,7 @@ def test_upgrade_without_room_changes_nothing(
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + free, limits[1]))
     os.kill(daemon.pid, signal.SIGUSR1)
-    assert "Too many open files" in daemon.wait_for_line("no upgrade")
+    assert "Too many open files" in daemon.wait_for_line("the upgrade failed")
     client.acquire("b")
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
     daemon.upgrade()
@@ -467,7 +467,7 @@ def test_configuration_that_is_spoilt_meanwhile_costs_nothing(
         spoil = f"open({str(daemon.config)!r}, 'w').write('colour = 1')"
         plant(handover.HANDOVER, spoil)
         daemon.upgrade()
-        assert "stays as it was" in "".join(daemon.said)
+        assert "cannot reload the configuration" in "".join(daemon.said)
         client.call("release", resource="a", lockspace="hidden")
         if os.geteuid() == 0:
             other = stack.enter_context(connected_as_nobody(daemon.socket))
@@ -558,7 +558,7 @@ def test_lockspace_that_could_not_be_served_again_ends_the_upgrade(
     client.acquire("a", lockspace="files")
     (place / "locks").chmod(0o777)
     os.kill(daemon.pid, signal.SIGUSR1)
-    assert "others may write" in daemon.wait_for_line("no upgrade")
+    assert "others may write" in daemon.wait_for_line("the upgrade failed")
     (place / "locks").chmod(0o755)
     daemon.upgrade()
     client.call("release", lockspace="files", resource="a")

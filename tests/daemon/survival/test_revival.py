@@ -342,7 +342,7 @@ def test_bad_configuration_costs_nothing(
     manager.config.write_text("nonsense")
     manager.kill_and_start()
     assert holders(client, "a")
-    manager.wait_for_log("the configuration stays as it was")
+    manager.wait_for_log("cannot reload the configuration")
 
 
 def test_start_that_fails_costs_nothing(

@@ -49,7 +49,7 @@ def test_each_start_has_the_next_number(tmp_path: Path) -> None:
 
 def test_directory_is_used_by_one_at_a_time(tmp_path: Path) -> None:
     first = open_epoch(str(tmp_path))
-    with pytest.raises(ConfigError, match="used by another lockd"):
+    with pytest.raises(ConfigError, match="another lockd uses"):
         open_epoch(str(tmp_path))
     first.close()
     second = open_epoch(str(tmp_path))

@@ -114,7 +114,7 @@ def test_what_is_no_socket_is_left_alone(kind: str, tmp_path: Path) -> None:
         "link": lambda: path.symlink_to(tmp_path),
     }
     make[kind]()
-    with pytest.raises(ConfigError, match="is no socket"):
+    with pytest.raises(ConfigError, match="is not a socket"):
         bind_listener(str(path))
     assert path.exists()
 
@@ -128,7 +128,7 @@ def test_impossible_path_is_refused_with_the_reason(path: str) -> None:
 def test_two_that_start_at_once_do_not_take_each_others_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "x.sock")
     with _alone(path, fcntl.LOCK_EX):
-        with pytest.raises(ConfigError, match="just being started"):
+        with pytest.raises(ConfigError, match="another daemon is starting"):
             bind_listener(path)
         assert os.listdir(tmp_path) == ["x.sock.lock"]
     assert os.listdir(tmp_path) == []

@@ -47,7 +47,7 @@ def test_lines_that_are_alike_are_left_out_and_counted(
     assert len(lines) == ALIKE + 3
     assert lines[-3:] == [
         "another kind",
-        "7 lines like the next were left out",
+        "7 lines like the next were dropped",
         "session 99 is closed",
     ]
 

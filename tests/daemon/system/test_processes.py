@@ -362,7 +362,7 @@ def test_who_became_root_is_not_ended_for_a_user_and_keeps_its_lock_until_a_brea
         climber.climb()
         (holder,) = admin.call("query", **where)["holders"]
         admin.call("disconnect", session=holder["session"], reason="test")
-        assert "no right to end it" in daemon.wait_for_line(f"process {climber.pid} ")
+        assert "may not kill" in daemon.wait_for_line(f"process {climber.pid} ")
         if upgrades:
             daemon.upgrade()
         assert admin.call("query", **where)["holder_count"] == 1

@@ -209,10 +209,10 @@ def test_only_what_was_stored_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("count", "names", "why"),
     [
-        ("2", "client:client", "no two alike"),
+        ("2", "client:client", "no two may have"),
         ("2", "client", "2 descriptors were passed"),
         ("1", "stranger", "client, admin, virtlockd or metrics"),
-        ("x", "client", "no number"),
+        ("x", "client", "not a number"),
         ("2", "kept-x", "2 descriptors were passed"),
         ("1", "client:kept-x", "1 descriptors were passed"),
         ("2", "client:admin", "descriptor 4"),
@@ -234,7 +234,7 @@ def test_socket_of_another_kind_is_refused(tmp_path: Path) -> None:
         high = socket.socket(fileno=os.dup2(sock.fileno(), 50, False))
         with high:
             lines = taken({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "client"}, high)
-    assert "no listening UNIX stream socket" in lines[0]
+    assert "not a listening UNIX stream socket" in lines[0]
 
 
 def test_metrics_may_be_asked_for_at_a_loopback_address(tmp_path: Path) -> None:
@@ -254,4 +254,6 @@ def test_metrics_may_be_asked_for_at_a_loopback_address(tmp_path: Path) -> None:
     ):
         names = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "client:metrics"}
         said = taken(names, clients, everybody)[0]
-        assert said.endswith("no listening UNIX stream socket or at a loopback address")
+        assert said.endswith(
+            "not a listening UNIX stream socket or at a loopback address"
+        )

@@ -235,7 +235,7 @@ def test_live_upgrade_changes_nothing_for_guests(guests: Guests) -> None:
     guests.virsh("suspend", "other")
     before = guests.locks()
     pid = main_pid(machine)
-    with machine.awaited("lockd.service", "goes on with"):
+    with machine.awaited("lockd.service", "continues with"):
         machine.run("systemctl", "reload", "lockd.service")
     after = guests.locks()
     assert main_pid(machine) == pid
@@ -390,7 +390,7 @@ def test_check_names_the_guests_that_hold_locks_in_virtlockd(guests: Guests) -> 
         "locks": [{"path": f"{LEASES}/{file}", **common} for file in (name, "seat")],
     }
     done = machine.run("lockctl", "virtlockd-check", check=False)
-    assert "2 locks are held in virtlockd" in done.stderr
+    assert "virtlockd holds 2 locks" in done.stderr
     assert f"{LEASES}/seat\texclusive\tweb\t" in done.stdout
 
 
@@ -417,7 +417,7 @@ def test_check_says_that_nobody_holds_a_lock_in_virtlockd(guests: Guests) -> Non
     to_virtlockd(machine)
     machine.run("systemctl", "start", "virtlockd.service")
     done = machine.run("lockctl", "virtlockd-check")
-    assert "nobody holds a lock in virtlockd" in done.stderr
+    assert "virtlockd holds no lock" in done.stderr
     assert done.stdout == ""
 
 

@@ -106,14 +106,14 @@ def test_file_in_a_directory_that_lockd_has_for_itself_is_refused_as_what_it_is(
     machine.run("touch", f"{place}/file")
     done = machine.run("lockctl", "run", f"{place}/file", "--", "true", check=False)
     assert done.returncode == 77
-    assert "gives it a /tmp of its own (PrivateTmp=)" in done.stderr
+    assert "its unit gives it a private /tmp (PrivateTmp=)" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        ("/locks/here", "Read-only file system): make it yourself and name it in Read"),
-        ("/tmp/locks", "seen by nobody but lockd"),
+        ("/locks/here", "Read-only file system): create it yourself and name it in Re"),
+        ("/tmp/locks", "only lockd would see"),
     ],
 )
 def test_lockspace_that_the_sandbox_forbids_is_refused_with_what_to_set(

@@ -45,7 +45,7 @@ def released(client: subprocess.Popen[str]) -> bool:
     return said == "released\n"
 
 
-UPGRADED = "goes on with"
+UPGRADED = "continues with"
 """What a new program says when it has the configuration and serves."""
 
 WAITED_FOR = "1 held, 1 waiting, 2 sessions"
@@ -198,7 +198,9 @@ def test_bad_configuration_is_not_tried_again(machine: Machine) -> None:
     for _ in range(3):
         done = machine.run("lockctl", "run", "a", "--", "true", check=False)
         assert done.returncode == 69
-        assert done.stderr == "lockctl: lockd cannot start, and its log says why\n"
+        assert (
+            done.stderr == "lockctl: lockd cannot start: see its log for the reason\n"
+        )
     said = machine.journal("lockd.service", "--priority=err")
     assert said.count("sessions: must be a whole") == 4
     assert "/etc/lockd/conf.d/test.toml: [limits] sessions: must be a whole" in said
@@ -235,7 +237,9 @@ def test_start_without_a_state_directory_names_it_and_is_not_tried_again(
         told = machine.run("systemctl", "status", "lockd", check=False).stdout
         assert STATE in told[told.index("lockd: the state directory") :]
         done = machine.run("lockctl", "run", "a", "--", "true", check=False)
-        assert done.stderr == "lockctl: lockd cannot start, and its log says why\n"
+        assert (
+            done.stderr == "lockctl: lockd cannot start: see its log for the reason\n"
+        )
     finally:
         machine.run("sh", "-c", MENDED)
     machine.run("lockctl", "run", "a", "--", "true")
@@ -337,7 +341,7 @@ def test_nobody_notices_a_reload_under_load(machine: Machine) -> None:
         for _ in range(5):
             with machine.awaited("lockd.service", UPGRADED):
                 machine.run("systemctl", "reload", "lockd.service")
-            with machine.awaited("lockd.service", "read anew"):
+            with machine.awaited("lockd.service", "reloaded the configuration"):
                 machine.run("kill", "-HUP", pid)
         said, _ = clients.communicate("\n", timeout=60)
     assert said == "[]\n"
@@ -364,10 +368,10 @@ def test_program_that_cannot_start_does_not_replace_the_old_one(
         pid = main_pid(machine)
         machine.write("/usr/bin/lockd", "#!/usr/bin/python3 -I\nimport no_such_thing\n")
         try:
-            with machine.awaited("lockd.service", "no upgrade"):
+            with machine.awaited("lockd.service", "the upgrade failed"):
                 machine.run("kill", "-USR1", pid)
             assert "No module named 'no_such_thing'" in machine.journal("lockd.service")
-            assert "no upgrade" in machine.show("lockd.service", "StatusText")
+            assert "the upgrade failed" in machine.show("lockd.service", "StatusText")
             assert main_pid(machine) == pid
         finally:
             machine.write("/usr/bin/lockd", launcher)
@@ -424,10 +428,10 @@ def test_process_is_dead_before_its_lock_is_given_away(machine: Machine) -> None
 def test_journal_has_priorities(machine: Machine) -> None:
     machine.run("systemctl", "start", "lockd.service")
     machine.write("/etc/lockd/conf.d/test.toml", "colour = 1\n")
-    with machine.awaited("lockd.service", "stays as it was"):
+    with machine.awaited("lockd.service", "cannot reload the configuration"):
         machine.run("kill", "-HUP", main_pid(machine))
     errors = machine.journal("lockd.service", "--priority=err")
-    assert "stays as it was" in errors
+    assert "cannot reload the configuration" in errors
     assert "serves at" not in errors
 
 
@@ -648,9 +652,13 @@ def test_users_have_daemons_of_their_own(machine: Machine, user: str) -> None:
     with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        assert "1 lock and 2 connections are kept" in as_user("lockctl", "status")
+        assert "the service manager keeps 1 lock and 2 connections" in as_user(
+            "lockctl", "status"
+        )
         machine.run("kill", "-KILL", pid)
-        assert "1 lock and 2 connections are kept" in as_user("lockctl", "status")
+        assert "the service manager keeps 1 lock and 2 connections" in as_user(
+            "lockctl", "status"
+        )
         assert pid != as_user("systemctl", "--user", "show", "-P", "MainPID", "lockd")
         assert as_user("lockctl", "stop", "--yes").startswith("default\ta\texclusive")
         assert process.wait(timeout=30) == 76

@@ -30,7 +30,7 @@ def test_stop_that_nobody_confirms_stops_nothing(machine: Machine) -> None:
     with held(machine, "default", "a") as holder:
         done = machine.run("lockctl", "stop", check=False)
         assert done.returncode == 64
-        assert "say --yes" in done.stderr
+        assert "add --yes" in done.stderr
         for answer in ("n\n", "\n"):
             done = machine.run(*ON_A_TERMINAL, "lockctl stop", text=answer, check=False)
             assert done.returncode == 1, done.stdout
@@ -62,7 +62,7 @@ def test_status_says_that_everything_survives(machine: Machine) -> None:
     with held(machine, "default", "a") as holder:
         said = machine.say("lockctl", "status")
         assert "unit\tlockd.service" in said
-        assert "everything: 1 lock and 2 connections are kept" in said
+        assert "everything: the service manager keeps 1 lock and 2 connections" in said
         machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
         machine.run("lockctl", "status")
         machine.run("systemctl", "restart", "lockd.service")

@@ -209,8 +209,8 @@ class TaskLink:
         """
         if not self.runs_here:
             raise WrongTaskError(
-                "this client belongs to the event loop that opened it, and another one "
-                "runs here, or none: open a client in each loop, with connect()"
+                "this client works only in the event loop that opened it: open a "
+                "client in each loop, with connect()"
             )
 
     def task(self) -> object:

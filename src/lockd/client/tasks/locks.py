@@ -209,9 +209,9 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             with suppress(LockdError):
                 self._lock.release()
             raise WrongTaskError(
-                "a body of hold() can only be left by the task that entered it, and "
-                "another one did: the lock was released; what lock() returns can be "
-                "released by any task"
+                "only the task that entered hold() may leave it; another task left "
+                "this one, so the lock was released: use lock(), which any task may "
+                "release"
             )
         try:
             swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))

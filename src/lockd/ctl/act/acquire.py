@@ -25,11 +25,11 @@ from lockd.terms import EXCLUSIVE, SHARED
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
     "--owner-pid", type=PROCESS_ID, metavar="PID",
-    help="Hold it until this process ends.",
+    help="Let this process hold the lock until it ends.",
 )  # fmt: skip
 @click.option(
     "--owner-unit", metavar="UNIT",
-    help="Hold it until the main process of this systemd unit ends.",
+    help="Let the main process of this systemd unit hold the lock until it ends.",
 )  # fmt: skip
 @of_holder
 @as_json
@@ -48,21 +48,20 @@ def acquire(
     label: str | None,
     as_json: bool,
 ) -> None:
-    """Take the lock NAME for another process, and leave it to that process.
+    """Take the lock NAME for another process, which then holds it until it ends.
 
-    lockctl ends when the lock is granted, and prints its fencing token. The lock is
-    held until the process ends, whatever it does and whoever else is told; `lockctl
-    break` ends it before. Several NAMEs are locked all or none. For a lock of your own
-    use `lockctl run` or `hold`.
+    lockctl prints the fencing token and exits when the lock is granted. `lockctl break`
+    takes the lock away before the process ends. lockctl takes several NAMEs together or
+    none of them. To hold a lock yourself, use `lockctl run` or `lockctl hold`.
 
-    It may be anybody's process. Unless you are root, a lock for one that is not your
-    own stays yours: it is shown under your name, the process cannot release it, and
-    where locks are taken away by ending a process this one is spared.
+    The process may belong to any user. Unless you are root, a lock for another user's
+    process stays yours: others see your user name as its owner, the process cannot
+    release it, and lockd never kills the process to free it.
     """
     if (owner_pid is None) is (owner_unit is None):
         raise click.UsageError(
-            "say for whom: --owner-pid or --owner-unit; to hold a lock yourself use "
-            "`lockctl hold` or `lockctl run`"
+            "name the process with either --owner-pid or --owner-unit; to hold a lock "
+            "yourself use `lockctl hold` or `lockctl run`"
         )
     pid = owner_pid if owner_unit is None else main_pid(owner_unit)
     assert pid is not None
@@ -92,8 +91,7 @@ def acquire(
         show_json(pid=pid, grants=found)
         return
     names_shown = ", ".join(quoted(str(key)) for key in keys)
-    verb = "is" if len(keys) == 1 else "are"
     # Print this first: it is true even if printing the tokens fails.
-    say(f"{names_shown} {verb} held until process {pid} ends")
+    say(f"process {pid} holds {names_shown} until it ends")
     for grant in found:
         print(grant["fencing_token"])

@@ -22,20 +22,21 @@ MOST: Final = 2**63 - 1
 
 def _because(told: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     return click.option(
-        "--reason", required=True, metavar="TEXT", callback=_some, help=f"Why: {told}"
-    )
+        "--reason", required=True, metavar="TEXT", callback=_some,
+        help=f"The reason. {told}",
+    )  # fmt: skip
 
 
 def _some(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     if not value.strip():
-        raise click.BadParameter("it is empty: say why, in some words")
+        raise click.BadParameter("it is empty: give a reason")
     return value
 
 
 @click.command("break", short_help="Take a lock away from its holder.")
 @click.argument("victim", metavar="NAME-or-TOKEN")
 @in_lockspace
-@_because("the victim is told, and the daemon's log keeps it.")
+@_because("The holder gets it, and the daemon logs it.")
 @sure
 @as_json
 @click.pass_obj
@@ -48,17 +49,19 @@ def break_(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Take away the lock NAME, or that with a fencing token, after showing whose it is.
+    """Take a lock away from its holder. lockctl shows the holder first, and asks.
 
-    Its holder is told that it was broken and why. Where the lockspace, or the holder,
-    says `kill`, its process is ended first, and all its locks go with it; else it may
-    run on in the belief that it holds the lock. The next in line gets the lock.
+    The holder gets a message with the reason, and the next in line gets the lock. If
+    the lockspace or the holder has on_disconnect = `kill`, lockd kills the process
+    first, and all its locks end. Otherwise the process may run on as if it still held
+    the lock.
 
-    Of a lock that several share, one holder is named by its fencing token, which
-    `lockctl show` tells. A number is a token, unless --lockspace says that it is a
-    name. What is broken is the lock of the holder that was shown, and of nobody else.
+    If several share the lock, name one holder by its fencing token; `lockctl show`
+    prints it. A number is a token unless you give --lockspace. lockctl breaks only the
+    lock of the holder that it showed.
 
-    It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
+    lockctl asks on a terminal; elsewhere it needs --yes. It exits with 1 if the answer
+    is no.
     """
     with connect(socket, name="lockctl") as client:
         found = _found(client, victim, lockspace)
@@ -71,28 +74,28 @@ def break_(
     if as_json:
         show_json(broken=found)
     elif found["on_disconnect"] == "kill":
-        say(f"{name} is free when process {found['pid']} has been ended")
+        say(f"{name} is free when process {found['pid']} is dead")
     else:
         say(f"{name} was taken from {plain(found['name'])}, pid {found['pid']}")
     return exits.OK
 
 
-@click.command(short_help="End a session, and with it all that it holds.")
+@click.command(short_help="End a session, and its locks with it.")
 @click.argument("session", type=Whole(1, MOST), metavar="SESSION")
-@_because("the daemon's log keeps it; the victim sees only that it was disconnected.")
+@_because("The daemon logs it. The client only sees the end of its connection.")
 @sure
 @as_json
 @click.pass_obj
 def disconnect(
     socket: str | None, /, session: int, reason: str, yes: bool, as_json: bool
 ) -> int:
-    """End the session SESSION, after showing whose it is.
+    """End the session SESSION. lockctl shows the session first, and asks.
 
-    What it holds goes as if its client had closed the connection: by the lockspace's
-    rule, and not what it took for a registered process. Numbers are shown by `lockctl
-    sessions`.
+    Its locks end as if its client had closed the connection: by the rule of their
+    lockspace. Locks of a registered process stay. `lockctl sessions` lists the numbers.
 
-    It asks on a terminal; elsewhere it needs --yes. Exits with 1 if the answer is no.
+    lockctl asks on a terminal; elsewhere it needs --yes. It exits with 1 if the answer
+    is no.
     """
     with connect(socket, name="lockctl") as client:
         found = [x for x in client.list_sessions() if x["session"] == session]
@@ -129,13 +132,13 @@ def _found(client: Client, name: str, lockspace: str | None) -> Thing:
         if state.is_held:
             why = f"is {state.held}, so lockd cannot take it away: end that process"
         else:
-            why = "is held by nobody: there is nothing to break"
+            why = "has no holder: there is nothing to break"
         raise NotFoundError(f"{said} {why}")
     if len(state.holders) > 1:
         tokens = ", ".join(str(x["fencing_token"]) for x in state.holders)
         raise InvalidRequestError(
-            f"{said} is held by several: break one of the fencing tokens {tokens}, "
-            "of which `lockctl show` says whose they are"
+            f"{said} has several holders: break one of the fencing tokens {tokens}; "
+            "`lockctl show` prints the holder of each"
         )
     (holder,) = state.holders
     return _holder_of(client, holder["fencing_token"])
@@ -160,8 +163,8 @@ def _holder_of(client: Client, token: int) -> Thing:
                 where.update(holder)
                 return where
     raise NotFoundError(
-        f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
-        "token of a lock"
+        f"no lock has the fencing token {token}: `lockctl show NAME` prints the token "
+        "of a lock"
     )
 
 
@@ -175,9 +178,9 @@ def _facts(victim: Thing) -> list[tuple[str, object]]:
         ("for", purpose(victim)),
         (
             "then",
-            f"process {victim['pid']} is ended, then the lock is free"
+            f"lockd kills process {victim['pid']}, then the lock is free"
             if victim["on_disconnect"] == "kill"
-            else "it is told, and may run on; the lock is free at once",
+            else "the lock is free at once; its holder is notified, and may run on",
         ),
     ]
 

@@ -22,7 +22,7 @@ def is_wanted(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise click.UsageError("there is no terminal to ask on: say --yes")
+        raise click.UsageError("lockctl cannot ask without a terminal: add --yes")
     if click.confirm(f"lockctl: {question}", err=True):
         return True
     say("nothing was changed")

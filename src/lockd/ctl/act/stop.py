@@ -23,14 +23,15 @@ SHOWN: Final = 20
 """How many of the lost locks are listed."""
 
 
-@click.command(short_help="Have the daemon take up configuration and program anew.")
+@click.command(short_help="Reload the daemon's configuration and program.")
 @click.pass_obj
 def reload(socket: str | None, /) -> int:
-    """Have the daemon read its configuration anew, and take up a new version of itself.
+    """Reload the configuration of the daemon, and upgrade it to the installed version.
 
-    Ends when both count. Every lock and every connection goes on. If the configuration
-    is invalid, or the new version cannot go on, nothing changes, and the exit status is
-    69. For admins; `systemctl reload lockd` does the same.
+    lockctl exits when both are in effect. All locks and connections stay. If the
+    configuration is invalid, or the new version cannot take over, nothing changes and
+    lockctl exits with 69. Only admins may reload. `systemctl reload lockd` does the
+    same.
     """
     # Under `systemctl reload` the manager names the daemon before the daemon can
     # answer.
@@ -45,12 +46,12 @@ def reload(socket: str | None, /) -> int:
             # An older version. The new one is about to replace it.
             pid = client.statistics()["pid"]
             os.kill(pid, signal.SIGUSR1)
-            say(f"lockd (pid {pid}) is older and does not say how it ends: see its log")
+            say(f"lockd (pid {pid}) is an older version: see its log for the result")
             return exits.OK
         found = client.statistics()
-    say(f"lockd {found['version']} (pid {found['pid']}) serves as configured")
+    say(f"lockd {found['version']} (pid {found['pid']}) has reloaded")
     for problem in found["problems"]:
-        say(f"to be mended: {problem}")
+        say(f"problem: {problem}")
     return exits.OK
 
 
@@ -70,20 +71,20 @@ def _end_with(pid: int) -> None:
     def watch() -> None:
         if pidfd is not None:
             select.select([pidfd], [], [])
-        say(f"lockd (pid {pid}) ended while it reloaded: its log says why")
+        say(f"lockd (pid {pid}) exited during the reload: see its log")
         os._exit(exits.UNAVAILABLE)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-@click.command(short_help="Stop the daemon for good, after telling who loses what.")
+@click.command(short_help="Show which locks will be lost, ask, and stop the daemon.")
 @sure
 @click.pass_obj
 def stop(socket: str | None, /, yes: bool) -> int:
-    """Stop the daemon and its sockets, after telling who loses which lock by that.
+    """Stop the daemon and its sockets. lockctl lists the locks that will be lost first.
 
-    It asks on a terminal; elsewhere it needs --yes. Only for a daemon that systemd
-    runs. Exits with 1 if the answer is no.
+    lockctl asks on a terminal; elsewhere it needs --yes. It exits with 1 if the answer
+    is no. This works only for a daemon that systemd runs.
     """
     with connect(socket) as client:
         found = client.statistics()
@@ -106,7 +107,7 @@ def stop(socket: str | None, /, yes: bool) -> int:
 
 
 def _loss(held: int, sessions: int, *, more: int) -> str:
-    listed = f" ({more} more of what is locked or waited for)" if more > 0 else ""
+    listed = f" ({more} more are not listed)" if more > 0 else ""
     if not held and not sessions:
         return "nobody holds a lock, and nobody else is connected"
     return (

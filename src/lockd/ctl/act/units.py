@@ -19,14 +19,14 @@ def main_pid(unit: str) -> int:
     """
     if shutil.which("systemctl") is None:
         raise NotFoundError(
-            f"unit {quoted(unit)} cannot be looked up: there is no systemctl"
+            f"cannot look up unit {quoted(unit)}: systemctl is not installed"
         )
     for manager in _MANAGERS:
         match _property_of(manager, unit, "MainPID"):
             case [pid] if pid.isdecimal() and int(pid):
                 return int(pid)
     raise NotFoundError(
-        f"unit {quoted(unit)} has no main process: `systemctl status {unit}` says more"
+        f"unit {quoted(unit)} has no main process: see `systemctl status {unit}`"
     )
 
 
@@ -43,8 +43,8 @@ def manager_of(pid: int, unit: str | None) -> tuple[list[str], list[str]]:
             # A listening socket would start the daemon for the next client.
             return manager, [unit, *listening]
     raise UnavailableError(
-        f"lockd (pid {pid}) is not run by systemd: `kill {pid}` ends it, and all "
-        "locks with it"
+        f"systemd does not run lockd (pid {pid}): `kill {pid}` stops it, and all its "
+        "locks are lost"
     )
 
 

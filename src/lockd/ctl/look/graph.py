@@ -146,10 +146,10 @@ class Graph:
         return chain
 
 
-@click.command(short_help="Draw who waits for whom.")
+@click.command(short_help="Draw a tree of owners and their waiters.")
 @click.argument("lockspace", required=False)
 @click.option("--dot", is_flag=True, help="Print the graph in the language of dot(1).")
-@click.option("--svg", is_flag=True, help="Print it as a picture; takes graphviz.")
+@click.option("--svg", is_flag=True, help="Print a picture; this needs graphviz.")
 @as_json
 @click.pass_obj
 def graph(
@@ -160,12 +160,12 @@ def graph(
     svg: bool,
     as_json: bool,
 ) -> None:
-    """Draw who waits for whom, in LOCKSPACE or everywhere, as a tree.
+    """Draw a tree of the owners and waiters, in LOCKSPACE or everywhere.
 
-    Below each holder stand those who wait for it, in the order of the queue, and
-    below them those who wait for what they hold in turn: once, even if somebody waits
-    at several places. Chains of three and more who wait for each other are marked with
-    `!`. A circle cannot be: the request that would close it is refused.
+    The waiters stand below the owner that they wait for, in the order of the queue. A
+    waiter that holds locks has its own waiters below it. An owner that waits in several
+    queues has its subtree only once. `!` marks a chain of three or more. The graph has
+    no cycle: lockd rejects a request that would close one.
     """
     with connect(socket) as client:
         found = Graph(client.list_waiters(lockspace))
@@ -180,7 +180,7 @@ def graph(
         chain = found.longest_chain()
         if len(chain) > LONG:
             names = " → ".join(plain(node.name) for node in chain)
-            say(f"the longest chain is of {counted(len(chain) - 1, 'wait')}: {names}")
+            say(f"the longest chain has {counted(len(chain) - 1, 'wait')}: {names}")
     elif sys.stdout.isatty():
         print("Nobody waits.")
 
@@ -298,7 +298,7 @@ def _draw(graph: Graph) -> None:
     except (FileNotFoundError, PermissionError):
         # PermissionError, if this user may not search a directory of PATH (execvp(3)).
         raise UnavailableError(
-            "there is no `dot` to draw with: install graphviz, or use --dot elsewhere"
+            "`dot` is not installed: install graphviz, or draw --dot on another host"
         ) from None
     if done.returncode:
         said = plain(done.stderr.decode("utf-8", "replace").strip())

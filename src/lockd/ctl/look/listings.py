@@ -45,22 +45,28 @@ def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
         raise click.BadParameter(f"there is no user {quoted(value)}") from None
 
 
-@click.command("list", short_help="List what is held or waited for.")
+@click.command("list", short_help="List all locks that are held or waited for.")
 @click.argument("lockspace", required=False)
-@click.option("--owner", metavar="NAME", help="Of an owner with this name or UUID.")
 @click.option(
-    "--user", "uid", metavar="USER", callback=_uid, help="Of a user, by name or uid."
+    "--owner", metavar="NAME", help="Only locks of owners with this name or UUID."
 )
-@click.option("--pid", type=PROCESS_ID, metavar="PID", help="Of a process.")
-@click.option("--unit", metavar="UNIT", help="Of the processes of a systemd unit.")
 @click.option(
-    "--path", metavar="PATH", help="Of a file, or of all files below a directory."
+    "--user", "uid", metavar="USER", callback=_uid,
+    help="Only locks of this user (name or uid).",
+)  # fmt: skip
+@click.option("--pid", type=PROCESS_ID, metavar="PID", help="Only locks of a process.")
+@click.option(
+    "--unit", metavar="UNIT", help="Only locks of the processes of a systemd unit."
 )
-@click.option("--waiting", is_flag=True, help="Only what somebody waits for.")
+@click.option(
+    "--path", metavar="PATH",
+    help="Only locks on a file, or on files below a directory.",
+)  # fmt: skip
+@click.option("--waiting", is_flag=True, help="Only locks that somebody waits for.")
 @click.option(
     "--sort", type=click.Choice(list(_ORDERS)), default="name", show_default=True,
-    help="In which order: `for` has what is held longest first, `waiting` what most "
-    "wait for.",
+    help="Sort by this; `for`: the longest hold first, `waiting`: the most waiters "
+    "first.",
 )  # fmt: skip
 @as_json
 @click.pass_obj
@@ -74,15 +80,13 @@ def list_(
     as_json: bool,
     **wanted: Any,
 ) -> None:
-    """List the resources that are held or waited for, in LOCKSPACE or everywhere.
+    """List the locks that are held or waited for, in LOCKSPACE or everywhere.
 
-    Several options leave what all of them are about. Whose a resource is counts who
-    holds it and who waits for it.
+    Filters combine with AND. A lock belongs to its holders and to its waiters.
 
-    Piped, the columns are separated by tabs: lockspace, name, mode, number of holders,
-    then of the first holder its name, pid, user, how long it has held and why, the
-    number of waiters, and the first holder's UUID, which guests have, its command and
-    systemd unit.
+    In a pipe, tabs separate the columns: lockspace, name, mode, number of holders;
+    name, pid and user of the first holder, time held, reason; number of waiters; UUID
+    (for guests), command and systemd unit of the first holder.
     """
     if path is not None:
         wanted["path"] = canonical_path(path)
@@ -97,22 +101,21 @@ def list_(
             show_resources(found)
 
 
-@click.command(short_help="List who waits, for what, behind whom.")
+@click.command(short_help="List the waiters, and the owners that go first.")
 @click.argument("lockspace", required=False)
 @click.option(
     "--sort", type=click.Choice(["name", "for"]), default="name", show_default=True,
-    help="In which order: by what is waited for, or who waits longest first.",
+    help="Sort by the name of the lock, or `for`: the longest wait first.",
 )  # fmt: skip
 @as_json
 @click.pass_obj
 def waiters(
     socket: str | None, /, lockspace: str | None, sort: str, as_json: bool
 ) -> None:
-    """List who waits for locks, in LOCKSPACE or everywhere, and who must go first.
+    """List the waiters in LOCKSPACE or everywhere, and the owners that go before them.
 
-    Piped, the columns are separated by tabs: lockspace, name, place in the queue, name
-    of the waiter, pid, user, mode, for how long it waits, behind whom, reason, command,
-    unit.
+    In a pipe, tabs separate the columns: lockspace, lock, place in the queue; name, pid
+    and user of the waiter, mode, time waited, owners before it, reason, command, unit.
     """
     with connect(socket) as client:
         found = client.list_waiters(lockspace)
@@ -128,14 +131,14 @@ def waiters(
         show_table(titles, map(_waiter, found), empty="Nobody waits.")
 
 
-@click.command(short_help="List who is connected.")
+@click.command(short_help="List the connected sessions.")
 @as_json
 @click.pass_obj
 def sessions(socket: str | None, /, as_json: bool) -> None:
-    """List the sessions: the daemon's connections, that of this very command included.
+    """List the sessions: the daemon's connections, including that of this command.
 
-    Piped, the columns are separated by tabs: session, name, pid, user, command, unit,
-    client, for how long it is connected, locks held, locks waited for.
+    In a pipe, tabs separate the columns: session, name, pid, user, command, unit,
+    client, time connected, locks held, locks waited for.
     """
     with connect(socket) as client:
         rows = client.list_sessions()
@@ -155,8 +158,8 @@ def sessions(socket: str | None, /, as_json: bool) -> None:
 def spaces(socket: str | None, /, as_json: bool) -> None:
     """List the lockspaces.
 
-    Piped, the columns are separated by tabs: name, kind, path, what happens to the
-    process of a session that ends, resources held, file system.
+    In a pipe, tabs separate the columns: name, kind, path, on_disconnect, locks held,
+    file system.
     """
     with connect(socket) as client:
         rows = client.list_lockspaces()

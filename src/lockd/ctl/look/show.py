@@ -28,7 +28,7 @@ _UNHEARD_OUTSIDE: Final = 0.5
 no event."""
 
 
-@click.command(short_help="Show who holds a lock, who waits, and what happened to it.")
+@click.command(short_help="Show the holders, waiters and last events of a lock.")
 @click.argument("name")
 @in_lockspace
 @as_json
@@ -36,13 +36,15 @@ no event."""
 def show(
     socket: str | None, /, name: str, lockspace: str | None, as_json: bool
 ) -> None:
-    """Show who holds NAME, who waits for it in which order, and who held it last.
+    """Show the holders of NAME, its waiters in their order, and its last holder.
 
-    Who locks a file past lockd, or under another of its names, is shown as for `test`.
-    On a terminal, and with --json, its last events follow. Piped, the columns are
-    separated by tabs: state, name, pid, user, command, unit, mode, for how long,
-    fencing token, reason, and under which other name of the file, if it is another. The
-    state is `free` if nobody holds or waits for NAME, and it has no history.
+    For a file, lockctl also shows locks without lockd, and locks under other names of
+    the file; `lockctl test --help` has the limits. On a terminal and with --json, the
+    last events of the lock follow.
+
+    In a pipe, tabs separate the columns: state, name, pid, user, command, unit, mode,
+    time, fencing token, reason, other name of the file. The state is `free` if NAME has
+    no holder, no waiter and no history.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -57,7 +59,7 @@ def show(
     story = list(_story(state))
     if not story and not sys.stdout.isatty():
         story = [{"STATE": "free"}]
-    empty = f"{quoted(found['resource'])} is free; nobody is known to have held it."
+    empty = f"{quoted(found['resource'])} is free, and has no known last holder."
     show_table(titles, story, empty=empty)
     if sys.stdout.isatty() and found["history"]:
         print()
@@ -65,25 +67,25 @@ def show(
         show_table(events, map(_event, found["history"]), empty="")
 
 
-@click.command(short_help="Tell whether a lock is free, without taking it.")
+@click.command(short_help="Test whether a lock is free, without taking it.")
 @click.argument("name")
 @in_lockspace
 @as_json
 @click.pass_obj
 def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool) -> int:
-    """Say in one word whether NAME is free, held, shared or waited for.
+    """Print whether NAME is free, held, shared or waited for.
 
-    Exits with 0 if it is free, with 1 if somebody holds it or waits for it. Nothing is
-    taken, and nobody is held up.
+    lockctl exits with 0 if NAME is free, and with 1 if it has a holder or a waiter. It
+    takes no lock and delays nobody.
 
-    A file is held, too, if it is held under another of its names: as a hard link, or
-    by the hash of its path in another lockspace. `lockctl show` tells which.
+    A file also counts as held under its other names: a hard link, or the hash of its
+    path in another lockspace. `lockctl show` prints that name.
 
-    It is also held if a program past lockd locks its first byte by fcntl(2), as
-    virtlockd does: that is what would keep lockd from it. Such locks are seen only on
-    this host, outside of containers, and if you may look up the file: in the directory
-    of a lockspace that is often root alone. Of one that lockd itself has met everybody
-    hears, but only while somebody waits.
+    A file also counts as held if a program without lockd locks its first byte with
+    fcntl(2), as virtlockd does. lockctl sees such locks only on this host, outside
+    containers, and only if you may look up the file. Often only root may do that in the
+    directory of a lockspace. If lockd itself finds such a lock, lockctl shows it to
+    everybody, but only while somebody waits for the file.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -112,10 +114,10 @@ def wait(
 ) -> None:
     """Wait until nobody holds NAME and nobody waits for it, without taking it.
 
-    Who locks a file past lockd is waited for as far as `test` can see it.
+    lockctl also waits for locks without lockd, if `lockctl test` can see them.
 
-    Who wants to be alone with it should use `lockctl run` instead: somebody else may
-    have it by the time this ends.
+    Another program may take the lock as soon as lockctl exits. To use the lock
+    yourself, use `lockctl run`.
     """
     key = meant(name, lockspace)
     until = None if timeout is None else time.monotonic() + timeout
@@ -130,12 +132,12 @@ def wait(
             _wait_for_end(events, key, min(left, patience))
 
 
-@click.command(short_help="Print the name under which a file is locked elsewhere.")
+@click.command(short_help="Print the hash that stands for a file in a lockspace.")
 @click.argument("path")
 def lock_name(path: str) -> None:
-    """Print the name of a file in lockspaces that lock files by the hash of their path.
+    """Print the name of a file in lockspaces that name files by a hash of their path.
 
-    That is the SHA-256 of the canonical path, as virtlockd and its hosts have it.
+    The name is the SHA-256 of the canonical path, as in virtlockd.
     """
     print(hashed_name(path))
 
@@ -146,8 +148,8 @@ def _still(state: State, key: ResourceKey, waited: float) -> str:
     still = f"was not free within {exact_duration(waited)}" if waited else "is not free"
     why = state.held
     if not state.is_held:
-        why = "somebody waits for it who is not served yet"
-    return f"{name} {still}: {why}; `{_show(key)}` says more"
+        why = "others wait for it"
+    return f"{name} {still}: {why}; see `{_show(key)}`"
 
 
 def _show(key: ResourceKey) -> str:

@@ -20,22 +20,22 @@ _LIMITS = {
     "sessions_per_user": "sessions of one user",
     "locks_per_user": "locks of one user",
     "requests_per_user": "requests of one user",
-    "text_bytes_per_user": "bytes that one user's locks say",
+    "text_bytes_per_user": "bytes of text of one user",
     "record_bytes": "bytes of records",
 }
 
 
-@click.command(short_help="Say how the daemon is, how full, and what survives a crash.")
+@click.command(short_help="Show the daemon's state, limits and survival of a crash.")
 @as_json
 @click.pass_obj
 def status(socket: str | None, /, as_json: bool) -> None:
-    """Say how the daemon is, how full, and what would survive if it were killed now.
+    """Show the state of the daemon, its limits, and what would survive a crash now.
 
-    The first line has the socket that lockctl uses. If another daemon could have been
-    meant, the second line has its socket.
+    The first line has the socket that lockctl uses. If another daemon listens at a
+    default socket, the second line has that socket.
 
-    Of the limits of users it is told how near the one is who has most. Piped, what each
-    line is about and its value are separated by a tab.
+    For a limit per user, lockctl shows the user that is nearest to it. In a pipe, a tab
+    separates the name of each line from its value.
     """
     address = paths.find_socket(socket)
     with connect(address) as client:
@@ -54,10 +54,10 @@ def status(socket: str | None, /, as_json: bool) -> None:
     show_facts([("socket", address.path), *others, *facts])
 
 
-@click.command(short_help="Print what the daemon counts, for Prometheus.")
+@click.command(short_help="Print the daemon's metrics, for Prometheus.")
 @click.pass_obj
 def metrics(socket: str | None, /) -> None:
-    """Print what the daemon counts, in the text format of OpenMetrics."""
+    """Print the daemon's metrics in the text format of OpenMetrics."""
     with connect(socket) as client:
         click.echo(client.metrics(), nl=False)
 
@@ -82,7 +82,7 @@ def _facts(found: Thing, spaces: list[Thing]) -> list[tuple[str, object]]:
         ("holders", found["held"]),
         ("waiting", found["waiting"]),
         ("survives a crash", _what_survives(found["kept"], _held(spaces))),
-        *(("to be mended", problem) for problem in found.get("problems", ())),
+        *(("problem", problem) for problem in found.get("problems", ())),
     ]
 
 
@@ -111,9 +111,9 @@ def _space(space: Thing) -> tuple[str, object]:
 def _what_survives(kept: Thing, locks: int) -> str:
     if kept["by"] is None:
         return (
-            "nothing: it was not started by a service manager with a descriptor "
-            "store, and all locks and connections end with it"
+            "nothing: no service manager with a descriptor store started lockd, so a "
+            "crash loses all locks and connections"
         )
     connections = counted(kept["connections"], "connection")
     held = counted(locks, "lock")
-    return f"everything: {held} and {connections} are kept by the {kept['by']}"
+    return f"everything: the {kept['by']} keeps {held} and {connections}"

@@ -67,20 +67,22 @@ class VirtlockdLock(NamedTuple):
 
 
 @click.command(
-    "virtlockd-check", short_help="Tell whether virtlockd can be stopped now."
+    "virtlockd-check", short_help="Check whether you can stop virtlockd now."
 )
 @as_json
 def virtlockd_check(as_json: bool) -> int:
-    """Tell whether virtlockd can be stopped now, so that lockd takes its place.
+    """Check whether you can stop virtlockd now, so that lockd can replace it.
 
-    That is so when nobody holds a lock in it: virtlockd kills whom it holds locks for
-    when it is stopped. Exits with 0 if nobody does, with 75 if somebody does. Takes
-    root. It is asked of the kernel, at this moment: a guest that is started or resumed
-    afterwards takes its locks. A lock without a mode is one that virtlockd believes in,
-    but has lost to the kernel.
+    When virtlockd stops, it kills the guests that hold locks in it. So stop it only
+    while it holds no lock. lockctl exits with 0 if virtlockd holds no lock, and with 75
+    if it does. This needs root.
 
-    Piped, the columns are separated by tabs: locked file, mode, name, uuid and pid of
-    the guest where they are known, pid of virtlockd.
+    lockctl asks the kernel, and the answer is true only at that moment: a guest that
+    starts or resumes later takes its locks. A lock without a mode is one that virtlockd
+    has on its list, but has lost in the kernel.
+
+    In a pipe, tabs separate the columns: locked file, mode; name, uuid and pid of the
+    guest, if known; pid of virtlockd.
     """
     daemons = list(find_virtlockds())
     guests = list(read_guests())
@@ -121,7 +123,7 @@ def read_locks(pid: int, guests: Iterable[Guest]) -> list[VirtlockdLock]:
         return []
     except PermissionError:
         raise DeniedError(
-            f"what virtlockd (pid {pid}) has locked is only shown to root: ask as root"
+            f"only root may see the locks of virtlockd (pid {pid}): run this as root"
         ) from None
     return [
         VirtlockdLock(
@@ -242,11 +244,11 @@ def _as_plain_data(daemons: list[int], locks: list[VirtlockdLock]) -> dict[str, 
 
 def _verdict(daemons: list[int], locks: list[VirtlockdLock]) -> str:
     if not daemons:
-        return "virtlockd does not run: nobody holds a lock in it"
+        return "virtlockd does not run, so it holds no lock"
     if not locks:
-        return "nobody holds a lock in virtlockd: it can be stopped"
-    count = "1 lock is" if len(locks) == 1 else f"{len(locks)} locks are"
+        return "virtlockd holds no lock: you can stop it"
+    count = "1 lock" if len(locks) == 1 else f"{len(locks)} locks"
     return (
-        f"{count} held in virtlockd. It kills the guests that hold them when it is "
-        "stopped: suspend, save or shut them down first"
+        f"virtlockd holds {count}. When it stops, it kills the guests that hold them: "
+        "suspend, save or shut them down first"
     )

@@ -27,22 +27,22 @@ _CAUSES: Final = {
 }
 
 
-@click.command(short_help="Tell what happens, as it happens.")
+@click.command(short_help="Print events as they happen.")
 @click.argument("lockspace", required=False)
-@click.option("--name", metavar="NAME", help="Only what happens to this.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--name", metavar="NAME", help="Only events of this lock.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 @click.pass_obj
 def watch(
     socket: str | None, /, lockspace: str | None, name: str | None, as_json: bool
 ) -> None:
-    """Tell what happens in LOCKSPACE, or everywhere, until it is interrupted.
+    """Print the events of LOCKSPACE, or of all lockspaces, until you interrupt it.
 
-    It ends, too, when nobody reads what it prints any more. If the daemon goes away it
-    waits for the next one, and says so: what happened meanwhile is not told. Piped, the
-    columns are separated by tabs: time (seconds since 1970), event, lockspace, name,
-    mode, name of the owner, pid, user, and the fencing token, the code of a refusal or
-    the cause of an end. The first line, and that after a new daemon was found, is
-    `watching`.
+    lockctl also exits when its output has no reader. If the daemon goes away, lockctl
+    says so and waits for the next daemon; it misses the events in between.
+
+    In a pipe, tabs separate the columns: time (seconds since 1970), event, lockspace,
+    name, mode, name of the owner, pid, user, and one of fencing token, error code or
+    cause. The first event is `watching`; it comes again for each new daemon.
     """
     if name is not None:
         name = meant(name, lockspace).resource
@@ -61,7 +61,7 @@ def _events(socket: str | None, lockspace: str | None) -> Iterator[Thing]:
         # The watch begins before this line, so its reader misses no event.
         yield from _of_one_daemon(client, lockspace, {"event": "watching"})
     while True:
-        say("the daemon is gone; waiting for it")
+        say("the daemon is gone; waiting for the next one")
         with _connect_again(address) as client:
             again = {"event": "watching", "missed": True}
             say(f"watching again, epoch {client.epoch} after {epoch}")

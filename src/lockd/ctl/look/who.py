@@ -16,23 +16,24 @@ from lockd.names import CHECK_OF_KIND, canonical_path, check_name, plain, quoted
 from lockd.terms import ResourceKey
 
 
-@click.command(short_help="Say who holds a name or a file.")
+@click.command(short_help="Show the holders of a name or a file.")
 @click.argument("name", metavar="PATH-or-NAME")
 @as_json
 @click.pass_obj
 def who(socket: str | None, /, name: str, as_json: bool) -> int:
-    """Say who holds a name, or a file, in any lockspace or past lockd.
+    """Show the holders of a name or a file, in all lockspaces and outside lockd.
 
-    Files are looked for under their canonical path, its hash (as `lockctl lock-name`
-    prints it), a label that says so, and under every other path of the same file: hard
-    links and bind mounts. Locks on the file that are not lockd's are named, with the
-    processes that have them; those of other users only to root, and who may not see
-    what lockd holds is told of a lock that is perhaps lockd's. Exits with 0 if somebody
-    holds it, with 1 if it is free.
+    lockctl finds a file by its canonical path, by the hash of that path (see `lockctl
+    lock-name`), by labels, and by its other paths (hard links and bind mounts).
 
-    Piped, the columns are separated by tabs: lockspace (`-` for a lock that is not
-    lockd's), locked name, name of the holder, pid, user, command, unit, mode, since
-    when, reason (or the kind of a lock that is not lockd's).
+    lockctl also shows locks that other programs have on the file, and the processes
+    that hold them. Only root sees processes of other users. If you may not see the
+    locks of lockd, lockctl marks a lock that perhaps belongs to lockd. lockctl exits
+    with 0 if the lock is held, and with 1 if it is free.
+
+    In a pipe, tabs separate the columns: lockspace (`-` for a lock outside lockd),
+    locked name; name, pid, user, command and unit of the holder; mode, start time,
+    reason (or the kind of a lock outside lockd).
     """
     is_file = is_path(name)
     if not is_file:
@@ -56,7 +57,7 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
         show_table(titles, rows, empty="")
     else:
         is_both = not is_file and os.path.lexists(name)
-        hint = f"; for the file of this name write ./{plain(name)}" if is_both else ""
+        hint = f"; to look up the file, write ./{plain(name)}" if is_both else ""
         say(f"nobody holds {quoted(name)}{hint}")
     return 0 if holders or others else 1
 

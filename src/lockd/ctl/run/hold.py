@@ -33,12 +33,12 @@ class _HoldCommand(click.Command):
                 for x in EXITS
                 if x.status not in _OF_COMMANDS
             ]
-            formatter.write_dl([("0", "it was told to stop, and released"), *rows])
+            formatter.write_dl([("0", "a signal stopped it; the lock is free"), *rows])
 
 
 @click.command(
     cls=_HoldCommand,
-    short_help="Hold a lock until told to stop.",
+    short_help="Hold a lock until a signal stops lockctl.",
     options_metavar="[OPTIONS]",
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
@@ -57,9 +57,9 @@ def hold(
 ) -> None:
     """Hold the lock NAME until SIGTERM, SIGINT or SIGHUP, then release it.
 
-    Several NAMEs are locked all or none. "held" is printed when it is granted; a
-    service manager that listens is told that the service is ready. If the lock is lost,
-    lockctl says why and exits.
+    lockctl takes several NAMEs together or none of them. When the lock is granted,
+    lockctl prints "held" and tells the service manager that the service is ready. If
+    the lock is lost, lockctl prints the reason and exits.
     """
     keys = [meant(name, lockspace) for name in names]
     note_files(names, lockspace)

@@ -34,7 +34,7 @@ def _signal(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 _EXAMPLES = [
     ("lockctl run backup -- rsync -a /home /mnt", ""),
     ("lockctl run -n nightly -- ./report.sh", "skip it if it still runs"),
-    ("lockctl run -s -w 10 site -c 'ls | wc -l'", "share; wait 10 s at most"),
+    ("lockctl run -s -w 10 site -c 'ls | wc -l'", "share; wait at most 10 s"),
     ("lockctl run cert dns -- ./renew.sh", "lock both, or wait for both"),
     ("lockctl run /srv/a.img -- fsck /srv/a.img", "lock a file"),
 ]
@@ -74,14 +74,14 @@ class _RunCommand(click.Command):
             # lockctl itself prints nothing here.
             exits = [exit_ for exit_ in EXITS if exit_.status != UNWRITTEN]
             rows = [(str(exit_.status), exit_.meaning) for exit_ in exits]
-            formatter.write_dl([*rows, ("other", "the command's own")])
-        with formatter.section("The command finds in its environment"):
+            formatter.write_dl([*rows, ("other", "the status of the command")])
+        with formatter.section("Environment of the command"):
             formatter.write_dl(
                 [
-                    ("LOCKD_NAME", "what is locked; several names are lines"),
-                    ("LOCKD_LOCKSPACE", "where"),
-                    ("LOCKD_TOKEN", "the fencing token of each name"),
-                    ("LOCKD_WAITED", "how many seconds it took to get the lock"),
+                    ("LOCKD_NAME", "the locked names, one on each line"),
+                    ("LOCKD_LOCKSPACE", "the lockspace of the names"),
+                    ("LOCKD_TOKEN", "the fencing token of each name, in that order"),
+                    ("LOCKD_WAITED", "the time that lockctl waited, in seconds"),
                     ("LOCKD_SOCKET", "the daemon's socket"),
                 ]
             )
@@ -100,49 +100,54 @@ def _find_dashes(args: list[str], start: int) -> int:
 @click.argument("names", nargs=-1, required=True, metavar="NAME... -- COMMAND...")
 @click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
 @click.option(
-    "-x", "-e", "--exclusive", is_flag=True, help="Exclude everybody (the default)."
+    "-x", "-e", "--exclusive", is_flag=True, help="Exclude all others (the default)."
 )
 @click.option(
-    "-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Do not wait: -w 0."
-)
+    "-n", "--nb", "--nonblock", "nonblock", is_flag=True,
+    help="Do not wait; the same as -w 0.",
+)  # fmt: skip
 @click.option(
     "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
     help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
 )  # fmt: skip
 @click.option(
     "-E", "--conflict-exit-code", "conflict_status", metavar="N",
-    type=Whole(0, 255), help="Exit so instead of 75 if busy or timed out.",
+    type=Whole(0, 255),
+    help="Exit with N instead of 75 if the lock is busy or the wait times out.",
 )  # fmt: skip
 @click.option(
-    "-c", "script", metavar="STRING", help="Run STRING by $SHELL, or /bin/sh."
+    "-c", "script", metavar="STRING", help="Run STRING with $SHELL or /bin/sh."
 )
 @click.option(
     "-F", "--no-fork", is_flag=True,
-    help="Become the command: no process of lockctl stays. The lock then lasts until "
-    "the command, and all that inherit from it, have ended; its loss is not noticed.",
+    help="Replace lockctl with the command. The lock then lasts until the command and "
+    "all processes that inherit its connection have ended. Nothing stops them if the "
+    "lock is lost.",
 )  # fmt: skip
 @click.option(
     "-o", "--close", is_flag=True,
-    help="End the lock with COMMAND itself, whatever that leaves behind.",
+    help="Release the lock when COMMAND ends, even if it left processes behind.",
 )  # fmt: skip
 @in_lockspace
-@click.option("--owner", metavar="TEXT", help="What others see as the holder's name.")
-@click.option("--reason", metavar="TEXT", help="Tell others why it is locked.")
-@click.option("--label", metavar="TEXT", help="Tell others what the name stands for.")
+@click.option(
+    "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."
+)
+@click.option("--reason", metavar="TEXT", help="Show others why you hold the lock.")
+@click.option("--label", metavar="TEXT", help="Show others what the name stands for.")
 @click.option(
     "--signal", "stop_signal", metavar="SIGNAL", default="TERM", show_default=True,
-    callback=_signal, help="What stops processes that have lost their lock.",
+    callback=_signal, help="Send SIGNAL to stop the processes if the lock is lost.",
 )  # fmt: skip
 @click.option(
     "--kill-after", metavar="SECONDS", default="10", show_default=True,
-    callback=seconds, help="How long that may take before SIGKILL.",
+    callback=seconds, help="Send SIGKILL if they still run after SECONDS.",
 )  # fmt: skip
 @click.option(
     "--status-fd", metavar="FD", type=Whole(min=0),
-    help="Write one JSON object about how it ended to this descriptor.",
+    help="Write the outcome to this descriptor, as one JSON object.",
 )  # fmt: skip
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Say what is waited for, and how long it was."
+    "-v", "--verbose", is_flag=True, help="Print the holder and the waiting time."
 )
 @click.option("--quiet", is_flag=True, help="Do not explain failures.")
 @click.pass_obj
@@ -162,28 +167,30 @@ def run(
     owner: str | None,
     **wishes: Any,
 ) -> NoReturn:
-    """Run COMMAND while holding the lock NAME, and exit as it does.
+    """Run COMMAND while holding the lock NAME, and exit with its status.
 
-    Several NAMEs are locked all or none. A NAME that begins with a dash comes after a
-    `--` of its own: `lockctl run -- -x -- COMMAND`.
+    lockctl takes several NAMEs together or none of them. Put `--` before a NAME that
+    begins with a dash: `lockctl run -- -x -- COMMAND`.
 
-    The lock lasts as long as COMMAND or anything that it started runs, in the
-    background, too: lockctl waits for all of it, unless -o is given. If the lock is
-    lost, all of it is stopped. If lockctl is killed, the lock lasts until COMMAND
-    itself has ended.
+    lockctl holds the lock until COMMAND and all processes that it started have ended,
+    those in the background included. With -o it waits for COMMAND only. If the lock is
+    lost, lockctl stops all of them. If lockctl is killed, the lock lasts until COMMAND
+    ends.
 
-    COMMAND gets each signal once, whether it is sent to lockctl or to both. If it dies
-    of one that asks to end, or if lockctl gets one while it waits for what COMMAND left
-    behind, that is stopped, too.
+    COMMAND gets each signal once, even if the sender signals both lockctl and COMMAND.
+    HUP, INT, QUIT and TERM also stop the processes that COMMAND left behind: if COMMAND
+    dies of one of these, or if lockctl gets one while it waits for those processes.
     """
     if shared and exclusive:
         raise click.UsageError("a lock is either --shared or --exclusive")
     if no_fork and close:
         raise click.UsageError(
-            "with --no-fork COMMAND itself holds the lock, so --close cannot be had"
+            "--close does not work with --no-fork: COMMAND itself holds the lock then"
         )
     if no_fork and wishes["status_fd"] is not None:
-        raise click.UsageError("with --no-fork nobody is left to write to --status-fd")
+        raise click.UsageError(
+            "--status-fd does not work with --no-fork: no lockctl is left to write it"
+        )
     words, called = _command(words, script)
     keys = [meant(name, lockspace) for name in names]
     if not wishes["quiet"]:
@@ -211,7 +218,7 @@ def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...
         raise click.UsageError(
             "no command: put it after `--`, as in `lockctl run NAME -- COMMAND`"
             if script is None
-            else "either -c STRING or a command after `--`, not both"
+            else "give either -c STRING or a command after `--`, not both"
         )
     if script is None and not words[0]:
         raise click.UsageError("the command is empty: is a variable not set?")

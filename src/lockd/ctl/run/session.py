@@ -171,8 +171,8 @@ class Session:
             token = above.get(name, "")
             if token.isdecimal() and self._is_current(lockspace, name, int(token)):
                 raise AlreadyHeldError(
-                    f"{quoted(name)} is held already for the command that this is "
-                    f"part of (fencing token {token})"
+                    f"the command that runs this one already holds {quoted(name)} "
+                    f"(fencing token {token})"
                 )
 
     def _is_current(self, lockspace: str, name: str, token: int) -> bool:

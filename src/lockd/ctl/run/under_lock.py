@@ -204,8 +204,8 @@ class Run:
         shown = ", ".join(f"{plain(name_of(pid))} (pid {pid})" for pid in left[:_SHOWN])
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         say(
-            f"the command has ended, but {names} stays locked while what it left "
-            f"behind runs: {shown}{more}"
+            f"the command has ended; {names} stays locked until the processes that it "
+            f"started have ended: {shown}{more}"
         )
 
     def _refused(self, error: LockdError) -> Ending:

@@ -45,7 +45,7 @@ class Tables(Showing):
     def __init__(self, socket: str | None, interval: float) -> None:
         super().__init__(
             Follower(Board(), socket, interval, self.wanted),
-            "Enter look  b break  / filter  s sort  r turn  ? help  q end",
+            "Enter look  b break  / filter  s sort  r flip  ? help  q end",
         )
         self._interval = interval
         self._head = Static("", id="facts")
@@ -100,7 +100,7 @@ class Tables(Showing):
             f"[{number} {t.name}]" if t is table else f" {number} {t.name} "
             for number, t in enumerate(TABLES, 1)
         ]
-        order = f"by {by}{', turned' if turned else ''}"
+        order = f"by {by}{', reversed' if turned else ''}"
         how = [
             f"{len(rows)} of {everything}" if self._wanted else f"{len(rows)}",
             order,
@@ -119,12 +119,12 @@ class Tables(Showing):
             is_read = self.follower.progress is None
         if not is_read:
             return "Not read yet."
-        return "Nothing has this text: Esc shows all." if self._wanted else "Nothing."
+        return "No line has this text: Esc shows all." if self._wanted else "Nothing."
 
     def _facts(self, now: float) -> Text:
         facts, follower = self.follower.board.facts, self.follower
         if follower.trouble is not None:
-            text = f"NOT CONNECTED, tried again each second: {follower.trouble}"
+            text = f"NOT CONNECTED, retrying every second: {follower.trouble}"
             return Text(plain(text), "reverse")
         if not facts:
             return Text("reading ...")

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 @click.command(short_help="Watch locks, waits, holds and sessions on a terminal.")
 @click.option(
     "--interval", metavar="SECONDS", callback=seconds_from(0.1, 3600),
-    default=1.0, show_default=True, help="How often the screen changes.",
+    default=1.0, show_default=True, help="Refresh the screen every SECONDS.",
 )  # fmt: skip
 @click.pass_obj
 def top(socket: str | None, /, interval: float) -> None:
-    """Watch what is held and waited for, as it happens, and break locks.
+    """Watch locks and waits on a terminal as they change, and break locks.
 
-    Four tables: the locks that most wait for, the longest waits, the holds that
-    take longer than usual, the sessions. `?` shows the keys. It needs a terminal,
-    but neither colours nor a mouse, and goes on when the daemon is started anew.
+    lockctl shows four tables: the locks with the most waiters, the longest waits, the
+    holds that take longer than usual, and the sessions. `?` shows the keys. The
+    terminal needs neither colours nor a mouse. lockctl connects again after a restart
+    of the daemon.
     """
     # textual draws on stderr.
     if not all(x.isatty() for x in (sys.stdin, sys.stdout, sys.stderr)):
         raise click.UsageError(
-            "top draws on a terminal, and this is none: "
-            "into a pipe or a file, `lockctl list` says what is held"
+            "`lockctl top` needs a terminal: for a pipe or a file, use `lockctl list`"
         )
     app = _load()(socket, interval)
     app.run(mouse=False)

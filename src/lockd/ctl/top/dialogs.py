@@ -22,29 +22,29 @@ SAID: Final = 10.0
 """Seconds for which a message stays in the last line, at least."""
 
 _KEYS: Final = (
-    ("1 2 3 4", "locks, waits, holds, sessions; Tab goes to the next"),
-    ("Up Down j k", "choose a line; PgUp PgDn Home End go further"),
-    ("/", "filter: show what has this text anywhere, as you type it"),
-    ("Esc", "forget the filter; leave what is open"),
-    ("s S", "sort by the next column, by the one before"),
-    ("r", "turn the order around"),
+    ("1 2 3 4", "locks, waits, holds, sessions; Tab shows the next"),
+    ("Up Down j k", "choose a line; PgUp PgDn Home End move further"),
+    ("/", "filter: show the lines that contain the text, as you type"),
+    ("Esc", "clear the filter; close the screen"),
+    ("s S", "sort by the next column, by the previous column"),
+    ("r", "reverse the order"),
     ("Enter", "look into a lock: holders, queue, last holder"),
-    ("b", "break the chosen lock: shows the victim, asks for a reason"),
-    ("p", "pause: the screen stands still, though all is heard"),
+    ("b", "break the chosen lock: shows its holder, asks for a reason"),
+    ("p", "pause the screen; top still follows all events"),
     ("? h", "this page"),
-    ("q", "end"),
+    ("q", "quit"),
 )
 
 _WORDS: Final = (
-    "GRANTS counts since top began. USUAL is how long a lock was held the last",
-    "times, three at least, that top saw; ! marks a hold of more than twice that.",
-    "WAIT is how many wait.",
+    "GRANTS counts grants since top began. WAIT counts waiters. USUAL is the usual",
+    "time of a hold, from at least three holds that top saw. ! marks a hold of more",
+    "than twice that time.",
 )
 
 
 _RULES: Final = {
-    "kill": "Its process is ended first, and all its locks go with it.",
-    "release": "It is told, and may run on: make sure that this does no harm.",
+    "kill": "lockd kills its process first, and all its locks end.",
+    "release": "The holder is notified, but may run on: make sure it does no harm.",
 }
 """What happens to a holder, by its `on_disconnect` (protocol 7.5)."""
 

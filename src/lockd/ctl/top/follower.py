@@ -120,16 +120,16 @@ class Follower:
 
     def _connected(self) -> Client:
         if self._client is None:
-            raise ConnectionLostError(self.trouble or "the daemon is not reached yet")
+            raise ConnectionLostError(self.trouble or "top is not connected yet")
         return self._client
 
     def _greet(self, epoch: int) -> None:
         if self._epoch is not None:
             changed = epoch != self._epoch
             self.news = (
-                f"the daemon was started anew (start {epoch}): all is read again"
+                f"the daemon lost all locks (epoch {epoch}): top reads all again"
                 if changed
-                else "the daemon is reached again: all is read again"
+                else "connected to the daemon again: top reads all again"
             )
         self._epoch, self.trouble, self.progress = epoch, None, "0 read"
         self.board.forget_all()
@@ -154,7 +154,7 @@ class Follower:
                 began, heard = now, 0
             elif heard > FLOOD:
                 self.news = (
-                    f"more than {FLOOD} events a second: read now and then, not watched"
+                    f"more than {FLOOD} events a second: top polls from time to time"
                 )
                 raise _TooMuchError
 

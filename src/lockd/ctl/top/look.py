@@ -107,7 +107,7 @@ class Look(Showing):
         """Breaks the lock of the chosen holder."""
         row = self.lines.chosen
         if row is None or row.party is None:
-            self.say("choose a holder: who waits has nothing that could be broken")
+            self.say("choose a holder: a waiter has no lock to break")
             return
         self.run_worker(self.ask_and_break(row), group="break")
 

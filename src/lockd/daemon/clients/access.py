@@ -132,7 +132,7 @@ def not_there(peer: Peer, lockspace: str) -> NotFoundError:
     limit = "" if peer.is_admin else f" that uid {uid} may use"
     return NotFoundError(
         f"there is no lockspace {quoted(lockspace)}{limit}: "
-        "`lockctl spaces` lists those that there are"
+        "`lockctl spaces` lists the lockspaces"
     )
 
 
@@ -201,8 +201,7 @@ def check_method(peer: Peer, method: Method) -> None:
         return
     if peer.restricted:
         raise RestrictedError(
-            f"this session gave up its rights, and {method.name} with them: "
-            "open another one"
+            f"this session gave up its right to {method.name}: open another one"
         )
     if method.access == "admin" and not peer.is_admin:
         raise DeniedError(

@@ -171,8 +171,8 @@ class Admission:
         is_privileged = uid in self._admins and not identity.is_foreign
         if role == VIRTLOCKD and not is_privileged:
             raise DeniedError(
-                f"pid {identity.credentials.pid}, uid {uid}, takes us for virtlockd, "
-                "who serves root only"
+                f"pid {identity.credentials.pid}, uid {uid}, may not connect here: "
+                "the socket for libvirt serves root only"
             )
         return Peer(
             session,

@@ -111,7 +111,7 @@ class Gate:
         now = trio.current_time()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE
-            logger.error("clients are turned away: %s", error)
+            logger.error("clients are rejected: %s", error)
 
     def _watch(self, listening: Listening) -> None:
         action = partial(self._accept_all, listening)

@@ -255,15 +255,15 @@ class Limiter:
         promised = sum(engine.held_by_user.values()) - engine.held + engine.waiting
         if engine.last_token + promised + wanted > self._tokens.reserved:
             raise UnavailableError(
-                "no fencing token is left, as the daemon's state directory cannot be "
-                "written: have an admin mend what `lockctl status` says of it"
+                "no fencing token is left, because the daemon cannot write its state "
+                "directory: have an admin fix the problem that `lockctl status` shows"
             )
 
     def _check_memory(self) -> None:
         if self._keeping.is_short:
             raise UnavailableError(
-                "there is no memory to record it in (limits.record_bytes, or what the "
-                "host has): release something, or try later"
+                "there is no memory to record it (limits.record_bytes, or the memory "
+                "of the host): release something, or try later"
             )
 
     def check_request(self, session_id: int, *, waits: bool) -> None:
@@ -299,7 +299,7 @@ _RELIEFS: Final = {
     "requests_per_user": "wait for other answers first",
     "waiters_per_session": "wait for other answers first",
     "queue_length": "try later",
-    "text_bytes_per_user": "say less in label and reason, or release something",
+    "text_bytes_per_user": "shorten label and reason, or release something",
 }
 
 
@@ -311,7 +311,7 @@ def unreserved_sessions(limits: Limits) -> int:
 def shadowed(limits: Limits) -> list[str]:
     """Returns a sentence for each limit that another limit hides."""
     found = [
-        f"limits.{key} is {value}, but limits.{other} is {most}: {most} counts"
+        f"limits.{key} is {value}, but limits.{other} is {most}: {most} applies"
         for key, other in (
             ("locks_per_session", "locks_per_user"),
             ("waiters_per_session", "requests_per_user"),
@@ -322,8 +322,8 @@ def shadowed(limits: Limits) -> list[str]:
     if limits.sessions_per_user > (most := unreserved_sessions(limits)):
         found.append(
             f"limits.sessions_per_user is {limits.sessions_per_user}, but "
-            f"limits.sessions is {limits.sessions}, of which {limits.sessions - most} "
-            f"are for root and the daemon's own user: {most} counts for all others"
+            f"limits.sessions is {limits.sessions}, with {limits.sessions - most} "
+            f"reserved for root and the daemon's own user: {most} applies to all others"
         )
     return found
 

@@ -252,7 +252,7 @@ def _read_bytes(path: str) -> bytes:
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         raise ConfigError(f"{path}: {reason}") from None
-    raise ConfigError(f"{path}: is no regular file")
+    raise ConfigError(f"{path}: is not a regular file")
 
 
 def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
@@ -313,7 +313,7 @@ def _ids(who: Who, what: str, look_up: Callable[[str], int]) -> frozenset[int]:
         try:
             found.add(look_up(name) if isinstance(name, str) else name)
         except (KeyError, ValueError):
-            hint = "; a number stands without quotes" if str(name).isdecimal() else ""
+            hint = "; write a number without quotes" if str(name).isdecimal() else ""
             sentence = f"there is no {what} {quoted(str(name))} here{hint}"
             raise ConfigError(sentence) from None
     return frozenset(found)
@@ -362,14 +362,14 @@ def pending(counts: Config, wanted: Config) -> dict[str, str]:
         wanted: the whole configuration.
     """
     found = {
-        key: f'"{key}" counts when lockd is stopped and started: a restart keeps it'
+        key: f'"{key}" changes when you stop and start lockd, not at a restart'
         for key in _FIXED
         if getattr(counts, key) != getattr(wanted, key)
     }
     for name, space in counts.lockspaces.items():
         new = wanted.lockspaces.get(name)
         if new is None:
-            found[name] = f"[lockspaces.{name}] is served until lockd is stopped"
+            found[name] = f"lockd serves [lockspaces.{name}] until you stop it"
         elif is_another(space, new):
             keys = [
                 f'"{key}"'
@@ -377,8 +377,8 @@ def pending(counts: Config, wanted: Config) -> dict[str, str]:
                 if getattr(space, key) != getattr(new, key)
             ]
             found[name] = (
-                f"[lockspaces.{name}] {' and '.join(keys)} will count when nothing is "
-                "held or waited for there: reload then"
+                f"[lockspaces.{name}] cannot change {' and '.join(keys)} while "
+                "somebody holds or waits for a lock there: reload again later"
             )
     return found
 
@@ -421,8 +421,8 @@ def make_lockspace(
         place = settle(path or "")
         if open_files.mounts.is_our_own(f"{place}/"):
             raise ConfigError(
-                f"the directory {quoted(place)} would be seen by nobody but lockd, "
-                "whose unit gives it a /tmp of its own (PrivateTmp=): choose another"
+                f"only lockd would see the directory {quoted(place)}, because its unit "
+                "gives it a private /tmp (PrivateTmp=): choose another directory"
             )
     except ConfigError as error:
         raise ConfigError(f"lockspace {quoted(name)}: {error}") from None

@@ -184,20 +184,20 @@ def process_age() -> float:
 FAMILIES: Final = {
     # The program.
     "lockd_build": _info(
-        "The program that runs.",
+        "The running program.",
         lambda _: {(__version__, platform.python_version()): 1},
         "version python",
     ),
     "lockd_start_time_seconds": _gauge(
-        "When this program began to serve, since 1970: all counters are from then.",
+        "Start of this program in seconds since 1970; counters begin there.",
         lambda at: at.metrics.started,
     ),
     "lockd_epoch": _gauge(
-        "How often locks began anew: no start that goes on raises it.",
+        "Rises at each start that lost all locks.",
         lambda at: at.parts.epoch.number,
     ),
     "process_start_time_seconds": _gauge(
-        "When the process was started, since 1970; a live upgrade is no start.",
+        "Start of the process in seconds since 1970; a live upgrade keeps it.",
         lambda at: at.metrics.process_started,
     ),
     "process_cpu_seconds": _counter(
@@ -206,40 +206,34 @@ FAMILIES: Final = {
     "process_resident_memory_bytes": _gauge(
         "Memory of the process.", lambda _: resident_bytes()
     ),
-    "process_open_fds": _gauge(
-        "Descriptors that are open.", lambda _: open_descriptors()
-    ),
+    "process_open_fds": _gauge("Open descriptors.", lambda _: open_descriptors()),
     "process_max_fds": _gauge(
-        "Descriptors that may be open (LimitNOFILE).",
+        "Limit of open descriptors (LimitNOFILE).",
         lambda _: resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     ),
     # Lockspaces.
-    "lockd_held": _of_each(_gauge, "Locks that are held.", lambda x: x.held_count),
+    "lockd_held": _of_each(_gauge, "Locks held now.", lambda x: x.held_count),
     "lockd_waiting": _of_each(
-        _gauge, "Requests that wait for a lock.", lambda x: len(x.waiting)
+        _gauge, "Requests that wait for a lock now.", lambda x: len(x.waiting)
     ),
     "lockd_longest_wait_seconds": _of_each(
         _gauge,
-        "How long the request has waited that waits longest now.",
+        "Time that the longest waiting request has waited.",
         _longest_wait,
         max,
     ),
-    "lockd_anchors": _gauge(
-        "Lock files that are open.", lambda at: at.anchors, "lockspace"
-    ),
-    "lockd_grants": _of_each(_counter, "Locks that were granted.", lambda x: x.granted),
-    "lockd_conversions": _of_each(
-        _counter, "Locks that were converted.", lambda x: x.converted
-    ),
-    "lockd_ends": _counter("Locks that ended, by cause.", _ends, "lockspace cause"),
+    "lockd_anchors": _gauge("Open lock files.", lambda at: at.anchors, "lockspace"),
+    "lockd_grants": _of_each(_counter, "Locks granted.", lambda x: x.granted),
+    "lockd_conversions": _of_each(_counter, "Locks converted.", lambda x: x.converted),
+    "lockd_ends": _counter("Locks ended, by cause.", _ends, "lockspace cause"),
     "lockd_wait_seconds": _of_each(
         _histogram,
-        "From the request to the grant, of each lock that was granted.",
+        "Time from the request to the grant of a lock.",
         lambda x: x.waits,
     ),
     "lockd_hold_seconds": _of_each(
         _histogram,
-        "From the grant to its end, of each lock that ended.",
+        "Time from the grant to the end of a lock.",
         lambda x: x.holds,
     ),
     "lockd_slow_waits": _of_each(
@@ -249,63 +243,63 @@ FAMILIES: Final = {
         _counter, "Holds over slow_hold.", lambda x: x.slow_holds
     ),
     # Requests.
-    "lockd_sessions": _gauge(
-        "Clients that are connected, by socket.", _sessions, "socket"
-    ),
+    "lockd_sessions": _gauge("Connected clients, by socket.", _sessions, "socket"),
     "lockd_requests": _counter(
         "Requests, by method.", lambda at: at.counts.requests, "method"
     ),
     "lockd_refusals": _counter(
-        "Errors that clients were told.", lambda at: at.counts.refusals, "code"
+        "Errors sent to clients.", lambda at: at.counts.refusals, "code"
     ),
     "lockd_turned_away": _counter(
-        "Clients that were not taken in: a limit, or no descriptor left.",
+        "Clients rejected because of a limit, or for lack of a descriptor.",
         lambda at: at.counts.turned_away,
     ),
     # Limits and the loop.
-    "lockd_limit": _gauge("What is allowed ([limits]).", lambda at: at.limits, "limit"),
+    "lockd_limit": _gauge(
+        "Configured limits ([limits]).", lambda at: at.limits, "limit"
+    ),
     "lockd_limit_used": _gauge(
-        "How much of it is used; of limits for users, by the fullest one.",
+        "Use of each limit; of a limit per user, that of the fullest user.",
         _used,
         "limit",
     ),
     "lockd_turn_seconds": _histogram(
-        "How long a turn of the loop took, for which everybody else waits.",
+        "Time of one turn of the loop; all other clients wait meanwhile.",
         lambda at: at.counts.turns,
     ),
     # Processes.
     "lockd_fencings": _counter(
-        "Processes that were told to end before their locks are given on.",
+        "Processes that lockd began to kill before it passes on their locks.",
         lambda at: at.processes.begun,
     ),
     "lockd_fencing_kills": _counter(
-        "Processes that did not, and were sent SIGKILL.", lambda at: at.processes.killed
+        "Those of them that got SIGKILL.", lambda at: at.processes.killed
     ),
     "lockd_fencings_outstanding": _gauge(
-        "Processes that are not dead yet.",
+        "Those of them that are not dead yet.",
         lambda at: at.processes.begun - at.processes.fenced,
     ),
     # Upgrades and revivals.
     "lockd_handovers": _counter(
-        "How often another program went on with everything; never begins anew.",
+        "Handovers of all locks to another program; never reset.",
         lambda at: {"upgrade": at.life.upgrades, "revival": at.life.revivals},
         "kind",
     ),
     "lockd_handover_seconds": _gauge(
-        "For how long clients waited at the handover to this program.",
+        "Time that clients waited at the handover to this program.",
         lambda at: {} if (x := at.life.took_over) is None else x,
     ),
     "lockd_survives_crash": _gauge(
-        "Whether all of it would go on if the process were killed now.",
+        "Whether all locks would survive a crash now (1 or 0).",
         lambda at: int(at.kept["by"] is not None),
     ),
     "lockd_kept_descriptors": _gauge(
-        "Descriptors that are kept outside the process.",
+        "Descriptors kept outside the process.",
         lambda at: at.kept["in_flight"],
     ),
-    "lockd_kept_bytes": _gauge("Records that are kept.", lambda at: at.kept["bytes"]),
+    "lockd_kept_bytes": _gauge("Bytes of kept records.", lambda at: at.kept["bytes"]),
     "lockd_complaint": _gauge(
-        "Whether the status line tells of something to be mended.",
+        "Whether the status line names a problem (1 or 0).",
         lambda at: int(bool(at.parts.health.problems)),
     ),
 }

@@ -64,7 +64,7 @@ class Publisher:
             self._health.report(
                 _ADDRESS,
                 f"no metrics at {place}: {os.strerror(error.errno or 0)} "
-                "(in the service's sandbox it takes lockd-metrics.socket)",
+                "(in the sandbox of the service, enable lockd-metrics.socket)",
             )
             return
         with listener:

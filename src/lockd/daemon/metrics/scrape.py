@@ -78,7 +78,7 @@ async def serve(listener: socket.socket, text: Text) -> None:
             try:
                 sock, _ = await door.accept()
             except OSError as error:
-                logger.warning("who asks for metrics is not served: %s", error)
+                logger.warning("cannot accept a request for metrics: %s", error)
                 await trio.sleep(PAUSE)
             else:
                 permit = await permits.take()
@@ -159,14 +159,14 @@ def answer(head: bytes, text: Text, *, is_ours: bool = False) -> bytes:
     if end is None or end.start() > MAX_HEAD:
         return _response(431, f"more than {MAX_HEAD} bytes")
     if request is None:
-        return _response(400, "this is no request of HTTP/1.1")
+        return _response(400, "this is not an HTTP/1.1 request")
     for host in _HOST.findall(head[: end.start()]):
         name = _PORT.sub("", host.decode("latin-1"))
         if not (is_ours or is_this_host(name)):
             return _response(421, f"{quoted(name)} is not this host: {_ASK}")
     method, target = request.groups()
     if method not in (b"GET", b"HEAD"):
-        return _response(405, "only GET is answered", "Allow: GET, HEAD")
+        return _response(405, "use GET or HEAD", "Allow: GET, HEAD")
     if target.partition(b"?")[0] != PATH:
         return _response(404, f"the metrics are at {PATH.decode()}")
     wanted = format_for(head[: end.start()])

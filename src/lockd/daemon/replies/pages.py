@@ -129,7 +129,7 @@ def _make_room(mine: dict[Any, _Unfinished], now: float) -> None:
     key, idle = next(iter(mine.items()))
     if now - idle.asked_at < IDLE:
         raise LimitError(
-            f"{LISTINGS} listings of this user are under way: end one, or try again",
+            f"this user has {LISTINGS} listings in progress: end one, or try again",
             {"limit": "listings", "most": LISTINGS},
         )
     del mine[key]

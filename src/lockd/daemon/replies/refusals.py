@@ -12,43 +12,41 @@ from lockd.errors import (
 from lockd.lockspaces.base import Lockspace
 from lockd.names import quoted
 
-MSGID_IN_USE = "another request with this msgid is not yet answered: take another"
+MSGID_IN_USE = "another request with this msgid has no answer yet: use another msgid"
 
 
 def other_protocol(asked: int, served: int) -> InvalidRequestError:
     """Returns the error for another version of the protocol."""
     return InvalidRequestError(
-        f"protocol {asked} is not served, only version {served}: say hello with that"
+        f"lockd does not speak protocol {asked}: send hello with protocol {served}"
     )
 
 
 def no_process(pid: int) -> NotFoundError:
     """Returns the error for an owner whose process does not exist."""
-    return NotFoundError(
-        f"there is no process {pid} to be the owner: register one that runs"
-    )
+    return NotFoundError(f"process {pid} does not exist: register a running process")
 
 
 def no_session(session: int) -> NotFoundError:
     """Returns the error for an unknown session."""
     return NotFoundError(
-        f"there is no session {session}: `lockctl sessions` lists those that there are"
+        f"there is no session {session}: `lockctl sessions` lists all sessions"
     )
 
 
 def no_grant(token: int) -> NotFoundError:
     """Returns the error for a fencing token that is unknown, or hidden from a peer."""
     return NotFoundError(
-        f"no lock is held with fencing token {token}: `lockctl show NAME` tells the "
-        "token of a lock"
+        f"no lock has the fencing token {token}: `lockctl show NAME` prints the token "
+        "of a lock"
     )
 
 
 def exists(space: Lockspace) -> AlreadyExistsError:
     """Returns the error for a lockspace that already exists."""
     return AlreadyExistsError(
-        f"lockspace {quoted(space.name)} exists already, of kind {space.kind}: "
-        "use that, or choose another name"
+        f"lockspace {quoted(space.name)} already exists with kind {space.kind}: "
+        "use it, or choose another name"
     )
 
 
@@ -60,8 +58,8 @@ def in_use(found: Situation, now: float, facts: dict[str, object]) -> InUseError
 def foreign() -> DeniedError:
     """Returns the error for a peer whose pids mean nothing here."""
     return DeniedError(
-        "this session's process is of another pid or user namespace, or gone, "
-        "so the pid of its owner cannot be understood: register without one"
+        "lockd cannot resolve the pid, because the process of this session is in "
+        "another pid or user namespace, or gone: register without a pid"
     )
 
 
@@ -69,7 +67,7 @@ def cannot_end(pid: int, uid: int) -> DeniedError:
     """Returns the error for a lock of a process that the user may not kill."""
     return DeniedError(
         f"on_disconnect is 'kill', and uid {uid} may not kill process {pid}: "
-        f"lock for a process of uid {uid}, or where on_disconnect is 'release'"
+        f"lock for a process of uid {uid}, or use a lockspace with 'release'"
     )
 
 
@@ -77,5 +75,5 @@ def cannot_be_reached() -> DeniedError:
     """Returns the error for a lock of a process that lockd cannot kill."""
     return DeniedError(
         "on_disconnect is 'kill', and lockd cannot reach this session's process to "
-        "kill it: lock from outside the container, or where on_disconnect is 'release'"
+        "kill it: lock from outside the container, or use a lockspace with 'release'"
     )

@@ -24,11 +24,11 @@ _OPENINGS: Final[Mapping[str, str]] = {
 
 NEXT_STEPS: Final[Mapping[str, str]] = {
     "busy": "ask with a timeout to wait in line",
-    "timeout": "ask again with a longer one, or have the holder release it",
+    "timeout": "ask again with a longer timeout, or have the holder release it",
     "deadlock": "release something first, or ask for everything in one request",
     "not_held": "acquire it again if it is still needed",
     "already_held": "use `convert` to change its mode",
-    "in_use": "release it until it is held once",
+    "in_use": "release it until you hold it once",
 }
 """The next step after a refusal by the lock table, by code."""
 

@@ -284,7 +284,7 @@ class Dispatcher:
         if params.protocol != m.PROTOCOL_VERSION:
             raise refusals.other_protocol(params.protocol, m.PROTOCOL_VERSION)
         if peer.connection.greeted:
-            raise InvalidRequestError("hello was said already: say it once")
+            raise InvalidRequestError("this session already sent hello: send it once")
         peer.introduce(params.client)
         result = {
             "protocol": m.PROTOCOL_VERSION,

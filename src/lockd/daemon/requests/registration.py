@@ -73,7 +73,7 @@ class Registration:
                 processes.add_registered(owner_id, process)
             except OSError as error:
                 process.close()
-                why = f"process {pid} cannot be kept in view: {error.strerror}"
+                why = f"lockd cannot watch process {pid}: {error.strerror}"
                 raise UnavailableError(why) from None
         else:
             process.close()

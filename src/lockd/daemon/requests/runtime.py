@@ -261,7 +261,7 @@ class Runtime:
             self._keeping.keep_file(key, file)
         except OSError as error:
             self._close_anchor(e.CloseAnchor(key))
-            why = f"it cannot be kept: {os.strerror(error.errno or 0)}"
+            why = f"its file cannot be recorded: {os.strerror(error.errno or 0)}"
             return c.AnchorRefused(key, "unavailable", why)
         return c.AnchorOpened(key)
 
@@ -366,7 +366,7 @@ class Runtime:
         if self._nursery is None or self.processes.is_fencing(effect.owner_id):
             return
         if self.processes.of(effect.owner_id) is None:
-            logger.error("%s cannot be found to be ended", quoted(effect.owner.name))
+            logger.error("cannot find the process of %s", quoted(effect.owner.name))
             return
         self._end_process(effect.owner_id)
 

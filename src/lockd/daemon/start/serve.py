@@ -125,11 +125,11 @@ def _carry_on(
     try:
         loaded = snapshot.load(state.engine, epoch.last_token)
     except ValueError as error:
-        raise ConfigError(f"what was kept: {error}") from None
+        raise ConfigError(f"the kept state: {error}") from None
     damaged = revived is not None and bool(loaded.problems or revived.problems)
     if damaged:
         for session in revival.missing_claims(loaded.engine, state.peers):
-            loaded.problems.append(f"session {session} lost what it has: ended")
+            loaded.problems.append(f"session {session} is ended: its locks are lost")
             loaded.damaged.append(session)
     config = handover.config_of(state) or Config()
 
@@ -155,7 +155,7 @@ def _carry_on(
                 peer.tell_resumed(epoch.number)
         parts.answers.behind.update(parts.answers.peers.values())
     logger.info(
-        "lockd %s goes on with %d held, %d waiting, %s",
+        "lockd %s continues with %d held, %d waiting, %s",
         __version__,
         parts.engine.held,
         parts.engine.waiting,
@@ -184,7 +184,7 @@ def _put_in_order(
     assert isinstance(keeping, StoredKeeping)
     if damaged:
         for key in keeping.unlocked():
-            takeover.lose(parts, key, "its file is not locked any more")
+            takeover.lose(parts, key, "its file is no longer locked")
     for problem in revived.problems:
         parts.health.report(f"lost {problem}", f"not taken over: {problem}")
     service.read_configuration()
@@ -198,7 +198,7 @@ def _put_in_order(
             keeping.hold_stuck(revived.unclaimed)
         left = keeping.forget_the_rest(revived.unclaimed, owners, at_once=damaged)
     except OSError as error:
-        raise ConfigError(f"what was kept cannot be put in order: {error}") from None
+        raise ConfigError(f"the kept state cannot be repaired: {error}") from None
     if damaged or is_upgrade or not revived.is_as_written:
         keeping.record_anew()
     else:

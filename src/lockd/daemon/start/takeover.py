@@ -68,7 +68,7 @@ def check(state: Handover) -> None:
     finally:
         open_files.mounts.close()
     if problems:
-        raise ConfigError(f"the state of the daemon before: {problems[0]}")
+        raise ConfigError(f"the state of the previous daemon: {problems[0]}")
 
 
 def take_over(

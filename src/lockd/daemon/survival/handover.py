@@ -143,15 +143,16 @@ async def try_successor(leaving: Leaving) -> None:
         with trio.fail_after(PATIENCE):
             status, said = await _run_trial(memfd)
     except (OSError, trio.TooSlowError) as error:
-        raise ConfigError(str(error) or f"no end after {PATIENCE:g} s") from None
+        why = str(error) or f"the trial did not end within {PATIENCE:g} s"
+        raise ConfigError(why) from None
     finally:
         os.close(memfd)
     lines = said.decode("utf-8", "replace").strip()
     last = plain(lines.rpartition("\n")[2])
     if status != 0:
-        raise ConfigError(last or f"it ended with {status}")
+        raise ConfigError(last or f"the trial ended with status {status}")
     if last != GOOD:
-        raise ConfigError("it ended without reading the state")
+        raise ConfigError("the trial ended without reading the state")
 
 
 async def _run_trial(memfd: int) -> tuple[int, bytes]:
@@ -344,7 +345,7 @@ def receive(variable: str, kind: type[State]) -> State | None:
         _check_version(msgspec.msgpack.decode(raw, type=_Head))
         return msgspec.msgpack.decode(raw, type=kind)
     except (OSError, ValueError, ConfigError) as error:
-        raise ConfigError(f"the state of the daemon before: {error}") from None
+        raise ConfigError(f"the state of the previous daemon: {error}") from None
 
 
 def _check_version(head: _Head) -> None:

@@ -217,7 +217,7 @@ class StoredKeeping(Keeping):
         try:
             self._recorder.commit(peers)
         except OSError as error:
-            logger.error("nothing can be recorded, nobody is answered: %s", error)
+            logger.error("cannot write records, so no request is answered: %s", error)
             self._stuck_until = trio.current_time() + PAUSE
             return False
         self._stuck_until = 0.0
@@ -338,7 +338,7 @@ class StoredKeeping(Keeping):
             if kind == STUCK:
                 left.append(quoted(str(ResourceKey(*parts[:2]))))
             elif kind == UNREADABLE:
-                left.append(f"what is kept as {label!r}")
+                left.append(f"the kept descriptor {label!r}")
             else:
                 in_flight.drop(label)
                 if label in found:

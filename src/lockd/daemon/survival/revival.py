@@ -141,7 +141,7 @@ class _Found:
             elif kind in self.fds:
                 self.fds[kind][parts[0]] = fd, tuple(parts[1:])
             elif kind == UNREADABLE:
-                self.problems.append(f"what is kept as {label!r} cannot be told")
+                self.problems.append(f"the kept descriptor {label!r} is unknown")
                 _shut_down(fd)
 
     def _put_together(self, ledger: Ledger) -> None:
@@ -169,7 +169,7 @@ class _Found:
         """
         found = self.ours[DAEMON].get(0)
         if found is None:
-            self.problems.append("nothing is known of the daemon before")
+            self.problems.append("the previous daemon has no record")
             started = time.monotonic()
             found = {"started": started, "upgrades": 0, "epoch": 0, "reserved": 0}
             found |= {"last_number": 0, "state_dir": ""}
@@ -215,7 +215,7 @@ def _store(name: str, fd: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while not fdstore.store(name, fd):
         if time.monotonic() > deadline:
-            raise ConfigError("the service manager does not take what is to be kept")
+            raise ConfigError("the service manager does not store descriptors")
         time.sleep(PAUSE)
 
 
@@ -231,13 +231,13 @@ def revive(stores: Stores) -> Revived | None:
     stores.cells.finish_sending(stores.pipe)
     found = _Found(stores)
     if stores.cells.is_unsure:
-        found.problems.append("it is not known to whom something was being sent")
+        found.problems.append("the receiver of the last answer is unknown")
     if not found.ours[DAEMON] and not found.problems:
         return None
     try:
         return _revived(found)
     except (LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"what was kept cannot be read: {error!r}") from None
+        raise ConfigError(f"the kept state cannot be read: {error!r}") from None
 
 
 def _revived(found: _Found) -> Revived:
@@ -270,7 +270,7 @@ def _revived(found: _Found) -> Revived:
             _shut_down(stranger.fd)
         if strangers:
             lost = counted(len(strangers), "connection")
-            found.problems.append(f"{lost} of which nothing is known: ended")
+            found.problems.append(f"{lost} without records: ended")
             strangers = []
     claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
     claimed |= {x["pidfd"] for x in state.processes}

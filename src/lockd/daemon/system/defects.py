@@ -24,5 +24,5 @@ def defect(error: Exception) -> InternalError:
     """Logs an unexpected exception. Returns the error for the client."""
     logger.error("this is a defect of lockd; please report it", exc_info=error)
     return InternalError(
-        "this is a defect of lockd: report it with what its log says from here on"
+        "this is a defect of lockd: report it with the lines that follow in its log"
     )

@@ -130,7 +130,7 @@ class Epoch:
         self._seen = state
         if found.epoch < self.number or found.reserved < self.reserved:
             logger.warning(
-                "the file %s says less than what was given out: it is written again",
+                "the file %s is behind the tokens given out, so lockd writes it again",
                 quoted(f"{self.directory}/{_FILE}"),
             )
             self._reserve(self.reserved)
@@ -138,7 +138,7 @@ class Epoch:
     def complaint(self, error: OSError) -> str:
         """Returns the sentence for an admin about a file that cannot be written."""
         why = f"{quoted(self.directory)}: {os.strerror(error.errno or 0)}"
-        told = "make it writable, or locks are refused when the tokens are used up"
+        told = "make it writable, or lockd rejects locks when the tokens run out"
         return f"the epoch cannot be written in {why}: {told}"
 
     def reserve_more(self) -> None:
@@ -240,10 +240,10 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
                 epoch.reserve_more()
         except BlockingIOError:
             pid = _holder_of(lock_fd)
-            stop = "stop that" if pid is None else f"end that with `kill {pid}`"
+            stop = "stop that" if pid is None else f"stop that with `kill {pid}`"
             raise ConfigError(
-                f"the state directory {quoted(directory)} is used by another lockd: "
-                f"{stop}, or take another directory with --state-dir"
+                f"another lockd uses the state directory {quoted(directory)}: "
+                f"{stop}, or choose another directory with --state-dir"
             ) from None
         except OSError as error:
             raise _cannot(directory, error) from None

@@ -138,7 +138,7 @@ def bind_listener(path: str, umask: int = UMASK, option: str = "--socket") -> Li
             return _bind(path, umask)
     except BlockingIOError:
         raise ConfigError(
-            f"another daemon is just being started at {quoted(path)}: use that one"
+            f"another daemon is starting at {quoted(path)}: use that one"
         ) from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -153,7 +153,7 @@ def _make_directory_of(path: str, option: str) -> None:
         make_directory(directory, DIRECTORY_MODE)
     except ConfigError as error:
         raise ConfigError(
-            f"the socket {quoted(path)}: {error} ({option} names another place)"
+            f"the socket {quoted(path)}: {error} (or choose another path with {option})"
         ) from None
 
 
@@ -223,7 +223,7 @@ def _remove_leftover(path: str) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise ConfigError(
-            f"{quoted(path)} is there already, and is no socket: remove it, or choose "
+            f"{quoted(path)} exists already and is not a socket: remove it, or choose "
             "another path"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -61,7 +61,7 @@ class LogWriter(logging.Handler):
         now = time.monotonic()
         if now - began >= PERIOD:
             if count > ALIKE:
-                self._put(record, f"{count - ALIKE} lines like the next were left out")
+                self._put(record, f"{count - ALIKE} lines like the next were dropped")
             began, count = now, 0
         self._seen[record.msg] = began, count + 1
         if count < ALIKE:

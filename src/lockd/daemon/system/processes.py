@@ -283,12 +283,11 @@ class Processes:
             await trio.lowlevel.wait_readable(process.pidfd)
         if not process.is_dead:
             logger.warning(
-                "ending process %d (%s), which disconnected or lost a lock that it "
-                "must not outlive"
+                "killing process %d (%s), as on_disconnect says: it disconnected with "
+                "a lock, or lost one"
                 if process.can_be_ended
-                else "process %d (%s) disconnected or lost a lock that it must not "
-                "outlive, and lockd has no right to end it: nobody gets its locks "
-                "before it ends or they are broken",
+                else "lockd may not kill process %d (%s), as on_disconnect says: its "
+                "locks stay until it ends or an admin breaks them",
                 process.pid,
                 plain(name_of(process.pid)),
             )

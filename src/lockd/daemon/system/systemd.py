@@ -60,7 +60,7 @@ def take_passed() -> Passed:
     if os.environ.pop("LISTEN_PID", None) != str(os.getpid()):
         return Passed({}, [])
     if not count.isdecimal():
-        raise ConfigError(f"LISTEN_FDS is {quoted(count)}, which is no number")
+        raise ConfigError(f"LISTEN_FDS is {quoted(count)}, which is not a number")
     fds = range(FIRST_FD, FIRST_FD + int(count))
     for fd in fds:
         with suppress(OSError):
@@ -90,8 +90,7 @@ def _roles(names: list[str]) -> list[Role]:
             f"{len(names)} sockets were passed with the names "
             f"{quoted(':'.join(names))}: "
             f"each must be called {', '.join(ROLES[:-1])} or {ROLES[-1]} "
-            "(FileDescriptorName= of its unit), "
-            "and no two alike"
+            "(FileDescriptorName= of its unit), and no two may have one name"
         )
     return found
 
@@ -107,8 +106,8 @@ def _listener(fd: int, name: str) -> socket.socket:
     if not (fits and sock.type == socket.SOCK_STREAM and listens):
         where = " or at a loopback address" if name == METRICS else ""
         raise ConfigError(
-            f"the {name} socket (descriptor {fd}) is no listening UNIX stream socket"
-            f"{where}"
+            f"the {name} socket (descriptor {fd}) is not a listening UNIX stream "
+            f"socket{where}"
         )
     sock.setblocking(False)
     return sock

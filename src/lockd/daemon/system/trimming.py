@@ -77,4 +77,4 @@ def trim() -> None:
 
         ctypes.CDLL(None).malloc_trim(0)
     except (ImportError, MemoryError, OSError, AttributeError) as error:
-        logger.debug("no memory is given back: %s", error)
+        logger.debug("cannot return memory to the system: %s", error)
