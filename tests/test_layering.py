@@ -26,7 +26,7 @@ from support.laws import (
     plants_of,
     word_of,
 )
-from support.planted import planted
+from support.small_house import planted
 
 HOUSE = House()
 

@@ -64,6 +64,11 @@ def test_modules_that_are_tested_elsewhere_are_few_and_are() -> None:
     assert not [x for x in ELSEWHERE.values() if not (TESTS / x).is_file()]
 
 
+def test_helpers_lie_beside_their_room_or_in_support() -> None:
+    flat = {path.name for path in TESTS.glob("*.py")}
+    assert {name for name in flat if not name.startswith("test_")} == {"conftest.py"}
+
+
 @pytest.mark.parametrize("module", ["daemon/nothing.py", "nothing.py"])
 def test_module_without_tests_is_seen(module: str) -> None:
     assert not is_found(module)

@@ -8,7 +8,7 @@ import pytest
 
 from house import House, reduced
 from picture import DOCS, PICTURES, drawn, source_in, source_of
-from support.planted import planted
+from support.small_house import planted
 
 HOUSE = House()
 

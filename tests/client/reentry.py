@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 import lockd
+from support.wire_client import PATIENCE
 
 CLIENT = str(Path(lockd.__file__).parent / "client")
-PATIENCE = 20.0
 
 
 class HangsError(BaseException):

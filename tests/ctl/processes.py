@@ -11,10 +11,10 @@ from typing import Any
 
 from support.nursery import LOCKCTLS, execute
 from support.places import SRC
-from support.wire_client import NOBODY
+from support.wire_client import NOBODY, PATIENCE
 
 LOCKCTL = (sys.executable, "-m", "lockd.ctl.main")
-LIMIT = 30
+LIMIT = PATIENCE
 
 Locker = Callable[..., int]
 """Locks a file past lockd, and returns the pid of who does."""

@@ -14,6 +14,7 @@ from lockd.daemon.start.clock import MonotonicClock
 from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
+from support.wire_client import PATIENCE
 
 T = TypeVar("T")
 
@@ -22,9 +23,6 @@ kill_grace = 0.1
 limits.message_timeout = 0.1
 lockspaces.killed = {kind = "memory", on_disconnect = "kill"}
 """
-
-PATIENCE = 20.0
-"""Seconds after which a daemon that neither serves nor ends fails the test."""
 
 
 class Served:

@@ -26,9 +26,7 @@ from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
-from support.wire_client import WireClient
-
-PATIENCE = 30
+from support.wire_client import PATIENCE, WireClient
 
 
 class Manager:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from support.nursery import DAEMONS, execute
+from support.wire_client import PATIENCE
 
 READY = "serves at"
 
@@ -95,7 +96,7 @@ class DaemonProcess:
     def wait(self) -> int:
         """Waits for its end; returns its exit status."""
         assert self._process is not None
-        _, rest = self._process.communicate(timeout=30)
+        _, rest = self._process.communicate(timeout=PATIENCE)
         self.said += (rest or "").splitlines()
         status = self._process.returncode
         self._process = None

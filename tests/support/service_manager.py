@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from support.nursery import DAEMONS, execute
+from support.wire_client import PATIENCE
 
-PATIENCE: Final = 20.0
 STORE_SIZE: Final = 64
 
 

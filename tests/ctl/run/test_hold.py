@@ -15,8 +15,7 @@ import pytest
 from ctl.processes import LOCKCTL
 from lockd import Client
 from support.daemon_process import DaemonProcess
-
-PATIENCE = 30.0
+from support.wire_client import PATIENCE
 
 
 @contextmanager
