@@ -3,14 +3,13 @@
 import os
 import subprocess
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from queue import Queue
 
 import pytest
 
 from conftest import StartDaemon
-from daemon.conftest import register
+from daemon.conftest import StartChild, register
 from support.daemon_process import DaemonProcess
 from support.processes import idle
 from support.rights import needs_root
@@ -22,7 +21,6 @@ from support.wire_client import (
     wait_for_waiters,
 )
 
-StartChild = Callable[[DaemonProcess, str], subprocess.Popen[str]]
 Sleeper = subprocess.Popen[bytes]
 
 

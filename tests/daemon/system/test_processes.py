@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import pytest
 from trio.testing import MockClock
 
 from conftest import StartDaemon
-from daemon.conftest import register
+from daemon.conftest import StartChild, register
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.system.poller import Poller
 from lockd.daemon.system.processes import Process, Processes
@@ -32,7 +32,6 @@ from support.wire_client import (
     wait_for_waiters,
 )
 
-StartChild = Callable[[DaemonProcess, str], subprocess.Popen[str]]
 Sleeper = subprocess.Popen[bytes]
 
 KILLING = """
