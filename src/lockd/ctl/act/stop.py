@@ -81,7 +81,7 @@ def _end_with(pid: int) -> None:
 @sure
 @click.pass_obj
 def stop(socket: str | None, /, yes: bool) -> int:
-    """Stop the daemon and its sockets. lockctl lists the locks that will be lost first.
+    """Stop the daemon and its sockets. lockctl first lists the locks that will be lost.
 
     lockctl asks on a terminal; elsewhere it needs --yes. It exits with 1 if the answer
     is no. This works only for a daemon that systemd runs.

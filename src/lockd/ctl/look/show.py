@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Show the holders of NAME, its waiters in their order, and its last holder.
 
-    For a file, lockctl also shows locks without lockd, and locks under other names of
+    For a file, lockctl also shows locks outside lockd, and locks under other names of
     the file; `lockctl test --help` has the limits. On a terminal and with --json, the
     last events of the lock follow.
 
@@ -81,7 +81,7 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     A file also counts as held under its other names: a hard link, or the hash of its
     path in another lockspace. `lockctl show` prints that name.
 
-    A file also counts as held if a program without lockd locks its first byte with
+    A file also counts as held if a program outside lockd locks its first byte with
     fcntl(2), as virtlockd does. lockctl sees such locks only on this host, outside
     containers, and only if you may look up the file. Often only root may do that in the
     directory of a lockspace. If lockd itself finds such a lock, lockctl shows it to
@@ -114,7 +114,7 @@ def wait(
 ) -> None:
     """Wait until nobody holds NAME and nobody waits for it, without taking it.
 
-    lockctl also waits for locks without lockd, if `lockctl test` can see them.
+    lockctl also waits for locks outside lockd, if `lockctl test` can see them.
 
     Another program may take the lock as soon as lockctl exits. To use the lock
     yourself, use `lockctl run`.
