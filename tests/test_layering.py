@@ -30,11 +30,7 @@ from support.small_house import planted
 
 HOUSE = House()
 
-DEBTS: dict[str, str] = {
-    "modules_are_short": """
-daemon.clients.peer
-""",
-}
+DEBTS: dict[str, str] = {}
 """What breaks a law today, by law. It only gets shorter."""
 
 

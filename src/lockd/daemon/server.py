@@ -206,7 +206,7 @@ class Server:
             del self._incomplete[peer]
             timeout = self._limiter.limits.message_timeout
             put_off = self._unfinished.get(peer.user, ())
-            if peer.is_behind or peer in put_off:
+            if peer.outbox.is_behind or peer in put_off:
                 # The daemon has not read from it, and the rest may have arrived.
                 self._incomplete[peer] = now + timeout, begun_at
                 continue
@@ -354,7 +354,8 @@ class Server:
     def _send_to(self, peer: Peer) -> None:
         if not peer.is_leaving:
             peer.flush()
-            if peer.is_behind or peer in self._incomplete or peer in self._limiter.slow:
+            is_behind, slow = peer.outbox.is_behind, self._limiter.slow
+            if is_behind or peer in self._incomplete or peer in slow:
                 self._answers.behind.update(self._limiter.note_unread(peer))
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.close_after_answers()

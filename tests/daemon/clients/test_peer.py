@@ -1,12 +1,9 @@
-"""Bad bytes, silent readers, sudden ends: one client's trouble is nobody else's."""
+"""Bad bytes, sudden ends: one client's trouble is nobody else's."""
 
 import array
-import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 import msgpack
 import pytest
@@ -16,17 +13,6 @@ from hypothesis import strategies as st
 from support.daemon_process import DaemonProcess
 from support.processes import cpu_seconds, descriptors
 from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
-
-MIB = 1024 * 1024
-
-
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def sessions(client: WireClient) -> set[int]:
-    return {each["session"] for each in client.call("list_sessions")["sessions"]}
 
 
 @pytest.mark.parametrize(
@@ -130,74 +116,6 @@ def test_holder_that_dies_while_it_converts_makes_way(
     client.close()
     assert third.result(waiting)["grant"]["mode"] == "shared"
     assert other.call("query", resource="a")["holder_count"] == 2
-
-
-def test_client_that_never_reads_gets_no_further_requests_read(
-    client: WireClient, other: WireClient
-) -> None:
-    request = msgpack.packb([0, 1, "list_sessions", []])
-    client.socket.setblocking(False)
-    sent = 0
-    with suppress(BlockingIOError):
-        while sent < 2 * MIB:
-            sent += client.socket.send(request * 1_000)
-    assert sent < 2 * MIB, "the daemon reads although nobody reads its answers"
-    for n in range(100):
-        other.acquire(str(n))
-        other.call("release", resource=str(n))
-    client.close()
-
-
-def make_lockspaces(client: WireClient, count: int) -> None:
-    """Has `metrics` have some 2 KiB to tell of each."""
-    for number in range(count):
-        client.call("create_lockspace", name=f"space-{number}", kind="memory")
-
-
-def test_answers_are_not_made_for_a_client_that_does_not_read_them(
-    lockd: DaemonProcess,
-) -> None:
-    with WireClient(lockd.socket) as client, WireClient(lockd.socket) as other:
-        make_lockspaces(other, 50)
-        other.call("metrics")
-        before = resident_bytes(lockd.pid)
-        # Each takes some 100 KiB, all of them together 50 MiB.
-        client.send_bytes(
-            b"".join(msgpack.packb([0, n, "metrics", []]) for n in range(500))
-        )
-        assert other.call("statistics")["sessions"] == 2
-        assert resident_bytes(lockd.pid) - before < 8 * MIB
-        for number in range(500):
-            assert len(client.result(number)["text"]) > 64 * 1024
-
-
-def test_own_long_answers_are_not_held_against_a_client(lockd: DaemonProcess) -> None:
-    """More than 2 MiB at once, read slowly but read."""
-    with WireClient(lockd.socket) as client:
-        make_lockspaces(client, 50)
-        asked = [client.send("metrics") for _ in range(40)]
-        total = sum(len(client.result(msgid)["text"]) for msgid in asked)
-        assert total > 2 * MIB
-
-
-def test_watcher_that_never_reads_is_disconnected_and_nobody_waits_for_it(
-    client: WireClient, other: WireClient, common: DaemonProcess
-) -> None:
-    session = client.call("hello", protocol=1, client="deaf")["session"]
-    client.call("watch")
-    name = "x" * 255
-    events = 0
-    while session in sessions(other):
-        for _ in range(50):
-            other.send("acquire", resource=name)
-            other.send("release", resource=name)
-        for _ in range(100):
-            assert other.receive() is not None
-        events += 100
-        assert events < 20_000, "it is never cut off"
-    rest = client.rest()
-    size = len(msgpack.packb(rest)) / len(rest)
-    assert events * size > 2 * MIB, "it was cut off too early"
 
 
 def test_passed_descriptors_are_closed_unseen(

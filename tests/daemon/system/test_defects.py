@@ -24,6 +24,7 @@ from lockd.daemon.activity.counts import Counts
 from lockd.daemon.activity.history import History
 from lockd.daemon.clients.admission import Admission
 from lockd.daemon.clients.gate import Gate
+from lockd.daemon.clients.outbox import Outbox
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.requests import runtime
@@ -49,7 +50,8 @@ class InjectedError(Exception):
 
 LIFE: Final[dict[type, str]] = {
     Poller: "watch change unwatch",
-    Peer: "receive collect flush fileno _read _catch_up introduce restrict "
+    Outbox: "add send",
+    Peer: "receive collect flush fileno _read introduce restrict "
     "claim_itself make_inheritable begin_watching close_after_answers leave",
     PlainFlow: "receive send settle",
     KeptFlow: "begin receive send settle _send_some _take_out",
@@ -96,6 +98,7 @@ OTHERS: Final[dict[type, str]] = {
     Poller: "__init__ fileno stay_awake act _ignore close",
     Peer: "__init__ __repr__ shut_down close dump dump_state load_state "
     "finish_receiving abandon cut_off tell_resumed",
+    Outbox: "__init__ __len__ forget dump load",
     PlainFlow: "__init__",
     KeptFlow: "__init__ resume",
     Connection: "__init__ dump load",
@@ -187,11 +190,13 @@ class Plan:
     def takes_all(self) -> bool:
         """Tells whether the victim has been sent all there is for it until now."""
         peer = self._served.service.parts.answers.peers.get(self._session or 0)
-        return peer is not None and not peer.is_behind and not self.hits
+        return peer is not None and not peer.outbox.is_behind and not self.hits
 
     def _is_victim(self, this: Any, args: tuple[Any, ...]) -> bool:
         if self._owner is Poller:
             return args[0] in (self._fd, self._pidfd())
+        if self._owner is Outbox:
+            return bool(this._flow._sock.fileno() == self._fd)
         if self._owner in (PlainFlow, KeptFlow):
             return bool(this._sock.fileno() == self._fd)
         if self._owner is Connection:
@@ -274,7 +279,8 @@ def scene(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Scene]:
-    if owner in (PlainFlow if kept else None, *(() if kept else KEPT_ONLY)):
+    others = (PlainFlow,) if kept else (*KEPT_ONLY, Peer.collect)
+    if owner in others or getattr(owner, name) in others:
         pytest.skip("this daemon does not use it")
     plan = Plan(owner, name)
     plan.install(monkeypatch)

@@ -1,8 +1,8 @@
-"""One client: its socket, its unsent answers, and whether its connection must end.
+"""One client: its identity, its requests, and whether its connection must end.
 
-It never waits. It keeps bytes that the socket does not accept until the socket is
-writable. Meanwhile it reads no requests: a client that does not read its answers gets
-no new ones. At the end of a turn, the server closes the peers that are `is_closing`.
+It never waits. It reads no requests while the client is behind (`outbox`): a client
+that does not read its answers gets no new ones. At the end of a turn, the server closes
+the peers that are `is_closing`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from msgspec import Struct
-
+from lockd.daemon.clients.outbox import Outbox
+from lockd.daemon.clients.peer_state import PeerState
 from lockd.daemon.config.config import Limits
 from lockd.daemon.stores.pieces import Apart
 from lockd.daemon.stores.streams import PIPE_SIZE, Flow, KeptFlow, PlainFlow
@@ -52,39 +52,6 @@ _PLAIN_ATTRIBUTES: Final = (
     "watched",
     "is_inheritable",
 )
-
-
-class PeerState(Struct, frozen=True, array_like=True, gc=False):
-    """The state of a session as plain data (`Peer.dump_state`).
-
-    Attributes:
-        done: how many bytes of requests were carried out, or are in `connection`.
-        sent: how many bytes of answers were sent before those in `unsent`.
-        arrays: the msgids of requests that expect an array of grants.
-        claims: `Session.claims`, recorded apart from the locks, so that a missing lock
-            is detected.
-        unsent_apart: how many bytes before `unsent` are recorded in `Pieces`.
-        partial_apart: the same for the half message in `connection`.
-        reloads: the msgids of requests that wait for the end of a reload.
-        is_inheritable: as in `Peer`; always true for the sessions of an older daemon.
-    """
-
-    done: int
-    sent: int
-    connection: Plain
-    unsent: bytes
-    piled_up: int
-    arrays: list[int]
-    is_closing: bool
-    restricted: bool
-    client: str | None
-    claims_itself: bool
-    watched: str | None
-    claims: int | None = None
-    unsent_apart: int = 0
-    partial_apart: int = 0
-    reloads: tuple[int, ...] = ()
-    is_inheritable: bool = True
 
 
 ARRAY: Final = object()
@@ -129,6 +96,7 @@ class Peer:
 
     Attributes:
         user: the user for its limits and its share of a turn.
+        outbox: the bytes on their way to it.
         restricted: whether it has given up its rights.
         client: its name in `hello`.
         claims_itself: whether it has registered its own process by pid.
@@ -162,13 +130,13 @@ class Peer:
     ) -> None:
         self.session = session
         self.flow = flow or PlainFlow(sock)
+        self.outbox = Outbox(self.flow, limits.unread_bytes)
         self.credentials = identity.credentials
         self.groups = identity.groups
         self.is_foreign = identity.is_foreign
         self.user = identity.user
         self.is_admin = is_admin
         self.role = role
-        self._max_unread_bytes = limits.unread_bytes
         self.since = since
         self.connection = connection_for(role, limits, on_error)
         #: Answers and errors are sent at the end of the turn.
@@ -191,11 +159,6 @@ class Peer:
         self._watch = watch
         #: How many bytes were received, before this process and since.
         self._received_before = self._received = 0
-        self._unsent = bytearray()
-        #: Whether the socket has not accepted everything, and is watched for more room.
-        self.is_behind = False
-        #: Bytes added since then, which the client has not asked for.
-        self._piled_up = 0
 
     @property
     def file_user(self) -> User | None:
@@ -205,7 +168,7 @@ class Peer:
     def __repr__(self) -> str:
         return (
             f"<Peer {self.session} pid={self.credentials.pid} "
-            f"uid={self.credentials.uid} unsent={len(self._unsent)}>"
+            f"uid={self.credentials.uid} unsent={len(self.outbox)}>"
         )
 
     def dump(self) -> Plain:
@@ -239,11 +202,10 @@ class Peer:
         if self._requests is not None:
             done = self._received_before + self.connection.begun_at
             connection["partial"] = b""
-        unsent_apart = partial_apart = 0
-        if apart is None:
-            unsent = bytes(self._unsent)
-        else:
-            unsent_apart, unsent = apart.unsent.note(self.flow.sent, self._unsent)
+        pieces = None if apart is None else apart.unsent
+        unsent_apart, unsent, piled_up = self.outbox.dump(pieces)
+        partial_apart = 0
+        if apart is not None:
             partial = connection["partial"]
             start = done - len(partial)
             partial_apart, connection["partial"] = apart.partial.note(start, partial)
@@ -252,7 +214,7 @@ class Peer:
             self.flow.sent,
             connection,
             unsent,
-            self._piled_up,
+            piled_up,
             [x for x, what in self.expected.items() if what is ARRAY],
             self.is_closing,
             self.restricted,
@@ -285,13 +247,12 @@ class Peer:
         self.connection.load(state.connection)
         self._received = state.done
         self._received_before = state.done - len(state.connection["partial"])
-        self._unsent += state.unsent
+        unsent = state.unsent
         if isinstance(self.flow, KeptFlow):
-            end = state.sent + len(state.unsent)
+            end = state.sent + len(unsent)
             self.flow.resume(state.done, range(state.sent, end))
-            del self._unsent[: self.flow.sent - state.sent]
-        self._piled_up = state.piled_up
-        self.is_behind = bool(self._unsent)
+            unsent = unsent[self.flow.sent - state.sent :]
+        self.outbox.load(unsent, state.piled_up)
 
     def introduce(self, client: str | None) -> None:
         """Notes its `hello`, and its name there."""
@@ -327,7 +288,7 @@ class Peer:
     @property
     def wanted_events(self) -> int:
         """The events to watch its socket for; a hang-up is always reported."""
-        if self.is_behind:
+        if self.outbox.is_behind:
             return WRITING
         # The end of the client's bytes would be reported again and again.
         return 0 if self.has_said_all else READING
@@ -408,7 +369,7 @@ class Peer:
         # Another process may have shut the socket down. Only a hang-up is the end.
         if self.is_orphaned or has_hung_up(self.fileno()):
             self.is_closing = True
-        elif not self.is_behind:
+        elif not self.outbox.is_behind:
             self._watch(self.wanted_events)
 
     def end_with_process(self) -> None:
@@ -416,21 +377,16 @@ class Peer:
         if self.is_inheritable:
             return
         self.is_orphaned = True
-        if self.is_behind or self.has_said_all:
+        if self.outbox.is_behind or self.has_said_all:
             self.is_closing = True
         else:
             # Accept nothing more: only another process could send it.
             shut_down(self._sock, socket.SHUT_RD)
 
     @property
-    def unread(self) -> int:
-        """How many bytes wait until the client reads earlier ones."""
-        return len(self._unsent) if self.is_behind else 0
-
-    @property
     def unfinished(self) -> int:
         """How many bytes wait for the client: to be read, or to be completed."""
-        return self.unread + self.connection.partial_bytes
+        return self.outbox.unread + self.connection.partial_bytes
 
     def cut_off(self, why: str) -> None:
         """Ends the connection, and drops its unread bytes."""
@@ -438,53 +394,38 @@ class Peer:
         # Shut down before a record is written: a successor must not continue with a
         # gap.
         self.shut_down()
-        self._unsent.clear()
-        self.is_behind = False
+        self.outbox.forget()
         self.is_closing = True
 
     @property
     def has_more(self) -> bool:
         """Whether requests were left for later and can be carried out."""
-        return not (self._requests is None or self.is_behind or self.is_closing)
+        return not (self._requests is None or self.outbox.is_behind or self.is_closing)
 
     def collect(self) -> None:
         """Takes the new answers from the conversation."""
-        data = self.connection.data_to_send()
-        if self.is_behind:
-            self._piled_up += len(data)
-        self._unsent += data
+        self.outbox.add(self.connection.data_to_send())
 
     def flush(self) -> None:
         """Sends as many bytes as the socket accepts."""
-        self.collect()
-        unsent = self._unsent
+        outbox, was_behind = self.outbox, self.outbox.is_behind
         try:
-            if unsent:
-                del unsent[: self.flow.send(unsent)]
+            outbox.send(self.connection.data_to_send())
             if self._requests is None and not self.is_closing:
                 self.flow.settle()
         except OSError:
             self.is_closing = True
             return
-        if self.is_behind:
-            self._catch_up()
-        elif unsent and self.is_orphaned:
-            self.is_closing = True  # nobody reads it
-        elif unsent:
-            self.is_behind = True
-            self._watch(self.wanted_events)
-
-    def _catch_up(self) -> None:
-        # protocol 3.4: answers that the client has asked for do not count, however
-        # long.
-        unread = min(len(self._unsent), self._piled_up)
-        if not self._unsent:
-            self._piled_up = 0
-            self.is_behind = False
-            self._watch(self.wanted_events)
-        elif unread > self._max_unread_bytes:
+        if outbox.is_behind is not was_behind:
+            if outbox.is_behind and self.is_orphaned:
+                self.is_closing = True  # nobody reads it
+            else:
+                self._watch(self.wanted_events)
+        elif was_behind and outbox.leaves_too_much:
             logger.warning(
-                "session %d is closed: it left %d bytes unread", self.session, unread
+                "session %d is closed: it left %d bytes unread",
+                self.session,
+                outbox.unasked,
             )
             self.is_closing = True
 

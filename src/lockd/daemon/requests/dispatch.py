@@ -150,7 +150,7 @@ class Dispatcher:
     def is_done_with(self, peer: Peer) -> bool:
         """Returns whether a peer without further requests gets nothing more."""
         session = self._engine.sessions[peer.session]
-        busy = peer.is_behind or peer.has_more or peer.watched is not None
+        busy = peer.outbox.is_behind or peer.has_more or peer.watched is not None
         unanswered = session.requests or peer.late
         return not (busy or session.owner.grants or unanswered)
 

@@ -15,7 +15,8 @@ import trio
 
 from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.access import rights_of
-from lockd.daemon.clients.peer import Peer, PeerState, shut_down
+from lockd.daemon.clients.peer import Peer, shut_down
+from lockd.daemon.clients.peer_state import PeerState
 from lockd.daemon.config.config import (
     Config,
     Limits,

@@ -8,7 +8,6 @@ unread. Nobody gets an answer that is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -158,10 +157,12 @@ class Recorder:
         Returns whether one leaves much.
         """
         answers = self._answers
-        worst = max(answers.peers.values(), key=attrgetter("unread"), default=None)
-        if worst is None or worst.unread <= SHORT:
+        peers = answers.peers.values()
+        worst = max(peers, key=lambda peer: peer.outbox.unread, default=None)
+        unread = 0 if worst is None else worst.outbox.unread
+        if worst is None or unread <= SHORT:
             return False
-        worst.cut_off(f"memory is short, and it left {worst.unread} bytes unread")
+        worst.cut_off(f"memory is short, and it left {unread} bytes unread")
         answers.behind.add(worst)
         self._ledger.put(self._state_keys[worst.session], self._state(worst))
         return True

@@ -20,7 +20,8 @@ import msgspec
 from msgspec.structs import replace
 
 from lockd import __version__
-from lockd.daemon.clients.peer import PeerState, has_hung_up, shut_down
+from lockd.daemon.clients.peer import has_hung_up, shut_down
+from lockd.daemon.clients.peer_state import PeerState
 from lockd.daemon.stores.labels import (
     CONFIG,
     CONNECTION,

@@ -1,0 +1,42 @@
+"""The state of a client's session, as one daemon leaves it to the next.
+
+It is recorded in each turn of the client. A field that was added later has a default,
+for the records of an older daemon.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class PeerState(Struct, frozen=True, array_like=True, gc=False):
+    """The state of a session as plain data (`Peer.dump_state`).
+
+    Attributes:
+        done: how many bytes of requests were carried out, or are in `connection`.
+        sent: how many bytes of answers were sent before those in `unsent`.
+        arrays: the msgids of requests that expect an array of grants.
+        claims: `Session.claims`, recorded apart from the locks, so that a missing lock
+            is detected.
+        unsent_apart: how many bytes before `unsent` are recorded in `Pieces`.
+        partial_apart: the same for the half message in `connection`.
+        reloads: the msgids of requests that wait for the end of a reload.
+        is_inheritable: as in `Peer`; always true for the sessions of an older daemon.
+    """
+
+    done: int
+    sent: int
+    connection: dict[str, Any]
+    unsent: bytes
+    piled_up: int
+    arrays: list[int]
+    is_closing: bool
+    restricted: bool
+    client: str | None
+    claims_itself: bool
+    watched: str | None
+    claims: int | None = None
+    unsent_apart: int = 0
+    partial_apart: int = 0
+    reloads: tuple[int, ...] = ()
+    is_inheritable: bool = True
