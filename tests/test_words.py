@@ -1,4 +1,4 @@
-"""What users read is in plain words (CONTRIBUTING.md): short lines, no banned phrases.
+"""What users read is in plain words (CONTRIBUTING.md).
 
 Covers pages, manual pages, comments of units and of the configuration, help, and every
 sentence in the source. Docstrings that no help prints are not covered.
@@ -17,6 +17,7 @@ from lockd.daemon.main import main as lockd_command
 
 TOP = Path(__file__).parents[1]
 WIDTH = 120
+MOST_WORDS = 25
 
 #: Pages that break a law today. The list only gets shorter.
 DEBTS = {"docs/architecture.md", "docs/protocol.md"}
@@ -76,6 +77,12 @@ def prose_of(name: str) -> str:
     return " ".join(text.split())
 
 
+def without_output(name: str) -> str:
+    """Returns the text of a page without its blocks of code."""
+    text = (TOP / name).read_text()
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def long_lines(name: str) -> list[str]:
     """Returns the lines of a page that are too long.
 
@@ -83,14 +90,25 @@ def long_lines(name: str) -> list[str]:
     """
     if not name.endswith(".md"):
         return []
-    text = (TOP / name).read_text()
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [x for x in text.splitlines() if len(x) > WIDTH and not x.startswith("|")]
+    lines = without_output(name).splitlines()
+    return [x for x in lines if len(x) > WIDTH and not x.startswith("|")]
+
+
+def long_sentences(name: str) -> list[str]:
+    """Returns the sentences of a page that have too many words.
+
+    A colon or a semicolon ends one, too. Code counts as one word.
+    """
+    if not name.endswith(".md"):
+        return []
+    text = re.sub(r"`[^`]*`", "code", without_output(name))
+    parts = re.split(r"\n\s*\n|\n\s*(?=- |\d+\. |#)|\||(?<=[.!?:;])\s", text)
+    return [part for part in parts if len(part.split()) > MOST_WORDS]
 
 
 @pytest.mark.parametrize("name", sorted(READ))
 def test_file_has_short_lines_and_plain_words(name: str) -> None:
-    found = [*long_lines(name), *phrases_in(prose_of(name))]
+    found = [*long_lines(name), *long_sentences(name), *phrases_in(prose_of(name))]
     assert bool(found) == (name in DEBTS), found
 
 
