@@ -70,8 +70,7 @@ LIFE: Final[dict[type, str]] = {
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
     Dispatcher: "take _acquire _convert _release _cancel "
     "_break _register _restrict _hello _statistics _watch watch "
-    "_create_lockspace _create_resource _delete_resource "
-    "_lockspace_of_unused "
+    "_create_lockspace _change_file "
     "_disconnect _audit",
 }
 ORPHAN: Final[dict[type, str]] = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 import trio
@@ -130,8 +132,12 @@ class Dispatcher:
             "convert": self._convert,
             "release": self._release,
             "cancel": self._cancel,
-            "create_resource": self._create_resource,
-            "delete_resource": self._delete_resource,
+            "create_resource": partial(
+                self._change_file, attrgetter("create_resource")
+            ),
+            "delete_resource": partial(
+                self._change_file, attrgetter("delete_resource")
+            ),
             "create_lockspace": self._create_lockspace,
             "statistics": self._statistics,
             "watch": self._watch,
@@ -332,26 +338,14 @@ class Dispatcher:
         self._access.set_rights(params.name, rights)
         peer.send_result(msgid)
 
-    def _create_resource(
-        self, peer: Peer, msgid: int, params: m.ResourceFileParams
+    def _change_file(
+        self,
+        change: Callable[[Lockspace], Callable[[str], None]],
+        peer: Peer,
+        msgid: int,
+        params: m.ResourceFileParams,
     ) -> None:
-        space = self._lockspace_of_unused(peer, params)
-        self._limiter.check_late(peer)
-        done = self._answers.expect(peer, msgid, CHANGE)
-        self._runtime.change_file(space, params.resource, space.create_resource, done)
-
-    def _delete_resource(
-        self, peer: Peer, msgid: int, params: m.ResourceFileParams
-    ) -> None:
-        space = self._lockspace_of_unused(peer, params)
-        self._limiter.check_late(peer)
-        done = self._answers.expect(peer, msgid, CHANGE)
-        self._runtime.change_file(space, params.resource, space.delete_resource, done)
-
-    def _lockspace_of_unused(
-        self, peer: Peer, params: m.ResourceFileParams
-    ) -> Lockspace:
-        """Returns the lockspace of a resource whose file may change.
+        """Creates or deletes the file of a resource.
 
         Raises:
             InUseError: the resource has a holder or a waiter.
@@ -361,7 +355,10 @@ class Dispatcher:
             found = self._redaction.situation(self._engine.situation(key), peer)
             facts = facts_of(self._engine, key, self._redaction, peer)
             raise refusals.in_use(found, trio.current_time(), facts)
-        return self._runtime.lockspaces[params.lockspace]
+        self._limiter.check_late(peer)
+        done = self._answers.expect(peer, msgid, CHANGE)
+        space = self._runtime.lockspaces[params.lockspace]
+        self._runtime.change_file(space, params.resource, change(space), done)
 
     def _disconnect(self, peer: Peer, msgid: int, params: m.DisconnectParams) -> None:
         other = self._answers.peers.get(params.session)
