@@ -179,13 +179,13 @@ class Encoder:
         return self._pack((NOTIFICATION, method, (params,)))
 
 
-def nesting(value: Any, limit: int = MAX_NESTING) -> int:
-    """Returns the nesting depth of a message, at most `limit` + 1.
+def nesting(value: Any) -> int:
+    """Returns the nesting depth of a message, at most `MAX_NESTING` + 1.
 
     It works breadth first: a hostile message must not cause deep recursion.
     """
     depth, level = 0, [value]
-    while level and depth <= limit:
+    while level and depth <= MAX_NESTING:
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
