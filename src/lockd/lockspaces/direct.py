@@ -23,9 +23,9 @@ class DirectLockspace(FileLockspace):
     path alone says which file and which file systems it reaches. It checks the file
     through an O_PATH descriptor, and then opens that same file.
 
-    A user who is no admin needs the rights to lock the file himself (fcntl(2)). He must
-    be allowed to read it for a shared lock, to write to it for an exclusive lock, and
-    to search every directory on the way.
+    A user who is no admin needs the rights to lock the file himself (fcntl(2)). A
+    shared lock takes the right to read it, an exclusive lock the right to write to it.
+    Both take the right to search every directory on the way.
     """
 
     kind = "direct"

@@ -10,7 +10,7 @@ Somebody may give a path to another file at any moment. So the lock only counts 
 path still leads to the locked file after locking. Otherwise opening starts over.
 
 lockd never writes to or truncates a file. It removes only a file that it created, or
-that is `temporary`, and only while it holds the file exclusively: then nobody else
+that is `temporary`. It does so while it holds the file exclusively: then nobody else
 relies on it.
 """
 

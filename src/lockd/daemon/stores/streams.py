@@ -8,7 +8,7 @@ out from the kernel:
 - Which requests were carried out but are still in the socket: requests are read with
   MSG_PEEK, and removed after their effects are recorded. SO_PEEK_OFF (socket(7)) is the
   number of peeked bytes that are not yet removed.
-- Which bytes of the answers have been sent: they go through a pipe, and splice(2) moves
+- Which bytes of the answers have been sent: they go through a pipe. splice(2) moves
   them from there into the socket in one step. Bytes in the pipe have not been sent.
 
 The positions are cells in shared memory, stored after each step. A damaged cell is
