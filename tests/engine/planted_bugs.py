@@ -216,40 +216,52 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a cycle through holders is missed",
-        "        for owner_id in _excluding_holders(request, resource):\n"
-        "            yield key, owners[owner_id]\n",
+        "            for owner_id in known.holders_before(request):\n"
+        "                yield key, self._owners[owner_id]\n",
         "",
     ),
     _in(
         "waitgraph",
         "a cycle through a queue is missed",
-        "            if not compatible(other.mode, request.mode):\n",
-        "            if other.converting:\n",
+        "                if not compatible(other.mode, request.mode):\n",
+        "                if other.converting:\n",
     ),
     _in(
         "waitgraph",
         "who shares is taken for an obstacle of who will share with it",
-        "            if not compatible(other.mode, request.mode):\n",
-        "            if True:\n",
+        "                if not compatible(other.mode, request.mode):\n",
+        "                if True:\n",
     ),
     _in(
         "waitgraph",
         "a cycle through a shared request for several is missed",
-        "            elif len(other.keys) > 1:\n",
-        "            elif False:\n",
+        "                elif len(other.keys) > 1:\n",
+        "                elif False:\n",
     ),
     _in(
         "waitgraph",
         "the owner of a shared request for several is waited for, not its grant",
-        "                yield key, other\n",
-        "                yield key, other.owner\n",
+        "                    yield key, other\n",
+        "                    yield key, other.owner\n",
     ),
     _in(
         "waitgraph",
         "a cycle of three is missed",
         "                    frontier.append(other)\n",
-        "                    if request is start:\n"
+        "                    if request in starts:\n"
         "                        frontier.append(other)\n",
+    ),
+    _in(
+        "waitgraph",
+        "what a shared request does not wait for is skipped for exclusive ones",
+        "            begin = self._reached_exclusive\n",
+        "            begin = self._reached\n",
+    ),
+    _in(
+        "waitgraph",
+        "a convert hides its own hold from others",
+        "if owner_id == own]\n        return found",
+        "if False]\n        return found",
     ),
     _in(
         "lock_table",

@@ -1,3 +1,10 @@
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
 from engine.scene import (
     ALICE,
     BOB,
@@ -16,10 +23,16 @@ from engine.scene import (
     refusal,
     release,
 )
-from lockd.engine.commands import Cancel, CloseSession, RegisterOwner
+from lockd.engine.commands import (
+    AddLockspace,
+    Cancel,
+    CloseSession,
+    OpenSession,
+    RegisterOwner,
+)
 from lockd.engine.effects import Ended, Refused, WaitEdge
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 
 def wait(session: int, key: ResourceKey) -> WaitEdge:
@@ -217,3 +230,61 @@ def test_who_leaves_a_refused_ring_leaves_nothing_behind(engine: LockEngine) -> 
     ended, passed_on = engine.handle(CloseSession(BOB), now=0.0)
     assert ended == Ended(grant(TAPE, BOB, 2), "disconnected")
     assert passed_on == granted(ALICE, 2, grant(TAPE, ALICE, 3))
+
+
+# What a search costs.
+
+
+def steps_of(act: Callable[[], object]) -> int:
+    """Returns how many lines of Python an act takes."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def crowd(count: int) -> LockEngine:
+    """Alice holds ten names, and shares a card with Bob; so many wait for all ten."""
+    engine = LockEngine()
+    engine.handle(AddLockspace("memory", anchored=False), now=0.0)
+    for session in range(1, count + 3):
+        engine.handle(OpenSession(session, owner(f"s{session}", session)), now=0.0)
+    acquire(engine, ALICE, 1, *TEN)
+    for session in (ALICE, BOB):
+        acquire(engine, session, 2, CARD, mode=SHARED)
+    for session in range(3, count + 3):
+        acquire(engine, session, 1, *TEN)
+    return engine
+
+
+TEN = tuple(ResourceKey("memory", f"name {number}") for number in range(10))
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_search_looks_at_each_place_in_a_line_once(mode: Mode) -> None:
+    def steps_with(count: int) -> int:
+        engine = crowd(count)
+        return steps_of(lambda: acquire(engine, BOB, 3, *TEN, mode=mode, timeout=9))
+
+    few, many = steps_with(50), steps_with(100)
+    assert few < many < 2.5 * few
+
+
+def test_convert_searches_once_for_all_requests_of_its_owner() -> None:
+    def steps_with(count: int) -> int:
+        engine = crowd(50)
+        for number in range(count):
+            acquire(engine, BOB, 10 + number, *TEN, mode=SHARED)
+        return steps_of(lambda: convert(engine, BOB, 3, CARD, EXCLUSIVE))
+
+    few, many = steps_with(10), steps_with(40)
+    assert few < many < 2.5 * few

@@ -132,10 +132,8 @@ class LockTable:
             self._announce(request)
 
     def cycle_of(self, requests: Sequence[Request]) -> tuple[WaitEdge, ...]:
-        """Returns a cycle in which one of these requests waits; empty without one."""
-        state = self._state
-        cycles = (find_cycle(r, state.resources, state.owners) for r in requests)
-        return next(filter(None, cycles), ())
+        """Returns a cycle in which one of these requests of an owner waits, or ()."""
+        return find_cycle(requests, self._state.resources, self._state.owners)
 
     def _announce(self, request: Request) -> None:
         """Tells the session that its request waits, and starts its timeout."""

@@ -1,7 +1,8 @@
 """Who waits for whom, and whether a new wait would close a cycle.
 
-The edges are derived from the resources on every search. A request waits for every
-holder that its mode excludes, and for every request that is served before it:
+The edges are derived from the resources on every search, and each is looked at once: a
+search takes as long as there are places in the lines that it reaches. A request waits
+for every holder that its mode excludes, and for every request that is served before it:
 
 - It waits for an *owner*: a holder, or an owner that becomes a holder before the
   request is served. The wait ends when all requests of that owner are granted.
@@ -14,36 +15,41 @@ cycle leads through the owner of the new request. No search is needed if nobody 
 for that owner.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import takewhile
+from collections.abc import Iterator, Mapping, Sequence
 
 from lockd.engine.effects import WaitEdge
 from lockd.engine.resource import Resource, compatible
 from lockd.engine.session import OwnerState, Request
-from lockd.terms import ResourceKey
+from lockd.terms import EXCLUSIVE, ResourceKey
 
 Owners = Mapping[int, OwnerState]
 Resources = Mapping[ResourceKey, Resource]
 
 
 def find_cycle(
-    start: Request, resources: Resources, owners: Owners
+    starts: Sequence[Request], resources: Resources, owners: Owners
 ) -> tuple[WaitEdge, ...]:
-    """Returns the cycle that leads from a queued request back to its own owner.
+    """Returns a cycle that leads from a queued request back to its owner.
 
-    The result is empty without a cycle. The first edge is the request's own. Each edge
-    waits for the owner of the next edge, and the last for the owner of the first.
+    The result is empty without a cycle. Each edge waits for the owner of the next edge,
+    and the last for the owner of the first.
+
+    Args:
+        starts: requests of one owner. The first edge is one of them.
     """
-    goal = start.owner
+    goal = starts[0].owner
     if not goal.grants and goal.waiting_count < 2:
         return ()
+    search = _Search(resources, owners)
     came_from: dict[Request, tuple[Request, ResourceKey]] = {}
     seen: set[int] = set()
-    frontier = [start]
+    frontier = list(starts)
+    reached = set(starts)
     while frontier:
         request = frontier.pop()
-        for key, obstacle in obstacles(request, resources, owners):
-            if obstacle is goal or obstacle is start:
+        for key, obstacle in search.obstacles(request):
+            # A grant of one of several old requests closes no new cycle.
+            if obstacle is goal or (obstacle is starts[0] and len(starts) == 1):
                 return _edges(request, key, came_from)
             if isinstance(obstacle, Request):
                 next_ones = [obstacle]
@@ -53,37 +59,75 @@ def find_cycle(
                 seen.add(obstacle.owner_id)
                 next_ones = obstacle.waiting()
             for other in next_ones:
-                if other not in came_from:
+                if other not in reached:
+                    reached.add(other)
                     came_from[other] = (request, key)
                     frontier.append(other)
     return ()
 
 
-def obstacles(
-    request: Request, resources: Resources, owners: Owners
-) -> Iterator[tuple[ResourceKey, OwnerState | Request]]:
-    """Yields what a request waits for, each with the resource where it waits."""
-    for key in request.keys:
-        resource = resources[key]
-        if resource.pending is request:
-            continue
-        for owner_id in _excluding_holders(request, resource):
-            yield key, owners[owner_id]
-        for other in takewhile(lambda other: other is not request, resource.line()):
-            if not compatible(other.mode, request.mode):
-                yield key, other.owner
-            elif len(other.keys) > 1:
-                yield key, other
+class _Search:
+    """Finds what requests wait for, each obstacle once."""
+
+    def __init__(self, resources: Resources, owners: Owners) -> None:
+        self._resources = resources
+        self._owners = owners
+        self._known: dict[ResourceKey, _Known] = {}
+
+    def obstacles(
+        self, request: Request
+    ) -> Iterator[tuple[ResourceKey, OwnerState | Request]]:
+        """Yields what a request waits for, each with the resource where it waits.
+
+        Skips what earlier calls have yielded.
+        """
+        for key in request.keys:
+            resource = self._resources[key]
+            if resource.pending is request:
+                continue
+            known = self._known.get(key)
+            if known is None:
+                known = self._known[key] = _Known(resource)
+            for owner_id in known.holders_before(request):
+                yield key, self._owners[owner_id]
+            for other in known.line_before(request):
+                if not compatible(other.mode, request.mode):
+                    yield key, other.owner
+                elif len(other.keys) > 1:
+                    yield key, other
 
 
-def _excluding_holders(request: Request, resource: Resource) -> Iterator[int]:
-    mode = resource.mode
-    if mode is None or compatible(mode, request.mode):
-        return
-    own = request.owner.owner_id
-    for owner_id in resource.holders:
-        if not (request.converting and owner_id == own):
-            yield owner_id
+class _Known:
+    """What a search knows of one resource."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._mode = resource.mode
+        #: The holders that were no obstacle so far.
+        self._holders = list(resource.holders)
+        self._line = list(resource.line())
+        self._places = {request: place for place, request in enumerate(self._line)}
+        #: Up to which place the line was an obstacle: of any request, and of an
+        #: exclusive one, which waits for more.
+        self._reached = self._reached_exclusive = 0
+
+    def holders_before(self, request: Request) -> list[int]:
+        """Returns the owners whose grants a request waits for, each once."""
+        if self._mode is None or compatible(self._mode, request.mode):
+            return []
+        own = request.owner.owner_id if request.converting else None
+        found = [owner_id for owner_id in self._holders if owner_id != own]
+        self._holders = [owner_id for owner_id in self._holders if owner_id == own]
+        return found
+
+    def line_before(self, request: Request) -> list[Request]:
+        """Returns the requests before this one that may be new obstacles."""
+        place = self._places.get(request, len(self._line))
+        begin = self._reached
+        if request.mode == EXCLUSIVE:
+            begin = self._reached_exclusive
+            self._reached_exclusive = max(begin, place)
+        self._reached = max(self._reached, place)
+        return self._line[begin:place]
 
 
 def _edges(
