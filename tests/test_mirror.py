@@ -31,6 +31,7 @@ ELSEWHERE = {
     "daemon/start/takeover.py": "daemon/survival/test_handover.py",
     "daemon/stores/stores.py": "daemon/survival/test_revival.py",
     "daemon/clients/keeping.py": "daemon/survival/test_keeping.py",  # does nothing
+    "daemon/survival/remains.py": "daemon/survival/test_revival_damage.py",
     "daemon/system/jobs.py": "daemon/requests/test_runtime.py",  # slow anchors, too
     # Values and tables without behaviour of their own.
     "engine/commands.py": "engine/test_lock_engine.py",

@@ -311,7 +311,7 @@ def test_file_that_a_predecessor_removed_is_being_let_go(
     space: DirectoryLockspace, locks: Path
 ) -> None:
     open_anchor(space, "web1", SHARED)
-    fd, made, _ = space.dump_file("web1")
+    fd, made = space.dump_file("web1")
     kept = os.dup(fd)
     space.close_anchor("web1")
     space.finish()
@@ -329,7 +329,7 @@ def test_file_that_was_there_when_it_was_taken_over_is_missed(
     space: DirectoryLockspace, locks: Path
 ) -> None:
     open_anchor(space, "web1", SHARED)
-    fd, made, _ = space.dump_file("web1")
+    fd, made = space.dump_file("web1")
     kept = os.dup(fd)
     space.disown_file("web1")
     os.close(fd)

@@ -8,11 +8,11 @@ import resource
 import socket as socket_module
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from syslog import LOG_ERR
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import click
 
@@ -30,8 +30,13 @@ from lockd.daemon.start import takeover
 from lockd.daemon.start.serve import Predecessor, begin
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.survival import handover
-from lockd.daemon.survival.handover import Handover, Kept
-from lockd.daemon.survival.revival import Revived, open_stores, revive
+from lockd.daemon.survival.handover import Handover
+from lockd.daemon.survival.revival import (
+    Revived,
+    open_stores,
+    revive,
+    revive_handed_over,
+)
 from lockd.daemon.system import systemd
 from lockd.daemon.system.epoch import (
     Epoch,
@@ -47,7 +52,6 @@ from lockd.daemon.system.listener import (
     OWNER_UMASK,
     UMASK,
     VIRTLOCKD,
-    Listener,
     Role,
     bind_listener,
     load_listener,
@@ -79,6 +83,20 @@ TABLE: Final = 32_768
 bytes."""
 
 logger = logging.getLogger("lockd")
+
+
+class Setup(NamedTuple):
+    """What the command line and the configuration ask for.
+
+    Attributes:
+        sockets: the paths of the sockets that are not passed.
+        problem: why the configuration is invalid.
+    """
+
+    config: Config = Config()
+    sockets: dict[Role, str | None] = {}  # noqa: RUF012 - never changed
+    state_dir: str = ""
+    problem: ConfigError | None = None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -120,43 +138,28 @@ def main(
     passed: dict[Role, socket_module.socket] = {}
     kept: list[tuple[str, int]] = []
     try:
-        if (state := handover.receive(handover.HANDOVER, Handover)) is not None:
-            _run(partial(_go_on, options, state))
-            return
-        if (left := handover.receive(handover.KEPT, Kept)) is not None:
-            _run(partial(_go_on_with_kept, options, left))
-            return
-        if not check_config:
+        left = handover.receive(handover.HANDOVER)
+        if left is None and not check_config:
             passed, kept = systemd.take_passed()
-        try:
-            settings = read_config(config)
-        except ConfigError:
-            if not kept:
-                raise
-            # An invalid file must not cost the kept locks: the old configuration
-            # counts.
-            settings = None
-        if settings is None:
-            _run(partial(_start_with_kept, options, state_dir, passed, kept))
-        elif check_config:
-            for line in _check_lockspaces(settings, config):
+        if left is not None:
+            wanted = Setup(state_dir=left.state_dir)
+        else:
+            wanted = _wanted(
+                config, state_dir, socket, admin_socket, virtlockd_socket, bool(kept)
+            )
+        if check_config:
+            for line in _check_lockspaces(wanted.config, config):
                 click.echo(line)
-            for line in shadowed(settings.limits):
+            for line in shadowed(wanted.config.limits):
                 click.echo(line)
             files = config_files(config)
             click.echo(f"the configuration is valid: {', '.join(files) or 'no file'}")
-        elif (copy := handover.receive(handover.TRIAL, Handover)) is not None:
-            _check_lockspaces(settings, config)
+        elif (copy := handover.receive(handover.TRIAL)) is not None:
+            _check_lockspaces(wanted.config, config)
             takeover.check(copy)
             click.echo(handover.GOOD)
         else:
-            sockets = _socket_paths(
-                socket or settings.socket,
-                admin_socket or settings.admin_socket,
-                virtlockd_socket,
-            )
-            found_dir = state_dir or settings.state_dir or default_paths().state_dir
-            _run(partial(_start, options, settings, sockets, found_dir, passed, kept))
+            _run(partial(_start, options, wanted, passed, kept, left))
     except ConfigError as error:
         if not kept:  # otherwise the next start serves the waiting clients
             for role, sock in passed.items():
@@ -212,91 +215,99 @@ def _end_to_start_again(status: int, began: float) -> NoReturn:
 
 def _start(
     options: Options,
-    config: Config,
-    sockets: dict[Role, str | None],
-    state_dir: str,
+    wanted: Setup,
     passed: dict[Role, socket_module.socket],
     kept: list[tuple[str, int]],
+    left: Handover | None,
 ) -> None:
     """Serves, after trying everything that can fail."""
     with ExitStack() as stack:
-        stores = open_stores(kept)
-        revived = None if stores is None else revive(stores)
-        epoch = (
-            open_epoch(state_dir)
-            if revived is None
-            else _epoch_after(revived, state_dir)
-        )
+        stores, before = _find_predecessor(kept, left)
+        place = before and (wanted.state_dir or before.revived.daemon["state_dir"])
+        if wanted.problem is not None and not place:
+            raise wanted.problem
+        if left is not None:
+            epoch = load_epoch(left.state_dir, left.epoch)
+        elif before is not None:
+            epoch = _epoch_after(before.revived, wanted.state_dir)
+        else:
+            epoch = open_epoch(wanted.state_dir)
         stack.callback(epoch.close)
         listeners = {name: passed_listener(sock) for name, sock in passed.items()}
-        for name, path in sockets.items():
+        if left is not None:
+            listeners = {name: load_listener(x) for name, x in left.listeners.items()}
+        for listener in listeners.values():
+            stack.callback(listener.remove)
+        for name, path in wanted.sockets.items():
             if path is not None and name not in passed:
                 umask = UMASK if name == CLIENTS else OWNER_UMASK
                 option = "--socket" if name == CLIENTS else f"--{name}-socket"
                 listeners[name] = bind_listener(path, umask, option)
                 stack.callback(listeners[name].remove)
-        before = None
-        if revived is not None:
-            before = Predecessor(revived.state, None, revived)
-        begin(options, config, epoch, listeners, stores, before)
+        begin(options, wanted.config, epoch, listeners, stores, before)
 
 
-def _socket_paths(
-    clients: str | None, admins: str | None, virtlockd: str | None
-) -> dict[Role, str | None]:
-    """Returns the paths of the sockets.
+def _find_predecessor(
+    kept: list[tuple[str, int]], left: Handover | None
+) -> tuple[Stores | None, Predecessor | None]:
+    """Returns the stores, if there are any, and the predecessor, if there is one.
 
-    A user who moves the clients' socket does not want the default admin socket.
-    """
-    usual = default_paths()
-    if clients is None:
-        clients, admins = usual.socket, admins or usual.admin_socket
-    return {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd}
-
-
-@contextmanager
-def _handed_over(left: Handover | Kept) -> Iterator[tuple[Epoch, dict[Role, Listener]]]:
-    """Loads the epoch and the sockets of the previous program in this process."""
-    epoch = load_epoch(left.state_dir, left.epoch)
-    listeners = {name: load_listener(x) for name, x in left.listeners.items()}
-    with ExitStack() as stack:
-        stack.callback(epoch.close)
-        for listener in listeners.values():
-            stack.callback(listener.remove)
-        yield epoch, listeners
-
-
-def _go_on(options: Options, state: Handover) -> None:
-    """Continues the previous program in this process, from a handed over state."""
-    with _handed_over(state) as (epoch, listeners):
-        before = Predecessor(state, state.left_at, None)
-        begin(options, Config(), epoch, listeners, None, before)
-
-
-def _start_with_kept(
-    options: Options,
-    state_dir: str | None,
-    passed: dict[Role, socket_module.socket],
-    kept: list[tuple[str, int]],
-) -> None:
-    """Serves the kept state although the configuration is invalid.
+    Args:
+        kept: what the service manager kept of a predecessor.
+        left: what the previous program in this process handed over.
 
     Raises:
-        ConfigError: no state was kept, or the state directory is unknown, so the
-            configuration is needed.
+        ConfigError: the data of the predecessor is gone, or unreadable.
     """
-    with ExitStack() as stack:
+    if left is None:
         stores = open_stores(kept)
         revived = None if stores is None else revive(stores)
-        found_dir = state_dir or (revived.state.state_dir if revived else "")
-        if stores is None or revived is None or not found_dir:
-            read_config(options.config)
-            raise ConfigError("the configuration is valid now: start again")
-        epoch = _epoch_after(revived, found_dir)
-        stack.callback(epoch.close)
-        listeners = {name: passed_listener(sock) for name, sock in passed.items()}
-        before = Predecessor(revived.state, None, revived)
-        begin(options, Config(), epoch, listeners, stores, before)
+    elif left.stores.keys() >= Stores.NAMES:
+        stores = Stores(left.stores)
+        revived = revive(stores)
+    else:
+        stores, revived = None, revive_handed_over(left)
+    if revived is not None:
+        return stores, Predecessor(revived, None if left is None else left.left_at)
+    if left is not None:
+        raise ConfigError("the kept state of the previous daemon is gone")
+    return stores, None
+
+
+def _wanted(
+    config: str | None,
+    state_dir: str | None,
+    clients: str | None,
+    admins: str | None,
+    virtlockd: str | None,
+    is_kept: bool,
+) -> Setup:
+    """Returns what the command line and the configuration ask for.
+
+    A user who moves the clients' socket does not want the default admin socket.
+
+    Args:
+        is_kept: whether there may be a predecessor. An invalid file must not cost the
+            kept locks: the old configuration counts.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+    """
+    try:
+        settings = read_config(config)
+    except ConfigError as error:
+        if not is_kept:
+            raise
+        return Setup(state_dir=state_dir or "", problem=error)
+    usual = default_paths()
+    clients, admins = clients or settings.socket, admins or settings.admin_socket
+    if clients is None:
+        clients, admins = usual.socket, admins or usual.admin_socket
+    return Setup(
+        settings,
+        {CLIENTS: clients, ADMINS: admins, VIRTLOCKD: virtlockd},
+        state_dir or settings.state_dir or usual.state_dir,
+    )
 
 
 def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
@@ -306,22 +317,12 @@ def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
         revived: the data of the predecessor.
         state_dir: the state directory, if the data does not have it.
     """
-    before = numbers_of(*revived.state.epoch)
+    daemon = revived.daemon
+    before = numbers_of(daemon["epoch"], daemon["reserved"])
     if revived.problems:
         # The last tokens may be among the unreadable records.
-        return open_epoch(revived.state.state_dir or state_dir, before)
-    return resume_epoch(revived.state.state_dir, before)
-
-
-def _go_on_with_kept(options: Options, left: Kept) -> None:
-    """Continues the previous program in this process, from its stores."""
-    with _handed_over(left) as (epoch, listeners):
-        stores = Stores(left.stores)
-        revived = revive(stores)
-        if revived is None:
-            raise ConfigError("the kept state of the previous daemon is gone")
-        before = Predecessor(revived.state, left.left_at, revived)
-        begin(options, Config(), epoch, listeners, stores, before)
+        return open_epoch(daemon["state_dir"] or state_dir, before)
+    return resume_epoch(daemon["state_dir"], before)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> list[str]:

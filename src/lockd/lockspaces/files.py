@@ -255,10 +255,10 @@ class FileLockspace(Lockspace):
         """Returns the resources with open anchors."""
         return list(self._files)
 
-    def dump_file(self, resource: str) -> tuple[int, bool, Mode | None]:
-        """Returns what `adopt_file` needs: the descriptor, made by us, and the mode."""
+    def dump_file(self, resource: str) -> tuple[int, bool]:
+        """Returns what `adopt_file` needs: the descriptor, and whether we made it."""
         file = self._files[resource]
-        return file.fd, file.made, file.mode
+        return file.fd, file.made
 
     def adopt_file(
         self, resource: str, fd: int, *, made: bool, mode: Mode | None

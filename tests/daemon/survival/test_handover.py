@@ -240,6 +240,10 @@ def test_no_descriptor_is_left_over(daemon: DaemonProcess, connect: Connect) -> 
     for _ in range(3):
         daemon.upgrade()
     assert descriptors(daemon.pid) == before
+    # What was kept for the upgrade alone is gone, and nothing more is kept.
+    fds = [os.readlink(x) for x in Path(f"/proc/{daemon.pid}/fd").iterdir()]
+    assert not [x for x in fds if "memfd" in x]
+    assert client.call("statistics")["kept"]["by"] is None
     for index in range(20):
         client.call("release", resource=f"{index}", lockspace="files")
     client.close()
@@ -454,6 +458,67 @@ def test_upgrade_without_room_changes_nothing(
     client.call("release", resource="a", lockspace="files")
 
 
+SMALL = 1 << 20
+
+
+def test_upgrade_without_memory_changes_nothing(
+    daemon: DaemonProcess, connect: Connect
+) -> None:
+    client = connect()
+    client.acquire("a", lockspace="files")
+    before = descriptors(daemon.pid)
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (SMALL, limits[1]))
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert "File too large" in daemon.wait_for_line("the upgrade failed")
+    assert descriptors(daemon.pid) == before
+    client.acquire("b")
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, limits)
+    daemon.upgrade()
+    client.call("release", resource="a", lockspace="files")
+    client.call("release", resource="b")
+
+
+def test_memory_that_is_gone_after_the_trial_changes_nothing(
+    plant: Plant, daemon: DaemonProcess, connect: Connect
+) -> None:
+    client, waiter = connect(), connect()
+    client.acquire("a", lockspace="files")
+    msgid = waiter.send("acquire", resource="a", lockspace="files")
+    wait_for_waiters(client, "a", 1, lockspace="files")
+    before = descriptors(daemon.pid)
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+    take = f"resource.prlimit({daemon.pid}, resource.RLIMIT_FSIZE, ({SMALL}, -1))"
+    plant(handover.TRIAL, f"import resource\n{take}")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert "File too large" in daemon.wait_for_line("the upgrade failed")
+    assert descriptors(daemon.pid) == before
+    assert inheritable(daemon) == []
+    assert client.call("statistics")["kept"]["by"] is None
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, limits)
+    plant(handover.TRIAL, "pass")
+    daemon.upgrade()
+    client.call("release", resource="a", lockspace="files")
+    waiter.result(msgid)
+
+
+def test_daemon_that_is_nearly_full_goes_on(
+    daemon: DaemonProcess, connect: Connect
+) -> None:
+    client = connect()
+    for index in range(300):
+        client.acquire(f"{index}", lockspace="files")
+    # So that what is open would not fit into what the kernel takes in flight.
+    used = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) + 1
+    most = used + handover.ROOM + 5
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (most, most))
+    daemon.upgrade()
+    statistics = client.call("statistics")
+    assert (statistics["held"], statistics["upgrades"]) == (300, 1)
+    for index in range(300):
+        client.call("release", resource=f"{index}", lockspace="files")
+
+
 # What goes wrong when it is too late.
 
 
@@ -549,6 +614,7 @@ def tried(daemon: DaemonProcess, fd: int) -> str:
 
 
 NEWER = {"version": 99, "readable_from": 99}
+OLDER = {"version": 2, "readable_from": 2, "program": "0.1.0", "engine": {}}
 
 
 def test_lockspace_that_could_not_be_served_again_ends_the_upgrade(
@@ -591,9 +657,10 @@ def test_configuration_that_goes_bad_after_the_trial_costs_nothing(
         (b"\xc1", "invalid"),
         (msgspec.msgpack.encode(5), "object"),
         (msgspec.msgpack.encode({"version": 1}), "readable_from"),
-        (msgspec.msgpack.encode(NEWER), "version 99 cannot be read, only 1 to 2"),
+        (msgspec.msgpack.encode(NEWER), "version 99 cannot be read, only 3 to 3"),
+        (msgspec.msgpack.encode(OLDER), "version 2 cannot be read, only 3 to 3"),
         (msgspec.msgpack.encode({"version": 0, "readable_from": 0}), "version 0"),
-        (msgspec.msgpack.encode({"version": 1, "readable_from": 1}), "program"),
+        (msgspec.msgpack.encode({"version": 3, "readable_from": 3}), "epoch"),
     ],
 )
 def test_state_that_cannot_be_read_is_refused_whole(
@@ -610,14 +677,23 @@ def test_state_of_a_newer_program_is_read_if_that_says_so(
     # As a program would leave it that knows more than we do.
     add = """
 import fcntl, msgpack
+from lockd.daemon.stores.ledger import Ledger
+from lockd.daemon.stores.stores import ledger_of, names_of
 name = "LOCKD_HANDOVER"
 with open(int(os.environ[name]), "rb") as file:
     file.seek(0)
-    state = msgpack.unpackb(file.read())
+    state = msgpack.unpackb(file.read(), strict_map_key=False)
+newer = Ledger()
+for key, value in ledger_of(state["stores"]).records().items():
+    kind, found = msgpack.unpackb(key)[0], msgpack.unpackb(value)
+    if kind == "counts":
+        found[0] += 1
+    elif isinstance(found, dict):
+        found["colour"] = "red"
+    newer.put(key, msgpack.packb(found))
+newer.commit()
 state |= {"version": state["version"] + 1, "colours": ["red"]}
-state["peers"] = [peer | {"colour": "red"} for peer in state["peers"]]
-state["engine"]["version"] += 1
-state["engine"]["owners"] = [x | {"colour": 1} for x in state["engine"]["owners"]]
+state["stores"] = names_of(newer)
 fd = os.memfd_create("newer", os.MFD_ALLOW_SEALING)
 os.write(fd, msgpack.packb(state))
 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15)

@@ -335,6 +335,26 @@ def test_upgrade_goes_the_same_way(
     assert [kind for _, kind, _ in client.kept] == ["resumed"]
 
 
+def test_upgrade_that_cannot_be_leaves_everything_kept(
+    manager: ServiceManager, client: WireClient, other: WireClient, locks: Path
+) -> None:
+    client.acquire("f", lockspace="files")
+    waiting = other.send("acquire", resource="f", lockspace="files")
+    wait_for_waiters(client, "f", 1, lockspace="files")
+    good = manager.config.read_text()
+    manager.config.write_text("colour = 1\n")
+    os.kill(manager.pid, signal.SIGUSR1)
+    manager.wait_for_log("the upgrade failed")
+    client.acquire("a")
+    client.call("release", resource="f", lockspace="files")
+    assert other.result(waiting)["grant"]["resource"] == "f"
+    manager.config.write_text(good)
+    manager.kill_and_start()
+    assert holders(client, "a")
+    assert holders(client, "f", "files")
+    assert is_locked(locks / "f")
+
+
 def test_bad_configuration_costs_nothing(
     manager: ServiceManager, client: WireClient
 ) -> None:

@@ -245,7 +245,7 @@ def test_nothing_can_be_read_and_it_serves(
 @pytest.mark.parametrize(
     "place",
     [
-        "survival.revival:_Found.__init__",
+        "survival.remains:Remains.__init__",
         "start.takeover:take_over",
         "survival.keeping:StoredKeeping.hold_stuck",
         "stores.in_flight:InFlight.drop",

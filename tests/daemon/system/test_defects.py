@@ -110,10 +110,10 @@ OTHERS: Final[dict[type, str]] = {
     "tidy write_anew tidy_thoroughly note_process note_lockspace note_config "
     "record_anew adopt_records",
     Recorder: "__init__ commit _could_cut_off _record_process _record_daemon "
-    "record_anew adopt_records _everything note_process note_config note_lockspace "
-    "_put _remove",
+    "record_anew stage_all _record_noted adopt_records _everything note_process "
+    "note_config note_lockspace _put _remove",
     Processes: "__init__ configure _died _mark registered owners of is_fencing doomed "
-    "dump dump_one load close can_end empower",
+    "pidfds dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _has_work _next_deadline _keep_deadlines _take_turns "
     "take_turn _give_turns end_turn _send_answers close take_in _users_who_wait "

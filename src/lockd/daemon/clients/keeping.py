@@ -25,6 +25,10 @@ class Keeping:
 
     by: str | None = None
 
+    def descriptors(self) -> dict[str, int]:
+        """Returns the descriptors of the stores by name; none without stores."""
+        return {}
+
     @property
     def in_flight(self) -> int:
         """How many descriptors are kept, wanted or not."""

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import socket
 import time
 from functools import partial
@@ -20,8 +21,7 @@ from lockd.daemon.service import Options, Service
 from lockd.daemon.start import takeover
 from lockd.daemon.start.clock import MonotonicClock
 from lockd.daemon.stores.stores import Stores
-from lockd.daemon.survival import handover, revival
-from lockd.daemon.survival.handover import Handover
+from lockd.daemon.survival import revival
 from lockd.daemon.survival.keeping import StoredKeeping
 from lockd.daemon.survival.revival import Revived
 from lockd.daemon.system.epoch import Epoch
@@ -38,26 +38,24 @@ class Predecessor(NamedTuple):
     """The daemon that this one replaces.
 
     Attributes:
-        state: its state.
+        revived: its data.
         left_at: when it stopped serving; None if it crashed.
-        revived: its kept data; None if only the state was handed over.
     """
 
-    state: Handover
+    revived: Revived
     left_at: float | None
-    revived: Revived | None
 
     @property
     def life(self) -> Life:
         """The life that continues."""
-        is_crash, state = self.left_at is None, self.state
+        is_crash, daemon = self.left_at is None, self.revived.daemon
         return Life(
-            state.started,
-            state.last_number,
-            state.upgrades + (not is_crash),
-            state.revivals + is_crash,
+            daemon["started"],
+            daemon["last_number"],
+            daemon["upgrades"] + (not is_crash),
+            daemon.get("revivals", 0) + is_crash,
             # After a crash, clients have waited since the start of this process.
-            time.monotonic() - process_age() if is_crash else self.left_at or None,
+            time.monotonic() - process_age() if is_crash else self.left_at,
         )
 
 
@@ -121,39 +119,39 @@ def _carry_on(
     stores: Stores | None,
     predecessor: Predecessor,
 ) -> Service:
-    state, revived = predecessor.state, predecessor.revived
+    revived = predecessor.revived
     try:
-        loaded = snapshot.load(state.engine, epoch.last_token)
+        loaded = snapshot.load(revived.engine, epoch.last_token)
     except ValueError as error:
         raise ConfigError(f"the kept state: {error}") from None
-    damaged = revived is not None and bool(loaded.problems or revived.problems)
+    damaged = bool(loaded.problems or revived.problems)
     if damaged:
-        for session in revival.missing_claims(loaded.engine, state.peers):
+        for session in revival.missing_claims(loaded.engine, revived.peers):
             loaded.problems.append(f"session {session} is ended: its locks are lost")
             loaded.damaged.append(session)
-    config = handover.config_of(state) or Config()
+    config = revival.config_of(revived) or Config()
 
     def keep(engine: LockEngine, answers: Answers, life: Life, epoch: Epoch) -> Keeping:
-        if stores is None or revived is None:
+        if stores is None:
             return Keeping()
-        slots = [peer["slot"] for peer in state.peers]
+        slots = [peer["slot"] for peer in revived.peers]
         owners, apart = revived.owners, revived.apart
         return StoredKeeping(stores, engine, answers, life, epoch, slots, owners, apart)
 
     parts = assemble(loaded.engine, predecessor.life, epoch, config.limits, keep)
     service = Service(parts, options, config, listeners)
-    if revived is None:
-        takeover.close_on_exec(state)
-    takeover.take_over(parts, config, state, loaded)
-    if revived is None:
-        service.read_configuration()
+    takeover.take_over(parts, config, revived, loaded)
+    is_crash = predecessor.left_at is None
+    if isinstance(parts.keeping, StoredKeeping):
+        _put_in_order(service, revived, damaged=damaged, is_crash=is_crash)
     else:
-        is_upgrade = predecessor.left_at is not None
-        _put_in_order(service, revived, damaged=damaged, is_upgrade=is_upgrade)
-        if not is_upgrade:
-            for peer in parts.answers.peers.values():
-                peer.tell_resumed(epoch.number)
-        parts.answers.behind.update(parts.answers.peers.values())
+        service.read_configuration()
+        for fd in revived.unclaimed.values():
+            os.close(fd)
+    if is_crash:
+        for peer in parts.answers.peers.values():
+            peer.tell_resumed(epoch.number)
+    parts.answers.behind.update(parts.answers.peers.values())
     logger.info(
         "lockd %s continues with %d held, %d waiting, %s",
         __version__,
@@ -165,7 +163,7 @@ def _carry_on(
 
 
 def _put_in_order(
-    service: Service, revived: Revived, *, damaged: bool, is_upgrade: bool
+    service: Service, revived: Revived, *, damaged: bool, is_crash: bool
 ) -> None:
     """Makes the kept data equal to the restored state.
 
@@ -174,7 +172,7 @@ def _put_in_order(
         revived: the data of the predecessor.
         damaged: whether a part could not be read. Recording everything again then
             removes all traces of it.
-        is_upgrade: whether the predecessor has given way on purpose.
+        is_crash: whether the predecessor has not given way on purpose.
 
     Raises:
         ConfigError: there is no room for that.
@@ -185,8 +183,6 @@ def _put_in_order(
     if damaged:
         for key in keeping.unlocked():
             takeover.lose(parts, key, "its file is no longer locked")
-    for problem in revived.problems:
-        parts.health.report(f"lost {problem}", f"not taken over: {problem}")
     service.read_configuration()
     for stranger in revived.strangers:
         parts.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
@@ -199,10 +195,10 @@ def _put_in_order(
         left = keeping.forget_the_rest(revived.unclaimed, owners, at_once=damaged)
     except OSError as error:
         raise ConfigError(f"the kept state cannot be repaired: {error}") from None
-    if damaged or is_upgrade or not revived.is_as_written:
-        keeping.record_anew()
-    else:
+    if is_crash and revived.is_as_written and not damaged:
         keeping.adopt_records(revived.recorded, owners)
+    else:
+        keeping.record_anew()
     for what in left:
         problem = f"{what} stays locked, and nobody holds it"
         parts.health.report(f"stuck {what}", problem)

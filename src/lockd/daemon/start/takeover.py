@@ -1,12 +1,10 @@
-"""Restores the state of another daemon (`handover`, `revival`).
+"""Restores the state of another daemon (`revival`).
 
 An unreadable part affects only the clients it belongs to.
 """
 
-import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,12 +21,16 @@ from lockd.daemon.config.config import (
     LockspaceConfig,
     make_lockspace,
 )
+from lockd.daemon.stores.labels import PROCESS
+from lockd.daemon.stores.stores import ledger_of
 from lockd.daemon.stores.streams import Flow
-from lockd.daemon.survival.handover import Handover, LockspaceRecord
+from lockd.daemon.survival.handover import Handover
 from lockd.daemon.survival.keeping import StoredKeeping
+from lockd.daemon.survival.remains import Remains
+from lockd.daemon.survival.revival import LockspaceRecord, Revived
 from lockd.daemon.system.credentials import Credentials, Identity
 from lockd.engine import commands as c
-from lockd.engine import invariants, snapshot
+from lockd.engine import invariants, records, snapshot
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.files import FileLockspace, OpenFiles
 from lockd.lockspaces.places import check_directory
@@ -38,30 +40,28 @@ from lockd.terms import ResourceKey
 Plain = dict[str, Any]
 
 
-def check(state: Handover) -> None:
-    """Does everything that can be done with a copy of a state.
+def check(left: Handover) -> None:
+    """Does everything that can be done with a copy of the records.
 
     Raises:
         ConfigError: a part of it cannot be read.
     """
     open_files = OpenFiles()
     try:
-        for space in state.lockspaces:
-            make_lockspace(
-                space.name,
-                space.kind,
-                space.path,
-                open_files,
-                settle=check_directory,
-            )
-        loaded = snapshot.load(state.engine)
+        remains = Remains(ledger_of(left.stores))
+        remains.daemon()
+        engine = records.assemble(remains.engine)
+        for name, space in remains.spaces(engine).items():
+            kind, path = space["kind"], space["path"]
+            make_lockspace(name, kind, path, open_files, settle=check_directory)
+        loaded = snapshot.load(engine)
         invariants.check(loaded.engine)
-        problems = loaded.problems
-        for record in state.peers:
+        problems = [*remains.problems, *loaded.problems]
+        for record in remains.peers().values():
             with socket.socket(socket.AF_UNIX) as sock:
                 load_peer(record, sock, lambda events: None, Limits())
-        for record in state.processes:
-            int(record["pidfd"]), int(record["owner_id"]), bool(record["registered"])
+        for record in remains.ours[PROCESS].values():
+            int(record["pid"]), int(record["owner_id"]), bool(record["registered"])
     except ConfigError:
         raise
     except Exception as error:
@@ -73,7 +73,7 @@ def check(state: Handover) -> None:
 
 
 def take_over(
-    parts: Parts, config: Config, state: Handover, loaded: snapshot.Loaded
+    parts: Parts, config: Config, revived: Revived, loaded: snapshot.Loaded
 ) -> None:
     """Restores the state of a predecessor.
 
@@ -82,23 +82,23 @@ def take_over(
     Args:
         parts: this daemon, with the loaded lock table.
         config: the predecessor's configuration.
-        state: the predecessor's state.
+        revived: the data of the predecessor.
         loaded: the result of loading the lock table.
     """
-    problems = list(loaded.problems)
+    problems = [*revived.problems, *loaded.problems]
     lost: dict[ResourceKey, str] = {}
-    for space in state.lockspaces:
+    for space in revived.lockspaces:
         lost |= _take_lockspace(parts, space)
         _take_rights(parts, config, space, problems)
     problems += lost.values()
     if isinstance(parts.keeping, StoredKeeping):
         parts.keeping.note_files()
-    for record in state.processes:
+    for record in revived.processes:
         try:
             parts.runtime.processes.load(record)
         except Exception as error:
             problems.append(f"a process: {error!r}")
-    for record in state.peers:
+    for record in revived.peers:
         _take_peer(parts, record, problems)
     # The peers exist now and can hear of it.
     for key, reason in lost.items():
@@ -106,19 +106,6 @@ def take_over(
     _end_what_is_left(parts, loaded)
     for problem in problems:
         parts.health.report(f"lost {problem}", f"not taken over: {problem}")
-
-
-def close_on_exec(state: Handover) -> None:
-    """Makes the descriptors that came through execve(2) close at the next one."""
-    fds: list[Any] = [file[1] for space in state.lockspaces for file in space.files]
-    for record in (*state.processes, *state.peers):
-        fds += [record.get("pidfd"), record.get("fd")]
-    for fd in fds:
-        if isinstance(fd, int):
-            with suppress(
-                OSError
-            ):  # a closed descriptor is reported when it is adopted
-                os.set_inheritable(fd, False)
 
 
 def _take_lockspace(parts: Parts, record: LockspaceRecord) -> dict[ResourceKey, str]:

@@ -26,7 +26,7 @@ class Stores:
             self.ledger, self.cells = Ledger(), Cells()
             self.in_flight, self.pipe = InFlight(), Pipe()
             return
-        self.ledger = Ledger((found["ledger-0"], found["ledger-1"]))
+        self.ledger = ledger_of(found)
         self.cells = Cells(found["cells"])
         self.pipe = Pipe((found["pipe-0"], found["pipe-1"]))
         ends = sorted(x for x in found if x.startswith("end-"))
@@ -34,7 +34,17 @@ class Stores:
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors to keep, by the names that `__init__` takes."""
-        named = {f"ledger-{n}": fd for n, fd in enumerate(self.ledger.fds)}
+        named = names_of(self.ledger)
         named |= {f"pipe-{n}": fd for n, fd in enumerate(self.pipe.ends)}
         named |= {f"end-{n:02}": fd for n, fd in enumerate(self.in_flight.ends)}
         return named | {"cells": self.cells.fd}
+
+
+def names_of(ledger: Ledger) -> dict[str, int]:
+    """Returns the descriptors of a ledger, by the names that `ledger_of` takes."""
+    return {f"ledger-{n}": fd for n, fd in enumerate(ledger.fds)}
+
+
+def ledger_of(found: dict[str, int]) -> Ledger:
+    """Returns the ledger of some named descriptors; raises as `Ledger`."""
+    return Ledger((found["ledger-0"], found["ledger-1"]))

@@ -1,13 +1,16 @@
-"""A live upgrade: gives the state to the new program in the same process.
+"""A live upgrade: gives the place to the new program in the same process.
 
-The state is written into a sealed memfd (memfd_create(2)), which the new program reads
-after execve(2). Sockets, pidfds and lock files stay open with the same numbers. No lock
-is released meanwhile, so nobody else can get it.
+The state is in stores (`keeping`) and stays there. A daemon that nobody keeps records
+its state just before it leaves. Its sockets, pidfds and lock files stay open with the
+same numbers. The new program continues after execve(2) as after a crash (`revival`). No
+lock is released meanwhile, so nobody else can get it. A sealed memfd (memfd_create(2))
+says where the records and the descriptors are.
 
 Everything that can fail is tried first. The new program runs as a child with a copy of
-the state, and reports whether it can continue from there. Then execve(2) either fails,
-and nothing has changed, or succeeds. If the new program dies later, it is a crash like
-any other: the kernel frees the locks, and the clients see EOF.
+the records, and reports whether it can continue from there. Then execve(2) either
+fails, and nothing has changed, or succeeds. If the new program dies later, it is a
+crash like any other: unless the state is kept, the kernel frees the locks, and the
+clients see EOF.
 """
 
 import fcntl
@@ -17,35 +20,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, Final, NamedTuple, TypeVar
+from contextlib import ExitStack, suppress
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
 from msgspec import Struct
 
-from lockd import __version__
 from lockd.daemon.assembly import Parts
-from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import Config
-from lockd.daemon.survival.keeping import StoredKeeping
+from lockd.daemon.stores.labels import CONNECTION, PIDFD, label_of
+from lockd.daemon.stores.ledger import Ledger
+from lockd.daemon.stores.stores import names_of
+from lockd.daemon.survival.keeping import files_of
+from lockd.daemon.survival.recording import Recorder
 from lockd.daemon.system.listener import Listener, Role
-from lockd.engine import snapshot
 from lockd.errors import ConfigError
-from lockd.lockspaces.base import Lockspace
-from lockd.lockspaces.files import FileLockspace
 from lockd.names import plain
-from lockd.terms import Kind, Mode, OnDisconnect
 
-VERSION: Final = 2
-READABLE_FROM: Final = 2
-OLDEST: Final = 1
-"""The versions of the state, as in `snapshot`."""
+VERSION: Final = 3
+READABLE_FROM: Final = 3
+OLDEST: Final = 3
+"""The versions of `Handover`, as in `snapshot`."""
 
 HANDOVER: Final = "LOCKD_HANDOVER"
-KEPT: Final = "LOCKD_KEPT"
 TRIAL: Final = "LOCKD_HANDOVER_TRIAL"
-"""Environment variables with the descriptor of a state: to take over, or to try."""
+"""Environment variables with the descriptor of a handover: to continue, or to try."""
 
 PATIENCE: Final = 30.0
 """Seconds in which the new program must have read the state."""
@@ -71,45 +71,20 @@ _SEALS: Final = (
 Plain = dict[str, Any]
 
 
-class LockspaceRecord(Struct, frozen=True):
-    """A lockspace and its open anchors: resource, descriptor, made by us, mode."""
-
-    name: str
-    kind: Kind
-    path: str | None
-    on_disconnect: OnDisconnect
-    files: list[tuple[str, int, bool, Mode | None]]
-
-
 class _Head(Struct, frozen=True):
     version: int
     readable_from: int
 
 
 class Handover(Struct, frozen=True):
-    """The state of a daemon. Descriptors are numbers that stay valid."""
+    """Where the state of a daemon is. Descriptors are numbers that stay valid.
 
-    version: int
-    readable_from: int
-    program: str
-    config: Plain
-    engine: Plain
-    epoch: list[int]
-    state_dir: str
-    listeners: dict[Role, Plain]
-    lockspaces: list[LockspaceRecord]
-    processes: list[Plain]
-    peers: list[Plain]
-    last_number: int
-    started: float
-    upgrades: int
-    revivals: int = 0
-    #: When the daemon stopped serving (CLOCK_MONOTONIC, seconds).
-    left_at: float = 0.0
-
-
-class Kept(Struct, frozen=True):
-    """The state of a daemon that keeps it outside the process: its stores."""
+    Attributes:
+        stores: descriptors by name: of all stores if the state is kept, otherwise of
+            the ledger alone.
+        opened: open descriptors by label, unless they are kept in the stores.
+        left_at: when the daemon stopped serving (CLOCK_MONOTONIC, seconds).
+    """
 
     version: int
     readable_from: int
@@ -117,7 +92,8 @@ class Kept(Struct, frozen=True):
     state_dir: str
     listeners: dict[Role, Plain]
     stores: dict[str, int]
-    left_at: float = 0.0
+    opened: dict[bytes, int]
+    left_at: float
 
 
 class Leaving(NamedTuple):
@@ -138,15 +114,18 @@ async def try_successor(leaving: Leaving) -> None:
         ConfigError: it cannot continue from there; the error says why.
         OSError: there is no room for a copy.
     """
-    memfd = _write(_dump(leaving, lambda fd: fd))
-    try:
-        with trio.fail_after(PATIENCE):
-            status, said = await _run_trial(memfd)
-    except (OSError, trio.TooSlowError) as error:
-        why = str(error) or f"the trial did not end within {PATIENCE:g} s"
-        raise ConfigError(why) from None
-    finally:
-        os.close(memfd)
+    with ExitStack() as stack:
+        ledger = _record(leaving)
+        stack.callback(ledger.close)
+        stores = names_of(ledger)
+        memfd = _write(_hand_over(leaving, stores, {}, lambda fd: fd))
+        stack.callback(os.close, memfd)
+        try:
+            with trio.fail_after(PATIENCE):
+                status, said = await _run_trial(memfd, stores)
+        except (OSError, trio.TooSlowError) as error:
+            why = str(error) or f"the trial did not end within {PATIENCE:g} s"
+            raise ConfigError(why) from None
     lines = said.decode("utf-8", "replace").strip()
     last = plain(lines.rpartition("\n")[2])
     if status != 0:
@@ -155,7 +134,7 @@ async def try_successor(leaving: Leaving) -> None:
         raise ConfigError("the trial ended without reading the state")
 
 
-async def _run_trial(memfd: int) -> tuple[int, bytes]:
+async def _run_trial(memfd: int, stores: dict[str, int]) -> tuple[int, bytes]:
     """Runs the new program. Returns its status, and the end of its output."""
     environment = _environment(TRIAL, memfd)
     environment.pop("NOTIFY_SOCKET", None)
@@ -164,7 +143,7 @@ async def _run_trial(memfd: int) -> tuple[int, bytes]:
     try:
         process = await trio.lowlevel.open_process(
             _command(),
-            pass_fds=(memfd,),
+            pass_fds=(memfd, *stores.values()),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -194,45 +173,34 @@ def give_way(leaving: Leaving) -> None:
         ConfigError: the system refused. Nothing has changed.
         Exception: anything else failed. Nothing has changed either.
     """
-    leaving.parts.server.finish_turn()
-    keeping = leaving.parts.keeping
-    if keeping.is_stuck:
+    parts = leaving.parts
+    parts.server.finish_turn()
+    if parts.keeping.is_stuck:
         raise ConfigError("there is no memory to record what happened last")
-    if leaving.parts.runtime.changes:
+    if parts.runtime.changes:
         # A peer would never get an answer.
         raise ConfigError("a file is being made or removed on a slow file system")
-    if isinstance(keeping, StoredKeeping):
-        become(KEPT, lambda keep: _dump_kept(leaving, keeping, keep))
-    else:
-        become(HANDOVER, lambda keep: _dump(leaving, keep))
-
-
-def become(variable: str, dump: Callable[[Callable[[int], int]], Struct]) -> None:
-    """Executes the new program, with the state in a memfd.
-
-    Args:
-        variable: the environment variable for the memfd.
-        dump: returns the state; calls its argument with each descriptor to keep open.
-
-    Raises:
-        ConfigError: the system refused. Nothing has changed.
-    """
-    kept: list[int] = []
-
-    def keep(fd: int) -> int:
-        kept.append(fd)
-        return fd
-
     with ExitStack() as unless_done:
         try:
-            memfd = _write(dump(keep))
+            stores, opened = parts.keeping.descriptors(), {}
+            if not stores:
+                ledger = _record(leaving)
+                unless_done.callback(ledger.close)
+                stores, opened = names_of(ledger), _open_descriptors(parts)
+            kept = [*stores.values(), *opened.values()]
+
+            def keep(fd: int) -> int:
+                kept.append(fd)
+                return fd
+
+            memfd = _write(_hand_over(leaving, stores, opened, keep))
             unless_done.callback(os.close, memfd)
             _check_room(memfd)
             for fd in (*kept, memfd):
                 os.set_inheritable(fd, True)
                 unless_done.callback(os.set_inheritable, fd, False)
             command = _command()
-            os.execve(command[0], command, _environment(variable, memfd))
+            os.execve(command[0], command, _environment(HANDOVER, memfd))
         except OSError as error:
             raise ConfigError(str(error)) from None
 
@@ -249,60 +217,62 @@ def _check_room(fd: int) -> None:
             os.close(duplicate)
 
 
-def _dump_kept(
-    leaving: Leaving, keeping: StoredKeeping, keep: Callable[[int], int]
-) -> Kept:
-    stores = {name: keep(fd) for name, fd in keeping.descriptors().items()}
-    return Kept(
-        VERSION,
-        READABLE_FROM,
-        leaving.parts.epoch.dump(keep),
-        leaving.parts.epoch.directory,
-        {role: x.dump(keep) for role, x in leaving.listeners.items()},
-        stores,
-        time.monotonic(),
-    )
+def _record(leaving: Leaving) -> Ledger:
+    """Returns a new ledger with the whole state.
+
+    Raises:
+        OSError: there is no memory or descriptor for it.
+    """
+    parts = leaving.parts
+    processes = parts.runtime.processes
+    with ExitStack() as unless_good:
+        ledger = Ledger()
+        unless_good.callback(ledger.close)
+        recorder = Recorder(
+            ledger, parts.engine, parts.answers, parts.life, parts.epoch, {}
+        )
+        recorder.note_config(leaving.config)
+        for space in parts.runtime.lockspaces.values():
+            recorder.note_lockspace(space)
+        for owner_id in processes.owners():
+            recorder.note_process(owner_id, processes.dump_one)
+        recorder.stage_all()
+        ledger.commit()
+        unless_good.pop_all()
+    return ledger
 
 
-def _dump(leaving: Leaving, keep: Callable[[int], int]) -> Handover:
-    life = leaving.parts.life
+def _open_descriptors(parts: Parts) -> dict[bytes, int]:
+    """Returns the descriptors that a successor needs, by the labels of `keeping`."""
+    found = {label: fd for _, fd, label in files_of(parts.runtime.lockspaces.values())}
+    for peer in parts.answers.peers.values():
+        found[label_of(CONNECTION, peer.session, peer.role)] = peer.fileno()
+    for owner_id, pidfd in parts.runtime.processes.pidfds():
+        found[label_of(PIDFD, owner_id)] = pidfd
+    return found
+
+
+def _hand_over(
+    leaving: Leaving,
+    stores: dict[str, int],
+    opened: dict[bytes, int],
+    keep: Callable[[int], int],
+) -> Handover:
+    """Returns the handover; calls `keep` with each further descriptor to keep open."""
+    epoch = leaving.parts.epoch
     return Handover(
         VERSION,
         READABLE_FROM,
-        __version__,
-        msgspec.to_builtins(leaving.config),
-        snapshot.dump(leaving.parts.engine),
-        leaving.parts.epoch.dump(keep),
-        leaving.parts.epoch.directory,
+        epoch.dump(keep),
+        epoch.directory,
         {role: x.dump(keep) for role, x in leaving.listeners.items()},
-        [_dump_lockspace(x, keep) for x in leaving.parts.runtime.lockspaces.values()],
-        leaving.parts.runtime.processes.dump(keep),
-        [_dump_peer(peer, keep) for peer in leaving.parts.answers.peers.values()],
-        life.last_number,
-        life.started,
-        life.upgrades,
-        life.revivals,
+        stores,
+        opened,
         time.monotonic(),
     )
 
 
-def _dump_lockspace(space: Lockspace, keep: Callable[[int], int]) -> LockspaceRecord:
-    files = []
-    if isinstance(space, FileLockspace):
-        for resource in space.open_resources():
-            fd, made, mode = space.dump_file(resource)
-            files.append((resource, keep(fd), made, mode))
-    return LockspaceRecord(
-        space.name, space.kind, space.path, space.on_disconnect, files
-    )
-
-
-def _dump_peer(peer: Peer, keep: Callable[[int], int]) -> Plain:
-    state = list(msgspec.structs.astuple(peer.dump_state()))
-    return peer.dump() | {"state": state, "fd": keep(peer.fileno())}
-
-
-def _write(state: Struct) -> int:
+def _write(state: Handover) -> int:
     fd = os.memfd_create("lockd-handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(msgspec.msgpack.encode(state))
@@ -323,11 +293,10 @@ def _environment(variable: str, fd: int) -> dict[str, str]:
 # Taking.
 
 
-State = TypeVar("State", Handover, Kept)
+def receive(variable: str) -> Handover | None:
+    """Returns the handover of the previous program in this process; None without one.
 
-
-def receive(variable: str, kind: type[State]) -> State | None:
-    """Returns the state from the previous program in this process; None without one.
+    Its descriptors are closed at the next execve(2).
 
     Raises:
         ConfigError: it cannot be read.
@@ -343,9 +312,13 @@ def receive(variable: str, kind: type[State]) -> State | None:
             file.seek(0)
             raw = file.read()
         _check_version(msgspec.msgpack.decode(raw, type=_Head))
-        return msgspec.msgpack.decode(raw, type=kind)
+        left = msgspec.msgpack.decode(raw, type=Handover)
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"the state of the previous daemon: {error}") from None
+    for fd in (*left.stores.values(), *left.opened.values()):
+        with suppress(OSError):  # a closed descriptor is reported when it is adopted
+            os.set_inheritable(fd, False)
+    return left
 
 
 def _check_version(head: _Head) -> None:
@@ -353,11 +326,3 @@ def _check_version(head: _Head) -> None:
         raise ValueError(
             f"version {head.version} cannot be read, only {OLDEST} to {VERSION}"
         )
-
-
-def config_of(state: Handover) -> Config | None:
-    """Returns the predecessor's configuration; None if it is not valid here."""
-    try:
-        return msgspec.convert(state.config, Config)
-    except msgspec.ValidationError:
-        return None

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import inf
 from typing import Any, Final
@@ -41,6 +41,7 @@ from lockd.daemon.survival.recording import Recorder
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Role
 from lockd.daemon.system.processes import Describe
+from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.files import FileLockspace, has_lock
@@ -100,6 +101,7 @@ class StoredKeeping(Keeping):
         self._turns_untidied = 0
         #: Until when not to record, because there was no memory; 0 if there was.
         self._stuck_until = 0.0
+        records.follow(engine)
         self._recorder = Recorder(
             stores.ledger, engine, answers, life, epoch, apart or {}
         )
@@ -351,12 +353,8 @@ class StoredKeeping(Keeping):
 
     def note_files(self) -> None:
         """Notes the kept files that are still held."""
-        for space in self._lockspaces.values():
-            if isinstance(space, FileLockspace):
-                for resource in space.open_resources():
-                    key = ResourceKey(space.name, resource)
-                    fd, made, _ = space.dump_file(resource)
-                    self._files[key] = fd, label_of(FILE, *key, made)
+        for key, fd, label in files_of(self._lockspaces.values()):
+            self._files[key] = fd, label
 
     def record_anew(self) -> None:
         """Records the whole state, and removes all other records."""
@@ -392,3 +390,15 @@ class StoredKeeping(Keeping):
         with suppress(OSError):
             self._stores.in_flight.tidy(TIDYING, thoroughly=True)
             self._stores.ledger.tidy_at_leisure(TIDYING)
+
+
+def files_of(
+    lockspaces: Iterable[Lockspace],
+) -> Iterator[tuple[ResourceKey, int, bytes]]:
+    """Yields resource, descriptor and label of each open lock file."""
+    for space in lockspaces:
+        if isinstance(space, FileLockspace):
+            for resource in space.open_resources():
+                key = ResourceKey(space.name, resource)
+                fd, made = space.dump_file(resource)
+                yield key, fd, label_of(FILE, *key, made)

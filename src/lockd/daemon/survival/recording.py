@@ -44,7 +44,7 @@ class Recorder:
 
     Args:
         ledger: has the records.
-        engine: has the locks.
+        engine: has the locks; `commit` needs that it is followed (`records.follow`).
         answers: has the peers.
         life, epoch: the numbers to record.
         apart: the pieces that are recorded already, by session.
@@ -77,7 +77,6 @@ class Recorder:
         self._numbers = (-1, -1)
         self._config = Config()
         self._spaces: dict[str, Lockspace] = {}
-        records.follow(engine)
 
     def open_peer(self, peer: Peer) -> None:
         """Records a new peer with the next `commit`."""
@@ -135,10 +134,7 @@ class Recorder:
                 ledger.remove(key)
             else:
                 put(key, _encode(value))
-        for owner_id, describe in self._changed.items():
-            self._record_process(owner_id, describe(owner_id))
-        self._changed.clear()
-        self._record_daemon()
+        self._record_noted()
         while True:
             try:
                 ledger.commit()
@@ -171,6 +167,12 @@ class Recorder:
         """Records the data of a process with the next `commit`."""
         self._changed[owner_id] = describe
 
+    def _record_noted(self) -> None:
+        for owner_id, describe in self._changed.items():
+            self._record_process(owner_id, describe(owner_id))
+        self._changed.clear()
+        self._record_daemon()
+
     def _record_process(self, owner_id: int, found: Plain | None) -> None:
         if found is None:
             self._remove(PROCESS, owner_id)
@@ -200,13 +202,18 @@ class Recorder:
             self._put(DAEMON, 0, known)
 
     def record_anew(self) -> None:
-        """Records the whole state, and removes all other records.
+        """Records the whole state, and removes all other records."""
+        records.changes(self._engine)
+        self.stage_all()
+        self.commit(())
+
+    def stage_all(self) -> None:
+        """Stages the whole state, and the removal of all other records.
 
         It writes only the differences, so that repeated crashes need no more memory.
         """
         ledger = self._ledger
         known = ledger.records()
-        records.changes(self._engine)
         for kind, name, value in self._everything():
             key, encoded = key_of(kind, name), _encode(value)
             if known.pop(key, None) != encoded:
@@ -221,7 +228,7 @@ class Recorder:
         for key in known:
             ledger.remove(key)
         self._numbers = (-1, -1)
-        self.commit(())
+        self._record_noted()
 
     def adopt_records(
         self, found: Iterable[tuple[str, Any]], owners: Collection[int]

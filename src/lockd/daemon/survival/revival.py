@@ -1,8 +1,8 @@
-"""Restores the state after a crash: converts the kept data into that of a live upgrade.
+"""Restores what a predecessor left, after a crash and after a live upgrade alike.
 
-The kernel knows what is locked; the records say who holds it. They may differ by the
-last actions of the predecessor. An anchor without a recorded grant is closed. A
-recorded lock needs no action, because the kept open file has it. If records are
+The kernel knows what is locked; the records say who holds it. After a crash they may
+differ by the last actions of the predecessor. An anchor without a recorded grant is
+closed. A recorded lock needs no action, because the open file has it. If records are
 damaged, nothing is unlocked that they may have described: a file without a known holder
 stays locked for good. A session that has lost a record is closed, so that no client
 relies on a lock that is lost. Everything readable continues.
@@ -12,41 +12,29 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
-from lockd import __version__
-from lockd.daemon.clients.peer import has_hung_up, shut_down
+from lockd.daemon.clients.peer import has_hung_up
 from lockd.daemon.clients.peer_state import PeerState
+from lockd.daemon.config.config import Config
 from lockd.daemon.stores.labels import (
     CONFIG,
     CONNECTION,
     DAEMON,
     FILE,
-    PARTIAL,
     PEER,
     PIDFD,
     PIECES,
     PROCESS,
-    SPACE,
     STATE,
-    UNREADABLE,
-    UNSENT,
-    parts_of,
 )
-from lockd.daemon.stores.ledger import Ledger, LedgerError
+from lockd.daemon.stores.ledger import LedgerError
 from lockd.daemon.stores.pieces import Apart
-from lockd.daemon.stores.stores import Stores
-from lockd.daemon.survival.handover import (
-    READABLE_FROM,
-    VERSION,
-    Handover,
-    LockspaceRecord,
-)
+from lockd.daemon.stores.stores import Stores, ledger_of
+from lockd.daemon.survival.handover import Handover
+from lockd.daemon.survival.remains import Remains, end_connection
 from lockd.daemon.system import fdstore
 from lockd.daemon.system.credentials import SO_PEERPIDFD
 from lockd.daemon.system.fdstore import PREFIX
@@ -54,7 +42,7 @@ from lockd.daemon.system.listener import Role
 from lockd.engine import records, snapshot
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ConfigError
-from lockd.terms import Mode
+from lockd.terms import Kind, Mode, OnDisconnect
 from lockd.text import counted
 
 Plain = dict[str, Any]
@@ -64,16 +52,6 @@ PAUSE: Final = 0.01
 """Seconds to wait for a busy service manager, and between two attempts: its socket
 holds few messages."""
 
-_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
-_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
-    kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
-}
-
-_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
-
-_NUMBERED: Final = ("owner", "session")
-"""The engine's records that are named by a number of `Life.new_number`."""
-
 
 class Stranger(NamedTuple):
     """A kept connection without records."""
@@ -82,11 +60,27 @@ class Stranger(NamedTuple):
     role: Role
 
 
+class LockspaceRecord(NamedTuple):
+    """A lockspace and its open anchors: resource, descriptor, made by us, mode."""
+
+    name: str
+    kind: Kind
+    path: str | None
+    on_disconnect: OnDisconnect
+    files: list[tuple[str, int, bool, Mode | None]]
+
+
 class Revived(NamedTuple):
     """The data of a predecessor.
 
     Attributes:
-        state: its state; without a `state_dir` if that is unknown.
+        daemon: the record of the daemon itself; without a `state_dir` if that is
+            unknown.
+        config: its configuration, as plain data.
+        engine: the lock table, for `snapshot.load`.
+        lockspaces: each with its open files.
+        processes: each with its pidfd.
+        peers: each with its state and its socket.
         strangers: connections without records.
         owners: the owners whose pidfds are kept.
         unclaimed: the descriptors that belong to neither the state nor a stranger, by
@@ -96,7 +90,12 @@ class Revived(NamedTuple):
         problems: what could not be read.
     """
 
-    state: Handover
+    daemon: Plain
+    config: Plain
+    engine: Plain
+    lockspaces: list[LockspaceRecord]
+    processes: list[Plain]
+    peers: list[Plain]
     strangers: list[Stranger]
     owners: list[int]
     unclaimed: dict[bytes, int]
@@ -107,77 +106,7 @@ class Revived(NamedTuple):
     @property
     def is_as_written(self) -> bool:
         """Whether the records have our format."""
-        return bool(self.state.engine["version"] == snapshot.VERSION)
-
-
-class _Found:
-    """The records and descriptors of a predecessor, sorted."""
-
-    def __init__(self, stores: Stores) -> None:
-        self.problems = list(stores.ledger.problems)
-        self.engine: list[records.Record] = []
-        self.ours: dict[str, dict[Any, Any]] = {kind: {} for kind in _OURS}
-        self.fds: dict[str, dict[Any, tuple[int, tuple[Any, ...]]]] = {
-            kind: {} for kind in (CONNECTION, FILE, PIDFD)
-        }
-        for key, value in stores.ledger.records().items():
-            try:
-                kind, name = _decode(key)
-                if kind in PIECES:
-                    self.ours[kind][tuple(name)] = value
-                elif kind in self.ours:
-                    self.ours[kind][_hashable(name)] = _decode(value)
-                else:
-                    self.engine.append((kind, name, _value_of(kind, value)))
-            except Exception as error:
-                self.problems.append(f"the record {key!r}: {error}")
-        self.apart: dict[int, Apart] = {}
-        self._put_together(stores.ledger)
-        self.kept = stores.in_flight.recover()
-        self.problems += stores.in_flight.problems
-        for label, fd in self.kept:
-            kind, *parts = parts_of(label)
-            if kind == FILE:
-                self.fds[FILE][tuple(parts[:2])] = fd, tuple(parts[2:])
-            elif kind in self.fds:
-                self.fds[kind][parts[0]] = fd, tuple(parts[1:])
-            elif kind == UNREADABLE:
-                self.problems.append(f"the kept descriptor {label!r} is unknown")
-                _shut_down(fd)
-
-    def _put_together(self, ledger: Ledger) -> None:
-        """Adds the pieces to the states of the sessions."""
-        unsent: dict[int, dict[int, bytes]] = {}
-        partial: dict[int, dict[int, bytes]] = {}
-        for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
-            for (session, begin), piece in self.ours[kind].items():
-                found.setdefault(session, {})[begin] = piece
-        for session, raw in list(self.ours[STATE].items()):
-            apart = self.apart[session] = Apart(session, ledger)
-            try:
-                state = msgspec.convert(raw, PeerState)
-                self.ours[STATE][session] = whole(
-                    state, apart, unsent.get(session, {}), partial.get(session, {})
-                )
-            except Exception as error:
-                del self.ours[STATE][session]
-                self.problems.append(f"the state of session {session}: {error}")
-
-    def daemon(self) -> Plain:
-        """Returns the record of the daemon itself, or safe values without one.
-
-        No number may be given twice, so it takes the greatest of all records.
-        """
-        found = self.ours[DAEMON].get(0)
-        if found is None:
-            self.problems.append("the previous daemon has no record")
-            started = time.monotonic()
-            found = {"started": started, "upgrades": 0, "epoch": 0, "reserved": 0}
-            found |= {"last_number": 0, "state_dir": ""}
-        numbers = [found["last_number"], *self.fds[CONNECTION], *self.fds[PIDFD]]
-        numbers += [*self.ours[PEER], *self.ours[PROCESS]]
-        numbers += [name for kind, name, _ in self.engine if kind in _NUMBERED]
-        return found | {"last_number": max(numbers)}
+        return bool(self.engine["version"] == snapshot.VERSION)
 
 
 def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
@@ -221,7 +150,7 @@ def _store(name: str, fd: int) -> None:
 
 
 def revive(stores: Stores) -> Revived | None:
-    """Returns the data of a predecessor in the form of a live upgrade.
+    """Returns the data of a predecessor that was kept outside its process.
 
     Returns:
         None without a predecessor, or if it had served nobody.
@@ -230,54 +159,54 @@ def revive(stores: Stores) -> Revived | None:
         ConfigError: the data is unusable.
     """
     stores.cells.finish_sending(stores.pipe)
-    found = _Found(stores)
+    found = Remains(stores.ledger, stores.in_flight.recover())
+    found.problems += stores.in_flight.problems
     if stores.cells.is_unsure:
         found.problems.append("the receiver of the last answer is unknown")
+    return _revived(found)
+
+
+def revive_handed_over(left: Handover) -> Revived | None:
+    """Returns the data of a predecessor that nobody kept; raises as `revive`."""
+    try:
+        ledger = ledger_of(left.stores)
+    except (LookupError, LedgerError, OSError) as error:
+        raise ConfigError(f"the kept state cannot be read: {error!r}") from None
+    found = Remains(ledger, left.opened.items())
+    ledger.close()
+    return _revived(found)
+
+
+def _revived(found: Remains) -> Revived | None:
     if not found.ours[DAEMON] and not found.problems:
         return None
     try:
-        return _revived(found)
+        return _put_together(found)
     except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"the kept state cannot be read: {error!r}") from None
 
 
-def _revived(found: _Found) -> Revived:
+def _put_together(found: Remains) -> Revived:
     daemon = found.daemon()
     is_damaged = bool(found.problems)
     engine = records.assemble(found.engine)
     peers = _peers(found, is_damaged)
-    spaces = _spaces(found, engine)
-    state = Handover(
-        VERSION,
-        READABLE_FROM,
-        __version__,
-        found.ours[CONFIG].get(0, {}),
-        engine,
-        [daemon["epoch"], daemon["reserved"]],
-        daemon["state_dir"],
-        {},
-        _lockspaces(found, engine, spaces),
-        _processes(found),
-        peers,
-        daemon["last_number"],
-        daemon["started"],
-        daemon["upgrades"],
-        daemon.get("revivals", 0),
-    )
+    lockspaces = _lockspaces(found, engine, found.spaces(engine))
+    processes = _processes(found)
     strangers = _strangers(found, peers)
     if is_damaged:
         # A new connection looks the same as one whose records are lost.
         for stranger in strangers:
-            _shut_down(stranger.fd)
+            end_connection(stranger.fd)
         if strangers:
             lost = counted(len(strangers), "connection")
             found.problems.append(f"{lost} without records: ended")
             strangers = []
     claimed = {x.fd for x in strangers} | {x["fd"] for x in peers}
-    claimed |= {x["pidfd"] for x in state.processes}
-    claimed |= {file[1] for space in state.lockspaces for file in space.files}
+    claimed |= {x["pidfd"] for x in processes}
+    claimed |= {file[1] for space in lockspaces for file in space.files}
     unclaimed = {label: fd for label, fd in found.kept if fd not in claimed}
-    owners = [x["owner_id"] for x in state.processes]
+    owners = [x["owner_id"] for x in processes]
     owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
     recorded = [
         (kind, name)
@@ -285,43 +214,49 @@ def _revived(found: _Found) -> Revived:
         for name in found.ours[kind]
     ]
     return Revived(
-        state, strangers, owners, unclaimed, recorded, found.apart, found.problems
+        daemon,
+        found.ours[CONFIG].get(0, {}),
+        engine,
+        lockspaces,
+        processes,
+        peers,
+        strangers,
+        owners,
+        unclaimed,
+        recorded,
+        found.apart,
+        found.problems,
     )
 
 
-def _shut_down(fd: int) -> None:
-    """Shuts a descriptor down if it is a connection."""
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
-        shut_down(sock)
-
-
-def _peers(found: _Found, is_damaged: bool) -> list[Plain]:
+def _peers(found: Remains, is_damaged: bool) -> list[Plain]:
     peers = []
-    for session, record in found.ours[PEER].items():
-        kept, state = found.fds[CONNECTION].get(session), found.ours[STATE].get(session)
-        if kept is not None and is_damaged and has_hung_up(kept[0]):
+    for session, record in found.peers().items():
+        kept = found.fds[CONNECTION].get(session)
+        if kept is None or (is_damaged and has_hung_up(kept[0])):
             continue  # its end may be recorded, and its slot reused
-        if kept is not None and state is not None:
-            peers.append(record | {"state": state, "fd": kept[0]})
+        peers.append(record | {"fd": kept[0]})
     return peers
 
 
-def _strangers(found: _Found, peers: list[Plain]) -> list[Stranger]:
+def _strangers(found: Remains, peers: list[Plain]) -> list[Stranger]:
     """Returns the connections without records, each once.
 
     An admitted stranger is kept again under another number, and a dropped descriptor
     stays in flight for a while. So one socket may have several labels.
     """
-    known = {os.fstat(peer["fd"]).st_ino for peer in peers}
+    taken = {peer["fd"] for peer in peers}
+    others = [x for x in found.fds[CONNECTION].values() if x[0] not in taken]
+    known = {os.fstat(fd).st_ino for fd in taken} if others else set()
     strangers = []
-    for fd, (role,) in found.fds[CONNECTION].values():
+    for fd, (role,) in others:
         if (socket_number := os.fstat(fd).st_ino) not in known and not has_hung_up(fd):
             known.add(socket_number)
             strangers.append(Stranger(fd, role))
     return strangers
 
 
-def _processes(found: _Found) -> list[Plain]:
+def _processes(found: Remains) -> list[Plain]:
     fd_of = {session: fd for session, (fd, _) in found.fds[CONNECTION].items()}
     processes = []
     for owner_id, record in found.ours[PROCESS].items():
@@ -349,33 +284,8 @@ def _pidfd_of_peer(fd: int | None) -> int | None:
     return pidfd
 
 
-def _spaces(found: _Found, engine: Plain) -> dict[str, Plain]:
-    """Returns the lockspaces by name. One of two records of a lockspace is enough.
-
-    It removes unknown lockspaces from the engine's data.
-    """
-    spaces = dict(found.ours[SPACE])
-    configured = found.ours[CONFIG].get(0, {}).get("lockspaces", {})
-    known = {x["name"]: x for x in engine["lockspaces"]}
-    for name, space in known.items():
-        if name not in spaces and not space["anchored"]:
-            spaces[name] = {"kind": "memory", "path": None} | space
-        elif name not in spaces and name in configured:
-            spaces[name] = configured[name] | space
-    for name, space in spaces.items():
-        if name not in known:
-            is_anchored = space["kind"] != "memory"
-            known[name] = {
-                "name": name,
-                "anchored": is_anchored,
-                "on_disconnect": space["on_disconnect"],
-            }
-    engine["lockspaces"] = [known[name] for name in spaces]
-    return spaces
-
-
 def _lockspaces(
-    found: _Found, engine: Plain, spaces: dict[str, Plain]
+    found: Remains, engine: Plain, spaces: dict[str, Plain]
 ) -> list[LockspaceRecord]:
     modes = {x.key: x.anchor for x in engine["resources"]}
     files: dict[str, list[tuple[str, int, bool, Mode | None]]] = {}
@@ -394,12 +304,12 @@ def _lockspaces(
     ]
 
 
-def _value_of(kind: str, value: bytes) -> Any:
-    """Returns the value of a record of the engine; decodes frequent kinds directly."""
+def config_of(revived: Revived) -> Config | None:
+    """Returns the predecessor's configuration; None if it is unreadable here."""
     try:
-        return _DECODERS.get(kind, _decode)(value)
+        return msgspec.convert(revived.config, Config)
     except msgspec.ValidationError:
-        return _decode(value)  # `assemble` reports what is wrong with it
+        return None
 
 
 def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
@@ -414,32 +324,3 @@ def missing_claims(engine: LockEngine, peers: list[Plain]) -> list[int]:
         if session is not None and claims not in (None, session.claims):
             missing.append(session.session_id)
     return missing
-
-
-def whole(
-    state: PeerState,
-    apart: Apart,
-    unsent: Mapping[int, bytes],
-    partial: Mapping[int, bytes],
-) -> PeerState:
-    """Returns a state together with its pieces.
-
-    Args:
-        state: the recorded state.
-        apart: takes over the pieces.
-        unsent: the pieces of unsent bytes by their position in the stream.
-        partial: the pieces of an incomplete message.
-
-    Raises:
-        ValueError: some of them are missing.
-    """
-    said, begun = state.unsent, state.connection["partial"]
-    start = state.done - len(begun) - state.partial_apart
-    said = apart.unsent.take_up(unsent, state.sent, state.unsent_apart) + said
-    begun = apart.partial.take_up(partial, start, state.partial_apart) + begun
-    connection = state.connection | {"partial": begun}
-    return replace(state, unsent=said, connection=connection)
-
-
-def _hashable(name: Any) -> Any:
-    return tuple(name) if isinstance(name, list) else name

@@ -303,10 +303,9 @@ class Processes:
         process.kill_at = None
         self._mark(owner_id)
 
-    def dump(self, keep: Callable[[int], int]) -> list[Plain]:
-        """Returns all processes as plain data (`handover`)."""
-        found = [self.dump_one(owner_id) for owner_id in self._by_owner]
-        return [x | {"pidfd": keep(x["pidfd"])} for x in found if x is not None]
+    def pidfds(self) -> list[tuple[int, int]]:
+        """Returns the number and the pidfd of each owner with a known process."""
+        return [(owner_id, x.pidfd) for owner_id, x in self._by_owner.items()]
 
     def dump_one(self, owner_id: int) -> Plain | None:
         """Returns one process as plain data; None without one."""
