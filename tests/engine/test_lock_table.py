@@ -385,6 +385,18 @@ def test_waiting_upgrade_tries_a_file_locked_from_outside_again(
     ]
 
 
+@pytest.mark.parametrize("code", ["busy", "io"])
+def test_downgrade_never_waits_whatever_the_anchor_answers(
+    engine: LockEngine, code: str
+) -> None:
+    acquire(engine, ALICE, 1, FILE)
+    opened(engine)
+    convert(engine, ALICE, 2, FILE, SHARED)
+    assert refusal(refused(engine, code)).code == code
+    assert engine.situation(FILE).holders == (grant(FILE, ALICE, 1),)
+    assert engine.next_deadline() is None
+
+
 def test_upgrade_given_up_while_the_anchor_opens_is_taken_back(
     engine: LockEngine,
 ) -> None:

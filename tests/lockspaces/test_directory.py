@@ -18,6 +18,7 @@ from lockd.errors import (
     NotFoundError,
     UnavailableError,
 )
+from lockd.lockspaces import files
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
@@ -336,6 +337,42 @@ def test_file_that_was_there_when_it_was_taken_over_is_missed(
     space.adopt_file("web1", kept, made=made, mode=SHARED)
     open_anchor(space, "web1", SHARED, in_use=True)
     (locks / "web1").unlink()
+    with pytest.raises(AnchorError, match="exchanged or removed while locked"):
+        open_anchor(space, "web1", SHARED, in_use=True)
+
+
+def adopt_without_its_file(space: DirectoryLockspace, locks: Path, mode: Mode) -> None:
+    """Adopts the anchor of web1, whose file somebody has removed."""
+    open_anchor(space, "web1", mode)
+    fd, made, *_ = space.dump_file("web1")
+    kept = os.dup(fd)
+    space.disown_file("web1")
+    os.close(fd)
+    (locks / "web1").unlink()
+    space.adopt_file("web1", kept, made=made, mode=mode)
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(EXCLUSIVE, SHARED), (SHARED, EXCLUSIVE)])
+def test_holder_that_converts_after_an_adoption_hears_at_once_of_a_missing_file(
+    space: DirectoryLockspace, locks: Path, held: Mode, wanted: Mode
+) -> None:
+    adopt_without_its_file(space, locks, held)
+    with pytest.raises(AnchorError, match="exchanged or removed while locked"):
+        open_anchor(space, "web1", wanted, in_use=True)
+    (locks / "web1").touch()
+    with pytest.raises(AnchorError, match="exchanged or removed while locked"):
+        open_anchor(space, "web1", wanted, in_use=True)
+    space.close_anchor("web1")
+    space.finish()
+    assert (locks / "web1").exists()
+    open_anchor(space, "web1", wanted)
+
+
+def test_missing_file_that_nobody_releases_is_no_longer_waited_for(
+    space: DirectoryLockspace, locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.0)
+    adopt_without_its_file(space, locks, SHARED)
     with pytest.raises(AnchorError, match="exchanged or removed while locked"):
         open_anchor(space, "web1", SHARED, in_use=True)
 

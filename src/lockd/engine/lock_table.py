@@ -340,7 +340,7 @@ class LockTable:
         self, request: Request, refusal: AnchorRefused, now: float
     ) -> None:
         request.look_outside(refusal.outside)
-        if refusal.code != "busy" or request.tries:
+        if refusal.code != "busy" or request.tries or request.goes_down:
             return self.refuse(
                 request,
                 refusal.code,

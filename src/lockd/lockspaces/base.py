@@ -14,7 +14,7 @@ Inode = tuple[int, int]
 class LockFile:
     """An open file, its identity, and the mode in which it is locked."""
 
-    __slots__ = ("fd", "inode", "is_unsure", "made", "mode")
+    __slots__ = ("fd", "inode", "made", "mode", "unsure_until")
 
     def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
         self.fd = fd
@@ -23,8 +23,9 @@ class LockFile:
         #: it.
         self.made = made
         self.mode: Mode | None = None
-        #: Whether a predecessor may have been about to remove it.
-        self.is_unsure = False
+        #: Until when it may turn out that a predecessor was releasing it
+        #: (`time.monotonic`).
+        self.unsure_until = 0.0
 
 
 class Lockspace(ABC):

@@ -20,6 +20,7 @@ import math
 import os
 import stat
 import struct
+import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -51,6 +52,10 @@ OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 MAX_RACES: Final = 10
 """How often a file may be replaced during opening before lockd gives up."""
+
+PATIENCE: Final = 10.0
+"""Seconds after a start in which the holder of a missing file should release it. A
+release that a killed daemon did not finish comes first of all, so this is plenty."""
 
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""
@@ -141,12 +146,13 @@ class FileLockspace(Lockspace):
             if self._leads_to(path, file.inode):
                 if user is not None:
                     self.check_user(resource, mode, user)
-                file.is_unsure = False
+                file.unsure_until = 0.0
                 self._lock(file, path, mode)
                 return file
-            if in_use and file.is_unsure:
-                # A predecessor removed it and was killed before it could record that.
-                # The client will ask again to release it.
+            if in_use and mode == file.mode and time.monotonic() < file.unsure_until:
+                # Perhaps a predecessor removed it and was killed before it could record
+                # that. The holder will ask again to release it, and another owner can
+                # wait for that. The holder itself, which converts, has not released it.
                 raise BusyError(f"the file {quoted(path)} no longer exists")
             if in_use:
                 raise AnchorError(
@@ -278,7 +284,8 @@ class FileLockspace(Lockspace):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
         file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
-        file.is_unsure = made
+        if made:
+            file.unsure_until = time.monotonic() + PATIENCE
         if mode is not None:
             # This changes nothing if it is still locked, as it should be.
             self._lock(file, path, mode)
