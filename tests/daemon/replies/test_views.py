@@ -31,7 +31,9 @@ LAST_HOLDER = {
     ],
 )
 def test_shapes_of_this_test_are_those_of_the_page(clause: str, keys: set[str]) -> None:
-    text = re.search(rf"^{clause}\. (.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    text = re.search(
+        rf"^{re.escape(clause)}\. (.*?)^7\.\d+\. ", PAGE, re.DOTALL | re.MULTILINE
+    )
     assert text is not None
     quoted = set(re.findall(r"`([a-z_]+)`", text[1]))
     assert quoted == keys
