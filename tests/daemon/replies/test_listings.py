@@ -1,9 +1,25 @@
 import itertools
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
 
 from conftest import StartDaemon
 from daemon.replies.conftest import listed, names_of
+from lockd.daemon.clients.access import Access
+from lockd.daemon.clients.faces import Memory
+from lockd.daemon.clients.redaction import Redaction
+from lockd.daemon.replies import listings
+from lockd.daemon.replies.pages import Pages
+from lockd.engine import commands as c
+from lockd.engine.lock_engine import LockEngine
+from lockd.protocol.methods import ListParams, ListWaitersParams
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 from support.daemon_process import DaemonProcess
 from support.places import DOCS
 from support.wire_client import (
@@ -182,3 +198,138 @@ def test_sessions_are_listed_with_what_they_hold_and_wait_for(
     assert (mine["name"], mine["client"]) == ("vm", "backup 1.0")
     assert (mine["held"], mine["waiting"]) == (2, 0)
     assert (theirs["client"], theirs["held"], theirs["waiting"]) == (None, 0, 1)
+
+
+# What a page costs.
+
+RESOURCES, CROWD = 8, 200
+
+
+def crowded(*, waiting: bool) -> LockEngine:
+    """Returns an engine where a crowd holds, or waits for, each of some resources."""
+    engine = LockEngine()
+    engine.handle(c.AddLockspace("m", anchored=False), now=0.0)
+    mode: Mode = EXCLUSIVE if waiting else SHARED
+    for session in range(RESOURCES * CROWD):
+        place, number = divmod(session, RESOURCES)
+        # Nobody has pid 0, so no process is looked up.
+        owner = c.Owner("last" if place == CROWD - 1 else "some", 0, 1000)
+        engine.handle(c.OpenSession(session, owner), now=0.0)
+        keys = (ResourceKey("m", f"r{number}"),)
+        command = c.Acquire(session, 1, keys, mode, None, label="/else")
+        engine.handle(command, now=0.0)
+    return engine
+
+
+def scene_of(engine: LockEngine) -> listings.Scene:
+    user = SimpleNamespace(uid=0)
+    peer: Any = SimpleNamespace(is_admin=True, is_foreign=False, credentials=user)
+    nothing: Any = None
+    redaction = Redaction(Access())
+    return listings.Scene(
+        engine, {}, {}, nothing, peer, lambda space: True, redaction, Memory()
+    )
+
+
+class Looks:
+    """Counts how often something looks at a party."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        function = getattr(listings, name)
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(listings, name, counted)
+
+    def at_labels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        leads_to = listings._leads_to
+
+        def counted(path: str) -> Any:
+            leads = leads_to(path)
+
+            def look(name: str) -> bool:
+                self.count += 1
+                return leads(name)
+
+            return look
+
+        monkeypatch.setattr(listings, "_leads_to", counted)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    looks = Looks()
+    looks.on(monkeypatch, "_means")
+    looks.on(monkeypatch, "_holder_before")
+    looks.at_labels(monkeypatch)
+    return looks
+
+
+def pages_of(
+    engine: LockEngine, method: str, params: Any, looks: Looks
+) -> Iterator[tuple[int, int]]:
+    """Goes through a listing; yields the entries of each page and the looks for it."""
+    what, unfinished = listings.LISTED[method], Pages()
+    while True:
+        looks.count = 0
+        begin = partial(what.begin, scene_of(engine), params)
+        found, place = unfinished.page((0, 0), params, begin, what.start, 0.0)
+        yield len(found), looks.count
+        if place is None:
+            return
+        params = type(params)(**params_of(params) | {"after": place})
+
+
+def params_of(params: Any) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in params.__struct_fields__}
+
+
+def all_pages(
+    engine: LockEngine, method: str, params: Any, looks: Looks
+) -> list[tuple[int, int]]:
+    async def go() -> list[tuple[int, int]]:
+        return list(pages_of(engine, method, params, looks))
+
+    return trio.run(go)
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize(
+    ("params", "matching", "looks_in_all"),
+    [
+        (ListParams(owner="nobody"), 0, RESOURCES * CROWD),
+        (ListParams(uid=77, path="/srv"), 0, RESOURCES * CROWD),
+        (ListParams(path="/srv"), 0, RESOURCES * (CROWD + 1)),
+        (ListParams(uid=1000, path="/srv"), 0, RESOURCES * (CROWD + 2)),
+        (ListParams(owner="last"), RESOURCES, RESOURCES * CROWD),
+    ],
+)
+def test_page_compares_few_parties_however_many_there_are(
+    looks: Looks,
+    params: ListParams,
+    matching: int,
+    looks_in_all: int,
+    waiting: bool,
+) -> None:
+    found = all_pages(crowded(waiting=waiting), "list", params, looks)
+    assert sum(entries for entries, _ in found) == matching
+    assert sum(count for _, count in found) >= looks_in_all
+    # One resource is looked at whole: to pick it, by owner and by label, and to show
+    # its holders.
+    assert max(count for _, count in found) < listings.PARTIES + 2 * (CROWD + 1)
+
+
+def test_first_waiter_names_few_holders_however_many_there_are(looks: Looks) -> None:
+    engine = crowded(waiting=False)
+    engine.handle(c.OpenSession(-1, c.Owner("writer", 0, 1000)), now=0.0)
+    for number in range(RESOURCES):
+        key = ResourceKey("m", f"r{number}")
+        engine.handle(c.Acquire(-1, number, (key,), EXCLUSIVE, None), now=0.0)
+    found = all_pages(engine, "list_waiters", ListWaitersParams(), looks)
+    assert sum(entries for entries, _ in found) == RESOURCES
+    assert 0 < max(count for _, count in found) < CROWD

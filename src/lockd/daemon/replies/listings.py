@@ -6,8 +6,16 @@ steps, so each step looks again.
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 from msgspec.structs import replace
@@ -31,12 +39,17 @@ from lockd.protocol.methods import (
 from lockd.terms import SHARED, Mode, ResourceKey
 
 Map = dict[str, Any]
+T = TypeVar("T")
 
 MISSES: Final = 4
 """The most process lookups for a page: each costs as much as several entries."""
 
 PASSED: Final = 96
 """The most entries to skip for a page."""
+
+PARTIES: Final = 512
+"""The most holders and waiters to compare with the filters for a page. A resource with
+more of them has a page of its own."""
 
 
 class Scene(NamedTuple):
@@ -69,8 +82,8 @@ class Scene(NamedTuple):
 
 def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
     """Yields the resources with holders or waiters, sorted by name (`list`)."""
-    engine, memory = scene.engine, scene.memory
-    is_picked = _picker(scene, wanted)
+    engine, memory, looked = scene.engine, scene.memory, _Looked()
+    is_picked = _picker(scene, wanted, looked)
     named = _is_of_somebody(wanted) or wanted.fencing_token is not None
     misses, passed = memory.misses, 0
     for key in in_order(
@@ -83,13 +96,30 @@ def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
         if scene.sees(key.lockspace) and (
             is_picked is None or is_picked(found, trio.current_time())
         ):
-            yield Entry(key, _resource(scene, wanted, found, named=named))
+            yield Entry(key, _resource(scene, wanted, found, looked, named=named))
             passed = 0
         else:
             passed += 1
-        if memory.misses - misses >= MISSES or passed >= PASSED:
-            misses, passed = memory.misses, 0
+        if (
+            memory.misses - misses >= MISSES
+            or passed >= PASSED
+            or looked.parties >= PARTIES
+        ):
+            misses, passed, looked.parties = memory.misses, 0, 0
             yield None
+
+
+class _Looked:
+    """Counts the holders and waiters that a listing looks at."""
+
+    def __init__(self) -> None:
+        self.parties = 0
+
+    def at(self, parties: Iterable[T]) -> Iterator[T]:
+        """Yields the parties, and counts them."""
+        for party in parties:
+            self.parties += 1
+            yield party
 
 
 def _keys(scene: Scene, wanted: ListParams) -> Collection[ResourceKey]:
@@ -114,7 +144,12 @@ def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey],
 
 
 def _resource(
-    scene: Scene, wanted: ListParams, found: ResourceView, *, named: bool = False
+    scene: Scene,
+    wanted: ListParams,
+    found: ResourceView,
+    looked: _Looked,
+    *,
+    named: bool,
 ) -> Map:
     now = trio.current_time()
     situation = scene.redaction.situation(found.situation(), scene.peer)
@@ -125,15 +160,15 @@ def _resource(
     shown["outside"] = None if outside is None else views.outside(outside)
     if named and found.mode == SHARED:
         # Show those of many holders that match.
-        meant = [
+        meant = (
             grant
-            for grant in found.holders.values()
+            for grant in looked.at(found.holders.values())
             if _means(wanted, grant.owner, scene.memory, now)
             and wanted.fencing_token in (None, grant.fencing_token)
-        ]
+        )
         shown["holders"] = [
             views.holder(_veiled(scene, grant), now, look, must_fence)
-            for grant in meant[: views.IN_LIST]
+            for grant in islice(meant, views.IN_LIST)
         ] or shown["holders"]
     return shown
 
@@ -149,7 +184,7 @@ def _shows(scene: Scene, key: ResourceKey) -> bool:
 
 
 def _picker(
-    scene: Scene, wanted: ListParams
+    scene: Scene, wanted: ListParams, looked: _Looked
 ) -> Callable[[ResourceView, float], bool] | None:
     """Returns a function: whether a resource matches the filters. None if all match."""
     of_somebody = _is_of_somebody(wanted)
@@ -161,7 +196,8 @@ def _picker(
         if wanted.waiting and not found.has_line:
             return False
         if of_somebody and not any(
-            _means(wanted, owner, scene.memory, now) for owner, _ in _parties(found)
+            _means(wanted, owner, scene.memory, now)
+            for owner, _ in looked.at(_parties(found))
         ):
             return False
         if leads is None or leads(found.key.resource):
@@ -169,7 +205,7 @@ def _picker(
         shows = _shows(scene, found.key)
         return any(
             label is not None and leads(label)
-            for owner, label in _parties(found)
+            for owner, label in looked.at(_parties(found))
             if shows or is_own(owner, scene.peer)
         )
 
@@ -246,11 +282,12 @@ def _waiter(
     shows = _shows(scene, found.key) or is_own(owner.identity, scene.peer)
     behind = [] if before is None else [_waiter_before(before)]
     if before is None:
-        behind = [
-            _holder_before(grant)
+        others = (
+            grant
             for grant in found.holders.values()
             if not (request.converting and grant.owner_id == owner.owner_id)
-        ][: views.IN_LIST]
+        )
+        behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id
     look = scene.look(found.key.lockspace)
     outside = scene.redaction.outside(request.outside, scene.peer)
@@ -328,15 +365,16 @@ def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
             yield None
             continue
         session = scene.engine.sessions[peer.session]
-        held = yield from _count(scene, list(session.owner.grants.values()))
-        waiting = [x for x in session.requests.values() if scene.sees(x.keys[0][0])]
+        held = yield from _count(scene, [x.key for x in session.owner.grants.values()])
+        asked = [x.keys[0] for x in session.requests.values()]
+        waiting = yield from _count(scene, asked)
         now = trio.current_time()
         item = views.party(session.owner.identity, peer.session, now, look) | {
             "client": peer.client,
             "since": views.wall_time(peer.since, now),
             "connected_for": now - peer.since,
             "held": held,
-            "waiting": len(waiting),
+            "waiting": waiting,
         }
         yield Entry(number, item)
         if memory.misses - misses >= MISSES:
@@ -344,14 +382,14 @@ def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
             yield None
 
 
-def _count(scene: Scene, grants: list[Grant]) -> Generator[None, None, int]:
-    """Counts the grants that the peer may see, with pauses."""
-    held = 0
-    for number, grant in enumerate(grants, 1):
-        held += scene.sees(grant.key.lockspace)
+def _count(scene: Scene, keys: list[ResourceKey]) -> Generator[None, None, int]:
+    """Counts the keys that the peer may see, with pauses."""
+    seen = 0
+    for number, key in enumerate(keys, 1):
+        seen += scene.sees(key.lockspace)
         if number % RUN == 0:
             yield None
-    return held
+    return seen
 
 
 class Listed(NamedTuple):
