@@ -8,8 +8,9 @@ import msgpack
 import pytest
 
 from daemon.served import Served
+from lockd.terms import ResourceKey
 from support.daemon_process import DaemonProcess
-from support.wire_client import WireClient, wait_for_sessions
+from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
 
 
 def test_a_hundred_clients_are_taken_in_at_once(lockd: DaemonProcess) -> None:
@@ -37,6 +38,29 @@ def test_every_client_sees_the_end(lockd: DaemonProcess) -> None:
             client.acquire("a" if n == 0 else "b", mode="shared")
         lockd.stop()
         assert all(client.rest() == [] for client in clients)
+
+
+def test_grants_of_a_daemon_that_ends_are_for_nobody_and_told_to_nobody(
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as stack:
+        with Served(tmp_path, kept=False) as served:
+            watcher, holder, both, behind = (
+                stack.enter_context(WireClient(served.socket)) for _ in range(4)
+            )
+            holder.acquire("s1")
+            both.send("acquire", resources=["s1", "s2"])
+            wait_for_waiters(holder, "s1", 1)
+            behind.send("acquire", resource="s2")
+            wait_for_waiters(holder, "s2", 2)
+            watcher.call("watch")
+        assert all(client.rest() == [] for client in (watcher, both, behind))
+    parts = served.service.parts
+    assert parts.engine.last_token > 1, "no lock moved on"
+    assert parts.answers.counts.spaces["default"].granted == 1
+    for name, known in ("s1", ["waiting"]), ("s2", ["waiting", "waiting"]):
+        events = parts.runtime.history.of(ResourceKey("default", name), [])
+        assert [x.what for x in events] == known
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -368,6 +368,7 @@ class Server:
 
     def close(self) -> None:
         """Closes everything. Every client sees EOF."""
+        self._runtime.stop_telling()
         for peer in list(self._answers.peers.values()):
             self._close_peer(peer)
         self._runtime.end_turn()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
 from support.daemon_process import DaemonProcess
-from support.wire_client import WireClient
+from support.wire_client import WireClient, wait_for_waiters
 
 KEY, OTHER = ResourceKey("memory", "a"), ResourceKey("memory", "b")
 
@@ -260,6 +261,30 @@ def test_daemon_tells_of_waits_and_holds(start_daemon: StartDaemon) -> None:
         one.call("release", resource="a")
         assert "released" in lockd.wait_for_line("the long hold of")
     assert not [x for x in lockd.said if "'quiet" in x]
+
+
+def test_stop_tells_of_no_grant_that_nobody_got(start_daemon: StartDaemon) -> None:
+    lockd = start_daemon("[lockspaces.default]\nslow_wait = 0.01\nslow_hold = 0.01")
+    with ExitStack() as stack:
+        holder, both, behind = (
+            stack.enter_context(WireClient(lockd.socket)) for _ in range(3)
+        )
+        holder.acquire("s1")
+        both.send("acquire", resources=["s1", "s2"])
+        wait_for_waiters(holder, "s1", 1)
+        behind.send("acquire", resource="s2")
+        for _ in range(3):
+            lockd.wait_for_line(" has ")
+        before = len(lockd.said)
+        lockd.stop()
+        assert [both.rest(), behind.rest()] == [[], []]
+    ends = [x for x in lockd.said[before:] if x.startswith("the long ")]
+    assert sorted(x.split(" of ")[0] for x in ends) == [
+        "the long hold",
+        "the long wait",
+        "the long wait",
+    ]
+    assert all(x.endswith(": disconnected") for x in ends)
 
 
 def test_reload_changes_what_is_long(lockd: DaemonProcess) -> None:

@@ -353,6 +353,17 @@ class Counts:
         for wait in self._waiting.pop(session, {}).values():
             self._end(wait, "disconnected", now)
 
+    def end_all(self, now: float) -> None:
+        """Ends all waits and holds, because the daemon ends."""
+        self._waiting.clear()
+        for space in self.spaces.values():
+            told: list[Wait | e.Grant] = [*space.waiting.told.values()]
+            told += space.held.told.values()
+            space.waiting.clear()
+            space.held.clear()
+            for thing in told:
+                self._on_slow_end(thing, "disconnected", now)
+
     def _end(self, wait: Wait, outcome: str, now: float) -> None:
         if wait.space.waiting.remove((wait.session, wait.request)) is not None:
             self._on_slow_end(wait, outcome, now)

@@ -57,6 +57,10 @@ class Feed:
         if not watchers:
             self._next.pop(uid, None)
 
+    def close(self) -> None:
+        """Removes all watchers."""
+        self._next.clear()
+
     def append(self, event: Event) -> None:
         """Adds an event."""
         message = self._encoder.notification("event", event)

@@ -180,6 +180,17 @@ class Runtime:
         except invariants.BrokenLawError as error:
             raise InternalError(f"after {command}: {error}") from error
 
+    def stop_telling(self) -> None:
+        """Ends every wait and hold for those who follow them, and tells nothing later.
+
+        The daemon ends, and closes one session after another. A lock may still move to
+        a session that is closed next, and never hears of it. No log, number, history or
+        watcher may get such a grant.
+        """
+        attempt(self._counts.end_all, self._current_time())
+        self._tell = dict.fromkeys(self._tell, ())
+        self._answers.feed.close()
+
     # Time.
 
     def _set_alarm(self) -> None:
