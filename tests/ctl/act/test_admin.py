@@ -25,7 +25,7 @@ def test_break_shows_the_victim_takes_the_lock_and_is_in_the_log(
     facts = dict(line.split("\t") for line in done.stdout.splitlines())
     assert facts["lock"] == "job"
     assert (facts["held by"], facts["pid"]) == ("the test", str(os.getpid()))
-    assert (facts["fencing token"], facts["for"]) == (token, "nightly")
+    assert (facts["fencing token"], facts["reason"]) == (token, "nightly")
     assert "'job' was taken from the test" in done.stderr
     with pytest.raises(LockLostError, match="it hangs"):
         client.release(grant)
@@ -68,7 +68,35 @@ def test_break_does_not_say_what_the_victim_does_then(
     """`lockctl run` ends its command when it is told; others may go on."""
     client.acquire("job")
     done = lockctl("break", "job", "--reason", "x", "--yes")
-    assert "the lock is free at once; its holder is notified, and may" in done.stdout
+    assert "nobody waits, so the lock is free; the old holder is notified" in (
+        done.stdout
+    )
+
+
+def test_break_says_who_gets_the_lock(
+    lockctl: Lockctl, sock: str, client: Client
+) -> None:
+    client.acquire("job")
+    waiter = lockctl.start("run", "--owner", "tar", "job", "--", "true")
+    state = ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    pid = state["waiters"][0]["pid"]
+    done = lockctl("break", "job", "--reason", "x", "--yes")
+    facts = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert facts["then"] == (
+        f"'tar' (pid {pid}) gets the lock next; "
+        "the old holder is notified, and may run on"
+    )
+    assert waiter.wait(30) == 0
+
+
+def test_break_of_a_shared_lock_says_that_the_others_keep_it(
+    lockctl: Lockctl, client: Client, sock: str
+) -> None:
+    token = client.acquire("job", mode="shared").fencing_token
+    with connect(sock) as other:
+        other.acquire("job", mode="shared")
+        done = lockctl("break", token, "--reason", "x", "--yes")
+    assert "then\t1 other holder keeps the lock; the old holder is" in done.stdout
 
 
 def test_break_where_that_kills_says_so_first(
@@ -79,7 +107,7 @@ def test_break_where_that_kills_says_so_first(
     words = ("acquire", "--lockspace", "k", "job", "--owner-pid", process.pid)
     token = lockctl(*words).stdout.strip()
     done = lockctl("break", token, "--reason", "x", "--yes")
-    assert f"lockd kills process {process.pid}, then the lock is free" in done.stdout
+    assert f"lockd kills process {process.pid}, then nobody waits" in done.stdout
     assert process.wait(30) == -15
 
 
@@ -105,7 +133,7 @@ def test_break_of_what_a_holder_would_die_for_says_so_first(
     with guest:
         token = line_of(guest)
         done = lockctl("break", token, "--reason", "x", "--yes")
-        assert f"lockd kills process {guest.pid}, then the lock is free" in done.stdout
+        assert f"lockd kills process {guest.pid}, then nobody waits" in done.stdout
         assert f"is free when process {guest.pid} is dead" in done.stderr
         assert guest.wait(30) == -15
 

@@ -64,9 +64,9 @@ def break_(
     is no.
     """
     with connect(socket, name="lockctl") as client:
-        found = _found(client, victim, lockspace)
+        resource, found = _found(client, victim, lockspace)
         if not as_json:
-            show_facts(_facts(found))
+            show_facts(_facts(resource, found))
         name = quoted(str(key_of(found)))
         if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
@@ -116,8 +116,8 @@ def disconnect(
     return exits.OK
 
 
-def _found(client: Client, name: str, lockspace: str | None) -> Thing:
-    """Returns the grant for a name or a fencing token.
+def _found(client: Client, name: str, lockspace: str | None) -> tuple[Thing, Thing]:
+    """Returns the resource and the grant for a name or a fencing token.
 
     Raises:
         NotFoundError: nobody in lockd holds the lock.
@@ -149,8 +149,8 @@ def is_token(name: str) -> bool:
     return name.isascii() and name.isdecimal() and 0 < int(name[:20]) <= MOST
 
 
-def _holder_of(client: Client, token: int) -> Thing:
-    """Returns the grant for a fencing token.
+def _holder_of(client: Client, token: int) -> tuple[Thing, Thing]:
+    """Returns the resource and the grant for a fencing token.
 
     Raises:
         NotFoundError: nobody holds it.
@@ -161,28 +161,39 @@ def _holder_of(client: Client, token: int) -> Thing:
         for holder in resource["holders"]:
             if holder["fencing_token"] == token:
                 where.update(holder)
-                return where
+                return resource, where
     raise NotFoundError(
         f"no lock has the fencing token {token}: `lockctl show NAME` prints the token "
         "of a lock"
     )
 
 
-def _facts(victim: Thing) -> list[tuple[str, object]]:
+def _facts(resource: Thing, victim: Thing) -> list[tuple[str, object]]:
     return [
         ("lock", str(key_of(victim))),
         ("mode", victim["mode"]),
         ("fencing token", victim["fencing_token"]),
         *_party(victim),
         ("held for", duration(victim["held_for"])),
-        ("for", purpose(victim)),
-        (
-            "then",
-            f"lockd kills process {victim['pid']}, then the lock is free"
-            if victim["on_disconnect"] == "kill"
-            else "the lock is free at once; its holder is notified, and may run on",
-        ),
+        ("reason", purpose(victim)),
+        ("then", _then(resource, victim)),
     ]
+
+
+def _then(resource: Thing, victim: Thing) -> str:
+    """Returns what follows the break: who has the lock then, and the holder's fate."""
+    if (others := resource["holder_count"] - 1) > 0:
+        kept = "keeps" if others == 1 else "keep"
+        who = f"{counted(others, 'other holder')} {kept} the lock"
+    elif resource["waiters"]:
+        first = resource["waiters"][0]
+        # Not "at once": it may wait for more locks, or for a program outside lockd.
+        who = f"{quoted(first['name'])} (pid {first['pid']}) gets the lock next"
+    else:
+        who = "nobody waits, so the lock is free"
+    if victim["on_disconnect"] == "kill":
+        return f"lockd kills process {victim['pid']}, then {who}"
+    return f"{who}; the old holder is notified, and may run on"
 
 
 def _session_facts(victim: Thing) -> list[tuple[str, object]]:
