@@ -74,15 +74,16 @@ def test_direct_lockspace_is_not_there_for_others(
     path = tmp_path / "disk"
     path.touch(mode=0o666)
     refusal = nobody.refusal(method, lockspace="direct", resource=str(path), **params)
-    assert refusal.code == "not_found"
+    assert refusal.code == "denied"
+    what = "see locks on" if method in ("query", "check") else "lock"
     assert refusal.sentence.startswith(
-        "uid 65534 may not lock files by their path here: "
+        f"uid 65534 may not {what} files by their path here: "
     )
 
 
 def test_listing_and_watching_a_direct_lockspace_is_refused(nobody: WireClient) -> None:
-    assert nobody.refusal("list", lockspace="direct").code == "not_found"
-    assert nobody.refusal("watch", lockspace="direct").code == "not_found"
+    assert nobody.refusal("list", lockspace="direct").code == "denied"
+    assert nobody.refusal("watch", lockspace="direct").code == "denied"
 
 
 def test_paths_that_others_lock_are_not_shown(

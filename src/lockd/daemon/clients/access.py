@@ -106,7 +106,8 @@ class Access:
         Raises:
             NotFoundError: the lockspace does not exist, or the peer may not know of it.
                 The two look the same.
-            DeniedError: the peer may only do other operations there.
+            DeniedError: the peer may only do other operations there, or it names a
+                file and may not do that with files.
         """
         if lockspace in self._rights and self.may(peer, operation, lockspace):
             return
@@ -116,17 +117,23 @@ class Access:
                 f"lockspace {quoted(lockspace)}: an admin can allow it in lockd.toml "
                 f"(allow_users, allow_groups)"
             )
-        raise not_there(peer, lockspace)
+        raise not_there(peer, lockspace, operation)
 
 
-def not_there(peer: Peer, lockspace: str) -> NotFoundError:
-    """Returns the error for a lockspace that is missing, or hidden from a peer."""
+def not_there(
+    peer: Peer, lockspace: str, operation: Operation = "acquire"
+) -> NotFoundError | DeniedError:
+    """Returns the error for a lockspace that is missing, or hidden from a peer.
+
+    All know of the lockspace `direct`, so there the peer is only denied.
+    """
     uid = peer.credentials.uid
     if lockspace == DIRECT_LOCKSPACE:
         # A peer that names a file has not named a lockspace.
         who = "nobody may" if peer.is_admin else f"uid {uid} may not"
-        return NotFoundError(
-            f"{who} lock files by their path here: an admin can allow it in "
+        what = "see locks on" if operation == "list" else "lock"
+        return DeniedError(
+            f"{who} {what} files by their path here: an admin can allow it in "
             "lockd.toml (allow_users, allow_groups)"
         )
     limit = "" if peer.is_admin else f" that uid {uid} may use"

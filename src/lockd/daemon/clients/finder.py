@@ -49,6 +49,7 @@ class Finder:
         Raises:
             NotFoundError: it does not exist, or the peer may not know of it and has no
                 locks there.
+            DeniedError: the same for files, whose lockspace all know.
         """
         if name is None:
             name = DEFAULT_LOCKSPACE
