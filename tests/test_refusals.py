@@ -216,7 +216,7 @@ def converting_what_is_held_twice(scene: Scene) -> None:
     scene.holder.convert("site", "exclusive")
 
 
-@case("denied", "uid 65534", "'private'", step="an admin can allow it")
+@case("denied", "uid 65534", "'private'", step="allow_users.acquire = [65534]")
 def what_is_for_others(scene: Scene) -> None:
     _as_nobody(scene, "acquire", resource="a", lockspace="private")
 

@@ -79,6 +79,11 @@ def test_direct_lockspace_is_not_there_for_others(
     assert refusal.sentence.startswith(
         f"uid 65534 may not {what} files by their path here: "
     )
+    keys = {"query": "list", "check": "list", "convert": "share"}
+    key = keys.get(method, "acquire")
+    assert refusal.sentence.endswith(
+        f"lockd.toml, under [lockspaces.direct], with allow_users.{key} = [65534]"
+    )
 
 
 def test_listing_and_watching_a_direct_lockspace_is_refused(nobody: WireClient) -> None:

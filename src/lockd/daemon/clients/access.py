@@ -19,7 +19,7 @@ from lockd.daemon.config.config import (
 )
 from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.lockspaces.base import Lockspace
-from lockd.names import check_ways, quoted
+from lockd.names import check_ways, plain, quoted
 from lockd.protocol.methods import Method
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, Mode, ResourceKey
 
@@ -114,8 +114,7 @@ class Access:
         if self.knows(peer, lockspace):
             raise DeniedError(
                 f"uid {peer.credentials.uid} may not {_SAID[operation]} "
-                f"lockspace {quoted(lockspace)}: an admin can allow it in lockd.toml "
-                f"(allow_users, allow_groups)"
+                f"lockspace {quoted(lockspace)}: {_remedy(peer, operation, lockspace)}"
             )
         raise not_there(peer, lockspace, operation)
 
@@ -133,13 +132,22 @@ def not_there(
         who = "nobody may" if peer.is_admin else f"uid {uid} may not"
         what = "see locks on" if operation == "list" else "lock"
         return DeniedError(
-            f"{who} {what} files by their path here: an admin can allow it in "
-            "lockd.toml (allow_users, allow_groups)"
+            f"{who} {what} files by their path here: "
+            f"{_remedy(peer, operation, lockspace)}"
         )
     limit = "" if peer.is_admin else f" that uid {uid} may use"
     return NotFoundError(
         f"there is no lockspace {quoted(lockspace)}{limit}: "
         "`lockctl spaces` lists the lockspaces"
+    )
+
+
+def _remedy(peer: Peer, operation: Operation, lockspace: str) -> str:
+    bare = lockspace.replace("-", "_").isidentifier() and lockspace.isascii()
+    table = lockspace if bare else f'"{plain(lockspace)}"'
+    return (
+        f"an admin can allow it in lockd.toml, under [lockspaces.{table}], with "
+        f"allow_users.{operation} = [{peer.credentials.uid}]"
     )
 
 
