@@ -429,4 +429,4 @@ def test_check_takes_root_where_virtlockd_runs(guests: Guests) -> None:
     machine.run("systemctl", "start", "virtlockd.service")
     done = machine.run(*words, user="stranger", check=False)
     assert done.returncode == 77
-    assert "ask as root" in done.stderr
+    assert "run this as root" in done.stderr
