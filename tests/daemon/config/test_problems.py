@@ -68,6 +68,14 @@ from lockd.errors import ConfigError
             '[lockspaces.x.allow_users]: there is no key "steal"',
         ),
         (
+            "[lockspaces.x]\nkind='memory'\nallow_users.take = ['bob']",
+            'no key "take"; the keys are acquire, share, list, details, break',
+        ),
+        (
+            "[lockspaces.x]\nkind='memory'\nallow_users = ['root']",
+            "must be a table, not ['root']; write allow_users.acquire = ['root'], for",
+        ),
+        (
             "[lockspaces.x]\nkind='memory'\nallow_users.list = ['no such user']",
             "allow_users.list: there is no user 'no such user' here",
         ),

@@ -29,7 +29,12 @@ def find(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
         where: its name in sentences, `[limits]` for example; empty at the top.
     """
     if not isinstance(table, dict):
-        yield f"{where}: must be a table, not {_shown(table)}"
+        form = ""
+        if "allow_" in where and isinstance(table, list):
+            # Somebody took the table for the list of one of its keys.
+            name = where.rpartition(".")[2].rstrip("]")
+            form = f"; write {name}.acquire = {_shown(table)}, for example"
+        yield f"{where}: must be a table, not {_shown(table)}{form}"
         return
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for key, value in table.items():
@@ -38,6 +43,8 @@ def find(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
         else:
             close = difflib.get_close_matches(key, fields, 1)
             hint = f'; did you mean "{close[0]}"?' if close else ""
+            if not close and "allow_" in where:
+                hint = f"; the keys are {', '.join(fields)}"
             place = f"{where}: " if where else ""
             yield f"{place}there is no key {_shown(key)}{hint}"
 
