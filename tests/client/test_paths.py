@@ -80,7 +80,7 @@ def test_daemon_is_not_to_be_started_where_it_could_not_listen(tmp_path: Path) -
     plain = tmp_path / "plain"
     plain.touch()
     for path in (tmp_path, plain):
-        with pytest.raises(ConnectionLostError, match="give the path of its socket"):
+        with pytest.raises(ConnectionLostError, match="is not a socket; give the path"):
             connect(path)
     with pytest.raises(ConnectionLostError, match="give the path of its socket"):
         connect("/" + "x" * 200)

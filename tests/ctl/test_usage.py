@@ -201,6 +201,7 @@ def test_odd_socket_is_answered_in_one_sentence(driver: Driver, path: str) -> No
 
 def test_other_programs_commands_lead_to_ours(driver: Driver) -> None:
     assert [typed for typed in INSTEAD if typed in COMMANDS] == []
+    assert "`lockctl --version`" in INSTEAD["version"]
     for typed in INSTEAD:
         done = driver(typed)
         assert done.status == 64

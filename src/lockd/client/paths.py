@@ -150,7 +150,8 @@ def unreachable(path: str, error: OSError) -> LockdError:
             # A daemon may listen at a path that is not searched.
             advice += ", or name another daemon's socket with LOCKD_SOCKET or --socket"
     else:
-        advice = "give the path of its socket"
+        what = "it is not a socket; " if os.path.exists(path) else ""
+        advice = f"{what}give the path of its socket"
     where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
     return kind(f"lockd cannot be reached at {where} ({reason}): {advice}")
 

@@ -30,9 +30,7 @@ INSTEAD: Final = {
         ("ps", "clients", "connections", "who-all"),
         "`list` shows holders, and `sessions` shows connections",
     ),
-    **dict.fromkeys(
-        ("stat", "info", "ping", "version"), "`status` shows the state of the daemon"
-    ),
+    **dict.fromkeys(("stat", "info", "ping"), "`status` shows the state of the daemon"),
     **dict.fromkeys(
         ("query", "history", "inspect", "describe"), "`show` shows one lock"
     ),
@@ -44,6 +42,7 @@ INSTEAD: Final = {
     **dict.fromkeys(("lockspaces", "namespaces"), "`spaces` lists the lockspaces"),
     **dict.fromkeys(("exec", "do", "with", "under"), "`run` runs a command"),
     "holders": "`who` shows the holders of one lock, and `list` lists all locks",
+    "version": "write `lockctl --version`",
     "help": "write `lockctl --help`, or `lockctl COMMAND --help`",
     "start": "`systemctl start lockd` starts the daemon",
     "restart": "`systemctl restart lockd` restarts the daemon, and keeps all locks",
