@@ -66,5 +66,7 @@ def test_status_says_that_everything_survives(machine: Machine) -> None:
         machine.run("systemctl", "kill", "--signal=KILL", "lockd.service")
         machine.run("lockctl", "status")
         machine.run("systemctl", "restart", "lockd.service")
-        assert "everything: the service manager keeps 1 lock and 2 conn" in machine.say("lockctl", "status")
+        assert "everything: the service manager keeps 1 lock and 2 conn" in machine.say(
+            "lockctl", "status"
+        )
         assert released(holder)
