@@ -273,6 +273,11 @@ def test_what_is_no_file_or_disk_is_refused(
             open_anchor(direct, path)
 
 
+def test_root_directory_is_refused_as_what_it_is(direct: DirectLockspace) -> None:
+    with pytest.raises(InvalidRequestError, match="neither a regular file nor"):
+        open_anchor(direct, Path("/"))
+
+
 def test_character_device_is_refused_without_being_opened(
     direct: DirectLockspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

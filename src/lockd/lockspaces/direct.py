@@ -75,7 +75,8 @@ class DirectLockspace(FileLockspace):
                     f"the file {quoted(path)} is lockd's own: lock another one"
                 )
             _check_right(user, SEARCH, fd, directory, path)
-            file = os.open(os.path.basename(path), STEP_FLAGS, dir_fd=fd)
+            # The root directory has no name.
+            file = os.open(os.path.basename(path) or ".", STEP_FLAGS, dir_fd=fd)
         finally:
             os.close(fd)
         try:

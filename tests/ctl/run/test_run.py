@@ -51,6 +51,7 @@ def test_connection_that_ends_unheard_is_opened_again(
         (["-w", "-1", "job", "--", "true"], "'-1' is not a number of seconds"),
         (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
         (["--status-fd", "77", "job", "--", "true"], "Bad file descriptor"),
+        (["--status-fd", str(2**31), "job", "--", "true"], "Bad file descriptor"),
         (["-F", "--status-fd", "2", "job", "--", "true"], "no lockctl is left"),
         (["-F", "-o", "job", "--", "true"], "--close does not work with"),
         (["--", "-x"], "no command"),

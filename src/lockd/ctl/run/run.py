@@ -1,5 +1,6 @@
 """`lockctl run`: the command line. `under_lock` does the work."""
 
+import errno
 import os
 import signal
 from typing import Any, NoReturn
@@ -234,6 +235,6 @@ def _check_descriptor(status_fd: int | None) -> None:
     try:
         # The command must not keep the reader waiting, except on its standard streams.
         os.set_inheritable(status_fd, status_fd <= 2)
-    except OSError as error:
-        reason = error.strerror
+    except (OSError, OverflowError) as error:  # a number that no descriptor can have
+        reason = os.strerror(getattr(error, "errno", errno.EBADF))
         raise click.UsageError(f"--status-fd {status_fd}: {reason}") from None
