@@ -271,6 +271,17 @@ def test_cron_table_runs_what_it_says(tmp_path: Path) -> None:
         assert (len(when), user) == (5, "root")
         with host.shell() as shell:
             assert shell.run(command) == "report written\n"
+        host.daemon.stop()
+        done = subprocess.run(
+            [Path(sys.executable).parent / "lockctl", *command.split()[1:]],
+            env={**os.environ, "LOCKD_SOCKET": str(host.daemon.socket)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # Cron mails it.
+        assert (done.returncode, done.stdout) == (69, "")
+        assert str(host.daemon.socket) in done.stderr
     finally:
         host.daemon.close()
 

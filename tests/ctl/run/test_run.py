@@ -110,6 +110,21 @@ def test_conflict_exit_code_replaces_75(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("options", "words", "status"),
+    [
+        (["--lockspace", "nowhere"], ["true"], 64),
+        ([], ["/nowhere/program"], 127),
+    ],
+)
+def test_quiet_hides_no_other_error(
+    lockctl: Lockctl, options: list[str], words: list[str], status: int
+) -> None:
+    done = lockctl("run", "-n", "-E", "0", "--quiet", *options, "job", "--", *words)
+    assert done.returncode == status
+    assert "nowhere" in done.stderr
+
+
 def test_shared_runs_beside_shared_only(lockctl: Lockctl, client: Client) -> None:
     client.acquire("job", mode="shared")
     assert lockctl("run", "-n", "-s", "job", "--", "true").returncode == 0

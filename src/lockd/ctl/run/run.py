@@ -150,7 +150,11 @@ def _find_dashes(args: list[str], start: int) -> int:
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print the holder and the waiting time."
 )
-@click.option("--quiet", is_flag=True, help="Do not explain failures.")
+@click.option(
+    "--quiet", is_flag=True,
+    help="Do not print why the lock is busy or the wait timed out. lockctl still "
+    "prints all other errors.",
+)  # fmt: skip
 @click.pass_obj
 def run(
     socket: str | None,

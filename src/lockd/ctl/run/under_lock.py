@@ -188,13 +188,11 @@ class Run:
         error = self._session.broken()
         if error is None or ending.outcome == "lost":
             return ending
-        if not self._plan.quiet:
-            say(str(error))
+        say(str(error))
         return Ending("lost", exits.LOST)
 
     def _tell_loss(self, error: LockLostError) -> None:
-        if not self._plan.quiet:
-            say(f"{error}; stopping the command")
+        say(f"{error}; stopping the command")
 
     def _tell_left(self) -> None:
         if not self._curious:
@@ -209,19 +207,18 @@ class Run:
         )
 
     def _refused(self, error: LockdError) -> Ending:
-        if not self._plan.quiet:
-            say(str(error))
         status = exits.status_of(error)
-        if isinstance(error, BusyError | AcquireTimeoutError):
-            wish = self._plan.conflict_status
-            status = status if wish is None else wish
+        is_conflict = isinstance(error, BusyError | AcquireTimeoutError)
+        if is_conflict and self._plan.conflict_status is not None:
+            status = self._plan.conflict_status
+        if not (is_conflict and self._plan.quiet):
+            say(str(error))
         return Ending(
             error.code if isinstance(error, CodedError) else "unreachable", status
         )
 
     def _not_executed(self, number: int) -> Ending:
-        if not self._plan.quiet:
-            say(f"cannot run {quoted(self._plan.words[0])}: {os.strerror(number)}")
+        say(f"cannot run {quoted(self._plan.words[0])}: {os.strerror(number)}")
         return Ending("not_executed", exits.status_of_exec_failure(number))
 
     def _finish(self, ending: Ending) -> NoReturn:
