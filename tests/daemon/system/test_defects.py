@@ -104,7 +104,7 @@ OTHERS: Final[dict[type, str]] = {
     Answers: "__init__ conclude blame blame_for tell_watchers expect",
     History: "__init__ settle _add of",
     Counts: "__init__ space adopt set_thresholds _watch_holds count_turned_away "
-    "count_refusal _wait _end_wait _end",
+    "count_refusal _wait _end_wait _end end_all",
     StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
     "drop_file commit unlocked hold_stuck _disown_files forget_the_rest note_files "
     "tidy write_anew tidy_thoroughly note_process note_lockspace note_config "
