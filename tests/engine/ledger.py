@@ -18,6 +18,7 @@ from engine.scene import (
     convert,
     release,
 )
+from engine.snapshots import dump
 from lockd.engine import commands as c
 from lockd.engine import records, snapshot
 from lockd.engine.invariants import check
@@ -48,7 +49,7 @@ class Ledger:
         assert records.changes(engine) == []
         loaded = self.recover()
         assert loaded.problems == []
-        said, known = snapshot.dump(loaded.engine), snapshot.dump(engine)
+        said, known = dump(loaded.engine), dump(engine)
         assert said == known or _sorted(said) == _sorted(known)
 
     def recover(self) -> snapshot.Loaded:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import count
 
 from engine.scene import owner
+from engine.snapshots import dump
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import snapshot
@@ -232,5 +233,5 @@ def _who_has(self: Narrator, words: re.Match[str]) -> list[str]:
 
 @sentence(r"the daemon is replaced")
 def _replaced(self: Narrator, words: re.Match[str]) -> list[str]:
-    self.engine = snapshot.load(snapshot.dump(self.engine)).engine
+    self.engine = snapshot.load(dump(self.engine)).engine
     return []

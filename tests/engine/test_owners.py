@@ -18,6 +18,7 @@ from engine.scene import (
     refusal,
     release,
 )
+from engine.snapshots import dump
 from lockd.engine import snapshot
 from lockd.engine.commands import (
     BreakGrant,
@@ -246,7 +247,7 @@ def test_grants_until_both_end_with_whichever_is_last(
     assert engine.handle(CloseSession(ALICE), now=0.0) == []
     assert engine.handle(EndOwner(GUEST), now=0.0) == []
     if reloaded:
-        engine = snapshot.load(snapshot.dump(engine)).engine
+        engine = snapshot.load(dump(engine)).engine
     assert engine.handle(CloseSession(BOB), now=0.0) == [
         Ended(guest_grant(ALICE, 1), "owner_died"),
         ForgetOwner(GUEST),

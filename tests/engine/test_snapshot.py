@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from engine.ledger import busy
 from engine.scene import (
     ALICE,
     BOB,
@@ -20,6 +21,7 @@ from engine.scene import (
     refusal,
     release,
 )
+from engine.snapshots import dump
 from lockd.engine import snapshot
 from lockd.engine.commands import (
     AnchorOpened,
@@ -40,10 +42,10 @@ from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
 
 def reloaded(engine: LockEngine) -> LockEngine:
     """Passes an engine through text, as from a daemon to its successor."""
-    dumped = snapshot.dump(engine)
+    dumped = dump(engine)
     loaded = snapshot.load(json.loads(json.dumps(dumped))).engine
     check(loaded)
-    assert snapshot.dump(loaded) == dumped
+    assert dump(loaded) == dumped
     assert repr(loaded) == repr(engine)
     return loaded
 
@@ -69,7 +71,7 @@ def test_tokens_go_on(engine: LockEngine) -> None:
 
 def test_tokens_rise_above_all_that_may_have_been_given(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
-    data = snapshot.dump(engine)
+    data = dump(engine)
     assert snapshot.load(data, last_token=41).engine.last_token == 41
     assert snapshot.load(data, last_token=0).engine.last_token == 1
 
@@ -151,13 +153,13 @@ def test_last_holders_are_still_known(engine: LockEngine) -> None:
 def test_dump_changes_nothing(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
     acquire(engine, BOB, 1, DISK, timeout=1.0)
-    assert snapshot.dump(engine) == snapshot.dump(engine)
+    assert dump(engine) == dump(engine)
     check(engine)
 
 
 def test_snapshot_of_another_version_is_refused(engine: LockEngine) -> None:
     newer = snapshot.VERSION + 1
-    data = snapshot.dump(engine) | {"version": newer, "readable_from": newer}
+    data = dump(engine) | {"version": newer, "readable_from": newer}
     with pytest.raises(ValueError, match="cannot be read"):
         snapshot.load(data)
 
@@ -165,19 +167,6 @@ def test_snapshot_of_another_version_is_refused(engine: LockEngine) -> None:
 # Damage.
 
 LISTS = ("lockspaces", "owners", "sessions", "requests", "resources", "last_holders")
-
-
-def busy(engine: LockEngine) -> None:
-    """Holders, waiters, a convert, a request for several, an anchor being opened."""
-    acquire(engine, ALICE, 1, DISK, mode=SHARED)
-    acquire(engine, BOB, 1, DISK, mode=SHARED)
-    acquire(engine, CAROL, 1, TAPE)
-    acquire(engine, CAROL, 2, DISK)
-    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    acquire(engine, BOB, 3, TAPE)
-    acquire(engine, BOB, 4, FILE)
-    acquire(engine, DAVE, 1, GUARDED)
-    check(engine)
 
 
 def spoiled(record: object) -> list[object]:
@@ -195,7 +184,7 @@ def test_damaged_record_costs_only_those_whom_it_is_about(
     engine: LockEngine, kind: str
 ) -> None:
     busy(engine)
-    whole = snapshot.dump(engine)
+    whole = dump(engine)
     seen = 0
     for index, record in enumerate(whole[kind]):
         for other in spoiled(record):
@@ -237,5 +226,5 @@ def test_what_is_no_snapshot_is_refused(data: dict[str, object]) -> None:
 
 def test_newer_snapshot_that_says_so_is_read(engine: LockEngine) -> None:
     busy(engine)
-    data = snapshot.dump(engine) | {"version": snapshot.VERSION + 1, "more": 5}
+    data = dump(engine) | {"version": snapshot.VERSION + 1, "more": 5}
     assert snapshot.load(data).problems == []

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from engine.ledger import Ledger
 from engine.model import Ask, Hold, Model
 from engine.scene import owner
+from engine.snapshots import dump
 from engine.strategies import SLOTS, Crowd, Step, anchor_steps, memory_steps
 from engine.witness import Witness
 from lockd.engine import commands as c
@@ -186,9 +187,9 @@ class Machine(RuleBasedStateMachine):
         return self.process in self.engine.owners and not gone
 
     def dump_and_load(self) -> None:
-        dumped = json.dumps(snapshot.dump(self.engine))
+        dumped = json.dumps(dump(self.engine))
         self.engine = snapshot.load(json.loads(dumped)).engine
-        assert json.dumps(snapshot.dump(self.engine)) == dumped
+        assert json.dumps(dump(self.engine)) == dumped
         check(self.engine)
         if self.engine.waiting:
             self.happened.add("loaded while somebody waited")

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.scene import ALICE, BOB, DISK, FILE, TAPE, acquire, convert, release
+from engine.snapshots import dump
 from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     Acquire,
@@ -101,7 +102,7 @@ def test_whatever_is_loaded_counts_as_before(engine: LockEngine) -> None:
     engine.handle(Acquire(BOB, 1, (DISK, TAPE), EXCLUSIVE, *said), now=0.0)
     engine.handle(Acquire(BOB, 2, (FILE,), EXCLUSIVE, *said), now=0.0)
     before = dict(engine.text_by_user)
-    for data in (snapshot.dump(engine), records.assemble(records.everything(engine))):
+    for data in (dump(engine), records.assemble(records.everything(engine))):
         loaded = snapshot.load(data).engine
         check(loaded)
         assert loaded.text_by_user == before

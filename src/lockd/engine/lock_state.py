@@ -183,6 +183,12 @@ class LockState:
         """Yields all unanswered requests."""
         return (r for s in self.sessions.values() for r in s.requests.values())
 
+    def all_requests(self) -> list[Request]:
+        """Returns the unanswered and the abandoned requests, in their order."""
+        pending = (resource.pending for resource in self.resources.values())
+        requests = {*self.requests(), *filter(None, pending)}
+        return sorted(requests, key=lambda request: request.order)
+
     # Grants.
 
     def add_grant(

@@ -45,7 +45,7 @@ def mend(state: LockState, *, known: bool) -> Losses:
         if resource.converting or resource.waiting
         for request in _suspects(state, resource)
     ]
-    for request in _all_requests(state):
+    for request in state.all_requests():
         if not _is_in_place(state, request):
             _drop_request(state, losses, request, "it has lost its place")
             if request.is_answered:
@@ -91,11 +91,6 @@ def _drop_incompatible(resource: Resource) -> None:
     for owner_id, grant in list(resource.holders.items()):
         if grant is not youngest and "exclusive" in (grant.mode, youngest.mode):
             del resource.holders[owner_id]
-
-
-def _all_requests(state: LockState) -> list[Request]:
-    pending = (resource.pending for resource in state.resources.values())
-    return list(dict.fromkeys([*state.requests(), *filter(None, pending)]))
 
 
 def _is_in_place(state: LockState, request: Request) -> bool:

@@ -92,7 +92,7 @@ def _everything(state: LockState) -> Iterator[Record]:
         yield from (("grant", x, y) for x, y in owner.grants.items())
     for session_id, session in state.sessions.items():
         yield "session", session_id, snapshot.dump_session(session)
-    for request in snapshot.all_requests(state):
+    for request in state.all_requests():
         yield "request", request.order, _request(state, request)
     eldest = state.ended - len(state.last_holders) + 1
     for rank, (key, last) in enumerate(state.last_holders.items(), eldest):

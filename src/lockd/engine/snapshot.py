@@ -1,4 +1,6 @@
-"""The whole engine as plain data, and back: a daemon gives it to its successor.
+"""The engine from plain data: a daemon continues with the state of its predecessor.
+
+`records` has the other direction, in pieces: what changed.
 
 Plain means dicts, lists, texts, numbers, booleans and None, so any encoding can carry
 it. Times are absolute: the successor must use the same clock. Sessions, owners and
@@ -20,10 +22,10 @@ from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
 VERSION: Final = 2
-"""Rises with every addition to the data that `dump` returns."""
+"""Rises with every addition to the data that `load` reads."""
 
 READABLE_FROM: Final = 1
-"""The oldest version whose `load` reads what `dump` returns now."""
+"""The oldest version whose `load` reads the data as it is now."""
 
 OLDEST: Final = 1
 """The oldest version that `load` reads."""
@@ -72,33 +74,14 @@ _REQUEST_FIELDS = (
 )
 
 
-def dump(engine: LockEngine) -> Plain:
-    """Returns the state of an engine as plain data. Does not change the engine."""
-    state = engine.state
-    return {
-        "version": VERSION,
-        "readable_from": READABLE_FROM,
-        "counts": {name: getattr(state, name) for name in COUNTS},
-        "lockspaces": [to_builtins(x) for x in state.lockspaces.values()],
-        "owners": [
-            dump_owner(x) | {"grants": [to_builtins(y) for y in x.grants.values()]}
-            for x in state.owners.values()
-        ],
-        "sessions": [dump_session(x) for x in state.sessions.values()],
-        "requests": [dump_request(request) for request in all_requests(state)],
-        "resources": [dump_resource(x) for x in state.resources.values()],
-        "last_holders": [to_builtins(x) for x in state.last_holders.values()],
-    }
-
-
 def load(data: Plain, last_token: int = 0) -> Loaded:
-    """Returns an engine in the dumped state.
+    """Returns an engine in the recorded state.
 
     A record that is missing or unreadable affects only the sessions it belongs to.
 
     Args:
-        data: the result of `dump` or of `records.assemble`.
-        last_token: new fencing tokens will be greater than this, and than all dumped
+        data: the result of `records.assemble`.
+        last_token: new fencing tokens will be greater than this, and than all recorded
             ones.
 
     Raises:
@@ -156,13 +139,6 @@ def _check_version(data: Plain) -> None:
             f"a snapshot of version {version} cannot be read, "
             f"only versions {OLDEST} to {VERSION}"
         )
-
-
-def all_requests(state: LockState) -> list[Request]:
-    """Returns the unanswered and the abandoned requests, in their order."""
-    pending = (resource.pending for resource in state.resources.values())
-    requests = {*state.requests(), *filter(None, pending)}
-    return sorted(requests, key=lambda request: request.order)
 
 
 def dump_session(session: Session) -> list[Any]:
@@ -301,24 +277,8 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
     requests[request.order] = request
 
 
-def dump_resource(resource: Resource) -> Plain:
-    """Returns a resource. Refers to owners, grants and requests by their numbers."""
-    pending = resource.pending
-    return {
-        "key": list(resource.key),
-        "holders": [
-            [grant.owner_id, grant.fencing_token] for grant in resource.holders.values()
-        ],
-        "converting": [request.order for request in resource.converting],
-        "waiting": [request.order for request in resource.waiting],
-        "anchor": resource.anchor,
-        "anchor_wanted": resource.anchor_wanted,
-        "pending": None if pending is None else pending.order,
-    }
-
-
 class ResourceRecord(Struct):
-    """The result of `dump_resource`: owner ids, fencing tokens, request orders."""
+    """A resource that refers to others by owner id, fencing token, request order."""
 
     key: ResourceKey
     holders: list[tuple[int, int]] = []

@@ -1,0 +1,44 @@
+"""The whole engine as plain data, as `snapshot.load` reads it."""
+
+from msgspec import to_builtins
+
+from lockd.engine import snapshot
+from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_state import COUNTS
+from lockd.engine.resource import Resource
+from lockd.engine.snapshot import Plain
+
+
+def dump(engine: LockEngine) -> Plain:
+    """Returns the state of an engine. Does not change the engine."""
+    state = engine.state
+    return {
+        "version": snapshot.VERSION,
+        "readable_from": snapshot.READABLE_FROM,
+        "counts": {name: getattr(state, name) for name in COUNTS},
+        "lockspaces": [to_builtins(x) for x in state.lockspaces.values()],
+        "owners": [
+            snapshot.dump_owner(x)
+            | {"grants": [to_builtins(y) for y in x.grants.values()]}
+            for x in state.owners.values()
+        ],
+        "sessions": [snapshot.dump_session(x) for x in state.sessions.values()],
+        "requests": [snapshot.dump_request(x) for x in state.all_requests()],
+        "resources": [_dump_resource(x) for x in state.resources.values()],
+        "last_holders": [to_builtins(x) for x in state.last_holders.values()],
+    }
+
+
+def _dump_resource(resource: Resource) -> Plain:
+    pending = resource.pending
+    return {
+        "key": list(resource.key),
+        "holders": [
+            [grant.owner_id, grant.fencing_token] for grant in resource.holders.values()
+        ],
+        "converting": [request.order for request in resource.converting],
+        "waiting": [request.order for request in resource.waiting],
+        "anchor": resource.anchor,
+        "anchor_wanted": resource.anchor_wanted,
+        "pending": None if pending is None else pending.order,
+    }
