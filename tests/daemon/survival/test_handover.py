@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from conftest import StartDaemon
+from daemon.survival.conftest import refuse_convert_of_removed
 from lockd.daemon.survival import handover
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
@@ -130,20 +131,7 @@ def test_files_stay_locked_all_the_time(
 def test_convert_answers_at_once_though_the_file_was_removed_before_an_upgrade(
     daemon: DaemonProcess, connect: Connect, place: Path, held: str, wanted: str
 ) -> None:
-    client, other = connect(), connect()
-    token = client.acquire("a", lockspace="files", mode=held)["fencing_token"]
-    (place / "locks" / "a").unlink()
-    daemon.upgrade()
-    asked = {"lockspace": "files", "resource": "a", "mode": wanted}
-    for timeout in ({"timeout": 0}, {}):
-        refusal = client.refusal("convert", **asked, **timeout)
-        assert refusal.code == "io"
-        assert "was exchanged or removed while locked" in refusal.sentence
-    check = {"lockspace": "files", "resource": "a", "fencing_token": token}
-    assert client.call("check", **check)["current"]
-    assert other.refusal("acquire", **asked | {"timeout": 0}).code in ("busy", "io")
-    client.call("release", lockspace="files", resource="a")
-    assert other.acquire("a", lockspace="files")["fencing_token"] > token
+    refuse_convert_of_removed(connect, place / "locks", daemon.upgrade, held, wanted)
 
 
 def test_nothing_of_a_session_is_forgotten(

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from daemon.stores.kept import is_locked
-from daemon.survival.conftest import holders
+from daemon.survival.conftest import holders, refuse_convert_of_removed
 from support import libvirt_client as lc
 from support.libvirt_client import LibvirtClient
 from support.places import TESTS
@@ -49,20 +49,7 @@ def test_locks_queues_and_tokens_survive(
 def test_convert_answers_at_once_though_the_file_was_removed_before_a_kill(
     manager: ServiceManager, connect: Connect, locks: Path, held: str, wanted: str
 ) -> None:
-    client, other = connect(), connect()
-    token = client.acquire("a", lockspace="files", mode=held)["fencing_token"]
-    (locks / "a").unlink()
-    manager.kill_and_start()
-    asked = {"lockspace": "files", "resource": "a", "mode": wanted}
-    for timeout in ({"timeout": 0}, {}):
-        refusal = client.refusal("convert", **asked, **timeout)
-        assert refusal.code == "io"
-        assert "was exchanged or removed while locked" in refusal.sentence
-    check = {"lockspace": "files", "resource": "a", "fencing_token": token}
-    assert client.call("check", **check)["current"]
-    assert other.refusal("acquire", **asked | {"timeout": 0}).code in ("busy", "io")
-    client.call("release", lockspace="files", resource="a")
-    assert other.acquire("a", lockspace="files")["fencing_token"] > token
+    refuse_convert_of_removed(connect, locks, manager.kill_and_start, held, wanted)
 
 
 def test_link_to_a_locked_file_takes_it_from_nobody(
