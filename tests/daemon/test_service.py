@@ -20,7 +20,7 @@ import trio.testing
 
 from conftest import StartDaemon
 from lockd.daemon.config.config import Config, LockspaceConfig
-from lockd.daemon.service import HOUSEKEEPING, Options, Service
+from lockd.daemon.service import COMPACTING, HOUSEKEEPING, Options, Service
 from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
@@ -430,6 +430,33 @@ def test_nobody_is_taken_in_any_more_once_the_end_is_decided(tmp_path: Path) -> 
                     assert len(sessions) == 2
 
     trio.run(check)
+
+
+def test_memory_of_records_is_returned_soon_when_nobody_asks_for_anything(
+    tmp_path: Path,
+) -> None:
+    seconds, keys = 2.0, 4_000
+
+    async def check() -> None:
+        stores = Stores()
+        ledger = stores.ledger
+        for change in (lambda key: ledger.put(key, bytes(300)), ledger.remove):
+            for number in range(keys):
+                change(b"%d" % number)
+            ledger.commit()
+        full = ledger.memory_bytes
+        with service_in_this_process(tmp_path, stores=stores) as service:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service._compact)
+                await trio.sleep(seconds)
+                nursery.cancel_scope.cancel()
+        assert ledger.memory_bytes < full / 2
+        for store in (stores.in_flight, ledger, stores.cells, stores.pipe):
+            store.close()
+
+    # Each step removes 16 keys at least, on the slowest machine too.
+    assert keys / 16 < seconds / COMPACTING
+    trio.run(check, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def refuse(*args: object) -> None:

@@ -53,10 +53,15 @@ _DEFECTS: Final = (
 
 @dataclass(frozen=True)
 class Use:
-    """What the daemon and PID 1 use at a quiet moment."""
+    """What the daemon and PID 1 use at a quiet moment.
+
+    Attributes:
+        daemon_kib: with `daemon_shared_kib`, which is the memory of its records.
+    """
 
     daemon_fds: int
     daemon_kib: int
+    daemon_shared_kib: int
     first_fds: int
     first_kib: int
     in_flight: int
@@ -213,6 +218,7 @@ class Target:
         return Use(
             daemon_fds=_descriptors(pid),
             daemon_kib=_resident(pid),
+            daemon_shared_kib=_resident(pid, "RssShmem"),
             first_fds=_descriptors(self.first_pid),
             first_kib=_resident(self.first_pid),
             in_flight=_in_flight(self.first_pid),
@@ -279,9 +285,9 @@ def _descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def _resident(pid: int) -> int:
+def _resident(pid: int, what: str = "VmRSS") -> int:
     text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE)
+    found = re.search(rf"^{what}:\s+(\d+)", text, re.MULTILINE)
     return int(found[1]) if found else 0
 
 

@@ -50,6 +50,10 @@ PENDING: Final = "pending "
 HOUSEKEEPING: Final = 1.0
 """Seconds between two rounds of housekeeping."""
 
+COMPACTING: Final = 0.005
+"""Seconds between two steps of compaction while there is garbage. A step takes a tenth
+of that (`survival.keeping.TIDYING`)."""
+
 
 class Options(Struct, frozen=True):
     """The options of the command line.
@@ -232,6 +236,7 @@ class Service:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.parts.server.run)
             nursery.start_soon(self._keep_house, nursery)
+            nursery.start_soon(self._compact)
             nursery.start_soon(self._publisher.run)
             for role, listener in self.listeners.items():
                 if role == METRICS:
@@ -350,6 +355,16 @@ class Service:
                 logger.info("exits: no client and no lock for some time")
                 self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
+
+    async def _compact(self) -> None:
+        """Returns the memory of records after a burst, also if no more requests come.
+
+        Steps that follow each other soon return it within seconds, on a slow machine
+        too, and nobody waits for longer than one step.
+        """
+        while True:
+            has_more = self.parts.keeping.compact()
+            await trio.sleep(COMPACTING if has_more else HOUSEKEEPING)
 
     def _look_after_epoch(self) -> None:
         try:

@@ -107,7 +107,7 @@ OTHERS: Final[dict[type, str]] = {
     "count_refusal _wait _end_wait _end end_all",
     StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
     "drop_file commit unlocked hold_stuck _disown_files forget_the_rest note_files "
-    "tidy write_anew tidy_thoroughly note_process note_lockspace note_config "
+    "tidy write_anew tidy_thoroughly compact note_process note_lockspace note_config "
     "record_anew adopt_records",
     Recorder: "__init__ commit _could_cut_off _record_process _record_daemon "
     "record_anew stage_all _record_noted adopt_records _everything note_process "

@@ -134,3 +134,7 @@ class Keeping:
 
     def tidy_thoroughly(self) -> None:
         """Removes all unwanted descriptors, because they keep file systems busy."""
+
+    def compact(self) -> bool:
+        """Removes some garbage from the records. Returns whether there is more."""
+        return False

@@ -168,11 +168,11 @@ class Ledger:
         elif end > self._due_at:
             self.debt = 1
 
-    def tidy(self, seconds: float) -> None:
+    def tidy(self, seconds: float) -> bool:
         """Removes garbage for about `seconds`, and at least a little.
 
-        It is cheap without work. Call it about as often as `commit`, and when there is
-        a `debt`, which it pays.
+        Returns whether there is more. It is cheap without work. Call it about as often
+        as `commit`, and when there is a `debt`, which it pays.
 
         Raises:
             OSError: there is no memory. Nothing is lost; call it again.
@@ -180,13 +180,15 @@ class Ledger:
         deadline = time.monotonic() + seconds
         while self._tidy_slice():
             if self.debt <= 0 and time.monotonic() >= deadline:
-                return
+                return True
         self.debt = 0
+        return False
 
-    def tidy_at_leisure(self, seconds: float) -> None:
+    def tidy_at_leisure(self, seconds: float) -> bool:
         """Like `tidy`, but also finds garbage that removals have left.
 
-        Call it once a second.
+        Call it once a second, and soon again while there is more: without commits
+        nothing else removes it.
 
         Raises:
             OSError: there is no memory. Nothing is lost; call it again.
@@ -195,7 +197,7 @@ class Ledger:
             end = self._file.end
             if end - self._size_without_garbage() > max(end // 2, STEP):
                 self._due_at = 0
-        self.tidy(seconds)
+        return self.tidy(seconds)
 
     def close(self) -> None:
         """Closes both files.

@@ -389,7 +389,12 @@ class StoredKeeping(Keeping):
         """Removes all unwanted descriptors, because they keep file systems busy."""
         with suppress(OSError):
             self._stores.in_flight.tidy(TIDYING, thoroughly=True)
-            self._stores.ledger.tidy_at_leisure(TIDYING)
+
+    def compact(self) -> bool:
+        """Removes some garbage from the records. Returns whether there is more."""
+        with suppress(OSError):
+            return self._stores.ledger.tidy_at_leisure(TIDYING)
+        return False
 
 
 def files_of(
