@@ -95,8 +95,7 @@ class Server:
             poller, life, keeping, limiter, self._gate, answers.counts.count_refusal
         )
         self._shares = Shares(lambda: limiter.is_shared)
-        # Apart from `_shares`, so that a busy client does not delay its user's new
-        # connections.
+        # Apart: a busy client does not delay its user's new connections.
         self._arrivals = Shares(lambda: limiter.is_shared, ADMITTING)
         #: Peers by user whose requests did not fit into a turn, the longest waiting
         #: first.
@@ -111,8 +110,7 @@ class Server:
         """Accepts the clients of a listening socket, which this object then owns.
 
         Args:
-            listener: the socket.
-            role: its role. A client of the admin socket may do everything.
+            role: the role of the socket. A client of the admin socket may do everything.
         """
         self._gate.listen(listener, role)
 
@@ -245,10 +243,12 @@ class Server:
         self._arrivals.begin()
         if busy := self._has_work():
             self._poller.stay_awake()
-        receive = partial(self._guarded, self._receive)
-        self._give_turns(self._shares, self._unfinished, receive)
+        if self._unfinished:
+            receive = partial(self._guarded, self._receive)
+            self._give_turns(self._shares, self._unfinished, receive)
         any_ready = self._poller.act(0 if busy else LINGER)
-        self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
+        if self._admission.newcomers:
+            self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
         if not (any_ready or busy):
             return False
         if self._incomplete or self._gate.next_deadline < inf:
@@ -301,8 +301,7 @@ class Server:
         if not peer.connection.has_partial:
             self._incomplete.pop(peer, None)
         elif self._incomplete.get(peer, (0, -1))[1] != begun_at:
-            # A client that sends one message after another always has an incomplete
-            # one.
+            # A client that sends message after message always has an incomplete one.
             self._incomplete.pop(peer, None)
             timeout = self._limiter.limits.message_timeout
             self._incomplete[peer] = trio.current_time() + timeout, begun_at
@@ -310,8 +309,9 @@ class Server:
     def end_turn(self) -> None:
         """Sends all pending answers, and closes the peers that end."""
         self._send_answers()
-        close = partial(self._guarded, self._close_peer_and_tell)
-        self._give_turns(self._shares, self._leaving, close)
+        if self._leaving:
+            close = partial(self._guarded, self._close_peer_and_tell)
+            self._give_turns(self._shares, self._leaving, close)
         self._runtime.end_turn()
         self._keeping.tidy()
         if self._has_work():

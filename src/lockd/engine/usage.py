@@ -94,8 +94,11 @@ def text_bytes(
     A request counts at least as much as all its grants: each grant carries a copy of
     the label and reason.
     """
-    if len(keys) == 1 and label is reason is None and len(keys[0].resource) <= PLAIN:
-        return 0  # the common case: skip the measuring
+    if label is reason is None and len(keys) == 1:
+        # The common cases: a short name, and the hash of a path.
+        name = keys[0].resource
+        if len(name) <= PLAIN or (len(name) <= MAX_NAME_BYTES and name.isascii()):
+            return 0
     said = _size(label or "") + _size(reason or "")
     names = sum(_size(key.resource) for key in keys)
     if len(keys) == 1 and names <= MAX_NAME_BYTES:
