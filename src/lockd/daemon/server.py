@@ -110,7 +110,7 @@ class Server:
         """Accepts the clients of a listening socket, which this object then owns.
 
         Args:
-            role: the role of the socket. A client of the admin socket may do everything.
+            role: its role. A client of the admin socket may do everything.
         """
         self._gate.listen(listener, role)
 
