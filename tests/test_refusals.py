@@ -104,6 +104,18 @@ def a_try(scene: Scene) -> None:
     scene.other.acquire("job", timeout=0)
 
 
+@case("busy", *HOLDER, "allows (1)", "waits for it", step="a greater `max_waiting`")
+def a_wait_behind_too_many(scene: Scene) -> None:
+    with WireClient(scene.daemon.socket) as waiter, ThreadPoolExecutor(1) as pool:
+        waiting = waiter.send("acquire", resource="job")
+        with WireClient(scene.daemon.socket) as onlooker:
+            wait_for_waiters(onlooker, "job", 1)
+        try:
+            pool.submit(scene.other.acquire, "job", max_waiting=1).result()
+        finally:
+            waiter.call("cancel", request=waiting)
+
+
 @case("busy", "'files:locked'", "outside lockd", OUR_PID, step="wait in line")
 def a_try_of_what_is_locked_outside(scene: Scene) -> None:
     path = scene.place / "locks" / "locked"

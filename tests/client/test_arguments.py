@@ -160,6 +160,7 @@ KINDS: dict[str, Takes] = {
     "kind": one_of("memory", "directory", "direct"),
     "label": text,
     "lockspace": name,
+    "max_waiting": partial(integer, least=0, most=1_024),
     "method": name,
     "mode": one_of("exclusive", "shared"),
     "name": name,

@@ -152,6 +152,22 @@ def test_refusal_has_its_class_its_sentence_and_its_facts(core: ClientCore) -> N
     assert caught.value.facts == {"holder_count": 1}
 
 
+def test_daemon_that_does_not_know_a_parameter_yet_is_called_older(
+    core: ClientCore,
+) -> None:
+    said = "invalid: there is no parameter `max_waiting`: the parameters are `mode`"
+    for params, told in (
+        ({"resource": "disk", "max_waiting": 1}, "the daemon is older"),
+        ({"resource": "disk"}, "there is no parameter"),
+    ):
+        reply = Reply("acquire", params)
+        core.start(reply)
+        refused(core, reply, said)
+        with pytest.raises(InvalidRequestError, match=told) as caught:
+            reply.outcome()
+        assert "`max_waiting`" in str(caught.value)
+
+
 def test_number_of_an_unanswered_request_is_not_used_again(core: ClientCore) -> None:
     waiting = acquiring(core)
     core._msgids = count(2**32)

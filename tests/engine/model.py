@@ -89,13 +89,17 @@ class Model:
                 else:
                     hold.count += 1
 
-    def offer(self, ask: Ask, tries: bool) -> str | None:
+    def longest_line(self, names: tuple[str, ...]) -> int:
+        return max(sum(name in ask.names for ask in self.asks) for name in names)
+
+    def offer(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
+        tries = tries or (most is not None and self.longest_line(ask.names) >= most)
         self.asks.append(ask)
         if tries and self.blockers(ask):
             return "busy"
         return "deadlock" if self.circle() else None
 
-    def acquire(self, ask: Ask, tries: bool) -> str | None:
+    def acquire(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
         held = [h for name in ask.names if (h := self.held(ask.owner, name))]
         if ask.owner in self.dead:
             return "not_found"
@@ -110,7 +114,7 @@ class Model:
         if held:
             held[0].count += 1
             return "granted"
-        return self.offer(ask, tries)
+        return self.offer(ask, tries, most)
 
     def convert(self, ask: Ask, tries: bool) -> str | None:
         hold = self.held(ask.owner, ask.names[0])

@@ -31,6 +31,24 @@ def _in(module: str, name: str, old: str, new: str) -> PlantedBug:
 PLANTED_BUGS = [
     _in(
         "requests",
+        "one more waits than may",
+        "longest.line_length() >= most else",
+        "longest.line_length() > most else",
+    ),
+    _in(
+        "requests",
+        "the shortest line counts, not the longest",
+        "        longest = max(found, key=Resource.line_length)\n",
+        "        longest = min(found, key=Resource.line_length)\n",
+    ),
+    _in(
+        "requests",
+        "who may wait behind nobody waits",
+        "0 if command.max_waiting == 0 else command.timeout",
+        "command.timeout",
+    ),
+    _in(
+        "requests",
         "a newcomer overtakes who waits",
         "resource.has_line or not resource.admits(mode, owner.owner_id)",
         "not resource.admits(mode, owner.owner_id)",

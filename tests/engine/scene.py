@@ -59,8 +59,10 @@ def acquire(
     mode: Mode = EXCLUSIVE,
     timeout: float | None = None,
     now: float = 0.0,
+    **more: Any,
 ) -> list[Effect]:
-    return engine.handle(Acquire(session, request, keys, mode, timeout), now=now)
+    command = Acquire(session, request, keys, mode, timeout, **more)
+    return engine.handle(command, now=now)
 
 
 def release(

@@ -46,10 +46,13 @@ def _steps(*verbs: tuple[int, str, *tuple[Sequence[Any], ...]]) -> Any:
 
 _COMMON = (
     (6, "acquire", SLOTS, NAMES, MODES, TIMEOUTS),
+    (1, "acquire", SLOTS, NAMES, MODES, (None,), (0, 1, 2)),
+    (2, "crowd", ("a", "b"), CROWDS, (None,), (1, 2)),
     (3, "crowd", ("a", "b"), CROWDS, (None, 2.0)),
     (2, "cross", CROWDS),
     (1, "upgrade", CROWDS, BOTH),
     (1, "ring", CROWDS),
+    (1, "pile", CROWDS, (1, 2)),
     (1, "snare", CROWDS, BOTH, BOTH),
     (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
     (1, "convert_all", MODES),

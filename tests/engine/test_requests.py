@@ -6,6 +6,7 @@ from engine.scene import (
     CAROL,
     DAVE,
     DISK,
+    FILE,
     TAPE,
     acquire,
     convert,
@@ -18,6 +19,7 @@ from engine.scene import (
 )
 from lockd.engine.commands import (
     Acquire,
+    AnchorRefused,
     Cancel,
     CloseSession,
     Release,
@@ -179,6 +181,60 @@ def test_try_is_refused_when_somebody_waits_even_if_it_would_fit(
 def test_try_of_what_is_free_is_granted(engine: LockEngine) -> None:
     assert acquire(engine, ALICE, 1, DISK, timeout=0) == [
         granted(ALICE, 1, grant(DISK, ALICE, 1))
+    ]
+
+
+def test_request_is_refused_when_as_many_wait_as_it_allows(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    assert acquire(engine, BOB, 1, DISK, max_waiting=1) == [queued(BOB, 1, DISK)]
+    refused = refusal(acquire(engine, CAROL, 1, DISK, max_waiting=1))
+    assert (refused.code, refused.waited, refused.max_waiting) == ("busy", 0.0, 1)
+    assert refused.situation is not None
+    assert refused.situation.holders == (grant(DISK, ALICE, 1),)
+    assert [w.session for w in refused.situation.waiters] == [BOB]
+    assert acquire(engine, DAVE, 1, DISK, max_waiting=2) == [queued(DAVE, 1, DISK)]
+    assert engine.situation(DISK).waiter_count == 2
+
+
+def test_of_several_resources_the_longest_line_counts(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, TAPE)
+    acquire(engine, BOB, 1, TAPE)
+    refused = refusal(acquire(engine, CAROL, 1, DISK, TAPE, max_waiting=1))
+    assert refused.situation is not None
+    assert (refused.code, refused.situation.key) == ("busy", TAPE)
+
+
+def test_who_converts_is_in_the_line_too(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK, mode=SHARED)
+    convert(engine, ALICE, 2, DISK, EXCLUSIVE)
+    assert refusal(acquire(engine, CAROL, 1, DISK, max_waiting=1)).code == "busy"
+
+
+def test_request_that_may_wait_behind_nobody_is_a_try(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, max_waiting=0)
+    assert refusal(acquire(engine, BOB, 1, DISK, max_waiting=0)).code == "busy"
+    command = Acquire(BOB, 2, (FILE,), EXCLUSIVE, max_waiting=0)
+    engine.handle(command, now=0.0)
+    refused = refusal(engine.handle(AnchorRefused(FILE, "busy"), now=0.0))
+    assert (refused.session, refused.code) == (BOB, "busy")
+
+
+def test_first_in_line_may_wait_for_a_file_that_is_locked_outside(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, FILE, max_waiting=1)
+    assert engine.handle(AnchorRefused(FILE, "busy"), now=0.0) == [
+        queued(ALICE, 1, FILE)
+    ]
+    assert refusal(acquire(engine, BOB, 1, FILE, max_waiting=1)).code == "busy"
+
+
+def test_free_resource_is_granted_whoever_may_wait(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    shared = grant(DISK, BOB, 2, SHARED)
+    assert acquire(engine, BOB, 1, DISK, mode=SHARED, max_waiting=1) == [
+        granted(BOB, 1, shared)
     ]
 
 

@@ -95,7 +95,12 @@ class Machine(RuleBasedStateMachine):
         self.handle(c.RegisterOwner(session, number, owner_id, who, on_disconnect))
 
     def acquire(
-        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+        self,
+        slot: int,
+        names: tuple[str, ...],
+        mode: Mode,
+        timeout: float | None,
+        most: int | None = None,
     ) -> None:
         raise NotImplementedError
 
@@ -121,9 +126,15 @@ class Machine(RuleBasedStateMachine):
         actor, name = self.whose(pick)
         self.convert_name(slot if actor is None else actor, name, mode, timeout)
 
-    def crowd(self, name: str, crowd: Crowd, timeout: float | None) -> None:
+    def crowd(
+        self,
+        name: str,
+        crowd: Crowd,
+        timeout: float | None,
+        most: int | None = None,
+    ) -> None:
         for slot, mode in crowd:
-            self.acquire(slot, (name,), mode, timeout)
+            self.acquire(slot, (name,), mode, timeout, most)
 
     def cross(self, crowd: Crowd) -> None:
         """Lets two sessions ask for what the other one got."""
@@ -159,6 +170,14 @@ class Machine(RuleBasedStateMachine):
             self.acquire(slot, (name,), mode, None)
         for name, (slot, mode) in zip("bca", crowd, strict=True):
             self.acquire(slot, (name,), mode, None)
+
+    def pile(self, crowd: Crowd, most: int) -> None:
+        """Lets a session ask for two locks; others wait for one of them."""
+        (first, mode), (second, other_mode), (third, _) = crowd
+        self.clear()
+        self.acquire(first, ("a", "b"), mode, None)
+        self.acquire(second, ("b",), EXCLUSIVE, None)
+        self.acquire(third, ("a", "b"), other_mode, None, most)
 
     def snare(self, crowd: Crowd, joins: bool, waits: bool) -> None:
         """Lets a session upgrade what another one wants together with more.
@@ -300,12 +319,19 @@ class ModelMachine(Machine):
     # The steps.
 
     def acquire(
-        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+        self,
+        slot: int,
+        names: tuple[str, ...],
+        mode: Mode,
+        timeout: float | None,
+        most: int | None = None,
     ) -> None:
         ask = self.ask(slot, names, mode, timeout)
         keys = self.keys(*names)
-        command = c.Acquire(ask.session, ask.number, keys, mode, timeout, *SAID[slot])
-        self.agree(command, self.model.acquire(ask, timeout == 0))
+        command = c.Acquire(
+            *(ask.session, ask.number, keys, mode, timeout, *SAID[slot], most)
+        )
+        self.agree(command, self.model.acquire(ask, timeout == 0, most))
 
     def whose(self, pick: int) -> tuple[int | None, str]:
         hold = _pick(self.model.holds, pick)
@@ -441,12 +467,17 @@ class AnchorMachine(Machine):
     # The steps.
 
     def acquire(
-        self, slot: int, names: tuple[str, ...], mode: Mode, timeout: float | None
+        self,
+        slot: int,
+        names: tuple[str, ...],
+        mode: Mode,
+        timeout: float | None,
+        most: int | None = None,
     ) -> None:
         number = next(self.numbers)
         keys = self.keys(*names)
         command = c.Acquire(
-            self.sessions[slot], number, keys, mode, timeout, *SAID[slot]
+            *(self.sessions[slot], number, keys, mode, timeout, *SAID[slot], most)
         )
         self.do(command)
 
@@ -532,6 +563,8 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
     story = set()
     for effect in effects:
         match effect:
+            case e.Refused(max_waiting=int()):
+                story.add("too many waited")
             case e.Refused(code=code):
                 story.add(code)
             case e.Ended(cause=cause):
@@ -602,6 +635,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
+    assert rare(ModelMachine, "too many waited", floor=0.2) == {}
     assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
 
 
@@ -612,4 +646,5 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
+    assert rare(AnchorMachine, "too many waited", floor=0.1) == {}
     assert rare(AnchorMachine, *DAMAGE, floor=0.1) == {}

@@ -21,6 +21,8 @@ class Witness:
         self.sessions: set[int] = set()
         self.unanswered: dict[tuple[int, int], tuple[Asked, float]] = {}
         self.queued: set[tuple[int, int]] = set()
+        #: Those before which as many waited as they allow.
+        self.crowded_out: set[tuple[int, int]] = set()
         self.holders: dict[ResourceKey, dict[int, e.Grant]] = {}
         self.anchors: dict[ResourceKey, Mode] = {}
         self.opening: dict[ResourceKey, Mode] = {}
@@ -83,7 +85,18 @@ class Witness:
             case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
                 pass
             case _:
+                if isinstance(command, c.Acquire) and self.is_crowded(command):
+                    self.crowded_out.add((command.session, command.request))
                 self.unanswered[command.session, command.request] = command, self.now
+
+    def is_crowded(self, command: c.Acquire) -> bool:
+        """Tells whether too many wait for it, so that it must not."""
+        most = command.max_waiting
+        waiting = [self.unanswered[x][0] for x in self.queued & self.unanswered.keys()]
+        keys = [x.keys for x in waiting if isinstance(x, c.Acquire)]
+        keys += [(x.key,) for x in waiting if isinstance(x, c.Convert)]
+        lines = [sum(key in each for each in keys) for key in command.keys]
+        return most is not None and max(lines) >= most
 
     def see_effect(self, effect: e.Effect) -> None:
         match effect:
@@ -100,6 +113,7 @@ class Witness:
             case e.Queued(session, request):
                 assert (session, request) in self.unanswered
                 assert (session, request) not in self.queued, "queued twice"
+                assert (session, request) not in self.crowded_out, "one too many"
                 self.queued.add((session, request))
             case e.Ended():
                 self.ended(effect)

@@ -209,6 +209,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "kind": partial(_choice, get_args(Kind)),
     "label": _shown_text,
     "lockspace": printable_name,
+    "max_waiting": partial(_integer, 0, 1_024),
     "mode": partial(_choice, get_args(Mode)),
     "name": printable_name,
     "on_disconnect": partial(_choice, get_args(OnDisconnect)),

@@ -328,7 +328,7 @@ class ClientCore:
         if reply is None:
             return False
         if error is not None:
-            self._fail(reply, refusal(error))
+            self._fail(reply, refusal(error, reply.params))
             return True
         if reply.method in _SUCCESSES and not _SUCCESSES[reply.method](
             self, reply, result

@@ -3,6 +3,7 @@
 It rejects requests for which the daemon would close the connection.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lockd.errors import InvalidRequestError, LockdError, ProtocolError, error_for_code
@@ -24,6 +25,12 @@ _SURELY_SMALL: Final = 64
 
 _AROUND: Final = 3
 """The nesting depth of parameters in a message: a map, in an array, in the message."""
+
+
+YOUNG: Final = ("max_waiting",)
+"""The parameters that a daemon of the same protocol may be too old to know."""
+
+_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class RequestEncoder:
@@ -59,9 +66,20 @@ class RequestEncoder:
         return data
 
 
-def refusal(error: list[Any]) -> LockdError:
-    """Returns the exception for the error of a response (protocol 4.1)."""
+def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdError:
+    """Returns the exception for the error of a response (protocol 4.1).
+
+    Args:
+        error: the error.
+        params: the parameters of the request.
+    """
     code, _, sentence = error[1].partition(": ")
+    for name in YOUNG if code == "invalid" else ():
+        if name in params and sentence.startswith(f"there is no parameter `{name}`"):
+            sentence = (
+                f"the daemon is older than this program, and does not know `{name}`: "
+                "update lockd, or do without it"
+            )
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 

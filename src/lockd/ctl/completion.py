@@ -235,8 +235,9 @@ FILES: Final = {"path", "socket"}
 """Parameters that are files; the shells complete them."""
 
 UNKNOWABLE: Final = {
-    *("conflict_status", "interval", "kill_after", "label", "owner", "owner_pid"),
-    *("owner_unit", "pid", "reason", "script", "status_fd", "timeout", "uid", "unit"),
+    *("conflict_status", "interval", "kill_after", "label", "max_waiting", "owner"),
+    *("owner_pid", "owner_unit", "pid", "reason", "script", "status_fd", "timeout"),
+    *("uid", "unit"),
 }
 """Parameters that nothing can complete."""
 

@@ -16,6 +16,9 @@ COMPLETING: Final = "_LOCKCTL_COMPLETE"
 MOST_SECONDS: Final = 1e9
 """The longest timeout of a request (protocol 6.1)."""
 
+MOST_WAITING: Final = 1_024
+"""The greatest `max_waiting` (protocol 3.8)."""
+
 
 class Whole(click.IntRange):
     """The type of a whole number within bounds."""
@@ -71,6 +74,12 @@ in_lockspace = click.option(
 )  # fmt: skip
 
 
+at_most_waiting = click.option(
+    "--max-waiting", metavar="N", type=Whole(0, MOST_WAITING),
+    help="Do not wait if N or more others wait already (0: do not wait).",
+)  # fmt: skip
+
+
 _OF_HOLDERS = (
     click.option(
         "-s", "--shared", is_flag=True, help="Share the lock with other readers."
@@ -80,6 +89,7 @@ _OF_HOLDERS = (
         callback=seconds,
         help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
     ),
+    at_most_waiting,
     in_lockspace,
     click.option(
         "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."

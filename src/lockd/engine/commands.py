@@ -94,6 +94,8 @@ class Acquire(Struct, frozen=True, gc=False):
     create: Create = None
     label: str | None = None
     reason: str | None = None
+    #: Refuse it instead of letting it wait behind so many; 0 does not wait.
+    max_waiting: int | None = None
 
 
 class Convert(Struct, frozen=True, gc=False):

@@ -97,6 +97,8 @@ class Refused(Struct, frozen=True, gc=False):
     waited: float | None = None
     outside: OutsideHolder | None = None
     cycle: tuple[WaitEdge, ...] = ()
+    #: How many may wait, if the request was refused because so many do.
+    max_waiting: int | None = None
 
 
 class Completed(Struct, frozen=True, gc=False):

@@ -184,6 +184,7 @@ class LockTable:
         key: ResourceKey | None = None,
         message: str = "",
         cycle: Sequence[WaitEdge] = (),
+        max_waiting: int | None = None,
     ) -> None:
         """Refuses a request that was added, in any state."""
         resource = self._state.resources.get(key or self._obstacle(request))
@@ -198,6 +199,7 @@ class LockTable:
                 now - request.since,
                 request.outside,
                 tuple(cycle),
+                max_waiting,
             )
         )
         self.answered(request)

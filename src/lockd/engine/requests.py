@@ -12,6 +12,7 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
+from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -54,7 +55,12 @@ class Requests:
         if owner.waiting_count and (again := self._waits_already(owner, command)):
             message = "this owner already waits for it"
             return state.refusal(command, "already_held", message, again)
-        self._wait_or_refuse(self._new_request(session, command, now), now)
+        request = self._new_request(session, command, now)
+        most = command.max_waiting
+        if most and (crowded := self._crowded(command.keys, most)):
+            self._table.refuse(request, "busy", now, key=crowded, max_waiting=most)
+        else:
+            self._wait_or_refuse(request, now)
         return None
 
     def _is_free(
@@ -67,6 +73,12 @@ class Requests:
             ):
                 return False
         return True
+
+    def _crowded(self, keys: tuple[ResourceKey, ...], most: int) -> ResourceKey | None:
+        """Returns the resource with the longest line, if `most` or more wait there."""
+        found = filter(None, map(self._state.resources.get, keys))
+        longest = max(found, key=Resource.line_length)
+        return longest.key if longest.line_length() >= most else None
 
     def _acquire_again(self, command: c.Acquire, held: e.Grant) -> e.Effect:
         """Counts another acquire of a shared hold; refuses everything else."""
@@ -99,7 +111,7 @@ class Requests:
             command.keys,
             command.mode,
             now,
-            command.timeout,
+            0 if command.max_waiting == 0 else command.timeout,
             create=command.create,
             label=command.label,
             reason=command.reason,

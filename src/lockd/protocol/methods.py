@@ -84,6 +84,7 @@ class AcquireParams(Params, frozen=True):
     create: bool | None = None
     label: str | None = None
     reason: str | None = None
+    max_waiting: Annotated[int, Meta(ge=0, le=1024)] | None = None
 
     def __post_init__(self) -> None:
         if (self.resource is None) is (self.resources is None):

@@ -49,6 +49,10 @@ def test_connection_that_ends_unheard_is_opened_again(
         (["-E", "-1", "job", "--", "true"], "'-1' is not a whole number from 0"),
         (["-w", "nan", "job", "--", "true"], "'nan' is not a number of seconds"),
         (["-w", "-1", "job", "--", "true"], "'-1' is not a number of seconds"),
+        (
+            ["--max-waiting", "1025", "job", "--", "true"],
+            "'1025' is not a whole number from 0 to 1024",
+        ),
         (["--signal", "NO", "job", "--", "true"], "'NO' is not a signal"),
         (["--status-fd", "77", "job", "--", "true"], "Bad file descriptor"),
         (["--status-fd", str(2**31), "job", "--", "true"], "Bad file descriptor"),
@@ -99,6 +103,34 @@ def test_busy_lock_is_75_and_the_sentence_names_the_holder(
     assert done.returncode == 75
     assert "the test" in done.stderr
     assert str(os.getpid()) in done.stderr
+
+
+def test_of_three_behind_a_holder_one_waits_and_two_are_refused(
+    lockctl: Lockctl, client: Client
+) -> None:
+    grant = client.acquire("job")
+    words = ("run", "--max-waiting", "1", "job", "--", "echo", "done")
+    first = lockctl.start(*words)
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    for _ in range(2):
+        done = lockctl(*words)
+        assert (done.returncode, done.stdout) == (75, "")
+        assert "by the test (pid" in done.stderr
+        assert "echo (pid" in done.stderr
+        assert " waits for it" in done.stderr
+    assert lockctl(*words[:2], "0", *words[3:]).returncode == 75
+    client.release(grant)
+    assert first.communicate() == ("done\n", "")
+
+
+@pytest.mark.parametrize("command", [("hold",), ("acquire", "--owner-pid", "1")])
+def test_other_commands_that_take_locks_do_not_pile_up_either(
+    lockctl: Lockctl, client: Client, command: tuple[str, ...]
+) -> None:
+    client.acquire("job")
+    lockctl.start("run", "job", "--", "true")
+    ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    assert lockctl(*command, "--max-waiting", "1", "job").returncode == 75
 
 
 @pytest.mark.parametrize("option", [["-n"], ["-w", "0.05"]])

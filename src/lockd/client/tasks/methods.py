@@ -34,6 +34,7 @@ class Methods(Uncopied):
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
         timeout: float | None = None,
+        max_waiting: int | None = None,
         create: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
@@ -44,7 +45,14 @@ class Methods(Uncopied):
         too.
         """
         options = {"create": create, "label": label, "reason": reason}
-        request = requests.about("acquire", resource, lockspace, mode=mode, **options)
+        request = requests.about(
+            "acquire",
+            resource,
+            lockspace,
+            mode=mode,
+            max_waiting=max_waiting,
+            **options,
+        )
         patience = None if timeout is None else arguments.patience("timeout", timeout)
         return Lock(self._link, request.params, patience)
 
@@ -55,6 +63,7 @@ class Methods(Uncopied):
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
         timeout: float | None = None,
+        max_waiting: int | None = None,
         create: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
@@ -67,19 +76,28 @@ class Methods(Uncopied):
             lockspace: if None, `direct` for a file, else `default`.
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits without a limit, 0 does not wait.
+            max_waiting: raise `BusyError` instead of waiting behind so many; None
+                waits behind any number, 0 does not wait.
             create: whether to create a missing file in a directory lockspace.
             label: a readable name for the lock, for people.
             reason: why the lock is held, for people.
 
         Raises:
             AcquireTimeoutError: the timeout passed; `facts` name the holders.
-            BusyError: `timeout` is 0, and the lock has a holder or a waiter.
+            BusyError: the lock has a holder or a waiter, and `timeout` or `max_waiting`
+                is 0; or `max_waiting` others wait.
             AlreadyHeldError: this session holds the lock or waits for it.
             DeadlockError: waiting would close a cycle.
         """
         options = {"create": create, "label": label, "reason": reason}
         reply = requests.about(
-            "acquire", resource, lockspace, mode=mode, timeout=timeout, **options
+            "acquire",
+            resource,
+            lockspace,
+            mode=mode,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            **options,
         )
         return await self._granted(reply)
 
@@ -110,6 +128,7 @@ class Methods(Uncopied):
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
         timeout: float | None = None,
+        max_waiting: int | None = None,
         create: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
@@ -121,7 +140,12 @@ class Methods(Uncopied):
         """
         options = {"create": create, "label": label, "reason": reason}
         reply = requests.acquire_all(
-            resources, lockspace, mode, timeout=timeout, **options
+            resources,
+            lockspace,
+            mode,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            **options,
         )
         await self._link.ask(reply)
         return reply.grants

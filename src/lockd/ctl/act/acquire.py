@@ -42,6 +42,7 @@ def acquire(
     owner_unit: str | None,
     shared: bool,
     timeout: float | None,
+    max_waiting: int | None,
     lockspace: str | None,
     owner: str | None,
     reason: str | None,
@@ -74,6 +75,7 @@ def acquire(
             lockspace=common_lockspace(keys),
             mode=SHARED if shared else EXCLUSIVE,
             timeout=timeout,
+            max_waiting=max_waiting,
             label=label,
             reason=reason,
         )

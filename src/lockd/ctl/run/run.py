@@ -10,6 +10,7 @@ import click
 from lockd.ctl.exits import EXITS, UNWRITTEN
 from lockd.ctl.options import (
     Whole,
+    at_most_waiting,
     common_lockspace,
     in_lockspace,
     meant,
@@ -111,6 +112,7 @@ def _find_dashes(args: list[str], start: int) -> int:
     "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
     help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
 )  # fmt: skip
+@at_most_waiting
 @click.option(
     "-E", "--conflict-exit-code", "conflict_status", metavar="N",
     type=Whole(0, 255),

@@ -54,6 +54,7 @@ class Session:
         *,
         mode: Mode,
         timeout: float | None,
+        max_waiting: int | None,
         label: str | None,
         reason: str | None,
         owner: str,
@@ -67,6 +68,7 @@ class Session:
             lockspace: their lockspace.
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits without a limit.
+            max_waiting: how many others may wait already; None: any number.
             label, reason: for people.
             owner: the name of the owner.
             owner_pid: the process that owns the locks; None: this session.
@@ -83,7 +85,11 @@ class Session:
         self._check_not_held_above(names, lockspace)
         self._register(owner, owner_pid, inheritable)
         acquire = requests.acquire_all(
-            names, lockspace, mode, timeout=timeout, label=label, reason=reason
+            *(names, lockspace, mode),
+            timeout=timeout,
+            max_waiting=max_waiting,
+            label=label,
+            reason=reason,
         )
         self._perform(acquire)
         self.grants = acquire.grants

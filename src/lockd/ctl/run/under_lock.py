@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     names: tuple[str, ...]
     mode: Mode
     timeout: float | None
+    max_waiting: int | None
     words: tuple[str, ...]
     owner: str
     close: bool
@@ -123,6 +124,7 @@ class Run:
                 plan.lockspace,
                 mode=plan.mode,
                 timeout=plan.timeout,
+                max_waiting=plan.max_waiting,
                 label=plan.label,
                 reason=plan.reason,
                 owner=plan.owner,

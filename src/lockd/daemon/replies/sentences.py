@@ -22,6 +22,8 @@ _OPENINGS: Final[Mapping[str, str]] = {
     "in_use": "{name} cannot be converted",
 }
 
+_CROWDED: Final = "as many wait for {name} as `max_waiting` allows ({most})"
+
 NEXT_STEPS: Final[Mapping[str, str]] = {
     "busy": "ask with a timeout to wait in line",
     "timeout": "ask again with a longer timeout, or have the holder release it",
@@ -44,7 +46,9 @@ def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
     parts = [refused.message]
     if refused.situation is not None:
         parts = _explanation(refused, refused.situation, now)
-    if advises:
+    if advises and refused.max_waiting is not None:
+        parts.append("ask again later, or with a greater `max_waiting`")
+    elif advises:
         parts.append(NEXT_STEPS.get(refused.code, ""))
     return "; ".join(filter(None, parts))
 
@@ -68,6 +72,9 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
     if refused.code in _OPENINGS:
         waited = exact_duration(refused.waited or 0)
         parts.insert(0, _OPENINGS[refused.code].format(name=name, waited=waited))
+        name = "it"
+    if refused.max_waiting is not None:
+        parts.insert(0, _CROWDED.format(name=name, most=refused.max_waiting))
         name = "it"
     if refused.cycle:
         parts.append(_circle(refused.cycle))

@@ -191,7 +191,8 @@ class Dispatcher:
             self._registration.check_can_end(peer)
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
-        label, reason, waits = params.label, params.reason, params.timeout != 0
+        label, reason = params.label, params.reason
+        waits = 0 not in (params.timeout, params.max_waiting)
         self._limiter.check_acquire(peer.session, keys, label, reason, waits=waits)
         if params.resources is not None:
             peer.expected[msgid] = ARRAY
@@ -205,6 +206,7 @@ class Dispatcher:
                 "temporary" if params.create and peer.is_libvirt else params.create,
                 label,
                 reason,
+                params.max_waiting,
             )
         )
 
