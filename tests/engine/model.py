@@ -8,24 +8,36 @@ from dataclasses import dataclass, replace
 
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
+Who = tuple[int, int, int]
+"""An owner, and of its strands one: the session it is of, and its number; 0 and 0 is
+the owner as a whole."""
+
 
 @dataclass
 class Hold:
     name: str
-    owner: int
+    who: Who
     mode: Mode
     count: int = 1
+
+    @property
+    def owner(self) -> int:
+        return self.who[0]
 
 
 @dataclass(eq=False)
 class Ask:
     session: int
     number: int
-    owner: int
+    who: Who
     names: tuple[str, ...]
     mode: Mode
     deadline: float | None = None
     converts: bool = False
+
+    @property
+    def owner(self) -> int:
+        return self.who[0]
 
 
 class Model:
@@ -39,14 +51,14 @@ class Model:
     def turns(self) -> list[Ask]:
         return sorted(self.asks, key=lambda ask: not ask.converts)
 
-    def blockers(self, ask: Ask) -> list[int]:
+    def blockers(self, ask: Ask) -> list[Who]:
         turns = self.turns()
         ahead = turns[: turns.index(ask)]
-        return [a.owner for a in ahead if set(a.names) & set(ask.names)] + [
-            hold.owner
+        return [a.who for a in ahead if set(a.names) & set(ask.names)] + [
+            hold.who
             for hold in self.holds
             if hold.name in ask.names
-            and hold.owner != ask.owner
+            and hold.who != ask.who
             and EXCLUSIVE in (hold.mode, ask.mode)
         ]
 
@@ -57,19 +69,19 @@ class Model:
         rest.holds = [replace(hold) for hold in self.holds]
         while True:
             rest.settle()
-            waiting = {ask.owner for ask in rest.asks}
-            done = [hold for hold in rest.holds if hold.owner not in waiting]
+            waiting = {ask.who for ask in rest.asks}
+            done = [hold for hold in rest.holds if hold.who not in waiting]
             if not done:
                 return bool(rest.asks)
             for hold in done:
                 rest.holds.remove(hold)
 
-    def held(self, owner: int, name: str) -> Hold | None:
-        mine = [h for h in self.holds if (h.owner, h.name) == (owner, name)]
+    def held(self, who: Who, name: str) -> Hold | None:
+        mine = [h for h in self.holds if (h.who, h.name) == (who, name)]
         return mine[0] if mine else None
 
-    def mine(self, owner: int, *names: str) -> list[Ask]:
-        return [a for a in self.asks if a.owner == owner and {*a.names} & {*names}]
+    def mine(self, who: Who, *names: str) -> list[Ask]:
+        return [a for a in self.asks if a.who == who and {*a.names} & {*names}]
 
     def answer(self, session: int, number: int, verdict: str) -> None:
         self.answers[session, number] = verdict
@@ -81,9 +93,9 @@ class Model:
             ask = ready[0]
             self.answer(ask.session, ask.number, "granted")
             for name in ask.names:
-                hold = self.held(ask.owner, name)
+                hold = self.held(ask.who, name)
                 if hold is None:
-                    self.holds.append(Hold(name, ask.owner, ask.mode))
+                    self.holds.append(Hold(name, ask.who, ask.mode))
                 elif ask.converts:
                     hold.mode = ask.mode
                 else:
@@ -100,15 +112,15 @@ class Model:
         return "deadlock" if self.circle() else None
 
     def acquire(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
-        held = [h for name in ask.names if (h := self.held(ask.owner, name))]
+        held = [h for name in ask.names if (h := self.held(ask.who, name))]
         if ask.owner in self.dead:
             return "not_found"
         if held:
             again = ask.mode == held[0].mode == SHARED and len(ask.names) == 1
-            if not again or any(a.converts for a in self.mine(ask.owner, *ask.names)):
+            if not again or any(a.converts for a in self.mine(ask.who, *ask.names)):
                 return "already_held"
         elif any(
-            EXCLUSIVE in (a.mode, ask.mode) for a in self.mine(ask.owner, *ask.names)
+            EXCLUSIVE in (a.mode, ask.mode) for a in self.mine(ask.who, *ask.names)
         ):
             return "already_held"
         if held:
@@ -117,19 +129,19 @@ class Model:
         return self.offer(ask, tries, most)
 
     def convert(self, ask: Ask, tries: bool) -> str | None:
-        hold = self.held(ask.owner, ask.names[0])
+        hold = self.held(ask.who, ask.names[0])
         if ask.owner in self.dead:
             return "not_found"
         if hold is None:
             return "not_held"
         if hold.count > 1:
             return "in_use"
-        if self.mine(ask.owner, *ask.names):
+        if self.mine(ask.who, *ask.names):
             return "already_held"
         return "granted" if hold.mode == ask.mode else self.offer(ask, tries)
 
-    def release(self, owner: int, names: tuple[str, ...]) -> str:
-        holds = [self.held(owner, name) for name in names]
+    def release(self, who: Who, names: tuple[str, ...]) -> str:
+        holds = [self.held(who, name) for name in names]
         for hold in filter(None, holds):
             hold.count -= 1
             if hold.count == 0:
@@ -137,7 +149,7 @@ class Model:
         return "completed" if all(holds) else "not_held"
 
     def end(self, hold: Hold) -> None:
-        for ask in self.mine(hold.owner, hold.name):
+        for ask in self.mine(hold.who, hold.name):
             if ask.converts:
                 self.answer(ask.session, ask.number, "not_held")
         self.holds.remove(hold)

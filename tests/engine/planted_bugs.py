@@ -50,16 +50,16 @@ PLANTED_BUGS = [
     _in(
         "requests",
         "a newcomer overtakes who waits",
-        "resource.has_line or not resource.admits(mode, owner.owner_id)",
-        "not resource.admits(mode, owner.owner_id)",
+        "resource.has_line or not resource.admits(mode, strand)",
+        "not resource.admits(mode, strand)",
     ),
     _in(
         "requests",
         "a try ignores the queue",
-        "if self._is_free(command.keys, command.mode, owner):",
-        "if self._is_free(command.keys, command.mode, owner) or (\n"
+        "if self._is_free(command.keys, command.mode, strand):",
+        "if self._is_free(command.keys, command.mode, strand) or (\n"
         "            command.timeout == 0 and all(\n"
-        "                self._state.resource(x).admits(command.mode, owner.owner_id)\n"
+        "                self._state.resource(x).admits(command.mode, strand)\n"
         "                for x in command.keys\n"
         "            )\n"
         "        ):",
@@ -232,10 +232,75 @@ PLANTED_BUGS = [
         "        if False:\n",
     ),
     _in(
+        "requests",
+        "whatever the owner holds is held already",
+        "if (held := state.held_by(strand, key)) is not None:",
+        "if (held := next((g for g in owner.grants.values() if g.key == key), None)):",
+    ),
+    _in(
+        "requests",
+        "whatever the owner waits for is waited for already",
+        "if strand.requests and (again := _waits_already(strand, command)):",
+        "if again := next(\n"
+        "            filter(None, (_waits_already(r.strand, command)"
+        " for r in owner.waiting())), None\n"
+        "        ):",
+    ),
+    _in(
+        "requests",
+        "every strand is the whole owner",
+        "        if command.strand:\n",
+        "        if False:\n",
+    ),
+    _in(
+        "requests",
+        "a name means any strand",
+        "            held = state.held_by(owner.whole, key)\n",
+        "            held = next((g for g in owner.grants.values() if g.key == key), None)\n",
+    ),
+    _in(
+        "requests",
+        "a strand converts for the whole owner",
+        "        strand = owner.strand_of(held)\n",
+        "        strand = owner.whole\n",
+    ),
+    _in(
+        "session",
+        "strands of two sessions are the same",
+        "        return self.strands.get(name) or Strand(name)\n",
+        "        return next((x for x in self.strands.values()"
+        " if x.number == name[1]), None) or Strand(name)\n",
+    ),
+    _in(
+        "session",
+        "a strand that only waits is not kept",
+        "            self.strands[strand.name] = strand\n",
+        "            if strand.held:\n"
+        "                self.strands[strand.name] = strand\n",
+    ),
+    _in(
+        "session",
+        "a strand is kept for ever",
+        "            self.strands.pop(strand.name, None)\n",
+        "            pass\n",
+    ),
+    _in(
+        "snapshot",
+        "a request forgets its strand",
+        "        session.owner.strand(record.strand),\n",
+        "        session.owner.whole,\n",
+    ),
+    _in(
+        "waitgraph",
+        "who holds nothing under this strand has nobody behind it",
+        "    if not goal.held and len(goal.requests) < 2:\n",
+        "    if not goal.held or len(goal.requests) < 2:\n",
+    ),
+    _in(
         "waitgraph",
         "a cycle through holders is missed",
-        "            for owner_id in known.holders_before(request):\n"
-        "                yield key, self._owners[owner_id]\n",
+        "            for strand in known.holders_before(request):\n"
+        "                yield key, strand\n",
         "",
     ),
     _in(
@@ -258,9 +323,9 @@ PLANTED_BUGS = [
     ),
     _in(
         "waitgraph",
-        "the owner of a shared request for several is waited for, not its grant",
+        "the strand of a shared request for several is waited for, not its grant",
         "                    yield key, other\n",
-        "                    yield key, other.owner\n",
+        "                    yield key, other.strand\n",
     ),
     _in(
         "waitgraph",
@@ -278,14 +343,14 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a convert hides its own hold from others",
-        "if owner_id == own]\n        return found",
+        "if strand is own]\n        return found",
         "if False]\n        return found",
     ),
     _in(
         "lock_table",
-        "a cycle that a convert closes for its owner is missed",
-        "new = request.owner.waiting() if request.converting else [request]",
-        "new = [request]",
+        "a cycle that a convert closes for its strand is missed",
+        "list(request.strand.requests.values()) if request.converting else [request]",
+        "[request]",
     ),
     _in(
         "requests",
@@ -542,9 +607,8 @@ PLANTED_BUGS = [
     _in(
         "mending",
         "who converts what it does not hold is believed",
-        "        if not all(owner_id in resource.holders for resource in resources):\n"
-        "            return False\n",
-        "        pass\n",
+        "request.is_answered or all(request.strand in x.holders for x in resources)",
+        "True",
     ),
     _in(
         "mending",

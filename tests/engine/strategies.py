@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
 SLOTS = (0, 1, 2)
-"""Three sessions at a time: the fewest that make a queue, and a circle of three."""
+"""Three who act, the fewest that make a queue, and a circle of three: sessions, or
+strands of one session."""
 
 Crowd = tuple[tuple[int, Mode], ...]
 Step = tuple[Any, ...]
@@ -60,6 +61,7 @@ _COMMON = (
     (1, "release_names", SLOTS, NAMES),
     (3, "cancel", PICKS),
     (2, "reconnect", SLOTS, BOTH),
+    (3, "join", SLOTS, SLOTS),
     (1, "break_grant", PICKS),
     (1, "process_ends", BOTH),
     (3, "time_passes", PAUSES),

@@ -25,6 +25,7 @@ from lockd.engine.invariants import BrokenLawError, check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.request_state import ANSWERED
 from lockd.engine.resource import Resource
+from lockd.engine.session import Strand
 from lockd.terms import EXCLUSIVE, SHARED
 
 Vandal = Callable[[LockEngine], None]
@@ -53,7 +54,8 @@ def resource_without_purpose(engine: LockEngine) -> None:
 
 def forgotten_waiter(engine: LockEngine) -> None:
     for session, token in ((ALICE, 1), (CAROL, 2)):
-        del engine.state.resources[DISK].holders[session]
+        owner = engine.state.owners[session]
+        del engine.state.resources[DISK].holders[owner.whole]
         del engine.state.owners[session].grants[token]
 
 
@@ -70,7 +72,7 @@ def answered_in_line(engine: LockEngine) -> None:
 
 def convert_without_hold(engine: LockEngine) -> None:
     convert(engine, ALICE, 2, DISK, EXCLUSIVE)
-    del engine.state.resources[DISK].holders[ALICE]
+    del engine.state.resources[DISK].holders[engine.state.owners[ALICE].whole]
 
 
 def anchor_without_holder(engine: LockEngine) -> None:
@@ -123,6 +125,14 @@ def circle_of_waiters(engine: LockEngine) -> None:
     request.session = engine.state.sessions[ALICE]
 
 
+def strand_without_purpose(engine: LockEngine) -> None:
+    engine.state.owners[DAVE].strands = {(DAVE, 7): Strand((DAVE, 7))}
+
+
+def miscounted_strand(engine: LockEngine) -> None:
+    engine.state.owners[ALICE].whole.hold(1)
+
+
 def work_left_undone(engine: LockEngine) -> None:
     engine.table.tell(Completed(ALICE, 1))
 
@@ -148,6 +158,8 @@ def work_left_undone(engine: LockEngine) -> None:
         (token_held_twice, "a fencing token is held twice"),
         (token_from_the_future, "a fencing token is ahead of the last one, 1"),
         (circle_of_waiters, "requests wait for each other"),
+        (strand_without_purpose, "is kept for nothing"),
+        (miscounted_strand, "strands of owner 1"),
         (work_left_undone, "work was left undone"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -4,6 +4,7 @@ from engine.scene import ALICE, BOB, CAROL, DISK, FILE, acquire, convert, owner
 from lockd.engine.commands import OpenSession
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.resource import MAX_NAMED, Resource, compatible
+from lockd.engine.session import Strand
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
 
@@ -35,15 +36,16 @@ def test_new_resource_admits_everybody() -> None:
     assert not resource.has_line
     assert resource.mode is None
     assert resource.front() is None
-    assert resource.admits(EXCLUSIVE, ALICE)
+    assert resource.admits(EXCLUSIVE, Strand())
 
 
 def test_holder_is_admitted_beside_itself(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK, mode=SHARED)
     resource = engine.state.resources[DISK]
-    assert resource.admits(EXCLUSIVE, ALICE)
-    assert not resource.admits(EXCLUSIVE, BOB)
-    assert resource.admits(SHARED, BOB)
+    alice, bob = (engine.state.owners[x].whole for x in (ALICE, BOB))
+    assert resource.admits(EXCLUSIVE, alice)
+    assert not resource.admits(EXCLUSIVE, bob)
+    assert resource.admits(SHARED, bob)
 
 
 def test_converts_stand_before_waiters(engine: LockEngine) -> None:

@@ -15,6 +15,14 @@ from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 Asked = c.RegisterOwner | c.Acquire | c.Convert | c.Release | c.Cancel | c.BreakGrant
 
 
+Who = tuple[int, int, int]
+"""An owner, and its strand: the session it is of, and its number; or 0 and 0."""
+
+
+def who_holds(grant: e.Grant) -> Who:
+    return grant.owner_id, grant.session if grant.strand else 0, grant.strand
+
+
 class Witness:
     def __init__(self, last_holders: int = 1024) -> None:
         self.lockspaces: dict[str, c.AddLockspace] = {}
@@ -23,7 +31,7 @@ class Witness:
         self.queued: set[tuple[int, int]] = set()
         #: Those before which as many waited as they allow.
         self.crowded_out: set[tuple[int, int]] = set()
-        self.holders: dict[ResourceKey, dict[int, e.Grant]] = {}
+        self.holders: dict[ResourceKey, dict[Who, e.Grant]] = {}
         self.anchors: dict[ResourceKey, Mode] = {}
         self.opening: dict[ResourceKey, Mode] = {}
         self.killed_on_disconnect: set[int] = set()
@@ -47,8 +55,8 @@ class Witness:
         if isinstance(command, c.DisconnectOwner):
             if command.owner_id in self.fenced:
                 self.ended_owners.add(command.owner_id)
-            held_by = [h for h in self.holders.values() if command.owner_id in h]
-            assert command.owner_id in self.fenced or not held_by, "neither is done"
+            holds = self.does_hold(command.owner_id)
+            assert command.owner_id in self.fenced or not holds, "neither is done"
         if isinstance(command, c.Release | c.Cancel | c.BreakGrant | c.RegisterOwner):
             assert (command.session, command.request) not in self.unanswered
             answer = effects[-1]
@@ -75,8 +83,8 @@ class Witness:
                 mode = self.anchors[key] = self.opening.pop(key)
                 if mode == SHARED:
                     # Others outside may share the file from now on.
-                    for owner, grant in self.holders.get(key, {}).items():
-                        self.holders[key][owner] = replace(grant, mode=SHARED)
+                    for who, grant in self.holders.get(key, {}).items():
+                        self.holders[key][who] = replace(grant, mode=SHARED)
             case c.AnchorRefused(key):
                 del self.opening[key]
             case c.Resume():
@@ -94,9 +102,20 @@ class Witness:
         most = command.max_waiting
         waiting = [self.unanswered[x][0] for x in self.queued & self.unanswered.keys()]
         keys = [x.keys for x in waiting if isinstance(x, c.Acquire)]
-        keys += [(x.key,) for x in waiting if isinstance(x, c.Convert)]
+        keys += [self.converted_by(x) for x in waiting if isinstance(x, c.Convert)]
         lines = [sum(key in each for each in keys) for key in command.keys]
         return most is not None and max(lines) >= most
+
+    def converted_by(self, command: c.Convert) -> tuple[ResourceKey, ...]:
+        """Returns the key that a convert names, or the key of the token it names."""
+        if command.key is not None:
+            return (command.key,)
+        return tuple(
+            key
+            for key, held in self.holders.items()
+            for grant in held.values()
+            if grant.fencing_token == command.fencing_token
+        )
 
     def see_effect(self, effect: e.Effect) -> None:
         match effect:
@@ -119,7 +138,7 @@ class Witness:
                 self.ended(effect)
             case e.Lost(session, grant):
                 assert session in self.sessions, "a session that is gone is told"
-                held = self.holders[grant.key][grant.owner_id]
+                held = self.holders[grant.key][who_holds(grant)]
                 assert held.fencing_token == grant.fencing_token
             case e.OpenAnchor(key, mode, _, in_use):
                 assert self.lockspaces[key.lockspace].anchored
@@ -135,8 +154,11 @@ class Witness:
                 assert owner_id not in self.fenced | self.dead, "fenced twice"
                 self.fenced.add(owner_id)
             case e.ForgetOwner(owner_id):
-                held_by = [h for h in self.holders.values() if owner_id in h]
-                assert not held_by, "forgotten while it holds"
+                assert not self.does_hold(owner_id), "forgotten while it holds"
+
+    def does_hold(self, owner_id: int) -> bool:
+        holders = [who for held in self.holders.values() for who in held]
+        return any(who[0] == owner_id for who in holders)
 
     def answered(self, session: int, request: int) -> Asked:
         assert session in self.sessions, "a session that is gone is answered"
@@ -150,30 +172,37 @@ class Witness:
         assert isinstance(command, c.Acquire | c.Convert)
         assert answer.converted == isinstance(command, c.Convert)
         assert answer.waited == self.now - since
-        keys = command.keys if isinstance(command, c.Acquire) else (command.key,)
-        assert tuple(grant.key for grant in answer.grants) == keys
+        if isinstance(command, c.Acquire):
+            assert tuple(grant.key for grant in answer.grants) == command.keys
+        elif command.key is not None:
+            assert [grant.key for grant in answer.grants] == [command.key]
+        else:
+            tokens = [grant.fencing_token for grant in answer.grants]
+            assert tokens == [command.fencing_token]
         for grant in answer.grants:
+            if isinstance(command, c.Acquire):
+                assert grant.strand == command.strand
             assert grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
             self.hold(grant, answer.converted)
 
     def hold(self, grant: e.Grant, converted: bool) -> None:
         holders = self.holders.setdefault(grant.key, {})
-        before = holders.get(grant.owner_id)
+        before = holders.get(who_holds(grant))
         if before is None:
             assert not converted
             assert grant.fencing_token > self.last_token, "a token that did not rise"
             self.last_token = grant.fencing_token
         else:
             assert grant.fencing_token == before.fencing_token
-        holders[grant.owner_id] = grant
+        holders[who_holds(grant)] = grant
         modes = [held.mode for held in holders.values()]
         assert EXCLUSIVE not in modes or len(modes) == 1, f"two holders: {holders}"
         self.check_anchor(grant.key)
 
     def ended(self, effect: e.Ended) -> None:
         grant = effect.grant
-        held = self.holders[grant.key].pop(grant.owner_id)
+        held = self.holders[grant.key].pop(who_holds(grant))
         assert held.fencing_token == grant.fencing_token
         if effect.cause == "owner_died" or (
             effect.cause != "released" and self.must_be_dead(grant)

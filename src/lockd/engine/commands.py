@@ -96,20 +96,29 @@ class Acquire(Struct, frozen=True, gc=False):
     reason: str | None = None
     #: Refuse it instead of letting it wait behind so many; 0 does not wait.
     max_waiting: int | None = None
+    #: 0 is the owner as a whole; any other number is private to the session.
+    strand: int = 0
 
 
 class Convert(Struct, frozen=True, gc=False):
-    """A session wants another mode for what its owner holds."""
+    """A session wants another mode for what its owner holds.
+
+    The lock is that of strand 0 with this key, or the one with this fencing token.
+    """
 
     session: int
     request: int
-    key: ResourceKey
+    key: ResourceKey | None
     mode: Mode
     timeout: float | None = None
+    fencing_token: int | None = None
 
 
 class Release(Struct, frozen=True, gc=False):
-    """A session releases locks of its owner: by name, or by fencing token."""
+    """A session releases locks of its owner.
+
+    By name, if strand 0 holds them, or by fencing token, whatever strand holds it.
+    """
 
     session: int
     request: int

@@ -29,6 +29,8 @@ class Grant(Struct, frozen=True, gc=False):
     count: int = 1
     label: str | None = None
     reason: str | None = None
+    #: The strand that holds it: of `session`, or 0 for the owner as a whole.
+    strand: int = 0
 
 
 class Waiter(Struct, frozen=True, gc=False):
@@ -41,6 +43,7 @@ class Waiter(Struct, frozen=True, gc=False):
     converting: bool
     label: str | None = None
     reason: str | None = None
+    strand: int = 0
 
 
 class LastHolder(Struct, frozen=True, gc=False):
@@ -52,11 +55,12 @@ class LastHolder(Struct, frozen=True, gc=False):
 
 
 class WaitEdge(Struct, frozen=True, gc=False):
-    """One edge of a cycle: an owner that waits for a resource."""
+    """One edge of a cycle: a strand that waits for a resource."""
 
     owner: Owner
     session: int
     key: ResourceKey
+    strand: int = 0
 
 
 class Situation(Struct, frozen=True, gc=False):

@@ -9,11 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import xor
 
+from lockd.engine.effects import Grant
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request, claim_of
+from lockd.engine.session import OwnerState, Request, claim_of
 from lockd.terms import Mode, ResourceKey
+
+Party = tuple[int, int, int]
+"""Who holds or waits: an owner, and one of its strands by session and number."""
 
 
 class BrokenLawError(AssertionError):
@@ -61,7 +65,8 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
     for request in line:
         if request.is_answered:
             yield f"{name}: an answered request is still in line"
-        if request.converting and request.owner.owner_id not in resource.holders:
+        holders = {_party(grant) for grant in resource.holders.values()}
+        if request.converting and _party_of(request) not in holders:
             yield f"{name}: who wants to convert holds nothing"
 
 
@@ -86,7 +91,7 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
         others = [
             grant.mode
             for grant in resource.holders.values()
-            if grant.owner_id != request.owner.owner_id
+            if _party(grant) != _party_of(request)
         ]
         if others and (request.mode == "exclusive" or "exclusive" in others):
             return False
@@ -114,6 +119,7 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
             yield f"owner {owner_id} holds locks after its session ended"
         if owner.grants and not owner.sessions and owner.ended and not owner.fencing:
             yield f"owner {owner_id} holds locks though it ended with its sessions"
+        yield from _broken_strands(owner)
         if owner.claims != reduce(xor, map(claim_of, owner.grants.values()), 0):
             yield f"owner {owner_id} claims something else than it holds"
     for session in engine.state.sessions.values():
@@ -123,6 +129,23 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
             yield f"session {session.session_id} claims to wait for something else"
         if engine.state.owners.get(session.owner.owner_id) is not session.owner:
             yield f"session {session.session_id} acts for an owner that is not there"
+
+
+def _broken_strands(owner: OwnerState) -> Iterator[str]:
+    held = Counter(_party(grant) for grant in owner.grants.values())
+    waiting: Counter[Party] = Counter()
+    for session in owner.sessions.values():
+        waiting.update(_party_of(request) for request in session.requests.values())
+    counted = {}
+    for strand in (owner.whole, *owner.strands.values()):
+        counts = strand.held, len(strand.requests)
+        if any(counts):
+            counted[owner.owner_id, *strand.name] = counts
+        elif strand is not owner.whole:
+            yield f"strand {strand.name} of owner {owner.owner_id} is kept for nothing"
+    expected = {party: (held[party], waiting[party]) for party in {*held, *waiting}}
+    if counted != expected:
+        yield f"strands of owner {owner.owner_id}: {counted}, not {expected}"
 
 
 def _broken_requests(engine: LockEngine) -> Iterator[str]:
@@ -197,12 +220,12 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     """Finds requests that no release can help.
 
     Simulates the future: grants every request with nothing before it, and releases
-    everything of every owner that waits for nothing. The requests that remain form a
+    everything of every strand that waits for nothing. The requests that remain form a
     cycle.
     """
     lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
     held = {
-        key: {grant.owner_id: grant.mode for grant in resource.holders.values()}
+        key: {_party(grant): grant.mode for grant in resource.holders.values()}
         for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
@@ -212,9 +235,9 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
             left.remove(request)
             for key in request.keys:
                 lines[key].remove(request)
-                held[key][request.owner.owner_id] = request.mode
-        waiting = {request.owner.owner_id for request in left}
-        done = {owner for modes in held.values() for owner in modes} - waiting
+                held[key][_party_of(request)] = request.mode
+        waiting = {_party_of(request) for request in left}
+        done = {own for modes in held.values() for own in modes} - waiting
         held = {
             key: {own: mode for own, mode in modes.items() if own in waiting}
             for key, modes in held.items()
@@ -222,6 +245,15 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
         if not granted and not done:
             yield f"requests wait for each other: {sorted(r.order for r in left)}"
             return
+
+
+def _party(grant: Grant) -> Party:
+    session = grant.session if grant.strand else 0
+    return grant.owner_id, session, grant.strand
+
+
+def _party_of(request: Request) -> Party:
+    return request.owner.owner_id, *request.strand.name
 
 
 def _line(resource: Resource) -> list[Request]:
@@ -233,11 +265,11 @@ def _line(resource: Resource) -> list[Request]:
 def _is_free(
     request: Request,
     lines: Mapping[ResourceKey, list[Request]],
-    held: Mapping[ResourceKey, Mapping[int, Mode]],
+    held: Mapping[ResourceKey, Mapping[Party, Mode]],
     key: ResourceKey,
 ) -> bool:
-    own = request.owner.owner_id
-    others = [mode for owner, mode in held[key].items() if owner != own]
+    own = _party_of(request)
+    others = [mode for party, mode in held[key].items() if party != own]
     return lines[key][0] is request and not (
         others and "exclusive" in (request.mode, *others)
     )

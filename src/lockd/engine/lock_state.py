@@ -22,7 +22,7 @@ from lockd.engine.commands import (
 )
 from lockd.engine.effects import Grant, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
 from lockd.terms import Mode, ResourceKey
 
@@ -150,6 +150,7 @@ class LockState:
     def add_request(self, request: Request) -> None:
         """Adds an unanswered request."""
         request.session.put(request)
+        request.owner.put_request(request)
         self.waiting += 1
         self.usage.add_request(request)
         if self.changed is not None:
@@ -158,6 +159,7 @@ class LockState:
     def remove_request(self, request: Request) -> None:
         """Removes an answered request."""
         request.session.remove(request)
+        request.owner.remove_request(request)
         self.waiting -= 1
         self.usage.remove_request(request)
         if self.changed is not None:
@@ -194,13 +196,18 @@ class LockState:
     def add_grant(
         self,
         session: Session,
+        strand: int,
         key: ResourceKey,
         mode: Mode,
         now: float,
         label: str | None,
         reason: str | None,
     ) -> Grant:
-        """Makes a grant with the next fencing token."""
+        """Makes a grant with the next fencing token.
+
+        Args:
+            strand: the number of the strand of this session; 0 for the whole owner.
+        """
         self.last_token += 1
         self.granted += 1
         owner = session.owner
@@ -215,9 +222,10 @@ class LockState:
             1,
             label,
             reason,
+            strand,
         )
-        self.resource(key).holders[owner.owner_id] = grant
         owner.put(grant)
+        self.resource(key).holders[owner.strand_of(grant)] = grant
         self.usage.add_grant(grant)
         if self.changed is not None:
             self.changed["grant", self.last_token] = grant
@@ -225,8 +233,9 @@ class LockState:
 
     def put_grant(self, grant: Grant) -> None:
         """Replaces the grant with the same fencing token."""
-        self.resource(grant.key).holders[grant.owner_id] = grant
-        self.owners[grant.owner_id].put(grant)
+        owner = self.owners[grant.owner_id]
+        self.resource(grant.key).holders[owner.strand_of(grant)] = grant
+        owner.put(grant)
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
@@ -234,8 +243,9 @@ class LockState:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
-        del resource.holders[grant.owner_id]
-        self.owners[grant.owner_id].remove(token)
+        owner = self.owners[grant.owner_id]
+        del resource.holders[owner.strand_of(grant)]
+        owner.remove(token)
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:
@@ -273,10 +283,10 @@ class LockState:
         found = (owner.grants.get(fencing_token) for owner in owners)
         return next(filter(None, found), None)
 
-    def held_by(self, owner: OwnerState, key: ResourceKey) -> Grant | None:
-        """Returns the grant of an owner at a resource."""
+    def held_by(self, strand: Strand, key: ResourceKey) -> Grant | None:
+        """Returns the grant of a strand at a resource."""
         resource = self.resources.get(key)
-        return None if resource is None else resource.holders.get(owner.owner_id)
+        return None if resource is None else resource.holders.get(strand)
 
     def must_fence(self, grant: Grant) -> bool:
         """Returns whether the holder must be dead before its lock ends."""

@@ -41,7 +41,7 @@ from lockd.engine.request_state import (
     QUEUED,
 )
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import Request, Session, Strand
 from lockd.engine.waitgraph import find_cycle
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -124,16 +124,18 @@ class LockTable:
         request.become(QUEUED)
         for key in request.keys:
             self._state.resource(key).enqueue(request)
-        # A convert goes before acquires, so these now wait for its owner too.
-        new = request.owner.waiting() if request.converting else [request]
+        # A convert goes before acquires, so these now wait for its strand too.
+        new = (
+            list(request.strand.requests.values()) if request.converting else [request]
+        )
         if cycle := self.cycle_of(new):
             self.refuse(request, "deadlock", now, cycle=cycle)
         else:
             self._announce(request)
 
     def cycle_of(self, requests: Sequence[Request]) -> tuple[WaitEdge, ...]:
-        """Returns a cycle in which one of these requests of an owner waits, or ()."""
-        return find_cycle(requests, self._state.resources, self._state.owners)
+        """Returns a cycle in which one of these requests of a strand waits, or ()."""
+        return find_cycle(requests, self._state.resources)
 
     def _announce(self, request: Request) -> None:
         """Tells the session that its request waits, and starts its timeout."""
@@ -327,7 +329,7 @@ class LockTable:
         convert to exclusive is undone. If even that fails, the anchor stays exclusive,
         which is safe.
         """
-        held = resource.holders.get(request.owner.owner_id)
+        held = resource.holders.get(request.strand)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
             self._state.put_grant(replace(held, mode=SHARED))
         elif request.refusal is not None:
@@ -368,12 +370,13 @@ class LockTable:
         self.answered(request)
         session, number = request.session, request.number
         if request.converting:
-            held = self._state.held_by(session.owner, request.keys[0])
+            held = self._state.held_by(request.strand, request.keys[0])
             assert held is not None
             self._convert_grant(session, number, held, request.mode, now, request.since)
         else:
             self.grant(
                 session,
+                request.strand,
                 number,
                 request.keys,
                 request.mode,
@@ -386,6 +389,7 @@ class LockTable:
     def grant(
         self,
         session: Session,
+        strand: Strand,
         number: int,
         keys: tuple[ResourceKey, ...],
         mode: Mode,
@@ -395,14 +399,16 @@ class LockTable:
         reason: str | None,
     ) -> None:
         """Grants all resources of a request together."""
-        state, owner = self._state, session.owner
+        state = self._state
         grants = []
         for key in keys:
-            held = state.held_by(owner, key) if owner.grants else None
+            held = state.held_by(strand, key) if strand.held else None
             if held is None:
-                grant = state.add_grant(session, key, mode, now, label, reason)
+                grant = state.add_grant(
+                    session, strand.number, key, mode, now, label, reason
+                )
             else:
-                # Two shared requests of one owner waited: they share one counted hold.
+                # Two shared requests of one strand waited: they share one counted hold.
                 grant = replace(held, count=held.count + 1)
                 state.put_grant(grant)
             grants.append(grant)
@@ -435,9 +441,9 @@ class LockTable:
         if to_settle is not None:
             self._unsettled.append(to_settle)
 
-    def give_up_convert(self, owner: OwnerState, key: ResourceKey, now: float) -> None:
+    def give_up_convert(self, strand: Strand, key: ResourceKey, now: float) -> None:
         """Refuses the waiting convert, if any, of a grant that is about to end."""
-        request = self._state.resources[key].convert_of(owner)
+        request = strand.convert_of(key)
         if request is not None:
             message = "it was released while it waited to be converted"
             self.refuse(request, "not_held", now, message=message)

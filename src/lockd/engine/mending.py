@@ -73,7 +73,7 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
         for token, grant in list(owner.grants.items()):
             resource_or_none = state.resources.get(grant.key)
             holders = resource_or_none.holders if resource_or_none else {}
-            if holders.get(owner.owner_id) is not grant:
+            if holders.get(owner.strand_of(grant)) is not grant:
                 owner.remove(token)
                 losses.problems.append(f"grant {token} contradicts the others")
                 losses.sessions.extend(owner.sessions)
@@ -88,9 +88,9 @@ def _drop_incompatible(resource: Resource) -> None:
     if "exclusive" not in modes:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
-    for owner_id, grant in list(resource.holders.items()):
+    for strand, grant in list(resource.holders.items()):
         if grant is not youngest and "exclusive" in (grant.mode, youngest.mode):
-            del resource.holders[owner_id]
+            del resource.holders[strand]
 
 
 def _is_in_place(state: LockState, request: Request) -> bool:
@@ -98,10 +98,10 @@ def _is_in_place(state: LockState, request: Request) -> bool:
     if not all(key in state.resources for key in request.keys):
         return False
     resources = [state.resources[key] for key in request.keys]
-    if request.converting and not request.is_answered:
-        owner_id = request.owner.owner_id
-        if not all(owner_id in resource.holders for resource in resources):
-            return False
+    if request.converting and not (
+        request.is_answered or all(request.strand in x.holders for x in resources)
+    ):
+        return False
     if any(resource.pending is request for resource in resources):
         return all(resource.pending is request for resource in resources)
     return all(
@@ -157,7 +157,7 @@ def _break_circles(state: LockState, losses: Losses) -> None:
     resources = {key: Resource(key) for request in requests for key in request.keys}
     resources |= state.resources
     for request in requests:
-        if find_cycle([request], resources, state.owners):
+        if find_cycle([request], resources):
             session = request.session.session_id
             losses.problems.append(f"session {session} waits for itself")
             losses.sessions.append(session)

@@ -155,7 +155,7 @@ class Owners:
             message = f"no lock has the fencing token {token}: {told}"
             return self._state.refusal(command, "not_found", message)
         owner = self._state.owners[grant.owner_id]
-        self._table.give_up_convert(owner, grant.key, now)
+        self._table.give_up_convert(owner.strand_of(grant), grant.key, now)
         if command.fence and self._state.must_fence(grant):
             # All its other grants end with the process.
             for doomed in list(owner.grants.values()) if owner.fencing is None else ():

@@ -13,7 +13,7 @@ from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 
@@ -33,14 +33,18 @@ class Requests:
         owner = session.owner
         if owner.ended or owner.fencing or command.request in session.requests:
             return state.refusal(command, *owner.why_not)
-        if owner.grants:
+        strand = owner.whole
+        if command.strand:
+            strand = owner.strand((command.session, command.strand))
+        if strand.held:
             for key in command.keys:
-                if (held := state.held_by(owner, key)) is not None:
-                    return self._acquire_again(command, held)
-        if self._is_free(command.keys, command.mode, owner):
+                if (held := state.held_by(strand, key)) is not None:
+                    return self._acquire_again(command, strand, held)
+        if self._is_free(command.keys, command.mode, strand):
             if not state.lockspaces[command.keys[0].lockspace].anchored:
                 self._table.grant(
                     session,
+                    strand,
                     command.request,
                     command.keys,
                     command.mode,
@@ -50,12 +54,12 @@ class Requests:
                     command.reason,
                 )
                 return None
-            self._table.move_up(self._new_request(session, command, now), now)
+            self._table.move_up(self._new_request(session, strand, command, now), now)
             return None
-        if owner.waiting_count and (again := self._waits_already(owner, command)):
+        if strand.requests and (again := _waits_already(strand, command)):
             message = "this owner already waits for it"
             return state.refusal(command, "already_held", message, again)
-        request = self._new_request(session, command, now)
+        request = self._new_request(session, strand, command, now)
         most = command.max_waiting
         if most and (crowded := self._crowded(command.keys, most)):
             self._table.refuse(request, "busy", now, key=crowded, max_waiting=most)
@@ -64,12 +68,12 @@ class Requests:
         return None
 
     def _is_free(
-        self, keys: tuple[ResourceKey, ...], mode: Mode, owner: OwnerState
+        self, keys: tuple[ResourceKey, ...], mode: Mode, strand: Strand
     ) -> bool:
         for key in keys:
             resource = self._state.resources.get(key)
             if resource is not None and (
-                resource.has_line or not resource.admits(mode, owner.owner_id)
+                resource.has_line or not resource.admits(mode, strand)
             ):
                 return False
         return True
@@ -80,32 +84,26 @@ class Requests:
         longest = max(found, key=Resource.line_length)
         return longest.key if longest.line_length() >= most else None
 
-    def _acquire_again(self, command: c.Acquire, held: e.Grant) -> e.Effect:
+    def _acquire_again(
+        self, command: c.Acquire, strand: Strand, held: e.Grant
+    ) -> e.Effect:
         """Counts another acquire of a shared hold; refuses everything else."""
-        owner = self._state.owners[held.owner_id]
         if (
             command.mode == held.mode == SHARED
             and command.keys == (held.key,)
-            and self._state.resources[held.key].convert_of(owner) is None
+            and strand.convert_of(held.key) is None
         ):
             grant = replace(held, count=held.count + 1)
             self._state.put_grant(grant)
             return e.Granted(command.session, command.request, (grant,))
         return self._state.refusal(command, "already_held", "", held.key)
 
-    def _waits_already(
-        self, owner: OwnerState, command: c.Acquire
-    ) -> ResourceKey | None:
-        for key in command.keys:
-            resource = self._state.resources.get(key)
-            for other in resource.line() if resource else ():
-                if other.owner is owner and not command.mode == other.mode == SHARED:
-                    return key
-        return None
-
-    def _new_request(self, session: Session, command: c.Acquire, now: float) -> Request:
+    def _new_request(
+        self, session: Session, strand: Strand, command: c.Acquire, now: float
+    ) -> Request:
         request = Request(
             session,
+            strand,
             command.request,
             self._state.next_order(),
             command.keys,
@@ -131,29 +129,47 @@ class Requests:
         """Changes the mode of a held lock, at once or when other holders allow it."""
         session = self._state.sessions[command.session]
         owner = session.owner
-        held = self._state.held_by(owner, command.key)
         if owner.ended or owner.fencing or command.request in session.requests:
             return self._state.refusal(command, *owner.why_not)
-        if held is None:
-            return self._state.refusal(command, "not_held", "", command.key)
+        if command.key is not None:
+            held = self._state.held_by(owner.whole, command.key)
+            if held is None:
+                return self._state.refusal(command, "not_held", "", command.key)
+        else:
+            held = owner.grants.get(command.fencing_token or 0)
+            if held is None:
+                return self._unknown_token(command)
         if held.count > 1:
             message = f"it is held {held.count} times"
-            return self._state.refusal(command, "in_use", message, command.key)
-        line = self._state.resources[command.key].line()
-        if any(other.owner is owner for other in line):
+            return self._state.refusal(command, "in_use", message, held.key)
+        strand = owner.strand_of(held)
+        if any(strand.waits_for(held.key)):
             message = "another request of this owner waits for it"
-            return self._state.refusal(command, "already_held", message, command.key)
+            return self._state.refusal(command, "already_held", message, held.key)
         if held.mode == command.mode:
             return e.Granted(command.session, command.request, (held,), converted=True)
-        self._start_convert(self._new_convert(session, command, now), held, now)
+        request = self._new_convert(session, strand, held.key, command, now)
+        self._start_convert(request, held, now)
         return None
 
-    def _new_convert(self, session: Session, command: c.Convert, now: float) -> Request:
+    def _unknown_token(self, command: c.Convert | c.Release) -> e.Refused:
+        message = f"no lock has the fencing token {command.fencing_token}"
+        return self._state.refusal(command, "not_held", message)
+
+    def _new_convert(
+        self,
+        session: Session,
+        strand: Strand,
+        key: ResourceKey,
+        command: c.Convert,
+        now: float,
+    ) -> Request:
         request = Request(
             session,
+            strand,
             command.request,
             self._state.next_order(),
-            (command.key,),
+            (key,),
             command.mode,
             now,
             None if command.mode == SHARED else command.timeout,
@@ -178,7 +194,7 @@ class Requests:
         A waiter for several resources may be compatible with the shared hold and wait
         elsewhere. It would then have to wait for the exclusive one.
         """
-        others = [r for r in request.owner.waiting() if r is not request]
+        others = [r for r in request.strand.requests.values() if r is not request]
         if not others or request.mode == SHARED:
             return ()
         self._state.put_grant(replace(held, mode=EXCLUSIVE))
@@ -196,11 +212,10 @@ class Requests:
         if command.fencing_token is not None:
             held = owner.grants.get(command.fencing_token)
             if held is None:
-                message = f"no lock has the fencing token {command.fencing_token}"
-                return self._state.refusal(command, "not_held", message)
+                return self._unknown_token(command)
             self._release_one(owner, held, now)
         for key in command.keys:
-            held = state.held_by(owner, key)
+            held = state.held_by(owner.whole, key)
             if held is None:
                 missing = key
             else:
@@ -215,7 +230,7 @@ class Requests:
             return
         resource = self._state.resources[held.key]
         if resource.converting or resource.pending is not None:
-            self._table.give_up_convert(owner, held.key, now)
+            self._table.give_up_convert(owner.strand_of(held), held.key, now)
         self._table.end(held, "released", now)
 
     def cancel(self, command: c.Cancel, now: float) -> e.Effect:
@@ -224,3 +239,12 @@ class Requests:
         if request is not None and not request.goes_down:
             self._table.refuse(request, "cancelled", now)
         return e.Completed(command.session, command.request)
+
+
+def _waits_already(strand: Strand, command: c.Acquire) -> ResourceKey | None:
+    """Returns a resource for which the strand waits, not both times shared."""
+    for key in command.keys:
+        for other in strand.waits_for(key):
+            if not command.mode == other.mode == SHARED:
+                return key
+    return None

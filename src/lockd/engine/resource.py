@@ -20,11 +20,11 @@ from typing import Final
 
 from lockd.engine.effects import Grant, Situation, Waiter
 from lockd.engine.request_state import ABANDONED
-from lockd.engine.session import OwnerState, Request
+from lockd.engine.session import Request, Strand
 from lockd.terms import SHARED, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
-"""The pairs of modes that two owners may hold at once. Any other pair excludes."""
+"""The pairs of modes that two strands may hold at once. Any other pair excludes."""
 
 MAX_NAMED: Final = 16
 """An answer names at most this many holders and waiters (protocol 4.3)."""
@@ -34,7 +34,7 @@ _NOBODY: Final[OrderedDict[Request, None]] = OrderedDict()
 
 
 def compatible(held: Mode, wanted: Mode) -> bool:
-    """Returns whether one owner may get `wanted` while another holds `held`."""
+    """Returns whether one strand may get `wanted` while another holds `held`."""
     return (held, wanted) in COMPATIBLE
 
 
@@ -53,8 +53,8 @@ class Resource:
 
     def __init__(self, key: ResourceKey) -> None:
         self.key = key
-        #: By owner, in the order of their grants.
-        self.holders: dict[int, Grant] = {}
+        #: By strand, in the order of their grants.
+        self.holders: dict[Strand, Grant] = {}
         self.converting = _NOBODY
         self.waiting = _NOBODY
         self.anchor: Mode | None = None
@@ -92,12 +92,12 @@ class Resource:
             return request
         return None
 
-    def admits(self, mode: Mode, owner_id: int) -> bool:
-        """Returns whether the other holders allow an owner to hold a mode."""
+    def admits(self, mode: Mode, strand: Strand) -> bool:
+        """Returns whether the other holders allow a strand to hold a mode."""
         holders = self.holders
         if not holders:
             return True
-        if owner_id in holders:
+        if strand in holders:
             return len(holders) == 1 or mode == SHARED
         return compatible(next(iter(holders.values())).mode, mode)
 
@@ -113,7 +113,7 @@ class Resource:
         return (
             self.pending is None
             and next(iter(line), request) is request
-            and self.admits(request.mode, request.owner.owner_id)
+            and self.admits(request.mode, request.strand)
         )
 
     def enqueue(self, request: Request) -> None:
@@ -153,14 +153,6 @@ class Resource:
         pending = self.pending
         opening = pending is not None and pending.state is not ABANDONED
         return opening + len(self.converting) + len(self.waiting)
-
-    def convert_of(self, owner: OwnerState) -> Request | None:
-        """Returns the convert that an owner waits for."""
-        if self.converting or self.pending is not None:
-            for request in self.line():
-                if request.converting and request.owner is owner:
-                    return request
-        return None
 
     # The anchor.
 
@@ -207,4 +199,5 @@ def _waiter(request: Request) -> Waiter:
         request.converting,
         request.label,
         request.reason,
+        request.strand.number,
     )

@@ -1,11 +1,15 @@
-"""Sessions, the owners they act for, and the requests that wait.
+"""Sessions, the owners they act for, their strands, and the requests that wait.
+
+A *strand* is what holds, waits and excludes: the owner as a whole, or one thread or
+task of a session. Two strands of an owner are as apart as two owners, but every session
+of the owner may release what they hold, and all of it ends with the owner.
 
 Each object keeps its own counts consistent. The rules of locking are in `lock_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from lockd.engine.commands import AnchorRefused, Owner, RegisterOwner
@@ -41,6 +45,61 @@ LAST_PAUSE: Final = 0.500
 """Seconds between two tries of a file that is locked from outside (protocol 5.8)."""
 
 
+WHOLE: Final = (0, 0)
+"""The name of the strand that is the owner as a whole."""
+
+
+class Strand:
+    """What holds and waits for itself.
+
+    `name` has the number of its session and its own; `WHOLE` is common to all sessions
+    of the owner.
+    """
+
+    __slots__ = ("held", "name", "requests")
+
+    def __init__(self, name: tuple[int, int] = WHOLE) -> None:
+        self.name = name
+        #: How many grants it has.
+        self.held = 0
+        #: Its unanswered requests by order.
+        self.requests: dict[int, Request] = {}
+
+    @property
+    def number(self) -> int:
+        """Its number in its session; 0 for the owner as a whole."""
+        return self.name[1]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it neither holds nor waits."""
+        return not (self.held or self.requests)
+
+    def hold(self, more: int) -> None:
+        """Counts grants: 1 is a new one, -1 one that ended."""
+        self.held += more
+
+    def put(self, request: Request) -> None:
+        """Adds an unanswered request."""
+        self.requests[request.order] = request
+
+    def remove(self, request: Request) -> None:
+        """Removes an answered request."""
+        del self.requests[request.order]
+
+    def waits_for(self, key: ResourceKey) -> Iterator[Request]:
+        """Yields its unanswered requests for a resource."""
+        return (r for r in self.requests.values() if key in r.keys)
+
+    def convert_of(self, key: ResourceKey) -> Request | None:
+        """Returns its unanswered convert of a resource."""
+        return next((r for r in self.waits_for(key) if r.converting), None)
+
+
+#: Shared by all owners without strands of their own, to save memory.
+_NO_STRANDS: Final[dict[tuple[int, int], Strand]] = {}
+
+
 class OwnerState:
     """An owner, its grants by fencing token, and the sessions that act for it."""
 
@@ -54,7 +113,9 @@ class OwnerState:
         "on_disconnect",
         "owner_id",
         "sessions",
+        "strands",
         "until",
+        "whole",
     )
 
     def __init__(
@@ -81,6 +142,9 @@ class OwnerState:
         #: crash.
         self.claims = 0
         self.sessions: dict[int, Session] = {}
+        self.whole = Strand()
+        #: The other strands that hold or wait.
+        self.strands = _NO_STRANDS
         #: Why its process is being killed; its grants wait for the death.
         self.fencing = fencing
         #: Whether it may get no more locks although it has sessions: its process is
@@ -100,12 +164,54 @@ class OwnerState:
         before = self.grants.get(token)
         if before is not None:
             self.claims ^= claim_of(before)
+        else:
+            strand = self.strand_of(grant)
+            strand.hold(1)
+            self._keep(strand)
         self.claims ^= claim_of(grant)
         self.grants[token] = grant
 
     def remove(self, fencing_token: int) -> None:
         """Removes a grant."""
-        self.claims ^= claim_of(self.grants.pop(fencing_token))
+        grant = self.grants.pop(fencing_token)
+        self.claims ^= claim_of(grant)
+        strand = self.strand_of(grant)
+        strand.hold(-1)
+        self._keep(strand)
+
+    def strand(self, name: tuple[int, int]) -> Strand:
+        """Returns a strand by name: a new one if it neither holds nor waits."""
+        if not name[1]:
+            return self.whole
+        return self.strands.get(name) or Strand(name)
+
+    def strand_of(self, grant: Grant) -> Strand:
+        """Returns the strand that holds a grant."""
+        return (
+            self.strand((grant.session, grant.strand)) if grant.strand else self.whole
+        )
+
+    def put_request(self, request: Request) -> None:
+        """Adds an unanswered request to its strand."""
+        request.strand.put(request)
+        self._keep(request.strand)
+
+    def remove_request(self, request: Request) -> None:
+        """Removes an answered request from its strand."""
+        request.strand.remove(request)
+        self._keep(request.strand)
+
+    def _keep(self, strand: Strand) -> None:
+        """Keeps a strand while it holds or waits."""
+        if strand is self.whole:
+            return
+        if strand.is_idle:
+            self.strands.pop(strand.name, None)
+            self.strands = self.strands or _NO_STRANDS
+        else:
+            if not self.strands:
+                self.strands = {}
+            self.strands[strand.name] = strand
 
     def end(self, *, ended: bool = True) -> None:
         """Notes whether the owner has ended. An owner that ended gets no more locks."""
@@ -206,6 +312,7 @@ class Request:
         "session",
         "since",
         "state",
+        "strand",
         "tries",
         "uid",
     )
@@ -213,6 +320,7 @@ class Request:
     def __init__(
         self,
         session: Session,
+        strand: Strand,
         number: int,
         order: int,
         keys: tuple[ResourceKey, ...],
@@ -227,6 +335,7 @@ class Request:
     ) -> None:
         self.state: RequestState = NEW
         self.session = session
+        self.strand = strand
         #: The uid of the owner at the time of the request: limits count it under this
         #: uid.
         self.uid = session.owner.identity.uid
@@ -258,11 +367,11 @@ class Request:
         """Restores the fields and the state that a snapshot recorded.
 
         Args:
-            fields: every slot but `state` and `session`. `announced` and `answered`
-                stand for the state.
+            fields: every slot but `state`, `session` and `strand`. `announced` and
+                `answered` stand for the state.
         """
         for name in self.__slots__:
-            if name not in ("state", "session"):
+            if name not in ("state", "session", "strand"):
                 setattr(self, name, fields[name])
         if fields["answered"]:
             self.state = ABANDONED

@@ -18,13 +18,13 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import COUNTS, LockState
 from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session
+from lockd.engine.session import WHOLE, OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Rises with every addition to the data that `load` reads."""
 
-READABLE_FROM: Final = 1
+READABLE_FROM: Final = 3
 """The oldest version whose `load` reads the data as it is now."""
 
 OLDEST: Final = 1
@@ -202,6 +202,7 @@ def dump_request(request: Request) -> Plain:
     """Returns a request without its places in the lines."""
     return {
         "session": request.session.session_id,
+        "strand": list(request.strand.name),
         "owner": request.owner.owner_id,
         "number": request.number,
         "keys": [list(key) for key in request.keys],
@@ -247,6 +248,7 @@ class _RequestRecord(Struct):
     pause: float
     announced: bool
     answered: bool
+    strand: tuple[int, int] = WHOLE
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
@@ -262,6 +264,7 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
     )
     request = Request(
         session,
+        session.owner.strand(record.strand),
         record.number,
         record.order,
         record.keys,
@@ -304,7 +307,8 @@ def _load_resource(
     for owner_id, token in record.holders:
         owner = state.owners.get(owner_id)
         if owner is not None and token in owner.grants:
-            resource.holders[owner_id] = owner.grants[token]
+            grant = owner.grants[token]
+            resource.holders[owner.strand_of(grant)] = grant
         else:
             missing += 1
     for order in [*record.converting, *record.waiting]:

@@ -4,45 +4,42 @@ The edges are derived from the resources on every search, and each is looked at 
 search takes as long as there are places in the lines that it reaches. A request waits
 for every holder that its mode excludes, and for every request that is served before it:
 
-- It waits for an *owner*: a holder, or an owner that becomes a holder before the
-  request is served. The wait ends when all requests of that owner are granted.
+- It waits for a *strand*: a holder, or one that becomes a holder before the request is
+  served. The wait ends when all requests of that strand are granted.
 - A shared request that waits behind a shared *request* only waits for its grant. A
   request for one resource is granted at once if nothing else is before it, so it is no
   obstacle. A request for several resources may wait elsewhere.
 
 The engine refuses requests that would close a cycle, so the graph has none. So a new
-cycle leads through the owner of the new request. No search is needed if nobody can wait
-for that owner.
+cycle leads through the strand of the new request. No search is needed if nobody can
+wait for that strand.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from lockd.engine.effects import WaitEdge
 from lockd.engine.resource import Resource, compatible
-from lockd.engine.session import OwnerState, Request
+from lockd.engine.session import Request, Strand
 from lockd.terms import EXCLUSIVE, ResourceKey
 
-Owners = Mapping[int, OwnerState]
 Resources = Mapping[ResourceKey, Resource]
 
 
-def find_cycle(
-    starts: Sequence[Request], resources: Resources, owners: Owners
-) -> tuple[WaitEdge, ...]:
-    """Returns a cycle that leads from a queued request back to its owner.
+def find_cycle(starts: Sequence[Request], resources: Resources) -> tuple[WaitEdge, ...]:
+    """Returns a cycle that leads from a queued request back to its strand.
 
-    The result is empty without a cycle. Each edge waits for the owner of the next edge,
-    and the last for the owner of the first.
+    The result is empty without a cycle. Each edge waits for the strand of the next
+    edge, and the last for the strand of the first.
 
     Args:
-        starts: requests of one owner. The first edge is one of them.
+        starts: requests of one strand. The first edge is one of them.
     """
-    goal = starts[0].owner
-    if not goal.grants and goal.waiting_count < 2:
+    goal = starts[0].strand
+    if not goal.held and len(goal.requests) < 2:
         return ()
-    search = _Search(resources, owners)
+    search = _Search(resources)
     came_from: dict[Request, tuple[Request, ResourceKey]] = {}
-    seen: set[int] = set()
+    seen: set[Strand] = set()
     frontier = list(starts)
     reached = set(starts)
     while frontier:
@@ -53,11 +50,11 @@ def find_cycle(
                 return _edges(request, key, came_from)
             if isinstance(obstacle, Request):
                 next_ones = [obstacle]
-            elif obstacle.owner_id in seen:
+            elif obstacle in seen:
                 continue
             else:
-                seen.add(obstacle.owner_id)
-                next_ones = obstacle.waiting()
+                seen.add(obstacle)
+                next_ones = list(obstacle.requests.values())
             for other in next_ones:
                 if other not in reached:
                     reached.add(other)
@@ -69,14 +66,13 @@ def find_cycle(
 class _Search:
     """Finds what requests wait for, each obstacle once."""
 
-    def __init__(self, resources: Resources, owners: Owners) -> None:
+    def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._owners = owners
         self._known: dict[ResourceKey, _Known] = {}
 
     def obstacles(
         self, request: Request
-    ) -> Iterator[tuple[ResourceKey, OwnerState | Request]]:
+    ) -> Iterator[tuple[ResourceKey, Strand | Request]]:
         """Yields what a request waits for, each with the resource where it waits.
 
         Skips what earlier calls have yielded.
@@ -88,11 +84,11 @@ class _Search:
             known = self._known.get(key)
             if known is None:
                 known = self._known[key] = _Known(resource)
-            for owner_id in known.holders_before(request):
-                yield key, self._owners[owner_id]
+            for strand in known.holders_before(request):
+                yield key, strand
             for other in known.line_before(request):
                 if not compatible(other.mode, request.mode):
-                    yield key, other.owner
+                    yield key, other.strand
                 elif len(other.keys) > 1:
                     yield key, other
 
@@ -110,13 +106,13 @@ class _Known:
         #: exclusive one, which waits for more.
         self._reached = self._reached_exclusive = 0
 
-    def holders_before(self, request: Request) -> list[int]:
-        """Returns the owners whose grants a request waits for, each once."""
+    def holders_before(self, request: Request) -> list[Strand]:
+        """Returns the strands whose grants a request waits for, each once."""
         if self._mode is None or compatible(self._mode, request.mode):
             return []
-        own = request.owner.owner_id if request.converting else None
-        found = [owner_id for owner_id in self._holders if owner_id != own]
-        self._holders = [owner_id for owner_id in self._holders if owner_id == own]
+        own = request.strand if request.converting else None
+        found = [strand for strand in self._holders if strand is not own]
+        self._holders = [strand for strand in self._holders if strand is own]
         return found
 
     def line_before(self, request: Request) -> list[Request]:
@@ -144,4 +140,9 @@ def _edges(
 
 
 def _edge(request: Request, key: ResourceKey) -> WaitEdge:
-    return WaitEdge(request.owner.identity, request.session.session_id, key)
+    return WaitEdge(
+        request.owner.identity,
+        request.session.session_id,
+        key,
+        request.strand.number,
+    )
