@@ -33,6 +33,7 @@ class Party(Struct, forbid_unknown_fields=True, kw_only=True):
 class Holder(Party, kw_only=True):
     """Somebody who holds a lock."""
 
+    strand: int
     mode: Mode
     fencing_token: int
     count: int
@@ -46,6 +47,7 @@ class Holder(Party, kw_only=True):
 class Waiter(Party, kw_only=True):
     """Somebody who waits for a lock."""
 
+    strand: int
     mode: Mode
     converting: bool
     since: float
@@ -185,6 +187,7 @@ class Before(Struct, forbid_unknown_fields=True, kw_only=True):
     pid: int
     uid: int
     session: int
+    strand: int
     mode: Mode
     fencing_token: int | None
 
@@ -207,12 +210,13 @@ class Waiters(Document, kw_only=True):
 
 
 class Node(Struct, forbid_unknown_fields=True, kw_only=True):
-    """An owner in the graph."""
+    """An owner in the graph, or one of its strands."""
 
     owner: int
     name: str
     pid: int
     uid: int
+    strand: int
 
 
 class Edge(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -256,7 +256,9 @@ PLANTED_BUGS = [
         "requests",
         "a name means any strand",
         "            held = state.held_by(owner.whole, key)\n",
-        "            held = next((g for g in owner.grants.values() if g.key == key), None)\n",
+        "            held = next(\n"
+        "                (g for g in owner.grants.values() if g.key == key), None\n"
+        "            )\n",
     ),
     _in(
         "requests",

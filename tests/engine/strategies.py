@@ -55,6 +55,7 @@ _COMMON = (
     (1, "ring", CROWDS),
     (1, "pile", CROWDS, (1, 2)),
     (1, "snare", CROWDS, BOTH, BOTH),
+    (1, "twins", CROWDS),
     (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
     (1, "convert_all", MODES),
     (5, "release", PICKS),

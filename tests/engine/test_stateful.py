@@ -126,13 +126,15 @@ class Machine(RuleBasedStateMachine):
         return [x for x in SLOTS if self.sessions[x] == self.sessions[slot]]
 
     def join(self, slot: int, other: int) -> None:
-        """Makes a slot a strand of another slot's session."""
-        if other not in self.sharers(slot):
+        """Makes a slot a strand of another slot's session, or of its own."""
+        if other in self.sharers(slot):
+            self.strands[slot] = 1
+        else:
             if self.sharers(slot) == [slot]:
                 self.close_session(self.sessions[slot])
             self.sessions[slot] = self.sessions[other]
-            self.strands[slot] = 1 + slot
-            self.happened.add("acted as a strand")
+            self.strands[slot] = 2 + slot
+        self.happened.add("acted as a strand")
 
     def release_names(self, slot: int, names: tuple[str, ...]) -> None:
         raise NotImplementedError
@@ -173,7 +175,8 @@ class Machine(RuleBasedStateMachine):
         for slot in set(company):
             self.reconnect(slot, False)
         for slot, other in enumerate(company):
-            self.join(slot, other)
+            if slot != other:
+                self.join(slot, other)
 
     def upgrade(self, crowd: Crowd, leaves: bool) -> None:
         """Lets one of two holders upgrade before a waiter."""
@@ -221,6 +224,16 @@ class Machine(RuleBasedStateMachine):
             self.acquire(first, ("c",), mode, None)
         self.convert_name(first, "a", EXCLUSIVE, None)
         self.release_names(third, ("b",))
+
+    def twins(self, crowd: Crowd) -> None:
+        """Lets two sessions of a process ask under one number for the same lock."""
+        (first, mode), (second, other_mode), _ = crowd
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, slot in (first, second))
+            self.join(slot, slot)
+        self.acquire(first, ("a",), mode, None)
+        self.acquire(second, ("a",), other_mode, None)
 
     def convert_all(self, mode: Mode) -> None:
         for slot in SLOTS:

@@ -241,11 +241,22 @@ class SessionView(Protocol):
     def claims(self) -> int: ...
 
 
+class StrandView(Protocol):
+    """A `Strand`."""
+
+    @property
+    def name(self) -> tuple[int, int]: ...
+    @property
+    def number(self) -> int: ...
+
+
 class RequestView(Protocol):
     """A `Request`."""
 
     @property
     def session(self) -> SessionView: ...
+    @property
+    def strand(self) -> StrandView: ...
     @property
     def owner(self) -> OwnerView: ...
     @property

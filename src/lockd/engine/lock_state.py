@@ -224,8 +224,7 @@ class LockState:
             reason,
             strand,
         )
-        owner.put(grant)
-        self.resource(key).holders[owner.strand_of(grant)] = grant
+        self.resource(key).holders[owner.put(grant)] = grant
         self.usage.add_grant(grant)
         if self.changed is not None:
             self.changed["grant", self.last_token] = grant
@@ -233,9 +232,8 @@ class LockState:
 
     def put_grant(self, grant: Grant) -> None:
         """Replaces the grant with the same fencing token."""
-        owner = self.owners[grant.owner_id]
-        self.resource(grant.key).holders[owner.strand_of(grant)] = grant
-        owner.put(grant)
+        strand = self.owners[grant.owner_id].put(grant)
+        self.resource(grant.key).holders[strand] = grant
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
@@ -243,9 +241,7 @@ class LockState:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
-        owner = self.owners[grant.owner_id]
-        del resource.holders[owner.strand_of(grant)]
-        owner.remove(token)
+        del resource.holders[self.owners[grant.owner_id].remove(token)]
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:

@@ -158,26 +158,33 @@ class OwnerState:
         if command.until == "both":
             self.until = "both"
 
-    def put(self, grant: Grant) -> None:
-        """Adds a grant, or replaces the grant with the same fencing token."""
+    def put(self, grant: Grant) -> Strand:
+        """Adds a grant, or replaces the one with its fencing token.
+
+        Returns the strand that holds it.
+        """
+        strand = self.strand_of(grant) if grant.strand else self.whole
         token = grant.fencing_token
         before = self.grants.get(token)
         if before is not None:
             self.claims ^= claim_of(before)
         else:
-            strand = self.strand_of(grant)
             strand.hold(1)
-            self._keep(strand)
+            if grant.strand:
+                self._keep(strand)
         self.claims ^= claim_of(grant)
         self.grants[token] = grant
+        return strand
 
-    def remove(self, fencing_token: int) -> None:
-        """Removes a grant."""
+    def remove(self, fencing_token: int) -> Strand:
+        """Removes a grant. Returns the strand that held it."""
         grant = self.grants.pop(fencing_token)
         self.claims ^= claim_of(grant)
-        strand = self.strand_of(grant)
+        strand = self.strand_of(grant) if grant.strand else self.whole
         strand.hold(-1)
-        self._keep(strand)
+        if grant.strand:
+            self._keep(strand)
+        return strand
 
     def strand(self, name: tuple[int, int]) -> Strand:
         """Returns a strand by name: a new one if it neither holds nor waits."""
@@ -187,9 +194,7 @@ class OwnerState:
 
     def strand_of(self, grant: Grant) -> Strand:
         """Returns the strand that holds a grant."""
-        return (
-            self.strand((grant.session, grant.strand)) if grant.strand else self.whole
-        )
+        return self.strand((grant.session, grant.strand))
 
     def put_request(self, request: Request) -> None:
         """Adds an unanswered request to its strand."""

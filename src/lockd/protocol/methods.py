@@ -17,6 +17,7 @@ PROTOCOL_VERSION: Final = 1
 Name = Annotated[str, Meta(min_length=1)]
 MsgId = Annotated[int, Meta(ge=0, lt=2**32)]
 Token = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Strand = Annotated[int, Meta(ge=0, lt=2**32)]
 Uid = Annotated[int, Meta(ge=0, lt=2**32)]
 Pid = Annotated[int, Meta(ge=1, lt=2**31)]
 Seconds = Annotated[
@@ -85,6 +86,7 @@ class AcquireParams(Params, frozen=True):
     label: str | None = None
     reason: str | None = None
     max_waiting: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    strand: Strand | None = None
 
     def __post_init__(self) -> None:
         if (self.resource is None) is (self.resources is None):
@@ -96,12 +98,19 @@ class AcquireParams(Params, frozen=True):
 
 
 class ConvertParams(Params, frozen=True):
-    """A held lock, and the mode to change it to."""
+    """A held lock, by name or by fencing token, and the mode to change it to."""
 
-    resource: str
     mode: Mode
+    resource: str | None = None
+    fencing_token: Token | None = None
     lockspace: str | None = DEFAULT_LOCKSPACE
     timeout: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        if (self.resource is None) is (self.fencing_token is None):
+            raise InvalidRequestError(
+                "`resource` or `fencing_token` is needed, not both"
+            )
 
 
 class ReleaseParams(Params, frozen=True):

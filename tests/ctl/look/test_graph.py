@@ -135,6 +135,34 @@ def test_what_looks_like_a_circle_is_drawn_as_far_as_it_is_none() -> None:
     assert len(list(tree(graph))) == 2
 
 
+def test_each_strand_is_drawn_for_itself() -> None:
+    """Two threads of one program, each of which waits for the other's program."""
+
+    def party(owner: int, session: int, strand: int) -> dict[str, Any]:
+        named = {"name": f"w{owner}", "pid": 100 + owner, "uid": 0}
+        return named | {"owner": owner, "session": session, "strand": strand}
+
+    waits = [
+        waiter(0, name, 0) | party(*waits) | {"behind": [party(*holds)]}
+        for name, waits, holds in [
+            ("a", (1, 10, 1), (2, 20, 2)),
+            ("b", (2, 20, 1), (1, 10, 2)),
+            # The same number in another session is another strand.
+            ("c", (2, 21, 1), (1, 10, 1)),
+        ]
+    ]
+    graph = Graph(waits)
+    assert len(graph.nodes) == 5
+    assert len({*graph.nodes}) == 5
+    assert list(tree(graph)) == [
+        "w2 (pid 102, root, strand 2)",
+        "└─ a: 1st w1 (pid 101, root, strand 1), exclusive, 5 s",
+        "   └─ c: 1st w2 (pid 102, root, strand 1), exclusive, 5 s",
+        "w1 (pid 101, root, strand 2)",
+        "└─ b: 1st w2 (pid 102, root, strand 1), exclusive, 5 s",
+    ]
+
+
 def test_lock_that_is_free_only_for_who_waits_for_more(
     lockctl: Lockctl, sock: str, client: Client
 ) -> None:

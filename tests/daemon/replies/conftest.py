@@ -43,6 +43,7 @@ PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
 
 
 HOLDER = PARTY | {
+    "strand",
     "mode", "fencing_token", "count", "since", "held_for", "label", "reason"
 }  # fmt: skip
 

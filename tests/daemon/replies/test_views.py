@@ -14,7 +14,9 @@ from support.wire_client import WireClient, wait_for_waiters
 
 PAGE = (DOCS / "protocol.md").read_text()
 
-WAITER = PARTY | {"mode", "converting", "since", "waited", "label", "reason"}
+WAITER = PARTY | {
+    "strand", "mode", "converting", "since", "waited", "label", "reason",
+}  # fmt: skip
 LAST_HOLDER = {
     "name", "uuid", "id", "pid", "uid", "mode", "fencing_token", "label", "reason",
     "held_for", "ended", "ended_ago",

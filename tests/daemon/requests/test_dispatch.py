@@ -205,7 +205,7 @@ def test_deadlock_names_the_cycle(client: WireClient, other: WireClient) -> None
     assert refusal.facts is not None
     cycle = refusal.facts["cycle"]
     assert {link["resource"] for link in cycle} == {"a", "b"}
-    link_keys = {"name", "pid", "session", "lockspace", "resource"}
+    link_keys = {"name", "pid", "session", "strand", "lockspace", "resource"}
     assert all(set(link) == link_keys for link in cycle)
     other.call("release", resource="b")
     assert client.result(waiting)["grant"]["resource"] == "b"

@@ -256,3 +256,18 @@ def test_connection_that_was_kept_twice_is_one_session(
     assert client.call("statistics")["sessions"] == 1
     manager.kill_and_start()
     assert holders(client, "a")
+
+
+def test_strands_survive_a_kill_and_an_upgrade(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    token = client.acquire("f", lockspace="files", strand=1)["fencing_token"]
+    waits = client.send("acquire", resource="f", lockspace="files", strand=2)
+    for begin_anew in (manager.kill_and_start, manager.upgrade):
+        begin_anew()
+        found = client.call("query", lockspace="files", resource="f")
+        assert [x["strand"] for x in found["holders"]] == [1]
+        assert [x["strand"] for x in found["waiters"]] == [2]
+    client.call("release", fencing_token=token)
+    assert client.result(waits)["grant"]["resource"] == "f"
+    assert holders(client, "f", lockspace="files")

@@ -27,17 +27,25 @@ NAMED: Final = 3
 
 
 class Node(NamedTuple):
-    """A holder or waiter. `owner` is the daemon's number of it."""
+    """A holder or waiter.
+
+    Attributes:
+        owner: the daemon's number of the owner, or a number above all of these for one
+            of its strands.
+        strand: the number of the strand; 0 for the owner as a whole.
+    """
 
     owner: int
     name: str
     pid: int
     uid: int
+    strand: int = 0
 
     @property
     def shown(self) -> str:
-        """Its name, pid and user."""
-        return f"{plain(self.name)} (pid {self.pid}, {user(self.uid)})"
+        """Its name, pid and user, and its strand."""
+        strand = f", strand {self.strand}" if self.strand else ""
+        return f"{plain(self.name)} (pid {self.pid}, {user(self.uid)}{strand})"
 
 
 class Edge(NamedTuple):
@@ -80,34 +88,36 @@ class Graph:
     def __init__(self, waiters: Iterable[Thing]) -> None:
         self.edges: list[Edge] = []
         holders: dict[ResourceKey, tuple[Node, ...]] = {}
+        waiters = list(waiters)
+        node = _Nodes(waiters).node
         for waiter in waiters:
-            key = key_of(waiter)
-            before = tuple(map(_node, waiter["behind"]))
+            key, waits = key_of(waiter), node(waiter)
+            before = tuple(map(node, waiter["behind"]))
             if waiter["place"] == 1 or key not in holders:
                 holders[key] = before
             self.edges.append(
                 Edge(
-                    _node(waiter),
+                    waits,
                     key,
                     waiter["place"],
                     waiter["converting"],
                     waiter["mode"],
                     waiter["waited"],
-                    tuple(x for x in holders[key] if x.owner != waiter["owner"]),
+                    tuple(x for x in holders[key] if x.owner != waits.owner),
                     _outside(waiter["outside"]),
                 )
             )
         self.nodes = {
-            node.owner: node
+            found.owner: found
             for edge in self.edges
-            for node in (edge.waiter, *edge.behind)
+            for found in (edge.waiter, *edge.behind)
         }
         self._below: defaultdict[int, list[Edge]] = defaultdict(list)
         self._before: defaultdict[int, list[int]] = defaultdict(list)
         for edge in self.edges:
             if edge.behind:
                 self._below[edge.behind[0].owner].append(edge)
-            self._before[edge.waiter.owner] += [node.owner for node in edge.behind]
+            self._before[edge.waiter.owner] += [x.owner for x in edge.behind]
 
     def roots(self) -> list[Node]:
         """Returns the holders that wait for nobody."""
@@ -185,8 +195,22 @@ def graph(
         print("Nobody waits.")
 
 
-def _node(party: Thing) -> Node:
-    return Node(party["owner"], party["name"], party["pid"], party["uid"])
+class _Nodes:
+    """Numbers the parties of a listing."""
+
+    def __init__(self, waiters: Iterable[Thing]) -> None:
+        parties = (x for waiter in waiters for x in (waiter, *waiter["behind"]))
+        self._most = max((x["owner"] for x in parties), default=0)
+        self._strands: dict[tuple[int, int, int], int] = {}
+
+    def node(self, party: Thing) -> Node:
+        # An older daemon says nothing of strands.
+        owner, strand = party["owner"], party.get("strand", 0)
+        if strand:
+            new = self._most + 1 + len(self._strands)
+            name = owner, party["session"], strand
+            owner = self._strands.setdefault(name, new)
+        return Node(owner, party["name"], party["pid"], party["uid"], strand)
 
 
 def _outside(found: Thing | None) -> str | None:

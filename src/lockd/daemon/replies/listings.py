@@ -285,7 +285,7 @@ def _waiter(
         others = (
             grant
             for grant in found.holders.values()
-            if not (request.converting and grant.owner_id == owner.owner_id)
+            if not (request.converting and _is_held_by(request, grant))
         )
         behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id
@@ -295,6 +295,7 @@ def _waiter(
         "lockspace": found.key.lockspace,
         "resource": found.key.resource,
         "owner": owner.owner_id,
+        "strand": request.strand.number,
         "place": place,
         "mode": request.mode,
         "converting": request.converting,
@@ -307,17 +308,28 @@ def _waiter(
     }
 
 
+def _is_held_by(request: RequestView, grant: Grant) -> bool:
+    """Returns whether the strand of a request has a grant."""
+    session, number = request.strand.name
+    return (grant.owner_id, grant.strand) == (request.owner.owner_id, number) and (
+        number == 0 or grant.session == session
+    )
+
+
 def _holder_before(grant: Grant) -> Map:
     """Returns a holder for which the first in a queue waits."""
     return _before(grant.owner, grant.owner_id, grant.session, grant.mode) | {
-        "fencing_token": grant.fencing_token
+        "strand": grant.strand,
+        "fencing_token": grant.fencing_token,
     }
 
 
 def _waiter_before(request: RequestView) -> Map:
     """Returns the request directly before another in a queue."""
     owner, session = request.owner, request.session.session_id
-    return _before(owner.identity, owner.owner_id, session, request.mode)
+    return _before(owner.identity, owner.owner_id, session, request.mode) | {
+        "strand": request.strand.number
+    }
 
 
 def _before(owner: Owner, owner_id: int, session: int, mode: Mode) -> Map:

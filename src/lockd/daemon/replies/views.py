@@ -54,6 +54,7 @@ def holder(
     if must_fence is not None:
         found["on_disconnect"] = "kill" if must_fence(grant) else "release"
     return found | {
+        "strand": grant.strand,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "count": grant.count,
@@ -67,6 +68,7 @@ def holder(
 def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
     """Returns a waiter (protocol 7.3)."""
     return party(waiting.owner, waiting.session, now, look) | {
+        "strand": waiting.strand,
         "mode": waiting.mode,
         "converting": waiting.converting,
         "since": wall_time(waiting.since, now),
@@ -177,6 +179,7 @@ def edge(found: WaitEdge) -> Map:
         "name": found.owner.name,
         "pid": found.owner.pid,
         "session": found.session,
+        "strand": found.strand,
         "lockspace": found.key.lockspace or None,
         "resource": found.key.resource or None,
     }

@@ -207,19 +207,29 @@ class Dispatcher:
                 label,
                 reason,
                 params.max_waiting,
+                params.strand or 0,
             )
         )
 
     def _convert(self, peer: Peer, msgid: int, params: m.ConvertParams) -> None:
-        operation = _OPERATION_OF_MODE[params.mode]
-        key = self._key(peer, params.lockspace, params.resource, operation)
-        space = self._runtime.lockspaces[key.lockspace]
-        if space.kind == "direct":
-            check_files(peer, space, (key,), params.mode)
+        mode, token = params.mode, params.fencing_token
+        operation = _OPERATION_OF_MODE[mode]
+        key = None
+        if params.resource is not None:
+            key = self._key(peer, params.lockspace, params.resource, operation)
+            self._check_file(peer, key, mode)
+        elif grant := self._engine.sessions[peer.session].owner.grants.get(token or 0):
+            self._lockspace(peer, grant.key.lockspace, operation)
+            self._check_file(peer, grant.key, mode)
         self._limiter.check_request(peer.session, waits=params.timeout != 0)
         self._runtime.carry_out(
-            c.Convert(peer.session, msgid, key, params.mode, params.timeout)
+            c.Convert(peer.session, msgid, key, mode, params.timeout, token)
         )
+
+    def _check_file(self, peer: Peer, key: ResourceKey, mode: Mode) -> None:
+        space = self._runtime.lockspaces[key.lockspace]
+        if space.kind == "direct":
+            check_files(peer, space, (key,), mode)
 
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
         if params.fencing_token is not None:
