@@ -9,6 +9,7 @@ import pytest
 
 from ctl.processes import LOCKER, Lockctl, Locker
 from lockd import Client, connect
+from lockd.ctl.act import reserve
 
 
 @pytest.fixture
@@ -22,6 +23,15 @@ def lockctl(sock: str) -> Iterator[Lockctl]:
     lockctl = Lockctl(sock)
     yield lockctl
     lockctl.end_all()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[int]]:
+    """The processes of reservations, which are ended whatever the test finds."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        reserve.end(pid)
 
 
 @pytest.fixture

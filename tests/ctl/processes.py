@@ -39,6 +39,7 @@ _AS_NOBODY = """
 import difflib, encodings.ascii, encodings.idna, grp, hashlib, json, locale
 import os, shlex, sys
 import lockd.client.blocking, lockd.ctl.usage, lockd.ctl.act.acquire
+import lockd.ctl.act.release
 import lockd.ctl.look.listings, lockd.ctl.look.outside, lockd.ctl.look.show
 from lockd.ctl.main import main
 sys.argv = {args!r}

@@ -361,6 +361,12 @@ class Acquired(Document, kw_only=True):
     grants: list[Grant]
 
 
+class Released(Document, kw_only=True):
+    """`release`."""
+
+    released: list[FoundHolder]
+
+
 class Run(Document, kw_only=True):
     """What `run` writes to its `--status-fd`."""
 
@@ -416,6 +422,7 @@ COMMANDS = {
     "break": Broken,
     "disconnect": Disconnected,
     "acquire": Acquired,
+    "release": Released,
     "run": Run,
     "virtlockd-check": VirtlockdCheck,
 }

@@ -95,6 +95,7 @@ def test_what_is_printed_has_its_type(
         ["spaces"],
         ["status"],
         ["acquire", "theirs", "--owner-pid", process.pid],
+        ["release", "theirs"],
         ["break", token, "--reason", "test", "--yes"],
         ["disconnect", sessions["cat"], "--reason", "test", "--yes"],
         ["list"],

@@ -13,7 +13,17 @@ from lockd.ctl.main import main
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "acquire", "list", "show", "who", "test", "wait", "waiters"),
+        *(
+            "run",
+            "acquire",
+            "release",
+            "list",
+            "show",
+            "who",
+            "test",
+            "wait",
+            "waiters",
+        ),
         *("graph", "watch", "sessions", "spaces", "break", "disconnect"),
         *("lock-name", "status", "stop", "top", "completion"),
     ],

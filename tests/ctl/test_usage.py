@@ -39,6 +39,7 @@ GOOD = {
     "run": ["job", "--", "true"],
     "hold": ["job"],
     "acquire": ["job", "--owner-pid", str(os.getpid())],
+    "release": ["job"],
     "break": ["1", "--reason", "why", "--yes"],
     "disconnect": ["1000", "--reason", "why", "--yes"],
     "wait": ["job"],
@@ -171,7 +172,8 @@ def test_every_odd_word_is_answered_in_one_sentence(
     "words",
     [
         "test ./x", "show ./x", "who ./x", "wait ./x", "run -n ./x -- true",
-        "hold ./x", "acquire ./x --owner-pid 1", "break ./x --reason x --yes",
+        "hold ./x", "acquire ./x --owner-pid 1", "release ./x",
+        "break ./x --reason x --yes",
         "lock-name ./x", "list --path x", "watch --name ./x",
     ],
 )  # fmt: skip

@@ -65,6 +65,18 @@ PLANTED_BUGS = [
         "        ):",
     ),
     _in(
+        "owners",
+        "a lock is released in the place of a session that uses it",
+        "        if owner.sessions or owner.fencing is not None:\n",
+        "        if owner.fencing is not None:\n",
+    ),
+    _in(
+        "owners",
+        "a lock is released while its holder is being killed",
+        "        if owner.sessions or owner.fencing is not None:\n",
+        "        if owner.sessions:\n",
+    ),
+    _in(
         "lock_table",
         "nobody is woken by a release",
         "        if to_settle is not None:\n",

@@ -59,6 +59,8 @@ _COMMON = (
     (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
     (1, "convert_all", MODES),
     (5, "release", PICKS),
+    (1, "release_for_owner", SLOTS, PICKS),
+    (1, "leave", CROWDS, PICKS[:3]),
     (1, "release_names", SLOTS, NAMES),
     (3, "cancel", PICKS),
     (2, "reconnect", SLOTS, BOTH),

@@ -29,6 +29,7 @@ from lockd.engine.commands import (
     Owner,
     OwnerFenced,
     RegisterOwner,
+    ReleaseForOwner,
 )
 from lockd.engine.effects import (
     Completed,
@@ -56,6 +57,10 @@ def registered(engine: LockEngine, session: int) -> list[Effect]:
 def guest_grant(session: int, fencing_token: int) -> Grant:
     who = owner("guest", 700)
     return Grant(DISK, GUEST, who, session, EXCLUSIVE, fencing_token, 0.0)
+
+
+def guest_released(engine: LockEngine, session: int, token: int) -> list[Effect]:
+    return engine.handle(ReleaseForOwner(session, 50, token), now=0.0)
 
 
 # Sessions that end.
@@ -139,6 +144,62 @@ def test_grants_of_a_process_outlive_the_session_that_took_them(
         ForgetOwner(GUEST),
         granted(BOB, 1, grant(DISK, BOB, 2)),
     ]
+
+
+def test_lock_that_is_left_to_a_process_is_released_for_it(engine: LockEngine) -> None:
+    registered(engine, ALICE)
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, DISK)
+    engine.handle(CloseSession(ALICE), now=0.0)
+    assert guest_released(engine, CAROL, 1) == [
+        Ended(guest_grant(ALICE, 1), "released"),
+        ForgetOwner(GUEST),
+        granted(BOB, 1, grant(DISK, BOB, 2)),
+        Completed(CAROL, 50),
+    ]
+    refused = refusal(guest_released(engine, CAROL, 1))
+    assert (refused.code, refused.message) == (
+        "not_held",
+        "no lock has the fencing token 1",
+    )
+
+
+def test_process_that_holds_more_is_not_forgotten_with_one_lock(
+    engine: LockEngine,
+) -> None:
+    registered(engine, ALICE)
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, ALICE, 2, TAPE, mode=SHARED)
+    acquire(engine, ALICE, 3, TAPE, mode=SHARED)
+    engine.handle(CloseSession(ALICE), now=0.0)
+    assert ForgetOwner(GUEST) not in guest_released(engine, CAROL, 1)
+    assert guest_released(engine, CAROL, 2) == [Completed(CAROL, 50)]
+    assert engine.holds(TAPE, 2)
+    assert ForgetOwner(GUEST) in guest_released(engine, CAROL, 2)
+
+
+def test_lock_is_not_released_in_the_place_of_a_session(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    refused = refusal(guest_released(engine, BOB, 1))
+    assert refused.code == "denied"
+    assert refused.situation is not None
+    assert refused.situation.holders == (grant(DISK, ALICE, 1),)
+    registered(engine, BOB)
+    registered(engine, CAROL)
+    acquire(engine, BOB, 1, TAPE)
+    engine.handle(CloseSession(BOB), now=0.0)
+    # Another session acts for the process: it is the one to release the lock.
+    assert refusal(guest_released(engine, ALICE, 2)).code == "denied"
+    assert engine.holds(TAPE, 2)
+
+
+def test_lock_of_a_process_that_is_being_killed_ends_with_its_death(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, GUARDED)
+    engine.handle(CloseSession(ALICE), now=0.0)
+    assert refusal(guest_released(engine, BOB, 1)).code == "denied"
+    assert engine.holds(GUARDED, 1)
 
 
 def test_process_that_leaves_is_fenced_before_its_locks_are_given_away(

@@ -12,7 +12,15 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
-Asked = c.RegisterOwner | c.Acquire | c.Convert | c.Release | c.Cancel | c.BreakGrant
+Asked = (
+    c.RegisterOwner
+    | c.Acquire
+    | c.Convert
+    | c.Release
+    | c.ReleaseForOwner
+    | c.Cancel
+    | c.BreakGrant
+)
 
 
 Who = tuple[int, int, int]
@@ -27,6 +35,8 @@ class Witness:
     def __init__(self, last_holders: int = 1024) -> None:
         self.lockspaces: dict[str, c.AddLockspace] = {}
         self.sessions: set[int] = set()
+        #: For which owner each session acts.
+        self.acts_for: dict[int, int] = {}
         self.unanswered: dict[tuple[int, int], tuple[Asked, float]] = {}
         self.queued: set[tuple[int, int]] = set()
         #: Those before which as many waited as they allow.
@@ -57,7 +67,10 @@ class Witness:
                 self.ended_owners.add(command.owner_id)
             holds = self.does_hold(command.owner_id)
             assert command.owner_id in self.fenced or not holds, "neither is done"
-        if isinstance(command, c.Release | c.Cancel | c.BreakGrant | c.RegisterOwner):
+        if isinstance(
+            command,
+            c.Release | c.ReleaseForOwner | c.Cancel | c.BreakGrant | c.RegisterOwner,
+        ):
             assert (command.session, command.request) not in self.unanswered
             answer = effects[-1]
             assert isinstance(answer, e.Completed | e.Refused)
@@ -72,8 +85,10 @@ class Witness:
                 self.lockspaces[command.name] = command
             case c.OpenSession():
                 self.sessions.add(command.session)
+                self.acts_for[command.session] = command.session
             case c.CloseSession(session):
                 self.sessions.remove(session)
+                del self.acts_for[session]
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
             case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
@@ -126,9 +141,10 @@ class Witness:
             case e.Completed(session, request):
                 command = self.answered(session, request)
                 assert not isinstance(command, c.Acquire | c.Convert)
-                match command:
-                    case c.RegisterOwner(owner_id=owner_id, on_disconnect="kill"):
-                        self.killed_on_disconnect.add(owner_id)
+                if isinstance(command, c.RegisterOwner):
+                    self.acts_for[session] = command.owner_id
+                    if command.on_disconnect == "kill":
+                        self.killed_on_disconnect.add(command.owner_id)
             case e.Queued(session, request):
                 assert (session, request) in self.unanswered
                 assert (session, request) not in self.queued, "queued twice"
@@ -208,10 +224,18 @@ class Witness:
             effect.cause != "released" and self.must_be_dead(grant)
         ):
             assert grant.owner_id in self.dead, "released before it was fenced"
+        if effect.cause == "released" and grant.owner_id not in self.releasing():
+            assert grant.owner_id not in self.acts_for.values(), "a session uses it"
+            assert grant.owner_id not in self.fenced, "released before it was fenced"
         self.last_holders.pop(grant.key, None)
         self.last_holders[grant.key] = e.LastHolder(grant, self.now, effect.cause)
         if len(self.last_holders) > self.last_holders_limit:
             self.last_holders.popitem(last=False)
+
+    def releasing(self) -> set[int]:
+        """Returns the owners of those who release what is theirs at this moment."""
+        commands = [command for command, _ in self.unanswered.values()]
+        return {self.acts_for[x.session] for x in commands if isinstance(x, c.Release)}
 
     def must_be_dead(self, grant: e.Grant) -> bool:
         lockspace = self.lockspaces[grant.key.lockspace]

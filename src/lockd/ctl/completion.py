@@ -226,6 +226,7 @@ SOURCES: Final[dict[str, Source]] = {
     "names": _names,
     "lockspace": _lockspaces,
     "session": _sessions,
+    "held": _victims,
     "victim": _victims,
     "stop_signal": _signals,
 }
@@ -236,8 +237,8 @@ FILES: Final = {"path", "socket"}
 
 UNKNOWABLE: Final = {
     *("conflict_status", "interval", "kill_after", "label", "max_waiting", "owner"),
-    *("owner_pid", "owner_unit", "pid", "reason", "script", "status_fd", "timeout"),
-    *("uid", "unit"),
+    *("owner_pid", "owner_unit", "pid", "reason", "reserve_for", "script", "status_fd"),
+    *("timeout", "uid", "unit"),
 }
 """Parameters that nothing can complete."""
 

@@ -23,6 +23,7 @@ _GROUPS: Final = {
         "run": ("lockd.ctl.run.run", "run"),
         "hold": ("lockd.ctl.run.hold", "hold"),
         "acquire": ("lockd.ctl.act.acquire", "acquire"),
+        "release": ("lockd.ctl.act.release", "release"),
     },
     "Ask about one lock": {
         "who": ("lockd.ctl.look.who", "who"),

@@ -1,6 +1,8 @@
 """The options and arguments that several commands share."""
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -64,6 +66,22 @@ def seconds_from(least: float, most: float) -> Reader:
 
 seconds = seconds_from(0, MOST_SECONDS)
 """Reads a timeout."""
+
+
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def span(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Reads a time span, such as `4h`. Returns whole seconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,10}(?:\.[0-9]{1,10})?)([smhd]?)", value)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0
+    if not 1 <= seconds <= MOST_SECONDS:
+        raise click.BadParameter(
+            f"{quoted(value)} is not a time such as 90, 30m, 4h or 2d, from 1 s on"
+        )
+    return math.ceil(seconds)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

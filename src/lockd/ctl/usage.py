@@ -14,15 +14,14 @@ import click
 from lockd.names import quoted
 
 _RELEASE: Final = (
-    "a lock ends with the command of `lockctl run`, with `lockctl hold`, or with the "
-    "process that `lockctl acquire` took it for: end that, or take the lock away with "
-    "`lockctl break NAME --reason TEXT`"
+    "`release` gives back a lock that `acquire` took; any other ends with the command "
+    "of `run` or with `hold`: end that, or take the lock away with `break`"
 )
 _TAKE: Final = "`run`, `hold` and `acquire` take locks"
 
 #: Words that users of other programs type, and the advice for them.
 INSTEAD: Final = {
-    **dict.fromkeys(("release", "unlock", "free", "drop", "rm"), _RELEASE),
+    **dict.fromkeys(("unlock", "free", "drop", "rm"), _RELEASE),
     **dict.fromkeys(("lock", "take", "get", "flock", "exclusive"), _TAKE),
     **dict.fromkeys(("trylock", "try"), "`run -n` does not wait"),
     **dict.fromkeys(("ls", "ll", "l", "locks", "lslocks"), "`list` lists the locks"),

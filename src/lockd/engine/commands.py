@@ -126,6 +126,17 @@ class Release(Struct, frozen=True, gc=False):
     fencing_token: int | None = None
 
 
+class ReleaseForOwner(Struct, frozen=True, gc=False):
+    """A user releases a lock that a process holds, and no session.
+
+    The caller has checked that it is the user of the process.
+    """
+
+    session: int
+    request: int
+    fencing_token: int
+
+
 class Cancel(Struct, frozen=True, gc=False):
     """A session cancels one of its waiting requests."""
 
@@ -190,6 +201,7 @@ Command = (
     | Acquire
     | Convert
     | Release
+    | ReleaseForOwner
     | Cancel
     | BreakGrant
     | AnchorOpened

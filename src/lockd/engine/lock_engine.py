@@ -47,6 +47,7 @@ class LockEngine:
             c.Acquire: requests.acquire,
             c.Convert: requests.convert,
             c.Release: requests.release,
+            c.ReleaseForOwner: owners.release_for_owner,
             c.Cancel: requests.cancel,
             c.BreakGrant: owners.break_grant,
             c.AnchorOpened: self._anchor_opened,

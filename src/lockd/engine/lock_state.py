@@ -19,6 +19,7 @@ from lockd.engine.commands import (
     Convert,
     RegisterOwner,
     Release,
+    ReleaseForOwner,
 )
 from lockd.engine.effects import Grant, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
@@ -171,7 +172,12 @@ class LockState:
 
     def refusal(
         self,
-        command: Acquire | Convert | Release | BreakGrant | RegisterOwner,
+        command: Acquire
+        | Convert
+        | Release
+        | ReleaseForOwner
+        | BreakGrant
+        | RegisterOwner,
         code: str,
         message: str = "",
         key: ResourceKey | None = None,

@@ -9,6 +9,8 @@ A handler returns its answer to the sender of the command, if the command has on
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
@@ -141,7 +143,29 @@ class Owners:
         if owner.is_process:
             self._table.tell(e.ForgetOwner(owner.owner_id))
 
-    # An admin, and a successor of the daemon.
+    # Others than the holder: its user, an admin, a successor of the daemon.
+
+    def release_for_owner(self, command: c.ReleaseForOwner, now: float) -> e.Effect:
+        """Releases a grant of a process for which no session acts.
+
+        While a session acts for it, only such a session may release it. If lockd kills
+        the process, the grant ends with its death, not before.
+        """
+        token = command.fencing_token
+        grant = self._state.grant_of(token)
+        if grant is None:
+            message = f"no lock has the fencing token {token}"
+            return self._state.refusal(command, "not_held", message)
+        owner = self._state.owners[grant.owner_id]
+        if owner.sessions or owner.fencing is not None:
+            message = "its holder uses it: end that, or take it with `lockctl break`"
+            return self._state.refusal(command, "denied", message, grant.key)
+        if grant.count > 1:
+            self._state.put_grant(replace(grant, count=grant.count - 1))
+        else:
+            self._table.end(grant, "released", now)
+            self._forget_if_idle(owner)
+        return e.Completed(command.session, command.request)
 
     def break_grant(self, command: c.BreakGrant, now: float) -> e.Effect:
         """Takes a grant from its holder.

@@ -213,9 +213,18 @@ def test_deadlock_names_the_cycle(client: WireClient, other: WireClient) -> None
 
 def test_release_by_token(client: WireClient, other: WireClient) -> None:
     token = client.acquire("a")["fencing_token"]
-    assert other.refusal("release", fencing_token=token).code == "not_held"
+    assert other.refusal("release", fencing_token=token).code == "denied"
+    assert other.refusal("release", fencing_token=token + 9).code == "not_held"
     assert client.call("release", fencing_token=token) is None
     assert client.refusal("release", fencing_token=token).code == "not_held"
+
+
+def test_restricted_session_releases_nothing_of_others(
+    client: WireClient, other: WireClient
+) -> None:
+    token = client.acquire("a")["fencing_token"]
+    other.call("restrict")
+    assert other.refusal("release", fencing_token=token).code == "not_held"
 
 
 def test_release_of_several_releases_those_that_are_held(client: WireClient) -> None:

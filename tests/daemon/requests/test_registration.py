@@ -18,6 +18,7 @@ from support.wire_client import (
     Connect,
     WireClient,
     connected_as_nobody,
+    wait_for_sessions,
     wait_for_waiters,
 )
 
@@ -125,6 +126,44 @@ def test_second_session_of_a_process_may_convert_and_release(
     other.call("convert", resource="a", mode="shared")
     other.call("release", resource="a")
     assert other.call("query", resource="a")["holder_count"] == 0
+
+
+def test_lock_of_a_process_is_released_from_any_session_of_its_user(
+    client: WireClient, other: WireClient, process: Sleeper
+) -> None:
+    register(client, process.pid)
+    token = client.acquire("a")["fencing_token"]
+    refused = other.refusal("release", fencing_token=token)
+    assert refused.code == "denied"
+    assert f"'a' is held exclusively by vm (pid {process.pid}, uid" in refused.sentence
+    client.close()
+    wait_for_sessions(other, 1)
+    assert other.call("release", fencing_token=token) is None
+    last = other.call("query", resource="a")["last_holder"]
+    assert (last["fencing_token"], last["ended"]) == (token, "released")
+    assert other.refusal("release", fencing_token=token).code == "not_held"
+
+
+@needs_root
+def test_lock_of_a_process_is_not_released_by_another_user(
+    start_daemon: StartDaemon, process: Sleeper
+) -> None:
+    daemon = start_daemon()
+    with (
+        WireClient(daemon.socket) as admin,
+        connected_as_nobody(daemon.socket) as stranger,
+    ):
+        with WireClient(daemon.socket) as helper:
+            register(helper, process.pid)
+            token = helper.acquire("a")["fencing_token"]
+        wait_for_sessions(admin, 2)
+        assert stranger.refusal("release", fencing_token=token).code == "not_held"
+        with connected_as_nobody(daemon.socket) as helper:
+            register(helper, process.pid)
+            token = helper.acquire("b")["fencing_token"]
+        wait_for_sessions(admin, 2)
+        assert admin.refusal("release", fencing_token=token).code == "not_held"
+        stranger.call("release", fencing_token=token)
 
 
 def test_grants_of_a_process_end_with_its_own_registered_session(

@@ -68,7 +68,7 @@ LIFE: Final[dict[type, str]] = {
     Admission: "_make_peer",
     Server: "_open _watch _serve _serve_now _receive _put_off _expect_rest "
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
-    Dispatcher: "take _acquire _convert _release _cancel "
+    Dispatcher: "take _acquire _convert _release _is_of_another _cancel "
     "_break _register _restrict _hello _statistics _watch watch "
     "_create_lockspace _change_file "
     "_disconnect _audit",
@@ -438,6 +438,8 @@ def live(victim: WireClient, scene: Scene) -> None:
     honest.call("release", resource="w")
     victim.result(waiting)
     victim.call("release", resource="q")
+    token = victim.acquire("q")["fencing_token"]
+    victim.call("release", fencing_token=token)
     must_refuse(victim, "break", fencing_token=2**40, reason="x")
     must_refuse(victim, "disconnect", session=999, reason="x")
     token = honest.acquire("broken")["fencing_token"]

@@ -1,8 +1,12 @@
 """`lockctl acquire`: takes a lock for another process, which holds it until it ends."""
 
+from functools import partial
+from typing import Any
+
 import click
 
 from lockd.client.blocking import connect
+from lockd.ctl.act.reserve import Sleeper
 from lockd.ctl.act.units import main_pid
 from lockd.ctl.options import (
     PROCESS_ID,
@@ -11,11 +15,13 @@ from lockd.ctl.options import (
     meant,
     note_files,
     of_holder,
+    span,
 )
-from lockd.ctl.render import say, show_json
+from lockd.ctl.render import Thing, say, show_json
 from lockd.names import quoted
 from lockd.procs import name_of
 from lockd.terms import EXCLUSIVE, SHARED
+from lockd.text import duration
 
 
 @click.command(
@@ -31,6 +37,11 @@ from lockd.terms import EXCLUSIVE, SHARED
     "--owner-unit", metavar="UNIT",
     help="Let the main process of this systemd unit hold the lock until it ends.",
 )  # fmt: skip
+@click.option(
+    "--for", "reserve_for", metavar="TIME", callback=span,
+    help="Reserve the lock for a TIME such as 90, 30m, 4h or 2d: a process that sleeps "
+    "holds it. `lockctl release NAME` gives it back.",
+)  # fmt: skip
 @of_holder
 @as_json
 @click.pass_obj
@@ -40,6 +51,7 @@ def acquire(
     names: tuple[str, ...],
     owner_pid: int | None,
     owner_unit: str | None,
+    reserve_for: int | None,
     shared: bool,
     timeout: float | None,
     max_waiting: int | None,
@@ -51,35 +63,73 @@ def acquire(
 ) -> None:
     """Take the lock NAME for another process, which then holds it until it ends.
 
-    lockctl prints the fencing token and exits when the lock is granted. `lockctl break`
-    takes the lock away before the process ends. lockctl takes several NAMEs together or
-    none of them. To hold a lock yourself, use `lockctl run` or `lockctl hold`.
+    lockctl prints the fencing token and exits when the lock is granted. `lockctl
+    release` gives the lock back before the process ends. lockctl takes several NAMEs
+    together or none of them. To hold a lock yourself, use `lockctl run` or `lockctl
+    hold`.
+
+    With --for, lockctl starts a process that sleeps, and takes the lock for it. So the
+    lock is yours after you close the terminal, until the time is over, until `lockctl
+    release`, or until a reboot. The time begins when the lock is granted.
 
     The process may belong to any user. Unless you are root, a lock for another user's
     process stays yours: others see your user name as its owner, the process cannot
     release it, and lockd never kills the process to free it.
     """
-    if (owner_pid is None) is (owner_unit is None):
+    if (owner_pid, owner_unit, reserve_for).count(None) != 2:
         raise click.UsageError(
-            "name the process with either --owner-pid or --owner-unit; to hold a lock "
-            "yourself use `lockctl hold` or `lockctl run`"
+            "name the process with either --owner-pid or --owner-unit, or reserve the "
+            "lock with --for; to hold a lock yourself use `lockctl hold` or `lockctl "
+            "run`"
         )
-    pid = owner_pid if owner_unit is None else main_pid(owner_unit)
-    assert pid is not None
     keys = [meant(name, lockspace) for name in names]
     note_files(names, lockspace)
+    take = partial(
+        _take,
+        socket,
+        common_lockspace(keys),
+        [key.resource for key in keys],
+        mode=SHARED if shared else EXCLUSIVE,
+        timeout=timeout,
+        max_waiting=max_waiting,
+        label=label,
+        reason=reason,
+    )
+    names_shown = ", ".join(quoted(str(key)) for key in keys)
+    if reserve_for is None:
+        pid = owner_pid or main_pid(owner_unit or "")
+        found = take(owner or owner_unit or name_of(pid), pid)
+        said = f"process {pid} holds {names_shown} until it ends"
+    else:
+        # Before the connection, so that the process does not share it.
+        with Sleeper(reserve_for) as sleeper:
+            pid = sleeper.pid
+            found = take(owner or "reserved", pid)
+            sleeper.start()
+        how_long = f"for {duration(reserve_for)}, or until `lockctl release`"
+        said = f"process {pid} holds {names_shown} {how_long}"
+    if as_json:
+        show_json(pid=pid, grants=found)
+        return
+    # Print this first: it is true even if printing the tokens fails.
+    say(said)
+    for grant in found:
+        print(grant["fencing_token"])
+
+
+def _take(
+    socket: str | None,
+    lockspace: str,
+    names: list[str],
+    owner: str,
+    pid: int,
+    **wanted: Any,
+) -> list[Thing]:
+    """Takes the locks for a process. Returns the grants, for people and for JSON."""
     with connect(socket) as client:
-        client.register(owner or owner_unit or name_of(pid), pid=pid)
-        grants = client.acquire_all(
-            [key.resource for key in keys],
-            lockspace=common_lockspace(keys),
-            mode=SHARED if shared else EXCLUSIVE,
-            timeout=timeout,
-            max_waiting=max_waiting,
-            label=label,
-            reason=reason,
-        )
-        found = [
+        client.register(owner, pid=pid)
+        grants = client.acquire_all(names, lockspace=lockspace, **wanted)
+        return [
             {
                 "lockspace": grant.lockspace,
                 "resource": grant.resource,
@@ -89,11 +139,3 @@ def acquire(
             }
             for grant in grants
         ]
-    if as_json:
-        show_json(pid=pid, grants=found)
-        return
-    names_shown = ", ".join(quoted(str(key)) for key in keys)
-    # Print this first: it is true even if printing the tokens fails.
-    say(f"process {pid} holds {names_shown} until it ends")
-    for grant in found:
-        print(grant["fencing_token"])

@@ -124,7 +124,7 @@ def _found(client: Client, name: str, lockspace: str | None) -> tuple[Thing, Thi
         InvalidRequestError: several hold it.
     """
     if lockspace is None and is_token(name):
-        return _holder_of(client, int(name))
+        return holder_of(client, int(name))
     key = meant(name, lockspace)
     state = state_of(client, key)
     said = quoted(str(key))
@@ -141,7 +141,7 @@ def _found(client: Client, name: str, lockspace: str | None) -> tuple[Thing, Thi
             "`lockctl show` prints the holder of each"
         )
     (holder,) = state.holders
-    return _holder_of(client, holder["fencing_token"])
+    return holder_of(client, holder["fencing_token"])
 
 
 def is_token(name: str) -> bool:
@@ -149,7 +149,7 @@ def is_token(name: str) -> bool:
     return name.isascii() and name.isdecimal() and 0 < int(name[:20]) <= MOST
 
 
-def _holder_of(client: Client, token: int) -> tuple[Thing, Thing]:
+def holder_of(client: Client, token: int) -> tuple[Thing, Thing]:
     """Returns the resource and the grant for a fencing token.
 
     Raises:

@@ -29,6 +29,7 @@ from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import ARRAY, CHANGE, Peer
+from lockd.daemon.clients.redaction import is_own
 from lockd.daemon.config.config import LockspaceConfig
 from lockd.daemon.replies import refusals, statistics
 from lockd.daemon.replies.answers import Answers
@@ -232,12 +233,21 @@ class Dispatcher:
             check_files(peer, space, (key,), mode)
 
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
-        if params.fencing_token is not None:
-            keys: tuple[ResourceKey, ...] = ()
-        else:
+        session, token = peer.session, params.fencing_token
+        if token is None:
             keys = _keys(self._lockspace_of_holder(peer, params.lockspace), params)
-        command = c.Release(peer.session, msgid, keys, params.fencing_token)
-        self._runtime.carry_out(command)
+            self._runtime.carry_out(c.Release(session, msgid, keys))
+        elif self._is_of_another(peer, token):
+            self._runtime.carry_out(c.ReleaseForOwner(session, msgid, token))
+        else:
+            self._runtime.carry_out(c.Release(session, msgid, (), token))
+
+    def _is_of_another(self, peer: Peer, token: int) -> bool:
+        """Returns whether a grant belongs to another owner of the peer's user."""
+        if token in self._engine.sessions[peer.session].owner.grants or peer.restricted:
+            return False
+        grant = self._engine.grant_of(token)
+        return grant is not None and is_own(grant.owner, peer)
 
     def _cancel(self, peer: Peer, msgid: int, params: m.CancelParams) -> None:
         self._runtime.carry_out(c.Cancel(peer.session, msgid, params.request))
