@@ -4,7 +4,7 @@
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make sync    write the methods of the client for threads anew, from those for tasks
-# make bite    plant bugs in the engine: the tests must find every one
+# make bite    plant bugs in the engine and in the locking of files: the tests must find every one
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
 #              three minutes of it: TORTURE="--slice"

@@ -34,4 +34,4 @@ def test_modes_are_the_words_of_the_wire() -> None:
 
 
 def test_outside_holder_may_be_unknown() -> None:
-    assert OutsideHolder(SHARED) == (SHARED, None, None, None)
+    assert OutsideHolder(SHARED) == (SHARED, *[None] * 6)

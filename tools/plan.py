@@ -32,7 +32,7 @@ client.aio client.blocking
 client.tasks client.threads
 client
 engine libvirt lockspaces notify procs protocol text utf8
-names
+names spans
 errors terms
 """
 """From the top, a floor on each line: an arrow goes down at least one."""

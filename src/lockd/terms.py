@@ -20,6 +20,14 @@ that session has released them or ended."""
 Kind = Literal["memory", "directory", "direct"]
 """How the resources of a lockspace are anchored."""
 
+Outside = Literal["file", "byte"]
+"""What keeps a file of a direct lockspace from being locked, besides lockd's own table.
+"file": any program that has locked any part of the file (`lockspaces.kernel`). "byte":
+only a lock on the first byte, as for virtlockd."""
+
+LockedBy = Literal["qemu", "sqlite", "flock", "lease"]
+"""How a program has a file: by the bytes of QEMU or SQLite, by flock(2), by a lease."""
+
 Create = bool | Literal["temporary"] | None
 """Whether to create a missing lock file; None for the default of its lockspace. A
 created file is removed with its last holder. A temporary one is removed even if it
@@ -48,9 +56,15 @@ class OutsideHolder(NamedTuple):
         pid, command: a process outside lockd, as the kernel names it; or the holder of
             `key`.
         key: the resource that lockd has anchored in the same file.
+        by: how it is locked, if that is known.
+        start, length: the locked bytes; a length of None reaches to the end. A start of
+            None is no lock on bytes.
     """
 
     mode: Mode
     pid: int | None = None
     command: str | None = None
     key: ResourceKey | None = None
+    by: LockedBy | None = None
+    start: int | None = None
+    length: int | None = None

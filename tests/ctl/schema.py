@@ -9,6 +9,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 Mode = Literal["exclusive", "shared"]
+LockedBy = Literal["qemu", "sqlite", "flock", "lease"]
 
 
 class Document(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -67,6 +68,9 @@ class OutsideHolder(Struct, forbid_unknown_fields=True, kw_only=True):
     mode: Mode
     pid: int | None
     command: str | None
+    by: LockedBy | None
+    start: int | None
+    length: int | None
     lockspace: str | None = None
     resource: str | None = None
 
@@ -139,6 +143,7 @@ class Outsider(Struct, forbid_unknown_fields=True, kw_only=True):
     waits: bool
     from_: int = field(name="from")
     to: int | None
+    by: LockedBy | None
     pid: int | None
     uid: int | None
     command: str | None
@@ -265,6 +270,7 @@ class Lockspace(Struct, forbid_unknown_fields=True, kw_only=True):
     path: str | None
     file_system: str | None
     on_disconnect: Literal["release", "kill"]
+    outside: Literal["file", "byte"] | None
     held: int | None
 
 

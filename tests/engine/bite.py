@@ -1,8 +1,8 @@
-"""Plants each bug of planted_bugs.py into a copy of the engine and runs its tests.
+"""Plants each bug of planted_bugs.py into a copy of the source and runs its tests.
 
     PYTHONPATH=tests python -m engine.bite [WORD ...]
 
-The stateful tests must find every one of them, or the exit status is 1. With words,
+Its tests must find every one of them, or the exit status is 1. With words,
 only the bugs are planted whose names contain one of them.
 """
 
@@ -20,11 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.planted_bugs import PLANTED_BUGS, PlantedBug
+from engine.planted_bugs import PLANTED_BUGS, STATEFUL, PlantedBug
 from support.places import ROOT
 
 STORIES = "tests/engine"
-STATEFUL = "tests/engine/test_stateful.py"
 PLACES = "tests/engine/test_planted_bugs.py"
 PATIENCE = 90.0
 """Seconds for one run of the tests: a planted bug may also make the engine hang."""
@@ -45,9 +44,11 @@ class Bite(NamedTuple):
 def run_tests(tree: Path, *arguments: str) -> tuple[bool, str]:
     """Tells whether the tests of a copied tree fail, and on what."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    if arguments[0].startswith(STORIES):
+        command.append("--no-shrink")
     try:
         done = subprocess.run(
-            [*command, "--no-shrink", "--tb=short", *arguments],
+            [*command, "--tb=short", *arguments],
             cwd=tree,
             env=os.environ | {"PYTHONPATH": str(tree / "src")},
             capture_output=True,
@@ -91,8 +92,8 @@ def bite(origin: Path, bug: PlantedBug) -> Bite:
     began = time.monotonic()
     with copied(origin) as tree:
         bug.plant(tree / "src")
-        found, how = run_tests(tree, STATEFUL)
-        if not found:
+        found, how = run_tests(tree, bug.tests)
+        if not found and bug.tests == STATEFUL:
             ignored = [f"--ignore={path}" for path in (STATEFUL, PLACES)]
             stories = run_tests(tree, STORIES, *ignored)
             how = "MISSED, but for the stories" if stories[0] else "MISSED"
@@ -104,9 +105,10 @@ def main(words: Sequence[str]) -> int:
     bugs = [b for b in PLANTED_BUGS if not words or any(w in b.name for w in words)]
     missed = 0
     with copied(ROOT) as origin, ThreadPoolExecutor(max_workers=2) as pool:
-        failed, how = run_tests(origin, STATEFUL)
-        if failed:
-            raise SystemExit(f"the tests fail without any planted bug: {how}")
+        for tests in sorted({bug.tests for bug in bugs}):
+            failed, how = run_tests(origin, tests)
+            if failed:
+                raise SystemExit(f"the tests fail without any planted bug: {how}")
         for result in pool.map(partial(bite, origin), bugs):
             missed += not result.found
             line = f"{result.bug:56} {result.seconds:5.1f} s  {result.how:.60}"

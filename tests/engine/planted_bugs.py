@@ -1,4 +1,7 @@
-"""Defects to be planted into the engine, each of which the stateful tests must find."""
+"""Defects to be planted, each of which must be found.
+
+The stateful tests must find those of the engine, the tests of the lockspaces the rest.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +10,7 @@ from support.places import ROOT
 
 SOURCE = ROOT / "src"
 _ENGINE = "lockd/engine"
+STATEFUL = "tests/engine/test_stateful.py"
 
 
 class PlantedBug(NamedTuple):
@@ -14,6 +18,7 @@ class PlantedBug(NamedTuple):
     file: str
     old: str
     new: str
+    tests: str = STATEFUL
 
     def count(self, source: Path = SOURCE) -> int:
         """Returns how often the text to be replaced is found."""
@@ -26,6 +31,11 @@ class PlantedBug(NamedTuple):
 
 def _in(module: str, name: str, old: str, new: str) -> PlantedBug:
     return PlantedBug(name, f"{_ENGINE}/{module}.py", old, new)
+
+
+def _of_files(module: str, name: str, old: str, new: str) -> PlantedBug:
+    file = f"lockd/lockspaces/{module}.py"
+    return PlantedBug(name, file, old, new, "tests/lockspaces")
 
 
 PLANTED_BUGS = [
@@ -641,5 +651,23 @@ PLANTED_BUGS = [
         "a crash lets go the anchors of what is held",
         "        resource.anchor_is(resource.mode if anchored else None)\n",
         "        pass\n",
+    ),
+    _of_files(
+        "files",
+        "nobody looks who has a file outside lockd",
+        "        looks = not (in_use or only_byte)\n",
+        "        looks = False\n",
+    ),
+    _of_files(
+        "files",
+        "the command of a holder stands in the way of who joins it",
+        "        looks = not (in_use or only_byte)\n",
+        "        looks = not only_byte\n",
+    ),
+    _of_files(
+        "kernel",
+        "a QEMU that writes is taken for one that reads",
+        "    if found is None and mode == SHARED:\n",
+        "    if False:\n",
     ),
 ]

@@ -1,5 +1,7 @@
 """Files anywhere that are locked themselves."""
 
+import errno
+import fcntl
 import os
 import socket
 from contextlib import nullcontext
@@ -18,8 +20,14 @@ from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.rights import User
-from lockd.terms import EXCLUSIVE, SHARED, Mode
-from support.outside import Outside, flags_of, nobody
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
+from support.outside import (
+    QEMU_READS,
+    QEMU_WRITES,
+    Outside,
+    flags_of,
+    nobody,
+)
 from support.rights import needs_root
 from support.wire_client import NOBODY
 
@@ -32,8 +40,16 @@ def open_anchor(
     create: bool | None = None,
     in_use: bool = False,
     user: User | None = None,
+    only_byte: bool = False,
 ) -> None:
-    space.open_anchor(str(path), mode, create=create, in_use=in_use, user=user)
+    space.open_anchor(
+        str(path),
+        mode,
+        create=create,
+        in_use=in_use,
+        user=user,
+        only_byte=only_byte,
+    )
 
 
 @pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
@@ -177,6 +193,138 @@ def test_way_is_gone_once_to_look_once_to_open_and_once_after(
     depth = str(image).count("/")
     # The root is one more each time, and the file is opened and only looked at after.
     assert opened <= most * (depth + 1)
+
+
+# Programs that lock the file without lockd.
+
+
+def stopped_by(direct: DirectLockspace, image: Path, mode: Mode) -> OutsideHolder:
+    with pytest.raises(BusyError, match="is locked from outside lockd") as refusal:
+        open_anchor(direct, image, mode)
+    found = refusal.value.facts["outside"]
+    assert isinstance(found, OutsideHolder)
+    return found
+
+
+def test_first_holder_is_refused_a_file_that_others_have_locked_anywhere(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.qemu(image, QEMU_WRITES)
+    for mode in (EXCLUSIVE, SHARED):
+        assert stopped_by(direct, image, mode).by == "qemu"
+    outside.close(image)
+    assert outside.flock(image, SHARED)
+    assert stopped_by(direct, image, EXCLUSIVE).by == "flock"
+    open_anchor(direct, image, SHARED)
+
+
+def test_file_that_is_refused_is_left_to_the_other(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.qemu(image, QEMU_READS)
+    stopped_by(direct, image, EXCLUSIVE)
+    assert outside.lock(image, EXCLUSIVE)
+    assert outside.flock(image)
+
+
+def test_command_of_a_holder_may_lock_the_file(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    """So who joins it, and who converts, looks for nothing."""
+    open_anchor(direct, image, SHARED)
+    outside.qemu(image, QEMU_WRITES)
+    assert outside.flock(image)
+    open_anchor(direct, image, SHARED, in_use=True)
+    open_anchor(direct, image, EXCLUSIVE, in_use=True)
+    open_anchor(direct, image, SHARED, in_use=True)
+
+
+@pytest.mark.parametrize("before", [EXCLUSIVE, SHARED])
+@pytest.mark.parametrize("after", [EXCLUSIVE, SHARED])
+def test_next_holder_looks_too_and_leaves_the_anchor_as_it_is(
+    direct: DirectLockspace, image: Path, outside: Outside, before: Mode, after: Mode
+) -> None:
+    """What the command of the one before left behind has the file still."""
+    open_anchor(direct, image, before)
+    outside.qemu(image, QEMU_WRITES)
+    assert stopped_by(direct, image, after).by == "qemu"
+    assert outside.probe(image) == (before, -1)
+
+
+def test_libvirt_may_have_a_file_that_its_guest_has_locked(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.qemu(image, QEMU_WRITES)
+    open_anchor(direct, image, only_byte=True)
+    assert outside.probe(image) == (EXCLUSIVE, -1)
+
+
+def test_lockspace_may_heed_the_first_byte_only(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.qemu(image, QEMU_WRITES)
+    direct.heed("byte")
+    open_anchor(direct, image)
+    direct.close_anchor(str(image))
+    direct.heed("file")
+    stopped_by(direct, image, EXCLUSIVE)
+
+
+def test_file_of_the_successor_is_not_looked_at(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    """The locks on it may be of the holder's own command."""
+    open_anchor(direct, image)
+    fd, made = direct.dump_file(str(image))
+    outside.qemu(image, QEMU_WRITES)
+    direct.disown_file(str(image))
+    direct.adopt_file(str(image), fd, made=made, mode=EXCLUSIVE)
+    assert outside.probe(image) == (EXCLUSIVE, -1)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ENOLCK])
+@pytest.mark.parametrize("call", ["fcntl", "flock"])
+def test_file_that_cannot_be_looked_at_is_refused(
+    direct: DirectLockspace,
+    image: Path,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+    call: str,
+) -> None:
+    real = getattr(fcntl, call)
+
+    def fail(fd: int, command: int, *rest: bytes) -> object:
+        if call == "flock" or command == fcntl.F_OFD_GETLK:
+            raise OSError(error, os.strerror(error))
+        return real(fd, command, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, call, fail)
+        with pytest.raises(AnchorError, match=os.strerror(error)):
+            open_anchor(direct, image)
+    assert outside.lock(image)
+
+
+def test_lease_is_somebody_who_has_the_file(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.lease(image, EXCLUSIVE)
+    for mode in (EXCLUSIVE, SHARED):
+        with pytest.raises(BusyError, match="is under a lease") as refusal:
+            open_anchor(direct, image, mode)
+        assert refusal.value.facts["outside"] == OutsideHolder(EXCLUSIVE, by="lease")
+    outside.close(image)
+    open_anchor(direct, image)
+
+
+def test_lease_against_writers_leaves_the_file_to_readers(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    outside.lease(image, SHARED)
+    with pytest.raises(BusyError, match="is under a lease"):
+        open_anchor(direct, image, EXCLUSIVE)
+    open_anchor(direct, image, SHARED)
 
 
 # Users who are no admins.

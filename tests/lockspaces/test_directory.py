@@ -143,7 +143,7 @@ def test_ofd_lock_from_outside_has_no_name(
     outside.lock(locks / "web1", kind="ofd")
     with pytest.raises(BusyError) as refusal:
         open_anchor(space, "web1")
-    assert refusal.value.facts["outside"] == OutsideHolder(EXCLUSIVE)
+    assert refusal.value.facts["outside"] == OutsideHolder(EXCLUSIVE, start=0, length=1)
 
 
 def test_two_lockspaces_on_one_directory_exclude_and_do_not_name_each_other(

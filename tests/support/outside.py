@@ -11,7 +11,7 @@ from typing import Final
 from support.wire_client import NOBODY
 
 _SCRIPT: Final = """
-import fcntl, os, struct, sys
+import fcntl, os, signal, struct, sys
 
 FLOCK = struct.Struct("hhqqi4x")
 KINDS = {"exclusive": fcntl.F_WRLCK, "shared": fcntl.F_RDLCK, "none": fcntl.F_UNLCK}
@@ -23,15 +23,35 @@ def fd_of(path):
         fds[path] = os.open(path, os.O_RDWR)
     return fds[path]
 
-def control(path, command, mode):
-    return fcntl.fcntl(fd_of(path), command, FLOCK.pack(KINDS[mode], 0, 0, 1, 0))
+def control(path, command, mode, start=0, length=1):
+    packed = FLOCK.pack(KINDS[mode], 0, int(start), int(length), 0)
+    return fcntl.fcntl(fd_of(path), command, packed)
 
-def lock(path, mode, kind):
+def lock(path, mode, kind, start, length):
     command = fcntl.F_OFD_SETLK if kind == "ofd" else fcntl.F_SETLK
     try:
-        control(path, command, mode)
+        control(path, command, mode, start, length)
     except BlockingIOError:
         return "busy"
+    return "ok"
+
+def flock(path, mode):
+    kinds = {"exclusive": fcntl.LOCK_EX, "shared": fcntl.LOCK_SH, "none": fcntl.LOCK_UN}
+    try:
+        fcntl.flock(fd_of(path), kinds[mode] | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "busy"
+    return "ok"
+
+def lease(path, mode):
+    # A lease needs that nobody else has it open, for writing or at all.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fds[path] = os.open(path, os.O_RDONLY if mode == "shared" else os.O_RDWR)
+    fcntl.fcntl(fds[path], fcntl.F_SETLEASE, KINDS[mode])
+    return "ok"
+
+def close(path):
+    os.close(fds.pop(path))
     return "ok"
 
 def probe(path, mode):
@@ -53,8 +73,16 @@ for line in sys.stdin:
 """
 
 
+QEMU_WRITES: Final = ((100, 2), (201, 1))
+"""The bytes that the QEMU of a guest locks: start and length."""
+
+QEMU_READS: Final = ((100, 1), (201, 1))
+SQLITE_SHARED: Final = ((1 << 30) + 2, 510)
+SQLITE_RESERVED: Final = ((1 << 30) + 1, 1)
+
+
 class Outside:
-    """A process that knows nothing of lockd and locks the first byte of files."""
+    """A process that knows nothing of lockd and locks files: by default, byte 0."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -65,12 +93,36 @@ class Outside:
         )
         self.pid = self._process.pid
 
-    def lock(self, path: object, mode: str = "exclusive", kind: str = "posix") -> bool:
+    def lock(
+        self,
+        path: object,
+        mode: str = "exclusive",
+        kind: str = "posix",
+        start: int = 0,
+        length: int = 1,
+    ) -> bool:
         """Tries to lock a file; `kind` is "posix" or "ofd"."""
-        return self._ask("lock", path, mode, kind) == "ok"
+        return self._ask("lock", path, mode, kind, start, length) == "ok"
+
+    def qemu(self, path: object, spans: tuple[tuple[int, int], ...]) -> None:
+        """Locks a file as QEMU does: read locks only, whatever it does with it."""
+        for start, length in spans:
+            assert self.lock(path, "shared", "ofd", start, length)
+
+    def flock(self, path: object, mode: str = "exclusive") -> bool:
+        """Tries to lock a file with flock(2); mode "none" drops it."""
+        return self._ask("flock", path, mode) == "ok"
+
+    def lease(self, path: object, mode: str = "exclusive") -> None:
+        """Takes a lease on a file, and ignores the request to give it up."""
+        self._ask("lease", path, mode)
+
+    def close(self, path: object) -> None:
+        """Closes a file, which ends its locks."""
+        self._ask("close", path)
 
     def unlock(self, path: object, kind: str = "posix") -> None:
-        self._ask("lock", path, "none", kind)
+        self._ask("lock", path, "none", kind, 0, 1)
 
     def probe(self, path: object, mode: str = "exclusive") -> tuple[str, int] | None:
         """Asks with F_GETLK who would be in the way; the pid of an OFD lock is -1."""

@@ -111,7 +111,16 @@ def purpose(party: Mapping[str, Any]) -> str | None:
 def outsider(program: str | None, pid: int | None, where: str = "outside lockd") -> str:
     """Returns the words for a process that locks a file outside lockd."""
     known = f" (pid {pid})" if pid else ""
-    return f"{plain(program or 'a process')}{known} {where}"
+    return f"{plain(program or 'a process')}{known} {where}".rstrip()
+
+
+_KNOWN: Final = {
+    "qemu": "QEMU",
+    "sqlite": "SQLite",
+    "flock": "flock(2)",
+    "lease": "a lease",
+}
+"""The words for programs by what they lock, if nothing better is known."""
 
 
 def obstacle(outside: Mapping[str, Any]) -> str:
@@ -121,7 +130,9 @@ def obstacle(outside: Mapping[str, Any]) -> str:
     """
     name = other_name(outside)
     where = "outside lockd" if name is None else f"as {plain(name)}"
-    return outsider(outside["command"], outside["pid"], where)
+    # An older daemon does not say how it is locked.
+    program = outside["command"] or _KNOWN.get(outside.get("by") or "")
+    return outsider(program, outside["pid"], where)
 
 
 def other_name(outside: Mapping[str, Any]) -> str | None:

@@ -164,6 +164,8 @@ class Service:
             parts.answers.counts.set_thresholds(
                 name, found.slow_wait, found.slow_hold, parts.engine
             )
+            if name in parts.runtime.lockspaces:
+                parts.runtime.lockspaces[name].heed(found.outside)
 
     def _running_config(self, wanted: Config) -> Config:
         """Returns the current configuration, with the lockspaces that clients created.

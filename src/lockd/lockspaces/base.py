@@ -6,7 +6,7 @@ from typing import ClassVar
 from lockd.errors import InvalidRequestError
 from lockd.lockspaces.rights import User
 from lockd.names import CHECK_OF_KIND
-from lockd.terms import Create, Kind, Mode, OnDisconnect
+from lockd.terms import Create, Kind, Mode, OnDisconnect, Outside
 
 Inode = tuple[int, int]
 
@@ -14,11 +14,14 @@ Inode = tuple[int, int]
 class LockFile:
     """An open file, its identity, and the mode in which it is locked."""
 
-    __slots__ = ("fd", "inode", "made", "mode", "unsure_until")
+    __slots__ = ("fd", "inode", "is_device", "made", "mode", "unsure_until")
 
-    def __init__(self, fd: int, inode: Inode, *, made: bool) -> None:
+    def __init__(
+        self, fd: int, inode: Inode, *, made: bool, is_device: bool = False
+    ) -> None:
         self.fd = fd
         self.inode = inode
+        self.is_device = is_device
         #: Whether lockd created the file or adopted it as temporary, and must remove
         #: it.
         self.made = made
@@ -41,6 +44,8 @@ class Lockspace(ABC):
     #: Whether its resources have anchors.
     anchored: ClassVar[bool] = True
     path: str | None = None
+    #: Which locks of other programs keep a file from being locked; None without files.
+    outside: Outside | None = None
 
     def __init__(self, name: str, *, on_disconnect: OnDisconnect = "release") -> None:
         self.name = name
@@ -60,12 +65,14 @@ class Lockspace(ABC):
         create: Create,
         in_use: bool,
         user: User | None = None,
+        only_byte: bool = False,
     ) -> LockFile:
         """Opens the anchor of a resource in a mode, or changes it to this mode.
 
         Args:
             user: the user who must have a right to the file; None skips the check.
             create: whether to create a missing file, and when to remove it.
+            only_byte: do not look for programs that have locked other bytes.
             in_use: somebody holds the resource through this anchor. Its mode may
                 change, but the lockspace must not replace it.
 
@@ -77,6 +84,9 @@ class Lockspace(ABC):
                 `OutsideHolder`.
             RequestError: any other reason. An anchor that was open stays unchanged.
         """
+
+    def heed(self, outside: Outside) -> None:  # noqa: B027 - most have no choice
+        """Sets which locks of other programs keep a file from being locked."""
 
     def check_user(self, resource: str, mode: Mode, user: User) -> None:  # noqa: B027
         """Raises `RequestError` if a user has no right to the file of a resource."""

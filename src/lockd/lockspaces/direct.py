@@ -5,15 +5,17 @@ import os
 import stat
 from typing import Final, NoReturn
 
-from lockd.errors import DeniedError, InvalidRequestError, RequestError
-from lockd.lockspaces.base import Inode
+from lockd.errors import BusyError, DeniedError, InvalidRequestError, RequestError
+from lockd.lockspaces import kernel
+from lockd.lockspaces.base import Inode, LockFile
 from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, raise_refusal
 from lockd.lockspaces.places import ENTER_FLAGS, STEP_FLAGS
 from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted
-from lockd.terms import SHARED, Create, Mode
+from lockd.terms import SHARED, Create, Mode, Outside
 
-_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EAGAIN)
+"""Reasons to open a file for reading only. EAGAIN: a lease against those who write."""
 
 
 class DirectLockspace(FileLockspace):
@@ -29,6 +31,11 @@ class DirectLockspace(FileLockspace):
     """
 
     kind = "direct"
+    outside: Outside | None = "file"
+
+    def heed(self, outside: Outside) -> None:
+        """Sets which locks of other programs count; see `Lockspace.heed`."""
+        self.outside = outside
 
     def path_of(self, resource: str) -> str:
         """Returns the path of a resource's file, which is its name."""
@@ -119,6 +126,24 @@ class DirectLockspace(FileLockspace):
         finally:
             os.close(fd)
         return (status.st_dev, status.st_ino) == inode
+
+    def _look(self, file: LockFile, path: str, mode: Mode) -> None:
+        if self.outside == "byte":
+            return
+        try:
+            found = kernel.look(
+                file.fd,
+                mode,
+                is_device=file.is_device,
+                is_remote=self.anchor_is_slow(path),
+            )
+        except OSError as error:
+            raise_refusal(error, path)
+        if found is not None:
+            raise BusyError(
+                f"the file {quoted(path)} is locked from outside lockd",
+                {"outside": found},
+            )
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
         kind = stat.S_IFMT(status.st_mode)

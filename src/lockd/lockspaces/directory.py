@@ -35,6 +35,8 @@ class DirectoryLockspace(FileLockspace):
     """
 
     kind = "directory"
+    #: The files are ours: no other program locks other bytes of them.
+    outside = "byte"
 
     def __init__(
         self,

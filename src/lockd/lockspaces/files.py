@@ -19,7 +19,6 @@ import fcntl
 import math
 import os
 import stat
-import struct
 import time
 from collections.abc import Callable
 from typing import Final, NoReturn
@@ -33,6 +32,7 @@ from lockd.errors import (
     RequestError,
     UnavailableError,
 )
+from lockd.lockspaces import kernel
 from lockd.lockspaces.base import Inode, LockFile, Lockspace
 from lockd.lockspaces.mounts import MountTable
 from lockd.lockspaces.rights import User
@@ -57,14 +57,11 @@ PATIENCE: Final = 10.0
 """Seconds after a start in which the holder of a missing file should release it. A
 release that a killed daemon did not finish comes first of all, so this is plenty."""
 
-_FLOCK: Final = struct.Struct("hhqqi4x")
-"""struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""
-
 _LOCKS: Final = {
-    EXCLUSIVE: _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0),
-    SHARED: _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0),
+    EXCLUSIVE: kernel.span(fcntl.F_WRLCK, 0, 1),
+    SHARED: kernel.span(fcntl.F_RDLCK, 0, 1),
 }
-_UNLOCK: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+_UNLOCK: Final = kernel.span(fcntl.F_UNLCK, 0, 1)
 
 
 class OpenFiles:
@@ -138,8 +135,11 @@ class FileLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
+        only_byte: bool = False,
     ) -> LockFile:
         """Locks the file of a resource; see `Lockspace.open_anchor`."""
+        # The command of a holder may have locked parts of the file itself.
+        looks = not (in_use or only_byte)
         path = self.path_of(resource)
         file = self._files.get(resource)
         if file is not None:
@@ -147,6 +147,8 @@ class FileLockspace(Lockspace):
                 if user is not None:
                     self.check_user(resource, mode, user)
                 file.unsure_until = 0.0
+                if looks:
+                    self._look(file, path, mode)
                 self._lock(file, path, mode)
                 return file
             if in_use and mode == file.mode and time.monotonic() < file.unsure_until:
@@ -159,14 +161,21 @@ class FileLockspace(Lockspace):
                     f"the file {quoted(path)} was exchanged or removed while locked: "
                     "release it, and find out which program did that"
                 )
-        new = self._open_new(resource, path, mode, create, user)
+        new = self._open_new(resource, path, mode, create, user, looks=looks)
         if file is not None:
             del self._shared.by_inode[file.inode]
             os.close(file.fd)
         return new
 
     def _open_new(
-        self, resource: str, path: str, mode: Mode, create: Create, user: User | None
+        self,
+        resource: str,
+        path: str,
+        mode: Mode,
+        create: Create,
+        user: User | None,
+        *,
+        looks: bool,
     ) -> LockFile:
         for _ in range(MAX_RACES):
             file = self._open_file(path, mode, create, user)
@@ -174,6 +183,8 @@ class FileLockspace(Lockspace):
                 self._check_alias(file, path, mode)
                 self._lock(file, path, mode)
                 if self._leads_to(path, file.inode):
+                    if looks:
+                        self._look(file, path, mode)
                     self._files[resource] = file
                     self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
                     return file
@@ -194,9 +205,14 @@ class FileLockspace(Lockspace):
             status = _status_or_close(fd)
         except RequestError:  # it may also be an OSError
             raise
+        except BlockingIOError:  # only a lease makes open(2) fail so
+            raise BusyError(
+                f"the file {quoted(path)} is under a lease",
+                {"outside": OutsideHolder(EXCLUSIVE, by="lease")},
+            ) from None
         except OSError as error:
             raise_refusal(error, path)
-        file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+        file = _file_of(fd, status, made=made)
         try:
             self._check_status(status, path)
             if fd >= self._shared.max_fd:
@@ -219,6 +235,9 @@ class FileLockspace(Lockspace):
             "use that name",
             {"outside": OutsideHolder(mode, key=other)},
         )
+
+    def _look(self, file: LockFile, path: str, mode: Mode) -> None:
+        """Raises if a program outside lockd has locked any part of a file."""
 
     def _lock(self, file: LockFile, path: str, mode: Mode) -> None:
         if file.mode == mode:
@@ -283,7 +302,7 @@ class FileLockspace(Lockspace):
         # makes since then must not cost the holder its lock.
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
-        file = LockFile(fd, (status.st_dev, status.st_ino), made=made)
+        file = _file_of(fd, status, made=made)
         if made:
             file.unsure_until = time.monotonic() + PATIENCE
         if mode is not None:
@@ -371,6 +390,12 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
 }
 
 
+def _file_of(fd: int, status: os.stat_result, *, made: bool) -> LockFile:
+    is_device = stat.S_ISBLK(status.st_mode)
+    inode = status.st_dev, status.st_ino
+    return LockFile(fd, inode, made=made, is_device=is_device)
+
+
 def _status_or_close(fd: int) -> os.stat_result:
     try:
         return os.fstat(fd)
@@ -388,26 +413,9 @@ def _unlock(fd: int) -> bool:
 
 
 def _outside_holder(fd: int, mode: Mode) -> OutsideHolder | None:
-    """Returns a process that locks the file, as F_OFD_GETLK names one.
-
-    The pid is -1 for an OFD lock. It is meaningless if the lock is of another host.
-    """
+    """Returns who has locked the first byte; None if that cannot be told."""
     try:
-        answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCKS[mode]))
-    except OSError:
-        return None
-    kind, pid = answer[0], answer[4]
-    if kind == fcntl.F_UNLCK:
-        return None
-    held: Mode = EXCLUSIVE if kind == fcntl.F_WRLCK else SHARED
-    if pid <= 0:
-        return OutsideHolder(held)
-    return OutsideHolder(held, pid, _command_of(pid))
-
-
-def _command_of(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
+        found = kernel.find(fd, _LOCKS[mode])
+        return None if found is None else kernel.describe(fd, found)
     except OSError:
         return None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import StartDaemon
 from ctl.processes import LOCKCTL, Lockctl, Locker, Terminal, end_input, open_to_all
-from lockd import Client, connect
+from lockd import BusyError, Client, connect
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.tables import TABLES
 from support.daemon_process import DaemonProcess
@@ -53,14 +54,65 @@ def test_file_that_is_locked_past_lockd_is_held(
     assert cells[6:] == [mode, "-", "-", "-", "-"]
 
 
-@pytest.mark.parametrize(("kind", "start"), [("FLOCK", 0), ("POSIX", 100), ("OFD", 1)])
-def test_lock_that_does_not_keep_lockd_from_a_file_leaves_it_free(
-    lockctl: Lockctl, client: Client, disk: Path, locker: Locker, kind: str, start: int
+ELSEWHERE = pytest.mark.parametrize(
+    ("kind", "start", "by"),
+    [("FLOCK", 0, "flock"), ("POSIX", 100, "qemu"), ("OFD", 1, None)],
+)
+"""Locks that do not conflict with that of lockd."""
+
+
+@ELSEWHERE
+def test_lock_on_any_part_of_a_file_keeps_lockd_from_it(
+    lockctl: Lockctl,
+    client: Client,
+    disk: Path,
+    locker: Locker,
+    kind: str,
+    start: int,
+    by: str | None,
 ) -> None:
+    locker(disk, kind, start=start)
+    assert lockctl("test", disk).returncode == 1
+    assert lockctl("show", disk).stdout.startswith("holds, outside lockd\t")
+    (found,) = json.loads(lockctl("test", "--json", disk).stdout)["outside"]
+    assert found["by"] == by
+    with pytest.raises(BusyError, match="outside lockd"):
+        client.acquire(str(disk), timeout=0)
+
+
+@ELSEWHERE
+def test_lock_that_does_not_keep_lockd_from_a_file_leaves_it_free(
+    start_daemon: StartDaemon,
+    disk: Path,
+    locker: Locker,
+    kind: str,
+    start: int,
+    by: str | None,
+) -> None:
+    daemon = start_daemon('[lockspaces.direct]\noutside = "byte"\n')
+    lockctl = Lockctl(str(daemon.socket))
     locker(disk, kind, start=start)
     assert lockctl("test", disk).returncode == 0
     assert lockctl("show", disk).stdout.split()[0] == "free"
-    client.acquire(str(disk), timeout=0)
+    assert lockctl("run", "-n", disk, "--", "true").returncode == 0
+
+
+def test_lock_of_the_holders_own_command_does_not_stand_in_its_way(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    client.acquire(str(disk))
+    locker(disk, "FLOCK")
+    found = json.loads(lockctl("show", "--json", disk).stdout)
+    assert found["outside"] == []
+
+
+def test_qemu_that_writes_holds_a_file_although_its_locks_are_shared(
+    lockctl: Lockctl, client: Client, disk: Path, locker: Locker
+) -> None:
+    locker(disk, "OFD", "shared", start=100, length=1)
+    assert lockctl("test", disk).stdout == "shared\n"
+    locker(disk, "OFD", "shared", start=100, length=2)
+    assert lockctl("test", disk).stdout == "held\n"
 
 
 def test_file_of_a_directory_lockspace_may_be_locked_past_lockd(

@@ -95,6 +95,12 @@ from lockd.errors import ConfigError
         ('[lockspaces.x]\nkind="directory"\npath="/a\\u0000b"', "NUL"),
         ("[lockspaces.default]\nkind='direct'", 'its kind is "memory"'),
         ("[lockspaces.direct]\npath='/x'", 'kind "direct" has no "path"'),
+        ("[lockspaces.default]\noutside='file'", 'kind "memory" has no "outside"'),
+        (
+            "[lockspaces.x]\nkind='directory'\npath='/x'\noutside='byte'",
+            'kind "directory" has no "outside": only "direct" has it',
+        ),
+        ("[lockspaces.direct]\noutside='all'", 'must be "byte" or "file"'),
         ("[lockspaces.'a:b']\nkind='memory'", "colon"),
         ("[lockspaces.'']\nkind='memory'", "empty"),
     ],

@@ -54,8 +54,10 @@ def test_listing_of_one_lockspace_has_nothing_of_others(
             "path": None,
             "file_system": None,
             "on_disconnect": "release",
+            "outside": None,
             "held": 1,
         }
+        assert spaces["direct"]["outside"] == "file"
         assert (spaces["default"]["held"], spaces["direct"]["held"]) == (1, 0)
 
 

@@ -121,9 +121,16 @@ def test_nobody_held_last() -> None:
 
 
 def test_outside_holder_has_its_facts() -> None:
-    outside = OutsideHolder("exclusive", 123, "qemu")
+    outside = OutsideHolder("shared", 123, "python3", None, "sqlite", 1 << 30, None)
     facts = views.facts(Refused(1, 1, "busy", outside=outside), 0.0)
-    assert facts == {"outside": {"mode": "exclusive", "pid": 123, "command": "qemu"}}
+    assert facts["outside"] == {
+        "mode": "shared",
+        "pid": 123,
+        "command": "python3",
+        "by": "sqlite",
+        "start": 1 << 30,
+        "length": None,
+    }
 
 
 def test_cycle_has_its_links_in_order() -> None:

@@ -48,6 +48,7 @@ class DefectiveLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
+        only_byte: bool = False,
     ) -> LockFile:
         raise DefectError
 

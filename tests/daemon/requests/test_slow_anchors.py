@@ -53,6 +53,7 @@ class ServedLockspace(Lockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
+        only_byte: bool = False,
     ) -> LockFile:
         self._note("open", resource)
         return LockFile(-1, (0, 0), made=False)
@@ -84,6 +85,7 @@ class HungLockspace(ServedLockspace):
         create: Create,
         in_use: bool,
         user: User | None = None,
+        only_byte: bool = False,
     ) -> LockFile:
         assert self.answers.wait(LIMIT)
         file = super().open_anchor(resource, mode, create=create, in_use=in_use)

@@ -1,8 +1,10 @@
 """The daemon in virtlockd's place: what libvirt asks for, and what others see of it."""
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,11 +17,14 @@ from daemon.conftest import StartChild
 from support import libvirt_client as lc
 from support.daemon_process import DaemonProcess
 from support.libvirt_client import LibvirtClient
+from support.outside import QEMU_WRITES, Outside
 from support.processes import idle
 from support.rights import needs_root
 from support.wire_client import Connect, WireClient, wait_for_sessions
 
 pytestmark = needs_root
+
+HYPERVISOR = shutil.which("qemu-system-x86_64")
 
 Guest = Callable[..., LibvirtClient]
 
@@ -108,6 +113,49 @@ def test_native_client_and_guest_exclude_each_other(
     error = client.refusal("acquire", **params, timeout=0)
     assert error.code == "busy"
     assert "web1" in str(error)
+
+
+def test_guest_gets_a_disk_that_its_qemu_has_locked(
+    libvirt: Guest,
+    client: WireClient,
+    processes: list[int],
+    disk: str,
+    outside: Outside,
+) -> None:
+    """After a pause, and at the end of a migration."""
+    outside.qemu(disk, QEMU_WRITES)
+    params = {"lockspace": "direct", "resource": disk}
+    assert client.refusal("acquire", **params, timeout=0).code == "busy"
+    assert libvirt(processes[0]).done(lc.ACQUIRE, lc.resource("", disk))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(HYPERVISOR is None, reason="qemu-system is not installed")
+def test_running_guest_gets_its_disk(
+    libvirt: Guest, client: WireClient, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    command = [
+        *(str(HYPERVISOR), "-S", "-nodefaults", "-display", "none", "-qmp", "stdio"),
+        *("-drive", f"file={disk},format=raw,if=virtio"),
+    ]
+    with ExitStack() as stack:
+        guest = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        )
+        stack.callback(guest.kill)
+        assert guest.stdin is not None
+        assert guest.stdout is not None
+        # It locks what a guest writes to when the guest begins to run.
+        guest.stdin.write(b'{"execute": "qmp_capabilities"} {"execute": "cont"}')
+        guest.stdin.flush()
+        while b"RESUME" not in guest.stdout.readline():
+            pass
+        params = {"lockspace": "direct", "resource": str(disk)}
+        refused = client.refusal("acquire", **params, timeout=0)
+        assert "in use by QEMU (it writes), outside lockd" in str(refused)
+        assert libvirt(guest.pid).done(lc.ACQUIRE, lc.resource("", str(disk)))
 
 
 def test_path_through_a_link_is_the_same_disk(

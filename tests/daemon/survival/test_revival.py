@@ -15,6 +15,7 @@ from daemon.stores.kept import is_locked
 from daemon.survival.conftest import holders, refuse_convert_of_removed
 from support import libvirt_client as lc
 from support.libvirt_client import LibvirtClient
+from support.outside import QEMU_WRITES, Outside
 from support.places import TESTS
 from support.processes import idle
 from support.service_manager import ServiceManager
@@ -312,6 +313,30 @@ def test_guests_of_libvirt_keep_their_disks(
         assert "web1" in (answer.error.message or "")
         assert guest.done(lc.RELEASE, wanted)
         assert other.done(lc.ACQUIRE, wanted)
+
+
+def test_holder_of_a_file_that_its_command_has_locked_keeps_it(
+    manager: ServiceManager,
+    client: WireClient,
+    other: WireClient,
+    image: Path,
+    outside: Outside,
+) -> None:
+    """The successor looks for locks outside lockd no sooner than for the next one."""
+    asked = {"lockspace": "direct", "resource": str(image)}
+    token = client.acquire(str(image), lockspace="direct")["fencing_token"]
+    outside.qemu(image, QEMU_WRITES)
+    waiting = other.send("acquire", **asked)
+    wait_for_waiters(client, str(image), 1, lockspace="direct")
+    manager.kill_and_start()
+    assert client.call("check", **asked, fencing_token=token)["current"]
+    client.call("release", **asked)
+    while (found := client.call("query", **asked)["outside"]) is None:
+        pass
+    assert (found["by"], found["mode"]) == ("qemu", "exclusive")
+    manager.kill_and_start()
+    outside.close(image)
+    assert other.result(waiting)["grant"]["resource"] == str(image)
 
 
 # The end, and other starts.

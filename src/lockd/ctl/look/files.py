@@ -13,7 +13,8 @@ from lockd.client.blocking import Client
 from lockd.ctl.render import Thing, key_of
 from lockd.errors import LockdError
 from lockd.names import canonical_path, hashed_name
-from lockd.terms import ResourceKey
+from lockd.spans import shows_writer
+from lockd.terms import EXCLUSIVE, ResourceKey
 
 Inode = tuple[int, int]
 
@@ -74,8 +75,9 @@ def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
             "kind": found.lock.kind,
             "mode": found.lock.mode,
             "waits": found.lock.waits,
-            "from": int(found.lock.span[0]),
-            "to": None if found.lock.span[1] == "EOF" else int(found.lock.span[1]),
+            "from": found.lock.first,
+            "to": found.lock.last,
+            "by": found.lock.by,
             "pid": found.pid,
             "uid": found.uid,
             "command": found.command,
@@ -89,6 +91,15 @@ def outsiders_of(client: Client, name: str, held: int) -> list[Thing]:
 def program_of(found: Thing) -> str | None:
     """Returns the program of a process outside lockd, from its command line."""
     return os.path.basename((found["command"] or "").split(" ")[0]) or None
+
+
+def excludes(found: Thing) -> str:
+    """Returns the mode that a lock outside lockd stands for.
+
+    QEMU takes read locks even to write.
+    """
+    writes = found["by"] == "qemu" and shows_writer(found["from"], found["to"])
+    return EXCLUSIVE if writes else found["mode"]
 
 
 def _labels(resource: Thing) -> list[str]:

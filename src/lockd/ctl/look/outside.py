@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lockd.procs import command_of, uid_of, unit_of
+from lockd.spans import locked_by
+from lockd.terms import LockedBy
 
 LOOKS: Final = 3
 """How often to read all locks for one file. The kernel returns about seventy at a time,
@@ -46,6 +48,22 @@ class KernelLock(NamedTuple):
     inode: Inode
     span: tuple[str, str]
     waits: bool
+
+    @property
+    def first(self) -> int:
+        """The first byte."""
+        return int(self.span[0])
+
+    @property
+    def last(self) -> int | None:
+        """The last byte; None at the end of the file."""
+        return None if self.span[1] == "EOF" else int(self.span[1])
+
+    @property
+    def by(self) -> str | None:
+        """How it is locked, if that is known (`LockedBy`)."""
+        whole: dict[str, LockedBy] = {"FLOCK": "flock", "LEASE": "lease"}
+        return whole.get(self.kind) or locked_by(self.first, self.last)
 
 
 class Outsider(NamedTuple):

@@ -81,11 +81,13 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     A file also counts as held under its other names: a hard link, or the hash of its
     path in another lockspace. `lockctl show` prints that name.
 
-    A file also counts as held if a program outside lockd locks its first byte with
-    fcntl(2), as virtlockd does. lockctl sees such locks only on this host, outside
-    containers, and only if you may look up the file. Often only root may do that in the
-    directory of a lockspace. If lockd itself finds such a lock, lockctl shows it to
-    everybody, but only while somebody waits for the file.
+    A file also counts as held if a program outside lockd has locked it in a way that
+    keeps lockd from it: any part of a file that is named by its path, as QEMU, SQLite
+    and flock(1) do; the first byte of a lock file in a directory, as virtlockd does.
+    lockctl sees such locks only on this host, outside containers, and only if you may
+    look up the file. Often only root may do that in the directory of a lockspace. If
+    lockd itself finds such a lock, lockctl shows it to everybody, but only while
+    somebody waits for the file.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))

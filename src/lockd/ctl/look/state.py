@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import (
+    excludes,
     keys_of_file,
     keys_of_inode,
     outsiders_of,
@@ -20,6 +21,7 @@ from lockd.ctl.render import (
     purpose,
     since,
 )
+from lockd.errors import CodedError
 from lockd.names import plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
@@ -76,7 +78,8 @@ class State(NamedTuple):
     @property
     def _modes(self) -> set[str]:
         told = filter(None, [self.resource["outside"]])
-        return {x["mode"] for x in (*self.holders, *self.outside, *told)}
+        modes = {x["mode"] for x in (*self.holders, *told)}
+        return modes | {excludes(x) for x in self.outside}
 
     @property
     def held(self) -> str:
@@ -109,7 +112,8 @@ class State(NamedTuple):
 def state_of(client: Client, key: ResourceKey) -> State:
     """Asks the daemon, and for a file the kernel, for the state of a lock."""
     resource: Thing = client.query(key.resource, lockspace=key.lockspace)
-    path = _file_of(client, key)
+    space = _space_of(client, key)
+    path = _file_of(space, key)
     if path is None:
         return State(resource, [], [])
     anchored = keys_of_inode(client, path)
@@ -122,7 +126,11 @@ def state_of(client: Client, key: ResourceKey) -> State:
     ]
     # A lock that several share in lockd is one lock for the kernel.
     held = bool(resource["holders"]) + sum(x != key for x in anchored)
-    return State(resource, list(_outside(client, path, held)), elsewhere)
+    # The command of a holder may have locked other bytes itself. An older daemon does
+    # not look there.
+    looks = not held and space.get("outside") == "file"
+    outside = list(_outside(client, path, held, looks=looks))
+    return State(resource, outside, elsewhere)
 
 
 def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
@@ -148,22 +156,51 @@ def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) ->
     return f"waiting for {name} ({where}{state.held})"
 
 
-def _outside(client: Client, path: str, held: int) -> Iterator[Thing]:
+def culprit(socket: str, error: CodedError) -> str | None:
+    """Returns the program that keeps lockd from a file, if the daemon cannot name it.
+
+    The kernel names the process of a POSIX lock only. Root finds the others.
+
+    Args:
+        socket: the path of the daemon's socket.
+        error: a refusal.
+
+    Raises:
+        LockdError: the daemon does not answer.
+    """
+    blamed, path = error.facts.get("outside"), str(error.facts.get("resource"))
+    if not blamed or blamed["pid"] is not None or not path.startswith("/"):
+        return None
+    with connect(socket) as client:
+        others = outsiders_of(client, path, 0)
+    for found in others:
+        # An older daemon does not say how it is locked.
+        alike = found["by"] == blamed.get("by") and not found["waits"]
+        if alike and found["pid"] is not None:
+            return outsider(program_of(found), found["pid"], "")
+    return None
+
+
+def _outside(client: Client, path: str, held: int, *, looks: bool) -> Iterator[Thing]:
     for found in outsiders_of(client, path, held):
         # lockd locks the first byte. flock(2) and leases do not conflict with that.
         of_fcntl = found["kind"] in ("POSIX", "OFD")
-        if of_fcntl and found["from"] == 0 and not found["waits"]:
+        if (looks or (of_fcntl and found["from"] == 0)) and not found["waits"]:
             yield found
 
 
-def _file_of(client: Client, key: ResourceKey) -> str | None:
+def _space_of(client: Client, key: ResourceKey) -> Thing:
+    """Returns the lockspace of a resource, as far as the daemon tells."""
+    spaces = client.list_lockspaces()
+    return next((x for x in spaces if x["name"] == key.lockspace), {"kind": "memory"})
+
+
+def _file_of(space: Thing, key: ResourceKey) -> str | None:
     """Returns the path of the locked file; None without one."""
-    for space in client.list_lockspaces():
-        if space["name"] == key.lockspace:
-            if space["kind"] == "direct":
-                return key.resource
-            if space["kind"] == "directory" and space["path"] is not None:
-                return f"{space['path']}/{key.resource}"
+    if space["kind"] == "direct":
+        return key.resource
+    if space["kind"] == "directory" and space["path"] is not None:
+        return f"{space['path']}/{key.resource}"
     return None
 
 

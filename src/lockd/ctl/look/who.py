@@ -90,9 +90,10 @@ def _outsider_row(name: str, found: Thing) -> Cells:
     end = "EOF" if found["to"] is None else found["to"]
     span = "" if (found["from"], end) == (0, "EOF") else f", {found['from']} to {end}"
     waits = "waits for a " if found["waits"] else ""
-    whose = "perhaps" if found["perhaps_lockd"] else "not"
+    whose = "perhaps lockd's" if found["perhaps_lockd"] else "not lockd's"
+    whose = {"qemu": "QEMU's", "sqlite": "SQLite's"}.get(found["by"], whose)
     return cells_of(found) | {
         "LOCKED": canonical_path(name),
         "NAME": program_of(found),
-        "REASON": f"{waits}{found['kind']} lock{span}, {whose} lockd's",
+        "REASON": f"{waits}{found['kind']} lock{span}, {whose}",
     }

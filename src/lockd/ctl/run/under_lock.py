@@ -214,10 +214,21 @@ class Run:
         if is_conflict and self._plan.conflict_status is not None:
             status = self._plan.conflict_status
         if not (is_conflict and self._plan.quiet):
-            say(str(error))
+            say(f"{error}{self._culprit(error)}")
         return Ending(
             error.code if isinstance(error, CodedError) else "unreachable", status
         )
+
+    def _culprit(self, error: LockdError) -> str:
+        """Returns the program that has locked a file past lockd, if only we see it."""
+        if not isinstance(error, CodedError) or not error.facts.get("outside"):
+            return ""
+        from lockd.ctl.look.state import culprit
+
+        with suppress(LockdError):
+            if found := culprit(self._session.socket, error):
+                return f"; that is {found}"
+        return ""
 
     def _not_executed(self, number: int) -> Ending:
         say(f"cannot run {quoted(self._plan.words[0])}: {os.strerror(number)}")

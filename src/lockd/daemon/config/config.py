@@ -29,6 +29,7 @@ from lockd.terms import (
     DIRECT_LOCKSPACE,
     Kind,
     OnDisconnect,
+    Outside,
 )
 
 EVERYBODY: Final = "*"
@@ -121,6 +122,7 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allow_groups: Allowed = Allowed()
     slow_wait: Threshold = 30.0
     slow_hold: Threshold = 0.0
+    outside: Outside = "file"
 
 
 BUILT_IN: Final = {
@@ -276,6 +278,10 @@ def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
         elif "kind" not in table:
             raise ConfigError('"kind" is missing: "memory", "directory" or "direct"')
         check_place(table["kind"], table.get("path"))
+        if "outside" in table and table["kind"] != "direct":
+            raise ConfigError(
+                f'kind "{table["kind"]}" has no "outside": only "direct" has it'
+            )
     except (InvalidRequestError, ConfigError) as error:
         wrong.append(str(error))
     for key, find in (("allow_users", user_ids), ("allow_groups", group_ids)):

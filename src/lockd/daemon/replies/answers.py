@@ -149,7 +149,9 @@ class Answers:
         effect = self.redaction.refusal(effect, peer)
         facts = self._facts(effect, peer, now) if peer.connection.greeted else None
         # libvirt's users cannot follow the advice.
-        said = sentence(effect, now, advises=not peer.is_libvirt)
+        said = sentence(
+            effect, now, advises=not peer.is_libvirt, pid=peer.credentials.pid
+        )
         error = error_for_code(effect.code, said, facts)
         peer.send_error(effect.request, error)
         self.behind.add(peer)

@@ -361,6 +361,7 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
                 "path": space.path,
                 "file_system": space.file_system,
                 "on_disconnect": space.on_disconnect,
+                "outside": space.outside,
                 "held": held[space.name] if scene.sees(space.name) else None,
             }
             yield Entry((space.name,), item)

@@ -7,7 +7,7 @@ from typing import Final
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Refused, Situation, WaitEdge
 from lockd.names import plain, quoted
-from lockd.terms import EXCLUSIVE, Mode, OutsideHolder
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
 from lockd.text import duration, exact_duration
 
 NAMED: Final = 3
@@ -35,22 +35,40 @@ NEXT_STEPS: Final[Mapping[str, str]] = {
 """The next step after a refusal by the lock table, by code."""
 
 
-def sentence(refused: Refused, now: float, *, advises: bool = True) -> str:
+_OWN_LOCK: Final = (
+    "this program itself has locked it: acquire it before you lock or open the file, "
+    'or set outside = "byte" for the lockspace'
+)
+
+
+def sentence(
+    refused: Refused, now: float, *, advises: bool = True, pid: int | None = None
+) -> str:
     """Returns the sentence of a refusal.
 
     Args:
         refused: the refusal.
         now: the time.
         advises: whether to add the next step.
+        pid: the process that is refused.
     """
     parts = [refused.message]
     if refused.situation is not None:
         parts = _explanation(refused, refused.situation, now)
-    if advises and refused.max_waiting is not None:
+    if _has_locked_it(refused.outside, pid):
+        parts.append(_OWN_LOCK)
+    elif advises and refused.max_waiting is not None:
         parts.append("ask again later, or with a greater `max_waiting`")
     elif advises:
         parts.append(NEXT_STEPS.get(refused.code, ""))
     return "; ".join(filter(None, parts))
+
+
+def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:
+    """Returns whether a process has itself locked bytes at which lockd only looks."""
+    return (
+        outside is not None and outside.pid == pid is not None and bool(outside.start)
+    )
 
 
 def unchangeable(found: Situation, now: float) -> str:
@@ -123,14 +141,26 @@ def _waiting(found: Situation, name: str) -> str:
     return f"{found.waiter_count} wait for {name}, first {first}"
 
 
+_IN_USE: Final = {"qemu": "QEMU", "sqlite": "SQLite"}
+_WORKS: Final[Mapping[Mode, str]] = {EXCLUSIVE: "it writes", SHARED: "it reads"}
+
+
 def _held_outside(outside: OutsideHolder) -> str:
+    command = plain(outside.command or "a process")
+    who = f"{command} (pid {outside.pid})"
     if outside.pid is None:
         who = "a process that the kernel does not name"
-    else:
-        who = f"{plain(outside.command or 'a process')} (pid {outside.pid})"
     if outside.key is not None:
         by = f" by {who}" if outside.pid is not None else ""
         return f"held {how(outside.mode)}{by} under the name {quoted(str(outside.key))}"
+    if outside.by in _IN_USE:
+        of = "" if outside.pid is None else f"; {command}, pid {outside.pid}"
+        program, works = _IN_USE[outside.by], _WORKS[outside.mode]
+        return f"in use by {program} ({works}{of}), outside lockd"
+    if outside.by == "flock":
+        return f"locked {how(outside.mode)} with flock(2), outside lockd"
+    if outside.by == "lease":
+        return "under a lease of a program outside lockd"
     return f"held {how(outside.mode)} by {who}, outside lockd"
 
 

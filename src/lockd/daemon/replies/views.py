@@ -167,7 +167,8 @@ def facts(refused: Refused, now: float, look: Look = look_up) -> Map:
 
 def outside(found: OutsideHolder) -> Map:
     """Returns who locks a file outside lockd, or in lockd under another name."""
-    told = {"mode": found.mode, "pid": found.pid, "command": found.command}
+    told: Map = {"mode": found.mode, "pid": found.pid, "command": found.command}
+    told |= {"by": found.by, "start": found.start, "length": found.length}
     if found.key is not None:
         told |= {"lockspace": found.key.lockspace, "resource": found.key.resource}
     return told

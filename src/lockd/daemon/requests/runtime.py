@@ -255,13 +255,12 @@ class Runtime:
 
     def _open_anchor(self, effect: e.OpenAnchor) -> None:
         lockspace = self.lockspaces[effect.key.lockspace]
-        user = self._user_of(effect.key)
+        job = partial(_try_to_open, lockspace, effect, *self._asker_of(effect.key))
         if lockspace.anchor_is_slow(effect.key.resource):
-            job = partial(self._open_slowly, lockspace, effect, user)
-            self._later(lockspace, job)
+            self._later(lockspace, partial(self._open_slowly, job))
             self.carry_out(c.AnchorDelayed(effect.key))
         else:
-            self.carry_out(self._kept(_try_to_open(lockspace, effect, user)))
+            self.carry_out(self._kept(job()))
 
     def _kept(self, outcome: Outcome) -> c.AnchorOpened | c.AnchorRefused:
         """Keeps a new anchor for a successor, before anybody hears of it."""
@@ -296,19 +295,24 @@ class Runtime:
         else:
             lockspace.close_anchor(resource)
 
-    def _user_of(self, key: ResourceKey) -> User | None:
-        """Returns the user whose rights to a file count for opening an anchor."""
+    def _asker_of(self, key: ResourceKey) -> tuple[User | None, bool]:
+        """Returns for whom an anchor is opened.
+
+        Returns:
+            The user whose rights to the file count, and whether it is libvirt. libvirt
+            asks when the QEMU of its guest has locked the file already: after a pause
+            and at the end of a migration.
+        """
         session = self.engine.opens_for(key)
         if session is None:
-            return None  # nobody gets a lock by it
+            return None, False  # nobody gets a lock by it
         peer = self._answers.peers.get(session)
-        return STRANGER if peer is None else peer.file_user
+        if peer is None:
+            return STRANGER, False
+        return peer.file_user, peer.is_libvirt
 
-    def _open_slowly(
-        self, lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
-    ) -> None:
-        outcome = _try_to_open(lockspace, effect, user)
-        trio.from_thread.run_sync(self._opened_slowly, outcome)
+    def _open_slowly(self, job: Callable[[], Outcome]) -> None:
+        trio.from_thread.run_sync(self._opened_slowly, job())
 
     def _opened_slowly(self, outcome: Outcome) -> None:
         self.carry_out(self._kept(outcome))
@@ -420,7 +424,7 @@ def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError |
 
 
 def _try_to_open(
-    lockspace: Lockspace, effect: e.OpenAnchor, user: User | None
+    lockspace: Lockspace, effect: e.OpenAnchor, user: User | None, only_byte: bool
 ) -> Outcome:
     key = effect.key
     try:
@@ -430,6 +434,7 @@ def _try_to_open(
             create=effect.create,
             in_use=effect.in_use,
             user=user,
+            only_byte=only_byte,
         )
     except RequestError as error:
         outside = error.facts.get("outside")

@@ -1,0 +1,147 @@
+"""Finds the locks of other programs on an open file, as the kernel knows them.
+
+There are three kinds, and none sees the others: byte ranges of fcntl(2), flock(2), and
+leases. Of byte ranges, virtlockd and lockd lock byte 0, and other programs other bytes
+(`spans`). QEMU takes read locks even to write: only a search for *any* lock finds it.
+"""
+
+import fcntl
+import os
+import struct
+from typing import Final, NamedTuple
+
+from lockd.spans import QEMU_CHANGES, locked_by, shows_writer
+from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
+
+FLOCK: Final = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for OFD)."""
+
+
+def span(kind: int, start: int, length: int) -> bytes:
+    """Returns the argument of fcntl(2) for a byte range; length 0 means to the end."""
+    return FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+_ALL: Final = {
+    EXCLUSIVE: span(fcntl.F_WRLCK, 0, 0),
+    SHARED: span(fcntl.F_RDLCK, 0, 0),
+}
+_CHANGES: Final = tuple(span(fcntl.F_WRLCK, byte, 1) for byte in QEMU_CHANGES)
+
+_UNLOCKED: Final = struct.pack("h", fcntl.F_UNLCK)
+
+_FLOCKS: Final = {
+    EXCLUSIVE: fcntl.LOCK_EX | fcntl.LOCK_NB,
+    SHARED: fcntl.LOCK_SH | fcntl.LOCK_NB,
+}
+
+
+class Found(NamedTuple):
+    """A lock that F_OFD_GETLK found.
+
+    The pid is -1 for an OFD lock. It is meaningless if the lock is of another host.
+    """
+
+    mode: Mode
+    start: int
+    length: int
+    pid: int
+
+    @property
+    def last(self) -> int | None:
+        """The last byte; None if it reaches to the end of the file."""
+        return self.start + self.length - 1 if self.length else None
+
+
+def find(fd: int, wanted: bytes) -> Found | None:
+    """Returns a lock of somebody else that excludes a byte range.
+
+    Args:
+        fd: the open file.
+        wanted: the byte range (`span`).
+
+    Raises:
+        OSError: the file system cannot tell.
+    """
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
+    if answer.startswith(_UNLOCKED):
+        return None
+    kind, _, start, length, pid = FLOCK.unpack(answer)
+    mode: Mode = EXCLUSIVE if kind == fcntl.F_WRLCK else SHARED
+    return Found(mode, start, length, pid)
+
+
+def look(
+    fd: int, mode: Mode, *, is_device: bool = False, is_remote: bool = False
+) -> OutsideHolder | None:
+    """Returns a program that has locked any part of a file in the way of a mode.
+
+    In the way of `exclusive` is every lock. In the way of `shared` are write locks, an
+    exclusive flock(2), and a QEMU that writes.
+
+    Args:
+        fd: the open file. Our own locks through it do not count.
+        mode: the mode that somebody wants.
+        is_device: it is a block device. udev takes a shared flock(2) there whenever
+            somebody has closed it, and skips its work while somebody has an exclusive
+            one. So only an exclusive flock(2) counts, and we take none.
+        is_remote: it is on a file system where flock(2) may be a lock of fcntl(2), and
+            so ours.
+
+    Raises:
+        OSError: the file system cannot tell.
+    """
+    found = find(fd, _ALL[mode])
+    if found is None and mode == SHARED:
+        found = _find_change(fd)
+    if found is not None:
+        return describe(fd, found)
+    return None if is_remote else _flocked(fd, SHARED if is_device else mode)
+
+
+def describe(fd: int, found: Found) -> OutsideHolder:
+    """Returns who has a lock, as far as the kernel and its bytes tell."""
+    by = locked_by(found.start, found.last)
+    # QEMU only takes read locks.
+    mode = EXCLUSIVE if by == "qemu" and _find_change(fd) else found.mode
+    place = by, found.start, found.length or None
+    if found.pid <= 0:
+        return OutsideHolder(mode, None, None, None, *place)
+    return OutsideHolder(mode, found.pid, command_of(found.pid), None, *place)
+
+
+def _find_change(fd: int) -> Found | None:
+    """Returns the lock of a QEMU that writes to the file."""
+    for change in _CHANGES:
+        found = find(fd, change)
+        # A reader may lock the whole file, and those bytes with it. It does not hide a
+        # QEMU that writes: that was there before, and so is found first.
+        if found is not None and shows_writer(found.start, found.last):
+            return found
+    return None
+
+
+def _flocked(fd: int, mode: Mode) -> OutsideHolder | None:
+    """Takes a lock of flock(2) and drops it: there is no other way to ask."""
+    if _try_flock(fd, mode):
+        return None
+    shared = mode == EXCLUSIVE and _try_flock(fd, SHARED)
+    return OutsideHolder(SHARED if shared else EXCLUSIVE, by="flock")
+
+
+def _try_flock(fd: int, mode: Mode) -> bool:
+    try:
+        fcntl.flock(fd, _FLOCKS[mode])
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
+
+
+def command_of(pid: int) -> str | None:
+    """Returns the name of a process; None if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return None
