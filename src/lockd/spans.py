@@ -37,3 +37,11 @@ def shows_writer(first: int, last: int | None) -> bool:
     return locked_by(first, last) == "qemu" and any(
         first <= byte <= (last or first) for byte in QEMU_CHANGES
     )
+
+
+def is_mark(last: int | None) -> bool:
+    """Returns whether a read lock marks a file as locked exclusively by lockd.
+
+    lockd cannot take a write lock where it may only read (`lockspaces.kernel`).
+    """
+    return last == 1

@@ -670,4 +670,22 @@ PLANTED_BUGS = [
         "    if found is None and mode == SHARED:\n",
         "    if False:\n",
     ),
+    _of_files(
+        "kernel",
+        "who marks a file looks for nobody",
+        "        locked = _find_other(fd, mode, marks=marks) is None\n",
+        "        locked = True\n",
+    ),
+    _of_files(
+        "kernel",
+        "who shares a file looks for no mark",
+        "    found = find(fd, _MARK)\n",
+        "    found = None\n",
+    ),
+    _of_files(
+        "files",
+        "a successor lets go what somebody else tries to get",
+        "                kernel.lock_again(fd, mode, marks=file.marks)\n",
+        "                kernel.lock(fd, mode, None, marks=file.marks)\n",
+    ),
 ]

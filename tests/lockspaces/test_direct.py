@@ -3,7 +3,11 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
+from lockspaces.conftest import close_all
 from support.outside import (
     QEMU_READS,
     QEMU_WRITES,
@@ -440,19 +445,248 @@ def test_character_device_is_refused_without_being_opened(
         open_anchor(direct, Path("/dev/null"))
 
 
+# Files that are open for reading only: they are marked.
+
+
+@pytest.fixture
+def script(public_path: Path) -> Path:
+    """A program that may be executed while it is locked."""
+    script = public_path / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture
+def second() -> Iterator[DirectLockspace]:
+    """The lockspace of a second daemon."""
+    files = OpenFiles()
+    space = DirectLockspace("direct", files)
+    yield space
+    close_all(space)
+    files.mounts.close()
+
+
+def is_refused(
+    space: DirectLockspace,
+    path: Path,
+    mode: Mode,
+    *,
+    in_use: bool = False,
+    only_byte: bool = False,
+) -> bool:
+    """Returns whether a lock is busy, which leaves everything as it is."""
+    try:
+        open_anchor(space, path, mode, in_use=in_use, only_byte=only_byte)
+    except BusyError as error:
+        found = error.facts["outside"]
+        assert isinstance(found, OutsideHolder)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_program_can_be_executed_while_it_is_locked(
+    direct: DirectLockspace, script: Path, mode: Mode
+) -> None:
+    open_anchor(direct, script, mode)
+    assert subprocess.run([script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_program_that_runs_can_be_locked(
+    direct: DirectLockspace, public_path: Path, mode: Mode
+) -> None:
+    program = public_path / "sleep"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as running:
+        with pytest.raises(OSError, match="Text file busy"):
+            program.open("r+")
+        open_anchor(direct, program, mode)
+        program.chmod(0o644)
+        direct.close_anchor(str(program))
+        open_anchor(direct, program, mode)
+        running.kill()
+
+
+@pytest.mark.parametrize("only_byte", [False, True])
+@pytest.mark.parametrize("writable", [(), ("first",), ("second",)])
+@pytest.mark.parametrize(
+    ("held", "wanted", "refused"),
+    [
+        (EXCLUSIVE, EXCLUSIVE, True),
+        (EXCLUSIVE, SHARED, True),
+        (SHARED, EXCLUSIVE, True),
+        (SHARED, SHARED, False),
+    ],
+)
+def test_two_daemons_exclude_each_other_on_a_program(
+    direct: DirectLockspace,
+    second: DirectLockspace,
+    script: Path,
+    held: Mode,
+    wanted: Mode,
+    refused: bool,
+    writable: tuple[str, ...],
+    only_byte: bool,
+) -> None:
+    """Also if one of them has it open for writing, because the x bit came or went."""
+    script.chmod(0o644 if "first" in writable else 0o755)
+    open_anchor(direct, script, held, only_byte=only_byte)
+    script.chmod(0o644 if "second" in writable else 0o755)
+    for _ in range(2):
+        assert is_refused(second, script, wanted, only_byte=only_byte) == refused
+    second.close_anchor(str(script))
+    direct.close_anchor(str(script))
+    open_anchor(second, script, wanted, only_byte=only_byte)
+
+
+def test_mark_goes_up_and_down_without_a_gap(
+    direct: DirectLockspace, second: DirectLockspace, script: Path, outside: Outside
+) -> None:
+    open_anchor(direct, script, SHARED)
+    open_anchor(second, script, SHARED)
+    # The upgrade is refused, and both still share it.
+    assert is_refused(direct, script, EXCLUSIVE, in_use=True)
+    assert not outside.lock(script)
+    second.close_anchor(str(script))
+    open_anchor(direct, script, EXCLUSIVE, in_use=True)
+    assert is_refused(second, script, SHARED)
+    open_anchor(direct, script, SHARED, in_use=True)
+    open_anchor(second, script, SHARED)
+    assert is_refused(second, script, EXCLUSIVE, in_use=True)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_virtlockd_and_a_marked_file(
+    direct: DirectLockspace, script: Path, outside: Outside, mode: Mode
+) -> None:
+    """Its exclusive lock notices a mark; its shared lock is noticed if it was there."""
+    open_anchor(direct, script, mode)
+    assert not outside.lock(script, EXCLUSIVE)
+    direct.close_anchor(str(script))
+    assert outside.lock(script, SHARED)
+    assert is_refused(direct, script, mode, only_byte=True) == (mode == EXCLUSIVE)
+
+
+def test_reader_of_the_whole_file_marks_nothing(
+    direct: DirectLockspace, script: Path, outside: Outside
+) -> None:
+    assert outside.lock(script, SHARED, "ofd", 0, 0)
+    open_anchor(direct, script, SHARED)
+    assert is_refused(direct, script, EXCLUSIVE, in_use=True)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+def test_mark_is_dropped_if_nobody_can_look_for_others(
+    direct: DirectLockspace,
+    script: Path,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+) -> None:
+    real = fcntl.fcntl
+
+    def fail(fd: int, command: int, *rest: bytes) -> object:
+        if command == fcntl.F_OFD_GETLK:
+            raise OSError(error, os.strerror(error))
+        return real(fd, command, *rest)
+
+    open_anchor(direct, script, SHARED)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "fcntl", fail)
+        with pytest.raises(AnchorError, match=os.strerror(error)):
+            open_anchor(direct, script, EXCLUSIVE, in_use=True)
+    assert not outside.lock(script, EXCLUSIVE)
+    assert outside.lock(script, SHARED)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_successor_keeps_a_mark_that_somebody_tries_to_get_past(
+    direct: DirectLockspace, script: Path, outside: Outside, mode: Mode
+) -> None:
+    """Another daemon that wants it marks it for a moment, before it backs off."""
+    open_anchor(direct, script, mode)
+    fd, made = direct.dump_file(str(script))
+    assert outside.lock(script, SHARED, "ofd", 0, 2)
+    direct.disown_file(str(script))
+    direct.adopt_file(str(script), fd, made=made, mode=mode)
+    outside.close(script)
+    assert not outside.lock(script, EXCLUSIVE)
+    open_anchor(direct, script, EXCLUSIVE, in_use=True)
+    open_anchor(direct, script, SHARED, in_use=True)
+
+
+_RACER = """
+import os, sys
+from lockd.errors import BusyError
+from lockd.lockspaces.direct import DirectLockspace
+from lockd.lockspaces.files import OpenFiles
+
+path, mode, place = sys.argv[1:]
+space, alone = DirectLockspace("direct", OpenFiles()), mode == "exclusive"
+got = 0
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(1000):
+    try:
+        space.open_anchor(path, mode, create=None, in_use=False)
+    except BusyError:
+        continue
+    got += 1
+    mine = f"{place}/{mode}-{os.getpid()}"
+    os.close(os.open(mine, os.O_CREAT))
+    others = [x for x in os.listdir(place) if not mine.endswith(x)]
+    assert not (others if alone else [x for x in others if "exclusive" in x]), others
+    os.unlink(mine)
+    space.close_anchor(path)
+print(got)
+"""
+
+
+@pytest.mark.parametrize("other", [EXCLUSIVE, SHARED])
+def test_racers_for_a_program_never_both_win(
+    script: Path, tmp_path: Path, other: Mode
+) -> None:
+    place = tmp_path / "witness"
+    place.mkdir()
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACER, script, mode, place],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for mode in (EXCLUSIVE, other)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    for racer in racers:
+        out, _ = racer.communicate(timeout=100)
+        assert racer.returncode == 0
+        assert int(out) > 0
+
+
 @needs_root
-def test_read_only_file_can_be_shared_but_not_upgraded(
-    direct: DirectLockspace, public_path: Path, outside: Outside
+def test_read_only_file_is_marked(
+    direct: DirectLockspace,
+    second: DirectLockspace,
+    public_path: Path,
+    outside: Outside,
 ) -> None:
     image = public_path / "golden.img"
     image.touch(mode=0o644)
     with nobody():
-        with pytest.raises(DeniedError, match="Permission denied"):
-            open_anchor(direct, image)
-        open_anchor(direct, image, SHARED)
-        with pytest.raises(DeniedError, match="only be locked shared"):
-            open_anchor(direct, image, EXCLUSIVE, in_use=True)
-    assert outside.probe(image) == (SHARED, -1)
+        open_anchor(direct, image)
+        assert is_refused(second, image, SHARED)
+        assert not outside.lock(image)
+        open_anchor(direct, image, SHARED, in_use=True)
+        open_anchor(second, image, SHARED)
 
 
 @needs_root

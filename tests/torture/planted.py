@@ -110,10 +110,12 @@ BUGS: Final = [
     _in(
         "lockspaces/files",
         "the record is trusted over the kernel: what is locked",
-        "        if mode is not None:\n"
-        "            # This changes nothing if it is still locked, as it should be.\n"
-        "            self._lock(file, path, mode)\n",
-        "        file.mode = mode or EXCLUSIVE\n",
+        "            try:\n"
+        "                kernel.lock_again(fd, mode, marks=file.marks)\n"
+        "            except OSError as error:\n"
+        "                raise_refusal(error, path)\n"
+        "            file.mode = mode\n",
+        "            file.mode = mode\n",
         "hand over (disk)",
     ),
     _in(

@@ -14,14 +14,22 @@ Inode = tuple[int, int]
 class LockFile:
     """An open file, its identity, and the mode in which it is locked."""
 
-    __slots__ = ("fd", "inode", "is_device", "made", "mode", "unsure_until")
+    __slots__ = ("fd", "inode", "is_device", "made", "marks", "mode", "unsure_until")
 
     def __init__(
-        self, fd: int, inode: Inode, *, made: bool, is_device: bool = False
+        self,
+        fd: int,
+        inode: Inode,
+        *,
+        made: bool,
+        is_device: bool = False,
+        marks: bool = False,
     ) -> None:
         self.fd = fd
         self.inode = inode
         self.is_device = is_device
+        #: Whether it is open for reading only, and so is marked (`kernel`).
+        self.marks = marks
         #: Whether lockd created the file or adopted it as temporary, and must remove
         #: it.
         self.made = made

@@ -1,21 +1,22 @@
 """Resources that are files in any directory: disk images and block devices."""
 
 import errno
+import fcntl
 import os
 import stat
 from typing import Final, NoReturn
 
-from lockd.errors import BusyError, DeniedError, InvalidRequestError, RequestError
+from lockd.errors import DeniedError, InvalidRequestError, RequestError
 from lockd.lockspaces import kernel
 from lockd.lockspaces.base import Inode, LockFile
-from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, raise_refusal
+from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, raise_busy, raise_refusal
 from lockd.lockspaces.places import ENTER_FLAGS, STEP_FLAGS
 from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted
 from lockd.terms import SHARED, Create, Mode, Outside
 
-_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EAGAIN)
-"""Reasons to open a file for reading only. EAGAIN: a lease against those who write."""
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
+"""Reasons to open a file for reading only."""
 
 
 class DirectLockspace(FileLockspace):
@@ -140,10 +141,10 @@ class DirectLockspace(FileLockspace):
         except OSError as error:
             raise_refusal(error, path)
         if found is not None:
-            raise BusyError(
-                f"the file {quoted(path)} is locked from outside lockd",
-                {"outside": found},
-            )
+            raise_busy(found, path)
+
+    def _is_read_only(self, fd: int) -> bool:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
         kind = stat.S_IFMT(status.st_mode)
@@ -159,15 +160,27 @@ class DirectLockspace(FileLockspace):
 
 
 def _reopen(fd: int, mode: Mode) -> int:
-    """Opens the file of a descriptor, even if its name now leads elsewhere."""
+    """Opens the file of a descriptor, even if its name now leads elsewhere.
+
+    It is open for reading only if it cannot be open for writing, or if somebody may
+    want to execute it meanwhile.
+    """
     path, flags = f"/proc/self/fd/{fd}", OPEN_FLAGS & ~os.O_NOFOLLOW
-    try:
-        return os.open(path, flags | os.O_RDWR)
-    except OSError as error:
-        # F_RDLCK needs only read access (fcntl(2)).
-        if mode != SHARED or error.errno not in _READ_ONLY:
-            raise
+    if not _is_executable(os.fstat(fd)):
+        try:
+            return os.open(path, flags | os.O_RDWR)
+        except BlockingIOError:  # a lease; it may be one against writers only
+            if mode != SHARED:
+                raise
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
     return os.open(path, flags | os.O_RDONLY)
+
+
+def _is_executable(status: os.stat_result) -> bool:
+    bits = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & bits)
 
 
 def _check_right(

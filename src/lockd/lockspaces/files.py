@@ -15,7 +15,6 @@ relies on it.
 """
 
 import errno
-import fcntl
 import math
 import os
 import stat
@@ -39,7 +38,6 @@ from lockd.lockspaces.rights import User
 from lockd.names import quoted
 from lockd.terms import (
     EXCLUSIVE,
-    SHARED,
     Create,
     Mode,
     OnDisconnect,
@@ -56,12 +54,6 @@ MAX_RACES: Final = 10
 PATIENCE: Final = 10.0
 """Seconds after a start in which the holder of a missing file should release it. A
 release that a killed daemon did not finish comes first of all, so this is plenty."""
-
-_LOCKS: Final = {
-    EXCLUSIVE: kernel.span(fcntl.F_WRLCK, 0, 1),
-    SHARED: kernel.span(fcntl.F_RDLCK, 0, 1),
-}
-_UNLOCK: Final = kernel.span(fcntl.F_UNLCK, 0, 1)
 
 
 class OpenFiles:
@@ -118,6 +110,19 @@ class FileLockspace(Lockspace):
     def _check_status(self, status: os.stat_result, path: str) -> None:
         """Raises if the opened file must not be locked here."""
         raise NotImplementedError
+
+    def _is_read_only(self, fd: int) -> bool:
+        """Returns whether a file is open for reading only."""
+        return False
+
+    def _file_of(self, fd: int, status: os.stat_result, *, made: bool) -> LockFile:
+        return LockFile(
+            fd,
+            (status.st_dev, status.st_ino),
+            made=made,
+            is_device=stat.S_ISBLK(status.st_mode),
+            marks=self._is_read_only(fd),
+        )
 
     def _leads_to(self, path: str, inode: Inode) -> bool:
         """Returns whether a path leads to a file."""
@@ -212,7 +217,7 @@ class FileLockspace(Lockspace):
             ) from None
         except OSError as error:
             raise_refusal(error, path)
-        file = _file_of(fd, status, made=made)
+        file = self._file_of(fd, status, made=made)
         try:
             self._check_status(status, path)
             if fd >= self._shared.max_fd:
@@ -243,15 +248,11 @@ class FileLockspace(Lockspace):
         if file.mode == mode:
             return
         try:
-            fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[mode])
-        except BlockingIOError:
-            outside = _outside_holder(file.fd, mode)
-            raise BusyError(
-                f"the file {quoted(path)} is locked from outside lockd",
-                {"outside": outside},
-            ) from None
+            locked = kernel.lock(file.fd, mode, file.mode, marks=file.marks)
         except OSError as error:
             raise_refusal(error, path)
+        if not locked:
+            raise_busy(kernel.blocker(file.fd, mode, marks=file.marks), path)
         file.mode = mode
 
     def close_anchor(self, resource: str) -> None:
@@ -302,12 +303,15 @@ class FileLockspace(Lockspace):
         # makes since then must not cost the holder its lock.
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
-        file = _file_of(fd, status, made=made)
+        file = self._file_of(fd, status, made=made)
         if made:
             file.unsure_until = time.monotonic() + PATIENCE
         if mode is not None:
-            # This changes nothing if it is still locked, as it should be.
-            self._lock(file, path, mode)
+            try:
+                kernel.lock_again(fd, mode, marks=file.marks)
+            except OSError as error:
+                raise_refusal(error, path)
+            file.mode = mode
         self._files[resource] = file
         self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
 
@@ -330,8 +334,9 @@ class FileLockspace(Lockspace):
     def _remove(self, file: LockFile, path: str) -> bool:
         """Removes a file of ours, unless somebody else has locked it or replaced it."""
         try:
-            if file.mode != EXCLUSIVE:
-                fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, _LOCKS[EXCLUSIVE])
+            is_ours = file.mode == EXCLUSIVE
+            if not (is_ours or kernel.lock(file.fd, EXCLUSIVE, file.mode, marks=False)):
+                return False
             if not self._leads_to(path, file.inode):
                 return False
             os.unlink(path)
@@ -353,6 +358,12 @@ def has_lock(fd: int) -> bool:
         return True
 
 
+def raise_busy(outside: OutsideHolder | None, path: str) -> NoReturn:
+    """Raises the `BusyError` for a file that a program outside lockd has locked."""
+    message = f"the file {quoted(path)} is locked from outside lockd"
+    raise BusyError(message, {"outside": outside})
+
+
 def raise_refusal(error: OSError, path: str) -> NoReturn:
     """Raises the `RequestError` that a failed system call means for the client."""
     reason = os.strerror(error.errno or 0)
@@ -364,7 +375,7 @@ def raise_refusal(error: OSError, path: str) -> NoReturn:
 #: The next step for the user.
 _STEPS: Final[dict[Callable[[str], RequestError], str]] = {
     NotFoundError: "create it first, or correct the name",
-    DeniedError: "ask for a shared lock, or let lockd write to it "
+    DeniedError: "let lockd read it, and write to the directories of its lockspaces "
     "(in its unit: ReadWritePaths=)",
     InvalidRequestError: "name a regular file",
     UnavailableError: "try later, or have an admin raise the limits of lockd",
@@ -378,8 +389,7 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
     errno.ENOTDIR: (NotFoundError, "does not exist"),
     errno.EACCES: (DeniedError, "is not accessible to lockd"),
     errno.EPERM: (DeniedError, "is not accessible to lockd"),
-    errno.EBADF: (DeniedError, "is read-only and can only be locked shared"),
-    errno.EROFS: (DeniedError, "is read-only to lockd and can only be locked shared"),
+    errno.EROFS: (DeniedError, "is read-only to lockd"),
     errno.EISDIR: (InvalidRequestError, "is not a regular file"),
     errno.ELOOP: (InvalidRequestError, "is a symbolic link"),
     errno.ENXIO: (InvalidRequestError, "is not a regular file"),
@@ -388,12 +398,6 @@ _REFUSALS: Final[dict[int, _Refusal]] = {
     errno.ENFILE: (UnavailableError, "cannot be opened now"),
     errno.ENOMEM: (UnavailableError, "cannot be opened now"),
 }
-
-
-def _file_of(fd: int, status: os.stat_result, *, made: bool) -> LockFile:
-    is_device = stat.S_ISBLK(status.st_mode)
-    inode = status.st_dev, status.st_ino
-    return LockFile(fd, inode, made=made, is_device=is_device)
 
 
 def _status_or_close(fd: int) -> os.stat_result:
@@ -406,16 +410,7 @@ def _status_or_close(fd: int) -> os.stat_result:
 
 def _unlock(fd: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
+        kernel.unlock(fd)
     except OSError:
         return False  # perhaps a network file system: closing unlocks too
     return True
-
-
-def _outside_holder(fd: int, mode: Mode) -> OutsideHolder | None:
-    """Returns who has locked the first byte; None if that cannot be told."""
-    try:
-        found = kernel.find(fd, _LOCKS[mode])
-        return None if found is None else kernel.describe(fd, found)
-    except OSError:
-        return None

@@ -1,7 +1,14 @@
-"""Finds the locks of other programs on an open file, as the kernel knows them.
+"""Locks an open file, and finds the locks of other programs on it.
 
-There are three kinds, and none sees the others: byte ranges of fcntl(2), flock(2), and
-leases. Of byte ranges, virtlockd and lockd lock byte 0, and other programs other bytes
+lockd locks byte 0 for writing or reading. A write lock needs a file that is open for
+writing, and nobody can execute that (ETXTBSY). So a file that is open for reading only
+is *marked*, as QEMU does it, with read locks: byte 0 for a shared lock, bytes 0 and 1
+for an exclusive one. Read locks do not conflict. So whoever marks looks afterwards for
+others, and backs off if there are any: two at once may both back off, but never both
+win. Whoever wants a shared lock looks for a mark on byte 1.
+
+The kernel has three kinds of locks, and none sees the others: byte ranges of fcntl(2),
+flock(2), and leases. virtlockd and lockd lock byte 0, other programs other bytes
 (`spans`). QEMU takes read locks even to write: only a search for *any* lock finds it.
 """
 
@@ -10,7 +17,7 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from lockd.spans import QEMU_CHANGES, locked_by, shows_writer
+from lockd.spans import QEMU_CHANGES, is_mark, locked_by, shows_writer
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
 
 FLOCK: Final = struct.Struct("hhqqi4x")
@@ -21,6 +28,19 @@ def span(kind: int, start: int, length: int) -> bytes:
     """Returns the argument of fcntl(2) for a byte range; length 0 means to the end."""
     return FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
 
+
+_BYTE: Final = {
+    EXCLUSIVE: span(fcntl.F_WRLCK, 0, 1),
+    SHARED: span(fcntl.F_RDLCK, 0, 1),
+}
+_MARKS: Final = {
+    EXCLUSIVE: span(fcntl.F_RDLCK, 0, 2),
+    SHARED: span(fcntl.F_RDLCK, 0, 1),
+}
+_MARK: Final = span(fcntl.F_WRLCK, 1, 1)
+_MARK_OR_BYTE: Final = span(fcntl.F_WRLCK, 0, 2)
+_NO_MARK: Final = span(fcntl.F_UNLCK, 1, 1)
+_NOTHING: Final = span(fcntl.F_UNLCK, 0, 0)
 
 _ALL: Final = {
     EXCLUSIVE: span(fcntl.F_WRLCK, 0, 0),
@@ -71,6 +91,86 @@ def find(fd: int, wanted: bytes) -> Found | None:
     return Found(mode, start, length, pid)
 
 
+def lock(fd: int, mode: Mode, before: Mode | None, *, marks: bool) -> bool:
+    """Locks an open file, or changes the mode of our lock on it.
+
+    Args:
+        fd: the open file.
+        mode: the wanted mode.
+        before: the mode in which it is locked now.
+        marks: it is open for reading only.
+
+    Returns:
+        Whether it is locked. If not, somebody stands in the way (`blocker`), and our
+        lock is as it was before.
+
+    Raises:
+        OSError: the file system cannot lock it.
+    """
+    wanted = _wanted(mode, marks=marks)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+    except BlockingIOError:
+        return False
+    if before == EXCLUSIVE:
+        # Nobody else has it, so nobody stands in the way of `shared`.
+        if marks:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NO_MARK)
+        return True
+    locked = False
+    try:
+        locked = _find_other(fd, mode, marks=marks) is None
+    finally:
+        if not locked:
+            drop = _NOTHING if before is None else _NO_MARK
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, drop)
+    return locked
+
+
+def blocker(fd: int, mode: Mode, *, marks: bool) -> OutsideHolder | None:
+    """Returns who keeps us from locking a file; None if that cannot be told."""
+    try:
+        found = _find_other(fd, mode, marks=marks) or find(fd, _BYTE[mode])
+        return None if found is None else describe(fd, found)
+    except OSError:
+        return None
+
+
+def lock_again(fd: int, mode: Mode, *, marks: bool) -> None:
+    """Repeats the lock of a predecessor, which changes nothing if it is still there.
+
+    Somebody who wants the file may have marked it for a moment, so this looks for
+    nobody.
+
+    Raises:
+        OSError: it was not there, and somebody else has locked the file.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted(mode, marks=marks))
+
+
+def unlock(fd: int) -> None:
+    """Drops our lock.
+
+    Raises:
+        OSError: perhaps it is on a network file system; closing drops it too.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NOTHING)
+
+
+def _wanted(mode: Mode, *, marks: bool) -> bytes:
+    return (_MARKS if marks else _BYTE)[mode]
+
+
+def _find_other(fd: int, mode: Mode, *, marks: bool) -> Found | None:
+    """Returns who excludes a mode although the kernel grants our lock."""
+    if mode == EXCLUSIVE:
+        return find(fd, _MARK_OR_BYTE) if marks else None
+    found = find(fd, _MARK)
+    # Somebody who reads the whole file marks nothing. It hides no mark: who marks sees
+    # it and backs off.
+    return found if found is not None and is_mark(found.last) else None
+
+
 def look(
     fd: int, mode: Mode, *, is_device: bool = False, is_remote: bool = False
 ) -> OutsideHolder | None:
@@ -103,7 +203,8 @@ def describe(fd: int, found: Found) -> OutsideHolder:
     """Returns who has a lock, as far as the kernel and its bytes tell."""
     by = locked_by(found.start, found.last)
     # QEMU only takes read locks.
-    mode = EXCLUSIVE if by == "qemu" and _find_change(fd) else found.mode
+    writes = is_mark(found.last) or (by == "qemu" and _find_change(fd))
+    mode = EXCLUSIVE if writes else found.mode
     place = by, found.start, found.length or None
     if found.pid <= 0:
         return OutsideHolder(mode, None, None, None, *place)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import StartDaemon
 from ctl.processes import Lockctl
 from lockd import BusyError, connect
 from support.outside import (
@@ -221,6 +222,39 @@ def test_file_under_a_lease_is_in_use(
     assert f"'{disk}' is under a lease of a program outside lockd; " in said
     outside.close(disk)
     assert granted(lockctl, disk)
+
+
+# Programs and scripts.
+
+
+@pytest.mark.parametrize("options", [("-n",), ("-n", "-s")])
+def test_script_runs_under_its_own_lock(
+    lockctl: Lockctl, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The idiom of flock(1): a script locks itself, and runs itself again."""
+    script = tmp_path / "s.sh"
+    script.write_text("#!/bin/sh\necho mine\n")
+    script.chmod(0o755)
+    done = lockctl("run", *options, "./s.sh", "--", "./s.sh", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("mine\n", 0), done
+
+
+def test_second_daemon_is_named_as_a_program_that_has_the_script(
+    lockctl: Lockctl, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    script = tmp_path / "s.sh"
+    script.touch(mode=0o755)
+    second = Lockctl(str(start_daemon().socket))
+    with connect(lockctl.env["LOCKD_SOCKET"]) as client:
+        with client.acquire(str(script)):
+            for options in ((), ("-s",)):
+                said = refused(second, script, *options)
+                assert "is held exclusively by a process that the kernel does" in said
+            assert second("test", script).stdout == "held\n"
+        with client.acquire(str(script), mode="shared"):
+            assert granted(second, script, "-s")
+            assert "is held shared by a process" in refused(second, script)
+            assert second("test", script).stdout == "shared\n"
 
 
 # The program itself.

@@ -13,7 +13,7 @@ from lockd.client.blocking import Client
 from lockd.ctl.render import Thing, key_of
 from lockd.errors import LockdError
 from lockd.names import canonical_path, hashed_name
-from lockd.spans import shows_writer
+from lockd.spans import is_mark, shows_writer
 from lockd.terms import EXCLUSIVE, ResourceKey
 
 Inode = tuple[int, int]
@@ -96,9 +96,11 @@ def program_of(found: Thing) -> str | None:
 def excludes(found: Thing) -> str:
     """Returns the mode that a lock outside lockd stands for.
 
-    QEMU takes read locks even to write.
+    QEMU takes read locks even to write, and lockd where it may only read.
     """
-    writes = found["by"] == "qemu" and shows_writer(found["from"], found["to"])
+    of_bytes = found["kind"] in ("POSIX", "OFD")
+    first, last = found["from"], found["to"]
+    writes = of_bytes and (shows_writer(first, last) or is_mark(last))
     return EXCLUSIVE if writes else found["mode"]
 
 

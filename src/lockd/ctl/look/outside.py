@@ -20,6 +20,9 @@ LOOKS: Final = 3
 and counts to find the next ones: it skips one if an earlier one is released meanwhile.
 """
 
+_OF_LOCKD: Final = (("0", "0"), ("0", "1"))
+"""The bytes that lockd locks: the first, and the second where it may only read."""
+
 _OPEN: Final = os.O_PATH | os.O_CLOEXEC
 
 
@@ -177,7 +180,7 @@ def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
             if not seen_ours:
                 seen_ours = True
                 continue
-        like_ours = lock.kind == "OFD" and lock.span == ("0", "0")
+        like_ours = lock.kind == "OFD" and lock.span in _OF_LOCKD
         maybe_ours = like_ours and unseen and not pids and not lock.waits
         if maybe_ours and held:
             held -= 1
