@@ -4,7 +4,7 @@ Two lists, who holds and who asks, both in the order of their coming; who may go
 worked out from nothing after every change. Short, slow, and without anchors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lockd.terms import EXCLUSIVE, SHARED, Mode
 
@@ -19,6 +19,8 @@ class Hold:
     who: Who
     mode: Mode
     count: int = 1
+    #: The sessions for whose end its holder waits.
+    inside: set[int] = field(default_factory=set)
 
     @property
     def owner(self) -> int:
@@ -70,6 +72,8 @@ class Model:
         while True:
             rest.settle()
             waiting = {ask.who for ask in rest.asks}
+            sessions = {ask.session for ask in rest.asks}
+            waiting |= {hold.who for hold in rest.holds if hold.inside & sessions}
             done = [hold for hold in rest.holds if hold.who not in waiting]
             if not done:
                 return bool(rest.asks)

@@ -317,8 +317,64 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "who holds nothing under this strand has nobody behind it",
-        "    if not goal.held and len(goal.requests) < 2:\n",
-        "    if not goal.held or len(goal.requests) < 2:\n",
+        "    if strand.held or len(strand.requests) > 1 or session.within:\n",
+        "    if strand.held and len(strand.requests) > 1 or session.within:\n",
+    ),
+    _in(
+        "session",
+        "who holds a lock does not wait for who is inside",
+        "            yield from ((request, grant)"
+        " for request in session.requests.values())\n",
+        "            pass\n",
+    ),
+    _in(
+        "waitgraph",
+        "who is inside closes no cycle",
+        "                    if inside is session:\n",
+        "                    if False:\n",
+    ),
+    _in(
+        "waitgraph",
+        "nobody waits for who is inside and holds nothing",
+        "    if strand.held or len(strand.requests) > 1 or session.within:\n",
+        "    if strand.held or len(strand.requests) > 1:\n",
+    ),
+    _in(
+        "requests",
+        "an upgrade at once forgets who is inside",
+        "not (len(strand.requests) > 1 or strand.inside):\n",
+        "not len(strand.requests) > 1:\n",
+    ),
+    _in(
+        "lock_state",
+        "a session is inside after its end",
+        "            strand.let_out(token, session.session_id)\n",
+        "            pass\n",
+    ),
+    _in(
+        "session",
+        "a session is inside a lock that was released",
+        "            strand.let_out(fencing_token)\n",
+        "            pass\n",
+    ),
+    _in(
+        "session",
+        "the end of one session lets everybody out",
+        "if name != (token, session_id or name[1])",
+        "if name[0] != token",
+    ),
+    _in(
+        "snapshot",
+        "a session forgets what it is inside",
+        "        list(session.within),\n",
+        "        [],\n",
+    ),
+    _in(
+        "lock_state",
+        "nobody is told that a session is inside",
+        "        self._let_in(session)\n"
+        '        self.mark("session", session.session_id)\n\n    def _let_in',
+        "        self._let_in(session)\n\n    def _let_in",
     ),
     _in(
         "waitgraph",
@@ -373,8 +429,8 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "a cycle that a convert closes for its strand is missed",
-        "list(request.strand.requests.values()) if request.converting else [request]",
-        "[request]",
+        "        if request.converting and not cycle:\n",
+        "        if False:\n",
     ),
     _in(
         "requests",
@@ -547,9 +603,9 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "nobody is told of a new session",
-        "        self.sessions[session.session_id] = session\n"
-        '        self.mark("session", session.session_id)\n',
-        "        self.sessions[session.session_id] = session\n",
+        "        self._let_in(session)\n"
+        '        self.mark("session", session.session_id)\n\n    def enter',
+        "        self._let_in(session)\n\n    def enter",
     ),
     _in(
         "owners",

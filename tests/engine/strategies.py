@@ -56,6 +56,8 @@ _COMMON = (
     (1, "pile", CROWDS, (1, 2)),
     (1, "snare", CROWDS, BOTH, BOTH),
     (1, "twins", CROWDS),
+    (2, "nest", SLOTS, PICKS, PICKS),
+    (1, "trees", CROWDS),
     (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
     (1, "convert_all", MODES),
     (5, "release", PICKS),

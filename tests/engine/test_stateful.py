@@ -249,6 +249,31 @@ class Machine(RuleBasedStateMachine):
         self.acquire(first, ("a",), mode, None)
         self.acquire(second, ("a",), other_mode, None)
 
+    def enter_grants(self, slot: int, tokens: tuple[int, ...]) -> None:
+        raise NotImplementedError
+
+    def tokens(self) -> list[int]:
+        return [grant.fencing_token for grant in self.engine.grants()]
+
+    def nest(self, slot: int, *picks: int) -> None:
+        """Begins a session inside some grants, or inside what is none."""
+        self.reconnect(slot, False)
+        found = [_pick(self.tokens(), pick) or 0 for pick in picks]
+        self.enter_grants(slot, tuple(dict.fromkeys(found)))
+        self.happened.add("was inside a grant")
+
+    def trees(self, crowd: Crowd) -> None:
+        """Lets a program wait for what another has that waits for its parent."""
+        (first, mode), (second, other_mode), (child, _) = crowd
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, False)
+        self.acquire(first, ("a",), mode, None)
+        self.acquire(second, ("b",), other_mode, None)
+        self.enter_grants(child, tuple(self.tokens()[:1]))
+        self.acquire(child, ("b",), mode, None)
+        self.acquire(second, ("a",), EXCLUSIVE, None)
+
     def convert_all(self, mode: Mode) -> None:
         for slot in SLOTS:
             self.convert(slot, slot, mode, None)
@@ -451,7 +476,16 @@ class ModelMachine(Machine):
             command = c.Cancel(ask.session, next(self.numbers), ask.number)
             self.agree(command, "completed")
 
+    def enter_grants(self, slot: int, tokens: tuple[int, ...]) -> None:
+        session = self.sessions[slot]
+        for hold in self.model.holds:
+            if self.token_of(hold.who, hold.name) in tokens:
+                hold.inside.add(session)
+        self.agree(c.EnterGrants(session, tokens))
+
     def close_session(self, session: int) -> None:
+        for hold in self.model.holds:
+            hold.inside.discard(session)
         who = self.model.owner_of.pop(session)
         self.model.asks = [a for a in self.model.asks if a.session != session]
         if who == session:
@@ -613,6 +647,9 @@ class AnchorMachine(Machine):
             session, number = asked
             self.do(c.Cancel(session, next(self.numbers), number))
 
+    def enter_grants(self, slot: int, tokens: tuple[int, ...]) -> None:
+        self.do(c.EnterGrants(self.sessions[slot], tokens))
+
     def close_session(self, session: int) -> None:
         self.do(c.CloseSession(session))
 
@@ -741,6 +778,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted to a waiter", "deadlock", floor=0.4) == {}
     assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
     assert rare(ModelMachine, "acted as a strand", floor=0.4) == {}
+    assert rare(ModelMachine, "was inside a grant", floor=0.4) == {}
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
     assert rare(ModelMachine, "too many waited", "denied", floor=0.2) == {}
@@ -754,6 +792,7 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "Queued", "CloseAnchor", "deadlock", floor=0.4) == {}
     assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
     assert rare(AnchorMachine, "acted as a strand", floor=0.4) == {}
+    assert rare(AnchorMachine, "was inside a grant", floor=0.4) == {}
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
     assert rare(AnchorMachine, "too many waited", "denied", floor=0.1) == {}

@@ -105,7 +105,7 @@ class Witness:
             case c.Resume():
                 self.opening.clear()
                 self.fenced &= self.dead
-            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
+            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner() | c.EnterGrants():
                 pass
             case _:
                 if isinstance(command, c.Acquire) and self.is_crowded(command):

@@ -51,6 +51,16 @@ class RegisterOwner(Struct, frozen=True, gc=False):
     until: Until = "either"
 
 
+class EnterGrants(Struct, frozen=True, gc=False):
+    """A session says which locks the holders have that wait for its end.
+
+    It must neither hold nor wait yet. Tokens that nobody holds are ignored.
+    """
+
+    session: int
+    tokens: tuple[int, ...]
+
+
 class CloseSession(Struct, frozen=True, gc=False):
     """A client disconnected."""
 
@@ -194,6 +204,7 @@ Command = (
     AddLockspace
     | OpenSession
     | RegisterOwner
+    | EnterGrants
     | CloseSession
     | DisconnectOwner
     | EndOwner

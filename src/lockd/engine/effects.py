@@ -55,12 +55,18 @@ class LastHolder(Struct, frozen=True, gc=False):
 
 
 class WaitEdge(Struct, frozen=True, gc=False):
-    """One edge of a cycle: a strand that waits for a resource."""
+    """One edge of a cycle: a strand that waits for a resource.
+
+    Attributes:
+        inside: if the strand in its way waits for the session of the next edge: the
+            grant inside which that session is.
+    """
 
     owner: Owner
     session: int
     key: ResourceKey
     strand: int = 0
+    inside: Grant | None = None
 
 
 class Situation(Struct, frozen=True, gc=False):

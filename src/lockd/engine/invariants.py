@@ -13,7 +13,7 @@ from lockd.engine.effects import Grant
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, claim_of
+from lockd.engine.session import OwnerState, Request, Session, claim_of
 from lockd.terms import Mode, ResourceKey
 
 Party = tuple[int, int, int]
@@ -122,6 +122,21 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         yield from _broken_strands(owner)
         if owner.claims != reduce(xor, map(claim_of, owner.grants.values()), 0):
             yield f"owner {owner_id} claims something else than it holds"
+    inside = {
+        (grant.fencing_token, session.session_id)
+        for owner in engine.state.owners.values()
+        for strand in (owner.whole, *owner.strands.values())
+        for grant, session in strand.inside.values()
+    }
+    held = {x for owner in engine.state.owners.values() for x in owner.grants}
+    expected = {
+        (token, session.session_id)
+        for session in engine.state.sessions.values()
+        for token in session.within
+        if token in held
+    }
+    if inside != expected:
+        yield f"inside grants are {inside}, not {expected}"
     for session in engine.state.sessions.values():
         if session.waits != reduce(
             xor, (x.order for x in session.requests.values()), 0
@@ -229,6 +244,11 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
         for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
+    grants = {
+        grant.fencing_token: grant
+        for resource in engine.state.resources.values()
+        for grant in resource.holders.values()
+    }
     while left:
         granted = [r for r in left if all(_is_free(r, lines, held, k) for k in r.keys)]
         for request in granted[:1]:
@@ -237,6 +257,8 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
                 lines[key].remove(request)
                 held[key][_party_of(request)] = request.mode
         waiting = {_party_of(request) for request in left}
+        for session in {request.session for request in left}:
+            waiting |= _waits_for(session, grants)
         done = {own for modes in held.values() for own in modes} - waiting
         held = {
             key: {own: mode for own, mode in modes.items() if own in waiting}
@@ -245,6 +267,11 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
         if not granted and not done:
             yield f"requests wait for each other: {sorted(r.order for r in left)}"
             return
+
+
+def _waits_for(session: Session, grants: Mapping[int, Grant]) -> set[Party]:
+    """Returns the holders that wait for the end of a session."""
+    return {_party(grants[token]) for token in session.within if token in grants}
 
 
 def _party(grant: Grant) -> Party:

@@ -40,6 +40,7 @@ class LockEngine:
             c.AddLockspace: self._add_lockspace,
             c.OpenSession: owners.open_session,
             c.RegisterOwner: owners.register_owner,
+            c.EnterGrants: owners.enter_grants,
             c.CloseSession: owners.close_session,
             c.DisconnectOwner: owners.disconnect_owner,
             c.EndOwner: owners.end_owner,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 from lockd.engine.commands import (
@@ -120,10 +120,25 @@ class LockState:
         """Adds a session, and attaches it to its owner."""
         session.owner.sessions[session.session_id] = session
         self.sessions[session.session_id] = session
+        self._let_in(session)
         self.mark("session", session.session_id)
+
+    def enter(self, session: Session, tokens: Sequence[int]) -> None:
+        """Puts a session inside the grants with these tokens, if they are held."""
+        held = self._grants_of(set(tokens))
+        session.enter([token for token in tokens if token in held])
+        self._let_in(session)
+        self.mark("session", session.session_id)
+
+    def _let_in(self, session: Session) -> None:
+        for grant in self._grants_of(set(session.within)).values():
+            self.owners[grant.owner_id].strand_of(grant).let_in(grant, session)
 
     def remove_session(self, session: Session) -> None:
         """Removes a session without requests."""
+        for token, grant in self._grants_of(set(session.within)).items():
+            strand = self.owners[grant.owner_id].strand_of(grant)
+            strand.let_out(token, session.session_id)
         del session.owner.sessions[session.session_id]
         del self.sessions[session.session_id]
         self.mark("session", session.session_id)
@@ -284,6 +299,13 @@ class LockState:
         owners = self.owners.values()
         found = (owner.grants.get(fencing_token) for owner in owners)
         return next(filter(None, found), None)
+
+    def _grants_of(self, tokens: set[int]) -> dict[int, Grant]:
+        """Returns the grants with these tokens, as far as they are held."""
+        found: dict[int, Grant] = {}
+        for owner in self.owners.values() if tokens else ():
+            found |= {x: owner.grants[x] for x in tokens & owner.grants.keys()}
+        return found
 
     def held_by(self, strand: Strand, key: ResourceKey) -> Grant | None:
         """Returns the grant of a strand at a resource."""

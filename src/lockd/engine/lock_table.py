@@ -42,7 +42,7 @@ from lockd.engine.request_state import (
 )
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, Session, Strand
-from lockd.engine.waitgraph import find_cycle
+from lockd.engine.waitgraph import find_cycle, find_cycle_through
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 TRY_PATIENCE: Final = 10.0
@@ -124,18 +124,22 @@ class LockTable:
         request.become(QUEUED)
         for key in request.keys:
             self._state.resource(key).enqueue(request)
-        # A convert goes before acquires, so these now wait for its strand too.
-        new = (
-            list(request.strand.requests.values()) if request.converting else [request]
-        )
-        if cycle := self.cycle_of(new):
+        cycle = self.cycle_of(request)
+        if request.converting and not cycle:
+            # A convert goes before acquires, so these now wait for its strand too.
+            cycle = self.cycle_through(request.strand, but=request)
+        if cycle:
             self.refuse(request, "deadlock", now, cycle=cycle)
         else:
             self._announce(request)
 
-    def cycle_of(self, requests: Sequence[Request]) -> tuple[WaitEdge, ...]:
-        """Returns a cycle in which one of these requests of a strand waits, or ()."""
-        return find_cycle(requests, self._state.resources)
+    def cycle_of(self, request: Request) -> tuple[WaitEdge, ...]:
+        """Returns the cycle that a request closes, or ()."""
+        return find_cycle(request, self._state.resources)
+
+    def cycle_through(self, strand: Strand, *, but: Request) -> tuple[WaitEdge, ...]:
+        """Returns a cycle through a strand without one of its requests, or ()."""
+        return find_cycle_through(strand, self._state.resources, but=but)
 
     def _announce(self, request: Request) -> None:
         """Tells the session that its request waits, and starts its timeout."""
@@ -358,7 +362,7 @@ class LockTable:
         was_announced = request.is_announced
         retry_at = request.pause_until_later(now)
         self._deadlines.add(retry_at, request, self._state.waiting)
-        if cycle := self.cycle_of([request]):
+        if cycle := self.cycle_of(request):
             self.refuse(request, "deadlock", now, cycle=cycle)
         elif not was_announced:
             self._announce(request)

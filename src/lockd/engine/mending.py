@@ -157,7 +157,7 @@ def _break_circles(state: LockState, losses: Losses) -> None:
     resources = {key: Resource(key) for request in requests for key in request.keys}
     resources |= state.resources
     for request in requests:
-        if find_cycle([request], resources):
+        if find_cycle(request, resources):
             session = request.session.session_id
             losses.problems.append(f"session {session} waits for itself")
             losses.sessions.append(session)

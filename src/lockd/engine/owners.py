@@ -58,6 +58,10 @@ class Owners:
         owner.sessions[session.session_id] = session
         return owner
 
+    def enter_grants(self, command: c.EnterGrants, now: float) -> None:
+        """Puts a session inside grants, whose holders wait for its end."""
+        self._state.enter(self._state.sessions[command.session], command.tokens)
+
     # Ending.
 
     def close_session(self, command: c.CloseSession, now: float) -> None:

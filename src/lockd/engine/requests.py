@@ -194,11 +194,11 @@ class Requests:
         A waiter for several resources may be compatible with the shared hold and wait
         elsewhere. It would then have to wait for the exclusive one.
         """
-        others = [r for r in request.strand.requests.values() if r is not request]
-        if not others or request.mode == SHARED:
+        strand = request.strand
+        if request.mode == SHARED or not (len(strand.requests) > 1 or strand.inside):
             return ()
         self._state.put_grant(replace(held, mode=EXCLUSIVE))
-        cycle = self._table.cycle_of(others)
+        cycle = self._table.cycle_through(strand, but=request)
         self._state.put_grant(held)
         return cycle
 

@@ -9,7 +9,7 @@ Each object keeps its own counts consistent. The rules of locking are in `lock_t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from lockd.engine.commands import AnchorRefused, Owner, RegisterOwner
@@ -56,10 +56,13 @@ class Strand:
     of the owner.
     """
 
-    __slots__ = ("held", "name", "requests")
+    __slots__ = ("held", "inside", "name", "requests")
 
     def __init__(self, name: tuple[int, int] = WHOLE) -> None:
         self.name = name
+        #: The sessions for whose end it waits, by token of its grant and by number: a
+        #: program that holds a lock waits for the programs that it starts.
+        self.inside = _NOBODY_INSIDE
         #: How many grants it has.
         self.held = 0
         #: Its unanswered requests by order.
@@ -87,6 +90,30 @@ class Strand:
         """Removes an answered request."""
         del self.requests[request.order]
 
+    def let_in(self, grant: Grant, session: Session) -> None:
+        """Notes that a session is inside one of its grants."""
+        if not self.inside:
+            self.inside = {}
+        self.inside[grant.fencing_token, session.session_id] = (grant, session)
+
+    def let_out(self, token: int, session_id: int | None = None) -> None:
+        """Notes that a session, or everybody, is not inside a grant any more."""
+        self.inside = {
+            name: inside
+            for name, inside in self.inside.items()
+            if name != (token, session_id or name[1])
+        } or _NOBODY_INSIDE
+
+    def awaited(self) -> Iterator[tuple[Request, Grant | None]]:
+        """Yields the requests for which it waits.
+
+        Those are its own, and those of the sessions inside its grants, each with the
+        grant.
+        """
+        yield from ((request, None) for request in self.requests.values())
+        for grant, session in self.inside.values():
+            yield from ((request, grant) for request in session.requests.values())
+
     def waits_for(self, key: ResourceKey) -> Iterator[Request]:
         """Yields its unanswered requests for a resource."""
         return (r for r in self.requests.values() if key in r.keys)
@@ -95,6 +122,9 @@ class Strand:
         """Returns its unanswered convert of a resource."""
         return next((r for r in self.waits_for(key) if r.converting), None)
 
+
+#: Shared by all strands with nobody inside, to save memory.
+_NOBODY_INSIDE: Final[dict[tuple[int, int], tuple[Grant, Session]]] = {}
 
 #: Shared by all owners without strands of their own, to save memory.
 _NO_STRANDS: Final[dict[tuple[int, int], Strand]] = {}
@@ -182,6 +212,8 @@ class OwnerState:
         self.claims ^= claim_of(grant)
         strand = self.strand_of(grant) if grant.strand else self.whole
         strand.hold(-1)
+        if strand.inside:
+            strand.let_out(fencing_token)
         if grant.strand:
             self._keep(strand)
         return strand
@@ -259,10 +291,15 @@ def claim_of(grant: Grant) -> int:
 class Session:
     """One client connection: for whom it acts, and what it waits for."""
 
-    __slots__ = ("owner", "registered", "requests", "session_id", "waits")
+    __slots__ = ("owner", "registered", "requests", "session_id", "waits", "within")
 
     def __init__(
-        self, session_id: int, owner: OwnerState, *, registered: bool = False
+        self,
+        session_id: int,
+        owner: OwnerState,
+        *,
+        registered: bool = False,
+        within: Sequence[int] = (),
     ) -> None:
         self.session_id = session_id
         self.owner = owner
@@ -271,11 +308,17 @@ class Session:
         self.requests: dict[int, Request] = {}
         #: A checksum of its requests: their orders, combined by exclusive or.
         self.waits = 0
+        #: The tokens of the grants whose holders wait for its end. Some may be over.
+        self.within = tuple(within)
 
     def register(self, owner: OwnerState) -> None:
         """Makes the session act for an owner."""
         self.owner = owner
         self.registered = True
+
+    def enter(self, tokens: Sequence[int]) -> None:
+        """Notes the grants whose holders wait for its end."""
+        self.within = tuple(tokens)
 
     def put(self, request: Request) -> None:
         """Adds an unanswered request."""

@@ -7,7 +7,7 @@ it. Times are absolute: the successor must use the same clock. Sessions, owners 
 requests keep their numbers, and lines keep their order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, convert, structs, to_builtins
@@ -143,7 +143,12 @@ def _check_version(data: Plain) -> None:
 
 def dump_session(session: Session) -> list[Any]:
     """Returns a session without its requests."""
-    return [session.session_id, session.owner.owner_id, session.registered]
+    return [
+        session.session_id,
+        session.owner.owner_id,
+        session.registered,
+        list(session.within),
+    ]
 
 
 def dump_owner(owner: OwnerState) -> Plain:
@@ -192,10 +197,15 @@ def _load_owner(state: LockState, data: Plain) -> None:
 
 
 def _load_session(
-    state: LockState, session_id: int, owner_id: int, registered: bool
+    state: LockState,
+    session_id: int,
+    owner_id: int,
+    registered: bool,
+    within: Sequence[int] = (),
 ) -> None:
-    owner = state.owners[owner_id]
-    state.add_session(Session(session_id, owner, registered=registered))
+    owner, tokens = state.owners[owner_id], convert(within, list[int])
+    session = Session(session_id, owner, registered=registered, within=tokens)
+    state.add_session(session)
 
 
 def dump_request(request: Request) -> Plain:

@@ -6,39 +6,68 @@ for every holder that its mode excludes, and for every request that is served be
 
 - It waits for a *strand*: a holder, or one that becomes a holder before the request is
   served. The wait ends when all requests of that strand are granted.
+- A strand waits for the end of each *session* that is inside one of its grants: a
+  program that holds a lock waits for the programs that it starts. The session ends when
+  all its requests are granted.
 - A shared request that waits behind a shared *request* only waits for its grant. A
   request for one resource is granted at once if nothing else is before it, so it is no
   obstacle. A request for several resources may wait elsewhere.
 
 The engine refuses requests that would close a cycle, so the graph has none. So a new
-cycle leads through the strand of the new request. No search is needed if nobody can
-wait for that strand.
+cycle leads through the strand or the session of the new request. No search is needed if
+nobody can wait for them. A convert goes before acquires, so these then wait for its
+strand too, and a new cycle may lead through anything for which the strand waits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lockd.engine.effects import WaitEdge
+from lockd.engine.effects import Grant, WaitEdge
 from lockd.engine.resource import Resource, compatible
-from lockd.engine.session import Request, Strand
+from lockd.engine.session import Request, Session, Strand
 from lockd.terms import EXCLUSIVE, ResourceKey
 
 Resources = Mapping[ResourceKey, Resource]
 
 
-def find_cycle(starts: Sequence[Request], resources: Resources) -> tuple[WaitEdge, ...]:
-    """Returns a cycle that leads from a queued request back to its strand.
+Link = tuple[Request, ResourceKey, Grant | None]
+"""A request, the resource where it waits, and the grant inside which what it waits for
+goes on; None if it waits for the strand or the request itself."""
+
+
+def find_cycle(request: Request, resources: Resources) -> tuple[WaitEdge, ...]:
+    """Returns the cycle that a queued request closes.
 
     The result is empty without a cycle. Each edge waits for the strand of the next
-    edge, and the last for the strand of the first.
+    edge, and the last for the strand of the first; or for a strand that waits for the
+    session of the next edge (`WaitEdge.inside`).
+    """
+    strand, session = request.strand, request.session
+    if strand.held or len(strand.requests) > 1 or session.within:
+        return _search([request], strand, session, resources)
+    return ()
+
+
+def find_cycle_through(
+    strand: Strand, resources: Resources, *, but: Request
+) -> tuple[WaitEdge, ...]:
+    """Returns a cycle through a strand for which others begin to wait.
 
     Args:
-        starts: requests of one strand. The first edge is one of them.
+        but: a request of the strand that does not count.
     """
-    goal = starts[0].strand
-    if not goal.held and len(goal.requests) < 2:
-        return ()
+    starts = [request for request, _ in strand.awaited() if request is not but]
+    return _search(starts, strand, None, resources)
+
+
+def _search(
+    starts: Sequence[Request],
+    goal: Strand,
+    session: Session | None,
+    resources: Resources,
+) -> tuple[WaitEdge, ...]:
+    """Returns a path from a start to whatever waits for `goal` or `session`."""
     search = _Search(resources)
-    came_from: dict[Request, tuple[Request, ResourceKey]] = {}
+    came_from: dict[Request, Link] = {}
     seen: set[Strand] = set()
     frontier = list(starts)
     reached = set(starts)
@@ -46,19 +75,22 @@ def find_cycle(starts: Sequence[Request], resources: Resources) -> tuple[WaitEdg
         request = frontier.pop()
         for key, obstacle in search.obstacles(request):
             # A grant of one of several old requests closes no new cycle.
-            if obstacle is goal or (obstacle is starts[0] and len(starts) == 1):
-                return _edges(request, key, came_from)
+            if obstacle is goal or (session and obstacle is starts[0]):
+                return _edges((request, key, None), came_from)
             if isinstance(obstacle, Request):
-                next_ones = [obstacle]
+                next_ones: Iterable[tuple[Request, Grant | None]] = [(obstacle, None)]
             elif obstacle in seen:
                 continue
             else:
                 seen.add(obstacle)
-                next_ones = list(obstacle.requests.values())
-            for other in next_ones:
+                for grant, inside in obstacle.inside.values():
+                    if inside is session:
+                        return _edges((request, key, grant), came_from)
+                next_ones = obstacle.awaited()
+            for other, grant_or_none in next_ones:
                 if other not in reached:
                     reached.add(other)
-                    came_from[other] = (request, key)
+                    came_from[other] = (request, key, grant_or_none)
                     frontier.append(other)
     return ()
 
@@ -126,23 +158,18 @@ class _Known:
         return self._line[begin:place]
 
 
-def _edges(
-    last: Request,
-    key: ResourceKey,
-    came_from: Mapping[Request, tuple[Request, ResourceKey]],
-) -> tuple[WaitEdge, ...]:
-    edges = [_edge(last, key)]
-    request = last
-    while request in came_from:
-        request, key = came_from[request]
-        edges.append(_edge(request, key))
-    return tuple(reversed(edges))
+def _edges(last: Link, came_from: Mapping[Request, Link]) -> tuple[WaitEdge, ...]:
+    links = [last]
+    while (request := links[-1][0]) in came_from:
+        links.append(came_from[request])
+    return tuple(_edge(*link) for link in reversed(links))
 
 
-def _edge(request: Request, key: ResourceKey) -> WaitEdge:
+def _edge(request: Request, key: ResourceKey, inside: Grant | None) -> WaitEdge:
     return WaitEdge(
         request.owner.identity,
         request.session.session_id,
         key,
         request.strand.number,
+        inside,
     )

@@ -1,0 +1,147 @@
+"""Programs inside the lock of a program that waits for their end."""
+
+import pytest
+
+from engine.scene import (
+    ALICE,
+    BOB,
+    CAROL,
+    CAST,
+    DAVE,
+    DISK,
+    TAPE,
+    acquire,
+    convert,
+    grant,
+    owner,
+    queued,
+    refusal,
+    release,
+)
+from engine.snapshots import dump
+from lockd.engine import snapshot
+from lockd.engine.commands import BreakGrant, CloseSession, EnterGrants
+from lockd.engine.effects import WaitEdge
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED
+
+
+def enter(engine: LockEngine, session: int, *tokens: int) -> None:
+    assert engine.handle(EnterGrants(session, tokens), now=0.0) == []
+    check(engine)
+
+
+def test_who_is_inside_would_wait_for_its_parent_for_ever(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    refused = refusal(acquire(engine, BOB, 1, DISK))
+    assert refused.code == "deadlock"
+    who = owner(CAST[BOB], BOB)
+    inside = grant(DISK, ALICE, 1)
+    assert refused.cycle == (WaitEdge(who, BOB, DISK, inside=inside),)
+
+
+def test_grandchild_would_wait_for_its_grandparent(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1, 2)
+    assert refusal(acquire(engine, CAROL, 1, DISK)).code == "deadlock"
+    assert refusal(acquire(engine, CAROL, 2, TAPE)).code == "deadlock"
+
+
+def test_two_trees_that_want_what_the_other_has(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1)
+    enter(engine, DAVE, 2)
+    assert acquire(engine, CAROL, 1, TAPE) == [queued(CAROL, 1, TAPE)]
+    refused = refusal(acquire(engine, DAVE, 1, DISK))
+    assert refused.code == "deadlock"
+    assert [(x.session, x.key) for x in refused.cycle] == [(DAVE, DISK), (CAROL, TAPE)]
+    assert [x.inside and x.inside.session for x in refused.cycle] == [ALICE, BOB]
+
+
+def test_parent_closes_the_circle_itself(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1)
+    acquire(engine, CAROL, 1, TAPE)
+    assert refusal(acquire(engine, BOB, 2, DISK)).code == "deadlock"
+
+
+def test_who_is_inside_waits_for_a_stranger(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1)
+    assert acquire(engine, CAROL, 1, TAPE) == [queued(CAROL, 1, TAPE)]
+
+
+def test_who_outlived_the_lock_is_inside_nothing(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    release(engine, ALICE, 2, DISK)
+    check(engine)
+    acquire(engine, ALICE, 3, DISK)
+    assert acquire(engine, BOB, 1, DISK) == [queued(BOB, 1, DISK)]
+
+
+def test_token_that_nobody_holds_is_ignored(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 0, 7, 2**62)
+    assert acquire(engine, BOB, 1, DISK) == [queued(BOB, 1, DISK)]
+
+
+def test_upgrade_waits_for_who_is_inside(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, BOB, 2, DISK, mode=SHARED)
+    # Alice waits for Carol, who waits for Bob, who would have to wait for Alice.
+    assert refusal(convert(engine, BOB, 3, DISK, EXCLUSIVE)).code == "deadlock"
+
+
+def test_end_of_one_child_keeps_the_others_inside(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    enter(engine, CAROL, 1)
+    engine.handle(CloseSession(BOB), now=0.0)
+    check(engine)
+    assert refusal(acquire(engine, CAROL, 1, DISK)).code == "deadlock"
+
+
+def test_lock_that_is_broken_has_nobody_inside(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    engine.handle(BreakGrant(DAVE, 1, 1, "x"), now=0.0)
+    check(engine)
+    acquire(engine, CAROL, 1, DISK)
+    assert acquire(engine, BOB, 1, DISK) == [queued(BOB, 1, DISK)]
+
+
+def test_state_survives_with_who_is_inside(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, ALICE, 2, TAPE)
+    enter(engine, BOB, 1, 2)
+    release(engine, ALICE, 3, TAPE)
+    loaded = snapshot.load(dump(engine)).engine
+    check(loaded)
+    assert dump(loaded) == dump(engine)
+    assert refusal(acquire(loaded, BOB, 1, DISK)).code == "deadlock"
+
+
+def test_older_state_has_nobody_inside(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    old = dump(engine)
+    old["sessions"] = [record[:3] for record in old["sessions"]]
+    assert dump(snapshot.load(old).engine) == dump(engine)
+
+
+@pytest.mark.parametrize("tries", [0, 5.0])
+def test_try_inside_is_busy_or_a_deadlock(tries: float, engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    refused = refusal(acquire(engine, BOB, 1, DISK, timeout=tries))
+    assert refused.code == ("deadlock" if tries else "busy")
