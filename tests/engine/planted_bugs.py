@@ -291,9 +291,9 @@ PLANTED_BUGS = [
     _in(
         "session",
         "strands of two sessions are the same",
-        "        return self.strands.get(name) or Strand(name)\n",
-        "        return next((x for x in self.strands.values()"
-        " if x.number == name[1]), None) or Strand(name)\n",
+        "self.strands.get(name) or (Strand(name)",
+        "next((x for x in self.strands.values() if x.number == name[1]), None)"
+        " or (Strand(name)",
     ),
     _in(
         "session",

@@ -13,7 +13,7 @@ def test_owner_waits_with_all_its_sessions(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
     acquire(engine, BOB, 1, TAPE)
     guest = engine.state.owners[100]
-    assert guest.waiting_count == 2
+    assert len(guest.waiting()) == 2
     assert [r.session.session_id for r in guest.waiting()] == [ALICE, BOB]
     assert all(request.owner is guest for request in guest.waiting())
 

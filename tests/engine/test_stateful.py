@@ -742,7 +742,7 @@ def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=200,
+                max_examples=150,
                 stateful_step_count=50,
                 derandomize=True,
                 database=None,

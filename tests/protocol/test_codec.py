@@ -233,7 +233,7 @@ streams = st.lists(
 ).map(b"".join)
 
 
-@settings(derandomize=True, deadline=None, max_examples=400)
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(streams, st.lists(st.integers(0, 400), max_size=8))
 @example(b"\x91\xa2\xff\xfe\xc1", [1, 2, 3, 4])
 @example(b"\xc7\x00\x05\x01", [1, 2])

@@ -1,8 +1,7 @@
 """Sessions, the owners they act for, their strands, and the requests that wait.
 
 A *strand* is what holds, waits and excludes: the owner as a whole, or one thread or
-task of a session. Two strands of an owner are as apart as two owners, but every session
-of the owner may release what they hold, and all of it ends with the owner.
+task of a session. All that its strands hold ends with the owner.
 
 Each object keeps its own counts consistent. The rules of locking are in `lock_table`.
 """
@@ -73,22 +72,9 @@ class Strand:
         """Its number in its session; 0 for the owner as a whole."""
         return self.name[1]
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it neither holds nor waits."""
-        return not (self.held or self.requests)
-
     def hold(self, more: int) -> None:
         """Counts grants: 1 is a new one, -1 one that ended."""
         self.held += more
-
-    def put(self, request: Request) -> None:
-        """Adds an unanswered request."""
-        self.requests[request.order] = request
-
-    def remove(self, request: Request) -> None:
-        """Removes an answered request."""
-        del self.requests[request.order]
 
     def let_in(self, grant: Grant, session: Session) -> None:
         """Notes that a session is inside one of its grants."""
@@ -123,10 +109,8 @@ class Strand:
         return next((r for r in self.waits_for(key) if r.converting), None)
 
 
-#: Shared by all strands with nobody inside, to save memory.
+#: Shared by all that have none, to save memory.
 _NOBODY_INSIDE: Final[dict[tuple[int, int], tuple[Grant, Session]]] = {}
-
-#: Shared by all owners without strands of their own, to save memory.
 _NO_STRANDS: Final[dict[tuple[int, int], Strand]] = {}
 
 
@@ -220,9 +204,7 @@ class OwnerState:
 
     def strand(self, name: tuple[int, int]) -> Strand:
         """Returns a strand by name: a new one if it neither holds nor waits."""
-        if not name[1]:
-            return self.whole
-        return self.strands.get(name) or Strand(name)
+        return self.strands.get(name) or (Strand(name) if name[1] else self.whole)
 
     def strand_of(self, grant: Grant) -> Strand:
         """Returns the strand that holds a grant."""
@@ -230,25 +212,25 @@ class OwnerState:
 
     def put_request(self, request: Request) -> None:
         """Adds an unanswered request to its strand."""
-        request.strand.put(request)
+        request.strand.requests[request.order] = request
         self._keep(request.strand)
 
     def remove_request(self, request: Request) -> None:
         """Removes an answered request from its strand."""
-        request.strand.remove(request)
+        del request.strand.requests[request.order]
         self._keep(request.strand)
 
     def _keep(self, strand: Strand) -> None:
         """Keeps a strand while it holds or waits."""
         if strand is self.whole:
             return
-        if strand.is_idle:
-            self.strands.pop(strand.name, None)
-            self.strands = self.strands or _NO_STRANDS
-        else:
+        if strand.held or strand.requests:
             if not self.strands:
                 self.strands = {}
             self.strands[strand.name] = strand
+        else:
+            self.strands.pop(strand.name, None)
+            self.strands = self.strands or _NO_STRANDS
 
     def end(self, *, ended: bool = True) -> None:
         """Notes whether the owner has ended. An owner that ended gets no more locks."""
@@ -271,11 +253,6 @@ class OwnerState:
         if self.fencing:
             return "unavailable", "lockd is killing the process of this session"
         return "invalid", "another request with this msgid has no answer yet"
-
-    @property
-    def waiting_count(self) -> int:
-        """How many requests wait on behalf of this owner."""
-        return sum(len(session.requests) for session in self.sessions.values())
 
     def waiting(self) -> list[Request]:
         """Returns the requests that wait on behalf of this owner."""

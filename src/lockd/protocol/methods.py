@@ -4,6 +4,7 @@ Parameters are checked when they are converted. A parameter that is wrong, unkno
 missing never reaches a handler.
 """
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
@@ -24,6 +25,9 @@ Seconds = Annotated[
     float, Meta(ge=0, le=1e9, description="a number from 0 to 1e9 (seconds)")
 ]
 
+_GRANT_NAME: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
+"""A grant as a client names it outside its connection."""
+
 MAX_TEXT_CHARACTERS: Final = 4_096
 """The longest label or reason."""
 
@@ -37,13 +41,25 @@ class NoParams(Params, frozen=True):
 
 
 class HelloParams(Params, frozen=True):
-    """The name of the client, and the version of the protocol."""
+    """The name of the client, the version of the protocol, the locks around it."""
 
     protocol: int
     client: str
+    within: Annotated[list[str], Meta(max_length=64)] | None = None
 
     def __post_init__(self) -> None:
         check_shown(client=self.client)
+        for name in self.within or ():
+            if not _GRANT_NAME.fullmatch(name):
+                raise InvalidRequestError(
+                    "each text of `within` is the instance of a daemon, a colon, and a "
+                    "fencing token"
+                )
+
+    def within_of(self, instance: str) -> tuple[int, ...]:
+        """Returns the fencing tokens of `within` that are of this daemon."""
+        parts = (name.split(":") for name in self.within or ())
+        return tuple(int(token) for daemon, token in parts if daemon == instance)
 
 
 class OwnerParams(Params, frozen=True):

@@ -23,11 +23,12 @@ _numbers = count()
 def test_hello_says_who_answers(client: WireClient, other: WireClient) -> None:
     first = client.call("hello", protocol=1, client="test")
     second = other.call("hello", protocol=1, client="test")
-    assert set(first) == {"protocol", "server", "session", "epoch"}
+    assert set(first) == {"protocol", "server", "session", "epoch", "instance"}
     assert first["protocol"] == 1
     assert first["server"].startswith("lockd ")
     assert first["epoch"] == 1
     assert first["session"] != second["session"]
+    assert first["instance"] == second["instance"]
 
 
 def test_other_version_of_the_protocol_is_refused_and_ours_is_named(
@@ -205,7 +206,7 @@ def test_deadlock_names_the_cycle(client: WireClient, other: WireClient) -> None
     assert refusal.facts is not None
     cycle = refusal.facts["cycle"]
     assert {link["resource"] for link in cycle} == {"a", "b"}
-    link_keys = {"name", "pid", "session", "strand", "lockspace", "resource"}
+    link_keys = {"name", "pid", "session", "strand", "lockspace", "resource", "inside"}
     assert all(set(link) == link_keys for link in cycle)
     other.call("release", resource="b")
     assert client.result(waiting)["grant"]["resource"] == "b"

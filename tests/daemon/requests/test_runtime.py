@@ -107,6 +107,7 @@ class Scene:
             Keeping(),
             Life(0.0),
             1,
+            "0" * 32,
             make,
             Health(),
         )

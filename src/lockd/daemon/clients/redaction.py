@@ -57,6 +57,9 @@ class Redaction:
         return Refused(effect.session, effect.request, effect.code, message)
 
     def _edge(self, edge: WaitEdge, peer: Peer) -> WaitEdge:
+        inside = edge.inside
+        if inside and not self._access.may(peer, "list", inside.key.lockspace):
+            edge = replace(edge, inside=replace(inside, key=HIDDEN))
         seen = self._access.may(peer, "list", edge.key.lockspace)
         return edge if seen else replace(edge, key=HIDDEN)
 

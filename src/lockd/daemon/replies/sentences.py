@@ -41,6 +41,13 @@ _OWN_LOCK: Final = (
 )
 
 
+_INSIDE: Final = (
+    "take the lock in one place only, or unset LOCKD_WITHIN for a program whose end "
+    "nobody waits for"
+)
+"""The next step where a program waits for the end of another that it started."""
+
+
 def sentence(
     refused: Refused, now: float, *, advises: bool = True, pid: int | None = None
 ) -> str:
@@ -59,6 +66,8 @@ def sentence(
         parts.append(_OWN_LOCK)
     elif advises and refused.max_waiting is not None:
         parts.append("ask again later, or with a greater `max_waiting`")
+    elif advises and any(edge.inside is not None for edge in refused.cycle):
+        parts.append(_INSIDE)
     elif advises:
         parts.append(NEXT_STEPS.get(refused.code, ""))
     return "; ".join(filter(None, parts))
@@ -166,9 +175,16 @@ def _held_outside(outside: OutsideHolder) -> str:
 
 def _circle(cycle: tuple[WaitEdge, ...]) -> str:
     first = called(cycle[0].owner)
-    waits = [f"waits for {_wanted(edge)}, held or queued for by" for edge in cycle]
+    waits = [f"waits for {_wanted(edge)}, {_obstacle(edge)}" for edge in cycle]
     others = [called(edge.owner) + ", who" for edge in cycle[1:]]
     return " ".join(chain(*zip([first, *others], waits, strict=True), [first]))
+
+
+def _obstacle(edge: WaitEdge) -> str:
+    if edge.inside is None:
+        return "held or queued for by"
+    by = called(edge.inside.owner)
+    return f"held or queued for by {by}, which waits for the end of"
 
 
 def _wanted(edge: WaitEdge) -> str:

@@ -183,6 +183,18 @@ def edge(found: WaitEdge) -> Map:
         "strand": found.strand,
         "lockspace": found.key.lockspace or None,
         "resource": found.key.resource or None,
+        "inside": None if found.inside is None else _inside(found.inside),
+    }
+
+
+def _inside(grant: Grant) -> Map:
+    """Returns the holder that waits for the next party of a cycle."""
+    return {
+        "name": grant.owner.name,
+        "pid": grant.owner.pid,
+        "session": grant.session,
+        "lockspace": grant.key.lockspace or None,
+        "resource": grant.key.resource or None,
     }
 
 

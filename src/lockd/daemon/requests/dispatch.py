@@ -90,6 +90,7 @@ class Dispatcher:
         keeping: knows what would survive a crash.
         life: numbers owners.
         epoch: the epoch of this start.
+        instance: the name of this daemon (`system.instance`).
         make_lockspace: creates a lockspace.
         health: has the problems.
     """
@@ -105,6 +106,7 @@ class Dispatcher:
         keeping: Keeping,
         life: Life,
         epoch: int,
+        instance: str,
         make_lockspace: LockspaceMaker,
         health: Health,
     ) -> None:
@@ -123,6 +125,7 @@ class Dispatcher:
         self._keeping = keeping
         self._life = life
         self._epoch = epoch
+        self._instance = instance
         self._make_lockspace = make_lockspace
         self._health = health
         self._handlers: dict[str, Handler] = {
@@ -313,12 +316,18 @@ class Dispatcher:
             raise refusals.other_protocol(params.protocol, m.PROTOCOL_VERSION)
         if peer.connection.greeted:
             raise InvalidRequestError("this session already sent hello: send it once")
+        if params.within:
+            if self._engine.sessions[peer.session].requests:
+                raise InvalidRequestError("give `within` before the first request")
+            tokens = params.within_of(self._instance)
+            self._runtime.carry_out(c.EnterGrants(peer.session, tokens))
         peer.introduce(params.client)
         result = {
             "protocol": m.PROTOCOL_VERSION,
             "server": f"lockd {__version__}",
             "session": peer.session,
             "epoch": self._epoch,
+            "instance": self._instance,
         }
         peer.send_result(msgid, result)
 
