@@ -4,10 +4,12 @@ All functions take a pid, which may belong to another process by now.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from lockd.names import plain
 
+_GENERATIONS: Final = 64
 _MAX_COMMAND: Final = 256
 _UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
@@ -40,6 +42,16 @@ def uids_of(pid: int) -> Uids | None:
             real, effective, saved, _ = map(int, line.split()[1:])
             return Uids(real, effective, saved)
     return None
+
+
+def ancestors_of(pid: int) -> Iterator[int]:
+    """Yields the parent of a process, and the parents of that, as far as known."""
+    for _ in range(_GENERATIONS):
+        text = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        pid = int(text[1]) if len(text) > 1 else 0
+        if not pid:
+            return
+        yield pid
 
 
 def command_of(pid: int) -> str | None:

@@ -6,7 +6,6 @@ grant that arrives nevertheless. So a cancelled task never leaves a lock behind.
 
 import os
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -44,7 +43,7 @@ def connect(
 class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
     def __init__(self, socket: str | os.PathLike[str] | None, name: str | None) -> None:
         self._address = paths.find_socket(socket)
-        self._opened = open_link(self._address, partial(requests.opening, name))
+        self._opened = open_link(self._address, requests.Opening(name))
 
     async def __aenter__(self) -> "Client":
         self._link, welcome = await self._opened.__aenter__()
@@ -83,12 +82,14 @@ class Client(Methods):
     Attributes:
         session: the daemon's number of this session.
         epoch: the number of the daemon's current run.
+        instance: the name of the daemon among all daemons; "" if it is too old.
     """
 
     def __init__(self, link: TaskLink, welcome: dict[str, Any]) -> None:
         super().__init__(link)
         self.session: int = welcome["session"]
         self.epoch: int = welcome["epoch"]
+        self.instance: str = welcome.get("instance", "")
 
     def __repr__(self) -> str:
         return f"<Client session {self.session} {self._link!r}>"

@@ -68,6 +68,12 @@ class Client(Methods):
         epoch: int = self._connection.welcome["epoch"]
         return epoch
 
+    @property
+    def instance(self) -> str:
+        """The name of the daemon among all daemons; "" if it is too old."""
+        instance: str = self._connection.welcome.get("instance", "")
+        return instance
+
     def __repr__(self) -> str:
         return f"<Client session {self.session} {self._connection.last!r}>"
 

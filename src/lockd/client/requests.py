@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Final
 
+from lockd.client import within
 from lockd.client.arguments import (
     checked,
     file_text,
@@ -40,10 +41,32 @@ def request(method: str, **params: Any) -> Reply:
     return Reply(method, checked(method, params))
 
 
-def opening(name: str | None, client: str = CLIENT_NAME) -> list[Reply]:
-    """Returns the requests that begin a conversation; `hello` is the first."""
-    hello = request("hello", protocol=PROTOCOL_VERSION, client=client)
-    return [hello] if name is None else [hello, register(name)]
+class Opening:
+    """The requests that begin a conversation; `hello` is the first.
+
+    Args:
+        name: the name of the owner of the locks; None to register later.
+        client: the name of the client for the daemon.
+    """
+
+    def __init__(self, name: str | None, client: str = CLIENT_NAME) -> None:
+        self._name = name
+        self._client = client
+        self._within = within.inherited()
+
+    def requests(self) -> list[Reply]:
+        """Returns the requests, new at each call."""
+        said = {"client": self._client, "within": self._within or None}
+        hello = request("hello", protocol=PROTOCOL_VERSION, **said)
+        return [hello] if self._name is None else [hello, register(self._name)]
+
+    def say_less(self) -> bool:
+        """Leaves out what an older daemon does not know.
+
+        Returns whether there was any of that.
+        """
+        said_more, self._within = bool(self._within), []
+        return said_more
 
 
 def register(

@@ -52,6 +52,6 @@ def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
 def test_place_in_the_queue_is_told_only_of_a_queue(sock: str, client: Client) -> None:
     """The wait may be over when it is asked about: nobody is 0th in queue."""
     client.acquire("job")
-    said = explain_wait(sock, "default", ["job"], 1)
+    said = explain_wait(sock, "default", ["job"], 1).sentence
     assert said.startswith("waiting for 'job' (held for ")
     assert "queue" not in said

@@ -10,7 +10,7 @@ shielded too, because a cancelled program needs these answers; `stop` ends it.
 """
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Self
 
@@ -26,8 +26,9 @@ from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
 from lockd.client.local_queues import LocalQueues, Ticket
 from lockd.client.reply import Reply
+from lockd.client.requests import Opening
 from lockd.client.wire import Wire
-from lockd.errors import LockdError, WrongTaskError
+from lockd.errors import InvalidRequestError, LockdError, WrongTaskError
 from lockd.terms import Mode, ResourceKey
 
 #: A connect cannot wait while the daemon's backlog is full; it can only retry
@@ -40,13 +41,13 @@ PATIENCE: Final = 5.0
 
 @asynccontextmanager
 async def open_link(
-    address: paths.Address, make_opening: Callable[[], list[Reply]]
+    address: paths.Address, opening: Opening
 ) -> AsyncIterator[tuple["TaskLink", Any]]:
     """Opens a connection and a conversation while the body runs.
 
     Args:
         address: where the daemon listens.
-        make_opening: returns the first requests.
+        opening: the first requests.
 
     Yields:
         The connection, and the result of the first request.
@@ -61,11 +62,14 @@ async def open_link(
         while True:
             attempts += 1
             try:
-                opened = _try_to_open(address, make_opening())
+                opened = _try_to_open(address, opening.requests())
                 found = await stack.enter_async_context(opened)
                 break
             except UnheardError:
                 if attempts == paths.ATTEMPTS:
+                    raise
+            except InvalidRequestError:
+                if not opening.say_less():
                     raise
         yield found
 

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from lockd.client import paths, requests
@@ -11,16 +10,17 @@ from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
+from lockd.errors import InvalidRequestError
 
 
 def open_link(
-    address: paths.Address, make_opening: Callable[[], list[Reply]]
+    address: paths.Address, opening: requests.Opening
 ) -> tuple[ThreadLink, Any]:
     """Opens a connection and a conversation.
 
     Args:
         address: where the daemon listens.
-        make_opening: returns the first requests.
+        opening: the first requests.
 
     Returns:
         The connection, and the result of the first request.
@@ -35,12 +35,14 @@ def open_link(
         attempts += 1
         link = ThreadLink(_open_socket(address))
         try:
-            opening = make_opening()
-            link.perform(*opening)
-            welcome, *_ = [reply.outcome() for reply in opening]
+            first = opening.requests()
+            link.perform(*first)
+            welcome, *_ = [reply.outcome() for reply in first]
             return link, welcome
         except BaseException as error:
             link.close()
+            if isinstance(error, InvalidRequestError) and opening.say_less():
+                continue
             if not isinstance(error, UnheardError) or attempts == paths.ATTEMPTS:
                 raise
 
@@ -144,7 +146,7 @@ class Connection:
         return self.last.wait_item(inbox)
 
     def _open(self) -> tuple[ThreadLink, dict[str, Any]]:
-        link, welcome = open_link(self._address, partial(requests.opening, self._name))
+        link, welcome = open_link(self._address, requests.Opening(self._name))
         try:
             if self._on_lost is not None:
                 link.call_when_lost(self._on_lost)

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import click
 
-from lockd.client.blocking import connect
+from lockd.client import within
+from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import program_of
 from lockd.ctl.look.state import State, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import Thing, key_of, ordinal, other_name, show_json
 from lockd.ctl.table import Cells, cells_of, show_table
-from lockd.errors import AcquireTimeoutError
+from lockd.errors import AcquireTimeoutError, DeadlockError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import ResourceKey
 from lockd.text import duration, exact_duration
@@ -126,6 +127,7 @@ def wait(
     with connect(socket) as client, client.watch(key.lockspace) as events:
         # Ask after the watch has begun, so that no event is missed.
         while not (state := state_of(client, key)).is_free:
+            refuse_if_within(client, state, key)
             left = math.inf if until is None else until - time.monotonic()
             if left <= 0:
                 raise AcquireTimeoutError(_still(state, key, timeout or 0))
@@ -142,6 +144,21 @@ def lock_name(path: str) -> None:
     The name is the SHA-256 of the canonical path, as in virtlockd.
     """
     print(hashed_name(path))
+
+
+def refuse_if_within(client: Client, state: State, key: ResourceKey) -> None:
+    """Refuses to wait for a lock that an ancestor holds while it waits for us.
+
+    Raises:
+        DeadlockError: the wait would never end.
+    """
+    around = within.tokens_of(client.instance)
+    for holder in state.resource["holders"]:
+        if holder["fencing_token"] in around:
+            raise DeadlockError(
+                f"{quoted(str(key))} is {state.held}, which waits for the end of this "
+                f"command; unset {within.VARIABLE} if it does not"
+            )
 
 
 def _still(state: State, key: ResourceKey, waited: float) -> str:

@@ -1,5 +1,6 @@
 """The state of one lock, from the daemon and from the kernel."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from lockd.ctl.render import (
 )
 from lockd.errors import CodedError
 from lockd.names import plain, quoted
+from lockd.procs import ancestors_of
 from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
 from lockd.text import duration
 
@@ -133,8 +135,17 @@ def state_of(client: Client, key: ResourceKey) -> State:
     return State(resource, outside, elsewhere)
 
 
-def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) -> str:
-    """Returns the sentence for a waiter. Opens a session of its own.
+class Explanation(NamedTuple):
+    """A sentence about a wait, and whether it is for an ancestor of this process."""
+
+    sentence: str
+    is_for_ancestor: bool
+
+
+def explain_wait(
+    socket: str, lockspace: str, names: Sequence[str], pid: int
+) -> Explanation:
+    """Explains the wait of a waiter. Opens a session of its own.
 
     Args:
         socket: the socket of the daemon.
@@ -153,7 +164,14 @@ def explain_wait(socket: str, lockspace: str, names: Sequence[str], pid: int) ->
     # The wait may have ended meanwhile; then the queue is empty.
     where = f"{ordinal(place)} in queue; " if place else ""
     name = quoted(state.resource["resource"])
-    return f"waiting for {name} ({where}{state.held})"
+    sentence = f"waiting for {name} ({where}{state.held})"
+    # Only words follow from this: a pid may be used again, or mean another process.
+    above = {os.getpid(), *ancestors_of(os.getpid())}
+    if any(holder["pid"] in above for holder in state.resource["holders"]):
+        return Explanation(
+            f"{sentence}; it runs this command, and may wait for its end", True
+        )
+    return Explanation(sentence, False)
 
 
 def culprit(socket: str, error: CodedError) -> str | None:

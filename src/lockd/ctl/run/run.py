@@ -84,6 +84,7 @@ class _RunCommand(click.Command):
                     ("LOCKD_LOCKSPACE", "the lockspace of the names"),
                     ("LOCKD_TOKEN", "the fencing token of each name, in that order"),
                     ("LOCKD_WAITED", "the time that lockctl waited, in seconds"),
+                    ("LOCKD_WITHIN", "all locks around COMMAND, for lockd's clients"),
                     ("LOCKD_SOCKET", "the daemon's socket"),
                 ]
             )

@@ -8,10 +8,9 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from lockd.client import paths, requests
+from lockd.client import paths, requests, within
 from lockd.client.reply import Reply
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.grants import Grant
@@ -80,8 +79,9 @@ class Session:
             AlreadyHeldError: an ancestor of this process holds one of the locks for it.
             RequestError: the daemon rejected the request.
         """
-        opening = partial(requests.opening, None, self._client)
-        self._link, _ = open_link(self._place, opening)
+        opening = requests.Opening(None, self._client)
+        self._link, welcome = open_link(self._place, opening)
+        self._instance = welcome.get("instance", "")
         self._check_not_held_above(names, lockspace)
         self._register(owner, owner_pid, inheritable)
         acquire = requests.acquire_all(
@@ -157,35 +157,30 @@ class Session:
         """
         return [self.fileno()] if self.is_owner else []
 
+    def within(self) -> str:
+        """Returns `LOCKD_WITHIN` for the command, which runs within the locks."""
+        tokens = [grant.fencing_token for grant in self.grants]
+        return within.value(self._instance, tokens)
+
     def outlive_exec(self) -> None:
         """Leaves the connection to the program that replaces this process."""
         self._link.sock.set_inheritable(True)
 
     def _check_not_held_above(self, names: Sequence[str], lockspace: str) -> None:
-        """Refuses to wait for a lock that an ancestor holds for this process.
+        """Refuses to wait for a lock whose holder waits for this process.
 
-        For the daemon, the ancestor is another owner, and it would wait for us. Its
-        environment names the lock. It counts only if its fencing token is still valid.
+        The daemon refuses that too, but cannot say it so plainly.
         """
-        told = os.environ
-        here = (self.socket, lockspace)
-        if (told.get("LOCKD_SOCKET"), told.get("LOCKD_LOCKSPACE")) != here:
-            return
-        tokens = told.get("LOCKD_TOKEN", "").split("\n")
-        above = dict(zip(told.get("LOCKD_NAME", "").split("\n"), tokens, strict=False))
-        for name in names:
-            token = above.get(name, "")
-            if token.isdecimal() and self._is_current(lockspace, name, int(token)):
-                raise AlreadyHeldError(
-                    f"the command that runs this one already holds {quoted(name)} "
-                    f"(fencing token {token})"
-                )
-
-    def _is_current(self, lockspace: str, name: str, token: int) -> bool:
-        request = requests.request(
-            "check", lockspace=lockspace, resource=name, fencing_token=token
-        )
-        return bool(self._perform(request)["current"])
+        around = within.tokens_of(self._instance)
+        for name in names if around else ():
+            about = {"lockspace": lockspace, "resource": name}
+            found = self._perform(requests.request("query", **about))
+            for token in (holder["fencing_token"] for holder in found["holders"]):
+                if token in around:
+                    raise AlreadyHeldError(
+                        f"the command that runs this one already holds {quoted(name)} "
+                        f"(fencing token {token})"
+                    )
 
     def _perform(self, request: Reply) -> Any:
         self._link.perform(request)

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
+from lockd.client import within
 from lockd.ctl import exits
 from lockd.ctl.render import VERSION, say
 from lockd.ctl.run import offspring, signals
@@ -116,9 +117,8 @@ class Run:
 
     def _acquire(self, owner_pid: int | None) -> None:
         plan = self._plan
-        delay = _PATIENCE if self._curious else 0
         pid = owner_pid or os.getpid()
-        with signals.interruptible(lambda: self._remind(pid), delay):
+        with signals.interruptible(lambda: self._remind(pid), _PATIENCE):
             self._session.acquire(
                 plan.names,
                 plan.lockspace,
@@ -144,7 +144,10 @@ class Run:
 
         plan = self._plan
         with suppress(LockdError):
-            say(explain_wait(self._session.socket, plan.lockspace, plan.names, pid))
+            where = self._session.socket, plan.lockspace, plan.names
+            wait = explain_wait(*where, pid)
+            if self._curious or wait.is_for_ancestor:
+                say(wait.sentence)
 
     def _environment(self) -> dict[str, str]:
         grants = self._session.grants
@@ -156,6 +159,7 @@ class Run:
             "LOCKD_TOKEN": "\n".join(str(grant.fencing_token) for grant in grants),
             "LOCKD_WAITED": f"{grants[0].waited:.3f}",
             "LOCKD_SOCKET": self._session.socket,
+            within.VARIABLE: self._session.within(),
         }
 
     def _supervise(self, command: Command, witness: Witness) -> Ending:

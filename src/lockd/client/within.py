@@ -1,0 +1,40 @@
+"""The locks around this program, whose holders wait for its end: `LOCKD_WITHIN`.
+
+`lockctl run` holds a lock and waits for its command. The daemon cannot see that wait.
+So the command inherits the name of the lock, and its connections tell the daemon
+(protocol 6.2). Nothing is gained by a wrong name: it can only cause refusals.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Final
+
+VARIABLE: Final = "LOCKD_WITHIN"
+
+MOST: Final = 64
+"""The most names that the protocol allows. The innermost locks count."""
+
+_WORD: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
+
+
+def inherited() -> list[str]:
+    """Returns the names of the locks around this program, the outermost first."""
+    words = os.environ.get(VARIABLE, "").split()
+    return [word for word in words if _WORD.fullmatch(word)][-MOST:]
+
+
+def tokens_of(instance: str) -> set[int]:
+    """Returns the fencing tokens of the locks around this program.
+
+    Args:
+        instance: the daemon that gave them out.
+    """
+    words = (word.split(":") for word in inherited())
+    return {int(token) for daemon, token in words if daemon == instance}
+
+
+def value(instance: str, tokens: Iterable[int]) -> str:
+    """Returns `LOCKD_WITHIN` for a program that starts within more locks."""
+    more = [f"{instance}:{token}" for token in tokens] if instance else []
+    return " ".join([*inherited(), *more][-MOST:])
