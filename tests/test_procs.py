@@ -32,3 +32,10 @@ def test_command_is_one_printable_line_of_bounded_length() -> None:
     assert command is not None
     assert command.isprintable()
     assert len(command) == 256
+
+
+def test_ancestors_are_the_parents_up_to_the_first_process() -> None:
+    found = list(ancestors_of(os.getpid()))
+    assert found[0] == os.getppid()
+    assert found[-1] == 1 or len(found) == 64
+    assert list(ancestors_of(2**22)) == []
