@@ -4,7 +4,16 @@ import os
 import subprocess
 import sys
 
-from lockd.procs import Uids, command_of, name_of, read, uid_of, uids_of, unit_of
+from lockd.procs import (
+    Uids,
+    ancestors_of,
+    command_of,
+    name_of,
+    read,
+    uid_of,
+    uids_of,
+    unit_of,
+)
 from support.processes import idle
 
 

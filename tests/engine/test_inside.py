@@ -5,6 +5,7 @@ import pytest
 from engine.scene import (
     ALICE,
     BOB,
+    CARD,
     CAROL,
     CAST,
     DAVE,
@@ -145,3 +146,14 @@ def test_try_inside_is_busy_or_a_deadlock(tries: float, engine: LockEngine) -> N
     enter(engine, BOB, 1)
     refused = refusal(acquire(engine, BOB, 1, DISK, timeout=tries))
     assert refused.code == ("deadlock" if tries else "busy")
+
+
+def test_upgrade_at_once_may_close_the_circle_of_a_child(engine: LockEngine) -> None:
+    """Bob waits for both, and shares the first: only the upgrade is in his way."""
+    acquire(engine, DAVE, 1, CARD)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    enter(engine, CAROL, 3)
+    acquire(engine, CAROL, 1, TAPE)
+    acquire(engine, BOB, 2, DISK, CARD, mode=SHARED)
+    assert refusal(convert(engine, ALICE, 2, DISK, EXCLUSIVE)).code == "deadlock"

@@ -274,6 +274,25 @@ class Machine(RuleBasedStateMachine):
         self.acquire(child, ("b",), mode, None)
         self.acquire(second, ("a",), EXCLUSIVE, None)
 
+    def snare_of_a_child(self, crowd: Crowd) -> None:
+        """The snare again, but a program inside the lock waits for the other one."""
+        (first, _), (second, _), (child, mode) = crowd
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, False)
+        self.strands[first] = 1
+        self.acquire(first, ("b",), EXCLUSIVE, None)
+        self.strands[first] = 0
+        self.acquire(second, ("c",), EXCLUSIVE, None)
+        self.acquire(first, ("a",), SHARED, None)
+        (key,) = self.keys("a")
+        self.enter_grants(
+            child, tuple(x.fencing_token for x in self.engine.holders(key))
+        )
+        self.acquire(child, ("c",), mode, None)
+        self.acquire(second, ("a", "b"), SHARED, None)
+        self.convert_name(first, "a", EXCLUSIVE, None)
+
     def convert_all(self, mode: Mode) -> None:
         for slot in SLOTS:
             self.convert(slot, slot, mode, None)
@@ -742,7 +761,7 @@ def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=150,
+                max_examples=200,
                 stateful_step_count=50,
                 derandomize=True,
                 database=None,
