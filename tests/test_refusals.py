@@ -142,29 +142,30 @@ def a_wait_that_is_taken_back(scene: Scene) -> None:
 
 @case(
     "deadlock",
-    "'job'",
+    "'theirs'",
     "the holder",
-    "waits for 'mine'",
+    "who waits for 'mine'",
     step="release something first",
 )
 def a_circle(scene: Scene) -> None:
     scene.other.acquire("mine")
 
     def wait() -> None:
-        scene.holder.release(scene.holder.acquire("mine"))
+        with scene.holder.acquire("theirs"), scene.holder.acquire("mine"):
+            pass
 
     waiting = threading.Thread(target=wait)
     waiting.start()
     with WireClient(scene.daemon.socket) as onlooker:
         wait_for_waiters(onlooker, "mine", 1)
     try:
-        scene.other.acquire("job")
+        scene.other.acquire("theirs")
     finally:
         scene.other.release("mine")
         waiting.join()
 
 
-@case("already_held", "you already hold", *HOLDER, step="use `convert`")
+@case("already_held", "you already hold", "'job'", "this thread", step="use `convert`")
 def asking_twice(scene: Scene) -> None:
     scene.holder.acquire("job")
 
@@ -221,7 +222,7 @@ def deleting_a_file_that_is_locked(scene: Scene) -> None:
     scene.other.delete_resource("web1", lockspace="files")
 
 
-@case("in_use", "'site'", "2 times", "the holder", step="until you hold it once")
+@case("in_use", "'site'", "2 times", "this thread", step="until you hold it once")
 def converting_what_is_held_twice(scene: Scene) -> None:
     scene.holder.acquire("site", mode="shared")
     scene.holder.acquire("site", mode="shared")
@@ -344,10 +345,46 @@ def a_socket_without_a_name(scene: Scene) -> None:
     connect("")
 
 
-@case("busy", "'own'", "another thread of this process", step="ask with a timeout")
+@case("busy", "'own'", "another thread of this program", step="ask with a timeout")
 def a_lock_that_another_thread_has(scene: Scene) -> None:
     with ThreadPoolExecutor(1) as threads, scene.other.lock("own"):
         threads.submit(scene.other.lock("own", timeout=0).__enter__).result()
+
+
+@case("not_held", "'own'", "another thread of this program", step="acquire it again")
+def releasing_by_name_what_another_thread_has(scene: Scene) -> None:
+    with ThreadPoolExecutor(1) as threads, scene.other.lock("own"):
+        threads.submit(scene.other.release, "own").result()
+
+
+@case("busy", "'own'", "by this program", step="ask with a timeout")
+def a_lock_that_belongs_to_no_thread(scene: Scene) -> None:
+    scene.other.lock("own").acquire()
+    scene.other.acquire("own", timeout=0)
+
+
+@case(
+    "deadlock",
+    "'own'",
+    "this thread waits for 'own'",
+    "by another thread of this program, who waits for 'mine'",
+    step="release something first",
+)
+def a_circle_of_threads(scene: Scene) -> None:
+    def wait() -> None:
+        with scene.other.lock("own"), scene.other.lock("mine"):
+            pass
+
+    with scene.other.lock("mine"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        with WireClient(scene.daemon.socket) as onlooker:
+            wait_for_waiters(onlooker, "mine", 1)
+        try:
+            scene.other.acquire("own")
+        finally:
+            scene.other.release("mine")
+            waiting.join()
 
 
 @case("", "event loop", step="open a client in each loop")

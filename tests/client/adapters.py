@@ -1,7 +1,7 @@
 """Shows the blocking and the async client to the same cases in the same way.
 
-A `Peer` is one session. What waits is started, in a thread or in a task, and its
-outcome is asked for later.
+A `Peer` is one session. What waits is started, in a thread or task of its own, and its
+outcome is asked for later. All that is called is called by one thread or task.
 """
 
 import threading
@@ -43,6 +43,9 @@ class Peer(Protocol):
     def session(self) -> int: ...
     def call(self, method: str, /, *args: Any, **params: Any) -> Any: ...
     def start(self, method: str, /, *args: Any, **params: Any) -> Pending: ...
+    def start_all(self, method: str, /, *args: Any) -> Pending:
+        """Calls a method with each of the arguments, in one thread or task."""
+
     def collect(self, method: str, /, *args: Any) -> list[Any]: ...
     def hold(self, resource: str, /, **params: Any) -> Held: ...
     def close(self) -> None: ...
@@ -113,8 +116,15 @@ class BlockingPeer:
         """Runs a function in a thread."""
         return Thread(function)
 
+    def run_in_main(self, function: Callable[[], Any]) -> Any:
+        """Runs a function in the thread of all that is called."""
+        return function()
+
     def start(self, method: str, /, *args: Any, **params: Any) -> Thread:
         return self.run(lambda: self.call(method, *args, **params))
+
+    def start_all(self, method: str, /, *args: Any) -> Thread:
+        return self.run(lambda: [self.call(method, arg) for arg in args])
 
     def collect(self, method: str, /, *args: Any) -> list[Any]:
         return list(self.call(method, *args))
@@ -161,6 +171,33 @@ class Task:
     async def _run(self) -> Any:
         with self._scope:
             return await self._function()
+
+
+class MainTask:
+    """A task that runs one async function after the other."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+        self._send, self._receive = anyio.create_memory_object_stream[
+            tuple[Callable[[], Any], Future[Any]]
+        ](1)
+        portal.start_task_soon(self._serve)
+
+    def result(self, function: Callable[[], Any]) -> Any:
+        """Has it run a function, and returns what that returns."""
+        future: Future[Any] = Future()
+        self._portal.call(self._send.send_nowait, (function, future))
+        return future.result(PATIENCE)
+
+    async def _serve(self) -> None:
+        with self._send, self._receive:
+            async for function, future in self._receive:
+                try:
+                    future.set_result(await function())
+                except BaseException as error:
+                    future.set_exception(error)
+                    if isinstance(error, anyio.get_cancelled_exc_class()):
+                        raise
 
 
 class TaskBody:
@@ -211,13 +248,19 @@ class AsyncPeer:
         self.client = client
         self.close = close
         self._portal = portal
+        self._main = MainTask(portal)
 
     @property
     def session(self) -> int:
         return self.client.session
 
     def call(self, method: str, /, *args: Any, **params: Any) -> Any:
-        return self.start(method, *args, **params).result()
+        function = getattr(self.client, method)
+        return self.run_in_main(lambda: function(*args, **params))
+
+    def run_in_main(self, function: Callable[[], Any]) -> Any:
+        """Runs an async function in the task of all that is called."""
+        return self._main.result(function)
 
     def run(self, function: Callable[[], Any]) -> Task:
         """Runs an async function in a task."""
@@ -226,6 +269,14 @@ class AsyncPeer:
     def start(self, method: str, /, *args: Any, **params: Any) -> Task:
         function = getattr(self.client, method)
         return self.run(lambda: function(*args, **params))
+
+    def start_all(self, method: str, /, *args: Any) -> Task:
+        function = getattr(self.client, method)
+
+        async def call_all() -> list[Any]:
+            return [await function(arg) for arg in args]
+
+        return self.run(call_all)
 
     def collect(self, method: str, /, *args: Any) -> list[Any]:
         async def collected() -> list[Any]:

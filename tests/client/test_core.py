@@ -7,7 +7,6 @@ import pytest
 
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant
-from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
 from lockd.client.threads.grants import Grant
 from lockd.errors import (
@@ -26,6 +25,8 @@ from lockd.terms import ResourceKey
 
 encoder = Encoder()
 
+DISK = ResourceKey("default", "disk")
+
 
 class Deaf:
     """A connection on which nothing comes but what a test says."""
@@ -36,9 +37,6 @@ class Deaf:
         pass
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
-        raise NotImplementedError
-
-    def leave_queue(self, ticket: Ticket) -> None:
         raise NotImplementedError
 
 
@@ -89,14 +87,8 @@ def converting(core: ClientCore, mode: str) -> Reply:
 
 
 @pytest.fixture
-def free() -> list[ResourceKey]:
-    """What the core said to be free."""
-    return []
-
-
-@pytest.fixture
-def core(free: list[ResourceKey]) -> ClientCore:
-    return ClientCore(lambda hold: Grant(hold, Deaf()), free.append)
+def core() -> ClientCore:
+    return ClientCore(lambda hold: Grant(hold, Deaf()), "thread")
 
 
 def test_word_of_another_process_that_serves_on_changes_nothing(
@@ -155,17 +147,22 @@ def test_refusal_has_its_class_its_sentence_and_its_facts(core: ClientCore) -> N
 def test_daemon_that_does_not_know_a_parameter_yet_is_called_older(
     core: ClientCore,
 ) -> None:
-    said = "invalid: there is no parameter `max_waiting`: the parameters are `mode`"
-    for params, told in (
-        ({"resource": "disk", "max_waiting": 1}, "the daemon is older"),
-        ({"resource": "disk"}, "there is no parameter"),
+    for method, name, said in (
+        ("acquire", "max_waiting", "there is no parameter `max_waiting`: the "),
+        ("acquire", "strand", "there is no parameter `strand`: the parameters are "),
+        ("acquire", "strand", "acquire: there is no `strand`: `mode` can be given"),
+        ("convert", "fencing_token", "there is no parameter `fencing_token`: the "),
     ):
-        reply = Reply("acquire", params)
-        core.start(reply)
-        refused(core, reply, said)
-        with pytest.raises(InvalidRequestError, match=told) as caught:
-            reply.outcome()
-        assert "`max_waiting`" in str(caught.value)
+        for params, told in (
+            ({"resource": "disk", name: 1}, "the daemon is older .*: update lockd"),
+            ({"resource": "disk"}, "there is no "),
+        ):
+            reply = Reply(method, params)
+            core.start(reply)
+            refused(core, reply, f"invalid: {said}")
+            with pytest.raises(InvalidRequestError, match=told) as caught:
+                reply.outcome()
+            assert f"`{name}`" in str(caught.value)
 
 
 def test_number_of_an_unanswered_request_is_not_used_again(core: ClientCore) -> None:
@@ -493,25 +490,55 @@ def test_events_are_told(core: ClientCore) -> None:
     assert events == [({"event": "granted"}, 0), ({"event": "released"}, 2)]
 
 
-@pytest.mark.parametrize("end", ["released", "by name", "not held", "lost", "nothing"])
-def test_end_of_a_hold_is_told_but_not_that_of_the_connection(
-    core: ClientCore, free: list[ResourceKey], end: str
-) -> None:
-    grant = acquired(core)
-    other = acquiring(core)
-    answered(core, other, {"grant": shape(8, resource="other")})
-    assert free == []
+# Strands.
+
+
+@pytest.mark.parametrize("end", ["released", "by token", "not held", "lost", "ended"])
+def test_token_of_a_strand_is_known_while_it_holds(core: ClientCore, end: str) -> None:
+    grants = {}
+    for token, strand, mode in ((7, 1, "shared"), (8, 3, "shared"), (9, 0, "shared")):
+        reply = Reply("acquire", {"resource": "disk", "mode": mode, "strand": strand})
+        core.start(reply)
+        answered(core, reply, {"grant": shape(token, mode)})
+        (grants[strand],) = reply.grants
+    assert [core.token_of(DISK, strand) for strand in (0, 1, 3, 5)] == [9, 7, 8, None]
+    assert core.token_of(ResourceKey("other", "disk"), 1) is None
     if end == "released":
-        answered(core, core.release(grant))
-    elif end == "by name":
-        reply = Reply("release", {"resource": "disk"})
+        answered(core, core.release(grants[1]))
+    elif end == "by token":
+        reply = Reply("release", {"fencing_token": 7})
         core.start(reply)
         answered(core, reply)
     elif end == "not held":
-        refused(core, core.release(grant), "not_held: no")
+        refused(core, core.release(grants[1]), "not_held: no")
     elif end == "lost":
         lost(core, 7)
-    assert free == [ResourceKey("default", "disk")] * (end != "nothing")
-    free.clear()
-    core.receive(b"")
-    assert free == []
+    else:
+        core.receive(b"")
+    assert core.token_of(DISK, 1) is None
+    rest = [None, None] if end == "ended" else [8, 9]
+    assert [core.token_of(DISK, strand) for strand in (3, 0)] == rest
+
+
+def test_token_of_a_counted_hold_is_known_until_the_last_release(
+    core: ClientCore,
+) -> None:
+    for _ in range(2):
+        reply = Reply("acquire", {"resource": "disk", "mode": "shared", "strand": 1})
+        core.start(reply)
+        answered(core, reply, {"grant": shape(7, "shared")})
+    for left in (7, None):
+        release = Reply("release", {"fencing_token": 7})
+        core.start(release)
+        answered(core, release)
+        assert core.token_of(DISK, 1) == left
+
+
+def test_several_locks_of_one_request_are_held_by_its_strand(core: ClientCore) -> None:
+    reply = Reply("acquire", {"resources": ["disk", "other"], "strand": 5})
+    core.start(reply)
+    grants = [shape(7), shape(8, resource="other")]
+    answered(core, reply, {"grants": grants})
+    assert core.token_of(DISK, 5) == 7
+    assert core.token_of(ResourceKey("default", "other"), 5) == 8
+    assert [grant.hold.strand for grant in reply.grants] == [5, 5]

@@ -5,12 +5,14 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
 import lockd
+from client.adapters import Thread
 from lockd.client.threads import connection
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.link import ThreadLink
@@ -33,7 +35,7 @@ class Case:
         self.watcher = watcher
         self.client = lockd.connect(sock, name="client")
         self.lock = self.client.lock("disk")
-        self.lock.acquire()
+        self.lock.__enter__()
         self.grant = self.lock.grant
 
     def answers(self) -> dict[str, bool]:
@@ -99,6 +101,10 @@ def released_by_name(case: Case) -> None:
     case.client.release("disk")
 
 
+def released_by_another_thread(case: Case) -> None:
+    Thread(partial(case.client.release, case.grant)).result()
+
+
 EVENTS = [
     nothing,
     converted,
@@ -109,6 +115,7 @@ EVENTS = [
     released,
     released_by_lock,
     released_by_name,
+    released_by_another_thread,
 ]
 
 
@@ -185,10 +192,8 @@ def test_lock_that_was_lost_can_be_taken_again_by_the_same_thread(
 
 
 def test_release_by_name_lets_the_next_thread_in(sock: str) -> None:
-    from client.adapters import Thread
-
     with lockd.connect(sock) as client:
-        client.lock("disk").acquire()
+        client.acquire("disk")
         thread = Thread(lambda: bool(client.lock("disk").acquire(timeout=PATIENCE)))
         client.release("disk")
         assert thread.result() is True

@@ -39,7 +39,7 @@ def test_help_tells_of_every_method(client: type) -> None:
     told = pydoc.plain(pydoc.render_doc(client))
     for name in METHODS:
         assert f" |  {name}(self" in told or f" |  async {name}(self" in told, name
-    assert "AlreadyHeldError: this session holds the lock" in told
+    assert "AlreadyHeldError: this thread or task holds the lock" in told
 
 
 async def types(client: lockd.Client, tasks: lockd.aio.Client) -> None:

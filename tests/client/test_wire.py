@@ -8,11 +8,6 @@ import pytest
 from lockd.client.core import MAX_PIECE, ClientCore
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.wire import Wire
-from lockd.terms import ResourceKey
-
-
-def ignore(key: ResourceKey) -> None:
-    pass
 
 
 def no_grant(hold: Hold) -> AnyGrant:
@@ -44,7 +39,7 @@ def test_every_byte_is_sent_once_however_small_the_buffer_is(
 ) -> None:
     near, far = pair
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-    core = ClientCore(no_grant, ignore)
+    core = ClientCore(no_grant, "thread")
     wire = Wire(near, core)
     pieces = [bytes([number]) * size for number in range(100)]
     core.outgoing.extend(pieces)
@@ -61,7 +56,7 @@ def test_what_is_sent_to_nobody_is_dropped_and_the_reader_finds_the_end(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     near, far = pair
-    core = ClientCore(no_grant, ignore)
+    core = ClientCore(no_grant, "thread")
     wire = Wire(near, core)
     far.close()
     core.outgoing.append(b"x")

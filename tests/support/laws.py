@@ -23,9 +23,10 @@ TWINS = {
     "Lock": "client.threads.locks client.tasks.locks",
     "Methods": "client.threads.methods client.tasks.methods",
     "Session": "engine.session ctl.run.session",
+    "Strand": "engine.session client.strands",
 }
 """Classes of one name that mean the same thing, each in a way of its own: a session, a
-conversation, a lock that is held, for threads and for tasks, here and there."""
+strand, a conversation, a lock that is held, for threads and tasks, here and there."""
 
 WORDS = {
     "Anchor": ("what makes a lock real outside the daemon", "engine lockspaces"),

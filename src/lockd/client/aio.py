@@ -76,8 +76,10 @@ class Client(Methods):
     - `ForkedSessionError`: this is a forked child;
     - `WrongTaskError`: this is another event loop or thread than that of `connect`.
 
-    With `hold` and `lock`, tasks exclude each other. `acquire` and `release` act for
-    the whole session: a second acquire of the same name raises `AlreadyHeldError`.
+    Its tasks exclude each other like tasks of two clients, and the daemon detects
+    deadlocks between them. A task that asks again for what it holds gets
+    `AlreadyHeldError`. (`Lock.acquire` acts for no task.) Note that `asyncio.gather`,
+    and `asyncio.wait_for` before Python 3.12, run a call in a task of its own.
 
     Attributes:
         session: the daemon's number of this session.
@@ -108,7 +110,7 @@ class Client(Methods):
     ) -> AbstractAsyncContextManager[Grant]:
         """Holds a lock while the `async with` body runs.
 
-        The tasks of one client exclude each other, first come, first served. If the
+        All tasks and all clients exclude each other, first come, first served. If the
         lock or the connection is lost, the body is cancelled at once. The task that
         enters the body must leave it.
 

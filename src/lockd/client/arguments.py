@@ -220,6 +220,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "reason": _shown_text,
     "resource": resource_text,
     "session": _ANY_NUMBER,
+    "strand": partial(_integer, 0, 2**32 - 1),
     "timeout": _seconds,
     "uid": partial(_integer, 0, 2**32 - 1),
     "unit": _shown_text,

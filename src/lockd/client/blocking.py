@@ -52,8 +52,9 @@ class Client(Methods):
     - `ConnectionLostError`: the connection ended;
     - `ForkedSessionError`: this is a forked child.
 
-    With `lock`, threads exclude each other. `acquire` and `release` act for the whole
-    session: a second acquire of the same name raises `AlreadyHeldError`.
+    Its threads exclude each other like threads of two clients, and the daemon detects
+    deadlocks between them. A thread that asks again for what it holds gets
+    `AlreadyHeldError`. (`Lock.acquire` acts for no thread.)
     """
 
     @property

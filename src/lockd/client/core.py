@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from lockd.client.encoding import RequestEncoder, cut, refusal
 from lockd.client.grants import AnyGrant, Hold, is_shape
 from lockd.client.reply import Reply
+from lockd.client.strands import Program
 from lockd.errors import (
     ConnectionLostError,
     LimitError,
@@ -70,29 +71,25 @@ class ClientCore:
 
     Args:
         make_grant: returns the grant for a hold.
-        on_free: called with the resource of each hold that has ended, perhaps twice;
-            not at the end of the connection.
+        kind: what the strands of this program are: "thread" or "task".
 
     Attributes:
         outgoing: the pieces of bytes to send. The sender removes each piece it has
             sent.
         arrived: received bytes that are not yet processed, each with a number of
             `numbers`.
+        program: what the daemon takes this program for.
         on_end: called at the end of the connection with the error that all calls raise
             from then on.
     """
 
-    def __init__(
-        self,
-        make_grant: Callable[[Hold], AnyGrant],
-        on_free: Callable[[ResourceKey], None],
-    ) -> None:
+    def __init__(self, make_grant: Callable[[Hold], AnyGrant], kind: str) -> None:
         self.outgoing: deque[bytes] = deque()
         self.arrived: deque[tuple[bytes, int]] = deque()
         self.numbers = count()
+        self.program = Program(kind)
         self.on_end: list[Callable[[LockdError], None]] = []
         self._make_grant = make_grant
-        self._on_free = on_free
         self._on_lost: Callable[[AnyGrant], None] | None = None
         self._on_event: Callable[[dict[str, Any], int], None] | None = None
         self._stage = _Stage(-1, b"", 0)
@@ -104,9 +101,9 @@ class ClientCore:
         self._msgids = count(1)
         self._pending: dict[int, Reply] = {}
         # Several holds with one token are one shared lock with a count. `_tokens` maps
-        # a resource to its token.
+        # a resource and a strand to the token.
         self._held: dict[int, dict[Hold, None]] = {}
-        self._tokens: dict[tuple[str, str], int] = {}
+        self._tokens: dict[tuple[ResourceKey, int], int] = {}
         self._encoder = RequestEncoder()
 
     def __repr__(self) -> str:
@@ -134,6 +131,10 @@ class ClientCore:
     def ended(self) -> bool:
         """Whether the connection has ended."""
         return self._ended is not None
+
+    def token_of(self, key: ResourceKey, strand: int) -> int | None:
+        """Returns the fencing token under which a strand holds a resource."""
+        return self._tokens.get((key, strand))
 
     def check_connected(self) -> None:
         """Raises an error if the connection has ended.
@@ -328,12 +329,14 @@ class ClientCore:
         if reply is None:
             return False
         if error is not None:
-            self._fail(reply, refusal(error, reply.params))
+            refused = refusal(error, reply.params)
+            self._fail(reply, self.program.in_own_words(refused, reply.strand))
             return True
         if reply.method in _SUCCESSES and not _SUCCESSES[reply.method](
             self, reply, result
         ):
             return False
+        self.program.hear(reply, result)
         reply.settle(result)
         if reply.abandoned:
             self._undo(reply)
@@ -360,13 +363,13 @@ class ClientCore:
                 return False
         if not all(is_shape(shape) for shape in shapes):
             return False
-        grants = tuple(self._make_grant(Hold(shape)) for shape in shapes)
+        grants = tuple(self._make_grant(Hold(shape, reply.strand)) for shape in shapes)
         reply.bring(grants)
         for grant in reply.grants:
             hold = grant.hold
             if not reply.done:
                 self._held.setdefault(hold.fencing_token, {})[hold] = None
-                self._tokens[hold.key] = hold.fencing_token
+                self._tokens[hold.key, hold.strand] = hold.fencing_token
         return True
 
     def _converted(self, reply: Reply, result: Any) -> bool:
@@ -401,9 +404,10 @@ class ClientCore:
     def _released_tokens(self, params: dict[str, Any]) -> list[int]:
         if "fencing_token" in params:
             return [params["fencing_token"]]
+        # By name, the daemon releases what the session holds as a whole.
         names = params.get("resources") or [params["resource"]]
         space = params.get("lockspace", "default")
-        return [self._tokens.get((space, name), 0) for name in names]
+        return [self.token_of(ResourceKey(space, name), 0) or 0 for name in names]
 
     # Holds.
 
@@ -416,31 +420,27 @@ class ClientCore:
 
     def _forget(self, hold: Hold) -> None:
         hold.end()
-        self._tell_free(hold)
         holds = self._held.get(hold.fencing_token)
         if holds is not None:
             holds.pop(hold, None)
             if not holds:
-                self._drop(hold.fencing_token)
-
-    def _drop(self, token: int) -> None:
-        for hold in self._held.pop(token, ()):
-            if self._tokens.get(hold.key) == token:
-                self._tokens.pop(hold.key, None)
+                self._drop(hold.fencing_token, [hold])
 
     def _lose(self, token: int, cause: str, reason: str) -> None:
-        for hold in self._held_under(token):
+        holds = self._held_under(token)
+        for hold in holds:
             if not hold.released:
                 was_wanted = hold.release is None
                 hold.lose(cause, reason)
-                self._tell_free(hold)
                 if was_wanted and self._on_lost is not None:
                     self._on_lost(self._grant_of(hold))
-        self._drop(token)
+        self._drop(token, holds)
 
-    def _tell_free(self, hold: Hold) -> None:
-        if self._ended is None:
-            self._on_free(hold.key)
+    def _drop(self, token: int, holds: list[Hold]) -> None:
+        for hold in holds:
+            if self.token_of(hold.key, hold.strand) == token:
+                self._tokens.pop((hold.key, hold.strand), None)
+        self._held.pop(token, None)
 
     def _undo(self, reply: Reply) -> None:
         if self._ended is not None:

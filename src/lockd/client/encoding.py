@@ -3,6 +3,7 @@
 It rejects requests for which the daemon would close the connection.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,9 +27,11 @@ _SURELY_SMALL: Final = 64
 _AROUND: Final = 3
 """The nesting depth of parameters in a message: a map, in an array, in the message."""
 
-
-YOUNG: Final = ("max_waiting",)
+YOUNG: Final = ("max_waiting", "strand", "fencing_token")
 """The parameters that a daemon of the same protocol may be too old to know."""
+
+_WISHED: Final = ("max_waiting",)
+"""Those that a program sends only on request."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -75,11 +78,14 @@ def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdErro
     """
     code, _, sentence = error[1].partition(": ")
     for name in YOUNG if code == "invalid" else ():
-        if name in params and sentence.startswith(f"there is no parameter `{name}`"):
+        unknown = f"there is no (parameter )?`{name}`"
+        if name in params and re.search(unknown, sentence):
             sentence = (
                 f"the daemon is older than this program, and does not know `{name}`: "
-                "update lockd, or do without it"
+                "update lockd"
             )
+            if name in _WISHED:
+                sentence += ", or do without it"
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 

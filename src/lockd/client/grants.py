@@ -56,6 +56,7 @@ class Hold:
         released: whether it has been released.
         loss: the cause and the reason of its loss.
         release: the pending request that releases it.
+        strand: the strand that holds it. 0: the session as a whole.
         told: whether the user has been told of its loss.
     """
 
@@ -68,11 +69,13 @@ class Hold:
         "mode",
         "release",
         "released",
+        "strand",
         "told",
         "waited",
     )
 
-    def __init__(self, shape: Mapping[str, Any]) -> None:
+    def __init__(self, shape: Mapping[str, Any], strand: int = 0) -> None:
+        self.strand = strand
         self.key = ResourceKey(shape["lockspace"], shape["resource"])
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]

@@ -4,20 +4,19 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
-from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
-from lockd.errors import AcquireTimeoutError, BusyError, NotHeldError, RequestError
+from lockd.client.strands import Strand
+from lockd.errors import NotHeldError
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Mode, ResourceKey
-from lockd.text import exact_duration
 
 GrantT = TypeVar("GrantT", bound=AnyGrant)
 
 
 class Held(NamedTuple, Generic[GrantT]):
-    """A grant, and the ticket of the thread or task that acquired it."""
+    """A grant, and the thread or task that acquired it."""
 
-    ticket: Ticket
+    who: object
     grant: GrantT
 
 
@@ -83,9 +82,19 @@ class AnyLock(Uncopied, Generic[GrantT]):
             return self._timeout
         return arguments.patience("timeout", timeout)
 
-    def _request(self) -> Reply:
-        """Returns a new request for the lock, without a timeout."""
-        return Reply("acquire", dict(self._params))
+    def _request(self, timeout: float, strand: Strand | None) -> Reply:
+        """Returns a new request for the lock.
+
+        Args:
+            timeout: in seconds. A negative number waits without a limit.
+            strand: the strand that acquires it; None: the session as a whole.
+        """
+        params = dict(self._params)
+        if timeout >= 0:
+            params["timeout"] = timeout
+        if strand is not None:
+            params["strand"] = strand
+        return Reply("acquire", params)
 
     def _last_held(self) -> Held[GrantT]:
         """Returns the caller's grant, or else that of another thread or task."""
@@ -93,27 +102,10 @@ class AnyLock(Uncopied, Generic[GrantT]):
         if not holds:
             raise self._not_held()
         caller = self._caller()
-        own = [held for held in holds if held.ticket.who == caller]
+        own = [held for held in holds if held.who == caller]
         return (own or holds)[-1]
 
     def _not_held(self) -> NotHeldError:
         return NotHeldError(
             f"{quoted(self._key.resource)} is not held by this lock: acquire it first"
         )
-
-
-def not_admitted(ticket: Ticket, kind: str, timeout: float) -> RequestError:
-    """Returns the error if another thread or task of this process holds the lock.
-
-    Args:
-        ticket: the caller's ticket, which was not admitted.
-        kind: "thread" or "task".
-        timeout: how long the caller waited, in seconds.
-    """
-    held = f"{quoted(ticket.key.resource)} is held by another {kind} of this process"
-    if not timeout:
-        return BusyError(f"{held}: ask with a timeout to wait for it", ticket.facts())
-    return AcquireTimeoutError(
-        f"{held}, after {exact_duration(timeout)}: ask again with a longer timeout",
-        ticket.facts() | {"waited": timeout},
-    )

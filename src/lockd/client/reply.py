@@ -20,8 +20,10 @@ class Reply(Awaited):
     Attributes:
         done: whether it has a result or an error.
         grants: of an acquire, the new grants; of a release, the grants to release.
+        names: the resources that it is about, for people.
         pieces: its bytes, until they are queued. The iterator yields each piece once,
             so a second attempt to queue them queues nothing twice.
+        strand: the strand that it acts for. 0: the session as a whole.
     """
 
     __slots__ = (
@@ -31,19 +33,29 @@ class Reply(Awaited):
         "grants",
         "method",
         "msgid",
+        "names",
         "params",
         "pieces",
         "result",
+        "strand",
         "undo_mode",
     )
 
     def __init__(
-        self, method: str, params: dict[str, Any], grants: tuple[Any, ...] = ()
+        self,
+        method: str,
+        params: dict[str, Any],
+        grants: tuple[Any, ...] = (),
+        *,
+        name: str | None = None,
+        strand: int = 0,
     ) -> None:
         super().__init__()
         self.method = method
         self.params = params
         self.grants = grants
+        self.names = params.get("resources") or [params.get("resource", name) or ""]
+        self.strand: int = params.get("strand", strand)
         self.msgid: int | None = None
         self.pieces: Iterator[bytes] | None = None
         self.done = False

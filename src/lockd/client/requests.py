@@ -1,7 +1,7 @@
 """Builds requests, and checks every argument. A parameter that is None is omitted."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from lockd.client import within
@@ -26,9 +26,6 @@ PAGE: Final = 256
 
 Name = str | os.PathLike[str]
 """The name of a resource, or the path of a file."""
-
-_TARGETED: Final = frozenset({"convert", "release"})
-"""The methods whose parameter for the resource is named `target`."""
 
 
 def request(method: str, **params: Any) -> Reply:
@@ -94,12 +91,12 @@ def register(
 
 
 def key_of(
-    target: AnyGrant | Name, lockspace: str | None = None, what: str = "resource"
+    target: Name, lockspace: str | None = None, what: str = "resource"
 ) -> ResourceKey:
-    """Returns the resource of a grant, or of a name.
+    """Returns the resource of a name.
 
     Args:
-        target: the grant, the name, or the path of a file.
+        target: the name, or the path of a file.
         lockspace: the lockspace. If None, `direct` for a file, else `default`.
         what: the name of the parameter, for error messages.
 
@@ -107,8 +104,6 @@ def key_of(
         TypeError: the target is none of these.
         InvalidRequestError: it is not a valid name.
     """
-    if isinstance(target, AnyGrant):
-        return ResourceKey(target.lockspace, target.resource)
     if lockspace is None and isinstance(target, os.PathLike):
         name = file_text(what, target)
     else:
@@ -118,13 +113,41 @@ def key_of(
     return ResourceKey(printable_name("lockspace", lockspace), name)
 
 
-def about(
-    method: str, target: AnyGrant | Name, lockspace: str | None, **params: Any
-) -> Reply:
+def about(method: str, resource: Name, lockspace: str | None, **params: Any) -> Reply:
     """Returns a request about one resource."""
-    what = "target" if method in _TARGETED else "resource"
-    key = key_of(target, lockspace, what)
-    return Reply(method, key._asdict() | checked(method, params))
+    return Reply(
+        method, key_of(resource, lockspace)._asdict() | checked(method, params)
+    )
+
+
+def of_held(
+    method: str,
+    target: AnyGrant | Name,
+    lockspace: str | None,
+    find: Callable[[ResourceKey], tuple[int, int | None]],
+    **params: Any,
+) -> Reply:
+    """Returns a request about a lock that is held: by its token, if that is known.
+
+    Args:
+        method: the method.
+        target: the grant of the lock, or the name of the resource.
+        lockspace: as for `key_of`.
+        find: returns the caller's strand, and the fencing token with which it holds a
+            resource. Without a token, the session as a whole may hold it (protocol
+            5.3).
+        params: other parameters.
+    """
+    if isinstance(target, AnyGrant):
+        name, strand, token = target.resource, target.hold.strand, target.fencing_token
+        held: dict[str, Any] = {"fencing_token": token}
+    else:
+        key = key_of(target, lockspace, "target")
+        name = key.resource
+        strand, found = find(key)
+        held = key._asdict() if found is None else {"fencing_token": found}
+    held |= checked(method, params)
+    return Reply(method, held, name=name, strand=strand)
 
 
 def acquire_all(

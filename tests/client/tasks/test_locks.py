@@ -102,12 +102,12 @@ async def misuse(lock: Any, say: Callable[[object], None]) -> None:
         lock.release()
     except Exception:
         say("not held")
-    await lock.acquire()
-    try:
-        await lock.acquire()
-    except Exception:
-        say("already held")
-    lock.release()
+    async with lock:
+        try:
+            async with lock:
+                say("entered twice")
+        except Exception:
+            say("already held")
     say(lock.locked())
 
 
@@ -126,6 +126,32 @@ def test_lock_behaves_as_that_of_anyio(
             await case(client.lock("disk"), ours.append)
         assert ours == theirs
         assert len(ours) > 0
+
+    run(main)
+
+
+def test_acquire_of_a_lock_is_no_tasks_own(run: Run, sock: str) -> None:
+    # As that of `asyncio.Lock`; that of `anyio.Lock` belongs to its task.
+    async def main() -> None:
+        async with lockd.aio.connect(sock) as client:
+            lock, again = client.lock("disk"), anyio.Event()
+
+            async def release_both() -> None:
+                await anyio.wait_all_tasks_blocked()
+                assert not again.is_set()
+                await lock.release()
+                await again.wait()
+                await lock.release()
+
+            first = await lock.acquire()
+            with pytest.raises(lockd.AcquireTimeoutError, match="by this program for"):
+                await lock.acquire(timeout=0.01)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(release_both)
+                second = await lock.acquire()
+                again.set()
+            assert second.fencing_token > first.fencing_token
+            assert not lock.locked()
 
     run(main)
 

@@ -15,7 +15,7 @@ import lockd
 from client.adapters import Thread
 from client.conformance import freeze
 from lockd.client.reply import Reply
-from lockd.terms import ResourceKey
+from lockd.terms import Mode
 from support.daemon_process import DaemonProcess
 from support.wire_client import (
     PATIENCE,
@@ -60,16 +60,6 @@ def interrupted_when(happens: Callable[[], object]) -> Iterator[None]:
         thread.result()
     finally:
         signal.signal(signal.SIGUSR1, previous)
-
-
-def wait_for_queue(client: lockd.Client, resource: str, count: int) -> None:
-    """Waits until so many threads hold the lock or queue for it."""
-    queues = client._connection.last._queues._queues
-    key = ResourceKey("default", resource)
-    for _ in range(1_000_000):
-        if len(queues.get(key, ())) == count:
-            return
-    raise AssertionError(queues)
 
 
 def is_free(watcher: WireClient, resource: str) -> bool:
@@ -117,7 +107,9 @@ def test_threads_with_locks_of_one_name_exclude_each_other(
     assert tokens == sorted(set(tokens))
 
 
-def test_threads_in_line_are_served_in_order(client: lockd.Client) -> None:
+def test_threads_in_line_are_served_in_order(
+    client: lockd.Client, watcher: WireClient
+) -> None:
     served: list[int] = []
 
     def work(number: int) -> None:
@@ -128,7 +120,7 @@ def test_threads_in_line_are_served_in_order(client: lockd.Client) -> None:
     with client.lock("disk"):
         for number in range(5):
             threads.append(Thread(partial(work, number)))
-            wait_for_queue(client, "disk", number + 2)
+            wait_for_waiters(watcher, "disk", number + 1)
     for thread in threads:
         thread.result()
     assert served == list(range(5))
@@ -146,18 +138,87 @@ def test_waiting_thread_holds_up_no_other(
     assert threads[0].result().held
 
 
-def test_same_thread_is_refused_at_once(client: lockd.Client) -> None:
-    with client.lock("disk"), pytest.raises(lockd.AlreadyHeldError):
-        client.lock("disk").acquire()
-    with client.lock("disk"):
+MODES: list[tuple[Mode, Mode]] = [
+    (lockd.EXCLUSIVE, lockd.EXCLUSIVE),
+    (lockd.EXCLUSIVE, lockd.SHARED),
+    (lockd.SHARED, lockd.EXCLUSIVE),
+]
+
+
+@pytest.mark.parametrize(("held", "wanted"), MODES)
+def test_same_thread_is_refused_at_once(
+    client: lockd.Client, held: Mode, wanted: Mode
+) -> None:
+    ways: list[Callable[[], object]] = [
+        client.lock("disk", mode=wanted).__enter__,
+        partial(client.acquire, "disk", mode=wanted),
+        partial(client.acquire, "disk", mode=wanted, timeout=PATIENCE),
+        partial(client.acquire_all, ["disk", "other"], mode=wanted),
+        partial(client.try_acquire, "disk", mode=wanted),
+    ]
+    with client.lock("disk", mode=held):
+        for ask in ways:
+            with pytest.raises(lockd.AlreadyHeldError, match=r"held .* by this thread"):
+                ask()
+    with client.lock("disk", mode=wanted):
         pass
 
 
-def test_thread_that_has_ended_is_not_taken_for_a_later_one(
-    client: lockd.Client,
+def test_acquire_of_a_lock_is_no_threads_own(
+    client: lockd.Client, watcher: WireClient
 ) -> None:
+    with client.lock("disk"):
+        # It waits, although no other thread could release it.
+        assert not client.lock("disk").acquire(timeout=0.01)
+        assert not client.lock("disk").acquire(blocking=False)
+        waiting = Thread(lambda: bool(client.lock("disk").acquire()))
+        wait_for_waiters(watcher, "disk", 1)
+    assert waiting.result() is True
+
+
+def test_shared_lock_of_the_same_thread_is_counted(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    lock = client.lock("disk", mode=lockd.SHARED)
+    with lock:
+        token = lock.fencing_token
+        waiting = watcher.send("acquire", resource="disk")
+        with WireClient(client._connection._address.path) as other:
+            wait_for_waiters(other, "disk", 1)
+        # It overtakes the waiter, which may wait for this very thread.
+        with lock:
+            assert lock.fencing_token == token
+        assert lock.locked()
+    assert watcher.result(waiting)["grant"]["fencing_token"] > token
+
+
+def test_shared_lock_of_another_thread_overtakes_nobody(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    with client.lock("disk", mode=lockd.SHARED):
+        writer = Thread(partial(client.acquire, "disk"))
+        wait_for_waiters(watcher, "disk", 1)
+        reader = Thread(partial(client.acquire, "disk", mode=lockd.SHARED))
+        wait_for_waiters(watcher, "disk", 2)
+    client.release(writer.result())
+    assert reader.result().held
+
+
+@pytest.mark.parametrize("by", ["lock", "client"])
+def test_thread_that_has_ended_is_not_taken_for_a_later_one(
+    client: lockd.Client, by: str
+) -> None:
+    grants: list[lockd.Grant] = []
     lock = client.lock("disk")
-    ended = threading.Thread(target=lock.acquire)
+
+    def acquire() -> None:
+        if by == "lock":
+            lock.acquire()
+            grants.append(lock.grant)
+        else:
+            grants.append(client.acquire("disk"))
+
+    ended = threading.Thread(target=acquire)
     ended.start()
     ended.join()
     later: SimpleQueue[object] = SimpleQueue()
@@ -166,7 +227,13 @@ def test_thread_that_has_ended_is_not_taken_for_a_later_one(
     thread.start()
     thread.join()
     assert later.get() is lockd.AcquireTimeoutError
-    lock.release()
+    with pytest.raises(
+        lockd.NotHeldError,
+        match=r"is held exclusively by (an|th)",
+    ):
+        client.release("disk")
+    client.release(*grants)
+    assert outcome_of_try(client) is None
 
 
 def outcome_of_try(client: lockd.Client) -> type[Exception] | None:
@@ -273,7 +340,9 @@ def test_grant_that_races_with_an_interruption_is_given_back(
     assert is_free(watcher, "disk")
 
 
-def test_interrupted_wait_in_line_lets_the_next_one_in(client: lockd.Client) -> None:
+def test_interrupted_wait_in_line_lets_the_next_one_in(
+    client: lockd.Client, watcher: WireClient
+) -> None:
     may_leave, holding = threading.Event(), threading.Event()
     threads: list[Thread] = []
 
@@ -283,15 +352,15 @@ def test_interrupted_wait_in_line_lets_the_next_one_in(client: lockd.Client) -> 
             assert may_leave.wait(PATIENCE)
 
     def start_another() -> None:
-        wait_for_queue(client, "disk", 2)
+        wait_for_waiters(watcher, "disk", 1)
         threads.append(Thread(lambda: bool(client.lock("disk").acquire())))
-        wait_for_queue(client, "disk", 3)
+        wait_for_waiters(watcher, "disk", 2)
 
     holder = Thread(hold)
     assert holding.wait(PATIENCE)
     with interrupted_when(start_another):
         client.lock("disk").acquire()
-    wait_for_queue(client, "disk", 2)
+    wait_for_waiters(watcher, "disk", 1)
     may_leave.set()
     holder.result()
     assert threads[0].result() is True
@@ -334,7 +403,7 @@ def test_end_of_the_daemon_wakes_every_thread(
         wait_for_waiters(watcher, f"disk {number}", 1)
     for in_line in range(2):
         threads.append(Thread(client.lock("disk").acquire))
-        wait_for_queue(client, "disk", in_line + 2)
+        wait_for_waiters(watcher, "disk", in_line + 1)
     daemon.kill()
     for thread in threads:
         with pytest.raises(lockd.ConnectionLostError):

@@ -28,15 +28,16 @@ def chain(sock: str, client: Client) -> Iterator[list[Client]]:
 
         def wait(number: int, name: str, count: int) -> None:
             def acquire() -> None:
+                # Each acts as a whole, not for the threads in which it holds and waits.
                 with pytest.raises(LockdError):
-                    line[number].acquire(name, reason="next")
+                    line[number].call("acquire", resource=name, reason="next")
 
             threads.append(Thread(target=acquire))
             threads[-1].start()
             ask_until(client, name, lambda state: state["waiter_count"] == count)
 
         for number in range(5):
-            line[number].acquire(f"s{number}")
+            line[number].call("acquire", resource=f"s{number}")
         for number in range(1, 5):
             wait(number, f"s{number - 1}", 1)
         wait(5, "s0", 2)

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Self
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -24,12 +25,12 @@ from lockd.client import forking, paths
 from lockd.client.core import ClientCore, UnheardError
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
-from lockd.client.local_queues import LocalQueues, Ticket
 from lockd.client.reply import Reply
 from lockd.client.requests import Opening
+from lockd.client.strands import LoneStrand, Strand
 from lockd.client.wire import Wire
 from lockd.errors import InvalidRequestError, LockdError, WrongTaskError
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import ResourceKey
 
 #: A connect cannot wait while the daemon's backlog is full; it can only retry
 #: (unix(7)).
@@ -166,11 +167,11 @@ class TaskLink:
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
         self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
         self._sock = sock
-        self._queues = LocalQueues()
-        self._core = ClientCore(self._make_grant, self._queues.clear)
+        # A task keeps its coroutine alive; without the task, its strand goes, too.
+        self._strands: WeakKeyDictionary[Any, Strand] = WeakKeyDictionary()
+        self._core = ClientCore(self._make_grant, "task")
         self._core.tell_losses_to(self._cancel_body)
         self._wire = Wire(sock, self._core)
-        self._core.on_end.append(self._queues.end)
         self._tasks = tasks
         self._loop = _current_loop()
         self._reading = anyio.CancelScope(shield=True)
@@ -221,6 +222,24 @@ class TaskLink:
         """Returns an object that identifies the current task."""
         # Not its id: a later task may get the same.
         return anyio.get_current_task().coro
+
+    def strand(self) -> Strand | None:
+        """Returns the strand of the current task; None if the session has none."""
+        self.check_owned()
+        if self._core.program.whole:
+            return None
+        task = self.task()
+        return self._strands.get(task) or self._strands.setdefault(task, Strand())
+
+    def lone_strand(self) -> Strand | None:
+        """Returns a strand for one acquire; None if the session has none."""
+        self.check_owned()
+        return None if self._core.program.whole else LoneStrand()
+
+    def find_held(self, key: ResourceKey) -> tuple[int, int | None]:
+        """Returns the strand of the current task, and its token for a lock."""
+        strand = self.strand() or 0
+        return strand, self._core.token_of(key, strand)
 
     async def perform(self, *replies: Reply) -> None:
         """Sends requests and waits for all answers."""
@@ -284,33 +303,6 @@ class TaskLink:
             while self._wire.pull():
                 pass
             self._push()
-
-    def enter_queue(self, key: ResourceKey, mode: Mode) -> Ticket:
-        """Adds the calling task to the line for a lock."""
-        self.check_owned()
-        self._core.check_connected()
-        ticket = Ticket(key, mode, self.task())
-        self._queues.enter(ticket)
-        return ticket
-
-    async def wait_admitted(self, ticket: Ticket, timeout: float | None) -> bool:
-        """Waits for a ticket, at most `timeout` seconds.
-
-        Returns whether it is admitted.
-        """
-        event = anyio.Event()
-        ticket.wake_with(event.set)
-        with anyio.move_on_after(timeout):
-            await event.wait()
-        return ticket.done
-
-    def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
-        """Keeps a ticket until its owner's lock ends, or until `leave_queue`."""
-        self._queues.keep(ticket, hold)
-
-    def leave_queue(self, ticket: Ticket) -> None:
-        """Removes a ticket from its queue, if it is there."""
-        self._queues.leave(ticket)
 
     def open_events(self) -> Inbox:
         """Returns an inbox that receives the events of a watch."""

@@ -1,4 +1,4 @@
-"""Locks for tasks: one like `anyio.Lock`, and a body that a loss cancels."""
+"""Locks for tasks: one like `asyncio.Lock`, and a body that a loss cancels."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import anyio
 
-from lockd.client.local_queues import Ticket, time_left
-from lockd.client.locks import AnyLock, Held, not_admitted
+from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
+from lockd.client.strands import Strand
 from lockd.client.tasks.link import Grant, TaskLink
 from lockd.errors import LockdError, WrongTaskError
 
@@ -73,13 +73,17 @@ async def release_all(
 class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one task at a time, or for several if shared.
 
-    It works like `anyio.Lock`, with the parameters of `lockd.Lock`. Locks of one client
-    with the same name exclude each other, first come, first served. The daemon excludes
-    all other clients. A lock is not re-entrant.
+    It works like `asyncio.Lock`, with the parameters of `lockd.Lock`. It excludes all
+    other tasks and all other clients, first come, first served. A lock is not
+    re-entrant.
 
-    Any task may release it. A loss cancels no task: the end of the `async with` body
-    raises `LockLostError`, unless another exception is raised. (`Client.hold` cancels
-    its body.)
+    In `async with`, the lock belongs to the task. If the task asks for it again, or if
+    waiting would close a cycle, the daemon rejects the request at once. A lock of
+    `acquire` belongs to no task, as with `asyncio.Lock`: any task may release it. So
+    the daemon cannot detect a deadlock with it.
+
+    A loss cancels no task: the end of the `async with` body raises `LockLostError`,
+    unless another exception is raised. (`Client.hold` cancels its body.)
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class Lock(AnyLock[Grant]):
     async def acquire(self, *, timeout: float | None = None) -> Grant:
         """Waits for the lock.
 
+        The lock then belongs to no task. A task that acquires it twice waits until
+        another one releases it.
+
         Unlike `lockd.Lock` it raises after a timeout: a task that ignores the result
         must not believe that it holds the lock.
 
@@ -101,19 +108,11 @@ class Lock(AnyLock[Grant]):
         Raises:
             AcquireTimeoutError: the timeout passed.
             BusyError: `timeout` is 0, and the lock has a holder or a waiter.
-            AlreadyHeldError: this task holds the lock, and would wait for itself.
+            AlreadyHeldError: the process that this session acts for holds the lock.
             RequestError: the daemon rejected the request for another reason.
         """
         patience = self._patience(timeout)
-        ticket = self.link.enter_queue(self._key, self._mode)
-        try:
-            grant = await self._acquire(ticket, None if patience < 0 else patience)
-        except BaseException:
-            self.link.leave_queue(ticket)
-            raise
-        self.link.keep_ticket(ticket, grant.hold)
-        self._holds.append(Held(ticket, grant))
-        return grant
+        return await self._acquire(patience, self.link.lone_strand())
 
     async def acquire_nowait(self) -> Grant:
         """Acquires the lock if it is free; waits only for the daemon's answer.
@@ -138,16 +137,13 @@ class Lock(AnyLock[Grant]):
         self._check_owned()
         held = self._last_held()
         self._holds.remove(held)
-        try:
-            (reply,) = self.link.start_release(held.grant)
-        finally:
-            self.link.leave_queue(held.ticket)
+        (reply,) = self.link.start_release(held.grant)
         if reply.done:
             reply.outcome()
         return Released(self.link, reply)
 
     async def __aenter__(self) -> Self:
-        await self.acquire()
+        await self._acquire(self._timeout, self.link.strand())
         return self
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
@@ -157,17 +153,12 @@ class Lock(AnyLock[Grant]):
             if exc is None:
                 raise
 
-    async def _acquire(self, ticket: Ticket, timeout: float | None) -> Grant:
-        started = anyio.current_time()
-        if not ticket.done and not await self.link.wait_admitted(ticket, timeout):
-            raise not_admitted(ticket, "task", timeout or 0)
-        reply = self._request()
-        if timeout is not None:
-            waited = anyio.current_time() - started
-            reply.params["timeout"] = time_left(timeout, waited)
+    async def _acquire(self, timeout: float, strand: Strand | None) -> Grant:
+        reply = self._request(timeout, strand)
         await self.link.perform(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]
+        self._holds.append(Held(self._caller(), grant))
         return grant
 
     def _check_owned(self) -> None:
@@ -187,7 +178,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         self._lock = lock
 
     async def __aenter__(self) -> Grant:
-        grant = await self._lock.acquire()
+        grant = (await self._lock.__aenter__()).grant
         self._task = self._lock.link.task()
         self._scope = self._lock.link.scopes[grant] = anyio.CancelScope()
         # The bytes that brought the grant may also have brought its loss.

@@ -86,7 +86,7 @@ class Methods(Uncopied):
             AcquireTimeoutError: the timeout passed; `facts` name the holders.
             BusyError: the lock has a holder or a waiter, and `timeout` or `max_waiting`
                 is 0; or `max_waiting` others wait.
-            AlreadyHeldError: this session holds the lock or waits for it.
+            AlreadyHeldError: this thread or task holds the lock or waits for it.
             DeadlockError: waiting would close a cycle.
         """
         options = {"create": create, "label": label, "reason": reason}
@@ -97,6 +97,7 @@ class Methods(Uncopied):
             mode=mode,
             timeout=timeout,
             max_waiting=max_waiting,
+            strand=self._link.strand(),
             **options,
         )
         return await self._granted(reply)
@@ -114,7 +115,13 @@ class Methods(Uncopied):
         """Acquires a lock if it is free; returns None if it is busy."""
         options = {"create": create, "label": label, "reason": reason}
         reply = requests.about(
-            "acquire", resource, lockspace, mode=mode, timeout=0, **options
+            "acquire",
+            resource,
+            lockspace,
+            mode=mode,
+            timeout=0,
+            strand=self._link.strand(),
+            **options,
         )
         try:
             return await self._granted(reply)
@@ -145,6 +152,7 @@ class Methods(Uncopied):
             mode,
             timeout=timeout,
             max_waiting=max_waiting,
+            strand=self._link.strand(),
             **options,
         )
         await self._link.ask(reply)
@@ -156,11 +164,13 @@ class Methods(Uncopied):
         """Releases locks: by grant, by `Lock` object, or by name.
 
         A grant releases exactly its own lock, never a later one of the same name.
-        Releasing it again does nothing.
+        Releasing it again does nothing. A name releases what this thread or task
+        acquired. Any thread or task may release a grant, or a `Lock`.
 
         Raises:
             LockLostError: a grant had been lost.
-            NotHeldError: the session does not hold the name, or the `Lock` is not held.
+            NotHeldError: this thread or task does not hold the name, or the `Lock` is
+                not held.
             LockdError: if several releases fail, the error of one. All others have
                 succeeded.
             TypeError: a target has another type. Nothing has been released.
@@ -169,7 +179,8 @@ class Methods(Uncopied):
         grants = [target for target in targets if isinstance(target, Grant)]
         locks = [target for target in targets if isinstance(target, Lock)]
         names = [x for x in targets if not isinstance(x, Grant | Lock)]
-        by_name = [requests.about("release", name, lockspace) for name in names]
+        find = self._link.find_held
+        by_name = [requests.of_held("release", x, lockspace, find) for x in names]
         await release_all(self._link, grants, locks, by_name)
 
     async def convert(
@@ -182,11 +193,15 @@ class Methods(Uncopied):
     ) -> Grant:
         """Changes the mode of a held lock; the fencing token stays the same.
 
+        A name means what this thread or task acquired.
+
         Raises:
             DeadlockError: another holder also waits to convert.
             RequestError: as for `acquire`.
         """
-        reply = requests.about("convert", target, lockspace, mode=mode, timeout=timeout)
+        options = {"mode": mode, "timeout": timeout}
+        find = self._link.find_held
+        reply = requests.of_held("convert", target, lockspace, find, **options)
         return await self._granted(reply)
 
     async def _granted(self, reply: Reply) -> Grant:

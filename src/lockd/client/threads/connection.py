@@ -8,9 +8,11 @@ from lockd.client import paths, requests
 from lockd.client.core import UnheardError
 from lockd.client.inbox import Inbox
 from lockd.client.reply import Reply
+from lockd.client.strands import Strand
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
 from lockd.errors import InvalidRequestError
+from lockd.terms import ResourceKey
 
 
 def open_link(
@@ -132,6 +134,14 @@ class Connection:
             # A signal at this moment would leave a grant that nobody knows.
             link.abandon(reply)
             raise
+
+    def strand(self) -> Strand | None:
+        """Returns the strand of the calling thread; None if the session has none."""
+        return self.last.strand()
+
+    def find_held(self, key: ResourceKey) -> tuple[int, int | None]:
+        """Returns the strand of the calling thread, and its token for a lock."""
+        return self.last.find_held(key)
 
     def open_events(self) -> Inbox:
         """Returns an inbox that receives the events of a watch."""

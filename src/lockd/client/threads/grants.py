@@ -3,7 +3,6 @@
 from typing import Protocol, Self
 
 from lockd.client.grants import AnyGrant, Link
-from lockd.client.local_queues import Ticket
 from lockd.client.reply import Reply
 from lockd.errors import LockdError
 
@@ -13,9 +12,6 @@ class ReleasingLink(Link, Protocol):
 
     def release(self, *grants: AnyGrant) -> list[Reply]:
         """Releases grants and waits for the daemon's answers."""
-
-    def leave_queue(self, ticket: Ticket) -> None:
-        """Removes a ticket from its queue, if it is there."""
 
 
 class Grant(AnyGrant):

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from time import monotonic
 from typing import Any, Final
 from weakref import ref
 
@@ -31,8 +30,8 @@ from lockd.client import forking
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
-from lockd.client.local_queues import LocalQueues, Ticket
 from lockd.client.reply import Reply
+from lockd.client.strands import LoneStrand, Strand, strand_of_thread
 from lockd.client.threads.bell import Bell
 from lockd.client.threads.grants import Grant
 from lockd.client.wire import Wire
@@ -54,12 +53,9 @@ class ThreadLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._queues = LocalQueues()
         self._mutex = threading.RLock()
-        on_free = partial(_clear_queue, self._queues, self._mutex)
-        self._core = ClientCore(partial(_make_grant, ref(self)), on_free)
+        self._core = ClientCore(partial(_make_grant, ref(self)), "thread")
         self._wire = Wire(sock, self._core)
-        self._core.on_end.append(self._queues.end)
         self._seat = threading.RLock()
         self._reading = False
         self._bell = Bell()
@@ -153,40 +149,18 @@ class ThreadLink:
         if (heard or self._core.ended) and self._reading:
             self._bell.ring()
 
-    def enter_queue(self, ticket: Ticket) -> None:
-        """Adds the calling thread to the line for a lock."""
-        self.check_owned()
-        with self._mutex:
-            self._queues.enter(ticket)
-            # Not before: an end of the connection in between would not wake it.
-            self._core.check_connected()
+    def strand(self) -> Strand | None:
+        """Returns the strand of the calling thread; None if the session has none."""
+        return None if self._core.program.whole else strand_of_thread()
 
-    def wait_admitted(self, ticket: Ticket, timeout: float) -> bool:
-        """Waits until a ticket is admitted. Returns whether it is.
+    def lone_strand(self) -> Strand | None:
+        """Returns a strand for one acquire; None if the session has none."""
+        return None if self._core.program.whole else LoneStrand()
 
-        A negative timeout waits without a limit.
-        """
-        return self._wait(ticket, timeout)
-
-    def leave_queue(self, ticket: Ticket) -> None:
-        """Removes a ticket from its queue, if it is there."""
-        if self._forked:
-            return
-        try:
-            self._leave_queue(ticket)
-        except BaseException:
-            self._leave_queue(ticket)
-            raise
-
-    def _leave_queue(self, ticket: Ticket) -> None:
-        with self._mutex:
-            ticket.wake_with(None)
-            self._queues.leave(ticket)
-
-    def keep_ticket(self, ticket: Ticket, hold: Hold) -> None:
-        """Keeps a ticket until its owner's lock ends, or until `leave_queue`."""
-        with self._mutex:
-            self._queues.keep(ticket, hold)
+    def find_held(self, key: ResourceKey) -> tuple[int, int | None]:
+        """Returns the strand of the calling thread, and its token for a lock."""
+        strand = self.strand() or 0
+        return strand, self._core.token_of(key, strand)
 
     def open_events(self) -> Inbox:
         """Returns an inbox that receives the events of a watch."""
@@ -267,23 +241,16 @@ class ThreadLink:
             with self._mutex:
                 self._wire.push()
 
-    def _wait(self, awaited: Reply | Ticket | Inbox, timeout: float = -1) -> bool:
-        """Waits until an object is done. Returns whether it is.
-
-        A negative timeout waits without a limit.
-        """
+    def _wait(self, awaited: Reply | Inbox) -> None:
+        """Waits until an object is done."""
         self._push()
-        ends = monotonic() + timeout if timeout >= 0 else None
         waker = threading.Lock()
         try:
             self._waiting.add(waker)
             while not awaited.done or self._core.outgoing:
                 self.check_owned()
-                left = _PATIENCE if ends is None else ends - monotonic()
-                if left <= 0:
-                    break
-                if not self._read(awaited, None if ends is None else left):
-                    self._sleep(awaited, waker, min(left, _PATIENCE))
+                if not self._read(awaited):
+                    self._sleep(awaited, waker)
                 self._push()
         finally:
             try:
@@ -292,9 +259,8 @@ class ThreadLink:
                 # A signal at this moment must not leave the others without a reader.
                 self._leave(waker)
                 raise
-        return awaited.done
 
-    def _read(self, awaited: Reply | Ticket | Inbox, timeout: float | None) -> bool:
+    def _read(self, awaited: Reply | Inbox) -> bool:
         """Reads once if no other thread is reading. Returns whether it has read."""
         again = self._owns(self._seat)
         taken: list[bool] = []
@@ -303,13 +269,10 @@ class ThreadLink:
             taken.extend(map(self._seat.acquire, (False,)))
             if taken[0]:
                 self._reading = True
-                if isinstance(awaited, Ticket):
-                    # Admission comes without a message of the daemon.
-                    awaited.wake_with(self._bell.ring)
                 if self._core.arrived:  # an exception has ended their reader
                     self._core.take_in()
                 if not awaited.done or self._core.outgoing:
-                    self._poll(timeout)
+                    self._poll()
                     with self._mutex:
                         self._wire.pull()
         finally:
@@ -322,7 +285,7 @@ class ThreadLink:
                     self._seat.release()
         return taken[0]
 
-    def _poll(self, timeout: float | None) -> None:
+    def _poll(self) -> None:
         try:
             poll = self._polls.pop()
         except IndexError:
@@ -332,19 +295,16 @@ class ThreadLink:
         # writer also waits for input.
         both = select.POLLIN | select.POLLOUT
         poll.register(self._descriptor, both if self._core.outgoing else select.POLLIN)
-        milliseconds = None if timeout is None else timeout * 1000
-        found = self._unlocked(partial(poll.poll, milliseconds))
+        found = self._unlocked(poll.poll)
         if any(descriptor != self._descriptor for descriptor, _ in found):
             self._bell.hush()
         self._polls.append(poll)
 
-    def _sleep(
-        self, awaited: Reply | Ticket | Inbox, waker: threading.Lock, timeout: float
-    ) -> None:
+    def _sleep(self, awaited: Reply | Inbox, waker: threading.Lock) -> None:
         if self._core.outgoing:
             poll = select.poll()
             poll.register(self.sock, select.POLLIN | select.POLLOUT)
-            self._unlocked(partial(poll.poll, timeout * 1000))
+            self._unlocked(partial(poll.poll, _PATIENCE * 1000))
             return
         waker.acquire(blocking=False)
         main = threading.current_thread() is threading.main_thread()
@@ -353,7 +313,7 @@ class ThreadLink:
         # From here on, a thread that stops reading finds this one among the sleepers.
         if awaited.done or not self._reading:
             return
-        if not self._unlocked(partial(waker.acquire, timeout=timeout)):
+        if not self._unlocked(partial(waker.acquire, timeout=_PATIENCE)):
             self.catch_up()
 
     def _unlocked(self, wait: Callable[[], Any]) -> Any:
@@ -406,11 +366,6 @@ def _open(waker: threading.Lock) -> None:
         waker.release()
 
 
-def _clear_queue(queues: LocalQueues, mutex: threading.RLock, key: ResourceKey) -> None:
-    with mutex:
-        queues.clear(key)
-
-
 def _make_grant(link: "ref[ThreadLink]", hold: Hold) -> Grant:
     found = link()
     if found is None:
@@ -430,8 +385,7 @@ def _tell_fate(
 
 
 def _fate(reply: Reply) -> str | None:
-    params = reply.params
-    names = params.get("resources") or [params.get("resource") or ""]
+    names = reply.names
     if reply.grants:
         names = [grant.resource for grant in reply.grants]
     what = ", ".join(quoted(name) for name in names)
@@ -445,6 +399,6 @@ def _fate(reply: Reply) -> str | None:
         return f"the request for {what} was cancelled"
     if reply.method == "convert":
         if reply.done and reply.error is None and reply.undo_mode is not None:
-            return f"{what} is {params['mode']} now"
+            return f"{what} is {reply.params['mode']} now"
         return f"the conversion of {what} was cancelled"
     return None if reply.done else f"the answer to {reply.method} was not waited for"

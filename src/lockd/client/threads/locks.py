@@ -1,15 +1,14 @@
 """Locks for code that uses `threading.Lock` or `filelock.FileLock`."""
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
-from lockd.client.local_queues import Ticket, time_left
-from lockd.client.locks import AnyLock, Held, not_admitted
+from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
+from lockd.client.strands import Strand
 from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
@@ -81,10 +80,13 @@ class Acquired:
 class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one thread at a time, or for several if shared.
 
-    Locks of one client with the same name exclude each other like `threading.Lock`,
-    first come, first served. The daemon excludes all other clients. A lock is not
-    re-entrant. The daemon rejects deadlocks between sessions. It does not detect
-    deadlocks between threads of one client.
+    It excludes all other threads and all other clients, first come, first served. A
+    lock is not re-entrant.
+
+    In a `with` statement, the lock belongs to the thread. If the thread asks for it
+    again, or if waiting would close a cycle, the daemon rejects the request at once. A
+    lock of `acquire` belongs to no thread, as with `threading.Lock`: any thread may
+    release it. So the daemon cannot detect a deadlock with it.
 
     If the lock is lost while a `with` body runs, the end of the body raises
     `LockLostError`, unless another exception is raised.
@@ -112,15 +114,19 @@ class Lock(AnyLock[Grant]):
             timeout: seconds to wait; negative waits without a limit; None: that of
                 `lock()`.
 
+        The lock then belongs to no thread. A thread that acquires it twice waits until
+        another one releases it.
+
         Returns:
             A true object, or a false one if the lock is busy or the timeout passed.
 
         Raises:
-            AlreadyHeldError: this thread holds the lock, and would wait for itself.
+            AlreadyHeldError: the process that this session acts for holds the lock.
             RequestError: the daemon rejected the request for another reason.
         """
+        patience = self._patience(timeout) if blocking else 0
         try:
-            self._acquire(self._patience(timeout) if blocking else 0)
+            self._acquire(patience, ThreadLink.lone_strand)
         except (BusyError, AcquireTimeoutError) as refusal:
             return Acquired(self, refusal)
         except AlreadyHeldError as refusal:
@@ -140,18 +146,16 @@ class Lock(AnyLock[Grant]):
         held = self._last_held()
         link = held.grant.link
         try:
-            if not self._drop(held.ticket):
+            if not self._drop(held.grant):
                 raise self._not_held()  # another thread was faster
             (reply,) = link.release(held.grant)
         except BaseException:
             link.release(held.grant)
             raise
-        finally:
-            link.leave_queue(held.ticket)
         reply.outcome()
 
     def __enter__(self) -> Self:
-        self._acquire(self._timeout)
+        self._acquire(self._timeout, ThreadLink.strand)
         return self
 
     def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
@@ -163,33 +167,26 @@ class Lock(AnyLock[Grant]):
             if exc is None:
                 raise
 
-    def _acquire(self, timeout: float) -> None:
-        started = time.monotonic()
+    def _acquire(
+        self, timeout: float, strand_of: Callable[[ThreadLink], Strand | None]
+    ) -> None:
+        who = threading.current_thread()
         link = self._connection.link()
-        ticket = Ticket(self._key, self._mode, self._caller())
-        reply = self._request()
+        reply = self._request(timeout, strand_of(link))
         try:
-            self._forget_ended(ticket.who)
-            link.enter_queue(ticket)
-            if not ticket.done and not link.wait_admitted(ticket, timeout):
-                raise not_admitted(ticket, "thread", timeout)
-            if timeout >= 0:
-                reply.params["timeout"] = time_left(timeout, time.monotonic() - started)
+            self._forget_ended(who)
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
-            link.keep_ticket(ticket, grant.hold)
-            self._holds.append(Held(ticket, grant))
+            self._holds.append(Held(who, grant))
         except BaseException:
-            self._take_back(ticket, reply, link)
+            self._take_back(reply, link)
             raise
 
-    def _take_back(self, ticket: Ticket, reply: Reply, link: ThreadLink) -> None:
-        self._drop(ticket)
-        try:
-            link.abandon(reply)
-        finally:
-            link.leave_queue(ticket)
+    def _take_back(self, reply: Reply, link: ThreadLink) -> None:
+        for grant in reply.grants:
+            self._drop(grant)
+        link.abandon(reply)
 
     def _check_owned(self) -> None:
         self._connection.last.check_owned()
@@ -200,12 +197,12 @@ class Lock(AnyLock[Grant]):
 
     def _forget_ended(self, who: object) -> None:
         for held in list(self._holds):
-            if held.ticket.who is who and not held.grant.held:
-                self._drop(held.ticket)
+            if held.who is who and not held.grant.held:
+                self._drop(held.grant)
 
-    def _drop(self, ticket: Ticket) -> bool:
+    def _drop(self, grant: Grant) -> bool:
         for held in list(self._holds):
-            if held.ticket is ticket:
+            if held.grant is grant:
                 with suppress(ValueError):  # another thread was faster
                     self._holds.remove(held)
                     return True
