@@ -46,6 +46,7 @@ TALLIES: Final = (
     "fenced",
     "read slowly",
     "cut messages",
+    "strands",
     "resumed",
     "misdeeds",
     "stopped for a while",

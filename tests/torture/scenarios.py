@@ -40,15 +40,18 @@ class Scene:
         self._board, self._stage = board, stage
         self.lines: list[Line] = []
         self.step = stage.step
+        #: What the daemon calls itself.
+        self.instance = ""
 
-    def line(self) -> Line:
+    def line(self, **more: object) -> Line:
         """Opens a session; one that ends before its first answer is opened again."""
         while True:
             line = Line(self._board, SLOT, f"actor's line {len(self.lines)}")
             try:
-                line.call("hello", protocol=1, client="torture")
+                told = line.call("hello", protocol=1, client="torture", **more)
             except NeverServedError:
                 continue
+            self.instance = told["instance"]
             self.lines.append(line)
             return line
 
@@ -230,6 +233,50 @@ def _convert(scene: Scene) -> None:
     line.call("convert", **names, mode="exclusive")
     scene.step()
     _must_be_held(scene, "a", token, "files")
+
+
+def _strands(scene: Scene) -> None:
+    """Two threads of a client: one holds and goes down, so that the other gets in."""
+    line = scene.line()
+    names: dict[str, object] = {"resource": "a", "lockspace": "files"}
+    token = scene.acquire(line, "a", lockspace="files", strand=1)
+    shared = names | {"strand": 2, "mode": "shared"}
+    msgid, query = line.ask_all([("acquire", shared), ("query", names)])
+    line.wait(query)
+    scene.step()
+    line.call("convert", fencing_token=token, mode="shared")
+    other = int(line.wait(msgid)["grant"]["fencing_token"])
+    scene.step()
+    tokens, waiting = scene.query("a", lockspace="files")
+    scene.must((tokens, waiting), ([token, other], 0), "after the convert")
+    scene.must_be_locked("files", "a", "shared")
+    for each in (token, other):
+        line.call("release", fencing_token=each)
+
+
+def _within(scene: Scene) -> None:
+    """A child wants what its parent has, and waits for nobody for ever."""
+    parent, stranger = scene.line(), scene.line()
+    token = scene.acquire(parent, "a", lockspace="files")
+    scene.acquire(stranger, "b")
+    scene.step()
+    child = scene.line(within=[f"{scene.instance}:{token}"])
+    wanted: dict[str, object] = {"resource": "b"}
+    # From here on the child waits, whoever is heard first after a kill.
+    msgid, query = child.ask_all([("acquire", wanted), ("query", wanted)])
+    child.wait(query)
+    try:
+        scene.acquire(stranger, "a", lockspace="files", timeout=3)
+    except Refused as refusal:
+        if refusal.code == "timeout":
+            child.look()  # without the child there is nothing to refuse
+        scene.must(refusal.code, "deadlock", "who waits for a child's parent")
+    else:
+        scene.must("granted", "refused", "who waits for a child's parent")
+    scene.step()
+    scene.must(scene.query("b")[1], 1, "the child that waits")
+    stranger.call("release", resource="b")
+    child.wait(msgid)
 
 
 def _cancel(scene: Scene) -> None:
@@ -437,6 +484,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         _hand_over, lockspace="direct", name=SHARED_DISKS[1].name
     ),
     "convert": _convert,
+    "strands": _strands,
+    "within": _within,
     "cancel": _cancel,
     "connect": _connect,
     "disconnect": _disconnect,

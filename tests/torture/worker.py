@@ -24,6 +24,9 @@ from torture.places import DWELT, FILES, MEMORY, Place
 LINE_LIFE: Final = 0.02
 """How likely a session ends after a cycle."""
 
+STRANDS: Final = (0, 0, 1, 2**32 - 1)
+"""For whom it asks: mostly for all of itself, else as one of its threads."""
+
 MODES: Final = {EXCLUSIVE: "exclusive", SHARED: "shared"}
 
 
@@ -87,6 +90,7 @@ class Worker:
         self._chance = random.Random(seed)
         self._line: Line | None = None
         self._holds: list[Hold] = []
+        self._strand = 0
         self._made = 0
 
     def run(self) -> None:
@@ -220,7 +224,7 @@ class Worker:
         place, line = self._place(), self._session()
         self._acquire([place], SHARED, is_queued=False)
         try:
-            line.call("convert", **self._names(place), mode="exclusive")
+            line.call("convert", **self._names_of(self._holds[0]), mode="exclusive")
         except Refused as refusal:
             if refusal.code != "deadlock":
                 raise
@@ -231,7 +235,7 @@ class Worker:
             # It counts as exclusive to the moment before the question.
             (hold,), self._holds = self._holds, []
             hold.end()
-            line.call("convert", **self._names(place), mode="shared")
+            line.call("convert", **self._names_of(hold), mode="shared")
             self._holds = [hold.again(SHARED)]
             self._board.tally(self._slot, "converted")
         self._release()
@@ -269,8 +273,16 @@ class Worker:
     def _names(self, place: Place) -> dict[str, object]:
         return {"lockspace": place.lockspace, "resource": place.name}
 
+    def _names_of(self, hold: Hold) -> dict[str, object]:
+        """Names a lock that it holds: a name alone means the whole session's."""
+        if self._strand:
+            return {"fencing_token": hold.token}
+        return self._names(hold.place)
+
     def _params(self, places: list[Place], mode: int) -> dict[str, object]:
         params: dict[str, object] = {"lockspace": places[0].lockspace}
+        if self._strand:
+            params["strand"] = self._strand
         if len(places) == 1:
             params["resource"] = places[0].name
         else:
@@ -286,6 +298,9 @@ class Worker:
         was carried out: who asks later than that must be behind.
         """
         line = self._session()
+        self._strand = self._chance.choice(STRANDS)
+        if self._strand:
+            self._board.tally(self._slot, "strands")
         calls = [("acquire", self._params(places, mode) | more)]
         if is_queued:
             calls.append(("query", self._names(places[0])))
@@ -317,6 +332,10 @@ class Worker:
         line, holds, self._holds = self._session(), self._holds, []
         for hold in holds:
             hold.end()
+        if self._strand:
+            for hold in holds:
+                line.call("release", fencing_token=hold.token)
+            return
         first = holds[0].place
         names = [hold.place.name for hold in holds]
         line.call("release", lockspace=first.lockspace, resources=names)
