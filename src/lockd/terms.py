@@ -17,6 +17,10 @@ Until = Literal["either", "both"]
 session that registered it, whichever is first. "both": when the process is dead and
 that session has released them or ended."""
 
+WorkOutcome = Literal["ok", "failed", "died"] | None
+"""How the work under a lock ended, as the releaser says. "died": a signal ended it.
+None: it says nothing."""
+
 Kind = Literal["memory", "directory", "direct"]
 """How the resources of a lockspace are anchored."""
 

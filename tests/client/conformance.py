@@ -71,6 +71,21 @@ class Conformance:
         assert not grant.lost
         assert holders(watcher, "disk") == []
 
+    def test_next_holder_hears_of_work_that_failed(
+        self, alice: Peer, bob: Peer
+    ) -> None:
+        grant = alice.call("acquire", "disk")
+        assert grant.previous is None
+        token = grant.fencing_token
+        alice.call("call", "release", fencing_token=token, outcome="failed")
+        previous = bob.call("acquire", "disk").previous
+        assert (previous["ended"], previous["outcome"]) == ("released", "failed")
+        assert (previous["name"], previous["fencing_token"]) == ("alice", token)
+        with pytest.raises(TypeError):
+            previous["name"] = "nobody"
+        bob.call("release", "disk")
+        assert alice.call("acquire", "disk").previous is None
+
     def test_fencing_tokens_rise(self, alice: Peer) -> None:
         tokens = []
         for _ in range(3):
@@ -725,6 +740,21 @@ class AsyncConformance(Conformance):
         peer.start("acquire", "disk")
         wait_for_waiters(watcher, "disk", 1)
         assert peer.call("acquire", "other").held
+
+    def test_release_of_a_grant_says_how_the_work_ended(
+        self, shell: AsyncShell, sock: str
+    ) -> None:
+        async def main() -> None:
+            async with lockd.aio.connect(sock) as client:
+                grant = await client.acquire("disk")
+                with pytest.raises(lockd.InvalidRequestError, match="outcome"):
+                    await grant.release("bad")  # type: ignore[arg-type]
+                await grant.release(outcome="died")
+                previous = (await client.acquire("disk")).previous
+                assert previous is not None
+                assert previous["outcome"] == "died"
+
+        shell.run(main)
 
     def test_no_group_comes_around_an_error(self, shell: AsyncShell, sock: str) -> None:
         async def refused() -> None:

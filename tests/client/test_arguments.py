@@ -166,6 +166,7 @@ KINDS: dict[str, Takes] = {
     "name": name,
     "on_disconnect": one_of("release", "kill"),
     "on_lost": callable,
+    "outcome": one_of("ok", "failed", "died"),
     "owner": text,
     "owner_id": partial(integer, least=-(2**63), most=2**63 - 1),
     "path": path,
@@ -181,6 +182,7 @@ KINDS: dict[str, Takes] = {
     "timeout": partial(number, least=0, most=1e9),
     "uid": partial(integer, least=0, most=2**32 - 1),
     "unit": text,
+    "until": one_of("either", "both"),
     "uuid": text,
     "waiting": boolean,
 }

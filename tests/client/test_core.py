@@ -281,6 +281,21 @@ def test_grant_is_held_until_its_release_is_answered(core: ClientCore) -> None:
     reply.outcome()
 
 
+def test_release_says_how_the_work_ended(core: ClientCore) -> None:
+    grant = acquired(core)
+    core.release(grant, "failed")
+    ((_, method, params),) = sent(core)
+    assert (method, params) == ("release", {"fencing_token": 7, "outcome": "failed"})
+
+
+def test_grant_says_how_the_last_hold_ended(core: ClientCore) -> None:
+    previous = {"ended": "owner_died", "outcome": None, "pid": 5}
+    for found in (previous, None, "odd"):
+        reply = acquiring(core)
+        answered(core, reply, {"grant": {**shape(9), "previous": found}})
+        assert reply.grants[0].previous == (previous if found == previous else None)
+
+
 def test_second_release_of_a_grant_sends_nothing(core: ClientCore) -> None:
     grant = acquired(core)
     first = core.release(grant)

@@ -101,6 +101,7 @@ class LastHolder(Struct, forbid_unknown_fields=True, kw_only=True):
     reason: str | None
     held_for: float
     ended: Literal["released", "disconnected", "owner_died", "broken"]
+    outcome: Literal["ok", "failed", "died"] | None
     ended_ago: float
 
 

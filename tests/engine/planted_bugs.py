@@ -87,6 +87,30 @@ PLANTED_BUGS = [
         "        if owner.sessions:\n",
     ),
     _in(
+        "effects",
+        "work that failed ended well",
+        'self.cause == "released" and self.outcome in (None, "ok")',
+        'self.cause == "released"',
+    ),
+    _in(
+        "effects",
+        "a holder that died ended well",
+        'self.cause == "released" and self.outcome in (None, "ok")',
+        'self.cause != "broken" and self.outcome in (None, "ok")',
+    ),
+    _in(
+        "requests",
+        "a release does not say how the work ended",
+        'self._table.end(held, "released", now, outcome)',
+        'self._table.end(held, "released", now)',
+    ),
+    _in(
+        "lock_table",
+        "the next holder does not hear how the last hold ended",
+        "                previous += state.trouble(key)\n",
+        "",
+    ),
+    _in(
         "lock_table",
         "nobody is woken by a release",
         "        if to_settle is not None:\n",

@@ -10,7 +10,14 @@ from lockd.engine.commands import (
     Owner,
     Release,
 )
-from lockd.engine.effects import Effect, Grant, Granted, Queued, Refused
+from lockd.engine.effects import (
+    Effect,
+    Grant,
+    Granted,
+    LastHolder,
+    Queued,
+    Refused,
+)
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, Mode, ResourceKey
 
@@ -87,8 +94,15 @@ def convert(
     return engine.handle(Convert(session, request, key, mode, timeout), now=now)
 
 
-def granted(session: int, request: int, *grants: Grant, waited: float = 0.0) -> Granted:
-    return Granted(session, request, grants, waited)
+def granted(
+    session: int,
+    request: int,
+    *grants: Grant,
+    waited: float = 0.0,
+    after: LastHolder | None = None,
+) -> Granted:
+    previous = () if after is None else (after,)
+    return Granted(session, request, grants, waited, previous=previous)
 
 
 def converted(session: int, request: int, grant: Grant, waited: float = 0.0) -> Granted:

@@ -25,6 +25,7 @@ MODES: tuple[Mode, ...] = (EXCLUSIVE, SHARED)
 #: Mostly for ever: who gives up soon never stands in a queue.
 TIMEOUTS = (None, None, None, 1.0, 2.0, 0)
 PICKS = range(6)
+OUTCOMES = (None, "ok", "failed", "died")
 OUTSIDE = ("nothing", "nothing", "nothing", "busy", "io")
 CROWDS: list[Crowd] = [
     tuple(zip(order, chosen, strict=True))
@@ -61,7 +62,7 @@ _COMMON = (
     (1, "snare_of_a_child", CROWDS),
     (3, "convert", PICKS, SLOTS, MODES, TIMEOUTS),
     (1, "convert_all", MODES),
-    (5, "release", PICKS),
+    (5, "release", PICKS, OUTCOMES),
     (2, "release_for_owner", SLOTS, PICKS),
     (2, "leave", CROWDS, PICKS[:3]),
     (1, "release_names", SLOTS, NAMES),

@@ -39,6 +39,7 @@ from lockd.engine.effects import (
     ForgetOwner,
     Grant,
     Granted,
+    LastHolder,
     Lost,
     Refused,
 )
@@ -71,7 +72,11 @@ def test_waiter_is_granted_when_holder_disconnects(engine: LockEngine) -> None:
     acquire(engine, BOB, 1, DISK)
     assert engine.handle(CloseSession(ALICE), now=1.0) == [
         Ended(grant(DISK, ALICE, 1), "disconnected"),
-        granted(BOB, 1, grant(DISK, BOB, 2, since=1.0), waited=1.0),
+        granted(
+            *(BOB, 1, grant(DISK, BOB, 2, since=1.0)),
+            waited=1.0,
+            after=LastHolder(grant(DISK, ALICE, 1), 1.0, "disconnected"),
+        ),
     ]
     assert ALICE not in engine.owners
 
@@ -142,7 +147,10 @@ def test_grants_of_a_process_outlive_the_session_that_took_them(
     assert engine.handle(EndOwner(GUEST), now=0.0) == [
         Ended(held, "owner_died"),
         ForgetOwner(GUEST),
-        granted(BOB, 1, grant(DISK, BOB, 2)),
+        granted(
+            *(BOB, 1, grant(DISK, BOB, 2)),
+            after=LastHolder(held, 0.0, "owner_died"),
+        ),
     ]
 
 
@@ -356,7 +364,11 @@ def test_nobody_is_granted_before_the_fenced_process_is_dead(
     assert engine.situation(GUARDED).holders == (grant(GUARDED, ALICE, 1),)
     assert engine.handle(OwnerFenced(ALICE), now=5.0) == [
         Ended(grant(GUARDED, ALICE, 1), "disconnected"),
-        granted(BOB, 1, grant(GUARDED, BOB, 2, since=5.0), waited=5.0),
+        granted(
+            *(BOB, 1, grant(GUARDED, BOB, 2, since=5.0)),
+            waited=5.0,
+            after=LastHolder(grant(GUARDED, ALICE, 1), 5.0, "disconnected"),
+        ),
     ]
 
 
@@ -393,7 +405,10 @@ def test_broken_grant_is_told_and_then_passes_on(engine: LockEngine) -> None:
     assert engine.handle(BreakGrant(CAROL, 1, 1, "stuck"), now=0.0) == [
         Lost(ALICE, grant(DISK, ALICE, 1), "broken", "stuck"),
         Ended(grant(DISK, ALICE, 1), "broken"),
-        granted(BOB, 1, grant(DISK, BOB, 2)),
+        granted(
+            *(BOB, 1, grant(DISK, BOB, 2)),
+            after=LastHolder(grant(DISK, ALICE, 1), 0.0, "broken"),
+        ),
         Completed(CAROL, 1),
     ]
 
@@ -413,7 +428,10 @@ def test_broken_guarded_grant_passes_on_when_its_holder_is_dead(
     assert engine.handle(CloseSession(ALICE), now=0.0) == []
     assert engine.handle(OwnerFenced(ALICE), now=0.0) == [
         Ended(held, "broken"),
-        granted(BOB, 1, grant(GUARDED, BOB, 2)),
+        granted(
+            *(BOB, 1, grant(GUARDED, BOB, 2)),
+            after=LastHolder(held, 0.0, "broken"),
+        ),
     ]
 
 
@@ -432,7 +450,10 @@ def test_guarded_grant_of_who_cannot_be_ended_passes_on_with_the_break(
     assert engine.handle(BreakGrant(CAROL, 2, 1, "stuck", fence=False), now=0.0) == [
         *lost,
         Ended(held, "broken"),
-        granted(BOB, 1, grant(GUARDED, BOB, 2)),
+        granted(
+            *(BOB, 1, grant(GUARDED, BOB, 2)),
+            after=LastHolder(held, 0.0, "broken"),
+        ),
         Completed(CAROL, 2),
     ]
     # Its death, if it comes, is nobody's business any more.

@@ -1,5 +1,9 @@
 """What sessions ask for: acquire, convert, release, cancel."""
 
+from typing import Any
+
+import pytest
+
 from engine.scene import (
     ALICE,
     BOB,
@@ -29,11 +33,12 @@ from lockd.engine.effects import (
     Completed,
     Ended,
     Granted,
+    LastHolder,
     Queued,
     Refused,
 )
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import EXCLUSIVE, SHARED, WorkOutcome
 
 # Who gets it, and when.
 
@@ -350,9 +355,13 @@ def test_counted_hold_leaves_no_ghost_when_its_session_ends(engine: LockEngine) 
     acquire(engine, ALICE, 1, DISK, mode=SHARED)
     acquire(engine, ALICE, 2, DISK, mode=SHARED)
     acquire(engine, BOB, 1, DISK)
+    twice = grant(DISK, ALICE, 1, SHARED, count=2)
     assert engine.handle(CloseSession(ALICE), now=0.0) == [
-        Ended(grant(DISK, ALICE, 1, SHARED, count=2), "disconnected"),
-        granted(BOB, 1, grant(DISK, BOB, 2)),
+        Ended(twice, "disconnected"),
+        granted(
+            *(BOB, 1, grant(DISK, BOB, 2)),
+            after=LastHolder(twice, 0.0, "disconnected"),
+        ),
     ]
 
 
@@ -577,3 +586,58 @@ def test_release_gives_up_the_convert_that_waits_for_it(engine: LockEngine) -> N
     assert (refused.request, refused.code) == (2, "not_held")
     assert ended == Ended(grant(DISK, ALICE, 1, SHARED), "released")
     assert done == Completed(ALICE, 3)
+
+
+# How the last hold ended.
+
+
+def ended(engine: LockEngine, outcome: WorkOutcome, **more: Any) -> LastHolder:
+    """Lets Alice take the disk, and release it with an outcome."""
+    (answer,) = acquire(engine, ALICE, 1, DISK, **more)
+    assert isinstance(answer, Granted)
+    held = answer.grants[0]
+    command = Release(ALICE, 2, (), held.fencing_token, outcome)
+    assert engine.handle(command, now=7.0)[0] == Ended(held, "released")
+    return LastHolder(held, 7.0, "released", outcome)
+
+
+@pytest.mark.parametrize("outcome", [None, "ok"])
+def test_holder_hears_nothing_of_a_hold_that_ended_well(
+    engine: LockEngine, outcome: WorkOutcome
+) -> None:
+    ended(engine, outcome)
+    assert acquire(engine, BOB, 1, DISK) == [granted(BOB, 1, grant(DISK, BOB, 2))]
+
+
+@pytest.mark.parametrize("outcome", ["failed", "died"])
+def test_next_holders_hear_of_work_that_failed_until_some_ends_well(
+    engine: LockEngine, outcome: WorkOutcome
+) -> None:
+    last = ended(engine, outcome)
+    assert engine.last_holders[DISK] == last
+    for session, token in ((BOB, 2), (CAROL, 3)):
+        told = granted(session, 1, grant(DISK, session, token, SHARED), after=last)
+        assert acquire(engine, session, 1, DISK, mode=SHARED) == [told]
+    again = grant(DISK, CAROL, 3, SHARED, count=2)
+    # It has heard of it.
+    assert acquire(engine, CAROL, 2, DISK, mode=SHARED) == [granted(CAROL, 2, again)]
+    release(engine, BOB, 2, DISK)
+    well = grant(DISK, DAVE, 4, SHARED)
+    assert acquire(engine, DAVE, 1, DISK, mode=SHARED) == [granted(DAVE, 1, well)]
+
+
+def test_of_several_locks_only_those_in_trouble_are_told(engine: LockEngine) -> None:
+    last = ended(engine, "failed")
+    (answer,) = acquire(engine, BOB, 1, TAPE, DISK)
+    assert isinstance(answer, Granted)
+    assert answer.previous == (last,)
+
+
+def test_only_the_last_release_of_a_counted_hold_says_how_it_ended(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, ALICE, 2, DISK, mode=SHARED)
+    engine.handle(Release(ALICE, 3, (DISK,), outcome="failed"), now=0.0)
+    engine.handle(Release(ALICE, 4, (DISK,), outcome="ok"), now=0.0)
+    assert engine.last_holders[DISK].outcome == "ok"

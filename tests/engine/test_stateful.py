@@ -28,7 +28,14 @@ from lockd.engine import effects as e
 from lockd.engine import lock_state, records, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED, Mode, OnDisconnect, ResourceKey
+from lockd.terms import (
+    EXCLUSIVE,
+    SHARED,
+    Mode,
+    OnDisconnect,
+    ResourceKey,
+    WorkOutcome,
+)
 
 FEW_LAST_HOLDERS = 1
 """So that the memory of last holders overflows with two names."""
@@ -465,22 +472,29 @@ class ModelMachine(Machine):
     def release_names(self, slot: int, names: tuple[str, ...]) -> None:
         self.release_of(slot, self.who(slot), names)
 
-    def release_of(self, slot: int, who: Who, names: tuple[str, ...]) -> None:
+    def release_of(
+        self,
+        slot: int,
+        who: Who,
+        names: tuple[str, ...],
+        outcome: WorkOutcome = None,
+    ) -> None:
         """Releases by name what the whole owner holds, all else by token."""
         session = self.sessions[slot]
         if not who[2]:
-            command = c.Release(session, next(self.numbers), self.keys(*names))
+            keys, number = self.keys(*names), next(self.numbers)
+            command = c.Release(session, number, keys, None, outcome)
             self.agree(command, self.model.release(who, names))
             return
         for name in names:
             number, token = next(self.numbers), self.token_of(who, name)
-            command = c.Release(session, number, fencing_token=token)
+            command = c.Release(session, number, (), token, outcome)
             self.agree(command, self.model.release(who, (name,)))
 
-    def release(self, pick: int) -> None:
+    def release(self, pick: int, outcome: WorkOutcome) -> None:
         hold = _pick(self.model.holds, pick)
         if hold and (slot := self.slot_of(hold)) is not None:
-            self.release_of(slot, hold.who, (hold.name,))
+            self.release_of(slot, hold.who, (hold.name,), outcome)
 
     def release_for_owner(self, slot: int, pick: int) -> None:
         if hold := _pick(self.model.holds, pick):
@@ -650,11 +664,11 @@ class AnchorMachine(Machine):
                     number, token = next(self.numbers), grant.fencing_token
                     self.do(c.Release(session, number, fencing_token=token))
 
-    def release(self, pick: int) -> None:
+    def release(self, pick: int, outcome: WorkOutcome) -> None:
         grant = _pick(self.held(), pick)
         if grant and (slot := self.slot_of(grant)) is not None:
             number, token = next(self.numbers), grant.fencing_token
-            self.do(c.Release(self.sessions[slot], number, fencing_token=token))
+            self.do(c.Release(self.sessions[slot], number, (), token, outcome))
 
     def release_for_owner(self, slot: int, pick: int) -> None:
         if grant := _pick(self.held(), pick):
@@ -734,6 +748,8 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
                 at_once = isinstance(command, c.Convert | c.AnchorOpened)
                 story.add("converted" if at_once else "converted a waiter")
             case e.Granted(grants=grants):
+                if effect.previous:
+                    story.add(f"granted after trouble: {effect.previous[0].cause}")
                 story.add("granted several" if len(grants) > 1 else "granted")
                 if not isinstance(command, c.Acquire | c.AnchorOpened):
                     story.add("granted to a waiter")
@@ -784,6 +800,12 @@ def rare(machine: type[Machine], *what: str, floor: float) -> dict[str, str]:
     }
 
 
+TROUBLE = tuple(
+    f"granted after trouble: {cause}"
+    for cause in ("released", "disconnected", "owner_died", "broken")
+)
+"""How the last hold ended, of which the next holder hears."""
+
 DAMAGE = (
     "went on from the records while somebody waited",
     "loaded without some records",
@@ -802,6 +824,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
     assert rare(ModelMachine, "too many waited", "denied", floor=0.2) == {}
     assert rare(ModelMachine, "released for its owner", floor=0.05) == {}
+    assert rare(ModelMachine, *TROUBLE, floor=0.02) == {}
     assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
 
 
@@ -816,4 +839,5 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
     assert rare(AnchorMachine, "too many waited", "denied", floor=0.1) == {}
     assert rare(AnchorMachine, "released for its owner", floor=0.05) == {}
+    assert rare(AnchorMachine, *TROUBLE, floor=0.02) == {}
     assert rare(AnchorMachine, *DAMAGE, floor=0.1) == {}

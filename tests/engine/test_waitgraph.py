@@ -30,7 +30,7 @@ from lockd.engine.commands import (
     OpenSession,
     RegisterOwner,
 )
-from lockd.engine.effects import Ended, Refused, WaitEdge
+from lockd.engine.effects import Ended, LastHolder, Refused, WaitEdge
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
@@ -229,7 +229,8 @@ def test_who_leaves_a_refused_ring_leaves_nothing_behind(engine: LockEngine) -> 
     assert isinstance(acquire(engine, BOB, 2, DISK)[0], Refused)
     ended, passed_on = engine.handle(CloseSession(BOB), now=0.0)
     assert ended == Ended(grant(TAPE, BOB, 2), "disconnected")
-    assert passed_on == granted(ALICE, 2, grant(TAPE, ALICE, 3))
+    after = LastHolder(grant(TAPE, BOB, 2), 0.0, "disconnected")
+    assert passed_on == granted(ALICE, 2, grant(TAPE, ALICE, 3), after=after)
 
 
 # What a search costs.

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
 
 Asked = (
     c.RegisterOwner
@@ -52,11 +52,14 @@ class Witness:
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
         self.last_holders_limit = last_holders
         self.now = 0.0
+        #: How the work ended that was done under a lock, as this command says.
+        self.outcome: WorkOutcome = None
 
     def follow(
         self, command: c.Command, effects: Sequence[e.Effect], now: float
     ) -> None:
         self.now = now
+        self.outcome = getattr(command, "outcome", None)
         self.see_command(command)
         for effect in effects:
             self.see_effect(effect)
@@ -119,7 +122,8 @@ class Witness:
         keys = [x.keys for x in waiting if isinstance(x, c.Acquire)]
         keys += [self.converted_by(x) for x in waiting if isinstance(x, c.Convert)]
         lines = [sum(key in each for each in keys) for key in command.keys]
-        return most is not None and max(lines) >= most
+        # A try may wait for a slow file.
+        return bool(most) and max(lines) >= (most or 0)
 
     def converted_by(self, command: c.Convert) -> tuple[ResourceKey, ...]:
         """Returns the key that a convert names, or the key of the token it names."""
@@ -195,12 +199,20 @@ class Witness:
         else:
             tokens = [grant.fencing_token for grant in answer.grants]
             assert tokens == [command.fencing_token]
+        assert answer.previous == self.trouble_before(answer)
         for grant in answer.grants:
             if isinstance(command, c.Acquire):
                 assert grant.strand == command.strand
             assert grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
             self.hold(grant, answer.converted)
+
+    def trouble_before(self, answer: e.Granted) -> tuple[e.LastHolder, ...]:
+        """Returns the last holds that a new holder must hear of."""
+        new = [x for x in answer.grants if x.fencing_token > self.last_token]
+        last = [self.last_holders[x.key] for x in new if x.key in self.last_holders]
+        well = {("released", None), ("released", "ok")}
+        return tuple(x for x in last if (x.cause, x.outcome) not in well)
 
     def hold(self, grant: e.Grant, converted: bool) -> None:
         holders = self.holders.setdefault(grant.key, {})
@@ -228,7 +240,9 @@ class Witness:
             assert grant.owner_id not in self.acts_for.values(), "a session uses it"
             assert grant.owner_id not in self.fenced, "released before it was fenced"
         self.last_holders.pop(grant.key, None)
-        self.last_holders[grant.key] = e.LastHolder(grant, self.now, effect.cause)
+        outcome = self.outcome if effect.cause == "released" else None
+        last = e.LastHolder(grant, self.now, effect.cause, outcome)
+        self.last_holders[grant.key] = last
         if len(self.last_holders) > self.last_holders_limit:
             self.last_holders.popitem(last=False)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from lockd.errors import InvalidRequestError
 from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, quoted
-from lockd.terms import Kind, Mode, OnDisconnect
+from lockd.terms import Kind, Mode, OnDisconnect, Until
 
 MOST_AT_ONCE: Final = 64
 """The most resources in one request (protocol 6.1)."""
@@ -213,6 +213,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "mode": partial(_choice, get_args(Mode)),
     "name": printable_name,
     "on_disconnect": partial(_choice, get_args(OnDisconnect)),
+    "outcome": partial(_choice, ("ok", "failed", "died")),
     "owner": _shown_text,
     "owner_id": partial(_integer, -(2**63), 2**63 - 1),
     "path": path,
@@ -224,6 +225,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
     "uid": partial(_integer, 0, 2**32 - 1),
     "unit": _shown_text,
+    "until": partial(_choice, get_args(Until)),
     "uuid": _short_text,
     "waiting": _truth,
 }

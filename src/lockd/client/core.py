@@ -30,7 +30,7 @@ from lockd.errors import (
     UnavailableError,
 )
 from lockd.protocol.codec import RESPONSE
-from lockd.terms import SHARED, ResourceKey
+from lockd.terms import SHARED, ResourceKey, WorkOutcome
 
 PROTOCOL_VERSION: Final = 1
 
@@ -185,14 +185,16 @@ class ClientCore:
         cuts = range(0, len(data), MAX_PIECE)
         return iter(tuple(data[cut : cut + MAX_PIECE] for cut in cuts))
 
-    def release(self, grant: AnyGrant) -> Reply:
+    def release(self, grant: AnyGrant, outcome: WorkOutcome = None) -> Reply:
         """Makes the release of a grant pending. A second call returns the same reply.
 
         The reply is done at once if the grant is no longer held. Its outcome is None
         after a release, and `LockLostError` after a loss.
         """
         hold = grant.hold
-        params = {"fencing_token": hold.fencing_token}
+        params: dict[str, Any] = {"fencing_token": hold.fencing_token}
+        if outcome is not None:
+            params["outcome"] = outcome
         reply = Reply("release", params, (grant,))
         hold.release_by(reply)
         if hold.held and hold.release is not None:

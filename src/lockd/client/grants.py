@@ -7,6 +7,7 @@ a connection open.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NoReturn, Protocol
 from weakref import ref
 
@@ -67,6 +68,7 @@ class Hold:
         "key",
         "loss",
         "mode",
+        "previous",
         "release",
         "released",
         "strand",
@@ -80,6 +82,10 @@ class Hold:
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
         self.waited: float = shape.get("waited") or 0.0
+        found = shape.get("previous")
+        self.previous: Mapping[str, Any] | None = (
+            MappingProxyType(found) if isinstance(found, dict) else None
+        )
         self.released = False
         self.loss: tuple[str, str] | None = None
         self.release: Reply | None = None
@@ -213,6 +219,15 @@ class AnyGrant(Uncopied):
     def waited(self) -> float:
         """Seconds that the request waited."""
         return self.hold.waited
+
+    @property
+    def previous(self) -> Mapping[str, Any] | None:
+        """The last hold of the resource, if it did not end well: protocol 7.11.
+
+        Then there may be something to repair. None if the daemon remembers no such
+        hold.
+        """
+        return self.hold.previous
 
     @property
     def cause(self) -> str | None:

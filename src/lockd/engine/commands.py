@@ -7,7 +7,15 @@ carries; it is unique among the unanswered requests of a session.
 
 from msgspec import Struct
 
-from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
+from lockd.terms import (
+    Create,
+    Mode,
+    OnDisconnect,
+    OutsideHolder,
+    ResourceKey,
+    Until,
+    WorkOutcome,
+)
 
 
 class Owner(Struct, frozen=True, gc=False):
@@ -134,6 +142,7 @@ class Release(Struct, frozen=True, gc=False):
     request: int
     keys: tuple[ResourceKey, ...] = ()
     fencing_token: int | None = None
+    outcome: WorkOutcome = None
 
 
 class ReleaseForOwner(Struct, frozen=True, gc=False):
@@ -145,6 +154,7 @@ class ReleaseForOwner(Struct, frozen=True, gc=False):
     session: int
     request: int
     fencing_token: int
+    outcome: WorkOutcome = None
 
 
 class Cancel(Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ The order is part of the contract. Within the effects of one command:
 from msgspec import Struct
 
 from lockd.engine.commands import Owner
-from lockd.terms import Create, Mode, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
 class Grant(Struct, frozen=True, gc=False):
@@ -47,11 +47,20 @@ class Waiter(Struct, frozen=True, gc=False):
 
 
 class LastHolder(Struct, frozen=True, gc=False):
-    """The last grant of a resource that ended, and its cause."""
+    """The last grant of a resource that ended, and its cause.
+
+    `outcome` is that of the release.
+    """
 
     grant: Grant
     ended: float
     cause: str
+    outcome: WorkOutcome = None
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether it was released, and nobody said that what ran under it failed."""
+        return self.cause == "released" and self.outcome in (None, "ok")
 
 
 class WaitEdge(Struct, frozen=True, gc=False):
@@ -93,6 +102,9 @@ class Granted(Struct, frozen=True, gc=False):
     grants: tuple[Grant, ...]
     waited: float = 0.0
     converted: bool = False
+    #: The last holds of these resources, of those that did not end well. Only new
+    #: grants have some.
+    previous: tuple[LastHolder, ...] = ()
 
 
 class Refused(Struct, frozen=True, gc=False):

@@ -25,7 +25,7 @@ from lockd.engine.effects import Grant, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import Mode, ResourceKey, WorkOutcome
 
 MAX_LAST_HOLDERS: Final = 1024
 """For how many resources the engine remembers the last holder (protocol 7.4)."""
@@ -258,7 +258,9 @@ class LockState:
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
-    def remove_grant(self, grant: Grant, cause: str, now: float) -> Resource | None:
+    def remove_grant(
+        self, grant: Grant, cause: str, now: float, outcome: WorkOutcome = None
+    ) -> Resource | None:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
@@ -267,7 +269,7 @@ class LockState:
         self.usage.remove_grant(grant)
         if self.changed is not None:
             self.changed["grant", token] = None
-        self._remember(LastHolder(grant, now, cause))
+        self._remember(LastHolder(grant, now, cause, outcome))
         if resource.anchor is not None or not resource.is_idle:
             return resource
         del self.resources[key]
@@ -283,6 +285,11 @@ class LockState:
             forgotten, _ = memory.popitem(last=False)
             if self.changed is not None:
                 self.changed["last", forgotten] = None
+
+    def trouble(self, key: ResourceKey) -> tuple[LastHolder, ...]:
+        """Returns the last hold of a resource, if it did not end well."""
+        last = self.last_holders.get(key)
+        return () if last is None or last.ended_well else (last,)
 
     def count_again(self) -> int:
         """Recounts the grants after a loss. Returns how many exist."""

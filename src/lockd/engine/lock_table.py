@@ -25,6 +25,7 @@ from lockd.engine.effects import (
     Ended,
     Grant,
     Granted,
+    LastHolder,
     OpenAnchor,
     Queued,
     Refused,
@@ -43,7 +44,7 @@ from lockd.engine.request_state import (
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, Session, Strand
 from lockd.engine.waitgraph import find_cycle, find_cycle_through
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
 
 TRY_PATIENCE: Final = 10.0
 """Seconds that a request with timeout 0 waits for a slow anchor."""
@@ -405,9 +406,11 @@ class LockTable:
         """Grants all resources of a request together."""
         state = self._state
         grants = []
+        previous: tuple[LastHolder, ...] = ()
         for key in keys:
             held = state.held_by(strand, key) if strand.held else None
             if held is None:
+                previous += state.trouble(key)
                 grant = state.add_grant(
                     session, strand.number, key, mode, now, label, reason
                 )
@@ -416,9 +419,8 @@ class LockTable:
                 grant = replace(held, count=held.count + 1)
                 state.put_grant(grant)
             grants.append(grant)
-        self._effects.append(
-            Granted(session.session_id, number, tuple(grants), now - since)
-        )
+        answer = (session.session_id, number, tuple(grants), now - since, False)
+        self._effects.append(Granted(*answer, previous))
 
     def _convert_grant(
         self,
@@ -438,9 +440,11 @@ class LockTable:
 
     # Ending.
 
-    def end(self, grant: Grant, cause: str, now: float) -> None:
+    def end(
+        self, grant: Grant, cause: str, now: float, outcome: WorkOutcome = None
+    ) -> None:
         """Ends a grant. The caller must answer a waiting convert of it first."""
-        to_settle = self._state.remove_grant(grant, cause, now)
+        to_settle = self._state.remove_grant(grant, cause, now, outcome)
         self._effects.append(Ended(grant, cause))
         if to_settle is not None:
             self._unsettled.append(to_settle)

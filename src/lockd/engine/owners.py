@@ -167,7 +167,7 @@ class Owners:
         if grant.count > 1:
             self._state.put_grant(replace(grant, count=grant.count - 1))
         else:
-            self._table.end(grant, "released", now)
+            self._table.end(grant, "released", now, command.outcome)
             self._forget_if_idle(owner)
         return e.Completed(command.session, command.request)
 

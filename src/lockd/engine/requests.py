@@ -14,7 +14,7 @@ from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
 
 
 class Requests:
@@ -213,25 +213,27 @@ class Requests:
             held = owner.grants.get(command.fencing_token)
             if held is None:
                 return self._unknown_token(command)
-            self._release_one(owner, held, now)
+            self._release_one(owner, held, now, command.outcome)
         for key in command.keys:
             held = state.held_by(owner.whole, key)
             if held is None:
                 missing = key
             else:
-                self._release_one(owner, held, now)
+                self._release_one(owner, held, now, command.outcome)
         if missing is not None:
             return self._state.refusal(command, "not_held", "", missing)
         return e.Completed(command.session, command.request)
 
-    def _release_one(self, owner: OwnerState, held: e.Grant, now: float) -> None:
+    def _release_one(
+        self, owner: OwnerState, held: e.Grant, now: float, outcome: WorkOutcome
+    ) -> None:
         if held.count > 1:
             self._state.put_grant(replace(held, count=held.count - 1))
             return
         resource = self._state.resources[held.key]
         if resource.converting or resource.pending is not None:
             self._table.give_up_convert(owner.strand_of(held), held.key, now)
-        self._table.end(held, "released", now)
+        self._table.end(held, "released", now, outcome)
 
     def cancel(self, command: c.Cancel, now: float) -> e.Effect:
         """Refuses a waiting request, unless it converts to shared."""

@@ -21,7 +21,7 @@ from lockd.engine.resource import Resource
 from lockd.engine.session import WHOLE, OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Rises with every addition to the data that `load` reads."""
 
 READABLE_FROM: Final = 3

@@ -11,7 +11,15 @@ from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
 from lockd.names import MAX_NAME_BYTES, check_name, is_utf8
-from lockd.terms import DEFAULT_LOCKSPACE, EXCLUSIVE, Kind, Mode, OnDisconnect, Until
+from lockd.terms import (
+    DEFAULT_LOCKSPACE,
+    EXCLUSIVE,
+    Kind,
+    Mode,
+    OnDisconnect,
+    Until,
+    WorkOutcome,
+)
 
 PROTOCOL_VERSION: Final = 1
 
@@ -136,6 +144,7 @@ class ReleaseParams(Params, frozen=True):
     resources: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
     fencing_token: Token | None = None
     lockspace: str | None = DEFAULT_LOCKSPACE
+    outcome: WorkOutcome = None
 
     def __post_init__(self) -> None:
         absent = (self.resource, self.resources, self.fencing_token).count(None)

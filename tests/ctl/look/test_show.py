@@ -30,6 +30,16 @@ def test_show_tells_holder_queue_and_last_holder(
     end_input(second)
 
 
+@pytest.mark.parametrize(
+    ("script", "told"), [("exit 0", "released"), ("exit 3", "failed")]
+)
+def test_show_tells_how_the_work_of_the_last_holder_ended(
+    lockctl: Lockctl, script: str, told: str
+) -> None:
+    lockctl("run", "job", "--", "sh", "-c", script)
+    assert lockctl("show", "job").stdout.startswith(f"{told} ")
+
+
 def test_show_as_json_is_the_answer_of_query(lockctl: Lockctl, client: Client) -> None:
     grant = client.acquire("job")
     state = json.loads(lockctl("show", "--json", "job").stdout)["resource"]

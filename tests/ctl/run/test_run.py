@@ -2,18 +2,52 @@
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from client.door import open_door
-from ctl.processes import LOCKCTL, Lockctl, end_input, line_of
-from lockd import Client
+from ctl.processes import LIMIT, LOCKCTL, Lockctl, end_input, line_of
+from lockd import Client, connect
 from support.asking import ask_until
 from support.places import SRC
+
+
+@contextmanager
+def older_daemon(path: Path, sock: str) -> Iterator[Path]:
+    """A socket that leads one client to the daemon, which misreads `outcome`."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+
+        def relay() -> None:
+            near, _ = door.accept()
+            with near, socket.socket(socket.AF_UNIX) as far:
+                far.connect(sock)
+                ends = {near: far, far: near}
+                while True:
+                    for ready in select.select(ends, [], [])[0]:
+                        data = ready.recv(65_536)
+                        if not data:
+                            return
+                        ends[ready].sendall(data.replace(b"outcome", b"verdict"))
+
+        thread = threading.Thread(target=relay)
+        thread.start()
+        yield path
+        thread.join(LIMIT)
+
+
+PREVIOUS = ("-c", 'echo "<${LOCKD_PREVIOUS-unset}>"')
+"""The options of a command that prints how the last hold ended."""
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75, 255])
@@ -169,6 +203,71 @@ def test_lock_is_free_as_soon_as_lockctl_has_ended(
     assert lockctl("run", "job", "--", "true").returncode == 0
     assert client.query("job")["holders"] == []
     assert client.try_acquire("job") is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("exit 0", "unset"), ("exit 1", "failed"), ("kill -9 $$", "died")],
+)
+def test_next_command_hears_how_the_last_one_ended(
+    lockctl: Lockctl, client: Client, script: str, told: str
+) -> None:
+    lockctl("run", "job", "--", "sh", "-c", script)
+    # The lock is free at once, whatever ended the command.
+    assert lockctl("run", "-n", *PREVIOUS, "job").stdout == f"<{told}>\n"
+    # That one ended well.
+    assert lockctl("run", "-n", *PREVIOUS, "job").stdout == "<unset>\n"
+
+
+def test_next_command_hears_that_the_lock_was_broken_or_its_holder_gone(
+    lockctl: Lockctl, client: Client, sock: str
+) -> None:
+    grant = client.acquire("job")
+    client.break_grant(grant.fencing_token, "it hangs")
+    with connect(sock) as other:
+        other.acquire("other")
+    ask_until(client, "other", lambda state: state["holder_count"] == 0)
+    # What a command around it heard says nothing of these locks.
+    lockctl.env["LOCKD_PREVIOUS"] = "failed"
+    for names, told in (
+        (["other", "new"], "died\n"),
+        (["new", "job"], "\nbroken"),
+        (["new"], "unset"),
+    ):
+        assert lockctl("run", *PREVIOUS, *names).stdout == f"<{told}>\n"
+    assert lockctl("run", "-F", *PREVIOUS, "fresh").stdout == "<unset>\n"
+
+
+def test_run_that_ends_well_is_a_release_for_watchers_and_metrics(
+    lockctl: Lockctl, client: Client
+) -> None:
+    watcher = lockctl.start("watch", "--json")
+    assert json.loads(line_of(watcher))["event"] == "watching"
+    for status in (0, 0, 0, 1):
+        done = lockctl("run", "job", "--", "sh", "-c", f"exit {status}")
+        assert done.returncode == status
+        granted, released = (json.loads(line_of(watcher)) for _ in range(2))
+        assert (granted["event"], released["cause"]) == ("granted", "released")
+    counted = dict(
+        line.rsplit(" ", 1)
+        for line in client.metrics().splitlines()
+        if line.startswith('lockd_ends_total{lockspace="default"')
+    )
+    causes = ("released", "owner_died", "disconnected", "broken")
+    assert {
+        cause: counted[f'lockd_ends_total{{lockspace="default",cause="{cause}"}}']
+        for cause in causes
+    } == {"released": "4", "owner_died": "0", "disconnected": "0", "broken": "0"}
+
+
+def test_lock_is_released_although_the_daemon_knows_no_outcome(
+    lockctl: Lockctl, client: Client, sock: str, tmp_path: Path
+) -> None:
+    with older_daemon(tmp_path / "old", sock) as path:
+        done = lockctl("--socket", path, "run", "job", "--", "false")
+    assert (done.returncode, done.stderr) == (1, "")
+    last = client.query("job")["last_holder"]
+    assert (last["ended"], last["outcome"]) == ("released", None)
 
 
 def test_several_names_are_locked_together(lockctl: Lockctl, client: Client) -> None:

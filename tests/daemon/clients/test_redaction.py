@@ -111,3 +111,25 @@ def test_lock_under_a_name_that_is_hidden_is_not_named(
                 assert "outside" not in (refused.facts or {})
                 assert f"the name '{directory}" not in refused.sentence
                 assert "outside lockd" not in refused.sentence
+
+
+def test_who_held_a_lock_last_is_hidden_from_those_who_may_not_list(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(
+        "[lockspaces.blind]\nkind = 'memory'\n"
+        "allow_users = {acquire = ['*'], share = ['*'], list = []}\n"
+        "allow_groups.list = []\n"
+    )
+    ask = {"lockspace": "blind", "resource": "a"}
+    with WireClient(daemon.socket) as admin:
+        admin.call("acquire", **ask)
+        admin.call("release", **ask, outcome="failed")
+        with connected_as_nobody(daemon.socket) as nobody:
+            previous = nobody.call("acquire", **ask)["grant"]["previous"]
+    assert previous.pop("ago") >= 0
+    assert previous == {
+        "ended": "released",
+        "outcome": "failed",
+        **dict.fromkeys(("name", "pid", "fencing_token")),
+    }

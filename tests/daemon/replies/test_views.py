@@ -19,8 +19,10 @@ WAITER = PARTY | {
 }  # fmt: skip
 LAST_HOLDER = {
     "name", "uuid", "id", "pid", "uid", "mode", "fencing_token", "label", "reason",
-    "held_for", "ended", "ended_ago",
+    "held_for", "ended", "outcome", "ended_ago",
 }  # fmt: skip
+GRANTED = {"lockspace", "resource", "mode", "fencing_token", "waited"}
+PREVIOUS = {"ended", "outcome", "name", "pid", "fencing_token", "ago"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,31 @@ def test_last_holder_says_how_it_ended(
         other.call("release", resource="a")
         return
     assert other.call("query", resource="a")["last_holder"]["ended"] == end
+
+
+@pytest.mark.parametrize("outcome", ["failed", "died"])
+def test_grant_after_trouble_tells_what_the_last_hold_was(
+    outcome: str, client: WireClient, other: WireClient
+) -> None:
+    token = client.acquire("a")["fencing_token"]
+    client.call("release", resource="a", outcome=outcome)
+    for resources in (["a", "b"], ["b", "a"]):
+        grants = other.call("acquire", resources=resources)["grants"]
+        first, second = sorted(grants, key=lambda grant: str(grant["resource"]))
+        assert set(second) == GRANTED
+        assert set(first) == GRANTED | {"previous"}
+        previous = first["previous"]
+        assert set(previous) == PREVIOUS
+        assert (previous["ended"], previous["outcome"]) == ("released", outcome)
+        assert (previous["pid"], previous["fencing_token"]) == (os.getpid(), token)
+        assert previous["ago"] >= 0
+        other.call("release", resource="b")
+        other.call("release", resource="a", outcome=outcome)
+        token = first["fencing_token"]
+    other.acquire("a")
+    other.call("release", resource="a", outcome="ok")
+    assert set(client.acquire("a")) == GRANTED
+    client.call("release", resource="a")
 
 
 WAITER_VALUE = Waiter(OWNER, 2, "exclusive", 12.0, converting=False)

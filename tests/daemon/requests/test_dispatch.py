@@ -59,12 +59,12 @@ def test_facts_come_only_after_hello(client: WireClient, other: WireClient) -> N
 
 
 def test_grant_has_its_shape(client: WireClient) -> None:
-    result = client.call("acquire", resource="a")
+    result = client.call("acquire", resource="unused")
     assert set(result) == {"grant"}
     assert set(result["grant"]) == GRANT
     assert result["grant"] | {"fencing_token": 0} == {
         "lockspace": "default",
-        "resource": "a",
+        "resource": "unused",
         "mode": "exclusive",
         "fencing_token": 0,
         "waited": 0.0,
@@ -81,9 +81,9 @@ def test_nil_stands_for_every_default(client: WireClient) -> None:
 def test_several_resources_are_granted_in_the_order_of_the_request(
     client: WireClient,
 ) -> None:
-    result = client.call("acquire", resources=["b", "a"], mode="shared")
+    result = client.call("acquire", resources=["unused 3", "unused 2"], mode="shared")
     assert set(result) == {"grants"}
-    assert [grant["resource"] for grant in result["grants"]] == ["b", "a"]
+    assert [grant["resource"] for grant in result["grants"]] == ["unused 3", "unused 2"]
     assert all(set(grant) == GRANT for grant in result["grants"])
 
 

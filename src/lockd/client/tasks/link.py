@@ -21,7 +21,7 @@ from anyio import NoEventLoopError
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
-from lockd.client import forking, paths
+from lockd.client import arguments, forking, paths
 from lockd.client.core import ClientCore, UnheardError
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox
@@ -30,7 +30,7 @@ from lockd.client.requests import Opening
 from lockd.client.strands import LoneStrand, Strand
 from lockd.client.wire import Wire
 from lockd.errors import InvalidRequestError, LockdError, WrongTaskError
-from lockd.terms import ResourceKey
+from lockd.terms import ResourceKey, WorkOutcome
 
 #: A connect cannot wait while the daemon's backlog is full; it can only retry
 #: (unix(7)).
@@ -133,8 +133,12 @@ class Grant(AnyGrant):
 
     link: "TaskLink"
 
-    async def release(self) -> None:
+    async def release(self, outcome: WorkOutcome = None) -> None:
         """Releases the lock. A second call does nothing.
+
+        Args:
+            outcome: how the work under the lock ended: "ok", "failed" or "died". After
+                the last two, the next grants of the lock have it in `previous`.
 
         The request is sent at once, even if the wait for it is cancelled.
 
@@ -142,7 +146,8 @@ class Grant(AnyGrant):
             LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
-        (reply,) = self.link.start_release(self)
+        arguments.checked("release", {"outcome": outcome})
+        (reply,) = self.link.start_release(self, outcome=outcome)
         await self.link.wait_for(reply)
         reply.outcome()
 
@@ -262,10 +267,12 @@ class TaskLink:
         self.check_owned()
         self._start(*replies)
 
-    def start_release(self, *grants: AnyGrant) -> list[Reply]:
+    def start_release(
+        self, *grants: AnyGrant, outcome: WorkOutcome = None
+    ) -> list[Reply]:
         """Sends the release of grants. Returns a reply for each."""
         self.check_owned()
-        replies = [self._core.release(grant) for grant in grants]
+        replies = [self._core.release(grant, outcome) for grant in grants]
         self._push()
         return replies
 

@@ -2,15 +2,17 @@
 
 from typing import Protocol, Self
 
+from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Link
 from lockd.client.reply import Reply
 from lockd.errors import LockdError
+from lockd.terms import WorkOutcome
 
 
 class ReleasingLink(Link, Protocol):
     """A connection that can release grants."""
 
-    def release(self, *grants: AnyGrant) -> list[Reply]:
+    def release(self, *grants: AnyGrant, outcome: WorkOutcome = None) -> list[Reply]:
         """Releases grants and waits for the daemon's answers."""
 
 
@@ -25,14 +27,19 @@ class Grant(AnyGrant):
 
     link: ReleasingLink
 
-    def release(self) -> None:
+    def release(self, outcome: WorkOutcome = None) -> None:
         """Releases the lock. A second call does nothing.
+
+        Args:
+            outcome: how the work under the lock ended: "ok", "failed" or "died". After
+                the last two, the next grants of the lock have it in `previous`.
 
         Raises:
             LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
-        for reply in self.link.release(self):
+        arguments.checked("release", {"outcome": outcome})
+        for reply in self.link.release(self, outcome=outcome):
             reply.outcome()
 
     def __enter__(self) -> Self:

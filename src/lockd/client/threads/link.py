@@ -37,7 +37,7 @@ from lockd.client.threads.grants import Grant
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
 from lockd.names import quoted
-from lockd.terms import ResourceKey
+from lockd.terms import ResourceKey, WorkOutcome
 
 #: Seconds after which a sleeping thread looks for itself.
 _PATIENCE: Final = 1.0
@@ -113,17 +113,17 @@ class ThreadLink:
                 _tell_fate(error, replies)
             raise
 
-    def release(self, *grants: AnyGrant) -> list[Reply]:
+    def release(self, *grants: AnyGrant, outcome: WorkOutcome = None) -> list[Reply]:
         """Releases grants and waits for the daemon's answers."""
         self.check_owned()
         try:
-            replies = [self._core.release(grant) for grant in grants]
+            replies = [self._core.release(grant, outcome) for grant in grants]
             for reply in replies:
                 self._wait(reply)
         except BaseException as error:
             # A signal, perhaps before all requests were sent; `release` sends each only
             # once.
-            replies = [self._core.release(grant) for grant in grants]
+            replies = [self._core.release(grant, outcome) for grant in grants]
             self._push()
             _tell_fate(error, replies)
             raise

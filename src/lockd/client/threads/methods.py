@@ -16,7 +16,7 @@ from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.locks import Lock, release_all
 from lockd.errors import BusyError
-from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect
+from lockd.terms import EXCLUSIVE, Kind, Mode, OnDisconnect, Until
 
 
 class Methods(Uncopied):
@@ -299,12 +299,21 @@ class Methods(Uncopied):
         owner_id: int | None = None,
         pid: int | None = None,
         on_disconnect: OnDisconnect | None = None,
+        until: Until | None = None,
     ) -> dict[str, Any]:
         """Registers the owner for whom this session acts.
 
         Call it before the first lock.
+
+        Args:
+            name, uuid, owner_id: as others see the owner.
+            pid: the process that holds the locks; None: this session.
+            on_disconnect: whether to "kill" the process before its locks end.
+            until: when the locks of another process end. "either" (the default): when
+                it dies. "both": when it is dead, and no session that acts for it is
+                left.
         """
-        reply = requests.register(name, uuid, owner_id, pid, on_disconnect)
+        reply = requests.register(name, uuid, owner_id, pid, on_disconnect, until=until)
         found: dict[str, dict[str, Any]] = self._connection.ask(reply)
         return found["owner"]
 

@@ -207,6 +207,9 @@ _ENDINGS = {
     "broken": "broken",
 }
 
+#: The outcomes of work under a lock that did not end well.
+_FAILURES = ("failed", "died")
+
 
 def _story(found: State) -> Iterator[Cells]:
     state = found.resource
@@ -228,7 +231,9 @@ def _story(found: State) -> Iterator[Cells]:
     for each, name in everywhere:
         yield from _waiters(each, name)
     if last := state["last_holder"]:
-        ended = _ENDINGS[last["ended"]]
+        # An older daemon tells no outcome.
+        how = last.get("outcome")
+        ended = how if how in _FAILURES else _ENDINGS[last["ended"]]
         yield _holding(last, f"{ended} {duration(last['ended_ago'])} ago")
 
 

@@ -85,6 +85,11 @@ class _RunCommand(click.Command):
                     ("LOCKD_TOKEN", "the fencing token of each name, in that order"),
                     ("LOCKD_WAITED", "the time that lockctl waited, in seconds"),
                     ("LOCKD_WITHIN", "all locks around COMMAND, for lockd's clients"),
+                    (
+                        "LOCKD_PREVIOUS",
+                        "`died`, `broken` or `failed`, if the last hold did not end "
+                        "well; else not set",
+                    ),
                     ("LOCKD_SOCKET", "the daemon's socket"),
                 ]
             )

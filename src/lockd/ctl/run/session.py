@@ -21,7 +21,7 @@ from lockd.errors import (
     LockLostError,
 )
 from lockd.names import quoted
-from lockd.terms import Mode
+from lockd.terms import Mode, WorkOutcome
 
 
 class Session:
@@ -126,13 +126,19 @@ class Session:
         for grant in self.grants:
             grant.check()
 
-    def release(self) -> None:
+    def release(self, outcome: WorkOutcome = None) -> None:
         """Releases all locks and waits for the daemon's answer.
+
+        Args:
+            outcome: how the work under the locks ended.
 
         Raises:
             LockdError: a lock had ended already, or the daemon is gone.
         """
-        for reply in self._link.release(*self.grants):
+        replies = self._link.release(*self.grants, outcome=outcome)
+        if any(isinstance(reply.error, InvalidRequestError) for reply in replies):
+            replies = self._link.release(*self.grants)  # an older daemon
+        for reply in replies:
             reply.outcome()
 
     def broken(self) -> LockLostError | None:

@@ -10,9 +10,10 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from lockd.client import within
+from lockd.client.threads.grants import Grant
 from lockd.ctl import exits
 from lockd.ctl.render import VERSION, say
 from lockd.ctl.run import offspring, signals
@@ -29,7 +30,10 @@ from lockd.errors import (
 )
 from lockd.names import plain, quoted
 from lockd.procs import name_of
-from lockd.terms import Mode
+from lockd.terms import Mode, WorkOutcome
+
+PREVIOUS: Final = "LOCKD_PREVIOUS"
+"""The variable that says how the last hold ended, if not well."""
 
 #: Seconds of waiting after which to explain the wait.
 _PATIENCE = 1.0
@@ -74,6 +78,8 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._inherited = signals.block()
+        # That of a command around this one says nothing about our locks.
+        os.environ.pop(PREVIOUS, None)
         self._session = Session(plan.socket, "lockctl run")
         self._held: float | None = None
         #: Whether to explain a long wait.
@@ -151,7 +157,7 @@ class Run:
 
     def _environment(self) -> dict[str, str]:
         grants = self._session.grants
-        return {
+        found = {
             # The name as the user typed it: the locale may be unable to encode the
             # daemon's.
             "LOCKD_NAME": "\n".join(self._plan.names),
@@ -161,6 +167,8 @@ class Run:
             "LOCKD_SOCKET": self._session.socket,
             within.VARIABLE: self._session.within(),
         }
+        troubles = [_trouble(grant) for grant in grants]
+        return found | ({PREVIOUS: "\n".join(troubles)} if any(troubles) else {})
 
     def _supervise(self, command: Command, witness: Witness) -> Ending:
         plan = self._plan
@@ -189,7 +197,7 @@ class Run:
         """Releases the lock. Returns the final ending."""
         # Ignore a daemon that is gone.
         with suppress(signals.Interrupted, LockdError), signals.interruptible():
-            self._session.release()
+            self._session.release(_outcome_of(ending))
         # After fencing, the end of the command arrives before the reason.
         error = self._session.broken()
         if error is None or ending.outcome == "lost":
@@ -264,6 +272,25 @@ class Run:
         }
         with suppress(OSError):  # nobody reads it
             os.write(descriptor, json.dumps(facts).encode() + b"\n")
+
+
+def _outcome_of(ending: Ending) -> WorkOutcome:
+    """Returns how a command ended, for the next holder of its locks."""
+    if ending.signum is not None:
+        return "died"
+    return "failed" if ending.status else "ok"
+
+
+def _trouble(grant: Grant) -> str:
+    """Returns in a word how the last hold ended; empty if it ended well."""
+    previous = grant.previous
+    if previous is None:
+        return ""
+    if previous["ended"] == "broken":
+        return "broken"
+    if previous["ended"] == "released" and previous["outcome"] == "failed":
+        return "failed"
+    return "died"
 
 
 def _killed(outcome: str, signum: int) -> Ending:

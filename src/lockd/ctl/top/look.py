@@ -97,6 +97,8 @@ class Look(Showing):
             parts.append(f"granted {counted(grants, 'time')} since top began")
         if last := found["last_holder"]:
             how = last["ended"].replace("_", " ")
+            if (outcome := last.get("outcome")) in ("failed", "died"):
+                how = f"{how} ({outcome})"
             parts.append(
                 f"held last by {last['name']} (pid {last['pid']}) for "
                 f"{duration(last['held_for'])}, {how} {duration(last['ended_ago'])} ago"

@@ -90,6 +90,10 @@ class Redaction:
             return last
         return replace(last, grant=replace(last.grant, label=None, reason=None))
 
+    def names(self, last: LastHolder, peer: Peer) -> bool:
+        """Returns whether a peer may see who held a resource last."""
+        return peer.is_admin or self._access.may(peer, "list", last.grant.key.lockspace)
+
     def look(self, peer: Peer, lockspace: str | None, look: Look = look_up) -> Look:
         """Returns a function that looks up the commands that a peer may see.
 

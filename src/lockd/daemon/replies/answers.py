@@ -126,12 +126,15 @@ class Answers:
         if peer is None:
             return
         grants, waited = effect.grants, effect.waited
+        results = [views.grant_result(grant, waited) for grant in grants]
+        for last in effect.previous:
+            named = self.redaction.names(last, peer)
+            place = next(n for n, x in enumerate(grants) if x.key == last.grant.key)
+            results[place]["previous"] = views.previous(last, now, named=named)
         if peer.expected and peer.expected.pop(effect.request, None) is ARRAY:
-            results = [views.grant_result(grant, waited) for grant in grants]
             peer.send_result(effect.request, {"grants": results})
         else:
-            result = {"grant": views.grant_result(grants[0], waited)}
-            peer.send_result(effect.request, result)
+            peer.send_result(effect.request, {"grant": results[0]})
         self.behind.add(peer)
 
     def _answer_completed(self, effect: e.Completed, now: float) -> None:

@@ -17,13 +17,32 @@ IN_LIST = 4
 
 
 def grant_result(grant: Grant, waited: float) -> Map:
-    """Returns a grant as the answer to its request."""
+    """Returns a grant as the answer to its request (protocol 7.11)."""
     return {
         "lockspace": grant.key.lockspace,
         "resource": grant.key.resource,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "waited": waited,
+    }
+
+
+def previous(last: LastHolder, now: float, *, named: bool) -> Map:
+    """Returns a hold that did not end well, as a part of the next grant.
+
+    Args:
+        last: the hold.
+        now: the time.
+        named: whether the peer may see the holder.
+    """
+    grant = last.grant
+    return {
+        "ended": last.cause,
+        "outcome": last.outcome,
+        "name": grant.owner.name if named else None,
+        "pid": grant.owner.pid if named else None,
+        "fencing_token": grant.fencing_token if named else None,
+        "ago": now - last.ended,
     }
 
 
@@ -95,6 +114,7 @@ def last_holder(last: LastHolder | None, now: float) -> Map | None:
         "reason": grant.reason,
         "held_for": last.ended - grant.since,
         "ended": last.cause,
+        "outcome": last.outcome,
         "ended_ago": now - last.ended,
     }
 

@@ -236,14 +236,14 @@ class Dispatcher:
             check_files(peer, space, (key,), mode)
 
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
-        session, token = peer.session, params.fencing_token
+        session, token, outcome = peer.session, params.fencing_token, params.outcome
         if token is None:
             keys = _keys(self._lockspace_of_holder(peer, params.lockspace), params)
-            self._runtime.carry_out(c.Release(session, msgid, keys))
+            self._runtime.carry_out(c.Release(session, msgid, keys, outcome=outcome))
         elif self._is_of_another(peer, token):
-            self._runtime.carry_out(c.ReleaseForOwner(session, msgid, token))
+            self._runtime.carry_out(c.ReleaseForOwner(session, msgid, token, outcome))
         else:
-            self._runtime.carry_out(c.Release(session, msgid, (), token))
+            self._runtime.carry_out(c.Release(session, msgid, (), token, outcome))
 
     def _is_of_another(self, peer: Peer, token: int) -> bool:
         """Returns whether a grant belongs to another owner of the peer's user."""
