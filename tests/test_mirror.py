@@ -38,6 +38,7 @@ ELSEWHERE = {
     "engine/effects.py": "engine/test_lock_engine.py",
     "libvirt/errors.py": "libvirt/test_connection.py",
     "libvirt/procedures.py": "libvirt/test_connection.py",
+    "lockspaces/refusals.py": "lockspaces/test_files.py",  # of calls that fail
     "lockspaces/base.py": "lockspaces/test_directory.py",  # what its kinds share
 }
 """Modules that are tested under another name, where, and why."""

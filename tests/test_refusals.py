@@ -260,6 +260,26 @@ def parameters_that_do_not_fit(scene: Scene) -> None:
     scene.other.call("acquire", resource="a", resources=["b"])
 
 
+@case("invalid", "'default' locks nothing whole", step="locked by its path")
+def a_name_that_cannot_be_locked_whole(scene: Scene) -> None:
+    scene.other.acquire("job", whole=True)
+
+
+@case("invalid", "cannot be locked whole", step="lock it without `whole`")
+def a_program_that_cannot_be_locked_whole(scene: Scene) -> None:
+    path = scene.place / "program"
+    path.touch(mode=0o755)
+    scene.other.acquire(str(path), whole=True)
+
+
+@case("invalid", "cannot be upgraded", step="release it first")
+def an_upgrade_of_a_whole_file(scene: Scene) -> None:
+    path = scene.place / "file"
+    path.touch()
+    with scene.other.acquire(str(path), mode="shared", whole=True):
+        scene.other.convert(str(path), "exclusive")
+
+
 @case("invalid", "protocol 7", step="send hello with protocol 1")
 def another_protocol(scene: Scene) -> None:
     with WireClient(scene.daemon.socket) as client:

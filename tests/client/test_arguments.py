@@ -185,6 +185,7 @@ KINDS: dict[str, Takes] = {
     "until": one_of("either", "both"),
     "uuid": text,
     "waiting": boolean,
+    "whole": boolean,
 }
 
 OF_FUNCTIONS: dict[str, Takes] = {

@@ -768,4 +768,16 @@ PLANTED_BUGS = [
         "                kernel.lock_again(fd, mode, marks=file.marks)\n",
         "                kernel.lock(fd, mode, None, marks=file.marks)\n",
     ),
+    _of_files(
+        "files",
+        "a whole file is not narrowed for who follows",
+        "            self._narrow(file, path)\n",
+        "",
+    ),
+    _of_files(
+        "kernel",
+        "a whole shared lock looks for no QEMU that writes",
+        "            _find_other(fd, mode, marks=False) or _find_change(fd)\n",
+        "            _find_other(fd, mode, marks=False)\n",
+    ),
 ]

@@ -23,6 +23,7 @@ from engine.scene import (
 )
 from lockd.engine.commands import (
     Acquire,
+    AnchorOpened,
     AnchorRefused,
     Cancel,
     CloseSession,
@@ -34,6 +35,7 @@ from lockd.engine.effects import (
     Ended,
     Granted,
     LastHolder,
+    OpenAnchor,
     Queued,
     Refused,
 )
@@ -241,6 +243,71 @@ def test_free_resource_is_granted_whoever_may_wait(engine: LockEngine) -> None:
     assert acquire(engine, BOB, 1, DISK, mode=SHARED, max_waiting=1) == [
         granted(BOB, 1, shared)
     ]
+
+
+def test_file_is_opened_and_granted_whole_for_who_asks_so(engine: LockEngine) -> None:
+    assert acquire(engine, ALICE, 1, FILE, mode=SHARED, whole=True) == [
+        OpenAnchor(FILE, SHARED, whole=True)
+    ]
+    whole = grant(FILE, ALICE, 1, SHARED, whole=True)
+    assert engine.handle(AnchorOpened(FILE), now=0.0) == [granted(ALICE, 1, whole)]
+    assert acquire(engine, BOB, 1, FILE, mode=SHARED) == [
+        OpenAnchor(FILE, SHARED, in_use=True)
+    ]
+    assert engine.handle(AnchorOpened(FILE), now=0.0) == [
+        granted(BOB, 1, grant(FILE, BOB, 2, SHARED))
+    ]
+
+
+def test_waiter_that_wants_it_whole_tries_it_whole_again(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, FILE, whole=True)
+    engine.handle(AnchorRefused(FILE, "busy"), now=0.0)
+    assert engine.handle(Tick(), now=0.01) == [OpenAnchor(FILE, EXCLUSIVE, whole=True)]
+
+
+def test_shared_hold_is_counted_again_if_it_is_as_whole_as_is_asked(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, FILE, mode=SHARED)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    again = refusal(acquire(engine, ALICE, 2, FILE, mode=SHARED, whole=True))
+    assert again.code == "already_held"
+    assert "not locked whole" in again.message
+    release(engine, ALICE, 3, FILE)
+    acquire(engine, ALICE, 4, FILE, mode=SHARED, whole=True)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    for number, whole in ((5, True), (6, False)):
+        (answer,) = acquire(engine, ALICE, number, FILE, mode=SHARED, whole=whole)
+        assert isinstance(answer, Granted)
+        assert answer.grants[0].whole
+
+
+def test_two_waiting_shared_requests_share_a_whole_hold_if_one_asked_so(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, BOB, 1, FILE)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    acquire(engine, ALICE, 1, FILE, mode=SHARED)
+    acquire(engine, ALICE, 2, FILE, mode=SHARED, whole=True)
+    release(engine, BOB, 2, FILE)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    (held,) = engine.holders(FILE)
+    assert (held.count, held.whole) == (2, True)
+
+
+def test_whole_file_can_be_shared_but_not_taken_back(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, FILE, whole=True)
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    assert convert(engine, ALICE, 2, FILE, SHARED) == [
+        OpenAnchor(FILE, SHARED, in_use=True)
+    ]
+    engine.handle(AnchorOpened(FILE), now=0.0)
+    refused = refusal(convert(engine, ALICE, 3, FILE, EXCLUSIVE))
+    assert refused.code == "invalid"
+    assert "locked whole" in refused.message
+    (held,) = engine.holders(FILE)
+    assert (held.mode, held.whole) == (SHARED, True)
 
 
 def test_waiter_is_refused_when_its_time_is_over(engine: LockEngine) -> None:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from lockspaces.conftest import close_all
 from support.outside import (
     QEMU_READS,
     QEMU_WRITES,
+    SQLITE_SHARED,
     Outside,
     flags_of,
     nobody,
@@ -46,6 +47,7 @@ def open_anchor(
     in_use: bool = False,
     user: User | None = None,
     only_byte: bool = False,
+    whole: bool = False,
 ) -> None:
     space.open_anchor(
         str(path),
@@ -54,6 +56,7 @@ def open_anchor(
         in_use=in_use,
         user=user,
         only_byte=only_byte,
+        whole=whole,
     )
 
 
@@ -332,6 +335,196 @@ def test_lease_against_writers_leaves_the_file_to_readers(
     open_anchor(direct, image, SHARED)
 
 
+# Files that are locked whole.
+
+
+def check_whole(outside: Outside, image: Path, mode: Mode) -> None:
+    """Checks that nobody outside gets more than a shared lock allows."""
+    for start, length in ((0, 1), (7, 1), (100, 2), SQLITE_SHARED):
+        shares = outside.lock(image, SHARED, "ofd", start, length)
+        assert shares == (mode == SHARED)
+        if shares:
+            assert outside.lock(image, "none", "ofd", start, length)
+        assert not outside.lock(image, EXCLUSIVE, "ofd", start, length)
+    assert not outside.flock(image, EXCLUSIVE)
+
+
+def check_first_byte_only(outside: Outside, image: Path, mode: Mode) -> None:
+    assert not outside.lock(image, EXCLUSIVE)
+    assert outside.lock(image, SHARED) == (mode == SHARED)
+    assert outside.lock(image, EXCLUSIVE, "ofd", 1, 0)
+    assert outside.lock(image, "none", "ofd", 1, 0)
+    assert outside.flock(image, EXCLUSIVE)
+    outside.flock(image, "none")
+    outside.close(image)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_whole_file_keeps_out_who_comes_later(
+    direct: DirectLockspace, image: Path, outside: Outside, mode: Mode
+) -> None:
+    open_anchor(direct, image, mode, whole=True)
+    check_whole(outside, image, mode)
+    assert outside.flock(image, SHARED) == (mode == SHARED)
+    outside.close(image)
+    direct.close_anchor(str(image))
+    assert outside.lock(image, EXCLUSIVE, "ofd", 0, 0)
+    assert outside.flock(image, EXCLUSIVE)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+@pytest.mark.parametrize(
+    ("locks", "stops"),
+    [
+        (lambda o, i: o.qemu(i, QEMU_WRITES), (EXCLUSIVE, SHARED)),
+        (lambda o, i: o.qemu(i, QEMU_READS), (EXCLUSIVE,)),
+        (lambda o, i: o.lock(i, SHARED, "ofd", 0, 2), (EXCLUSIVE, SHARED)),
+        (lambda o, i: o.lock(i, EXCLUSIVE, "posix", 7, 1), (EXCLUSIVE, SHARED)),
+        (lambda o, i: o.flock(i, EXCLUSIVE), (EXCLUSIVE, SHARED)),
+        (lambda o, i: o.flock(i, SHARED), (EXCLUSIVE,)),
+    ],
+    ids=["QEMU writes", "QEMU reads", "a mark", "a byte", "flock", "flock -s"],
+)
+def test_whole_file_is_refused_while_anybody_has_a_part(
+    direct: DirectLockspace,
+    image: Path,
+    outside: Outside,
+    locks: Callable[[Outside, Path], object],
+    stops: tuple[Mode, ...],
+    mode: Mode,
+) -> None:
+    """Nothing is left of a try: another program can have the rest."""
+    locks(outside, image)
+    # In a lockspace that heeds the first byte only, too.
+    direct.heed("byte")
+    assert is_refused(direct, image, mode, whole=True) == (mode in stops)
+    direct.close_anchor(str(image))
+    other = Outside()
+    assert other.lock(image, SHARED, "ofd", 300, 1)
+    other.kill()
+
+
+def test_whole_file_is_shared_with_others_who_share_it(
+    direct: DirectLockspace, second: DirectLockspace, image: Path
+) -> None:
+    open_anchor(direct, image, SHARED, whole=True)
+    assert not is_refused(second, image, SHARED)
+    second.close_anchor(str(image))
+    assert not is_refused(second, image, SHARED, whole=True)
+    assert is_refused(direct, image, EXCLUSIVE, in_use=True)
+
+
+def test_whole_file_stays_so_while_it_is_in_use(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    open_anchor(direct, image, whole=True)
+    open_anchor(direct, image, SHARED, in_use=True)
+    check_whole(outside, image, SHARED)
+    open_anchor(direct, image, SHARED, in_use=True)
+    check_whole(outside, image, SHARED)
+    outside.close(image)
+    # Who is left did not ask for it.
+    open_anchor(direct, image, EXCLUSIVE, in_use=True)
+    check_first_byte_only(outside, image, EXCLUSIVE)
+
+
+def test_sharer_makes_the_file_whole_or_changes_nothing(
+    direct: DirectLockspace, image: Path, outside: Outside
+) -> None:
+    open_anchor(direct, image, SHARED)
+    assert outside.flock(image)
+    assert is_refused(direct, image, SHARED, in_use=True, whole=True)
+    outside.flock(image, "none")
+    check_first_byte_only(outside, image, SHARED)
+    open_anchor(direct, image, SHARED, in_use=True, whole=True)
+    check_whole(outside, image, SHARED)
+
+
+@pytest.mark.parametrize("before", [EXCLUSIVE, SHARED])
+@pytest.mark.parametrize("after", [EXCLUSIVE, SHARED])
+def test_next_holder_gets_the_file_as_whole_as_he_asks(
+    direct: DirectLockspace, image: Path, outside: Outside, before: Mode, after: Mode
+) -> None:
+    open_anchor(direct, image, before, whole=True)
+    open_anchor(direct, image, after)
+    check_first_byte_only(outside, image, after)
+    open_anchor(direct, image, before, whole=True)
+    open_anchor(direct, image, after, whole=True)
+    check_whole(outside, image, after)
+    outside.close(image)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+@pytest.mark.parametrize("whole", [True, False])
+def test_successor_finds_out_from_the_kernel_whether_it_is_whole(
+    direct: DirectLockspace, image: Path, outside: Outside, mode: Mode, whole: bool
+) -> None:
+    open_anchor(direct, image, mode, whole=whole)
+    fd, made = direct.dump_file(str(image))
+    direct.disown_file(str(image))
+    direct.adopt_file(str(image), fd, made=made, mode=mode)
+    if whole:
+        check_whole(outside, image, mode)
+        outside.close(image)
+        open_anchor(direct, image, SHARED, in_use=True)
+        check_whole(outside, image, SHARED)
+        outside.close(image)
+    else:
+        check_first_byte_only(outside, image, mode)
+    direct.close_anchor(str(image))
+    assert outside.lock(image, EXCLUSIVE, "ofd", 0, 0)
+    assert outside.flock(image)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_program_cannot_be_locked_whole(
+    direct: DirectLockspace, script: Path, outside: Outside, mode: Mode
+) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot be locked whole"):
+        open_anchor(direct, script, mode, whole=True)
+    assert outside.lock(script)
+
+
+@pytest.mark.parametrize("call", ["fcntl", "flock"])
+def test_whole_lock_that_fails_leaves_nothing(
+    direct: DirectLockspace,
+    image: Path,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    real = getattr(fcntl, call)
+
+    def fail(fd: int, command: int, *rest: bytes) -> object:
+        if command in (fcntl.F_OFD_GETLK, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(fd, command, *rest)
+
+    open_anchor(direct, image, SHARED)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, call, fail)
+        with pytest.raises(AnchorError, match=os.strerror(errno.ESTALE)):
+            open_anchor(direct, image, SHARED, in_use=True, whole=True)
+    check_first_byte_only(outside, image, SHARED)
+
+
+def test_flock_is_left_alone_on_a_network_file_system(
+    direct: DirectLockspace,
+    image: Path,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There it may be the same lock as that of fcntl."""
+    monkeypatch.setattr(direct, "anchor_is_slow", lambda resource: True)
+    monkeypatch.delattr(fcntl, "flock")
+    open_anchor(direct, image, whole=True)
+    open_anchor(direct, image, SHARED, in_use=True)
+    open_anchor(direct, image, EXCLUSIVE)
+    assert not outside.lock(image)
+    direct.close_anchor(str(image))
+    assert outside.lock(image)
+
+
 # Users who are no admins.
 
 
@@ -474,10 +667,11 @@ def is_refused(
     *,
     in_use: bool = False,
     only_byte: bool = False,
+    whole: bool = False,
 ) -> bool:
     """Returns whether a lock is busy, which leaves everything as it is."""
     try:
-        open_anchor(space, path, mode, in_use=in_use, only_byte=only_byte)
+        open_anchor(space, path, mode, in_use=in_use, only_byte=only_byte, whole=whole)
     except BusyError as error:
         found = error.facts["outside"]
         assert isinstance(found, OutsideHolder)

@@ -105,6 +105,7 @@ class Client(Methods):
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
+        whole: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> AbstractAsyncContextManager[Grant]:
@@ -128,6 +129,7 @@ class Client(Methods):
                 timeout=timeout,
                 max_waiting=max_waiting,
                 create=create,
+                whole=whole,
                 label=label,
                 reason=reason,
             )

@@ -228,6 +228,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "until": partial(_choice, get_args(Until)),
     "uuid": _short_text,
     "waiting": _truth,
+    "whole": _truth,
 }
 
 _MAP: Final = ("register", "owner")

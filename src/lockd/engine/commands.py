@@ -116,6 +116,8 @@ class Acquire(Struct, frozen=True, gc=False):
     max_waiting: int | None = None
     #: 0 is the owner as a whole; any other number is private to the session.
     strand: int = 0
+    #: Lock every byte of the files, so that no other program gets in.
+    whole: bool = False
 
 
 class Convert(Struct, frozen=True, gc=False):

@@ -31,6 +31,9 @@ class Grant(Struct, frozen=True, gc=False):
     reason: str | None = None
     #: The strand that holds it: of `session`, or 0 for the owner as a whole.
     strand: int = 0
+    #: Whether every byte of the file is locked. Then it stays so until its last holder
+    #: has released it.
+    whole: bool = False
 
 
 class Waiter(Struct, frozen=True, gc=False):
@@ -161,12 +164,14 @@ class OpenAnchor(Struct, frozen=True, gc=False):
 
     The answer is `AnchorOpened` or `AnchorRefused`. With `in_use`, somebody holds the
     resource through this anchor, so the caller must not replace the anchor by another.
+    `whole` asks for every byte of the file.
     """
 
     key: ResourceKey
     mode: Mode
     create: Create = None
     in_use: bool = False
+    whole: bool = False
 
 
 class CloseAnchor(Struct, frozen=True, gc=False):

@@ -223,6 +223,7 @@ class LockState:
         now: float,
         label: str | None,
         reason: str | None,
+        whole: bool,
     ) -> Grant:
         """Makes a grant with the next fencing token.
 
@@ -244,6 +245,7 @@ class LockState:
             label,
             reason,
             strand,
+            whole,
         )
         self.resource(key).holders[owner.put(grant)] = grant
         self.usage.add_grant(grant)

@@ -275,8 +275,9 @@ class LockTable:
     def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:
         resource.open_anchor(request, mode)
         self._state.mark("request", request.order, request)
+        in_use = bool(resource.holders)
         self._effects.append(
-            OpenAnchor(resource.key, mode, request.create, bool(resource.holders))
+            OpenAnchor(resource.key, mode, request.create, in_use, request.whole)
         )
 
     def open_again(self, request: Request) -> None:
@@ -379,17 +380,9 @@ class LockTable:
             assert held is not None
             self._convert_grant(session, number, held, request.mode, now, request.since)
         else:
-            self.grant(
-                session,
-                request.strand,
-                number,
-                request.keys,
-                request.mode,
-                now,
-                request.since,
-                request.label,
-                request.reason,
-            )
+            wanted = session, request.strand, number, request.keys, request.mode
+            told = request.since, request.label, request.reason, request.whole
+            self.grant(*wanted, now, *told)
 
     def grant(
         self,
@@ -402,6 +395,7 @@ class LockTable:
         since: float,
         label: str | None,
         reason: str | None,
+        whole: bool = False,
     ) -> None:
         """Grants all resources of a request together."""
         state = self._state
@@ -412,11 +406,11 @@ class LockTable:
             if held is None:
                 previous += state.trouble(key)
                 grant = state.add_grant(
-                    session, strand.number, key, mode, now, label, reason
+                    session, strand.number, key, mode, now, label, reason, whole
                 )
             else:
                 # Two shared requests of one strand waited: they share one counted hold.
-                grant = replace(held, count=held.count + 1)
+                grant = replace(held, count=held.count + 1, whole=whole or held.whole)
                 state.put_grant(grant)
             grants.append(grant)
         answer = (session.session_id, number, tuple(grants), now - since, False)

@@ -88,6 +88,9 @@ class Requests:
         self, command: c.Acquire, strand: Strand, held: e.Grant
     ) -> e.Effect:
         """Counts another acquire of a shared hold; refuses everything else."""
+        if command.whole > held.whole:
+            message = "its file is not locked whole"
+            return self._state.refusal(command, "already_held", message, held.key)
         if (
             command.mode == held.mode == SHARED
             and command.keys == (held.key,)
@@ -113,6 +116,7 @@ class Requests:
             create=command.create,
             label=command.label,
             reason=command.reason,
+            whole=command.whole,
         )
         self._state.add_request(request)
         return request
@@ -148,6 +152,10 @@ class Requests:
             return self._state.refusal(command, "already_held", message, held.key)
         if held.mode == command.mode:
             return e.Granted(command.session, command.request, (held,), converted=True)
+        if held.whole and command.mode == EXCLUSIVE:
+            # flock(2) drops the old lock before it takes the new one.
+            message = "a file that is locked whole cannot be upgraded: release it first"
+            return self._state.refusal(command, "invalid", message)
         request = self._new_convert(session, strand, held.key, command, now)
         self._start_convert(request, held, now)
         return None

@@ -340,6 +340,7 @@ class Request:
         "strand",
         "tries",
         "uid",
+        "whole",
     )
 
     def __init__(
@@ -357,12 +358,12 @@ class Request:
         create: Create = None,
         label: str | None = None,
         reason: str | None = None,
+        whole: bool = False,
     ) -> None:
         self.state: RequestState = NEW
         self.session = session
         self.strand = strand
-        #: The uid of the owner at the time of the request: limits count it under this
-        #: uid.
+        #: The uid of the owner at the time of the request, for the limits.
         self.uid = session.owner.identity.uid
         self.number = number
         #: Its place among all requests: every line is sorted by this number.
@@ -377,6 +378,7 @@ class Request:
         self.create = create
         self.label = label
         self.reason = reason
+        self.whole = whole
         #: How many of its anchors are still being opened.
         self.opening = 0
         #: Why an anchor was refused; the first one if there are several.

@@ -71,6 +71,7 @@ _REQUEST_FIELDS = (
     "opening",
     "retry_at",
     "pause",
+    "whole",
 )
 
 
@@ -259,6 +260,7 @@ class _RequestRecord(Struct):
     announced: bool
     answered: bool
     strand: tuple[int, int] = WHOLE
+    whole: bool = False
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:

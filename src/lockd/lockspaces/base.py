@@ -14,7 +14,10 @@ Inode = tuple[int, int]
 class LockFile:
     """An open file, its identity, and the mode in which it is locked."""
 
-    __slots__ = ("fd", "inode", "is_device", "made", "marks", "mode", "unsure_until")
+    __slots__ = (
+        *("fd", "inode", "is_device", "made", "marks", "mode", "unsure_until"),
+        "whole",
+    )
 
     def __init__(
         self,
@@ -24,12 +27,15 @@ class LockFile:
         made: bool,
         is_device: bool = False,
         marks: bool = False,
+        whole: bool = False,
     ) -> None:
         self.fd = fd
         self.inode = inode
         self.is_device = is_device
         #: Whether it is open for reading only, and so is marked (`kernel`).
         self.marks = marks
+        #: Whether every byte is locked, and it is locked with flock(2).
+        self.whole = whole
         #: Whether lockd created the file or adopted it as temporary, and must remove
         #: it.
         self.made = made
@@ -74,6 +80,7 @@ class Lockspace(ABC):
         in_use: bool,
         user: User | None = None,
         only_byte: bool = False,
+        whole: bool = False,
     ) -> LockFile:
         """Opens the anchor of a resource in a mode, or changes it to this mode.
 
@@ -81,6 +88,8 @@ class Lockspace(ABC):
             user: the user who must have a right to the file; None skips the check.
             create: whether to create a missing file, and when to remove it.
             only_byte: do not look for programs that have locked other bytes.
+            whole: lock every byte of the file, and lock it with flock(2), too. It stays
+                so while it is in use.
             in_use: somebody holds the resource through this anchor. Its mode may
                 change, but the lockspace must not replace it.
 

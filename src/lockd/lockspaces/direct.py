@@ -9,8 +9,9 @@ from typing import Final, NoReturn
 from lockd.errors import DeniedError, InvalidRequestError, RequestError
 from lockd.lockspaces import kernel
 from lockd.lockspaces.base import Inode, LockFile
-from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace, raise_busy, raise_refusal
+from lockd.lockspaces.files import OPEN_FLAGS, FileLockspace
 from lockd.lockspaces.places import ENTER_FLAGS, STEP_FLAGS
+from lockd.lockspaces.refusals import raise_busy, raise_refusal
 from lockd.lockspaces.rights import READ, SEARCH, WRITE, User, may
 from lockd.names import quoted
 from lockd.terms import SHARED, Create, Mode, Outside
@@ -142,6 +143,31 @@ class DirectLockspace(FileLockspace):
             raise_refusal(error, path)
         if found is not None:
             raise_busy(found, path)
+
+    def _lock_whole(self, file: LockFile, path: str, mode: Mode) -> None:
+        if file.marks:
+            raise InvalidRequestError(
+                f"the file {quoted(path)} cannot be locked whole, because somebody may "
+                "execute it, or lockd may only read it: lock it without `whole`"
+            )
+        flocks = self._flocks(path)
+        try:
+            locked = kernel.lock_whole(file.fd, mode, file.mode, flocks=flocks)
+            found = None if locked else kernel.look(file.fd, mode, is_remote=not flocks)
+        except OSError as error:
+            raise_refusal(error, path)
+        if not locked:
+            raise_busy(found or kernel.blocker(file.fd, mode, marks=False), path)
+        file.mode, file.whole = mode, True
+
+    def _flocks(self, path: str) -> bool:
+        return not self.anchor_is_slow(path)
+
+    def _is_whole(self, fd: int) -> bool:
+        try:
+            return kernel.is_whole(fd)
+        except OSError:
+            return False
 
     def _is_read_only(self, fd: int) -> bool:
         return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY

@@ -15,9 +15,9 @@ from lockd.lockspaces.files import (
     OPEN_FLAGS,
     FileLockspace,
     OpenFiles,
-    raise_refusal,
 )
 from lockd.lockspaces.places import trusted_users
+from lockd.lockspaces.refusals import raise_refusal
 from lockd.lockspaces.rights import User
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, Create, Mode, OnDisconnect

@@ -19,25 +19,23 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final
 
 from lockd.errors import (
     AnchorError,
     BusyError,
-    DeniedError,
     InvalidRequestError,
-    NotFoundError,
     RequestError,
-    UnavailableError,
 )
 from lockd.lockspaces import kernel
 from lockd.lockspaces.base import Inode, LockFile, Lockspace
 from lockd.lockspaces.mounts import MountTable
+from lockd.lockspaces.refusals import raise_busy, raise_refusal
 from lockd.lockspaces.rights import User
 from lockd.names import quoted
 from lockd.terms import (
     EXCLUSIVE,
+    SHARED,
     Create,
     Mode,
     OnDisconnect,
@@ -115,6 +113,10 @@ class FileLockspace(Lockspace):
         """Returns whether a file is open for reading only."""
         return False
 
+    def _is_whole(self, fd: int) -> bool:
+        """Returns whether every byte of a file is locked (`kernel.is_whole`)."""
+        return False
+
     def _file_of(self, fd: int, status: os.stat_result, *, made: bool) -> LockFile:
         return LockFile(
             fd,
@@ -141,6 +143,7 @@ class FileLockspace(Lockspace):
         in_use: bool,
         user: User | None = None,
         only_byte: bool = False,
+        whole: bool = False,
     ) -> LockFile:
         """Locks the file of a resource; see `Lockspace.open_anchor`."""
         # The command of a holder may have locked parts of the file itself.
@@ -152,9 +155,9 @@ class FileLockspace(Lockspace):
                 if user is not None:
                     self.check_user(resource, mode, user)
                 file.unsure_until = 0.0
-                if looks:
-                    self._look(file, path, mode)
-                self._lock(file, path, mode)
+                self._relock(
+                    *(file, path, mode), in_use=in_use, looks=looks, whole=whole
+                )
                 return file
             if in_use and mode == file.mode and time.monotonic() < file.unsure_until:
                 # Perhaps a predecessor removed it and was killed before it could record
@@ -166,7 +169,9 @@ class FileLockspace(Lockspace):
                     f"the file {quoted(path)} was exchanged or removed while locked: "
                     "release it, and find out which program did that"
                 )
-        new = self._open_new(resource, path, mode, create, user, looks=looks)
+        new = self._open_new(
+            *(resource, path, mode, create, user), looks=looks, whole=whole
+        )
         if file is not None:
             del self._shared.by_inode[file.inode]
             os.close(file.fd)
@@ -181,6 +186,7 @@ class FileLockspace(Lockspace):
         user: User | None,
         *,
         looks: bool,
+        whole: bool,
     ) -> LockFile:
         for _ in range(MAX_RACES):
             file = self._open_file(path, mode, create, user)
@@ -188,7 +194,9 @@ class FileLockspace(Lockspace):
                 self._check_alias(file, path, mode)
                 self._lock(file, path, mode)
                 if self._leads_to(path, file.inode):
-                    if looks:
+                    if whole:
+                        self._lock_whole(file, path, mode)
+                    elif looks:
                         self._look(file, path, mode)
                     self._files[resource] = file
                     self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
@@ -244,6 +252,55 @@ class FileLockspace(Lockspace):
     def _look(self, file: LockFile, path: str, mode: Mode) -> None:
         """Raises if a program outside lockd has locked any part of a file."""
 
+    def _lock_whole(self, file: LockFile, path: str, mode: Mode) -> None:
+        """Locks every byte of a file, or raises if that cannot be."""
+        raise NotImplementedError
+
+    def _relock(
+        self,
+        file: LockFile,
+        path: str,
+        mode: Mode,
+        *,
+        in_use: bool,
+        looks: bool,
+        whole: bool,
+    ) -> None:
+        """Changes the lock of an open anchor."""
+        if file.whole:
+            if mode == file.mode and (in_use or whole):
+                return
+            if in_use and mode == SHARED:
+                self._share_whole(file, path)
+                return
+            # Its last holder who wanted that has left.
+            self._narrow(file, path)
+        if whole:
+            self._lock_whole(file, path, mode)
+            return
+        if looks:
+            self._look(file, path, mode)
+        self._lock(file, path, mode)
+
+    def _share_whole(self, file: LockFile, path: str) -> None:
+        try:
+            kernel.share_whole(file.fd)
+        except OSError as error:
+            raise_refusal(error, path)
+        file.mode = SHARED
+
+    def _narrow(self, file: LockFile, path: str) -> None:
+        """Locks only the first byte of a file that was locked whole."""
+        try:
+            kernel.narrow(file.fd, flocks=self._flocks(path))
+        except OSError as error:
+            raise_refusal(error, path)
+        file.whole = False
+
+    def _flocks(self, path: str) -> bool:
+        """Returns whether a whole lock is one of flock(2), too."""
+        return False
+
     def _lock(self, file: LockFile, path: str, mode: Mode) -> None:
         if file.mode == mode:
             return
@@ -267,7 +324,10 @@ class FileLockspace(Lockspace):
             return  # it could not be adopted from the predecessor
         free = file.made and self._remove(file, self.path_of(resource))
         del self._shared.by_inode[file.inode]
-        if (free or _unlock(file.fd)) and not self.anchor_is_slow(resource):
+        flocks = file.whole and self._flocks(self.path_of(resource))
+        if (free or _unlock(file.fd, flocks=flocks)) and not self.anchor_is_slow(
+            resource
+        ):
             self._to_close.append(file.fd)
         else:
             os.close(file.fd)
@@ -304,6 +364,7 @@ class FileLockspace(Lockspace):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             raise InvalidRequestError(f"descriptor {fd} is not {quoted(path)}")
         file = self._file_of(fd, status, made=made)
+        file.whole = self._is_whole(fd)
         if made:
             file.unsure_until = time.monotonic() + PATIENCE
         if mode is not None:
@@ -345,61 +406,6 @@ class FileLockspace(Lockspace):
         return True
 
 
-def has_lock(fd: int) -> bool:
-    """Returns whether an open file has a lock of its own.
-
-    proc_pid_fdinfo(5) lists only the locks of this open file. Returns True if the
-    information cannot be read.
-    """
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            return any(line.startswith("lock:") for line in file)
-    except OSError:
-        return True
-
-
-def raise_busy(outside: OutsideHolder | None, path: str) -> NoReturn:
-    """Raises the `BusyError` for a file that a program outside lockd has locked."""
-    message = f"the file {quoted(path)} is locked from outside lockd"
-    raise BusyError(message, {"outside": outside})
-
-
-def raise_refusal(error: OSError, path: str) -> NoReturn:
-    """Raises the `RequestError` that a failed system call means for the client."""
-    reason = os.strerror(error.errno or 0)
-    kind, sentence = _REFUSALS.get(error.errno or 0, (AnchorError, "cannot be locked"))
-    step = _STEPS.get(kind, "fix that first")
-    raise kind(f"the file {quoted(path)} {sentence} ({reason}): {step}") from None
-
-
-#: The next step for the user.
-_STEPS: Final[dict[Callable[[str], RequestError], str]] = {
-    NotFoundError: "create it first, or correct the name",
-    DeniedError: "let lockd read it, and write to the directories of its lockspaces "
-    "(in its unit: ReadWritePaths=)",
-    InvalidRequestError: "name a regular file",
-    UnavailableError: "try later, or have an admin raise the limits of lockd",
-    AnchorError: "repair the file system, and try again",
-}
-
-_Refusal = tuple[Callable[[str], RequestError], str]
-
-_REFUSALS: Final[dict[int, _Refusal]] = {
-    errno.ENOENT: (NotFoundError, "does not exist"),
-    errno.ENOTDIR: (NotFoundError, "does not exist"),
-    errno.EACCES: (DeniedError, "is not accessible to lockd"),
-    errno.EPERM: (DeniedError, "is not accessible to lockd"),
-    errno.EROFS: (DeniedError, "is read-only to lockd"),
-    errno.EISDIR: (InvalidRequestError, "is not a regular file"),
-    errno.ELOOP: (InvalidRequestError, "is a symbolic link"),
-    errno.ENXIO: (InvalidRequestError, "is not a regular file"),
-    errno.ENAMETOOLONG: (InvalidRequestError, "has a name that is too long"),
-    errno.EMFILE: (UnavailableError, "cannot be opened now"),
-    errno.ENFILE: (UnavailableError, "cannot be opened now"),
-    errno.ENOMEM: (UnavailableError, "cannot be opened now"),
-}
-
-
 def _status_or_close(fd: int) -> os.stat_result:
     try:
         return os.fstat(fd)
@@ -408,9 +414,9 @@ def _status_or_close(fd: int) -> os.stat_result:
         raise
 
 
-def _unlock(fd: int) -> bool:
+def _unlock(fd: int, *, flocks: bool) -> bool:
     try:
-        kernel.unlock(fd)
+        kernel.unlock(fd, flocks=flocks)
     except OSError:
         return False  # perhaps a network file system: closing unlocks too
     return True

@@ -7,6 +7,9 @@ for an exclusive one. Read locks do not conflict. So whoever marks looks afterwa
 others, and backs off if there are any: two at once may both back off, but never both
 win. Whoever wants a shared lock looks for a mark on byte 1.
 
+A *whole* lock covers every byte, and takes flock(2), too. So it keeps out whoever locks
+any part of the file, whatever bytes that are.
+
 The kernel has three kinds of locks, and none sees the others: byte ranges of fcntl(2),
 flock(2), and leases. virtlockd and lockd lock byte 0, other programs other bytes
 (`spans`). QEMU takes read locks even to write: only a search for *any* lock finds it.
@@ -15,6 +18,7 @@ flock(2), and leases. virtlockd and lockd lock byte 0, other programs other byte
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lockd.spans import QEMU_CHANGES, is_mark, locked_by, shows_writer
@@ -41,6 +45,7 @@ _MARK: Final = span(fcntl.F_WRLCK, 1, 1)
 _MARK_OR_BYTE: Final = span(fcntl.F_WRLCK, 0, 2)
 _NO_MARK: Final = span(fcntl.F_UNLCK, 1, 1)
 _NOTHING: Final = span(fcntl.F_UNLCK, 0, 0)
+_ALL_BUT_FIRST: Final = span(fcntl.F_UNLCK, 1, 0)
 
 _ALL: Final = {
     EXCLUSIVE: span(fcntl.F_WRLCK, 0, 0),
@@ -136,6 +141,83 @@ def blocker(fd: int, mode: Mode, *, marks: bool) -> OutsideHolder | None:
         return None
 
 
+def lock_whole(fd: int, mode: Mode, before: Mode | None, *, flocks: bool) -> bool:
+    """Locks every byte of a file, of which the first one may be locked already.
+
+    Args:
+        fd: the file, open for writing.
+        mode: the wanted mode.
+        before: the mode in which the first byte is locked now.
+        flocks: whether to lock it with flock(2), too.
+
+    Returns:
+        Whether it is locked. If not, somebody has locked a part of it (`look`), and our
+        lock is as it was before.
+
+    Raises:
+        OSError: the file system cannot lock it.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _ALL[mode])
+    except BlockingIOError:
+        return False
+    locked = False
+    try:
+        # Read locks do not conflict with a mark, or with a QEMU that writes.
+        alone = mode == EXCLUSIVE or not (
+            _find_other(fd, mode, marks=False) or _find_change(fd)
+        )
+        locked = alone and (not flocks or _flock(fd, mode))
+    finally:
+        if not locked:
+            first = _NOTHING if before is None else _BYTE[before]
+            # Another reader may keep an anchor without holders from going back up.
+            with suppress(BlockingIOError):
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, first)
+            narrow(fd, flocks=flocks)
+    return locked
+
+
+def share_whole(fd: int) -> None:
+    """Makes a whole exclusive lock a shared one.
+
+    It keeps an exclusive lock of flock(2): that cannot change its mode without a gap.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _ALL[SHARED])
+
+
+def narrow(fd: int, *, flocks: bool) -> None:
+    """Drops our lock on all bytes but the first, and that of flock(2)."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _ALL_BUT_FIRST)
+    if flocks:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def is_whole(fd: int) -> bool:
+    """Returns whether we have a lock on a file that `narrow` would drop.
+
+    Raises:
+        OSError: the kernel cannot be asked.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        # lock: 1: OFDLCK  ADVISORY  WRITE -1 00:29:2146 0 EOF
+        locks = [line.split() for line in file if line.startswith("lock:")]
+    return any(words[2] == "FLOCK" or words[-1] == "EOF" for words in locks)
+
+
+def has_lock(fd: int) -> bool:
+    """Returns whether an open file has a lock of its own.
+
+    proc_pid_fdinfo(5) lists only the locks of this open file. Returns True if the
+    information cannot be read.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return any(line.startswith("lock:") for line in file)
+    except OSError:
+        return True
+
+
 def lock_again(fd: int, mode: Mode, *, marks: bool) -> None:
     """Repeats the lock of a predecessor, which changes nothing if it is still there.
 
@@ -148,13 +230,15 @@ def lock_again(fd: int, mode: Mode, *, marks: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted(mode, marks=marks))
 
 
-def unlock(fd: int) -> None:
-    """Drops our lock.
+def unlock(fd: int, *, flocks: bool) -> None:
+    """Drops our lock, and that of flock(2) if there is one.
 
     Raises:
         OSError: perhaps it is on a network file system; closing drops it too.
     """
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NOTHING)
+    if flocks:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _wanted(mode: Mode, *, marks: bool) -> bytes:
@@ -231,11 +315,17 @@ def _flocked(fd: int, mode: Mode) -> OutsideHolder | None:
 
 
 def _try_flock(fd: int, mode: Mode) -> bool:
+    if not _flock(fd, mode):
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
+
+
+def _flock(fd: int, mode: Mode) -> bool:
     try:
         fcntl.flock(fd, _FLOCKS[mode])
     except BlockingIOError:
         return False
-    fcntl.flock(fd, fcntl.LOCK_UN)
     return True
 
 

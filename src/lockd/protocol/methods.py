@@ -111,6 +111,7 @@ class AcquireParams(Params, frozen=True):
     reason: str | None = None
     max_waiting: Annotated[int, Meta(ge=0, le=1024)] | None = None
     strand: Strand | None = None
+    whole: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.resource is None) is (self.resources is None):

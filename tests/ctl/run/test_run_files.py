@@ -5,12 +5,13 @@ themselves are asked too, where they are installed.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,83 @@ def test_file_under_a_lease_is_in_use(
     assert f"'{disk}' is under a lease of a program outside lockd; " in said
     outside.close(disk)
     assert granted(lockctl, disk)
+
+
+# Files that are locked whole.
+
+
+@contextmanager
+def held_whole(lockctl: Lockctl, path: Path) -> Iterator[None]:
+    command = ("sh", "-c", "echo ready; cat")
+    process = lockctl.start("run", "--whole", path, "--", *command)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield
+    process.communicate()
+    assert process.returncode == 0
+
+
+def status_of(*command: object) -> int:
+    done = subprocess.run(list(map(str, command)), capture_output=True, check=False)
+    return done.returncode
+
+
+def test_whole_file_keeps_out_programs_that_come_later(
+    lockctl: Lockctl, disk: Path, outside: Outside
+) -> None:
+    with held_whole(lockctl, disk):
+        assert not outside.lock(disk, "shared", "ofd", 100, 1)
+        assert not outside.lock(disk, "shared", "posix", *SQLITE_SHARED)
+        assert not outside.flock(disk, "shared")
+    outside.qemu(disk, QEMU_WRITES)
+    assert "is in use by QEMU (it writes)" in refused(lockctl, disk, "--whole")
+
+
+def test_lock_of_a_whole_file_is_lockds(
+    lockctl: Lockctl, disk: Path, start_daemon: StartDaemon
+) -> None:
+    with held_whole(lockctl, disk):
+        assert lockctl("test", disk).stdout == "held\n"
+        told = json.loads(lockctl("who", "--json", disk).stdout)
+        assert (told["holder_count"], told["outside"]) == (1, [])
+        second = Lockctl(str(start_daemon().socket))
+        assert "held exclusively by a process" in refused(second, disk)
+
+
+@needs("qemu-io")
+def test_whole_file_keeps_out_a_real_qemu(lockctl: Lockctl, disk: Path) -> None:
+    write = ("qemu-io", "-f", "raw", "-c", "write 0 512", disk)
+    with held_whole(lockctl, disk):
+        assert status_of(*write) != 0
+    assert status_of(*write) == 0
+
+
+@needs("flock")
+def test_whole_file_keeps_out_a_real_flock(lockctl: Lockctl, disk: Path) -> None:
+    with held_whole(lockctl, disk):
+        assert status_of("flock", "-n", disk, "true") == 1
+        assert status_of("flock", "-n", "-s", disk, "true") == 1
+    assert status_of("flock", "-n", disk, "true") == 0
+
+
+@needs("sqlite3")
+def test_whole_file_keeps_out_a_real_sqlite(lockctl: Lockctl, tmp_path: Path) -> None:
+    database = tmp_path / "a.db"
+    insert = ("sqlite3", database, "insert into t values (1)")
+    assert status_of("sqlite3", database, "create table t (x)") == 0
+    with held_whole(lockctl, database):
+        assert status_of(*insert) != 0
+    assert status_of(*insert) == 0
+
+
+@pytest.mark.parametrize("name", ["job", "./s.sh"])
+def test_name_and_script_cannot_be_locked_whole(
+    lockctl: Lockctl, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "s.sh").touch(mode=0o755)
+    done = lockctl("run", "--whole", name, "--", "true", cwd=tmp_path)
+    assert done.returncode == 64
+    assert "whole" in done.stderr
 
 
 # Programs and scripts.

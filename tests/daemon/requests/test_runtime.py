@@ -49,6 +49,7 @@ class DefectiveLockspace(Lockspace):
         in_use: bool,
         user: User | None = None,
         only_byte: bool = False,
+        whole: bool = False,
     ) -> LockFile:
         raise DefectError
 

@@ -54,6 +54,7 @@ class ServedLockspace(Lockspace):
         in_use: bool,
         user: User | None = None,
         only_byte: bool = False,
+        whole: bool = False,
     ) -> LockFile:
         self._note("open", resource)
         return LockFile(-1, (0, 0), made=False)
@@ -86,6 +87,7 @@ class HungLockspace(ServedLockspace):
         in_use: bool,
         user: User | None = None,
         only_byte: bool = False,
+        whole: bool = False,
     ) -> LockFile:
         assert self.answers.wait(LIMIT)
         file = super().open_anchor(resource, mode, create=create, in_use=in_use)

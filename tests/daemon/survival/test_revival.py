@@ -339,6 +339,42 @@ def test_holder_of_a_file_that_its_command_has_locked_keeps_it(
     assert other.result(waiting)["grant"]["resource"] == str(image)
 
 
+def test_file_that_is_locked_whole_stays_so(
+    manager: ServiceManager, client: WireClient, image: Path, outside: Outside
+) -> None:
+    asked = {"lockspace": "direct", "resource": str(image)}
+    token = client.call("acquire", **asked, whole=True)["grant"]["fencing_token"]
+    for _ in range(2):
+        manager.kill_and_start()
+        assert client.call("check", **asked, fencing_token=token)["current"]
+        assert not outside.lock(image, "shared", "ofd", 100, 1)
+        assert not outside.flock(image, "shared")
+    client.call("convert", **asked, mode="shared")
+    manager.kill_and_start()
+    assert not outside.lock(image, "exclusive", "ofd", 100, 1)
+    assert client.refusal("convert", **asked, mode="exclusive").code == "invalid"
+    client.call("release", **asked)
+    assert outside.lock(image, "exclusive", "ofd", 0, 0)
+    assert outside.flock(image)
+
+
+def test_waiter_gets_its_file_whole_after_a_kill(
+    manager: ServiceManager,
+    client: WireClient,
+    other: WireClient,
+    image: Path,
+    outside: Outside,
+) -> None:
+    asked = {"lockspace": "direct", "resource": str(image)}
+    client.call("acquire", **asked)
+    waiting = other.send("acquire", **asked, whole=True)
+    wait_for_waiters(client, str(image), 1, lockspace="direct")
+    manager.kill_and_start()
+    client.call("release", **asked)
+    assert other.result(waiting)["grant"]["resource"] == str(image)
+    assert not outside.lock(image, "shared", "ofd", 100, 1)
+
+
 # The end, and other starts.
 
 

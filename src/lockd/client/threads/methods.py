@@ -36,6 +36,7 @@ class Methods(Uncopied):
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
+        whole: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Lock:
@@ -44,7 +45,7 @@ class Methods(Uncopied):
         The arguments are those of `acquire`; a negative `timeout` waits without a limit
         too.
         """
-        options = {"create": create, "label": label, "reason": reason}
+        options = {"create": create, "whole": whole, "label": label, "reason": reason}
         request = requests.about(
             "acquire",
             resource,
@@ -65,6 +66,7 @@ class Methods(Uncopied):
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
+        whole: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant:
@@ -79,6 +81,8 @@ class Methods(Uncopied):
             max_waiting: raise `BusyError` instead of waiting behind so many; None
                 waits behind any number, 0 does not wait.
             create: whether to create a missing file in a directory lockspace.
+            whole: lock every byte of a file in a direct lockspace, so that programs
+                that do not use lockd do not get in either, this program included.
             label: a readable name for the lock, for people.
             reason: why the lock is held, for people.
 
@@ -89,7 +93,7 @@ class Methods(Uncopied):
             AlreadyHeldError: this thread or task holds the lock or waits for it.
             DeadlockError: waiting would close a cycle.
         """
-        options = {"create": create, "label": label, "reason": reason}
+        options = {"create": create, "whole": whole, "label": label, "reason": reason}
         reply = requests.about(
             "acquire",
             resource,
@@ -109,11 +113,12 @@ class Methods(Uncopied):
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
         create: bool | None = None,
+        whole: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant | None:
         """Acquires a lock if it is free; returns None if it is busy."""
-        options = {"create": create, "label": label, "reason": reason}
+        options = {"create": create, "whole": whole, "label": label, "reason": reason}
         reply = requests.about(
             "acquire",
             resource,
@@ -137,6 +142,7 @@ class Methods(Uncopied):
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
+        whole: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> tuple[Grant, ...]:
@@ -145,7 +151,7 @@ class Methods(Uncopied):
         Raises:
             RequestError: as for `acquire`.
         """
-        options = {"create": create, "label": label, "reason": reason}
+        options = {"create": create, "whole": whole, "label": label, "reason": reason}
         reply = requests.acquire_all(
             resources,
             lockspace,

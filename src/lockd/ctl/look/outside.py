@@ -20,8 +20,8 @@ LOOKS: Final = 3
 and counts to find the next ones: it skips one if an earlier one is released meanwhile.
 """
 
-_OF_LOCKD: Final = (("0", "0"), ("0", "1"))
-"""The bytes that lockd locks: the first, and the second where it may only read."""
+_OF_LOCKD: Final = (("0", "0"), ("0", "1"), ("0", "EOF"))
+"""The bytes that lockd locks: the first, the second where it may only read, or all."""
 
 _OPEN: Final = os.O_PATH | os.O_CLOEXEC
 
@@ -169,16 +169,18 @@ def outsiders(inode: Inode, ours: int, held: int) -> list[Outsider]:
     unseen = all(ours not in pids for pids in holders.values())
     hidden = not _can_be_seen(ours)
     found = []
-    seen_ours = False
+    seen_ours: set[str] = set()
     for lock in locks:
         shape = _shape(lock)
         pids = holders.get(shape, []) if lock.pid <= 0 or lock.kind != "POSIX" else []
-        if lock.kind == "OFD" and ours in pids and not lock.waits:
+        if lock.kind == "FLOCK" and lock.pid == ours and not pids:
+            continue  # its descriptors are hidden from us
+        if lock.kind in ("OFD", "FLOCK") and ours in pids and not lock.waits:
             # Locks of one shape cannot be told apart. Show each once for each process
             # that has one, except the daemon.
             pids = [pid for pid in pids if pid != ours]
-            if not seen_ours:
-                seen_ours = True
+            if lock.kind not in seen_ours:
+                seen_ours.add(lock.kind)
                 continue
         like_ours = lock.kind == "OFD" and lock.span in _OF_LOCKD
         maybe_ours = like_ours and unseen and not pids and not lock.waits

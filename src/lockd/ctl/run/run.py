@@ -137,6 +137,12 @@ def _find_dashes(args: list[str], start: int) -> int:
     "-o", "--close", is_flag=True,
     help="Release the lock when COMMAND ends, even if it left processes behind.",
 )  # fmt: skip
+@click.option(
+    "--whole", is_flag=True,
+    help="Lock every byte of a file that is named by its path, and lock it with "
+    "flock(2), too. Programs that do not use lockd are kept out then, COMMAND "
+    "included: `lockctl run --whole x -- flock x` would wait for ever.",
+)  # fmt: skip
 @in_lockspace
 @click.option(
     "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."

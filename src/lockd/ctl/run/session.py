@@ -59,6 +59,7 @@ class Session:
         owner: str,
         owner_pid: int | None,
         inheritable: bool | None = None,
+        whole: bool | None = None,
     ) -> None:
         """Connects, registers the owner, and waits for all locks.
 
@@ -67,6 +68,7 @@ class Session:
             lockspace: their lockspace.
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits without a limit.
+            whole: whether to lock every byte of files.
             max_waiting: how many others may wait already; None: any number.
             label, reason: for people.
             owner: the name of the owner.
@@ -88,6 +90,7 @@ class Session:
             *(names, lockspace, mode),
             timeout=timeout,
             max_waiting=max_waiting,
+            whole=whole,
             label=label,
             reason=reason,
         )

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     mode: Mode
     timeout: float | None
     max_waiting: int | None
+    whole: bool
     words: tuple[str, ...]
     owner: str
     close: bool
@@ -131,6 +132,7 @@ class Run:
                 mode=plan.mode,
                 timeout=plan.timeout,
                 max_waiting=plan.max_waiting,
+                whole=plan.whole or None,
                 label=plan.label,
                 reason=plan.reason,
                 owner=plan.owner,

@@ -42,6 +42,14 @@ def no_grant(token: int) -> NotFoundError:
     )
 
 
+def not_whole(space: Lockspace) -> InvalidRequestError:
+    """Returns the error for `whole` where the files are only lock files."""
+    return InvalidRequestError(
+        f"lockspace {quoted(space.name)} locks nothing whole: only a file that is "
+        "locked by its path can be"
+    )
+
+
 def exists(space: Lockspace) -> AlreadyExistsError:
     """Returns the error for a lockspace that already exists."""
     return AlreadyExistsError(

@@ -195,6 +195,8 @@ class Dispatcher:
             self._registration.check_can_end(peer)
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
+        elif params.whole:
+            raise refusals.not_whole(space)
         label, reason = params.label, params.reason
         waits = 0 not in (params.timeout, params.max_waiting)
         self._limiter.check_acquire(peer.session, keys, label, reason, waits=waits)
@@ -212,6 +214,7 @@ class Dispatcher:
                 reason,
                 params.max_waiting,
                 params.strand or 0,
+                bool(params.whole),
             )
         )
 

@@ -435,6 +435,7 @@ def _try_to_open(
             in_use=effect.in_use,
             user=user,
             only_byte=only_byte,
+            whole=effect.whole,
         )
     except RequestError as error:
         outside = error.facts.get("outside")

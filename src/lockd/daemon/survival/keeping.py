@@ -44,7 +44,8 @@ from lockd.daemon.system.processes import Describe
 from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import LockFile, Lockspace
-from lockd.lockspaces.files import FileLockspace, has_lock
+from lockd.lockspaces.files import FileLockspace
+from lockd.lockspaces.kernel import has_lock
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
