@@ -80,7 +80,7 @@ bite: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m engine.bite
 
 campaigns: $(READY)
-	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals reentry; do \
+	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals reentry strands; do \
 	  PYTHONPATH=.:tests $(BIN)/python -m campaigns.$$campaign || exit 1; \
 	done
 

@@ -148,7 +148,10 @@ class DeadlockError(RequestError):
 
 
 class AlreadyHeldError(RequestError):
-    """Raised when the owner already holds the resource or waits for it."""
+    """Raised when the same thread or task already holds the resource or waits for it.
+
+    For clients without strands: when the same owner does.
+    """
 
     code = "already_held"
 

@@ -309,7 +309,9 @@ class Methods(Uncopied):
     ) -> dict[str, Any]:
         """Registers the owner for whom this session acts.
 
-        Call it before the first lock.
+        Call it before the first lock. With the `pid` of another process, all threads
+        and tasks of all sessions that act for it are one party. They do not wait for
+        each other: whoever asks for what the process holds gets `AlreadyHeldError`.
 
         Args:
             name, uuid, owner_id: as others see the owner.
