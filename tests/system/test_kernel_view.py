@@ -67,6 +67,9 @@ def test_posix_lock_from_outside_is_busy_and_named(
         "mode": EXCLUSIVE,
         "pid": outside.pid,
         "command": command,
+        "by": None,
+        "start": 0,
+        "length": 1,
     }
     assert command in str(refusal.value)
     assert f"(pid {outside.pid})" in str(refusal.value)
