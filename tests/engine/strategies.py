@@ -74,7 +74,7 @@ _COMMON = (
     (5, "time_passes", PAUSES),
     (1, "dump_and_load"),
     (1, "crash"),
-    (1, "lose", range(6), range(36)),
+    (2, "lose", range(6), range(36)),
 )
 memory_steps = _steps(*_COMMON)
 anchor_steps = _steps(
