@@ -38,6 +38,7 @@ ERRORS: Final = {
     "epoll_wait": ("EINTR",),
     "fallocate": ("ENOSPC",),
     "fcntl": ("ENOLCK", "EIO"),
+    "flock": ("ENOLCK", "EIO"),
     "fstat": ("EIO",),
     "ftruncate": ("ENOSPC",),
     "memfd_create": ("EMFILE", "ENOMEM"),
