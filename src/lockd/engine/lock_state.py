@@ -291,7 +291,10 @@ class LockState:
     def trouble(self, key: ResourceKey) -> tuple[LastHolder, ...]:
         """Returns the last hold of a resource, if it did not end well."""
         last = self.last_holders.get(key)
-        return () if last is None or last.ended_well else (last,)
+        # The first two are almost always true, and cheaper than a call.
+        if last is None or (last.outcome is None and last.cause == "released"):
+            return ()
+        return () if last.ended_well else (last,)
 
     def count_again(self) -> int:
         """Recounts the grants after a loss. Returns how many exist."""

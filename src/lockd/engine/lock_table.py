@@ -398,8 +398,7 @@ class LockTable:
         whole: bool = False,
     ) -> None:
         """Grants all resources of a request together."""
-        state = self._state
-        grants = []
+        state, grants = self._state, list[Grant]()
         previous: tuple[LastHolder, ...] = ()
         for key in keys:
             held = state.held_by(strand, key) if strand.held else None
@@ -413,8 +412,9 @@ class LockTable:
                 grant = replace(held, count=held.count + 1, whole=whole or held.whole)
                 state.put_grant(grant)
             grants.append(grant)
-        answer = (session.session_id, number, tuple(grants), now - since, False)
-        self._effects.append(Granted(*answer, previous))
+        session_id, waited = session.session_id, now - since
+        granted = Granted(session_id, number, tuple(grants), waited, False, previous)
+        self._effects.append(granted)
 
     def _convert_grant(
         self,
