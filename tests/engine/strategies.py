@@ -70,6 +70,8 @@ _COMMON = (
     (2, "reconnect", SLOTS, BOTH),
     (2, "join", SLOTS, SLOTS),
     (1, "break_grant", PICKS),
+    (1, "wait_too_long", CROWDS, PAUSES),
+    (1, "break_and_take", PICKS, SLOTS, MODES),
     (1, "process_ends", BOTH),
     (5, "time_passes", PAUSES),
     (1, "dump_and_load"),

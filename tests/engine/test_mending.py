@@ -15,7 +15,7 @@ from engine.scene import (
     release,
 )
 from engine.scene import grant as grant_of
-from lockd.engine.commands import RegisterOwner
+from lockd.engine.commands import EndOwner, RegisterOwner
 from lockd.engine.lock_engine import LockEngine
 from lockd.terms import SHARED
 
@@ -49,6 +49,20 @@ def test_lost_session_ends_as_if_it_had_closed(engine: LockEngine) -> None:
     loaded = mended(without(engine, "session", ALICE))
     assert loaded.orphans == [ALICE]
     assert [x.session for x in loaded.engine.situation(DISK).holders] == [BOB]
+
+
+def test_locks_of_a_dead_process_end_with_a_session_that_is_lost(
+    engine: LockEngine,
+) -> None:
+    guest = owner("guest", 700)
+    command = RegisterOwner(ALICE, 1, 100, guest, None, until="both")
+    engine.handle(command, now=0.0)
+    acquire(engine, ALICE, 2, DISK)
+    engine.handle(EndOwner(100), now=0.0)
+    assert engine.holds(DISK, 1)
+    loaded = mended(without(engine, "session", ALICE))
+    assert loaded.orphans == [100]
+    assert loaded.engine.situation(DISK).holder_count == 0
 
 
 def test_nobody_is_granted_what_a_lost_grant_may_hold(engine: LockEngine) -> None:

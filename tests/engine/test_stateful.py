@@ -149,6 +149,12 @@ class Machine(RuleBasedStateMachine):
     def release_for_owner(self, slot: int, pick: int) -> None:
         raise NotImplementedError
 
+    def break_grant(self, pick: int) -> None:
+        raise NotImplementedError
+
+    def time_passes(self, pause: float) -> None:
+        raise NotImplementedError
+
     def process_ends(self, dead: bool) -> None:
         raise NotImplementedError
 
@@ -208,6 +214,21 @@ class Machine(RuleBasedStateMachine):
             self.acquire(slot, (name,), mode, None)
         for name, (slot, mode) in zip("bca", crowd, strict=True):
             self.acquire(slot, (name,), mode, None)
+
+    def wait_too_long(self, crowd: Crowd, pause: float) -> None:
+        """Lets two sessions wait behind a holder, for longer and for less long."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.clear()
+        self.acquire(first, ("a",), EXCLUSIVE, None)
+        self.acquire(second, ("a",), mode, pause)
+        self.acquire(third, ("a",), other_mode, 2 * pause)
+        self.time_passes(pause)
+
+    def break_and_take(self, pick: int, slot: int, mode: Mode) -> None:
+        """Lets a session take what was broken, unless others wait for it."""
+        self.break_grant(pick)
+        for name in "ab":
+            self.acquire(slot, (name,), mode, 0)
 
     def leave(self, crowd: Crowd, pick: int) -> None:
         """Lets a session leave a lock to a process; another one releases it."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 from lockd.engine.lock_state import LockState
 from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
-from lockd.engine.session import Request
+from lockd.engine.session import OwnerState, Request
 from lockd.engine.waitgraph import find_cycle
 
 
@@ -60,9 +60,13 @@ def mend(state: LockState, *, known: bool) -> Losses:
         owner.owner_id
         for owner in state.owners.values()
         if not owner.sessions
-        and not (owner.grants and (owner.is_process or owner.fencing))
+        and not (owner.grants and _may_outlive_its_sessions(owner))
     )
     return losses
+
+
+def _may_outlive_its_sessions(owner: OwnerState) -> bool:
+    return owner.fencing is not None or (owner.is_process and not owner.ended)
 
 
 def _drop_grants(state: LockState, losses: Losses) -> None:
