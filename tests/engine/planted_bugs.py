@@ -341,8 +341,8 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "who holds nothing under this strand has nobody behind it",
-        "    if strand.held or len(strand.requests) > 1 or session.within:\n",
-        "    if strand.held and len(strand.requests) > 1 or session.within:\n",
+        "strand.held or len(strand.requests) > 1 or session.within\n",
+        "strand.held and len(strand.requests) > 1 or session.within\n",
     ),
     _in(
         "session",
@@ -354,14 +354,14 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "who is inside closes no cycle",
-        "                    if inside is session:\n",
-        "                    if False:\n",
+        "                if session and session.session_id in obstacle.inside:\n",
+        "                if False:\n",
     ),
     _in(
         "waitgraph",
         "nobody waits for who is inside and holds nothing",
-        "    if strand.held or len(strand.requests) > 1 or session.within:\n",
-        "    if strand.held or len(strand.requests) > 1:\n",
+        "strand.held or len(strand.requests) > 1 or session.within\n",
+        "strand.held or len(strand.requests) > 1\n",
     ),
     _in(
         "requests",
@@ -378,14 +378,14 @@ PLANTED_BUGS = [
     _in(
         "session",
         "a session is inside a lock that was released",
-        "            strand.let_out(fencing_token)\n",
+        "            strand.let_out(fencing_token, *strand.inside)\n",
         "            pass\n",
     ),
     _in(
         "session",
         "the end of one session lets everybody out",
-        "if name != (token, session_id or name[1])",
-        "if name[0] != token",
+        "        for session_id in session_ids:\n",
+        "        for session_id in list(self.inside):\n",
     ),
     _in(
         "snapshot",

@@ -1,5 +1,9 @@
 """Programs inside the lock of a program that waits for their end."""
 
+import sys
+from types import FrameType
+from typing import Any
+
 import pytest
 
 from engine.scene import (
@@ -21,11 +25,17 @@ from engine.scene import (
 )
 from engine.snapshots import dump
 from lockd.engine import snapshot
-from lockd.engine.commands import BreakGrant, CloseSession, EnterGrants
+from lockd.engine.commands import (
+    BreakGrant,
+    CloseSession,
+    EnterGrants,
+    OpenSession,
+    Owner,
+)
 from lockd.engine.effects import WaitEdge
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 
 def enter(engine: LockEngine, session: int, *tokens: int) -> None:
@@ -157,3 +167,58 @@ def test_upgrade_at_once_may_close_the_circle_of_a_child(engine: LockEngine) -> 
     acquire(engine, CAROL, 1, TAPE)
     acquire(engine, BOB, 2, DISK, CARD, mode=SHARED)
     assert refusal(convert(engine, ALICE, 2, DISK, EXCLUSIVE)).code == "deadlock"
+
+
+def test_cycle_through_a_child_names_the_parent(engine: LockEngine) -> None:
+    """Carol is within what Alice shares, and waits for more; Alice wants it alone."""
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, TAPE)
+    enter(engine, CAROL, 1)
+    acquire(engine, CAROL, 1, DISK, TAPE, mode=SHARED)
+    refused = refusal(convert(engine, ALICE, 2, DISK, EXCLUSIVE))
+    assert refused.code == "deadlock"
+    (link,) = refused.cycle
+    assert (link.session, link.key) == (CAROL, DISK)
+    assert link.inside is not None
+    assert link.inside.session == ALICE
+
+
+def test_lock_of_another_user_is_ignored(engine: LockEngine) -> None:
+    """Else a user could have the requests of others be refused."""
+    acquire(engine, ALICE, 1, DISK)
+    for session, uid in ((50, 2000), (51, 0)):
+        engine.handle(OpenSession(session, Owner("other", session, uid)), now=0.0)
+        enter(engine, session, 1)
+    assert acquire(engine, 50, 1, DISK) == [queued(50, 1, DISK)]
+    assert refusal(acquire(engine, 51, 1, DISK)).code == "deadlock"
+
+
+def test_end_of_a_child_costs_no_more_because_there_are_more(
+    engine: LockEngine,
+) -> None:
+    def steps(count: int) -> int:
+        first = engine.last_token + 1
+        keys = [ResourceKey("memory", f"{count}-{n}") for n in range(count)]
+        for number, key in enumerate(keys):
+            acquire(engine, ALICE, 1_000 * count + number, key)
+        sessions = range(1_000 * count, 1_001 * count)
+        for session in sessions:
+            engine.handle(OpenSession(session, owner("child", session)), now=0.0)
+            tokens = tuple(range(first, first + count))
+            engine.handle(EnterGrants(session, tokens), now=0.0)
+        found = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal found
+            found += 1
+            return trace
+
+        sys.settrace(trace)
+        try:
+            engine.handle(CloseSession(sessions[0]), now=0.0)
+        finally:
+            sys.settrace(None)
+        return found
+
+    # Linear in the tokens of the one that ends, whoever else is inside.
+    assert steps(40) < 8 * steps(10)

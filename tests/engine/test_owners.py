@@ -168,7 +168,7 @@ def test_lock_that_is_left_to_a_process_is_released_for_it(engine: LockEngine) -
     refused = refusal(guest_released(engine, CAROL, 1))
     assert (refused.code, refused.message) == (
         "not_held",
-        "no lock has the fencing token 1",
+        "you hold no lock with the fencing token 1",
     )
 
 

@@ -203,7 +203,7 @@ def test_convert_by_an_unknown_token_is_refused(engine: LockEngine) -> None:
     refused = refusal(turn(engine, ALICE, 1, 1, SHARED))
     assert (refused.code, refused.message) == (
         "not_held",
-        "no lock has the fencing token 1",
+        "you hold no lock with the fencing token 1",
     )
 
 

@@ -2,7 +2,7 @@
 
 `lockctl run` holds a lock and waits for its command. The daemon cannot see that wait.
 So the command inherits the name of the lock, and its connections tell the daemon
-(protocol 6.2). Nothing is gained by a wrong name: it can only cause refusals.
+(protocol 6.2). A wrong name gains nothing: it can only cause refusals to this user.
 """
 
 import os

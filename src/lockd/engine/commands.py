@@ -62,7 +62,8 @@ class RegisterOwner(Struct, frozen=True, gc=False):
 class EnterGrants(Struct, frozen=True, gc=False):
     """A session says which locks the holders have that wait for its end.
 
-    It must neither hold nor wait yet. Tokens that nobody holds are ignored.
+    It must not wait yet. Tokens that nobody holds, or that another user holds, are
+    ignored.
     """
 
     session: int

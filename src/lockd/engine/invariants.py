@@ -126,7 +126,8 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         (grant.fencing_token, session.session_id)
         for owner in engine.state.owners.values()
         for strand in (owner.whole, *owner.strands.values())
-        for grant, session in strand.inside.values()
+        for session, grants in strand.inside.values()
+        for grant in grants.values()
     }
     held = {x for owner in engine.state.owners.values() for x in owner.grants}
     expected = {

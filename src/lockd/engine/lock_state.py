@@ -124,9 +124,14 @@ class LockState:
         self.mark("session", session.session_id)
 
     def enter(self, session: Session, tokens: Sequence[int]) -> None:
-        """Puts a session inside the grants with these tokens, if they are held."""
-        held = self._grants_of(set(tokens))
-        session.enter([token for token in tokens if token in held])
+        """Puts a session inside the grants with these tokens.
+
+        Ignores tokens that are not held, and those of other users: nobody but root may
+        cause that another user's request is refused for a deadlock.
+        """
+        held, uid = self._grants_of(set(tokens)), session.owner.identity.uid
+        own = {x for x, grant in held.items() if uid in (0, grant.owner.uid)}
+        session.enter([token for token in tokens if token in own])
         self._let_in(session)
         self.mark("session", session.session_id)
 

@@ -158,7 +158,7 @@ class Owners:
         token = command.fencing_token
         grant = self._state.grant_of(token)
         if grant is None:
-            message = f"no lock has the fencing token {token}"
+            message = f"you hold no lock with the fencing token {token}"
             return self._state.refusal(command, "not_held", message)
         owner = self._state.owners[grant.owner_id]
         if owner.sessions or owner.fencing is not None:

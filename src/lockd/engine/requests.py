@@ -57,7 +57,7 @@ class Requests:
             self._table.move_up(self._new_request(session, strand, command, now), now)
             return None
         if strand.requests and (again := _waits_already(strand, command)):
-            message = "this owner already waits for it"
+            message = "another request of yours waits for it"
             return state.refusal(command, "already_held", message, again)
         request = self._new_request(session, strand, command, now)
         most = command.max_waiting
@@ -148,7 +148,7 @@ class Requests:
             return self._state.refusal(command, "in_use", message, held.key)
         strand = owner.strand_of(held)
         if any(strand.waits_for(held.key)):
-            message = "another request of this owner waits for it"
+            message = "another request of yours waits for it"
             return self._state.refusal(command, "already_held", message, held.key)
         if held.mode == command.mode:
             return e.Granted(command.session, command.request, (held,), converted=True)
@@ -161,7 +161,7 @@ class Requests:
         return None
 
     def _unknown_token(self, command: c.Convert | c.Release) -> e.Refused:
-        message = f"no lock has the fencing token {command.fencing_token}"
+        message = f"you hold no lock with the fencing token {command.fencing_token}"
         return self._state.refusal(command, "not_held", message)
 
     def _new_convert(

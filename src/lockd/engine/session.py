@@ -59,8 +59,7 @@ class Strand:
 
     def __init__(self, name: tuple[int, int] = WHOLE) -> None:
         self.name = name
-        #: The sessions for whose end it waits, by token of its grant and by number: a
-        #: program that holds a lock waits for the programs that it starts.
+        #: The sessions for whose end it waits, each with the grants that it is inside.
         self.inside = _NOBODY_INSIDE
         #: How many grants it has.
         self.held = 0
@@ -80,24 +79,22 @@ class Strand:
         """Notes that a session is inside one of its grants."""
         if not self.inside:
             self.inside = {}
-        self.inside[grant.fencing_token, session.session_id] = (grant, session)
+        _, grants = self.inside.setdefault(session.session_id, (session, {}))
+        grants[grant.fencing_token] = grant
 
-    def let_out(self, token: int, session_id: int | None = None) -> None:
-        """Notes that a session, or everybody, is not inside a grant any more."""
-        self.inside = {
-            name: inside
-            for name, inside in self.inside.items()
-            if name != (token, session_id or name[1])
-        } or _NOBODY_INSIDE
+    def let_out(self, token: int, *session_ids: int) -> None:
+        """Notes that some sessions are not inside a grant any more."""
+        for session_id in session_ids:
+            _, grants = self.inside.get(session_id, (None, {}))
+            if grants.pop(token, None) and not grants:
+                del self.inside[session_id]
+        self.inside = self.inside or _NOBODY_INSIDE
 
     def awaited(self) -> Iterator[tuple[Request, Grant | None]]:
-        """Yields the requests for which it waits.
-
-        Those are its own, and those of the sessions inside its grants, each with the
-        grant.
-        """
+        """Yields its requests, and those of sessions inside its grants, with one."""
         yield from ((request, None) for request in self.requests.values())
-        for grant, session in self.inside.values():
+        for session, grants in self.inside.values():
+            grant = next(iter(grants.values()))
             yield from ((request, grant) for request in session.requests.values())
 
     def waits_for(self, key: ResourceKey) -> Iterator[Request]:
@@ -110,7 +107,7 @@ class Strand:
 
 
 #: Shared by all that have none, to save memory.
-_NOBODY_INSIDE: Final[dict[tuple[int, int], tuple[Grant, Session]]] = {}
+_NOBODY_INSIDE: Final[dict[int, tuple[Session, dict[int, Grant]]]] = {}
 _NO_STRANDS: Final[dict[tuple[int, int], Strand]] = {}
 
 
@@ -197,7 +194,7 @@ class OwnerState:
         strand = self.strand_of(grant) if grant.strand else self.whole
         strand.hold(-1)
         if strand.inside:
-            strand.let_out(fencing_token)
+            strand.let_out(fencing_token, *strand.inside)
         if grant.strand:
             self._keep(strand)
         return strand

@@ -19,7 +19,7 @@ nobody can wait for them. A convert goes before acquires, so these then wait for
 strand too, and a new cycle may lead through anything for which the strand waits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from lockd.engine.effects import Grant, WaitEdge
 from lockd.engine.resource import Resource, compatible
@@ -42,8 +42,10 @@ def find_cycle(request: Request, resources: Resources) -> tuple[WaitEdge, ...]:
     session of the next edge (`WaitEdge.inside`).
     """
     strand, session = request.strand, request.session
-    if strand.held or len(strand.requests) > 1 or session.within:
-        return _search([request], strand, session, resources)
+    is_awaited = strand.held or len(strand.requests) > 1 or session.within
+    # A request for several may stand at the head of a line again, before others.
+    if is_awaited or len(request.keys) > 1:
+        return _search({request: None}, strand, session, resources)
     return ()
 
 
@@ -55,17 +57,25 @@ def find_cycle_through(
     Args:
         but: a request of the strand that does not count.
     """
-    starts = [request for request, _ in strand.awaited() if request is not but]
+    starts = dict(strand.awaited())
+    starts.pop(but, None)
     return _search(starts, strand, None, resources)
 
 
 def _search(
-    starts: Sequence[Request],
+    starts: Mapping[Request, Grant | None],
     goal: Strand,
     session: Session | None,
     resources: Resources,
 ) -> tuple[WaitEdge, ...]:
-    """Returns a path from a start to whatever waits for `goal` or `session`."""
+    """Returns a path from a start to whatever waits for it, or ().
+
+    Args:
+        starts: the requests, each with the grant inside which `goal` waits for it.
+        goal: the strand that waits for the starts.
+        session: the session of the only start: who waits for its end waits for the
+            start, too. None if there may be several starts.
+    """
     search = _Search(resources)
     came_from: dict[Request, Link] = {}
     seen: set[Strand] = set()
@@ -74,8 +84,13 @@ def _search(
     while frontier:
         request = frontier.pop()
         for key, obstacle in search.obstacles(request):
+            if obstacle is goal:
+                start = request
+                while start in came_from:
+                    start = came_from[start][0]
+                return _edges((request, key, starts[start]), came_from)
             # A grant of one of several old requests closes no new cycle.
-            if obstacle is goal or (session and obstacle is starts[0]):
+            if session and obstacle in starts:
                 return _edges((request, key, None), came_from)
             if isinstance(obstacle, Request):
                 next_ones: Iterable[tuple[Request, Grant | None]] = [(obstacle, None)]
@@ -83,14 +98,15 @@ def _search(
                 continue
             else:
                 seen.add(obstacle)
-                for grant, inside in obstacle.inside.values():
-                    if inside is session:
-                        return _edges((request, key, grant), came_from)
+                if session and session.session_id in obstacle.inside:
+                    _, grants = obstacle.inside[session.session_id]
+                    last = request, key, next(iter(grants.values()))
+                    return _edges(last, came_from)
                 next_ones = obstacle.awaited()
-            for other, grant_or_none in next_ones:
+            for other, grant in next_ones:
                 if other not in reached:
                     reached.add(other)
-                    came_from[other] = (request, key, grant_or_none)
+                    came_from[other] = (request, key, grant)
                     frontier.append(other)
     return ()
 

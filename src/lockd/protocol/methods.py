@@ -53,7 +53,7 @@ class HelloParams(Params, frozen=True):
 
     protocol: int
     client: str
-    within: Annotated[list[str], Meta(max_length=64)] | None = None
+    within: Annotated[list[str], Meta(min_length=0, max_length=64)] | None = None
 
     def __post_init__(self) -> None:
         check_shown(client=self.client)

@@ -62,6 +62,12 @@ def test_python_within_a_run_is_told_of_the_deadlock(
     assert "which waits for the end of" in done.stdout
 
 
+def test_shared_within_shared_runs(lockctl: Lockctl) -> None:
+    inner = [*LOCKCTL, "run", "-s", "a", "--", "echo", "ran"]
+    done = lockctl("run", "-s", "a", "--", *inner)
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+
+
 def test_wait_for_the_lock_around_is_73(lockctl: Lockctl) -> None:
     done = lockctl("run", "a", "--", *LOCKCTL, "wait", "a")
     assert done.returncode == 73

@@ -67,6 +67,7 @@ def test_at_most_64_are_named(lockd: DaemonProcess) -> None:
         words = ["a:1"] * 65
         refused = client.refusal("hello", protocol=1, client="test", within=words)
         assert refused.code == "invalid"
+        assert "an array of 0 to 64 texts" in refused.sentence
         hello(client, *words[:64])
 
 
@@ -75,7 +76,7 @@ def test_who_waits_already_is_within_nothing(lockd: DaemonProcess) -> None:
         holder.acquire("a")
         waits = client.send("acquire", resource="a")
         refused = client.refusal("hello", protocol=1, client="test", within=["a:1"])
-        assert refused.sentence == "give `within` before the first request"
+        assert refused.sentence == "give `within` while no request waits"
         holder.call("release", resource="a")
         assert client.result(waits)["grant"]["resource"] == "a"
 

@@ -165,8 +165,9 @@ class Guests:
 
     def wait_until_free(self, name: str, lockspace: str = "direct") -> None:
         """Waits until nobody holds the lock of a disk, or of a lease."""
-        words = ("lockctl", "run", "--wait=30", f"--lockspace={lockspace}", name)
-        self.machine.run(*words, "--", "true")
+        # A paused guest's QEMU still has its disk, so that no program could lock it.
+        words = ("lockctl", "wait", "--timeout=30", f"--lockspace={lockspace}", name)
+        self.machine.run(*words)
 
 
 def domain(name: str, *devices: str, emulator: str = QEMU) -> str:

@@ -133,11 +133,13 @@ def test_paused_guest_holds_nothing_until_it_goes_on(guests: Guests) -> None:
     words = ("lockctl", "run", "--nonblock", A, "--", "true")
     done = guests.machine.run(*words, check=False)
     assert (done.returncode, "by QEMU" in done.stderr) == (75, True), done.stderr
-    with only_the_first_byte_counts(guests.machine):
-        with held(guests.machine, "direct", A) as program:
-            assert "python3" in guests.refused("resume", "web")
-            assert guests.state("web") == "paused"
-            assert released(program)
+    with (
+        only_the_first_byte_counts(guests.machine),
+        held(guests.machine, "direct", A) as program,
+    ):
+        assert "python3" in guests.refused("resume", "web")
+        assert guests.state("web") == "paused"
+        assert released(program)
     guests.virsh("resume", "web")
     assert guests.held() == {A: ["web"]}
 

@@ -153,7 +153,7 @@ def refuse_if_within(client: Client, state: State, key: ResourceKey) -> None:
         DeadlockError: the wait would never end.
     """
     around = within.tokens_of(client.instance)
-    for holder in state.resource["holders"]:
+    for holder in state.holders:
         if holder["fencing_token"] in around:
             raise DeadlockError(
                 f"{quoted(str(key))} is {state.held}, which waits for the end of this "

@@ -167,7 +167,7 @@ def explain_wait(
     sentence = f"waiting for {name} ({where}{state.held})"
     # Only words follow from this: a pid may be used again, or mean another process.
     above = {os.getpid(), *ancestors_of(os.getpid())}
-    if any(holder["pid"] in above for holder in state.resource["holders"]):
+    if any(holder["pid"] in above for holder in state.holders):
         return Explanation(
             f"{sentence}; it runs this command, and may wait for its end", True
         )

@@ -19,9 +19,10 @@ from lockd.errors import (
     DeniedError,
     InvalidRequestError,
     LockLostError,
+    RequestError,
 )
 from lockd.names import quoted
-from lockd.terms import Mode, WorkOutcome
+from lockd.terms import EXCLUSIVE, Mode, WorkOutcome
 
 
 class Session:
@@ -84,7 +85,7 @@ class Session:
         opening = requests.Opening(None, self._client)
         self._link, welcome = open_link(self._place, opening)
         self._instance = welcome.get("instance", "")
-        self._check_not_held_above(names, lockspace)
+        self._check_not_held_above(names, lockspace, mode)
         self._register(owner, owner_pid, inheritable)
         acquire = requests.acquire_all(
             *(names, lockspace, mode),
@@ -175,7 +176,9 @@ class Session:
         """Leaves the connection to the program that replaces this process."""
         self._link.sock.set_inheritable(True)
 
-    def _check_not_held_above(self, names: Sequence[str], lockspace: str) -> None:
+    def _check_not_held_above(
+        self, names: Sequence[str], lockspace: str, mode: Mode
+    ) -> None:
         """Refuses to wait for a lock whose holder waits for this process.
 
         The daemon refuses that too, but cannot say it so plainly.
@@ -183,12 +186,16 @@ class Session:
         around = within.tokens_of(self._instance)
         for name in names if around else ():
             about = {"lockspace": lockspace, "resource": name}
-            found = self._perform(requests.request("query", **about))
-            for token in (holder["fencing_token"] for holder in found["holders"]):
-                if token in around:
+            try:
+                found = self._perform(requests.request("query", **about))
+            except RequestError:  # this user may not look
+                continue
+            for holder in found["holders"]:
+                excludes = EXCLUSIVE in (mode, holder["mode"])
+                if excludes and holder["fencing_token"] in around:
                     raise AlreadyHeldError(
                         f"the command that runs this one already holds {quoted(name)} "
-                        f"(fencing token {token})"
+                        f"(fencing token {holder['fencing_token']})"
                     )
 
     def _perform(self, request: Reply) -> Any:

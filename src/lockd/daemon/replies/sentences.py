@@ -17,7 +17,7 @@ _OPENINGS: Final[Mapping[str, str]] = {
     "timeout": "{name} was not granted within {waited}",
     "cancelled": "the wait for {name} was cancelled",
     "deadlock": "waiting for {name} would never end",
-    "not_held": "{name} is not held by this owner",
+    "not_held": "you do not hold {name}",
     "already_held": "you already hold or wait for {name}",
     "in_use": "{name} cannot be converted",
 }

@@ -321,7 +321,7 @@ class Dispatcher:
             raise InvalidRequestError("this session already sent hello: send it once")
         if params.within:
             if self._engine.sessions[peer.session].requests:
-                raise InvalidRequestError("give `within` before the first request")
+                raise InvalidRequestError("give `within` while no request waits")
             tokens = params.within_of(self._instance)
             self._runtime.carry_out(c.EnterGrants(peer.session, tokens))
         peer.introduce(params.client)
