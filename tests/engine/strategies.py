@@ -53,6 +53,7 @@ _COMMON = (
     (3, "crowd", ("a", "b"), CROWDS, (None, 2.0)),
     (2, "cross", CROWDS),
     (1, "upgrade", CROWDS, BOTH),
+    (1, "barge", CROWDS),
     (1, "ring", CROWDS),
     (1, "pile", CROWDS, (1, 2)),
     (1, "snare", CROWDS, BOTH, BOTH),

@@ -207,6 +207,15 @@ class Machine(RuleBasedStateMachine):
         else:
             self.convert_name(second, "a", mode, None)
 
+    def barge(self, crowd: Crowd) -> None:
+        """Lets one ask for what is shared, while a holder waits to have it alone."""
+        (first, _), (second, _), (third, mode) = crowd
+        self.clear()
+        self.acquire(first, ("a",), SHARED, None)
+        self.acquire(second, ("a",), SHARED, None)
+        self.convert_name(first, "a", EXCLUSIVE, None)
+        self.acquire(third, ("a",), mode, None)
+
     def ring(self, crowd: Crowd) -> None:
         """Lets each session ask for what the next one got."""
         self.clear()
