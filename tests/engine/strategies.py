@@ -84,7 +84,7 @@ anchor_steps = _steps(
     *_COMMON,
     (2, "fenced_process_dies"),
     (5, "anchor_answers", PICKS, OUTSIDE),
-    (1, "anchor_is_slow", PICKS),
+    (2, "anchor_is_slow", PICKS),
     (3, "anchors_answer"),
     (1, "change_outside", OUTSIDE),
 )

@@ -55,6 +55,7 @@ class Machine(RuleBasedStateMachine):
 
     tally: ClassVar[Counter[str]]
     lockspace: ClassVar[str]
+    is_counted: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -798,18 +799,21 @@ Run = Callable[[type[Machine]], None]
 @pytest.fixture
 def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(lock_state, "MAX_LAST_HOLDERS", FEW_LAST_HOLDERS)
+    # Another seed than the usual one, for a bug that the usual runs have missed.
+    seed = pytestconfig.getoption("--hypothesis-seed", default=None)
     phases = [Phase.explicit, Phase.generate]
     if not pytestconfig.getoption("--no-shrink", default=False):
         phases.append(Phase.shrink)
 
     def run(machine: type[Machine]) -> None:
         machine.tally.clear()
+        machine.is_counted = seed is None
         run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=200,
                 stateful_step_count=50,
-                derandomize=True,
+                derandomize=seed is None,
                 database=None,
                 deadline=None,
                 phases=phases,
@@ -822,6 +826,8 @@ def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def rare(machine: type[Machine], *what: str, floor: float) -> dict[str, str]:
     """Returns what happened in too small a share of the runs to be tested by them."""
+    if not machine.is_counted:
+        return {}
     tally, runs = machine.tally, machine.tally["runs"]
     return {
         story: f"in {tally[story]} of {runs} runs"
