@@ -5,7 +5,6 @@ import unittest
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,6 @@ def grant_of(lock: Any) -> Any:
 
 def break_it(peer: AnyPeer, lock: Any, watcher: WireClient) -> None:
     watcher.call("break", fencing_token=grant_of(lock).fencing_token, reason="why")
-
-
-lock_tests: Any = import_module("test.lock_tests")
-"""The tests of CPython for its own locks."""
 
 
 # The end of a hold.
@@ -358,6 +353,8 @@ def test_threads_that_hold_one_lock_at_a_time_are_never_refused(sock: str) -> No
 def make_test_case(name: str, client: lockd.Client) -> unittest.TestCase:
     """Returns a test of CPython of its own lock, for ours."""
     numbers = count()
+    why = "CPython's own tests are not installed (Debian: libpython3-testsuite)"
+    lock_tests: Any = pytest.importorskip("test.lock_tests", reason=why)
 
     class OurLock(lock_tests.LockTests):  # type: ignore[misc]
         def locktype(self) -> lockd.Lock:

@@ -20,6 +20,12 @@ class PlantedBug(NamedTuple):
     new: str
     tests: str = STATEFUL
 
+    @property
+    def has_anchors(self) -> bool:
+        """Whether its name speaks of what only the runs with anchors have."""
+        words = "anchor", "file", "death", "fenced", "killed", "opens", "ended"
+        return self.tests == STATEFUL and any(word in self.name for word in words)
+
     def count(self, source: Path = SOURCE) -> int:
         """Returns how often the text to be replaced is found."""
         return (source / self.file).read_text().count(self.old)
