@@ -164,10 +164,15 @@ class Guests:
         return [resource for resource in listed if resource["holders"]]
 
     def wait_until_free(self, name: str, lockspace: str = "direct") -> None:
-        """Waits until nobody holds the lock of a disk, or of a lease."""
-        # A paused guest's QEMU still has its disk, so that no program could lock it.
-        words = ("lockctl", "wait", "--timeout=30", f"--lockspace={lockspace}", name)
-        self.machine.run(*words)
+        """Waits until nobody holds the lock of a disk, or of a lease, in lockd.
+
+        The QEMU of a paused guest still has its disk, so no program could lock it.
+        """
+        for _ in range(300):
+            held = [(x["lockspace"], x["resource"]) for x in self.locks()]
+            if (lockspace, name) not in held:
+                return
+        raise AssertionError(held)
 
 
 def domain(name: str, *devices: str, emulator: str = QEMU) -> str:
