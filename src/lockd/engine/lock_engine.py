@@ -247,8 +247,6 @@ class StrandView(Protocol):
     """A `Strand`."""
 
     @property
-    def name(self) -> tuple[int, int]: ...
-    @property
     def number(self) -> int: ...
 
 

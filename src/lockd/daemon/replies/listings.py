@@ -284,8 +284,8 @@ def _waiter(
     if before is None:
         others = (
             grant
-            for grant in found.holders.values()
-            if not (request.converting and _is_held_by(request, grant))
+            for strand, grant in found.holders.items()
+            if not (request.converting and strand is request.strand)
         )
         behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id
@@ -306,14 +306,6 @@ def _waiter(
         "behind": behind,
         "outside": None if outside is None else views.outside(outside),
     }
-
-
-def _is_held_by(request: RequestView, grant: Grant) -> bool:
-    """Returns whether the strand of a request has a grant."""
-    session, number = request.strand.name
-    return (grant.owner_id, grant.strand) == (request.owner.owner_id, number) and (
-        number == 0 or grant.session == session
-    )
 
 
 def _holder_before(grant: Grant) -> Map:
