@@ -199,23 +199,27 @@ def is_whole(fd: int) -> bool:
     Raises:
         OSError: the kernel cannot be asked.
     """
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        # lock: 1: OFDLCK  ADVISORY  WRITE -1 00:29:2146 0 EOF
-        locks = [line.split() for line in file if line.startswith("lock:")]
-    return any(words[2] == "FLOCK" or words[-1] == "EOF" for words in locks)
+    return any(words[2] == "FLOCK" or words[-1] == "EOF" for words in _own_locks(fd))
 
 
 def has_lock(fd: int) -> bool:
     """Returns whether an open file has a lock of its own.
 
-    proc_pid_fdinfo(5) lists only the locks of this open file. Returns True if the
-    information cannot be read.
+    Returns True if the information cannot be read.
     """
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            return any(line.startswith("lock:") for line in file)
+        return bool(_own_locks(fd))
     except OSError:
         return True
+
+
+def _own_locks(fd: int) -> list[list[str]]:
+    """Returns the words of each lock of this open file (proc_pid_fdinfo(5)).
+
+    lock: 1: OFDLCK  ADVISORY  WRITE -1 00:29:2146 0 EOF
+    """
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return [line.split() for line in file if line.startswith("lock:")]
 
 
 def lock_again(fd: int, mode: Mode, *, marks: bool) -> None:
@@ -260,8 +264,8 @@ def look(
 ) -> OutsideHolder | None:
     """Returns a program that has locked any part of a file in the way of a mode.
 
-    In the way of `exclusive` is every lock. In the way of `shared` are write locks, an
-    exclusive flock(2), and a QEMU that writes.
+    Every lock is in the way of `exclusive`. A write lock, an exclusive flock(2), and a
+    QEMU that writes are in the way of `shared`.
 
     Args:
         fd: the open file. Our own locks through it do not count.
