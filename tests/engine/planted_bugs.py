@@ -402,9 +402,9 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "nobody is told that a session is inside",
-        "        self._let_in(session)\n"
+        "        self._let_in(session, own)\n"
         '        self.mark("session", session.session_id)\n\n    def _let_in',
-        "        self._let_in(session)\n\n    def _let_in",
+        "        self._let_in(session, own)\n\n    def _let_in",
     ),
     _in(
         "waitgraph",
@@ -633,9 +633,9 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "nobody is told of a new session",
-        "        self._let_in(session)\n"
+        "self._grants_of(set(session.within)))\n"
         '        self.mark("session", session.session_id)\n\n    def enter',
-        "        self._let_in(session)\n\n    def enter",
+        "self._grants_of(set(session.within)))\n\n    def enter",
     ),
     _in(
         "owners",

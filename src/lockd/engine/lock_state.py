@@ -120,7 +120,7 @@ class LockState:
         """Adds a session, and attaches it to its owner."""
         session.owner.sessions[session.session_id] = session
         self.sessions[session.session_id] = session
-        self._let_in(session)
+        self._let_in(session, self._grants_of(set(session.within)))
         self.mark("session", session.session_id)
 
     def enter(self, session: Session, tokens: Sequence[int]) -> None:
@@ -130,13 +130,13 @@ class LockState:
         cause that another user's request is refused for a deadlock.
         """
         held, uid = self._grants_of(set(tokens)), session.owner.identity.uid
-        own = {x for x, grant in held.items() if uid in (0, grant.owner.uid)}
+        own = {x: grant for x, grant in held.items() if uid in (0, grant.owner.uid)}
         session.enter([token for token in tokens if token in own])
-        self._let_in(session)
+        self._let_in(session, own)
         self.mark("session", session.session_id)
 
-    def _let_in(self, session: Session) -> None:
-        for grant in self._grants_of(set(session.within)).values():
+    def _let_in(self, session: Session, grants: dict[int, Grant]) -> None:
+        for grant in grants.values():
             self.owners[grant.owner_id].strand_of(grant).let_in(grant, session)
 
     def remove_session(self, session: Session) -> None:
