@@ -95,7 +95,7 @@ class Server:
             poller, life, keeping, limiter, self._gate, answers.counts.count_refusal
         )
         self._shares = Shares(lambda: limiter.is_shared)
-        # Apart: a busy client does not delay its user's new connections.
+        # Not `_shares`: a busy client does not delay its user's new connections.
         self._arrivals = Shares(lambda: limiter.is_shared, ADMITTING)
         #: Peers by user whose requests did not fit into a turn, the longest waiting
         #: first.

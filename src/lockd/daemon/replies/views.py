@@ -8,7 +8,7 @@ from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, LastHolder, Refused, Situation, WaitEdge, Waiter
-from lockd.terms import OutsideHolder
+from lockd.terms import OutsideHolder, ResourceKey
 
 Map = dict[str, Any]
 
@@ -196,25 +196,21 @@ def outside(found: OutsideHolder) -> Map:
 
 def edge(found: WaitEdge) -> Map:
     """Returns one edge of a cycle."""
-    return {
-        "name": found.owner.name,
-        "pid": found.owner.pid,
-        "session": found.session,
+    inside = found.inside
+    return _at(found.owner, found.session, found.key) | {
         "strand": found.strand,
-        "lockspace": found.key.lockspace or None,
-        "resource": found.key.resource or None,
-        "inside": None if found.inside is None else _inside(found.inside),
+        "inside": inside and _at(inside.owner, inside.session, inside.key),
     }
 
 
-def _inside(grant: Grant) -> Map:
-    """Returns the holder that waits for the next party of a cycle."""
+def _at(owner: Owner, session: int, key: ResourceKey) -> Map:
+    """Returns a party of a cycle, and its resource."""
     return {
-        "name": grant.owner.name,
-        "pid": grant.owner.pid,
-        "session": grant.session,
-        "lockspace": grant.key.lockspace or None,
-        "resource": grant.key.resource or None,
+        "name": owner.name,
+        "pid": owner.pid,
+        "session": session,
+        "lockspace": key.lockspace or None,
+        "resource": key.resource or None,
     }
 
 
