@@ -46,7 +46,7 @@ class Sleeper:
         """Lets it begin to sleep.
 
         Raises:
-            UnavailableError: it cannot be executed, or has been killed.
+            UnavailableError: it cannot be executed, or was killed before.
         """
         with suppress(BrokenPipeError):
             self._ours.send(_GO)
