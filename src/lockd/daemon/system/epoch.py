@@ -20,6 +20,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
+from lockd.daemon.system.state_files import (
+    NEW_FILE_FLAGS,
+    READ_FLAGS,
+    replace_file,
+)
 from lockd.errors import ConfigError
 from lockd.lockspaces.places import make_directory
 from lockd.names import quoted
@@ -39,12 +44,6 @@ _TOKENS_OF_OLD_EPOCH: Final = 10**12
 
 _FILE: Final = "epoch"
 _LOCK_FILE: Final = "epoch.lock"
-_NEW_FILE: Final = "epoch.new"
-_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_NEW_FILE_FLAGS: Final = (
-    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-)
-"""No symbolic link or FIFO is acceptable there."""
 
 
 class Numbers(NamedTuple):
@@ -146,7 +145,7 @@ class Epoch:
         self._reserve(self.reserved + TOKENS_AT_ONCE)
 
     def _reserve(self, reserved: int) -> None:
-        _write(self._fd, Numbers(self.number, reserved))
+        replace_file(self._fd, _FILE, b"%d %d\n" % (self.number, reserved))
         self._seen = _state(self._fd)
         self.reserved = reserved
         self._enough = reserved - TOKENS_AT_ONCE // 2
@@ -223,7 +222,7 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
     with ExitStack() as unless_good:
         unless_good.callback(os.close, fd)
         try:
-            lock_fd = os.open(_LOCK_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=fd)
+            lock_fd = os.open(_LOCK_FILE, NEW_FILE_FLAGS, 0o600, dir_fd=fd)
             unless_good.callback(os.close, lock_fd)
             # Do not lock the directory: the socket may be in it, too.
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -284,7 +283,7 @@ def _read_or(before: Numbers, directory_fd: int, directory: str) -> Numbers:
 
 def _read(directory_fd: int, directory: str) -> Numbers:
     try:
-        fd = os.open(_FILE, _READ_FLAGS, dir_fd=directory_fd)
+        fd = os.open(_FILE, READ_FLAGS, dir_fd=directory_fd)
     except FileNotFoundError:
         return Numbers()
     with open(fd, "rb") as file:
@@ -310,16 +309,6 @@ def _state(directory_fd: int) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
-
-
-def _write(directory_fd: int, numbers: Numbers) -> None:
-    fd = os.open(_NEW_FILE, _NEW_FILE_FLAGS, 0o600, dir_fd=directory_fd)
-    with open(fd, "wb") as file:
-        file.write(b"%d %d\n" % numbers)
-        file.flush()
-        os.fsync(fd)
-    os.rename(_NEW_FILE, _FILE, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-    os.fsync(directory_fd)
 
 
 def _cannot(directory: str, error: OSError) -> ConfigError:

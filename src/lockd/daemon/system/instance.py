@@ -10,9 +10,9 @@ import re
 from contextlib import suppress
 from typing import Final
 
+from lockd.daemon.system.state_files import READ_FLAGS, replace_file
+
 _FILE: Final = "instance"
-_NEW_FILE: Final = "instance.new"
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NAME: Final = re.compile(r"[0-9a-f]{32}")
 _LENGTH: Final = 32
 
@@ -22,29 +22,23 @@ def instance_of(directory: str) -> str:
 
     If the directory cannot be written, the name is that of this process alone.
     """
-    with suppress(OSError, ValueError):
-        found = _read(os.path.join(directory, _FILE))
-        if _NAME.fullmatch(found):
-            return found
     name = os.urandom(_LENGTH // 2).hex()
     with suppress(OSError):
-        _write(directory, name)
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = _read(directory_fd)
+            if _NAME.fullmatch(found):
+                return found
+            replace_file(directory_fd, _FILE, f"{name}\n".encode())
+        finally:
+            os.close(directory_fd)
     return name
 
 
-def _read(path: str) -> str:
-    with open(os.open(path, os.O_RDONLY | _FLAGS), encoding="ascii") as file:
-        return file.read(_LENGTH + 1).strip()
-
-
-def _write(directory: str, name: str) -> None:
-    """Writes the file at once: nobody reads half a name, not even after a power cut."""
-    new = os.path.join(directory, _NEW_FILE)
-    with suppress(FileNotFoundError):
-        os.unlink(new)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-    with open(fd, "w", encoding="ascii") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(fd)
-    os.rename(new, os.path.join(directory, _FILE))
+def _read(directory_fd: int) -> str:
+    """Returns the content of the file; empty if it cannot be read."""
+    with suppress(OSError, ValueError):
+        fd = os.open(_FILE, READ_FLAGS, dir_fd=directory_fd)
+        with open(fd, encoding="ascii") as file:
+            return file.read(_LENGTH + 1).strip()
+    return ""
