@@ -4,6 +4,7 @@ Only `canonical_path` accesses the file system.
 """
 
 import os
+import re
 import sys
 from collections.abc import Collection
 from typing import Final
@@ -16,6 +17,10 @@ MAX_NAME_BYTES: Final = 255
 
 MAX_PATH_BYTES: Final = 4095
 """PATH_MAX less the terminating NUL (limits.h)."""
+
+GRANT_NAME: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
+"""A grant outside the connection that holds it: an instance of a daemon, and a fencing
+token (protocol 6.2)."""
 
 MAX_DEPTH: Final = 64
 """The most names in the path of a file to lock. The daemon walks a waiter's path again

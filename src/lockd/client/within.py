@@ -6,22 +6,21 @@ So the command inherits the name of the lock, and its connections tell the daemo
 """
 
 import os
-import re
 from collections.abc import Iterable
 from typing import Final
+
+from lockd.names import GRANT_NAME
 
 VARIABLE: Final = "LOCKD_WITHIN"
 
 MOST: Final = 64
 """The most names that the protocol allows. The innermost locks count."""
 
-_WORD: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
-
 
 def inherited() -> list[str]:
     """Returns the names of the locks around this program, the outermost first."""
     words = os.environ.get(VARIABLE, "").split()
-    return [word for word in words if _WORD.fullmatch(word)][-MOST:]
+    return [word for word in words if GRANT_NAME.fullmatch(word)][-MOST:]
 
 
 def tokens_of(instance: str) -> set[int]:

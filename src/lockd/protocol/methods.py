@@ -4,13 +4,12 @@ Parameters are checked when they are converted. A parameter that is wrong, unkno
 missing never reaches a handler.
 """
 
-import re
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
-from lockd.names import MAX_NAME_BYTES, check_name, is_utf8
+from lockd.names import GRANT_NAME, MAX_NAME_BYTES, check_name, is_utf8
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     EXCLUSIVE,
@@ -32,9 +31,6 @@ Pid = Annotated[int, Meta(ge=1, lt=2**31)]
 Seconds = Annotated[
     float, Meta(ge=0, le=1e9, description="a number from 0 to 1e9 (seconds)")
 ]
-
-_GRANT_NAME: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
-"""A grant as a client names it outside its connection."""
 
 MAX_TEXT_CHARACTERS: Final = 4_096
 """The longest label or reason."""
@@ -58,7 +54,7 @@ class HelloParams(Params, frozen=True):
     def __post_init__(self) -> None:
         check_shown(client=self.client)
         for name in self.within or ():
-            if not _GRANT_NAME.fullmatch(name):
+            if not GRANT_NAME.fullmatch(name):
                 raise InvalidRequestError(
                     "each text of `within` is the instance of a daemon, a colon, and a "
                     "fencing token"
