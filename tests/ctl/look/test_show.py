@@ -88,7 +88,8 @@ def test_wait_says_what_to_do_when_the_daemon_ends(
 ) -> None:
     client.acquire("job")
     waiting = lockctl.start("wait", "job")
-    while len(client.list_sessions()) < 2:
+    # Until the daemon has heard of both: who was never heard connects again.
+    while [x["client"] for x in client.list_sessions()].count("lockd-python") < 2:
         pass
     lockd.stop()
     assert waiting.wait(30) == 69
