@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -799,6 +800,11 @@ Run = Callable[[type[Machine]], None]
 @pytest.fixture
 def run(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(lock_state, "MAX_LAST_HOLDERS", FEW_LAST_HOLDERS)
+    # Else one draw in twenty is a constant of any module that was imported, so that
+    # each change of the source, and each test before this one, changes all runs.
+    monkeypatch.setattr(
+        HypothesisProvider, "_maybe_draw_constant", lambda *_, **__: None
+    )
     # Another seed than the usual one, for a bug that the usual runs have missed.
     seed = pytestconfig.getoption("--hypothesis-seed", default=None)
     phases = [Phase.explicit, Phase.generate]
