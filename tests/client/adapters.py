@@ -63,10 +63,14 @@ class Thread:
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
         self._future: Future[Any] = Future()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def result(self) -> Any:
-        return self._future.result(PATIENCE)
+        """Returns what the call returned, when nothing is left of the thread."""
+        result = self._future.result(PATIENCE)
+        self._thread.join(PATIENCE)
+        return result
 
     def _run(self) -> None:
         try:

@@ -34,10 +34,6 @@ PLACES = "tests/engine/test_planted_bugs.py"
 PATIENCE = 90.0
 """Seconds for one run of the tests: a planted bug may also make the engine hang."""
 
-SEEDS = (1, 2)
-"""Of more random runs for a bug that the usual one misses. Any change of the source
-changes what is drawn, so that a bug with a long story may be missed by chance."""
-
 FAILED = 1
 """pytest's exit status when tests ran and failed, and not for any other reason."""
 
@@ -103,9 +99,6 @@ def bite(origin: Path, bug: PlantedBug) -> Bite:
     with copied(origin) as tree:
         bug.plant(tree / "src")
         found, how = run_tests(tree, *(ANCHORED if bug.has_anchors else [bug.tests]))
-        for seed in SEEDS if bug.tests == STATEFUL else ():
-            if not found:
-                found, how = run_tests(tree, STATEFUL, f"--hypothesis-seed={seed}")
         if not found and bug.tests == STATEFUL:
             ignored = [f"--ignore={path}" for path in (STATEFUL, PLACES)]
             stories = run_tests(tree, STORIES, *ignored)

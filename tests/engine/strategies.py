@@ -86,5 +86,6 @@ anchor_steps = _steps(
     (5, "anchor_answers", PICKS, OUTSIDE),
     (2, "anchor_is_slow", PICKS),
     (3, "anchors_answer"),
+    (1, "locked_out", CROWDS),
     (1, "change_outside", OUTSIDE),
 )
