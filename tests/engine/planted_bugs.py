@@ -58,10 +58,10 @@ PLANTED_BUGS = [
         "        longest = min(found, key=Resource.line_length)\n",
     ),
     _in(
-        "requests",
+        "session",
         "who may wait behind nobody waits",
-        "0 if command.max_waiting == 0 else command.timeout",
-        "command.timeout",
+        "0 if wish.max_waiting == 0 else wish.timeout",
+        "wish.timeout",
     ),
     _in(
         "requests",
@@ -341,8 +341,8 @@ PLANTED_BUGS = [
     _in(
         "snapshot",
         "a request forgets its strand",
-        "        session.owner.strand(record.strand),\n",
-        "        session.owner.whole,\n",
+        "    strand = session.owner.strand(record.strand)\n",
+        "    strand = session.owner.whole\n",
     ),
     _in(
         "waitgraph",

@@ -192,7 +192,9 @@ def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:
     for request in tracked:
         if not request.converting:
             names = [key.resource for key in request.keys]
-            said[request.uid] += _bytes_said(names, request.label, request.reason)
+            said[request.uid] += _bytes_said(
+                names, request.wish.label, request.wish.reason
+            )
     for owner in engine.state.owners.values():
         for grant in owner.grants.values():
             names = [grant.key.resource]

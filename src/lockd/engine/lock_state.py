@@ -25,7 +25,7 @@ from lockd.engine.effects import Grant, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
-from lockd.terms import Mode, ResourceKey, WorkOutcome
+from lockd.terms import ResourceKey, WorkOutcome
 
 MAX_LAST_HOLDERS: Final = 1024
 """For how many resources the engine remembers the last holder (protocol 7.4)."""
@@ -224,16 +224,14 @@ class LockState:
         session: Session,
         strand: int,
         key: ResourceKey,
-        mode: Mode,
+        wish: Acquire,
         now: float,
-        label: str | None,
-        reason: str | None,
-        whole: bool,
     ) -> Grant:
         """Makes a grant with the next fencing token.
 
         Args:
             strand: the number of the strand of this session; 0 for the whole owner.
+            key: one of those that `wish` names.
         """
         self.last_token += 1
         self.granted += 1
@@ -243,14 +241,14 @@ class LockState:
             owner.owner_id,
             owner.identity,
             session.session_id,
-            mode,
+            wish.mode,
             self.last_token,
             now,
             1,
-            label,
-            reason,
+            wish.label,
+            wish.reason,
             strand,
-            whole,
+            wish.whole,
         )
         self.resource(key).holders[owner.put(grant)] = grant
         self.usage.add_grant(grant)

@@ -18,7 +18,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from lockd.engine.commands import AnchorRefused
+from lockd.engine.commands import Acquire, AnchorRefused
 from lockd.engine.effects import (
     CloseAnchor,
     Effect,
@@ -48,6 +48,7 @@ from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
 
 TRY_PATIENCE: Final = 10.0
 """Seconds that a request with timeout 0 waits for a slow anchor."""
+
 
 _FEW: Final = 64
 
@@ -276,9 +277,8 @@ class LockTable:
         resource.open_anchor(request, mode)
         self._state.mark("request", request.order, request)
         in_use = bool(resource.holders)
-        self._effects.append(
-            OpenAnchor(resource.key, mode, request.create, in_use, request.whole)
-        )
+        create, whole = request.wish.create, request.wish.whole
+        self._effects.append(OpenAnchor(resource.key, mode, create, in_use, whole))
 
     def open_again(self, request: Request) -> None:
         """Asks again for the pending anchors of a request: the old answers are lost."""
@@ -374,47 +374,36 @@ class LockTable:
 
     def _grant_request(self, request: Request, now: float) -> None:
         self.answered(request)
-        session, number = request.session, request.number
+        session, since = request.session, request.since
         if request.converting:
             held = self._state.held_by(request.strand, request.keys[0])
             assert held is not None
-            self._convert_grant(session, number, held, request.mode, now, request.since)
+            self._convert_grant(session, request.number, held, request.mode, now, since)
         else:
-            wanted = session, request.strand, number, request.keys, request.mode
-            told = request.since, request.label, request.reason, request.whole
-            self.grant(*wanted, now, *told)
+            self.grant(session, request.strand, request.wish, now, since)
 
     def grant(
-        self,
-        session: Session,
-        strand: Strand,
-        number: int,
-        keys: tuple[ResourceKey, ...],
-        mode: Mode,
-        now: float,
-        since: float,
-        label: str | None,
-        reason: str | None,
-        whole: bool = False,
+        self, session: Session, strand: Strand, wish: Acquire, now: float, since: float
     ) -> None:
-        """Grants all resources of a request together."""
+        """Grants all resources of a wish together."""
         state, grants = self._state, list[Grant]()
         previous: tuple[LastHolder, ...] = ()
-        for key in keys:
+        for key in wish.keys:
             held = state.held_by(strand, key) if strand.held else None
             if held is None:
                 previous += state.trouble(key)
-                grant = state.add_grant(
-                    session, strand.number, key, mode, now, label, reason, whole
-                )
+                grant = state.add_grant(session, strand.number, key, wish, now)
             else:
                 # Two shared requests of one strand waited: they share one counted hold.
-                grant = replace(held, count=held.count + 1, whole=whole or held.whole)
+                whole = wish.whole or held.whole
+                grant = replace(held, count=held.count + 1, whole=whole)
                 state.put_grant(grant)
             grants.append(grant)
         session_id, waited = session.session_id, now - since
-        granted = Granted(session_id, number, tuple(grants), waited, False, previous)
-        self._effects.append(granted)
+        granted = tuple(grants)
+        self._effects.append(
+            Granted(session_id, wish.request, granted, waited, False, previous)
+        )
 
     def _convert_grant(
         self,

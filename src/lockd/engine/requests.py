@@ -42,17 +42,7 @@ class Requests:
                     return self._acquire_again(command, strand, held)
         if self._is_free(command.keys, command.mode, strand):
             if not state.lockspaces[command.keys[0].lockspace].anchored:
-                self._table.grant(
-                    session,
-                    strand,
-                    command.request,
-                    command.keys,
-                    command.mode,
-                    now,
-                    now,
-                    command.label,
-                    command.reason,
-                )
+                self._table.grant(session, strand, command, now, now)
                 return None
             self._table.move_up(self._new_request(session, strand, command, now), now)
             return None
@@ -104,20 +94,7 @@ class Requests:
     def _new_request(
         self, session: Session, strand: Strand, command: c.Acquire, now: float
     ) -> Request:
-        request = Request(
-            session,
-            strand,
-            command.request,
-            self._state.next_order(),
-            command.keys,
-            command.mode,
-            now,
-            0 if command.max_waiting == 0 else command.timeout,
-            create=command.create,
-            label=command.label,
-            reason=command.reason,
-            whole=command.whole,
-        )
+        request = Request(session, strand, self._state.next_order(), command, now)
         self._state.add_request(request)
         return request
 
@@ -172,17 +149,12 @@ class Requests:
         command: c.Convert,
         now: float,
     ) -> Request:
-        request = Request(
-            session,
-            strand,
-            command.request,
-            self._state.next_order(),
-            (key,),
-            command.mode,
-            now,
-            None if command.mode == SHARED else command.timeout,
-            converting=True,
+        timeout = None if command.mode == SHARED else command.timeout
+        wish = c.Acquire(
+            command.session, command.request, (key,), command.mode, timeout
         )
+        order = self._state.next_order()
+        request = Request(session, strand, order, wish, now, converting=True)
         self._state.add_request(request)
         return request
 

@@ -197,7 +197,7 @@ def _waiter(request: Request) -> Waiter:
         request.mode,
         request.since,
         request.converting,
-        request.label,
-        request.reason,
+        request.wish.label,
+        request.wish.reason,
         request.strand.number,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from lockd.engine.commands import AnchorRefused, Owner, RegisterOwner
+from lockd.engine.commands import Acquire, AnchorRefused, Owner, RegisterOwner
 from lockd.engine.effects import Grant
 from lockd.engine.request_state import (
     ABANDONED,
@@ -26,8 +26,6 @@ from lockd.engine.request_state import (
 )
 from lockd.terms import (
     SHARED,
-    Create,
-    Mode,
     OnDisconnect,
     OutsideHolder,
     ResourceKey,
@@ -314,21 +312,23 @@ class Request:
     """An acquire or a convert.
 
     It ends when it is answered and no anchor is being opened.
+
+    Args:
+        order: its place among all requests: every line is sorted by this number.
+        wish: what it asks for.
+        converting: whether it wants another mode for what its strand holds.
     """
 
     __slots__ = (
         "converting",
-        "create",
         "deadline",
         "keys",
-        "label",
         "mode",
         "number",
         "opening",
         "order",
         "outside",
         "pause",
-        "reason",
         "refusal",
         "retry_at",
         "session",
@@ -337,45 +337,34 @@ class Request:
         "strand",
         "tries",
         "uid",
-        "whole",
+        "wish",
     )
 
     def __init__(
         self,
         session: Session,
         strand: Strand,
-        number: int,
         order: int,
-        keys: tuple[ResourceKey, ...],
-        mode: Mode,
+        wish: Acquire,
         since: float,
-        timeout: float | None,
         *,
         converting: bool = False,
-        create: Create = None,
-        label: str | None = None,
-        reason: str | None = None,
-        whole: bool = False,
     ) -> None:
         self.state: RequestState = NEW
         self.session = session
         self.strand = strand
         #: The uid of the owner at the time of the request, for the limits.
         self.uid = session.owner.identity.uid
-        self.number = number
-        #: Its place among all requests: every line is sorted by this number.
         self.order = order
-        self.keys = keys
-        self.mode = mode
+        self.wish = wish
+        # What is asked for most often.
+        self.number, self.keys, self.mode = wish.request, wish.keys, wish.mode
         self.since = since
+        timeout = 0 if wish.max_waiting == 0 else wish.timeout
         self.deadline = None if timeout is None else since + timeout
         #: Whether the timeout is 0: it must not wait.
         self.tries = timeout == 0
         self.converting = converting
-        self.create = create
-        self.label = label
-        self.reason = reason
-        self.whole = whole
         #: How many of its anchors are still being opened.
         self.opening = 0
         #: Why an anchor was refused; the first one if there are several.
@@ -391,11 +380,11 @@ class Request:
         """Restores the fields and the state that a snapshot recorded.
 
         Args:
-            fields: every slot but `state`, `session` and `strand`. `announced` and
+            fields: every slot but `state` and those of the constructor. `announced` and
                 `answered` stand for the state.
         """
         for name in self.__slots__:
-            if name not in ("state", "session", "strand"):
+            if name in fields:
                 setattr(self, name, fields[name])
         if fields["answered"]:
             self.state = ABANDONED

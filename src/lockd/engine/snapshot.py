@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct, convert, structs, to_builtins
 
-from lockd.engine.commands import AddLockspace, AnchorRefused, Owner
+from lockd.engine.commands import Acquire, AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import COUNTS, LockState
@@ -59,20 +59,17 @@ _LISTS = (
 )
 _REQUEST_FIELDS = (
     "order",
-    "mode",
     "uid",
     "since",
     "deadline",
     "tries",
     "converting",
-    "create",
-    "label",
-    "reason",
     "opening",
     "retry_at",
     "pause",
-    "whole",
 )
+_RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
+_WISH_FIELDS = ("mode", "create", "label", "reason", "whole")
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
@@ -220,6 +217,7 @@ def dump_request(request: Request) -> Plain:
         "refusal": _dump_refusal(request.refusal),
         "outside": _dump_outside(request.outside),
         **{name: getattr(request, name) for name in _REQUEST_FIELDS},
+        **{name: getattr(request.wish, name) for name in _WISH_FIELDS},
         "announced": request.is_announced,
         "answered": request.is_answered,
     }
@@ -274,17 +272,17 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
         state.owners.get(record.owner)
         or OwnerState(record.owner, Owner(name="", pid=0, uid=0)),
     )
-    request = Request(
-        session,
-        session.owner.strand(record.strand),
+    fields = structs.asdict(record)
+    wish = Acquire(
+        record.session,
         record.number,
-        record.order,
         record.keys,
-        record.mode,
-        record.since,
-        None,
+        strand=record.strand[1],
+        **{name: fields[name] for name in _WISH_FIELDS},
     )
-    request.restore(structs.asdict(record))
+    strand = session.owner.strand(record.strand)
+    request = Request(session, strand, record.order, wish, record.since)
+    request.restore({name: fields[name] for name in _RESTORED})
     if not request.is_answered:
         if request.number in session.requests:
             raise ValueError("another request of its session has the same number")

@@ -70,7 +70,7 @@ class Usage:
         uid, keys = request.uid, request.keys
         self.waiting.add(uid)
         if not request.converting:
-            if size := text_bytes(keys, request.label, request.reason):
+            if size := text_bytes(keys, request.wish.label, request.wish.reason):
                 self.text.add(uid, size)
             if len(keys) > 1:
                 self.held.add(uid, len(keys))
@@ -80,7 +80,7 @@ class Usage:
         uid, keys = request.uid, request.keys
         self.waiting.remove(uid)
         if not request.converting:
-            if size := text_bytes(keys, request.label, request.reason):
+            if size := text_bytes(keys, request.wish.label, request.wish.reason):
                 self.text.remove(uid, size)
             if len(keys) > 1:
                 self.held.remove(uid, len(keys))

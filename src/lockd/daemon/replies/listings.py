@@ -231,7 +231,7 @@ def _parties(found: ResourceView) -> Iterator[tuple[Owner, str | None]]:
     for grant in found.holders.values():
         yield grant.owner, grant.label
     for request in found.line():
-        yield request.owner.identity, request.label
+        yield request.owner.identity, request.wish.label
 
 
 def _leads_to(path: str) -> Callable[[str], bool]:
@@ -301,8 +301,8 @@ def _waiter(
         "converting": request.converting,
         "since": views.wall_time(request.since, now),
         "waited": now - request.since,
-        "label": request.label if shows else None,
-        "reason": request.reason if shows else None,
+        "label": request.wish.label if shows else None,
+        "reason": request.wish.reason if shows else None,
         "behind": behind,
         "outside": None if outside is None else views.outside(outside),
     }
