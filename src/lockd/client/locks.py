@@ -1,6 +1,6 @@
 """The common part of the locks for threads and for tasks."""
 
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
@@ -13,11 +13,24 @@ from lockd.terms import EXCLUSIVE, Mode, ResourceKey
 GrantT = TypeVar("GrantT", bound=AnyGrant)
 
 
-class Held(NamedTuple, Generic[GrantT]):
-    """A grant, and the thread or task that acquired it."""
+class Held(Generic[GrantT]):
+    """A grant that a `Lock` object holds.
 
-    who: object
-    grant: GrantT
+    Attributes:
+        who: the thread or task that acquired it.
+        entered: whether a `with` body will release it.
+    """
+
+    __slots__ = ("entered", "grant", "who")
+
+    def __init__(self, who: object, grant: GrantT, *, entered: bool) -> None:
+        self.who = who
+        self.grant = grant
+        self.entered = entered
+
+    def enter(self) -> None:
+        """Notes that a `with` body will release it."""
+        self.entered = True
 
 
 class AnyLock(Uncopied, Generic[GrantT]):
@@ -104,6 +117,45 @@ class AnyLock(Uncopied, Generic[GrantT]):
         caller = self._caller()
         own = [held for held in holds if held.who == caller]
         return (own or holds)[-1]
+
+    def _to_release(self, leaving: bool) -> Held[GrantT]:
+        """Returns the hold that a release or the end of a `with` body ends.
+
+        The caller's own come first, then those acquired in the same way, then the last
+        one. So `with` and `acquire` of one object can be nested in any order. A body
+        can also release and acquire again, as `threading.Condition` does. The end of a
+        body never ends an acquire of another thread or task.
+
+        Args:
+            leaving: whether it is the end of a `with` body.
+        """
+        caller = self._caller()
+        holds = [
+            held
+            for held in list(self._holds)
+            if not leaving or held.entered or held.who == caller
+        ]
+        if not holds:
+            raise self._not_held()
+        return max(
+            reversed(holds),
+            key=lambda held: (held.who == caller, held.entered == leaving),
+        )
+
+    def _forget_ended(self) -> None:
+        """Forgets what the caller acquired and lost, but not what a body must leave."""
+        caller = self._caller()
+        for held in list(self._holds):
+            if held.who == caller and not held.entered and not held.grant.held:
+                self._drop(held)
+
+    def _drop(self, held: Held[GrantT]) -> bool:
+        """Forgets a hold. Returns whether it was known."""
+        try:
+            self._holds.remove(held)
+        except ValueError:
+            return False  # another thread was faster
+        return True
 
     def _not_held(self) -> NotHeldError:
         return NotHeldError(

@@ -82,6 +82,9 @@ class Lock(AnyLock[Grant]):
     `acquire` belongs to no task, as with `asyncio.Lock`: any task may release it. So
     the daemon cannot detect a deadlock with it.
 
+    The end of an `async with` body releases what it entered, and `release` takes back
+    an `acquire`, of the calling task first.
+
     A loss cancels no task: the end of the `async with` body raises `LockLostError`,
     unless another exception is raised. (`Client.hold` cancels its body.)
     """
@@ -112,7 +115,7 @@ class Lock(AnyLock[Grant]):
             RequestError: the daemon rejected the request for another reason.
         """
         patience = self._patience(timeout)
-        return await self._acquire(patience, self.link.lone_strand())
+        return await self._acquire(patience, self.link.lone_strand(), entered=False)
 
     async def acquire_nowait(self) -> Grant:
         """Acquires the lock if it is free; waits only for the daemon's answer.
@@ -126,6 +129,10 @@ class Lock(AnyLock[Grant]):
     def release(self) -> Released:
         """Releases the lock. Any task may call it.
 
+        If several tasks hold it (shared), this is the last `acquire` of the calling
+        task; without one, what its `async with` body entered; without that, what
+        another task acquired.
+
         The request is sent at once, before all later requests of this client. Awaiting
         the result waits for the daemon's answer.
 
@@ -134,31 +141,41 @@ class Lock(AnyLock[Grant]):
                 knows it already; otherwise awaiting the result does.
             NotHeldError: the lock is not held through this object.
         """
+        return self._release(leaving=False)
+
+    def _leave(self) -> Released:
+        """Releases what an `async with` body entered, as `release` does."""
+        return self._release(leaving=True)
+
+    def _release(self, leaving: bool) -> Released:
         self._check_owned()
-        held = self._last_held()
-        self._holds.remove(held)
+        held = self._to_release(leaving)
+        self._drop(held)
         (reply,) = self.link.start_release(held.grant)
         if reply.done:
             reply.outcome()
         return Released(self.link, reply)
 
     async def __aenter__(self) -> Self:
-        await self._acquire(self._timeout, self.link.strand())
+        await self._acquire(self._timeout, self.link.strand(), entered=True)
         return self
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         try:
-            await self.link.wait_patiently(self.release())
+            await self.link.wait_patiently(self._leave())
         except LockdError:
             if exc is None:
                 raise
 
-    async def _acquire(self, timeout: float, strand: Strand | None) -> Grant:
+    async def _acquire(
+        self, timeout: float, strand: Strand | None, *, entered: bool
+    ) -> Grant:
         reply = self._request(timeout, strand)
         await self.link.perform(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]
-        self._holds.append(Held(self._caller(), grant))
+        self._forget_ended()
+        self._holds.append(Held(self._caller(), grant, entered=entered))
         return grant
 
     def _check_owned(self) -> None:
@@ -198,7 +215,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         del link.scopes[self._lock.grant]
         if self._task != link.task():
             with suppress(LockdError):
-                self._lock.release()
+                self._lock._leave()
             raise WrongTaskError(
                 "only the task that entered hold() may leave it; another task left "
                 "this one, so the lock was released: use lock(), which any task may "
@@ -208,10 +225,10 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
         except BaseException:
             with suppress(LockdError):
-                await link.wait_patiently(self._lock.release())
+                await link.wait_patiently(self._lock._leave())
             raise
         try:
-            await link.wait_patiently(self._lock.release())
+            await link.wait_patiently(self._lock._leave())
         except LockdError:
             if exc is None or swallowed:
                 raise

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
@@ -56,25 +55,28 @@ class Acquired:
     """The result of an acquire: true or false, and a context manager.
 
     So both `if lock.acquire(timeout=5):` and `with lock.acquire(timeout=5):` work.
-    Entering a false result raises the error.
+    Entering a false result raises the error. The end of the body releases what this
+    acquire has acquired, whatever else the lock holds.
     """
 
-    __slots__ = ("_lock", "_refusal")
+    __slots__ = ("_lock", "_outcome")
 
-    def __init__(self, lock: "Lock", refusal: LockdError | None) -> None:
+    def __init__(self, lock: "Lock", outcome: Held[Grant] | LockdError) -> None:
         self._lock = lock
-        self._refusal = refusal
+        self._outcome = outcome
 
     def __bool__(self) -> bool:
-        return self._refusal is None
+        return isinstance(self._outcome, Held)
 
     def __enter__(self) -> "Lock":
-        if self._refusal is not None:
-            raise self._refusal
+        if not isinstance(self._outcome, Held):
+            raise self._outcome
+        self._outcome.enter()
         return self._lock
 
-    def __exit__(self, *exc_info: Any) -> None:
-        self._lock.__exit__(*exc_info)
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        if isinstance(self._outcome, Held):
+            self._lock._leave(exc, self._outcome)
 
 
 class Lock(AnyLock[Grant]):
@@ -87,6 +89,9 @@ class Lock(AnyLock[Grant]):
     again, or if waiting would close a cycle, the daemon rejects the request at once. A
     lock of `acquire` belongs to no thread, as with `threading.Lock`: any thread may
     release it. So the daemon cannot detect a deadlock with it.
+
+    The end of a `with` body releases what it entered, and `release` takes back an
+    `acquire`, of the calling thread first.
 
     If the lock is lost while a `with` body runs, the end of the body raises
     `LockLostError`, unless another exception is raised.
@@ -126,27 +131,33 @@ class Lock(AnyLock[Grant]):
         """
         patience = self._patience(timeout) if blocking else 0
         try:
-            self._acquire(patience, ThreadLink.lone_strand)
+            held = self._acquire(patience, ThreadLink.lone_strand, entered=False)
         except (BusyError, AcquireTimeoutError) as refusal:
             return Acquired(self, refusal)
         except AlreadyHeldError as refusal:
             if blocking:
                 raise
             return Acquired(self, refusal)
-        return Acquired(self, None)
+        return Acquired(self, held)
 
     def release(self) -> None:
         """Releases the lock. Any thread may call it.
+
+        If several threads hold it (shared), this is the last `acquire` of the calling
+        thread; without one, what its `with` body entered; without that, what another
+        thread acquired.
 
         Raises:
             LockLostError: the lock had been lost.
             NotHeldError: the lock is not held through this object.
         """
         self._check_owned()
-        held = self._last_held()
+        self._release(self._to_release(leaving=False))
+
+    def _release(self, held: Held[Grant]) -> None:
         link = held.grant.link
         try:
-            if not self._drop(held.grant):
+            if not self._drop(held):
                 raise self._not_held()  # another thread was faster
             (reply,) = link.release(held.grant)
         except BaseException:
@@ -155,37 +166,48 @@ class Lock(AnyLock[Grant]):
         reply.outcome()
 
     def __enter__(self) -> Self:
-        self._acquire(self._timeout, ThreadLink.strand)
+        self._acquire(self._timeout, ThreadLink.strand, entered=True)
         return self
 
     def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        self._leave(exc, None)
+
+    def _leave(self, exc: BaseException | None, entered: Held[Grant] | None) -> None:
         if self._connection.last.forked:
             return  # the lock is the parent's
         try:
-            self.release()
+            if entered is None or entered not in list(self._holds):
+                entered = self._to_release(leaving=True)
+            self._release(entered)
         except LockdError:
             if exc is None:
                 raise
 
     def _acquire(
-        self, timeout: float, strand_of: Callable[[ThreadLink], Strand | None]
-    ) -> None:
-        who = threading.current_thread()
+        self,
+        timeout: float,
+        strand_of: Callable[[ThreadLink], Strand | None],
+        *,
+        entered: bool,
+    ) -> Held[Grant]:
         link = self._connection.link()
         reply = self._request(timeout, strand_of(link))
         try:
-            self._forget_ended(who)
+            self._forget_ended()
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
-            self._holds.append(Held(who, grant))
+            held = Held(self._caller(), grant, entered=entered)
+            self._holds.append(held)
+            return held
         except BaseException:
             self._take_back(reply, link)
             raise
 
     def _take_back(self, reply: Reply, link: ThreadLink) -> None:
-        for grant in reply.grants:
-            self._drop(grant)
+        for held in list(self._holds):
+            if held.grant in reply.grants:
+                self._drop(held)
         link.abandon(reply)
 
     def _check_owned(self) -> None:
@@ -194,16 +216,3 @@ class Lock(AnyLock[Grant]):
     def _caller(self) -> object:
         # Not its ident: a later thread may get the same.
         return threading.current_thread()
-
-    def _forget_ended(self, who: object) -> None:
-        for held in list(self._holds):
-            if held.who is who and not held.grant.held:
-                self._drop(held.grant)
-
-    def _drop(self, grant: Grant) -> bool:
-        for held in list(self._holds):
-            if held.grant is grant:
-                with suppress(ValueError):  # another thread was faster
-                    self._holds.remove(held)
-                    return True
-        return False

@@ -1,0 +1,219 @@
+"""What the end of a `with` body releases, and what `release` does, of one lock object.
+
+A shared lock shows it, for several hold it at once.
+"""
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import anyio
+import pytest
+
+import lockd
+from client.adapters import Thread
+from support.wire_client import PATIENCE, WireClient
+
+MOVES = ("enter", "leave", "acquire", "release")
+
+#: By turns, each of these is how a thread or task uses one lock object.
+PROGRAMS = list(product(MOVES, repeat=4))
+
+
+class Expected:
+    """How one caller holds a lock: by `with` bodies and acquires, in their order.
+
+    The end of a body releases the last body, and a release the last acquire. Only if
+    there is none, each releases the last of the other kind, as `threading.Lock` does.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[int, str]] = []
+        self._number = 0
+
+    def move(self, move: str) -> bool:
+        """Returns whether the move is possible."""
+        if move in ("enter", "acquire"):
+            self._held.append((self._number, move))
+            self._number += 1
+            return True
+        if not self._held:
+            return False
+        kind = "enter" if move == "leave" else "acquire"
+        same = [held for held in self._held if held[1] == kind]
+        self._held.remove((same or self._held)[-1])
+        return True
+
+    def held(self) -> list[int]:
+        return [number for number, _ in self._held]
+
+
+async def play(
+    program: tuple[str, ...],
+    lock: Any,
+    holders: Callable[[], int],
+    perform: Callable[[Any, str], Awaitable[None]],
+) -> None:
+    """Plays a program; after each of its moves, it compares what is held."""
+    expected = Expected()
+    grants: list[Any] = []
+    for move in program:
+        possible = expected.move(move)
+        try:
+            await perform(lock, move)
+        except lockd.NotHeldError:
+            assert not possible, program
+            continue
+        assert possible, program
+        if move in ("enter", "acquire"):
+            grants.append(lock.grant)
+        held = [number for number, grant in enumerate(grants) if grant.held]
+        assert held == expected.held(), program
+        assert lock.locked() == bool(held)
+    # What this client takes for held, the daemon does, too: bodies of one thread or
+    # task are one grant, which is counted.
+    assert holders() == len(
+        {grants[number].fencing_token for number in held_of(grants)}
+    )
+
+
+def held_of(grants: list[Any]) -> list[int]:
+    return [number for number, grant in enumerate(grants) if grant.held]
+
+
+async def perform_blocking(lock: Any, move: str) -> None:
+    calls = {
+        "enter": lock.__enter__,
+        "leave": partial(lock.__exit__, None, None, None),
+        "acquire": lock.acquire,
+        "release": lock.release,
+    }
+    calls[move]()
+
+
+async def perform_async(lock: Any, move: str) -> None:
+    calls = {
+        "enter": lock.__aenter__,
+        "leave": partial(lock.__aexit__, None, None, None),
+        "acquire": lock.acquire,
+        "release": lock.release,
+    }
+    await calls[move]()
+
+
+@pytest.fixture
+def client(sock: str) -> Iterator[lockd.Client]:
+    with lockd.connect(sock) as client:
+        yield client
+
+
+@pytest.mark.parametrize("kind", ["threads", "trio", "asyncio"])
+def test_bodies_and_acquires_of_one_lock_are_released_in_any_order(
+    kind: str, sock: str, watcher: WireClient
+) -> None:
+    def holders() -> int:
+        count = watcher.call("query", resource="disk")["holder_count"]
+        assert isinstance(count, int)
+        return count
+
+    async def play_all(client: Any, perform: Any) -> None:
+        for program in PROGRAMS:
+            lock = client.lock("disk", mode=lockd.SHARED)
+            await play(program, lock, holders, perform)
+            while lock.locked():
+                await perform(lock, "leave")
+            assert holders() == 0, program
+
+    async def main() -> None:
+        if kind == "threads":
+            with lockd.connect(sock) as client:
+                await play_all(client, perform_blocking)
+        else:
+            async with lockd.aio.connect(sock) as client:
+                await play_all(client, perform_async)
+
+    anyio.run(main, backend="trio" if kind == "threads" else kind)
+
+
+@pytest.mark.parametrize("first", ["acquire", "lose"])
+def test_body_that_ends_leaves_the_other_hold_and_its_fate_alone(
+    first: str, client: lockd.Client, watcher: WireClient
+) -> None:
+    lock = client.lock("disk", mode=lockd.SHARED)
+    entered = lock.__enter__().grant
+    token = entered.fencing_token
+    if first == "acquire":
+        assert lock.acquire()
+        watcher.call("break", fencing_token=token, reason="why")
+    else:
+        watcher.call("break", fencing_token=token, reason="why")
+        assert lock.acquire()
+    with pytest.raises(lockd.LockLostError) as caught:
+        lock.__exit__(None, None, None)
+    assert caught.value.fencing_token == token
+    assert lock.locked()
+    lock.release()
+    assert not lock.locked()
+
+
+def test_body_of_an_acquire_releases_this_acquire(client: lockd.Client) -> None:
+    lock = client.lock("disk", mode=lockd.SHARED)
+    with lock.acquire(timeout=5):
+        first = lock.grant
+        with lock:
+            second = lock.grant
+            lock.acquire()
+            third = lock.grant
+        assert [first.held, second.held, third.held] == [True, False, True]
+    assert [first.held, second.held, third.held] == [False, False, True]
+
+
+def test_body_of_an_acquire_that_another_thread_leaves_releases_it(
+    client: lockd.Client,
+) -> None:
+    lock = client.lock("disk", mode=lockd.SHARED)
+    body = lock.acquire()
+    body.__enter__()
+    first = lock.grant
+    lock.acquire()
+    second = lock.grant
+    Thread(partial(body.__exit__, None, None, None)).result()
+    assert [first.held, second.held] == [False, True]
+
+
+def test_body_never_ends_the_acquire_of_another_thread(client: lockd.Client) -> None:
+    lock = client.lock("disk", mode=lockd.SHARED)
+    Thread(lock.acquire).result()
+    theirs = lock.grant
+    lock.__enter__()
+    assert lock.grant is not theirs
+    lock.release()
+    with pytest.raises(lockd.NotHeldError):
+        lock.__exit__(None, None, None)
+    assert theirs.held
+    lock.release()
+    assert not theirs.held
+
+
+def test_lock_serves_as_that_of_a_condition(client: lockd.Client) -> None:
+    lock: Any = client.lock("disk")
+    condition = threading.Condition(lock)
+    said: list[str] = []
+
+    def wait() -> None:
+        with condition:
+            said.append("waits")
+            assert condition.wait_for(lambda: "told" in said, PATIENCE)
+
+    waiter = Thread(wait)
+    while True:
+        with condition:
+            if said:
+                said.append("told")
+                condition.notify()
+                break
+    waiter.result()
+    with client.lock("disk", timeout=0):
+        pass
