@@ -46,6 +46,19 @@ def _of_files(module: str, name: str, old: str, new: str) -> PlantedBug:
 
 PLANTED_BUGS = [
     _in(
+        "lock_state",
+        "a grant that is over is still found by its token",
+        "self.holder_of.pop(token).remove(token)",
+        "self.holder_of[token].remove(token)",
+    ),
+    _in(
+        "lock_state",
+        "a grant is not found by its token",
+        "        self.holder_of[self.last_token] = owner\n",
+        "        if len(owner.grants) < 3:\n"
+        "            self.holder_of[self.last_token] = owner\n",
+    ),
+    _in(
         "requests",
         "one more waits than may",
         "longest.line_length() >= most else",
@@ -626,16 +639,16 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "nobody is told of a new owner",
-        "        self.owners[owner.owner_id] = owner\n"
+        "(dict.fromkeys(owner.grants, owner))\n"
         '        self.mark("owner", owner.owner_id)\n',
-        "        self.owners[owner.owner_id] = owner\n",
+        "(dict.fromkeys(owner.grants, owner))\n",
     ),
     _in(
         "lock_state",
         "nobody is told of a new session",
-        "self._grants_of(set(session.within)))\n"
+        "self._grants_of(session.within))\n"
         '        self.mark("session", session.session_id)\n\n    def enter',
-        "self._grants_of(set(session.within)))\n\n    def enter",
+        "self._grants_of(session.within))\n\n    def enter",
     ),
     _in(
         "owners",

@@ -1,10 +1,22 @@
 """What the state remembers and counts."""
 
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import pytest
+
 from engine.scene import ALICE, BOB, CAROL, DISK, TAPE, acquire, grant, release
-from lockd.engine.commands import CloseSession
+from lockd.engine.commands import (
+    BreakGrant,
+    CloseSession,
+    Command,
+    EnterGrants,
+    ReleaseForOwner,
+)
 from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import MAX_LAST_HOLDERS
+from lockd.engine.session import OwnerState
 from lockd.terms import ResourceKey
 
 
@@ -35,3 +47,40 @@ def test_counts_tell_what_happened(engine: LockEngine) -> None:
     release(engine, ALICE, 2, DISK)
     counts = (engine.granted, engine.refused, engine.ended, engine.held, engine.waiting)
     assert counts == (3, 1, 1, 2, 0)
+
+
+class Unlisted(dict[int, OwnerState]):
+    """Owners that are looked up, and never gone through."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError
+
+    items = values
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("token", [1, 2, 7])
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda token: ReleaseForOwner(BOB, 2, token),
+        lambda token: BreakGrant(BOB, 2, token, "why"),
+        lambda token: EnterGrants(BOB, (token, token + 1)),
+    ],
+    ids=["release", "break", "enter"],
+)
+def test_token_is_found_without_a_look_at_all_owners(
+    command: Callable[[int], Command], token: int, engine: LockEngine
+) -> None:
+    # The first token is over, the second one is held, the third one is unknown.
+    acquire(engine, ALICE, 1, DISK)
+    release(engine, ALICE, 2, DISK)
+    acquire(engine, ALICE, 3, TAPE)
+    engine.state.owners = Unlisted(engine.state.owners)
+    assert (engine.grant_of(token) is not None) == (token == 2)
+    engine.handle(command(token), now=1.0)
+    engine.handle(CloseSession(BOB), now=2.0)
+    # The laws are checked for all owners.
+    engine.state.owners = dict(dict.items(engine.state.owners))

@@ -220,6 +220,11 @@ def _broken_tokens(engine: LockEngine) -> Iterator[str]:
         yield "a fencing token is held twice"
     if engine.held != len(tokens):
         yield f"{engine.held} grants are counted, not {len(tokens)}"
+    holders = {
+        token: owner for owner in engine.state.owners.values() for token in owner.grants
+    }
+    if engine.state.holder_of != holders:
+        yield "the index of owners by fencing token is wrong"
     grants = [
         x for owner in engine.state.owners.values() for x in owner.grants.values()
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 from lockd.engine.commands import (
@@ -80,6 +80,8 @@ class LockState:
         self.resources: dict[ResourceKey, Resource] = {}
         self.owners: dict[int, OwnerState] = {}
         self.sessions: dict[int, Session] = {}
+        #: The owner of each grant, by fencing token.
+        self.holder_of: dict[int, OwnerState] = {}
         #: The oldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
         #: What changed since the last report; None if nobody asks for changes.
@@ -107,8 +109,9 @@ class LockState:
         self.mark("lockspace", lockspace.name)
 
     def add_owner(self, owner: OwnerState) -> None:
-        """Adds an owner."""
+        """Adds an owner with its grants."""
         self.owners[owner.owner_id] = owner
+        self.holder_of.update(dict.fromkeys(owner.grants, owner))
         self.mark("owner", owner.owner_id)
 
     def remove_owner(self, owner_id: int) -> None:
@@ -120,7 +123,7 @@ class LockState:
         """Adds a session, and attaches it to its owner."""
         session.owner.sessions[session.session_id] = session
         self.sessions[session.session_id] = session
-        self._let_in(session, self._grants_of(set(session.within)))
+        self._let_in(session, self._grants_of(session.within))
         self.mark("session", session.session_id)
 
     def enter(self, session: Session, tokens: Sequence[int]) -> None:
@@ -129,7 +132,7 @@ class LockState:
         Ignores tokens that are not held, and those of other users: nobody but root may
         cause that another user's request is refused for a deadlock.
         """
-        held, uid = self._grants_of(set(tokens)), session.owner.identity.uid
+        held, uid = self._grants_of(tokens), session.owner.identity.uid
         own = {x: grant for x, grant in held.items() if uid in (0, grant.owner.uid)}
         session.enter([token for token in tokens if token in own])
         self._let_in(session, own)
@@ -141,7 +144,7 @@ class LockState:
 
     def remove_session(self, session: Session) -> None:
         """Removes a session without requests."""
-        for token, grant in self._grants_of(set(session.within)).items():
+        for token, grant in self._grants_of(session.within).items():
             strand = self.owners[grant.owner_id].strand_of(grant)
             strand.let_out(token, session.session_id)
         del session.owner.sessions[session.session_id]
@@ -251,6 +254,7 @@ class LockState:
             wish.whole,
         )
         self.resource(key).holders[owner.put(grant)] = grant
+        self.holder_of[self.last_token] = owner
         self.usage.add_grant(grant)
         if self.changed is not None:
             self.changed["grant", self.last_token] = grant
@@ -269,7 +273,7 @@ class LockState:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
-        del resource.holders[self.owners[grant.owner_id].remove(token)]
+        del resource.holders[self.holder_of.pop(token).remove(token)]
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:
@@ -301,9 +305,11 @@ class LockState:
 
     def count_again(self) -> int:
         """Recounts the grants after a loss. Returns how many exist."""
-        held = sum(len(owner.grants) for owner in self.owners.values())
-        self.ended = self.granted - held
-        return held
+        self.holder_of = {
+            token: owner for owner in self.owners.values() for token in owner.grants
+        }
+        self.ended = self.granted - len(self.holder_of)
+        return self.held
 
     def grants(self) -> Iterator[Grant]:
         """Yields all grants."""
@@ -311,16 +317,13 @@ class LockState:
 
     def grant_of(self, fencing_token: int) -> Grant | None:
         """Returns the grant with a fencing token."""
-        owners = self.owners.values()
-        found = (owner.grants.get(fencing_token) for owner in owners)
-        return next(filter(None, found), None)
+        owner = self.holder_of.get(fencing_token)
+        return None if owner is None else owner.grants[fencing_token]
 
-    def _grants_of(self, tokens: set[int]) -> dict[int, Grant]:
+    def _grants_of(self, tokens: Iterable[int]) -> dict[int, Grant]:
         """Returns the grants with these tokens, as far as they are held."""
-        found: dict[int, Grant] = {}
-        for owner in self.owners.values() if tokens else ():
-            found |= {x: owner.grants[x] for x in tokens & owner.grants.keys()}
-        return found
+        held = (token for token in tokens if token in self.holder_of)
+        return {token: self.holder_of[token].grants[token] for token in held}
 
     def held_by(self, strand: Strand, key: ResourceKey) -> Grant | None:
         """Returns the grant of a strand at a resource."""
