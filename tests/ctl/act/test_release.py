@@ -3,10 +3,12 @@
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ctl.older import older_daemon
 from ctl.processes import Lockctl, Locker, end_input, open_to_all, wait_for_exit
 from lockd import Client
 from support.asking import ask_until
@@ -99,6 +101,36 @@ def test_what_nobody_holds_is_64(lockctl: Lockctl, disk: Path, locker: Locker) -
     assert done.returncode == 64
     assert f"(pid {pid}" in done.stderr
     assert "lockd cannot release it" in done.stderr
+
+
+@pytest.mark.parametrize("by", ["name", "token"])
+def test_daemon_that_knows_no_locks_of_others_is_69_and_named_as_older(
+    by: str,
+    lockctl: Lockctl,
+    sock: str,
+    client: Client,
+    process: Sleeper,
+    tmp_path: Path,
+) -> None:
+    token = lockctl("acquire", "job", "--owner-pid", process.pid).stdout.strip()
+    with older_daemon(tmp_path / "older", sock) as older:
+        done = lockctl("--socket", older, "release", "job" if by == "name" else token)
+    assert done.returncode == 69
+    assert "the daemon is older than this program" in done.stderr
+    assert f"end process {process.pid}" in done.stderr
+    assert client.check("job", int(token))
+
+
+def test_lock_that_is_over_meanwhile_says_nothing_of_the_daemon(
+    lockctl: Lockctl, sock: str, client: Client, process: Sleeper, tmp_path: Path
+) -> None:
+    """Whoever released it was faster, and an older daemon answers alike."""
+    token = lockctl("acquire", "job", "--owner-pid", process.pid).stdout.strip()
+    release = partial(client.break_grant, int(token), "faster")
+    with older_daemon(tmp_path / "older", sock, before_refusal=release) as older:
+        done = lockctl("--socket", older, "release", token)
+    assert done.returncode == 64
+    assert f"you hold no lock with the fencing token {token}" in done.stderr
 
 
 def test_reserved_lock_ends_with_its_process_only_when_that_holds_nothing(

@@ -10,7 +10,13 @@ from lockd.ctl.act.admin import holder_of, is_token
 from lockd.ctl.look.state import state_of
 from lockd.ctl.options import as_json, in_lockspace, meant
 from lockd.ctl.render import Thing, key_of, say, show_json, user
-from lockd.errors import DeniedError, NotFoundError, NotHeldError
+from lockd.errors import (
+    DeniedError,
+    NotFoundError,
+    NotHeldError,
+    RequestError,
+    UnavailableError,
+)
 from lockd.names import plain, quoted
 
 
@@ -85,10 +91,10 @@ def _found(client: Client, name: str, lockspace: str | None) -> list[Thing]:
 
 def _released(
     client: Client, holders: list[Thing]
-) -> tuple[list[Thing], list[DeniedError | NotFoundError]]:
+) -> tuple[list[Thing], list[RequestError]]:
     """Releases what no session uses. Returns that, and why the rest is still held."""
     released: list[Thing] = []
-    failures: list[DeniedError | NotFoundError] = []
+    failures: list[RequestError] = []
     for holder in holders:
         try:
             for _ in range(holder["count"]):
@@ -96,7 +102,21 @@ def _released(
         except DeniedError as error:
             failures.append(error)
         except NotHeldError as error:
-            failures.append(NotFoundError(error.message))
+            failures.append(_why_not(client, holder, error))
         else:
             released.append(holder)
     return released, failures
+
+
+def _why_not(client: Client, holder: Thing, error: NotHeldError) -> RequestError:
+    """Returns why the daemon found no such lock to release."""
+    key, token = key_of(holder), holder["fencing_token"]
+    # A daemon that has no name releases only locks of the session itself.
+    if client.instance or not client.check(
+        key.resource, token, lockspace=key.lockspace
+    ):
+        return NotFoundError(error.message)
+    return UnavailableError(
+        "the daemon is older than this program, and does not release the locks of "
+        f"other processes: update lockd, or end process {holder['pid']}"
+    )
