@@ -332,7 +332,32 @@ def test_lease_against_writers_leaves_the_file_to_readers(
     outside.lease(image, SHARED)
     with pytest.raises(BusyError, match="is under a lease"):
         open_anchor(direct, image, EXCLUSIVE)
+    assert outside.leased(image) == "none"
     open_anchor(direct, image, SHARED)
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_lease_against_writers_is_kept_on_what_is_not_opened_for_writing(
+    direct: DirectLockspace, image: Path, outside: Outside, mode: Mode
+) -> None:
+    """Its holder asked to hear of who writes. Whoever locks does not write yet."""
+    image.chmod(0o755)
+    outside.lease(image, SHARED)
+    open_anchor(direct, image, mode)
+    assert outside.leased(image) == "shared"
+    with pytest.raises(BlockingIOError):
+        os.open(image, os.O_WRONLY | os.O_NONBLOCK)
+    assert outside.leased(image) == "none"
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_lease_against_all_is_in_the_way_of_executables_too(
+    direct: DirectLockspace, image: Path, outside: Outside, mode: Mode
+) -> None:
+    image.chmod(0o755)
+    outside.lease(image, EXCLUSIVE)
+    with pytest.raises(BusyError, match="is under a lease"):
+        open_anchor(direct, image, mode)
 
 
 # Files that are locked whole.

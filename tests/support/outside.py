@@ -53,6 +53,10 @@ def lease(path, mode):
     fcntl.fcntl(fds[path], fcntl.F_SETLEASE, KINDS[mode])
     return "ok"
 
+def leased(path):
+    # While it is being broken, this is what is left of it.
+    return WORDS.get(fcntl.fcntl(fds[path], fcntl.F_GETLEASE), "none")
+
 def close(path):
     os.close(fds.pop(path))
     return "ok"
@@ -119,6 +123,10 @@ class Outside:
     def lease(self, path: object, mode: str = "exclusive") -> None:
         """Takes a lease on a file, and ignores the request to give it up."""
         self._ask("lease", path, mode)
+
+    def leased(self, path: object) -> str:
+        """Returns the mode of its lease, or "none" if somebody has broken that."""
+        return self._ask("leased", path)
 
     def close(self, path: object) -> None:
         """Closes a file, which ends its locks."""
