@@ -1,6 +1,7 @@
 """What the page of operations says of memory: it adds up, and what is recorded fits."""
 
 import re
+import tracemalloc
 
 import pytest
 from msgspec import msgpack, to_builtins
@@ -14,11 +15,14 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.terms import EXCLUSIVE, ResourceKey
 from support.places import DOCS
 
+MOST_WITHIN = 64
+"""How many locks a session may be within (protocol 6.1)."""
+
 
 def test_memory_that_can_be_held_adds_up() -> None:
     """The page of operations says what the limits allow, and sums it up."""
     limits = to_builtins(Limits())
-    for table, length in (("for one user", 5), ("in all", 4)):
+    for table, length in (("for one user", 6), ("in all", 5)):
         rows, total = memory_table(table)
         assert len(rows) == length
         for each, count, key, size in rows:
@@ -30,7 +34,7 @@ def test_memory_that_can_be_held_adds_up() -> None:
 def test_one_user_does_not_take_all_room_for_records() -> None:
     """Of two files of half as many bytes each must take all that lives."""
     limits = Limits()
-    each = {key: float(size) for size, _, key, _ in memory_table("for one user")[0]}
+    each = sizes()
     kept = ("locks_per_user", "requests_per_user", "text_bytes_per_user")
     recorded = sum(each[key] * getattr(limits, key) for key in kept)
     recorded += limits.unread_bytes_per_user
@@ -54,6 +58,52 @@ def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:
     return rows, int(said.split()[0])
 
 
+def sizes() -> dict[str, int]:
+    """Returns the bytes of each of what a limit counts; several rows may add up."""
+    each: dict[str, int] = {}
+    for size, _, key, _ in memory_table("for one user")[0]:
+        each[key] = each.get(key, 0) + int(size)
+    return each
+
+
+@pytest.mark.parametrize("sessions", [700, 1_023])
+@pytest.mark.parametrize("strands", [1, 64])
+def test_locks_that_sessions_are_within_take_no_more_than_the_page_says(
+    strands: int, sessions: int
+) -> None:
+    """The longest list, of locks of as many strands as possible.
+
+    The page counts on the worst number of sessions: tables have just grown then.
+    """
+    page = [float(x[0]) for x in memory_table("for one user")[0]]
+    engine, owner = LockEngine(2**52), c.Owner("o", 1, 1000, None, None)
+    engine.handle(c.AddLockspace("memory", anchored=False), now=0.0)
+    for session in range(sessions + 1):
+        engine.handle(c.OpenSession(2**40 + session, owner), now=1.0)
+    for number in range(MOST_WITHIN):
+        key, strand = ResourceKey("memory", f"{number}"), number % strands
+        wish = c.Acquire(2**40, number, (key,), EXCLUSIVE, strand=strand)
+        engine.handle(wish, now=2.0)
+    tokens = [grant.fencing_token for grant in engine.grants()]
+    assert len(tokens) == MOST_WITHIN
+    before = bytes_of("session", engine)
+    tracemalloc.start()
+    try:
+        for session in range(sessions):
+            # As from the wire: numbers of its own.
+            own = tuple(int(str(token)) for token in tokens)
+            engine.handle(c.EnterGrants(2**40 + 1 + session, own), now=3.0)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    recorded = bytes_of("session", engine) - before
+    # Who a session is takes less than 19,000 of what was added up for its record.
+    assert recorded / sessions < 1_000
+    assert taken / sessions <= page[1]
+    if (strands, sessions) == (64, 700):
+        assert taken / sessions > 0.8 * page[1]
+
+
 @pytest.mark.parametrize("text", [None, "t" * 4_096, "𝄞" * 1_000])
 @pytest.mark.parametrize(
     ("space", "names"),
@@ -68,7 +118,7 @@ def test_records_are_no_longer_than_what_their_limits_allow(
     space: str, names: list[str], text: str | None
 ) -> None:
     """The page of operations counts on it: the longest that any client can have."""
-    each = {key: int(size) for size, _, key, _ in memory_table("for one user")[0]}
+    each = sizes()
     keys = tuple(ResourceKey(space, name) for name in names)
     engine, session, owner_id = LockEngine(2**40), 2**40, 2**40 + 1
     owner = c.Owner("o" * 255, 2**31 - 1, 2**32 - 2, "u" * 255, 2**63 - 1)
