@@ -19,6 +19,7 @@ from typing import Final
 from benchmarks.wires import LockdWire, VirtlockdWire
 
 _START_SECONDS: Final = 15.0
+_SLOW_START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 5.0
 
 VIRTLOCKD: Final = "/usr/sbin/virtlockd"
@@ -64,9 +65,17 @@ class Daemon:
 
 @contextmanager
 def lockd(
-    directory: Path, environment: Mapping[str, str] | None = None
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Daemon]:
-    """Starts lockd with its own socket, state and lock directory."""
+    """Starts lockd with its own socket, state and lock directory.
+
+    Args:
+        directory: where to put them.
+        environment: more variables.
+        under: the program that runs it, with its options; it makes a start slow.
+    """
     directory.mkdir(exist_ok=True)
     locks = directory / "locks"
     locks.mkdir()
@@ -76,30 +85,39 @@ def lockd(
         f'[lockspaces.{DIRECTORY}]\nkind = "directory"\npath = "{locks}"\n'
     )
     path = directory / "lockd.sock"
-    command = [sys.executable, "-m", "lockd.daemon.main"]
+    command = [*under, sys.executable, "-m", "lockd.daemon.main"]
     as_virtlockd = directory / "virtlockd.sock"
     command += ["--socket", str(path), "--virtlockd-socket", str(as_virtlockd)]
     command += ["--state-dir", str(directory / "state")]
     command += ["--config", str(config)]
+    environment = os.environ | (environment or {})
+    patience = _SLOW_START_SECONDS if under else _START_SECONDS
     with _running(command, directory / "log", environment) as process:
-        _wait_until_listening(path, process, directory / "log")
+        _wait_until_listening(path, process, directory / "log", patience)
         yield Daemon(process.pid, path, as_virtlockd, locks)
 
 
 @contextmanager
-def lockd_that_is_kept(directory: Path) -> Iterator[Daemon]:
-    """Starts lockd as a service manager does that keeps what is to outlive it."""
+def lockd_that_is_kept(
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
+) -> Iterator[Daemon]:
+    """Starts lockd as a service manager does that keeps what is to outlive it.
+
+    Args: those of `lockd`.
+    """
     directory.mkdir()
     path = directory / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(path))
-        notify.settimeout(_START_SECONDS)
+        notify.settimeout(_SLOW_START_SECONDS if under else _START_SECONDS)
         kept: list[int] = []
         keeper = threading.Thread(target=_keep, args=(notify, kept))
         manager = {"NOTIFY_SOCKET": str(path), "LOCKD_KEEP": "64"}
         try:
             keeper.start()
-            with lockd(directory, os.environ | manager) as daemon:
+            with lockd(directory, manager | dict(environment or {}), under) as daemon:
                 keeper.join()
                 if not kept:
                     raise StartError("nothing was given to be kept")
@@ -205,9 +223,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_listening(
-    path: Path, process: subprocess.Popen[bytes], log: Path
+    path: Path,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    patience: float = _START_SECONDS,
 ) -> None:
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < end:
         with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.connect(str(path))

@@ -178,6 +178,14 @@ class Server:
             self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
+        # After most turns nobody waits.
+        if not (
+            self._unfinished
+            or self._leaving
+            or self._answers.feed.is_watched
+            or self._admission.newcomers
+        ):
+            return False
         return not (
             all(map(self._shares.rests, self._users_who_wait()))
             and all(map(self._arrivals.rests, self._admission.newcomers))

@@ -22,15 +22,16 @@ from lockd.names import is_utf8, plain, quoted
 from lockd.protocol.codec import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
+    MAX_TEXT_BYTES,
     NOTIFICATION,
     REQUEST,
     BadMap,
     Decoder,
-    Encoder,
     nesting,
 )
 from lockd.protocol.complaints import complaint
 from lockd.protocol.methods import Method, Params, method_of
+from lockd.protocol.plain import ANSWERS, plain_requests
 
 #: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
@@ -62,7 +63,7 @@ class Connection:
         self.greeted = False
         self._on_error = on_error
         self._decoder = Decoder(max_message_bytes)
-        self._encoder = Encoder()
+        self._longest_plain = min(MAX_TEXT_BYTES, max_message_bytes)
         self._outgoing: list[bytes] = []
         #: Bytes in `_outgoing`.
         self.outgoing_bytes = 0
@@ -76,14 +77,24 @@ class Connection:
             ProtocolError: the conversation has ended, and its error has been sent
                 (protocol 3.2). Send what is left, and close.
         """
+        decoder, done = self._decoder, 0
         try:
-            for message in self._decoder.receive(data):
-                request = self._understand(message)
-                if request is not None:
-                    yield request
+            if not decoder.partial:
+                for size, request in plain_requests(data, self._longest_plain):
+                    decoder.skip(size)
+                    done += size
+                    call = self._understand(request)
+                    if call is not None:
+                        yield call
+                if done == len(data):
+                    return
+            for message in decoder.receive(data[done:]):
+                call = self._understand(message)
+                if call is not None:
+                    yield call
         except ProtocolError as error:
             # A successor that loaded these bytes would raise the same error.
-            self._decoder.partial.clear()
+            decoder.partial.clear()
             self.send_error(None, error)
             raise
 
@@ -118,7 +129,7 @@ class Connection:
 
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request with its result."""
-        reply = self._encoder.response(msgid, None, result)
+        reply = ANSWERS.response(msgid, None, result)
         self.outgoing_bytes += len(reply)
         self._outgoing.append(reply)
 
@@ -128,13 +139,13 @@ class Connection:
         sentence = f"{error.code}: {plain(error.message)}"
         # protocol 4.1: facts only after hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()
-        reply = self._encoder.response(msgid, (ERROR_KIND, sentence, *facts), None)
+        reply = ANSWERS.response(msgid, (ERROR_KIND, sentence, *facts), None)
         self.outgoing_bytes += len(reply)
         self._outgoing.append(reply)
 
     def send_notification(self, method: str, params: dict[str, Any]) -> None:
         """Sends a notification."""
-        self.send_encoded(self._encoder.notification(method, params))
+        self.send_encoded(ANSWERS.notification(method, params))
 
     def send_encoded(self, message: bytes) -> None:
         """Sends an encoded notification, which several clients may share."""
@@ -151,10 +162,17 @@ class Connection:
     def _understand(self, message: Any) -> MethodCall | None:
         """Returns the request in a message. Answers a message without one."""
         try:
+            if type(message) is tuple:
+                _, msgid, method_name, (given,) = message
+                method = _known(method_name)
+                return MethodCall(msgid, method, _converted(method, given))
             if type(message) is list and len(message) == 4 and message[0] is REQUEST:
                 _, msgid, method_name, params = message
                 if type(msgid) is int and 0 <= msgid < 2**32:
-                    return _method_call(msgid, method_name, params)
+                    method = _known(method_name)
+                    given = _only_map(method, params)
+                    _check_text(method, given)
+                    return MethodCall(msgid, method, _converted(method, given))
             if _is_notification(message):
                 check_nesting(message)
                 return None  # protocol 2.5
@@ -176,20 +194,21 @@ def check_nesting(message: Any) -> None:
         raise ProtocolError(f"a message is nested deeper than {MAX_NESTING}")
 
 
-def _method_call(msgid: int, method_name: Any, params: Any) -> MethodCall:
+def _known(method_name: Any) -> Method:
     method = method_of(method_name)
-    if method is None and not isinstance(method_name, str | bytes):
+    if method is not None:
+        return method
+    if not isinstance(method_name, str | bytes):
         raise InvalidRequestError("the method must be text: docs/protocol.md 6.1")
-    if method is None:
-        raise UnknownMethodError(
-            f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 lists all"
-        )
-    return MethodCall(msgid, method, _params(method, params))
+    raise UnknownMethodError(
+        f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 lists all"
+    )
 
 
-def _params(method: Method, params: Any) -> Params:
+def _only_map(method: Method, params: Any) -> dict[Any, Any]:
+    """Returns the map in `params`."""
     if params == []:
-        params = [{}]
+        return {}
     if type(params) is not list or len(params) != 1 or type(params[0]) is not dict:
         what = params[0] if isinstance(params, list) and len(params) == 1 else params
         if isinstance(what, BadMap):
@@ -198,9 +217,14 @@ def _params(method: Method, params: Any) -> Params:
             f"{method.name}: the parameters must be one map in an array: "
             "[{name: value, …}]"
         )
-    _check_text(method, params[0])
+    given: dict[Any, Any] = params[0]
+    return given
+
+
+def _converted(method: Method, given: dict[Any, Any]) -> Params:
+    """Returns checked parameters."""
     try:
-        return msgspec.convert(params[0], method.params)
+        return msgspec.convert(given, method.params)
     except ValueError as error:  # also for an integer beyond 64 bits
         cause = error.__cause__
         if isinstance(cause, RequestError):
@@ -225,7 +249,7 @@ def _is_notification(message: Any) -> bool:
 
 
 def _msgid_of(message: Any) -> int | None:
-    if isinstance(message, list) and len(message) > 1 and message[0] is REQUEST:
+    if isinstance(message, list | tuple) and len(message) > 1 and message[0] is REQUEST:
         msgid = message[1]
         if type(msgid) is int and 0 <= msgid < 2**32:
             return msgid

@@ -152,6 +152,11 @@ class History:
             )
             self._add(effect.situation.key, event)
 
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there is something to settle."""
+        return bool(self._former)
+
     def settle(self) -> None:
         """Sorts some former holders, after the answers have been sent."""
         former = self._former

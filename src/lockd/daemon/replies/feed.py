@@ -14,7 +14,7 @@ from typing import Final
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.events import Event
-from lockd.protocol.codec import Encoder
+from lockd.protocol.plain import ANSWERS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ class Feed:
     """The events that some watcher still has to get, and each watcher's position."""
 
     def __init__(self) -> None:
-        self._encoder = Encoder()
         self._events: list[Told] = []
         #: The number of the first event, and of the next one to come.
         self._first = self._end = 0
@@ -63,7 +62,7 @@ class Feed:
 
     def append(self, event: Event) -> None:
         """Adds an event."""
-        message = self._encoder.notification("event", event)
+        message = ANSWERS.notification("event", event)
         self._events.append((event["lockspace"], message))
         self._size += len(message)
         self._end += 1

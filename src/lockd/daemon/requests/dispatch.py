@@ -168,7 +168,6 @@ class Dispatcher:
 
     def take(self, peer: Peer, call: MethodCall) -> None:
         """Carries out a request, or rejects it."""
-        self._answers.behind.add(peer)
         method = call.method
         try:
             # protocol 2.1: two answers with the same msgid would look the same.

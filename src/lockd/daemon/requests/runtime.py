@@ -241,7 +241,8 @@ class Runtime:
         """Does the work that was deferred until after the answers."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
-        attempt(self.history.settle)
+        if self.history.has_fresh:
+            attempt(self.history.settle)
         self._set_alarm()
         self._after_turn()
 

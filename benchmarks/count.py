@@ -1,0 +1,168 @@
+"""Counts the instructions that the daemon executes for each operation.
+
+Time differs from run to run by more than a small change of the code costs. Instructions
+hardly do: valgrind's callgrind counts those of the process itself, none of the kernel.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks import daemons
+from benchmarks.wires import LockdWire, names
+
+ROOT: Final = Path(__file__).parents[1]
+
+TIMES: Final = 400
+"""How many operations are counted; as many come first."""
+
+WORSE: Final = 1.05
+"""From which ratio on a row is worse than before."""
+
+Operation = Callable[[int], None]
+"""Carries out that many operations."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.count", description=__doc__
+    )
+    parser.add_argument(
+        "--against",
+        metavar="REVISION",
+        help="count an earlier revision too; exit with 1 if a row has become worse",
+    )
+    arguments = parser.parse_args()
+    for program in "valgrind", "callgrind_control":
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is missing (Debian: valgrind)")
+    with ExitStack() as stack:
+        directory = stack.enter_context(
+            daemons.private_directory(Path(tempfile.gettempdir()))
+        )
+        now = counted(directory / "now", ROOT / "src")
+        before: Mapping[str, float] = {}
+        if arguments.against is not None:
+            source = stack.enter_context(checked_out(arguments.against, directory))
+            before = counted(directory / "before", source)
+    print(table(now, before))
+    worse = [row for row in before if now[row] > WORSE * before[row]]
+    sys.exit(f"worse than {arguments.against}: {', '.join(worse)}" if worse else 0)
+
+
+@contextmanager
+def checked_out(revision: str, directory: Path) -> Iterator[Path]:
+    """Yields the source of a revision."""
+    tree = directory / "revision"
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "-q", "--detach", str(tree), revision], check=True)
+    try:
+        yield tree / "src"
+    finally:
+        subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def table(now: Mapping[str, float], before: Mapping[str, float]) -> str:
+    """Returns a line for each row: thousands of instructions, and the ratio."""
+    lines = [f"{'thousands of instructions':32}{'before':>10}{'now':>10}{'ratio':>8}"]
+    for row, count in now.items():
+        past = before.get(row)
+        told = ("-", "-") if past is None else (f"{past:.1f}", f"{count / past:.3f}")
+        lines.append(f"{row:32}{told[0]:>10}{count:>10.1f}{told[1]:>8}")
+    return "\n".join(lines)
+
+
+def counted(directory: Path, source: Path) -> dict[str, float]:
+    """Returns the thousands of instructions of each operation of a source."""
+    directory.mkdir()
+    found: dict[str, float] = {}
+    for kept, start in ("", daemons.lockd), (", kept", daemons.lockd_that_is_kept):
+        place = directory / f"daemon{kept[2:]}"
+        out = directory / f"callgrind{kept[2:]}"
+        valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        environment = {"PYTHONPATH": str(source), "PYTHONHASHSEED": "0"}
+        with start(place, environment, valgrind) as daemon:
+            for row, operation in operations(daemon):
+                operation(TIMES)
+                dump(daemon.pid, out)
+                operation(TIMES)
+                found[row + kept] = dump(daemon.pid, out) / TIMES / 1000
+    return found
+
+
+def operations(daemon: daemons.Daemon) -> Iterator[tuple[str, Operation]]:
+    """Yields what is counted, each with its title."""
+    for kind, lockspace in ("memory", "default"), ("directory", daemons.DIRECTORY):
+        wire = daemon.wire(lockspace)
+        yield f"a pair, {kind}", lambda times, wire=wire: pairs(wire, times)
+        yield f"a pair of 50, {kind}", lambda times, wire=wire: in_flight(wire, times)
+        wire.close()
+    yield "a session of 4 locks", lambda times: sessions(daemon, times)
+
+
+def pairs(wire: LockdWire, times: int) -> None:
+    """Takes and releases a lock, each after the other's answer."""
+    resources = names(50)
+    for number in range(times):
+        name = resources[number % len(resources)]
+        for request in wire.encode_acquire(name, 0), wire.encode_release(name, 0):
+            wire.send(request)
+            receive(wire, 1)
+
+
+def in_flight(wire: LockdWire, times: int) -> None:
+    """Takes and releases locks, 50 pairs at once."""
+    resources = names(50)
+    both = [x for n in resources for x in (wire.encode_acquire, wire.encode_release)]
+    batch = b"".join(
+        encode(name, 0)
+        for name, encode in zip([n for n in resources for _ in "ar"], both, strict=True)
+    )
+    for _ in range(times // len(resources)):
+        wire.send(batch)
+        receive(wire, len(both))
+
+
+def sessions(daemon: daemons.Daemon, times: int) -> None:
+    """Connects, takes four locks, and disconnects."""
+    for number in range(times):
+        wire = daemon.wire()
+        # The daemon may hear of the end of the session before only after this.
+        resources = names(4, f"{number}-")
+        wire.send(b"".join(wire.encode_acquire(name, 0) for name in resources))
+        receive(wire, 4)
+        wire.close()
+    # The end of the last session is carried out before this answer.
+    wire = daemon.wire()
+    wire.call("list", {})
+    wire.close()
+
+
+def receive(wire: LockdWire, count: int) -> None:
+    """Waits for that many answers."""
+    while count > 0:
+        count -= len(wire.receive())
+
+
+def dump(pid: int, out: Path) -> int:
+    """Returns how many instructions were executed since the last call."""
+    subprocess.run(
+        ["callgrind_control", "--dump", str(pid)], check=True, capture_output=True
+    )
+    newest = max(out.parent.glob(f"{out.name}.*"), key=lambda path: int(path.suffix[1:]))
+    for line in newest.read_text().splitlines():
+        if line.startswith(("summary:", "totals:")):
+            return int(line.split()[1])
+    raise ValueError(f"{newest} has no sum")
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()

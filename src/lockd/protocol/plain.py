@@ -1,0 +1,104 @@
+"""Plain messages, which one call into C decodes or encodes.
+
+`codec` knows all messages, and these are the same in less time. Nobody can tell which
+of the two worked on a message.
+
+A plain request has a map of texts, numbers, booleans, nil, and arrays of texts. Almost
+all requests are plain. `codec.Decoder` decodes all other messages, and whatever follows
+them in the same bytes. It would decode a plain request to the same values:
+
+- The types below contain the limits of protocol 3.1, and no text is longer than its
+  request may be.
+- A request is not plain if its encoding is longer than it must be. So it has no key
+  twice (protocol 2.3).
+- Its texts are UTF-8 (protocol 3.3).
+
+An answer is plain if its texts are UTF-8. A command line or the name of a file may be
+anything else.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal
+
+import msgpack
+import msgspec
+from msgspec import Meta
+
+from lockd.protocol.codec import MAX_ARRAY_ELEMENTS, MAX_MAP_ENTRIES, Encoder
+from lockd.protocol.methods import MsgId
+
+_Texts = Annotated[list[str], Meta(max_length=MAX_ARRAY_ELEMENTS)]
+_Map = Annotated[
+    dict[str, str | int | float | bool | _Texts | None],
+    Meta(max_length=MAX_MAP_ENTRIES),
+]
+
+PlainRequest = tuple[Literal[0], MsgId, str, tuple[_Map]]
+"""`[0, msgid, method, [params]]`. It is a tuple, and no other decoded message is."""
+
+_decode: Final = msgspec.msgpack.Decoder(PlainRequest).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+_encode_any: Final = msgpack.Packer(unicode_errors="surrogateescape").pack
+
+
+def plain_requests(data: bytes, longest: int) -> Iterator[tuple[int, PlainRequest]]:
+    """Yields the plain requests with which received bytes begin, before all others.
+
+    Args:
+        data: begins with a message.
+        longest: how many bytes a request may have; at most `MAX_TEXT_BYTES`.
+
+    Yields:
+        The number of bytes of each, and the `PlainRequest`.
+    """
+    request = _plain(data, longest)
+    if request is not None:
+        yield len(data), request
+        return
+    for message in _messages(data):
+        request = _plain(message, longest)
+        if request is None:
+            return
+        yield len(message), request
+
+
+def _plain(message: bytes, longest: int) -> PlainRequest | None:
+    if len(message) > longest:
+        return None
+    try:
+        request = _decode(message)
+    except (ValueError, RecursionError):
+        return None
+    return request if _encode(request) == message else None
+
+
+def _messages(data: bytes) -> Iterator[bytes]:
+    """Yields the messages with which bytes begin, without decoding them.
+
+    It ends where a message is incomplete or malformed, and if all is one message.
+    """
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(data)
+    start = 0
+    try:
+        while start < len(data):
+            unpacker.skip()
+            end = unpacker.tell()
+            if end - start == len(data):
+                return
+            yield data[start:end]
+            start = end
+    except (msgpack.OutOfData, ValueError):
+        return
+
+
+def _pack(message: Any) -> bytes:
+    try:
+        return _encode(message)
+    except UnicodeEncodeError:
+        packed: bytes = _encode_any(message)
+        return packed
+
+
+ANSWERS: Final = Encoder(_pack)
+"""Encodes answers and notifications."""
