@@ -40,8 +40,7 @@ LINGER: Final = 0.001
 """Seconds that a turn waits for more before the loop returns to trio's scheduler."""
 
 TURNS: Final = 0.005
-"""Seconds after which it returns in any case, because timeouts and signals are waiting.
-"""
+"""Seconds after which it returns in any case: timeouts and signals wait."""
 
 
 ADMITTING: Final = 0.0005
@@ -178,18 +177,11 @@ class Server:
             self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
-        # After most turns nobody waits.
-        if not (
-            self._unfinished
-            or self._leaving
-            or self._answers.feed.is_watched
-            or self._admission.newcomers
-        ):
-            return False
-        return not (
-            all(map(self._shares.rests, self._users_who_wait()))
-            and all(map(self._arrivals.rests, self._admission.newcomers))
-        )
+        newcomers, is_watched = self._admission.newcomers, self._answers.feed.is_watched
+        if not (newcomers or is_watched or self._unfinished or self._leaving):
+            return False  # as after most turns
+        rests = map(self._shares.rests, self._users_who_wait())
+        return not (all(rests) and all(map(self._arrivals.rests, newcomers)))
 
     def _users_who_wait(self) -> Iterator[int]:
         return chain(self._unfinished, self._leaving, self._answers.feed.behind())
