@@ -11,6 +11,7 @@
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench   speed, beside the peers that are installed
+# make bench-count [AGAINST=REVISION]   instructions of the daemon for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
 # make uninstall     with the same variables; configuration and state stay
@@ -37,7 +38,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
 
-.PHONY: run test test-system check fix sync bite campaigns torture soak bench picture lock install uninstall clean
+.PHONY: run test test-system check fix sync bite campaigns torture soak bench bench-count picture lock install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -95,6 +96,9 @@ soak: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+bench-count: $(READY)
+	$(BIN)/python -m benchmarks.count $(if $(AGAINST),--against $(AGAINST))
 
 picture: $(READY)
 	@command -v dot >/dev/null || { \

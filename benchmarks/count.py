@@ -7,11 +7,13 @@ hardly do: valgrind's callgrind counts those of the process itself, none of the 
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +22,11 @@ from benchmarks.wires import LockdWire, names
 
 ROOT: Final = Path(__file__).parents[1]
 
-TIMES: Final = 400
-"""How many operations are counted; as many come first."""
+TIMES: Final = 200
+"""How many operations are counted together."""
+
+COUNTS: Final = 5
+"""How often they are counted. The median counts: some work comes now and then."""
 
 WORSE: Final = 1.05
 """From which ratio on a row is worse than before."""
@@ -90,10 +95,11 @@ def counted(directory: Path, source: Path) -> dict[str, float]:
         environment = {"PYTHONPATH": str(source), "PYTHONHASHSEED": "0"}
         with start(place, environment, valgrind) as daemon:
             for row, operation in operations(daemon):
-                operation(TIMES)
-                dump(daemon.pid, out)
-                operation(TIMES)
-                found[row + kept] = dump(daemon.pid, out) / TIMES / 1000
+                counts = []
+                for _ in range(1 + COUNTS):
+                    operation(TIMES)
+                    counts.append(dump(daemon.pid, out))
+                found[row + kept] = statistics.median(counts[1:]) / TIMES / 1000
     return found
 
 
@@ -101,10 +107,10 @@ def operations(daemon: daemons.Daemon) -> Iterator[tuple[str, Operation]]:
     """Yields what is counted, each with its title."""
     for kind, lockspace in ("memory", "default"), ("directory", daemons.DIRECTORY):
         wire = daemon.wire(lockspace)
-        yield f"a pair, {kind}", lambda times, wire=wire: pairs(wire, times)
-        yield f"a pair of 50, {kind}", lambda times, wire=wire: in_flight(wire, times)
+        yield f"a pair, {kind}", partial(pairs, wire)
+        yield f"a pair of 50, {kind}", partial(in_flight, wire)
         wire.close()
-    yield "a session of 4 locks", lambda times: sessions(daemon, times)
+    yield "a session of 4 locks", partial(sessions, daemon)
 
 
 def pairs(wire: LockdWire, times: int) -> None:
@@ -156,7 +162,9 @@ def dump(pid: int, out: Path) -> int:
     subprocess.run(
         ["callgrind_control", "--dump", str(pid)], check=True, capture_output=True
     )
-    newest = max(out.parent.glob(f"{out.name}.*"), key=lambda path: int(path.suffix[1:]))
+    newest = max(
+        out.parent.glob(f"{out.name}.*"), key=lambda path: int(path.suffix[1:])
+    )
     for line in newest.read_text().splitlines():
         if line.startswith(("summary:", "totals:")):
             return int(line.split()[1])
