@@ -19,7 +19,8 @@ from daemon.metrics.conftest import (
     promtool,
 )
 from lockd import connect
-from lockd.daemon.metrics.families import open_descriptors, process_age
+from lockd.daemon.clients.limits import open_descriptors
+from lockd.daemon.metrics.families import process_age
 from lockd.protocol.codec import MAX_TEXT_BYTES
 from lockd.protocol.methods import METHODS
 from support.daemon_process import DaemonProcess
@@ -157,7 +158,7 @@ def test_descriptors_are_counted_or_bounded_by_the_lowest_free_one(
     class Unknown:
         st_size = 0
 
-    monkeypatch.setattr("lockd.daemon.metrics.families.os.stat", lambda path: Unknown)
+    monkeypatch.setattr("lockd.daemon.clients.limits.os.stat", lambda path: Unknown)
     lowest = open_descriptors()
     with socket.socket() as sock:
         assert sock.fileno() == lowest

@@ -1,7 +1,12 @@
-"""The method `reload`."""
+"""The method `reload`, and what is in its way."""
 
+import resource
+import sys
 from contextlib import ExitStack
 
+import pytest
+
+from lockd.daemon.requests import reloads
 from support.daemon_process import DaemonProcess
 from support.wire_client import WireClient
 
@@ -39,3 +44,30 @@ def test_each_of_many_who_ask_for_a_reload_is_answered_once(
         asked = [(x, x.send("reload")) for x in clients for _ in range(2)]
         assert [x.result(msgid) for x, msgid in asked] == [None] * 10
         assert [x.kept for x in clients] == [[]] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_stuck", "argv", "free", "why"),
+    [
+        (0, False, ["python", "x"], 36, None),
+        (0, False, [sys.executable], 36, None),
+        (1, False, [sys.executable], 36, "a file is being made or removed"),
+        (0, True, [sys.executable], 36, "there is no memory to record"),
+        (0, False, ["/no/python"], 36, "/no/python cannot be executed"),
+        (0, False, [sys.executable], 35, "fewer than 36 descriptors are free"),
+    ],
+)
+def test_what_is_in_the_way_of_another_program(
+    changes: int,
+    is_stuck: bool,
+    argv: list[str],
+    free: int,
+    why: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", argv)
+    most = 1_000
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    monkeypatch.setattr(reloads, "open_descriptors", lambda: most - free)
+    found = reloads.hindrance(changes, is_stuck=is_stuck)
+    assert found is None if why is None else found is not None and why in found

@@ -17,6 +17,7 @@ import pytest
 
 from conftest import StartDaemon
 from daemon.survival.conftest import refuse_convert_of_removed
+from lockd.daemon.requests.reloads import FOR_HANDOVER, ROOM
 from lockd.daemon.survival import handover
 from support.daemon_process import DaemonProcess
 from support.places import TESTS
@@ -417,7 +418,9 @@ def test_program_that_vanishes_after_its_trial_changes_nothing(
         # It is there when it is tried, and not any more when it counts.
         plant(handover.TRIAL, f"os.unlink({daemon.interpreter!r})")
         os.kill(daemon.pid, signal.SIGUSR1)
-        assert "No such file" in daemon.wait_for_line("the upgrade failed")
+        assert "cannot be executed" in daemon.wait_for_line("the upgrade failed")
+        why = f"{interpreter} cannot be executed"
+        assert client.call("statistics")["upgrade"] == {"ready": False, "why": why}
         assert descriptors(daemon.pid) == before
         assert inheritable(daemon) == []
         interpreter.symlink_to(sys.executable)
@@ -451,7 +454,10 @@ def test_no_descriptor_can_leave_the_daemon_afterwards(
         assert inheritable(daemon) == []
 
 
-@pytest.mark.parametrize("free", [0, 3, 20])
+READY = {"ready": True, "why": None}
+
+
+@pytest.mark.parametrize("free", [0, 3, 20, ROOM, ROOM + FOR_HANDOVER - 1])
 def test_upgrade_without_room_changes_nothing(
     daemon: DaemonProcess, connect: Connect, free: int
 ) -> None:
@@ -460,10 +466,16 @@ def test_upgrade_without_room_changes_nothing(
     used = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) + 1
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + free, limits[1]))
+    upgrade = client.call("statistics")["upgrade"]
+    why = "fewer than 36 descriptors are free (LimitNOFILE)"
+    assert upgrade == {"ready": False, "why": why}
     os.kill(daemon.pid, signal.SIGUSR1)
-    assert "Too many open files" in daemon.wait_for_line("the upgrade failed")
+    said = daemon.wait_for_line("the upgrade failed")
+    # The trial needs some, too.
+    assert why in said or "Too many open files" in said
     client.acquire("b")
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    assert client.call("statistics")["upgrade"] == READY
     daemon.upgrade()
     client.call("release", resource="a", lockspace="files")
 
@@ -520,8 +532,9 @@ def test_daemon_that_is_nearly_full_goes_on(
         client.acquire(f"{index}", lockspace="files")
     # So that what is open would not fit into what the kernel takes in flight.
     used = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) + 1
-    most = used + handover.ROOM + 5
+    most = used + ROOM + 5
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (most, most))
+    assert client.call("statistics")["upgrade"] == READY
     daemon.upgrade()
     statistics = client.call("statistics")
     assert (statistics["held"], statistics["upgrades"]) == (300, 1)

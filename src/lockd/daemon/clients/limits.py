@@ -347,6 +347,15 @@ def used_descriptors() -> int:
     return fd
 
 
+def open_descriptors() -> int:
+    """Returns how many descriptors are open.
+
+    Before Linux 6.2, this is the estimate of `used_descriptors`, because counting takes
+    longer the more there are.
+    """
+    return os.stat("/proc/self/fd").st_size or used_descriptors()
+
+
 def _used(used: int, most: int, uid: int | None = None) -> dict[str, int | None]:
     return {"used": used, "most": most, "uid": uid}
 

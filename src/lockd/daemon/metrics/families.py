@@ -20,7 +20,7 @@ from msgspec import to_builtins
 from lockd import __version__
 from lockd.daemon.activity.counts import CAUSES, Space
 from lockd.daemon.assembly import Parts
-from lockd.daemon.clients.limits import used_descriptors
+from lockd.daemon.clients.limits import open_descriptors
 from lockd.daemon.metrics.exposition import Family, Format, Kind, Value, render
 from lockd.daemon.replies import statistics
 from lockd.daemon.system.listener import ROLES
@@ -157,15 +157,6 @@ def _used(moment: Moment) -> dict[str, int]:
 
 
 # The process, as the kernel sees it.
-
-
-def open_descriptors() -> int:
-    """Returns how many descriptors are open.
-
-    Before Linux 6.2, this is the estimate that the limits use, because counting takes
-    longer the more there are.
-    """
-    return os.stat("/proc/self/fd").st_size or used_descriptors()
 
 
 def resident_bytes() -> int:

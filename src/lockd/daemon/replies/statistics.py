@@ -1,12 +1,11 @@
 """The daemon's counters and limits as plain maps."""
 
 import os
-import sys
 from typing import Any
 
 from lockd import __version__
 from lockd.daemon.clients.keeping import Keeping
-from lockd.daemon.clients.limits import Limiter, used_descriptors
+from lockd.daemon.clients.limits import Limiter
 from lockd.engine.lock_engine import LockEngine
 from lockd.procs import unit_of
 
@@ -57,16 +56,9 @@ def limits(limiter: Limiter, keeping: Keeping) -> Map:
     }
 
 
-def upgrade(changes: int, limiter: Limiter) -> Map:
+def upgrade(why_not: str | None) -> Map:
     """Returns whether a live upgrade is possible now, as far as known.
 
     Only an upgrade itself tries whether the new program can read the state.
     """
-    program, why = sys.orig_argv[0], None
-    if "/" in program and not os.access(program, os.X_OK):
-        why = f"{program} cannot be executed"
-    elif changes:
-        why = "a file is being made or removed on a slow file system"
-    elif used_descriptors() >= limiter.max_fd:
-        why = "no descriptors are free"
-    return {"ready": why is None, "why": why}
+    return {"ready": why_not is None, "why": why_not}

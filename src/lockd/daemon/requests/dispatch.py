@@ -35,6 +35,7 @@ from lockd.daemon.replies import refusals, statistics
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.reader import Reader, facts_of
 from lockd.daemon.requests.registration import Registration
+from lockd.daemon.requests.reloads import hindrance
 from lockd.daemon.requests.runtime import Runtime
 from lockd.daemon.system.defects import defect
 from lockd.daemon.system.logs import AUDIT
@@ -339,7 +340,9 @@ class Dispatcher:
         result["epoch"] = self._epoch
         result["upgrades"] = self._life.upgrades
         result["limits"] = statistics.limits(self._limiter, self._keeping)
-        result["upgrade"] = statistics.upgrade(self._runtime.changes, self._limiter)
+        is_stuck = self._keeping.is_stuck
+        why_not = hindrance(self._runtime.changes, is_stuck=is_stuck)
+        result["upgrade"] = statistics.upgrade(why_not)
         # A problem may name something that others may not see.
         result["problems"] = self._health.problems if peer.is_admin else []
         result["uptime"] = trio.current_time() - self._life.started

@@ -1,17 +1,54 @@
-"""Requests that wait for the end of a reload (protocol 6.19).
+"""When this program can be replaced, and the requests that wait for it (protocol 6.19).
 
 A reload replaces this program by the one on disk, so the successor answers. If the
 upgrade fails, this program answers.
 """
 
+import os
+import resource
 import signal
-from typing import NamedTuple
+import sys
+from typing import Final, NamedTuple
 
-from lockd.daemon.clients.limits import Limiter
+from lockd.daemon.clients.limits import Limiter, open_descriptors
 from lockd.daemon.clients.peer import RELOAD, Peer
 from lockd.daemon.replies.answers import Answers
 from lockd.errors import UnavailableError
 from lockd.protocol.methods import NoParams
+
+ROOM: Final = 32
+"""Descriptors that must be free. A new program that cannot open its own files would
+end, and all locks with it."""
+
+FOR_HANDOVER: Final = 4
+"""Descriptors that the handover itself needs: a memfd, and those of a ledger."""
+
+
+def command() -> list[str]:
+    """Returns the command line of this program, which may be a new version by now."""
+    interpreter, *arguments = sys.orig_argv
+    return [interpreter if "/" in interpreter else sys.executable, *arguments]
+
+
+def hindrance(changes: int, *, is_stuck: bool) -> str | None:
+    """Returns why this program cannot be replaced now, as far as known without a trial.
+
+    Args:
+        changes: how many files are being made or removed.
+        is_stuck: whether there is no memory to record what happened last.
+    """
+    program = command()[0]
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if is_stuck:
+        return "there is no memory to record what happened last"
+    if changes:
+        # A peer would never get an answer.
+        return "a file is being made or removed on a slow file system"
+    if not os.access(program, os.X_OK):
+        return f"{program} cannot be executed"
+    if most - open_descriptors() < ROOM + FOR_HANDOVER:
+        return f"fewer than {ROOM + FOR_HANDOVER} descriptors are free (LimitNOFILE)"
+    return None
 
 
 class Asked(NamedTuple):

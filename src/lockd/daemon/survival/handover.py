@@ -17,7 +17,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -29,6 +28,7 @@ from msgspec import Struct
 
 from lockd.daemon.assembly import Parts
 from lockd.daemon.config.config import Config
+from lockd.daemon.requests.reloads import ROOM, command, hindrance
 from lockd.daemon.stores.labels import CONNECTION, PIDFD, label_of
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.stores import names_of
@@ -56,10 +56,6 @@ enough: a program that ignores the state may return it too."""
 
 MAX_SAID: Final = 1_000
 """How many bytes of its output to keep, the last ones."""
-
-ROOM: Final = 32
-"""Descriptors that must be free. A new program that cannot open its own files would
-end, and all locks with it."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Blocked from before execve(2) until the new program has its handlers. Without a
@@ -142,7 +138,7 @@ async def _run_trial(memfd: int, stores: dict[str, int]) -> tuple[int, bytes]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         process = await trio.lowlevel.open_process(
-            _command(),
+            command(),
             pass_fds=(memfd, *stores.values()),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -175,11 +171,8 @@ def give_way(leaving: Leaving) -> None:
     """
     parts = leaving.parts
     parts.server.finish_turn()
-    if parts.keeping.is_stuck:
-        raise ConfigError("there is no memory to record what happened last")
-    if parts.runtime.changes:
-        # A peer would never get an answer.
-        raise ConfigError("a file is being made or removed on a slow file system")
+    if why := hindrance(parts.runtime.changes, is_stuck=parts.keeping.is_stuck):
+        raise ConfigError(why)
     with ExitStack() as unless_done:
         try:
             stores, opened = parts.keeping.descriptors(), {}
@@ -199,14 +192,17 @@ def give_way(leaving: Leaving) -> None:
             for fd in (*kept, memfd):
                 os.set_inheritable(fd, True)
                 unless_done.callback(os.set_inheritable, fd, False)
-            command = _command()
-            os.execve(command[0], command, _environment(HANDOVER, memfd))
+            new = command()
+            os.execve(new[0], new, _environment(HANDOVER, memfd))
         except OSError as error:
             raise ConfigError(str(error)) from None
 
 
 def _check_room(fd: int) -> None:
-    """Raises `ConfigError` unless some descriptors are free."""
+    """Raises `ConfigError` unless some descriptors are free.
+
+    An old kernel does not say how many are (`open_descriptors`).
+    """
     taken: list[int] = []
     try:
         taken.extend(os.dup(fd) for _ in range(ROOM))
@@ -278,12 +274,6 @@ def _write(state: Handover) -> int:
         file.write(msgspec.msgpack.encode(state))
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
-
-
-def _command() -> list[str]:
-    """Returns the command line of this program, which may be a new version by now."""
-    interpreter, *arguments = sys.orig_argv
-    return [interpreter if "/" in interpreter else sys.executable, *arguments]
 
 
 def _environment(variable: str, fd: int) -> dict[str, str]:
