@@ -296,15 +296,16 @@ class Service:
             while self._asked_to_upgrade:
                 self._asked_to_upgrade = False
                 asked = self.parts.reloads.waiting()
-                self.parts.health.clear(UPGRADE)
-                await self._try_to_upgrade()
-                if problem := self.parts.health.problem(UPGRADE):
+                problem = await self._try_to_upgrade()
+                if problem is not None:
                     self.parts.reloads.answer(asked, problem)
                     self.parts.server.end_turn()
             self._tell_ready()
         self._upgrading = False
 
-    async def _try_to_upgrade(self) -> None:
+    async def _try_to_upgrade(self) -> str | None:
+        """Returns the problem; None if somebody has asked again meanwhile."""
+        problem = None
         try:
             leaving = Leaving(self.parts, self.config, self.listeners)
             await handover.try_successor(leaving)
@@ -319,8 +320,11 @@ class Service:
                 raise
             why = error if isinstance(error, ConfigError | OSError) else defect(error)
             problem = f"the upgrade failed, lockd {__version__} stays: {why}"
+            # It stays until a new program has no problems. Each failure is logged.
+            self.parts.health.clear(UPGRADE)
             self.parts.health.report(UPGRADE, problem)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
+        return problem
 
     async def _leave_signals(self) -> None:
         """Blocks signals for the new program, after handling those that have arrived.

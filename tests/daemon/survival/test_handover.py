@@ -343,6 +343,30 @@ def test_program_that_cannot_go_on_changes_nothing(
     client.call("release", resource="a", lockspace="files")
 
 
+def test_problem_stays_until_an_upgrade_succeeds(
+    plant: Plant, daemon: DaemonProcess, tmp_path: Path, connect: Connect
+) -> None:
+    client = connect()
+    said = []
+    for status in (3, 3, 4):
+        plant(handover.TRIAL, f"os._exit({status})")
+        os.kill(daemon.pid, signal.SIGUSR1)
+        # Each failure is logged, also one like the last.
+        said.append(daemon.wait_for_line("the upgrade failed"))
+    (problem,) = client.call("statistics")["problems"]
+    assert problem in said[-1]
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    plant(handover.TRIAL, f"open({str(told)!r}).read()")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    with told.open("w"):
+        # The next one is in its trial, and nobody knows how that ends.
+        assert client.call("statistics")["problems"] == [problem]
+    daemon.wait_for_line("hands over")
+    assert client.call("reload") is None
+    assert client.call("statistics")["problems"] == []
+
+
 FLOOD = "for _ in range(500): os.write(1, b'x' * 10**6)\nos._exit(7)"
 
 
