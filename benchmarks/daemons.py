@@ -28,6 +28,10 @@ DIRECTORY: Final = "bench"
 """The lockspace of kind directory that every lockd here has; `default` is memory."""
 
 
+LOOKING, NOT_LOOKING = "looking", "not-looking"
+"""Lockspaces of kind direct: with and without a look at who else has a file locked."""
+
+
 class SkipError(Exception):
     """Raised when something cannot be measured here; says what would help."""
 
@@ -83,6 +87,8 @@ def lockd(
     config.write_text(
         "[limits]\nlocks_per_session = 100000\nlocks_per_user = 1000000\n"
         f'[lockspaces.{DIRECTORY}]\nkind = "directory"\npath = "{locks}"\n'
+        f'[lockspaces.{LOOKING}]\nkind = "direct"\n'
+        f'[lockspaces.{NOT_LOOKING}]\nkind = "direct"\noutside = "byte"\n'
     )
     path = directory / "lockd.sock"
     command = [*under, sys.executable, "-m", "lockd.daemon.main"]

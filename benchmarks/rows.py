@@ -54,6 +54,23 @@ def one_by_one_row(directory: Path) -> Iterator[Result]:
     yield _times("  directory, through `import lockd`", costs, "library", "virtlockd")
 
 
+def look_row(directory: Path) -> Iterator[Result]:
+    """What it costs to look who else has a file locked."""
+    with ExitStack() as stack:
+        daemon = stack.enter_context(daemons.lockd(directory))
+        paths = [str(daemon.locks / name) for name in names(_IN_FLIGHT)]
+        for path in paths:
+            Path(path).touch()
+        rounds = {
+            lockspace: one_by_one(stack.enter_context(closing(wire)), paths)
+            for lockspace in (daemons.LOOKING, daemons.NOT_LOOKING)
+            for wire in [daemon.wire(lockspace)]
+        }
+        costs = take_turns(rounds)
+    what = "acquire + release of a file, with a look"
+    yield _times(what, costs, daemons.LOOKING, daemons.NOT_LOOKING, Goal(1.05))
+
+
 def in_flight_row(directory: Path) -> Iterator[Result]:
     with ExitStack() as stack:
         virtlockd = stack.enter_context(daemons.virtlockd(directory / "virtlockd"))
@@ -361,6 +378,7 @@ def _rate(costs: list[float], unit: str = "pairs") -> str:
 
 ROWS: Final[dict[str, Row]] = {
     "one-by-one": one_by_one_row,
+    "look": look_row,
     "in-flight": in_flight_row,
     "kept": kept_row,
     "guests": guests_row,
