@@ -49,8 +49,9 @@ run: $(READY)
 	@exec $(BIN)/lockd --socket '$(RUN_DIR)/lockd.sock' --state-dir '$(RUN_DIR)'
 
 # Tests wait for daemons more than they compute: one more at a time than there are processors.
+# Many execute daemons. To compile the modules anew would be half of such a start.
 test: $(READY)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(TESTS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(TESTS)
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
