@@ -138,15 +138,23 @@ def test_module_is_run_as_python_runs_it(nursery: Nursery, tmp_path: Path) -> No
     [
         "sys.exit(3)",
         "sys.exit('why')",
+        "sys.exit(-1)",
+        "sys.exit(257)",
         "print('x', end='')",
         "import atexit; atexit.register(print, 'last')",
         "import os; os.kill(os.getpid(), 9)",
         "import os; os.abort()",
         "import threading as t, time; t.Timer(0.01, lambda: print('late')).start()",
+        "import threading; threading.Thread(target=input, daemon=True).start()",
+        "sys.stderr = None; print('x')",
         "import os; sys.stdout.write('x'); os.close(1)",
     ],
 )
-def test_program_ends_as_an_executed_one_does(nursery: Nursery, ending: str) -> None:
+def test_program_ends_as_an_executed_one_does(
+    nursery: Nursery, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that something is left to be written at the end.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     ends = []
     for popen in (nursery.popen, execute):
         process = popen(
@@ -157,6 +165,34 @@ def test_program_ends_as_an_executed_one_does(nursery: Nursery, ending: str) -> 
         )
         ends.append((*process.communicate(), process.returncode))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("ending", "last"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import atexit; atexit.register(int, 'x'); exit(5)", "ValueError: invalid"),
+        (
+            "async def f(): pass\ncircle = [f()]; circle.append(circle); del circle",
+            "RuntimeWarning: coroutine 'f' was never awaited",
+        ),
+    ],
+)
+def test_program_says_at_its_end_what_went_wrong(
+    nursery: Nursery, ending: str, last: str
+) -> None:
+    ends = []
+    for popen in (nursery.popen, execute):
+        process = popen(
+            script(f"import gc; gc.disable()\n{ending}"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said = process.communicate()[1]
+        ends.append((last in said, process.returncode))
+    assert ends[0] == ends[1]
+    assert ends[0][0]
 
 
 def test_descriptors_are_passed_as_a_service_manager_does(nursery: Nursery) -> None:
