@@ -7,7 +7,8 @@ neighbours that they are in: `daemon.start.serve` imports `daemon.stores.ledger`
 """
 
 import ast
-from collections.abc import Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,21 +137,33 @@ def neighbours(one: str, other: str) -> Arrow | None:
     return None
 
 
-def reachable(start: str, arrows: Collection[Arrow]) -> set[str]:
+Targets = Mapping[str, set[str]]
+"""Arrows by where they begin."""
+
+
+def targets_of(arrows: Iterable[Arrow]) -> Targets:
+    """Returns where the arrows from each box lead."""
+    targets = defaultdict[str, set[str]](set)
+    for one, other in arrows:
+        targets[one].add(other)
+    return targets
+
+
+def reachable(start: str, targets: Targets) -> set[str]:
     """Returns all to which arrows lead from here; with the start if they lead back."""
     found: set[str] = set()
     ahead = [start]
     while ahead:
-        box = ahead.pop()
-        new = {other for one, other in arrows if one == box} - found
+        new = targets.get(ahead.pop(), set()) - found
         found |= new
         ahead += new
     return found
 
 
-def in_circles(arrows: Collection[Arrow]) -> set[str]:
+def in_circles(arrows: Iterable[Arrow]) -> set[str]:
     """Returns all from which arrows lead back to themselves."""
-    return {one for one, _ in arrows if one in reachable(one, arrows)}
+    targets = targets_of(arrows)
+    return {one for one in targets if one in reachable(one, targets)}
 
 
 def reduced(arrows: Iterable[Arrow]) -> set[Arrow]:
@@ -159,10 +172,9 @@ def reduced(arrows: Iterable[Arrow]) -> set[Arrow]:
     An arrow of a circle stays.
     """
     kept = set(arrows)
-    for arrow in sorted(kept):
-        one, other = arrow
-        if one not in reachable(other, kept) and other in reachable(
-            one, kept - {arrow}
-        ):
-            kept.remove(arrow)
-    return kept
+    targets = targets_of(kept)
+    for one, other in sorted(kept):
+        targets[one].remove(other)
+        if one in reachable(other, targets) or other not in reachable(one, targets):
+            targets[one].add(other)
+    return {(one, other) for one in targets for other in targets[one]}
