@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from support.daemon_process import DaemonProcess
+from support.nursery import SCRIPTS
 from support.places import SRC
 
 PROCESSES: Final = 6
@@ -68,7 +69,7 @@ def contend(house: DaemonProcess, place: Path, lockspace: str, role: str) -> lis
     (place / "counter").write_text("0")
     arguments = [str(house.socket), str(place), str(ROUNDS), lockspace, role]
     processes = [
-        subprocess.Popen(
+        SCRIPTS.popen(
             [sys.executable, "-c", _SCRIPT, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

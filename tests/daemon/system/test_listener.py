@@ -12,6 +12,7 @@ import pytest
 from lockd.daemon.system.listener import _alone, bind_listener
 from lockd.errors import ConfigError
 from support.daemon_process import DaemonProcess
+from support.nursery import DAEMONS
 from support.rights import needs_root
 from support.wire_client import WireClient
 
@@ -223,7 +224,7 @@ def test_of_two_daemons_that_race_for_a_leftover_exactly_one_wins(
             daemon = DaemonProcess(directory)
             daemon.socket = path
             racers.append(
-                subprocess.Popen(daemon.command, stderr=subprocess.PIPE, text=True)
+                DAEMONS.popen(daemon.command, stderr=subprocess.PIPE, text=True)
             )
         said = [racer.stderr.readline() for racer in racers if racer.stderr]
         winners = [
