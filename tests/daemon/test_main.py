@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ from click.testing import CliRunner
 from conftest import StartDaemon
 from lockd import __version__, connect
 from lockd.daemon.main import main
+from lockd.daemon.system.epoch import check_epoch, open_epoch
+from lockd.daemon.system.listener import bind_listener, check_listener
+from lockd.errors import ConfigError
 from support.daemon_process import DaemonProcess
-from support.wire_client import WireClient, wait_for_waiters
+from support.rights import needs_root
+from support.wire_client import NOBODY, WireClient, wait_for_waiters
 
 CONFIG_ERROR = 78
+LOCKD = (sys.executable, "-m", "lockd.daemon.main")
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -46,6 +53,34 @@ def refused_start(daemon: DaemonProcess, **changes: object) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("lockd: ")
     return line
+
+
+def check_own_listener(path: Path) -> None:
+    check_listener(f"{path}/sock", "--socket")
+
+
+def check_own_directory(path: Path) -> None:
+    check_listener(f"{path}/a/sock", "--socket")
+
+
+def said_by_nobody(function: Callable[[], object]) -> str:
+    """Returns the `ConfigError` of a function that a child without rights calls."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            function()
+        except ConfigError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    return text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -350,6 +385,113 @@ def test_check_says_which_directories_a_start_makes_and_makes_none(
     with WireClient(start_daemon(text).socket) as client:
         client.acquire("a", lockspace="d")
         assert (place / "a").exists()
+
+
+def spoil_epoch(path: Path) -> None:
+    path.mkdir()
+    (path / "epoch").write_text("one two")
+
+
+def link_lock(path: Path) -> None:
+    Path(f"{path}.lock").symlink_to("/dev/null")
+
+
+def link_epoch_lock(path: Path) -> None:
+    path.mkdir()
+    (path / "epoch.lock").symlink_to("/dev/null")
+
+
+def open_to_others(path: Path) -> None:
+    path.mkdir(mode=0o777)
+    path.chmod(0o777)
+
+
+TROUBLES: dict[str, tuple[str, str, Callable[[Path], object]]] = {
+    "a directory": ("socket", "x", Path.mkdir),
+    "a file": ("socket", "x", Path.touch),
+    "a dangling link": ("socket", "x", lambda path: path.symlink_to("/none")),
+    "below a file": ("socket", "x/sock", lambda path: path.parent.touch()),
+    "below others": (
+        "socket",
+        "x/y/sock",
+        lambda path: open_to_others(path.parents[1]),
+    ),
+    "with a strange lock": ("socket", "x", link_lock),
+    "with a lock of a directory": ("socket", "x", lambda p: Path(f"{p}.lock").mkdir()),
+    "admins below a file": ("admin_socket", "x/sock", lambda p: p.parent.touch()),
+    "state in a file": ("state_dir", "x", Path.touch),
+    "state below a file": ("state_dir", "x/state", lambda path: path.parent.touch()),
+    "state of others": ("state_dir", "x", open_to_others),
+    "state without epoch": ("state_dir", "x", spoil_epoch),
+    "state with a strange lock": ("state_dir", "x", link_epoch_lock),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("by", ["file", "option"])
+def test_check_says_of_a_place_what_a_start_says(
+    by: str, trouble: str, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    key, name, spoil = TROUBLES[trouble]
+    path, config = tmp_path / name, tmp_path / "lockd.toml"
+    config.write_text(f"{key} = '{path}'\n" if by == "file" else "")
+    spoil(path)
+    places = {
+        "socket": tmp_path / "sock",
+        "admin_socket": tmp_path / "admin.sock",
+        "state_dir": tmp_path / "state",
+    }
+    del places[key]
+    if by == "option":
+        places[key] = path
+    options = [f"--{key.replace('_', '-')}={place}" for key, place in places.items()]
+    before = sorted(tmp_path.rglob("*"))
+    status, said = run("--check-config", f"--config={config}", *options)
+    assert sorted(tmp_path.rglob("*")) == before
+    command = [*LOCKD, f"--config={config}", *options]
+    started = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (status, said) == (started.returncode, started.stderr)
+    assert (status, said.count("\n")) == (CONFIG_ERROR, 1)
+    assert str(path) in said or str(path.parent) in said
+
+
+def test_check_changes_nothing_where_a_start_would_succeed(
+    lockd: DaemonProcess, tmp_path: Path
+) -> None:
+    """Neither a daemon that serves there nor a missing directory is a problem."""
+    for place in (Path(lockd.socket).parent, tmp_path / "not" / "yet"):
+        options = [f"--socket={place}/sock", f"--state-dir={place}/state"]
+        status, said = run("--check-config", f"--config={lockd.config}", *options)
+        assert (status, said.startswith("the configuration is valid")) == (0, True)
+    used = [f"--socket={lockd.socket}", f"--state-dir={lockd.state_dir}"]
+    assert run("--check-config", f"--config={lockd.config}", *used)[0] == 0
+    assert not (tmp_path / "not").exists()
+    with connect(lockd.socket) as client:
+        client.acquire("a")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("start", "check"),
+    [
+        (lambda path: bind_listener(f"{path}/sock"), check_own_listener),
+        (lambda path: bind_listener(f"{path}/a/sock"), check_own_directory),
+        (lambda path: open_epoch(f"{path}/a"), lambda path: check_epoch(f"{path}/a")),
+        (lambda path: open_epoch(str(path)), lambda path: check_epoch(str(path))),
+    ],
+)
+def test_check_without_rights_says_what_a_start_says(
+    start: Callable[[Path], object], check: Callable[[Path], object], tmp_path: Path
+) -> None:
+    for place in (tmp_path, *tmp_path.parents[:-2]):
+        place.chmod(0o755)
+    assert said_by_nobody(partial(check, tmp_path)) == (
+        said := said_by_nobody(partial(start, tmp_path))
+    )
+    assert "Permission denied" in said
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from lockd.daemon.survival.revival import (
 from lockd.daemon.system import systemd
 from lockd.daemon.system.epoch import (
     Epoch,
+    check_epoch,
     load_epoch,
     numbers_of,
     open_epoch,
@@ -54,6 +55,7 @@ from lockd.daemon.system.listener import (
     VIRTLOCKD,
     Role,
     bind_listener,
+    check_listener,
     load_listener,
     passed_listener,
     turn_away_all,
@@ -148,6 +150,13 @@ def main(
                 config, state_dir, socket, admin_socket, virtlockd_socket, bool(kept)
             )
         if check_config:
+            found = wanted.config
+            named = {
+                "--socket": socket or found.socket,
+                "--admin-socket": admin_socket or found.admin_socket,
+                "--virtlockd-socket": virtlockd_socket,
+            }
+            _check_places(state_dir or found.state_dir, named)
             for line in _check_lockspaces(wanted.config, config):
                 click.echo(line)
             for line in shadowed(wanted.config.limits):
@@ -343,6 +352,25 @@ def _check_lockspaces(config: Config, path: str | None) -> list[str]:
             for x in missing
         ]
     return found
+
+
+def _check_places(state_dir: str | None, sockets: dict[str, str | None]) -> None:
+    """Checks the state directory and the sockets that somebody has named.
+
+    The service manager may pass sockets, so the default ones may not be used.
+
+    Args:
+        state_dir: the directory.
+        sockets: the path of each socket, by the option for it.
+
+    Raises:
+        ConfigError: a start could not use one, in its own words.
+    """
+    if state_dir is not None:
+        check_epoch(state_dir)
+    for option, path in sockets.items():
+        if path is not None:
+            check_listener(path, option)
 
 
 def _open_standard_streams() -> None:

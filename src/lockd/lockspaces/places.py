@@ -69,6 +69,21 @@ def missing_directories(path: str) -> list[str]:
     return _Way(path, None).missing
 
 
+def check_place(path: str, mode: int = PRIVATE) -> None:
+    """Checks that `make_directory` can make a directory, but creates nothing.
+
+    Raises:
+        ConfigError: as `make_directory` says it.
+    """
+    missing = missing_directories(path)
+    if not missing:
+        return
+    if not os.access(
+        os.path.dirname(missing[0]), os.W_OK | os.X_OK, effective_ids=True
+    ):
+        raise _cannot_make(missing[0], PermissionError(errno.EACCES, ""))
+
+
 class _Way:
     """The way from the root to a directory.
 

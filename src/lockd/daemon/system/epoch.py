@@ -13,6 +13,7 @@ The daemon also compares the file with what it knows. It writes a removed or res
 again, while it serves and after a crash.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -26,7 +27,7 @@ from lockd.daemon.system.state_files import (
     replace_file,
 )
 from lockd.errors import ConfigError
-from lockd.lockspaces.places import make_directory
+from lockd.lockspaces.places import check_place, make_directory
 from lockd.names import quoted
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,37 @@ def open_epoch(directory: str, before: Numbers = Numbers()) -> Epoch:  # noqa: B
             has no epoch.
     """
     return _open(directory, before, goes_on=False)
+
+
+def check_epoch(directory: str) -> None:
+    """Checks that `open_epoch` can use a state directory, but changes nothing.
+
+    It ignores another daemon there: that may be the one to replace.
+
+    Raises:
+        ConfigError: as `open_epoch` says it.
+    """
+    place = os.path.abspath(directory)
+    try:
+        check_place(place)
+        if not os.path.isdir(place):
+            return
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except ConfigError as error:
+        raise ConfigError(f"the state directory: {error}") from None
+    except OSError as error:
+        raise _cannot(directory, error) from None
+    try:
+        _read(fd, directory)
+        with suppress(FileNotFoundError):
+            flags = NEW_FILE_FLAGS & ~(os.O_CREAT | os.O_TRUNC)
+            os.close(os.open(_LOCK_FILE, flags, dir_fd=fd))
+        if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, "")
+    except OSError as error:
+        raise _cannot(directory, error) from None
+    finally:
+        os.close(fd)
 
 
 def resume_epoch(directory: str, before: Numbers) -> Epoch:

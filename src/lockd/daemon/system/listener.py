@@ -1,5 +1,6 @@
 """The socket file: belongs to one daemon, and is never taken from another."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NamedTuple
 
 from lockd.errors import ConfigError
-from lockd.lockspaces.places import make_directory
+from lockd.lockspaces.places import check_place, make_directory
 from lockd.names import quoted
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ ROLES: Final[tuple[Role, ...]] = (CLIENTS, ADMINS, VIRTLOCKD, METRICS)
 BACKLOG: Final = 4096
 """The most clients that wait for accept(2). The kernel caps it at net.core.somaxconn.
 """
+
+MAX_PATH: Final = 107
+"""The most bytes of a path (unix(7), sun_path)."""
 
 UMASK: Final = 0o117
 """Owner and group may connect, which takes write permission (unix(7))."""
@@ -141,20 +145,56 @@ def bind_listener(path: str, umask: int = UMASK, option: str = "--socket") -> Li
             f"another daemon is starting at {quoted(path)}: use that one"
         ) from None
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigError(f"the socket {quoted(path)}: {reason}") from None
+        raise _cannot(path, error) from None
 
 
-def _make_directory_of(path: str, option: str) -> None:
+def check_listener(path: str, option: str) -> None:
+    """Checks that `bind_listener` can use a path, but changes nothing.
+
+    It ignores other daemons: one that listens there may be the one to replace.
+
+    Raises:
+        ConfigError: as `bind_listener` says it.
+    """
+    try:
+        if not _make_directory_of(path, option, check_place):
+            return
+        _check_lock_file(f"{path}.lock", path)
+        _is_there(path)
+        if len(os.fsencode(path)) > MAX_PATH:
+            raise OSError("AF_UNIX path too long")
+    except OSError as error:
+        raise _cannot(path, error) from None
+
+
+def _check_lock_file(lock: str, path: str) -> None:
+    try:
+        os.close(_open_lock_file(lock, _LOCK_FLAGS & ~os.O_CREAT))
+    except FileNotFoundError:
+        directory = os.path.dirname(os.path.abspath(path))
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, "") from None
+
+
+def _cannot(path: str, error: OSError) -> ConfigError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ConfigError(f"the socket {quoted(path)}: {reason}")
+
+
+def _make_directory_of(
+    path: str, option: str, make: Callable[[str, int], object] = make_directory
+) -> bool:
+    """Makes the directory of a socket. Returns whether it was there."""
     directory = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(directory):
-        return
+        return True
     try:
-        make_directory(directory, DIRECTORY_MODE)
+        make(directory, DIRECTORY_MODE)
     except ConfigError as error:
         raise ConfigError(
             f"the socket {quoted(path)}: {error} (or choose another path with {option})"
         ) from None
+    return False
 
 
 @contextmanager
@@ -170,17 +210,11 @@ def _alone(path: str, operation: int) -> Iterator[None]:
     """
     lock = f"{path}.lock"
     while True:
-        fd = os.open(lock, _LOCK_FLAGS, 0o600)
+        fd = _open_lock_file(lock, _LOCK_FLAGS)
         try:
-            status = os.fstat(fd)
-            if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-                raise ConfigError(
-                    f"{quoted(lock)} is in the way, and not ours: remove it, or choose "
-                    "another path"
-                )
             fcntl.flock(fd, operation)
             # The previous owner of the lock may have removed the file.
-            if _leads_to(lock, status):
+            if _leads_to(lock, os.fstat(fd)):
                 try:
                     yield
                 finally:
@@ -188,6 +222,23 @@ def _alone(path: str, operation: int) -> Iterator[None]:
                 return
         finally:
             os.close(fd)
+
+
+def _open_lock_file(lock: str, flags: int) -> int:
+    """Opens the file that `_alone` locks.
+
+    Raises:
+        ConfigError: it is not ours.
+    """
+    fd = os.open(lock, flags, 0o600)
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise ConfigError(
+            f"{quoted(lock)} is in the way, and not ours: remove it, or choose another "
+            "path"
+        )
+    return fd
 
 
 def _leads_to(path: str, status: os.stat_result) -> bool:
@@ -216,16 +267,27 @@ def _bind(path: str, wanted_umask: int) -> Listener:
         os.umask(umask)
 
 
-def _remove_leftover(path: str) -> None:
+def _is_there(path: str) -> bool:
+    """Returns whether there is a socket file.
+
+    Raises:
+        ConfigError: there is another file.
+    """
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(status.st_mode):
         raise ConfigError(
             f"{quoted(path)} exists already and is not a socket: remove it, or choose "
             "another path"
         )
+    return True
+
+
+def _remove_leftover(path: str) -> None:
+    if not _is_there(path):
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
