@@ -87,3 +87,57 @@ def test_message_that_comes_while_the_daemon_is_held_up_is_complete(
         served.call(be_held_up)
         assert "`x`" in client.refused(1).sentence
         client.acquire("a")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("more", [1, 8_000, 15_000])
+def test_message_whose_next_bytes_come_at_its_deadline_is_incomplete_still(
+    tmp_path: Path, kept: bool, more: int
+) -> None:
+    message = msgpack.packb([0, 1, "acquire", [{"resource": "a", "x": "x" * 16_000}]])
+    with (
+        Served(tmp_path, kept=kept) as served,
+        WireClient(served.socket) as client,
+    ):
+        client.call("statistics")
+        server = served.service.parts.server
+
+        def come_at_the_deadline() -> None:
+            client.send_bytes(message[:9])
+            server.take_turn()
+            time.sleep(2 * served.service.config.limits.message_timeout)
+            client.send_bytes(message[9 : 9 + more])
+            server._keep_deadlines()
+            server.end_turn()
+
+        served.call(come_at_the_deadline)
+        (said,) = client.rest()
+        assert said[2][1].startswith("protocol: a message was not complete after")
+
+
+def test_message_after_one_that_is_complete_at_its_deadline_has_its_own_time(
+    tmp_path: Path,
+) -> None:
+    message = msgpack.packb([0, 1, "statistics", [{}]])
+    with (
+        Served(tmp_path, kept=False) as served,
+        WireClient(served.socket) as client,
+    ):
+        client.call("statistics")
+        server = served.service.parts.server
+
+        def come_at_the_deadline() -> None:
+            client.send_bytes(message[:9])
+            server.take_turn()
+            time.sleep(2 * served.service.config.limits.message_timeout)
+            client.send_bytes(message[9:] + message[:9])
+            server._keep_deadlines()
+            # The second one has begun just now.
+            server._keep_deadlines()
+            client.send_bytes(message[9:])
+            server.take_turn()
+            server.end_turn()
+
+        served.call(come_at_the_deadline)
+        for _ in range(2):
+            assert client.result(1)["sessions"] == 1

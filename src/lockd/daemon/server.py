@@ -19,6 +19,7 @@ import trio
 from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.admission import Admission, Newcomer
 from lockd.daemon.clients.gate import Gate
+from lockd.daemon.clients.half_messages import HalfMessages, completes
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
@@ -101,8 +102,7 @@ class Server:
         self._unfinished: Waiting = {}
         #: Peers to close, which are not served any more.
         self._leaving: Waiting = {}
-        #: The deadlines of incomplete messages, the earliest first.
-        self._incomplete: dict[Peer, tuple[float, int]] = {}
+        self._incomplete = HalfMessages()
         self._sleep = trio.CancelScope()
 
     def listen(self, listener: socket.socket, role: Role = CLIENTS) -> None:
@@ -187,7 +187,7 @@ class Server:
         return chain(self._unfinished, self._leaving, self._answers.feed.behind())
 
     def _next_deadline(self) -> float:
-        deadline = next((when for when, _ in self._incomplete.values()), inf)
+        deadline = self._incomplete.next_deadline
         if any(True for _ in self._users_who_wait()):
             deadline = min(deadline, self._shares.deadline)
         if self._admission.newcomers:
@@ -196,24 +196,15 @@ class Server:
 
     def _keep_deadlines(self) -> None:
         """Ends clients whose incomplete message is too old; accepts clients again."""
-        now = trio.current_time()
-        while self._incomplete:
-            peer, (deadline, begun_at) = next(iter(self._incomplete.items()))
-            if deadline > now:
-                break
-            del self._incomplete[peer]
-            timeout = self._limiter.limits.message_timeout
+        now, timeout = trio.current_time(), self._limiter.limits.message_timeout
+        for peer, begun_at in self._incomplete.overdue(now):
             put_off = self._unfinished.get(peer.user, ())
             if peer.outbox.is_behind or peer in put_off:
                 # The daemon has not read from it, and the rest may have arrived.
-                self._incomplete[peer] = now + timeout, begun_at
-                continue
-            said = begun_at, peer.connection.partial_bytes
-            # The rest may have arrived while this process was not running.
-            self._guarded(self._serve_now, peer)
-            conversation = peer.connection
-            if said == (conversation.begun_at, conversation.partial_bytes):
+                self._incomplete.put_off(peer, begun_at, now + timeout)
+            elif not completes(peer, begun_at, self._serve_guarded):
                 message = f"a message was not complete after {timeout:g} s"
+                self._incomplete.forget(peer)
                 self._guarded(self._refuse_all, peer, message)
         self._gate.keep_deadlines(now)
 
@@ -251,7 +242,7 @@ class Server:
             self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
         if not (any_ready or busy):
             return False
-        if self._incomplete or self._gate.next_deadline < inf:
+        if min(self._incomplete.next_deadline, self._gate.next_deadline) < inf:
             self._keep_deadlines()
         self.end_turn()
         return True
@@ -292,19 +283,15 @@ class Server:
         if peer.connection.has_partial or peer in self._incomplete:
             self._expect_rest(peer)
 
+    def _expect_rest(self, peer: Peer) -> None:
+        timeout = self._limiter.limits.message_timeout
+        self._incomplete.look(peer, trio.current_time() + timeout)
+
+    def _serve_guarded(self, peer: Peer) -> None:
+        self._guarded(self._serve_now, peer)
+
     def _taker(self, peer: Peer) -> Callable[[Peer, Any], None]:
         return self._virtlockd.take if peer.is_libvirt else self._dispatcher.take
-
-    def _expect_rest(self, peer: Peer) -> None:
-        """Starts, keeps or removes the deadline of an incomplete message."""
-        begun_at = peer.connection.begun_at
-        if not peer.connection.has_partial:
-            self._incomplete.pop(peer, None)
-        elif self._incomplete.get(peer, (0, -1))[1] != begun_at:
-            # A client that sends message after message always has an incomplete one.
-            self._incomplete.pop(peer, None)
-            timeout = self._limiter.limits.message_timeout
-            self._incomplete[peer] = trio.current_time() + timeout, begun_at
 
     def end_turn(self) -> None:
         """Sends all pending answers, and closes the peers that end."""
@@ -441,7 +428,7 @@ class Server:
         peer.leave()
         _drop(self._unfinished, peer)
         _drop(self._leaving, peer)
-        self._incomplete.pop(peer, None)
+        self._incomplete.forget(peer)
         self._answers.behind.discard(peer)
         attempt(self._poller.unwatch, peer.fileno())
         self._sessions.close(peer)
