@@ -40,6 +40,7 @@ class Holder(Party, kw_only=True):
     count: int
     since: float
     held_for: float
+    overdue: bool
     label: str | None
     reason: str | None
     on_disconnect: Literal["release", "kill"]
@@ -272,6 +273,8 @@ class Lockspace(Struct, forbid_unknown_fields=True, kw_only=True):
     file_system: str | None
     on_disconnect: Literal["release", "kill"]
     outside: Literal["file", "byte"] | None
+    max_hold: float | None
+    on_overdue: Literal["notice", "break"]
     held: int | None
 
 

@@ -21,6 +21,13 @@ class Hold:
     count: int = 1
     #: The sessions for whose end its holder waits.
     inside: set[int] = field(default_factory=set)
+    #: When it becomes overdue, whether it did, and who hears of that.
+    due: float | None = None
+    overdue: bool = False
+    overdue_to: int | None = None
+    #: Who hears whether somebody waits for it, and what it heard last.
+    wanted_to: int | None = None
+    wanted: bool = False
 
     @property
     def owner(self) -> int:
@@ -36,14 +43,23 @@ class Ask:
     mode: Mode
     deadline: float | None = None
     converts: bool = False
+    max_hold: float | None = None
+    wanted: bool = False
 
     @property
     def owner(self) -> int:
         return self.who[0]
 
 
+Heard = tuple[str, int | None, Who, str]
+"""What a holder hears: what it is, the session that hears it, and of which hold."""
+
+
 class Model:
-    def __init__(self) -> None:
+    def __init__(self, max_hold: float | None = None) -> None:
+        self.now = 0.0
+        self.max_hold = max_hold
+        self.heard: list[Heard] = []
         self.owner_of: dict[int, int] = {}
         self.dead: set[int] = set()
         self.holds: list[Hold] = []
@@ -99,11 +115,57 @@ class Model:
             for name in ask.names:
                 hold = self.held(ask.who, name)
                 if hold is None:
-                    self.holds.append(Hold(name, ask.who, ask.mode))
+                    hold = Hold(name, ask.who, ask.mode)
+                    self.holds.append(hold)
                 elif ask.converts:
                     hold.mode = ask.mode
                 else:
                     hold.count += 1
+                if not ask.converts:
+                    self.listen(hold, ask)
+
+    # What holders hear.
+
+    def listen(self, hold: Hold, ask: Ask) -> None:
+        """Notes what a new holder asked to hear; the first that asked hears it."""
+        limits = [x for x in (self.max_hold, ask.max_hold) if x is not None]
+        ends = [self.now + x for x in limits] + ([] if hold.due is None else [hold.due])
+        hold.due = min(ends, default=None)
+        if ask.max_hold is not None and hold.overdue_to not in self.owner_of:
+            hold.overdue_to = ask.session
+        if ask.wanted and hold.wanted_to not in self.owner_of:
+            hold.wanted_to, hold.wanted = ask.session, False
+
+    def tell(self) -> None:
+        """Tells each holder that listens if somebody waits for it, or no more."""
+        for hold in self.holds:
+            wanted = hold.wanted_to is not None and any(
+                hold.name in ask.names
+                and hold.who != ask.who
+                and EXCLUSIVE in (hold.mode, ask.mode)
+                for ask in self.asks
+            )
+            if wanted != hold.wanted:
+                hold.wanted = wanted
+                if hold.wanted_to in self.owner_of:
+                    what = "wanted" if wanted else "unwanted"
+                    self.heard.append((what, hold.wanted_to, hold.who, hold.name))
+
+    def tell_overdue(self) -> list[Hold]:
+        """Tells once of each hold that is overdue. Returns these."""
+        late = [hold for hold in self.holds if not hold.overdue]
+        late = [hold for hold in late if (hold.due or self.now + 1) <= self.now]
+        for hold in late:
+            hold.overdue = True
+            session = hold.overdue_to if hold.overdue_to in self.owner_of else None
+            self.heard.append(("overdue", session, hold.who, hold.name))
+        return late
+
+    def deadlines(self) -> list[float]:
+        """Returns when requests and holds are due."""
+        due = [ask.deadline for ask in self.asks]
+        due += [hold.due for hold in self.holds if not hold.overdue]
+        return [when for when in due if when is not None]
 
     def longest_line(self, names: tuple[str, ...]) -> int:
         return max(sum(name in ask.names for ask in self.asks) for name in names)
@@ -129,6 +191,7 @@ class Model:
             return "already_held"
         if held:
             held[0].count += 1
+            self.listen(held[0], ask)
             return "granted"
         return self.offer(ask, tries, most)
 

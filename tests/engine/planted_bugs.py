@@ -77,6 +77,110 @@ PLANTED_BUGS = [
         "wish.timeout",
     ),
     _in(
+        "lock_table",
+        "overdue is told twice",
+        "        grant = replace(grant, notices=replace(notices, overdue=True))\n"
+        "        state.put_grant(grant)\n",
+        "        later = replace(notices, due=notices.due + 1)\n"
+        "        grant = replace(grant, notices=later)\n"
+        "        state.put_grant(grant)\n"
+        "        state.heed(grant)\n",
+    ),
+    _in(
+        "lock_state",
+        "overdue is never told",
+        "        if notices is not None and notices.due is not None and not "
+        "notices.overdue:\n",
+        "        if False:\n",
+    ),
+    _in(
+        "lock_state",
+        "the longer of two times counts",
+        "due=min(ends, default=None)",
+        "due=max(ends, default=None)",
+    ),
+    _in(
+        "lock_state",
+        "the time of who takes it again is forgotten",
+        "        if grant.notices != held.notices:\n",
+        "        if False:\n",
+    ),
+    _in(
+        "lock_state",
+        "overdue of an ended grant is told",
+        "    grant = thing.grants.get(-order)\n",
+        "    if -order not in thing.grants:\n"
+        "        return False\n"
+        "    grant = thing.grants.get(-order)\n",
+    ),
+    _in(
+        "lock_table",
+        "overdue is broken where nobody asked for that",
+        '.on_overdue == "break":\n',
+        '.on_overdue != "notice" or state.waiting:\n',
+    ),
+    _in(
+        "lock_table",
+        "a session that is gone hears that it is late",
+        "        session = told if told in state.sessions else None\n",
+        "        session = told\n",
+    ),
+    _in(
+        "resource",
+        "wanted is told on the second waiter",
+        "            if mode is None or compatible(mode, request.mode):\n",
+        "            first = self.line_length() == 1\n"
+        "            if mode is None or compatible(mode, request.mode) or first:\n",
+    ),
+    _in(
+        "lock_table",
+        "wanted is not told when somebody begins to wait",
+        "            self._state.look_who_is_wanted(resource)\n        cycle",
+        "        cycle",
+    ),
+    _in(
+        "lock_state",
+        "wanted is not told to who comes while others wait",
+        "            self.listened[resource] = None\n        if notices",
+        "        if notices",
+    ),
+    _in(
+        "lock_table",
+        "unwanted is forgotten",
+        "        self._state.look_who_is_wanted(resource)\n\n    def _tidy",
+        "\n    def _tidy",
+    ),
+    _in(
+        "owners",
+        "the own convert is taken for somebody who waits",
+        "any(seeker is not strand for seeker in seekers)",
+        "bool(seekers)",
+    ),
+    _in(
+        "resource",
+        "who shares is wanted by who shares, too",
+        "            if mode is None or compatible(mode, request.mode):\n",
+        "            if mode is None:\n",
+    ),
+    _in(
+        "lock_state",
+        "who listens no more still does",
+        "            resource.stop_listening(strand)\n",
+        "            pass\n",
+    ),
+    _in(
+        "snapshot",
+        "who waits over a crash asks to hear nothing",
+        '_HEARS = ("max_hold", "wanted")\n',
+        "_HEARS = ()\n",
+    ),
+    _in(
+        "lock_table",
+        "a crash makes holders deaf",
+        "                state.heed(grant)\n",
+        "                pass\n",
+    ),
+    _in(
         "requests",
         "a newcomer overtakes who waits",
         "resource.has_line or not resource.admits(mode, strand)",
@@ -160,8 +264,8 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "the time allowed is ignored",
-        "            if when == request.deadline:\n",
-        "            if when == request.deadline and request.converting:\n",
+        "            elif when == request.deadline:\n",
+        "            elif when == request.deadline and request.converting:\n",
     ),
     _in(
         "lock_table",

@@ -75,7 +75,7 @@ _COMMON = (
     (1, "break_and_take", PICKS, SLOTS, MODES),
     (1, "process_ends", BOTH),
     (5, "time_passes", PAUSES),
-    (1, "dump_and_load"),
+    (2, "dump_and_load"),
     (1, "crash"),
     (2, "lose", range(6), range(36)),
 )

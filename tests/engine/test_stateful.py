@@ -34,6 +34,7 @@ from lockd.terms import (
     SHARED,
     Mode,
     OnDisconnect,
+    OnOverdue,
     ResourceKey,
     WorkOutcome,
 )
@@ -47,6 +48,22 @@ SAID: tuple[tuple[None, str | None, str | None], ...] = (
     (None, "", "why"),
 )
 """What each slot says when it acquires: what to create, label, reason."""
+
+WISHES: tuple[tuple[float | None, bool], ...] = (
+    (None, False),
+    (1.5, True),
+    (None, True),
+)
+"""What a session asks to hear when it acquires: after how many seconds that it is
+overdue, and whether somebody waits. The number of the request says which of these."""
+
+LIMITS: tuple[tuple[float | None, OnOverdue], ...] = (
+    (None, "notice"),
+    (None, "notice"),
+    (1.0, "notice"),
+    (2.0, "break"),
+)
+"""How long a lockspace lets a lock be held, and what happens then."""
 
 T = TypeVar("T")
 
@@ -379,10 +396,16 @@ class ModelMachine(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
+        self.breaks = False
 
-    @initialize(acting=st.sampled_from([(), (), (0,), (0, 1)]))
-    def open(self, acting: tuple[int, ...]) -> None:
-        self.handle(c.AddLockspace("m", anchored=False))
+    @initialize(
+        acting=st.sampled_from([(), (), (0,), (0, 1)]), limit=st.sampled_from(LIMITS)
+    )
+    def open(
+        self, acting: tuple[int, ...], limit: tuple[float | None, OnOverdue]
+    ) -> None:
+        self.model.max_hold, self.breaks = limit[0], limit[1] == "break"
+        self.handle(c.AddLockspace("m", False, "release", *limit))
         for slot in SLOTS:
             self.enter(slot, slot in acting)
 
@@ -410,14 +433,24 @@ class ModelMachine(Machine):
                 | c.BreakGrant,
             )
             self.model.answer(command.session, command.request, verdict)
+        self.model.now = self.now
         self.model.settle()
+        self.model.tell()
         expected, self.model.answers = self.model.answers, {}
+        effects = self.handle(command)
         said = {
             (effect.session, effect.request): _verdict(effect)
-            for effect in self.handle(command)
+            for effect in effects
             if isinstance(effect, e.Granted | e.Refused | e.Completed)
         }
         assert said == expected
+        heard, self.model.heard = self.model.heard, []
+        notices = [x for x in effects if isinstance(x, Noticed)]
+        told = [
+            (_name(x), x.session, who_holds(x.grant), x.grant.key.resource)
+            for x in notices
+        ]
+        assert sorted(told, key=str) == sorted(heard, key=str)
 
     def compare_state(self) -> None:
         holds = [(h.name, h.who, h.mode, h.count) for h in self.model.holds]
@@ -433,8 +466,14 @@ class ModelMachine(Machine):
             assert [(w.session, w.strand, w.mode, w.converting) for w in line] == [
                 (ask.session, ask.who[2], ask.mode, ask.converts) for ask in turns
             ]
-        deadlines = [a.deadline for a in self.model.asks if a.deadline is not None]
+        deadlines = self.model.deadlines()
         assert self.engine.next_deadline() == min(deadlines, default=None)
+        listening = [(h.overdue, h.wanted, *h.who) for h in self.model.holds]
+        known = [
+            (x.is_overdue, bool(x.notices and x.notices.wanted), *who_holds(x))
+            for x in self.engine.grants()
+        ]
+        assert sorted(known) == sorted(listening)
 
     def ask(
         self,
@@ -449,7 +488,8 @@ class ModelMachine(Machine):
         if converts and mode == SHARED:
             deadline = None
         number, who = next(self.numbers), self.who(slot)
-        return Ask(session, number, who, names, mode, deadline, converts)
+        wishes = (None, False) if converts else WISHES[number % len(WISHES)]
+        return Ask(session, number, who, names, mode, deadline, converts, *wishes)
 
     def who(self, slot: int) -> Who:
         session, strand = self.sessions[slot], self.strands[slot]
@@ -482,6 +522,8 @@ class ModelMachine(Machine):
         command = c.Acquire(
             *(ask.session, ask.number, keys, mode, timeout, *SAID[slot], most),
             strand=ask.who[2],
+            max_hold=ask.max_hold,
+            wanted=ask.wanted,
         )
         self.agree(command, self.model.acquire(ask, timeout == 0, most))
 
@@ -577,7 +619,13 @@ class ModelMachine(Machine):
         self.now += pause
         late = [a for a in self.model.asks if (a.deadline or self.now + 1) <= self.now]
         self.model.give_up(late, "timeout")
+        self.model.now = self.now
+        overdue = self.model.tell_overdue()
         self.agree(c.Tick())
+        for hold in overdue if self.breaks else ():
+            token = self.token_of(hold.who, hold.name)
+            self.model.end(hold)
+            self.agree(c.BreakGrant(0, 0, token, "overdue"), "completed")
 
 
 class AnchorMachine(Machine):
@@ -591,16 +639,25 @@ class AnchorMachine(Machine):
         self.prompt = True
         self.outside = "nothing"
         self.killed = "nobody"
+        #: The tokens of the overdue grants that were broken.
+        self.broken: set[int] = set()
 
     @initialize(
         prompt=st.booleans(),
         killed=st.sampled_from(["nobody", "owners", "all"]),
         acting=st.sampled_from([(), (), (0,), (0, 1)]),
+        limit=st.sampled_from(LIMITS),
     )
-    def open(self, prompt: bool, killed: str, acting: tuple[int, ...]) -> None:
+    def open(
+        self,
+        prompt: bool,
+        killed: str,
+        acting: tuple[int, ...],
+        limit: tuple[float | None, OnOverdue],
+    ) -> None:
         self.prompt, self.killed = prompt, killed
         on_disconnect: OnDisconnect = "kill" if killed == "all" else "release"
-        self.handle(c.AddLockspace("f", True, on_disconnect))
+        self.handle(c.AddLockspace("f", True, on_disconnect, *limit))
         for slot in SLOTS:
             self.enter(slot, slot in acting)
 
@@ -659,10 +716,13 @@ class AnchorMachine(Machine):
         most: int | None = None,
     ) -> None:
         number = next(self.numbers)
+        max_hold, wanted = WISHES[number % len(WISHES)]
         keys = self.keys(*names)
         command = c.Acquire(
             *(self.sessions[slot], number, keys, mode, timeout, *SAID[slot], most),
             strand=self.strands[slot],
+            max_hold=max_hold,
+            wanted=wanted,
         )
         self.do(command)
 
@@ -764,12 +824,23 @@ class AnchorMachine(Machine):
     def time_passes(self, pause: float) -> None:
         self.now += pause
         self.do(c.Tick())
+        for token in sorted(self.witness.to_break - self.broken):
+            self.broken.add(token)
+            if self.engine.grant_of(token) is not None:
+                self.do(c.BreakGrant(0, 0, token, "overdue"))
         due = self.engine.next_deadline()
         assert due is None or due > self.now
 
 
 def _pick(things: Sequence[T], pick: int) -> T | None:
     return things[pick % len(things)] if things else None
+
+
+Noticed = e.Overdue | e.Wanted | e.Unwanted
+
+
+def _name(effect: Noticed) -> str:
+    return type(effect).__name__.lower()
 
 
 def _verdict(effect: e.Granted | e.Refused | e.Completed) -> str:
@@ -873,6 +944,8 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
     assert rare(ModelMachine, "too many waited", "denied", floor=0.2) == {}
+    assert rare(ModelMachine, "Overdue", "Wanted", "Unwanted", floor=0.4) == {}
+    assert rare(ModelMachine, "BreakOverdue", floor=0.05) == {}
     assert rare(ModelMachine, "released for its owner", floor=0.05) == {}
     assert rare(ModelMachine, *TROUBLE, floor=0.02) == {}
     assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
@@ -888,6 +961,8 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
     assert rare(AnchorMachine, "too many waited", "denied", floor=0.1) == {}
+    assert rare(AnchorMachine, "Overdue", "Wanted", "Unwanted", floor=0.4) == {}
+    assert rare(AnchorMachine, "BreakOverdue", floor=0.05) == {}
     assert rare(AnchorMachine, "released for its owner", floor=0.05) == {}
     assert rare(AnchorMachine, *TROUBLE, floor=0.02) == {}
     assert rare(AnchorMachine, *DAMAGE, floor=0.1) == {}

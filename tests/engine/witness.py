@@ -44,6 +44,15 @@ class Witness:
         self.holders: dict[ResourceKey, dict[Who, e.Grant]] = {}
         self.anchors: dict[ResourceKey, Mode] = {}
         self.opening: dict[ResourceKey, Mode] = {}
+        #: By token: when a grant becomes overdue, who hears of that, who hears whether
+        #: somebody waits for it.
+        self.due: dict[int, float] = {}
+        self.overdue_to: dict[int, int] = {}
+        self.wanted_to: dict[int, int] = {}
+        #: The tokens of which it was told that they are overdue, or wanted.
+        self.overdue: set[int] = set()
+        self.wanted: set[int] = set()
+        self.to_break: set[int] = set()
         self.killed_on_disconnect: set[int] = set()
         self.fenced: set[int] = set()
         self.ended_owners: set[int] = set()
@@ -63,6 +72,7 @@ class Witness:
         self.see_command(command)
         for effect in effects:
             self.see_effect(effect)
+        self.check_heard(command)
         for key in self.holders | self.anchors:
             self.check_anchor(key)
         if isinstance(command, c.DisconnectOwner):
@@ -160,6 +170,12 @@ class Witness:
                 assert session in self.sessions, "a session that is gone is told"
                 held = self.holders[grant.key][who_holds(grant)]
                 assert held.fencing_token == grant.fencing_token
+            case e.Overdue(session, grant):
+                self.told_overdue(session, grant)
+            case e.Wanted(session, grant) | e.Unwanted(session, grant):
+                self.told_wanted(session, grant, isinstance(effect, e.Wanted))
+            case e.BreakOverdue(grant):
+                self.to_break.add(grant.fencing_token)
             case e.OpenAnchor(key, mode, _, in_use):
                 assert self.lockspaces[key.lockspace].anchored
                 assert key not in self.opening, "opened twice at once"
@@ -176,12 +192,88 @@ class Witness:
             case e.ForgetOwner(owner_id):
                 assert not self.does_hold(owner_id), "forgotten while it holds"
 
+    # What holders hear.
+
+    def told_overdue(self, session: int | None, grant: e.Grant) -> None:
+        token = grant.fencing_token
+        assert self.holders[grant.key][who_holds(grant)].fencing_token == token
+        assert token not in self.overdue, "overdue twice"
+        assert self.due[token] <= self.now, "overdue too early"
+        asked = self.overdue_to.get(token)
+        assert session == (asked if asked in self.sessions else None)
+        self.overdue.add(token)
+
+    def told_wanted(self, session: int, grant: e.Grant, wanted: bool) -> None:
+        token = grant.fencing_token
+        assert self.holders[grant.key][who_holds(grant)].fencing_token == token
+        assert session == self.wanted_to[token], "somebody else hears it"
+        assert session in self.sessions, "a session that is gone is told"
+        assert (token in self.wanted) != wanted, "told what it knows"
+        self.wanted ^= {token}
+
+    def check_heard(self, command: c.Command) -> None:
+        """Checks that each holder has heard what it asked for."""
+        held = [grant for held in self.holders.values() for grant in held.values()]
+        for grant in held:
+            token = grant.fencing_token
+            if self.wanted_to.get(token) in self.sessions:
+                is_wanted = any(self.is_in_the_way(grant, x) for x in self.queued)
+                assert (token in self.wanted) == is_wanted, f"unheard: {grant}"
+            if isinstance(command, c.Tick) and token in self.due:
+                late = self.due[token] <= self.now
+                assert late == (token in self.overdue), f"unheard: {grant}"
+                space = self.lockspaces[grant.key.lockspace]
+                assert (token in self.to_break) == (
+                    late and token in self.overdue and space.on_overdue == "break"
+                )
+
+    def is_in_the_way(self, grant: e.Grant, asked: tuple[int, int]) -> bool:
+        """Tells whether a request waits until a grant ends."""
+        if asked not in self.unanswered:
+            return False
+        command, _ = self.unanswered[asked]
+        owner_id = self.acts_for[command.session]
+        if isinstance(command, c.Acquire):
+            keys, mode = command.keys, command.mode
+            session = command.session if command.strand else 0
+            who = (owner_id, session, command.strand)
+        else:
+            assert isinstance(command, c.Convert)
+            keys, mode = self.converted_by(command), command.mode
+            who = (owner_id, 0, 0) if command.key else self.who_converts(command)
+        return (
+            grant.key in keys
+            and who != who_holds(grant)
+            and EXCLUSIVE in (mode, grant.mode)
+        )
+
+    def who_converts(self, command: c.Convert) -> Who:
+        for held in self.holders.values():
+            for who, grant in held.items():
+                if grant.fencing_token == command.fencing_token:
+                    return who
+        raise AssertionError("a lock that is gone is converted")
+
+    def listen(self, command: c.Acquire, grant: e.Grant) -> None:
+        """Notes what a holder asked to hear; the first session that asked hears it."""
+        token = grant.fencing_token
+        limits = command.max_hold, self.lockspaces[grant.key.lockspace].max_hold
+        ends = [self.now + seconds for seconds in limits if seconds is not None]
+        if ends:
+            self.due[token] = min(*ends, self.due.get(token, ends[0]))
+        asked = command.max_hold is not None
+        if asked and self.overdue_to.get(token) not in self.sessions:
+            self.overdue_to[token] = command.session
+        if command.wanted and self.wanted_to.get(token) not in self.sessions:
+            self.wanted_to[token] = command.session
+            self.wanted.discard(token)
+
     def does_hold(self, owner_id: int) -> bool:
         holders = [who for held in self.holders.values() for who in held]
         return any(who[0] == owner_id for who in holders)
 
     def answered(self, session: int, request: int) -> Asked:
-        assert session in self.sessions, "a session that is gone is answered"
+        assert session in {0, *self.sessions}, "a session that is gone is answered"
         assert (session, request) in self.unanswered, "answered twice"
         command, _ = self.unanswered.pop((session, request))
         return command
@@ -206,6 +298,8 @@ class Witness:
             assert grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
             self.hold(grant, answer.converted)
+            if isinstance(command, c.Acquire):
+                self.listen(command, grant)
 
     def trouble_before(self, answer: e.Granted) -> tuple[e.LastHolder, ...]:
         """Returns the last holds that a new holder must hear of."""

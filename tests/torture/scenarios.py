@@ -254,6 +254,27 @@ def _strands(scene: Scene) -> None:
         line.call("release", fencing_token=each)
 
 
+def _notices(scene: Scene) -> None:
+    """A holder is late, is wanted and then not any more: it hears each once."""
+    holder, waiter = scene.line(), scene.line()
+    scene.step()
+    wishes = {"wanted": True, "max_hold": 0.01}
+    token = scene.acquire(holder, "a", lockspace="files", **wishes)
+    msgid = waits(scene, waiter, "a")
+    holder.hear(2)
+    waiter.call("cancel", request=msgid)
+    scene.step()
+    holder.hear(3)
+    holder.call("statistics")
+    scene.must(sorted(holder.notices[:2]), ["overdue", "wanted"], "the first notices")
+    scene.must(holder.notices[2:], ["unwanted"], "the other notices")
+    try:
+        waiter.wait(msgid)
+    except Refused as refusal:
+        scene.must(refusal.code, "cancelled", "what was cancelled")
+    _must_be_held(scene, "a", token, "files")
+
+
 def _within(scene: Scene) -> None:
     """A child wants what its parent has, and waits for nobody for ever."""
     parent, stranger = scene.line(), scene.line()
@@ -487,6 +508,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     ),
     "convert": _convert,
     "strands": _strands,
+    "overdue and wanted": _notices,
     "within": _within,
     "cancel": _cancel,
     "connect": _connect,

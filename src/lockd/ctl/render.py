@@ -108,6 +108,12 @@ def purpose(party: Mapping[str, Any]) -> str | None:
     return ": ".join(filter(None, (party.get("label"), party.get("reason")))) or None
 
 
+def is_overdue(holder: Mapping[str, Any]) -> bool:
+    """Returns whether a holder holds its lock for longer than it may."""
+    # An older daemon, and an event, do not say.
+    return bool(holder.get("overdue"))
+
+
 def outsider(program: str | None, pid: int | None, where: str = "outside lockd") -> str:
     """Returns the words for a process that locks a file outside lockd."""
     known = f" (pid {pid})" if pid else ""

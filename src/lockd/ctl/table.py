@@ -90,6 +90,7 @@ _NEEDED: Final = (
     Column("NAME", least=12),
     Column("ON DISCONNECT"),
     Column("OVER", _times, width=6, right=True, down=True),
+    Column("OVERDUE", optional=True),
     Column("PATH", least=12, optional=True),
     Column("SESSION", width=7, right=True),
     Column("STATE", least=12, width=12),

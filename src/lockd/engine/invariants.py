@@ -172,7 +172,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     if engine.waiting_by_user != waiting:
         yield f"{engine.waiting_by_user} are counted as waiting, not {waiting}"
     yield from _broken_texts(engine, tracked)
-    timed = engine.table.timed()
+    timed = {(when, order) for when, order, _ in engine.state.deadlines}
     for request in tracked:
         for key in request.keys:
             resource = engine.state.resources.get(key)
@@ -183,8 +183,36 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
             ):
                 yield f"{key}: a request waits that is not in line"
         deadline = request.deadline if request.is_announced else None
-        if deadline is not None and (deadline, request) not in timed:
+        if deadline is not None and (deadline, request.order) not in timed:
             yield f"{request.keys}: a request would wait beyond its time"
+    yield from _broken_notices(engine, timed)
+
+
+def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterator[str]:
+    """Checks what holders were told: whether they are late, or somebody waits."""
+    for resource in engine.state.resources.values():
+        listeners = set()
+        for strand, grant in resource.holders.items():
+            notices, name = grant.notices, f"{grant.key} of {grant.owner.name}"
+            if notices is None:
+                continue
+            due = notices.due, -grant.fencing_token
+            if notices.overdue and notices.due is None:
+                yield f"{name}: is overdue without a time"
+            if not notices.overdue and notices.due is not None and due not in timed:
+                yield f"{name}: would never be overdue"
+            if notices.wanted_to is None:
+                continue
+            listeners.add(strand)
+            wanted = any(
+                "exclusive" in (grant.mode, request.mode)
+                and _party_of(request) != _party(grant)
+                for request in (*resource.converting, *resource.waiting)
+            )
+            if notices.wanted != wanted and resource not in engine.state.listened:
+                yield f"{name}: was told last that wanted is {notices.wanted}"
+        if set(resource.listeners) != listeners:
+            yield f"{resource.key}: {len(resource.listeners)} listen"
 
 
 def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:

@@ -89,12 +89,14 @@ class LockEngine:
         """
         answer = self._handlers[type(command)](command, now)
         effects = self.table.settle(now)
+        if self.state.listened:
+            effects += self._owners.tell_wanted()
         if answer is not None:
             effects.append(answer)
         return effects
 
     def next_deadline(self) -> float | None:
-        """Returns when the next `Tick` is due; None if no request has a deadline."""
+        """Returns when the next `Tick` is due; None if nothing has a deadline."""
         return self.table.next_deadline()
 
     # Lockspaces, anchors and time.
@@ -183,6 +185,15 @@ class LockEngine:
     def must_fence(self, grant: e.Grant) -> bool:
         """Returns whether the holder must be dead before its lock ends."""
         return self.state.must_fence(grant)
+
+    def wanted_now(self, session_id: int) -> Iterator[e.Wanted | e.Unwanted]:
+        """Yields what a session should have heard last of whether it is wanted."""
+        for grant in self.grants_of(session_id):
+            notices = grant.notices
+            if notices is not None and notices.wanted_to == session_id:
+                kind = e.Wanted if notices.wanted else e.Unwanted
+                count = self.resources[grant.key].line_length()
+                yield kind(session_id, grant, count)
 
     # Reading: who waits.
 

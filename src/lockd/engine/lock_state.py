@@ -7,10 +7,13 @@ only. Each step also updates the counts, the users' amounts and the marks for `r
 
 from __future__ import annotations
 
+import heapq
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
+
+from msgspec.structs import replace
 
 from lockd.engine.commands import (
     Acquire,
@@ -21,7 +24,7 @@ from lockd.engine.commands import (
     Release,
     ReleaseForOwner,
 )
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation
+from lockd.engine.effects import Grant, HolderNotices, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
@@ -57,6 +60,50 @@ class Changes(dict[tuple[Kind, Any], Any]):
         return is_new
 
 
+_FEW: Final = 64
+
+
+class Deadlines(list[tuple[float, int, Request | OwnerState]]):
+    """A heap of what is due: requests, and grants that become overdue.
+
+    An entry is a time and a request with its order, or an owner with the token of a
+    grant as a negative number. Entries are skipped once their request is answered, or
+    their grant has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = _FEW
+
+    def add(self, when: float, order: int, thing: Request | OwnerState) -> None:
+        """Adds the time at which a request or a grant is due."""
+        if len(self) >= self._most:
+            # Most entries belong to what ended long before its time.
+            self[:] = [entry for entry in self if not _is_stale(*entry)]
+            heapq.heapify(self)
+            self._most = _FEW + 4 * len(self)
+        heapq.heappush(self, (when, order, thing))
+
+    def first(self) -> float | None:
+        """Returns when the earliest one is due; None without any."""
+        while self and _is_stale(*self[0]):
+            heapq.heappop(self)
+        return self[0][0] if self else None
+
+    def take_first(self) -> Request | Grant:
+        """Removes and returns the earliest one. `first` has returned its time."""
+        _, order, thing = heapq.heappop(self)
+        return thing if isinstance(thing, Request) else thing.grants[-order]
+
+
+def _is_stale(when: float, order: int, thing: Request | OwnerState) -> bool:
+    if isinstance(thing, Request):
+        return thing.is_answered or when not in (thing.deadline, thing.retry_at)
+    grant = thing.grants.get(-order)
+    notices = None if grant is None else grant.notices
+    return notices is None or notices.overdue or notices.due != when
+
+
 class LockState:
     """All that the engine knows.
 
@@ -82,6 +129,10 @@ class LockState:
         self.sessions: dict[int, Session] = {}
         #: The owner of each grant, by fencing token.
         self.holder_of: dict[int, OwnerState] = {}
+        self.deadlines = Deadlines()
+        #: Where a holder may have to hear that it is wanted, or not any more. After a
+        #: loss of records that may be so from the start.
+        self.listened: dict[Resource, None] = {}
         #: The oldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
         #: What changed since the last report; None if nobody asks for changes.
@@ -252,10 +303,13 @@ class LockState:
             wish.reason,
             strand,
             wish.whole,
+            self._notices(key, wish, now),
         )
         self.resource(key).holders[owner.put(grant)] = grant
         self.holder_of[self.last_token] = owner
         self.usage.add_grant(grant)
+        if grant.notices is not None:
+            self.heed(grant)
         if self.changed is not None:
             self.changed["grant", self.last_token] = grant
         return grant
@@ -267,13 +321,62 @@ class LockState:
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
+    def put_another(self, held: Grant, wish: Acquire, now: float) -> Grant:
+        """Counts another acquire of a shared hold. Returns the grant."""
+        count, whole = held.count + 1, wish.whole or held.whole
+        notices = self._notices(held.key, wish, now, held.notices)
+        grant = replace(held, count=count, whole=whole, notices=notices)
+        self.put_grant(grant)
+        if grant.notices != held.notices:
+            self.heed(grant)
+        return grant
+
+    def _notices(
+        self,
+        key: ResourceKey,
+        wish: Acquire,
+        now: float,
+        before: HolderNotices | None = None,
+    ) -> HolderNotices | None:
+        """Returns what is told of a grant. The first session that asks hears it."""
+        limit, own = self.lockspaces[key.lockspace].max_hold, wish.max_hold
+        if limit is own is None and not wish.wanted:
+            return before
+        before = before or HolderNotices()
+        if own is not None and before.overdue_to not in self.sessions:
+            before = replace(before, overdue_to=wish.session)
+        if wish.wanted and before.wanted_to not in self.sessions:
+            before = replace(before, wanted_to=wish.session, wanted=False)
+        ends = [now + seconds for seconds in (limit, own) if seconds is not None]
+        if before.due is not None:
+            ends.append(before.due)
+        return replace(before, due=min(ends, default=None))
+
+    def heed(self, grant: Grant) -> None:
+        """Begins to watch the time of a grant, and who waits for it."""
+        owner, notices = self.owners[grant.owner_id], grant.notices
+        resource = self.resources[grant.key]
+        if notices is not None and notices.wanted_to is not None:
+            resource.listen(owner.strand_of(grant))
+            self.listened[resource] = None
+        if notices is not None and notices.due is not None and not notices.overdue:
+            self.deadlines.add(notices.due, -grant.fencing_token, owner)
+
+    def look_who_is_wanted(self, resource: Resource) -> None:
+        """Notes that some waiters or holders of a resource are others than before."""
+        if resource.listeners:
+            self.listened[resource] = None
+
     def remove_grant(
         self, grant: Grant, cause: str, now: float, outcome: WorkOutcome = None
     ) -> Resource | None:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
-        del resource.holders[self.holder_of.pop(token).remove(token)]
+        strand = self.holder_of.pop(token).remove(token)
+        del resource.holders[strand]
+        if resource.listeners:
+            resource.stop_listening(strand)
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:

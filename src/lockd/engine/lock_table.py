@@ -12,7 +12,6 @@ them. It is granted when all its anchors are open, and holds nothing before.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +19,7 @@ from msgspec.structs import replace
 
 from lockd.engine.commands import Acquire, AnchorRefused
 from lockd.engine.effects import (
+    BreakOverdue,
     CloseAnchor,
     Effect,
     Ended,
@@ -27,6 +27,7 @@ from lockd.engine.effects import (
     Granted,
     LastHolder,
     OpenAnchor,
+    Overdue,
     Queued,
     Refused,
     WaitEdge,
@@ -50,52 +51,19 @@ TRY_PATIENCE: Final = 10.0
 """Seconds that a request with timeout 0 waits for a slow anchor."""
 
 
-_FEW: Final = 64
-
-
-class Deadlines(list[tuple[float, int, Request]]):
-    """A heap of time, order and request.
-
-    It skips requests that are already answered.
-    """
-
-    def add(self, when: float, request: Request, waiting: int) -> None:
-        """Adds the time at which a request is due.
-
-        `waiting` is how many requests wait.
-        """
-        if len(self) > _FEW + 4 * waiting:
-            # Most entries belong to requests that were answered long before their time.
-            self[:] = [entry for entry in self if not _is_stale(entry)]
-            heapq.heapify(self)
-        heapq.heappush(self, (when, request.order, request))
-
-    def first(self) -> float | None:
-        """Returns when the earliest request is due; None without any."""
-        while self and _is_stale(self[0]):
-            heapq.heappop(self)
-        return self[0][0] if self else None
-
-    def take_first(self) -> Request:
-        """Removes and returns the earliest request. The heap must not be empty."""
-        return heapq.heappop(self)[2]
-
-
-def _is_stale(entry: tuple[float, int, Request]) -> bool:
-    when, _, request = entry
-    return request.is_answered or when not in (request.deadline, request.retry_at)
-
-
 class LockTable:
     """Moves requests and grants in a `LockState`, and collects the effects."""
 
     def __init__(self, state: LockState) -> None:
         self._state = state
-        self._deadlines = Deadlines()
+        self._deadlines = state.deadlines
         for request in state.requests():
             for when in (request.deadline, request.retry_at):
                 if when is not None:
-                    self._deadlines.add(when, request, state.waiting)
+                    self._deadlines.add(when, request.order, request)
+        for grant in state.grants():
+            if grant.notices is not None:
+                state.heed(grant)
         self._unsettled: list[Resource] = []
         self._effects: list[Effect] = []
 
@@ -111,12 +79,8 @@ class LockTable:
         """
         return bool(self._unsettled or self._effects)
 
-    def timed(self) -> set[tuple[float, Request]]:
-        """Returns which request is due when. Some may be answered."""
-        return {(when, request) for when, _, request in self._deadlines}
-
     def next_deadline(self) -> float | None:
-        """Returns when the next request is due; None without any."""
+        """Returns when the next request or grant is due; None without any."""
         return self._deadlines.first()
 
     # Waiting.
@@ -125,7 +89,9 @@ class LockTable:
         """Puts a new request into the lines, or refuses it because of a deadlock."""
         request.become(QUEUED)
         for key in request.keys:
-            self._state.resource(key).enqueue(request)
+            resource = self._state.resource(key)
+            resource.enqueue(request)
+            self._state.look_who_is_wanted(resource)
         cycle = self.cycle_of(request)
         if request.converting and not cycle:
             # A convert goes before acquires, so these now wait for its strand too.
@@ -155,19 +121,37 @@ class LockTable:
             )
         )
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, request, self._state.waiting)
+            self._deadlines.add(request.deadline, request.order, request)
 
     def pass_time(self, now: float) -> None:
-        """Refuses the requests that have timed out; ends the pauses that are over."""
+        """Carries out what is due.
+
+        Refuses the requests that have timed out, ends the pauses that are over, and
+        tells which grants are overdue.
+        """
         while (when := self._deadlines.first()) is not None and when <= now:
             request = self._deadlines.take_first()
-            if when == request.deadline:
+            if isinstance(request, Grant):
+                self._tell_overdue(request)
+            elif when == request.deadline:
                 # The deadline counts, even if the tick comes late.
                 self.refuse(request, "timeout", when)
             else:
                 request.end_pause()
                 self._state.mark("request", request.order, request)
                 self._unsettled += [self._state.resources[x] for x in request.keys]
+
+    def _tell_overdue(self, grant: Grant) -> None:
+        state, notices = self._state, grant.notices
+        assert notices is not None
+        grant = replace(grant, notices=replace(notices, overdue=True))
+        state.put_grant(grant)
+        told, key = notices.overdue_to, grant.key
+        session = told if told in state.sessions else None
+        waiters = state.resources[key].line_length()
+        self._effects.append(Overdue(session, grant, waiters))
+        if state.lockspaces[key.lockspace].on_overdue == "break":
+            self._effects.append(BreakOverdue(grant))
 
     # Answering.
 
@@ -244,6 +228,7 @@ class LockTable:
             self.move_up(request, now)
         if resource.pending is None:
             self._tidy(resource)
+        self._state.look_who_is_wanted(resource)
 
     def _tidy(self, resource: Resource) -> None:
         """Closes an anchor without holders; drops an idle resource."""
@@ -363,7 +348,7 @@ class LockTable:
             self._state.resources[key].enqueue_first(request)
         was_announced = request.is_announced
         retry_at = request.pause_until_later(now)
-        self._deadlines.add(retry_at, request, self._state.waiting)
+        self._deadlines.add(retry_at, request.order, request)
         if cycle := self.cycle_of(request):
             self.refuse(request, "deadlock", now, cycle=cycle)
         elif not was_announced:
@@ -395,9 +380,7 @@ class LockTable:
                 grant = state.add_grant(session, strand.number, key, wish, now)
             else:
                 # Two shared requests of one strand waited: they share one counted hold.
-                whole = wish.whole or held.whole
-                grant = replace(held, count=held.count + 1, whole=whole)
-                state.put_grant(grant)
+                grant = state.put_another(held, wish, now)
             grants.append(grant)
         session_id, waited = session.session_id, now - since
         granted = tuple(grants)

@@ -39,7 +39,7 @@ class Requests:
         if strand.held:
             for key in command.keys:
                 if (held := state.held_by(strand, key)) is not None:
-                    return self._acquire_again(command, strand, held)
+                    return self._acquire_again(command, strand, held, now)
         if self._is_free(command.keys, command.mode, strand):
             if not state.lockspaces[command.keys[0].lockspace].anchored:
                 self._table.grant(session, strand, command, now, now)
@@ -75,8 +75,8 @@ class Requests:
         return longest.key if longest.line_length() >= most else None
 
     def _acquire_again(
-        self, command: c.Acquire, strand: Strand, held: e.Grant
-    ) -> e.Effect:
+        self, command: c.Acquire, strand: Strand, held: e.Grant, now: float
+    ) -> e.Effect | None:
         """Counts another acquire of a shared hold; refuses everything else."""
         if command.whole > held.whole:
             message = "its file is not locked whole"
@@ -86,9 +86,11 @@ class Requests:
             and command.keys == (held.key,)
             and strand.convert_of(held.key) is None
         ):
-            grant = replace(held, count=held.count + 1)
-            self._state.put_grant(grant)
-            return e.Granted(command.session, command.request, (grant,))
+            grant = self._state.put_another(held, command, now)
+            # Before it hears whether somebody waits.
+            granted = e.Granted(command.session, command.request, (grant,))
+            self._table.tell(granted)
+            return None
         return self._state.refusal(command, "already_held", "", held.key)
 
     def _new_request(

@@ -29,8 +29,9 @@ COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
 MAX_NAMED: Final = 16
 """An answer names at most this many holders and waiters (protocol 4.3)."""
 
-#: Shared by all resources where nobody waits, to save memory.
+#: Shared by all resources where nobody waits, or listens, to save memory.
 _NOBODY: Final[OrderedDict[Request, None]] = OrderedDict()
+_NO_LISTENERS: Final[dict[Strand, None]] = {}
 
 
 def compatible(held: Mode, wanted: Mode) -> bool:
@@ -47,7 +48,9 @@ class Resource:
         "converting",
         "holders",
         "key",
+        "listeners",
         "pending",
+        "seekers_told",
         "waiting",
     )
 
@@ -57,6 +60,10 @@ class Resource:
         self.holders: dict[Strand, Grant] = {}
         self.converting = _NOBODY
         self.waiting = _NOBODY
+        #: The holders that hear whether somebody waits for them.
+        self.listeners = _NO_LISTENERS
+        #: What all of them have heard; None if one has not.
+        self.seekers_told: tuple[Strand, ...] | None = None
         self.anchor: Mode | None = None
         self.anchor_wanted: Mode | None = None
         #: The request for which the anchor is being opened; it may be abandoned.
@@ -153,6 +160,43 @@ class Resource:
         pending = self.pending
         opening = pending is not None and pending.state is not ABANDONED
         return opening + len(self.converting) + len(self.waiting)
+
+    # Holders that listen.
+
+    def listen(self, strand: Strand) -> None:
+        """Notes that a holder hears whether somebody waits for it."""
+        if not self.listeners:
+            self.listeners = {}
+        self.listeners[strand] = None
+        self.seekers_told = None
+
+    def stop_listening(self, strand: Strand) -> None:
+        """Notes that a strand holds it no more."""
+        self.listeners.pop(strand, None)
+        self.listeners = self.listeners or _NO_LISTENERS
+
+    def seekers(self) -> tuple[Strand, ...]:
+        """Returns strands that wait until holders release it.
+
+        One that is no holder waits for each of them. A holder that wants another mode
+        waits for all others, so two such stand for any number.
+        """
+        mode, found = self.mode, dict[Strand, None]()
+        for request in chain(self.converting, self.waiting):
+            if mode is None or compatible(mode, request.mode):
+                continue
+            if request.strand not in self.holders:
+                return (request.strand,)
+            found[request.strand] = None
+            if len(found) > 1:
+                break
+        return tuple(found)
+
+    def hears_of(self, seekers: tuple[Strand, ...]) -> bool:
+        """Returns whether these are new to some listener, and notes that all hear."""
+        new = self.seekers_told != seekers
+        self.seekers_told = seekers
+        return new
 
     # The anchor.
 

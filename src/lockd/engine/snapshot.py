@@ -21,7 +21,7 @@ from lockd.engine.resource import Resource
 from lockd.engine.session import WHOLE, OwnerState, Request, Session
 from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Rises with every addition to the data that `load` reads."""
 
 READABLE_FROM: Final = 3
@@ -69,7 +69,8 @@ _REQUEST_FIELDS = (
     "pause",
 )
 _RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
-_WISH_FIELDS = ("mode", "create", "label", "reason", "whole")
+_HEARS = ("max_hold", "wanted")
+_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS)
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
@@ -259,6 +260,8 @@ class _RequestRecord(Struct):
     answered: bool
     strand: tuple[int, int] = WHOLE
     whole: bool = False
+    max_hold: float | None = None
+    wanted: bool = False
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:

@@ -55,6 +55,7 @@ def acquire(
     shared: bool,
     timeout: float | None,
     max_waiting: int | None,
+    max_hold: int | None,
     lockspace: str | None,
     owner: str | None,
     reason: str | None,
@@ -92,6 +93,7 @@ def acquire(
         mode=SHARED if shared else EXCLUSIVE,
         timeout=timeout,
         max_waiting=max_waiting,
+        max_hold=max_hold,
         label=label,
         reason=reason,
     )

@@ -10,7 +10,15 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
-from lockd.ctl.render import Thing, held_by, obstacle, show_json, standing, user
+from lockd.ctl.render import (
+    Thing,
+    held_by,
+    is_overdue,
+    obstacle,
+    show_json,
+    standing,
+    user,
+)
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.names import canonical_path, quoted
 
@@ -86,7 +94,8 @@ def list_(
 
     In a pipe, tabs separate the columns: lockspace, name, mode, number of holders;
     name, pid and user of the first holder, time held, reason; number of waiters; UUID
-    (for guests), command and systemd unit of the first holder.
+    (for guests), command and systemd unit of the first holder; `overdue` if a holder
+    holds the lock for longer than it may.
     """
     if path is not None:
         wanted["path"] = canonical_path(path)
@@ -175,7 +184,7 @@ def show_resources(resources: Iterable[Thing]) -> None:
     brief = sys.stdout.isatty()
     titles = (
         "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
-        "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT",
+        "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT", "OVERDUE",
     )  # fmt: skip
     rows = (_resource(resource, brief=brief) for resource in resources)
     show_table(titles, rows, empty="Nothing is locked.")
@@ -193,6 +202,7 @@ def _resource(resource: Thing, *, brief: bool) -> Cells:
         "HOLDERS": count,
         "HELD BY": by,
         "WAITING": resource["waiter_count"],
+        "OVERDUE": "overdue" if any(map(is_overdue, resource["holders"])) else None,
     }
 
 

@@ -14,7 +14,14 @@ from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import program_of
 from lockd.ctl.look.state import State, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
-from lockd.ctl.render import Thing, key_of, ordinal, other_name, show_json
+from lockd.ctl.render import (
+    Thing,
+    is_overdue,
+    key_of,
+    ordinal,
+    other_name,
+    show_json,
+)
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import AcquireTimeoutError, DeadlockError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
@@ -237,10 +244,11 @@ def _story(found: State) -> Iterator[Cells]:
         yield _holding(last, f"{ended} {duration(last['ended_ago'])} ago")
 
 
-def _holders(state: Thing, name: str | None) -> Iterator[Cells]:
-    for holder in state["holders"]:
-        yield _holding(holder, "holds") | {"UNDER": name}
-    if more := state["holder_count"] - len(state["holders"]):
+def _holders(found: Thing, name: str | None) -> Iterator[Cells]:
+    for holder in found["holders"]:
+        state = "holds, overdue" if is_overdue(holder) else "holds"
+        yield _holding(holder, state) | {"UNDER": name}
+    if more := found["holder_count"] - len(found["holders"]):
         yield {"STATE": f"{more} more hold it", "UNDER": name}
 
 

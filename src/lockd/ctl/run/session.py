@@ -61,6 +61,7 @@ class Session:
         owner_pid: int | None,
         inheritable: bool | None = None,
         whole: bool | None = None,
+        max_hold: int | None = None,
     ) -> None:
         """Connects, registers the owner, and waits for all locks.
 
@@ -70,6 +71,7 @@ class Session:
             mode: "exclusive" or "shared".
             timeout: seconds to wait; None waits without a limit.
             whole: whether to lock every byte of files.
+            max_hold: seconds after which the locks are overdue; None: never.
             max_waiting: how many others may wait already; None: any number.
             label, reason: for people.
             owner: the name of the owner.
@@ -92,6 +94,7 @@ class Session:
             timeout=timeout,
             max_waiting=max_waiting,
             whole=whole,
+            max_hold=max_hold,
             label=label,
             reason=reason,
         )
@@ -129,6 +132,11 @@ class Session:
         self._link.catch_up()
         for grant in self.grants:
             grant.check()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a lock is known to be held for longer than `max_hold`."""
+        return any(grant.hold.overdue for grant in self.grants)
 
     def release(self, outcome: WorkOutcome = None) -> None:
         """Releases all locks and waits for the daemon's answer.

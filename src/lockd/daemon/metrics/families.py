@@ -233,6 +233,9 @@ FAMILIES: Final = {
     "lockd_slow_holds": _of_each(
         _counter, "Holds over slow_hold.", lambda x: x.slow_holds
     ),
+    "lockd_overdue": _of_each(
+        _counter, "Locks held for longer than max_hold.", lambda x: x.overdue
+    ),
     # Requests.
     "lockd_sessions": _gauge("Connected clients, by socket.", _sessions, "socket"),
     "lockd_requests": _counter(

@@ -27,6 +27,8 @@ def events_of(effect: e.Effect, sessions: Mapping[int, SessionView]) -> Iterator
         owner = sessions[effect.session].owner.identity
         event = _event("refused", effect.situation.key, effect.session, owner)
         yield event | {"code": effect.code}
+    elif isinstance(effect, e.Overdue):
+        yield _of_grant("overdue", effect.grant)
 
 
 def _of_grant(what: str, grant: e.Grant) -> Event:

@@ -354,6 +354,8 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
                 "file_system": space.file_system,
                 "on_disconnect": space.on_disconnect,
                 "outside": space.outside,
+                "max_hold": scene.engine.lockspaces[space.name].max_hold,
+                "on_overdue": scene.engine.lockspaces[space.name].on_overdue,
                 "held": held[space.name] if scene.sees(space.name) else None,
             }
             yield Entry((space.name,), item)

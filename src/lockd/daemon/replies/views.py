@@ -7,7 +7,17 @@ from typing import Any, Final
 from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation, WaitEdge, Waiter
+from lockd.engine.effects import (
+    Grant,
+    LastHolder,
+    Overdue,
+    Refused,
+    Situation,
+    Unwanted,
+    WaitEdge,
+    Waiter,
+    Wanted,
+)
 from lockd.terms import OutsideHolder, ResourceKey
 
 Map = dict[str, Any]
@@ -46,6 +56,19 @@ def previous(last: LastHolder, now: float, *, named: bool) -> Map:
     }
 
 
+def notice(effect: Overdue | Wanted | Unwanted, now: float) -> Map:
+    """Returns what a holder hears of its lock (protocol 7.14)."""
+    grant = effect.grant
+    return {
+        "what": type(effect).__name__.lower(),
+        "lockspace": grant.key.lockspace,
+        "resource": grant.key.resource,
+        "fencing_token": grant.fencing_token,
+        "held_for": now - grant.since,
+        "waiter_count": effect.waiter_count,
+    }
+
+
 Fences = Callable[[Grant], bool]
 """Returns whether a holder must be dead before its lock ends."""
 
@@ -79,6 +102,7 @@ def holder(
         "count": grant.count,
         "since": wall_time(grant.since, now),
         "held_for": now - grant.since,
+        "overdue": grant.is_overdue,
         "label": grant.label,
         "reason": grant.reason,
     }
