@@ -96,8 +96,7 @@ def test_example_file_has_every_key_at_its_default() -> None:
     assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
     assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
     usual = LockspaceConfig("memory")
-    of_lockspaces = "on_disconnect slow_wait slow_hold max_hold on_overdue outside"
-    for key in of_lockspaces.split():
+    for key in ("on_disconnect", "slow_wait", "slow_hold", "outside"):
         assert example[key] == getattr(usual, key)
 
 
@@ -112,8 +111,7 @@ def test_manual_has_every_key_at_its_default() -> None:
     tables = config.pop("limits") | config.pop("metrics")
     keys = config | tables | to_builtins(host_paths())
     del keys["config"]
-    of_lockspaces = "on_disconnect slow_wait slow_hold max_hold on_overdue outside"
-    for key in of_lockspaces.split():
+    for key in ("on_disconnect", "slow_wait", "slow_hold", "outside"):
         keys[key] = getattr(LockspaceConfig("memory"), key)
     assert {key: shown.get(key) for key in keys} == {k: str(v) for k, v in keys.items()}
     assert {"kind", "path", *(f.encode_name for f in fields(Allowed))} <= shown.keys()

@@ -42,7 +42,7 @@ def mend(state: LockState, *, known: bool) -> Losses:
     suspects = [
         request
         for resource in state.resources.values()
-        if resource.converting or resource.waiting
+        if resource.front()
         for request in _suspects(state, resource)
     ]
     for request in state.all_requests():
@@ -87,13 +87,15 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Removes holders that exclude the youngest one."""
+    """Removes holders that exclude the youngest one, which is not inside them."""
     modes = [grant.mode for grant in resource.holders.values()]
     if "exclusive" not in modes:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
     for strand, grant in list(resource.holders.items()):
-        if grant is not youngest and "exclusive" in (grant.mode, youngest.mode):
+        if grant is youngest or grant.fencing_token in youngest.inside:
+            continue
+        if "exclusive" in (grant.mode, youngest.mode):
             del resource.holders[strand]
 
 
@@ -108,10 +110,7 @@ def _is_in_place(state: LockState, request: Request) -> bool:
         return False
     if any(resource.pending is request for resource in resources):
         return all(resource.pending is request for resource in resources)
-    return all(
-        request in (x.converting if request.converting else x.waiting)
-        for x in resources
-    )
+    return all(request in x.line_of(request) for x in resources)
 
 
 def _suspects(state: LockState, resource: Resource) -> list[Request]:
@@ -123,14 +122,13 @@ def _suspects(state: LockState, resource: Resource) -> list[Request]:
         other = state.resources.get(key)
         if other is None or not other.lets_pass(front):
             return []
-    return [*resource.converting, *resource.waiting]
+    return list(resource.queued())
 
 
 def _beside(state: LockState, request: Request) -> Iterator[Request]:
     for key in request.keys:
         if key in state.resources:
-            yield from state.resources[key].converting
-            yield from state.resources[key].waiting
+            yield from state.resources[key].queued()
 
 
 def _drop_request(state: LockState, losses: Losses, request: Request, why: str) -> None:

@@ -29,7 +29,6 @@ from lockd.terms import (
     DIRECT_LOCKSPACE,
     Kind,
     OnDisconnect,
-    OnOverdue,
     Outside,
 )
 
@@ -123,8 +122,6 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allow_groups: Allowed = Allowed()
     slow_wait: Threshold = 30.0
     slow_hold: Threshold = 0.0
-    max_hold: Threshold = 0.0
-    on_overdue: OnOverdue = "notice"
     outside: Outside = "file"
 
 

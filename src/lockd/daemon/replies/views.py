@@ -7,17 +7,7 @@ from typing import Any, Final
 from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
-from lockd.engine.effects import (
-    Grant,
-    LastHolder,
-    Overdue,
-    Refused,
-    Situation,
-    Unwanted,
-    WaitEdge,
-    Waiter,
-    Wanted,
-)
+from lockd.engine.effects import Grant, LastHolder, Refused, Situation, WaitEdge, Waiter
 from lockd.terms import OutsideHolder, ResourceKey
 
 Map = dict[str, Any]
@@ -28,13 +18,16 @@ IN_LIST = 4
 
 def grant_result(grant: Grant, waited: float) -> Map:
     """Returns a grant as the answer to its request (protocol 7.11)."""
-    return {
+    found: Map = {
         "lockspace": grant.key.lockspace,
         "resource": grant.key.resource,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "waited": waited,
     }
+    if grant.inside:
+        found["inside"] = grant.inside
+    return found
 
 
 def previous(last: LastHolder, now: float, *, named: bool) -> Map:
@@ -53,19 +46,6 @@ def previous(last: LastHolder, now: float, *, named: bool) -> Map:
         "pid": grant.owner.pid if named else None,
         "fencing_token": grant.fencing_token if named else None,
         "ago": now - last.ended,
-    }
-
-
-def notice(effect: Overdue | Wanted | Unwanted, now: float) -> Map:
-    """Returns what a holder hears of its lock (protocol 7.14)."""
-    grant = effect.grant
-    return {
-        "what": type(effect).__name__.lower(),
-        "lockspace": grant.key.lockspace,
-        "resource": grant.key.resource,
-        "fencing_token": grant.fencing_token,
-        "held_for": now - grant.since,
-        "waiter_count": effect.waiter_count,
     }
 
 
@@ -99,10 +79,10 @@ def holder(
         "strand": grant.strand,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
+        "inside": grant.inside,
         "count": grant.count,
         "since": wall_time(grant.since, now),
         "held_for": now - grant.since,
-        "overdue": grant.is_overdue,
         "label": grant.label,
         "reason": grant.reason,
     }
@@ -114,6 +94,7 @@ def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
         "strand": waiting.strand,
         "mode": waiting.mode,
         "converting": waiting.converting,
+        "inside": waiting.inside,
         "since": wall_time(waiting.since, now),
         "waited": now - waiting.since,
         "label": waiting.label,

@@ -215,8 +215,6 @@ class Dispatcher:
                 params.max_waiting,
                 params.strand or 0,
                 bool(params.whole),
-                params.max_hold,
-                bool(params.wanted),
             )
         )
 
