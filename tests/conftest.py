@@ -1,3 +1,4 @@
+import gc
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(
             *others[len(others) * n // pieces : len(others) * (n + 1) // pieces],
         )
     ]
+
+
+def pytest_collection_finish() -> None:
+    """Spares each collection of garbage what has been loaded by now."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

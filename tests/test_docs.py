@@ -96,7 +96,8 @@ def test_example_file_has_every_key_at_its_default() -> None:
     assert example.keys() == {f.encode_name for f in fields(LockspaceConfig)}
     assert {*example.pop("allow_users"), *example.pop("allow_groups")} == operations
     usual = LockspaceConfig("memory")
-    for key in ("on_disconnect", "slow_wait", "slow_hold", "outside"):
+    of_lockspaces = "on_disconnect slow_wait slow_hold max_hold on_overdue outside"
+    for key in of_lockspaces.split():
         assert example[key] == getattr(usual, key)
 
 
@@ -111,7 +112,8 @@ def test_manual_has_every_key_at_its_default() -> None:
     tables = config.pop("limits") | config.pop("metrics")
     keys = config | tables | to_builtins(host_paths())
     del keys["config"]
-    for key in ("on_disconnect", "slow_wait", "slow_hold", "outside"):
+    of_lockspaces = "on_disconnect slow_wait slow_hold max_hold on_overdue outside"
+    for key in of_lockspaces.split():
         keys[key] = getattr(LockspaceConfig("memory"), key)
     assert {key: shown.get(key) for key in keys} == {k: str(v) for k, v in keys.items()}
     assert {"kind", "path", *(f.encode_name for f in fields(Allowed))} <= shown.keys()

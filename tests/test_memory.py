@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 from msgspec import msgpack, to_builtins
+from msgspec.structs import replace
 
 from lockd.daemon.config.config import Limits
 from lockd.daemon.stores.labels import key_of
@@ -122,6 +123,9 @@ def test_records_are_no_longer_than_what_their_limits_allow(
     keys = tuple(ResourceKey(space, name) for name in names)
     engine, session, owner_id = LockEngine(2**40), 2**40, 2**40 + 1
     owner = c.Owner("o" * 255, 2**31 - 1, 2**32 - 2, "u" * 255, 2**63 - 1)
+    hears = {"max_hold": 1.5, "wanted": True}
+    wish = c.Acquire(session, 2**31, keys, EXCLUSIVE, 1.5, None, text, text)
+    wish = replace(wish, **hears)
 
     def said() -> int:
         return engine.text_by_user.get(owner.uid, 0) * each["text_bytes_per_user"]
@@ -130,7 +134,7 @@ def test_records_are_no_longer_than_what_their_limits_allow(
         c.AddLockspace(space, anchored=True),
         c.OpenSession(session, owner),
         c.RegisterOwner(session, 1, owner_id, owner),
-        c.Acquire(session, 2**31, keys, EXCLUSIVE, 1.5, None, text, text),
+        wish,
     ):
         engine.handle(command, now=12345.5)
     assert bytes_of("request", engine) <= each["requests_per_user"] + said()

@@ -12,6 +12,9 @@ SHARED: Final = "shared"
 OnDisconnect = Literal["release", "kill"]
 """What happens to the process of a session that ends with locks held."""
 
+OnOverdue = Literal["notice", "break"]
+"""What happens to a lock that is held for too long: it is told, or it is broken."""
+
 Until = Literal["either", "both"]
 """When the locks of a registered process end. "either": with the process, or by the
 session that registered it, whichever is first. "both": when the process is dead and

@@ -141,6 +141,10 @@ def number(value: Any, least: float, most: float) -> bool:
     )
 
 
+def above_zero(value: Any) -> bool:
+    return number(value, 0, 1e9) and value > 0
+
+
 def integer(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and number(value, least, most)
 
@@ -160,6 +164,7 @@ KINDS: dict[str, Takes] = {
     "kind": one_of("memory", "directory", "direct"),
     "label": text,
     "lockspace": name,
+    "max_hold": above_zero,
     "max_waiting": partial(integer, least=0, most=1_024),
     "method": name,
     "mode": one_of("exclusive", "shared"),
@@ -185,6 +190,7 @@ KINDS: dict[str, Takes] = {
     "until": one_of("either", "both"),
     "uuid": text,
     "waiting": boolean,
+    "wanted": boolean,
     "whole": boolean,
 }
 

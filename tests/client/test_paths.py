@@ -51,8 +51,9 @@ def test_who_is_not_in_the_group_of_the_socket_hears_which_to_join(
     done = Lockctl(str(daemon.socket)).as_nobody("test", "job")
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr == (
-        f"lockctl: lockd cannot be reached at {daemon.socket} (Permission denied): "
-        f"join the group '{GROUP.gr_name}', which owns the socket, or ask root\n"
+        f"lockctl: lockd cannot be reached at {daemon.socket}, from LOCKD_SOCKET "
+        f"(Permission denied): join the group '{GROUP.gr_name}', which owns the "
+        "socket, or ask root\n"
     )
 
 
@@ -97,10 +98,10 @@ def test_daemon_that_is_away_is_to_be_started(daemon: DaemonProcess) -> None:
         (SYSTEM_SOCKET, "systemctl start lockd"),
         (user_socket(), "lockd"),
     ):
-        said = str(unreachable(usual, gone))
+        said = str(unreachable(Address(usual), gone))
         assert said.endswith(f"start it with `{start}`{another}")
     # Who named a socket has no need to be told how.
-    assert not str(unreachable("/named.sock", gone)).endswith(another)
+    assert not str(unreachable(Address("/named.sock"), gone)).endswith(another)
 
 
 def test_empty_path_of_the_socket_is_wrong_usage() -> None:
@@ -182,6 +183,24 @@ def test_first_place_where_somebody_listens_is_taken(
     for listener in filter(None, listeners):
         with pytest.raises(BlockingIOError):  # nobody was woken by the search
             listener.accept()
+
+
+def test_daemon_that_is_away_is_told_with_who_chose_its_path(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(socket: Path | None = None) -> str:
+        with pytest.raises(ConnectionLostError) as caught:
+            connect(socket)
+        return str(caught.value)
+
+    away = doors.runtime / "away"
+    assert f"at {away}, as given (No such file or directory): " in said(away)
+    assert f"at {doors.system}, the system's default (" in said()
+    doors.put(doors.own, LEFTOVER)
+    assert f"at {doors.own}, the user's default (" in said()
+    monkeypatch.setenv("LOCKD_SOCKET", str(away))
+    assert f"at {away}, from LOCKD_SOCKET (" in said()
+    assert f"at {away}, as given (" in said(away)
 
 
 def test_what_was_named_is_taken_whatever_is_there(
@@ -388,7 +407,7 @@ def test_root_follows_no_variable_to_the_daemon_of_a_user(
     serve_at(doors.own, daemon)
     os.chown(doors.own, NOBODY, NOBODY)
     # The place of one's own is passed over, as nothing was said of it.
-    assert find_socket() == Address(str(doors.system))
+    assert find_socket() == Address(str(doors.system), origin="the system's default")
     monkeypatch.setenv("LOCKD_SOCKET", str(doors.own))
     with pytest.raises(DeniedError, match=BY_HAND) as caught:
         connect()

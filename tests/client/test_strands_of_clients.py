@@ -519,7 +519,7 @@ def test_tasks_leave_nothing_behind(sock: str, backend: str) -> None:
                     tasks.start_soon(work, 1)
             gc.collect()
             assert len(client._link._strands) == 0
-            assert not client._link._core._tokens
+            assert not client._link._core._holds._tokens
 
     anyio.run(main, backend=backend)
     assert len(numbers) < 50
@@ -531,7 +531,7 @@ def test_threads_and_locks_leave_nothing_behind(client: lockd.Client) -> None:
     for _ in range(50):
         Thread(partial(lock.acquire)).result()
         Thread(lock.release).result()
-    assert not client._connection.last._core._tokens
+    assert not client._connection.last._core._holds._tokens
     assert LoneStrand() < before + 50
 
 

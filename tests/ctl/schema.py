@@ -37,10 +37,10 @@ class Holder(Party, kw_only=True):
     strand: int
     mode: Mode
     fencing_token: int
-    inside: list[int]
     count: int
     since: float
     held_for: float
+    overdue: bool
     label: str | None
     reason: str | None
     on_disconnect: Literal["release", "kill"]
@@ -52,7 +52,6 @@ class Waiter(Party, kw_only=True):
     strand: int
     mode: Mode
     converting: bool
-    inside: list[int]
     since: float
     waited: float
     label: str | None
@@ -239,7 +238,6 @@ class Edge(Struct, forbid_unknown_fields=True, kw_only=True):
     converting: bool
     mode: Mode
     waited: float
-    inside: list[int]
 
 
 class Graph(Document, kw_only=True):
@@ -275,6 +273,8 @@ class Lockspace(Struct, forbid_unknown_fields=True, kw_only=True):
     file_system: str | None
     on_disconnect: Literal["release", "kill"]
     outside: Literal["file", "byte"] | None
+    max_hold: float | None
+    on_overdue: Literal["notice", "break"]
     held: int | None
 
 
@@ -346,7 +346,6 @@ class Broken(Document, kw_only=True):
     """`break`."""
 
     broken: FoundHolder
-    inside: list[Holder]
 
 
 class Disconnected(Document, kw_only=True):
@@ -362,7 +361,6 @@ class Grant(Struct, forbid_unknown_fields=True, kw_only=True):
     resource: str
     mode: Mode
     fencing_token: int
-    inside: list[int]
     waited: float
 
 
@@ -408,7 +406,6 @@ class Event(Document, kw_only=True):
     uid: int | None = None
     mode: Mode | None = None
     fencing_token: int | None = None
-    inside: list[int] | None = None
     code: str | None = None
     cause: str | None = None
 

@@ -20,10 +20,14 @@ class Hold:
     mode: Mode
     count: int = 1
     #: The sessions for whose end its holder waits.
-    insiders: set[int] = field(default_factory=set)
-    number: int = 0
-    #: The numbers of the holds that it is inside of.
-    around: frozenset[int] = frozenset()
+    inside: set[int] = field(default_factory=set)
+    #: When it becomes overdue, whether it did, and who hears of that.
+    due: float | None = None
+    overdue: bool = False
+    overdue_to: int | None = None
+    #: Who hears whether somebody waits for it, and what it heard last.
+    wanted_to: int | None = None
+    wanted: bool = False
 
     @property
     def owner(self) -> int:
@@ -39,58 +43,53 @@ class Ask:
     mode: Mode
     deadline: float | None = None
     converts: bool = False
-    #: By name, the numbers of the holds that it is inside of.
-    around: dict[str, frozenset[int]] = field(default_factory=dict)
+    max_hold: float | None = None
+    wanted: bool = False
 
     @property
     def owner(self) -> int:
         return self.who[0]
 
 
+Heard = tuple[str, int | None, Who, str]
+"""What a holder hears: what it is, the session that hears it, and of which hold."""
+
+
 class Model:
-    def __init__(self) -> None:
-        self.last_number = 0
+    def __init__(self, max_hold: float | None = None) -> None:
+        self.now = 0.0
+        self.max_hold = max_hold
+        self.heard: list[Heard] = []
         self.owner_of: dict[int, int] = {}
         self.dead: set[int] = set()
         self.holds: list[Hold] = []
         self.asks: list[Ask] = []
         self.answers: dict[tuple[int, int], str] = {}
 
-    def line(self, name: str) -> list[Ask]:
-        """Those inside most holds first, then those who convert, then all others."""
-
-        def turn(ask: Ask) -> tuple[int, bool]:
-            return -len(ask.around.get(name, ())), not ask.converts
-
-        return sorted((ask for ask in self.asks if name in ask.names), key=turn)
+    def turns(self) -> list[Ask]:
+        return sorted(self.asks, key=lambda ask: not ask.converts)
 
     def blockers(self, ask: Ask) -> list[Who]:
-        found = []
-        for name in ask.names:
-            line = self.line(name)
-            if not (ask.converts and ask.mode == SHARED):
-                found += [other.who for other in line[: line.index(ask)]]
-            found += [
-                hold.who
-                for hold in self.holds
-                if hold.name == name
-                and hold.who != ask.who
-                and hold.number not in ask.around.get(name, ())
-                and EXCLUSIVE in (hold.mode, ask.mode)
-            ]
-        return found
+        turns = self.turns()
+        ahead = turns[: turns.index(ask)]
+        return [a.who for a in ahead if set(a.names) & set(ask.names)] + [
+            hold.who
+            for hold in self.holds
+            if hold.name in ask.names
+            and hold.who != ask.who
+            and EXCLUSIVE in (hold.mode, ask.mode)
+        ]
 
     def circle(self) -> bool:
         """Tells whether somebody waits for ever, though all release what they can."""
         rest = Model()
         rest.asks = list(self.asks)
         rest.holds = [replace(hold) for hold in self.holds]
-        rest.last_number = self.last_number
         while True:
             rest.settle()
             waiting = {ask.who for ask in rest.asks}
             sessions = {ask.session for ask in rest.asks}
-            waiting |= {hold.who for hold in rest.holds if hold.insiders & sessions}
+            waiting |= {hold.who for hold in rest.holds if hold.inside & sessions}
             done = [hold for hold in rest.holds if hold.who not in waiting]
             if not done:
                 return bool(rest.asks)
@@ -110,50 +109,69 @@ class Model:
         self.asks = list(asks)
 
     def settle(self) -> None:
-        while ready := [ask for ask in self.asks if not self.blockers(ask)]:
+        while ready := [ask for ask in self.turns() if not self.blockers(ask)]:
             ask = ready[0]
             self.answer(ask.session, ask.number, "granted")
             for name in ask.names:
                 hold = self.held(ask.who, name)
                 if hold is None:
-                    self.hold(name, ask)
+                    hold = Hold(name, ask.who, ask.mode)
+                    self.holds.append(hold)
                 elif ask.converts:
                     hold.mode = ask.mode
-                    self.give_up(self.uncovered(hold), "already_held")
                 else:
                     hold.count += 1
+                if not ask.converts:
+                    self.listen(hold, ask)
 
-    def hold(self, name: str, ask: Ask) -> None:
-        """Inside, it has the mode of what is around it."""
-        others = [hold for hold in self.holds if hold.name == name]
-        alive = {hold.number for hold in others}.union(*(x.around for x in others))
-        around = ask.around.get(name, frozenset()) & alive
-        mode = others[0].mode if around else ask.mode
-        self.last_number += 1
-        hold = Hold(name, ask.who, mode, number=self.last_number, around=around)
-        self.holds.append(hold)
+    # What holders hear.
 
-    def uncovered(self, hold: Hold) -> list[Ask]:
-        """Returns those inside a hold that want more than it is."""
-        return [
-            ask
-            for ask in self.asks
-            if hold.number in ask.around.get(hold.name, ())
-            and (hold.mode, ask.mode) == (SHARED, EXCLUSIVE)
-        ]
+    def listen(self, hold: Hold, ask: Ask) -> None:
+        """Notes what a new holder asked to hear; the first that asked hears it."""
+        limits = [x for x in (self.max_hold, ask.max_hold) if x is not None]
+        ends = [self.now + x for x in limits] + ([] if hold.due is None else [hold.due])
+        hold.due = min(ends, default=None)
+        if ask.max_hold is not None and hold.overdue_to not in self.owner_of:
+            hold.overdue_to = ask.session
+        if ask.wanted and hold.wanted_to not in self.owner_of:
+            hold.wanted_to, hold.wanted = ask.session, False
 
-    def around(self, session: int, name: str) -> frozenset[int]:
-        """Returns what a session is inside of, and all that is around that."""
-        mine = [h for h in self.holds if h.name == name and session in h.insiders]
-        return frozenset().union(*(hold.around | {hold.number} for hold in mine))
+    def tell(self) -> None:
+        """Tells each holder that listens if somebody waits for it, or no more."""
+        for hold in self.holds:
+            wanted = hold.wanted_to is not None and any(
+                hold.name in ask.names
+                and hold.who != ask.who
+                and EXCLUSIVE in (hold.mode, ask.mode)
+                for ask in self.asks
+            )
+            if wanted != hold.wanted:
+                hold.wanted = wanted
+                if hold.wanted_to in self.owner_of:
+                    what = "wanted" if wanted else "unwanted"
+                    self.heard.append((what, hold.wanted_to, hold.who, hold.name))
 
-    def crowd(self, ask: Ask) -> int:
-        """Returns how many wait for what is asked for; inside, of those inside."""
-        waiting = [x for x in self.asks if x.around or not ask.around]
-        return max(sum(name in x.names for x in waiting) for name in ask.names)
+    def tell_overdue(self) -> list[Hold]:
+        """Tells once of each hold that is overdue. Returns these."""
+        late = [hold for hold in self.holds if not hold.overdue]
+        late = [hold for hold in late if (hold.due or self.now + 1) <= self.now]
+        for hold in late:
+            hold.overdue = True
+            session = hold.overdue_to if hold.overdue_to in self.owner_of else None
+            self.heard.append(("overdue", session, hold.who, hold.name))
+        return late
+
+    def deadlines(self) -> list[float]:
+        """Returns when requests and holds are due."""
+        due = [ask.deadline for ask in self.asks]
+        due += [hold.due for hold in self.holds if not hold.overdue]
+        return [when for when in due if when is not None]
+
+    def longest_line(self, names: tuple[str, ...]) -> int:
+        return max(sum(name in ask.names for ask in self.asks) for name in names)
 
     def offer(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
-        tries = tries or (most is not None and self.crowd(ask) >= most)
+        tries = tries or (most is not None and self.longest_line(ask.names) >= most)
         self.asks.append(ask)
         if tries and self.blockers(ask):
             return "busy"
@@ -164,31 +182,18 @@ class Model:
         if ask.owner in self.dead:
             return "not_found"
         if held:
-            shares = held[0].mode == SHARED or held[0].around
-            again = ask.mode == SHARED and shares and len(ask.names) == 1
+            again = ask.mode == held[0].mode == SHARED and len(ask.names) == 1
             if not again or any(a.converts for a in self.mine(ask.who, *ask.names)):
                 return "already_held"
-        elif verdict := self.enter(ask):
-            return verdict
         elif any(
             EXCLUSIVE in (a.mode, ask.mode) for a in self.mine(ask.who, *ask.names)
         ):
             return "already_held"
         if held:
             held[0].count += 1
+            self.listen(held[0], ask)
             return "granted"
         return self.offer(ask, tries, most)
-
-    def enter(self, ask: Ask) -> str | None:
-        """Finds what an ask is inside of; tells why it may not be."""
-        around = {name: self.around(ask.session, name) for name in ask.names}
-        if not any(around.values()):
-            return None
-        if not all(around.values()):
-            return "invalid"
-        ask.around = around
-        held = {hold.mode for hold in self.holds if hold.name in ask.names}
-        return "already_held" if ask.mode == EXCLUSIVE and SHARED in held else None
 
     def convert(self, ask: Ask, tries: bool) -> str | None:
         hold = self.held(ask.who, ask.names[0])
@@ -200,13 +205,7 @@ class Model:
             return "in_use"
         if self.mine(ask.who, *ask.names):
             return "already_held"
-        if hold.mode == ask.mode:
-            return "granted"
-        if hold.around & {other.number for other in self.holds}:
-            return "granted" if ask.mode == SHARED else "already_held"
-        if any(hold.number in other.around for other in self.holds):
-            return "in_use"
-        return self.offer(ask, tries)
+        return "granted" if hold.mode == ask.mode else self.offer(ask, tries)
 
     def release(self, who: Who, names: tuple[str, ...]) -> str:
         holds = [self.held(who, name) for name in names]

@@ -95,6 +95,15 @@ class Narrator:
             case e.Lost(session, grant, cause, reason):
                 words = f"{cause}, {reason}" if reason else cause
                 return f"told {self.name(session)} {_grant(grant)} is lost: {words}"
+            case e.Overdue(session, grant, count):
+                who = "told others" if session is None else f"told {self.name(session)}"
+                return f"{who} {_grant(grant)} is overdue; {count} wait"
+            case e.Wanted(session, grant, count):
+                return f"told {self.name(session)} {_grant(grant)} is wanted by {count}"
+            case e.Unwanted(session, grant):
+                return f"told {self.name(session)} {_grant(grant)} is wanted no more"
+            case e.BreakOverdue(grant):
+                return f"break {_grant(grant)}"
             case e.OpenAnchor(key, mode):
                 return f"open the file of {key} {mode}"
             case e.CloseAnchor(key):

@@ -11,7 +11,6 @@ from support.places import ROOT
 SOURCE = ROOT / "src"
 _ENGINE = "lockd/engine"
 STATEFUL = "tests/engine/test_stateful.py"
-INNER_GRANTS = "tests/engine/test_inner_grants.py"
 
 
 class PlantedBug(NamedTuple):
@@ -62,20 +61,124 @@ PLANTED_BUGS = [
     _in(
         "requests",
         "one more waits than may",
-        "longest.count_before(request) >= most else",
-        "longest.count_before(request) > most else",
+        "longest.line_length() >= most else",
+        "longest.line_length() > most else",
     ),
     _in(
         "requests",
         "the shortest line counts, not the longest",
-        "        longest = max(found,",
-        "        longest = min(found,",
+        "        longest = max(found, key=Resource.line_length)\n",
+        "        longest = min(found, key=Resource.line_length)\n",
     ),
     _in(
         "session",
         "who may wait behind nobody waits",
         "0 if wish.max_waiting == 0 else wish.timeout",
         "wish.timeout",
+    ),
+    _in(
+        "lock_table",
+        "overdue is told twice",
+        "        grant = replace(grant, notices=replace(notices, overdue=True))\n"
+        "        state.put_grant(grant)\n",
+        "        later = replace(notices, due=notices.due + 1)\n"
+        "        grant = replace(grant, notices=later)\n"
+        "        state.put_grant(grant)\n"
+        "        state.heed(grant)\n",
+    ),
+    _in(
+        "lock_state",
+        "overdue is never told",
+        "        if notices is not None and notices.due is not None and not "
+        "notices.overdue:\n",
+        "        if False:\n",
+    ),
+    _in(
+        "lock_state",
+        "the longer of two times counts",
+        "due=min(ends, default=None)",
+        "due=max(ends, default=None)",
+    ),
+    _in(
+        "lock_state",
+        "the time of who takes it again is forgotten",
+        "        if grant.notices != held.notices:\n",
+        "        if False:\n",
+    ),
+    _in(
+        "lock_state",
+        "overdue of an ended grant is told",
+        "    grant = thing.grants.get(-order)\n",
+        "    if -order not in thing.grants:\n"
+        "        return False\n"
+        "    grant = thing.grants.get(-order)\n",
+    ),
+    _in(
+        "lock_table",
+        "overdue is broken where nobody asked for that",
+        '.on_overdue == "break":\n',
+        '.on_overdue != "notice" or state.waiting:\n',
+    ),
+    _in(
+        "lock_table",
+        "a session that is gone hears that it is late",
+        "        session = told if told in state.sessions else None\n",
+        "        session = told\n",
+    ),
+    _in(
+        "resource",
+        "wanted is told on the second waiter",
+        "            if mode is None or compatible(mode, request.mode):\n",
+        "            first = self.line_length() == 1\n"
+        "            if mode is None or compatible(mode, request.mode) or first:\n",
+    ),
+    _in(
+        "lock_table",
+        "wanted is not told when somebody begins to wait",
+        "            self._state.look_who_is_wanted(resource)\n        cycle",
+        "        cycle",
+    ),
+    _in(
+        "lock_state",
+        "wanted is not told to who comes while others wait",
+        "            self.listened[resource] = None\n        if notices",
+        "        if notices",
+    ),
+    _in(
+        "lock_table",
+        "unwanted is forgotten",
+        "        self._state.look_who_is_wanted(resource)\n\n    def _tidy",
+        "\n    def _tidy",
+    ),
+    _in(
+        "owners",
+        "the own convert is taken for somebody who waits",
+        "any(seeker is not strand for seeker in seekers)",
+        "bool(seekers)",
+    ),
+    _in(
+        "resource",
+        "who shares is wanted by who shares, too",
+        "            if mode is None or compatible(mode, request.mode):\n",
+        "            if mode is None:\n",
+    ),
+    _in(
+        "lock_state",
+        "who listens no more still does",
+        "            resource.stop_listening(strand)\n",
+        "            pass\n",
+    ),
+    _in(
+        "snapshot",
+        "who waits over a crash asks to hear nothing",
+        '_HEARS = ("max_hold", "wanted")\n',
+        "_HEARS = ()\n",
+    ),
+    _in(
+        "lock_table",
+        "a crash makes holders deaf",
+        "                state.heed(grant)\n",
+        "                pass\n",
     ),
     _in(
         "requests",
@@ -127,7 +230,7 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "the next holder does not hear how the last hold ended",
-        "                previous += state.trouble(key, grant.inside)\n",
+        "                previous += state.trouble(key)\n",
         "",
     ),
     _in(
@@ -161,8 +264,8 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "the time allowed is ignored",
-        "            if when == request.deadline:\n",
-        "            if when == request.deadline and request.converting:\n",
+        "            elif when == request.deadline:\n",
+        "            elif when == request.deadline and request.converting:\n",
     ),
     _in(
         "lock_table",
@@ -176,8 +279,8 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "a newcomer overtakes who converts",
-        "return bool(self.pending or self.converting or self.waiting or self.inner)",
-        "return bool(self.pending or self.waiting or self.inner)",
+        "return bool(self.pending or self.converting or self.waiting)",
+        "return bool(self.pending or self.waiting)",
     ),
     _in(
         "resource",
@@ -374,7 +477,7 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "who is inside closes no cycle",
-        "                if session and session.session_id in obstacle.insiders:\n",
+        "                if session and session.session_id in obstacle.inside:\n",
         "                if False:\n",
     ),
     _in(
@@ -386,7 +489,7 @@ PLANTED_BUGS = [
     _in(
         "requests",
         "an upgrade at once forgets who is inside",
-        "not (len(strand.requests) > 1 or strand.insiders):\n",
+        "not (len(strand.requests) > 1 or strand.inside):\n",
         "not len(strand.requests) > 1:\n",
     ),
     _in(
@@ -398,14 +501,14 @@ PLANTED_BUGS = [
     _in(
         "session",
         "a session is inside a lock that was released",
-        "            strand.let_out(fencing_token, *strand.insiders)\n",
+        "            strand.let_out(fencing_token, *strand.inside)\n",
         "            pass\n",
     ),
     _in(
         "session",
         "the end of one session lets everybody out",
         "        for session_id in session_ids:\n",
-        "        for session_id in list(self.insiders):\n",
+        "        for session_id in list(self.inside):\n",
     ),
     _in(
         "snapshot",
@@ -417,156 +520,8 @@ PLANTED_BUGS = [
         "lock_state",
         "nobody is told that a session is inside",
         "        self._let_in(session, own)\n"
-        '        self.mark("session", session.session_id)\n',
-        "        self._let_in(session, own)\n",
-    ),
-    _in(
-        "resource",
-        "a sibling is let in beside another",
-        "            grant.fencing_token in around or strand is request.strand\n",
-        "            grant.fencing_token in around or grant.inside\n",
-    ),
-    _in(
-        "resource",
-        "the end of what is around frees the lock of who is inside",
-        "        return compatible(next(iter(holders.values())).mode, mode)",
-        "        return all(\n"
-        "            compatible(held.mode, mode) or held.inside\n"
-        "            for held in holders.values()\n"
-        "        )",
-    ),
-    _in(
-        "resource",
-        "a waiter goes before who is inside",
-        "        for request in self.inner:\n",
-        "        for request in () if self.waiting else self.inner:\n",
-    ),
-    _in(
-        "resource",
-        "who overtakes nobody inside is let pass",
-        "        if self.inner and not request.goes_down:\n",
-        "        if False:\n",
-    ),
-    _in(
-        "resource",
-        "a convert to shared waits for who is inside",
-        "        if self.inner and not request.goes_down:\n",
-        "        if self.inner:\n",
-    ),
-    _in(
-        "resource",
-        "who is deeper inside waits for who is not",
-        "        return -len(request.inside[self.key]), request.order\n",
-        "        return 0, request.order\n",
-    ),
-    _in(
-        "resource",
-        "exclusive inside shared is granted",
-        "        if wish.mode == EXCLUSIVE and self.mode == SHARED:\n",
-        "        if False:\n",
-    ),
-    _in(
-        "resource",
-        "a stranger is let in as if it were inside",
-        "            if grant.fencing_token in tokens:\n",
-        "            if True:\n",
-    ),
-    _in(
-        "resource",
-        "who is inside has the mode that it asked for",
-        "        return self.mode or self.anchor or request.mode, whole, around\n",
-        "        return request.mode, whole, around\n",
-    ),
-    _in(
-        "resource",
-        "a grant is inside what is over",
-        "        return tuple(token for token in around if token in held)\n",
-        "        return around\n",
-    ),
-    _in(
-        "resource",
-        "those inside wait only for those that exclude what they asked for",
-        "            return EXCLUSIVE if self.around(request.inside[self.key])"
-        " else request.mode\n",
-        "            return request.mode\n",
-    ),
-    _in(
-        "requests",
-        "a grant inside closes a circle at once",
-        "        if cycle := self._cycle_if_let_in(request, resources):\n",
-        "        if cycle := ():\n",
-    ),
-    _in(
-        "lock_table",
-        "who waits inside closes a circle for those behind it",
-        "        if (request.converting or request.inside) and not cycle:\n",
-        "        if request.converting and not cycle:\n",
-    ),
-    _in(
-        "waitgraph",
-        "who is inside waits for who is around it",
-        "(request.inside and resource.is_inside(request, strand))",
-        "False",
-    ),
-    _in(
-        "requests",
-        "the mode changes around who is inside",
-        "        if len(resource.holders) > 1 and resource.has_inside(held):\n",
-        "        if False:\n",
-    ),
-    _in(
-        "requests",
-        "the mode changes inside what is held",
-        "        around = held.inside and resource.around(held.inside)\n",
-        "        around = ()\n",
-    ),
-    _in(
-        "lock_table",
-        "who waits inside for more than is left waits on",
-        "        for request in resource.uncovered():\n",
-        "        for request in ():\n",
-    ),
-    _in(
-        "lock_table",
-        "a file is opened again for who is inside",
-        "            if request.inside and resource.still_around(request):\n",
-        "            if False:\n",
-    ),
-    _in(
-        "lock_table",
-        "others get one file inside while another is opened",
-        "            resource.open_anchor(request, request.mode)\n",
-        "            pass\n",
-    )._replace(tests=INNER_GRANTS),
-    _in(
-        "requests",
-        "what is partly inside is granted",
-        "            if key not in inside:\n",
-        "            if False:\n",
-    ),
-    _in(
-        "requests",
-        "a shared hold inside is not counted",
-        "            and (held.mode == SHARED or held.inside)\n",
-        "            and held.mode == SHARED\n",
-    ),
-    _in(
-        "lock_state",
-        "who is inside hears what was heard around it",
-        "        if inside and last.grant.fencing_token < inside[0]:\n",
-        "        if False:\n",
-    ),
-    _in(
-        "snapshot",
-        "a request forgets what it is inside",
-        "wish, record.since, inside=inside)\n",
-        "wish, record.since)\n",
-    ),
-    _in(
-        "mending",
-        "a chain is taken for holders that exclude each other",
-        "        if grant is youngest or grant.fencing_token in youngest.inside:\n",
-        "        if grant is youngest:\n",
+        '        self.mark("session", session.session_id)\n\n    def _let_in',
+        "        self._let_in(session, own)\n\n    def _let_in",
     ),
     _in(
         "waitgraph",
@@ -578,13 +533,13 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a cycle through a queue is missed",
-        "                if not compatible(resource.mode_for(other), mode):\n",
+        "                if not compatible(other.mode, request.mode):\n",
         "                if other.converting:\n",
     ),
     _in(
         "waitgraph",
         "who shares is taken for an obstacle of who will share with it",
-        "                if not compatible(resource.mode_for(other), mode):\n",
+        "                if not compatible(other.mode, request.mode):\n",
         "                if True:\n",
     ),
     _in(
@@ -615,14 +570,14 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a convert hides its own hold from others",
-        "            if strand is own or (",
-        "            if (",
+        "if strand is own]\n        return found",
+        "if False]\n        return found",
     ),
     _in(
         "lock_table",
         "a cycle that a convert closes for its strand is missed",
-        "        if (request.converting or request.inside) and not cycle:\n",
-        "        if request.inside and not cycle:\n",
+        "        if request.converting and not cycle:\n",
+        "        if False:\n",
     ),
     _in(
         "requests",
@@ -680,8 +635,8 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "an upgrade does not ask the anchor",
-        "            elif state.lockspaces[key.lockspace].anchored:\n",
-        "            elif state.lockspaces[key.lockspace].anchored and not (\n"
+        "            if state.lockspaces[key.lockspace].anchored:\n",
+        "            if state.lockspaces[key.lockspace].anchored and not (\n"
         "                request.converting and request.mode == EXCLUSIVE\n"
         "            ):\n",
     ),

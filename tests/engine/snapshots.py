@@ -37,7 +37,7 @@ def _dump_resource(resource: Resource) -> Plain:
             [grant.owner_id, grant.fencing_token] for grant in resource.holders.values()
         ],
         "converting": [request.order for request in resource.converting],
-        "waiting": [x.order for x in (*resource.inner, *resource.waiting)],
+        "waiting": [request.order for request in resource.waiting],
         "anchor": resource.anchor,
         "anchor_wanted": resource.anchor_wanted,
         "pending": None if pending is None else pending.order,

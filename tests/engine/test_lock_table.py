@@ -478,7 +478,7 @@ def test_deadlines_of_answered_requests_do_not_pile_up(engine: LockEngine) -> No
     for request in range(1, 1000):
         acquire(engine, BOB, request, DISK, timeout=3600.0)
         engine.handle(Cancel(BOB, 0, request), now=0.0)
-    assert len(engine.table.timed()) < 100
+    assert len(engine.state.deadlines) < 100
     assert engine.next_deadline() is None
 
 

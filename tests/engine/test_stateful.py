@@ -34,6 +34,7 @@ from lockd.terms import (
     SHARED,
     Mode,
     OnDisconnect,
+    OnOverdue,
     ResourceKey,
     WorkOutcome,
 )
@@ -47,6 +48,22 @@ SAID: tuple[tuple[None, str | None, str | None], ...] = (
     (None, "", "why"),
 )
 """What each slot says when it acquires: what to create, label, reason."""
+
+WISHES: tuple[tuple[float | None, bool], ...] = (
+    (None, False),
+    (1.5, True),
+    (None, True),
+)
+"""What a session asks to hear when it acquires: after how many seconds that it is
+overdue, and whether somebody waits. The number of the request says which of these."""
+
+LIMITS: tuple[tuple[float | None, OnOverdue], ...] = (
+    (None, "notice"),
+    (None, "notice"),
+    (1.0, "notice"),
+    (2.0, "break"),
+)
+"""How long a lockspace lets a lock be held, and what happens then."""
 
 T = TypeVar("T")
 
@@ -77,9 +94,6 @@ class Machine(RuleBasedStateMachine):
         check(self.engine)
         self.ledger.follow(self.engine)
         self.happened.update(_story(command, effects))
-        tokens = set(self.tokens())
-        if any(not tokens.issuperset(x.inside) for x in self.engine.grants()):
-            self.happened.add("held inside what is over")
         return effects
 
     def keys(self, *names: str) -> tuple[ResourceKey, ...]:
@@ -315,159 +329,6 @@ class Machine(RuleBasedStateMachine):
         self.acquire(child, ("b",), mode, None)
         self.acquire(second, ("a",), EXCLUSIVE, None)
 
-    def family(self, crowd: Crowd, name: str) -> None:
-        """Begins anew, with one that holds a lock, and two that are inside."""
-        (first, mode), *others = crowd
-        self.process_ends(dead=True)
-        for slot in SLOTS:
-            self.reconnect(slot, False)
-        self.acquire(first, (name,), mode, None)
-        for slot, _ in others:
-            self.enter_grants(slot, tuple(self.tokens()))
-
-    def siblings(self, crowd: Crowd, first_ends: bool, pause: bool) -> None:
-        """Lets two ask for what both are inside of; the holder ends early or late."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(crowd, "a")
-        self.acquire(second, ("a",), mode, None)
-        self.acquire(third, ("a",), other_mode, None)
-        if pause:
-            self.time_passes(1.0)
-        ends = (first, second, third) if first_ends else (second, third, first)
-        for slot in ends:
-            self.release_names(slot, ("a",))
-
-    def passer_by(self, crowd: Crowd, first_ends: bool, asks_first: bool) -> None:
-        """Lets one ask for what others hold one inside the other."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(crowd, "a")
-        self.reconnect(third, False)
-        if asks_first:
-            self.acquire(third, ("a",), other_mode, None)
-        self.acquire(second, ("a",), mode, None)
-        self.acquire(third, ("a",), other_mode, None)
-        for slot in (first, second) if first_ends else (second, first):
-            self.release_names(slot, ("a",))
-
-    def grandchild(self, crowd: Crowd, outwards: bool) -> None:
-        """Lets one hold inside what another one holds inside a third."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(crowd, "a")
-        self.acquire(second, ("a",), mode, None)
-        self.reconnect(third, False)
-        self.enter_grants(third, tuple(self.tokens()))
-        self.acquire(third, ("a",), other_mode, None)
-        self.convert_name(second, "a", SHARED, None)
-        for slot in (third, second, first) if outwards else (first, second, third):
-            self.release_names(slot, ("a",))
-
-    def cousins(self, crowd: Crowd, joins: bool) -> None:
-        """Lets two inside ask for two locks crosswise, or for both at once."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(crowd, "a")
-        self.acquire(first, ("b",), EXCLUSIVE, None)
-        for slot in (second, third):
-            self.reconnect(slot, False)
-            self.enter_grants(slot, tuple(self.tokens()))
-        self.acquire(second, ("b",), mode, None)
-        self.acquire(third, ("a", "b") if joins else ("a",), other_mode, None)
-        self.convert_name(first, "a", SHARED, None)
-        self.acquire(second, ("a",), mode, None)
-        self.acquire(third, ("b",), other_mode, None)
-
-    def upgrade_around(self, crowd: Crowd, waits: bool) -> None:
-        """Lets a holder upgrade while one inside shares with it, or another waits."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(((first, SHARED), *crowd[1:]), "a")
-        self.reconnect(third, False)
-        self.acquire(third, ("a",), SHARED, None)
-        if waits:
-            self.convert_name(first, "a", EXCLUSIVE, None)
-        self.acquire(second, ("a",), mode, None)
-        self.convert_name(first, "a", EXCLUSIVE, None)
-        self.convert_name(second, "a", other_mode, None)
-        self.release_names(third, ("a",))
-
-    def snare_inside(self, crowd: Crowd, joins: bool) -> None:
-        """Lets one inside hold what others then wait for, while it waits for them."""
-        (first, mode), (second, _), (third, other_mode) = crowd
-        self.family(crowd, "a")
-        self.reconnect(third, False)
-        self.acquire(third, ("b",), EXCLUSIVE, None)
-        if joins:
-            self.join(second, first)
-        self.acquire(third, ("a",), other_mode, None)
-        self.acquire(second, ("b",), mode, None)
-        self.acquire(second, ("a",), mode, None)
-
-    def deeper(self, crowd: Crowd) -> None:
-        """Lets one deeper inside ask after one that waits for what is around it."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
-        self.acquire(second, ("a",), mode, None)
-        self.reconnect(third, False)
-        self.enter_grants(third, tuple(self.tokens()))
-        self.acquire(third, ("a",), other_mode, None)
-        self.strands[second] = 7
-        self.acquire(second, ("a",), mode, None)
-        self.strands[third] = 8
-        self.acquire(third, ("a",), other_mode, None)
-
-    def passer_by_of_two(self, crowd: Crowd) -> None:
-        """Lets one ask for two locks, of which one inside waits for the first."""
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
-        self.acquire(first, ("c",), EXCLUSIVE, None)
-        self.reconnect(second, False)
-        self.enter_grants(second, tuple(self.tokens()))
-        self.acquire(first, ("b",), EXCLUSIVE, None)
-        self.acquire(second, ("a", "b"), mode, None)
-        self.acquire(second, ("c",), mode, None)
-        self.strands[second] = 7
-        self.acquire(second, ("a", "c"), mode, None)
-        self.reconnect(third, False)
-        self.acquire(third, ("a", "b"), other_mode, None)
-        self.release_names(first, ("a",))
-        self.release_names(first, ("b",))
-
-    def process_inside(self, crowd: Crowd, waits: bool) -> None:
-        """Lets one session of a process get inside, while another waits.
-
-        It waits for who waits for what is around it.
-        """
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.process_ends(dead=True)
-        for slot in SLOTS:
-            self.reconnect(slot, slot != first)
-        self.strands[first] = 1
-        self.acquire(first, ("a",), EXCLUSIVE, None)
-        self.enter_grants(second, tuple(self.tokens()))
-        self.strands[first] = 2
-        self.acquire(first, ("b",), EXCLUSIVE, None)
-        self.acquire(first, ("a",), mode, None)
-        self.acquire(third, ("b",), other_mode, None)
-        if waits:
-            self.strands[second] = 3
-            self.acquire(second, ("a",), mode, None)
-            self.strands[second] = 0
-        self.acquire(second, ("a",), mode, None)
-
-    def sharers_inside(self, crowd: Crowd) -> None:
-        """Lets two that would share take turns inside, each with what the other wants.
-
-        A third one, of the same session as one of them, has the first turn.
-        """
-        (first, _), (second, mode), (third, other_mode) = crowd
-        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
-        self.acquire(third, ("b",), EXCLUSIVE, None)
-        self.strands[second] = 5
-        self.acquire(second, ("a",), mode, None)
-        self.acquire(second, ("a",), SHARED, None)
-        self.strands[second] = 6
-        self.acquire(second, ("a",), SHARED, None)
-        self.acquire(second, ("b",), other_mode, None)
-        self.acquire(third, ("a",), SHARED, None)
-
     def snare_of_a_child(self, crowd: Crowd) -> None:
         """The snare again, but a program inside the lock waits for the other one."""
         (first, _), (second, _), (child, mode) = crowd
@@ -535,10 +396,16 @@ class ModelMachine(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
+        self.breaks = False
 
-    @initialize(acting=st.sampled_from([(), (), (0,), (0, 1)]))
-    def open(self, acting: tuple[int, ...]) -> None:
-        self.handle(c.AddLockspace("m", anchored=False))
+    @initialize(
+        acting=st.sampled_from([(), (), (0,), (0, 1)]), limit=st.sampled_from(LIMITS)
+    )
+    def open(
+        self, acting: tuple[int, ...], limit: tuple[float | None, OnOverdue]
+    ) -> None:
+        self.model.max_hold, self.breaks = limit[0], limit[1] == "break"
+        self.handle(c.AddLockspace("m", False, "release", *limit))
         for slot in SLOTS:
             self.enter(slot, slot in acting)
 
@@ -566,33 +433,47 @@ class ModelMachine(Machine):
                 | c.BreakGrant,
             )
             self.model.answer(command.session, command.request, verdict)
+        self.model.now = self.now
         self.model.settle()
+        self.model.tell()
         expected, self.model.answers = self.model.answers, {}
+        effects = self.handle(command)
         said = {
             (effect.session, effect.request): _verdict(effect)
-            for effect in self.handle(command)
+            for effect in effects
             if isinstance(effect, e.Granted | e.Refused | e.Completed)
         }
         assert said == expected
+        heard, self.model.heard = self.model.heard, []
+        notices = [x for x in effects if isinstance(x, Noticed)]
+        told = [
+            (_name(x), x.session, who_holds(x.grant), x.grant.key.resource)
+            for x in notices
+        ]
+        assert sorted(told, key=str) == sorted(heard, key=str)
 
     def compare_state(self) -> None:
-        holds = [
-            (h.name, h.who, h.mode, h.count, len(h.around)) for h in self.model.holds
-        ]
+        holds = [(h.name, h.who, h.mode, h.count) for h in self.model.holds]
         found = [
-            (*(key.resource, who_holds(x), x.mode, x.count), len(x.inside))
+            (key.resource, who_holds(grant), grant.mode, grant.count)
             for key, resource in self.engine.resources.items()
-            for x in resource.holders.values()
+            for grant in resource.holders.values()
         ]
         assert sorted(found) == sorted(holds)
         for key in self.keys("a", "b", "c"):
             line = self.engine.situation(key).waiters
-            turns = self.model.line(key.resource)
+            turns = [ask for ask in self.model.turns() if key.resource in ask.names]
             assert [(w.session, w.strand, w.mode, w.converting) for w in line] == [
                 (ask.session, ask.who[2], ask.mode, ask.converts) for ask in turns
             ]
-        deadlines = [a.deadline for a in self.model.asks if a.deadline is not None]
+        deadlines = self.model.deadlines()
         assert self.engine.next_deadline() == min(deadlines, default=None)
+        listening = [(h.overdue, h.wanted, *h.who) for h in self.model.holds]
+        known = [
+            (x.is_overdue, bool(x.notices and x.notices.wanted), *who_holds(x))
+            for x in self.engine.grants()
+        ]
+        assert sorted(known) == sorted(listening)
 
     def ask(
         self,
@@ -607,7 +488,8 @@ class ModelMachine(Machine):
         if converts and mode == SHARED:
             deadline = None
         number, who = next(self.numbers), self.who(slot)
-        return Ask(session, number, who, names, mode, deadline, converts)
+        wishes = (None, False) if converts else WISHES[number % len(WISHES)]
+        return Ask(session, number, who, names, mode, deadline, converts, *wishes)
 
     def who(self, slot: int) -> Who:
         session, strand = self.sessions[slot], self.strands[slot]
@@ -640,6 +522,8 @@ class ModelMachine(Machine):
         command = c.Acquire(
             *(ask.session, ask.number, keys, mode, timeout, *SAID[slot], most),
             strand=ask.who[2],
+            max_hold=ask.max_hold,
+            wanted=ask.wanted,
         )
         self.agree(command, self.model.acquire(ask, timeout == 0, most))
 
@@ -702,12 +586,12 @@ class ModelMachine(Machine):
         session = self.sessions[slot]
         for hold in self.model.holds:
             if self.token_of(hold.who, hold.name) in tokens:
-                hold.insiders.add(session)
+                hold.inside.add(session)
         self.agree(c.EnterGrants(session, tokens))
 
     def close_session(self, session: int) -> None:
         for hold in self.model.holds:
-            hold.insiders.discard(session)
+            hold.inside.discard(session)
         who = self.model.owner_of.pop(session)
         self.model.asks = [a for a in self.model.asks if a.session != session]
         if who == session:
@@ -735,7 +619,13 @@ class ModelMachine(Machine):
         self.now += pause
         late = [a for a in self.model.asks if (a.deadline or self.now + 1) <= self.now]
         self.model.give_up(late, "timeout")
+        self.model.now = self.now
+        overdue = self.model.tell_overdue()
         self.agree(c.Tick())
+        for hold in overdue if self.breaks else ():
+            token = self.token_of(hold.who, hold.name)
+            self.model.end(hold)
+            self.agree(c.BreakGrant(0, 0, token, "overdue"), "completed")
 
 
 class AnchorMachine(Machine):
@@ -749,16 +639,25 @@ class AnchorMachine(Machine):
         self.prompt = True
         self.outside = "nothing"
         self.killed = "nobody"
+        #: The tokens of the overdue grants that were broken.
+        self.broken: set[int] = set()
 
     @initialize(
         prompt=st.booleans(),
         killed=st.sampled_from(["nobody", "owners", "all"]),
         acting=st.sampled_from([(), (), (0,), (0, 1)]),
+        limit=st.sampled_from(LIMITS),
     )
-    def open(self, prompt: bool, killed: str, acting: tuple[int, ...]) -> None:
+    def open(
+        self,
+        prompt: bool,
+        killed: str,
+        acting: tuple[int, ...],
+        limit: tuple[float | None, OnOverdue],
+    ) -> None:
         self.prompt, self.killed = prompt, killed
         on_disconnect: OnDisconnect = "kill" if killed == "all" else "release"
-        self.handle(c.AddLockspace("f", True, on_disconnect))
+        self.handle(c.AddLockspace("f", True, on_disconnect, *limit))
         for slot in SLOTS:
             self.enter(slot, slot in acting)
 
@@ -817,10 +716,13 @@ class AnchorMachine(Machine):
         most: int | None = None,
     ) -> None:
         number = next(self.numbers)
+        max_hold, wanted = WISHES[number % len(WISHES)]
         keys = self.keys(*names)
         command = c.Acquire(
             *(self.sessions[slot], number, keys, mode, timeout, *SAID[slot], most),
             strand=self.strands[slot],
+            max_hold=max_hold,
+            wanted=wanted,
         )
         self.do(command)
 
@@ -922,12 +824,23 @@ class AnchorMachine(Machine):
     def time_passes(self, pause: float) -> None:
         self.now += pause
         self.do(c.Tick())
+        for token in sorted(self.witness.to_break - self.broken):
+            self.broken.add(token)
+            if self.engine.grant_of(token) is not None:
+                self.do(c.BreakGrant(0, 0, token, "overdue"))
         due = self.engine.next_deadline()
         assert due is None or due > self.now
 
 
 def _pick(things: Sequence[T], pick: int) -> T | None:
     return things[pick % len(things)] if things else None
+
+
+Noticed = e.Overdue | e.Wanted | e.Unwanted
+
+
+def _name(effect: Noticed) -> str:
+    return type(effect).__name__.lower()
 
 
 def _verdict(effect: e.Granted | e.Refused | e.Completed) -> str:
@@ -941,8 +854,6 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
     story = set()
     for effect in effects:
         match effect:
-            case e.Refused(nested=True, code=code):
-                story.add(f"{code} inside")
             case e.Refused(max_waiting=int()):
                 story.add("too many waited")
             case e.Refused(code=code):
@@ -956,9 +867,6 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
                 if effect.previous:
                     story.add(f"granted after trouble: {effect.previous[0].cause}")
                 story.add("granted several" if len(grants) > 1 else "granted")
-                if grants[0].inside:
-                    waited = not isinstance(command, c.Acquire)
-                    story.add("granted inside" + " to a waiter" * waited)
                 if not isinstance(command, c.Acquire | c.AnchorOpened):
                     story.add("granted to a waiter")
                 if grants[0].count > 1:
@@ -1019,14 +927,6 @@ TROUBLE = tuple(
 )
 """How the last hold ended, of which the next holder hears."""
 
-INSIDE = (
-    "granted inside",
-    "granted inside to a waiter",
-    "held inside what is over",
-    "already_held inside",
-    "in_use inside",
-)
-
 DAMAGE = (
     "went on from the records while somebody waited",
     "loaded without some records",
@@ -1041,10 +941,11 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
     assert rare(ModelMachine, "acted as a strand", floor=0.4) == {}
     assert rare(ModelMachine, "was inside a grant", floor=0.4) == {}
-    assert rare(ModelMachine, *INSIDE, floor=0.05) == {}
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
     assert rare(ModelMachine, "too many waited", "denied", floor=0.2) == {}
+    assert rare(ModelMachine, "Overdue", "Wanted", "Unwanted", floor=0.4) == {}
+    assert rare(ModelMachine, "BreakOverdue", floor=0.05) == {}
     assert rare(ModelMachine, "released for its owner", floor=0.05) == {}
     assert rare(ModelMachine, *TROUBLE, floor=0.02) == {}
     assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
@@ -1057,10 +958,11 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
     assert rare(AnchorMachine, "acted as a strand", floor=0.4) == {}
     assert rare(AnchorMachine, "was inside a grant", floor=0.4) == {}
-    assert rare(AnchorMachine, *INSIDE, floor=0.02) == {}
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
     assert rare(AnchorMachine, "too many waited", "denied", floor=0.1) == {}
+    assert rare(AnchorMachine, "Overdue", "Wanted", "Unwanted", floor=0.4) == {}
+    assert rare(AnchorMachine, "BreakOverdue", floor=0.05) == {}
     assert rare(AnchorMachine, "released for its owner", floor=0.05) == {}
     assert rare(AnchorMachine, *TROUBLE, floor=0.02) == {}
     assert rare(AnchorMachine, *DAMAGE, floor=0.1) == {}

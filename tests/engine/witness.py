@@ -44,13 +44,19 @@ class Witness:
         self.holders: dict[ResourceKey, dict[Who, e.Grant]] = {}
         self.anchors: dict[ResourceKey, Mode] = {}
         self.opening: dict[ResourceKey, Mode] = {}
+        #: By token: when a grant becomes overdue, who hears of that, who hears whether
+        #: somebody waits for it.
+        self.due: dict[int, float] = {}
+        self.overdue_to: dict[int, int] = {}
+        self.wanted_to: dict[int, int] = {}
+        #: The tokens of which it was told that they are overdue, or wanted.
+        self.overdue: set[int] = set()
+        self.wanted: set[int] = set()
+        self.to_break: set[int] = set()
         self.killed_on_disconnect: set[int] = set()
         self.fenced: set[int] = set()
         self.ended_owners: set[int] = set()
         self.dead: set[int] = set()
-        #: The tokens that a session named, and those that each grant is inside of.
-        self.within: dict[int, set[int]] = {}
-        self.around: dict[int, tuple[int, ...]] = {}
         self.last_token = 0
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
         self.last_holders_limit = last_holders
@@ -66,6 +72,7 @@ class Witness:
         self.see_command(command)
         for effect in effects:
             self.see_effect(effect)
+        self.check_heard(command)
         for key in self.holders | self.anchors:
             self.check_anchor(key)
         if isinstance(command, c.DisconnectOwner):
@@ -95,7 +102,6 @@ class Witness:
             case c.CloseSession(session):
                 self.sessions.remove(session)
                 del self.acts_for[session]
-                self.within.pop(session, None)
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
             case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
@@ -112,9 +118,7 @@ class Witness:
             case c.Resume():
                 self.opening.clear()
                 self.fenced &= self.dead
-            case c.EnterGrants(session, tokens):
-                self.within[session] = set(tokens)
-            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
+            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner() | c.EnterGrants():
                 pass
             case _:
                 if isinstance(command, c.Acquire) and self.is_crowded(command):
@@ -127,9 +131,6 @@ class Witness:
         waiting = [self.unanswered[x][0] for x in self.queued & self.unanswered.keys()]
         keys = [x.keys for x in waiting if isinstance(x, c.Acquire)]
         keys += [self.converted_by(x) for x in waiting if isinstance(x, c.Convert)]
-        if any(self.is_inside(command.session, key) for key in command.keys):
-            # Of those outside it stands before all.
-            return False
         lines = [sum(key in each for each in keys) for key in command.keys]
         # A try may wait for a slow file.
         return bool(most) and max(lines) >= (most or 0)
@@ -169,13 +170,17 @@ class Witness:
                 assert session in self.sessions, "a session that is gone is told"
                 held = self.holders[grant.key][who_holds(grant)]
                 assert held.fencing_token == grant.fencing_token
+            case e.Overdue(session, grant):
+                self.told_overdue(session, grant)
+            case e.Wanted(session, grant) | e.Unwanted(session, grant):
+                self.told_wanted(session, grant, isinstance(effect, e.Wanted))
+            case e.BreakOverdue(grant):
+                self.to_break.add(grant.fencing_token)
             case e.OpenAnchor(key, mode, _, in_use):
                 assert self.lockspaces[key.lockspace].anchored
                 assert key not in self.opening, "opened twice at once"
                 assert in_use == bool(self.holders.get(key))
                 assert mode == SHARED or len(self.holders.get(key, ())) <= 1
-                modes = {held.mode for held in self.holders.get(key, {}).values()}
-                assert (mode, modes) != (EXCLUSIVE, {EXCLUSIVE}), "opened twice"
                 self.opening[key] = mode
             case e.CloseAnchor(key):
                 assert key not in self.opening
@@ -187,12 +192,88 @@ class Witness:
             case e.ForgetOwner(owner_id):
                 assert not self.does_hold(owner_id), "forgotten while it holds"
 
+    # What holders hear.
+
+    def told_overdue(self, session: int | None, grant: e.Grant) -> None:
+        token = grant.fencing_token
+        assert self.holders[grant.key][who_holds(grant)].fencing_token == token
+        assert token not in self.overdue, "overdue twice"
+        assert self.due[token] <= self.now, "overdue too early"
+        asked = self.overdue_to.get(token)
+        assert session == (asked if asked in self.sessions else None)
+        self.overdue.add(token)
+
+    def told_wanted(self, session: int, grant: e.Grant, wanted: bool) -> None:
+        token = grant.fencing_token
+        assert self.holders[grant.key][who_holds(grant)].fencing_token == token
+        assert session == self.wanted_to[token], "somebody else hears it"
+        assert session in self.sessions, "a session that is gone is told"
+        assert (token in self.wanted) != wanted, "told what it knows"
+        self.wanted ^= {token}
+
+    def check_heard(self, command: c.Command) -> None:
+        """Checks that each holder has heard what it asked for."""
+        held = [grant for held in self.holders.values() for grant in held.values()]
+        for grant in held:
+            token = grant.fencing_token
+            if self.wanted_to.get(token) in self.sessions:
+                is_wanted = any(self.is_in_the_way(grant, x) for x in self.queued)
+                assert (token in self.wanted) == is_wanted, f"unheard: {grant}"
+            if isinstance(command, c.Tick) and token in self.due:
+                late = self.due[token] <= self.now
+                assert late == (token in self.overdue), f"unheard: {grant}"
+                space = self.lockspaces[grant.key.lockspace]
+                assert (token in self.to_break) == (
+                    late and token in self.overdue and space.on_overdue == "break"
+                )
+
+    def is_in_the_way(self, grant: e.Grant, asked: tuple[int, int]) -> bool:
+        """Tells whether a request waits until a grant ends."""
+        if asked not in self.unanswered:
+            return False
+        command, _ = self.unanswered[asked]
+        owner_id = self.acts_for[command.session]
+        if isinstance(command, c.Acquire):
+            keys, mode = command.keys, command.mode
+            session = command.session if command.strand else 0
+            who = (owner_id, session, command.strand)
+        else:
+            assert isinstance(command, c.Convert)
+            keys, mode = self.converted_by(command), command.mode
+            who = (owner_id, 0, 0) if command.key else self.who_converts(command)
+        return (
+            grant.key in keys
+            and who != who_holds(grant)
+            and EXCLUSIVE in (mode, grant.mode)
+        )
+
+    def who_converts(self, command: c.Convert) -> Who:
+        for held in self.holders.values():
+            for who, grant in held.items():
+                if grant.fencing_token == command.fencing_token:
+                    return who
+        raise AssertionError("a lock that is gone is converted")
+
+    def listen(self, command: c.Acquire, grant: e.Grant) -> None:
+        """Notes what a holder asked to hear; the first session that asked hears it."""
+        token = grant.fencing_token
+        limits = command.max_hold, self.lockspaces[grant.key.lockspace].max_hold
+        ends = [self.now + seconds for seconds in limits if seconds is not None]
+        if ends:
+            self.due[token] = min(*ends, self.due.get(token, ends[0]))
+        asked = command.max_hold is not None
+        if asked and self.overdue_to.get(token) not in self.sessions:
+            self.overdue_to[token] = command.session
+        if command.wanted and self.wanted_to.get(token) not in self.sessions:
+            self.wanted_to[token] = command.session
+            self.wanted.discard(token)
+
     def does_hold(self, owner_id: int) -> bool:
         holders = [who for held in self.holders.values() for who in held]
         return any(who[0] == owner_id for who in holders)
 
     def answered(self, session: int, request: int) -> Asked:
-        assert session in self.sessions, "a session that is gone is answered"
+        assert session in {0, *self.sessions}, "a session that is gone is answered"
         assert (session, request) in self.unanswered, "answered twice"
         command, _ = self.unanswered.pop((session, request))
         return command
@@ -214,38 +295,18 @@ class Witness:
         for grant in answer.grants:
             if isinstance(command, c.Acquire):
                 assert grant.strand == command.strand
-            covers = bool(self.within.get(grant.session)) and grant.mode == EXCLUSIVE
-            assert covers or grant.mode == command.mode
+            assert grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
             self.hold(grant, answer.converted)
+            if isinstance(command, c.Acquire):
+                self.listen(command, grant)
 
     def trouble_before(self, answer: e.Granted) -> tuple[e.LastHolder, ...]:
         """Returns the last holds that a new holder must hear of."""
         new = [x for x in answer.grants if x.fencing_token > self.last_token]
         last = [self.last_holders[x.key] for x in new if x.key in self.last_holders]
         well = {("released", None), ("released", "ok")}
-        outermost = {x.key: min(x.inside) for x in new if x.inside}
-        return tuple(
-            x
-            for x in last
-            if (x.cause, x.outcome) not in well
-            # What is around it has heard of what ended before.
-            and x.grant.fencing_token >= outermost.get(x.grant.key, 0)
-        )
-
-    def is_inside(self, session: int, key: ResourceKey) -> bool:
-        held = {grant.fencing_token for grant in self.holders.get(key, {}).values()}
-        return bool(held & self.within.get(session, set()))
-
-    def check_inside(self, grant: e.Grant) -> None:
-        """Asserts that it is inside what its session named, and nothing else."""
-        named = self.within.get(grant.session, set())
-        named = named.union(*(self.around.get(token, ()) for token in named))
-        assert set(grant.inside) <= named, "a stranger is let in"
-        holders = self.holders.get(grant.key, {}).values()
-        alive = {x for held in holders for x in (held.fencing_token, *held.inside)}
-        assert set(grant.inside) <= alive, "inside what is over"
-        self.around[grant.fencing_token] = grant.inside
+        return tuple(x for x in last if (x.cause, x.outcome) not in well)
 
     def hold(self, grant: e.Grant, converted: bool) -> None:
         holders = self.holders.setdefault(grant.key, {})
@@ -253,17 +314,12 @@ class Witness:
         if before is None:
             assert not converted
             assert grant.fencing_token > self.last_token, "a token that did not rise"
-            self.check_inside(grant)
             self.last_token = grant.fencing_token
         else:
             assert grant.fencing_token == before.fencing_token
-            assert grant.inside == before.inside
         holders[who_holds(grant)] = grant
         modes = [held.mode for held in holders.values()]
-        chain = sorted(holders.values(), key=lambda held: held.fencing_token)
-        for place, held in enumerate(chain if EXCLUSIVE in modes else ()):
-            older = {other.fencing_token for other in chain[:place]}
-            assert older <= set(held.inside), f"two holders: {holders}"
+        assert EXCLUSIVE not in modes or len(modes) == 1, f"two holders: {holders}"
         self.check_anchor(grant.key)
 
     def ended(self, effect: e.Ended) -> None:

@@ -22,6 +22,7 @@ TWINS = {
     "Grant": "engine.effects client.threads.grants client.tasks.link",
     "Lock": "client.threads.locks client.tasks.locks",
     "Methods": "client.threads.methods client.tasks.methods",
+    "Notices": "client.threads.methods client.tasks.methods",
     "Session": "engine.session ctl.run.session",
     "Strand": "engine.session client.strands",
 }

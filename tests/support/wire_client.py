@@ -155,6 +155,25 @@ def wait_for_waiters(
     raise AssertionError(found)
 
 
+def leave_unread(client: WireClient, witness: WireClient) -> int:
+    """Asks for more than the kernel takes for a client that reads nothing.
+
+    Returns the msgid of the question, when the daemon has tried to send the answer.
+    """
+    text = "€" * 4096
+    for strand in range(1, 17):
+        more = {"strand": strand, "label": text, "reason": text}
+        witness.acquire("big", mode="shared", **more)
+    asked = client.send("query", resource="big")
+    for _ in range(100_000):
+        text = witness.call("metrics")["text"]
+        if 'lockd_requests_total{method="query"} 1' in text.splitlines():
+            # That turn may not be over yet; the next one is another.
+            witness.call("statistics")
+            return asked
+    raise AssertionError(text)
+
+
 def wait_for_sessions(client: WireClient, count: int) -> None:
     """Waits until so many sessions are open."""
     for _ in range(100_000):

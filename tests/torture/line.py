@@ -68,6 +68,8 @@ class Line:
         self._open: dict[int, int] = {}  # when what was asked
         self._answers: dict[int, tuple[Any, Any, int]] = {}
         self._is_served = False
+        #: What it was told of its locks.
+        self.notices: list[str] = []
         self.chunk = 65_536
         self.pause = 0.0
         board.tally(slot, "connections")
@@ -122,6 +124,11 @@ class Line:
         """Reads what has come without being waited for."""
         if self._poll.poll(0):
             self._receive()
+
+    def hear(self, count: int) -> list[str]:
+        """Waits until so many notices have come; returns all that have."""
+        self._receive_until(lambda: len(self.notices) >= count, now(), PATIENCE)
+        return self.notices
 
     def is_answered(self, msgid: int) -> bool:
         return msgid in self._answers
@@ -203,6 +210,8 @@ class Line:
                 self._board.complain("repeated answer", f"{self.name}: {message}")
             case [2, "resumed", *_]:
                 self._board.tally(self._slot, "resumed")
+            case [2, "notice", [{"what": what}]]:
+                self.notices.append(what)
             case [2, "lost", [params]]:
                 self._board.complain("lost lock", f"{self.name}: {params}")
             case _:

@@ -254,6 +254,27 @@ def _strands(scene: Scene) -> None:
         line.call("release", fencing_token=each)
 
 
+def _notices(scene: Scene) -> None:
+    """A holder is late, is wanted and then not any more: it hears each once."""
+    holder, waiter = scene.line(), scene.line()
+    scene.step()
+    wishes = {"wanted": True, "max_hold": 0.01}
+    token = scene.acquire(holder, "a", lockspace="files", **wishes)
+    msgid = waits(scene, waiter, "a")
+    holder.hear(2)
+    waiter.call("cancel", request=msgid)
+    scene.step()
+    holder.hear(3)
+    holder.call("statistics")
+    scene.must(sorted(holder.notices[:2]), ["overdue", "wanted"], "the first notices")
+    scene.must(holder.notices[2:], ["unwanted"], "the other notices")
+    try:
+        waiter.wait(msgid)
+    except Refused as refusal:
+        scene.must(refusal.code, "cancelled", "what was cancelled")
+    _must_be_held(scene, "a", token, "files")
+
+
 def _within(scene: Scene) -> None:
     """A child wants what its parent has, and waits for nobody for ever."""
     parent, stranger = scene.line(), scene.line()
@@ -279,37 +300,6 @@ def _within(scene: Scene) -> None:
     scene.must(scene.query("b")[1], 1, "the child that waits")
     stranger.call("release", resource="b")
     child.wait(msgid)
-
-
-def _tree(scene: Scene) -> None:
-    """Two children take turns inside; the parent ends first, and a stranger waits.
-
-    Nobody outside gets in before the last of the tree is done.
-    """
-    parent, stranger = scene.line(), scene.line()
-    names: dict[str, object] = {"resource": "a", "lockspace": "files"}
-    outer = scene.acquire(parent, "a", lockspace="files")
-    late = waits(scene, stranger, "a")
-    within = [f"{scene.instance}:{outer}"]
-    first, second = scene.line(within=within), scene.line(within=within)
-    scene.step()
-    inner = scene.acquire(first, "a", lockspace="files")
-    msgid, query = second.ask_all([("acquire", names), ("query", names)])
-    second.wait(query)
-    parent.call("release", **names)
-    scene.step()
-    tokens, waiting = scene.query("a", lockspace="files")
-    scene.must((tokens, waiting), ([inner], 2), "after the end of the parent")
-    scene.must_be_locked("files", "a")
-    first.call("release", **names)
-    turn = int(second.wait(msgid)["grant"]["fencing_token"])
-    stranger.look()
-    scene.must(stranger.is_answered(late), False, "a stranger beside the tree")
-    tokens, waiting = scene.query("a", lockspace="files")
-    scene.must((tokens, waiting), ([turn], 1), "the turn of the other child")
-    second.call("release", **names)
-    token = int(stranger.wait(late)["grant"]["fencing_token"])
-    _must_be_held(scene, "a", token, "files")
 
 
 def _cancel(scene: Scene) -> None:
@@ -518,8 +508,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     ),
     "convert": _convert,
     "strands": _strands,
+    "overdue and wanted": _notices,
     "within": _within,
-    "tree": _tree,
     "cancel": _cancel,
     "connect": _connect,
     "disconnect": _disconnect,

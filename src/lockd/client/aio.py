@@ -12,11 +12,11 @@ from typing import Any
 from lockd.client import arguments, paths, requests
 from lockd.client.tasks.link import Grant, TaskLink, open_link
 from lockd.client.tasks.locks import Body, Lock
-from lockd.client.tasks.methods import Events, Methods
+from lockd.client.tasks.methods import Events, Methods, Notices
 from lockd.errors import WrongTaskError
 from lockd.terms import EXCLUSIVE, Mode
 
-__all__ = ["Client", "Events", "Grant", "Lock", "connect"]
+__all__ = ["Client", "Events", "Grant", "Lock", "Notices", "connect"]
 
 
 def connect(
@@ -106,6 +106,8 @@ class Client(Methods):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> AbstractAsyncContextManager[Grant]:
@@ -130,6 +132,8 @@ class Client(Methods):
                 max_waiting=max_waiting,
                 create=create,
                 whole=whole,
+                max_hold=max_hold,
+                wanted=wanted,
                 label=label,
                 reason=reason,
             )

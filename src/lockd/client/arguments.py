@@ -118,6 +118,15 @@ def _seconds(name: str, value: object) -> float:
     return value
 
 
+def _hold_time(name: str, value: object) -> float:
+    allowed = "a number above 0, at most 1e9 (seconds), or None"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, allowed, value)
+    if not 0 < value <= _LONGEST_WAIT:  # rejects nan too
+        raise _wrong_value(name, allowed, value)
+    return value
+
+
 def _integer(least: int, most: int, name: str, value: object) -> int:
     allowed = f"an integer from {least} to {most}"
     if isinstance(value, bool) or not isinstance(value, int):
@@ -209,6 +218,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "kind": partial(_choice, get_args(Kind)),
     "label": _shown_text,
     "lockspace": printable_name,
+    "max_hold": _hold_time,
     "max_waiting": partial(_integer, 0, 1_024),
     "mode": partial(_choice, get_args(Mode)),
     "name": printable_name,
@@ -228,6 +238,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "until": partial(_choice, get_args(Until)),
     "uuid": _short_text,
     "waiting": _truth,
+    "wanted": _truth,
     "whole": _truth,
 }
 

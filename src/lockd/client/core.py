@@ -15,11 +15,13 @@ its own work, and every interrupted step can be completed later:
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any, Final, NamedTuple
 
 from lockd.client.encoding import RequestEncoder, cut, refusal
-from lockd.client.grants import AnyGrant, Hold, is_shape
+from lockd.client.grants import AnyGrant, Hold, Holds, is_shape
+from lockd.client.inbox import News
 from lockd.client.reply import Reply
 from lockd.client.strands import Program
 from lockd.errors import (
@@ -92,6 +94,7 @@ class ClientCore:
         self._make_grant = make_grant
         self._on_lost: Callable[[AnyGrant], None] | None = None
         self._on_event: Callable[[dict[str, Any], int], None] | None = None
+        self._news: list[News] = []
         self._stage = _Stage(-1, b"", 0)
         self._ended: str | None = None
         self._over = False
@@ -100,14 +103,11 @@ class ClientCore:
         self._farewell: LockdError | None = None
         self._msgids = count(1)
         self._pending: dict[int, Reply] = {}
-        # Several holds with one token are one shared lock with a count. `_tokens` maps
-        # a resource and a strand to the token.
-        self._held: dict[int, dict[Hold, None]] = {}
-        self._tokens: dict[tuple[ResourceKey, int], int] = {}
+        self._holds = Holds(make_grant)
         self._encoder = RequestEncoder()
 
     def __repr__(self) -> str:
-        counts = f"{len(self._pending)} pending, {len(self._held)} held"
+        counts = f"{len(self._pending)} pending, {len(self._holds)} held"
         return f"<ClientCore {counts}, {self._ended or 'connected'}>"
 
     # The interface for the shell.
@@ -127,6 +127,22 @@ class ClientCore:
         if self._on_event == on_event:
             self._on_event = None
 
+    def open_news(self) -> News:
+        """Returns an inbox for grants with notices; it has those with earlier ones."""
+        news = News(self._holds.grant_of)
+        self._news.append(news)
+        self.on_end.append(news.end)
+        for hold in self._holds.all():
+            if hold.overdue or hold.wanted:
+                news.put_hold(hold)
+        return news
+
+    def close_news(self, news: News) -> None:
+        """Stops passing grants to an inbox."""
+        with suppress(ValueError):  # a second call after an exception
+            self._news.remove(news)
+            self.on_end.remove(news.end)
+
     @property
     def ended(self) -> bool:
         """Whether the connection has ended."""
@@ -134,7 +150,7 @@ class ClientCore:
 
     def token_of(self, key: ResourceKey, strand: int) -> int | None:
         """Returns the fencing token under which a strand holds a resource."""
-        return self._tokens.get((key, strand))
+        return self._holds.token_of(key, strand)
 
     def check_connected(self) -> None:
         """Raises an error if the connection has ended.
@@ -282,7 +298,7 @@ class ClientCore:
         self.outgoing.clear()
         self.arrived.clear()
         reason = self._ended or ""
-        for token in list(self._held):
+        for token in self._holds.tokens():
             self._lose(token, "disconnected", "")
         for msgid, reply in list(self._pending.items()):
             self._fail(reply, self._end_error(reason))
@@ -294,9 +310,8 @@ class ClientCore:
     def close(self) -> None:
         """Ends the connection on purpose: all holds count as released."""
         if self._ended is None:
-            for holds in list(self._held.values()):
-                for hold in list(holds):
-                    hold.end()
+            for hold in self._holds.all():
+                hold.end()
         self.end("the client is closed: open another one")
 
     # Processing messages.
@@ -311,11 +326,16 @@ class ClientCore:
                 [{"fencing_token": int(token), "cause": str(cause), **more}],
             ]:
                 self._lose(token, cause, str(more.get("reason") or ""))
+            case [2, "notice", [{"fencing_token": int(token), "what": str(what)}]]:
+                for hold in self._holds.under(token):
+                    hold.hear(what, number)
+                    for news in list(self._news):
+                        news.put_hold(hold)
             case [2, "event", [dict(event)]]:
                 if self._on_event is not None:
                     self._on_event(event, number)
             case [2, str(name), list()]:
-                return name not in ("lost", "event")
+                return name not in ("lost", "notice", "event")
             case _:
                 return False
         return True
@@ -350,7 +370,7 @@ class ClientCore:
             if hold.lost:
                 error = hold.lost_error()
             elif isinstance(error, NotHeldError):
-                self._forget(hold)
+                self._holds.forget(hold)
             else:
                 hold.keep_after(reply)
         reply.settle(error=error)
@@ -370,8 +390,7 @@ class ClientCore:
         for grant in reply.grants:
             hold = grant.hold
             if not reply.done:
-                self._held.setdefault(hold.fencing_token, {})[hold] = None
-                self._tokens[hold.key, hold.strand] = hold.fencing_token
+                self._holds.add(hold)
         return True
 
     def _converted(self, reply: Reply, result: Any) -> bool:
@@ -381,12 +400,12 @@ class ClientCore:
             case _:
                 return False
         found = new
-        for hold in self._held_under(new.fencing_token):
+        for hold in self._holds.under(new.fencing_token):
             found = hold
             reply.note_mode(hold.mode)
             hold.convert(new.mode, reply)
         # protocol 6.3: another session of the same registered owner may hold it.
-        grant = self._grant_of(found)
+        grant = self._holds.grant_of(found)
         reply.bring((grant,))
         return True
 
@@ -394,13 +413,13 @@ class ClientCore:
         if not reply.grants:
             # A release takes back one count of a shared hold; any of them will do.
             grants = tuple(
-                self._grant_of(hold)
+                self._holds.grant_of(hold)
                 for token in self._released_tokens(reply.params)
-                for hold in self._held_under(token)[-1:]
+                for hold in self._holds.under(token)[-1:]
             )
             reply.bring(grants)
         for grant in reply.grants:
-            self._forget(grant.hold)
+            self._holds.forget(grant.hold)
         return True
 
     def _released_tokens(self, params: dict[str, Any]) -> list[int]:
@@ -411,38 +430,15 @@ class ClientCore:
         space = params.get("lockspace", "default")
         return [self.token_of(ResourceKey(space, name), 0) or 0 for name in names]
 
-    # Holds.
-
-    def _held_under(self, token: int) -> list[Hold]:
-        return list(self._held.get(token, ()))
-
-    def _grant_of(self, hold: Hold) -> AnyGrant:
-        grant = hold.grant() if hold.grant is not None else None
-        return grant if grant is not None else self._make_grant(hold)
-
-    def _forget(self, hold: Hold) -> None:
-        hold.end()
-        holds = self._held.get(hold.fencing_token)
-        if holds is not None:
-            holds.pop(hold, None)
-            if not holds:
-                self._drop(hold.fencing_token, [hold])
-
     def _lose(self, token: int, cause: str, reason: str) -> None:
-        holds = self._held_under(token)
+        holds = self._holds.under(token)
         for hold in holds:
             if not hold.released:
                 was_wanted = hold.release is None
                 hold.lose(cause, reason)
                 if was_wanted and self._on_lost is not None:
-                    self._on_lost(self._grant_of(hold))
-        self._drop(token, holds)
-
-    def _drop(self, token: int, holds: list[Hold]) -> None:
-        for hold in holds:
-            if self.token_of(hold.key, hold.strand) == token:
-                self._tokens.pop((hold.key, hold.strand), None)
-        self._held.pop(token, None)
+                    self._on_lost(self._holds.grant_of(hold))
+        self._holds.drop(token, holds)
 
     def _undo(self, reply: Reply) -> None:
         if self._ended is not None:

@@ -27,11 +27,12 @@ _SURELY_SMALL: Final = 64
 _AROUND: Final = 3
 """The nesting depth of parameters in a message: a map, in an array, in the message."""
 
-YOUNG: Final = ("max_waiting", "outcome", "strand", "fencing_token", "whole")
-"""The parameters that a daemon of the same protocol may be too old to know."""
+_WISHED: Final = ("max_waiting", "outcome", "whole", "max_hold", "wanted")
+"""The parameters that a program sends only on request, and that a daemon of the same
+protocol may be too old to know."""
 
-_WISHED: Final = ("max_waiting", "outcome", "whole")
-"""Those that a program sends only on request."""
+YOUNG: Final = (*_WISHED, "strand", "fencing_token")
+"""All that such a daemon may not know."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 

@@ -6,7 +6,7 @@ client lives as long as one of its grants. A hold does not, so no reference cycl
 a connection open.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, Protocol
 from weakref import ref
@@ -65,16 +65,18 @@ class Hold:
         "__weakref__",
         "fencing_token",
         "grant",
-        "inside",
+        "heard",
         "key",
         "loss",
         "mode",
+        "overdue",
         "previous",
         "release",
         "released",
         "strand",
         "told",
         "waited",
+        "wanted",
     )
 
     def __init__(self, shape: Mapping[str, Any], strand: int = 0) -> None:
@@ -83,8 +85,6 @@ class Hold:
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
         self.waited: float = shape.get("waited") or 0.0
-        around = shape.get("inside")
-        self.inside: tuple[int, ...] = tuple(around or ())
         found = shape.get("previous")
         self.previous: Mapping[str, Any] | None = (
             MappingProxyType(found) if isinstance(found, dict) else None
@@ -93,6 +93,9 @@ class Hold:
         self.loss: tuple[str, str] | None = None
         self.release: Reply | None = None
         self.told = False
+        self.overdue = self.wanted = False
+        #: The number of the last notice.
+        self.heard = -1
         self.grant: ref[AnyGrant] | None = None
 
     def show(self, grant: "AnyGrant") -> None:
@@ -129,6 +132,30 @@ class Hold:
         if not self.released:
             self.loss = self.loss or (cause, reason)
 
+    def hear(self, what: str, number: int) -> None:
+        """Takes a notice, unless a later one has been taken.
+
+        Args:
+            what: what it says: "overdue", "wanted" or "unwanted".
+            number: its number among all messages.
+        """
+        # No call between the test and the stores.
+        if number > self.heard:
+            self.heard = number
+            if what == "overdue":
+                self.overdue = True
+            elif what == "wanted":
+                self.wanted = True
+            elif what == "unwanted":
+                self.wanted = False
+
+    def learn(self, other: "Hold") -> None:
+        """Takes what another hold of the same lock has heard, if that is more."""
+        # No call between the test and the stores.
+        if other.heard > self.heard:
+            self.heard = other.heard
+            self.overdue, self.wanted = other.overdue, other.wanted
+
     def tell(self) -> bool:
         """Returns whether the user must still hear of its loss; true once."""
         new, self.told = not self.told, True
@@ -157,6 +184,68 @@ class Hold:
             fencing_token=self.fencing_token,
             cause=cause,
         )
+
+
+class Holds:
+    """What a connection holds, by token, and by resource and strand.
+
+    Several holds with one token are one shared lock with a count.
+
+    Args:
+        make_grant: returns the grant for a hold.
+    """
+
+    def __init__(self, make_grant: "Callable[[Hold], AnyGrant]") -> None:
+        self._make_grant = make_grant
+        self._by_token: dict[int, dict[Hold, None]] = {}
+        self._tokens: dict[tuple[ResourceKey, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def add(self, hold: Hold) -> None:
+        """Adds a hold. It knows what another one with its token has heard."""
+        for other in self.under(hold.fencing_token):
+            hold.learn(other)
+        self._by_token.setdefault(hold.fencing_token, {})[hold] = None
+        self._tokens[hold.key, hold.strand] = hold.fencing_token
+
+    def tokens(self) -> list[int]:
+        """Returns all tokens."""
+        return list(self._by_token)
+
+    def all(self) -> list[Hold]:
+        """Returns all holds."""
+        return [hold for token in self.tokens() for hold in self.under(token)]
+
+    def under(self, token: int) -> list[Hold]:
+        """Returns the holds with a token."""
+        return list(self._by_token.get(token, ()))
+
+    def token_of(self, key: ResourceKey, strand: int) -> int | None:
+        """Returns the fencing token under which a strand holds a resource."""
+        return self._tokens.get((key, strand))
+
+    def grant_of(self, hold: Hold) -> "AnyGrant":
+        """Returns the grant that shows a hold; a new one if the user dropped it."""
+        grant = hold.grant() if hold.grant is not None else None
+        return grant if grant is not None else self._make_grant(hold)
+
+    def forget(self, hold: Hold) -> None:
+        """Notes that a hold was released."""
+        hold.end()
+        holds = self._by_token.get(hold.fencing_token)
+        if holds is not None:
+            holds.pop(hold, None)
+            if not holds:
+                self.drop(hold.fencing_token, [hold])
+
+    def drop(self, token: int, holds: list[Hold]) -> None:
+        """Removes holds that have ended."""
+        for hold in holds:
+            if self.token_of(hold.key, hold.strand) == token:
+                self._tokens.pop((hold.key, hold.strand), None)
+        self._by_token.pop(token, None)
 
 
 class Link(Protocol):
@@ -219,16 +308,6 @@ class AnyGrant(Uncopied):
         return self.hold.fencing_token
 
     @property
-    def inside(self) -> tuple[int, ...]:
-        """The fencing tokens of the locks around this one, the outermost first.
-
-        A command around this program holds the same lock, and waits for its end
-        (`lockctl run`). Then the lock is granted inside that one. Empty for any other.
-        What is guarded by tokens must see one token from all of them: the first.
-        """
-        return self.hold.inside
-
-    @property
     def waited(self) -> float:
         """Seconds that the request waited."""
         return self.hold.waited
@@ -261,6 +340,25 @@ class AnyGrant(Uncopied):
         if not self.link.forked:
             self.link.catch_up()
         return self.hold.lost
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it has been held for longer than its `max_hold`.
+
+        The daemon tells this once the lock was acquired with `max_hold`. The limit of
+        the lockspace counts too, if it is shorter.
+        """
+        return self._known().overdue
+
+    @property
+    def wanted(self) -> bool:
+        """Whether others wait for it, if it was acquired with `wanted`."""
+        return self._known().wanted
+
+    def _known(self) -> Hold:
+        if not self.link.forked:
+            self.link.catch_up()
+        return self.hold
 
     def check(self) -> None:
         """Raises an error if the lock has been lost.

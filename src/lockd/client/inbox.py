@@ -1,9 +1,11 @@
 """A queue between the core and the thread or task that waits for its items."""
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any
 
 from lockd.client.awaited import Awaited
+from lockd.client.grants import AnyGrant, Hold
 from lockd.errors import LockdError
 
 
@@ -43,3 +45,43 @@ class Inbox(Awaited):
         """Marks the end. The items in the inbox can still be taken."""
         self._error = error
         self.rouse()
+
+
+class News(Inbox):
+    """The locks of which a notice said something new, each once.
+
+    So nothing piles up while nobody takes them.
+
+    Args:
+        show: returns the grant for a hold.
+    """
+
+    def __init__(self, show: Callable[[Hold], AnyGrant]) -> None:
+        super().__init__()
+        self._show = show
+        self._changed: OrderedDict[Hold, None] = OrderedDict()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a grant to take, or the error at the end."""
+        return bool(self._changed) or self._error is not None
+
+    def put_hold(self, hold: Hold) -> None:
+        """Adds a hold."""
+        self._changed[hold] = None
+        self.rouse()
+
+    def take(self) -> Any:
+        """Returns the next grant that is still held, or raises the error at the end.
+
+        Raises:
+            IndexError: there is none.
+        """
+        while self._changed or self._error is None:
+            try:
+                hold, _ = self._changed.popitem(last=False)
+            except KeyError:
+                raise IndexError from None
+            if hold.held:
+                return self._show(hold)
+        raise self._error

@@ -27,6 +27,9 @@ SYSTEM_USER: Final = "lockd"
 ATTEMPTS: Final = 5
 """How often to open a connection that ends before the daemon sends anything on it."""
 
+_USERS: Final = "the user's default"
+_SYSTEMS: Final = "the system's default"
+
 _SHOWN: Final = 200
 """The most characters of a path in an error message."""
 
@@ -41,11 +44,13 @@ class Address(NamedTuple):
         trusted: whether the daemon of any user is accepted. If not, root accepts only
             root's and the system's.
         others: the sockets of other daemons that the search found.
+        origin: who chose the path, as a part of a sentence.
     """
 
     path: str
     trusted: bool = True
     others: tuple[str, ...] = ()
+    origin: str = "as given"
 
     def __fspath__(self) -> str:
         return self.path
@@ -82,23 +87,23 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
     if path is not None:
         return Address(path_text("the path of the socket", path))
     if told := os.environ.get("LOCKD_SOCKET"):
-        address = Address(told, trusted=False)
+        address = Address(told, trusted=False, origin="from LOCKD_SOCKET")
         if (owner := _owner(told)) is not None and not _may_serve(owner):
             raise _not_for_root(told, owner)
         return address
     own = user_socket()
     found = []
     if _listens(own) and _may_serve(_owner(own)):
-        found.append(Address(own, trusted=False))
+        found.append(Address(own, trusted=False, origin=_USERS))
     if _listens(SYSTEM_SOCKET):
         # Only root can create a socket there, so its owner needs no check.
-        found.append(Address(SYSTEM_SOCKET))
+        found.append(Address(SYSTEM_SOCKET, origin=_SYSTEMS))
     if found:
         return found[0]._replace(others=tuple(other.path for other in found[1:]))
     # No daemon was found. Connecting to the first existing path gives the best error.
     if not os.path.exists(SYSTEM_SOCKET) and _may_serve(_owner(own)):
-        return Address(own, trusted=False)
-    return Address(SYSTEM_SOCKET)
+        return Address(own, trusted=False, origin=_USERS)
+    return Address(SYSTEM_SOCKET, origin=_SYSTEMS)
 
 
 def new_socket() -> socket.socket:
@@ -128,7 +133,7 @@ def connect(sock: socket.socket, address: Address) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise unreachable(address.path, error) from None
+        raise unreachable(address, error) from None
     if not address.trusted and os.geteuid() == 0:
         # The file may have been replaced since the check. This is the uid of the
         # process that called listen(2).
@@ -138,8 +143,9 @@ def connect(sock: socket.socket, address: Address) -> None:
             raise _not_for_root(address.path, uid)
 
 
-def unreachable(path: str, error: OSError) -> LockdError:
+def unreachable(address: Address, error: OSError) -> LockdError:
     """Returns the error for a daemon that cannot be reached, with the next step."""
+    path = address.path
     reason = error.strerror or str(error)
     kind: type[LockdError] = ConnectionLostError
     if isinstance(error, PermissionError):
@@ -153,6 +159,7 @@ def unreachable(path: str, error: OSError) -> LockdError:
         what = "it is not a socket; " if os.path.exists(path) else ""
         advice = f"{what}give the path of its socket"
     where = plain(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
+    where += f", {address.origin}"
     return kind(f"lockd cannot be reached at {where} ({reason}): {advice}")
 
 

@@ -236,7 +236,8 @@ FILES: Final = {"path", "socket"}
 """Parameters that are files; the shells complete them."""
 
 UNKNOWABLE: Final = {
-    *("conflict_status", "interval", "kill_after", "label", "max_waiting", "owner"),
+    *("conflict_status", "interval", "kill_after", "label", "max_hold", "max_waiting"),
+    "owner",
     *("owner_pid", "owner_unit", "pid", "reason", "reserve_for", "script", "status_fd"),
     *("timeout", "uid", "unit"),
 }

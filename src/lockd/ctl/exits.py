@@ -72,7 +72,11 @@ EXITS: Final = (
     ),
     Exit(UNWRITTEN, "standard output could not be written"),
     Exit(BUSY, "busy or timed out (or -E N)", (BusyError, AcquireTimeoutError)),
-    Exit(LOST, "the lock was lost; the command was stopped first", (LockLostError,)),
+    Exit(
+        LOST,
+        "the lock was lost, or --max-hold was over; the command was stopped first",
+        (LockLostError,),
+    ),
     Exit(DENIED, "permission denied", (DeniedError, RestrictedError)),
     Exit(NOT_EXECUTABLE, "the command cannot be executed"),
     Exit(NOT_FOUND, "the command was not found"),

@@ -110,6 +110,11 @@ _OF_HOLDERS = (
     at_most_waiting,
     in_lockspace,
     click.option(
+        "--max-hold", metavar="TIME", callback=span,
+        help="Report the lock as overdue after a TIME such as 90, 30m, 4h or 2d: in "
+        "lists, in events and in the log. You keep it, unless the lockspace breaks it.",
+    ),
+    click.option(
         "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."
     ),
     click.option(

@@ -2,7 +2,7 @@
 
 import pwd
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -108,6 +108,12 @@ def purpose(party: Mapping[str, Any]) -> str | None:
     return ": ".join(filter(None, (party.get("label"), party.get("reason")))) or None
 
 
+def is_overdue(holder: Mapping[str, Any]) -> bool:
+    """Returns whether a holder holds its lock for longer than it may."""
+    # An older daemon, and an event, do not say.
+    return bool(holder.get("overdue"))
+
+
 def outsider(program: str | None, pid: int | None, where: str = "outside lockd") -> str:
     """Returns the words for a process that locks a file outside lockd."""
     known = f" (pid {pid})" if pid else ""
@@ -155,13 +161,6 @@ def held_by(first: Mapping[str, Any] | None, count: int, outside: Any) -> str | 
         # `+1` survives every cut: `tar +1`.
         return f"{name} +{count - 1}" if name and count > 1 else name
     return None if outside is None else obstacle(outside | {"pid": None})
-
-
-def inside_of(parties: Sequence[Mapping[str, Any]]) -> int | None:
-    """Returns the token of the innermost lock that one of some parties is inside of."""
-    # An older daemon does not tell.
-    found = (x.get("inside") for x in parties)
-    return max((tokens[-1] for tokens in found if tokens), default=None)
 
 
 def key_of(resource: Mapping[str, Any]) -> ResourceKey:

@@ -92,7 +92,7 @@ def assemble(
         keep: creates the keeper of the state; None for a daemon that keeps nothing.
     """
     access, poller, slow_log = Access(), Poller(), SlowLog(engine)
-    answers = Answers(access, Counts(slow_log.tell_end))
+    answers = Answers(access, Counts(slow_log.tell_end, slow_log.tell_overdue))
     keeping = Keeping() if keep is None else keep(engine, answers, life, epoch)
     limiter = Limiter(engine, limits, answers.late_by_user, epoch, keeping)
     open_files = OpenFiles(limiter.max_fd)

@@ -344,6 +344,8 @@ class Server:
             is_behind, slow = peer.outbox.is_behind, self._limiter.slow
             if is_behind or peer in self._incomplete or peer in slow:
                 self._answers.behind.update(self._limiter.note_unread(peer))
+            if peer.outbox.missed_notices:
+                self._sessions.tell_missed(peer)
             if peer.has_said_all and self._dispatcher.is_done_with(peer):
                 peer.close_after_answers()
         if peer.is_closing:
@@ -374,8 +376,7 @@ class Server:
             self._let_in(newcomer)
 
     def _let_in(self, newcomer: Newcomer) -> None:
-        came = self._admission.admit(newcomer)
-        if came is not None:
+        if came := self._admission.admit(newcomer):
             self._guarded(self._open, *came)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:

@@ -166,6 +166,12 @@ class Service:
             )
             if name in parts.runtime.lockspaces:
                 parts.runtime.lockspaces[name].heed(found.outside)
+                limits = replace(
+                    parts.engine.lockspaces[name],
+                    max_hold=found.max_hold or None,
+                    on_overdue=found.on_overdue,
+                )
+                parts.runtime.carry_out(limits)
 
     def _running_config(self, wanted: Config) -> Config:
         """Returns the current configuration, with the lockspaces that clients created.

@@ -11,6 +11,7 @@ from lockd.terms import (
     Create,
     Mode,
     OnDisconnect,
+    OnOverdue,
     OutsideHolder,
     ResourceKey,
     Until,
@@ -35,6 +36,9 @@ class AddLockspace(Struct, frozen=True, gc=False):
     #: Whether its resources need an anchor before they can be granted.
     anchored: bool
     on_disconnect: OnDisconnect = "release"
+    #: Seconds after which a lock is overdue, for the grants made from now on.
+    max_hold: float | None = None
+    on_overdue: OnOverdue = "notice"
 
 
 class OpenSession(Struct, frozen=True, gc=False):
@@ -119,6 +123,10 @@ class Acquire(Struct, frozen=True, gc=False):
     strand: int = 0
     #: Lock every byte of the files, so that no other program gets in.
     whole: bool = False
+    #: Seconds after which the session hears that it still holds them.
+    max_hold: float | None = None
+    #: Whether the session hears when somebody waits for them, and when nobody does.
+    wanted: bool = False
 
 
 class Convert(Struct, frozen=True, gc=False):
@@ -169,7 +177,7 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class BreakGrant(Struct, frozen=True, gc=False):
-    """An admin takes a grant away.
+    """An admin takes a grant away, or the daemon does, which is session 0.
 
     Attributes:
         fence: end the holder's process first, if the lock requires that. False if the

@@ -14,6 +14,24 @@ from lockd.engine.commands import Owner
 from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
+class HolderNotices(Struct, frozen=True, array_like=True, gc=False):
+    """What is told of a grant while it is held, to whom, and what was told.
+
+    Attributes:
+        due: when it becomes overdue; None: never.
+        overdue_to: the session that hears of that; None: only others do.
+        overdue: whether it is overdue, and that was told.
+        wanted_to: the session that hears whether the grant is wanted.
+        wanted: whether that session was told last that somebody waits.
+    """
+
+    due: float | None = None
+    overdue_to: int | None = None
+    overdue: bool = False
+    wanted_to: int | None = None
+    wanted: bool = False
+
+
 class Grant(Struct, frozen=True, gc=False):
     """One lock held. `fencing_token` is its identity; a convert keeps it."""
 
@@ -34,9 +52,13 @@ class Grant(Struct, frozen=True, gc=False):
     #: Whether every byte of the file is locked. Then it stays so until its last holder
     #: has released it.
     whole: bool = False
-    #: The tokens of the grants of this resource that it is inside of, the outermost
-    #: first. Some may have ended: the innermost keeps the resource for all of them.
-    inside: tuple[int, ...] = ()
+    #: None if nobody asked for any.
+    notices: HolderNotices | None = None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has been held for longer than was allowed."""
+        return self.notices is not None and self.notices.overdue
 
 
 class Waiter(Struct, frozen=True, gc=False):
@@ -50,8 +72,6 @@ class Waiter(Struct, frozen=True, gc=False):
     label: str | None = None
     reason: str | None = None
     strand: int = 0
-    #: The tokens of the grants that it is inside of: it is served before all others.
-    inside: tuple[int, ...] = ()
 
 
 class LastHolder(Struct, frozen=True, gc=False):
@@ -129,9 +149,6 @@ class Refused(Struct, frozen=True, gc=False):
     cycle: tuple[WaitEdge, ...] = ()
     #: How many may wait, if the request was refused because so many do.
     max_waiting: int | None = None
-    #: Whether the obstacle is a hold that its strand is inside of, or that is inside
-    #: the hold of its strand.
-    nested: bool = False
 
 
 class Completed(Struct, frozen=True, gc=False):
@@ -165,6 +182,40 @@ class Lost(Struct, frozen=True, gc=False):
     grant: Grant
     cause: str
     reason: str | None = None
+
+
+class Overdue(Struct, frozen=True, gc=False):
+    """A grant has been held for too long. This happens once to a grant.
+
+    Attributes:
+        session: the session that asked for this and must hear it; None: nobody.
+    """
+
+    session: int | None
+    grant: Grant
+    waiter_count: int
+
+
+class Wanted(Struct, frozen=True, gc=False):
+    """A session must hear that others wait for what it holds."""
+
+    session: int
+    grant: Grant
+    waiter_count: int
+
+
+class Unwanted(Struct, frozen=True, gc=False):
+    """A session must hear that nobody waits any more for what it holds."""
+
+    session: int
+    grant: Grant
+    waiter_count: int
+
+
+class BreakOverdue(Struct, frozen=True, gc=False):
+    """Break an overdue grant. Answer with `BreakGrant`."""
+
+    grant: Grant
 
 
 class OpenAnchor(Struct, frozen=True, gc=False):
@@ -208,6 +259,10 @@ Effect = (
     | Queued
     | Ended
     | Lost
+    | Overdue
+    | Wanted
+    | Unwanted
+    | BreakOverdue
     | OpenAnchor
     | CloseAnchor
     | Fence

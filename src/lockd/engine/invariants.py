@@ -20,10 +20,6 @@ Party = tuple[int, int, int]
 """Who holds or waits: an owner, and one of its strands by session and number."""
 
 
-Held = dict[ResourceKey, dict[Party, tuple[Mode, int]]]
-"""Who holds what: the mode and the token; 0 for a grant of the future."""
-
-
 class BrokenLawError(AssertionError):
     """Raised when the table breaks a law: a defect of the engine."""
 
@@ -53,24 +49,15 @@ def _broken_laws(engine: LockEngine) -> Iterator[str]:
 def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
     name = str(resource.key)
     modes = [grant.mode for grant in resource.holders.values()]
-    if len(set(modes)) > 1:
-        yield f"{name}: is held in two modes: {modes}"
-    if "exclusive" in modes:
-        yield from _broken_chain(name, list(resource.holders.values()))
-    line = _queue(resource)
+    if "exclusive" in modes and len(modes) > 1:
+        yield f"{name}: an exclusive holder is not alone: {modes}"
+    line = [*resource.converting, *resource.waiting]
     if not modes and not line and resource.pending is None:
         yield f"{name}: is kept though nobody needs it"
     if resource.pending is None:
         yield from _broken_anchor(engine, resource, modes)
-        downwards = [r for r in line if r.converting and r.mode == "shared"]
-        if any(_could_go(engine, request) for request in line[:1] + downwards):
+        if line and _could_go(engine, line[0]):
             yield f"{name}: the first in line waits though nothing is in its way"
-    inner = list(resource.inner)
-    depths = [(-len(r.inside[resource.key]), r.order) for r in inner]
-    if depths != sorted(depths):
-        yield f"{name}: those inside are out of turn: {depths}"
-    if any(request.inside for request in line if request not in inner):
-        yield f"{name}: a request from inside stands behind others"
     for part in (list(resource.converting), list(resource.waiting)):
         turns = [request.order for request in part]
         if turns != sorted(turns):
@@ -81,16 +68,6 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         holders = {_party(grant) for grant in resource.holders.values()}
         if request.converting and _party_of(request) not in holders:
             yield f"{name}: who wants to convert holds nothing"
-
-
-def _broken_chain(name: str, grants: Sequence[Grant]) -> Iterator[str]:
-    """Exclusive holders are one chain: each is inside all that came before it."""
-    tokens = sorted(grant.fencing_token for grant in grants)
-    for grant in grants:
-        before = [token for token in tokens if token < grant.fencing_token]
-        if not set(before) <= set(grant.inside):
-            token = grant.fencing_token
-            yield f"{name}: {token} is held beside {before}, inside {grant.inside}"
 
 
 def _broken_anchor(
@@ -106,17 +83,15 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
     """Returns whether a request is first everywhere and no holder excludes it."""
     if request.state is PAUSED:
         return False
-    goes_down = request.converting and request.mode == "shared"
     for key in request.keys:
         resource = engine.state.resources[key]
-        is_first = goes_down or _queue(resource)[0] is request
-        if resource.pending is not None or not is_first:
+        line = [*resource.converting, *resource.waiting]
+        if resource.pending is not None or line[0] is not request:
             return False
         others = [
             grant.mode
             for grant in resource.holders.values()
             if _party(grant) != _party_of(request)
-            and grant.fencing_token not in request.inside.get(key, ())
         ]
         if others and (request.mode == "exclusive" or "exclusive" in others):
             return False
@@ -151,7 +126,7 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         (grant.fencing_token, session.session_id)
         for owner in engine.state.owners.values()
         for strand in (owner.whole, *owner.strands.values())
-        for session, grants in strand.insiders.values()
+        for session, grants in strand.inside.values()
         for grant in grants.values()
     }
     held = {x for owner in engine.state.owners.values() for x in owner.grants}
@@ -197,17 +172,47 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
     if engine.waiting_by_user != waiting:
         yield f"{engine.waiting_by_user} are counted as waiting, not {waiting}"
     yield from _broken_texts(engine, tracked)
-    timed = engine.table.timed()
+    timed = {(when, order) for when, order, _ in engine.state.deadlines}
     for request in tracked:
         for key in request.keys:
             resource = engine.state.resources.get(key)
             if resource is None or (
-                resource.pending is not request and request not in _queue(resource)
+                resource.pending is not request
+                and request not in resource.converting
+                and request not in resource.waiting
             ):
                 yield f"{key}: a request waits that is not in line"
         deadline = request.deadline if request.is_announced else None
-        if deadline is not None and (deadline, request) not in timed:
+        if deadline is not None and (deadline, request.order) not in timed:
             yield f"{request.keys}: a request would wait beyond its time"
+    yield from _broken_notices(engine, timed)
+
+
+def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterator[str]:
+    """Checks what holders were told: whether they are late, or somebody waits."""
+    for resource in engine.state.resources.values():
+        listeners = set()
+        for strand, grant in resource.holders.items():
+            notices, name = grant.notices, f"{grant.key} of {grant.owner.name}"
+            if notices is None:
+                continue
+            due = notices.due, -grant.fencing_token
+            if notices.overdue and notices.due is None:
+                yield f"{name}: is overdue without a time"
+            if not notices.overdue and notices.due is not None and due not in timed:
+                yield f"{name}: would never be overdue"
+            if notices.wanted_to is None:
+                continue
+            listeners.add(strand)
+            wanted = any(
+                "exclusive" in (grant.mode, request.mode)
+                and _party_of(request) != _party(grant)
+                for request in (*resource.converting, *resource.waiting)
+            )
+            if notices.wanted != wanted and resource not in engine.state.listened:
+                yield f"{name}: was told last that wanted is {notices.wanted}"
+        if set(resource.listeners) != listeners:
+            yield f"{resource.key}: {len(resource.listeners)} listen"
 
 
 def _broken_texts(engine: LockEngine, tracked: set[Request]) -> Iterator[str]:
@@ -270,11 +275,8 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     cycle.
     """
     lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
-    held: Held = {
-        key: {
-            _party(grant): (grant.mode, grant.fencing_token)
-            for grant in resource.holders.values()
-        }
+    held = {
+        key: {_party(grant): grant.mode for grant in resource.holders.values()}
         for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
@@ -289,17 +291,14 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
             left.remove(request)
             for key in request.keys:
                 lines[key].remove(request)
-                own, modes = _party_of(request), [x for x, _ in held[key].values()]
-                inside = request.inside and "exclusive" in modes
-                _, token = held[key].get(own, (None, 0))
-                held[key][own] = "exclusive" if inside else request.mode, token
+                held[key][_party_of(request)] = request.mode
         waiting = {_party_of(request) for request in left}
         for session in {request.session for request in left}:
             waiting |= _waits_for(session, grants)
-        done = {own for parties in held.values() for own in parties} - waiting
+        done = {own for modes in held.values() for own in modes} - waiting
         held = {
-            key: {own: x for own, x in parties.items() if own in waiting}
-            for key, parties in held.items()
+            key: {own: mode for own, mode in modes.items() if own in waiting}
+            for key, modes in held.items()
         }
         if not granted and not done:
             yield f"requests wait for each other: {sorted(r.order for r in left)}"
@@ -323,27 +322,17 @@ def _party_of(request: Request) -> Party:
 def _line(resource: Resource) -> list[Request]:
     pending = resource.pending
     first = [] if pending is None or pending.is_answered else [pending]
-    return first + _queue(resource)
-
-
-def _queue(resource: Resource) -> list[Request]:
-    return [*resource.inner, *resource.converting, *resource.waiting]
+    return [*first, *resource.converting, *resource.waiting]
 
 
 def _is_free(
     request: Request,
     lines: Mapping[ResourceKey, list[Request]],
-    held: Held,
+    held: Mapping[ResourceKey, Mapping[Party, Mode]],
     key: ResourceKey,
 ) -> bool:
-    own, around = _party_of(request), request.inside.get(key, ())
-    others = [
-        mode
-        for party, (mode, token) in held[key].items()
-        if party != own and token not in around
-    ]
-    if request.converting and request.mode == "shared":
-        return not others
+    own = _party_of(request)
+    others = [mode for party, mode in held[key].items() if party != own]
     return lines[key][0] is request and not (
         others and "exclusive" in (request.mode, *others)
     )

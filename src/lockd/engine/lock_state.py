@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
+from msgspec.structs import replace
+
 from lockd.engine.commands import (
     Acquire,
     AddLockspace,
@@ -22,9 +24,9 @@ from lockd.engine.commands import (
     Release,
     ReleaseForOwner,
 )
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation
+from lockd.engine.effects import Grant, HolderNotices, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import Inside, OwnerState, Request, Session, Strand
+from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
 from lockd.terms import ResourceKey, WorkOutcome
 
@@ -61,37 +63,45 @@ class Changes(dict[tuple[Kind, Any], Any]):
 _FEW: Final = 64
 
 
-class Deadlines(list[tuple[float, int, Request]]):
-    """A heap of time, order and request.
+class Deadlines(list[tuple[float, int, Request | OwnerState]]):
+    """A heap of what is due: requests, and grants that become overdue.
 
-    It skips requests that are already answered.
+    An entry is a time and a request with its order, or an owner with the token of a
+    grant as a negative number. Entries are skipped once their request is answered, or
+    their grant has ended.
     """
 
-    def add(self, when: float, request: Request, waiting: int) -> None:
-        """Adds the time at which a request is due.
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = _FEW
 
-        `waiting` is how many requests wait.
-        """
-        if len(self) > _FEW + 4 * waiting:
-            # Most entries belong to requests that were answered long before their time.
-            self[:] = [entry for entry in self if not _is_stale(entry)]
+    def add(self, when: float, order: int, thing: Request | OwnerState) -> None:
+        """Adds the time at which a request or a grant is due."""
+        if len(self) >= self._most:
+            # Most entries belong to what ended long before its time.
+            self[:] = [entry for entry in self if not _is_stale(*entry)]
             heapq.heapify(self)
-        heapq.heappush(self, (when, request.order, request))
+            self._most = _FEW + 4 * len(self)
+        heapq.heappush(self, (when, order, thing))
 
     def first(self) -> float | None:
-        """Returns when the earliest request is due; None without any."""
-        while self and _is_stale(self[0]):
+        """Returns when the earliest one is due; None without any."""
+        while self and _is_stale(*self[0]):
             heapq.heappop(self)
         return self[0][0] if self else None
 
-    def take_first(self) -> Request:
-        """Removes and returns the earliest request. The heap must not be empty."""
-        return heapq.heappop(self)[2]
+    def take_first(self) -> Request | Grant:
+        """Removes and returns the earliest one. `first` has returned its time."""
+        _, order, thing = heapq.heappop(self)
+        return thing if isinstance(thing, Request) else thing.grants[-order]
 
 
-def _is_stale(entry: tuple[float, int, Request]) -> bool:
-    when, _, request = entry
-    return request.is_answered or when not in (request.deadline, request.retry_at)
+def _is_stale(when: float, order: int, thing: Request | OwnerState) -> bool:
+    if isinstance(thing, Request):
+        return thing.is_answered or when not in (thing.deadline, thing.retry_at)
+    grant = thing.grants.get(-order)
+    notices = None if grant is None else grant.notices
+    return notices is None or notices.overdue or notices.due != when
 
 
 class LockState:
@@ -119,6 +129,10 @@ class LockState:
         self.sessions: dict[int, Session] = {}
         #: The owner of each grant, by fencing token.
         self.holder_of: dict[int, OwnerState] = {}
+        self.deadlines = Deadlines()
+        #: Where a holder may have to hear that it is wanted, or not any more. After a
+        #: loss of records that may be so from the start.
+        self.listened: dict[Resource, None] = {}
         #: The oldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
         #: What changed since the last report; None if nobody asks for changes.
@@ -174,15 +188,6 @@ class LockState:
         session.enter([token for token in tokens if token in own])
         self._let_in(session, own)
         self.mark("session", session.session_id)
-
-    def inside(self, session: Session, keys: Sequence[ResourceKey]) -> Inside:
-        """Returns the grants of these resources that a session is inside of."""
-        within, found = set(session.within), dict[ResourceKey, tuple[int, ...]]()
-        for key in keys:
-            resource = self.resources.get(key)
-            if resource is not None and (tokens := resource.around(within)):
-                found[key] = tokens
-        return found
 
     def _let_in(self, session: Session, grants: dict[int, Grant]) -> None:
         for grant in grants.values():
@@ -250,14 +255,11 @@ class LockState:
         code: str,
         message: str = "",
         key: ResourceKey | None = None,
-        *,
-        nested: bool = False,
     ) -> Refused:
         """Counts and returns the answer to a command that never becomes a request."""
         self.count_refusal()
         situation = None if key is None else self.situation(key)
-        session, request = command.session, command.request
-        return Refused(session, request, code, message, situation, nested=nested)
+        return Refused(command.session, command.request, code, message, situation)
 
     def requests(self) -> Iterator[Request]:
         """Yields all unanswered requests."""
@@ -278,41 +280,36 @@ class LockState:
         key: ResourceKey,
         wish: Acquire,
         now: float,
-        request: Request | None = None,
     ) -> Grant:
         """Makes a grant with the next fencing token.
 
         Args:
             strand: the number of the strand of this session; 0 for the whole owner.
             key: one of those that `wish` names.
-            request: the request, if it is from inside.
         """
         self.last_token += 1
         self.granted += 1
         owner = session.owner
-        resource = self.resource(key)
-        mode, whole = wish.mode, wish.whole
-        inside: tuple[int, ...] = ()
-        if request is not None:
-            mode, whole, inside = resource.joined_by(request)
         grant = Grant(
             key,
             owner.owner_id,
             owner.identity,
             session.session_id,
-            mode,
+            wish.mode,
             self.last_token,
             now,
             1,
             wish.label,
             wish.reason,
             strand,
-            whole,
-            inside,
+            wish.whole,
+            self._notices(key, wish, now),
         )
-        resource.holders[owner.put(grant)] = grant
+        self.resource(key).holders[owner.put(grant)] = grant
         self.holder_of[self.last_token] = owner
         self.usage.add_grant(grant)
+        if grant.notices is not None:
+            self.heed(grant)
         if self.changed is not None:
             self.changed["grant", self.last_token] = grant
         return grant
@@ -324,13 +321,62 @@ class LockState:
         if self.changed is not None:
             self.changed["grant", grant.fencing_token] = grant
 
+    def put_another(self, held: Grant, wish: Acquire, now: float) -> Grant:
+        """Counts another acquire of a shared hold. Returns the grant."""
+        count, whole = held.count + 1, wish.whole or held.whole
+        notices = self._notices(held.key, wish, now, held.notices)
+        grant = replace(held, count=count, whole=whole, notices=notices)
+        self.put_grant(grant)
+        if grant.notices != held.notices:
+            self.heed(grant)
+        return grant
+
+    def _notices(
+        self,
+        key: ResourceKey,
+        wish: Acquire,
+        now: float,
+        before: HolderNotices | None = None,
+    ) -> HolderNotices | None:
+        """Returns what is told of a grant. The first session that asks hears it."""
+        limit, own = self.lockspaces[key.lockspace].max_hold, wish.max_hold
+        if limit is own is None and not wish.wanted:
+            return before
+        before = before or HolderNotices()
+        if own is not None and before.overdue_to not in self.sessions:
+            before = replace(before, overdue_to=wish.session)
+        if wish.wanted and before.wanted_to not in self.sessions:
+            before = replace(before, wanted_to=wish.session, wanted=False)
+        ends = [now + seconds for seconds in (limit, own) if seconds is not None]
+        if before.due is not None:
+            ends.append(before.due)
+        return replace(before, due=min(ends, default=None))
+
+    def heed(self, grant: Grant) -> None:
+        """Begins to watch the time of a grant, and who waits for it."""
+        owner, notices = self.owners[grant.owner_id], grant.notices
+        resource = self.resources[grant.key]
+        if notices is not None and notices.wanted_to is not None:
+            resource.listen(owner.strand_of(grant))
+            self.listened[resource] = None
+        if notices is not None and notices.due is not None and not notices.overdue:
+            self.deadlines.add(notices.due, -grant.fencing_token, owner)
+
+    def look_who_is_wanted(self, resource: Resource) -> None:
+        """Notes that some waiters or holders of a resource are others than before."""
+        if resource.listeners:
+            self.listened[resource] = None
+
     def remove_grant(
         self, grant: Grant, cause: str, now: float, outcome: WorkOutcome = None
     ) -> Resource | None:
         """Ends a grant. Returns its resource, or None if nothing is left of it."""
         key, token = grant.key, grant.fencing_token
         resource = self.resources[key]
-        del resource.holders[self.holder_of.pop(token).remove(token)]
+        strand = self.holder_of.pop(token).remove(token)
+        del resource.holders[strand]
+        if resource.listeners:
+            resource.stop_listening(strand)
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:
@@ -352,21 +398,11 @@ class LockState:
             if self.changed is not None:
                 self.changed["last", forgotten] = None
 
-    def trouble(
-        self, key: ResourceKey, inside: tuple[int, ...] = ()
-    ) -> tuple[LastHolder, ...]:
-        """Returns the last hold of a resource, if it did not end well.
-
-        Args:
-            key: the resource.
-            inside: the tokens around the new grant. The outermost heard of all that
-                ended before it.
-        """
+    def trouble(self, key: ResourceKey) -> tuple[LastHolder, ...]:
+        """Returns the last hold of a resource, if it did not end well."""
         last = self.last_holders.get(key)
         # The first two are almost always true, and cheaper than a call.
         if last is None or (last.outcome is None and last.cause == "released"):
-            return ()
-        if inside and last.grant.fencing_token < inside[0]:
             return ()
         return () if last.ended_well else (last,)
 

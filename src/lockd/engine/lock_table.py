@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from lockd.engine.commands import Acquire, AnchorRefused
 from lockd.engine.effects import (
+    BreakOverdue,
     CloseAnchor,
     Effect,
     Ended,
@@ -26,11 +27,12 @@ from lockd.engine.effects import (
     Granted,
     LastHolder,
     OpenAnchor,
+    Overdue,
     Queued,
     Refused,
     WaitEdge,
 )
-from lockd.engine.lock_state import Deadlines, LockState
+from lockd.engine.lock_state import LockState
 from lockd.engine.request_state import (
     ABANDONED,
     ANSWERED,
@@ -54,11 +56,14 @@ class LockTable:
 
     def __init__(self, state: LockState) -> None:
         self._state = state
-        self._deadlines = Deadlines()
+        self._deadlines = state.deadlines
         for request in state.requests():
             for when in (request.deadline, request.retry_at):
                 if when is not None:
-                    self._deadlines.add(when, request, state.waiting)
+                    self._deadlines.add(when, request.order, request)
+        for grant in state.grants():
+            if grant.notices is not None:
+                state.heed(grant)
         self._unsettled: list[Resource] = []
         self._effects: list[Effect] = []
 
@@ -74,12 +79,8 @@ class LockTable:
         """
         return bool(self._unsettled or self._effects)
 
-    def timed(self) -> set[tuple[float, Request]]:
-        """Returns which request is due when. Some may be answered."""
-        return {(when, request) for when, _, request in self._deadlines}
-
     def next_deadline(self) -> float | None:
-        """Returns when the next request is due; None without any."""
+        """Returns when the next request or grant is due; None without any."""
         return self._deadlines.first()
 
     # Waiting.
@@ -88,10 +89,12 @@ class LockTable:
         """Puts a new request into the lines, or refuses it because of a deadlock."""
         request.become(QUEUED)
         for key in request.keys:
-            self._state.resource(key).enqueue(request)
+            resource = self._state.resource(key)
+            resource.enqueue(request)
+            self._state.look_who_is_wanted(resource)
         cycle = self.cycle_of(request)
-        if (request.converting or request.inside) and not cycle:
-            # It goes before others, so these now wait for its strand too.
+        if request.converting and not cycle:
+            # A convert goes before acquires, so these now wait for its strand too.
             cycle = self.cycle_through(request.strand, but=request)
         if cycle:
             self.refuse(request, "deadlock", now, cycle=cycle)
@@ -118,19 +121,37 @@ class LockTable:
             )
         )
         if request.deadline is not None:
-            self._deadlines.add(request.deadline, request, self._state.waiting)
+            self._deadlines.add(request.deadline, request.order, request)
 
     def pass_time(self, now: float) -> None:
-        """Refuses the requests that have timed out; ends the pauses that are over."""
+        """Carries out what is due.
+
+        Refuses the requests that have timed out, ends the pauses that are over, and
+        tells which grants are overdue.
+        """
         while (when := self._deadlines.first()) is not None and when <= now:
             request = self._deadlines.take_first()
-            if when == request.deadline:
+            if isinstance(request, Grant):
+                self._tell_overdue(request)
+            elif when == request.deadline:
                 # The deadline counts, even if the tick comes late.
                 self.refuse(request, "timeout", when)
             else:
                 request.end_pause()
                 self._state.mark("request", request.order, request)
                 self._unsettled += [self._state.resources[x] for x in request.keys]
+
+    def _tell_overdue(self, grant: Grant) -> None:
+        state, notices = self._state, grant.notices
+        assert notices is not None
+        grant = replace(grant, notices=replace(notices, overdue=True))
+        state.put_grant(grant)
+        told, key = notices.overdue_to, grant.key
+        session = told if told in state.sessions else None
+        waiters = state.resources[key].line_length()
+        self._effects.append(Overdue(session, grant, waiters))
+        if state.lockspaces[key.lockspace].on_overdue == "break":
+            self._effects.append(BreakOverdue(grant))
 
     # Answering.
 
@@ -142,9 +163,7 @@ class LockTable:
         for key in request.keys:
             # An idle resource has been dropped together with its line.
             resource = state.resources.get(key)
-            if resource is not None and (
-                resource.converting or resource.waiting or resource.inner
-            ):
+            if resource is not None and (resource.converting or resource.waiting):
                 resource.dequeue(request)
                 self._unsettled.append(resource)
 
@@ -158,7 +177,6 @@ class LockTable:
         message: str = "",
         cycle: Sequence[WaitEdge] = (),
         max_waiting: int | None = None,
-        nested: bool = False,
     ) -> None:
         """Refuses a request that was added, in any state."""
         resource = self._state.resources.get(key or self._obstacle(request))
@@ -174,7 +192,6 @@ class LockTable:
                 request.outside,
                 tuple(cycle),
                 max_waiting,
-                nested,
             )
         )
         self.answered(request)
@@ -211,6 +228,7 @@ class LockTable:
             self.move_up(request, now)
         if resource.pending is None:
             self._tidy(resource)
+        self._state.look_who_is_wanted(resource)
 
     def _tidy(self, resource: Resource) -> None:
         """Closes an anchor without holders; drops an idle resource."""
@@ -225,20 +243,15 @@ class LockTable:
         """Grants the first request of a line, or asks for its anchors first."""
         state = self._state
         to_open: list[Resource] = []
-        open_already: list[Resource] = []
         for key in request.keys:
             resource = state.resource(key)
             resource.dequeue(request)
-            if request.inside and resource.still_around(request):
-                open_already.append(resource)
-            elif state.lockspaces[key.lockspace].anchored:
+            if state.lockspaces[key.lockspace].anchored:
                 to_open.append(resource)
         if not to_open:
             return self._grant_request(request, now)
         request.become(OPENING if request.state is NEW else DELAYED)
         request.open_anchors(len(to_open))
-        for resource in open_already:
-            resource.open_anchor(request, request.mode)
         for resource in to_open:
             self._open_anchor(resource, request, request.mode)
         return None
@@ -255,11 +268,7 @@ class LockTable:
     def open_again(self, request: Request) -> None:
         """Asks again for the pending anchors of a request: the old answers are lost."""
         found = filter(None, map(self._state.resources.get, request.keys))
-        asked = [
-            resource
-            for resource in found
-            if resource.pending is request and not resource.still_around(request)
-        ]
+        asked = [resource for resource in found if resource.pending is request]
         request.open_anchors(len(asked))
         for resource in asked:
             self._open_anchor(resource, request, resource.anchor_wanted or request.mode)
@@ -287,7 +296,7 @@ class LockTable:
             return None
         if request.state is ABANDONED:
             if request.converting and resource.holders:
-                return self._finish_given_up_convert(resource, request, now)
+                return self._finish_given_up_convert(resource, request)
             return self._forget_abandoned(request)
         self._end_opening(request)
         if request.refusal is None:
@@ -304,9 +313,7 @@ class LockTable:
         request.become(ANSWERED)
         self._end_opening(request)
 
-    def _finish_given_up_convert(
-        self, resource: Resource, request: Request, now: float
-    ) -> None:
+    def _finish_given_up_convert(self, resource: Resource, request: Request) -> None:
         """Makes anchor and holders agree after an abandoned convert.
 
         A convert to shared stays in force: others may share the anchor by now. A
@@ -316,7 +323,6 @@ class LockTable:
         held = resource.holders.get(request.strand)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
             self._state.put_grant(replace(held, mode=SHARED))
-            self._refuse_uncovered(resource, now)
         elif request.refusal is not None:
             resource.anchor_is(resource.mode)
         if resource.mode is not None and resource.anchor != resource.mode:
@@ -342,7 +348,7 @@ class LockTable:
             self._state.resources[key].enqueue_first(request)
         was_announced = request.is_announced
         retry_at = request.pause_until_later(now)
-        self._deadlines.add(retry_at, request, self._state.waiting)
+        self._deadlines.add(retry_at, request.order, request)
         if cycle := self.cycle_of(request):
             self.refuse(request, "deadlock", now, cycle=cycle)
         elif not was_announced:
@@ -359,31 +365,22 @@ class LockTable:
             assert held is not None
             self._convert_grant(session, request.number, held, request.mode, now, since)
         else:
-            inner = request if request.inside else None
-            self.grant(session, request.strand, request.wish, now, since, inner)
+            self.grant(session, request.strand, request.wish, now, since)
 
     def grant(
-        self,
-        session: Session,
-        strand: Strand,
-        wish: Acquire,
-        now: float,
-        since: float,
-        inner: Request | None = None,
+        self, session: Session, strand: Strand, wish: Acquire, now: float, since: float
     ) -> None:
-        """Grants all resources of a wish together; `inner` is a request from inside."""
+        """Grants all resources of a wish together."""
         state, grants = self._state, list[Grant]()
         previous: tuple[LastHolder, ...] = ()
         for key in wish.keys:
             held = state.held_by(strand, key) if strand.held else None
             if held is None:
-                grant = state.add_grant(session, strand.number, key, wish, now, inner)
-                previous += state.trouble(key, grant.inside)
+                previous += state.trouble(key)
+                grant = state.add_grant(session, strand.number, key, wish, now)
             else:
                 # Two shared requests of one strand waited: they share one counted hold.
-                whole = wish.whole or held.whole
-                grant = replace(held, count=held.count + 1, whole=whole)
-                state.put_grant(grant)
+                grant = state.put_another(held, wish, now)
             grants.append(grant)
         session_id, waited = session.session_id, now - since
         granted = tuple(grants)
@@ -402,18 +399,10 @@ class LockTable:
     ) -> None:
         grant = replace(held, mode=mode)
         self._state.put_grant(grant)
-        resource = self._state.resources[grant.key]
-        self._unsettled.append(resource)
+        self._unsettled.append(self._state.resources[grant.key])
         self._effects.append(
             Granted(session.session_id, number, (grant,), now - since, True)
         )
-        self._refuse_uncovered(resource, now)
-
-    def _refuse_uncovered(self, resource: Resource, now: float) -> None:
-        """Refuses those inside that want more than is held around them now."""
-        for request in resource.uncovered():
-            key = resource.key
-            self.refuse(request, "already_held", now, key=key, nested=True)
 
     # Ending.
 

@@ -42,7 +42,7 @@ def mend(state: LockState, *, known: bool) -> Losses:
     suspects = [
         request
         for resource in state.resources.values()
-        if resource.front()
+        if resource.converting or resource.waiting
         for request in _suspects(state, resource)
     ]
     for request in state.all_requests():
@@ -87,15 +87,13 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Removes holders that exclude the youngest one, which is not inside them."""
+    """Removes holders that exclude the youngest one."""
     modes = [grant.mode for grant in resource.holders.values()]
     if "exclusive" not in modes:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
     for strand, grant in list(resource.holders.items()):
-        if grant is youngest or grant.fencing_token in youngest.inside:
-            continue
-        if "exclusive" in (grant.mode, youngest.mode):
+        if grant is not youngest and "exclusive" in (grant.mode, youngest.mode):
             del resource.holders[strand]
 
 
@@ -110,7 +108,10 @@ def _is_in_place(state: LockState, request: Request) -> bool:
         return False
     if any(resource.pending is request for resource in resources):
         return all(resource.pending is request for resource in resources)
-    return all(request in x.line_of(request) for x in resources)
+    return all(
+        request in (x.converting if request.converting else x.waiting)
+        for x in resources
+    )
 
 
 def _suspects(state: LockState, resource: Resource) -> list[Request]:
@@ -122,13 +123,14 @@ def _suspects(state: LockState, resource: Resource) -> list[Request]:
         other = state.resources.get(key)
         if other is None or not other.lets_pass(front):
             return []
-    return list(resource.queued())
+    return [*resource.converting, *resource.waiting]
 
 
 def _beside(state: LockState, request: Request) -> Iterator[Request]:
     for key in request.keys:
         if key in state.resources:
-            yield from state.resources[key].queued()
+            yield from state.resources[key].converting
+            yield from state.resources[key].waiting
 
 
 def _drop_request(state: LockState, losses: Losses, request: Request, why: str) -> None:

@@ -9,13 +9,16 @@ A handler returns its answer to the sender of the command, if the command has on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
-from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Session
+from lockd.engine.resource import Resource
+from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Session, Strand
 
 
 class Owners:
@@ -146,6 +149,30 @@ class Owners:
         self._state.remove_owner(owner.owner_id)
         if owner.is_process:
             self._table.tell(e.ForgetOwner(owner.owner_id))
+
+    # Holders that listen.
+
+    def tell_wanted(self) -> Iterator[e.Wanted | e.Unwanted]:
+        """Tells holders that somebody waits for them, or that nobody does any more."""
+        for resource in self._state.listened:
+            if resource.hears_of(seekers := resource.seekers()):
+                for strand in resource.listeners:
+                    wanted = any(seeker is not strand for seeker in seekers)
+                    yield from self._tell_one(resource, strand, wanted)
+        self._state.listened.clear()
+
+    def _tell_one(
+        self, resource: Resource, strand: Strand, wanted: bool
+    ) -> Iterator[e.Wanted | e.Unwanted]:
+        grant = resource.holders[strand]
+        notices = grant.notices
+        if notices is None or notices.wanted is wanted:
+            return
+        grant = replace(grant, notices=replace(notices, wanted=wanted))
+        self._state.put_grant(grant)
+        session, count = notices.wanted_to, resource.line_length()
+        if session in self._state.sessions:
+            yield (e.Wanted if wanted else e.Unwanted)(session, grant, count)
 
     # Others than the holder: its user, an admin, a successor of the daemon.
 

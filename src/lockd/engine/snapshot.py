@@ -8,9 +8,9 @@ requests keep their numbers, and lines keep their order.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from msgspec import Meta, Struct, convert, structs, to_builtins
+from msgspec import Struct, convert, structs, to_builtins
 
 from lockd.engine.commands import Acquire, AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
@@ -24,7 +24,7 @@ from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, 
 VERSION: Final = 5
 """Rises with every addition to the data that `load` reads."""
 
-READABLE_FROM: Final = 5
+READABLE_FROM: Final = 3
 """The oldest version whose `load` reads the data as it is now."""
 
 OLDEST: Final = 1
@@ -69,7 +69,8 @@ _REQUEST_FIELDS = (
     "pause",
 )
 _RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
-_WISH_FIELDS = ("mode", "create", "label", "reason", "whole")
+_HEARS = ("max_hold", "wanted")
+_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS)
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
@@ -214,7 +215,6 @@ def dump_request(request: Request) -> Plain:
         "owner": request.owner.owner_id,
         "number": request.number,
         "keys": [list(key) for key in request.keys],
-        "inside": [list(request.inside[key]) for key in request.keys if request.inside],
         "refusal": _dump_refusal(request.refusal),
         "outside": _dump_outside(request.outside),
         **{name: getattr(request, name) for name in _REQUEST_FIELDS},
@@ -260,7 +260,8 @@ class _RequestRecord(Struct):
     answered: bool
     strand: tuple[int, int] = WHOLE
     whole: bool = False
-    inside: list[Annotated[tuple[int, ...], Meta(min_length=1)]] = []
+    max_hold: float | None = None
+    wanted: bool = False
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
@@ -283,9 +284,7 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
         **{name: fields[name] for name in _WISH_FIELDS},
     )
     strand = session.owner.strand(record.strand)
-    # It is inside grants of all its keys, or of none.
-    inside = dict(zip(record.keys, record.inside or (), strict=bool(record.inside)))
-    request = Request(session, strand, record.order, wish, record.since, inside=inside)
+    request = Request(session, strand, record.order, wish, record.since)
     request.restore({name: fields[name] for name in _RESTORED})
     if not request.is_answered:
         if request.number in session.requests:

@@ -9,8 +9,6 @@ for every holder that its mode excludes, and for every request that is served be
 - A strand waits for the end of each *session* that is inside one of its grants: a
   program that holds a lock waits for the programs that it starts. The session ends when
   all its requests are granted.
-- A request from inside waits for no grant that it is inside of. It is served before
-  all others, which then wait for its strand too.
 - A shared request that waits behind a shared *request* only waits for its grant. A
   request for one resource is granted at once if nothing else is before it, so it is no
   obstacle. A request for several resources may wait elsewhere.
@@ -26,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from lockd.engine.effects import Grant, WaitEdge
 from lockd.engine.resource import Resource, compatible
 from lockd.engine.session import Request, Session, Strand
-from lockd.terms import EXCLUSIVE, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, ResourceKey
 
 Resources = Mapping[ResourceKey, Resource]
 
@@ -100,8 +98,8 @@ def _search(
                 continue
             else:
                 seen.add(obstacle)
-                if session and session.session_id in obstacle.insiders:
-                    _, grants = obstacle.insiders[session.session_id]
+                if session and session.session_id in obstacle.inside:
+                    _, grants = obstacle.inside[session.session_id]
                     last = request, key, next(iter(grants.values()))
                     return _edges(last, came_from)
                 next_ones = obstacle.awaited()
@@ -129,38 +127,24 @@ class _Search:
         """
         for key in request.keys:
             resource = self._resources[key]
-            if resource.pending is request or request.goes_down:
+            if resource.pending is request:
                 continue
             known = self._known.get(key)
             if known is None:
                 known = self._known[key] = _Known(resource)
             for strand in known.holders_before(request):
                 yield key, strand
-            mode = resource.mode_for(request)
-            for other in known.line_before(request, mode):
-                if not compatible(resource.mode_for(other), mode):
-                    yield key, _obstacle(request, resource, other)
+            for other in known.line_before(request):
+                if not compatible(other.mode, request.mode):
+                    yield key, other.strand
                 elif len(other.keys) > 1:
                     yield key, other
-
-
-def _obstacle(request: Request, resource: Resource, other: Request) -> Strand | Request:
-    """Returns for what a request waits that is excluded by one before it.
-
-    That is its strand, unless the request is inside what that strand holds.
-    """
-    if request.inside and (
-        other.strand is request.strand or resource.is_inside(request, other.strand)
-    ):
-        return other
-    return other.strand
 
 
 class _Known:
     """What a search knows of one resource."""
 
     def __init__(self, resource: Resource) -> None:
-        self._resource = resource
         self._mode = resource.mode
         #: The holders that were no obstacle so far.
         self._holders = list(resource.holders)
@@ -172,24 +156,18 @@ class _Known:
 
     def holders_before(self, request: Request) -> list[Strand]:
         """Returns the strands whose grants a request waits for, each once."""
-        resource = self._resource
-        if self._mode is None or compatible(self._mode, resource.mode_for(request)):
+        if self._mode is None or compatible(self._mode, request.mode):
             return []
-        own = request.strand if request.converting or request.inside else None
-        left = [
-            strand
-            for strand in self._holders
-            if strand is own or (request.inside and resource.is_inside(request, strand))
-        ]
-        found = [strand for strand in self._holders if strand not in left]
-        self._holders = left
+        own = request.strand if request.converting else None
+        found = [strand for strand in self._holders if strand is not own]
+        self._holders = [strand for strand in self._holders if strand is own]
         return found
 
-    def line_before(self, request: Request, mode: Mode) -> list[Request]:
+    def line_before(self, request: Request) -> list[Request]:
         """Returns the requests before this one that may be new obstacles."""
         place = self._places.get(request, len(self._line))
         begin = self._reached
-        if mode == EXCLUSIVE:
+        if request.mode == EXCLUSIVE:
             begin = self._reached_exclusive
             self._reached_exclusive = max(begin, place)
         self._reached = max(self._reached, place)

@@ -32,6 +32,11 @@ Seconds = Annotated[
     float, Meta(ge=0, le=1e9, description="a number from 0 to 1e9 (seconds)")
 ]
 
+HoldTime = Annotated[
+    float,
+    Meta(gt=0, le=1e9, description="a number above 0, at most 1e9 (seconds)"),
+]
+
 MAX_TEXT_CHARACTERS: Final = 4_096
 """The longest label or reason."""
 
@@ -108,6 +113,8 @@ class AcquireParams(Params, frozen=True):
     max_waiting: Annotated[int, Meta(ge=0, le=1024)] | None = None
     strand: Strand | None = None
     whole: bool | None = None
+    max_hold: HoldTime | None = None
+    wanted: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.resource is None) is (self.resources is None):

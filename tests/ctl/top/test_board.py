@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctl.top.said import KEY, LOCKS, event, granted, released, rows, told
+from ctl.top.said import HOLDS, KEY, LOCKS, event, granted, released, rows, told
 from lockd.ctl.top.board import Board
 
 
@@ -69,6 +69,17 @@ def test_refusals_and_ends_of_what_is_unknown_are_nothing() -> None:
     board.hear(event("refused", code="busy"), 10.0)
     board.hear(released(1), 10.0)
     board.hear(event("lost", fencing_token=3, cause="broken", mode="shared"), 10.0)
+    assert board.locks == {}
+
+
+def test_overdue_lock_has_a_mark_until_its_end() -> None:
+    board = Board()
+    board.take(told([1]), 10.0)
+    board.hear(event("overdue", fencing_token=1, mode="exclusive"), 20.0)
+    for rows_of in (LOCKS, HOLDS):
+        assert [row.mark for row in rows(board, rows_of)] == ["!"]
+    board.hear(released(1), 21.0)
+    board.hear(event("overdue", fencing_token=1, mode="exclusive"), 21.0)
     assert board.locks == {}
 
 

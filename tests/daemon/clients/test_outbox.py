@@ -92,8 +92,11 @@ def test_another_goes_on_where_it_was(line: Line) -> None:
     apart, unsent, piled_up = line.outbox.dump(None)
     assert (apart, len(unsent)) == (0, line.outbox.unread)
     heir = Outbox(PlainFlow(line.ours), MOST)
-    heir.load(unsent, piled_up)
+    heir.load(unsent, piled_up, missed_notices=True)
     assert heir.is_behind
+    assert heir.missed_notices
+    heir.miss_notices(False)
+    assert not heir.missed_notices
     assert heir.leaves_too_much
     line.outbox = heir
     assert line.read(MIB + MOST + 1)[-1:] == b"!"

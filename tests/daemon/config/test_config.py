@@ -332,6 +332,9 @@ def test_thresholds_may_be_never(tmp_path: Path) -> None:
     found = read_config(written(tmp_path, text)).lockspaces["default"]
     assert (found.slow_wait, found.slow_hold) == (0, 3600)
     assert LockspaceConfig("memory").slow_hold == 0
+    text = "[lockspaces.default]\nmax_hold = 7200\non_overdue = 'break'"
+    found = read_config(written(tmp_path, text)).lockspaces["default"]
+    assert (found.max_hold, found.on_overdue) == (7200, "break")
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "1e9", "'long'"])

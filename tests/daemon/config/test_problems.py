@@ -101,6 +101,19 @@ from lockd.errors import ConfigError
             'kind "directory" has no "outside": only "direct" has it',
         ),
         ("[lockspaces.direct]\noutside='all'", 'must be "byte" or "file"'),
+        (
+            "[lockspaces.default]\nmax_hold=-1",
+            "max_hold: must be a number of seconds from 0",
+        ),
+        (
+            "[lockspaces.default]\nmax_hold=nan",
+            "max_hold: must be a number of seconds from 0",
+        ),
+        (
+            "[lockspaces.default]\nmax_hold=true",
+            "max_hold: must be a number of seconds from 0",
+        ),
+        ("[lockspaces.default]\non_overdue='kill'", 'must be "break" or "notice"'),
         ("[lockspaces.'a:b']\nkind='memory'", "colon"),
         ("[lockspaces.'']\nkind='memory'", "empty"),
     ],

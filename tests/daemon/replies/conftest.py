@@ -44,7 +44,7 @@ PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
 
 HOLDER = PARTY | {
     "strand",
-    "mode", "fencing_token", "inside", "count", "since", "held_for", "label", "reason"
+    "mode", "fencing_token", "count", "since", "held_for", "overdue", "label", "reason"
 }  # fmt: skip
 
 

@@ -55,6 +55,8 @@ def test_listing_of_one_lockspace_has_nothing_of_others(
             "file_system": None,
             "on_disconnect": "release",
             "outside": None,
+            "max_hold": None,
+            "on_overdue": "notice",
             "held": 1,
         }
         assert spaces["direct"]["outside"] == "file"

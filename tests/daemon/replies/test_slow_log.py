@@ -27,7 +27,7 @@ class Story:
     def __init__(self, slow_wait: float = 30.0, slow_hold: float = 0.0) -> None:
         self.engine = LockEngine()
         self.slow_log = SlowLog(self.engine)
-        self.counts = Counts(self.slow_log.tell_end)
+        self.counts = Counts(self.slow_log.tell_end, self.slow_log.tell_overdue)
         self.now = 0.0
         self.said: list[tuple[int, str, Fields]] = []
         self.do(c.AddLockspace("memory", anchored=False))
@@ -111,6 +111,41 @@ def test_wait_is_told_once_when_it_passes_the_threshold(story: Story) -> None:
         "LOCKD_HOLDER_PID": "10",
         "LOCKD_HOLDER_UID": "1000",
         "LOCKD_HOLDER_FENCING_TOKEN": "1",
+    }
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_overdue_lock_is_told_once(breaks: bool, story: Story) -> None:
+    story.do(
+        c.AddLockspace(
+            "memory", False, max_hold=60.0, on_overdue="break" if breaks else "notice"
+        )
+    )
+    story.acquire(1, KEY, reason="nightly")
+    story.acquire(2, KEY)
+    story.now = 60.0
+    story.do(c.Tick())
+    story.do(c.Tick())
+    ((level, text, fields),) = story.said
+    assert level == logging.WARNING
+    assert text == (
+        "alice (pid 10, uid 1000) is overdue: it has held 'memory:a' exclusively for "
+        "1m00s; 1 waits for it" + "; lockd breaks the lock" * breaks
+    )
+    assert int(fields.pop("MESSAGE_ID"), 16)
+    assert fields == {
+        "LOCKD_EVENT": "overdue",
+        "LOCKD_LOCKSPACE": "memory",
+        "LOCKD_RESOURCE": "a",
+        "LOCKD_MODE": "exclusive",
+        "LOCKD_OWNER": "alice",
+        "LOCKD_OWNER_PID": "10",
+        "LOCKD_OWNER_UID": "1000",
+        "LOCKD_SESSION": "1",
+        "LOCKD_FENCING_TOKEN": "1",
+        "LOCKD_HELD_USEC": "60000000",
+        "LOCKD_REASON": "nightly",
+        "LOCKD_WAITERS": "1",
     }
 
 

@@ -19,7 +19,13 @@ from support.outside import QEMU_WRITES, Outside
 from support.places import TESTS
 from support.processes import idle
 from support.service_manager import ServiceManager
-from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
+from support.wire_client import (
+    Connect,
+    WireClient,
+    leave_unread,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 # What survives.
 
@@ -61,6 +67,40 @@ def test_link_to_a_locked_file_takes_it_from_nobody(
     manager.kill_and_start()
     assert holders(client, "f", "files")
     assert is_locked(locks / "f")
+
+
+def test_what_holders_hear_survives(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    client.call("hello", protocol=1, client="test")
+    client.acquire("told", max_hold=0.01, wanted=True)
+    assert client.notification("notice")["what"] == "overdue"
+    waits = other.send("acquire", resource="told")
+    assert client.notification("notice")["what"] == "wanted"
+    client.acquire("untold", max_hold=2.0, wanted=True)
+    manager.kill_and_start()
+    client.notification("resumed")
+    other.send("acquire", resource="untold")
+    found = [client.notification("notice") for _ in range(2)]
+    assert sorted(x["what"] for x in found) == ["overdue", "wanted"]
+    assert {x["resource"] for x in found} == {"untold"}
+    other.call("cancel", request=waits)
+    last = client.notification("notice")
+    assert (last["what"], last["resource"]) == ("unwanted", "told")
+    client.call("statistics")
+    assert not [x for x in client.kept if x[1] == "notice"]
+
+
+def test_missed_notice_is_told_after_a_kill(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    client.acquire("a", wanted=True)
+    asked = leave_unread(client, other)
+    other.send("acquire", resource="a")
+    other.call("statistics")
+    manager.kill_and_start()
+    client.result(asked)
+    assert client.notification("notice")["what"] == "wanted"
 
 
 def test_sessions_keep_what_was_agreed(

@@ -50,7 +50,7 @@ class InjectedError(Exception):
 
 LIFE: Final[dict[type, str]] = {
     Poller: "watch change unwatch",
-    Outbox: "add send",
+    Outbox: "add send miss_notices",
     Peer: "receive collect flush fileno _read introduce restrict "
     "claim_itself make_inheritable begin_watching close_after_answers leave",
     PlainFlow: "receive send settle",
@@ -58,11 +58,12 @@ LIFE: Final[dict[type, str]] = {
     Connection: "receive send_result send_error send_notification send_encoded "
     "data_to_send _understand greet",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
-    "_answer_refused _facts _tell_lost tell_events",
+    "_answer_refused _facts _tell_lost _tell_notice tell_missed tell_events",
     History: "granted ended queued refused",
-    Counts: "count_granted count_ended count_queued count_refused end_session",
+    Counts: "count_granted count_ended count_queued count_refused count_overdue "
+    "end_session",
     StoredKeeping: "open_flow open_peer close_peer",
-    Sessions: "open close",
+    Sessions: "open close tell_missed",
     Recorder: "open_peer _state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
     Admission: "_make_peer",
@@ -437,6 +438,8 @@ def live(victim: WireClient, scene: Scene) -> None:
     victim.call("query", resource="w")
     honest.call("release", resource="w")
     victim.result(waiting)
+    victim.acquire("u", wanted=True, max_hold=0.01)
+    victim.notification("notice")
     victim.call("release", resource="q")
     token = victim.acquire("q")["fencing_token"]
     victim.call("release", fencing_token=token)
@@ -451,6 +454,10 @@ def live(victim: WireClient, scene: Scene) -> None:
     asked = [victim.send("metrics") for _ in range(30)]
     while scene.plan.takes_all():
         honest.call("query", resource="v")
+    wanted = honest.send("acquire", resource="u")
+    honest.call("cancel", request=wanted)
+    with suppress(Refusal):
+        honest.result(wanted)
     for msgid in asked:
         victim.result(msgid)
     victim.call("statistics")

@@ -24,7 +24,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 from lockd.client import arguments, forking, paths
 from lockd.client.core import ClientCore, UnheardError
 from lockd.client.grants import AnyGrant, Hold
-from lockd.client.inbox import Inbox
+from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.requests import Opening
 from lockd.client.strands import LoneStrand, Strand
@@ -324,6 +324,16 @@ class TaskLink:
         """Stops passing events to an inbox."""
         self._core.on_end.remove(inbox.end)
         self._core.tell_no_events_to(inbox.put)
+
+    def open_notices(self) -> News:
+        """Returns an inbox for the grants of which notices say something new."""
+        self.check_owned()
+        self._core.check_connected()
+        return self._core.open_news()
+
+    def close_notices(self, news: News) -> None:
+        """Stops passing grants to an inbox."""
+        self._core.close_news(news)
 
     async def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""

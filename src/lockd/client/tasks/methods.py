@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from lockd.client import arguments, requests
 from lockd.client.grants import Uncopied
-from lockd.client.inbox import Inbox
+from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.tasks.link import Grant, TaskLink
 from lockd.client.tasks.locks import Lock, release_all
@@ -37,6 +37,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Lock:
@@ -46,6 +48,7 @@ class Methods(Uncopied):
         too.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         request = requests.about(
             "acquire",
             resource,
@@ -53,6 +56,7 @@ class Methods(Uncopied):
             mode=mode,
             max_waiting=max_waiting,
             **options,
+            **hears,
         )
         patience = None if timeout is None else arguments.patience("timeout", timeout)
         return Lock(self._link, request.params, patience)
@@ -67,6 +71,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant:
@@ -83,6 +89,11 @@ class Methods(Uncopied):
             create: whether to create a missing file in a directory lockspace.
             whole: lock every byte of a file in a direct lockspace, so that programs
                 that do not use lockd do not get in either, this program included.
+            max_hold: seconds after which the daemon tells that the lock is still held:
+                `Grant.overdue`, `notices`. Nothing else happens, unless the lockspace
+                says so.
+            wanted: whether the daemon tells that others wait for the lock, and that
+                nobody does any more: `Grant.wanted`, `notices`.
             label: a readable name for the lock, for people.
             reason: why the lock is held, for people.
 
@@ -94,6 +105,7 @@ class Methods(Uncopied):
             DeadlockError: waiting would close a cycle.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.about(
             "acquire",
             resource,
@@ -103,6 +115,7 @@ class Methods(Uncopied):
             max_waiting=max_waiting,
             strand=self._link.strand(),
             **options,
+            **hears,
         )
         return await self._granted(reply)
 
@@ -114,11 +127,14 @@ class Methods(Uncopied):
         mode: Mode = EXCLUSIVE,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant | None:
         """Acquires a lock if it is free; returns None if it is busy."""
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.about(
             "acquire",
             resource,
@@ -127,6 +143,7 @@ class Methods(Uncopied):
             timeout=0,
             strand=self._link.strand(),
             **options,
+            **hears,
         )
         try:
             return await self._granted(reply)
@@ -143,6 +160,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> tuple[Grant, ...]:
@@ -152,6 +171,7 @@ class Methods(Uncopied):
             RequestError: as for `acquire`.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.acquire_all(
             resources,
             lockspace,
@@ -160,6 +180,7 @@ class Methods(Uncopied):
             max_waiting=max_waiting,
             strand=self._link.strand(),
             **options,
+            **hears,
         )
         await self._link.ask(reply)
         return reply.grants
@@ -297,6 +318,18 @@ class Methods(Uncopied):
         finally:
             self._link.close_events(inbox)
 
+    @asynccontextmanager
+    async def notices(self) -> AsyncIterator["Notices"]:
+        """Yields the `Notices` of the locks of this client, while the body runs.
+
+        Only locks that were acquired with `max_hold` or `wanted` have some.
+        """
+        news = self._link.open_notices()
+        try:
+            yield Notices(self._link, news)
+        finally:
+            self._link.close_notices(news)
+
     # The session, and administration.
 
     async def register(
@@ -367,6 +400,26 @@ class Methods(Uncopied):
         """Sends any request of the protocol and returns its result."""
         arguments.printable_name("method", method)
         return await self._link.ask(requests.request(method, **params))
+
+
+class Notices:
+    """The grants of which the daemon said something new, for use with `async for`.
+
+    Look at `Grant.overdue` and `Grant.wanted` of each. They show the latest: what
+    changed twice meanwhile comes once. Grants that are overdue or wanted at the
+    beginning come first; those that have ended do not come.
+    """
+
+    def __init__(self, link: TaskLink, news: News) -> None:
+        self._link = link
+        self._news = news
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Grant:
+        grant: Grant = await self._link.wait_item(self._news)
+        return grant
 
 
 class Events:

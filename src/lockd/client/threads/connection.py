@@ -6,7 +6,7 @@ from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import UnheardError
-from lockd.client.inbox import Inbox
+from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
 from lockd.client.threads.grants import Grant
@@ -150,6 +150,14 @@ class Connection:
     def close_events(self, inbox: Inbox) -> None:
         """Stops passing events to an inbox."""
         self.last.close_events(inbox)
+
+    def open_notices(self) -> News:
+        """Returns an inbox for the grants of which notices say something new."""
+        return self.link().open_notices()
+
+    def close_notices(self, news: News) -> None:
+        """Stops passing grants to an inbox."""
+        self.last.close_notices(news)
 
     def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""

@@ -29,7 +29,7 @@ from weakref import ref
 from lockd.client import forking
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant, Hold
-from lockd.client.inbox import Inbox
+from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.strands import LoneStrand, Strand, strand_of_thread
 from lockd.client.threads.bell import Bell
@@ -176,6 +176,16 @@ class ThreadLink:
         with suppress(ValueError):  # a second call after an exception
             self._core.on_end.remove(inbox.end)
         self._core.tell_no_events_to(inbox.put)
+
+    def open_notices(self) -> News:
+        """Returns an inbox for the grants of which notices say something new."""
+        self.check_owned()
+        self._core.check_connected()
+        return self._core.open_news()
+
+    def close_notices(self, news: News) -> None:
+        """Stops passing grants to an inbox."""
+        self._core.close_news(news)
 
     def wait_item(self, inbox: Inbox) -> Any:
         """Waits for the next item of an inbox and returns it."""

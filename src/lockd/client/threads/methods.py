@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lockd.client import arguments, requests
 from lockd.client.grants import Uncopied
-from lockd.client.inbox import Inbox
+from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
@@ -37,6 +37,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Lock:
@@ -46,6 +48,7 @@ class Methods(Uncopied):
         too.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         request = requests.about(
             "acquire",
             resource,
@@ -53,6 +56,7 @@ class Methods(Uncopied):
             mode=mode,
             max_waiting=max_waiting,
             **options,
+            **hears,
         )
         patience = None if timeout is None else arguments.patience("timeout", timeout)
         return Lock(self._connection, request.params, patience)
@@ -67,6 +71,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant:
@@ -83,6 +89,11 @@ class Methods(Uncopied):
             create: whether to create a missing file in a directory lockspace.
             whole: lock every byte of a file in a direct lockspace, so that programs
                 that do not use lockd do not get in either, this program included.
+            max_hold: seconds after which the daemon tells that the lock is still held:
+                `Grant.overdue`, `notices`. Nothing else happens, unless the lockspace
+                says so.
+            wanted: whether the daemon tells that others wait for the lock, and that
+                nobody does any more: `Grant.wanted`, `notices`.
             label: a readable name for the lock, for people.
             reason: why the lock is held, for people.
 
@@ -94,6 +105,7 @@ class Methods(Uncopied):
             DeadlockError: waiting would close a cycle.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.about(
             "acquire",
             resource,
@@ -103,6 +115,7 @@ class Methods(Uncopied):
             max_waiting=max_waiting,
             strand=self._connection.strand(),
             **options,
+            **hears,
         )
         return self._granted(reply)
 
@@ -114,11 +127,14 @@ class Methods(Uncopied):
         mode: Mode = EXCLUSIVE,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> Grant | None:
         """Acquires a lock if it is free; returns None if it is busy."""
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.about(
             "acquire",
             resource,
@@ -127,6 +143,7 @@ class Methods(Uncopied):
             timeout=0,
             strand=self._connection.strand(),
             **options,
+            **hears,
         )
         try:
             return self._granted(reply)
@@ -143,6 +160,8 @@ class Methods(Uncopied):
         max_waiting: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
+        max_hold: float | None = None,
+        wanted: bool | None = None,
         label: str | None = None,
         reason: str | None = None,
     ) -> tuple[Grant, ...]:
@@ -152,6 +171,7 @@ class Methods(Uncopied):
             RequestError: as for `acquire`.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
         reply = requests.acquire_all(
             resources,
             lockspace,
@@ -160,6 +180,7 @@ class Methods(Uncopied):
             max_waiting=max_waiting,
             strand=self._connection.strand(),
             **options,
+            **hears,
         )
         self._connection.ask(reply)
         return reply.grants
@@ -295,6 +316,18 @@ class Methods(Uncopied):
         finally:
             self._connection.close_events(inbox)
 
+    @contextmanager
+    def notices(self) -> Iterator["Notices"]:
+        """Yields the `Notices` of the locks of this client, while the body runs.
+
+        Only locks that were acquired with `max_hold` or `wanted` have some.
+        """
+        news = self._connection.open_notices()
+        try:
+            yield Notices(self._connection, news)
+        finally:
+            self._connection.close_notices(news)
+
     # The session, and administration.
 
     def register(
@@ -365,6 +398,26 @@ class Methods(Uncopied):
         """Sends any request of the protocol and returns its result."""
         arguments.printable_name("method", method)
         return self._connection.ask(requests.request(method, **params))
+
+
+class Notices:
+    """The grants of which the daemon said something new, for use with `for`.
+
+    Look at `Grant.overdue` and `Grant.wanted` of each. They show the latest: what
+    changed twice meanwhile comes once. Grants that are overdue or wanted at the
+    beginning come first; those that have ended do not come.
+    """
+
+    def __init__(self, connection: Connection, news: News) -> None:
+        self._connection = connection
+        self._news = news
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Grant:
+        grant: Grant = self._connection.wait_item(self._news)
+        return grant
 
 
 class Events:

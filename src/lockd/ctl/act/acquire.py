@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from lockd.client import within
 from lockd.client.blocking import connect
 from lockd.ctl.act.reserve import Sleeper
 from lockd.ctl.act.units import main_pid
@@ -56,6 +55,7 @@ def acquire(
     shared: bool,
     timeout: float | None,
     max_waiting: int | None,
+    max_hold: int | None,
     lockspace: str | None,
     owner: str | None,
     reason: str | None,
@@ -93,6 +93,7 @@ def acquire(
         mode=SHARED if shared else EXCLUSIVE,
         timeout=timeout,
         max_waiting=max_waiting,
+        max_hold=max_hold,
         label=label,
         reason=reason,
     )
@@ -129,25 +130,13 @@ def _take(
     """Takes the locks for a process. Returns the grants, for people and for JSON."""
     with connect(socket) as client:
         client.register(owner, pid=pid)
-
-        def held(name: str) -> list[int]:
-            found = client.query(name, lockspace=lockspace)
-            return [holder["fencing_token"] for holder in found["holders"]]
-
-        around = within.tokens_of(client.instance)
-        grants = [
-            grant
-            for part in within.apart(names, around, held)
-            for grant in client.acquire_all(part, lockspace=lockspace, **wanted)
-        ]
-        grants.sort(key=lambda grant: names.index(grant.resource))
+        grants = client.acquire_all(names, lockspace=lockspace, **wanted)
         return [
             {
                 "lockspace": grant.lockspace,
                 "resource": grant.resource,
                 "mode": grant.mode,
                 "fencing_token": grant.fencing_token,
-                "inside": list(grant.inside),
                 "waited": grant.waited,
             }
             for grant in grants

@@ -13,7 +13,7 @@ from lockd.ctl.options import PROCESS_ID, as_json
 from lockd.ctl.render import (
     Thing,
     held_by,
-    inside_of,
+    is_overdue,
     obstacle,
     show_json,
     standing,
@@ -94,8 +94,8 @@ def list_(
 
     In a pipe, tabs separate the columns: lockspace, name, mode, number of holders;
     name, pid and user of the first holder, time held, reason; number of waiters; UUID
-    (for guests), command and systemd unit of the first holder; token of the innermost
-    lock inside which it is held.
+    (for guests), command and systemd unit of the first holder; `overdue` if a holder
+    holds the lock for longer than it may.
     """
     if path is not None:
         wanted["path"] = canonical_path(path)
@@ -124,8 +124,7 @@ def waiters(
     """List the waiters in LOCKSPACE or everywhere, and the owners that go before them.
 
     In a pipe, tabs separate the columns: lockspace, lock, place in the queue; name, pid
-    and user of the waiter, mode, time waited, owners before it, reason, command, unit,
-    token of the innermost lock that the waiter is inside of.
+    and user of the waiter, mode, time waited, owners before it, reason, command, unit.
     """
     with connect(socket) as client:
         found = client.list_waiters(lockspace)
@@ -136,7 +135,7 @@ def waiters(
             return
         titles = (
             "LOCKSPACE", "LOCKED", "PLACE", "NAME", "PID", "USER", "MODE", "FOR",
-            "BEHIND", "REASON", "COMMAND", "UNIT", "INSIDE",
+            "BEHIND", "REASON", "COMMAND", "UNIT",
         )  # fmt: skip
         show_table(titles, map(_waiter, found), empty="Nobody waits.")
 
@@ -185,7 +184,7 @@ def show_resources(resources: Iterable[Thing]) -> None:
     brief = sys.stdout.isatty()
     titles = (
         "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
-        "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT", "INSIDE",
+        "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT", "OVERDUE",
     )  # fmt: skip
     rows = (_resource(resource, brief=brief) for resource in resources)
     show_table(titles, rows, empty="Nothing is locked.")
@@ -203,7 +202,7 @@ def _resource(resource: Thing, *, brief: bool) -> Cells:
         "HOLDERS": count,
         "HELD BY": by,
         "WAITING": resource["waiter_count"],
-        "INSIDE": inside_of(resource["holders"]),
+        "OVERDUE": "overdue" if any(map(is_overdue, resource["holders"])) else None,
     }
 
 

@@ -14,7 +14,14 @@ from lockd.client.blocking import Client, connect
 from lockd.ctl.look.files import program_of
 from lockd.ctl.look.state import State, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
-from lockd.ctl.render import Thing, key_of, ordinal, other_name, show_json
+from lockd.ctl.render import (
+    Thing,
+    is_overdue,
+    key_of,
+    ordinal,
+    other_name,
+    show_json,
+)
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import AcquireTimeoutError, DeadlockError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
@@ -44,9 +51,8 @@ def show(
     last events of the lock follow.
 
     In a pipe, tabs separate the columns: state, name, pid, user, command, unit, mode,
-    time, fencing token, reason, other name of the file, fencing token of the innermost
-    lock that it is inside of. The state is `free` if NAME has no holder, no waiter and
-    no history.
+    time, fencing token, reason, other name of the file. The state is `free` if NAME has
+    no holder, no waiter and no history.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -56,7 +62,7 @@ def show(
         return
     titles = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
-        "REASON", "UNDER", "INSIDE",
+        "REASON", "UNDER",
     )  # fmt: skip
     story = list(_story(state))
     if not story and not sys.stdout.isatty():
@@ -238,10 +244,11 @@ def _story(found: State) -> Iterator[Cells]:
         yield _holding(last, f"{ended} {duration(last['ended_ago'])} ago")
 
 
-def _holders(state: Thing, name: str | None) -> Iterator[Cells]:
-    for holder in state["holders"]:
-        yield _holding(holder, "holds") | {"UNDER": name}
-    if more := state["holder_count"] - len(state["holders"]):
+def _holders(found: Thing, name: str | None) -> Iterator[Cells]:
+    for holder in found["holders"]:
+        state = "holds, overdue" if is_overdue(holder) else "holds"
+        yield _holding(holder, state) | {"UNDER": name}
+    if more := found["holder_count"] - len(found["holders"]):
         yield {"STATE": f"{more} more hold it", "UNDER": name}
 
 

@@ -12,11 +12,13 @@ import click
 
 from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
 from lockd.ctl.options import common_lockspace, meant, note_files, of_holder
+from lockd.ctl.render import say
 from lockd.ctl.run.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify
 from lockd.terms import EXCLUSIVE, SHARED
+from lockd.text import duration
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -52,6 +54,7 @@ def hold(
     shared: bool,
     timeout: float | None,
     max_waiting: int | None,
+    max_hold: int | None,
     owner: str | None,
     reason: str | None,
     label: str | None,
@@ -73,6 +76,7 @@ def hold(
         mode=SHARED if shared else EXCLUSIVE,
         timeout=timeout,
         max_waiting=max_waiting,
+        max_hold=max_hold,
         label=label,
         reason=reason,
         owner=owner or "lockctl hold",
@@ -85,12 +89,17 @@ def hold(
     poll = select.poll()
     poll.register(session.fileno(), select.POLLIN)
     poll.register(told_to_stop, select.POLLIN)
+    was_overdue = False
     while told_to_stop not in [fd for fd, _ in poll.poll()]:
         try:
             session.check()
         except LockdError:
             notify(f"STATUS=lost {shown}")
             raise
+        if session.is_overdue and not was_overdue:
+            was_overdue = True
+            notify(f"STATUS=holds {shown}, overdue")
+            say(f"{shown} is held for longer than {duration(max_hold or 0)}")
     notify(f"STOPPING=1\nSTATUS=released {shown}")
     session.release()
 

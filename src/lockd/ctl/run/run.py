@@ -16,6 +16,7 @@ from lockd.ctl.options import (
     meant,
     note_files,
     seconds,
+    span,
 )
 from lockd.ctl.run.under_lock import Plan, Run
 from lockd.names import plain, quoted
@@ -82,11 +83,7 @@ class _RunCommand(click.Command):
                 [
                     ("LOCKD_NAME", "the locked names, one on each line"),
                     ("LOCKD_LOCKSPACE", "the lockspace of the names"),
-                    (
-                        "LOCKD_TOKEN",
-                        "the fencing token of each name, in that order; if a command "
-                        "around COMMAND holds the name too, that of the outermost",
-                    ),
+                    ("LOCKD_TOKEN", "the fencing token of each name, in that order"),
                     ("LOCKD_WAITED", "the time that lockctl waited, in seconds"),
                     ("LOCKD_WITHIN", "all locks around COMMAND, for lockd's clients"),
                     (
@@ -147,6 +144,11 @@ def _find_dashes(args: list[str], start: int) -> int:
     "flock(2), too. Programs that do not use lockd are kept out then, COMMAND "
     "included: `lockctl run --whole x -- flock x` would wait for ever.",
 )  # fmt: skip
+@click.option(
+    "--max-hold", metavar="TIME", callback=span,
+    help="Stop COMMAND if it runs for longer than TIME, such as 90, 30m, 4h or 2d, and "
+    "exit with 76. The lock is held until COMMAND has ended.",
+)  # fmt: skip
 @in_lockspace
 @click.option(
     "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."
@@ -155,7 +157,8 @@ def _find_dashes(args: list[str], start: int) -> int:
 @click.option("--label", metavar="TEXT", help="Show others what the name stands for.")
 @click.option(
     "--signal", "stop_signal", metavar="SIGNAL", default="TERM", show_default=True,
-    callback=_signal, help="Send SIGNAL to stop the processes if the lock is lost.",
+    callback=_signal,
+    help="Send SIGNAL to stop the processes if the lock is lost or --max-hold is over.",
 )  # fmt: skip
 @click.option(
     "--kill-after", metavar="SECONDS", default="10", show_default=True,
@@ -213,6 +216,11 @@ def run(
     if no_fork and wishes["status_fd"] is not None:
         raise click.UsageError(
             "--status-fd does not work with --no-fork: no lockctl is left to write it"
+        )
+    if no_fork and wishes["max_hold"] is not None:
+        raise click.UsageError(
+            "--max-hold does not work with --no-fork: no lockctl is left to stop "
+            "COMMAND"
         )
     words, called = _command(words, script)
     keys = [meant(name, lockspace) for name in names]

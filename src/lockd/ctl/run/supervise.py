@@ -7,7 +7,7 @@ At first the command runs, and gets the signals that lockctl gets. After its end
 descendants keep the lock, and lockctl waits for them. In three cases lockctl stops all
 of them:
 
-- the lock is lost;
+- the lock is lost, or overdue;
 - the command died of a signal that asks to end;
 - lockctl gets such a signal while it waits.
 """
@@ -36,8 +36,11 @@ class Supervisor:
     Args:
         command: the running command.
         witness: gets signals that are sent to the command's process group.
-        check_lock: raises `LockLostError` if the lock is lost; must not block.
+        check_lock: raises `LockLostError` if the lock is lost; must not block. Returns
+            whether the lock is overdue.
         on_lost: called once, before a command without its lock is stopped.
+        on_overdue: called once, before a command is stopped that holds the lock for too
+            long.
         on_left: called if the command left running processes behind.
         stop_signal: the signal that stops processes.
         kill_after: seconds until they get SIGKILL.
@@ -46,14 +49,16 @@ class Supervisor:
 
     Attributes:
         lost: why the command was stopped; None while it has its lock.
+        overdue: whether the command was stopped because it held the lock for too long.
     """
 
     def __init__(
         self,
         command: Command,
         witness: Witness,
-        check_lock: Callable[[], None],
+        check_lock: Callable[[], bool],
         on_lost: Callable[[LockLostError], None],
+        on_overdue: Callable[[], None],
         on_left: Callable[[], None],
         *,
         stop_signal: int,
@@ -62,10 +67,12 @@ class Supervisor:
         alone: bool,
     ) -> None:
         self.lost: LockLostError | None = None
+        self.overdue = False
         self._command = command
         self._witness = witness
         self._check_lock = check_lock
         self._on_lost = on_lost
+        self._on_overdue = on_overdue
         self._on_left = on_left
         self._stop_signal = stop_signal
         self._kill_after = kill_after
@@ -79,9 +86,10 @@ class Supervisor:
         """Returns the wait status of the command after all processes have ended."""
         while self._somebody_runs():
             try:
-                self._check_lock()
+                # A command that has just ended need not hear of it.
+                if self._check_lock() and self._somebody_runs():
+                    self._run_out_of_time()
             except LockLostError as error:
-                # A command that has just ended need not hear of the loss.
                 if not self._somebody_runs():
                     break
                 self._lose(error)
@@ -151,6 +159,12 @@ class Supervisor:
         if self.lost is None:
             self.lost = error
             self._on_lost(error)
+            self._stop()
+
+    def _run_out_of_time(self) -> None:
+        if not (self.overdue or self.lost):
+            self.overdue = True
+            self._on_overdue()
             self._stop()
 
     def _stop(self) -> None:

@@ -31,12 +31,16 @@ from lockd.errors import (
 from lockd.names import plain, quoted
 from lockd.procs import name_of
 from lockd.terms import Mode, WorkOutcome
+from lockd.text import duration
 
 PREVIOUS: Final = "LOCKD_PREVIOUS"
 """The variable that says how the last hold ended, if not well."""
 
 #: Seconds of waiting after which to explain the wait.
 _PATIENCE = 1.0
+
+#: Seconds by which an answer may be late.
+_MOMENT = 0.5
 
 #: How many processes that a command left behind are named.
 _SHOWN = 3
@@ -52,6 +56,7 @@ class Plan(NamedTuple):
     timeout: float | None
     max_waiting: int | None
     whole: bool
+    max_hold: int | None
     words: tuple[str, ...]
     owner: str
     close: bool
@@ -82,6 +87,7 @@ class Run:
         # That of a command around this one says nothing about our locks.
         os.environ.pop(PREVIOUS, None)
         self._session = Session(plan.socket, "lockctl run")
+        self._granted_at = 0.0
         self._held: float | None = None
         #: Whether to explain a long wait.
         self._curious = plan.verbose or (sys.stderr.isatty() and not plan.quiet)
@@ -102,10 +108,10 @@ class Run:
         except LockdError as error:
             command.abandon()
             self._finish(self._refused(error))
-        granted_at = time.monotonic()
+        self._granted_at = time.monotonic()
         command.start(self._environment(), self._session.to_bequeath())
         ending = self._supervise(command, witness)
-        self._held = time.monotonic() - granted_at
+        self._held = time.monotonic() - self._granted_at
         self._finish(self._release(ending))
 
     def in_place(self) -> NoReturn:
@@ -133,6 +139,7 @@ class Run:
                 timeout=plan.timeout,
                 max_waiting=plan.max_waiting,
                 whole=plan.whole or None,
+                max_hold=plan.max_hold,
                 label=plan.label,
                 reason=plan.reason,
                 owner=plan.owner,
@@ -142,10 +149,9 @@ class Run:
         if plan.verbose:
             first = self._session.grants[0]
             names = ", ".join(quoted(name) for name in plan.names)
-            inside = f", inside {first.inside[-1]}" if first.inside else ""
             say(
                 f"got {names} after {first.waited:.3f} s, "
-                f"fencing token {first.fencing_token}{inside}"
+                f"fencing token {first.fencing_token}"
             )
 
     def _remind(self, pid: int) -> None:
@@ -165,12 +171,7 @@ class Run:
             # daemon's.
             "LOCKD_NAME": "\n".join(self._plan.names),
             "LOCKD_LOCKSPACE": self._plan.lockspace,
-            # All of a tree name the outermost: what is guarded has seen its token, and
-            # would reject it after a greater one.
-            "LOCKD_TOKEN": "\n".join(
-                str(grant.inside[0] if grant.inside else grant.fencing_token)
-                for grant in grants
-            ),
+            "LOCKD_TOKEN": "\n".join(str(grant.fencing_token) for grant in grants),
             "LOCKD_WAITED": f"{grants[0].waited:.3f}",
             "LOCKD_SOCKET": self._session.socket,
             within.VARIABLE: self._session.within(),
@@ -184,8 +185,9 @@ class Run:
         supervisor = Supervisor(
             command,
             witness,
-            self._session.check,
+            self._check,
             self._tell_loss,
+            self._tell_overdue,
             self._tell_left,
             stop_signal=plan.stop_signal,
             kill_after=plan.kill_after,
@@ -193,6 +195,8 @@ class Run:
             alone=plan.close,
         )
         status = supervisor.run()
+        if supervisor.overdue:
+            return Ending("overdue", exits.LOST)
         if supervisor.lost is not None:
             return Ending("lost", exits.LOST)
         if os.WIFSIGNALED(status):
@@ -208,10 +212,27 @@ class Run:
             self._session.release(_outcome_of(ending))
         # After fencing, the end of the command arrives before the reason.
         error = self._session.broken()
-        if error is None or ending.outcome == "lost":
+        if error is None or ending.outcome in ("lost", "overdue"):
             return ending
         say(str(error))
         return Ending("lost", exits.LOST)
+
+    def _check(self) -> bool:
+        """Returns whether the lock is overdue.
+
+        Raises:
+            LockLostError: it is lost.
+        """
+        self._session.check()
+        return self._session.is_overdue
+
+    def _tell_overdue(self) -> None:
+        most, held = self._plan.max_hold or 0, time.monotonic() - self._granted_at
+        # lockctl hears of the grant a moment later than it begins.
+        limit = f"--max-hold ({duration(most)})"
+        if held < most - _MOMENT:
+            limit = f"max_hold of the lockspace ({duration(held)})"
+        say(f"the command ran longer than {limit}; stopping it")
 
     def _tell_loss(self, error: LockLostError) -> None:
         say(f"{error}; stopping the command")

@@ -177,10 +177,11 @@ class Board:
                 lock.waiter_count = max(lock.waiter_count - 1, len(lock.waiters))
         elif what == "released":
             self._released(lock, event["fencing_token"], now)
-        elif what == "converted":
+        elif what in ("converted", "overdue"):
+            new = {"mode": event["mode"]} if what == "converted" else {what: True}
             for holder in lock.holders:
                 if holder.told["fencing_token"] == event["fencing_token"]:
-                    holder.told = holder.told | {"mode": event["mode"]}
+                    holder.told = holder.told | new
         lock.vague, lock.heard = True, now
         self._keep_or_forget(lock)
 

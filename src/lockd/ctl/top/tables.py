@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from lockd.ctl.render import Thing, held_by
+from lockd.ctl.render import Thing, held_by, is_overdue
 from lockd.ctl.table import COLUMNS, Column, cells_of, cut, text_of
 from lockd.ctl.top.board import Board, LockStatus
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, SHARED, ResourceKey
@@ -126,7 +126,8 @@ def _locks(board: Board, now: float) -> Iterator[Row]:
             "GRANTS": board.grants(lock.key) or None,
         }
         party = first.told if first and lock.holder_count == 1 else None
-        yield Row(lock.key, cells, lock.key, party, "!" if over else " ")
+        late = any(is_overdue(holder.told) for holder in lock.holders)
+        yield Row(lock.key, cells, lock.key, party, "!" if over or late else " ")
     for key, grants in board.ever_granted():
         if key not in board.locks:
             yield Row(key, {"NAME": called(key), "GRANTS": grants}, key, None)
@@ -163,7 +164,7 @@ def _holds(board: Board, now: float) -> Iterator[Row]:
                 "WAIT": lock.waiter_count or None,
             }
             row_id = (lock.key, holder.told["fencing_token"])
-            mark = "!" if over else " "
+            mark = "!" if over or is_overdue(holder.told) else " "
             yield Row(row_id, cells, lock.key, holder.told, mark)
 
 
@@ -230,7 +231,6 @@ TABLES: Final = (
         picked(
             "NAME", "HELD BY", ("PID", _SMALL), "FOR", ("USUAL", _SMALL), "OVER",
             ("WAIT", _USUAL), ("MODE", _USUAL), ("REASON", _WIDE), ("UNIT", _WIDER),
-            ("INSIDE", _WIDER),
         ),
         _holds,
     ),

@@ -151,6 +151,7 @@ class Space:
         converted: how many grants were converted.
         waiting: the waiting requests by session and msgid.
         held: the grants by fencing token, if slow holds are reported.
+        overdue: how many grants were held for longer than `max_hold`.
         slow_wait, slow_hold: seconds after which to report one; 0 for never.
     """
 
@@ -161,8 +162,8 @@ class Space:
             "waits",
             "holds",
             "ended_otherwise",
-            "inside",
             "converted",
+            "overdue",
             "waiting",
             "held",
         ),
@@ -175,9 +176,7 @@ class Space:
         self.waits = Histogram(WAIT_BOUNDS)
         self.holds = Histogram(HOLD_BOUNDS)
         self.ended_otherwise = dict.fromkeys(CAUSES[1:], 0)
-        #: How many grants were made inside others.
-        self.inside = 0
-        self.converted = 0
+        self.converted = self.overdue = 0
         self.waiting: Line[tuple[int, int], Wait] = Line()
         self.held: Line[int, e.Grant] = Line()
         self.slow_wait = self.slow_hold = 0.0
@@ -225,12 +224,16 @@ class Space:
 OnSlowEnd = Callable[[Wait | e.Grant, str, float], None]
 """Called when a reported thing ends: with the thing, how it ended, and when."""
 
+OnOverdue = Callable[[e.Overdue, float], None]
+"""Called when a grant becomes overdue, and when that is."""
+
 
 class Counts:
     """The counters of the daemon.
 
     Args:
         on_slow_end: called when a reported thing ends.
+        on_overdue: called when a grant becomes overdue.
 
     Attributes:
         spaces: the counters of each lockspace.
@@ -242,7 +245,9 @@ class Counts:
     """
 
     def __init__(
-        self, on_slow_end: OnSlowEnd = lambda thing, outcome, now: None
+        self,
+        on_slow_end: OnSlowEnd = lambda thing, outcome, now: None,
+        on_overdue: OnOverdue = lambda effect, now: None,
     ) -> None:
         self.spaces: dict[str, Space] = {}
         self.requests: defaultdict[str, int] = defaultdict(int)
@@ -250,6 +255,7 @@ class Counts:
         self.turned_away = 0
         self.turns = Histogram(TURN_BOUNDS)
         self._on_slow_end = on_slow_end
+        self._on_overdue = on_overdue
         #: The waiting requests of each session.
         self._waiting: dict[int, dict[int, Wait]] = {}
         self.hears: dict[type, Callable[[Any, float], None]] = {
@@ -257,6 +263,7 @@ class Counts:
             e.Ended: self.count_ended,
             e.Queued: self.count_queued,
             e.Refused: self.count_refused,
+            e.Overdue: self.count_overdue,
         }
 
     def space(self, name: str) -> Space:
@@ -303,8 +310,6 @@ class Counts:
         space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
             self._end_wait(effect.session, effect.request, "granted", now)
-        if grants[0].inside and not effect.converted:
-            space.inside += len(grants)
         if effect.waited or effect.converted or len(grants) > 1 or space.slow_hold:
             _count_grants(space, effect)
         elif grants[0].count == 1:
@@ -372,6 +377,11 @@ class Counts:
     def _end(self, wait: Wait, outcome: str, now: float) -> None:
         if wait.space.waiting.remove((wait.session, wait.request)) is not None:
             self._on_slow_end(wait, outcome, now)
+
+    def count_overdue(self, effect: e.Overdue, now: float) -> None:
+        """Counts and reports a grant that is held for too long."""
+        self.spaces[effect.grant.key.lockspace].overdue += 1
+        self._on_overdue(effect, now)
 
     def count_turned_away(self) -> None:
         """Counts a rejected client."""

@@ -18,15 +18,20 @@ class Outbox:
 
     Attributes:
         is_behind: whether the socket did not accept everything.
+        missed_notices: whether the client has to hear, once it is not behind, who waits
+            for its locks.
     """
 
-    __slots__ = ("_flow", "_most_unread", "_piled_up", "_unsent", "is_behind")
+    __slots__ = (
+        *("_flow", "_most_unread", "_piled_up", "_unsent"),
+        *("is_behind", "missed_notices"),
+    )
 
     def __init__(self, flow: Flow, most_unread: int) -> None:
         self._flow = flow
         self._most_unread = most_unread
         self._unsent = bytearray()
-        self.is_behind = False
+        self.is_behind = self.missed_notices = False
         #: How many bytes were added since then, which the client did not ask for.
         self._piled_up = 0
 
@@ -69,6 +74,10 @@ class Outbox:
         if not unsent:
             self._piled_up = 0
 
+    def miss_notices(self, missed: bool = True) -> None:
+        """Notes whether the client missed a notice because it is behind."""
+        self.missed_notices = missed
+
     def forget(self) -> None:
         """Drops all bytes."""
         self._unsent.clear()
@@ -86,8 +95,9 @@ class Outbox:
             return 0, bytes(self._unsent), self._piled_up
         return *apart.note(self._flow.sent, self._unsent), self._piled_up
 
-    def load(self, unsent: bytes, piled_up: int) -> None:
+    def load(self, unsent: bytes, piled_up: int, missed_notices: bool = False) -> None:
         """Continues with the dumped bytes that were not sent since."""
+        self.missed_notices = missed_notices
         self._unsent += unsent
         self._piled_up = piled_up
         self.is_behind = bool(unsent)

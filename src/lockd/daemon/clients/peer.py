@@ -226,6 +226,7 @@ class Peer:
             partial_apart,
             self.reloads,
             self.is_inheritable,
+            self.outbox.missed_notices,
         )
 
     @property
@@ -252,7 +253,7 @@ class Peer:
             end = state.sent + len(unsent)
             self.flow.resume(state.done, range(state.sent, end))
             unsent = unsent[self.flow.sent - state.sent :]
-        self.outbox.load(unsent, state.piled_up)
+        self.outbox.load(unsent, state.piled_up, state.missed_notices)
 
     def introduce(self, client: str | None) -> None:
         """Notes its `hello`, and its name there."""

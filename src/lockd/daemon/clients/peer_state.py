@@ -22,6 +22,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
         partial_apart: the same for the half message in `connection`.
         reloads: the msgids of requests that wait for the end of a reload.
         is_inheritable: as in `Peer`; always true for the sessions of an older daemon.
+        missed_notices: as in `Outbox`.
     """
 
     done: int
@@ -40,3 +41,4 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     partial_apart: int = 0
     reloads: tuple[int, ...] = ()
     is_inheritable: bool = True
+    missed_notices: bool = False

@@ -92,7 +92,11 @@ class Redaction:
 
     def names(self, last: LastHolder, peer: Peer) -> bool:
         """Returns whether a peer may see who held a resource last."""
-        return peer.is_admin or self._access.may(peer, "list", last.grant.key.lockspace)
+        return self.sees(peer, last.grant.key.lockspace)
+
+    def sees(self, peer: Peer, lockspace: str) -> bool:
+        """Returns whether a peer may see who holds and waits in a lockspace."""
+        return peer.is_admin or self._access.may(peer, "list", lockspace)
 
     def look(self, peer: Peer, lockspace: str | None, look: Look = look_up) -> Look:
         """Returns a function that looks up the commands that a peer may see.

@@ -29,6 +29,7 @@ from lockd.terms import (
     DIRECT_LOCKSPACE,
     Kind,
     OnDisconnect,
+    OnOverdue,
     Outside,
 )
 
@@ -122,6 +123,8 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allow_groups: Allowed = Allowed()
     slow_wait: Threshold = 30.0
     slow_hold: Threshold = 0.0
+    max_hold: Threshold = 0.0
+    on_overdue: OnOverdue = "notice"
     outside: Outside = "file"
 
 

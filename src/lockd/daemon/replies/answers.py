@@ -20,6 +20,8 @@ from lockd.engine.lock_engine import SessionView
 from lockd.engine.usage import Tally
 from lockd.errors import CodedError, error_for_code
 
+Notice = e.Overdue | e.Wanted | e.Unwanted
+
 
 class Answers:
     """The peers, and their pending answers.
@@ -54,11 +56,16 @@ class Answers:
             e.Completed: self._answer_completed,
             e.Refused: self._answer_refused,
             e.Lost: self._tell_lost,
+            e.Overdue: self._tell_notice,
+            e.Wanted: self._tell_notice,
+            e.Unwanted: self._tell_notice,
         }
 
     def add_peer(self, peer: Peer) -> None:
         """Adds a peer."""
         self.peers[peer.session] = peer
+        if peer.outbox.missed_notices:
+            self.behind.add(peer)
         if peer.late:
             self.late_by_user.add(peer.user, len(peer.late))
 
@@ -178,6 +185,27 @@ class Answers:
             told["reason"] = effect.reason
         peer.connection.send_notification("lost", told)
         self.behind.add(peer)
+
+    def _tell_notice(self, effect: Notice, now: float) -> None:
+        peer = self.peers.get(effect.session or 0)
+        if peer is None:
+            return
+        if peer.outbox.is_behind and not isinstance(effect, e.Overdue):
+            # Others may come and go for ever while it reads nothing.
+            peer.outbox.miss_notices()
+            self.behind.add(peer)  # to be recorded
+            return
+        told = views.notice(effect, now)
+        if not self.redaction.sees(peer, effect.grant.key.lockspace):
+            told["waiter_count"] = None
+        peer.connection.send_notification("notice", told)
+        self.behind.add(peer)
+
+    def tell_missed(self, peer: Peer, notices: Iterable[Notice], now: float) -> None:
+        """Tells a peer that has read everything how it is with its locks now."""
+        peer.outbox.miss_notices(False)
+        for effect in notices:
+            self._tell_notice(effect, now)
 
     def tell_watchers(
         self, effects: list[e.Effect], sessions: Mapping[int, SessionView]

@@ -27,16 +27,15 @@ def events_of(effect: e.Effect, sessions: Mapping[int, SessionView]) -> Iterator
         owner = sessions[effect.session].owner.identity
         event = _event("refused", effect.situation.key, effect.session, owner)
         yield event | {"code": effect.code}
+    elif isinstance(effect, e.Overdue):
+        yield _of_grant("overdue", effect.grant)
 
 
 def _of_grant(what: str, grant: e.Grant) -> Event:
-    event = _event(what, grant.key, grant.session, grant.owner) | {
+    return _event(what, grant.key, grant.session, grant.owner) | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
     }
-    if grant.inside:
-        event["inside"] = grant.inside
-    return event
 
 
 def _event(what: str, key: ResourceKey, session: int, owner: Owner) -> Event:

@@ -280,14 +280,12 @@ def _waiter(
 ) -> Map:
     now, owner = trio.current_time(), request.owner
     shows = _shows(scene, found.key) or is_own(owner.identity, scene.peer)
-    inside = request.inside.get(found.key, ())
     behind = [] if before is None else [_waiter_before(before)]
     if before is None:
         others = (
             grant
             for strand, grant in found.holders.items()
             if not (request.converting and strand is request.strand)
-            and grant.fencing_token not in inside
         )
         behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id
@@ -301,7 +299,6 @@ def _waiter(
         "place": place,
         "mode": request.mode,
         "converting": request.converting,
-        "inside": inside,
         "since": views.wall_time(request.since, now),
         "waited": now - request.since,
         "label": request.wish.label if shows else None,
@@ -357,6 +354,8 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
                 "file_system": space.file_system,
                 "on_disconnect": space.on_disconnect,
                 "outside": space.outside,
+                "max_hold": scene.engine.lockspaces[space.name].max_hold,
+                "on_overdue": scene.engine.lockspaces[space.name].on_overdue,
                 "held": held[space.name] if scene.sees(space.name) else None,
             }
             yield Entry((space.name,), item)

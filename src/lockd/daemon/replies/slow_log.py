@@ -9,8 +9,9 @@ from typing import Final
 
 from lockd.daemon.activity.counts import Space, Wait
 from lockd.daemon.replies.sentences import called, how, where
+from lockd.daemon.system.logs import AUDIT
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, Situation
+from lockd.engine.effects import Grant, Overdue, Situation
 from lockd.engine.lock_engine import LockEngine
 from lockd.names import plain, quoted
 from lockd.terms import ResourceKey
@@ -23,6 +24,7 @@ MESSAGE_IDS: Final = {
     "wait ended": "ce12a48a8c494052bfa2fc731a07afa0",
     "hold": "062eaecbf1bb4f0aa6e364370dea9880",
     "hold ended": "3b489ea728d444cca6b4a109c2a95339",
+    "overdue": "0c4f1d5f0c0f4c3c9e5b7a3f6d2e81b7",
 }
 """MESSAGE_ID= in the journal; it finds the lines of a kind."""
 
@@ -87,6 +89,24 @@ class SlowLog:
             reason,
             _waited_for(situation.waiter_count),
             extra={"fields": fields},
+        )
+
+    def tell_overdue(self, effect: Overdue, now: float) -> None:
+        """Logs a grant that is held for longer than it may be, once."""
+        grant = effect.grant
+        fields = _of_grant("overdue", grant) | _usec("HELD", now - grant.since)
+        fields["LOCKD_WAITERS"] = str(effect.waiter_count)
+        breaks = self._engine.lockspaces[grant.key.lockspace].on_overdue == "break"
+        audit = AUDIT if breaks else {}
+        logger.warning(
+            "%s is overdue: it has held %s %s for %s; %s%s",
+            called(grant.owner),
+            quoted(str(grant.key)),
+            how(grant.mode),
+            duration(now - grant.since),
+            _waited_for(effect.waiter_count),
+            "; lockd breaks the lock" if breaks else "",
+            extra={"fields": fields, **audit},
         )
 
     def tell_end(self, what: Wait | Grant, outcome: str, now: float) -> None:

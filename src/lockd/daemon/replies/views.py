@@ -7,7 +7,17 @@ from typing import Any, Final
 from lockd.daemon.activity.history import Event
 from lockd.daemon.clients.faces import Look, look_up
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, LastHolder, Refused, Situation, WaitEdge, Waiter
+from lockd.engine.effects import (
+    Grant,
+    LastHolder,
+    Overdue,
+    Refused,
+    Situation,
+    Unwanted,
+    WaitEdge,
+    Waiter,
+    Wanted,
+)
 from lockd.terms import OutsideHolder, ResourceKey
 
 Map = dict[str, Any]
@@ -18,16 +28,13 @@ IN_LIST = 4
 
 def grant_result(grant: Grant, waited: float) -> Map:
     """Returns a grant as the answer to its request (protocol 7.11)."""
-    found: Map = {
+    return {
         "lockspace": grant.key.lockspace,
         "resource": grant.key.resource,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "waited": waited,
     }
-    if grant.inside:
-        found["inside"] = grant.inside
-    return found
 
 
 def previous(last: LastHolder, now: float, *, named: bool) -> Map:
@@ -46,6 +53,19 @@ def previous(last: LastHolder, now: float, *, named: bool) -> Map:
         "pid": grant.owner.pid if named else None,
         "fencing_token": grant.fencing_token if named else None,
         "ago": now - last.ended,
+    }
+
+
+def notice(effect: Overdue | Wanted | Unwanted, now: float) -> Map:
+    """Returns what a holder hears of its lock (protocol 7.14)."""
+    grant = effect.grant
+    return {
+        "what": type(effect).__name__.lower(),
+        "lockspace": grant.key.lockspace,
+        "resource": grant.key.resource,
+        "fencing_token": grant.fencing_token,
+        "held_for": now - grant.since,
+        "waiter_count": effect.waiter_count,
     }
 
 
@@ -79,10 +99,10 @@ def holder(
         "strand": grant.strand,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
-        "inside": grant.inside,
         "count": grant.count,
         "since": wall_time(grant.since, now),
         "held_for": now - grant.since,
+        "overdue": grant.is_overdue,
         "label": grant.label,
         "reason": grant.reason,
     }
@@ -94,7 +114,6 @@ def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
         "strand": waiting.strand,
         "mode": waiting.mode,
         "converting": waiting.converting,
-        "inside": waiting.inside,
         "since": wall_time(waiting.since, now),
         "waited": now - waiting.since,
         "label": waiting.label,

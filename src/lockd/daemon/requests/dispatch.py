@@ -215,6 +215,8 @@ class Dispatcher:
                 params.max_waiting,
                 params.strand or 0,
                 bool(params.whole),
+                params.max_hold,
+                bool(params.wanted),
             )
         )
 

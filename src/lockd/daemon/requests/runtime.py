@@ -101,6 +101,7 @@ class Runtime:
             e.CloseAnchor: self._close_anchor,
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
+            e.BreakOverdue: self._break_overdue,
         }
         #: The functions for effects on which the lock table depends.
         self._perform = own
@@ -121,9 +122,10 @@ class Runtime:
         self._counts.space(lockspace.name)
         if lockspace.anchored:
             self._file_lockspaces.append(lockspace)
-        self.carry_out(
-            c.AddLockspace(lockspace.name, lockspace.anchored, lockspace.on_disconnect)
-        )
+        known = self.engine.lockspaces.get(lockspace.name)
+        said = lockspace.name, lockspace.anchored, lockspace.on_disconnect
+        limits = (known.max_hold, known.on_overdue) if known else (None, "notice")
+        self.carry_out(c.AddLockspace(*said, *limits))
 
     def is_unused(self, name: str) -> bool:
         """Returns whether a lockspace has no holders, waiters or open anchors."""
@@ -406,6 +408,12 @@ class Runtime:
         if owner_id not in self.engine.owners:
             attempt(self.processes.forget, owner_id)
         self._on_turn()
+
+    def _break_overdue(self, effect: e.BreakOverdue) -> None:
+        grant = effect.grant
+        fence = self.processes.can_end(grant.owner_id)
+        why = "held for longer than max_hold"
+        self.carry_out(c.BreakGrant(0, 0, grant.fencing_token, why, fence))
 
     def _owner_died(self, owner_id: int) -> None:
         self.carry_out(c.EndOwner(owner_id))

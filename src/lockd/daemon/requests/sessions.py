@@ -3,6 +3,8 @@
 Only this module knows which parts must hear of it, and in which order.
 """
 
+import trio
+
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
@@ -61,6 +63,12 @@ class Sessions:
         """Adopts a session of a predecessor. The lock table already has it."""
         self._limiter.add_session(peer.user, at_admin_socket=peer.at_admin_socket)
         self._answers.add_peer(peer)
+
+    def tell_missed(self, peer: Peer) -> None:
+        """Tells a client who waits for its locks, if it has read everything again."""
+        if not (peer.outbox.is_behind or peer.is_closing):
+            notices = self._runtime.engine.wanted_now(peer.session)
+            self._answers.tell_missed(peer, notices, trio.current_time())
 
     def close(self, peer: Peer) -> None:
         """Closes the session of a client, even if it was opened only in part."""
