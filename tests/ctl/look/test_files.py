@@ -89,7 +89,8 @@ def test_path_that_leads_elsewhere_is_free(
     client.acquire(hashed(disk), lockspace="guests", label=str(disk))
     other = disk.with_name("other")
     other.touch()
-    for path in (other, disk.with_name("missing"), disk.parent):
+    assert lockctl("test", disk.with_name("missing")).returncode == 64
+    for path in (other, disk.parent):
         assert lockctl("test", path).stdout == "free\n"
 
 
@@ -104,3 +105,25 @@ def test_refusal_names_holder_and_name_under_which_a_file_is_held(
     assert done.returncode == 75
     by = f"by nightly (pid {os.getpid()}) under the name '{disk}'"
     assert f"held exclusively {by}" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["test", "who"])
+def test_file_that_does_not_exist_is_64_and_not_free(
+    command: str, lockctl: Lockctl, client: Client, disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    for missing in ("none", "none/below", f"{disk.name}/below", "dangling"):
+        done = lockctl(command, tmp_path / missing)
+        assert (done.returncode, done.stdout) == (64, ""), missing
+        assert "there is no file '" in done.stderr
+        assert done.stderr.endswith("and nobody holds it: check the path\n")
+    # What is locked is locked, whatever has become of the file.
+    client.acquire(str(disk))
+    disk.unlink()
+    assert lockctl(command, disk).returncode == (1 if command == "test" else 0)
+
+
+def test_file_that_a_lockspace_would_make_is_free(lockctl: Lockctl) -> None:
+    done = lockctl("test", "job", "--lockspace", "guests")
+    assert (done.returncode, done.stdout) == (0, "free\n")
+    assert lockctl("test", "job").returncode == 0

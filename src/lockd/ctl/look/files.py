@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from lockd.client.blocking import Client
 from lockd.ctl.render import Thing, key_of
-from lockd.errors import LockdError
-from lockd.names import canonical_path, hashed_name
+from lockd.errors import LockdError, NotFoundError
+from lockd.names import MAX_PATH_BYTES, canonical_path, hashed_name, quoted
 from lockd.spans import is_mark, shows_writer
 from lockd.terms import EXCLUSIVE, ResourceKey
 
@@ -118,3 +118,20 @@ def _inode_of(path: str) -> Inode | None:
 
 def _leads_to(label: str, inode: Inode) -> bool:
     return label.startswith("/") and _inode_of(label) == inode
+
+
+def check_exists(path: str) -> None:
+    """Checks that there is a file, as far as this user may look it up.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            f"there is no file {quoted(path, MAX_PATH_BYTES)}, and nobody holds it: "
+            "check the path"
+        ) from None
+    except OSError:
+        pass  # nobody can tell

@@ -11,7 +11,7 @@ import click
 
 from lockd.client import within
 from lockd.client.blocking import Client, connect
-from lockd.ctl.look.files import program_of
+from lockd.ctl.look.files import check_exists, program_of
 from lockd.ctl.look.state import State, state_of
 from lockd.ctl.options import as_json, in_lockspace, meant, seconds
 from lockd.ctl.render import (
@@ -25,7 +25,7 @@ from lockd.ctl.render import (
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import AcquireTimeoutError, DeadlockError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
-from lockd.terms import ResourceKey
+from lockd.terms import DIRECT_LOCKSPACE, ResourceKey
 from lockd.text import duration, exact_duration
 
 _UNHEARD: Final = 5.0
@@ -84,7 +84,8 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     """Print whether NAME is free, held, shared or waited for.
 
     lockctl exits with 0 if NAME is free, and with 1 if it has a holder or a waiter. It
-    takes no lock and delays nobody.
+    exits with 64 if NAME is the path of a file that does not exist. It takes no lock
+    and delays nobody.
 
     A file also counts as held under its other names: a hard link, or the hash of its
     path in another lockspace. `lockctl show` prints that name.
@@ -97,8 +98,11 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
     lockd itself finds such a lock, lockctl shows it to everybody, but only while
     somebody waits for the file.
     """
+    key = meant(name, lockspace)
     with connect(socket) as client:
-        state = state_of(client, meant(name, lockspace))
+        state = state_of(client, key)
+    if state.is_free and key.lockspace == DIRECT_LOCKSPACE:
+        check_exists(key.resource)
     if as_json:
         show_json(
             free=state.is_free,

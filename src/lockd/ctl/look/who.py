@@ -7,7 +7,13 @@ from contextlib import suppress
 import click
 
 from lockd.client.blocking import Client, connect
-from lockd.ctl.look.files import keys_of_file, outsiders_of, program_of, states_of
+from lockd.ctl.look.files import (
+    check_exists,
+    keys_of_file,
+    outsiders_of,
+    program_of,
+    states_of,
+)
 from lockd.ctl.options import as_json, is_path
 from lockd.ctl.render import Thing, say, show_json
 from lockd.ctl.table import Cells, cells_of, show_table
@@ -29,7 +35,8 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     lockctl also shows locks that other programs have on the file, and the processes
     that hold them. Only root sees processes of other users. If you may not see the
     locks of lockd, lockctl marks a lock that perhaps belongs to lockd. lockctl exits
-    with 0 if the lock is held, and with 1 if it is free.
+    with 0 if the lock is held, with 1 if it is free, and with 64 if nobody holds it and
+    the file does not exist.
 
     In a pipe, tabs separate the columns: lockspace (`-` for a lock outside lockd),
     locked name; name, pid, user, command and unit of the holder; mode, start time,
@@ -43,6 +50,8 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
         states = list(states_of(client, keys))
         held = sum(bool(state["holders"]) for state in states)
         others = outsiders_of(client, name, held) if is_file else []
+    if is_file and not (held or others):
+        check_exists(canonical_path(name))
     count = sum(state["holder_count"] for state in states)
     holders = [holder for state in states for holder in _holders(state)]
     if as_json:
