@@ -1,6 +1,7 @@
 """Starts Python programs by fork, from a process that has their modules loaded.
 
-A daemon takes 200 ms to start, and 150 of them are imports. With a nursery it takes 30.
+To start and stop a daemon takes 200 ms of CPU, 150 of them for imports. With a nursery
+it takes 22.
 
 A forked program is as separate as an executed one. It is a child of ours, with a pid,
 arguments (/proc/PID/cmdline, too), an environment, a directory, descriptors, limits,
