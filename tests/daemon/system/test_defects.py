@@ -116,10 +116,9 @@ OTHERS: Final[dict[type, str]] = {
     Processes: "__init__ configure _died _mark registered owners of is_fencing doomed "
     "pidfds dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
-    "_finish_receiving _guarded _has_work _next_deadline _keep_deadlines _take_turns "
-    "take_turn _give_turns end_turn _send_answers close take_in _users_who_wait "
-    "_let_in let_all_in "
-    "_tell_watchers _tell",
+    "_finish_receiving _guarded _serve_guarded _has_work _next_deadline "
+    "_keep_deadlines _take_turns take_turn _give_turns end_turn _send_answers close "
+    "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
     Dispatcher: "__init__ registered_pid add_handler _check_file",
     Sessions: "__init__ adopt",
