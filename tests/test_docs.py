@@ -116,11 +116,16 @@ def test_manual_has_every_key_at_its_default() -> None:
     for key in of_lockspaces.split():
         keys[key] = getattr(LockspaceConfig("memory"), key)
     assert {key: shown.get(key) for key in keys} == {k: str(v) for k, v in keys.items()}
-    assert {"kind", "path", *(f.encode_name for f in fields(Allowed))} <= shown.keys()
+    assert {
+        "kind",
+        "path",
+        "slots",
+        *(f.encode_name for f in fields(Allowed)),
+    } <= shown.keys()
     assert '.BR allow_users ", " allow_groups' in page
     known = {*keys, *(f.encode_name for f in fields(Allowed))}
     known |= {"kind", "path", "kill", "release", "limit", "direct", "default"}
-    known |= {"memory", "directory", "warning", "file", "byte"}
+    known |= {"memory", "directory", "warning", "file", "byte", "slots"}
     assert shown.keys() <= known
 
 

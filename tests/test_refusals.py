@@ -116,6 +116,54 @@ def a_wait_behind_too_many(scene: Scene) -> None:
             waiter.call("cancel", request=waiting)
 
 
+def taken(scene: Scene) -> Client:
+    client = connect(str(scene.daemon.socket), name="the trainer")
+    client.acquire("gpu", slots=1)
+    return client
+
+
+@case(
+    "busy",
+    "'gpu' has 1 of 1 slots taken by the trainer",
+    OUR_PID,
+    " for ",
+    step="ask with a timeout to wait in line",
+)
+def a_try_for_a_slot(scene: Scene) -> None:
+    with taken(scene):
+        scene.other.acquire("gpu", slots=1, timeout=0)
+
+
+@case(
+    "already_held",
+    "you already hold or wait for 'gpu'; it has 1 of 2 slots taken by this thread",
+    step="holds one slot at most: release it first",
+)
+def a_second_slot(scene: Scene) -> None:
+    scene.other.acquire("gpu", slots=2)
+    scene.other.acquire("gpu", slots=2)
+
+
+@case(
+    "invalid",
+    f"'gpu' has 1 slot (the trainer, {OUR_PID}, said so); 2 were asked for",
+    step="ask for 1, or give no number",
+)
+def another_number_of_slots(scene: Scene) -> None:
+    with taken(scene):
+        scene.other.acquire("gpu", slots=2)
+
+
+@case("invalid", "nobody has said how many slots 'pool' has", step="or configure it")
+def a_slot_of_an_unknown_number(scene: Scene) -> None:
+    scene.other.acquire("pool", slots=True)
+
+
+@case("invalid", "lockspace 'files' has no slots", step="such as `default`")
+def a_slot_of_a_file(scene: Scene) -> None:
+    scene.other.acquire("a", lockspace="files", slots=2)
+
+
 @case("busy", "'files:locked'", "outside lockd", OUR_PID, step="wait in line")
 def a_try_of_what_is_locked_outside(scene: Scene) -> None:
     path = scene.place / "locks" / "locked"

@@ -5,7 +5,7 @@
     Client          lock(), acquire(), release(), query(), watch(), ...
     Lock            returned by Client.lock(); works like threading.Lock
     Grant           returned by Client.acquire(): one held lock
-    EXCLUSIVE, SHARED
+    EXCLUSIVE, SHARED, SLOT
     canonical_path(), hashed_name()
     LockdError      the base of all exceptions; lockd.errors describes them
 
@@ -97,6 +97,7 @@ from lockd.names import canonical_path as canonical_path
 from lockd.names import hashed_name as hashed_name
 from lockd.terms import EXCLUSIVE as EXCLUSIVE
 from lockd.terms import SHARED as SHARED
+from lockd.terms import SLOT as SLOT
 
 if TYPE_CHECKING:
     from lockd import aio as aio

@@ -5,9 +5,14 @@ This module knows nothing of locking; every room may import it.
 
 from typing import Final, Literal, NamedTuple
 
-Mode = Literal["exclusive", "shared"]
+Mode = Literal["exclusive", "shared", "slot"]
 EXCLUSIVE: Final = "exclusive"
 SHARED: Final = "shared"
+SLOT: Final = "slot"
+"""One of the N numbered places of a resource, beside the holders of the others."""
+
+MOST_SLOTS: Final = 1024
+"""The most slots of a resource."""
 
 OnDisconnect = Literal["release", "kill"]
 """What happens to the process of a session that ends with locks held."""

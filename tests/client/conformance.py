@@ -129,6 +129,36 @@ class Conformance:
         assert holders(watcher, "disk") == ["alice", "bob"]
         assert watcher.refusal("acquire", resource="disk", timeout=0).code == "busy"
 
+    def test_slots_are_held_together_and_numbered(
+        self, alice: Peer, bob: Peer, watcher: WireClient
+    ) -> None:
+        first = alice.call("acquire", "gpu", slots=2)
+        second = bob.call("try_acquire", "gpu", slots=True)
+        assert (first.mode, first.slot, first.slots) == (lockd.SLOT, 0, 2)
+        assert (second.mode, second.slot, second.slots) == (lockd.SLOT, 1, 2)
+        assert watcher.refusal("acquire", resource="gpu", timeout=0).code == "busy"
+        with pytest.raises(lockd.InvalidRequestError, match="3 were asked for"):
+            bob.call("acquire", "gpu", slots=3)
+        with pytest.raises(lockd.AlreadyHeldError):
+            alice.call("acquire", "gpu", mode=lockd.SLOT)
+        alice.call("release", first)
+        body = alice.hold("gpu", slots=2)
+        assert body.grant().slot == 0
+        assert holders(watcher, "gpu") == ["bob", "alice"]
+        body.leave()
+        body.result()
+        assert holders(watcher, "gpu") == ["bob"]
+
+    def test_slots_have_a_mode_of_their_own(self, alice: Peer) -> None:
+        with pytest.raises(lockd.InvalidRequestError, match="leave the mode out"):
+            alice.call("acquire", "gpu", slots=2, mode=lockd.SHARED)
+        grant = alice.call("acquire", "gpu", slots=2, mode=lockd.SLOT)
+        assert alice.call("acquire", "other").slot is None
+        with pytest.raises(lockd.InvalidRequestError, match="from or to a slot"):
+            alice.call("convert", grant, lockd.SHARED)
+        assert grant.held
+        assert grant.mode == lockd.SLOT
+
     def test_second_shared_hold_of_one_session_takes_a_second_release(
         self, alice: Peer, watcher: WireClient
     ) -> None:

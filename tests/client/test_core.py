@@ -152,6 +152,7 @@ def test_daemon_that_does_not_know_a_parameter_yet_is_called_older(
         ("acquire", "whole", "there is no parameter `whole`: the parameters are "),
         ("acquire", "max_hold", "there is no parameter `max_hold`: the parameters "),
         ("acquire", "wanted", "there is no parameter `wanted`: the parameters are "),
+        ("acquire", "slots", "there is no parameter `slots`: the parameters are "),
         ("acquire", "strand", "there is no parameter `strand`: the parameters are "),
         ("acquire", "strand", "acquire: there is no `strand`: `mode` can be given"),
         ("convert", "fencing_token", "there is no parameter `fencing_token`: the "),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-Mode = Literal["exclusive", "shared"]
+Mode = Literal["exclusive", "shared", "slot"]
 LockedBy = Literal["qemu", "sqlite", "flock", "lease"]
 
 
@@ -36,6 +36,7 @@ class Holder(Party, kw_only=True):
 
     strand: int
     mode: Mode
+    slot: int | None
     fencing_token: int
     count: int
     since: float
@@ -85,6 +86,7 @@ class Resource(Struct, forbid_unknown_fields=True, kw_only=True):
     holder_count: int
     waiters: list[Waiter]
     waiter_count: int
+    slots: int | None
     outside: OutsideHolder | None
 
 
@@ -360,6 +362,8 @@ class Grant(Struct, forbid_unknown_fields=True, kw_only=True):
     lockspace: str
     resource: str
     mode: Mode
+    slot: int | None
+    slots: int | None
     fencing_token: int
     waited: float
 
@@ -387,6 +391,8 @@ class Run(Document, kw_only=True):
     names: list[str]
     fencing_token: int | None
     fencing_tokens: list[int]
+    slot: int | None
+    slots: int | None
     waited: float | None
     held: float | None
 
@@ -405,6 +411,8 @@ class Event(Document, kw_only=True):
     pid: int | None = None
     uid: int | None = None
     mode: Mode | None = None
+    slot: int | None = None
+    slots: int | None = None
     fencing_token: int | None = None
     code: str | None = None
     cause: str | None = None

@@ -6,7 +6,7 @@ worked out from nothing after every change. Short, slow, and without anchors.
 
 from dataclasses import dataclass, field, replace
 
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.terms import SHARED, SLOT, Mode
 
 Who = tuple[int, int, int]
 """An owner, and of its strands one: the session it is of, and its number; 0 and 0 is
@@ -28,6 +28,7 @@ class Hold:
     #: Who hears whether somebody waits for it, and what it heard last.
     wanted_to: int | None = None
     wanted: bool = False
+    slot: int | None = None
 
     @property
     def owner(self) -> int:
@@ -45,6 +46,7 @@ class Ask:
     converts: bool = False
     max_hold: float | None = None
     wanted: bool = False
+    slots: int | None = None
 
     @property
     def owner(self) -> int:
@@ -65,6 +67,21 @@ class Model:
         self.holds: list[Hold] = []
         self.asks: list[Ask] = []
         self.answers: dict[tuple[int, int], str] = {}
+        #: How many slots there are: as configured, and as somebody has said.
+        self.configured: dict[str, int] = {}
+        self.said: dict[str, int] = {}
+
+    def slots(self, name: str) -> int | None:
+        held = any((x.name, x.mode) == (name, SLOT) for x in self.holds)
+        if held or any(x.mode == SLOT and name in x.names for x in self.asks):
+            return self.configured.get(name, self.said.get(name))
+        return self.configured.get(name)
+
+    def free_slot(self, name: str) -> int | None:
+        """Returns the lowest free slot."""
+        taken = {hold.slot for hold in self.holds if hold.name == name}
+        free = set(range(self.slots(name) or 0)) - taken
+        return min(free, default=None)
 
     def turns(self) -> list[Ask]:
         return sorted(self.asks, key=lambda ask: not ask.converts)
@@ -77,12 +94,22 @@ class Model:
             for hold in self.holds
             if hold.name in ask.names
             and hold.who != ask.who
-            and EXCLUSIVE in (hold.mode, ask.mode)
+            and not self.goes_beside(hold, ask)
         ]
+
+    def goes_beside(self, hold: Hold, ask: Ask) -> bool:
+        if ask.mode == hold.mode == SLOT:
+            return self.free_slot(hold.name) is not None
+        return ask.mode == hold.mode == SHARED
 
     def circle(self) -> bool:
         """Tells whether somebody waits for ever, though all release what they can."""
+        return bool(self.play_on())
+
+    def play_on(self) -> list[Ask]:
+        """Returns who waits for ever, though all release what they can."""
         rest = Model()
+        rest.configured, rest.said = self.configured, self.said
         rest.asks = list(self.asks)
         rest.holds = [replace(hold) for hold in self.holds]
         while True:
@@ -92,7 +119,7 @@ class Model:
             waiting |= {hold.who for hold in rest.holds if hold.inside & sessions}
             done = [hold for hold in rest.holds if hold.who not in waiting]
             if not done:
-                return bool(rest.asks)
+                return rest.asks
             for hold in done:
                 rest.holds.remove(hold)
 
@@ -111,11 +138,12 @@ class Model:
     def settle(self) -> None:
         while ready := [ask for ask in self.turns() if not self.blockers(ask)]:
             ask = ready[0]
+            slot = self.free_slot(ask.names[0]) if ask.mode == SLOT else None
             self.answer(ask.session, ask.number, "granted")
             for name in ask.names:
                 hold = self.held(ask.who, name)
                 if hold is None:
-                    hold = Hold(name, ask.who, ask.mode)
+                    hold = Hold(name, ask.who, ask.mode, slot=slot)
                     self.holds.append(hold)
                 elif ask.converts:
                     hold.mode = ask.mode
@@ -142,7 +170,7 @@ class Model:
             wanted = hold.wanted_to is not None and any(
                 hold.name in ask.names
                 and hold.who != ask.who
-                and EXCLUSIVE in (hold.mode, ask.mode)
+                and not hold.mode == ask.mode == SHARED
                 for ask in self.asks
             )
             if wanted != hold.wanted:
@@ -181,12 +209,14 @@ class Model:
         held = [h for name in ask.names if (h := self.held(ask.who, name))]
         if ask.owner in self.dead:
             return "not_found"
+        if ask.mode == SLOT and not self.agrees(ask):
+            return "invalid"
         if held:
             again = ask.mode == held[0].mode == SHARED and len(ask.names) == 1
             if not again or any(a.converts for a in self.mine(ask.who, *ask.names)):
                 return "already_held"
         elif any(
-            EXCLUSIVE in (a.mode, ask.mode) for a in self.mine(ask.who, *ask.names)
+            not a.mode == ask.mode == SHARED for a in self.mine(ask.who, *ask.names)
         ):
             return "already_held"
         if held:
@@ -195,12 +225,27 @@ class Model:
             return "granted"
         return self.offer(ask, tries, most)
 
+    def agrees(self, ask: Ask) -> bool:
+        """Tells whether somebody wants as many slots as there are, or says so first."""
+        (name,) = ask.names
+        known = self.slots(name)
+        if known is None and ask.slots is not None:
+            self.said[name] = known = ask.slots
+        return known is not None and ask.slots in (None, known)
+
+    def configure(self, names: tuple[str, ...], slots: int | None) -> None:
+        """Changes how many slots are configured. What was configured stays said."""
+        self.said |= self.configured
+        self.configured = {} if slots is None else dict.fromkeys(names, slots)
+
     def convert(self, ask: Ask, tries: bool) -> str | None:
         hold = self.held(ask.who, ask.names[0])
         if ask.owner in self.dead:
             return "not_found"
         if hold is None:
             return "not_held"
+        if SLOT in (hold.mode, ask.mode):
+            return "invalid"
         if hold.count > 1:
             return "in_use"
         if self.mine(ask.who, *ask.names):

@@ -35,8 +35,10 @@ class PlantedBug(NamedTuple):
         path.write_text(path.read_text().replace(self.old, self.new))
 
 
-def _in(module: str, name: str, old: str, new: str) -> PlantedBug:
-    return PlantedBug(name, f"{_ENGINE}/{module}.py", old, new)
+def _in(
+    module: str, name: str, old: str, new: str, tests: str = STATEFUL
+) -> PlantedBug:
+    return PlantedBug(name, f"{_ENGINE}/{module}.py", old, new, tests)
 
 
 def _of_files(module: str, name: str, old: str, new: str) -> PlantedBug:
@@ -298,8 +300,112 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "a reader gets in beside a writer",
-        "return compatible(next(iter(holders.values())).mode, mode)",
-        'return mode == "shared"',
+        "        return compatible(held, mode)\n",
+        '        return mode == "shared"\n',
+    ),
+    _in(
+        "resource",
+        "one slot more is given than there are",
+        "return self.first_free < self.count",
+        "return self.first_free <= self.count",
+    ),
+    _in(
+        "resource",
+        "the highest free slot is given",
+        "        number = slots.first_free\n",
+        "        free = [x for x in range(slots.count) if not slots.taken >> x & 1]\n"
+        "        number = max(free, default=slots.first_free)\n",
+    ),
+    _in(
+        "resource",
+        "a shared lock is granted beside a slot",
+        "return mode == SLOT and self.slots is not None",
+        "return mode in (SHARED, SLOT) and self.slots is not None",
+    ),
+    _in(
+        "resource",
+        "slots are forgotten while somebody waits for one",
+        "not (self.slots.taken or self.slots.waiting):",
+        "not self.slots.taken:",
+    ),
+    _in(
+        "lock_state",
+        "a slot that was released stays taken",
+        "            resource.free_slot(grant.slot)\n",
+        "            pass\n",
+    ),
+    _in(
+        "commands",
+        "the last pattern for slots counts",
+        "        for pattern, count in self.slots:\n",
+        "        for pattern, count in self.slots[::-1]:\n",
+        "tests/engine/test_slots.py",
+    ),
+    _in(
+        "requests",
+        "a stranger's number of slots is accepted",
+        "if slots is None or command.slots not in (None, slots):",
+        "if slots is None:",
+    ),
+    _in(
+        "requests",
+        "another lock is converted to a slot",
+        "        if SLOT in (held.mode, command.mode):\n",
+        "        if held.mode == SLOT:\n",
+    ),
+    _in(
+        "lock_table",
+        "more slots wake nobody",
+        "            self._unsettled.append(resource)\n"
+        "            for request in resource.wanting_slots():\n",
+        "            for request in resource.wanting_slots():\n",
+    ),
+    _in(
+        "lock_table",
+        "fewer slots leave somebody waiting for ever",
+        "            for request in resource.wanting_slots():\n",
+        "            for request in ():\n",
+    ),
+    _in(
+        "snapshot",
+        "a load forgets which slots are held",
+        "    resource.count_slots_again()\n",
+        "",
+    ),
+    _in(
+        "session",
+        "who waits for a slot expects as many as there were",
+        "        self.wish = replace(self.wish, slots=count)\n",
+        "        pass\n",
+    ),
+    _in(
+        "waitgraph",
+        "who waits for a slot is accused without a reduction",
+        "    if any(request.mode == SLOT for request, _, _ in cycle):\n",
+        "    if False:\n",
+    ),
+    _in(
+        "waitgraph",
+        "a wait for a slot is a wait for all of them",
+        "            return self._free > 0\n",
+        "            return False\n",
+    ),
+    _in(
+        "waitgraph",
+        "who stands before takes no slot",
+        "        self._free -= request.mode == SLOT\n",
+        "",
+    ),
+    _in(
+        "waitgraph",
+        "a wait for a slot closes no cycle",
+        "                if not compatible(other.mode, request.mode):\n"
+        "                    yield key, other.strand\n"
+        "                elif",
+        "                if not compatible(other.mode, request.mode):\n"
+        "                    if other.mode != request.mode or other.mode != SLOT:\n"
+        "                        yield key, other.strand\n"
+        "                elif",
     ),
     _in(
         "resource",
@@ -564,7 +670,7 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "what a shared request does not wait for is skipped for exclusive ones",
-        "            begin = self._reached_exclusive\n",
+        "            begin = self._reached_unshared\n",
         "            begin = self._reached\n",
     ),
     _in(

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode
 
 SLOTS = (0, 1, 2)
 """Three who act, the fewest that make a queue, and a circle of three: sessions, or
@@ -79,7 +79,19 @@ _COMMON = (
     (1, "crash"),
     (2, "lose", range(6), range(36)),
 )
-memory_steps = _steps(*_COMMON)
+PLACES = (None, 1, 2, 3)
+"""How many slots somebody wants, or the operator configures."""
+
+memory_steps = _steps(
+    *_COMMON,
+    (4, "take_slot", SLOTS, ("a", "b"), (None, 1, 2, 2, 3), TIMEOUTS),
+    (2, "pool", CROWDS, PLACES[1:]),
+    (2, "knot", CROWDS, PLACES[1:], BOTH),
+    (1, "overtaken", CROWDS, BOTH),
+    (1, "shrink", CROWDS),
+    (1, "convert", PICKS, SLOTS, (SLOT,), (None,)),
+    (2, "configure", ("a", "b", "*"), PLACES),
+)
 anchor_steps = _steps(
     *_COMMON,
     (2, "fenced_process_dies"),

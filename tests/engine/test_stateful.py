@@ -32,6 +32,7 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
+    SLOT,
     Mode,
     OnDisconnect,
     OnOverdue,
@@ -129,6 +130,7 @@ class Machine(RuleBasedStateMachine):
         mode: Mode,
         timeout: float | None,
         most: int | None = None,
+        slots: int | None = None,
     ) -> None:
         raise NotImplementedError
 
@@ -304,6 +306,53 @@ class Machine(RuleBasedStateMachine):
         self.acquire(first, ("a",), mode, None)
         self.acquire(second, ("a",), other_mode, None)
 
+    def take_slot(
+        self, slot: int, name: str, slots: int | None, timeout: float | None
+    ) -> None:
+        self.acquire(slot, (name,), SLOT, timeout, slots=slots)
+
+    def pool(self, crowd: Crowd, slots: int) -> None:
+        """Lets each ask for a slot; the last asks in another mode, and once more."""
+        (first, mode), (second, other_mode), (third, _) = crowd
+        self.clear()
+        self.take_slot(first, "a", slots, None)
+        self.acquire(second, ("a",), other_mode, None)
+        self.take_slot(third, "a", None, None)
+        self.release_names(first, ("a",))
+        self.take_slot(first, "a", slots, None)
+        self.acquire(second, ("b",), mode, None)
+
+    def knot(self, crowd: Crowd, slots: int, ties: bool) -> None:
+        """Lets two wait for each other, one of them for any slot; or all for all."""
+        (first, mode), (second, _), (third, _) = crowd
+        self.clear()
+        self.take_slot(first, "a", slots, None)
+        self.acquire(second, ("b",), EXCLUSIVE, None)
+        self.take_slot(third, "a", slots, None)
+        self.acquire(first, ("b",), mode, None)
+        self.take_slot(second, "a", slots, None)
+        if ties:
+            self.acquire(third, ("b",), mode, None)
+
+    def shrink(self, crowd: Crowd) -> None:
+        """Takes the slot away that one waits for whom another waits for."""
+        self.knot(crowd, 2, ties=False)
+        self.configure("a", 1)
+
+    def configure(self, name: str, slots: int | None) -> None:
+        raise NotImplementedError
+
+    def overtaken(self, crowd: Crowd, ties: bool) -> None:
+        """Lets one ask for a slot behind another that waits for it."""
+        (first, mode), (second, _), (third, _) = crowd
+        self.clear()
+        self.take_slot(first, "a", 1, None)
+        self.take_slot(second, "a", 1, None)
+        self.acquire(third, ("b",), EXCLUSIVE, None)
+        if ties:
+            self.acquire(second, ("b",), mode, None)
+        self.take_slot(third, "a", 1, None)
+
     def enter_grants(self, slot: int, tokens: tuple[int, ...]) -> None:
         raise NotImplementedError
 
@@ -436,8 +485,10 @@ class ModelMachine(Machine):
         self.model.now = self.now
         self.model.settle()
         self.model.tell()
+        self.compare_answers(self.handle(command))
+
+    def compare_answers(self, effects: list[e.Effect]) -> None:
         expected, self.model.answers = self.model.answers, {}
-        effects = self.handle(command)
         said = {
             (effect.session, effect.request): _verdict(effect)
             for effect in effects
@@ -453,15 +504,20 @@ class ModelMachine(Machine):
         assert sorted(told, key=str) == sorted(heard, key=str)
 
     def compare_state(self) -> None:
-        holds = [(h.name, h.who, h.mode, h.count) for h in self.model.holds]
+        holds = [
+            (h.name, h.who, h.mode, h.count, h.slot or 0) for h in self.model.holds
+        ]
         found = [
-            (key.resource, who_holds(grant), grant.mode, grant.count)
+            (key.resource, who_holds(x), x.mode, x.count, x.slot or 0)
             for key, resource in self.engine.resources.items()
-            for grant in resource.holders.values()
+            for x in resource.holders.values()
         ]
         assert sorted(found) == sorted(holds)
         for key in self.keys("a", "b", "c"):
-            line = self.engine.situation(key).waiters
+            situation = self.engine.situation(key)
+            line, name = situation.waiters, key.resource
+            if situation.slots or name not in self.model.configured:
+                assert situation.slots == self.model.slots(name)
             turns = [ask for ask in self.model.turns() if key.resource in ask.names]
             assert [(w.session, w.strand, w.mode, w.converting) for w in line] == [
                 (ask.session, ask.who[2], ask.mode, ask.converts) for ask in turns
@@ -482,6 +538,7 @@ class ModelMachine(Machine):
         mode: Mode,
         timeout: float | None,
         converts: bool = False,
+        slots: int | None = None,
     ) -> Ask:
         session = self.sessions[slot]
         deadline = self.now + timeout if timeout else None
@@ -489,7 +546,9 @@ class ModelMachine(Machine):
             deadline = None
         number, who = next(self.numbers), self.who(slot)
         wishes = (None, False) if converts else WISHES[number % len(WISHES)]
-        return Ask(session, number, who, names, mode, deadline, converts, *wishes)
+        return Ask(
+            *(session, number, who, names, mode, deadline, converts, *wishes), slots
+        )
 
     def who(self, slot: int) -> Who:
         session, strand = self.sessions[slot], self.strands[slot]
@@ -516,14 +575,16 @@ class ModelMachine(Machine):
         mode: Mode,
         timeout: float | None,
         most: int | None = None,
+        slots: int | None = None,
     ) -> None:
-        ask = self.ask(slot, names, mode, timeout)
+        ask = self.ask(slot, names, mode, timeout, slots=slots)
         keys = self.keys(*names)
         command = c.Acquire(
             *(ask.session, ask.number, keys, mode, timeout, *SAID[slot], most),
             strand=ask.who[2],
             max_hold=ask.max_hold,
             wanted=ask.wanted,
+            slots=slots,
         )
         self.agree(command, self.model.acquire(ask, timeout == 0, most))
 
@@ -614,6 +675,27 @@ class ModelMachine(Machine):
             self.model.drop(self.process)
             end = c.EndOwner if dead else c.DisconnectOwner
             self.agree(end(self.process))
+
+    def configure(self, name: str, slots: int | None) -> None:
+        """Changes how many slots are configured; who can no longer get one is told."""
+        patterns = () if slots is None else ((name, slots),)
+        effects = self.handle(replace(self.engine.lockspaces["m"], slots=patterns))
+        names = ("a", "b", "c") if name == "*" else (name,)
+        self.model.configure(names, slots)
+        stuck = self.model.play_on()
+        refused = [x for x in effects if isinstance(x, e.Refused)]
+        assert not stuck or refused, "somebody waits for ever"
+        for effect in refused:
+            told = effect.session, effect.request
+            ask = next(x for x in stuck if (x.session, x.number) == told)
+            assert (effect.code, ask.mode) == ("deadlock", SLOT)
+            self.model.give_up([ask], "deadlock")
+        assert not self.model.circle()
+        self.model.now = self.now
+        self.model.settle()
+        self.model.tell()
+        self.compare_answers(effects)
+        self.happened.add("slots were configured")
 
     def time_passes(self, pause: float) -> None:
         self.now += pause
@@ -714,6 +796,7 @@ class AnchorMachine(Machine):
         mode: Mode,
         timeout: float | None,
         most: int | None = None,
+        slots: int | None = None,
     ) -> None:
         number = next(self.numbers)
         max_hold, wanted = WISHES[number % len(WISHES)]
@@ -856,6 +939,10 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
         match effect:
             case e.Refused(max_waiting=int()):
                 story.add("too many waited")
+            case e.Refused(mismatch=e.Mismatch()):
+                story.add("other slots")
+            case e.Refused(code="deadlock") if isinstance(command, c.AddLockspace):
+                story.add("deadlock for want of slots")
             case e.Refused(code=code):
                 story.add(code)
             case e.Ended(cause=cause):
@@ -864,6 +951,10 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
                 at_once = isinstance(command, c.Convert | c.AnchorOpened)
                 story.add("converted" if at_once else "converted a waiter")
             case e.Granted(grants=grants):
+                if grants[0].slot is not None:
+                    story.add("granted a slot")
+                if grants[0].slot:
+                    story.add("granted a slot beside another")
                 if effect.previous:
                     story.add(f"granted after trouble: {effect.previous[0].cause}")
                 story.add("granted several" if len(grants) > 1 else "granted")
@@ -949,6 +1040,10 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "released for its owner", floor=0.05) == {}
     assert rare(ModelMachine, *TROUBLE, floor=0.02) == {}
     assert rare(ModelMachine, *DAMAGE, floor=0.1) == {}
+    assert rare(ModelMachine, "granted a slot", "other slots", floor=0.4) == {}
+    assert rare(ModelMachine, "granted a slot beside another", floor=0.3) == {}
+    assert rare(ModelMachine, "slots were configured", floor=0.3) == {}
+    assert rare(ModelMachine, "deadlock for want of slots", floor=0.05) == {}
 
 
 @pytest.mark.slow

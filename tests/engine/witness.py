@@ -5,12 +5,13 @@ It never looks into the engine: what it knows, a client and the file system know
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
 
 Asked = (
     c.RegisterOwner
@@ -58,6 +59,8 @@ class Witness:
         self.ended_owners: set[int] = set()
         self.dead: set[int] = set()
         self.last_token = 0
+        #: How many slots there were, by the token of who got one.
+        self.said: dict[int, int] = {}
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
         self.last_holders_limit = last_holders
         self.now = 0.0
@@ -96,6 +99,9 @@ class Witness:
         match command:
             case c.AddLockspace():
                 self.lockspaces[command.name] = command
+                for key, held in self.holders.items():
+                    for slots in self.configured_slots(key):
+                        self.said |= {x.fencing_token: slots for x in held.values()}
             case c.OpenSession():
                 self.sessions.add(command.session)
                 self.acts_for[command.session] = command.session
@@ -244,7 +250,7 @@ class Witness:
         return (
             grant.key in keys
             and who != who_holds(grant)
-            and EXCLUSIVE in (mode, grant.mode)
+            and {mode, grant.mode} != {SHARED}
         )
 
     def who_converts(self, command: c.Convert) -> Who:
@@ -297,9 +303,33 @@ class Witness:
                 assert grant.strand == command.strand
             assert grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
+            if isinstance(command, c.Acquire):
+                self.check_slot(grant, command)
             self.hold(grant, answer.converted)
             if isinstance(command, c.Acquire):
                 self.listen(command, grant)
+
+    def check_slot(self, grant: e.Grant, command: c.Acquire) -> None:
+        """Asserts that a slot is the lowest free one, of as many as there are."""
+        if grant.mode != SLOT:
+            assert (grant.slot, grant.slots) == (None, None)
+            return
+        slots, slot, key = grant.slots or 0, grant.slot, grant.key
+        for configured in self.configured_slots(key):
+            assert slots == configured, f"{slots} slots, not {configured}"
+        others = list(self.holders.get(key, {}).values())
+        taken = {held.slot for held in others}
+        assert slot == min(set(range(slots)) - taken), f"slot {slot} beside {taken}"
+        if (command.session, command.request) not in self.queued:
+            assert command.slots in (None, slots), f"{slots}, not {command.slots}"
+        assert {slots}.issuperset(self.said[x.fencing_token] for x in others)
+        self.said[grant.fencing_token] = slots
+
+    def configured_slots(self, key: ResourceKey) -> list[int]:
+        """Returns how many slots are configured for a resource, or nothing."""
+        patterns = self.lockspaces[key.lockspace].slots
+        found = [count for name, count in patterns if fnmatchcase(key.resource, name)]
+        return found[:1]
 
     def trouble_before(self, answer: e.Granted) -> tuple[e.LastHolder, ...]:
         """Returns the last holds that a new holder must hear of."""
@@ -320,6 +350,7 @@ class Witness:
         holders[who_holds(grant)] = grant
         modes = [held.mode for held in holders.values()]
         assert EXCLUSIVE not in modes or len(modes) == 1, f"two holders: {holders}"
+        assert SLOT not in modes or set(modes) == {SLOT}, f"beside a slot: {holders}"
         self.check_anchor(grant.key)
 
     def ended(self, effect: e.Ended) -> None:

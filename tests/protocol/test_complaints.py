@@ -46,7 +46,7 @@ def test_wrong_parameter_is_named(params: Any, why: str) -> None:
 
 ALLOWED = {
     ("acquire", "timeout"): "a number from 0 to 1e9 (seconds) or nil",
-    ("acquire", "mode"): '"exclusive" or "shared" or nil',
+    ("acquire", "mode"): '"exclusive" or "shared" or "slot" or nil',
     ("acquire", "create"): "true or false or nil",
     ("acquire", "resources"): "an array of 1 to 64 texts or nil",
     ("check", "fencing_token"): "an integer from 0 to 9223372036854775807",

@@ -275,6 +275,28 @@ def _notices(scene: Scene) -> None:
     _must_be_held(scene, "a", token, "files")
 
 
+def _slots(scene: Scene) -> None:
+    """One of two slots is released and goes to who waits, and never to two."""
+    holder, waiter = scene.line(), scene.line()
+    slot: dict[str, object] = {"mode": "slot", "slots": 2}
+    tokens = [scene.acquire(holder, "a", **slot, strand=x) for x in (1, 2)]
+    name: dict[str, object] = {"resource": "a"}
+    msgid, query = waiter.ask_all([("acquire", name | slot), ("query", name)])
+    waiter.wait(query)
+    scene.step()
+    holder.call("release", fencing_token=tokens[0])
+    grant = waiter.wait(msgid)["grant"]
+    scene.step()
+    scene.must((grant["slot"], grant["slots"]), (0, 2), "the slot that was released")
+    found = scene.line().call("query", resource="a")
+    held = {x["slot"]: x["fencing_token"] for x in found["holders"]}
+    scene.must(held, {0: grant["fencing_token"], 1: tokens[1]}, "after the grant")
+    scene.must_be_busy("a", **slot)
+    scene.must_be_busy("a")
+    waiter.call("release", resource="a")
+    holder.call("release", fencing_token=tokens[1])
+
+
 def _within(scene: Scene) -> None:
     """A child wants what its parent has, and waits for nobody for ever."""
     parent, stranger = scene.line(), scene.line()
@@ -509,6 +531,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "convert": _convert,
     "strands": _strands,
     "overdue and wanted": _notices,
+    "slots": _slots,
     "within": _within,
     "cancel": _cancel,
     "connect": _connect,

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from lockd.errors import InvalidRequestError
 from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, quoted
-from lockd.terms import Kind, Mode, OnDisconnect, Until
+from lockd.terms import MOST_SLOTS, Kind, Mode, OnDisconnect, Until
 
 MOST_AT_ONCE: Final = 64
 """The most resources in one request (protocol 6.1)."""
@@ -136,6 +136,20 @@ def _integer(least: int, most: int, name: str, value: object) -> int:
     return value
 
 
+def _slots(name: str, value: object) -> int:
+    """Checks a number of slots. True means as many as there are."""
+    if value is True:
+        return value
+    allowed = f"an integer from 1 to {MOST_SLOTS}, or True"
+    if isinstance(value, bool):
+        raise _wrong_value(name, allowed, value)
+    if not isinstance(value, int):
+        raise _wrong_type(name, allowed, value)
+    if not 1 <= value <= MOST_SLOTS:
+        raise _wrong_value(name, allowed, value)
+    return value
+
+
 def _truth(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise _wrong_type(name, "True or False", value)
@@ -231,6 +245,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "reason": _shown_text,
     "resource": resource_text,
     "session": _ANY_NUMBER,
+    "slots": _slots,
     "strand": partial(_integer, 0, 2**32 - 1),
     "timeout": _seconds,
     "uid": partial(_integer, 0, 2**32 - 1),

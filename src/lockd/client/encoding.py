@@ -27,7 +27,7 @@ _SURELY_SMALL: Final = 64
 _AROUND: Final = 3
 """The nesting depth of parameters in a message: a map, in an array, in the message."""
 
-_WISHED: Final = ("max_waiting", "outcome", "whole", "max_hold", "wanted")
+_WISHED: Final = ("max_waiting", "outcome", "whole", "max_hold", "wanted", "slots")
 """The parameters that a program sends only on request, and that a daemon of the same
 protocol may be too old to know."""
 

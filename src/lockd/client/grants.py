@@ -57,6 +57,7 @@ class Hold:
         released: whether it has been released.
         loss: the cause and the reason of its loss.
         release: the pending request that releases it.
+        slot, slots: which slot it is, of how many; None in another mode.
         strand: the strand that holds it. 0: the session as a whole.
         told: whether the user has been told of its loss.
     """
@@ -73,6 +74,8 @@ class Hold:
         "previous",
         "release",
         "released",
+        "slot",
+        "slots",
         "strand",
         "told",
         "waited",
@@ -85,6 +88,8 @@ class Hold:
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
         self.waited: float = shape.get("waited") or 0.0
+        self.slot: int | None = shape.get("slot")
+        self.slots: int | None = shape.get("slots")
         found = shape.get("previous")
         self.previous: Mapping[str, Any] | None = (
             MappingProxyType(found) if isinstance(found, dict) else None
@@ -295,8 +300,18 @@ class AnyGrant(Uncopied):
 
     @property
     def mode(self) -> Mode:
-        """The mode, "exclusive" or "shared". A conversion changes it."""
+        """The mode, "exclusive", "shared" or "slot". A conversion changes it."""
         return self.hold.mode
+
+    @property
+    def slot(self) -> int | None:
+        """Which slot it is, from 0 to `slots` - 1; None in another mode."""
+        return self.hold.slot
+
+    @property
+    def slots(self) -> int | None:
+        """How many slots the resource had when this one was granted."""
+        return self.hold.slots
 
     @property
     def fencing_token(self) -> int:

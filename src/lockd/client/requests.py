@@ -17,7 +17,7 @@ from lockd.client.grants import AnyGrant
 from lockd.client.reply import Reply
 from lockd.errors import InvalidRequestError
 from lockd.names import default_lockspace, quoted
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SLOT, Mode, ResourceKey
 
 CLIENT_NAME: Final = "lockd-python"
 
@@ -150,8 +150,30 @@ def of_held(
     return Reply(method, held, name=name, strand=strand)
 
 
+def in_mode(mode: Mode, slots: int | None = None) -> dict[str, Any]:
+    """Returns the parameters for a mode. With a number of slots, the mode is "slot".
+
+    `slots` comes first: an older daemon then names it as what it does not know.
+
+    Raises:
+        InvalidRequestError: the mode has no slots.
+    """
+    if slots is None and mode != SLOT:
+        return {"mode": mode}
+    if mode not in (SLOT, EXCLUSIVE):
+        raise InvalidRequestError(
+            f'slots need the mode "slot", not {quoted(str(mode))}: leave the mode out'
+        )
+    return {"slots": True if slots is None else slots, "mode": SLOT}
+
+
 def acquire_all(
-    resources: Iterable[Name], lockspace: str | None, mode: Mode, **params: Any
+    resources: Iterable[Name],
+    lockspace: str | None,
+    mode: Mode,
+    *,
+    slots: Any = None,
+    **params: Any,
 ) -> Reply:
     """Returns a request for several resources, all or nothing.
 
@@ -166,7 +188,8 @@ def acquire_all(
         if name in names[:place]:
             raise InvalidRequestError(f"{quoted(name)} is named twice: name it once")
     space = keys[0].lockspace
-    return request("acquire", lockspace=space, resources=names, mode=mode, **params)
+    wanted = in_mode(mode, slots) | params
+    return request("acquire", lockspace=space, resources=names, **wanted)
 
 
 def page(method: str, after: object, **params: Any) -> Reply:

@@ -239,7 +239,7 @@ UNKNOWABLE: Final = {
     *("conflict_status", "interval", "kill_after", "label", "max_hold", "max_waiting"),
     "owner",
     *("owner_pid", "owner_unit", "pid", "reason", "reserve_for", "script", "status_fd"),
-    *("timeout", "uid", "unit"),
+    *("slots", "timeout", "uid", "unit"),
 }
 """Parameters that nothing can complete."""
 

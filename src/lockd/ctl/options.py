@@ -10,7 +10,15 @@ from typing import Any, Final
 import click
 
 from lockd.names import canonical_path, check_name, check_path, quoted
-from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, ResourceKey
+from lockd.terms import (
+    DEFAULT_LOCKSPACE,
+    DIRECT_LOCKSPACE,
+    EXCLUSIVE,
+    MOST_SLOTS,
+    SHARED,
+    SLOT,
+    ResourceKey,
+)
 
 COMPLETING: Final = "_LOCKCTL_COMPLETE"
 """The variable that a shell sets to ask for completions."""
@@ -98,6 +106,44 @@ at_most_waiting = click.option(
 )  # fmt: skip
 
 
+_OF_SLOTS = (
+    click.option(
+        "--slots", metavar="N", type=Whole(1, MOST_SLOTS),
+        help="Take one of N slots: at most N commands hold NAME at once.",
+    ),
+    click.option(
+        "--slot", is_flag=True,
+        help="Take one of as many slots as are configured, or as others use now.",
+    ),
+)  # fmt: skip
+
+
+def in_slots(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options for slots."""
+    for option in reversed(_OF_SLOTS):
+        command = option(command)
+    return command
+
+
+def mode_of(
+    names: tuple[str, ...], *, shared: bool, slots: int | None, slot: bool
+) -> dict[str, Any]:
+    """Returns the mode that the options mean, and the number of slots.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    if slots is None and not slot:
+        return {"mode": SHARED if shared else EXCLUSIVE, "slots": None}
+    if shared or (slots is not None and slot):
+        raise click.UsageError("--shared, --slots and --slot exclude each other")
+    if len(names) > 1:
+        raise click.UsageError(
+            "slots work with one NAME only: run one command within the other"
+        )
+    return {"mode": SLOT, "slots": slots or True}
+
+
 _OF_HOLDERS = (
     click.option(
         "-s", "--shared", is_flag=True, help="Share the lock with other readers."
@@ -108,6 +154,7 @@ _OF_HOLDERS = (
         help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
     ),
     at_most_waiting,
+    *_OF_SLOTS,
     in_lockspace,
     click.option(
         "--max-hold", metavar="TIME", callback=span,

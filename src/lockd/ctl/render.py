@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lockd.ctl.streams import UnwrittenError
 from lockd.names import plain
-from lockd.terms import ResourceKey
+from lockd.terms import SLOT, ResourceKey
 
 Thing = dict[str, Any]
 """A lock, a holder, an event, ... as the daemon sends it (docs/protocol.md 7)."""
@@ -161,6 +161,15 @@ def held_by(first: Mapping[str, Any] | None, count: int, outside: Any) -> str | 
         # `+1` survives every cut: `tar +1`.
         return f"{name} +{count - 1}" if name and count > 1 else name
     return None if outside is None else obstacle(outside | {"pid": None})
+
+
+def shown_mode(resource: Mapping[str, Any]) -> str | None:
+    """Returns the mode in which a resource is held, and how many slots are taken."""
+    found = [x for x in resource["holders"][:1] or [resource["outside"]] if x]
+    mode: str | None = found[0]["mode"] if found else None
+    if mode != SLOT:
+        return mode
+    return f"{mode} {resource['holder_count']}/{resource['slots']}"
 
 
 def key_of(resource: Mapping[str, Any]) -> ResourceKey:

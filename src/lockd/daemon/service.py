@@ -170,8 +170,9 @@ class Service:
                     parts.engine.lockspaces[name],
                     max_hold=found.max_hold or None,
                     on_overdue=found.on_overdue,
+                    slots=tuple(found.slots.items()),
                 )
-                parts.runtime.carry_out(limits)
+                parts.runtime.change_lockspace(limits)
 
     def _running_config(self, wanted: Config) -> Config:
         """Returns the current configuration, with the lockspaces that clients created.

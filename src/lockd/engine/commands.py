@@ -5,6 +5,8 @@ session's own owner has the session's number. `request` is the number that the a
 carries; it is unique among the unanswered requests of a session.
 """
 
+from fnmatch import fnmatchcase
+
 from msgspec import Struct
 
 from lockd.terms import (
@@ -39,6 +41,16 @@ class AddLockspace(Struct, frozen=True, gc=False):
     #: Seconds after which a lock is overdue, for the grants made from now on.
     max_hold: float | None = None
     on_overdue: OnOverdue = "notice"
+    #: Patterns of names, each with the number of slots that these resources have. The
+    #: first pattern that matches counts.
+    slots: tuple[tuple[str, int], ...] = ()
+
+    def slots_of(self, resource: str) -> int | None:
+        """Returns how many slots a resource has by the configuration."""
+        for pattern, count in self.slots:
+            if fnmatchcase(resource, pattern):
+                return count
+        return None
 
 
 class OpenSession(Struct, frozen=True, gc=False):
@@ -109,7 +121,8 @@ class Acquire(Struct, frozen=True, gc=False):
 
     session: int
     request: int
-    #: All in one lockspace, without duplicates.
+    #: All in one lockspace, without duplicates. In slot mode only one, of a lockspace
+    #: without anchors.
     keys: tuple[ResourceKey, ...]
     mode: Mode
     #: Seconds. None waits without a limit; 0 does not wait.
@@ -127,6 +140,9 @@ class Acquire(Struct, frozen=True, gc=False):
     max_hold: float | None = None
     #: Whether the session hears when somebody waits for them, and when nobody does.
     wanted: bool = False
+    #: In slot mode: how many slots the resource has. None: as many as configured, or as
+    #: others have said who hold it or wait for it.
+    slots: int | None = None
 
 
 class Convert(Struct, frozen=True, gc=False):

@@ -54,6 +54,9 @@ class Grant(Struct, frozen=True, gc=False):
     whole: bool = False
     #: None if nobody asked for any.
     notices: HolderNotices | None = None
+    #: In slot mode: which slot it is, and how many the resource has.
+    slot: int | None = None
+    slots: int | None = None
 
     @property
     def is_overdue(self) -> bool:
@@ -112,6 +115,7 @@ class Situation(Struct, frozen=True, gc=False):
     Attributes:
         outside: the process outside lockd that has the file locked, as the first in
             line found it at its last try.
+        slots: how many slots it has; None if nobody holds or wants one.
     """
 
     key: ResourceKey
@@ -120,6 +124,7 @@ class Situation(Struct, frozen=True, gc=False):
     waiters: tuple[Waiter, ...]
     waiter_count: int
     outside: OutsideHolder | None = None
+    slots: int | None = None
 
 
 class Granted(Struct, frozen=True, gc=False):
@@ -149,6 +154,25 @@ class Refused(Struct, frozen=True, gc=False):
     cycle: tuple[WaitEdge, ...] = ()
     #: How many may wait, if the request was refused because so many do.
     max_waiting: int | None = None
+    #: If the request asked for another number of slots than the resource has.
+    mismatch: "Mismatch | None" = None
+
+
+class Mismatch(Struct, frozen=True, gc=False):
+    """How many slots of a resource were asked for, and how many there are.
+
+    Attributes:
+        asked: None asks for as many as there are.
+        slots: None if nobody has said how many there are.
+        owner: who has said so first, of those who hold it or wait for it.
+        configured: whether the configuration says so, whatever anybody says.
+    """
+
+    key: ResourceKey
+    asked: int | None
+    slots: int | None
+    owner: Owner | None = None
+    configured: bool = False
 
 
 class Completed(Struct, frozen=True, gc=False):

@@ -19,6 +19,9 @@ from lockd.terms import Mode, ResourceKey
 Party = tuple[int, int, int]
 """Who holds or waits: an owner, and one of its strands by session and number."""
 
+Held = tuple[Mode, int | None]
+"""In which mode somebody holds, and which slot."""
+
 
 class BrokenLawError(AssertionError):
     """Raised when the table breaks a law: a defect of the engine."""
@@ -51,6 +54,9 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
     modes = [grant.mode for grant in resource.holders.values()]
     if "exclusive" in modes and len(modes) > 1:
         yield f"{name}: an exclusive holder is not alone: {modes}"
+    if len(set(modes)) > 1:
+        yield f"{name}: it is held in several modes: {modes}"
+    yield from _broken_slots(engine, resource)
     line = [*resource.converting, *resource.waiting]
     if not modes and not line and resource.pending is None:
         yield f"{name}: is kept though nobody needs it"
@@ -68,6 +74,28 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         holders = {_party(grant) for grant in resource.holders.values()}
         if request.converting and _party_of(request) not in holders:
             yield f"{name}: who wants to convert holds nothing"
+
+
+def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
+    name = str(resource.key)
+    held = [grant for grant in resource.holders.values() if grant.mode == "slot"]
+    waiting = [request for request in resource.waiting if request.mode == "slot"]
+    numbers = [grant.slot for grant in held]
+    if len(numbers) != len(set(numbers)) or None in numbers:
+        yield f"{name}: a slot is held twice: {numbers}"
+    slots = {grant.slots for grant in held} | {x.wish.slots for x in waiting}
+    if len(slots) > 1:
+        yield f"{name}: it has several numbers of slots: {slots}"
+    known = resource.slots
+    if known is None:
+        if slots:
+            yield f"{name}: nobody knows how many slots it has"
+        return
+    taken = sum(1 << (number or 0) for number in numbers)
+    if ({known.count}, known.taken, known.waiting) != (slots, taken, len(waiting)):
+        yield f"{name}: other slots are counted: {slots}, {numbers}, {len(waiting)}"
+    if engine.state.configured_slots(resource.key) not in (None, known.count):
+        yield f"{name}: {known.count} slots are not what is configured"
 
 
 def _broken_anchor(
@@ -88,14 +116,28 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
         line = [*resource.converting, *resource.waiting]
         if resource.pending is not None or line[0] is not request:
             return False
-        others = [
-            grant.mode
+        others = {
+            party: (grant.mode, grant.slot)
             for grant in resource.holders.values()
-            if _party(grant) != _party_of(request)
-        ]
-        if others and (request.mode == "exclusive" or "exclusive" in others):
+            if (party := _party(grant)) != _party_of(request)
+        }
+        if not _fits(request, others):
             return False
     return True
+
+
+def _fits(request: Request, others: Mapping[Party, Held]) -> bool:
+    """Returns whether nobody else excludes a request."""
+    modes = {mode for mode, _ in others.values()}
+    if request.mode == "slot":
+        return modes <= {"slot"} and _free_slot(others) < (request.wish.slots or 0)
+    return not modes or modes == {request.mode} == {"shared"}
+
+
+def _free_slot(others: Mapping[Party, Held]) -> int:
+    """Returns the lowest number that nobody has."""
+    taken = {number for _, number in others.values()}
+    return next(number for number in range(len(others) + 1) if number not in taken)
 
 
 def _broken_owners(engine: LockEngine) -> Iterator[str]:
@@ -205,7 +247,7 @@ def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterat
                 continue
             listeners.add(strand)
             wanted = any(
-                "exclusive" in (grant.mode, request.mode)
+                {grant.mode, request.mode} != {"shared"}
                 and _party_of(request) != _party(grant)
                 for request in (*resource.converting, *resource.waiting)
             )
@@ -276,7 +318,7 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     """
     lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
     held = {
-        key: {_party(grant): grant.mode for grant in resource.holders.values()}
+        key: {_party(x): (x.mode, x.slot) for x in resource.holders.values()}
         for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
@@ -291,7 +333,8 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
             left.remove(request)
             for key in request.keys:
                 lines[key].remove(request)
-                held[key][_party_of(request)] = request.mode
+                slot = _free_slot(held[key]) if request.mode == "slot" else None
+                held[key][_party_of(request)] = request.mode, slot
         waiting = {_party_of(request) for request in left}
         for session in {request.session for request in left}:
             waiting |= _waits_for(session, grants)
@@ -328,11 +371,9 @@ def _line(resource: Resource) -> list[Request]:
 def _is_free(
     request: Request,
     lines: Mapping[ResourceKey, list[Request]],
-    held: Mapping[ResourceKey, Mapping[Party, Mode]],
+    held: Mapping[ResourceKey, Mapping[Party, Held]],
     key: ResourceKey,
 ) -> bool:
     own = _party_of(request)
-    others = [mode for party, mode in held[key].items() if party != own]
-    return lines[key][0] is request and not (
-        others and "exclusive" in (request.mode, *others)
-    )
+    others = {party: x for party, x in held[key].items() if party != own}
+    return lines[key][0] is request and _fits(request, others)

@@ -103,6 +103,7 @@ class LockEngine:
 
     def _add_lockspace(self, command: c.AddLockspace, now: float) -> None:
         self.state.add_lockspace(command)
+        self.table.change_slots(command.name, now)
 
     def _anchor_opened(self, command: c.AnchorOpened, now: float) -> None:
         self.table.anchor_answered(self.state.resources[command.key], None, now)
@@ -290,6 +291,13 @@ class RequestView(Protocol):
     def is_announced(self) -> bool: ...
 
 
+class SlotsView(Protocol):
+    """The `Slots` of a resource."""
+
+    @property
+    def count(self) -> int: ...
+
+
 class ResourceView(Protocol):
     """A `Resource`."""
 
@@ -303,6 +311,8 @@ class ResourceView(Protocol):
     def anchor(self) -> Mode | None: ...
     @property
     def has_line(self) -> bool: ...
+    @property
+    def slots(self) -> SlotsView | None: ...
     def line(self) -> Iterator[RequestView]: ...
     def line_length(self) -> int: ...
     def situation(self) -> e.Situation: ...

@@ -28,7 +28,7 @@ from lockd.engine.effects import Grant, HolderNotices, LastHolder, Refused, Situ
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
-from lockd.terms import ResourceKey, WorkOutcome
+from lockd.terms import SLOT, ResourceKey, WorkOutcome
 
 MAX_LAST_HOLDERS: Final = 1024
 """For how many resources the engine remembers the last holder (protocol 7.4)."""
@@ -158,6 +158,27 @@ class LockState:
         """Adds a lockspace, or replaces it."""
         self.lockspaces[lockspace.name] = lockspace
         self.mark("lockspace", lockspace.name)
+
+    def configured_slots(self, key: ResourceKey) -> int | None:
+        """Returns how many slots a resource has by the configuration."""
+        return self.lockspaces[key.lockspace].slots_of(key.resource)
+
+    def slots_of(self, key: ResourceKey) -> int | None:
+        """Returns how many slots a resource has; None if nobody has said it."""
+        resource = self.resources.get(key)
+        if resource is None or resource.slots is None:
+            return self.configured_slots(key)
+        return resource.slots.count
+
+    def change_slots(self, resource: Resource, count: int) -> None:
+        """Changes how many slots a resource has, for all who hold or wait for one."""
+        resource.change_slots(count)
+        for grant in list(resource.holders.values()):
+            if grant.slot is not None:
+                self.put_grant(replace(grant, slots=count))
+        for request in resource.wanting_slots():
+            request.expect_slots(count)
+            self.mark("request", request.order, request)
 
     def add_owner(self, owner: OwnerState) -> None:
         """Adds an owner with its grants."""
@@ -290,6 +311,10 @@ class LockState:
         self.last_token += 1
         self.granted += 1
         owner = session.owner
+        slot = slots = None
+        if wish.mode == SLOT:
+            slots = self.slots_of(key) or wish.slots
+            slot = self.resource(key).take_slot(slots)
         grant = Grant(
             key,
             owner.owner_id,
@@ -304,6 +329,8 @@ class LockState:
             strand,
             wish.whole,
             self._notices(key, wish, now),
+            slot,
+            slots,
         )
         self.resource(key).holders[owner.put(grant)] = grant
         self.holder_of[self.last_token] = owner
@@ -377,6 +404,8 @@ class LockState:
         del resource.holders[strand]
         if resource.listeners:
             resource.stop_listening(strand)
+        if grant.slot is not None:
+            resource.free_slot(grant.slot)
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:

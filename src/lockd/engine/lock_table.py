@@ -256,6 +256,26 @@ class LockTable:
             self._open_anchor(resource, request, request.mode)
         return None
 
+    # Slots.
+
+    def change_slots(self, lockspace: str, now: float) -> None:
+        """Gives the resources of a lockspace as many slots as are configured now.
+
+        Nobody loses a slot. But a request that waited for any of several slots may now
+        wait for one that never becomes free: then it is refused.
+        """
+        for key, resource in self._state.resources.items():
+            if key.lockspace != lockspace or resource.slots is None:
+                continue
+            count = self._state.configured_slots(key)
+            if count is None or count == resource.slots.count:
+                continue
+            self._state.change_slots(resource, count)
+            self._unsettled.append(resource)
+            for request in resource.wanting_slots():
+                if cycle := self.cycle_of(request):
+                    self.refuse(request, "deadlock", now, cycle=cycle)
+
     # Anchors.
 
     def _open_anchor(self, resource: Resource, request: Request, mode: Mode) -> None:

@@ -13,6 +13,7 @@ from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request
 from lockd.engine.waitgraph import find_cycle
+from lockd.terms import SHARED, SLOT
 
 
 class Losses(Struct):
@@ -53,6 +54,7 @@ def mend(state: LockState, *, known: bool) -> Losses:
     for request in dict.fromkeys(suspects):
         _drop_request(state, losses, request, "somebody before it may be missing")
     for resource in list(state.resources.values()):
+        _agree_on_slots(state, resource)
         _put_in_order(state, resource)
     if known or losses.problems:
         _break_circles(state, losses)
@@ -87,14 +89,38 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Removes holders that exclude the youngest one."""
-    modes = [grant.mode for grant in resource.holders.values()]
-    if "exclusive" not in modes:
+    """Removes holders that exclude the youngest one, or a younger one of their slot."""
+    modes = {grant.mode for grant in resource.holders.values()}
+    if modes == {SHARED}:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
-    for strand, grant in list(resource.holders.items()):
-        if grant is not youngest and "exclusive" in (grant.mode, youngest.mode):
+    slots: set[int | None] = set()
+    for strand, grant in sorted(
+        resource.holders.items(), key=lambda entry: -entry[1].fencing_token
+    ):
+        beside = {grant.mode, youngest.mode}
+        if grant is not youngest and (
+            (beside != {SHARED} and beside != {SLOT})
+            or (grant.mode == SLOT and grant.slot in slots)
+        ):
             del resource.holders[strand]
+        else:
+            slots.add(grant.slot)
+    resource.count_slots_again()
+
+
+def _agree_on_slots(state: LockState, resource: Resource) -> None:
+    """Makes all who hold or want a slot expect the same number of them.
+
+    Records of different age may disagree.
+    """
+    if resource.slots is None:
+        return
+    count = state.configured_slots(resource.key) or resource.slots.count
+    said = {grant.slots for grant in resource.holders.values()}
+    said |= {request.wish.slots for request in resource.wanting_slots()}
+    if said != {count}:
+        state.change_slots(resource, count)
 
 
 def _is_in_place(state: LockState, request: Request) -> bool:

@@ -34,7 +34,7 @@ from lockd.engine.lock_state import COUNTS, LockState
 from lockd.engine.request_state import ANSWERED
 from lockd.engine.session import OwnerState, Request
 from lockd.engine.snapshot import Plain, ResourceRecord
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import SLOT, Mode, ResourceKey
 
 Record = tuple[str, Any, Any]
 """Kind, name, value. `msgspec` encodes all of it; decoding gives plain data. In the
@@ -193,6 +193,8 @@ class _Assembly:
                 self.sessions[convert(value[0], int)] = value
             case "grant":
                 grant = convert(value, Grant)
+                if grant.mode == SLOT and None in (grant.slot, grant.slots):
+                    raise ValueError("it is of an unknown slot")
                 self.grants[grant.fencing_token] = grant
             case "request":
                 place = convert(value, _Standing)

@@ -14,7 +14,7 @@ from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session, Strand
-from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
 
 
 class Requests:
@@ -33,6 +33,11 @@ class Requests:
         owner = session.owner
         if owner.ended or owner.fencing or command.request in session.requests:
             return state.refusal(command, *owner.why_not)
+        if command.mode == SLOT:
+            slots = state.slots_of(command.keys[0]) or command.slots
+            if slots is None or command.slots not in (None, slots):
+                return self._other_slots(command, slots)
+            command = replace(command, slots=slots)
         strand = owner.whole
         if command.strand:
             strand = owner.strand((command.session, command.strand))
@@ -56,6 +61,17 @@ class Requests:
         else:
             self._wait_or_refuse(request, now)
         return None
+
+    def _other_slots(self, command: c.Acquire, slots: int | None) -> e.Refused:
+        """Refuses a request that expects another number of slots than there is."""
+        state, (key,) = self._state, command.keys
+        configured = state.configured_slots(key) is not None
+        resource, owner = state.resources.get(key), None
+        if resource is not None and not configured:
+            owner = resource.first_with_slots()
+        mismatch = e.Mismatch(key, command.slots, slots, owner, configured)
+        refusal = state.refusal(command, "invalid", "", key)
+        return replace(refusal, mismatch=mismatch)
 
     def _is_free(
         self, keys: tuple[ResourceKey, ...], mode: Mode, strand: Strand
@@ -122,6 +138,9 @@ class Requests:
             held = owner.grants.get(command.fencing_token or 0)
             if held is None:
                 return self._unknown_token(command)
+        if SLOT in (held.mode, command.mode):
+            message = "a lock cannot be converted from or to a slot: release it first"
+            return self._state.refusal(command, "invalid", message)
         if held.count > 1:
             message = f"it is held {held.count} times"
             return self._state.refusal(command, "in_use", message, held.key)

@@ -18,13 +18,15 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Final
 
+from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant, Situation, Waiter
 from lockd.engine.request_state import ABANDONED
 from lockd.engine.session import Request, Strand
-from lockd.terms import SHARED, Mode, ResourceKey
+from lockd.terms import SHARED, SLOT, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
-"""The pairs of modes that two strands may hold at once. Any other pair excludes."""
+"""The pairs of modes that any number of strands may hold at once. In slot mode, as many
+may hold it as there are slots. Any other pair excludes."""
 
 MAX_NAMED: Final = 16
 """An answer names at most this many holders and waiters (protocol 4.3)."""
@@ -35,8 +37,32 @@ _NO_LISTENERS: Final[dict[Strand, None]] = {}
 
 
 def compatible(held: Mode, wanted: Mode) -> bool:
-    """Returns whether one strand may get `wanted` while another holds `held`."""
+    """Returns whether one strand may get `wanted` while any others hold `held`."""
     return (held, wanted) in COMPATIBLE
+
+
+class Slots:
+    """The slots of a resource that somebody holds or waits for in slot mode."""
+
+    __slots__ = ("count", "taken", "waiting")
+
+    def __init__(self, count: int) -> None:
+        #: How many there are. Greater numbers may be held if there once were more.
+        self.count = count
+        #: The numbers that are held, a bit for each.
+        self.taken = 0
+        #: How many requests wait for one.
+        self.waiting = 0
+
+    @property
+    def first_free(self) -> int:
+        """The lowest number that is not held, which may be too great (`has_free`)."""
+        return (~self.taken & (self.taken + 1)).bit_length() - 1
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a slot is free."""
+        return self.first_free < self.count
 
 
 class Resource:
@@ -51,6 +77,7 @@ class Resource:
         "listeners",
         "pending",
         "seekers_told",
+        "slots",
         "waiting",
     )
 
@@ -68,6 +95,8 @@ class Resource:
         self.anchor_wanted: Mode | None = None
         #: The request for which the anchor is being opened; it may be abandoned.
         self.pending: Request | None = None
+        #: None if nobody holds it or waits for it in slot mode.
+        self.slots: Slots | None = None
 
     def __repr__(self) -> str:
         return (
@@ -106,7 +135,10 @@ class Resource:
             return True
         if strand in holders:
             return len(holders) == 1 or mode == SHARED
-        return compatible(next(iter(holders.values())).mode, mode)
+        held = next(iter(holders.values())).mode
+        if held == SLOT:
+            return mode == SLOT and self.slots is not None and self.slots.has_free
+        return compatible(held, mode)
 
     def lets_pass(self, request: Request) -> bool:
         """Returns whether a request can be granted now, as far as this resource goes.
@@ -133,6 +165,8 @@ class Resource:
             if not self.waiting:
                 self.waiting = OrderedDict()
             self.waiting[request] = None
+            if request.mode == SLOT:
+                self._with_slots(request.wish.slots).waiting += 1
 
     def enqueue_first(self, request: Request) -> None:
         """Puts a request back at the head of its line."""
@@ -145,9 +179,12 @@ class Resource:
         if request.converting:
             self.converting.pop(request, None)
             self.converting = self.converting or _NOBODY
-        else:
-            self.waiting.pop(request, None)
+        elif request in self.waiting:
+            del self.waiting[request]
             self.waiting = self.waiting or _NOBODY
+            if self.slots is not None and request.mode == SLOT:
+                self.slots.waiting -= 1
+                self._forget_slots()
 
     def line(self) -> Iterator[Request]:
         """Yields all waiting requests in the order in which they will be served."""
@@ -198,6 +235,60 @@ class Resource:
         self.seekers_told = seekers
         return new
 
+    # Slots.
+
+    def take_slot(self, count: int | None) -> int:
+        """Takes the lowest slot that is free. Returns its number.
+
+        Args:
+            count: how many there are, if nobody held or waited for one until now.
+        """
+        slots = self._with_slots(count)
+        number = slots.first_free
+        slots.taken |= 1 << number
+        return number
+
+    def free_slot(self, number: int) -> None:
+        """Frees a slot."""
+        if self.slots is not None:
+            self.slots.taken &= ~(1 << number)
+            self._forget_slots()
+
+    def count_slots_again(self) -> None:
+        """Notes which slots its holders have, as after a loss."""
+        held = [grant for grant in self.holders.values() if grant.slot is not None]
+        if held:
+            self._with_slots(held[0].slots)
+        if self.slots is not None:
+            self.slots.taken = sum(1 << (grant.slot or 0) for grant in held)
+            self._forget_slots()
+
+    def change_slots(self, count: int) -> None:
+        """Changes how many there are."""
+        self._with_slots(count).count = count
+
+    def _with_slots(self, count: int | None) -> Slots:
+        if self.slots is None:
+            assert count is not None, "who asks for a slot knows how many there are"
+            self.slots = Slots(count)
+        return self.slots
+
+    def _forget_slots(self) -> None:
+        """Forgets how many there are, once nobody holds or wants one."""
+        if self.slots is not None and not (self.slots.taken or self.slots.waiting):
+            self.slots = None
+
+    def wanting_slots(self) -> list[Request]:
+        """Returns the requests that wait for a slot."""
+        return [request for request in self.waiting if request.mode == SLOT]
+
+    def first_with_slots(self) -> Owner | None:
+        """Returns the eldest holder of a slot, or else the first who waits for one."""
+        for grant in self.holders.values():
+            if grant.slot is not None:
+                return grant.owner
+        return next((x.owner.identity for x in self.wanting_slots()), None)
+
     # The anchor.
 
     def open_anchor(self, request: Request, mode: Mode) -> None:
@@ -224,6 +315,7 @@ class Resource:
             tuple(islice(waiters, MAX_NAMED)),
             self.line_length() - (but is not None and self._is_in_line(but)),
             None if front is None or front is but else front.outside,
+            None if self.slots is None else self.slots.count,
         )
 
     def _is_in_line(self, request: Request) -> bool:

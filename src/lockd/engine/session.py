@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from lockd.engine.commands import Acquire, AnchorRefused, Owner, RegisterOwner
 from lockd.engine.effects import Grant
 from lockd.engine.request_state import (
@@ -442,6 +444,10 @@ class Request:
         """Ends the pause; the request stands in line again."""
         self.become(QUEUED)
         self.retry_at = None
+
+    def expect_slots(self, count: int) -> None:
+        """Sets how many slots there are of what it waits for."""
+        self.wish = replace(self.wish, slots=count)
 
     def allow_until(self, deadline: float) -> None:
         """Sets the time at which the request is refused if it has no grant by then."""

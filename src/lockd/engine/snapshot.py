@@ -19,12 +19,20 @@ from lockd.engine.lock_state import COUNTS, LockState
 from lockd.engine.mending import mend
 from lockd.engine.resource import Resource
 from lockd.engine.session import WHOLE, OwnerState, Request, Session
-from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
+from lockd.terms import (
+    SLOT,
+    Create,
+    Mode,
+    OnDisconnect,
+    OutsideHolder,
+    ResourceKey,
+    Until,
+)
 
 VERSION: Final = 5
 """Rises with every addition to the data that `load` reads."""
 
-READABLE_FROM: Final = 3
+READABLE_FROM: Final = 5
 """The oldest version whose `load` reads the data as it is now."""
 
 OLDEST: Final = 1
@@ -70,7 +78,7 @@ _REQUEST_FIELDS = (
 )
 _RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
 _HEARS = ("max_hold", "wanted")
-_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS)
+_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", "slots", *_HEARS)
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
@@ -262,6 +270,7 @@ class _RequestRecord(Struct):
     whole: bool = False
     max_hold: float | None = None
     wanted: bool = False
+    slots: int | None = None
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
@@ -275,6 +284,8 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
         state.owners.get(record.owner)
         or OwnerState(record.owner, Owner(name="", pid=0, uid=0)),
     )
+    if record.mode == SLOT and record.slots is None:
+        raise ValueError("it waits for one of an unknown number of slots")
     fields = structs.asdict(record)
     wish = Acquire(
         record.session,
@@ -324,6 +335,7 @@ def _load_resource(
             resource.holders[owner.strand_of(grant)] = grant
         else:
             missing += 1
+    resource.count_slots_again()
     for order in [*record.converting, *record.waiting]:
         if order in requests:
             resource.enqueue(requests[order])

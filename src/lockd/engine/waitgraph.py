@@ -12,6 +12,17 @@ for every holder that its mode excludes, and for every request that is served be
 - A shared request that waits behind a shared *request* only waits for its grant. A
   request for one resource is granted at once if nothing else is before it, so it is no
   obstacle. A request for several resources may wait elsewhere.
+- A request for a slot waits for *any one* of the slots, not for all who hold one. A
+  request for a slot before it goes first, takes a slot, and gives it back when its
+  strand ends. So the request gets a slot, unless all slots are taken by strands that
+  never end: those of holders, and of requests for a slot that stand before it.
+
+The search treats a wait for a slot as a wait for all of them. So without a cycle,
+nothing waits for ever. If there is a cycle with such a wait, `_Play` decides: it plays
+on, grants and ends all it can, and so finds who waits for ever. The order of these
+steps does not matter, because an end never harms others. If the new request is left,
+the cycle leads through others that are left. All of this is rare: it costs nothing
+where nobody waits for a slot.
 
 The engine refuses requests that would close a cycle, so the graph has none. So a new
 cycle leads through the strand or the session of the new request. No search is needed if
@@ -19,12 +30,13 @@ nobody can wait for them. A convert goes before acquires, so these then wait for
 strand too, and a new cycle may lead through anything for which the strand waits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from lockd.engine.effects import Grant, WaitEdge
 from lockd.engine.resource import Resource, compatible
 from lockd.engine.session import Request, Session, Strand
-from lockd.terms import EXCLUSIVE, ResourceKey
+from lockd.terms import SHARED, SLOT, Mode, ResourceKey
 
 Resources = Mapping[ResourceKey, Resource]
 
@@ -59,7 +71,7 @@ def find_cycle_through(
     """
     starts = dict(strand.awaited())
     starts.pop(but, None)
-    return _search(starts, strand, None, resources)
+    return _search(starts, strand, None, resources, but)
 
 
 def _search(
@@ -67,6 +79,7 @@ def _search(
     goal: Strand,
     session: Session | None,
     resources: Resources,
+    but: Request | None = None,
 ) -> tuple[WaitEdge, ...]:
     """Returns a path from a start to whatever waits for it, or ().
 
@@ -75,8 +88,25 @@ def _search(
         goal: the strand that waits for the starts.
         session: the session of the only start: who waits for its end waits for the
             start, too. None if there may be several starts.
+        but: a request of the goal that does not count.
     """
-    search = _Search(resources)
+    cycle = _find(starts, goal, session, _Search(resources))
+    if any(request.mode == SLOT for request, _, _ in cycle):
+        left = _Play(starts, resources, but).left()
+        starts = {
+            request: grant for request, grant in starts.items() if request in left
+        }
+        cycle = _find(starts, goal, session, _Search(resources, left))
+    return tuple(_edge(*link) for link in cycle)
+
+
+def _find(
+    starts: Mapping[Request, Grant | None],
+    goal: Strand,
+    session: Session | None,
+    search: "_Search",
+) -> list[Link]:
+    """Returns the links of a path from a start to whatever waits for it, or []."""
     came_from: dict[Request, Link] = {}
     seen: set[Strand] = set()
     frontier = list(starts)
@@ -88,10 +118,10 @@ def _search(
                 start = request
                 while start in came_from:
                     start = came_from[start][0]
-                return _edges((request, key, starts[start]), came_from)
+                return _links((request, key, starts[start]), came_from)
             # A grant of one of several old requests closes no new cycle.
             if session and obstacle in starts:
-                return _edges((request, key, None), came_from)
+                return _links((request, key, None), came_from)
             if isinstance(obstacle, Request):
                 next_ones: Iterable[tuple[Request, Grant | None]] = [(obstacle, None)]
             elif obstacle in seen:
@@ -101,30 +131,45 @@ def _search(
                 if session and session.session_id in obstacle.inside:
                     _, grants = obstacle.inside[session.session_id]
                     last = request, key, next(iter(grants.values()))
-                    return _edges(last, came_from)
+                    return _links(last, came_from)
                 next_ones = obstacle.awaited()
             for other, grant in next_ones:
                 if other not in reached:
                     reached.add(other)
                     came_from[other] = (request, key, grant)
                     frontier.append(other)
-    return ()
+    return []
+
+
+Obstacle = Strand | Request
 
 
 class _Search:
-    """Finds what requests wait for, each obstacle once."""
+    """Finds what requests wait for, each obstacle once.
 
-    def __init__(self, resources: Resources) -> None:
+    Args:
+        resources: all resources.
+        only: the obstacles that count; None: all.
+    """
+
+    def __init__(
+        self, resources: Resources, only: Collection[Obstacle] | None = None
+    ) -> None:
         self._resources = resources
+        self._only = only
         self._known: dict[ResourceKey, _Known] = {}
 
-    def obstacles(
-        self, request: Request
-    ) -> Iterator[tuple[ResourceKey, Strand | Request]]:
+    def obstacles(self, request: Request) -> Iterator[tuple[ResourceKey, Obstacle]]:
         """Yields what a request waits for, each with the resource where it waits.
 
         Skips what earlier calls have yielded.
         """
+        found, only = self._all_obstacles(request), self._only
+        return found if only is None else (x for x in found if x[1] in only)
+
+    def _all_obstacles(
+        self, request: Request
+    ) -> Iterator[tuple[ResourceKey, Obstacle]]:
         for key in request.keys:
             resource = self._resources[key]
             if resource.pending is request:
@@ -150,9 +195,9 @@ class _Known:
         self._holders = list(resource.holders)
         self._line = list(resource.line())
         self._places = {request: place for place, request in enumerate(self._line)}
-        #: Up to which place the line was an obstacle: of any request, and of an
-        #: exclusive one, which waits for more.
-        self._reached = self._reached_exclusive = 0
+        #: Up to which place the line was an obstacle: of any request, and of one that
+        #: is not shared, which waits for more.
+        self._reached = self._reached_unshared = 0
 
     def holders_before(self, request: Request) -> list[Strand]:
         """Returns the strands whose grants a request waits for, each once."""
@@ -167,18 +212,162 @@ class _Known:
         """Returns the requests before this one that may be new obstacles."""
         place = self._places.get(request, len(self._line))
         begin = self._reached
-        if request.mode == EXCLUSIVE:
-            begin = self._reached_exclusive
-            self._reached_exclusive = max(begin, place)
+        if request.mode != SHARED:
+            begin = self._reached_unshared
+            self._reached_unshared = max(begin, place)
         self._reached = max(self._reached, place)
         return self._line[begin:place]
 
 
-def _edges(last: Link, came_from: Mapping[Request, Link]) -> tuple[WaitEdge, ...]:
+class _Play:
+    """What happens if nobody asks for more, and all release what they can.
+
+    It grants each request that can be granted. It ends each strand that waits for
+    nothing, and with it what the strand holds. Each step is taken once.
+
+    Args:
+        starts: the requests to play for. Others count if the starts wait for them.
+        resources: all resources.
+        but: a request that counts as granted.
+    """
+
+    def __init__(
+        self, starts: Iterable[Request], resources: Resources, but: Request | None
+    ) -> None:
+        #: The requests that wait.
+        self._waiting = set(starts)
+        #: For how many requests each strand waits; and the strands that wait for each.
+        self._awaited: dict[Strand, int] = {}
+        self._awaiting: dict[Request, list[Strand]] = {}
+        self._reach(_Search(resources), but)
+        self._played = {
+            key: _Played(resources[key], self._waiting)
+            for request in self._waiting
+            for key in request.keys
+        }
+        #: Where each request stands, and what each strand holds.
+        self._places: dict[Request, list[_Played]] = {x: [] for x in self._waiting}
+        self._held: dict[Strand, list[_Played]] = {x: [] for x in self._awaited}
+        for played in self._played.values():
+            for request in played.line:
+                self._places[request].append(played)
+            for strand in played.holders:
+                self._held.setdefault(strand, []).append(played)
+
+    def _reach(self, search: _Search, but: Request | None) -> None:
+        """Finds all that the starts wait for."""
+        frontier = list(self._waiting)
+        while frontier:
+            for _, obstacle in search.obstacles(frontier.pop()):
+                if isinstance(obstacle, Request):
+                    found = {obstacle: None}
+                elif obstacle in self._awaited:
+                    continue
+                else:
+                    found = dict.fromkeys(x for x, _ in obstacle.awaited())
+                    if but is not None:
+                        found.pop(but, None)
+                    self._awaited[obstacle] = len(found)
+                    for request in found:
+                        self._awaiting.setdefault(request, []).append(obstacle)
+                new = found.keys() - self._waiting
+                self._waiting |= new
+                frontier += new
+
+    def left(self) -> set[Obstacle]:
+        """Returns the requests that are never granted, and the strands that await one.
+
+        Can be called once.
+        """
+        unsettled = list(self._played.values())
+        granted = [request for request, places in self._places.items() if not places]
+        ended = [strand for strand, count in self._awaited.items() if not count]
+        while unsettled or granted or ended:
+            if granted:
+                ended += self._grant(request := granted.pop())
+                unsettled += self._places[request]
+            elif ended:
+                strand = ended.pop()
+                for played in self._held.pop(strand):
+                    played.end(strand)
+                    unsettled.append(played)
+            else:
+                request_or_none = unsettled.pop().first
+                if request_or_none and self._may_go(request_or_none):
+                    granted.append(request_or_none)
+        return {*self._waiting, *(x for x, count in self._awaited.items() if count)}
+
+    def _may_go(self, request: Request) -> bool:
+        places = self._places[request]
+        return all(x.first is request and x.admits(request) for x in places)
+
+    def _grant(self, request: Request) -> Iterator[Strand]:
+        """Grants a request. Yields the strands that wait for nothing now."""
+        self._waiting.remove(request)
+        for played in self._places[request]:
+            played.grant(request)
+            self._held.setdefault(request.strand, []).append(played)
+        for strand in self._awaiting.get(request, ()):
+            self._awaited[strand] -= 1
+            if not self._awaited[strand]:
+                yield strand
+
+
+class _Played:
+    """One resource in a play.
+
+    Args:
+        resource: the resource.
+        waiting: the requests that count.
+
+    Attributes:
+        line: the requests that wait for it.
+        holders: the mode of each holder, and whether it has one of the slots. (It does
+            not if its number is too great, because there once were more.)
+    """
+
+    def __init__(self, resource: Resource, waiting: Collection[Request]) -> None:
+        self.line = deque(x for x in resource.line() if x in waiting)
+        slots = 0 if resource.slots is None else resource.slots.count
+        self.holders: dict[Strand, tuple[Mode, bool]] = {
+            strand: (grant.mode, grant.slot is not None and grant.slot < slots)
+            for strand, grant in resource.holders.items()
+        }
+        self._free = slots - sum(has_slot for _, has_slot in self.holders.values())
+
+    @property
+    def first(self) -> Request | None:
+        """The first in line."""
+        return self.line[0] if self.line else None
+
+    def admits(self, request: Request) -> bool:
+        """Returns whether the other holders allow a request to be granted."""
+        if not self.holders:
+            return True
+        if request.strand in self.holders:
+            return len(self.holders) == 1 or request.mode == SHARED
+        held, _ = next(iter(self.holders.values()))
+        if held == request.mode == SLOT:
+            return self._free > 0
+        return compatible(held, request.mode)
+
+    def grant(self, request: Request) -> None:
+        """Grants the first in line."""
+        self.line.popleft()
+        self.holders[request.strand] = request.mode, request.mode == SLOT
+        self._free -= request.mode == SLOT
+
+    def end(self, strand: Strand) -> None:
+        """Ends what a strand holds."""
+        _, has_slot = self.holders.pop(strand, (None, False))
+        self._free += has_slot
+
+
+def _links(last: Link, came_from: Mapping[Request, Link]) -> list[Link]:
     links = [last]
     while (request := links[-1][0]) in came_from:
         links.append(came_from[request])
-    return tuple(_edge(*link) for link in reversed(links))
+    return links[::-1]
 
 
 def _edge(request: Request, key: ResourceKey, inside: Grant | None) -> WaitEdge:

@@ -13,6 +13,8 @@ from lockd.names import GRANT_NAME, MAX_NAME_BYTES, check_name, is_utf8
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     EXCLUSIVE,
+    MOST_SLOTS,
+    SLOT,
     Kind,
     Mode,
     OnDisconnect,
@@ -25,6 +27,7 @@ PROTOCOL_VERSION: Final = 1
 Name = Annotated[str, Meta(min_length=1)]
 MsgId = Annotated[int, Meta(ge=0, lt=2**32)]
 Token = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Slots = Annotated[int, Meta(ge=1, le=MOST_SLOTS)]
 Strand = Annotated[int, Meta(ge=0, lt=2**32)]
 Uid = Annotated[int, Meta(ge=0, lt=2**32)]
 Pid = Annotated[int, Meta(ge=1, lt=2**31)]
@@ -115,14 +118,32 @@ class AcquireParams(Params, frozen=True):
     whole: bool | None = None
     max_hold: HoldTime | None = None
     wanted: bool | None = None
+    slots: Slots | bool | None = None
 
     def __post_init__(self) -> None:
         if (self.resource is None) is (self.resources is None):
             raise InvalidRequestError("`resource` or `resources` is needed, not both")
+        if self.mode == SLOT or self.slots is not None:
+            self._check_slots()
         if self.resources and len(set(self.resources)) < len(self.resources):
             raise InvalidRequestError("a resource is named twice in `resources`")
         if self.label is not None or self.reason is not None:
             check_shown(label=self.label, reason=self.reason)
+
+    def _check_slots(self) -> None:
+        if self.mode != SLOT:
+            raise InvalidRequestError(
+                '`slots` must be nil or absent, except with the `mode` "slot"'
+            )
+        if self.slots is False:
+            raise InvalidRequestError(
+                f"`slots` must be true, or an integer from 1 to {MOST_SLOTS}"
+            )
+        if self.resources and len(self.resources) > 1:
+            raise InvalidRequestError(
+                "slots of several resources are not given together: send a request "
+                "for each of them"
+            )
 
 
 class ConvertParams(Params, frozen=True):

@@ -54,6 +54,21 @@ def test_only_a_lone_holder_can_be_broken_from_the_list() -> None:
     assert parties["job"] is not None
 
 
+def test_lock_with_slots_tells_how_many_are_taken() -> None:
+    board = Board()
+    slots = {"mode": "slot", "slot": 2}
+    one = told([1, 2, 3], name="gpu") | {"slots": 4}
+    one["holders"] = [holder | slots for holder in one["holders"]]
+    board.take(one, 10.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "3 of 4: p1"
+    assert [row.cells["MODE"] for row in rows(board, HOLDS)] == 3 * ["slot 2"]
+    # What a grant says by itself counts, too.
+    board.hear(granted(5, name="cpu") | slots | {"slots": 8}, 11.0)
+    found = {row.cells["NAME"]: row.cells["HELD BY"] for row in rows(board, LOCKS)}
+    assert found["cpu"] == "1 of 8: p5"
+
+
 def test_filter_finds_any_cell() -> None:
     board = Board()
     board.take(told([77], name="Backup"), 10.0)

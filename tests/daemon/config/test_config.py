@@ -353,3 +353,55 @@ def test_metrics_and_thresholds_count_at_once() -> None:
     )
     assert effective(running, wanted) == wanted
     assert pending(running, wanted) == {}
+
+
+# Slots.
+
+
+def test_patterns_of_slots_keep_the_order_of_the_files(tmp_path: Path) -> None:
+    path = written_parts(
+        tmp_path,
+        a="[lockspaces.default.slots]\n'gpu-*' = 4\n'*' = 1\n",
+        b="[lockspaces.default.slots]\ncpu = 9\n'gpu-*' = 3\n",
+    )
+    slots = read_config(path).lockspaces["default"].slots
+    assert list(slots.items()) == [("gpu-*", 3), ("*", 1), ("cpu", 9)]
+
+
+@pytest.mark.parametrize("value", ["0", "1025", "1.5", "true", "'4'", "[]"])
+def test_number_of_slots_is_checked(value: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"[lockspaces.default.slots]\ngpu = {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    where = "[lockspaces.default.slots] gpu: must be a whole number from 1 to 1024, not"
+    assert where in str(caught.value)
+
+
+def test_slots_are_a_table(tmp_path: Path) -> None:
+    path = written(tmp_path, "[lockspaces.default]\nslots = 4\n")
+    with pytest.raises(ConfigError, match=r"slots\]: must be a table, not 4"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("pattern", ["''", "'a\u200b'", f"'{256 * 'a'}'"])
+def test_pattern_of_slots_can_match_a_name(pattern: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"[lockspaces.default.slots]\n{pattern} = 4\n")
+    with pytest.raises(ConfigError, match="pattern of slots"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    "space", ["direct]\nx", "files]\nkind = 'directory'\npath = '/srv'"]
+)
+def test_files_have_no_slots(space: str, tmp_path: Path) -> None:
+    text = f"[lockspaces.{space}\nslots.a = 4\n".replace("]\nx", "]")
+    with pytest.raises(ConfigError, match='has no "slots": only "memory" has them'):
+        read_config(written(tmp_path, text))
+
+
+def test_slots_count_at_once() -> None:
+    running = Config(lockspaces={"x": LockspaceConfig("memory", slots={"a": 4})})
+    wanted = Config(lockspaces={"x": LockspaceConfig("memory", slots={"a": 2})})
+    counts = effective(running, wanted)
+    assert counts.lockspaces["x"].slots == {"a": 2}
+    assert pending(counts, wanted) == {}

@@ -44,10 +44,12 @@ PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
 
 HOLDER = PARTY | {
     "strand",
-    "mode", "fencing_token", "count", "since", "held_for", "overdue", "label", "reason"
+    "mode", "slot", "fencing_token", "count", "since", "held_for", "overdue", "label",
+    "reason",
 }  # fmt: skip
 
 
 SITUATION = {
-    "lockspace", "resource", "holders", "holder_count", "waiters", "waiter_count"
+    "lockspace", "resource", "holders", "holder_count", "waiters", "waiter_count",
+    "slots",
 }  # fmt: skip

@@ -14,6 +14,7 @@ def test_query_of_a_free_resource_has_its_shape(client: WireClient) -> None:
         "last_holder": None,
         "history": [],
         "outside": None,
+        "slots": None,
     }
     assert client.call("statistics")["resources"] == 0
 

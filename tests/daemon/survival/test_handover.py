@@ -752,5 +752,18 @@ os.environ[name] = str(fd)
     client.call("release", resource="a", lockspace="files")
 
 
+def test_program_that_knows_no_slots_takes_none_over(
+    plant: Plant, daemon: DaemonProcess, connect: Connect
+) -> None:
+    client, other = connect(), connect()
+    client.acquire("gpu", mode="slot", slots=2)
+    # As in the version before slots.
+    plant(handover.TRIAL, "from lockd.engine import snapshot\nsnapshot.VERSION = 4\n")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    assert "a snapshot of version 5 cannot be read" in daemon.wait_for_line("failed")
+    assert other.acquire("gpu", mode="slot")["slot"] == 1
+    assert len(other.call("query", resource="gpu")["holders"]) == 2
+
+
 def test_state_that_somebody_could_change_is_refused(daemon: DaemonProcess) -> None:
     assert "not sealed" in tried(daemon, memfd(b"", fcntl.F_SEAL_GROW))

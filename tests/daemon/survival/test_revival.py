@@ -50,6 +50,28 @@ def test_locks_queues_and_tokens_survive(
     assert is_locked(locks / "f")
 
 
+def test_slots_survive_a_kill(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    slots = {"mode": "slot", "slots": 3}
+    for strand in (1, 2, 3):
+        client.acquire("gpu", strand=strand, **slots)
+    waiting = other.send("acquire", resource="gpu", **slots)
+    wait_for_waiters(client, "gpu", 1)
+    tokens = [
+        x["fencing_token"] for x in client.call("query", resource="gpu")["holders"]
+    ]
+    manager.kill_and_start()
+    found = client.call("query", resource="gpu")
+    assert [x["slot"] for x in found["holders"]] == [0, 1, 2]
+    assert (found["slots"], found["waiters"][0]["mode"]) == (3, "slot")
+    assert client.refusal("acquire", resource="gpu", mode="slot", slots=4).code == (
+        "invalid"
+    )
+    client.call("release", fencing_token=tokens[1])
+    assert other.result(waiting)["grant"]["slot"] == 1
+
+
 @pytest.mark.parametrize(
     ("held", "wanted"), [("exclusive", "shared"), ("shared", "exclusive")]
 )

@@ -33,6 +33,7 @@ class Methods(Uncopied):
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
+        slots: int | None = None,
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
@@ -53,8 +54,8 @@ class Methods(Uncopied):
             "acquire",
             resource,
             lockspace,
-            mode=mode,
             max_waiting=max_waiting,
+            **requests.in_mode(mode, slots),
             **options,
             **hears,
         )
@@ -67,6 +68,7 @@ class Methods(Uncopied):
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
+        slots: int | None = None,
         timeout: float | None = None,
         max_waiting: int | None = None,
         create: bool | None = None,
@@ -82,7 +84,9 @@ class Methods(Uncopied):
             resource: the name. A `pathlib.Path`, or a name that begins with a slash, is
                 the path of a file.
             lockspace: if None, `direct` for a file, else `default`.
-            mode: "exclusive" or "shared".
+            mode: "exclusive", "shared" or "slot".
+            slots: take one of so many slots, and the mode is "slot". True: of as many
+                as are configured, or as others use. `Grant.slot` says which.
             timeout: seconds to wait; None waits without a limit, 0 does not wait.
             max_waiting: raise `BusyError` instead of waiting behind so many; None
                 waits behind any number, 0 does not wait.
@@ -103,6 +107,8 @@ class Methods(Uncopied):
                 is 0; or `max_waiting` others wait.
             AlreadyHeldError: this thread or task holds the lock or waits for it.
             DeadlockError: waiting would close a cycle.
+            InvalidRequestError: a parameter is not allowed, or the lock has another
+                number of slots.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
         hears = {"max_hold": max_hold, "wanted": wanted}
@@ -110,10 +116,10 @@ class Methods(Uncopied):
             "acquire",
             resource,
             lockspace,
-            mode=mode,
             timeout=timeout,
             max_waiting=max_waiting,
             strand=self._connection.strand(),
+            **requests.in_mode(mode, slots),
             **options,
             **hears,
         )
@@ -125,6 +131,7 @@ class Methods(Uncopied):
         *,
         lockspace: str | None = None,
         mode: Mode = EXCLUSIVE,
+        slots: int | None = None,
         create: bool | None = None,
         whole: bool | None = None,
         max_hold: float | None = None,
@@ -139,9 +146,9 @@ class Methods(Uncopied):
             "acquire",
             resource,
             lockspace,
-            mode=mode,
             timeout=0,
             strand=self._connection.strand(),
+            **requests.in_mode(mode, slots),
             **options,
             **hears,
         )
@@ -221,6 +228,8 @@ class Methods(Uncopied):
         """Changes the mode of a held lock; the fencing token stays the same.
 
         A name means what this thread or task acquired.
+
+        A slot cannot be converted.
 
         Raises:
             DeadlockError: another holder also waits to convert.

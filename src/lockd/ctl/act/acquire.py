@@ -1,11 +1,13 @@
 """`lockctl acquire`: takes a lock for another process, which holds it until it ends."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import click
 
 from lockd.client.blocking import connect
+from lockd.client.threads.grants import Grant
 from lockd.ctl.act.reserve import Sleeper
 from lockd.ctl.act.units import main_pid
 from lockd.ctl.options import (
@@ -13,6 +15,7 @@ from lockd.ctl.options import (
     as_json,
     common_lockspace,
     meant,
+    mode_of,
     note_files,
     of_holder,
     span,
@@ -20,7 +23,7 @@ from lockd.ctl.options import (
 from lockd.ctl.render import Thing, say, show_json
 from lockd.names import quoted
 from lockd.procs import name_of
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import SLOT, Mode
 from lockd.text import duration
 
 
@@ -53,6 +56,8 @@ def acquire(
     owner_unit: str | None,
     reserve_for: int | None,
     shared: bool,
+    slots: int | None,
+    slot: bool,
     timeout: float | None,
     max_waiting: int | None,
     max_hold: int | None,
@@ -85,12 +90,14 @@ def acquire(
         )
     keys = [meant(name, lockspace) for name in names]
     note_files(names, lockspace)
+    how = mode_of(names, shared=shared, slots=slots, slot=slot)
     take = partial(
         _take,
         socket,
         common_lockspace(keys),
         [key.resource for key in keys],
-        mode=SHARED if shared else EXCLUSIVE,
+        mode=how["mode"],
+        slots=how["slots"],
         timeout=timeout,
         max_waiting=max_waiting,
         max_hold=max_hold,
@@ -125,17 +132,27 @@ def _take(
     names: list[str],
     owner: str,
     pid: int,
+    *,
+    mode: Mode,
+    slots: int | None,
     **wanted: Any,
 ) -> list[Thing]:
     """Takes the locks for a process. Returns the grants, for people and for JSON."""
     with connect(socket) as client:
         client.register(owner, pid=pid)
-        grants = client.acquire_all(names, lockspace=lockspace, **wanted)
+        if mode == SLOT:
+            wanted |= {"lockspace": lockspace, "slots": slots}
+            grants: Sequence[Grant] = [client.acquire(names[0], **wanted)]
+        else:
+            wanted |= {"lockspace": lockspace, "mode": mode}
+            grants = client.acquire_all(names, **wanted)
         return [
             {
                 "lockspace": grant.lockspace,
                 "resource": grant.resource,
                 "mode": grant.mode,
+                "slot": grant.slot,
+                "slots": grant.slots,
                 "fencing_token": grant.fencing_token,
                 "waited": grant.waited,
             }

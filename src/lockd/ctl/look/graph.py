@@ -16,7 +16,7 @@ from lockd.ctl.render import Thing, key_of, obstacle, say, show_json, standing, 
 from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
-from lockd.terms import ResourceKey
+from lockd.terms import SLOT, ResourceKey
 from lockd.text import counted, duration
 
 LONG: Final = 3
@@ -283,7 +283,9 @@ def _shown(alike: list[Edge]) -> str:
     if len(alike) > NAMED:
         names += f" and {len(alike) - NAMED} more"
     more = max(len(x.behind) for x in alike) - 1
-    others = f", and for {counted(more, 'more holder')}" if more > 0 else ""
+    # Any slot will do.
+    link = "or" if edge.mode == SLOT else "and"
+    others = f", {link} for {counted(more, 'more holder')}" if more > 0 else ""
     waited = duration(max(x.waited for x in alike))
     who = f"{edge.standing} {edge.waiter.shown}"
     return f"{names}: {who}, {edge.mode}, {waited}{others}"

@@ -16,6 +16,7 @@ from lockd.ctl.render import (
     is_overdue,
     obstacle,
     show_json,
+    shown_mode,
     standing,
     user,
 )
@@ -199,6 +200,7 @@ def _resource(resource: Thing, *, brief: bool) -> Cells:
     return _holder(first, outside) | {
         "LOCKSPACE": resource["lockspace"],
         "NAME": resource["resource"],
+        "MODE": shown_mode(resource),
         "HOLDERS": count,
         "HELD BY": by,
         "WAITING": resource["waiter_count"],

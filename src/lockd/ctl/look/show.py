@@ -51,8 +51,8 @@ def show(
     last events of the lock follow.
 
     In a pipe, tabs separate the columns: state, name, pid, user, command, unit, mode,
-    time, fencing token, reason, other name of the file. The state is `free` if NAME has
-    no holder, no waiter and no history.
+    time, fencing token, reason, other name of the file, slot. The state is `free` if
+    NAME has no holder, no waiter and no history.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -62,7 +62,7 @@ def show(
         return
     titles = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
-        "REASON", "UNDER",
+        "REASON", "UNDER", "SLOT",
     )  # fmt: skip
     story = list(_story(state))
     if not story and not sys.stdout.isatty():
@@ -82,6 +82,8 @@ def show(
 @click.pass_obj
 def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool) -> int:
     """Print whether NAME is free, held, shared or waited for.
+
+    If it has slots, lockctl prints how many are taken.
 
     lockctl exits with 0 if NAME is free, and with 1 if it has a holder or a waiter. It
     exits with 64 if NAME is the path of a file that does not exist. It takes no lock
@@ -259,6 +261,7 @@ def _holders(found: Thing, name: str | None) -> Iterator[Cells]:
 def _holding(holder: Thing, state: str) -> dict[str, Any]:
     return cells_of(holder) | {
         "STATE": state,
+        "SLOT": holder.get("slot"),
         "FOR": holder["held_for"],
         "TOKEN": holder["fencing_token"],
     }

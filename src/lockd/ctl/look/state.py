@@ -25,7 +25,7 @@ from lockd.ctl.render import (
 from lockd.errors import CodedError
 from lockd.names import plain, quoted
 from lockd.procs import ancestors_of
-from lockd.terms import DIRECT_LOCKSPACE, SHARED, ResourceKey
+from lockd.terms import DIRECT_LOCKSPACE, SHARED, SLOT, ResourceKey
 from lockd.text import duration
 
 #: Seconds after which the time of day is shown too.
@@ -62,7 +62,14 @@ class State(NamedTuple):
         """Its state in one word or two."""
         if not self.is_held:
             return "waited for" if self._is_waited_for else "free"
+        if self._modes == {SLOT}:
+            return f"{self._taken} taken"
         return "shared" if self._modes == {SHARED} else "held"
+
+    @property
+    def _taken(self) -> str:
+        """How many slots are taken."""
+        return f"{self.resource['holder_count']} of {self.resource['slots']} slots"
 
     @property
     def holders(self) -> list[Thing]:
@@ -100,6 +107,8 @@ class State(NamedTuple):
         more = f" and {others} more" if others else ""
         why = f" ({plain(said)})" if (said := purpose(holder)) else ""
         held = f"held for {duration(holder['held_for'])}"
+        if holder.get("slot") is not None:  # an older daemon does not send it
+            held = f"{self._taken} taken, the first {held}"
         if holder["held_for"] >= _LONG:
             held += f", since {since(holder['since'])},"
         name = (

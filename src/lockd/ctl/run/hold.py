@@ -11,13 +11,18 @@ import signal
 import click
 
 from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
-from lockd.ctl.options import common_lockspace, meant, note_files, of_holder
+from lockd.ctl.options import (
+    common_lockspace,
+    meant,
+    mode_of,
+    note_files,
+    of_holder,
+)
 from lockd.ctl.render import say
 from lockd.ctl.run.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify
-from lockd.terms import EXCLUSIVE, SHARED
 from lockd.text import duration
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,6 +57,8 @@ def hold(
     names: tuple[str, ...],
     lockspace: str | None,
     shared: bool,
+    slots: int | None,
+    slot: bool,
     timeout: float | None,
     max_waiting: int | None,
     max_hold: int | None,
@@ -62,8 +69,9 @@ def hold(
     """Hold the lock NAME until SIGTERM, SIGINT or SIGHUP, then release it.
 
     lockctl takes several NAMEs together or none of them. When the lock is granted,
-    lockctl prints "held" and tells the service manager that the service is ready. If
-    the lock is lost, lockctl prints the reason and exits.
+    lockctl prints "held" and tells the service manager that the service is ready. For a
+    slot it prints "held slot 2 of 4". If the lock is lost, lockctl prints the reason
+    and exits.
     """
     keys = [meant(name, lockspace) for name in names]
     note_files(names, lockspace)
@@ -73,7 +81,7 @@ def hold(
     session.acquire(
         [key.resource for key in keys],
         common_lockspace(keys),
-        mode=SHARED if shared else EXCLUSIVE,
+        **mode_of(names, shared=shared, slots=slots, slot=slot),
         timeout=timeout,
         max_waiting=max_waiting,
         max_hold=max_hold,
@@ -84,8 +92,11 @@ def hold(
     )
     told_to_stop = _wakeup_descriptor()
     tokens = ", ".join(str(grant.fencing_token) for grant in session.grants)
-    notify(f"READY=1\nSTATUS=holds {shown}, fencing token {tokens}")
-    click.echo("held")
+    first = session.grants[0]
+    which = "" if first.slot is None else f" slot {first.slot} of {first.slots}"
+    of = f"{which} of".lstrip() + " " if which else ""
+    notify(f"READY=1\nSTATUS=holds {of}{shown}, fencing token {tokens}")
+    click.echo(f"held{which}")
     poll = select.poll()
     poll.register(session.fileno(), select.POLLIN)
     poll.register(told_to_stop, select.POLLIN)

@@ -13,14 +13,15 @@ from lockd.ctl.options import (
     at_most_waiting,
     common_lockspace,
     in_lockspace,
+    in_slots,
     meant,
+    mode_of,
     note_files,
     seconds,
     span,
 )
 from lockd.ctl.run.under_lock import Plan, Run
 from lockd.names import plain, quoted
-from lockd.terms import EXCLUSIVE, SHARED
 
 _NAME_LENGTH = 60
 
@@ -40,6 +41,7 @@ _EXAMPLES = [
     ("lockctl run -s -w 10 site -c 'ls | wc -l'", "share; wait at most 10 s"),
     ("lockctl run cert dns -- ./renew.sh", "lock both, or wait for both"),
     ("lockctl run /srv/a.img -- fsck /srv/a.img", "lock a file"),
+    ("lockctl run --slots 4 gpu -- ./train.sh", "at most four at once"),
 ]
 
 
@@ -91,6 +93,8 @@ class _RunCommand(click.Command):
                         "`died`, `broken` or `failed`, if the last hold did not end "
                         "well; else not set",
                     ),
+                    ("LOCKD_SLOT", "with slots: which one it is, from 0"),
+                    ("LOCKD_SLOTS", "with slots: how many there are"),
                     ("LOCKD_SOCKET", "the daemon's socket"),
                 ]
             )
@@ -111,6 +115,7 @@ def _find_dashes(args: list[str], start: int) -> int:
 @click.option(
     "-x", "-e", "--exclusive", is_flag=True, help="Exclude all others (the default)."
 )
+@in_slots
 @click.option(
     "-n", "--nb", "--nonblock", "nonblock", is_flag=True,
     help="Do not wait; the same as -w 0.",
@@ -185,6 +190,8 @@ def run(
     lockspace: str | None,
     shared: bool,
     exclusive: bool,
+    slots: int | None,
+    slot: bool,
     nonblock: bool,
     timeout: float | None,
     script: str | None,
@@ -209,6 +216,9 @@ def run(
     """
     if shared and exclusive:
         raise click.UsageError("a lock is either --shared or --exclusive")
+    if exclusive and (slots or slot):
+        raise click.UsageError("a lock in a slot is not --exclusive")
+    how = mode_of(names, shared=shared, slots=slots, slot=slot)
     if no_fork and close:
         raise click.UsageError(
             "--close does not work with --no-fork: COMMAND itself holds the lock then"
@@ -230,7 +240,7 @@ def run(
         socket=socket,
         lockspace=common_lockspace(keys),
         names=tuple(key.resource for key in keys),
-        mode=SHARED if shared else EXCLUSIVE,
+        **how,
         timeout=0 if nonblock else timeout,
         words=words,
         owner=owner or called,

@@ -62,13 +62,15 @@ class Session:
         inheritable: bool | None = None,
         whole: bool | None = None,
         max_hold: int | None = None,
+        slots: int | None = None,
     ) -> None:
         """Connects, registers the owner, and waits for all locks.
 
         Args:
             names: the resources.
             lockspace: their lockspace.
-            mode: "exclusive" or "shared".
+            mode: "exclusive", "shared" or "slot".
+            slots: how many slots there are; True: as many as others say.
             timeout: seconds to wait; None waits without a limit.
             whole: whether to lock every byte of files.
             max_hold: seconds after which the locks are overdue; None: never.
@@ -95,6 +97,7 @@ class Session:
             max_waiting=max_waiting,
             whole=whole,
             max_hold=max_hold,
+            slots=slots,
             label=label,
             reason=reason,
         )
@@ -199,7 +202,7 @@ class Session:
             except RequestError:  # this user may not look
                 continue
             for holder in found["holders"]:
-                excludes = EXCLUSIVE in (mode, holder["mode"])
+                excludes = mode != holder["mode"] or mode == EXCLUSIVE
                 if excludes and holder["fencing_token"] in around:
                     raise AlreadyHeldError(
                         f"the command that runs this one already holds {quoted(name)} "

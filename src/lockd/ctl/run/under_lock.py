@@ -53,6 +53,7 @@ class Plan(NamedTuple):
     lockspace: str
     names: tuple[str, ...]
     mode: Mode
+    slots: int | None
     timeout: float | None
     max_waiting: int | None
     whole: bool
@@ -136,6 +137,7 @@ class Run:
                 plan.names,
                 plan.lockspace,
                 mode=plan.mode,
+                slots=plan.slots,
                 timeout=plan.timeout,
                 max_waiting=plan.max_waiting,
                 whole=plan.whole or None,
@@ -149,9 +151,10 @@ class Run:
         if plan.verbose:
             first = self._session.grants[0]
             names = ", ".join(quoted(name) for name in plan.names)
+            slot = "" if first.slot is None else f", slot {first.slot} of {first.slots}"
             say(
                 f"got {names} after {first.waited:.3f} s, "
-                f"fencing token {first.fencing_token}"
+                f"fencing token {first.fencing_token}{slot}"
             )
 
     def _remind(self, pid: int) -> None:
@@ -176,6 +179,10 @@ class Run:
             "LOCKD_SOCKET": self._session.socket,
             within.VARIABLE: self._session.within(),
         }
+        if grants[0].slot is not None:
+            # Without slots, those of a command around this one stay.
+            found |= {"LOCKD_SLOT": f"{grants[0].slot}"}
+            found |= {"LOCKD_SLOTS": f"{grants[0].slots}"}
         troubles = [_trouble(grant) for grant in grants]
         return found | ({PREVIOUS: "\n".join(troubles)} if any(troubles) else {})
 
@@ -296,6 +303,8 @@ class Run:
             "names": self._plan.names,
             "fencing_token": grants[0].fencing_token if grants else None,
             "fencing_tokens": [grant.fencing_token for grant in grants],
+            "slot": grants[0].slot if grants else None,
+            "slots": grants[0].slots if grants else None,
             "waited": grants[0].waited if grants else None,
             "held": self._held,
         }

@@ -57,6 +57,7 @@ class LockStatus:
         holder_count: the number of holders; some may be unknown.
         waiter_count: the number of waiters.
         outside: the process that locks its file outside lockd, if the daemon knows it.
+        slots: how many slots it has; None if nobody uses one, or if it is unknown.
         last: its last holder (7.4), after a query.
         asked: the time of the daemon's last answer about it.
         heard: the time of its last event.
@@ -71,6 +72,7 @@ class LockStatus:
         "key",
         "last",
         "outside",
+        "slots",
         "vague",
         "waiter_count",
         "waiters",
@@ -83,6 +85,7 @@ class LockStatus:
         self.holder_count = 0
         self.waiter_count = 0
         self.outside: Thing | None = None
+        self.slots: int | None = None
         self.last: Thing | None = None
         self.asked = self.heard = 0.0
         self.vague = True
@@ -141,6 +144,7 @@ class Board:
         lock.holder_count = told["holder_count"]
         lock.waiter_count = told["waiter_count"]
         lock.outside = told.get("outside")
+        lock.slots = told.get("slots")  # an older daemon does not send it
         lock.asked, lock.vague = now, False
         if "last_holder" in told:
             lock.last = told["last_holder"]
@@ -251,6 +255,7 @@ class Board:
         if event["fencing_token"] not in tokens:
             lock.holders.append(Party(event, now))
             lock.holder_count += 1
+            lock.slots = event.get("slots")
 
     def _leave_queue(self, lock: LockStatus, session: int) -> Party | None:
         for waiter in lock.waiters:

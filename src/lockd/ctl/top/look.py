@@ -12,7 +12,7 @@ from lockd.ctl.render import Thing, obstacle, ordinal
 from lockd.ctl.table import cells_of, text_of
 from lockd.ctl.top.dialogs import Showing
 from lockd.ctl.top.follower import Follower
-from lockd.ctl.top.tables import Row, picked
+from lockd.ctl.top.tables import Row, mode_in_slot, picked
 from lockd.errors import LockdError
 from lockd.names import plain
 from lockd.terms import ResourceKey
@@ -87,6 +87,8 @@ class Look(Showing):
 
     def _told(self, found: Thing) -> str:
         by = str(found["holder_count"])
+        if found.get("slots") and found["holder_count"]:
+            by += f" of {found['slots']}"
         if not found["holders"] and found["outside"]:
             by = obstacle(found["outside"])
         parts = [f"held by {by}, waited for by {found['waiter_count']}"]
@@ -119,7 +121,8 @@ def _parties(key: ResourceKey, found: Thing) -> list[Row]:
     for holder in found["holders"]:
         token = holder["fencing_token"]
         act = {"STATE": "holds", "FOR": holder["held_for"], "TOKEN": token}
-        rows.append(Row(("holds", token), cells_of(holder) | act, key, holder))
+        cells = cells_of(holder) | act | mode_in_slot(holder)
+        rows.append(Row(("holds", token), cells, key, holder))
     for place, waiter in enumerate(found["waiters"], 1):
         state = "converts" if waiter["converting"] else f"{ordinal(place)} waits"
         cells = cells_of(waiter) | {"STATE": state, "FOR": waiter["waited"]}

@@ -11,7 +11,14 @@ from rich.cells import cell_len, set_cell_size
 from lockd.ctl.render import Thing, held_by, is_overdue
 from lockd.ctl.table import COLUMNS, Column, cells_of, cut, text_of
 from lockd.ctl.top.board import Board, LockStatus
-from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, SHARED, ResourceKey
+from lockd.terms import (
+    DEFAULT_LOCKSPACE,
+    DIRECT_LOCKSPACE,
+    EXCLUSIVE,
+    SHARED,
+    SLOT,
+    ResourceKey,
+)
 
 
 class Row(NamedTuple):
@@ -163,9 +170,16 @@ def _holds(board: Board, now: float) -> Iterator[Row]:
                 "OVER": over or None,
                 "WAIT": lock.waiter_count or None,
             }
+            cells |= mode_in_slot(holder.told)
             row_id = (lock.key, holder.told["fencing_token"])
             mark = "!" if over or is_overdue(holder.told) else " "
             yield Row(row_id, cells, lock.key, holder.told, mark)
+
+
+def mode_in_slot(holder: Thing) -> dict[str, str]:
+    """Returns the cell for the mode of a holder that has a slot."""
+    slot = holder.get("slot")  # an older daemon does not send it
+    return {} if slot is None else {"MODE": f"{SLOT} {slot}"}
 
 
 def _sessions(board: Board, now: float) -> Iterator[Row]:
@@ -182,6 +196,8 @@ def _sessions(board: Board, now: float) -> Iterator[Row]:
 
 def _holders(lock: LockStatus) -> str | None:
     first = lock.holders[0].told if lock.holders else None
+    if first is not None and first.get("mode") == SLOT and lock.slots is not None:
+        return f"{lock.holder_count} of {lock.slots}: {first['name']}"
     return held_by(first, lock.holder_count, lock.outside)
 
 
@@ -205,7 +221,7 @@ def _as_shown(wanted: str | tuple[str, int]) -> Column:
 
 
 def _short(mode: str) -> str:
-    return "shared" if mode == SHARED else "excl"
+    return {SHARED: "shared", EXCLUSIVE: "excl"}.get(mode, mode)
 
 
 TABLES: Final = (

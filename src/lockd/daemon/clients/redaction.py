@@ -50,6 +50,9 @@ class Redaction:
                 situation=self.situation(situation, peer),
                 cycle=tuple(self._edge(x, peer) for x in effect.cycle),
             )
+        if effect.mismatch is not None:
+            mismatch = replace(effect.mismatch, owner=None)
+            return replace(effect, situation=None, mismatch=mismatch)
         said = _CODES.get(effect.code, "{} is held or waited for")
         message = said.format(quoted(str(situation.key)))
         if effect.code != "busy":

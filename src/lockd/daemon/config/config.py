@@ -23,10 +23,17 @@ from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
 from lockd.lockspaces.places import make_directory
-from lockd.names import check_lockspace_name, plain, quoted
+from lockd.names import (
+    MAX_NAME_BYTES,
+    check_lockspace_name,
+    check_text,
+    plain,
+    quoted,
+)
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     DIRECT_LOCKSPACE,
+    MOST_SLOTS,
     Kind,
     OnDisconnect,
     OnOverdue,
@@ -40,6 +47,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 ManyBytes = Annotated[int, Meta(ge=2**24, le=2**34)]
+SlotCount = Annotated[int, Meta(ge=1, le=MOST_SLOTS)]
 Duration = Annotated[float, Meta(gt=0, le=86_400)]
 """Seconds."""
 
@@ -126,6 +134,7 @@ class LockspaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_hold: Threshold = 0.0
     on_overdue: OnOverdue = "notice"
     outside: Outside = "file"
+    slots: dict[str, SlotCount] = {}
 
 
 BUILT_IN: Final = {
@@ -285,6 +294,12 @@ def _problems_of_lockspace(name: str, table: dict[str, Any]) -> list[str]:
             raise ConfigError(
                 f'kind "{table["kind"]}" has no "outside": only "direct" has it'
             )
+        if table.get("slots") and table["kind"] != "memory":
+            raise ConfigError(
+                f'kind "{table["kind"]}" has no "slots": only "memory" has them'
+            )
+        for pattern in table.get("slots", ()):
+            check_text(pattern, "pattern of slots", MAX_NAME_BYTES)
     except (InvalidRequestError, ConfigError) as error:
         wrong.append(str(error))
     for key, find in (("allow_users", user_ids), ("allow_groups", group_ids)):

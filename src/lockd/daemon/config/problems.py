@@ -59,8 +59,9 @@ def _problems_of_value(
         if not isinstance(value, dict):
             yield f"[{inner}]: must be a table, not {_shown(value)}"
             return
-        for name, table in value.items():
-            yield from find(table, get_args(type_)[1], f"[{inner}.{plain(name)}]")
+        of = get_args(type_)[1]
+        for name, each in value.items():
+            yield from _problems_of_value(each, of, plain(name), f"[{inner}]")
     else:
         try:
             msgspec.convert(value, type_)

@@ -36,7 +36,7 @@ from lockd.protocol.methods import (
     ListSessionsParams,
     ListWaitersParams,
 )
-from lockd.terms import SHARED, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, Mode, ResourceKey
 
 Map = dict[str, Any]
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def _resource(
     shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
     outside = situation.outside
     shown["outside"] = None if outside is None else views.outside(outside)
-    if named and found.mode == SHARED:
+    if named and found.mode != EXCLUSIVE:
         # Show those of many holders that match.
         meant = (
             grant

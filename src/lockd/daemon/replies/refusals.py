@@ -50,6 +50,14 @@ def not_whole(space: Lockspace) -> InvalidRequestError:
     )
 
 
+def no_slots(space: Lockspace) -> InvalidRequestError:
+    """Returns the error for a slot in a lockspace with files."""
+    return InvalidRequestError(
+        f"lockspace {quoted(space.name)} has no slots, because it locks files: "
+        'use a lockspace of kind "memory", such as `default`'
+    )
+
+
 def exists(space: Lockspace) -> AlreadyExistsError:
     """Returns the error for a lockspace that already exists."""
     return AlreadyExistsError(

@@ -5,10 +5,10 @@ from itertools import chain
 from typing import Final
 
 from lockd.engine.commands import Owner
-from lockd.engine.effects import Grant, Refused, Situation, WaitEdge
+from lockd.engine.effects import Grant, Mismatch, Refused, Situation, WaitEdge
 from lockd.names import plain, quoted
-from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
-from lockd.text import duration, exact_duration
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, OutsideHolder
+from lockd.text import counted, duration, exact_duration
 
 NAMED: Final = 3
 """How many holders a sentence names."""
@@ -41,6 +41,12 @@ _OWN_LOCK: Final = (
 )
 
 
+_ONE_SLOT: Final = (
+    "each thread, task or command holds one slot at most: release it first, or ask "
+    "from another one"
+)
+
+
 _INSIDE: Final = (
     "take the lock in one place only, or unset LOCKD_WITHIN for a program whose end "
     "nobody waits for"
@@ -60,6 +66,8 @@ def sentence(
         pid: the process that is refused.
     """
     parts = [refused.message]
+    if refused.mismatch is not None:
+        return _other_slots(refused.mismatch)
     if refused.situation is not None:
         parts = _explanation(refused, refused.situation, now)
     if _has_locked_it(refused.outside, pid):
@@ -69,8 +77,16 @@ def sentence(
     elif advises and any(edge.inside is not None for edge in refused.cycle):
         parts.append(_INSIDE)
     elif advises:
-        parts.append(NEXT_STEPS.get(refused.code, ""))
+        parts.append(_next_step(refused))
     return "; ".join(filter(None, parts))
+
+
+def _next_step(refused: Refused) -> str:
+    found = refused.situation
+    has_slots = found is not None and found.slots is not None
+    if has_slots and refused.code == "already_held":
+        return _ONE_SLOT
+    return NEXT_STEPS.get(refused.code, "")
 
 
 def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:
@@ -80,11 +96,29 @@ def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:
     )
 
 
+def _other_slots(found: Mismatch) -> str:
+    name = quoted(str(found.key))
+    if found.slots is None:
+        return (
+            f"nobody has said how many slots {name} has: ask for a number of them, "
+            "or configure it"
+        )
+    why = ""
+    if found.configured:
+        why = " (as configured)"
+    elif found.owner is not None:
+        why = f" ({plain(found.owner.name)}, pid {found.owner.pid}, said so)"
+    return (
+        f"{name} has {counted(found.slots, 'slot')}{why}; {found.asked} were asked "
+        f"for; ask for {found.slots}, or give no number"
+    )
+
+
 def unchangeable(found: Situation, now: float) -> str:
     """Returns the sentence for a file that cannot change because it is in use."""
     parts = [f"the file of {quoted(str(found.key))} is in use"]
     if found.holder_count:
-        parts.append(f"it is {_held(found, now)}")
+        parts.append(_is_held(found, "it", now))
     if found.waiter_count:
         parts.append(_waiting(found, "it"))
     return "; ".join([*parts, "try again when nobody holds it or waits for it"])
@@ -106,7 +140,7 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
     if refused.cycle:
         parts.append(_circle(refused.cycle))
     elif situation.holder_count:
-        parts.append(f"{name} is {_held(situation, now)}")
+        parts.append(_is_held(situation, name, now))
         name = "it"
     if outside := refused.outside or situation.outside:
         parts.append(f"{name} is {_held_outside(outside)}")
@@ -119,7 +153,7 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
 def where(found: Situation, now: float) -> str:
     """Returns the holder of a resource, for a sentence."""
     if found.holder_count:
-        return _held(found, now)
+        return f"held {_by(found, now)}"
     if found.outside is not None:
         return _held_outside(found.outside)
     return "held by nobody in lockd"
@@ -131,11 +165,27 @@ def _label(found: Situation) -> str | None:
     return next(filter(None, labels), None)
 
 
-def _held(found: Situation, now: float) -> str:
+def _is_held(found: Situation, name: str, now: float) -> str:
+    """Returns who holds a resource, as a sentence."""
+    if found.holders[0].mode != SLOT:
+        return f"{name} is held {_by(found, now)}"
+    taken = f"{found.holder_count} of {found.slots} slots taken"
+    return f"{name} has {taken} by {_holders(found, now)}"
+
+
+def _by(found: Situation, now: float) -> str:
+    mode = found.holders[0].mode
+    adverb = f"in {found.holder_count} of {found.slots} slots"
+    if mode != SLOT:
+        adverb = how(mode)
+    return f"{adverb} by {_holders(found, now)}"
+
+
+def _holders(found: Situation, now: float) -> str:
     holders = [_holder(grant, now) for grant in found.holders[:NAMED]]
     if found.holder_count > NAMED:
         holders.append(f"{found.holder_count - NAMED} more")
-    return f"held {how(found.holders[0].mode)} by {', '.join(holders)}"
+    return ", ".join(holders)
 
 
 def _holder(grant: Grant, now: float) -> str:
@@ -150,6 +200,11 @@ def _waiting(found: Situation, name: str) -> str:
     return f"{found.waiter_count} wait for {name}, first {first}"
 
 
+_ADVERBS: Final[Mapping[Mode, str]] = {
+    EXCLUSIVE: "exclusively",
+    SHARED: "shared",
+    SLOT: "in a slot",
+}
 _IN_USE: Final = {"qemu": "QEMU", "sqlite": "SQLite"}
 _WORKS: Final[Mapping[Mode, str]] = {EXCLUSIVE: "it writes", SHARED: "it reads"}
 
@@ -193,7 +248,7 @@ def _wanted(edge: WaitEdge) -> str:
 
 def how(mode: Mode) -> str:
     """Returns the adverb for a mode."""
-    return "exclusively" if mode == EXCLUSIVE else "shared"
+    return _ADVERBS[mode]
 
 
 def called(owner: Owner) -> str:

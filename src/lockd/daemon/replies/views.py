@@ -28,13 +28,16 @@ IN_LIST = 4
 
 def grant_result(grant: Grant, waited: float) -> Map:
     """Returns a grant as the answer to its request (protocol 7.11)."""
-    return {
+    found: Map = {
         "lockspace": grant.key.lockspace,
         "resource": grant.key.resource,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "waited": waited,
     }
+    if grant.slot is not None:
+        found |= {"slot": grant.slot, "slots": grant.slots}
+    return found
 
 
 def previous(last: LastHolder, now: float, *, named: bool) -> Map:
@@ -98,6 +101,7 @@ def holder(
     return found | {
         "strand": grant.strand,
         "mode": grant.mode,
+        "slot": grant.slot,
         "fencing_token": grant.fencing_token,
         "count": grant.count,
         "since": wall_time(grant.since, now),
@@ -160,6 +164,7 @@ def situation(
         "holder_count": found.holder_count,
         "waiters": [waiter(waiting, now, look) for waiting in found.waiters[:most]],
         "waiter_count": found.waiter_count,
+        "slots": found.slots,
     }
 
 

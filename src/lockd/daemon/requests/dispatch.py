@@ -45,7 +45,15 @@ from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
 from lockd.protocol.connection import MethodCall
-from lockd.terms import EXCLUSIVE, SHARED, Kind, Mode, OnDisconnect, ResourceKey
+from lockd.terms import (
+    EXCLUSIVE,
+    SHARED,
+    SLOT,
+    Kind,
+    Mode,
+    OnDisconnect,
+    ResourceKey,
+)
 from lockd.text import duration
 
 logger = logging.getLogger(__name__)
@@ -53,6 +61,7 @@ logger = logging.getLogger(__name__)
 _OPERATION_OF_MODE: Final[dict[Mode, Operation]] = {
     EXCLUSIVE: "acquire",
     SHARED: "share",
+    SLOT: "acquire",
 }
 
 
@@ -197,6 +206,8 @@ class Dispatcher:
             check_files(peer, space, keys, mode)
         elif params.whole:
             raise refusals.not_whole(space)
+        if mode == SLOT and space.anchored:
+            raise refusals.no_slots(space)
         label, reason = params.label, params.reason
         waits = 0 not in (params.timeout, params.max_waiting)
         self._limiter.check_acquire(peer.session, keys, label, reason, waits=waits)
@@ -217,6 +228,8 @@ class Dispatcher:
                 bool(params.whole),
                 params.max_hold,
                 bool(params.wanted),
+                # True stands for as many as there are.
+                None if params.slots is True else params.slots,
             )
         )
 

@@ -122,10 +122,14 @@ class Runtime:
         self._counts.space(lockspace.name)
         if lockspace.anchored:
             self._file_lockspaces.append(lockspace)
-        known = self.engine.lockspaces.get(lockspace.name)
-        said = lockspace.name, lockspace.anchored, lockspace.on_disconnect
-        limits = (known.max_hold, known.on_overdue) if known else (None, "notice")
-        self.carry_out(c.AddLockspace(*said, *limits))
+        name, fate = lockspace.name, lockspace.on_disconnect
+        known = self.engine.lockspaces.get(name) or c.AddLockspace(name, anchored=False)
+        self.carry_out(replace(known, anchored=lockspace.anchored, on_disconnect=fate))
+
+    def change_lockspace(self, changed: c.AddLockspace) -> None:
+        """Tells the lock table what is configured for a lockspace now."""
+        self.carry_out(changed)
+        self._on_turn()
 
     def is_unused(self, name: str) -> bool:
         """Returns whether a lockspace has no holders, waiters or open anchors."""

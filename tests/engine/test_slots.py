@@ -1,0 +1,479 @@
+"""Slots: N numbered places of one resource."""
+
+from functools import partial
+from random import Random
+
+import pytest
+
+from engine.scene import (
+    ALICE,
+    BOB,
+    CARD,
+    CAROL,
+    CAST,
+    DAVE,
+    DISK,
+    TAPE,
+    acquire,
+    convert,
+    grant,
+    granted,
+    owner,
+    queued,
+    refusal,
+    release,
+)
+from engine.snapshots import dump
+from engine.test_waitgraph import steps_of
+from lockd.engine import records, snapshot
+from lockd.engine.commands import (
+    Acquire,
+    AddLockspace,
+    CloseSession,
+    EnterGrants,
+    OpenSession,
+    Tick,
+)
+from lockd.engine.effects import Effect, Granted, Mismatch, Refused, WaitEdge
+from lockd.engine.invariants import check
+from lockd.engine.lock_engine import LockEngine
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
+
+EVE, FRED = 5, 6
+
+
+@pytest.fixture(autouse=True)
+def more(engine: LockEngine) -> None:
+    for session, name in ((EVE, "eve"), (FRED, "fred")):
+        engine.handle(OpenSession(session, owner(name, session)), now=0.0)
+
+
+def take(
+    engine: LockEngine,
+    session: int,
+    request: int,
+    slots: int | None = 2,
+    key: ResourceKey = DISK,
+    **more: float,
+) -> list[Effect]:
+    effects = acquire(engine, session, request, key, mode=SLOT, slots=slots, **more)
+    check(engine)
+    return effects
+
+
+def slot_of(effects: list[Effect]) -> int | None:
+    found = [x for x in effects if isinstance(x, Granted)]
+    return found[0].grants[0].slot if found else None
+
+
+def configure(engine: LockEngine, *slots: tuple[str, int]) -> list[Effect]:
+    command = AddLockspace("memory", anchored=False, slots=slots)
+    effects = engine.handle(command, now=0.0)
+    check(engine)
+    return effects
+
+
+in_line = partial(queued, mode=SLOT)
+
+
+# Numbers.
+
+
+def test_each_holder_has_the_lowest_free_slot(engine: LockEngine) -> None:
+    found = grant(DISK, ALICE, 1, SLOT, slot=0, slots=2)
+    assert take(engine, ALICE, 1) == [granted(ALICE, 1, found)]
+    found = grant(DISK, BOB, 2, SLOT, slot=1, slots=2)
+    assert take(engine, BOB, 1) == [granted(BOB, 1, found)]
+    assert take(engine, CAROL, 1) == [in_line(CAROL, 1, DISK)]
+    found = grant(DISK, CAROL, 3, SLOT, slot=0, slots=2)
+    assert granted(CAROL, 1, found) in release(engine, ALICE, 2, DISK)
+    assert engine.situation(DISK).slots == 2
+
+
+def test_slot_in_the_middle_is_given_again(engine: LockEngine) -> None:
+    for session in (ALICE, BOB, CAROL):
+        take(engine, session, 1, 4)
+    release(engine, BOB, 2, DISK)
+    assert [slot_of(take(engine, x, 3, 4)) for x in (DAVE, EVE, FRED)] == [1, 3, None]
+
+
+def test_several_waiters_get_the_slots_that_a_release_frees(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    for session in (BOB, CAROL, DAVE):
+        take(engine, session, 1)
+    found = [x for x in release(engine, ALICE, 2, DISK) if isinstance(x, Granted)]
+    assert [(x.session, x.grants[0].slot) for x in found] == [(BOB, 0), (CAROL, 1)]
+
+
+def test_strand_has_one_slot(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    refused = refusal(take(engine, ALICE, 2))
+    assert refused.code == "already_held"
+    # Another strand of its session may have the next one.
+    assert slot_of(acquire(engine, ALICE, 3, DISK, mode=SLOT, slots=2, strand=1)) == 1
+
+
+def test_strand_waits_for_one_slot(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 1)
+    take(engine, BOB, 1, 1)
+    assert refusal(take(engine, BOB, 2, 1)).code == "already_held"
+
+
+def test_there_may_be_a_thousand_slots(engine: LockEngine) -> None:
+    for number in range(1024):
+        effects = acquire(
+            engine, ALICE, number, DISK, mode=SLOT, slots=1024, strand=number + 1
+        )
+        assert slot_of(effects) == number
+    assert take(engine, BOB, 1, 1024) == [in_line(BOB, 1, DISK)]
+
+
+# Other modes.
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_slot_excludes_every_other_mode(engine: LockEngine, mode: Mode) -> None:
+    take(engine, ALICE, 1)
+    assert acquire(engine, BOB, 1, DISK, mode=mode) == [queued(BOB, 1, DISK, mode=mode)]
+    release(engine, ALICE, 2, DISK)
+    check(engine)
+    assert take(engine, CAROL, 1) == [in_line(CAROL, 1, DISK)]
+    assert slot_of(release(engine, BOB, 2, DISK)) == 0
+
+
+def test_nobody_overtakes_who_waits_to_have_it_alone(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    acquire(engine, BOB, 1, DISK)
+    assert take(engine, CAROL, 1) == [in_line(CAROL, 1, DISK)]
+    assert refusal(take(engine, DAVE, 1, timeout=0)).code == "busy"
+    release(engine, ALICE, 2, DISK)
+    assert [x.session for x in engine.holders(DISK)] == [BOB]
+    release(engine, BOB, 2, DISK)
+    assert [x.session for x in engine.holders(DISK)] == [CAROL]
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"), [(SLOT, EXCLUSIVE), (SLOT, SLOT), (EXCLUSIVE, SLOT)]
+)
+def test_slot_is_never_converted(engine: LockEngine, held: Mode, wanted: Mode) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=held, slots=2)
+    refused = refusal(convert(engine, ALICE, 2, DISK, wanted))
+    assert refused.code == "invalid"
+    assert "cannot be converted from or to a slot" in refused.message
+
+
+# How many there are.
+
+
+def test_first_who_asks_says_how_many_there_are(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 4)
+    refused = refusal(take(engine, BOB, 1, 3))
+    assert refused.code == "invalid"
+    assert refused.mismatch == Mismatch(DISK, 3, 4, owner("alice", ALICE))
+    assert slot_of(take(engine, BOB, 2, None)) == 1
+    assert slot_of(take(engine, CAROL, 1, 4)) == 2
+
+
+def test_who_waits_has_said_how_many_there_are(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    acquire(engine, DAVE, 1, DISK, mode=SHARED)
+    take(engine, BOB, 1, 4)
+    refused = refusal(take(engine, CAROL, 1, 3))
+    assert refused.mismatch == Mismatch(DISK, 3, 4, owner("bob", BOB))
+
+
+def test_nobody_has_said_how_many_there_are(engine: LockEngine) -> None:
+    refused = refusal(take(engine, ALICE, 1, None))
+    assert (refused.code, refused.mismatch) == ("invalid", Mismatch(DISK, None, None))
+    assert engine.resources == {}
+
+
+def test_how_many_there_were_is_forgotten_with_the_last(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 4)
+    acquire(engine, BOB, 1, DISK)
+    release(engine, ALICE, 2, DISK)
+    assert engine.situation(DISK).slots is None
+    # Bob holds it, but no slot of it.
+    assert take(engine, CAROL, 1, 3) == [in_line(CAROL, 1, DISK)]
+    assert engine.situation(DISK).slots == 3
+    engine.handle(CloseSession(CAROL), now=0.0)
+    assert take(engine, DAVE, 1, 2) == [in_line(DAVE, 1, DISK)]
+
+
+def test_waiter_that_gives_up_leaves_no_number_behind(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    take(engine, BOB, 1, 4, timeout=1.0)
+    engine.handle(Tick(), now=1.0)
+    check(engine)
+    assert engine.situation(DISK).slots is None
+
+
+# The configuration.
+
+
+def test_first_pattern_that_matches_counts(engine: LockEngine) -> None:
+    configure(engine, ("disk", 3), ("d*", 1), ("t?pe", 2))
+    assert [slot_of(take(engine, x, 1, None)) for x in (ALICE, BOB)] == [0, 1]
+    refused = refusal(take(engine, CAROL, 1, 1))
+    assert refused.mismatch == Mismatch(DISK, 1, 3, None, True)
+    assert refusal(take(engine, CAROL, 2, 3, TAPE)).mismatch == Mismatch(
+        TAPE, 3, 2, None, True
+    )
+    assert slot_of(take(engine, CAROL, 3, 5, CARD)) == 0
+
+
+def test_fewer_slots_take_nothing_away(engine: LockEngine) -> None:
+    configure(engine, ("disk", 3))
+    for session in (ALICE, BOB, CAROL, DAVE):
+        take(engine, session, 1, None)
+    assert configure(engine, ("disk", 2)) == []
+    assert [(x.slot, x.slots) for x in engine.holders(DISK)] == [(0, 2), (1, 2), (2, 2)]
+    # The greatest number is free now, but not given again.
+    assert slot_of(release(engine, CAROL, 2, DISK)) is None
+    assert slot_of(release(engine, BOB, 2, DISK)) == 1
+
+
+def test_more_slots_are_given_at_once(engine: LockEngine) -> None:
+    for session in (ALICE, BOB, CAROL):
+        take(engine, session, 1, 1)
+    found = [x for x in configure(engine, ("*", 4)) if isinstance(x, Granted)]
+    assert [(x.session, x.grants[0].slot) for x in found] == [(BOB, 1), (CAROL, 2)]
+    assert {x.grants[0].slots for x in found} == {4}
+
+
+def test_number_stays_when_it_is_not_configured_any_more(engine: LockEngine) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    configure(engine)
+    refused = refusal(take(engine, BOB, 1, 3))
+    assert refused.mismatch == Mismatch(DISK, 3, 2, owner("alice", ALICE))
+    release(engine, ALICE, 2, DISK)
+    assert slot_of(take(engine, BOB, 2, 3)) == 0
+
+
+def test_other_lockspace_keeps_its_slots(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 2)
+    engine.handle(AddLockspace("guarded", False, "kill", slots=(("*", 1),)), now=0.0)
+    assert engine.situation(DISK).slots == 2
+
+
+# Deadlocks.
+
+
+def wait(session: int, key: ResourceKey) -> WaitEdge:
+    return WaitEdge(owner(CAST[session], session), session, key)
+
+
+def test_who_waits_for_any_slot_does_not_wait_for_all(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    acquire(engine, BOB, 1, TAPE)
+    take(engine, CAROL, 1)
+    assert acquire(engine, ALICE, 2, TAPE) == [queued(ALICE, 2, TAPE)]
+    # Carol waits for nothing and will leave her slot.
+    assert take(engine, BOB, 2) == [in_line(BOB, 2, DISK)]
+    assert slot_of(release(engine, CAROL, 2, DISK)) == 1
+
+
+def test_all_who_have_slots_wait_for_who_wants_one(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    acquire(engine, BOB, 1, TAPE)
+    take(engine, CAROL, 1)
+    acquire(engine, ALICE, 2, TAPE)
+    take(engine, BOB, 2)
+    refused = refusal(acquire(engine, CAROL, 2, TAPE))
+    assert refused.code == "deadlock"
+    assert refused.cycle == (wait(CAROL, TAPE), wait(BOB, DISK))
+
+
+def test_last_who_has_a_slot_waits_for_another(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    acquire(engine, ALICE, 9, CARD)
+    acquire(engine, BOB, 1, TAPE)
+    take(engine, CAROL, 1)
+    acquire(engine, ALICE, 2, TAPE)
+    take(engine, BOB, 2)
+    refused = refusal(acquire(engine, CAROL, 2, CARD))
+    assert refused.code == "deadlock"
+    waits = (wait(CAROL, CARD), wait(ALICE, TAPE), wait(BOB, DISK))
+    assert refused.cycle == waits
+
+
+def test_who_stands_before_takes_the_only_slot_that_gets_free(
+    engine: LockEngine,
+) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    acquire(engine, ALICE, 3, CARD)
+    # Dave goes first, and never leaves: he also waits for Alice, who waits for Bob.
+    take(engine, DAVE, 1)
+    acquire(engine, DAVE, 2, CARD)
+    refused = refusal(take(engine, BOB, 2))
+    assert refused.code == "deadlock"
+    assert refused.cycle[0] == wait(BOB, DISK)
+
+
+def test_who_stands_before_gives_the_slot_back(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    take(engine, DAVE, 1)
+    take(engine, EVE, 1)
+    assert take(engine, BOB, 2) == [in_line(BOB, 2, DISK)]
+    release(engine, CAROL, 2, DISK)
+    release(engine, DAVE, 2, DISK)
+    assert slot_of(release(engine, EVE, 2, DISK)) == 1
+
+
+def test_who_wants_it_alone_waits_for_all_slots(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    assert refusal(acquire(engine, BOB, 2, DISK)).code == "deadlock"
+    # Behind one who waits for all, everybody waits for all.
+    acquire(engine, DAVE, 1, DISK)
+    assert refusal(take(engine, BOB, 3)).code == "deadlock"
+
+
+def test_program_within_a_slot_waits_for_another(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    engine.handle(EnterGrants(BOB, (1,)), now=0.0)
+    # Alice waits for Bob's end, but Carol will leave her slot.
+    assert take(engine, BOB, 1) == [in_line(BOB, 1, DISK)]
+    acquire(engine, ALICE, 2, TAPE)
+    assert refusal(acquire(engine, CAROL, 2, TAPE)).code == "deadlock"
+
+
+def test_fewer_slots_may_end_the_wait_for_any(engine: LockEngine) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    take(engine, DAVE, 1, None)
+    take(engine, BOB, 2, None)
+    refused = refusal(configure(engine, ("disk", 1)))
+    assert (refused.session, refused.code) == (BOB, "deadlock")
+    assert refused.cycle == (wait(BOB, DISK), wait(ALICE, TAPE))
+
+
+def test_end_of_a_search_for_any_slot_takes_each_place_once() -> None:
+    def steps_with(count: int) -> int:
+        engine = LockEngine()
+        engine.handle(AddLockspace("memory", anchored=False), now=0.0)
+        for session in range(1, count + 5):
+            engine.handle(OpenSession(session, owner(f"s{session}", session)), now=0.0)
+        acquire(engine, ALICE, 1, DISK, mode=SLOT, slots=2)
+        acquire(engine, BOB, 1, DISK, mode=SLOT, slots=2)
+        acquire(engine, CAROL, 1, TAPE)
+        acquire(engine, ALICE, 2, TAPE)
+        for session in range(5, count + 5):
+            acquire(engine, session, 1, DISK, mode=SLOT, slots=2)
+        # Each of them would get a slot and give it back, before Carol has hers.
+        command = Acquire(CAROL, 2, (DISK,), SLOT, slots=2)
+        return steps_of(lambda: engine.handle(command, now=0.0))
+
+    few, many = steps_with(50), steps_with(100)
+    assert few < many < 2.5 * few
+
+
+# What outlives a daemon.
+
+
+def after_a_crash(engine: LockEngine) -> LockEngine:
+    loaded = snapshot.load(records.assemble(records.everything(engine)))
+    assert loaded.problems == []
+    assert dump(loaded.engine) == dump(engine)
+    check(loaded.engine)
+    return loaded.engine
+
+
+def test_slots_and_their_waiters_outlive_a_crash(engine: LockEngine) -> None:
+    configure(engine, ("tape", 1))
+    for session in (ALICE, BOB, CAROL, DAVE):
+        take(engine, session, 1, 3)
+    take(engine, ALICE, 2, None, TAPE)
+    take(engine, BOB, 2, None, TAPE)
+    release(engine, BOB, 3, DISK)
+    later = after_a_crash(engine)
+    assert later.situation(DISK) == engine.situation(DISK)
+    assert slot_of(take(later, EVE, 1, 3)) is None
+    assert refusal(take(later, FRED, 1, 2)).mismatch == Mismatch(
+        DISK, 2, 3, owner("alice", ALICE)
+    )
+    assert slot_of(release(later, CAROL, 3, DISK)) == 2
+    assert slot_of(release(later, ALICE, 4, TAPE)) == 0
+
+
+def test_older_daemon_refuses_what_may_have_slots(engine: LockEngine) -> None:
+    # It would take a grant in a mode that it does not know for a damaged record.
+    assert dump(engine)["readable_from"] == snapshot.VERSION == 5
+
+
+def test_state_of_an_older_daemon_has_no_slots(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=SHARED)
+    acquire(engine, BOB, 1, DISK)
+    old = dump(engine) | {"version": 4, "readable_from": 3}
+    del old["lockspaces"][0]["slots"]
+    for record in (old["owners"][0]["grants"][0], old["requests"][0]):
+        del record["slots"]
+    loaded = snapshot.load(old)
+    assert (loaded.problems, dump(loaded.engine)) == ([], dump(engine))
+
+
+def test_two_records_of_one_slot_leave_the_younger(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    stale = [x for x in records.everything(engine) if x[0] == "grant"]
+    release(engine, ALICE, 2, DISK)
+    take(engine, BOB, 1)
+    take(engine, CAROL, 1)
+    whole = [*stale, *records.everything(engine)]
+    loaded = snapshot.load(records.assemble(whole, ["some are old"]))
+    assert [(x.session, x.slot) for x in loaded.engine.holders(DISK)] == [
+        (BOB, 0),
+        (CAROL, 1),
+    ]
+    check(loaded.engine)
+
+
+# By chance.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_never_more_than_n_hold_it_and_nobody_starves(seed: int) -> None:
+    random, engine = Random(seed), LockEngine()
+    engine.handle(AddLockspace("memory", anchored=False), now=0.0)
+    for session in range(1, 9):
+        engine.handle(OpenSession(session, owner(f"s{session}", session)), now=0.0)
+    slots = random.randint(1, 4)
+    held: dict[int, int | None] = {}
+    line: list[int] = []
+    for number in range(1_000):
+        session = random.randint(1, 8)
+        if session in held:
+            effects = release(engine, session, number, DISK)
+            del held[session]
+        elif session in line:
+            continue
+        elif random.random() < 0.1:
+            effects = acquire(engine, session, number, DISK)
+        else:
+            effects = take(engine, session, number, slots)
+        for effect in effects:
+            assert not isinstance(effect, Refused)
+            if isinstance(effect, Granted):
+                got = effect.grants[0]
+                if got.session in line:
+                    assert line.pop(0) == got.session
+                free = set(range(slots)) - set(held.values())
+                assert got.slot == (min(free) if got.mode == SLOT else None)
+                assert got.mode == SLOT or not held
+                held[got.session] = got.slot
+        if session not in held and engine.sessions[session].requests:
+            line.append(session)
+        assert None not in held.values() or len(held) == 1
+    assert len({x for x in held.values() if x is not None}) <= slots
