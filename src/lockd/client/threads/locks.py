@@ -161,6 +161,8 @@ class Lock(AnyLock[Grant]):
                 raise self._not_held()  # another thread was faster
             (reply,) = link.release(held.grant)
         except BaseException:
+            # The interruption may have come first.
+            self._drop(held)
             link.release(held.grant)
             raise
         reply.outcome()
