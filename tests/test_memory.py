@@ -11,8 +11,8 @@ from lockd.daemon.config.config import Limits
 from lockd.daemon.stores.labels import key_of
 from lockd.daemon.stores.ledger_file import encode
 from lockd.engine import commands as c
-from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records
 from lockd.terms import EXCLUSIVE, ResourceKey
 from support.places import DOCS
 

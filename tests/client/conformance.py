@@ -86,6 +86,27 @@ class Conformance:
         bob.call("release", "disk")
         assert alice.call("acquire", "disk").previous is None
 
+    def test_lock_of_a_program_around_is_granted_inside(
+        self,
+        alice: Peer,
+        bob: Peer,
+        shell: Shell,
+        sock: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        outer = alice.call("acquire", "disk")
+        assert outer.inside == ()
+        with WireClient(sock) as other:
+            instance = other.call("hello", protocol=1, client="test")["instance"]
+        monkeypatch.setenv("LOCKD_WITHIN", f"{instance}:{outer.fencing_token}")
+        inner = shell.connect(sock, name="child").call("acquire", "disk")
+        assert inner.inside == (outer.fencing_token,)
+        assert inner.mode == lockd.EXCLUSIVE
+        with pytest.raises(lockd.BusyError):
+            bob.call("acquire", "disk", timeout=0)
+        alice.call("release", outer)
+        assert bob.call("check", "disk", outer.fencing_token)
+
     def test_fencing_tokens_rise(self, alice: Peer) -> None:
         tokens = []
         for _ in range(3):

@@ -46,3 +46,32 @@ def test_opening_says_less_to_an_older_daemon(monkeypatch: pytest.MonkeyPatch) -
 def test_opening_says_nothing_of_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(within.VARIABLE, raising=False)
     assert "within" not in requests.Opening(None).requests()[0].params
+
+
+HELD = {"a": [1], "b": [2], "c": [], "d": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("names", "around", "parts"),
+    [
+        ("a", {1}, ["a"]),
+        ("abcd", set(), ["abcd"]),
+        ("ac", {1}, ["c", "a"]),
+        ("abcd", {1, 4}, ["bc", "ad"]),
+        ("cb", {1}, ["cb"]),
+        ("ad", {1, 3}, ["ad"]),
+    ],
+)
+def test_what_is_outside_is_asked_for_first(
+    names: str, around: set[int], parts: list[str]
+) -> None:
+    found = within.apart(list(names), around, HELD.__getitem__)
+    assert ["".join(part) for part in found] == parts
+
+
+def test_nobody_is_asked_where_all_is_outside_or_there_is_one_name() -> None:
+    def ask(name: str) -> list[int]:
+        raise AssertionError(name)
+
+    assert within.apart(["a", "b"], set(), ask) == [["a", "b"]]
+    assert within.apart(["a"], {1}, ask) == [["a"]]

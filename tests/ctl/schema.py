@@ -38,6 +38,7 @@ class Holder(Party, kw_only=True):
     mode: Mode
     slot: int | None
     fencing_token: int
+    inside: list[int]
     count: int
     since: float
     held_for: float
@@ -53,6 +54,7 @@ class Waiter(Party, kw_only=True):
     strand: int
     mode: Mode
     converting: bool
+    inside: list[int]
     since: float
     waited: float
     label: str | None
@@ -240,6 +242,7 @@ class Edge(Struct, forbid_unknown_fields=True, kw_only=True):
     converting: bool
     mode: Mode
     waited: float
+    inside: list[int]
 
 
 class Graph(Document, kw_only=True):
@@ -348,6 +351,7 @@ class Broken(Document, kw_only=True):
     """`break`."""
 
     broken: FoundHolder
+    inside: list[Holder]
 
 
 class Disconnected(Document, kw_only=True):
@@ -365,6 +369,7 @@ class Grant(Struct, forbid_unknown_fields=True, kw_only=True):
     slot: int | None
     slots: int | None
     fencing_token: int
+    inside: list[int]
     waited: float
 
 
@@ -414,6 +419,7 @@ class Event(Document, kw_only=True):
     slot: int | None = None
     slots: int | None = None
     fencing_token: int | None = None
+    inside: list[int] | None = None
     code: str | None = None
     cause: str | None = None
 

@@ -51,7 +51,7 @@ def test_what_a_client_calls_itself_cannot_forge_a_line(
         return  # refused at the door
     (line,) = lockctl("list").stdout.splitlines()
     assert text not in line
-    assert len(line.split("\t")) == 14
+    assert len(line.split("\t")) == 15
 
 
 @pytest.mark.parametrize("width", [60, 80, 132])

@@ -20,10 +20,10 @@ from engine.scene import (
 )
 from engine.snapshots import dump
 from lockd.engine import commands as c
-from lockd.engine import records, snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.records import Record
+from lockd.engine.recovery import records, snapshot
+from lockd.engine.recovery.records import Record
 from lockd.terms import EXCLUSIVE, SHARED
 
 Plain = dict[str, Any]

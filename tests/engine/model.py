@@ -6,7 +6,7 @@ worked out from nothing after every change. Short, slow, and without anchors.
 
 from dataclasses import dataclass, field, replace
 
-from lockd.terms import SHARED, SLOT, Mode
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode
 
 Who = tuple[int, int, int]
 """An owner, and of its strands one: the session it is of, and its number; 0 and 0 is
@@ -20,7 +20,10 @@ class Hold:
     mode: Mode
     count: int = 1
     #: The sessions for whose end its holder waits.
-    inside: set[int] = field(default_factory=set)
+    insiders: set[int] = field(default_factory=set)
+    number: int = 0
+    #: The numbers of the holds that it is inside of.
+    around: frozenset[int] = frozenset()
     #: When it becomes overdue, whether it did, and who hears of that.
     due: float | None = None
     overdue: bool = False
@@ -47,6 +50,8 @@ class Ask:
     max_hold: float | None = None
     wanted: bool = False
     slots: int | None = None
+    #: By name, the numbers of the holds that it is inside of.
+    around: dict[str, frozenset[int]] = field(default_factory=dict)
 
     @property
     def owner(self) -> int:
@@ -59,6 +64,7 @@ Heard = tuple[str, int | None, Who, str]
 
 class Model:
     def __init__(self, max_hold: float | None = None) -> None:
+        self.last_number = 0
         self.now = 0.0
         self.max_hold = max_hold
         self.heard: list[Heard] = []
@@ -83,19 +89,29 @@ class Model:
         free = set(range(self.slots(name) or 0)) - taken
         return min(free, default=None)
 
-    def turns(self) -> list[Ask]:
-        return sorted(self.asks, key=lambda ask: not ask.converts)
+    def line(self, name: str) -> list[Ask]:
+        """Those inside most holds first, then those who convert, then all others."""
+
+        def turn(ask: Ask) -> tuple[int, bool]:
+            return -len(ask.around.get(name, ())), not ask.converts
+
+        return sorted((ask for ask in self.asks if name in ask.names), key=turn)
 
     def blockers(self, ask: Ask) -> list[Who]:
-        turns = self.turns()
-        ahead = turns[: turns.index(ask)]
-        return [a.who for a in ahead if set(a.names) & set(ask.names)] + [
-            hold.who
-            for hold in self.holds
-            if hold.name in ask.names
-            and hold.who != ask.who
-            and not self.goes_beside(hold, ask)
-        ]
+        found = []
+        for name in ask.names:
+            line = self.line(name)
+            if not (ask.converts and ask.mode == SHARED):
+                found += [other.who for other in line[: line.index(ask)]]
+            found += [
+                hold.who
+                for hold in self.holds
+                if hold.name == name
+                and hold.who != ask.who
+                and hold.number not in ask.around.get(name, ())
+                and not self.goes_beside(hold, ask)
+            ]
+        return found
 
     def goes_beside(self, hold: Hold, ask: Ask) -> bool:
         if ask.mode == hold.mode == SLOT:
@@ -112,11 +128,12 @@ class Model:
         rest.configured, rest.said = self.configured, self.said
         rest.asks = list(self.asks)
         rest.holds = [replace(hold) for hold in self.holds]
+        rest.last_number = self.last_number
         while True:
             rest.settle()
             waiting = {ask.who for ask in rest.asks}
             sessions = {ask.session for ask in rest.asks}
-            waiting |= {hold.who for hold in rest.holds if hold.inside & sessions}
+            waiting |= {hold.who for hold in rest.holds if hold.insiders & sessions}
             done = [hold for hold in rest.holds if hold.who not in waiting]
             if not done:
                 return rest.asks
@@ -136,17 +153,17 @@ class Model:
         self.asks = list(asks)
 
     def settle(self) -> None:
-        while ready := [ask for ask in self.turns() if not self.blockers(ask)]:
+        while ready := [ask for ask in self.asks if not self.blockers(ask)]:
             ask = ready[0]
             slot = self.free_slot(ask.names[0]) if ask.mode == SLOT else None
             self.answer(ask.session, ask.number, "granted")
             for name in ask.names:
                 hold = self.held(ask.who, name)
                 if hold is None:
-                    hold = Hold(name, ask.who, ask.mode, slot=slot)
-                    self.holds.append(hold)
+                    hold = self.hold(name, ask, slot)
                 elif ask.converts:
                     hold.mode = ask.mode
+                    self.give_up(self.uncovered(hold), "already_held")
                 else:
                     hold.count += 1
                 if not ask.converts:
@@ -170,6 +187,7 @@ class Model:
             wanted = hold.wanted_to is not None and any(
                 hold.name in ask.names
                 and hold.who != ask.who
+                and hold.number not in ask.around.get(hold.name, ())
                 and not hold.mode == ask.mode == SHARED
                 for ask in self.asks
             )
@@ -195,11 +213,43 @@ class Model:
         due += [hold.due for hold in self.holds if not hold.overdue]
         return [when for when in due if when is not None]
 
-    def longest_line(self, names: tuple[str, ...]) -> int:
-        return max(sum(name in ask.names for ask in self.asks) for name in names)
+    def hold(self, name: str, ask: Ask, slot: int | None) -> Hold:
+        """Inside, it has the mode of what is around it."""
+        others = [hold for hold in self.holds if hold.name == name]
+        alive = {hold.number for hold in others}.union(*(x.around for x in others))
+        around = ask.around.get(name, frozenset()) & alive
+        mode = others[0].mode if around else ask.mode
+        self.last_number += 1
+        number = self.last_number
+        hold = Hold(name, ask.who, mode, number=number, around=around, slot=slot)
+        self.holds.append(hold)
+        return hold
+
+    def uncovered(self, hold: Hold) -> list[Ask]:
+        """Returns those inside a hold that want more than it is."""
+        return [
+            ask
+            for ask in self.asks
+            if hold.number in ask.around.get(hold.name, ())
+            and (hold.mode, ask.mode) == (SHARED, EXCLUSIVE)
+        ]
+
+    def around(self, session: int, name: str) -> frozenset[int]:
+        """Returns what a session is inside of, and all that is around that."""
+        mine = [
+            hold
+            for hold in self.holds
+            if hold.name == name and session in hold.insiders and hold.mode != SLOT
+        ]
+        return frozenset().union(*(hold.around | {hold.number} for hold in mine))
+
+    def crowd(self, ask: Ask) -> int:
+        """Returns how many wait for what is asked for; inside, of those inside."""
+        waiting = [x for x in self.asks if x.around or not ask.around]
+        return max(sum(name in x.names for x in waiting) for name in ask.names)
 
     def offer(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
-        tries = tries or (most is not None and self.longest_line(ask.names) >= most)
+        tries = tries or (most is not None and self.crowd(ask) >= most)
         self.asks.append(ask)
         if tries and self.blockers(ask):
             return "busy"
@@ -212,9 +262,12 @@ class Model:
         if ask.mode == SLOT and not self.agrees(ask):
             return "invalid"
         if held:
-            again = ask.mode == held[0].mode == SHARED and len(ask.names) == 1
+            shares = held[0].mode == SHARED or held[0].around
+            again = ask.mode == SHARED and shares and len(ask.names) == 1
             if not again or any(a.converts for a in self.mine(ask.who, *ask.names)):
                 return "already_held"
+        elif verdict := self.enter(ask):
+            return verdict
         elif any(
             not a.mode == ask.mode == SHARED for a in self.mine(ask.who, *ask.names)
         ):
@@ -238,6 +291,19 @@ class Model:
         self.said |= self.configured
         self.configured = {} if slots is None else dict.fromkeys(names, slots)
 
+    def enter(self, ask: Ask) -> str | None:
+        """Finds what an ask is inside of; tells why it may not be."""
+        around = {name: self.around(ask.session, name) for name in ask.names}
+        if ask.mode == SLOT:
+            return None
+        if not any(around.values()):
+            return None
+        if not all(around.values()):
+            return "invalid"
+        ask.around = around
+        held = {hold.mode for hold in self.holds if hold.name in ask.names}
+        return "already_held" if ask.mode == EXCLUSIVE and SHARED in held else None
+
     def convert(self, ask: Ask, tries: bool) -> str | None:
         hold = self.held(ask.who, ask.names[0])
         if ask.owner in self.dead:
@@ -250,7 +316,13 @@ class Model:
             return "in_use"
         if self.mine(ask.who, *ask.names):
             return "already_held"
-        return "granted" if hold.mode == ask.mode else self.offer(ask, tries)
+        if hold.mode == ask.mode:
+            return "granted"
+        if hold.around & {other.number for other in self.holds}:
+            return "granted" if ask.mode == SHARED else "already_held"
+        if any(hold.number in other.around for other in self.holds):
+            return "in_use"
+        return self.offer(ask, tries)
 
     def release(self, who: Who, names: tuple[str, ...]) -> str:
         holds = [self.held(who, name) for name in names]

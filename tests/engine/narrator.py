@@ -12,9 +12,9 @@ from engine.scene import owner
 from engine.snapshots import dump
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.engine import snapshot
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     EXCLUSIVE,

@@ -2,11 +2,11 @@
 
 from msgspec import to_builtins
 
-from lockd.engine import snapshot
+from lockd.engine.changes import COUNTS
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.lock_state import COUNTS
+from lockd.engine.recovery import snapshot
+from lockd.engine.recovery.snapshot import Plain
 from lockd.engine.resource import Resource
-from lockd.engine.snapshot import Plain
 
 
 def dump(engine: LockEngine) -> Plain:
@@ -37,7 +37,7 @@ def _dump_resource(resource: Resource) -> Plain:
             [grant.owner_id, grant.fencing_token] for grant in resource.holders.values()
         ],
         "converting": [request.order for request in resource.converting],
-        "waiting": [request.order for request in resource.waiting],
+        "waiting": [x.order for x in (*resource.inner, *resource.waiting)],
         "anchor": resource.anchor,
         "anchor_wanted": resource.anchor_wanted,
         "pending": None if pending is None else pending.order,

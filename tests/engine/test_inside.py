@@ -4,8 +4,6 @@ import sys
 from types import FrameType
 from typing import Any
 
-import pytest
-
 from engine.scene import (
     ALICE,
     BOB,
@@ -18,13 +16,13 @@ from engine.scene import (
     acquire,
     convert,
     grant,
+    granted,
     owner,
     queued,
     refusal,
     release,
 )
 from engine.snapshots import dump
-from lockd.engine import snapshot
 from lockd.engine.commands import (
     BreakGrant,
     CloseSession,
@@ -32,9 +30,10 @@ from lockd.engine.commands import (
     OpenSession,
     Owner,
 )
-from lockd.engine.effects import WaitEdge
+from lockd.engine.effects import Granted, WaitEdge
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 
@@ -44,22 +43,29 @@ def enter(engine: LockEngine, session: int, *tokens: int) -> None:
 
 
 def test_who_is_inside_would_wait_for_its_parent_for_ever(engine: LockEngine) -> None:
+    """Bob waits for Dave, who waits for the disk, whose holder waits for Bob."""
     acquire(engine, ALICE, 1, DISK)
+    acquire(engine, DAVE, 1, TAPE)
+    acquire(engine, DAVE, 2, DISK)
     enter(engine, BOB, 1)
-    refused = refusal(acquire(engine, BOB, 1, DISK))
+    refused = refusal(acquire(engine, BOB, 1, TAPE))
     assert refused.code == "deadlock"
-    who = owner(CAST[BOB], BOB)
+    bob, dave = owner(CAST[BOB], BOB), owner(CAST[DAVE], DAVE)
     inside = grant(DISK, ALICE, 1)
-    assert refused.cycle == (WaitEdge(who, BOB, DISK, inside=inside),)
+    assert refused.cycle == (
+        WaitEdge(bob, BOB, TAPE),
+        WaitEdge(dave, DAVE, DISK, inside=inside),
+    )
 
 
 def test_grandchild_would_wait_for_its_grandparent(engine: LockEngine) -> None:
     acquire(engine, ALICE, 1, DISK)
+    acquire(engine, DAVE, 1, CARD)
+    acquire(engine, DAVE, 2, DISK)
     enter(engine, BOB, 1)
     acquire(engine, BOB, 1, TAPE)
-    enter(engine, CAROL, 1, 2)
-    assert refusal(acquire(engine, CAROL, 1, DISK)).code == "deadlock"
-    assert refusal(acquire(engine, CAROL, 2, TAPE)).code == "deadlock"
+    enter(engine, CAROL, 1, 3)
+    assert refusal(acquire(engine, CAROL, 1, CARD)).code == "deadlock"
 
 
 def test_two_trees_that_want_what_the_other_has(engine: LockEngine) -> None:
@@ -120,7 +126,8 @@ def test_end_of_one_child_keeps_the_others_inside(engine: LockEngine) -> None:
     enter(engine, CAROL, 1)
     engine.handle(CloseSession(BOB), now=0.0)
     check(engine)
-    assert refusal(acquire(engine, CAROL, 1, DISK)).code == "deadlock"
+    (answer,) = acquire(engine, CAROL, 1, DISK)
+    assert answer == granted(CAROL, 1, grant(DISK, CAROL, 2, inside=(1,)))
 
 
 def test_lock_that_is_broken_has_nobody_inside(engine: LockEngine) -> None:
@@ -140,7 +147,9 @@ def test_state_survives_with_who_is_inside(engine: LockEngine) -> None:
     loaded = snapshot.load(dump(engine)).engine
     check(loaded)
     assert dump(loaded) == dump(engine)
-    assert refusal(acquire(loaded, BOB, 1, DISK)).code == "deadlock"
+    assert acquire(loaded, BOB, 1, DISK) == [
+        granted(BOB, 1, grant(DISK, BOB, 3, inside=(1,)))
+    ]
 
 
 def test_older_state_has_nobody_inside(engine: LockEngine) -> None:
@@ -148,14 +157,6 @@ def test_older_state_has_nobody_inside(engine: LockEngine) -> None:
     old = dump(engine)
     old["sessions"] = [record[:3] for record in old["sessions"]]
     assert dump(snapshot.load(old).engine) == dump(engine)
-
-
-@pytest.mark.parametrize("tries", [0, 5.0])
-def test_try_inside_is_busy_or_a_deadlock(tries: float, engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK)
-    enter(engine, BOB, 1)
-    refused = refusal(acquire(engine, BOB, 1, DISK, timeout=tries))
-    assert refused.code == ("deadlock" if tries else "busy")
 
 
 def test_upgrade_at_once_may_close_the_circle_of_a_child(engine: LockEngine) -> None:
@@ -170,15 +171,16 @@ def test_upgrade_at_once_may_close_the_circle_of_a_child(engine: LockEngine) -> 
 
 
 def test_cycle_through_a_child_names_the_parent(engine: LockEngine) -> None:
-    """Carol is within what Alice shares, and waits for more; Alice wants it alone."""
+    """Carol is within what Alice shares, and waits for Bob, who shares it too."""
     acquire(engine, ALICE, 1, DISK, mode=SHARED)
     acquire(engine, BOB, 1, TAPE)
+    acquire(engine, BOB, 2, DISK, mode=SHARED)
     enter(engine, CAROL, 1)
-    acquire(engine, CAROL, 1, DISK, TAPE, mode=SHARED)
-    refused = refusal(convert(engine, ALICE, 2, DISK, EXCLUSIVE))
+    acquire(engine, CAROL, 1, TAPE)
+    refused = refusal(convert(engine, BOB, 3, DISK, EXCLUSIVE))
     assert refused.code == "deadlock"
-    (link,) = refused.cycle
-    assert (link.session, link.key) == (CAROL, DISK)
+    link, _ = refused.cycle
+    assert (link.session, link.key) == (BOB, DISK)
     assert link.inside is not None
     assert link.inside.session == ALICE
 
@@ -190,7 +192,9 @@ def test_lock_of_another_user_is_ignored(engine: LockEngine) -> None:
         engine.handle(OpenSession(session, Owner("other", session, uid)), now=0.0)
         enter(engine, session, 1)
     assert acquire(engine, 50, 1, DISK) == [queued(50, 1, DISK)]
-    assert refusal(acquire(engine, 51, 1, DISK)).code == "deadlock"
+    (answer,) = acquire(engine, 51, 1, DISK)
+    assert isinstance(answer, Granted)
+    assert answer.grants[0].inside == (1,)
 
 
 def test_end_of_a_child_costs_no_more_because_there_are_more(

@@ -19,7 +19,12 @@ from engine.scene import (
     grant,
     new_engine,
 )
-from lockd.engine.commands import AnchorOpened, AnchorRefused, CloseSession
+from lockd.engine.commands import (
+    AnchorOpened,
+    AnchorRefused,
+    CloseSession,
+    EnterGrants,
+)
 from lockd.engine.effects import Completed
 from lockd.engine.invariants import BrokenLawError, check
 from lockd.engine.lock_engine import LockEngine
@@ -46,6 +51,30 @@ def busy_engine() -> LockEngine:
 
 def exclusive_beside_shared(engine: LockEngine) -> None:
     engine.state.put_grant(grant(DISK, ALICE, 1, EXCLUSIVE))
+
+
+def exclusive_beside_exclusive(engine: LockEngine) -> None:
+    engine.state.put_grant(grant(DISK, ALICE, 1, EXCLUSIVE))
+    engine.state.put_grant(grant(DISK, CAROL, 2, EXCLUSIVE))
+
+
+def sibling_in_the_chain(engine: LockEngine) -> None:
+    for session, token in ((ALICE, 6), (CAROL, 7)):
+        more = grant(TAPE, session, token, EXCLUSIVE, inside=(3,))
+        engine.state.put_grant(more)
+
+
+def inner_requests_out_of_turn(engine: LockEngine) -> None:
+    for session in (CAROL, DAVE, ALICE):
+        engine.handle(EnterGrants(session, (3,)), now=0.0)
+        acquire(engine, session, 9, TAPE)
+    inner = engine.state.resources[TAPE].inner
+    inner.move_to_end(next(iter(inner)))
+
+
+def inner_request_among_others(engine: LockEngine) -> None:
+    (waiter,) = engine.state.resources[DISK].waiting
+    waiter.inside = {DISK: (1,)}
 
 
 def resource_without_purpose(engine: LockEngine) -> None:
@@ -140,7 +169,11 @@ def work_left_undone(engine: LockEngine) -> None:
 @pytest.mark.parametrize(
     ("vandal", "law"),
     [
-        (exclusive_beside_shared, "an exclusive holder is not alone"),
+        (exclusive_beside_shared, "is held in several modes"),
+        (exclusive_beside_exclusive, r"2 is held beside \[1\], inside \(\)"),
+        (sibling_in_the_chain, r"7 is held beside \[3, 6\], inside \(3,\)"),
+        (inner_request_among_others, "a request from inside stands behind others"),
+        (inner_requests_out_of_turn, "those inside are out of turn"),
         (resource_without_purpose, "card: is kept though nobody needs it"),
         (forgotten_waiter, "the first in line waits though nothing is in its way"),
         (waiters_out_of_turn, "the line is out of turn"),

@@ -20,7 +20,6 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
-from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     AddLockspace,
     AnchorOpened,
@@ -48,6 +47,7 @@ from lockd.engine.effects import (
 )
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records, snapshot
 from lockd.terms import EXCLUSIVE, SHARED
 
 Told = tuple[str, int | None, int, int]

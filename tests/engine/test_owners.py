@@ -19,7 +19,6 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
-from lockd.engine import snapshot
 from lockd.engine.commands import (
     BreakGrant,
     CloseSession,
@@ -44,6 +43,7 @@ from lockd.engine.effects import (
     Refused,
 )
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.terms import EXCLUSIVE, SHARED
 
 GUEST = 100

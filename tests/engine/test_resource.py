@@ -77,7 +77,7 @@ def test_request_that_opens_the_anchor_counts_as_waiting(engine: LockEngine) -> 
     acquire(engine, ALICE, 1, FILE)
     assert [w.session for w in engine.situation(FILE).waiters] == [ALICE]
     assert repr(engine.state.resources[FILE]) == (
-        "<Resource files:file holders=0 converting=0 waiting=0 anchor=None "
+        "<Resource files:file holders=0 inner=0 converting=0 waiting=0 anchor=None "
         "pending=True>"
     )
 

@@ -25,7 +25,6 @@ from engine.scene import (
 )
 from engine.snapshots import dump
 from engine.test_waitgraph import steps_of
-from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     Acquire,
     AddLockspace,
@@ -37,6 +36,7 @@ from lockd.engine.commands import (
 from lockd.engine.effects import Effect, Granted, Mismatch, Refused, WaitEdge
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records, snapshot
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 EVE, FRED = 5, 6

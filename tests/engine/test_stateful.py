@@ -26,9 +26,10 @@ from engine.strategies import SLOTS, Crowd, Step, anchor_steps, memory_steps
 from engine.witness import Witness, who_holds
 from lockd.engine import commands as c
 from lockd.engine import effects as e
-from lockd.engine import lock_state, records, snapshot
+from lockd.engine import lock_state
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records, snapshot
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
@@ -95,6 +96,9 @@ class Machine(RuleBasedStateMachine):
         check(self.engine)
         self.ledger.follow(self.engine)
         self.happened.update(_story(command, effects))
+        tokens = set(self.tokens())
+        if any(not tokens.issuperset(x.inside) for x in self.engine.grants()):
+            self.happened.add("held inside what is over")
         return effects
 
     def keys(self, *names: str) -> tuple[ResourceKey, ...]:
@@ -339,6 +343,14 @@ class Machine(RuleBasedStateMachine):
         self.knot(crowd, 2, ties=False)
         self.configure("a", 1)
 
+    def grow(self, crowd: Crowd) -> None:
+        """Configures more slots while some wait for one."""
+        self.clear()
+        self.configure("a", 1)
+        for slot, _ in crowd:
+            self.take_slot(slot, "a", None, None)
+        self.configure("a", 3)
+
     def configure(self, name: str, slots: int | None) -> None:
         raise NotImplementedError
 
@@ -377,6 +389,159 @@ class Machine(RuleBasedStateMachine):
         self.enter_grants(child, tuple(self.tokens()[:1]))
         self.acquire(child, ("b",), mode, None)
         self.acquire(second, ("a",), EXCLUSIVE, None)
+
+    def family(self, crowd: Crowd, name: str) -> None:
+        """Begins anew, with one that holds a lock, and two that are inside."""
+        (first, mode), *others = crowd
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, False)
+        self.acquire(first, (name,), mode, None)
+        for slot, _ in others:
+            self.enter_grants(slot, tuple(self.tokens()))
+
+    def siblings(self, crowd: Crowd, first_ends: bool, pause: bool) -> None:
+        """Lets two ask for what both are inside of; the holder ends early or late."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(crowd, "a")
+        self.acquire(second, ("a",), mode, None)
+        self.acquire(third, ("a",), other_mode, None)
+        if pause:
+            self.time_passes(1.0)
+        ends = (first, second, third) if first_ends else (second, third, first)
+        for slot in ends:
+            self.release_names(slot, ("a",))
+
+    def passer_by(self, crowd: Crowd, first_ends: bool, asks_first: bool) -> None:
+        """Lets one ask for what others hold one inside the other."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(crowd, "a")
+        self.reconnect(third, False)
+        if asks_first:
+            self.acquire(third, ("a",), other_mode, None)
+        self.acquire(second, ("a",), mode, None)
+        self.acquire(third, ("a",), other_mode, None)
+        for slot in (first, second) if first_ends else (second, first):
+            self.release_names(slot, ("a",))
+
+    def grandchild(self, crowd: Crowd, outwards: bool) -> None:
+        """Lets one hold inside what another one holds inside a third."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(crowd, "a")
+        self.acquire(second, ("a",), mode, None)
+        self.reconnect(third, False)
+        self.enter_grants(third, tuple(self.tokens()))
+        self.acquire(third, ("a",), other_mode, None)
+        self.convert_name(second, "a", SHARED, None)
+        for slot in (third, second, first) if outwards else (first, second, third):
+            self.release_names(slot, ("a",))
+
+    def cousins(self, crowd: Crowd, joins: bool) -> None:
+        """Lets two inside ask for two locks crosswise, or for both at once."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(crowd, "a")
+        self.acquire(first, ("b",), EXCLUSIVE, None)
+        for slot in (second, third):
+            self.reconnect(slot, False)
+            self.enter_grants(slot, tuple(self.tokens()))
+        self.acquire(second, ("b",), mode, None)
+        self.acquire(third, ("a", "b") if joins else ("a",), other_mode, None)
+        self.convert_name(first, "a", SHARED, None)
+        self.acquire(second, ("a",), mode, None)
+        self.acquire(third, ("b",), other_mode, None)
+
+    def upgrade_around(self, crowd: Crowd, waits: bool) -> None:
+        """Lets a holder upgrade while one inside shares with it, or another waits."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(((first, SHARED), *crowd[1:]), "a")
+        self.reconnect(third, False)
+        self.acquire(third, ("a",), SHARED, None)
+        if waits:
+            self.convert_name(first, "a", EXCLUSIVE, None)
+        self.acquire(second, ("a",), mode, None)
+        self.convert_name(first, "a", EXCLUSIVE, None)
+        self.convert_name(second, "a", other_mode, None)
+        self.release_names(third, ("a",))
+
+    def snare_inside(self, crowd: Crowd, joins: bool) -> None:
+        """Lets one inside hold what others then wait for, while it waits for them."""
+        (first, mode), (second, _), (third, other_mode) = crowd
+        self.family(crowd, "a")
+        self.reconnect(third, False)
+        self.acquire(third, ("b",), EXCLUSIVE, None)
+        if joins:
+            self.join(second, first)
+        self.acquire(third, ("a",), other_mode, None)
+        self.acquire(second, ("b",), mode, None)
+        self.acquire(second, ("a",), mode, None)
+
+    def deeper(self, crowd: Crowd) -> None:
+        """Lets one deeper inside ask after one that waits for what is around it."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
+        self.acquire(second, ("a",), mode, None)
+        self.reconnect(third, False)
+        self.enter_grants(third, tuple(self.tokens()))
+        self.acquire(third, ("a",), other_mode, None)
+        self.strands[second] = 7
+        self.acquire(second, ("a",), mode, None)
+        self.strands[third] = 8
+        self.acquire(third, ("a",), other_mode, None)
+
+    def passer_by_of_two(self, crowd: Crowd) -> None:
+        """Lets one ask for two locks, of which one inside waits for the first."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
+        self.acquire(first, ("c",), EXCLUSIVE, None)
+        self.reconnect(second, False)
+        self.enter_grants(second, tuple(self.tokens()))
+        self.acquire(first, ("b",), EXCLUSIVE, None)
+        self.acquire(second, ("a", "b"), mode, None)
+        self.acquire(second, ("c",), mode, None)
+        self.strands[second] = 7
+        self.acquire(second, ("a", "c"), mode, None)
+        self.reconnect(third, False)
+        self.acquire(third, ("a", "b"), other_mode, None)
+        self.release_names(first, ("a",))
+        self.release_names(first, ("b",))
+
+    def process_inside(self, crowd: Crowd, waits: bool) -> None:
+        """Lets one session of a process get inside, while another waits.
+
+        It waits for who waits for what is around it.
+        """
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, slot != first)
+        self.strands[first] = 1
+        self.acquire(first, ("a",), EXCLUSIVE, None)
+        self.enter_grants(second, tuple(self.tokens()))
+        self.strands[first] = 2
+        self.acquire(first, ("b",), EXCLUSIVE, None)
+        self.acquire(first, ("a",), mode, None)
+        self.acquire(third, ("b",), other_mode, None)
+        if waits:
+            self.strands[second] = 3
+            self.acquire(second, ("a",), mode, None)
+            self.strands[second] = 0
+        self.acquire(second, ("a",), mode, None)
+
+    def sharers_inside(self, crowd: Crowd) -> None:
+        """Lets two that would share take turns inside, each with what the other wants.
+
+        A third one, of the same session as one of them, has the first turn.
+        """
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family(((first, EXCLUSIVE), *crowd[1:]), "a")
+        self.acquire(third, ("b",), EXCLUSIVE, None)
+        self.strands[second] = 5
+        self.acquire(second, ("a",), mode, None)
+        self.acquire(second, ("a",), SHARED, None)
+        self.strands[second] = 6
+        self.acquire(second, ("a",), SHARED, None)
+        self.acquire(second, ("b",), other_mode, None)
+        self.acquire(third, ("a",), SHARED, None)
 
     def snare_of_a_child(self, crowd: Crowd) -> None:
         """The snare again, but a program inside the lock waits for the other one."""
@@ -505,10 +670,11 @@ class ModelMachine(Machine):
 
     def compare_state(self) -> None:
         holds = [
-            (h.name, h.who, h.mode, h.count, h.slot or 0) for h in self.model.holds
+            (*(h.name, h.who, h.mode, h.count), h.slot or 0, len(h.around))
+            for h in self.model.holds
         ]
         found = [
-            (key.resource, who_holds(x), x.mode, x.count, x.slot or 0)
+            (*(key.resource, who_holds(x), x.mode, x.count), x.slot or 0, len(x.inside))
             for key, resource in self.engine.resources.items()
             for x in resource.holders.values()
         ]
@@ -518,7 +684,7 @@ class ModelMachine(Machine):
             line, name = situation.waiters, key.resource
             if situation.slots or name not in self.model.configured:
                 assert situation.slots == self.model.slots(name)
-            turns = [ask for ask in self.model.turns() if key.resource in ask.names]
+            turns = self.model.line(name)
             assert [(w.session, w.strand, w.mode, w.converting) for w in line] == [
                 (ask.session, ask.who[2], ask.mode, ask.converts) for ask in turns
             ]
@@ -647,12 +813,12 @@ class ModelMachine(Machine):
         session = self.sessions[slot]
         for hold in self.model.holds:
             if self.token_of(hold.who, hold.name) in tokens:
-                hold.inside.add(session)
+                hold.insiders.add(session)
         self.agree(c.EnterGrants(session, tokens))
 
     def close_session(self, session: int) -> None:
         for hold in self.model.holds:
-            hold.inside.discard(session)
+            hold.insiders.discard(session)
         who = self.model.owner_of.pop(session)
         self.model.asks = [a for a in self.model.asks if a.session != session]
         if who == session:
@@ -937,6 +1103,8 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
     story = set()
     for effect in effects:
         match effect:
+            case e.Refused(nested=True, code=code):
+                story.add(f"{code} inside")
             case e.Refused(max_waiting=int()):
                 story.add("too many waited")
             case e.Refused(mismatch=e.Mismatch()):
@@ -958,6 +1126,9 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
                 if effect.previous:
                     story.add(f"granted after trouble: {effect.previous[0].cause}")
                 story.add("granted several" if len(grants) > 1 else "granted")
+                if grants[0].inside:
+                    waited = not isinstance(command, c.Acquire)
+                    story.add("granted inside" + " to a waiter" * waited)
                 if not isinstance(command, c.Acquire | c.AnchorOpened):
                     story.add("granted to a waiter")
                 if grants[0].count > 1:
@@ -1018,6 +1189,14 @@ TROUBLE = tuple(
 )
 """How the last hold ended, of which the next holder hears."""
 
+INSIDE = (
+    "granted inside",
+    "granted inside to a waiter",
+    "held inside what is over",
+    "already_held inside",
+    "in_use inside",
+)
+
 DAMAGE = (
     "went on from the records while somebody waited",
     "loaded without some records",
@@ -1032,6 +1211,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted several", "cancelled", floor=0.2) == {}
     assert rare(ModelMachine, "acted as a strand", floor=0.4) == {}
     assert rare(ModelMachine, "was inside a grant", floor=0.4) == {}
+    assert rare(ModelMachine, *INSIDE, floor=0.05) == {}
     assert rare(ModelMachine, "loaded while somebody waited", floor=0.2) == {}
     assert rare(ModelMachine, "timeout", "converted a waiter", floor=0.02) == {}
     assert rare(ModelMachine, "too many waited", "denied", floor=0.2) == {}
@@ -1053,6 +1233,7 @@ def test_nothing_unsafe_is_seen_through_anchors(run: Run) -> None:
     assert rare(AnchorMachine, "Fence", "granted several", floor=0.1) == {}
     assert rare(AnchorMachine, "acted as a strand", floor=0.4) == {}
     assert rare(AnchorMachine, "was inside a grant", floor=0.4) == {}
+    assert rare(AnchorMachine, *INSIDE, floor=0.02) == {}
     assert rare(AnchorMachine, "anchor busy", "anchor io", floor=0.1) == {}
     assert rare(AnchorMachine, "owner_died", "timeout", floor=0.03) == {}
     assert rare(AnchorMachine, "too many waited", "denied", floor=0.1) == {}

@@ -18,7 +18,6 @@ from engine.scene import (
     refusal,
 )
 from engine.snapshots import dump
-from lockd.engine import snapshot
 from lockd.engine.commands import (
     Acquire,
     AnchorOpened,
@@ -32,6 +31,7 @@ from lockd.engine.commands import (
 from lockd.engine.effects import Completed, Effect, Ended, Queued, WaitEdge
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
 
 ONE, TWO = 1, 2

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from engine.scene import ALICE, BOB, DISK, FILE, TAPE, acquire, convert, release
 from engine.snapshots import dump
-from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     Acquire,
     Cancel,
@@ -14,6 +13,7 @@ from lockd.engine.commands import (
 )
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records, snapshot
 from lockd.engine.usage import PLAIN, text_bytes
 from lockd.terms import EXCLUSIVE, ResourceKey
 

@@ -58,6 +58,9 @@ class Witness:
         self.fenced: set[int] = set()
         self.ended_owners: set[int] = set()
         self.dead: set[int] = set()
+        #: The tokens that a session named, and those that each grant is inside of.
+        self.within: dict[int, set[int]] = {}
+        self.around: dict[int, tuple[int, ...]] = {}
         self.last_token = 0
         #: How many slots there were, by the token of who got one.
         self.said: dict[int, int] = {}
@@ -108,6 +111,7 @@ class Witness:
             case c.CloseSession(session):
                 self.sessions.remove(session)
                 del self.acts_for[session]
+                self.within.pop(session, None)
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
             case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
@@ -124,7 +128,9 @@ class Witness:
             case c.Resume():
                 self.opening.clear()
                 self.fenced &= self.dead
-            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner() | c.EnterGrants():
+            case c.EnterGrants(session, tokens):
+                self.within[session] = set(tokens)
+            case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
                 pass
             case _:
                 if isinstance(command, c.Acquire) and self.is_crowded(command):
@@ -137,6 +143,9 @@ class Witness:
         waiting = [self.unanswered[x][0] for x in self.queued & self.unanswered.keys()]
         keys = [x.keys for x in waiting if isinstance(x, c.Acquire)]
         keys += [self.converted_by(x) for x in waiting if isinstance(x, c.Convert)]
+        if any(self.is_inside(command.session, key) for key in command.keys):
+            # Of those outside it stands before all.
+            return False
         lines = [sum(key in each for each in keys) for key in command.keys]
         # A try may wait for a slow file.
         return bool(most) and max(lines) >= (most or 0)
@@ -187,6 +196,8 @@ class Witness:
                 assert key not in self.opening, "opened twice at once"
                 assert in_use == bool(self.holders.get(key))
                 assert mode == SHARED or len(self.holders.get(key, ())) <= 1
+                modes = {held.mode for held in self.holders.get(key, {}).values()}
+                assert (mode, modes) != (EXCLUSIVE, {EXCLUSIVE}), "opened twice"
                 self.opening[key] = mode
             case e.CloseAnchor(key):
                 assert key not in self.opening
@@ -247,9 +258,12 @@ class Witness:
             assert isinstance(command, c.Convert)
             keys, mode = self.converted_by(command), command.mode
             who = (owner_id, 0, 0) if command.key else self.who_converts(command)
+        named = self.within.get(command.session, set())
+        around = named.union(*(self.around.get(token, ()) for token in named))
         return (
             grant.key in keys
             and who != who_holds(grant)
+            and (SLOT in (mode, grant.mode) or grant.fencing_token not in around)
             and {mode, grant.mode} != {SHARED}
         )
 
@@ -301,7 +315,8 @@ class Witness:
         for grant in answer.grants:
             if isinstance(command, c.Acquire):
                 assert grant.strand == command.strand
-            assert grant.mode == command.mode
+            covers = bool(self.within.get(grant.session)) and grant.mode == EXCLUSIVE
+            assert covers or grant.mode == command.mode
             assert grant.owner_id not in self.ended_owners, "granted to the dead"
             if isinstance(command, c.Acquire):
                 self.check_slot(grant, command)
@@ -336,7 +351,28 @@ class Witness:
         new = [x for x in answer.grants if x.fencing_token > self.last_token]
         last = [self.last_holders[x.key] for x in new if x.key in self.last_holders]
         well = {("released", None), ("released", "ok")}
-        return tuple(x for x in last if (x.cause, x.outcome) not in well)
+        outermost = {x.key: min(x.inside) for x in new if x.inside}
+        return tuple(
+            x
+            for x in last
+            if (x.cause, x.outcome) not in well
+            # What is around it has heard of what ended before.
+            and x.grant.fencing_token >= outermost.get(x.grant.key, 0)
+        )
+
+    def is_inside(self, session: int, key: ResourceKey) -> bool:
+        held = {grant.fencing_token for grant in self.holders.get(key, {}).values()}
+        return bool(held & self.within.get(session, set()))
+
+    def check_inside(self, grant: e.Grant) -> None:
+        """Asserts that it is inside what its session named, and nothing else."""
+        named = self.within.get(grant.session, set())
+        named = named.union(*(self.around.get(token, ()) for token in named))
+        assert set(grant.inside) <= named, "a stranger is let in"
+        holders = self.holders.get(grant.key, {}).values()
+        alive = {x for held in holders for x in (held.fencing_token, *held.inside)}
+        assert set(grant.inside) <= alive, "inside what is over"
+        self.around[grant.fencing_token] = grant.inside
 
     def hold(self, grant: e.Grant, converted: bool) -> None:
         holders = self.holders.setdefault(grant.key, {})
@@ -344,13 +380,18 @@ class Witness:
         if before is None:
             assert not converted
             assert grant.fencing_token > self.last_token, "a token that did not rise"
+            self.check_inside(grant)
             self.last_token = grant.fencing_token
         else:
             assert grant.fencing_token == before.fencing_token
+            assert grant.inside == before.inside
         holders[who_holds(grant)] = grant
         modes = [held.mode for held in holders.values()]
-        assert EXCLUSIVE not in modes or len(modes) == 1, f"two holders: {holders}"
         assert SLOT not in modes or set(modes) == {SLOT}, f"beside a slot: {holders}"
+        chain = sorted(holders.values(), key=lambda held: held.fencing_token)
+        for place, held in enumerate(chain if EXCLUSIVE in modes else ()):
+            older = {other.fencing_token for other in chain[:place]}
+            assert older <= set(held.inside), f"two holders: {holders}"
         self.check_anchor(grant.key)
 
     def ended(self, effect: e.Ended) -> None:

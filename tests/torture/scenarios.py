@@ -324,6 +324,37 @@ def _within(scene: Scene) -> None:
     child.wait(msgid)
 
 
+def _tree(scene: Scene) -> None:
+    """Two children take turns inside; the parent ends first, and a stranger waits.
+
+    Nobody outside gets in before the last of the tree is done.
+    """
+    parent, stranger = scene.line(), scene.line()
+    names: dict[str, object] = {"resource": "a", "lockspace": "files"}
+    outer = scene.acquire(parent, "a", lockspace="files")
+    late = waits(scene, stranger, "a")
+    within = [f"{scene.instance}:{outer}"]
+    first, second = scene.line(within=within), scene.line(within=within)
+    scene.step()
+    inner = scene.acquire(first, "a", lockspace="files")
+    msgid, query = second.ask_all([("acquire", names), ("query", names)])
+    second.wait(query)
+    parent.call("release", **names)
+    scene.step()
+    tokens, waiting = scene.query("a", lockspace="files")
+    scene.must((tokens, waiting), ([inner], 2), "after the end of the parent")
+    scene.must_be_locked("files", "a")
+    first.call("release", **names)
+    turn = int(second.wait(msgid)["grant"]["fencing_token"])
+    stranger.look()
+    scene.must(stranger.is_answered(late), False, "a stranger beside the tree")
+    tokens, waiting = scene.query("a", lockspace="files")
+    scene.must((tokens, waiting), ([turn], 1), "the turn of the other child")
+    second.call("release", **names)
+    token = int(stranger.wait(late)["grant"]["fencing_token"])
+    _must_be_held(scene, "a", token, "files")
+
+
 def _cancel(scene: Scene) -> None:
     holder, waiter = scene.line(), scene.line()
     token = scene.acquire(holder, "a", lockspace="files")
@@ -533,6 +564,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "overdue and wanted": _notices,
     "slots": _slots,
     "within": _within,
+    "tree": _tree,
     "cancel": _cancel,
     "connect": _connect,
     "disconnect": _disconnect,

@@ -67,6 +67,7 @@ class Hold:
         "fencing_token",
         "grant",
         "heard",
+        "inside",
         "key",
         "loss",
         "mode",
@@ -90,6 +91,8 @@ class Hold:
         self.waited: float = shape.get("waited") or 0.0
         self.slot: int | None = shape.get("slot")
         self.slots: int | None = shape.get("slots")
+        around = shape.get("inside")
+        self.inside: tuple[int, ...] = tuple(around or ())
         found = shape.get("previous")
         self.previous: Mapping[str, Any] | None = (
             MappingProxyType(found) if isinstance(found, dict) else None
@@ -321,6 +324,16 @@ class AnyGrant(Uncopied):
         `Client.check`.
         """
         return self.hold.fencing_token
+
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """The fencing tokens of the locks around this one, the outermost first.
+
+        A command around this program holds the same lock, and waits for its end
+        (`lockctl run`). Then the lock is granted inside that one. Empty for any other.
+        What is guarded by tokens must see one token from all of them: the first.
+        """
+        return self.hold.inside
 
     @property
     def waited(self) -> float:

@@ -6,7 +6,7 @@ So the command inherits the name of the lock, and its connections tell the daemo
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from lockd.names import GRANT_NAME
@@ -31,6 +31,27 @@ def tokens_of(instance: str) -> set[int]:
     """
     words = (word.split(":") for word in inherited())
     return {int(token) for daemon, token in words if daemon == instance}
+
+
+def apart(
+    names: Sequence[str], around: Collection[int], held: Callable[[str], Iterable[int]]
+) -> list[list[str]]:
+    """Returns names in the parts to ask for one after the other.
+
+    A request is for locks inside those around this program, or for others, never for
+    both (protocol 5.14). What is outside comes first: who waits for it then keeps
+    nobody inside from a lock.
+
+    Args:
+        names: the resources.
+        around: the fencing tokens of the locks around this program.
+        held: returns the fencing tokens with which a resource is held.
+    """
+    if not around or len(names) == 1:
+        return [list(names)]
+    inside = [name for name in names if not set(around).isdisjoint(held(name))]
+    outside = [name for name in names if name not in inside]
+    return [part for part in (outside, inside) if part]
 
 
 def value(instance: str, tokens: Iterable[int]) -> str:

@@ -2,7 +2,7 @@
 
 import pwd
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -170,6 +170,13 @@ def shown_mode(resource: Mapping[str, Any]) -> str | None:
     if mode != SLOT:
         return mode
     return f"{mode} {resource['holder_count']}/{resource['slots']}"
+
+
+def inside_of(parties: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns the token of the innermost lock that one of some parties is inside of."""
+    # An older daemon does not tell.
+    found = (x.get("inside") for x in parties)
+    return max((tokens[-1] for tokens in found if tokens), default=None)
 
 
 def key_of(resource: Mapping[str, Any]) -> ResourceKey:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from lockd.ctl.render import Thing, clock, purpose, since, user
+from lockd.ctl.render import Thing, clock, inside_of, purpose, since, user
 from lockd.ctl.streams import draw
 from lockd.names import plain
 from lockd.text import duration
@@ -85,6 +85,7 @@ _NEEDED: Final = (
     Column("HELD", width=6, right=True, down=True),
     Column("HELD BY", least=8, width=14),
     Column("HOLDERS"),
+    Column("INSIDE", optional=True, width=15, right=True),
     Column("KIND"),
     Column("LOCKED", least=16),
     Column("NAME", least=12),
@@ -125,6 +126,7 @@ def cells_of(party: Thing) -> dict[str, Any]:
         "UNIT": party.get("unit"),
         "MODE": party.get("mode"),
         "REASON": purpose(party),
+        "INSIDE": inside_of([party]),
     }
 
 

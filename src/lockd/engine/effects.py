@@ -57,6 +57,9 @@ class Grant(Struct, frozen=True, gc=False):
     #: In slot mode: which slot it is, and how many the resource has.
     slot: int | None = None
     slots: int | None = None
+    #: The tokens of the grants of this resource that it is inside of, the outermost
+    #: first. Some may have ended: the innermost keeps the resource for all of them.
+    inside: tuple[int, ...] = ()
 
     @property
     def is_overdue(self) -> bool:
@@ -75,6 +78,8 @@ class Waiter(Struct, frozen=True, gc=False):
     label: str | None = None
     reason: str | None = None
     strand: int = 0
+    #: The tokens of the grants that it is inside of: it is served before all others.
+    inside: tuple[int, ...] = ()
 
 
 class LastHolder(Struct, frozen=True, gc=False):
@@ -156,6 +161,9 @@ class Refused(Struct, frozen=True, gc=False):
     max_waiting: int | None = None
     #: If the request asked for another number of slots than the resource has.
     mismatch: "Mismatch | None" = None
+    #: Whether the obstacle is a hold that its strand is inside of, or that is inside
+    #: the hold of its strand.
+    nested: bool = False
 
 
 class Mismatch(Struct, frozen=True, gc=False):

@@ -19,8 +19,8 @@ from lockd.terms import Mode, ResourceKey
 Party = tuple[int, int, int]
 """Who holds or waits: an owner, and one of its strands by session and number."""
 
-Held = tuple[Mode, int | None]
-"""In which mode somebody holds, and which slot."""
+Held = tuple[Mode, int | None, int]
+"""In which mode somebody holds, which slot, and the token; 0 for a future grant."""
 
 
 class BrokenLawError(AssertionError):
@@ -52,18 +52,25 @@ def _broken_laws(engine: LockEngine) -> Iterator[str]:
 def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
     name = str(resource.key)
     modes = [grant.mode for grant in resource.holders.values()]
-    if "exclusive" in modes and len(modes) > 1:
-        yield f"{name}: an exclusive holder is not alone: {modes}"
     if len(set(modes)) > 1:
         yield f"{name}: it is held in several modes: {modes}"
+    if "exclusive" in modes:
+        yield from _broken_chain(name, list(resource.holders.values()))
     yield from _broken_slots(engine, resource)
-    line = [*resource.converting, *resource.waiting]
+    line = _queue(resource)
     if not modes and not line and resource.pending is None:
         yield f"{name}: is kept though nobody needs it"
     if resource.pending is None:
         yield from _broken_anchor(engine, resource, modes)
-        if line and _could_go(engine, line[0]):
+        downwards = [r for r in line if r.converting and r.mode == "shared"]
+        if any(_could_go(engine, request) for request in line[:1] + downwards):
             yield f"{name}: the first in line waits though nothing is in its way"
+    inner = list(resource.inner)
+    depths = [(-len(r.inside[resource.key]), r.order) for r in inner]
+    if depths != sorted(depths):
+        yield f"{name}: those inside are out of turn: {depths}"
+    if any(request.inside for request in line if request not in inner):
+        yield f"{name}: a request from inside stands behind others"
     for part in (list(resource.converting), list(resource.waiting)):
         turns = [request.order for request in part]
         if turns != sorted(turns):
@@ -98,6 +105,16 @@ def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
         yield f"{name}: {known.count} slots are not what is configured"
 
 
+def _broken_chain(name: str, grants: Sequence[Grant]) -> Iterator[str]:
+    """Exclusive holders are one chain: each is inside all that came before it."""
+    tokens = sorted(grant.fencing_token for grant in grants)
+    for grant in grants:
+        before = [token for token in tokens if token < grant.fencing_token]
+        if not set(before) <= set(grant.inside):
+            token = grant.fencing_token
+            yield f"{name}: {token} is held beside {before}, inside {grant.inside}"
+
+
 def _broken_anchor(
     engine: LockEngine, resource: Resource, modes: Sequence[str]
 ) -> Iterator[str]:
@@ -111,15 +128,17 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
     """Returns whether a request is first everywhere and no holder excludes it."""
     if request.state is PAUSED:
         return False
+    goes_down = request.converting and request.mode == "shared"
     for key in request.keys:
         resource = engine.state.resources[key]
-        line = [*resource.converting, *resource.waiting]
-        if resource.pending is not None or line[0] is not request:
+        is_first = goes_down or _queue(resource)[0] is request
+        if resource.pending is not None or not is_first:
             return False
         others = {
-            party: (grant.mode, grant.slot)
+            party: (grant.mode, grant.slot, grant.fencing_token)
             for grant in resource.holders.values()
             if (party := _party(grant)) != _party_of(request)
+            and grant.fencing_token not in request.inside.get(key, ())
         }
         if not _fits(request, others):
             return False
@@ -128,7 +147,7 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
 
 def _fits(request: Request, others: Mapping[Party, Held]) -> bool:
     """Returns whether nobody else excludes a request."""
-    modes = {mode for mode, _ in others.values()}
+    modes = {mode for mode, *_ in others.values()}
     if request.mode == "slot":
         return modes <= {"slot"} and _free_slot(others) < (request.wish.slots or 0)
     return not modes or modes == {request.mode} == {"shared"}
@@ -136,7 +155,7 @@ def _fits(request: Request, others: Mapping[Party, Held]) -> bool:
 
 def _free_slot(others: Mapping[Party, Held]) -> int:
     """Returns the lowest number that nobody has."""
-    taken = {number for _, number in others.values()}
+    taken = {number for _, number, _ in others.values()}
     return next(number for number in range(len(others) + 1) if number not in taken)
 
 
@@ -168,7 +187,7 @@ def _broken_owners(engine: LockEngine) -> Iterator[str]:
         (grant.fencing_token, session.session_id)
         for owner in engine.state.owners.values()
         for strand in (owner.whole, *owner.strands.values())
-        for session, grants in strand.inside.values()
+        for session, grants in strand.insiders.values()
         for grant in grants.values()
     }
     held = {x for owner in engine.state.owners.values() for x in owner.grants}
@@ -219,9 +238,7 @@ def _broken_requests(engine: LockEngine) -> Iterator[str]:
         for key in request.keys:
             resource = engine.state.resources.get(key)
             if resource is None or (
-                resource.pending is not request
-                and request not in resource.converting
-                and request not in resource.waiting
+                resource.pending is not request and request not in _queue(resource)
             ):
                 yield f"{key}: a request waits that is not in line"
         deadline = request.deadline if request.is_announced else None
@@ -249,7 +266,8 @@ def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterat
             wanted = any(
                 {grant.mode, request.mode} != {"shared"}
                 and _party_of(request) != _party(grant)
-                for request in (*resource.converting, *resource.waiting)
+                and grant.fencing_token not in request.inside.get(resource.key, ())
+                for request in _queue(resource)
             )
             if notices.wanted != wanted and resource not in engine.state.listened:
                 yield f"{name}: was told last that wanted is {notices.wanted}"
@@ -318,7 +336,10 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     """
     lines = {key: _line(resource) for key, resource in engine.state.resources.items()}
     held = {
-        key: {_party(x): (x.mode, x.slot) for x in resource.holders.values()}
+        key: {
+            _party(x): (x.mode, x.slot, x.fencing_token)
+            for x in resource.holders.values()
+        }
         for key, resource in engine.state.resources.items()
     }
     left = {request for line in lines.values() for request in line}
@@ -333,15 +354,19 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
             left.remove(request)
             for key in request.keys:
                 lines[key].remove(request)
-                slot = _free_slot(held[key]) if request.mode == "slot" else None
-                held[key][_party_of(request)] = request.mode, slot
+                own, modes = _party_of(request), [x for x, *_ in held[key].values()]
+                inside = request.inside and "exclusive" in modes
+                mode: Mode = "exclusive" if inside else request.mode
+                slot = _free_slot(held[key]) if mode == "slot" else None
+                _, _, token = held[key].get(own, (None, None, 0))
+                held[key][own] = mode, slot, token
         waiting = {_party_of(request) for request in left}
         for session in {request.session for request in left}:
             waiting |= _waits_for(session, grants)
-        done = {own for modes in held.values() for own in modes} - waiting
+        done = {own for parties in held.values() for own in parties} - waiting
         held = {
-            key: {own: mode for own, mode in modes.items() if own in waiting}
-            for key, modes in held.items()
+            key: {own: x for own, x in parties.items() if own in waiting}
+            for key, parties in held.items()
         }
         if not granted and not done:
             yield f"requests wait for each other: {sorted(r.order for r in left)}"
@@ -365,7 +390,11 @@ def _party_of(request: Request) -> Party:
 def _line(resource: Resource) -> list[Request]:
     pending = resource.pending
     first = [] if pending is None or pending.is_answered else [pending]
-    return [*first, *resource.converting, *resource.waiting]
+    return first + _queue(resource)
+
+
+def _queue(resource: Resource) -> list[Request]:
+    return [*resource.inner, *resource.converting, *resource.waiting]
 
 
 def _is_free(
@@ -374,6 +403,12 @@ def _is_free(
     held: Mapping[ResourceKey, Mapping[Party, Held]],
     key: ResourceKey,
 ) -> bool:
-    own = _party_of(request)
-    others = {party: x for party, x in held[key].items() if party != own}
+    own, around = _party_of(request), request.inside.get(key, ())
+    others = {
+        party: x
+        for party, x in held[key].items()
+        if party != own and x[2] not in around
+    }
+    if request.converting and request.mode == "shared":
+        return not others
     return lines[key][0] is request and _fits(request, others)

@@ -103,7 +103,7 @@ class LockEngine:
 
     def _add_lockspace(self, command: c.AddLockspace, now: float) -> None:
         self.state.add_lockspace(command)
-        self.table.change_slots(command.name, now)
+        self._requests.change_slots(command.name, now)
 
     def _anchor_opened(self, command: c.AnchorOpened, now: float) -> None:
         self.table.anchor_answered(self.state.resources[command.key], None, now)
@@ -180,8 +180,16 @@ class LockEngine:
         return tuple(resource.holders.values()) if resource else ()
 
     def holds(self, key: ResourceKey, fencing_token: int) -> bool:
-        """Returns whether a resource is held with a fencing token."""
-        return any(x.fencing_token == fencing_token for x in self.holders(key))
+        """Returns whether a resource is held with a fencing token, or inside it.
+
+        A grant that ended stays valid while its resource is held inside it: nobody else
+        was granted the resource since, so what is guarded saw no greater token than
+        those of one chain, and all of these name the outermost.
+        """
+        return any(
+            fencing_token == grant.fencing_token or fencing_token in grant.inside
+            for grant in self.holders(key)
+        )
 
     def must_fence(self, grant: e.Grant) -> bool:
         """Returns whether the holder must be dead before its lock ends."""
@@ -281,6 +289,8 @@ class RequestView(Protocol):
     def since(self) -> float: ...
     @property
     def converting(self) -> bool: ...
+    @property
+    def inside(self) -> Mapping[ResourceKey, tuple[int, ...]]: ...
     @property
     def wish(self) -> c.Acquire: ...
     @property

@@ -7,14 +7,13 @@ only. Each step also updates the counts, the users' amounts and the marks for `r
 
 from __future__ import annotations
 
-import heapq
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Final
 
 from msgspec.structs import replace
 
+from lockd.engine.changes import Changes, Kind
 from lockd.engine.commands import (
     Acquire,
     AddLockspace,
@@ -24,84 +23,15 @@ from lockd.engine.commands import (
     Release,
     ReleaseForOwner,
 )
+from lockd.engine.deadlines import Deadlines
 from lockd.engine.effects import Grant, HolderNotices, LastHolder, Refused, Situation
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session, Strand
+from lockd.engine.session import Inside, OwnerState, Request, Session, Strand
 from lockd.engine.usage import Usage
 from lockd.terms import SLOT, ResourceKey, WorkOutcome
 
 MAX_LAST_HOLDERS: Final = 1024
 """For how many resources the engine remembers the last holder (protocol 7.4)."""
-
-COUNTS: Final = ("last_token", "last_order", "granted", "refused", "ended")
-"""The engine's counters that survive a restart."""
-
-Kind = Literal["lockspace", "owner", "session", "grant", "request", "last"]
-
-
-class Changes(dict[tuple[Kind, Any], Any]):
-    """Marks by kind and name: what changed since the last call of `records.changes`.
-
-    A grant, a request and a last holder are stored with their mark. `records` looks up
-    the rest when it reads the marks.
-    """
-
-    __slots__ = ("counts",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        #: The counts that were reported last. The first report always differs.
-        self.counts: tuple[int, ...] = (0, 0, sys.maxsize, sys.maxsize)
-
-    def tell_counts(self, counts: tuple[int, ...]) -> bool:
-        """Returns whether the counts have changed since the last report."""
-        is_new = counts != self.counts
-        self.counts = counts
-        return is_new
-
-
-_FEW: Final = 64
-
-
-class Deadlines(list[tuple[float, int, Request | OwnerState]]):
-    """A heap of what is due: requests, and grants that become overdue.
-
-    An entry is a time and a request with its order, or an owner with the token of a
-    grant as a negative number. Entries are skipped once their request is answered, or
-    their grant has ended.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._most = _FEW
-
-    def add(self, when: float, order: int, thing: Request | OwnerState) -> None:
-        """Adds the time at which a request or a grant is due."""
-        if len(self) >= self._most:
-            # Most entries belong to what ended long before its time.
-            self[:] = [entry for entry in self if not _is_stale(*entry)]
-            heapq.heapify(self)
-            self._most = _FEW + 4 * len(self)
-        heapq.heappush(self, (when, order, thing))
-
-    def first(self) -> float | None:
-        """Returns when the earliest one is due; None without any."""
-        while self and _is_stale(*self[0]):
-            heapq.heappop(self)
-        return self[0][0] if self else None
-
-    def take_first(self) -> Request | Grant:
-        """Removes and returns the earliest one. `first` has returned its time."""
-        _, order, thing = heapq.heappop(self)
-        return thing if isinstance(thing, Request) else thing.grants[-order]
-
-
-def _is_stale(when: float, order: int, thing: Request | OwnerState) -> bool:
-    if isinstance(thing, Request):
-        return thing.is_answered or when not in (thing.deadline, thing.retry_at)
-    grant = thing.grants.get(-order)
-    notices = None if grant is None else grant.notices
-    return notices is None or notices.overdue or notices.due != when
 
 
 class LockState:
@@ -210,6 +140,15 @@ class LockState:
         self._let_in(session, own)
         self.mark("session", session.session_id)
 
+    def inside(self, session: Session, keys: Sequence[ResourceKey]) -> Inside:
+        """Returns the grants of these resources that a session is inside of."""
+        within, found = set(session.within), dict[ResourceKey, tuple[int, ...]]()
+        for key in keys:
+            resource = self.resources.get(key)
+            if resource is not None and (tokens := resource.around(within)):
+                found[key] = tokens
+        return found
+
     def _let_in(self, session: Session, grants: dict[int, Grant]) -> None:
         for grant in grants.values():
             self.owners[grant.owner_id].strand_of(grant).let_in(grant, session)
@@ -276,11 +215,14 @@ class LockState:
         code: str,
         message: str = "",
         key: ResourceKey | None = None,
+        *,
+        nested: bool = False,
     ) -> Refused:
         """Counts and returns the answer to a command that never becomes a request."""
         self.count_refusal()
         situation = None if key is None else self.situation(key)
-        return Refused(command.session, command.request, code, message, situation)
+        session, request = command.session, command.request
+        return Refused(session, request, code, message, situation, nested=nested)
 
     def requests(self) -> Iterator[Request]:
         """Yields all unanswered requests."""
@@ -301,38 +243,46 @@ class LockState:
         key: ResourceKey,
         wish: Acquire,
         now: float,
+        request: Request | None = None,
     ) -> Grant:
         """Makes a grant with the next fencing token.
 
         Args:
             strand: the number of the strand of this session; 0 for the whole owner.
             key: one of those that `wish` names.
+            request: the request, if it is from inside.
         """
         self.last_token += 1
         self.granted += 1
         owner = session.owner
+        resource = self.resource(key)
+        mode, whole = wish.mode, wish.whole
+        inside: tuple[int, ...] = ()
+        if request is not None:
+            mode, whole, inside = resource.joined_by(request)
         slot = slots = None
         if wish.mode == SLOT:
             slots = self.slots_of(key) or wish.slots
-            slot = self.resource(key).take_slot(slots)
+            slot = resource.take_slot(slots)
         grant = Grant(
             key,
             owner.owner_id,
             owner.identity,
             session.session_id,
-            wish.mode,
+            mode,
             self.last_token,
             now,
             1,
             wish.label,
             wish.reason,
             strand,
-            wish.whole,
+            whole,
             self._notices(key, wish, now),
             slot,
             slots,
+            inside,
         )
-        self.resource(key).holders[owner.put(grant)] = grant
+        resource.holders[owner.put(grant)] = grant
         self.holder_of[self.last_token] = owner
         self.usage.add_grant(grant)
         if grant.notices is not None:
@@ -427,11 +377,21 @@ class LockState:
             if self.changed is not None:
                 self.changed["last", forgotten] = None
 
-    def trouble(self, key: ResourceKey) -> tuple[LastHolder, ...]:
-        """Returns the last hold of a resource, if it did not end well."""
+    def trouble(
+        self, key: ResourceKey, inside: tuple[int, ...] = ()
+    ) -> tuple[LastHolder, ...]:
+        """Returns the last hold of a resource, if it did not end well.
+
+        Args:
+            key: the resource.
+            inside: the tokens around the new grant. The outermost heard of all that
+                ended before it.
+        """
         last = self.last_holders.get(key)
         # The first two are almost always true, and cheaper than a call.
         if last is None or (last.outcome is None and last.cause == "released"):
+            return ()
+        if inside and last.grant.fencing_token < inside[0]:
             return ()
         return () if last.ended_well else (last,)
 

@@ -92,22 +92,16 @@ class LockTable:
             resource = self._state.resource(key)
             resource.enqueue(request)
             self._state.look_who_is_wanted(resource)
-        cycle = self.cycle_of(request)
-        if request.converting and not cycle:
-            # A convert goes before acquires, so these now wait for its strand too.
-            cycle = self.cycle_through(request.strand, but=request)
+        cycle = find_cycle(request, self._state.resources)
+        if (request.converting or request.inside) and not cycle:
+            # It goes before others, so these now wait for its strand too.
+            cycle = find_cycle_through(
+                request.strand, self._state.resources, but=request
+            )
         if cycle:
             self.refuse(request, "deadlock", now, cycle=cycle)
         else:
             self._announce(request)
-
-    def cycle_of(self, request: Request) -> tuple[WaitEdge, ...]:
-        """Returns the cycle that a request closes, or ()."""
-        return find_cycle(request, self._state.resources)
-
-    def cycle_through(self, strand: Strand, *, but: Request) -> tuple[WaitEdge, ...]:
-        """Returns a cycle through a strand without one of its requests, or ()."""
-        return find_cycle_through(strand, self._state.resources, but=but)
 
     def _announce(self, request: Request) -> None:
         """Tells the session that its request waits, and starts its timeout."""
@@ -163,7 +157,7 @@ class LockTable:
         for key in request.keys:
             # An idle resource has been dropped together with its line.
             resource = state.resources.get(key)
-            if resource is not None and (resource.converting or resource.waiting):
+            if resource is not None and resource.has_line:
                 resource.dequeue(request)
                 self._unsettled.append(resource)
 
@@ -177,6 +171,7 @@ class LockTable:
         message: str = "",
         cycle: Sequence[WaitEdge] = (),
         max_waiting: int | None = None,
+        nested: bool = False,
     ) -> None:
         """Refuses a request that was added, in any state."""
         resource = self._state.resources.get(key or self._obstacle(request))
@@ -192,6 +187,7 @@ class LockTable:
                 request.outside,
                 tuple(cycle),
                 max_waiting,
+                nested=nested,
             )
         )
         self.answered(request)
@@ -215,6 +211,10 @@ class LockTable:
             self._unsettled.clear()
         effects, self._effects = self._effects, []
         return effects
+
+    def look_again(self, resource: Resource) -> None:
+        """Makes `settle` look who can move up at a resource."""
+        self._unsettled.append(resource)
 
     def _settle(self, resource: Resource, now: float) -> None:
         resources = self._state.resources
@@ -243,38 +243,23 @@ class LockTable:
         """Grants the first request of a line, or asks for its anchors first."""
         state = self._state
         to_open: list[Resource] = []
+        open_already: list[Resource] = []
         for key in request.keys:
             resource = state.resource(key)
             resource.dequeue(request)
-            if state.lockspaces[key.lockspace].anchored:
+            if request.inside and resource.still_around(request):
+                open_already.append(resource)
+            elif state.lockspaces[key.lockspace].anchored:
                 to_open.append(resource)
         if not to_open:
             return self._grant_request(request, now)
         request.become(OPENING if request.state is NEW else DELAYED)
         request.open_anchors(len(to_open))
+        for resource in open_already:
+            resource.open_anchor(request, request.mode)
         for resource in to_open:
             self._open_anchor(resource, request, request.mode)
         return None
-
-    # Slots.
-
-    def change_slots(self, lockspace: str, now: float) -> None:
-        """Gives the resources of a lockspace as many slots as are configured now.
-
-        Nobody loses a slot. But a request that waited for any of several slots may now
-        wait for one that never becomes free: then it is refused.
-        """
-        for key, resource in self._state.resources.items():
-            if key.lockspace != lockspace or resource.slots is None:
-                continue
-            count = self._state.configured_slots(key)
-            if count is None or count == resource.slots.count:
-                continue
-            self._state.change_slots(resource, count)
-            self._unsettled.append(resource)
-            for request in resource.wanting_slots():
-                if cycle := self.cycle_of(request):
-                    self.refuse(request, "deadlock", now, cycle=cycle)
 
     # Anchors.
 
@@ -288,7 +273,8 @@ class LockTable:
     def open_again(self, request: Request) -> None:
         """Asks again for the pending anchors of a request: the old answers are lost."""
         found = filter(None, map(self._state.resources.get, request.keys))
-        asked = [resource for resource in found if resource.pending is request]
+        pending = [x for x in found if x.pending is request]
+        asked = [x for x in pending if not x.still_around(request)]
         request.open_anchors(len(asked))
         for resource in asked:
             self._open_anchor(resource, request, resource.anchor_wanted or request.mode)
@@ -316,7 +302,7 @@ class LockTable:
             return None
         if request.state is ABANDONED:
             if request.converting and resource.holders:
-                return self._finish_given_up_convert(resource, request)
+                return self._finish_given_up_convert(resource, request, now)
             return self._forget_abandoned(request)
         self._end_opening(request)
         if request.refusal is None:
@@ -333,7 +319,9 @@ class LockTable:
         request.become(ANSWERED)
         self._end_opening(request)
 
-    def _finish_given_up_convert(self, resource: Resource, request: Request) -> None:
+    def _finish_given_up_convert(
+        self, resource: Resource, request: Request, now: float
+    ) -> None:
         """Makes anchor and holders agree after an abandoned convert.
 
         A convert to shared stays in force: others may share the anchor by now. A
@@ -343,6 +331,7 @@ class LockTable:
         held = resource.holders.get(request.strand)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
             self._state.put_grant(replace(held, mode=SHARED))
+            self._refuse_uncovered(resource, now)
         elif request.refusal is not None:
             resource.anchor_is(resource.mode)
         if resource.mode is not None and resource.anchor != resource.mode:
@@ -369,7 +358,7 @@ class LockTable:
         was_announced = request.is_announced
         retry_at = request.pause_until_later(now)
         self._deadlines.add(retry_at, request.order, request)
-        if cycle := self.cycle_of(request):
+        if cycle := find_cycle(request, self._state.resources):
             self.refuse(request, "deadlock", now, cycle=cycle)
         elif not was_announced:
             self._announce(request)
@@ -385,19 +374,26 @@ class LockTable:
             assert held is not None
             self._convert_grant(session, request.number, held, request.mode, now, since)
         else:
-            self.grant(session, request.strand, request.wish, now, since)
+            inner = request if request.inside else None
+            self.grant(session, request.strand, request.wish, now, since, inner)
 
     def grant(
-        self, session: Session, strand: Strand, wish: Acquire, now: float, since: float
+        self,
+        session: Session,
+        strand: Strand,
+        wish: Acquire,
+        now: float,
+        since: float,
+        inner: Request | None = None,
     ) -> None:
-        """Grants all resources of a wish together."""
+        """Grants all resources of a wish together; `inner` is a request from inside."""
         state, grants = self._state, list[Grant]()
         previous: tuple[LastHolder, ...] = ()
         for key in wish.keys:
             held = state.held_by(strand, key) if strand.held else None
             if held is None:
-                previous += state.trouble(key)
-                grant = state.add_grant(session, strand.number, key, wish, now)
+                grant = state.add_grant(session, strand.number, key, wish, now, inner)
+                previous += state.trouble(key, grant.inside)
             else:
                 # Two shared requests of one strand waited: they share one counted hold.
                 grant = state.put_another(held, wish, now)
@@ -419,10 +415,18 @@ class LockTable:
     ) -> None:
         grant = replace(held, mode=mode)
         self._state.put_grant(grant)
-        self._unsettled.append(self._state.resources[grant.key])
+        resource = self._state.resources[grant.key]
+        self._unsettled.append(resource)
         self._effects.append(
             Granted(session.session_id, number, (grant,), now - since, True)
         )
+        self._refuse_uncovered(resource, now)
+
+    def _refuse_uncovered(self, resource: Resource, now: float) -> None:
+        """Refuses those inside that want more than is held around them now."""
+        key = resource.key
+        for request in resource.uncovered():
+            self.refuse(request, "already_held", now, key=key, nested=True)
 
     # Ending.
 

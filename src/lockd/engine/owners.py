@@ -157,7 +157,7 @@ class Owners:
         for resource in self._state.listened:
             if resource.hears_of(seekers := resource.seekers()):
                 for strand in resource.listeners:
-                    wanted = any(seeker is not strand for seeker in seekers)
+                    wanted = resource.is_sought(strand, seekers)
                     yield from self._tell_one(resource, strand, wanted)
         self._state.listened.clear()
 

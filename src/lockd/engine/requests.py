@@ -13,8 +13,22 @@ from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
 from lockd.engine.resource import Resource
-from lockd.engine.session import OwnerState, Request, Session, Strand
+from lockd.engine.session import (
+    NOWHERE,
+    Inside,
+    OwnerState,
+    Request,
+    Session,
+    Strand,
+)
+from lockd.engine.waitgraph import find_cycle, find_cycle_through
+from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
+
+_MIXED = (
+    "{} is held by the command that this is part of, and {} is not: ask for them one "
+    "after the other"
+)
 
 
 class Requests:
@@ -45,7 +59,13 @@ class Requests:
             for key in command.keys:
                 if (held := state.held_by(strand, key)) is not None:
                     return self._acquire_again(command, strand, held, now)
-        if self._is_free(command.keys, command.mode, strand):
+        inside = NOWHERE
+        if session.within and command.mode != SLOT:
+            inside = state.inside(session, command.keys)
+        if inside:
+            if refused := self._why_not_inside(command, inside):
+                return refused
+        elif self._is_free(command.keys, command.mode, strand):
             if not state.lockspaces[command.keys[0].lockspace].anchored:
                 self._table.grant(session, strand, command, now, now)
                 return None
@@ -54,9 +74,11 @@ class Requests:
         if strand.requests and (again := _waits_already(strand, command)):
             message = "another request of yours waits for it"
             return state.refusal(command, "already_held", message, again)
-        request = self._new_request(session, strand, command, now)
+        request = self._new_request(session, strand, command, now, inside)
+        if inside and self._let_in(request, now):
+            return None
         most = command.max_waiting
-        if most and (crowded := self._crowded(command.keys, most)):
+        if most and (crowded := self._crowded(request, most)):
             self._table.refuse(request, "busy", now, key=crowded, max_waiting=most)
         else:
             self._wait_or_refuse(request, now)
@@ -73,6 +95,50 @@ class Requests:
         refusal = state.refusal(command, "invalid", "", key)
         return replace(refusal, mismatch=mismatch)
 
+    def _why_not_inside(self, command: c.Acquire, inside: Inside) -> e.Refused | None:
+        """Refuses what is partly outside, or what those around do not hold so."""
+        state = self._state
+        for key in command.keys:
+            if key not in inside:
+                first, other = (quoted(str(x)) for x in (next(iter(inside)), key))
+                message = _MIXED.format(first, other)
+                return state.refusal(command, "invalid", message)
+        for key in command.keys:
+            resource = state.resources[key]
+            if not resource.covers(command):
+                whole = resource.mode in (EXCLUSIVE, command.mode)
+                message = "its file is not locked whole" if whole else ""
+                return state.refusal(command, "already_held", message, key, nested=True)
+        return None
+
+    def _let_in(self, request: Request, now: float) -> bool:
+        """Grants a request from inside, unless it has to wait."""
+        resources = [self._state.resources[key] for key in request.keys]
+        if not all(resource.lets_pass(request) for resource in resources):
+            return False
+        if cycle := self._cycle_if_let_in(request, resources):
+            self._table.refuse(request, "deadlock", now, cycle=cycle)
+        else:
+            self._table.move_up(request, now)
+        return True
+
+    def _cycle_if_let_in(
+        self, request: Request, resources: list[Resource]
+    ) -> tuple[e.WaitEdge, ...]:
+        """Returns the cycle that an immediate grant would close.
+
+        Those in line waited for the grant around it, and now wait for its strand too.
+        """
+        strand = request.strand
+        if len(strand.requests) < 2 and not strand.insiders:
+            return ()
+        for resource in resources:
+            resource.enqueue(request)
+        cycle = find_cycle_through(strand, self._state.resources, but=request)
+        for resource in resources:
+            resource.dequeue(request)
+        return cycle
+
     def _is_free(
         self, keys: tuple[ResourceKey, ...], mode: Mode, strand: Strand
     ) -> bool:
@@ -84,11 +150,11 @@ class Requests:
                 return False
         return True
 
-    def _crowded(self, keys: tuple[ResourceKey, ...], most: int) -> ResourceKey | None:
+    def _crowded(self, request: Request, most: int) -> ResourceKey | None:
         """Returns the resource with the longest line, if `most` or more wait there."""
-        found = filter(None, map(self._state.resources.get, keys))
-        longest = max(found, key=Resource.line_length)
-        return longest.key if longest.line_length() >= most else None
+        found = filter(None, map(self._state.resources.get, request.keys))
+        longest = max(found, key=lambda resource: resource.count_before(request))
+        return longest.key if longest.count_before(request) >= most else None
 
     def _acquire_again(
         self, command: c.Acquire, strand: Strand, held: e.Grant, now: float
@@ -97,8 +163,10 @@ class Requests:
         if command.whole > held.whole:
             message = "its file is not locked whole"
             return self._state.refusal(command, "already_held", message, held.key)
+        # Inside, it may hold exclusively what it asked for shared.
         if (
-            command.mode == held.mode == SHARED
+            command.mode == SHARED
+            and (held.mode == SHARED or held.inside)
             and command.keys == (held.key,)
             and strand.convert_of(held.key) is None
         ):
@@ -110,9 +178,15 @@ class Requests:
         return self._state.refusal(command, "already_held", "", held.key)
 
     def _new_request(
-        self, session: Session, strand: Strand, command: c.Acquire, now: float
+        self,
+        session: Session,
+        strand: Strand,
+        command: c.Acquire,
+        now: float,
+        inside: Inside = NOWHERE,
     ) -> Request:
-        request = Request(session, strand, self._state.next_order(), command, now)
+        order = self._state.next_order()
+        request = Request(session, strand, order, command, now, inside=inside)
         self._state.add_request(request)
         return request
 
@@ -148,8 +222,16 @@ class Requests:
         if any(strand.waits_for(held.key)):
             message = "another request of yours waits for it"
             return self._state.refusal(command, "already_held", message, held.key)
-        if held.mode == command.mode:
+        resource = self._state.resources[held.key]
+        around = held.inside and resource.around(held.inside)
+        # Inside, it keeps the mode of what is around it, which covers a shared one.
+        if held.mode == command.mode or (around and command.mode == SHARED):
             return e.Granted(command.session, command.request, (held,), converted=True)
+        if around:
+            key = held.key
+            return self._state.refusal(command, "already_held", "", key, nested=True)
+        if len(resource.holders) > 1 and resource.has_inside(held):
+            return self._state.refusal(command, "in_use", "", held.key, nested=True)
         if held.whole and command.mode == EXCLUSIVE:
             # flock(2) drops the old lock before it takes the new one.
             message = "a file that is locked whole cannot be upgraded: release it first"
@@ -196,12 +278,32 @@ class Requests:
         elsewhere. It would then have to wait for the exclusive one.
         """
         strand = request.strand
-        if request.mode == SHARED or not (len(strand.requests) > 1 or strand.inside):
+        if request.mode == SHARED or not (len(strand.requests) > 1 or strand.insiders):
             return ()
         self._state.put_grant(replace(held, mode=EXCLUSIVE))
-        cycle = self._table.cycle_through(strand, but=request)
+        cycle = find_cycle_through(strand, self._state.resources, but=request)
         self._state.put_grant(held)
         return cycle
+
+    # Slots.
+
+    def change_slots(self, lockspace: str, now: float) -> None:
+        """Gives the resources of a lockspace as many slots as are configured now.
+
+        Nobody loses a slot. But a request that waited for any of several slots may now
+        wait for one that never becomes free: then it is refused.
+        """
+        for key, resource in self._state.resources.items():
+            if key.lockspace != lockspace or resource.slots is None:
+                continue
+            count = self._state.configured_slots(key)
+            if count is None or count == resource.slots.count:
+                continue
+            self._state.change_slots(resource, count)
+            self._table.look_again(resource)
+            for request in resource.wanting_slots():
+                if cycle := find_cycle(request, self._state.resources):
+                    self._table.refuse(request, "deadlock", now, cycle=cycle)
 
     # Release, cancel.
 

@@ -1,10 +1,14 @@
-"""One resource: its holders, its two lines of requests, the state of its anchor.
+"""One resource: its holders, its three lines of requests, the state of its anchor.
 
 A resource exists while somebody holds it, waits for it, or its anchor is open. The
-requests of holders that want another mode stand in `converting`, all others in
-`waiting`. `converting` is served first. If the resource needs an anchor, the first
-request leaves the line and becomes `pending` until the anchor answers. Nobody else
-moves meanwhile.
+requests of sessions inside its grants stand in `inner`, those of holders that want
+another mode in `converting`, all others in `waiting`. They are served in this order: a
+holder waits for the end of those inside, and all others wait for the holder. If the
+resource needs an anchor, the first request leaves the line and becomes `pending` until
+the anchor answers. Nobody else moves meanwhile.
+
+All holders have one mode. Of exclusive ones, each is inside all those before it. They
+are a *chain*, and share the anchor.
 
 `anchor` is the mode in which the anchor is held outside; None means closed.
 `anchor_wanted` is the mode that the pending request asked for. While nothing is
@@ -14,15 +18,15 @@ pending, the anchor has the mode of the holders.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from typing import Final
 
-from lockd.engine.commands import Owner
+from lockd.engine.commands import Acquire, Owner
 from lockd.engine.effects import Grant, Situation, Waiter
 from lockd.engine.request_state import ABANDONED
 from lockd.engine.session import Request, Strand
-from lockd.terms import SHARED, SLOT, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
 """The pairs of modes that any number of strands may hold at once. In slot mode, as many
@@ -73,6 +77,7 @@ class Resource:
         "anchor_wanted",
         "converting",
         "holders",
+        "inner",
         "key",
         "listeners",
         "pending",
@@ -85,12 +90,14 @@ class Resource:
         self.key = key
         #: By strand, in the order of their grants.
         self.holders: dict[Strand, Grant] = {}
+        #: Those inside most grants first: the holders of the inner ones wait for them.
+        self.inner = _NOBODY
         self.converting = _NOBODY
         self.waiting = _NOBODY
         #: The holders that hear whether somebody waits for them.
         self.listeners = _NO_LISTENERS
         #: What all of them have heard; None if one has not.
-        self.seekers_told: tuple[Strand, ...] | None = None
+        self.seekers_told: tuple[Strand | Request, ...] | None = None
         self.anchor: Mode | None = None
         self.anchor_wanted: Mode | None = None
         #: The request for which the anchor is being opened; it may be abandoned.
@@ -101,8 +108,9 @@ class Resource:
     def __repr__(self) -> str:
         return (
             f"<Resource {self.key} holders={len(self.holders)} "
-            f"converting={len(self.converting)} waiting={len(self.waiting)} "
-            f"anchor={self.anchor} pending={self.pending is not None}>"
+            f"inner={len(self.inner)} converting={len(self.converting)} "
+            f"waiting={len(self.waiting)} anchor={self.anchor} "
+            f"pending={self.pending is not None}>"
         )
 
     @property
@@ -115,15 +123,27 @@ class Resource:
     @property
     def is_idle(self) -> bool:
         """Whether it has no holders, no requests and no opening anchor."""
-        return not (self.holders or self.pending or self.converting or self.waiting)
+        return not (
+            self.holders
+            or self.pending
+            or self.converting
+            or self.waiting
+            or self.inner
+        )
 
     @property
     def has_line(self) -> bool:
         """Whether a new request would overtake another."""
-        return bool(self.pending or self.converting or self.waiting)
+        return bool(self.pending or self.converting or self.waiting or self.inner)
 
     def front(self) -> Request | None:
-        """Returns the first request in line."""
+        """Returns the first request in line.
+
+        A convert to shared has nothing to wait for.
+        """
+        for request in self.inner:
+            convert = next(iter(self.converting), None)
+            return convert if convert and convert.goes_down else request
         for request in self.converting or self.waiting:
             return request
         return None
@@ -133,9 +153,9 @@ class Resource:
         holders = self.holders
         if not holders:
             return True
-        if strand in holders:
-            return len(holders) == 1 or mode == SHARED
         held = next(iter(holders.values())).mode
+        if strand in holders:
+            return len(holders) == 1 or held == mode == SHARED
         if held == SLOT:
             return mode == SLOT and self.slots is not None and self.slots.has_free
         return compatible(held, mode)
@@ -143,9 +163,13 @@ class Resource:
     def lets_pass(self, request: Request) -> bool:
         """Returns whether a request can be granted now, as far as this resource goes.
 
-        The request may be in the line, or about to join it. A convert goes before
-        acquires.
+        The request may be in the line, or about to join it. A request from inside goes
+        before converts, and a convert before acquires.
         """
+        if request.inside:
+            return self.pending is None and self._admits_inside(request)
+        if self.inner and not request.goes_down:
+            return False
         line = self.converting
         if not line and not request.converting:
             line = self.waiting
@@ -155,9 +179,90 @@ class Resource:
             and self.admits(request.mode, request.strand)
         )
 
+    def _admits_inside(self, request: Request) -> bool:
+        """Returns whether all that exclude a request are grants that it is inside of.
+
+        Nobody that is inside as many of them stands before it.
+        """
+        first = next(iter(self.inner), request)
+        if first is not request and self._place(first) < self._place(request):
+            return False
+        around = request.inside[self.key]
+        return self.admits(request.mode, request.strand) or all(
+            grant.fencing_token in around or strand is request.strand
+            for strand, grant in self.holders.items()
+        )
+
+    def _place(self, request: Request) -> tuple[int, int]:
+        """Returns what sorts the requests from inside."""
+        return -len(request.inside[self.key]), request.order
+
+    def around(self, tokens: Collection[int]) -> tuple[int, ...]:
+        """Returns the tokens of those grants, and of all that these are inside of.
+
+        Nothing is inside a slot.
+        """
+        found: set[int] = set()
+        if self.mode == SLOT:
+            return ()
+        for grant in self.holders.values():
+            if grant.fencing_token in tokens:
+                found.update(grant.inside, (grant.fencing_token,))
+        return tuple(sorted(found))
+
+    def still_around(self, request: Request) -> tuple[int, ...]:
+        """Returns the tokens around a request that are held, or have holders inside."""
+        around = request.inside.get(self.key)
+        if not around:
+            return ()
+        holders = self.holders.values()
+        held = {x for grant in holders for x in (grant.fencing_token, *grant.inside)}
+        return tuple(token for token in around if token in held)
+
+    def joined_by(self, request: Request) -> tuple[Mode, bool, tuple[int, ...]]:
+        """Returns how a request from inside holds: mode, whole, and what is around it.
+
+        If all around it has ended, its anchor may still be open, for this request.
+        """
+        around, whole = self.still_around(request), request.wish.whole
+        if around:
+            whole = whole or any(grant.whole for grant in self.holders.values())
+        return self.mode or self.anchor or request.mode, whole, around
+
+    def is_inside(self, request: Request, strand: Strand) -> bool:
+        """Returns whether a request is inside what a strand holds here."""
+        grant = self.holders.get(strand)
+        return grant is not None and grant.fencing_token in request.inside[self.key]
+
+    def has_inside(self, grant: Grant) -> bool:
+        """Returns whether other holders are inside a grant."""
+        return any(grant.fencing_token in x.inside for x in self.holders.values())
+
+    def uncovered(self) -> list[Request]:
+        """Returns the requests that want more than is held by those around them."""
+        return [
+            request
+            for request in self.inner
+            if not self.covers(request.wish) and self.around(request.inside[self.key])
+        ]
+
+    def covers(self, wish: Acquire) -> bool:
+        """Returns whether what is held allows all that a request from inside wants."""
+        if wish.mode == EXCLUSIVE and self.mode == SHARED:
+            return False
+        return not wish.whole or any(grant.whole for grant in self.holders.values())
+
+    def mode_for(self, request: Request) -> Mode:
+        """Returns the mode that a request is to get: inside, that of the holders."""
+        if request.inside and EXCLUSIVE in (self.mode, self.anchor_wanted):
+            return EXCLUSIVE if self.around(request.inside[self.key]) else request.mode
+        return request.mode
+
     def enqueue(self, request: Request) -> None:
         """Puts a request at the end of its line."""
-        if request.converting:
+        if request.inside:
+            self._enqueue_inside(request)
+        elif request.converting:
             if not self.converting:
                 self.converting = OrderedDict()
             self.converting[request] = None
@@ -168,15 +273,30 @@ class Resource:
             if request.mode == SLOT:
                 self._with_slots(request.wish.slots).waiting += 1
 
+    def _enqueue_inside(self, request: Request) -> None:
+        line = self.inner = self.inner or OrderedDict()
+        last = next(reversed(line), request)
+        line[request] = None
+        if self._place(last) > self._place(request):
+            self.inner = OrderedDict.fromkeys(sorted(line, key=self._place))
+
+    def line_of(self, request: Request) -> OrderedDict[Request, None]:
+        """Returns the line where a request stands, or would stand."""
+        if request.inside:
+            return self.inner
+        return self.converting if request.converting else self.waiting
+
     def enqueue_first(self, request: Request) -> None:
         """Puts a request back at the head of its line."""
         self.enqueue(request)
-        line = self.converting if request.converting else self.waiting
-        line.move_to_end(request, last=False)
+        self.line_of(request).move_to_end(request, last=False)
 
     def dequeue(self, request: Request) -> None:
         """Removes a request from its line, if it is there."""
-        if request.converting:
+        if request.inside:
+            self.inner.pop(request, None)
+            self.inner = self.inner or _NOBODY
+        elif request.converting:
             self.converting.pop(request, None)
             self.converting = self.converting or _NOBODY
         elif request in self.waiting:
@@ -190,13 +310,21 @@ class Resource:
         """Yields all waiting requests in the order in which they will be served."""
         pending = () if self.pending is None else (self.pending,)
         unanswered = (r for r in pending if r.state is not ABANDONED)
-        return chain(unanswered, self.converting, self.waiting)
+        return chain(unanswered, self.queued())
+
+    def queued(self) -> Iterator[Request]:
+        """Yields the requests that stand in the three lines."""
+        return chain(self.inner, self.converting, self.waiting)
 
     def line_length(self) -> int:
         """Returns how many requests wait."""
         pending = self.pending
         opening = pending is not None and pending.state is not ABANDONED
-        return opening + len(self.converting) + len(self.waiting)
+        return opening + len(self.inner) + len(self.converting) + len(self.waiting)
+
+    def count_before(self, request: Request) -> int:
+        """Returns how many wait before a request that is about to join the line."""
+        return len(self.inner) if request.inside else self.line_length()
 
     # Holders that listen.
 
@@ -212,24 +340,37 @@ class Resource:
         self.listeners.pop(strand, None)
         self.listeners = self.listeners or _NO_LISTENERS
 
-    def seekers(self) -> tuple[Strand, ...]:
-        """Returns strands that wait until holders release it.
+    def seekers(self) -> tuple[Strand | Request, ...]:
+        """Returns strands that wait until holders release it, and those inside.
 
         One that is no holder waits for each of them. A holder that wants another mode
         waits for all others, so two such stand for any number.
         """
         mode, found = self.mode, dict[Strand, None]()
-        for request in chain(self.converting, self.waiting):
+        inner: list[Request] = []
+        for request in self.queued():
             if mode is None or compatible(mode, request.mode):
+                continue
+            if request.inside:
+                inner.append(request)
                 continue
             if request.strand not in self.holders:
                 return (request.strand,)
             found[request.strand] = None
             if len(found) > 1:
                 break
-        return tuple(found)
+        return (*found, *inner)
 
-    def hears_of(self, seekers: tuple[Strand, ...]) -> bool:
+    def is_sought(self, strand: Strand, seekers: tuple[Strand | Request, ...]) -> bool:
+        """Returns whether one of the seekers waits until a strand releases it."""
+        return any(
+            seeker.strand is not strand and not self.is_inside(seeker, strand)
+            if isinstance(seeker, Request)
+            else seeker is not strand
+            for seeker in seekers
+        )
+
+    def hears_of(self, seekers: tuple[Strand | Request, ...]) -> bool:
         """Returns whether these are new to some listener, and notes that all hear."""
         new = self.seekers_told != seekers
         self.seekers_told = seekers
@@ -306,7 +447,7 @@ class Resource:
 
     def situation(self, but: Request | None = None) -> Situation:
         """Returns the holders and waiters, without the request `but`."""
-        waiters = (_waiter(r) for r in self.line() if r is not but)
+        waiters = (_waiter(self, r) for r in self.line() if r is not but)
         front = self.front()
         return Situation(
             self.key,
@@ -319,14 +460,10 @@ class Resource:
         )
 
     def _is_in_line(self, request: Request) -> bool:
-        return (
-            request is self.pending
-            or request in self.converting
-            or request in self.waiting
-        )
+        return request is self.pending or request in self.line_of(request)
 
 
-def _waiter(request: Request) -> Waiter:
+def _waiter(resource: Resource, request: Request) -> Waiter:
     return Waiter(
         request.owner.identity,
         request.session.session_id,
@@ -336,4 +473,5 @@ def _waiter(request: Request) -> Waiter:
         request.wish.label,
         request.wish.reason,
         request.strand.number,
+        request.inside.get(resource.key, ()),
     )

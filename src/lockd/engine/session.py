@@ -44,6 +44,12 @@ LAST_PAUSE: Final = 0.500
 """Seconds between two tries of a file that is locked from outside (protocol 5.8)."""
 
 
+Inside = Mapping[ResourceKey, tuple[int, ...]]
+"""The tokens of the grants of a resource that somebody is inside of, the outermost
+first. The holder of each waits for the end of those inside."""
+
+NOWHERE: Final[Inside] = {}
+
 WHOLE: Final = (0, 0)
 """The name of the strand that is the owner as a whole."""
 
@@ -55,12 +61,12 @@ class Strand:
     of the owner.
     """
 
-    __slots__ = ("held", "inside", "name", "requests")
+    __slots__ = ("held", "insiders", "name", "requests")
 
     def __init__(self, name: tuple[int, int] = WHOLE) -> None:
         self.name = name
         #: The sessions for whose end it waits, each with the grants that it is inside.
-        self.inside = _NOBODY_INSIDE
+        self.insiders = _NO_INSIDERS
         #: How many grants it has.
         self.held = 0
         #: Its unanswered requests by order.
@@ -77,23 +83,23 @@ class Strand:
 
     def let_in(self, grant: Grant, session: Session) -> None:
         """Notes that a session is inside one of its grants."""
-        if not self.inside:
-            self.inside = {}
-        _, grants = self.inside.setdefault(session.session_id, (session, {}))
+        if not self.insiders:
+            self.insiders = {}
+        _, grants = self.insiders.setdefault(session.session_id, (session, {}))
         grants[grant.fencing_token] = grant
 
     def let_out(self, token: int, *session_ids: int) -> None:
         """Notes that some sessions are not inside a grant any more."""
         for session_id in session_ids:
-            _, grants = self.inside.get(session_id, (None, {}))
+            _, grants = self.insiders.get(session_id, (None, {}))
             if grants.pop(token, None) and not grants:
-                del self.inside[session_id]
-        self.inside = self.inside or _NOBODY_INSIDE
+                del self.insiders[session_id]
+        self.insiders = self.insiders or _NO_INSIDERS
 
     def awaited(self) -> Iterator[tuple[Request, Grant | None]]:
         """Yields its requests, and those of sessions inside its grants, with one."""
         yield from ((request, None) for request in self.requests.values())
-        for session, grants in self.inside.values():
+        for session, grants in self.insiders.values():
             grant = next(iter(grants.values()))
             yield from ((request, grant) for request in session.requests.values())
 
@@ -107,7 +113,7 @@ class Strand:
 
 
 #: Shared by all that have none, to save memory.
-_NOBODY_INSIDE: Final[dict[int, tuple[Session, dict[int, Grant]]]] = {}
+_NO_INSIDERS: Final[dict[int, tuple[Session, dict[int, Grant]]]] = {}
 _NO_STRANDS: Final[dict[tuple[int, int], Strand]] = {}
 
 
@@ -193,8 +199,8 @@ class OwnerState:
         self.claims ^= claim_of(grant)
         strand = self.strand_of(grant) if grant.strand else self.whole
         strand.hold(-1)
-        if strand.inside:
-            strand.let_out(fencing_token, *strand.inside)
+        if strand.insiders:
+            strand.let_out(fencing_token, *strand.insiders)
         if grant.strand:
             self._keep(strand)
         return strand
@@ -319,11 +325,13 @@ class Request:
         order: its place among all requests: every line is sorted by this number.
         wish: what it asks for.
         converting: whether it wants another mode for what its strand holds.
+        inside: for each of its keys, the grants that its session is inside of.
     """
 
     __slots__ = (
         "converting",
         "deadline",
+        "inside",
         "keys",
         "mode",
         "number",
@@ -351,6 +359,7 @@ class Request:
         since: float,
         *,
         converting: bool = False,
+        inside: Inside = NOWHERE,
     ) -> None:
         self.state: RequestState = NEW
         self.session = session
@@ -367,6 +376,7 @@ class Request:
         #: Whether the timeout is 0: it must not wait.
         self.tries = timeout == 0
         self.converting = converting
+        self.inside = inside
         #: How many of its anchors are still being opened.
         self.opening = 0
         #: Why an anchor was refused; the first one if there are several.

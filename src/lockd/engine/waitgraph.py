@@ -9,6 +9,8 @@ for every holder that its mode excludes, and for every request that is served be
 - A strand waits for the end of each *session* that is inside one of its grants: a
   program that holds a lock waits for the programs that it starts. The session ends when
   all its requests are granted.
+- A request from inside waits for no grant that it is inside of. It is served before
+  all others, which then wait for its strand too.
 - A shared request that waits behind a shared *request* only waits for its grant. A
   request for one resource is granted at once if nothing else is before it, so it is no
   obstacle. A request for several resources may wait elsewhere.
@@ -128,8 +130,8 @@ def _find(
                 continue
             else:
                 seen.add(obstacle)
-                if session and session.session_id in obstacle.inside:
-                    _, grants = obstacle.inside[session.session_id]
+                if session and session.session_id in obstacle.insiders:
+                    _, grants = obstacle.insiders[session.session_id]
                     last = request, key, next(iter(grants.values()))
                     return _links(last, came_from)
                 next_ones = obstacle.awaited()
@@ -172,24 +174,39 @@ class _Search:
     ) -> Iterator[tuple[ResourceKey, Obstacle]]:
         for key in request.keys:
             resource = self._resources[key]
-            if resource.pending is request:
+            if resource.pending is request or request.goes_down:
                 continue
             known = self._known.get(key)
             if known is None:
                 known = self._known[key] = _Known(resource)
             for strand in known.holders_before(request):
                 yield key, strand
-            for other in known.line_before(request):
-                if not compatible(other.mode, request.mode):
-                    yield key, other.strand
+            mode = resource.mode_for(request)
+            for other in known.line_before(request, mode):
+                if not compatible(resource.mode_for(other), mode):
+                    yield key, _obstacle(request, resource, other)
                 elif len(other.keys) > 1:
                     yield key, other
+
+
+def _obstacle(request: Request, resource: Resource, other: Request) -> Strand | Request:
+    """Returns for what a request waits that is excluded by one before it.
+
+    That is its strand, unless it is the request's own, or the request is inside what
+    that strand holds.
+    """
+    if other.strand is request.strand or (
+        request.inside and resource.is_inside(request, other.strand)
+    ):
+        return other
+    return other.strand
 
 
 class _Known:
     """What a search knows of one resource."""
 
     def __init__(self, resource: Resource) -> None:
+        self._resource = resource
         self._mode = resource.mode
         #: The holders that were no obstacle so far.
         self._holders = list(resource.holders)
@@ -201,18 +218,27 @@ class _Known:
 
     def holders_before(self, request: Request) -> list[Strand]:
         """Returns the strands whose grants a request waits for, each once."""
-        if self._mode is None or compatible(self._mode, request.mode):
+        resource = self._resource
+        if self._mode is None or compatible(self._mode, resource.mode_for(request)):
             return []
-        own = request.strand if request.converting else None
-        found = [strand for strand in self._holders if strand is not own]
-        self._holders = [strand for strand in self._holders if strand is own]
+        own = request.strand if request.converting or request.inside else None
+        left = [
+            strand
+            for strand in self._holders
+            if strand is own or (request.inside and resource.is_inside(request, strand))
+        ]
+        found = [strand for strand in self._holders if strand not in left]
+        self._holders = left
         return found
 
-    def line_before(self, request: Request) -> list[Request]:
+    def line_before(self, request: Request, mode: Mode) -> list[Request]:
         """Returns the requests before this one that may be new obstacles."""
         place = self._places.get(request, len(self._line))
+        if request.inside:
+            # To one inside, some of them are other obstacles than to those behind it.
+            return self._line[:place]
         begin = self._reached
-        if request.mode != SHARED:
+        if mode != SHARED:
             begin = self._reached_unshared
             self._reached_unshared = max(begin, place)
         self._reached = max(self._reached, place)
@@ -240,11 +266,8 @@ class _Play:
         self._awaited: dict[Strand, int] = {}
         self._awaiting: dict[Request, list[Strand]] = {}
         self._reach(_Search(resources), but)
-        self._played = {
-            key: _Played(resources[key], self._waiting)
-            for request in self._waiting
-            for key in request.keys
-        }
+        keys = {key for request in self._waiting for key in request.keys}
+        self._played = {key: _Played(resources[key], self._waiting) for key in keys}
         #: Where each request stands, and what each strand holds.
         self._places: dict[Request, list[_Played]] = {x: [] for x in self._waiting}
         self._held: dict[Strand, list[_Played]] = {x: [] for x in self._awaited}
@@ -327,7 +350,10 @@ class _Played:
     """
 
     def __init__(self, resource: Resource, waiting: Collection[Request]) -> None:
-        self.line = deque(x for x in resource.line() if x in waiting)
+        # A convert to shared waits for nobody.
+        line = sorted(resource.line(), key=lambda request: not request.goes_down)
+        self.line = deque(x for x in line if x in waiting)
+        self._resource = resource
         slots = 0 if resource.slots is None else resource.slots.count
         self.holders: dict[Strand, tuple[Mode, bool]] = {
             strand: (grant.mode, grant.slot is not None and grant.slot < slots)
@@ -344,17 +370,29 @@ class _Played:
         """Returns whether the other holders allow a request to be granted."""
         if not self.holders:
             return True
-        if request.strand in self.holders:
-            return len(self.holders) == 1 or request.mode == SHARED
+        if request.inside:
+            return self._admits_inside(request)
         held, _ = next(iter(self.holders.values()))
+        if request.strand in self.holders:
+            return len(self.holders) == 1 or held == request.mode == SHARED
         if held == request.mode == SLOT:
             return self._free > 0
         return compatible(held, request.mode)
 
+    def _admits_inside(self, request: Request) -> bool:
+        mode = self._resource.mode_for(request)
+        return all(
+            compatible(held, mode)
+            or strand is request.strand
+            or self._resource.is_inside(request, strand)
+            for strand, (held, _) in self.holders.items()
+        )
+
     def grant(self, request: Request) -> None:
         """Grants the first in line."""
         self.line.popleft()
-        self.holders[request.strand] = request.mode, request.mode == SLOT
+        mode = self._resource.mode_for(request)
+        self.holders[request.strand] = mode, mode == SLOT
         self._free -= request.mode == SLOT
 
     def end(self, strand: Strand) -> None:

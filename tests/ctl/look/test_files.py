@@ -54,7 +54,7 @@ def test_file_is_held_under_all_its_names(
         (row,) = lockctl("show", path).stdout.splitlines()
         cells = row.split("\t")
         assert cells[:3] == ["holds", "the test", str(os.getpid())]
-        assert cells[-2] == name
+        assert cells[-3] == name
         late = lockctl("wait", path, "-w", "0")
         assert late.returncode == 75
         assert f"by the test, pid {os.getpid()}, " in late.stderr

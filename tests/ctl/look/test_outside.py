@@ -51,7 +51,7 @@ def test_file_that_is_locked_past_lockd_is_held(
     (row,) = lockctl("show", disk).stdout.splitlines()
     cells = row.split("\t")
     assert cells[:3] == ["holds, outside lockd", program(), str(pid)]
-    assert cells[6:] == [mode, "-", "-", "-", "-", "-"]
+    assert cells[6:] == [mode, "-", "-", "-", "-", "-", "-"]
 
 
 ELSEWHERE = pytest.mark.parametrize(

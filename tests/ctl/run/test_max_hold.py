@@ -144,9 +144,9 @@ def test_overdue_is_marked_where_locks_are_shown(
     options = ("--for", "1h", "--max-hold", "1", "--json")
     done = lockctl("acquire", "job", *options)
     sleepers.append(json.loads(done.stdout)["pid"])
-    assert lockctl("list").stdout.rstrip("\n").split("\t")[-1] == "-"
+    assert lockctl("list").stdout.rstrip("\n").split("\t")[-2] == "-"
     overdue(sock)
-    assert lockctl("list").stdout.rstrip("\n").split("\t")[-1] == "overdue"
+    assert lockctl("list").stdout.rstrip("\n").split("\t")[-2] == "overdue"
     assert lockctl("show", "job").stdout.split("\t")[0] == "holds, overdue"
     (found,) = json.loads(lockctl("list", "--json").stdout)["resources"]
     assert found["holders"][0]["overdue"] is True

@@ -1,8 +1,11 @@
 """`lockctl run` within `lockctl run`: no tree of processes hangs."""
 
+import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,11 +18,9 @@ def run(name: str, *command: str) -> list[str]:
     return [*LOCKCTL, "run", name, "--", *command]
 
 
-def test_command_two_levels_below_is_73_at_once(lockctl: Lockctl) -> None:
-    done = lockctl("run", "a", "--", *run("b", *run("a", "echo", "ran")))
-    assert done.returncode == 73
-    assert "already holds 'a'" in done.stderr
-    assert not done.stdout
+def test_command_two_levels_below_just_runs(lockctl: Lockctl) -> None:
+    done = lockctl("run", "a", "--", *run("b", *run("a", "echo", "hi")))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hi\n", "")
 
 
 def test_of_two_trees_that_want_what_the_other_has_one_runs(
@@ -50,22 +51,187 @@ def words(name: str) -> str:
 def test_python_within_a_run_is_told_of_the_deadlock(
     lockctl: Lockctl, client: Client
 ) -> None:
+    """It wants what the test has, and the test waits for the lock around it."""
     script = (
         "import lockd\n"
         "with lockd.connect() as client:\n"
-        "    try: client.acquire('a')\n"
+        "    input()\n"
+        "    try: client.acquire('b')\n"
         "    except lockd.DeadlockError as error: print('refused:', error)\n"
     )
+    process = lockctl.start("run", "a", "--", sys.executable, "-c", script)
+    ask_until(client, "a", lambda state: state["holder_count"] == 1)
+    # One thread holds the one and waits for the other.
+    with (
+        ThreadPoolExecutor(max_workers=1) as pool,
+        connect(lockctl.env["LOCKD_SOCKET"]) as asking,
+    ):
+        pool.submit(client.acquire, "b").result()
+        waiting = pool.submit(client.acquire, "a")
+        ask_until(asking, "a", lambda state: state["waiter_count"] == 1)
+        out, _ = process.communicate("\n")
+        waiting.result()
+    assert out.startswith("refused: ")
+    assert "which waits for the end of" in out
+
+
+def test_python_within_a_run_gets_the_lock(lockctl: Lockctl, client: Client) -> None:
+    script = (
+        "import lockd\n"
+        "with lockd.connect() as client:\n"
+        "    grant = client.acquire('a')\n"
+        "    outer, = grant.inside\n"
+        "    assert outer < grant.fencing_token\n"
+        "    assert client.check('a', outer)\n"
+        "    with lockd.connect() as other: assert other.acquire('b').inside == ()\n"
+        "    print('ran')\n"
+    )
     done = lockctl("run", "a", "--", sys.executable, "-c", script)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("refused: ")
-    assert "which waits for the end of" in done.stdout
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
 def test_shared_within_shared_runs(lockctl: Lockctl) -> None:
     inner = [*LOCKCTL, "run", "-s", "a", "--", "echo", "ran"]
     done = lockctl("run", "-s", "a", "--", *inner)
     assert (done.returncode, done.stdout) == (0, "ran\n")
+
+
+def test_exclusive_within_shared_is_73_with_words(lockctl: Lockctl) -> None:
+    done = lockctl("run", "-s", "a", "--", *run("a", "true"))
+    assert done.returncode == 73
+    assert "'a' is held shared by the command that this is part of" in done.stderr
+    assert "take it exclusively there" in done.stderr
+
+
+def test_names_inside_and_outside_are_asked_for_apart(
+    lockctl: Lockctl, client: Client
+) -> None:
+    """And told of in the order in which they were named."""
+    inner = [*LOCKCTL, "run", "a", "c", "b", "--", "sh", "-c", 'echo "$LOCKD_TOKEN"']
+    done = lockctl("run", "a", "b", "--", *inner)
+    assert (done.returncode, done.stderr) == (0, "")
+    a, c, b = map(int, done.stdout.split())
+    # Those of the outer command, and a new one.
+    assert (b - a, c - b) == (1, 1)
+
+
+def test_acquire_asks_for_names_inside_and_outside_apart(
+    lockctl: Lockctl, client: Client
+) -> None:
+    pid = str(os.getpid())
+    inner = [*LOCKCTL, "acquire", "--json", "--owner-pid", pid, "a", "b"]
+    done = lockctl("run", "a", "--", *inner)
+    first, second = json.loads(done.stdout)["grants"]
+    assert (first["resource"], len(first["inside"])) == ("a", 1)
+    assert (second["resource"], second["inside"]) == ("b", [])
+
+
+def test_all_of_a_tree_have_one_token_for_what_they_guard(lockctl: Lockctl) -> None:
+    tell = ["sh", "-c", 'echo "$LOCKD_TOKEN"']
+    both = (
+        f"{subprocess.list2cmdline(tell)}; {subprocess.list2cmdline(run('a', *tell))}"
+    )
+    done = lockctl("run", "a", "--", "sh", "-c", both)
+    outer, inner = done.stdout.split()
+    assert outer == inner
+
+
+def test_lock_is_held_until_the_last_inside_has_ended(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    """The outer command ends first, and leaves the inner one behind."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    keep = os.open(fifo, os.O_RDWR)
+    inner = subprocess.list2cmdline(run("a", "cat", str(fifo)))
+    process = lockctl.start("run", "-o", "a", "--", "sh", "-c", f"{inner} & read x")
+    ask_until(client, "a", lambda state: state["holder_count"] == 2)
+    end_input(process)
+    state = ask_until(client, "a", lambda state: state["holder_count"] == 1)
+    (holder,) = state["holders"]
+    (outer,) = holder["inside"]
+    assert holder["name"] == "cat"
+    assert client.check("a", outer)
+    assert lockctl("test", "a").stdout == "held\n"
+    assert lockctl("run", "-n", "a", "--", "true").returncode == 75
+    os.close(keep)
+    ask_until(client, "a", lambda state: state["holder_count"] == 0)
+    assert not client.check("a", outer)
+
+
+def test_children_of_one_lock_take_turns(lockctl: Lockctl, tmp_path: Path) -> None:
+    """Each says when it begins and ends: no two overlap."""
+    log = tmp_path / "log"
+    child = subprocess.list2cmdline(
+        run("a", "sh", "-c", f"echo + >>{log}; echo - >>{log}")
+    )
+    done = lockctl("run", "a", "--", "sh", "-c", f"{child} & {child} & {child} & wait")
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().split() == ["+", "-"] * 3
+
+
+def test_stranger_gets_in_after_the_whole_tree(
+    lockctl: Lockctl, client: Client, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    inner = subprocess.list2cmdline(run("a", "sh", "-c", f"echo inner >>{log}"))
+    tree = lockctl.start("run", "a", "--", "sh", "-c", f"read x; {inner}; {inner}")
+    ask_until(client, "a", lambda state: state["holder_count"] == 1)
+    stranger = lockctl.start("run", "a", "--", "sh", "-c", f"echo stranger >>{log}")
+    ask_until(client, "a", lambda state: state["waiter_count"] == 1)
+    end_input(tree)
+    stranger.communicate()
+    assert log.read_text().split() == ["inner", "inner", "stranger"]
+
+
+@pytest.mark.parametrize("name", ["disk", "./disk", "link", "hard"])
+def test_file_by_another_name_is_the_same_lock(
+    name: str, lockctl: Lockctl, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()
+    (tmp_path / "link").symlink_to(disk)
+    (tmp_path / "hard").hardlink_to(disk)
+    where = {"cwd": tmp_path}
+    inner = [*LOCKCTL, "run", "-n", str(tmp_path / name), "--", "echo", "ran"]
+    done = lockctl("run", "./disk", "--", *inner, **where)
+    if name == "hard":
+        # lockd knows it as another lock, and the kernel as the same.
+        assert done.returncode == 75
+    else:
+        assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+
+
+def test_commands_show_who_is_inside(lockctl: Lockctl, client: Client) -> None:
+    process = lockctl.start("run", "a", "--", *run("a", "cat"))
+    state = ask_until(client, "a", lambda state: state["holder_count"] == 2)
+    outer, inner = state["holders"]
+    token = str(outer["fencing_token"])
+    assert inner["inside"] == [outer["fencing_token"]]
+    listed = lockctl("list").stdout.rstrip("\n").split("\t")
+    assert listed[-1] == token
+    shown = [x.split("\t") for x in lockctl("show", "a").stdout.splitlines()]
+    assert [x[-1] for x in shown] == ["-", token]
+    broken = lockctl("break", token, "--reason", "test", "--yes")
+    assert "held inside it by" in broken.stdout
+    assert f"token {inner['fencing_token']}" in broken.stdout
+    assert lockctl("test", "a").stdout == "held\n"
+    end_input(process)
+
+
+def test_graph_shows_that_a_waiter_is_inside(lockctl: Lockctl, client: Client) -> None:
+    # The shell takes the standard input from its jobs; the descriptor 3 is the same.
+    child = f"{subprocess.list2cmdline(run('a', 'cat'))} <&3 &"
+    script = f"exec 3<&0; {child} {child} wait"
+    process = lockctl.start("run", "a", "--", "sh", "-c", script)
+    state = ask_until(client, "a", lambda state: state["waiter_count"] == 1)
+    outer = state["holders"][0]["fencing_token"]
+    assert f", inside {outer}" in lockctl("graph").stdout
+    (waits,) = json.loads(lockctl("graph", "--json").stdout)["waits"]
+    assert (waits["inside"], len(waits["behind"])) == ([outer], 1)
+    (row,) = lockctl("waiters").stdout.splitlines()
+    assert row.split("\t")[-1] == str(outer)
+    end_input(process)
 
 
 def test_wait_for_the_lock_around_is_73(lockctl: Lockctl) -> None:

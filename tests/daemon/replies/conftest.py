@@ -44,8 +44,8 @@ PARTY = {"name", "uuid", "id", "pid", "uid", "command", "unit", "session"}
 
 HOLDER = PARTY | {
     "strand",
-    "mode", "slot", "fencing_token", "count", "since", "held_for", "overdue", "label",
-    "reason",
+    "mode", "slot", "fencing_token", "inside", "count", "since", "held_for", "overdue",
+    "label", "reason"
 }  # fmt: skip
 
 

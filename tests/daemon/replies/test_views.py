@@ -15,6 +15,7 @@ from support.wire_client import WireClient, wait_for_waiters
 PAGE = (DOCS / "protocol.md").read_text()
 
 WAITER = PARTY | {
+    "inside",
     "strand", "mode", "converting", "since", "waited", "label", "reason",
 }  # fmt: skip
 LAST_HOLDER = {

@@ -1,4 +1,4 @@
-"""Slots, as the wire sees them (protocol 5.14)."""
+"""Slots, as the wire sees them (protocol 5.15)."""
 
 from pathlib import Path
 from typing import Any

@@ -758,7 +758,10 @@ def test_program_that_knows_no_slots_takes_none_over(
     client, other = connect(), connect()
     client.acquire("gpu", mode="slot", slots=2)
     # As in the version before slots.
-    plant(handover.TRIAL, "from lockd.engine import snapshot\nsnapshot.VERSION = 4\n")
+    plant(
+        handover.TRIAL,
+        "from lockd.engine.recovery import snapshot\nsnapshot.VERSION = 4\n",
+    )
     os.kill(daemon.pid, signal.SIGUSR1)
     assert "a snapshot of version 5 cannot be read" in daemon.wait_for_line("failed")
     assert other.acquire("gpu", mode="slot")["slot"] == 1

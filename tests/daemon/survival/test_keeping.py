@@ -12,7 +12,12 @@ import pytest
 
 from daemon.survival.conftest import holders
 from support.service_manager import ServiceManager
-from support.wire_client import Connect, WireClient, wait_for_sessions
+from support.wire_client import (
+    Connect,
+    WireClient,
+    wait_for_sessions,
+    wait_for_waiters,
+)
 
 
 def test_statistics_tell_what_would_survive(
@@ -271,3 +276,34 @@ def test_strands_survive_a_kill_and_an_upgrade(
     client.call("release", fencing_token=token)
     assert client.result(waits)["grant"]["resource"] == "f"
     assert holders(client, "f", lockspace="files")
+
+
+def test_grants_inside_survive_a_kill_and_an_upgrade(
+    manager: ServiceManager, client: WireClient, other: WireClient, connect: Connect
+) -> None:
+    """A chain of two on a file, a sibling that waits, and a stranger."""
+    where = {"resource": "f", "lockspace": "files"}
+    instance = client.call("hello", protocol=1, client="parent")["instance"]
+    outer = client.call("acquire", **where)["grant"]["fencing_token"]
+    within = [f"{instance}:{outer}"]
+    stranger, sibling = connect(), connect()
+    late = stranger.send("acquire", **where)
+    other.call("hello", protocol=1, client="child", within=within)
+    inner = other.call("acquire", **where)["grant"]["fencing_token"]
+    sibling.call("hello", protocol=1, client="child", within=within)
+    waits = sibling.send("acquire", **where)
+    wait_for_waiters(client, "f", 2, lockspace="files")
+    for begin_anew in (manager.kill_and_start, manager.upgrade):
+        begin_anew()
+        found = client.call("query", **where)
+        assert [x["inside"] for x in found["holders"]] == [[], [outer]]
+        assert [x["inside"] for x in found["waiters"]] == [[outer], []]
+    client.call("release", fencing_token=outer)
+    manager.kill_and_start()
+    found = client.call("query", **where)
+    assert [x["fencing_token"] for x in found["holders"]] == [inner]
+    other.call("release", fencing_token=inner)
+    token = sibling.result(waits)["grant"]["fencing_token"]
+    assert client.call("query", **where)["waiter_count"] == 1
+    sibling.call("release", fencing_token=token)
+    assert stranger.result(late)["grant"]["resource"] == "f"

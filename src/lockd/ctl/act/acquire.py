@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lockd.client import within
 from lockd.client.blocking import connect
 from lockd.client.threads.grants import Grant
 from lockd.ctl.act.reserve import Sleeper
@@ -140,12 +141,24 @@ def _take(
     """Takes the locks for a process. Returns the grants, for people and for JSON."""
     with connect(socket) as client:
         client.register(owner, pid=pid)
-        if mode == SLOT:
-            wanted |= {"lockspace": lockspace, "slots": slots}
-            grants: Sequence[Grant] = [client.acquire(names[0], **wanted)]
-        else:
-            wanted |= {"lockspace": lockspace, "mode": mode}
-            grants = client.acquire_all(names, **wanted)
+        wanted["lockspace"] = lockspace
+
+        def held(name: str) -> list[int]:
+            found = client.query(name, lockspace=lockspace)
+            return [holder["fencing_token"] for holder in found["holders"]]
+
+        def acquire(part: list[str]) -> Sequence[Grant]:
+            if mode == SLOT:
+                return [client.acquire(part[0], slots=slots, **wanted)]
+            return client.acquire_all(part, mode=mode, **wanted)
+
+        around = within.tokens_of(client.instance)
+        grants = [
+            grant
+            for part in within.apart(names, around, held)
+            for grant in acquire(part)
+        ]
+        grants.sort(key=lambda grant: names.index(grant.resource))
         return [
             {
                 "lockspace": grant.lockspace,
@@ -154,6 +167,7 @@ def _take(
                 "slot": grant.slot,
                 "slots": grant.slots,
                 "fencing_token": grant.fencing_token,
+                "inside": list(grant.inside),
                 "waited": grant.waited,
             }
             for grant in grants

@@ -56,7 +56,9 @@ def break_(
     first, and all its locks end. Otherwise the process may run on as if it still held
     the lock.
 
-    If several share the lock, name one holder by its fencing token; `lockctl show`
+    Commands inside the lock that hold it too keep it; lockctl shows them.
+
+    If the lock has several holders, name one by its fencing token; `lockctl show`
     prints it. A number is a token unless you give --lockspace. lockctl breaks only the
     lock of the holder that it showed.
 
@@ -65,14 +67,15 @@ def break_(
     """
     with connect(socket, name="lockctl") as client:
         resource, found = _found(client, victim, lockspace)
+        inside = _inside(client, found)
         if not as_json:
-            show_facts(_facts(resource, found))
+            show_facts(_facts(resource, found, inside))
         name = quoted(str(key_of(found)))
         if not is_wanted(f"break the lock on {name}?", yes=yes):
             return NOT_WANTED
         client.break_grant(found["fencing_token"], reason)
     if as_json:
-        show_json(broken=found)
+        show_json(broken=found, inside=inside)
     elif found["on_disconnect"] == "kill":
         say(f"{name} is free when process {found['pid']} is dead")
     else:
@@ -168,7 +171,9 @@ def holder_of(client: Client, token: int) -> tuple[Thing, Thing]:
     )
 
 
-def _facts(resource: Thing, victim: Thing) -> list[tuple[str, object]]:
+def _facts(
+    resource: Thing, victim: Thing, inside: list[Thing]
+) -> list[tuple[str, object]]:
     return [
         ("lock", str(key_of(victim))),
         ("mode", victim["mode"]),
@@ -176,8 +181,22 @@ def _facts(resource: Thing, victim: Thing) -> list[tuple[str, object]]:
         *_party(victim),
         ("held for", duration(victim["held_for"])),
         ("reason", purpose(victim)),
+        *(("held inside it by", _shown(holder)) for holder in inside),
         ("then", _then(resource, victim)),
     ]
+
+
+def _inside(client: Client, victim: Thing) -> list[Thing]:
+    """Returns the holders that hold the lock inside that of the victim."""
+    key, token = key_of(victim), victim["fencing_token"]
+    found = client.query(key.resource, lockspace=key.lockspace)
+    # An older daemon does not tell.
+    return [x for x in found["holders"] if token in x.get("inside", ())]
+
+
+def _shown(holder: Thing) -> str:
+    token = holder["fencing_token"]
+    return f"{plain(holder['name'])} (pid {holder['pid']}, token {token})"
 
 
 def _then(resource: Thing, victim: Thing) -> str:

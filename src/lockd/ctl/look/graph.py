@@ -12,7 +12,15 @@ import click
 
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import Thing, key_of, obstacle, say, show_json, standing, user
+from lockd.ctl.render import (
+    Thing,
+    key_of,
+    obstacle,
+    say,
+    show_json,
+    standing,
+    user,
+)
 from lockd.ctl.streams import draw
 from lockd.errors import UnavailableError
 from lockd.names import plain
@@ -60,6 +68,7 @@ class Edge(NamedTuple):
         waited: seconds.
         behind: the holders of the lock, without the waiter.
         outside: the words for a process outside lockd that has the lock.
+        inside: the tokens of the locks that the waiter is inside of.
     """
 
     waiter: Node
@@ -70,6 +79,7 @@ class Edge(NamedTuple):
     waited: float
     behind: tuple[Node, ...]
     outside: str | None
+    inside: tuple[int, ...]
 
     @property
     def standing(self) -> str:
@@ -105,6 +115,7 @@ class Graph:
                     waiter["waited"],
                     tuple(x for x in holders[key] if x.owner != waits.owner),
                     _outside(waiter["outside"]),
+                    tuple(waiter.get("inside", ())),  # an older daemon does not tell
                 )
             )
         self.nodes = {
@@ -288,7 +299,8 @@ def _shown(alike: list[Edge]) -> str:
     others = f", {link} for {counted(more, 'more holder')}" if more > 0 else ""
     waited = duration(max(x.waited for x in alike))
     who = f"{edge.standing} {edge.waiter.shown}"
-    return f"{names}: {who}, {edge.mode}, {waited}{others}"
+    inside = f", inside {edge.inside[-1]}" if edge.inside else ""
+    return f"{names}: {who}, {edge.mode}, {waited}{inside}{others}"
 
 
 # For graphviz, and for programs.
@@ -348,6 +360,7 @@ def _as_plain_data(graph: Graph) -> Thing:
                 "converting": edge.converting,
                 "mode": edge.mode,
                 "waited": edge.waited,
+                "inside": edge.inside,
             }
             for edge in graph.edges
         ],

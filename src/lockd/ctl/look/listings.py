@@ -13,6 +13,7 @@ from lockd.ctl.options import PROCESS_ID, as_json
 from lockd.ctl.render import (
     Thing,
     held_by,
+    inside_of,
     is_overdue,
     obstacle,
     show_json,
@@ -96,7 +97,8 @@ def list_(
     In a pipe, tabs separate the columns: lockspace, name, mode, number of holders;
     name, pid and user of the first holder, time held, reason; number of waiters; UUID
     (for guests), command and systemd unit of the first holder; `overdue` if a holder
-    holds the lock for longer than it may.
+    holds the lock for longer than it may; token of the innermost lock inside which it
+    is held.
     """
     if path is not None:
         wanted["path"] = canonical_path(path)
@@ -125,7 +127,8 @@ def waiters(
     """List the waiters in LOCKSPACE or everywhere, and the owners that go before them.
 
     In a pipe, tabs separate the columns: lockspace, lock, place in the queue; name, pid
-    and user of the waiter, mode, time waited, owners before it, reason, command, unit.
+    and user of the waiter, mode, time waited, owners before it, reason, command, unit,
+    token of the innermost lock that the waiter is inside of.
     """
     with connect(socket) as client:
         found = client.list_waiters(lockspace)
@@ -136,7 +139,7 @@ def waiters(
             return
         titles = (
             "LOCKSPACE", "LOCKED", "PLACE", "NAME", "PID", "USER", "MODE", "FOR",
-            "BEHIND", "REASON", "COMMAND", "UNIT",
+            "BEHIND", "REASON", "COMMAND", "UNIT", "INSIDE",
         )  # fmt: skip
         show_table(titles, map(_waiter, found), empty="Nobody waits.")
 
@@ -186,6 +189,7 @@ def show_resources(resources: Iterable[Thing]) -> None:
     titles = (
         "LOCKSPACE", "NAME", "MODE", *(() if brief else ("HOLDERS",)), "HELD BY",
         "PID", "USER", "FOR", "REASON", "WAITING", "UUID", "COMMAND", "UNIT", "OVERDUE",
+        "INSIDE",
     )  # fmt: skip
     rows = (_resource(resource, brief=brief) for resource in resources)
     show_table(titles, rows, empty="Nothing is locked.")
@@ -205,6 +209,7 @@ def _resource(resource: Thing, *, brief: bool) -> Cells:
         "HELD BY": by,
         "WAITING": resource["waiter_count"],
         "OVERDUE": "overdue" if any(map(is_overdue, resource["holders"])) else None,
+        "INSIDE": inside_of(resource["holders"]),
     }
 
 

@@ -51,8 +51,9 @@ def show(
     last events of the lock follow.
 
     In a pipe, tabs separate the columns: state, name, pid, user, command, unit, mode,
-    time, fencing token, reason, other name of the file, slot. The state is `free` if
-    NAME has no holder, no waiter and no history.
+    time, fencing token, reason, other name of the file, slot, fencing token of the
+    innermost lock that it is inside of. The state is `free` if NAME has no holder, no
+    waiter and no history.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -62,7 +63,7 @@ def show(
         return
     titles = (
         "STATE", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE", "FOR", "TOKEN",
-        "REASON", "UNDER", "SLOT",
+        "REASON", "UNDER", "SLOT", "INSIDE",
     )  # fmt: skip
     story = list(_story(state))
     if not story and not sys.stdout.isatty():

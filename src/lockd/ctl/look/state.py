@@ -176,7 +176,11 @@ def explain_wait(
     sentence = f"waiting for {name} ({where}{state.held})"
     # Only words follow from this: a pid may be used again, or mean another process.
     above = {os.getpid(), *ancestors_of(os.getpid())}
-    if any(holder["pid"] in above for holder in state.holders):
+    inside = _inside(state.resource, pid)
+    if any(
+        holder["pid"] in above and holder["fencing_token"] not in inside
+        for holder in state.holders
+    ):
         return Explanation(
             f"{sentence}; it runs this command, and may wait for its end", True
         )
@@ -229,6 +233,13 @@ def _file_of(space: Thing, key: ResourceKey) -> str | None:
     if space["kind"] == "directory" and space["path"] is not None:
         return f"{space['path']}/{key.resource}"
     return None
+
+
+def _inside(resource: Thing, pid: int) -> set[int]:
+    """Returns the tokens around a waiter, which does not wait for these."""
+    # An older daemon does not tell.
+    waiting = (x.get("inside", ()) for x in resource["waiters"] if x["pid"] == pid)
+    return {token for tokens in waiting for token in tokens}
 
 
 def _place(resource: Thing, pid: int) -> int:

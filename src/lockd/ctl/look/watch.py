@@ -106,6 +106,8 @@ def _sentence(event: Thing, now: float) -> str:
     if event.get("cause") in _CAUSES:
         why = f" ({_CAUSES[event['cause']]})"
     token = f", token {event['fencing_token']}" if what == "granted" else ""
+    if event.get("inside"):
+        token += f", inside {event['inside'][-1]}"
     mode = f" {event['mode']}" if event.get("mode") else ""
     return (
         f"{clock(now)}  {what:<9} {plain(str(key))}{mode}  {plain(event['name'])} "

@@ -85,7 +85,11 @@ class _RunCommand(click.Command):
                 [
                     ("LOCKD_NAME", "the locked names, one on each line"),
                     ("LOCKD_LOCKSPACE", "the lockspace of the names"),
-                    ("LOCKD_TOKEN", "the fencing token of each name, in that order"),
+                    (
+                        "LOCKD_TOKEN",
+                        "the fencing token of each name, in that order; if a command "
+                        "around COMMAND holds the name too, that of the outermost",
+                    ),
                     ("LOCKD_WAITED", "the time that lockctl waited, in seconds"),
                     ("LOCKD_WITHIN", "all locks around COMMAND, for lockd's clients"),
                     (

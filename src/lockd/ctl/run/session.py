@@ -6,6 +6,7 @@ loss, and an executed command inherits the session.
 
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,14 +16,12 @@ from lockd.client.reply import Reply
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.grants import Grant
 from lockd.errors import (
-    AlreadyHeldError,
     DeniedError,
     InvalidRequestError,
     LockLostError,
     RequestError,
 )
-from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, Mode, WorkOutcome
+from lockd.terms import Mode, WorkOutcome
 
 
 class Session:
@@ -83,26 +82,29 @@ class Session:
 
         Raises:
             ConnectionLostError: the daemon does not run, or the connection ended.
-            AlreadyHeldError: an ancestor of this process holds one of the locks for it.
+            AlreadyHeldError: the command around this one only shares one of the locks.
             RequestError: the daemon rejected the request.
         """
         opening = requests.Opening(None, self._client)
         self._link, welcome = open_link(self._place, opening)
         self._instance = welcome.get("instance", "")
-        self._check_not_held_above(names, lockspace, mode)
         self._register(owner, owner_pid, inheritable)
-        acquire = requests.acquire_all(
-            *(names, lockspace, mode),
-            timeout=timeout,
-            max_waiting=max_waiting,
-            whole=whole,
-            max_hold=max_hold,
-            slots=slots,
-            label=label,
-            reason=reason,
-        )
-        self._perform(acquire)
-        self.grants = acquire.grants
+        until = None if timeout is None else time.monotonic() + timeout
+        for part in self._parts(names, lockspace):
+            left = None if until is None else max(until - time.monotonic(), 0)
+            acquire = requests.acquire_all(
+                *(part, lockspace, mode),
+                timeout=left,
+                max_waiting=max_waiting,
+                whole=whole,
+                max_hold=max_hold,
+                slots=slots,
+                label=label,
+                reason=reason,
+            )
+            self._perform(acquire)
+            self.grants = [*self.grants, *acquire.grants]
+        self.grants = sorted(self.grants, key=lambda x: names.index(x.resource))
 
     def _register(self, owner: str, pid: int | None, inheritable: bool | None) -> None:
         """Registers the owner: the process `pid`, if the daemon accepts it."""
@@ -187,27 +189,18 @@ class Session:
         """Leaves the connection to the program that replaces this process."""
         self._link.sock.set_inheritable(True)
 
-    def _check_not_held_above(
-        self, names: Sequence[str], lockspace: str, mode: Mode
-    ) -> None:
-        """Refuses to wait for a lock whose holder waits for this process.
+    def _parts(self, names: Sequence[str], lockspace: str) -> list[list[str]]:
+        """Returns the names in the parts to ask for one after the other."""
 
-        The daemon refuses that too, but cannot say it so plainly.
-        """
-        around = within.tokens_of(self._instance)
-        for name in names if around else ():
+        def held(name: str) -> list[int]:
             about = {"lockspace": lockspace, "resource": name}
             try:
                 found = self._perform(requests.request("query", **about))
             except RequestError:  # this user may not look
-                continue
-            for holder in found["holders"]:
-                excludes = mode != holder["mode"] or mode == EXCLUSIVE
-                if excludes and holder["fencing_token"] in around:
-                    raise AlreadyHeldError(
-                        f"the command that runs this one already holds {quoted(name)} "
-                        f"(fencing token {holder['fencing_token']})"
-                    )
+                return []
+            return [holder["fencing_token"] for holder in found["holders"]]
+
+        return within.apart(names, within.tokens_of(self._instance), held)
 
     def _perform(self, request: Reply) -> Any:
         self._link.perform(request)

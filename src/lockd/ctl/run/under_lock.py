@@ -152,9 +152,10 @@ class Run:
             first = self._session.grants[0]
             names = ", ".join(quoted(name) for name in plan.names)
             slot = "" if first.slot is None else f", slot {first.slot} of {first.slots}"
+            inside = f", inside {first.inside[-1]}" if first.inside else ""
             say(
                 f"got {names} after {first.waited:.3f} s, "
-                f"fencing token {first.fencing_token}{slot}"
+                f"fencing token {first.fencing_token}{slot}{inside}"
             )
 
     def _remind(self, pid: int) -> None:
@@ -174,7 +175,12 @@ class Run:
             # daemon's.
             "LOCKD_NAME": "\n".join(self._plan.names),
             "LOCKD_LOCKSPACE": self._plan.lockspace,
-            "LOCKD_TOKEN": "\n".join(str(grant.fencing_token) for grant in grants),
+            # All of a tree name the outermost: what is guarded has seen its token, and
+            # would reject it after a greater one.
+            "LOCKD_TOKEN": "\n".join(
+                str(grant.inside[0] if grant.inside else grant.fencing_token)
+                for grant in grants
+            ),
             "LOCKD_WAITED": f"{grants[0].waited:.3f}",
             "LOCKD_SOCKET": self._session.socket,
             within.VARIABLE: self._session.within(),

@@ -247,6 +247,7 @@ TABLES: Final = (
         picked(
             "NAME", "HELD BY", ("PID", _SMALL), "FOR", ("USUAL", _SMALL), "OVER",
             ("WAIT", _USUAL), ("MODE", _USUAL), ("REASON", _WIDE), ("UNIT", _WIDER),
+            ("INSIDE", _WIDER),
         ),
         _holds,
     ),

@@ -162,6 +162,7 @@ class Space:
             "waits",
             "holds",
             "ended_otherwise",
+            "inside",
             "converted",
             "overdue",
             "waiting",
@@ -176,6 +177,8 @@ class Space:
         self.waits = Histogram(WAIT_BOUNDS)
         self.holds = Histogram(HOLD_BOUNDS)
         self.ended_otherwise = dict.fromkeys(CAUSES[1:], 0)
+        #: How many grants were made inside others.
+        self.inside = 0
         self.converted = self.overdue = 0
         self.waiting: Line[tuple[int, int], Wait] = Line()
         self.held: Line[int, e.Grant] = Line()
@@ -310,6 +313,8 @@ class Counts:
         space = self.spaces[grants[0].key.lockspace]
         if self._waiting:
             self._end_wait(effect.session, effect.request, "granted", now)
+        if grants[0].inside and not effect.converted:
+            space.inside += len(grants)
         if effect.waited or effect.converted or len(grants) > 1 or space.slow_hold:
             _count_grants(space, effect)
         elif grants[0].count == 1:

@@ -215,6 +215,9 @@ FAMILIES: Final = {
     ),
     "lockd_anchors": _gauge("Open lock files.", lambda at: at.anchors, "lockspace"),
     "lockd_grants": _of_each(_counter, "Locks granted.", lambda x: x.granted),
+    "lockd_grants_inside": _of_each(
+        _counter, "Locks granted inside a lock.", lambda x: x.inside
+    ),
     "lockd_conversions": _of_each(_counter, "Locks converted.", lambda x: x.converted),
     "lockd_ends": _counter("Locks ended, by cause.", _ends, "lockspace cause"),
     "lockd_wait_seconds": _of_each(

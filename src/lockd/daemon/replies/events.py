@@ -32,13 +32,15 @@ def events_of(effect: e.Effect, sessions: Mapping[int, SessionView]) -> Iterator
 
 
 def _of_grant(what: str, grant: e.Grant) -> Event:
-    found = _event(what, grant.key, grant.session, grant.owner) | {
+    event = _event(what, grant.key, grant.session, grant.owner) | {
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
     }
     if grant.slot is not None:
-        found |= {"slot": grant.slot, "slots": grant.slots}
-    return found
+        event |= {"slot": grant.slot, "slots": grant.slots}
+    if grant.inside:
+        event["inside"] = grant.inside
+    return event
 
 
 def _event(what: str, key: ResourceKey, session: int, owner: Owner) -> Event:

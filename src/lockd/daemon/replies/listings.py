@@ -280,12 +280,14 @@ def _waiter(
 ) -> Map:
     now, owner = trio.current_time(), request.owner
     shows = _shows(scene, found.key) or is_own(owner.identity, scene.peer)
+    inside = request.inside.get(found.key, ())
     behind = [] if before is None else [_waiter_before(before)]
     if before is None:
         others = (
             grant
             for strand, grant in found.holders.items()
             if not (request.converting and strand is request.strand)
+            and grant.fencing_token not in inside
         )
         behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id
@@ -299,6 +301,7 @@ def _waiter(
         "place": place,
         "mode": request.mode,
         "converting": request.converting,
+        "inside": inside,
         "since": views.wall_time(request.since, now),
         "waited": now - request.since,
         "label": request.wish.label if shows else None,

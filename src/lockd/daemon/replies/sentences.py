@@ -46,6 +46,21 @@ _ONE_SLOT: Final = (
     "from another one"
 )
 
+_NESTED: Final[Mapping[str, tuple[str, str]]] = {
+    "already_held": (
+        "{name} is held shared by the command that this is part of",
+        "take it exclusively there",
+    ),
+    "whole": (
+        "{name} is held by the command that this is part of",
+        "take it whole there",
+    ),
+    "in_use": (
+        "{name} cannot be converted while a program inside it holds it",
+        "try again when that has ended",
+    ),
+}
+"""How a refusal begins, and the next step, if one is inside what the other holds."""
 
 _INSIDE: Final = (
     "take the lock in one place only, or unset LOCKD_WITHIN for a program whose end "
@@ -74,6 +89,8 @@ def sentence(
         parts.append(_OWN_LOCK)
     elif advises and refused.max_waiting is not None:
         parts.append("ask again later, or with a greater `max_waiting`")
+    elif advises and refused.nested:
+        parts.append(_nested(refused)[1])
     elif advises and any(edge.inside is not None for edge in refused.cycle):
         parts.append(_INSIDE)
     elif advises:
@@ -87,6 +104,11 @@ def _next_step(refused: Refused) -> str:
     if has_slots and refused.code == "already_held":
         return _ONE_SLOT
     return NEXT_STEPS.get(refused.code, "")
+
+
+def _nested(refused: Refused) -> tuple[str, str]:
+    whole = refused.code == "already_held" and bool(refused.message)
+    return _NESTED["whole" if whole else refused.code]
 
 
 def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:
@@ -130,7 +152,10 @@ def _explanation(refused: Refused, situation: Situation, now: float) -> list[str
     name = quoted(str(situation.key))
     if label := _label(situation):
         name += f" ({plain(label)})"
-    if refused.code in _OPENINGS:
+    if refused.nested:
+        parts.insert(0, _nested(refused)[0].format(name=name))
+        name = "it"
+    elif refused.code in _OPENINGS:
         waited = exact_duration(refused.waited or 0)
         parts.insert(0, _OPENINGS[refused.code].format(name=name, waited=waited))
         name = "it"

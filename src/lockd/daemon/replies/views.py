@@ -37,6 +37,8 @@ def grant_result(grant: Grant, waited: float) -> Map:
     }
     if grant.slot is not None:
         found |= {"slot": grant.slot, "slots": grant.slots}
+    if grant.inside:
+        found["inside"] = grant.inside
     return found
 
 
@@ -103,6 +105,7 @@ def holder(
         "mode": grant.mode,
         "slot": grant.slot,
         "fencing_token": grant.fencing_token,
+        "inside": grant.inside,
         "count": grant.count,
         "since": wall_time(grant.since, now),
         "held_for": now - grant.since,
@@ -118,6 +121,7 @@ def waiter(waiting: Waiter, now: float, look: Look = look_up) -> Map:
         "strand": waiting.strand,
         "mode": waiting.mode,
         "converting": waiting.converting,
+        "inside": waiting.inside,
         "since": wall_time(waiting.since, now),
         "waited": now - waiting.since,
         "label": waiting.label,

@@ -26,8 +26,8 @@ from lockd.daemon.survival.keeping import StoredKeeping
 from lockd.daemon.survival.revival import Revived
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Listener, Role
-from lockd.engine import snapshot
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.errors import ConfigError
 from lockd.text import counted
 

@@ -30,7 +30,8 @@ from lockd.daemon.survival.remains import Remains
 from lockd.daemon.survival.revival import LockspaceRecord, Revived
 from lockd.daemon.system.credentials import Credentials, Identity
 from lockd.engine import commands as c
-from lockd.engine import invariants, records, snapshot
+from lockd.engine import invariants
+from lockd.engine.recovery import records, snapshot
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.files import FileLockspace, OpenFiles
 from lockd.lockspaces.places import check_directory

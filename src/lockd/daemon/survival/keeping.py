@@ -41,8 +41,8 @@ from lockd.daemon.survival.recording import Recorder
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Role
 from lockd.daemon.system.processes import Describe
-from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records
 from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.files import FileLockspace
 from lockd.lockspaces.kernel import has_lock

@@ -30,8 +30,8 @@ from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.pieces import SHORT, Apart
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.processes import Describe
-from lockd.engine import records
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records
 from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]

@@ -33,7 +33,7 @@ from lockd.daemon.stores.labels import (
 )
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.pieces import Apart
-from lockd.engine import records
+from lockd.engine.recovery import records
 
 Plain = dict[str, Any]
 

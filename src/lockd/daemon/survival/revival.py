@@ -39,8 +39,8 @@ from lockd.daemon.system import fdstore
 from lockd.daemon.system.credentials import SO_PEERPIDFD
 from lockd.daemon.system.fdstore import PREFIX
 from lockd.daemon.system.listener import Role
-from lockd.engine import records, snapshot
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import records, snapshot
 from lockd.errors import ConfigError
 from lockd.terms import Kind, Mode, OnDisconnect
 from lockd.text import counted

@@ -26,14 +26,15 @@ from typing import Any, Final
 
 from msgspec import Struct, convert, to_builtins
 
-from lockd.engine import snapshot
+from lockd.engine.changes import COUNTS
 from lockd.engine.commands import AddLockspace
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.lock_state import COUNTS, LockState
+from lockd.engine.lock_state import LockState
+from lockd.engine.recovery import snapshot
+from lockd.engine.recovery.snapshot import Plain, ResourceRecord
 from lockd.engine.request_state import ANSWERED
 from lockd.engine.session import OwnerState, Request
-from lockd.engine.snapshot import Plain, ResourceRecord
 from lockd.terms import SLOT, Mode, ResourceKey
 
 Record = tuple[str, Any, Any]

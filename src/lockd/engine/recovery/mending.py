@@ -43,7 +43,7 @@ def mend(state: LockState, *, known: bool) -> Losses:
     suspects = [
         request
         for resource in state.resources.values()
-        if resource.converting or resource.waiting
+        if resource.front()
         for request in _suspects(state, resource)
     ]
     for request in state.all_requests():
@@ -89,7 +89,10 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Removes holders that exclude the youngest one, or a younger one of their slot."""
+    """Removes holders that exclude the youngest one, or a younger one of their slot.
+
+    What the youngest is inside of does not exclude it.
+    """
     modes = {grant.mode for grant in resource.holders.values()}
     if modes == {SHARED}:
         return
@@ -98,10 +101,12 @@ def _drop_incompatible(resource: Resource) -> None:
     for strand, grant in sorted(
         resource.holders.items(), key=lambda entry: -entry[1].fencing_token
     ):
+        if grant is youngest or grant.fencing_token in youngest.inside:
+            slots.add(grant.slot)
+            continue
         beside = {grant.mode, youngest.mode}
-        if grant is not youngest and (
-            (beside != {SHARED} and beside != {SLOT})
-            or (grant.mode == SLOT and grant.slot in slots)
+        if (beside != {SHARED} and beside != {SLOT}) or (
+            grant.mode == SLOT and grant.slot in slots
         ):
             del resource.holders[strand]
         else:
@@ -134,10 +139,7 @@ def _is_in_place(state: LockState, request: Request) -> bool:
         return False
     if any(resource.pending is request for resource in resources):
         return all(resource.pending is request for resource in resources)
-    return all(
-        request in (x.converting if request.converting else x.waiting)
-        for x in resources
-    )
+    return all(request in x.line_of(request) for x in resources)
 
 
 def _suspects(state: LockState, resource: Resource) -> list[Request]:
@@ -149,14 +151,13 @@ def _suspects(state: LockState, resource: Resource) -> list[Request]:
         other = state.resources.get(key)
         if other is None or not other.lets_pass(front):
             return []
-    return [*resource.converting, *resource.waiting]
+    return list(resource.queued())
 
 
 def _beside(state: LockState, request: Request) -> Iterator[Request]:
     for key in request.keys:
         if key in state.resources:
-            yield from state.resources[key].converting
-            yield from state.resources[key].waiting
+            yield from state.resources[key].queued()
 
 
 def _drop_request(state: LockState, losses: Losses, request: Request, why: str) -> None:

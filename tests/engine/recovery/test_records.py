@@ -18,7 +18,6 @@ from engine.scene import (
     release,
 )
 from engine.scene import grant as grant_of
-from lockd.engine import records, snapshot
 from lockd.engine.commands import (
     AnchorOpened,
     AnchorRefused,
@@ -27,7 +26,8 @@ from lockd.engine.commands import (
 )
 from lockd.engine.effects import CloseAnchor, Granted
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.records import Record
+from lockd.engine.recovery import records, snapshot
+from lockd.engine.recovery.records import Record
 from lockd.terms import EXCLUSIVE, SHARED, ResourceKey
 
 

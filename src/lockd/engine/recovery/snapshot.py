@@ -8,15 +8,16 @@ requests keep their numbers, and lines keep their order.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from msgspec import Struct, convert, structs, to_builtins
+from msgspec import Meta, Struct, convert, structs, to_builtins
 
+from lockd.engine.changes import COUNTS
 from lockd.engine.commands import Acquire, AddLockspace, AnchorRefused, Owner
 from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
-from lockd.engine.lock_state import COUNTS, LockState
-from lockd.engine.mending import mend
+from lockd.engine.lock_state import LockState
+from lockd.engine.recovery.mending import mend
 from lockd.engine.resource import Resource
 from lockd.engine.session import WHOLE, OwnerState, Request, Session
 from lockd.terms import (
@@ -223,6 +224,7 @@ def dump_request(request: Request) -> Plain:
         "owner": request.owner.owner_id,
         "number": request.number,
         "keys": [list(key) for key in request.keys],
+        "inside": [list(request.inside[key]) for key in request.keys if request.inside],
         "refusal": _dump_refusal(request.refusal),
         "outside": _dump_outside(request.outside),
         **{name: getattr(request, name) for name in _REQUEST_FIELDS},
@@ -271,6 +273,7 @@ class _RequestRecord(Struct):
     max_hold: float | None = None
     wanted: bool = False
     slots: int | None = None
+    inside: list[Annotated[tuple[int, ...], Meta(min_length=1)]] = []
 
 
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
@@ -295,7 +298,9 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
         **{name: fields[name] for name in _WISH_FIELDS},
     )
     strand = session.owner.strand(record.strand)
-    request = Request(session, strand, record.order, wish, record.since)
+    # It is inside grants of all its keys, or of none.
+    inside = dict(zip(record.keys, record.inside or (), strict=bool(record.inside)))
+    request = Request(session, strand, record.order, wish, record.since, inside=inside)
     request.restore({name: fields[name] for name in _RESTORED})
     if not request.is_answered:
         if request.number in session.requests:

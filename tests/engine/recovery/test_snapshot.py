@@ -22,7 +22,6 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
-from lockd.engine import snapshot
 from lockd.engine.commands import (
     AnchorOpened,
     AnchorRefused,
@@ -37,6 +36,7 @@ from lockd.engine.commands import (
 from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.recovery import snapshot
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
 
 

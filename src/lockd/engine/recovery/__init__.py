@@ -1,0 +1,1 @@
+"""The engine as data, for a daemon that continues after another one."""
