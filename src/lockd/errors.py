@@ -65,7 +65,8 @@ class WrongTaskError(LockdError, RuntimeError):
 class LockLostError(LockdError):
     """Raised when a lock was lost: it ended, but its owner has not released it.
 
-    `cause` has the cause: "broken" by an admin, "owner_died" or "disconnected".
+    `cause` has the cause: "broken" (by an admin, or by the daemon where the lockspace
+    says so), "owner_died" or "disconnected".
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from lockd.names import quoted
 from lockd.terms import Mode, ResourceKey
 
 _CAUSES: Final = {
-    "broken": "it was broken by an administrator",
+    "broken": "it was broken",
     "owner_died": "its owner's process died",
     "disconnected": "the connection to the daemon ended",
 }

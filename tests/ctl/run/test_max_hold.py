@@ -9,7 +9,7 @@ import pytest
 
 from conftest import StartDaemon
 from ctl.processes import Lockctl, line_of
-from lockd import Client, connect
+from lockd import Client, LockLostError, connect
 from support.daemon_process import DaemonProcess
 
 LATE = "lockctl: the command ran longer than --max-hold (1 s); stopping it\n"
@@ -99,9 +99,28 @@ def test_command_is_stopped_where_overdue_locks_are_broken(
     for options in ((), ("--max-hold", "2h")):
         done = lockctl("run", *options, "job", "--", "sleep", "600")
         assert done.returncode == 76
-        assert "(held for longer than max_hold); stopping the command" in (
-            done.stderr.replace("'", "")
-        )
+        assert (
+            "lost: it was broken ('held for longer than the max_hold (0.3 s) of "
+            "lockspace default'); stopping the command"
+        ) in done.stderr
+
+
+def test_own_limit_is_named_where_overdue_locks_are_broken(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(
+        '[lockspaces.default]\nmax_hold = 600\non_overdue = "break"\n'
+    )
+    with connect(str(daemon.socket)) as client, client.watch() as events:
+        grant = client.acquire("job", max_hold=0.2)
+        while next(events)["event"] != "released":
+            pass
+        with pytest.raises(LockLostError) as caught:
+            grant.release()
+    assert str(caught.value) == (
+        "the lock on 'job' was lost: it was broken ('held for longer than its max_hold "
+        "(0.2 s), and lockspace default breaks overdue locks')"
+    )
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "nan", "soon", "0.5", "1e10", "99999d"])

@@ -148,7 +148,7 @@ def test_overdue_lock_is_broken_where_the_lockspace_says_so(
             "resource": "a",
             "fencing_token": token,
             "cause": "broken",
-            "reason": "held for longer than max_hold",
+            "reason": "held for longer than the max_hold (0.2 s) of lockspace strict",
         }
     assert "lockd breaks the lock" in strict.wait_for_line("is overdue")
 

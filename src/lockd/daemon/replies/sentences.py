@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Final
 
-from lockd.engine.commands import Owner
+from lockd.engine.commands import AddLockspace, Owner
 from lockd.engine.effects import Grant, Mismatch, Refused, Situation, WaitEdge
 from lockd.names import plain, quoted
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, OutsideHolder
@@ -279,3 +279,18 @@ def how(mode: Mode) -> str:
 def called(owner: Owner) -> str:
     """Returns the name, pid and uid of an owner."""
     return f"{plain(owner.name)} (pid {owner.pid}, uid {owner.uid})"
+
+
+def why_overdue(grant: Grant, lockspaces: Mapping[str, AddLockspace]) -> str:
+    """Returns why the daemon breaks an overdue lock: whose `max_hold` has passed."""
+    notices, rules = grant.notices, lockspaces[grant.key.lockspace]
+    due = notices.due if notices is not None else None
+    limit = exact_duration(rules.max_hold or 0)
+    space = plain(rules.name)
+    allowed = limit if due is None else exact_duration(due - grant.since)
+    if allowed == limit:
+        return f"held for longer than the max_hold ({limit}) of lockspace {space}"
+    return (
+        f"held for longer than its max_hold ({allowed}), and lockspace {space} breaks "
+        "overdue locks"
+    )

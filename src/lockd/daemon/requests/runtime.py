@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from lockd.daemon.activity.history import History
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.replies.answers import Answers
+from lockd.daemon.replies.sentences import why_overdue
 from lockd.daemon.system.defects import attempt, defect
 from lockd.daemon.system.jobs import undisturbed
 from lockd.daemon.system.poller import Poller
@@ -414,9 +415,8 @@ class Runtime:
         self._on_turn()
 
     def _break_overdue(self, effect: e.BreakOverdue) -> None:
-        grant = effect.grant
-        fence = self.processes.can_end(grant.owner_id)
-        why = "held for longer than max_hold"
+        grant, rules = effect.grant, self.engine.lockspaces
+        why, fence = why_overdue(grant, rules), self.processes.can_end(grant.owner_id)
         self.carry_out(c.BreakGrant(0, 0, grant.fencing_token, why, fence))
 
     def _owner_died(self, owner_id: int) -> None:
