@@ -13,6 +13,7 @@ from client.reentry import at_each_step
 from client.test_core import acquired, acquiring, answered, encoder, lost, shape
 from lockd.client.core import ClientCore
 from lockd.client.threads.grants import Grant
+from support.daemon_process import DaemonProcess
 from support.wire_client import WireClient, wait_for_waiters
 
 
@@ -59,7 +60,9 @@ def test_notice_without_a_token_is_no_notice(core: ClientCore) -> None:
     assert core.ended
 
 
-def test_news_have_each_grant_once_and_only_while_it_is_held(core: ClientCore) -> None:
+def test_news_have_each_grant_once_and_only_until_it_is_released(
+    core: ClientCore,
+) -> None:
     early, other = acquired(core, 7), acquired(core, 8)
     hear(core, "wanted", 7)
     news = core.open_news()
@@ -72,6 +75,15 @@ def test_news_have_each_grant_once_and_only_while_it_is_held(core: ClientCore) -
         news.take()
     hear(core, "wanted", 7)
     lost(core, 7)
+    assert news.take() is early
+    assert early.lost
+    third, fourth = acquired(core, 9), acquired(core, 10)
+    hear(core, "wanted", 9)
+    core.release(third)
+    lost(core, 9)
+    hear(core, "wanted", 10)
+    answered(core, core.release(fourth))
+    assert news.take() is third
     with pytest.raises(IndexError):
         news.take()
     core.close_news(news)
@@ -226,6 +238,51 @@ def test_task_hears_that_others_wait_and_that_it_is_late(
     anyio.run(main, backend=backend)
     assert heard[-1] == (True, True)
     assert watcher.call("query", resource="cache")["last_holder"]["ended"] == "released"
+
+
+def test_thread_hears_that_its_lock_is_lost(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    """Also of a lock that asked for nothing; a release is no loss."""
+    client.acquire("other").release()
+    grant = client.acquire("cache", wanted=True)
+    plain = client.acquire("plain")
+    with client.notices() as notices:
+        for lost in (grant, plain):
+            watcher.call("break", fencing_token=lost.fencing_token, reason="stuck")
+            assert next(notices) is lost
+            assert (lost.held, lost.cause) == (False, "broken")
+        client.acquire("more").release()
+        kept = client.acquire("last", max_hold=0.1)
+        assert next(notices) is kept
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_task_hears_that_its_lock_is_lost(
+    sock: str, watcher: WireClient, backend: str
+) -> None:
+    async def main() -> None:
+        async with lockd.aio.connect(sock) as client, client.notices() as notices:
+            grant = await client.acquire("cache", wanted=True)
+            watcher.call("break", fencing_token=grant.fencing_token, reason="stuck")
+            async for told in notices:
+                assert told is grant
+                break
+            assert (grant.held, grant.cause) == (False, "broken")
+
+    anyio.run(main, backend=backend)
+
+
+def test_locks_come_as_lost_before_the_end_of_the_connection(
+    daemon: DaemonProcess, client: lockd.Client
+) -> None:
+    grant = client.acquire("cache", wanted=True)
+    with client.notices() as notices:
+        daemon.stop()
+        assert next(notices) is grant
+        assert grant.cause == "disconnected"
+        with pytest.raises(lockd.ConnectionLostError):
+            next(notices)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), 1e9 + 1])

@@ -225,8 +225,7 @@ class ClientCore:
 
         Returns:
             Whether a cancel was sent. The answer then comes soon, so the caller should
-                wait
-            for it.
+                wait for it.
         """
         if reply.done:
             self._undo(reply)
@@ -436,6 +435,8 @@ class ClientCore:
             if not hold.released:
                 was_wanted = hold.release is None
                 hold.lose(cause, reason)
+                for news in list(self._news) if was_wanted else ():
+                    news.put_hold(hold)
                 if was_wanted and self._on_lost is not None:
                     self._on_lost(self._holds.grant_of(hold))
         self._holds.drop(token, holds)

@@ -48,7 +48,7 @@ class Inbox(Awaited):
 
 
 class News(Inbox):
-    """The locks of which a notice said something new, each once.
+    """The locks that were lost, or of which a notice said something new, each once.
 
     So nothing piles up while nobody takes them.
 
@@ -72,7 +72,7 @@ class News(Inbox):
         self.rouse()
 
     def take(self) -> Any:
-        """Returns the next grant that is still held, or raises the error at the end.
+        """Returns the next grant that was not released, or raises the error at the end.
 
         Raises:
             IndexError: there is none.
@@ -82,6 +82,6 @@ class News(Inbox):
                 hold, _ = self._changed.popitem(last=False)
             except KeyError:
                 raise IndexError from None
-            if hold.held:
+            if not hold.released:
                 return self._show(hold)
         raise self._error

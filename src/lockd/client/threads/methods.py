@@ -329,7 +329,8 @@ class Methods(Uncopied):
     def notices(self) -> Iterator["Notices"]:
         """Yields the `Notices` of the locks of this client, while the body runs.
 
-        Only locks that were acquired with `max_hold` or `wanted` have some.
+        A lock that was acquired with `max_hold` or `wanted` has some. Each lock that is
+        lost has one.
         """
         news = self._connection.open_notices()
         try:
@@ -414,7 +415,8 @@ class Notices:
 
     Look at `Grant.overdue` and `Grant.wanted` of each. They show the latest: what
     changed twice meanwhile comes once. Grants that are overdue or wanted at the
-    beginning come first; those that have ended do not come.
+    beginning come first. A lost grant comes too: then `Grant.held` is False, and
+    `Grant.cause` says why. What this program releases does not come.
     """
 
     def __init__(self, connection: Connection, news: News) -> None:
