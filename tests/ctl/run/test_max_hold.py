@@ -151,10 +151,25 @@ def test_hold_says_so_and_goes_on(lockctl: Lockctl, sock: str, client: Client) -
     assert line_of(process) == "held"
     assert process.stderr is not None
     said = process.stderr.readline()
-    assert said == "lockctl: 'job' is held for longer than 1 s\n"
+    assert said == "lockctl: 'job' is held for longer than --max-hold (1 s)\n"
     assert client.query("job")["holders"][0]["overdue"]
     process.terminate()
     assert process.wait() == 0
+
+
+def test_hold_names_the_shorter_limit_of_the_lockspace(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon("[lockspaces.default]\nmax_hold = 0.3\n")
+    lockctl = Lockctl(str(daemon.socket))
+    try:
+        process = lockctl.start("hold", "job", "--max-hold", "2h")
+        assert line_of(process) == "held"
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "'job' is held for longer than max_hold of the lockspace (" in said
+    finally:
+        lockctl.end_all()
 
 
 def test_overdue_is_marked_where_locks_are_shown(

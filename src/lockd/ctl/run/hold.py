@@ -23,7 +23,6 @@ from lockd.ctl.run.session import Session
 from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify
-from lockd.text import duration
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -110,7 +109,7 @@ def hold(
         if session.is_overdue and not was_overdue:
             was_overdue = True
             notify(f"STATUS=holds {shown}, overdue")
-            say(f"{shown} is held for longer than {duration(max_hold or 0)}")
+            say(f"{shown} is held for longer than {session.limit_passed(max_hold)}")
     notify(f"STOPPING=1\nSTATUS=released {shown}")
     session.release()
 

@@ -22,6 +22,10 @@ from lockd.errors import (
     RequestError,
 )
 from lockd.terms import Mode, WorkOutcome
+from lockd.text import duration
+
+#: Seconds by which an answer may be late.
+_MOMENT = 0.5
 
 
 class Session:
@@ -45,6 +49,7 @@ class Session:
         self.socket = os.path.abspath(self._place.path)
         self.grants: Sequence[Grant] = ()
         self.is_owner = True
+        self._granted_at = 0.0
 
     def acquire(
         self,
@@ -103,6 +108,7 @@ class Session:
                 reason=reason,
             )
             self._perform(acquire)
+            self._granted_at = self._granted_at or time.monotonic()
             self.grants = [*self.grants, *acquire.grants]
         self.grants = sorted(self.grants, key=lambda x: names.index(x.resource))
 
@@ -142,6 +148,18 @@ class Session:
     def is_overdue(self) -> bool:
         """Whether a lock is known to be held for longer than `max_hold`."""
         return any(grant.hold.overdue for grant in self.grants)
+
+    def limit_passed(self, max_hold: int | None) -> str:
+        """Names the time that an overdue lock has passed, just after it has.
+
+        Args:
+            max_hold: what was asked for. The lockspace may have a shorter time.
+        """
+        most, held = max_hold or 0, time.monotonic() - self._granted_at
+        # lockctl hears of the grant a moment later than it begins.
+        if held < most - _MOMENT:
+            return f"max_hold of the lockspace ({duration(held)})"
+        return f"--max-hold ({duration(most)})"
 
     def release(self, outcome: WorkOutcome = None) -> None:
         """Releases all locks and waits for the daemon's answer.

@@ -31,16 +31,12 @@ from lockd.errors import (
 from lockd.names import plain, quoted
 from lockd.procs import name_of
 from lockd.terms import Mode, WorkOutcome
-from lockd.text import duration
 
 PREVIOUS: Final = "LOCKD_PREVIOUS"
 """The variable that says how the last hold ended, if not well."""
 
 #: Seconds of waiting after which to explain the wait.
 _PATIENCE = 1.0
-
-#: Seconds by which an answer may be late.
-_MOMENT = 0.5
 
 #: How many processes that a command left behind are named.
 _SHOWN = 3
@@ -240,11 +236,7 @@ class Run:
         return self._session.is_overdue
 
     def _tell_overdue(self) -> None:
-        most, held = self._plan.max_hold or 0, time.monotonic() - self._granted_at
-        # lockctl hears of the grant a moment later than it begins.
-        limit = f"--max-hold ({duration(most)})"
-        if held < most - _MOMENT:
-            limit = f"max_hold of the lockspace ({duration(held)})"
+        limit = self._session.limit_passed(self._plan.max_hold)
         say(f"the command ran longer than {limit}; stopping it")
 
     def _tell_loss(self, error: LockLostError) -> None:
