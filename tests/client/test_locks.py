@@ -158,6 +158,34 @@ def test_body_that_ends_leaves_the_other_hold_and_its_fate_alone(
     assert not lock.locked()
 
 
+def test_result_of_an_acquire_shows_its_truth_and_why(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    lock = client.lock("a")
+    acquired = lock.acquire()
+    assert repr(acquired) == f"<Acquired True: {lock.grant!r}>"
+    lock.release()
+    watcher.acquire("a")
+    refused = repr(lock.acquire(blocking=False))
+    assert refused.startswith("<Acquired False: 'a' is held exclusively by ")
+
+
+def test_lock_names_its_slot(sock: str, client: lockd.Client) -> None:
+    lock = client.lock("gpu", slots=2)
+    with pytest.raises(lockd.NotHeldError):
+        _ = lock.slot
+
+    async def other() -> None:
+        async with lockd.aio.connect(sock) as second, second.lock("gpu", slots=2) as it:
+            assert it.slot == 1
+
+    with lock:
+        assert lock.slot == 0
+        anyio.run(other)
+    with client.lock("plain") as plain:
+        assert plain.slot is None
+
+
 def test_body_of_an_acquire_releases_this_acquire(client: lockd.Client) -> None:
     lock = client.lock("disk", mode=lockd.SHARED)
     with lock.acquire(timeout=5):

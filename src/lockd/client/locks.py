@@ -67,6 +67,11 @@ class AnyLock(Uncopied, Generic[GrantT]):
         """The fencing token of `grant`."""
         return self.grant.fencing_token
 
+    @property
+    def slot(self) -> int | None:
+        """Which slot `grant` is, from 0 to its `slots` - 1; None in another mode."""
+        return self.grant.slot
+
     def locked(self) -> bool:
         """Returns whether the lock is held through this object. False after a loss."""
         return any(held.grant.held for held in list(self._holds))

@@ -65,6 +65,11 @@ class Acquired:
         self._lock = lock
         self._outcome = outcome
 
+    def __repr__(self) -> str:
+        if isinstance(self._outcome, Held):
+            return f"<Acquired True: {self._outcome.grant!r}>"
+        return f"<Acquired False: {self._outcome}>"
+
     def __bool__(self) -> bool:
         return isinstance(self._outcome, Held)
 
