@@ -154,7 +154,11 @@ def another_number_of_slots(scene: Scene) -> None:
         scene.other.acquire("gpu", slots=2)
 
 
-@case("invalid", "nobody has said how many slots 'pool' has", step="or configure it")
+@case(
+    "invalid",
+    "nobody has said how many slots 'pool' has",
+    step="or set it in `slots` of lockd.toml(5)",
+)
 def a_slot_of_an_unknown_number(scene: Scene) -> None:
     scene.other.acquire("pool", slots=True)
 

@@ -87,7 +87,8 @@ def span(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0
     if not 1 <= seconds <= MOST_SECONDS:
         raise click.BadParameter(
-            f"{quoted(value)} is not a time such as 90, 30m, 4h or 2d, from 1 s on"
+            f"{quoted(value)} is not a time such as 90, 30m, 4h or 2d, "
+            f"from 1 s to {MOST_SECONDS / 86_400:.0f}d"
         )
     return math.ceil(seconds)
 
@@ -138,8 +139,10 @@ def mode_of(
     if shared or (slots is not None and slot):
         raise click.UsageError("--shared, --slots and --slot exclude each other")
     if len(names) > 1:
+        number = names[0] if slot and re.fullmatch("[1-9][0-9]{0,3}", names[0]) else ""
         raise click.UsageError(
             "slots work with one NAME only: run one command within the other"
+            + (f" (did you mean --slots {number}?)" if number else "")
         )
     return {"mode": SLOT, "slots": slots or True}
 

@@ -12,7 +12,10 @@ from ctl.processes import Lockctl, line_of
 from lockd import Client, LockLostError, connect
 from support.daemon_process import DaemonProcess
 
-LATE = "lockctl: the command ran longer than --max-hold (1 s); stopping it\n"
+LATE = (
+    "lockctl: 'job' is held for longer than --max-hold (1 s); stopping the command and "
+    "all that it started\n"
+)
 
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.02; done"
 """A command that only SIGKILL ends."""
@@ -63,7 +66,7 @@ def test_command_that_does_not_stop_is_killed(lockctl: Lockctl, client: Client) 
 
 def test_what_it_left_behind_is_stopped_too(lockctl: Lockctl, client: Client) -> None:
     done = lockctl("run", "--max-hold", "1", "job", "-c", "sleep 600 &")
-    assert done.returncode == 76
+    assert (done.returncode, done.stderr) == (76, LATE)
     assert client.query("job")["holders"] == []
 
 
@@ -127,7 +130,19 @@ def test_own_limit_is_named_where_overdue_locks_are_broken(
 def test_time_is_a_time(lockctl: Lockctl, wrong: str) -> None:
     done = lockctl("run", f"--max-hold={wrong}", "job", "--", "true")
     assert done.returncode == 64
-    assert "is not a time such as 90, 30m, 4h or 2d" in done.stderr
+    limits = "is not a time such as 90, 30m, 4h or 2d, from 1 s to 11574d"
+    assert limits in " ".join(done.stderr.split())
+
+
+def test_longest_time_is_a_time(lockctl: Lockctl) -> None:
+    assert lockctl("run", "--max-hold=11574d", "job", "--", "true").returncode == 0
+    assert lockctl("run", "--max-hold=11575d", "job", "--", "true").returncode == 64
+
+
+def test_only_the_command_is_said_to_be_stopped_with_close(lockctl: Lockctl) -> None:
+    done = lockctl("run", "-o", "--max-hold", "1", "job", "--", "sleep", "600")
+    assert done.returncode == 76
+    assert done.stderr.endswith("--max-hold (1 s); stopping the command\n")
 
 
 def test_nobody_is_left_to_stop_a_command_in_place(lockctl: Lockctl) -> None:

@@ -78,7 +78,10 @@ def test_number_may_be_configured(start_daemon: StartDaemon) -> None:
 def test_unknown_number_is_refused(lockctl: Lockctl) -> None:
     refused = lockctl("run", "--slot", "gpu", "--", "true")
     assert refused.returncode == 64
-    assert "nobody has said how many slots 'gpu' has" in refused.stderr
+    assert refused.stderr == (
+        "lockctl: nobody has said how many slots 'gpu' has: give their number (in "
+        "lockctl --slots N), or set it in `slots` of lockd.toml(5)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,9 @@ def test_unknown_number_is_refused(lockctl: Lockctl) -> None:
         (("--slots", "2", "--slot", "a"), "exclude each other"),
         (("--slots", "2", "-s", "a"), "exclude each other"),
         (("--slot", "-x", "a"), "a lock in a slot is not --exclusive"),
-        (("--slots", "2", "a", "b"), "slots work with one NAME only"),
+        (("--slots", "2", "a", "b"), "run one command within the other\n"),
+        (("--slot", "3", "b"), "(did you mean --slots 3?)\n"),
+        (("--slot", "a", "3"), "run one command within the other\n"),
         (("--slots", "0", "a"), "'0' is not a whole number from 1 to 1024"),
         (("--slots", "1025", "a"), "'1025' is not a whole number from 1 to 1024"),
         (("--slots", "2", "./a"), "has no slots, because it locks files"),

@@ -45,14 +45,13 @@ def release(
             # It may hold more locks that were reserved with this one.
             if not any(client.list_resources(pid=pid)):
                 reserve.end(pid)
-    for failure in failures:
-        say(str(failure))
     if as_json:
         show_json(released=released)
-        return
-    for holder in released:
+    for holder in released if not as_json else ():
         by = f"{plain(holder['name'])} (pid {holder['pid']})"
         say(f"{quoted(str(key_of(holder)))} is released; {by} held it")
+    for failure in failures:
+        say(f"not released: {failure}")
 
 
 def _found(client: Client, name: str, lockspace: str | None) -> list[Thing]:

@@ -95,7 +95,7 @@ class _RunCommand(click.Command):
                     (
                         "LOCKD_PREVIOUS",
                         "`died`, `broken` or `failed`, if the last hold did not end "
-                        "well; else not set",
+                        "well (`failed` also after --max-hold); else not set",
                     ),
                     ("LOCKD_SLOT", "with slots: which one it is, from 0"),
                     ("LOCKD_SLOTS", "with slots: how many there are"),
@@ -155,8 +155,9 @@ def _find_dashes(args: list[str], start: int) -> int:
 )  # fmt: skip
 @click.option(
     "--max-hold", metavar="TIME", callback=span,
-    help="Stop COMMAND if it runs for longer than TIME, such as 90, 30m, 4h or 2d, and "
-    "exit with 76. The lock is held until COMMAND has ended.",
+    help="If the lock is held for longer than TIME, such as 90, 30m, 4h or 2d: stop "
+    "COMMAND and all that it started (with -o only COMMAND), and exit with 76. The "
+    "lock is held until they have ended.",
 )  # fmt: skip
 @in_lockspace
 @click.option(

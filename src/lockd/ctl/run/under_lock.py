@@ -146,11 +146,10 @@ class Run:
             )
         if plan.verbose:
             first = self._session.grants[0]
-            names = ", ".join(quoted(name) for name in plan.names)
             slot = "" if first.slot is None else f", slot {first.slot} of {first.slots}"
             inside = f", inside {first.inside[-1]}" if first.inside else ""
             say(
-                f"got {names} after {first.waited:.3f} s, "
+                f"got {self._names()} after {first.waited:.3f} s, "
                 f"fencing token {first.fencing_token}{slot}{inside}"
             )
 
@@ -237,7 +236,11 @@ class Run:
 
     def _tell_overdue(self) -> None:
         limit = self._session.limit_passed(self._plan.max_hold)
-        say(f"the command ran longer than {limit}; stopping it")
+        more = "" if self._plan.close else " and all that it started"
+        say(
+            f"{self._names()} is held for longer than {limit}; stopping the command"
+            f"{more}"
+        )
 
     def _tell_loss(self, error: LockLostError) -> None:
         say(f"{error}; stopping the command")
@@ -245,14 +248,16 @@ class Run:
     def _tell_left(self) -> None:
         if not self._curious:
             return
-        names = ", ".join(quoted(name) for name in self._plan.names)
         left = offspring.descendants()
         shown = ", ".join(f"{plain(name_of(pid))} (pid {pid})" for pid in left[:_SHOWN])
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         say(
-            f"the command has ended; {names} stays locked until the processes that it "
-            f"started have ended: {shown}{more}"
+            f"the command has ended; {self._names()} stays locked until the processes "
+            f"that it started have ended: {shown}{more}"
         )
+
+    def _names(self) -> str:
+        return ", ".join(quoted(name) for name in self._plan.names)
 
     def _refused(self, error: LockdError) -> Ending:
         status = exits.status_of(error)

@@ -122,8 +122,8 @@ def _other_slots(found: Mismatch) -> str:
     name = quoted(str(found.key))
     if found.slots is None:
         return (
-            f"nobody has said how many slots {name} has: ask for a number of them, "
-            "or configure it"
+            f"nobody has said how many slots {name} has: give their number (in lockctl "
+            "--slots N), or set it in `slots` of lockd.toml(5)"
         )
     why = ""
     if found.configured:
