@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 import lockd
-from client.adapters import Thread
+from client.adapters import Thread, ThreadBody
+from lockd.terms import Mode
 from support.wire_client import PATIENCE, WireClient
 
 MOVES = ("enter", "leave", "acquire", "release")
@@ -23,31 +24,39 @@ PROGRAMS = list(product(MOVES, repeat=4))
 
 
 class Expected:
-    """How one caller holds a lock: by `with` bodies and acquires, in their order.
+    """What one thread holds through a lock object, as numbers of its moves.
 
-    The end of a body releases the last body, and a release the last acquire. Only if
-    there is none, each releases the last of the other kind, as `threading.Lock` does.
+    The end of a body ends what the body entered; or if that was released, the last
+    that was acquired. A release ends the last that was acquired, or else entered.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[int, str]] = []
+        self._held: list[int] = []
+        self._bodies: list[int] = []
         self._number = 0
 
     def move(self, move: str) -> bool:
         """Returns whether the move is possible."""
         if move in ("enter", "acquire"):
-            self._held.append((self._number, move))
+            self._held.append(self._number)
+            if move == "enter":
+                self._bodies.append(self._number)
             self._number += 1
             return True
-        if not self._held:
+        body = self._bodies.pop() if move == "leave" and self._bodies else None
+        acquired = [number for number in self._held if number not in self._bodies]
+        if move == "leave":
+            found = [] if body is None else acquired
+            found = [body] if body in self._held else found
+        else:
+            found = acquired or self._held
+        if not found:
             return False
-        kind = "enter" if move == "leave" else "acquire"
-        same = [held for held in self._held if held[1] == kind]
-        self._held.remove((same or self._held)[-1])
+        self._held.remove(found[-1])
         return True
 
     def held(self) -> list[int]:
-        return [number for number, _ in self._held]
+        return self._held
 
 
 async def play(
@@ -123,7 +132,7 @@ def test_bodies_and_acquires_of_one_lock_are_released_in_any_order(
             lock = client.lock("disk", mode=lockd.SHARED)
             await play(program, lock, holders, perform)
             while lock.locked():
-                await perform(lock, "leave")
+                await perform(lock, "release")
             assert holders() == 0, program
 
     async def main() -> None:
@@ -245,3 +254,49 @@ def test_lock_serves_as_that_of_a_condition(client: lockd.Client) -> None:
     waiter.result()
     with client.lock("disk", timeout=0):
         pass
+
+
+@pytest.mark.parametrize("mode", [lockd.EXCLUSIVE, lockd.SHARED])
+@pytest.mark.parametrize("by", ["with", "acquire"])
+def test_body_that_gave_its_lock_back_does_not_end_that_of_another(
+    by: str, mode: Mode, client: lockd.Client
+) -> None:
+    lock = client.lock("disk", mode=mode)
+    body = lock if by == "with" else lock.acquire()
+    body.__enter__()
+    lock.release()
+    other = ThreadBody(lock)
+    theirs = other.grant()
+    with pytest.raises(lockd.NotHeldError):
+        body.__exit__(None, None, None)
+    assert theirs.held
+    other.leave()
+    other.result()
+    assert not lock.locked()
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_body_of_a_task_does_not_end_that_of_another(sock: str, backend: str) -> None:
+    async def main() -> None:
+        async with lockd.aio.connect(sock) as client:
+            lock = client.lock("disk")
+            entered, may_leave = anyio.Event(), anyio.Event()
+
+            async def other() -> None:
+                async with lock:
+                    entered.set()
+                    await may_leave.wait()
+                    assert lock.locked()
+
+            async with anyio.create_task_group() as tasks:
+                await lock.__aenter__()
+                await lock.release()
+                tasks.start_soon(other)
+                await entered.wait()
+                with pytest.raises(lockd.NotHeldError):
+                    await lock.__aexit__(None, None, None)
+                assert lock.locked()
+                may_leave.set()
+            assert not lock.locked()
+
+    anyio.run(main, backend=backend)

@@ -517,7 +517,7 @@ def test_tasks_leave_nothing_behind(sock: str, backend: str) -> None:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(work, 0)
                     tasks.start_soon(work, 1)
-            gc.collect()
+                gc.collect()
             assert len(client._link._strands) == 0
             assert not client._link._core._holds._tokens
 

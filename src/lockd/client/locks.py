@@ -1,6 +1,8 @@
 """The common part of the locks for threads and for tasks."""
 
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
@@ -18,19 +20,13 @@ class Held(Generic[GrantT]):
 
     Attributes:
         who: the thread or task that acquired it.
-        entered: whether a `with` body will release it.
     """
 
-    __slots__ = ("entered", "grant", "who")
+    __slots__ = ("grant", "who")
 
-    def __init__(self, who: object, grant: GrantT, *, entered: bool) -> None:
+    def __init__(self, who: object, grant: GrantT) -> None:
         self.who = who
         self.grant = grant
-        self.entered = entered
-
-    def enter(self) -> None:
-        """Notes that a `with` body will release it."""
-        self.entered = True
 
 
 class AnyLock(Uncopied, Generic[GrantT]):
@@ -48,6 +44,10 @@ class AnyLock(Uncopied, Generic[GrantT]):
         self._mode: Mode = params.get("mode", EXCLUSIVE)
         self._timeout = -1 if timeout is None else timeout
         self._holds: list[Held[GrantT]] = []
+        #: What the open `with` bodies have entered. Some of it may be released already.
+        self._bodies: list[Held[GrantT]] = []
+        #: The threads or tasks that have entered bodies.
+        self._guests: WeakSet[Any] = WeakSet()
 
     def __repr__(self) -> str:
         state = "held" if self.locked() else "not held"
@@ -123,35 +123,66 @@ class AnyLock(Uncopied, Generic[GrantT]):
         own = [held for held in holds if held.who == caller]
         return (own or holds)[-1]
 
-    def _to_release(self, leaving: bool) -> Held[GrantT]:
-        """Returns the hold that a release or the end of a `with` body ends.
+    def _to_release(self) -> Held[GrantT]:
+        """Returns the hold that a release ends.
 
-        The caller's own come first, then those acquired in the same way, then the last
-        one. So `with` and `acquire` of one object can be nested in any order. A body
-        can also release and acquire again, as `threading.Condition` does. The end of a
-        body never ends an acquire of another thread or task.
-
-        Args:
-            leaving: whether it is the end of a `with` body.
+        The caller's own come first, then those that no body has entered, then the last
+        one.
         """
-        caller = self._caller()
-        holds = [
-            held
-            for held in list(self._holds)
-            if not leaving or held.entered or held.who == caller
-        ]
+        holds, bodies, caller = list(self._holds), list(self._bodies), self._caller()
         if not holds:
             raise self._not_held()
         return max(
-            reversed(holds),
-            key=lambda held: (held.who == caller, held.entered == leaving),
+            reversed(holds), key=lambda held: (held.who == caller, held not in bodies)
         )
+
+    def _to_leave(self, entered: Held[GrantT] | None = None) -> Held[GrantT]:
+        """Returns the hold that the end of a `with` body ends.
+
+        That is what the body has entered. If it was released, that is what the same
+        thread or task has acquired since, as `threading.Condition` does. It is never
+        what another one holds.
+
+        Args:
+            entered: what the body has entered; None for what the caller has entered
+                last. A caller that never entered this lock leaves the last body of
+                another one, as a generator does that is finalized elsewhere.
+        """
+        bodies, caller = list(self._bodies), self._caller()
+        if caller in self._guests:
+            bodies = [body for body in bodies if body.who == caller]
+        body = entered or next(reversed(bodies), None)
+        if body is None:
+            raise self._not_held()
+        self._close_body(body)
+        holds = list(self._holds)
+        if body in holds:
+            return body
+        bodies = list(self._bodies)
+        since = [x for x in holds if x.who == body.who and x not in bodies]
+        if not since:
+            raise self._not_held()
+        return since[-1]
+
+    def _open_body(self, held: Held[GrantT]) -> None:
+        """Notes that a body has entered what was acquired."""
+        holds = list(self._holds)
+        for body in list(self._bodies):
+            # An interruption may have kept an earlier body from beginning, or ending.
+            if body.who == held.who and body not in holds:
+                self._close_body(body)
+        self._guests.add(held.who)
+        self._bodies.append(held)
+
+    def _close_body(self, body: Held[GrantT]) -> None:
+        with suppress(ValueError):  # it did not come so far
+            self._bodies.remove(body)
 
     def _forget_ended(self) -> None:
         """Forgets what the caller acquired and lost, but not what a body must leave."""
-        caller = self._caller()
+        bodies, caller = list(self._bodies), self._caller()
         for held in list(self._holds):
-            if held.who == caller and not held.entered and not held.grant.held:
+            if held.who == caller and held not in bodies and not held.grant.held:
                 self._drop(held)
 
     def _drop(self, held: Held[GrantT]) -> bool:

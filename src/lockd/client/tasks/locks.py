@@ -141,15 +141,15 @@ class Lock(AnyLock[Grant]):
                 knows it already; otherwise awaiting the result does.
             NotHeldError: the lock is not held through this object.
         """
-        return self._release(leaving=False)
+        self._check_owned()
+        return self._release(self._to_release())
 
     def _leave(self) -> Released:
         """Releases what an `async with` body entered, as `release` does."""
-        return self._release(leaving=True)
-
-    def _release(self, leaving: bool) -> Released:
         self._check_owned()
-        held = self._to_release(leaving)
+        return self._release(self._to_leave())
+
+    def _release(self, held: Held[Grant]) -> Released:
         self._drop(held)
         (reply,) = self.link.start_release(held.grant)
         if reply.done:
@@ -175,7 +175,10 @@ class Lock(AnyLock[Grant]):
         reply.outcome()
         grant: Grant = reply.grants[0]
         self._forget_ended()
-        self._holds.append(Held(self._caller(), grant, entered=entered))
+        held = Held(self._caller(), grant)
+        self._holds.append(held)
+        if entered:
+            self._open_body(held)
         return grant
 
     def _check_owned(self) -> None:

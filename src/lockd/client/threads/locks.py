@@ -76,7 +76,7 @@ class Acquired:
     def __enter__(self) -> "Lock":
         if not isinstance(self._outcome, Held):
             raise self._outcome
-        self._outcome.enter()
+        self._lock._open_body(self._outcome)
         return self._lock
 
     def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
@@ -157,7 +157,7 @@ class Lock(AnyLock[Grant]):
             NotHeldError: the lock is not held through this object.
         """
         self._check_owned()
-        self._release(self._to_release(leaving=False))
+        self._release(self._to_release())
 
     def _release(self, held: Held[Grant]) -> None:
         link = held.grant.link
@@ -177,15 +177,15 @@ class Lock(AnyLock[Grant]):
         return self
 
     def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        self._leave(exc, None)
+        self._leave(exc)
 
-    def _leave(self, exc: BaseException | None, entered: Held[Grant] | None) -> None:
+    def _leave(
+        self, exc: BaseException | None, entered: Held[Grant] | None = None
+    ) -> None:
         if self._connection.last.forked:
             return  # the lock is the parent's
         try:
-            if entered is None or entered not in list(self._holds):
-                entered = self._to_release(leaving=True)
-            self._release(entered)
+            self._release(self._to_leave(entered))
         except LockdError:
             if exc is None:
                 raise
@@ -204,8 +204,10 @@ class Lock(AnyLock[Grant]):
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
-            held = Held(self._caller(), grant, entered=entered)
+            held = Held(self._caller(), grant)
             self._holds.append(held)
+            if entered:
+                self._open_body(held)
             return held
         except BaseException:
             self._take_back(reply, link)
@@ -214,6 +216,7 @@ class Lock(AnyLock[Grant]):
     def _take_back(self, reply: Reply, link: ThreadLink) -> None:
         for held in list(self._holds):
             if held.grant in reply.grants:
+                self._close_body(held)
                 self._drop(held)
         link.abandon(reply)
 
