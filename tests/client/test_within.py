@@ -65,13 +65,13 @@ HELD = {"a": [1], "b": [2], "c": [], "d": [3, 4]}
 def test_what_is_outside_is_asked_for_first(
     names: str, around: set[int], parts: list[str]
 ) -> None:
-    found = within.apart(list(names), around, HELD.__getitem__)
+    found = within.apart(list(names), around, lambda name, x: x in HELD[name])
     assert ["".join(part) for part in found] == parts
 
 
 def test_nobody_is_asked_where_all_is_outside_or_there_is_one_name() -> None:
-    def ask(name: str) -> list[int]:
-        raise AssertionError(name)
+    def ask(name: str, token: int) -> bool:
+        raise AssertionError(name, token)
 
     assert within.apart(["a", "b"], set(), ask) == [["a", "b"]]
     assert within.apart(["a"], {1}, ask) == [["a"]]

@@ -34,7 +34,7 @@ def tokens_of(instance: str) -> set[int]:
 
 
 def apart(
-    names: Sequence[str], around: Collection[int], held: Callable[[str], Iterable[int]]
+    names: Sequence[str], around: Collection[int], holds: Callable[[str, int], bool]
 ) -> list[list[str]]:
     """Returns names in the parts to ask for one after the other.
 
@@ -45,11 +45,12 @@ def apart(
     Args:
         names: the resources.
         around: the fencing tokens of the locks around this program.
-        held: returns the fencing tokens with which a resource is held.
+        holds: returns whether a resource is held with a fencing token, or inside it
+            (method `check`).
     """
     if not around or len(names) == 1:
         return [list(names)]
-    inside = [name for name in names if not set(around).isdisjoint(held(name))]
+    inside = [name for name in names if any(holds(name, token) for token in around)]
     outside = [name for name in names if name not in inside]
     return [part for part in (outside, inside) if part]
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,27 @@ def test_acquire_asks_for_names_inside_and_outside_apart(
     first, second = json.loads(done.stdout)["grants"]
     assert (first["resource"], len(first["inside"])) == ("a", 1)
     assert (second["resource"], second["inside"]) == ("b", [])
+
+
+def test_acquire_that_is_refused_inside_keeps_nothing(
+    lockctl: Lockctl, client: Client
+) -> None:
+    inner = [*LOCKCTL, "acquire", "--owner-pid", str(os.getpid()), "out", "in"]
+    done = lockctl("run", "-s", "in", "--", *inner)
+    assert done.returncode == 73
+    assert client.query("out")["holders"] == []
+
+
+def test_program_is_inside_a_lock_that_many_others_share(
+    lockctl: Lockctl, sock: str
+) -> None:
+    """A query would not name the holder around it."""
+    with ExitStack() as stack:
+        for _ in range(18):
+            stack.enter_context(connect(sock)).acquire("a", mode="shared")
+        inner = [*LOCKCTL, "run", "-s", "a", "b", "--", "echo", "ran"]
+        done = lockctl("run", "-s", "a", "--", *inner)
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
 def test_all_of_a_tree_have_one_token_for_what_they_guard(lockctl: Lockctl) -> None:

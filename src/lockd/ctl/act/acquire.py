@@ -1,5 +1,6 @@
 """`lockctl acquire`: takes a lock for another process, which holds it until it ends."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -136,28 +137,33 @@ def _take(
     *,
     mode: Mode,
     slots: int | None,
+    timeout: float | None,
     **wanted: Any,
 ) -> list[Thing]:
     """Takes the locks for a process. Returns the grants, for people and for JSON."""
     with connect(socket) as client:
         client.register(owner, pid=pid)
         wanted["lockspace"] = lockspace
-
-        def held(name: str) -> list[int]:
-            found = client.query(name, lockspace=lockspace)
-            return [holder["fencing_token"] for holder in found["holders"]]
+        until = None if timeout is None else time.monotonic() + timeout
 
         def acquire(part: list[str]) -> Sequence[Grant]:
+            wanted["timeout"] = until and max(until - time.monotonic(), 0)
             if mode == SLOT:
                 return [client.acquire(part[0], slots=slots, **wanted)]
             return client.acquire_all(part, mode=mode, **wanted)
 
-        around = within.tokens_of(client.instance)
-        grants = [
-            grant
-            for part in within.apart(names, around, held)
-            for grant in acquire(part)
-        ]
+        def holds(name: str, token: int) -> bool:
+            return client.check(name, token, lockspace=lockspace)
+
+        grants: list[Grant] = []
+        try:
+            for part in within.apart(names, within.tokens_of(client.instance), holds):
+                grants += acquire(part)
+        except BaseException:
+            # The process would keep what was acquired until its end.
+            for grant in grants:
+                grant.release()
+            raise
         grants.sort(key=lambda grant: names.index(grant.resource))
         return [
             {

@@ -19,7 +19,6 @@ from lockd.errors import (
     DeniedError,
     InvalidRequestError,
     LockLostError,
-    RequestError,
 )
 from lockd.terms import Mode, WorkOutcome
 from lockd.text import duration
@@ -210,15 +209,12 @@ class Session:
     def _parts(self, names: Sequence[str], lockspace: str) -> list[list[str]]:
         """Returns the names in the parts to ask for one after the other."""
 
-        def held(name: str) -> list[int]:
-            about = {"lockspace": lockspace, "resource": name}
-            try:
-                found = self._perform(requests.request("query", **about))
-            except RequestError:  # this user may not look
-                return []
-            return [holder["fencing_token"] for holder in found["holders"]]
+        def holds(name: str, token: int) -> bool:
+            about = {"lockspace": lockspace, "resource": name, "fencing_token": token}
+            found = self._perform(requests.request("check", **about))
+            return bool(found["current"])
 
-        return within.apart(names, within.tokens_of(self._instance), held)
+        return within.apart(names, within.tokens_of(self._instance), holds)
 
     def _perform(self, request: Reply) -> Any:
         self._link.perform(request)
