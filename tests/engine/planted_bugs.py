@@ -718,8 +718,8 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "who is inside waits for who is around it",
-        "(request.inside and resource.is_inside(request, strand))",
-        "False",
+        "inside = request.inside and resource.is_inside(request, strand)",
+        "inside = False",
     ),
     _in(
         "requests",
@@ -828,8 +828,8 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a convert hides its own hold from others",
-        "            if strand is own or (",
-        "            if (",
+        "(left if inside or strand is own else found)",
+        "(left if inside else found)",
     ),
     _in(
         "lock_table",

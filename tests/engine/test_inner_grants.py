@@ -28,6 +28,7 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
+from engine.test_waitgraph import steps_of
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.invariants import check
@@ -753,3 +754,21 @@ def test_slot_is_not_granted_inside_an_exclusive_lock(engine: LockEngine) -> Non
     family(engine, BOB)
     effects = acquire(engine, BOB, 1, DISK, mode=SLOT, slots=2)
     assert refusal(effects).code == "deadlock"
+
+
+def test_search_among_siblings_looks_at_each_once() -> None:
+    def steps_with(count: int) -> int:
+        engine = LockEngine()
+        engine.handle(c.AddLockspace("memory", anchored=False), now=0.0)
+        for session in range(1, count + 4):
+            engine.handle(c.OpenSession(session, owner("s", session)), now=0.0)
+        acquire(engine, 1, 1, DISK)
+        for session in range(2, count + 4):
+            engine.handle(c.EnterGrants(session, (1,)), now=0.0)
+        for session in range(2, count + 3):
+            acquire(engine, session, 1, DISK)
+        command = c.Acquire(count + 3, 1, (DISK,), EXCLUSIVE)
+        return steps_of(lambda: engine.handle(command, now=0.0))
+
+    few, many = steps_with(50), steps_with(100)
+    assert few < many < 2.5 * few

@@ -215,6 +215,10 @@ class _Known:
         #: Up to which place the line was an obstacle: of any request, and of one that
         #: is not shared, which waits for more.
         self._reached = self._reached_unshared = 0
+        #: The same for requests inside, by mode and the grants around them; and those
+        #: that were no obstacle because they are of the same strand.
+        self._reached_inside: dict[tuple[Mode, tuple[int, ...]], int] = {}
+        self._own: dict[tuple[Mode, tuple[int, ...]], list[Request]] = {}
 
     def holders_before(self, request: Request) -> list[Strand]:
         """Returns the strands whose grants a request waits for, each once."""
@@ -222,12 +226,11 @@ class _Known:
         if self._mode is None or compatible(self._mode, resource.mode_for(request)):
             return []
         own = request.strand if request.converting or request.inside else None
-        left = [
-            strand
-            for strand in self._holders
-            if strand is own or (request.inside and resource.is_inside(request, strand))
-        ]
-        found = [strand for strand in self._holders if strand not in left]
+        left: list[Strand] = []
+        found: list[Strand] = []
+        for strand in self._holders:
+            inside = request.inside and resource.is_inside(request, strand)
+            (left if inside or strand is own else found).append(strand)
         self._holders = left
         return found
 
@@ -235,14 +238,28 @@ class _Known:
         """Returns the requests before this one that may be new obstacles."""
         place = self._places.get(request, len(self._line))
         if request.inside:
-            # To one inside, some of them are other obstacles than to those behind it.
-            return self._line[:place]
+            return self._line_inside(request, mode, place)
         begin = self._reached
         if mode != SHARED:
             begin = self._reached_unshared
             self._reached_unshared = max(begin, place)
         self._reached = max(self._reached, place)
         return self._line[begin:place]
+
+    def _line_inside(self, request: Request, mode: Mode, place: int) -> list[Request]:
+        """Returns what `line_before` does.
+
+        To a request inside, those before it are other obstacles than to those behind
+        it. But they are the same to all that are inside the same grants.
+        """
+        alike = mode, request.inside[self._resource.key]
+        own = self._own.setdefault(alike, [])
+        begin = self._reached_inside.get(alike, 0)
+        found = [other for other in own if other.strand is not request.strand]
+        self._reached_inside[alike] = max(begin, place)
+        new = self._line[begin:place]
+        own[:] = [x for x in (*own, *new) if x.strand is request.strand]
+        return found + new
 
 
 class _Play:
