@@ -131,9 +131,12 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "wanted is told on the second waiter",
-        "            if mode is None or compatible(mode, request.mode):\n",
-        "            first = self.line_length() == 1\n"
-        "            if mode is None or compatible(mode, request.mode) or first:\n",
+        "        if mode is None:\n"
+        "            return ()\n"
+        "        if mode == SHARED and",
+        "        if mode is None or self.line_length() == 1:\n"
+        "            return ()\n"
+        "        if mode == SHARED and",
     ),
     _in(
         "lock_table",
@@ -144,8 +147,8 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "wanted is not told to who comes while others wait",
-        "            self.listened[resource] = None\n        if notices",
-        "        if notices",
+        ".append(strand)\n        if notices",
+        "\n        if notices",
     ),
     _in(
         "lock_table",
@@ -154,22 +157,34 @@ PLANTED_BUGS = [
         "\n    def _tidy",
     ),
     _in(
-        "resource",
+        "owners",
         "the own convert is taken for somebody who waits",
-        "            else seeker is not strand\n",
-        "            else True\n",
+        "        else seeker is not strand\n",
+        "        else True\n",
     ),
     _in(
-        "resource",
+        "owners",
         "who waits inside is taken for who wants what is around it",
-        " and not self.is_inside(seeker, strand)\n",
+        " and not resource.is_inside(seeker, strand)\n",
         "\n",
     ),
     _in(
         "resource",
         "who shares is wanted by who shares, too",
-        "            if mode is None or compatible(mode, request.mode):\n",
-        "            if mode is None:\n",
+        "len(self.waiting) > self.sharing:",
+        "self.waiting:",
+    ),
+    _in(
+        "resource",
+        "who went and wanted to share is still counted",
+        "            self.sharing -= request.mode == SHARED\n",
+        "",
+    ),
+    _in(
+        "resource",
+        "listeners hear of the first who waits, not of the last",
+        "whom = new if told == seekers else",
+        "whom = new if told or not seekers else",
     ),
     _in(
         "lock_state",

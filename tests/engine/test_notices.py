@@ -1,5 +1,6 @@
 """What a holder hears: that it holds too long, and that others wait for it."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -47,8 +48,9 @@ from lockd.engine.effects import (
 )
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
+from lockd.engine.lock_state import MAX_LISTENERS
 from lockd.engine.recovery import records, snapshot
-from lockd.terms import EXCLUSIVE, SHARED
+from lockd.terms import EXCLUSIVE, SHARED, SLOT
 
 Told = tuple[str, int | None, int, int]
 """What was told, to which session, the token, how many wait."""
@@ -391,6 +393,28 @@ def test_holders_that_have_heard_it_all_are_not_looked_at(engine: LockEngine) ->
     assert resource.listeners.looked_at == 2  # by the checks of the laws
 
 
+def test_new_listener_is_told_alone(engine: LockEngine) -> None:
+    shared = {"mode": SHARED, "wanted": True}
+    for strand in range(1, 50):
+        ask(engine, ALICE, strand, DISK, strand=strand, **shared)
+    resource = engine.state.resources[DISK]
+    resource.listeners = Untouched(resource.listeners)
+    ask(engine, BOB, 1, DISK, **shared)
+    do(engine, Release(BOB, 2, (DISK,)))
+    assert resource.listeners.looked_at == 2  # by the checks of the laws
+
+
+def test_listeners_are_not_told_who_else_comes_first(engine: LockEngine) -> None:
+    for strand in range(1, 50):
+        ask(engine, ALICE, strand, DISK, mode=SHARED, strand=strand, wanted=True)
+    ask(engine, BOB, 1, DISK)
+    ask(engine, CAROL, 1, DISK)
+    resource = engine.state.resources[DISK]
+    resource.listeners = Untouched(resource.listeners)
+    assert do(engine, Cancel(BOB, 2, 1)) == []
+    assert resource.listeners.looked_at == 1  # by the check of the laws
+
+
 class Untouched(dict[Any, Any]):
     """A dictionary that counts who goes through all of it."""
 
@@ -399,6 +423,51 @@ class Untouched(dict[Any, Any]):
     def __iter__(self) -> Any:
         self.looked_at += 1
         return super().__iter__()
+
+
+def test_who_shares_is_not_looked_at_in_a_long_line(engine: LockEngine) -> None:
+    """CAROL waits for the tape; all others stand behind her, in nobody's way."""
+    ask(engine, ALICE, 1, TAPE)
+    ask(engine, BOB, 1, DISK, mode=SHARED, wanted=True)
+    ask(engine, CAROL, 1, DISK, TAPE, mode=SHARED)
+    for strand in range(1, 200):
+        acquire(engine, CAROL, 1 + strand, DISK, mode=SHARED, strand=strand)
+    resource = engine.state.resources[DISK]
+    resource.waiting = line = Counted(resource.waiting)
+    acquire(engine, DAVE, 1, DISK, mode=SHARED)
+    engine.handle(Cancel(DAVE, 2, 1), now=0.0)
+    assert 0 < line.looked_at < 50
+    assert ask(engine, DAVE, 3, DISK) == [("wanted", BOB, 2, 201)]
+    assert do(engine, Cancel(DAVE, 4, 3)) == [("unwanted", BOB, 2, 200)]
+
+
+class Counted(OrderedDict[Any, Any]):
+    """A line that counts how many in it are looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Any:
+        for request in super().__iter__():
+            self.looked_at += 1
+            yield request
+
+
+@pytest.mark.parametrize("mode", [{"mode": SHARED}, {"mode": SLOT, "slots": 100}])
+def test_a_limited_number_of_holders_hears(
+    engine: LockEngine, mode: dict[str, Any]
+) -> None:
+    for strand in range(1, MAX_LISTENERS + 3):
+        ask(engine, ALICE, strand, DISK, strand=strand, wanted=True, **mode)
+    wanted = ask(engine, BOB, 1, DISK)
+    assert [x[2] for x in wanted] == [*range(1, MAX_LISTENERS + 1)]
+    assert len(do(engine, Cancel(BOB, 2, 1))) == MAX_LISTENERS
+    # The end of one who hears makes room for the next who asks.
+    do(engine, Release(ALICE, 100, (), fencing_token=1))
+    ask(engine, CAROL, 1, DISK, wanted=True, **mode)
+    ask(engine, CAROL, 2, DISK, strand=1, wanted=True, **mode)
+    wanted = ask(engine, BOB, 3, DISK)
+    later = MAX_LISTENERS + 3
+    assert [x[2] for x in wanted] == [*range(2, MAX_LISTENERS + 1), later]
 
 
 # Anchors.

@@ -271,6 +271,9 @@ def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterat
             )
             if notices.wanted != wanted and resource not in engine.state.listened:
                 yield f"{name}: was told last that wanted is {notices.wanted}"
+        sharing = sum(request.mode == "shared" for request in resource.waiting)
+        if resource.sharing != sharing:
+            yield f"{resource.key}: {sharing} wait to share, not {resource.sharing}"
         if set(resource.listeners) != listeners:
             yield f"{resource.key}: {len(resource.listeners)} listen"
 

@@ -33,6 +33,10 @@ from lockd.terms import SLOT, ResourceKey, WorkOutcome
 MAX_LAST_HOLDERS: Final = 1024
 """For how many resources the engine remembers the last holder (protocol 7.4)."""
 
+MAX_LISTENERS: Final = 64
+"""How many holders of a resource hear that they are wanted (protocol 5.13). All of them
+may have to hear it in one step."""
+
 
 class LockState:
     """All that the engine knows.
@@ -60,9 +64,9 @@ class LockState:
         #: The owner of each grant, by fencing token.
         self.holder_of: dict[int, OwnerState] = {}
         self.deadlines = Deadlines()
-        #: Where a holder may have to hear that it is wanted, or not any more. After a
-        #: loss of records that may be so from the start.
-        self.listened: dict[Resource, None] = {}
+        #: Where a holder may have to hear that it is wanted, or not any more, and who
+        #: is new there. After a loss of records that may be so from the start.
+        self.listened: dict[Resource, list[Strand]] = {}
         #: The oldest first.
         self.last_holders: OrderedDict[ResourceKey, LastHolder] = OrderedDict()
         #: What changed since the last report; None if nobody asks for changes.
@@ -315,14 +319,19 @@ class LockState:
         now: float,
         before: HolderNotices | None = None,
     ) -> HolderNotices | None:
-        """Returns what is told of a grant. The first session that asks hears it."""
+        """Returns what is told of a grant. The first session that asks hears it.
+
+        If many listen already, a grant that is new among them is not told of.
+        """
         limit, own = self.lockspaces[key.lockspace].max_hold, wish.max_hold
         if limit is own is None and not wish.wanted:
             return before
         before = before or HolderNotices()
         if own is not None and before.overdue_to not in self.sessions:
             before = replace(before, overdue_to=wish.session)
-        if wish.wanted and before.wanted_to not in self.sessions:
+        crowd = before.wanted_to is None and self.resources[key].listeners
+        has_room = not crowd or len(crowd) < MAX_LISTENERS
+        if wish.wanted and has_room and before.wanted_to not in self.sessions:
             before = replace(before, wanted_to=wish.session, wanted=False)
         ends = [now + seconds for seconds in (limit, own) if seconds is not None]
         if before.due is not None:
@@ -334,15 +343,15 @@ class LockState:
         owner, notices = self.owners[grant.owner_id], grant.notices
         resource = self.resources[grant.key]
         if notices is not None and notices.wanted_to is not None:
-            resource.listen(owner.strand_of(grant))
-            self.listened[resource] = None
+            resource.listen(strand := owner.strand_of(grant))
+            self.listened.setdefault(resource, []).append(strand)
         if notices is not None and notices.due is not None and not notices.overdue:
             self.deadlines.add(notices.due, -grant.fencing_token, owner)
 
     def look_who_is_wanted(self, resource: Resource) -> None:
         """Notes that some waiters or holders of a resource are others than before."""
         if resource.listeners:
-            self.listened[resource] = None
+            self.listened.setdefault(resource, [])
 
     def remove_grant(
         self, grant: Grant, cause: str, now: float, outcome: WorkOutcome = None

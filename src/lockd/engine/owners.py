@@ -17,8 +17,8 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
-from lockd.engine.resource import Resource
-from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Session, Strand
+from lockd.engine.resource import Resource, Seekers
+from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Request, Session, Strand
 
 
 class Owners:
@@ -154,11 +154,11 @@ class Owners:
 
     def tell_wanted(self) -> Iterator[e.Wanted | e.Unwanted]:
         """Tells holders that somebody waits for them, or that nobody does any more."""
-        for resource in self._state.listened:
-            if resource.hears_of(seekers := resource.seekers()):
-                for strand in resource.listeners:
-                    wanted = resource.is_sought(strand, seekers)
-                    yield from self._tell_one(resource, strand, wanted)
+        for resource, new in self._state.listened.items():
+            seekers = resource.seekers()
+            for strand in resource.to_tell(seekers, new):
+                wanted = _is_sought(resource, strand, seekers)
+                yield from self._tell_one(resource, strand, wanted)
         self._state.listened.clear()
 
     def _tell_one(
@@ -228,3 +228,13 @@ class Owners:
         for owner in self._state.owners.values():
             if owner.fencing is not None and owner.grants:
                 self._table.tell(e.Fence(owner.owner_id, owner.identity))
+
+
+def _is_sought(resource: Resource, strand: Strand, seekers: Seekers) -> bool:
+    """Returns whether one of the seekers waits until a strand releases a resource."""
+    return any(
+        seeker.strand is not strand and not resource.is_inside(seeker, strand)
+        if isinstance(seeker, Request)
+        else seeker is not strand
+        for seeker in seekers
+    )

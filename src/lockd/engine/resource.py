@@ -39,6 +39,9 @@ MAX_NAMED: Final = 16
 _NOBODY: Final[OrderedDict[Request, None]] = OrderedDict()
 _NO_LISTENERS: Final[dict[Strand, None]] = {}
 
+Seekers = tuple[Strand | Request | None, ...]
+"""Who waits until holders release it. None: somebody waits for each of them."""
+
 
 def compatible(held: Mode, wanted: Mode) -> bool:
     """Returns whether one strand may get `wanted` while any others hold `held`."""
@@ -82,6 +85,7 @@ class Resource:
         "listeners",
         "pending",
         "seekers_told",
+        "sharing",
         "slots",
         "waiting",
     )
@@ -96,8 +100,10 @@ class Resource:
         self.waiting = _NOBODY
         #: The holders that hear whether somebody waits for them.
         self.listeners = _NO_LISTENERS
-        #: What all of them have heard; None if one has not.
-        self.seekers_told: tuple[Strand | Request, ...] | None = None
+        #: Of whom they have heard, but for those that are new.
+        self.seekers_told: Seekers = ()
+        #: How many of `waiting` want to share.
+        self.sharing = 0
         self.anchor: Mode | None = None
         self.anchor_wanted: Mode | None = None
         #: The request for which the anchor is being opened; it may be abandoned.
@@ -263,13 +269,12 @@ class Resource:
         if request.inside:
             self._enqueue_inside(request)
         elif request.converting:
-            if not self.converting:
-                self.converting = OrderedDict()
+            self.converting = self.converting or OrderedDict()
             self.converting[request] = None
         else:
-            if not self.waiting:
-                self.waiting = OrderedDict()
+            self.waiting = self.waiting or OrderedDict()
             self.waiting[request] = None
+            self.sharing += request.mode == SHARED
             if request.mode == SLOT:
                 self._with_slots(request.wish.slots).waiting += 1
 
@@ -301,6 +306,7 @@ class Resource:
             self.converting = self.converting or _NOBODY
         elif request in self.waiting:
             del self.waiting[request]
+            self.sharing -= request.mode == SHARED
             self.waiting = self.waiting or _NOBODY
             if self.slots is not None and request.mode == SLOT:
                 self.slots.waiting -= 1
@@ -330,51 +336,39 @@ class Resource:
 
     def listen(self, strand: Strand) -> None:
         """Notes that a holder hears whether somebody waits for it."""
-        if not self.listeners:
-            self.listeners = {}
+        self.listeners = self.listeners or {}
         self.listeners[strand] = None
-        self.seekers_told = None
 
     def stop_listening(self, strand: Strand) -> None:
         """Notes that a strand holds it no more."""
         self.listeners.pop(strand, None)
         self.listeners = self.listeners or _NO_LISTENERS
 
-    def seekers(self) -> tuple[Strand | Request, ...]:
-        """Returns strands that wait until holders release it, and those inside.
+    def seekers(self) -> Seekers:
+        """Returns who waits until holders release it: a strand, and those inside.
 
-        One that is no holder waits for each of them. A holder that wants another mode
-        waits for all others, so two such stand for any number.
+        A holder that wants another mode waits for all others. One that is no holder
+        waits for each of them, and so do two holders: None stands for these. A holder
+        that shares has nobody in `waiting` who excludes it.
         """
         mode, found = self.mode, dict[Strand, None]()
-        inner: list[Request] = []
-        for request in self.queued():
-            if mode is None or compatible(mode, request.mode):
-                continue
-            if request.inside:
-                inner.append(request)
-                continue
-            if request.strand not in self.holders:
-                return (request.strand,)
-            found[request.strand] = None
-            if len(found) > 1:
-                break
+        if mode is None:
+            return ()
+        if mode == SHARED and len(self.waiting) > self.sharing:
+            return (None,)
+        for request in chain(self.converting, () if mode == SHARED else self.waiting):
+            if not compatible(mode, request.mode):
+                found[request.strand] = None
+                if len(found) > 1 or request.strand not in self.holders:
+                    return (None,)
+        inner = (x for x in self.inner if not compatible(mode, x.mode))
         return (*found, *inner)
 
-    def is_sought(self, strand: Strand, seekers: tuple[Strand | Request, ...]) -> bool:
-        """Returns whether one of the seekers waits until a strand releases it."""
-        return any(
-            seeker.strand is not strand and not self.is_inside(seeker, strand)
-            if isinstance(seeker, Request)
-            else seeker is not strand
-            for seeker in seekers
-        )
-
-    def hears_of(self, seekers: tuple[Strand | Request, ...]) -> bool:
-        """Returns whether these are new to some listener, and notes that all hear."""
-        new = self.seekers_told != seekers
-        self.seekers_told = seekers
-        return new
+    def to_tell(self, seekers: Seekers, new: list[Strand]) -> list[Strand]:
+        """Returns which listeners may have to hear of these, and notes that they do."""
+        told, self.seekers_told = self.seekers_told, seekers
+        whom = new if told == seekers else self.listeners
+        return [strand for strand in whom if strand in self.listeners]
 
     # Slots.
 

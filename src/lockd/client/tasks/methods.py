@@ -97,7 +97,8 @@ class Methods(Uncopied):
                 `Grant.overdue`, `notices`. Nothing else happens, unless the lockspace
                 says so.
             wanted: whether the daemon tells that others wait for the lock, and that
-                nobody does any more: `Grant.wanted`, `notices`.
+                nobody does any more: `Grant.wanted`, `notices`. It tells at most 64
+                holders of a lock.
             label: a readable name for the lock, for people.
             reason: why the lock is held, for people.
 
