@@ -470,6 +470,22 @@ def test_a_limited_number_of_holders_hears(
     assert [x[2] for x in wanted] == [*range(2, MAX_LISTENERS + 1), later]
 
 
+def test_who_shared_a_hold_hears_after_its_own_release(engine: LockEngine) -> None:
+    """Sessions that act for one process have one hold: the first that asked hears."""
+    for session in (ALICE, BOB):
+        who = owner("guest", 77)
+        engine.handle(RegisterOwner(session, 1, 9, who), now=0.0)
+        ask(engine, session, 2, DISK, mode=SHARED, max_hold=5.0, wanted=True)
+    do(engine, Release(ALICE, 3, (DISK,)))
+    assert ask(engine, CAROL, 1, DISK) == [("wanted", ALICE, 1, 1)]
+    assert tick(engine, 5.0) == [("overdue", ALICE, 1, 1)]
+    # Nobody hears after her end, until one asks anew.
+    do(engine, CloseSession(ALICE))
+    assert do(engine, Cancel(CAROL, 2, 1)) == []
+    ask(engine, BOB, 3, DISK, mode=SHARED, wanted=True)
+    assert ask(engine, CAROL, 3, DISK) == [("wanted", BOB, 1, 1)]
+
+
 # Anchors.
 
 
