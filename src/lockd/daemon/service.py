@@ -36,6 +36,7 @@ from lockd.daemon.system.logs import wait_written
 from lockd.daemon.system.trimming import Trimming, at_start
 from lockd.errors import ConfigError
 from lockd.lockspaces.base import Lockspace
+from lockd.names import plain
 from lockd.notify import notify
 from lockd.text import counted
 
@@ -327,11 +328,37 @@ class Service:
                 raise
             why = error if isinstance(error, ConfigError | OSError) else defect(error)
             problem = f"the upgrade failed, lockd {__version__} stays: {why}"
+            if wrong := await self._refused_configuration(str(why)):
+                problem = (
+                    "the new configuration is refused, the old one stays in effect: "
+                    f"{wrong}"
+                )
             # It stays until a new program has no problems. Each failure is logged.
             self.parts.health.clear(UPGRADE)
             self.parts.health.report(UPGRADE, problem)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)
         return problem
+
+    async def _refused_configuration(self, why: str) -> str | None:
+        """Returns all that is wrong with the configuration, if an upgrade failed so.
+
+        Args:
+            why: why the upgrade failed. The trial's last line says the last error.
+        """
+        try:
+            with trio.fail_after(handover.PATIENCE):
+                await trio.to_thread.run_sync(
+                    undisturbed,
+                    partial(read_config, self._options.config),
+                    abandon_on_cancel=True,
+                )
+        except ConfigError as error:
+            wrong = str(error)
+            return wrong if plain(wrong.rpartition("\n")[2]) in why else None
+        except Exception:
+            # It did not come to the configuration, or it cannot be read now.
+            return None
+        return None
 
     async def _leave_signals(self) -> None:
         """Blocks signals for the new program, after handling those that have arrived.

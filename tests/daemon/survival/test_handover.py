@@ -334,8 +334,10 @@ def test_program_that_cannot_go_on_changes_nothing(
     good = daemon.config.read_text()
     daemon.config.write_text("colour = 1\n")
     os.kill(daemon.pid, signal.SIGUSR1)
-    said = daemon.wait_for_line("the upgrade failed")
+    said = daemon.wait_for_line("the new configuration is refused")
+    assert "the old one stays in effect: " in said
     assert 'there is no key "colour"' in said
+    assert "upgrade failed" not in said
     client.acquire("b")
     assert client.call("statistics")["upgrades"] == 0
     daemon.config.write_text(good)

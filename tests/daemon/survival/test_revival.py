@@ -477,7 +477,7 @@ def test_upgrade_that_cannot_be_leaves_everything_kept(
     good = manager.config.read_text()
     manager.config.write_text("colour = 1\n")
     os.kill(manager.pid, signal.SIGUSR1)
-    manager.wait_for_log("the upgrade failed")
+    manager.wait_for_log("the new configuration is refused")
     client.acquire("a")
     client.call("release", resource="f", lockspace="files")
     assert other.result(waiting)["grant"]["resource"] == "f"
