@@ -9,14 +9,18 @@ from functools import lru_cache
 from typing import Any, Final
 
 from lockd.ctl.streams import UnwrittenError
-from lockd.names import plain
+from lockd.names import plain, quoted
 from lockd.terms import SLOT, ResourceKey
+from lockd.text import counted
 
 Thing = dict[str, Any]
 """A lock, a holder, an event, ... as the daemon sends it (docs/protocol.md 7)."""
 
 VERSION: Final = 1
 """The version of docs/json.md. It rises when a field goes or changes its meaning."""
+
+UNNAMED: Final = "`lockctl list --pid PID --json` shows the one that is process PID"
+"""How to see a holder that the daemon does not name (protocol 7.2)."""
 
 
 def show_json(**things: Any) -> None:
@@ -177,6 +181,15 @@ def inside_of(parties: Sequence[Mapping[str, Any]]) -> int | None:
     # An older daemon does not tell.
     found = (x.get("inside") for x in parties)
     return max((tokens[-1] for tokens in found if tokens), default=None)
+
+
+def note_unnamed(found: Thing) -> None:
+    """Says how to see the holders of a lock beyond those that the daemon names."""
+    if more := found["holder_count"] - len(found["holders"]):
+        say(
+            f"{counted(more, 'holder')} of {quoted(str(key_of(found)))} not shown: "
+            f"{UNNAMED}"
+        )
 
 
 def key_of(resource: Mapping[str, Any]) -> ResourceKey:

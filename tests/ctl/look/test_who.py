@@ -175,11 +175,48 @@ def test_those_who_are_not_named_are_counted(
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(connect(sock)).acquire("job", mode="shared")
-        lines = lockctl("who", "job").stdout.splitlines()
+        done = lockctl("who", "job")
+        lines = done.stdout.splitlines()
         told = json.loads(lockctl("who", "--json", "job").stdout)
     assert len(lines) == 17
-    assert lines[-1].split("\t") == ["default", "job", "4 more hold it", *"-------"]
+    assert lines[-1].split("\t") == ["default", "job", "4 more hold it", *"--------"]
     assert (len(told["holders"]), told["holder_count"]) == (16, 20)
+    assert done.stderr == UNNAMED
+
+
+UNNAMED = (
+    "lockctl: 4 holders of 'job' not shown: `lockctl list --pid PID --json` shows the "
+    "one that is process PID\n"
+)
+
+
+def test_holder_that_is_not_named_is_found_with_its_slot(
+    lockctl: Lockctl, sock: str
+) -> None:
+    """Also for those who show a lock or want to break it."""
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        for _ in range(19):
+            stack.enter_context(connect(sock)).acquire("job", slots=20)
+        taken = lockctl("acquire", "--slots", "20", "job", "--owner-pid", process.pid)
+        assert taken.stderr == (
+            f"lockctl: process {process.pid} holds 'job' until it ends, in slot 19 of "
+            "20\n"
+        )
+        assert lockctl("show", "job").stderr == UNNAMED
+        refused = lockctl("break", "job", "--reason", "stuck", "--yes").stderr
+        assert "; 4 more are not shown: `lockctl list --pid PID --json` " in refused
+        listed = lockctl("list", "--pid", process.pid, "--json").stdout
+    (resource,) = json.loads(listed)["resources"]
+    (found,) = resource["holders"]
+    assert (found["slot"], found["pid"]) == (19, process.pid)
+    assert found["fencing_token"] == int(taken.stdout)
+
+
+def test_who_says_which_slot(lockctl: Lockctl, client: Client) -> None:
+    client.acquire("gpu", slots=2)
+    row = lockctl("who", "gpu").stdout.rstrip("\n").split("\t")
+    assert row[-1] == "0"
 
 
 def test_file_that_was_meant_for_a_name_is_pointed_at(

@@ -123,7 +123,8 @@ def acquire(
         show_json(pid=pid, grants=found)
         return
     # Print this first: it is true even if printing the tokens fails.
-    say(said)
+    slot = found[0]["slot"]
+    say(said if slot is None else f"{said}, in slot {slot} of {found[0]['slots']}")
     for grant in found:
         print(grant["fencing_token"])
 

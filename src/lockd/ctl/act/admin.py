@@ -10,7 +10,15 @@ from lockd.ctl import exits
 from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.look.state import state_of
 from lockd.ctl.options import Whole, as_json, in_lockspace, meant
-from lockd.ctl.render import Thing, key_of, purpose, say, show_json, user
+from lockd.ctl.render import (
+    UNNAMED,
+    Thing,
+    key_of,
+    purpose,
+    say,
+    show_json,
+    user,
+)
 from lockd.ctl.table import show_facts
 from lockd.errors import InvalidRequestError, NotFoundError
 from lockd.names import plain, quoted
@@ -139,9 +147,13 @@ def _found(client: Client, name: str, lockspace: str | None) -> tuple[Thing, Thi
         raise NotFoundError(f"{said} {why}")
     if len(state.holders) > 1:
         tokens = ", ".join(str(x["fencing_token"]) for x in state.holders)
+        all_of_them = [state.resource, *state.elsewhere]
+        count = sum(x["holder_count"] for x in all_of_them)
+        more = count - len(state.holders)
+        rest = f"; {more} more are not shown: {UNNAMED}" if more else ""
         raise InvalidRequestError(
             f"{said} has several holders: break one of the fencing tokens {tokens}; "
-            "`lockctl show` prints the holder of each"
+            f"`lockctl show` prints the holder of each{rest}"
         )
     (holder,) = state.holders
     return holder_of(client, holder["fencing_token"])

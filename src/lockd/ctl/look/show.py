@@ -18,6 +18,7 @@ from lockd.ctl.render import (
     Thing,
     is_overdue,
     key_of,
+    note_unnamed,
     ordinal,
     other_name,
     show_json,
@@ -54,6 +55,9 @@ def show(
     time, fencing token, reason, other name of the file, slot, fencing token of the
     innermost lock that it is inside of. The state is `free` if NAME has no holder, no
     waiter and no history.
+
+    lockctl names at most 16 holders, and says how many more there are. `lockctl list
+    --pid PID --json` shows the holder that is process PID, with its slot and token.
     """
     with connect(socket) as client:
         state = state_of(client, meant(name, lockspace))
@@ -70,6 +74,8 @@ def show(
         story = [{"STATE": "free"}]
     empty = f"{quoted(found['resource'])} is free, and has no known last holder."
     show_table(titles, story, empty=empty)
+    for each in (found, *state.elsewhere):
+        note_unnamed(each)
     if sys.stdout.isatty() and found["history"]:
         print()
         events = ("WHEN", "EVENT", "NAME", "PID", "USER", "MODE", "FOR", "TOKEN")

@@ -15,7 +15,7 @@ from lockd.ctl.look.files import (
     states_of,
 )
 from lockd.ctl.options import as_json, is_path
-from lockd.ctl.render import Thing, say, show_json
+from lockd.ctl.render import Thing, note_unnamed, say, show_json
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import LockdError
 from lockd.names import CHECK_OF_KIND, canonical_path, check_name, plain, quoted
@@ -40,7 +40,10 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
 
     In a pipe, tabs separate the columns: lockspace (`-` for a lock outside lockd),
     locked name; name, pid, user, command and unit of the holder; mode, start time,
-    reason (or the kind of a lock outside lockd).
+    reason (or the kind of a lock outside lockd), slot.
+
+    lockctl names at most 16 holders of a lock, and says how many more there are.
+    `lockctl list --pid PID --json` shows the holder that is process PID.
     """
     is_file = is_path(name)
     if not is_file:
@@ -59,11 +62,13 @@ def who(socket: str | None, /, name: str, as_json: bool) -> int:
     elif holders or others:
         titles = (
             "LOCKSPACE", "LOCKED", "NAME", "PID", "USER", "COMMAND", "UNIT", "MODE",
-            "SINCE", "REASON",
+            "SINCE", "REASON", "SLOT",
         )  # fmt: skip
         rows = [row for state in states for row in _rows(state)]
         rows += [_outsider_row(name, x) for x in others]
         show_table(titles, rows, empty="")
+        for state in states:
+            note_unnamed(state)
     else:
         is_both = not is_file and os.path.lexists(name)
         hint = f"; to look up the file, write ./{plain(name)}" if is_both else ""
@@ -89,7 +94,8 @@ def _holders(state: Thing) -> Iterator[Thing]:
 def _rows(state: Thing) -> Iterator[Cells]:
     for holder in _holders(state):
         where = {"LOCKSPACE": holder["lockspace"], "LOCKED": holder["resource"]}
-        yield cells_of(holder) | where | {"SINCE": holder["since"]}
+        when = {"SINCE": holder["since"], "SLOT": holder.get("slot")}
+        yield cells_of(holder) | where | when
     if more := state["holder_count"] - len(state["holders"]):
         where = {"LOCKSPACE": state["lockspace"], "LOCKED": state["resource"]}
         yield where | {"NAME": f"{more} more hold it"}

@@ -24,7 +24,8 @@ def top(socket: str | None, /, interval: float) -> None:
     lockctl shows four tables: the locks with the most waiters, the longest waits, the
     holds that take longer than usual, and the sessions. `?` shows the keys. The
     terminal needs neither colours nor a mouse. lockctl connects again after a restart
-    of the daemon.
+    of the daemon. A `!` marks locks that are overdue or held for longer than usual;
+    `lockctl list` and `lockctl show` say which are overdue.
     """
     # textual draws on stderr.
     if not all(x.isatty() for x in (sys.stdin, sys.stdout, sys.stderr)):
