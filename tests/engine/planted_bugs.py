@@ -422,9 +422,10 @@ PLANTED_BUGS = [
         "waitgraph",
         "a wait for a slot closes no cycle",
         "                if not compatible(resource.mode_for(other), mode):\n"
-        "                    yield key,",
+        "                    behind_own",
         "                if not compatible(resource.mode_for(other), mode):\n"
-        "                    if not other.mode == mode == SLOT: yield key,",
+        "                    if other.mode == mode == SLOT: continue\n"
+        "                    behind_own",
     ),
     _in(
         "resource",
@@ -714,9 +715,8 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "those inside wait only for those that exclude what they asked for",
-        "            return EXCLUSIVE if self.around(request.inside[self.key])"
-        " else request.mode\n",
-        "            return request.mode\n",
+        "        return EXCLUSIVE if joins else request.mode\n",
+        "        return request.mode\n",
     ),
     _in(
         "requests",
@@ -763,7 +763,7 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "others get one file inside while another is opened",
-        "            resource.open_anchor(request, request.mode)\n",
+        "            resource.open_anchor(request, resource.mode or request.mode)\n",
         "            pass\n",
     )._replace(tests=INNER_GRANTS),
     _in(
@@ -818,8 +818,36 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "a cycle through a shared request for several is missed",
+        "                elif len(other.keys) > 1 or behind_own:\n",
+        "                elif behind_own:\n",
+    ),
+    _in(
+        "waitgraph",
+        "what waits behind ones own request is taken for what waits for it",
+        "                elif len(other.keys) > 1 or behind_own:\n",
         "                elif len(other.keys) > 1:\n",
-        "                elif False:\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "waitgraph",
+        "a search forgets what was none for the same strand only",
+        "        return found + new\n",
+        "        return new\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "lock_table",
+        "a file that is open for those around is opened in another mode",
+        "            resource.open_anchor(request, resource.mode or request.mode)\n",
+        "            resource.open_anchor(request, request.mode)\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "one inside goes before one further inside after a busy file",
+        "        if not request.inside:  # these are sorted\n",
+        "        if True:\n",
+        INNER_GRANTS,
     ),
     _in(
         "waitgraph",
@@ -837,8 +865,8 @@ PLANTED_BUGS = [
     _in(
         "waitgraph",
         "what a shared request does not wait for is skipped for exclusive ones",
-        "            begin = self._reached_unshared\n",
-        "            begin = self._reached\n",
+        "        alike = mode, request.inside",
+        "        alike = SHARED, request.inside",
     ),
     _in(
         "waitgraph",

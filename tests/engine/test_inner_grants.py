@@ -772,3 +772,64 @@ def test_search_among_siblings_looks_at_each_once() -> None:
 
     few, many = steps_with(50), steps_with(100)
     assert few < many < 2.5 * few
+
+
+# Files of several, and strands on both sides.
+
+
+def open_files(engine: LockEngine, *keys: ResourceKey) -> list[e.Effect]:
+    return [x for key in keys for x in engine.handle(c.AnchorOpened(key), now=0.0)]
+
+
+ONE, TWO, THREE = (ResourceKey("files", name) for name in ("one", "two", "three"))
+
+
+def test_one_further_inside_goes_first_after_a_busy_file(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, ONE, mode=SHARED)
+    acquire(engine, ALICE, 2, TWO)
+    open_files(engine, ONE, TWO)
+    for child in (BOB, CAROL, DAVE):
+        enter(engine, child, 1, 2)
+    acquire(engine, BOB, 1, ONE, mode=SHARED)
+    acquire(engine, CAROL, 1, TWO)
+    acquire(engine, DAVE, 1, ONE, TWO, mode=SHARED)
+    release(engine, ALICE, 3, TWO)
+    release(engine, CAROL, 2, TWO)
+    enter(engine, ERIN, 1, 3)
+    acquire(engine, ERIN, 1, ONE, mode=SHARED)
+    busy = engine.handle(c.AnchorRefused(TWO, "busy"), now=0.0)
+    assert who_got_it(busy) == [ERIN]
+    assert waiters(engine, ONE) == [DAVE]
+
+
+def test_file_that_stays_open_for_one_inside_is_exclusive(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, ONE)
+    acquire(engine, ALICE, 2, TWO)
+    acquire(engine, DAVE, 1, THREE)
+    open_files(engine, ONE, TWO, THREE)
+    for child in (BOB, CAROL):
+        enter(engine, child, 1, 2)
+    acquire(engine, CAROL, 1, ONE)
+    acquire(engine, BOB, 1, ONE, TWO, mode=SHARED)
+    release(engine, ALICE, 3, TWO)
+    release(engine, CAROL, 2, ONE)
+    release(engine, ALICE, 4, ONE)
+    # Bob will hold it exclusively, so Dave waits for him.
+    acquire(engine, DAVE, 2, ONE, mode=SHARED)
+    assert refusal(acquire(engine, BOB, 2, THREE)).code == "deadlock"
+    assert who_got_it(open_files(engine, TWO)) == [BOB]
+
+
+def test_strand_that_is_inside_and_outside_waits_for_others_between(
+    engine: LockEngine,
+) -> None:
+    """Erin waits for the strand, which would wait behind Erin."""
+    process = owner("process", 9)
+    for session in (BOB, DAVE):
+        engine.handle(c.RegisterOwner(session, 1, 9, process), now=0.0)
+    family(engine, BOB, CAROL)
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, BOB, 2, DISK, mode=SHARED)
+    acquire(engine, ERIN, 1, DISK, mode=SHARED)
+    effects = acquire(engine, DAVE, 3, DISK, mode=SHARED)
+    assert refusal(effects).code == "deadlock"

@@ -256,7 +256,7 @@ class LockTable:
         request.become(OPENING if request.state is NEW else DELAYED)
         request.open_anchors(len(to_open))
         for resource in open_already:
-            resource.open_anchor(request, request.mode)
+            resource.open_anchor(request, resource.mode or request.mode)
         for resource in to_open:
             self._open_anchor(resource, request, request.mode)
         return None

@@ -260,9 +260,10 @@ class Resource:
 
     def mode_for(self, request: Request) -> Mode:
         """Returns the mode that a request is to get: inside, that of the holders."""
-        if request.inside and EXCLUSIVE in (self.mode, self.anchor_wanted):
-            return EXCLUSIVE if self.around(request.inside[self.key]) else request.mode
-        return request.mode
+        if not (request.inside and EXCLUSIVE in (self.mode, self.anchor_wanted)):
+            return request.mode
+        joins = request is self.pending or self.around(request.inside[self.key])
+        return EXCLUSIVE if joins else request.mode
 
     def enqueue(self, request: Request) -> None:
         """Puts a request at the end of its line."""
@@ -294,7 +295,8 @@ class Resource:
     def enqueue_first(self, request: Request) -> None:
         """Puts a request back at the head of its line."""
         self.enqueue(request)
-        self.line_of(request).move_to_end(request, last=False)
+        if not request.inside:  # these are sorted
+            self.line_of(request).move_to_end(request, last=False)
 
     def dequeue(self, request: Request) -> None:
         """Removes a request from its line, if it is there."""

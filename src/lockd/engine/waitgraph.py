@@ -181,11 +181,13 @@ class _Search:
                 known = self._known[key] = _Known(resource)
             for strand in known.holders_before(request):
                 yield key, strand
-            mode = resource.mode_for(request)
+            mode, behind_own = resource.mode_for(request), False
             for other in known.line_before(request, mode):
                 if not compatible(resource.mode_for(other), mode):
+                    behind_own |= other.strand is request.strand
                     yield key, _obstacle(request, resource, other)
-                elif len(other.keys) > 1:
+                elif len(other.keys) > 1 or behind_own:
+                    # It may wait for what this request does not wait for.
                     yield key, other
 
 
@@ -212,12 +214,9 @@ class _Known:
         self._holders = list(resource.holders)
         self._line = list(resource.line())
         self._places = {request: place for place, request in enumerate(self._line)}
-        #: Up to which place the line was an obstacle: of any request, and of one that
-        #: is not shared, which waits for more.
-        self._reached = self._reached_unshared = 0
-        #: The same for requests inside, by mode and the grants around them; and those
-        #: that were no obstacle because they are of the same strand.
-        self._reached_inside: dict[tuple[Mode, tuple[int, ...]], int] = {}
+        #: Up to which place the line was an obstacle, by the mode of a request and the
+        #: grants around it; and those that were none, as they are of the same strand.
+        self._reached: dict[tuple[Mode, tuple[int, ...]], int] = {}
         self._own: dict[tuple[Mode, tuple[int, ...]], list[Request]] = {}
 
     def holders_before(self, request: Request) -> list[Strand]:
@@ -235,30 +234,20 @@ class _Known:
         return found
 
     def line_before(self, request: Request, mode: Mode) -> list[Request]:
-        """Returns the requests before this one that may be new obstacles."""
-        place = self._places.get(request, len(self._line))
-        if request.inside:
-            return self._line_inside(request, mode, place)
-        begin = self._reached
-        if mode != SHARED:
-            begin = self._reached_unshared
-            self._reached_unshared = max(begin, place)
-        self._reached = max(self._reached, place)
-        return self._line[begin:place]
+        """Returns the requests before this one that may be new obstacles.
 
-    def _line_inside(self, request: Request, mode: Mode, place: int) -> list[Request]:
-        """Returns what `line_before` does.
-
-        To a request inside, those before it are other obstacles than to those behind
-        it. But they are the same to all that are inside the same grants.
+        They are the same obstacles to all requests in one mode that are inside the same
+        grants, but for those of the same strand.
         """
-        alike = mode, request.inside[self._resource.key]
-        own = self._own.setdefault(alike, [])
-        begin = self._reached_inside.get(alike, 0)
+        place = self._places.get(request, len(self._line))
+        alike = mode, request.inside.get(self._resource.key, ())
+        begin, own = self._reached.get(alike, 0), self._own.get(alike, [])
+        self._reached[alike] = max(begin, place)
         found = [other for other in own if other.strand is not request.strand]
-        self._reached_inside[alike] = max(begin, place)
         new = self._line[begin:place]
-        own[:] = [x for x in (*own, *new) if x.strand is request.strand]
+        self._own[alike] = [
+            other for other in (*own, *new) if other.strand is request.strand
+        ]
         return found + new
 
 
