@@ -379,14 +379,14 @@ PLANTED_BUGS = [
         "requests",
         "more slots wake nobody",
         "            self._table.look_again(resource)\n"
-        "            for request in resource.wanting_slots():\n",
-        "            for request in resource.wanting_slots():\n",
+        "            if count < before:\n",
+        "            if count < before:\n",
     ),
     _in(
         "requests",
         "fewer slots leave somebody waiting for ever",
-        "            for request in resource.wanting_slots():\n",
-        "            for request in ():\n",
+        "                fewer += resource.wanting_slots()\n",
+        "                pass\n",
     ),
     _in(
         "recovery/snapshot",

@@ -361,6 +361,90 @@ def test_fewer_slots_may_end_the_wait_for_any(engine: LockEngine) -> None:
     assert refused.cycle == (wait(BOB, DISK), wait(ALICE, TAPE))
 
 
+def test_fewer_slots_refuse_nobody_who_gets_what_others_give_back(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 2), ("tape", 1))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    take(engine, BOB, 1, None, TAPE)
+    take(engine, BOB, 2, None)
+    assert take(engine, ALICE, 2, None, TAPE) == [in_line(ALICE, 2, TAPE)]
+    # Alice waits for Bob's only slot, and Bob for that of Alice: but there are two now.
+    found = configure(engine, ("disk", 1), ("tape", 2))
+    assert [(x.session, slot_of([x])) for x in found if isinstance(x, Granted)] == [
+        (ALICE, 1)
+    ]
+    assert not any(isinstance(x, Refused) for x in found)
+
+
+def test_fewer_slots_refuse_one_of_those_who_wait_for_each_other(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    for session, key in ((BOB, TAPE), (DAVE, CARD)):
+        acquire(engine, session, 1, key)
+    acquire(engine, ALICE, 2, TAPE)
+    acquire(engine, ALICE, 3, CARD)
+    take(engine, EVE, 1, None)
+    take(engine, BOB, 2, None)
+    take(engine, DAVE, 2, None)
+    refused = [x for x in configure(engine, ("disk", 1)) if isinstance(x, Refused)]
+    # Alice waits for both. Eve stands before them, and would get the slot first.
+    assert [(x.session, x.cycle[0]) for x in refused] == [
+        (BOB, wait(BOB, DISK)),
+        (DAVE, wait(DAVE, DISK)),
+    ]
+
+
+def test_refusal_of_one_is_enough_if_it_lets_another_give_its_slot_back(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 3))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    take(engine, EVE, 1, None)
+    for session, key in ((BOB, TAPE), (DAVE, CARD)):
+        acquire(engine, session, 1, key)
+    acquire(engine, ALICE, 2, TAPE)
+    acquire(engine, CAROL, 2, CARD)
+    take(engine, BOB, 2, None)
+    take(engine, DAVE, 2, None)
+    # Nobody waits for Eve, who has the third.
+    refused = [x for x in configure(engine, ("disk", 2)) if isinstance(x, Refused)]
+    assert [(x.session, x.cycle[0]) for x in refused] == [(BOB, wait(BOB, DISK))]
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_change_of_the_slots_takes_each_place_once(change: int) -> None:
+    def steps_with(count: int) -> int:
+        engine = LockEngine()
+        slots: tuple[tuple[str, int], ...] = (("disk", count),)
+        engine.handle(AddLockspace("memory", anchored=False, slots=slots), now=0.0)
+        locks = [ResourceKey("memory", f"lock-{number}") for number in range(count)]
+        for number in range(2 * count):
+            who = owner(f"s{number}", number)
+            engine.handle(OpenSession(number, who), now=0.0)
+            if number >= count:
+                acquire(engine, number, 2, locks[number - count])
+            acquire(engine, number, 1, DISK, mode=SLOT)
+        # Half of those who have a slot wait for the locks of those who want one.
+        for number in range(0, count, 2):
+            acquire(engine, number, 2, locks[number])
+        slots = (("disk", count + change),)
+        command = AddLockspace("memory", anchored=False, slots=slots)
+        effects: list[Effect] = []
+        steps = steps_of(lambda: effects.extend(engine.handle(command, now=0.0)))
+        assert not any(isinstance(x, Refused) for x in effects)
+        check(engine)
+        return steps
+
+    few, many = steps_with(25), steps_with(50)
+    assert few < many < 2.5 * few
+
+
 def test_end_of_a_search_for_any_slot_takes_each_place_once() -> None:
     def steps_with(count: int) -> int:
         engine = LockEngine()

@@ -21,7 +21,7 @@ from lockd.engine.session import (
     Session,
     Strand,
 )
-from lockd.engine.waitgraph import find_cycle, find_cycle_through
+from lockd.engine.waitgraph import find_cycle_through, find_cycles
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
 
@@ -293,17 +293,20 @@ class Requests:
         Nobody loses a slot. But a request that waited for any of several slots may now
         wait for one that never becomes free: then it is refused.
         """
+        fewer: list[Request] = []
         for key, resource in self._state.resources.items():
             if key.lockspace != lockspace or resource.slots is None:
                 continue
-            count = self._state.configured_slots(key)
-            if count is None or count == resource.slots.count:
+            count, before = self._state.configured_slots(key), resource.slots.count
+            if count is None or count == before:
                 continue
             self._state.change_slots(resource, count)
             self._table.look_again(resource)
-            for request in resource.wanting_slots():
-                if cycle := find_cycle(request, self._state.resources):
-                    self._table.refuse(request, "deadlock", now, cycle=cycle)
+            if count < before:
+                fewer += resource.wanting_slots()
+        # After all have changed: a resource with more slots may free one with fewer.
+        for request, cycle in find_cycles(fewer, self._state.resources):
+            self._table.refuse(request, "deadlock", now, cycle=cycle)
 
     # Release, cancel.
 

@@ -33,7 +33,7 @@ strand too, and a new cycle may lead through anything for which the strand waits
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lockd.engine.effects import Grant, WaitEdge
 from lockd.engine.resource import Resource, compatible
@@ -55,12 +55,38 @@ def find_cycle(request: Request, resources: Resources) -> tuple[WaitEdge, ...]:
     edge, and the last for the strand of the first; or for a strand that waits for the
     session of the next edge (`WaitEdge.inside`).
     """
+    if _is_awaited(request):
+        return _search({request: None}, request.strand, request.session, resources)
+    return ()
+
+
+def _is_awaited(request: Request) -> bool:
+    """Returns whether anybody may wait for the strand or the session of a request."""
     strand, session = request.strand, request.session
     is_awaited = strand.held or len(strand.requests) > 1 or session.within
     # A request for several may stand at the head of a line again, before others.
-    if is_awaited or len(request.keys) > 1:
-        return _search({request: None}, strand, session, resources)
-    return ()
+    return bool(is_awaited or len(request.keys) > 1)
+
+
+def find_cycles(
+    requests: Sequence[Request], resources: Resources
+) -> Iterator[tuple[Request, tuple[WaitEdge, ...]]]:
+    """Yields those of some requests that wait in a cycle, each with its cycle.
+
+    The caller removes each of them before it takes the next.
+
+    Args:
+        requests: wait, and any new cycle leads through one of them.
+        resources: all resources.
+    """
+    left = _Play(requests, resources, None).left()
+    for place, request in enumerate(requests, 1):
+        if request in left and _is_awaited(request):
+            strand, session = request.strand, request.session
+            search = _Search(resources, left)
+            if cycle := _find({request: None}, strand, session, search):
+                yield request, tuple(_edge(*link) for link in cycle)
+                left = _Play(requests[place:], resources, None).left()
 
 
 def find_cycle_through(
