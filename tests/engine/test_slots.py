@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from engine.ledger import decoded, mended
 from engine.scene import (
     ALICE,
     BOB,
@@ -522,6 +523,59 @@ def test_two_records_of_one_slot_leave_the_younger(engine: LockEngine) -> None:
         (CAROL, 1),
     ]
     check(loaded.engine)
+
+
+def with_other_slots(engine: LockEngine, slots: int) -> snapshot.Loaded:
+    """Loads records that are older than the configuration."""
+    old = [x for x in decoded(engine) if x[0] != "lockspace"]
+    configure(engine, ("disk", slots))
+    return mended([*old, *(x for x in decoded(engine) if x[0] == "lockspace")])
+
+
+def test_who_wants_one_while_another_has_all_of_it_outlives_a_crash(
+    engine: LockEngine,
+) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    take(engine, BOB, 1)
+    later = after_a_crash(engine)
+    assert slot_of(release(later, ALICE, 2, DISK)) == 0
+
+
+def test_who_waits_before_a_slot_that_older_records_lack_is_ended(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 2))
+    for session in (ALICE, BOB, CAROL):
+        take(engine, session, 1, None)
+    loaded = with_other_slots(engine, 3)
+    assert loaded.problems == [
+        "not all records agree on the slots of 'memory:disk'",
+        f"request 1 of session {CAROL}: somebody before it may be missing",
+    ]
+    assert loaded.damaged == [CAROL]
+    assert [(x.session, x.slots) for x in loaded.engine.holders(DISK)] == [
+        (ALICE, 3),
+        (BOB, 3),
+    ]
+    assert slot_of(take(loaded.engine, DAVE, 1, None)) == 2
+
+
+def test_who_waits_for_a_slot_that_only_older_records_have_is_ended(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    acquire(engine, BOB, 1, TAPE)
+    acquire(engine, ALICE, 2, TAPE)
+    take(engine, BOB, 2, None)
+    loaded = with_other_slots(engine, 1)
+    assert loaded.problems == [
+        "not all records agree on the slots of 'memory:disk'",
+        f"session {ALICE} waits for itself",
+        f"session {BOB} waits for itself",
+    ]
+    assert loaded.damaged == [ALICE, BOB]
 
 
 # By chance.

@@ -13,6 +13,7 @@ from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request
 from lockd.engine.waitgraph import find_cycle
+from lockd.names import quoted
 from lockd.terms import SHARED, SLOT
 
 
@@ -40,6 +41,8 @@ def mend(state: LockState, *, known: bool) -> Losses:
     """
     losses = Losses([], [], [])
     _drop_grants(state, losses)
+    for resource in state.resources.values():
+        _agree_on_slots(state, resource, losses)
     suspects = [
         request
         for resource in state.resources.values()
@@ -54,7 +57,6 @@ def mend(state: LockState, *, known: bool) -> Losses:
     for request in dict.fromkeys(suspects):
         _drop_request(state, losses, request, "somebody before it may be missing")
     for resource in list(state.resources.values()):
-        _agree_on_slots(state, resource)
         _put_in_order(state, resource)
     if known or losses.problems:
         _break_circles(state, losses)
@@ -114,7 +116,7 @@ def _drop_incompatible(resource: Resource) -> None:
     resource.count_slots_again()
 
 
-def _agree_on_slots(state: LockState, resource: Resource) -> None:
+def _agree_on_slots(state: LockState, resource: Resource, losses: Losses) -> None:
     """Makes all who hold or want a slot expect the same number of them.
 
     Records of different age may disagree.
@@ -122,9 +124,11 @@ def _agree_on_slots(state: LockState, resource: Resource) -> None:
     if resource.slots is None:
         return
     count = state.configured_slots(resource.key) or resource.slots.count
-    said = {grant.slots for grant in resource.holders.values()}
+    said = {x.slots for x in resource.holders.values() if x.slot is not None}
     said |= {request.wish.slots for request in resource.wanting_slots()}
     if said != {count}:
+        name = quoted(str(resource.key))
+        losses.problems.append(f"not all records agree on the slots of {name}")
         state.change_slots(resource, count)
 
 
