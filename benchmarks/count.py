@@ -7,6 +7,7 @@ hardly do: valgrind's callgrind counts those of the process itself, none of the 
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def main() -> None:
     for program in "valgrind", "callgrind_control":
         if shutil.which(program) is None:
             sys.exit(f"{program} is missing (Debian: valgrind)")
+    # So that it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     with ExitStack() as stack:
         directory = stack.enter_context(
             daemons.private_directory(Path(tempfile.gettempdir()))
