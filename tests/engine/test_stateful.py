@@ -349,6 +349,7 @@ class Machine(RuleBasedStateMachine):
         self.configure("a", 1)
         for slot, _ in crowd:
             self.take_slot(slot, "a", None, None)
+        self.configure("a", 2)
         self.configure("a", 3)
 
     def configure(self, name: str, slots: int | None) -> None:
