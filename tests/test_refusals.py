@@ -392,7 +392,7 @@ def a_defect(scene: Scene) -> None:
 # What the client itself says.
 
 
-@case("", "'job'", "an administrator", "it hangs", step=None)
+@case("", "'job'", "it was broken", "it hangs", step=None)
 def a_lock_that_is_broken(scene: Scene) -> None:
     grant = scene.holder.query("job")["holders"][0]
     scene.other.break_grant(grant["fencing_token"], "it hangs")

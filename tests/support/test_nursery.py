@@ -145,7 +145,7 @@ def test_module_is_run_as_python_runs_it(nursery: Nursery, tmp_path: Path) -> No
         "import os; os.kill(os.getpid(), 9)",
         "import os; os.abort()",
         "import threading as t, time; t.Timer(0.01, lambda: print('late')).start()",
-        "import threading; threading.Thread(target=input, daemon=True).start()",
+        "import threading as t; t.Thread(target=t.Event().wait, daemon=True).start()",
         "sys.stderr = None; print('x')",
         "import os; sys.stdout.write('x'); os.close(1)",
     ],
