@@ -1,8 +1,11 @@
 """What the daemon said is kept until it is carried out."""
 
+from typing import Any
+
 import pytest
 
-from lockd.client.inbox import Inbox
+from lockd.client.grants import Hold
+from lockd.client.inbox import Inbox, News
 from lockd.errors import ConnectionLostError
 
 
@@ -33,3 +36,27 @@ def test_inbox_wakes_its_reader() -> None:
     inbox.put("item", 1)
     inbox.end(ConnectionLostError("over"))
     assert woken == [True, True]
+
+
+def hold(token: int) -> Hold:
+    shape = {"lockspace": "default", "resource": "x", "mode": "exclusive"}
+    return Hold(shape | {"fencing_token": token})
+
+
+def test_news_that_nobody_takes_do_not_pile_up() -> None:
+    shown: list[int] = []
+
+    def show(hold: Hold) -> Any:
+        shown.append(hold.fencing_token)
+
+    news = News(show)
+    kept = hold(0)
+    news.put_hold(kept)
+    for token in range(1, 10_000):
+        changed = hold(token)
+        news.put_hold(changed)
+        changed.end()
+    assert len(news) < 200
+    # What is still held is not lost with them.
+    news.take()
+    assert shown == [0]

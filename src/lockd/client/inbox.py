@@ -2,11 +2,13 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from lockd.client.awaited import Awaited
 from lockd.client.grants import AnyGrant, Hold
 from lockd.errors import LockdError
+
+_FEW: Final = 64
 
 
 class Inbox(Awaited):
@@ -60,6 +62,11 @@ class News(Inbox):
         super().__init__()
         self._show = show
         self._changed: OrderedDict[Hold, None] = OrderedDict()
+        #: How many there may be until those that were released are dropped.
+        self._most = _FEW
+
+    def __len__(self) -> int:
+        return len(self._changed)
 
     @property
     def done(self) -> bool:
@@ -68,6 +75,11 @@ class News(Inbox):
 
     def put_hold(self, hold: Hold) -> None:
         """Adds a hold."""
+        if len(self._changed) >= self._most:
+            for old in list(self._changed):
+                if old.released:
+                    self._changed.pop(old, None)
+            self._most = _FEW + 2 * len(self._changed)
         self._changed[hold] = None
         self.rouse()
 
