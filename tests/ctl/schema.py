@@ -89,6 +89,8 @@ class Resource(Struct, forbid_unknown_fields=True, kw_only=True):
     waiters: list[Waiter]
     waiter_count: int
     slots: int | None
+    slots_taken: int | None
+    slots_removed: int | None
     outside: OutsideHolder | None
 
 
@@ -269,6 +271,13 @@ class Sessions(Document, kw_only=True):
     sessions: list[Session]
 
 
+class SlotRule(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How many slots the locks have whose names match."""
+
+    pattern: str
+    slots: int
+
+
 class Lockspace(Struct, forbid_unknown_fields=True, kw_only=True):
     """A lockspace."""
 
@@ -280,6 +289,7 @@ class Lockspace(Struct, forbid_unknown_fields=True, kw_only=True):
     outside: Literal["file", "byte"] | None
     max_hold: float | None
     on_overdue: Literal["notice", "break"]
+    slots: list[SlotRule]
     held: int | None
 
 

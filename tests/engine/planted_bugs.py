@@ -339,6 +339,18 @@ PLANTED_BUGS = [
         "        number = max(free, default=slots.first_free)\n",
     ),
     _in(
+        "effects",
+        "a slot that there is no more counts as taken",
+        "(self.slots_held & ((1 << self.slots) - 1))",
+        "self.slots_held",
+    ),
+    _in(
+        "lock_state",
+        "who takes a slot has said how many there are",
+        "        return resource.slots.said_by\n",
+        "        return asker\n",
+    ),
+    _in(
         "resource",
         "a shared lock is granted beside a slot",
         "return mode == SLOT and self.slots is not None",
@@ -397,7 +409,7 @@ PLANTED_BUGS = [
     _in(
         "session",
         "who waits for a slot expects as many as there were",
-        "        self.wish = replace(self.wish, slots=count)\n",
+        "        self.wish = replace(self.wish, slots=count, slots_said_by=said_by)\n",
         "        pass\n",
     ),
     _in(

@@ -75,18 +75,21 @@ def configure(engine: LockEngine, *slots: tuple[str, int]) -> list[Effect]:
 
 
 in_line = partial(queued, mode=SLOT)
+slot_grant = partial(
+    grant, DISK, mode=SLOT, slots=2, slots_said_by=owner("alice", ALICE)
+)
 
 
 # Numbers.
 
 
 def test_each_holder_has_the_lowest_free_slot(engine: LockEngine) -> None:
-    found = grant(DISK, ALICE, 1, SLOT, slot=0, slots=2)
+    found = slot_grant(ALICE, 1, slot=0)
     assert take(engine, ALICE, 1) == [granted(ALICE, 1, found)]
-    found = grant(DISK, BOB, 2, SLOT, slot=1, slots=2)
+    found = slot_grant(BOB, 2, slot=1)
     assert take(engine, BOB, 1) == [granted(BOB, 1, found)]
     assert take(engine, CAROL, 1) == [in_line(CAROL, 1, DISK)]
-    found = grant(DISK, CAROL, 3, SLOT, slot=0, slots=2)
+    found = slot_grant(CAROL, 3, slot=0)
     assert granted(CAROL, 1, found) in release(engine, ALICE, 2, DISK)
     assert engine.situation(DISK).slots == 2
 
@@ -216,9 +219,9 @@ def test_first_pattern_that_matches_counts(engine: LockEngine) -> None:
     configure(engine, ("disk", 3), ("d*", 1), ("t?pe", 2))
     assert [slot_of(take(engine, x, 1, None)) for x in (ALICE, BOB)] == [0, 1]
     refused = refusal(take(engine, CAROL, 1, 1))
-    assert refused.mismatch == Mismatch(DISK, 1, 3, None, True)
+    assert refused.mismatch == Mismatch(DISK, 1, 3, None, "now")
     assert refusal(take(engine, CAROL, 2, 3, TAPE)).mismatch == Mismatch(
-        TAPE, 3, 2, None, True
+        TAPE, 3, 2, None, "now"
     )
     assert slot_of(take(engine, CAROL, 3, 5, CARD)) == 0
 
@@ -246,10 +249,74 @@ def test_number_stays_when_it_is_not_configured_any_more(engine: LockEngine) -> 
     configure(engine, ("disk", 2))
     take(engine, ALICE, 1, None)
     configure(engine)
-    refused = refusal(take(engine, BOB, 1, 3))
-    assert refused.mismatch == Mismatch(DISK, 3, 2, owner("alice", ALICE))
+    # Nobody who has one has said so.
+    was_configured = Mismatch(DISK, 3, 2, None, "before")
+    assert refusal(take(engine, BOB, 1, 3)).mismatch == was_configured
+    later = after_a_crash(engine)
+    assert refusal(take(later, BOB, 1, 3)).mismatch == was_configured
     release(engine, ALICE, 2, DISK)
     assert slot_of(take(engine, BOB, 2, 3)) == 0
+
+
+def test_who_has_said_the_number_may_have_gone(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 4)
+    take(engine, BOB, 1, None)
+    release(engine, ALICE, 2, DISK)
+    said = Mismatch(DISK, 3, 4, owner("alice", ALICE))
+    for each in (engine, after_a_crash(engine)):
+        assert refusal(take(each, CAROL, 1, 3)).mismatch == said
+    # What is configured then replaces it, and stays.
+    configure(engine, ("disk", 2))
+    configure(engine)
+    assert refusal(take(engine, CAROL, 2, 4)).mismatch == Mismatch(
+        DISK, 4, 2, None, "before"
+    )
+
+
+def test_who_has_said_the_configured_number_has_said_it(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 2)
+    configure(engine, ("disk", 2))
+    later = after_a_crash(engine)
+    assert refusal(take(later, BOB, 1, 3)).mismatch == Mismatch(DISK, 3, 2, None, "now")
+    configure(later)
+    said = Mismatch(DISK, 3, 2, owner("alice", ALICE))
+    assert refusal(take(later, BOB, 2, 3)).mismatch == said
+
+
+def test_who_waits_says_the_number_after_a_crash(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, DISK)
+    take(engine, BOB, 1, 4)
+    take(engine, CAROL, 1, None)
+    engine.handle(CloseSession(BOB), now=0.0)
+    later = after_a_crash(engine)
+    said = Mismatch(DISK, 3, 4, owner("bob", BOB))
+    assert refusal(take(later, DAVE, 1, 3)).mismatch == said
+
+
+# How many are taken.
+
+
+def test_taken_slots_are_not_counted_by_their_holders(engine: LockEngine) -> None:
+    configure(engine, ("disk", 4))
+    for session in (ALICE, BOB, CAROL, DAVE):
+        take(engine, session, 1, None)
+
+    def counted() -> tuple[int | None, ...]:
+        found = engine.situation(DISK)
+        return found.slots, found.slots_taken, found.slots_removed
+
+    assert counted() == (4, 4, 0)
+    release(engine, ALICE, 2, DISK)
+    assert counted() == (4, 3, 0)
+    # The numbers 2 and 3 stay until they are released.
+    configure(engine, ("disk", 2))
+    assert counted() == (2, 1, 2)
+    release(engine, DAVE, 2, DISK)
+    assert counted() == (2, 1, 1)
+    acquire(engine, EVE, 1, DISK)
+    release(engine, BOB, 2, DISK)
+    release(engine, CAROL, 2, DISK)
+    assert [x.mode for x in engine.holders(DISK)] == [EXCLUSIVE]
 
 
 def test_other_lockspace_keeps_its_slots(engine: LockEngine) -> None:
@@ -505,7 +572,7 @@ def test_state_of_an_older_daemon_has_no_slots(engine: LockEngine) -> None:
     old = dump(engine) | {"version": 4, "readable_from": 3}
     del old["lockspaces"][0]["slots"]
     for record in (old["owners"][0]["grants"][0], old["requests"][0]):
-        del record["slots"]
+        del record["slots"], record["slots_said_by"]
     loaded = snapshot.load(old)
     assert (loaded.problems, dump(loaded.engine)) == ([], dump(engine))
 

@@ -62,8 +62,8 @@ class Witness:
         self.within: dict[int, set[int]] = {}
         self.around: dict[int, tuple[int, ...]] = {}
         self.last_token = 0
-        #: How many slots there were, by the token of who got one.
-        self.said: dict[int, int] = {}
+        #: How many slots there were, and who said so, by the token of who got one.
+        self.said: dict[int, tuple[int, c.Owner | None]] = {}
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
         self.last_holders_limit = last_holders
         self.now = 0.0
@@ -104,7 +104,10 @@ class Witness:
                 self.lockspaces[command.name] = command
                 for key, held in self.holders.items():
                     for slots in self.configured_slots(key):
-                        self.said |= {x.fencing_token: slots for x in held.values()}
+                        for grant in held.values():
+                            before, by = self.said.get(grant.fencing_token, (0, None))
+                            by = by if before == slots else None
+                            self.said[grant.fencing_token] = slots, by
             case c.OpenSession():
                 self.sessions.add(command.session)
                 self.acts_for[command.session] = command.session
@@ -337,8 +340,9 @@ class Witness:
         assert slot == min(set(range(slots)) - taken), f"slot {slot} beside {taken}"
         if (command.session, command.request) not in self.queued:
             assert command.slots in (None, slots), f"{slots}, not {command.slots}"
-        assert {slots}.issuperset(self.said[x.fencing_token] for x in others)
-        self.said[grant.fencing_token] = slots
+        said = slots, grant.slots_said_by
+        assert {said}.issuperset(self.said[x.fencing_token] for x in others)
+        self.said[grant.fencing_token] = said
 
     def configured_slots(self, key: ResourceKey) -> list[int]:
         """Returns how many slots are configured for a resource, or nothing."""

@@ -173,7 +173,26 @@ def shown_mode(resource: Mapping[str, Any]) -> str | None:
     mode: str | None = found[0]["mode"] if found else None
     if mode != SLOT:
         return mode
-    return f"{mode} {resource['holder_count']}/{resource['slots']}"
+    removed = f"+{resource['slots_removed']}" if resource["slots_removed"] else ""
+    return f"{mode} {resource['slots_taken']}/{resource['slots']}{removed}"
+
+
+def slots_of(resource: Mapping[str, Any]) -> str:
+    """Returns how many slots of a resource are taken, in words.
+
+    A removed slot is one that it had once, and that somebody still holds.
+    """
+    taken = f"{resource['slots_taken']} of {resource['slots']} slots"
+    if not resource["slots_removed"]:
+        return taken
+    return f"{taken} and {counted(resource['slots_removed'], 'removed slot')}"
+
+
+def configured_slots(space: Thing) -> str | None:
+    """Returns which names in a lockspace have how many slots, as configured."""
+    # An older daemon does not tell.
+    found = [f"{x['pattern']} {x['slots']}" for x in space.get("slots", ())]
+    return ", ".join(found) or None
 
 
 def inside_of(parties: Sequence[Mapping[str, Any]]) -> int | None:

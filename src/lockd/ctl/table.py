@@ -95,6 +95,7 @@ _NEEDED: Final = (
     Column("PATH", least=12, optional=True),
     Column("SESSION", width=7, right=True),
     Column("SLOT", optional=True, width=4, right=True),
+    Column("SLOTS", least=8, optional=True),
     Column("STATE", least=12, width=12),
     Column("TOKEN", optional=True, width=15, right=True),
     Column("UNDER", least=16, optional=True),

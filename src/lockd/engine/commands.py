@@ -143,6 +143,8 @@ class Acquire(Struct, frozen=True, gc=False):
     #: In slot mode: how many slots the resource has. None: as many as configured, or as
     #: others have said who hold it or wait for it.
     slots: int | None = None
+    #: Who has said first how many it has; None: the configuration. The engine knows.
+    slots_said_by: Owner | None = None
 
 
 class Convert(Struct, frozen=True, gc=False):

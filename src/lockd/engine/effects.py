@@ -8,6 +8,8 @@ The order is part of the contract. Within the effects of one command:
 - The answer to a release, cancel, break or registration comes last.
 """
 
+from typing import Literal
+
 from msgspec import Struct
 
 from lockd.engine.commands import Owner
@@ -57,6 +59,8 @@ class Grant(Struct, frozen=True, gc=False):
     #: In slot mode: which slot it is, and how many the resource has.
     slot: int | None = None
     slots: int | None = None
+    #: Who has said first how many it has; None: the configuration.
+    slots_said_by: Owner | None = None
     #: The tokens of the grants of this resource that it is inside of, the outermost
     #: first. Some may have ended: the innermost keeps the resource for all of them.
     inside: tuple[int, ...] = ()
@@ -120,7 +124,8 @@ class Situation(Struct, frozen=True, gc=False):
     Attributes:
         outside: the process outside lockd that has the file locked, as the first in
             line found it at its last try.
-        slots: how many slots it has; None if nobody holds or wants one.
+        slots: how many slots it has; None if nobody has said it.
+        slots_held: the numbers of those that are held, a bit for each.
     """
 
     key: ResourceKey
@@ -130,6 +135,21 @@ class Situation(Struct, frozen=True, gc=False):
     waiter_count: int
     outside: OutsideHolder | None = None
     slots: int | None = None
+    slots_held: int = 0
+
+    @property
+    def slots_taken(self) -> int | None:
+        """How many of its slots are held; None if it has none."""
+        if self.slots is None:
+            return None
+        return (self.slots_held & ((1 << self.slots) - 1)).bit_count()
+
+    @property
+    def slots_removed(self) -> int | None:
+        """How many are held that it had once; None if it has no slots."""
+        return (
+            None if self.slots is None else (self.slots_held >> self.slots).bit_count()
+        )
 
 
 class Granted(Struct, frozen=True, gc=False):
@@ -172,15 +192,15 @@ class Mismatch(Struct, frozen=True, gc=False):
     Attributes:
         asked: None asks for as many as there are.
         slots: None if nobody has said how many there are.
-        owner: who has said so first, of those who hold it or wait for it.
-        configured: whether the configuration says so, whatever anybody says.
+        owner: who has said so first.
+        configured: whether the configuration says so now, or did before.
     """
 
     key: ResourceKey
     asked: int | None
     slots: int | None
     owner: Owner | None = None
-    configured: bool = False
+    configured: Literal["now", "before"] | None = None
 
 
 class Completed(Struct, frozen=True, gc=False):

@@ -90,7 +90,8 @@ def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
     numbers = [grant.slot for grant in held]
     if len(numbers) != len(set(numbers)) or None in numbers:
         yield f"{name}: a slot is held twice: {numbers}"
-    slots = {grant.slots for grant in held} | {x.wish.slots for x in waiting}
+    slots = {(grant.slots, grant.slots_said_by) for grant in held}
+    slots |= {(x.wish.slots, x.wish.slots_said_by) for x in waiting}
     if len(slots) > 1:
         yield f"{name}: it has several numbers of slots: {slots}"
     known = resource.slots
@@ -99,8 +100,14 @@ def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
             yield f"{name}: nobody knows how many slots it has"
         return
     taken = sum(1 << (number or 0) for number in numbers)
-    if ({known.count}, known.taken, known.waiting) != (slots, taken, len(waiting)):
+    says = {(known.count, known.said_by)}
+    if (says, known.taken, known.waiting) != (slots, taken, len(waiting)):
         yield f"{name}: other slots are counted: {slots}, {numbers}, {len(waiting)}"
+    found = engine.situation(resource.key)
+    below = [number for number in numbers if (number or 0) < known.count]
+    beyond = len(numbers) - len(below)
+    if (found.slots_taken, found.slots_removed) != (len(below), beyond):
+        yield f"{name}: {found.slots_taken}, {found.slots_removed} are counted"
     if engine.state.configured_slots(resource.key) not in (None, known.count):
         yield f"{name}: {known.count} slots are not what is configured"
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
@@ -207,8 +209,14 @@ class LockEngine:
     # Reading: who waits.
 
     def situation(self, key: ResourceKey) -> e.Situation:
-        """Returns the holders and waiters of a resource. Both may be empty."""
-        return self.state.situation(key)
+        """Returns the holders and waiters of a resource. Both may be empty.
+
+        Its slots are told also if nobody holds or wants one, but they are configured.
+        """
+        found = self.state.situation(key)
+        if found.slots is None and (slots := self.state.configured_slots(key)):
+            return replace(found, slots=slots)
+        return found
 
     def announced(self) -> Iterator[RequestView]:
         """Yields the requests whose sessions know that they wait (`Queued`)."""
@@ -325,4 +333,3 @@ class ResourceView(Protocol):
     def slots(self) -> SlotsView | None: ...
     def line(self) -> Iterator[RequestView]: ...
     def line_length(self) -> int: ...
-    def situation(self) -> e.Situation: ...

@@ -19,6 +19,7 @@ from lockd.engine.commands import (
     AddLockspace,
     BreakGrant,
     Convert,
+    Owner,
     RegisterOwner,
     Release,
     ReleaseForOwner,
@@ -104,14 +105,26 @@ class LockState:
             return self.configured_slots(key)
         return resource.slots.count
 
-    def change_slots(self, resource: Resource, count: int) -> None:
+    def slots_said_by(self, key: ResourceKey, asker: Owner) -> Owner | None:
+        """Returns who says how many slots there are, as `asker` wants one of them.
+
+        None is the configuration.
+        """
+        resource = self.resources.get(key)
+        if resource is None or resource.slots is None:
+            return None if self.configured_slots(key) else asker
+        return resource.slots.said_by
+
+    def change_slots(
+        self, resource: Resource, count: int, said_by: Owner | None = None
+    ) -> None:
         """Changes how many slots a resource has, for all who hold or wait for one."""
-        resource.change_slots(count)
+        resource.change_slots(count, said_by)
         for grant in list(resource.holders.values()):
             if grant.slot is not None:
-                self.put_grant(replace(grant, slots=count))
+                self.put_grant(replace(grant, slots=count, slots_said_by=said_by))
         for request in resource.wanting_slots():
-            request.expect_slots(count)
+            request.expect_slots(count, said_by)
             self.mark("request", request.order, request)
 
     def add_owner(self, owner: OwnerState) -> None:
@@ -264,10 +277,7 @@ class LockState:
         inside: tuple[int, ...] = ()
         if request is not None:
             mode, whole, inside = resource.joined_by(request)
-        slot = slots = None
-        if wish.mode == SLOT:
-            slots = self.slots_of(key) or wish.slots
-            slot = resource.take_slot(slots)
+        slot = resource.take_slot(wish) if wish.mode == SLOT else None
         grant = Grant(
             key,
             owner.owner_id,
@@ -283,7 +293,8 @@ class LockState:
             whole,
             self._notices(key, wish, now),
             slot,
-            slots,
+            wish.slots,
+            wish.slots_said_by,
             inside,
         )
         resource.holders[owner.put(grant)] = grant

@@ -6,6 +6,8 @@ returned comes after all other effects.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec.structs import replace
 
 from lockd.engine import commands as c
@@ -51,7 +53,8 @@ class Requests:
             slots = state.slots_of(command.keys[0]) or command.slots
             if slots is None or command.slots not in (None, slots):
                 return self._other_slots(command, slots)
-            command = replace(command, slots=slots)
+            said_by = state.slots_said_by(command.keys[0], owner.identity)
+            command = replace(command, slots=slots, slots_said_by=said_by)
         strand = owner.whole
         if command.strand:
             strand = owner.strand((command.session, command.strand))
@@ -87,11 +90,14 @@ class Requests:
     def _other_slots(self, command: c.Acquire, slots: int | None) -> e.Refused:
         """Refuses a request that expects another number of slots than there is."""
         state, (key,) = self._state, command.keys
-        configured = state.configured_slots(key) is not None
-        resource, owner = state.resources.get(key), None
-        if resource is not None and not configured:
-            owner = resource.first_with_slots()
-        mismatch = e.Mismatch(key, command.slots, slots, owner, configured)
+        mismatch = e.Mismatch(key, command.slots, slots)
+        resource = state.resources.get(key)
+        if state.configured_slots(key) is not None:
+            mismatch = replace(mismatch, configured="now")
+        elif resource is not None and resource.slots is not None:
+            owner = resource.slots.said_by
+            before: Literal["before"] | None = None if owner else "before"
+            mismatch = replace(mismatch, owner=owner, configured=before)
         refusal = state.refusal(command, "invalid", "", key)
         return replace(refusal, mismatch=mismatch)
 

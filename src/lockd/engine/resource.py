@@ -51,11 +51,13 @@ def compatible(held: Mode, wanted: Mode) -> bool:
 class Slots:
     """The slots of a resource that somebody holds or waits for in slot mode."""
 
-    __slots__ = ("count", "taken", "waiting")
+    __slots__ = ("count", "said_by", "taken", "waiting")
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, said_by: Owner | None) -> None:
         #: How many there are. Greater numbers may be held if there once were more.
         self.count = count
+        #: Who has said so first; None: the configuration.
+        self.said_by = said_by
         #: The numbers that are held, a bit for each.
         self.taken = 0
         #: How many requests wait for one.
@@ -277,7 +279,7 @@ class Resource:
             self.waiting[request] = None
             self.sharing += request.mode == SHARED
             if request.mode == SLOT:
-                self._with_slots(request.wish.slots).waiting += 1
+                self._with_slots(request.wish).waiting += 1
 
     def _enqueue_inside(self, request: Request) -> None:
         line = self.inner = self.inner or OrderedDict()
@@ -374,13 +376,12 @@ class Resource:
 
     # Slots.
 
-    def take_slot(self, count: int | None) -> int:
+    def take_slot(self, wish: Acquire) -> int:
         """Takes the lowest slot that is free. Returns its number.
 
-        Args:
-            count: how many there are, if nobody held or waited for one until now.
+        `wish` says how many there are if nobody held or waited for one until now.
         """
-        slots = self._with_slots(count)
+        slots = self._with_slots(wish)
         number = slots.first_free
         slots.taken |= 1 << number
         return number
@@ -395,19 +396,20 @@ class Resource:
         """Notes which slots its holders have, as after a loss."""
         held = [grant for grant in self.holders.values() if grant.slot is not None]
         if held:
-            self._with_slots(held[0].slots)
+            self._with_slots(held[0])
         if self.slots is not None:
             self.slots.taken = sum(1 << (grant.slot or 0) for grant in held)
             self._forget_slots()
 
-    def change_slots(self, count: int) -> None:
-        """Changes how many there are."""
-        self._with_slots(count).count = count
+    def change_slots(self, count: int, said_by: Owner | None) -> None:
+        """Changes how many there are for those who hold or want one."""
+        self.slots = slots = self.slots or Slots(count, said_by)
+        slots.count, slots.said_by = count, said_by
 
-    def _with_slots(self, count: int | None) -> Slots:
+    def _with_slots(self, one: Acquire | Grant) -> Slots:
         if self.slots is None:
-            assert count is not None, "who asks for a slot knows how many there are"
-            self.slots = Slots(count)
+            assert one.slots is not None, "who asks for a slot knows how many there are"
+            self.slots = Slots(one.slots, one.slots_said_by)
         return self.slots
 
     def _forget_slots(self) -> None:
@@ -418,13 +420,6 @@ class Resource:
     def wanting_slots(self) -> list[Request]:
         """Returns the requests that wait for a slot."""
         return [request for request in self.waiting if request.mode == SLOT]
-
-    def first_with_slots(self) -> Owner | None:
-        """Returns the eldest holder of a slot, or else the first who waits for one."""
-        for grant in self.holders.values():
-            if grant.slot is not None:
-                return grant.owner
-        return next((x.owner.identity for x in self.wanting_slots()), None)
 
     # The anchor.
 
@@ -444,7 +439,7 @@ class Resource:
     def situation(self, but: Request | None = None) -> Situation:
         """Returns the holders and waiters, without the request `but`."""
         waiters = (_waiter(self, r) for r in self.line() if r is not but)
-        front = self.front()
+        front, slots = self.front(), self.slots
         return Situation(
             self.key,
             tuple(islice(self.holders.values(), MAX_NAMED)),
@@ -452,7 +447,8 @@ class Resource:
             tuple(islice(waiters, MAX_NAMED)),
             self.line_length() - (but is not None and self._is_in_line(but)),
             None if front is None or front is but else front.outside,
-            None if self.slots is None else self.slots.count,
+            None if slots is None else slots.count,
+            0 if slots is None else slots.taken,
         )
 
     def _is_in_line(self, request: Request) -> bool:

@@ -455,9 +455,9 @@ class Request:
         self.become(QUEUED)
         self.retry_at = None
 
-    def expect_slots(self, count: int) -> None:
-        """Sets how many slots there are of what it waits for."""
-        self.wish = replace(self.wish, slots=count)
+    def expect_slots(self, count: int, said_by: Owner | None) -> None:
+        """Sets how many slots there are of what it waits for, and who says so."""
+        self.wish = replace(self.wish, slots=count, slots_said_by=said_by)
 
     def allow_until(self, deadline: float) -> None:
         """Sets the time at which the request is refused if it has no grant by then."""

@@ -12,6 +12,7 @@ from conftest import StartDaemon
 from ctl.processes import LIMIT, LOCKCTL, Lockctl, Terminal, end_input, line_of
 from lockd import BusyError, Client, connect
 from support.asking import ask_until
+from support.wire_client import WireClient
 
 SHOW = 'echo "$LOCKD_SLOT of $LOCKD_SLOTS"; read line'
 """A command that says which slot it has, and ends with its input."""
@@ -167,6 +168,38 @@ def test_list_show_and_test_tell_how_many_are_taken(
         terminal = Terminal((*LOCKCTL, "show", "a"), lockctl.env)
         assert terminal.wait() == 0
         assert "SLOT" not in terminal.shown
+
+
+def test_number_of_slots_shrinks_and_nobody_is_told_more_than_is_true(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon('[lockspaces.default.slots]\n"gpu" = 4\n')
+    lockctl = Lockctl(str(daemon.socket))
+    assert lockctl("test", "gpu").stdout == "free\n"
+    terminal = Terminal((*LOCKCTL, "show", "gpu"), lockctl.env)
+    assert terminal.wait() == 0
+    assert "'gpu' is free, and has no known last holder. It has 4 slots." in (
+        " ".join(terminal.shown.split())
+    )
+    assert "default\tmemory\t-\trelease\t0\t-\tgpu 4\n" in lockctl("spaces").stdout
+    assert "memory, 0 held, slots: gpu 4\n" in lockctl("status").stdout
+    with WireClient(daemon.socket) as client:
+        client.call("register", owner={"name": "trainer"})
+        for strand in range(4):
+            client.acquire("gpu", mode="slot", strand=strand)
+        daemon.config.write_text('[lockspaces.default.slots]\n"gpu" = 2\n')
+        daemon.reload()
+        (line,) = lockctl("list").stdout.splitlines()
+        assert line.split("\t")[2:5] == ["slot 2/2+2", "4", "trainer"]
+        said = "2 of 2 slots and 2 removed slots taken"
+        assert lockctl("test", "gpu").stdout == f"{said}\n"
+        refused = lockctl("wait", "-w", "0", "gpu")
+        assert f"'gpu' is not free: {said}, the first held for " in refused.stderr
+        refused = lockctl("run", "-n", "--slot", "gpu", "--", "true")
+        assert f"'gpu' has {said} by trainer" in refused.stderr
+        client.call("release", resource="gpu")
+        (line,) = lockctl("list").stdout.splitlines()
+        assert line.split("\t")[2] == "slot 1/2+2"
 
 
 def test_graph_says_that_any_slot_will_do(lockctl: Lockctl, sock: str) -> None:

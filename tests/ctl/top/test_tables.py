@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from ctl.top.said import HOLDS, LOCKS, WAITS, granted, party, released, rows, told
+from ctl.top.said import (
+    HOLDS,
+    LOCKS,
+    WAITS,
+    event,
+    granted,
+    party,
+    released,
+    rows,
+    told,
+)
 from lockd.ctl.top.board import Board
 from lockd.ctl.top.tables import TABLES, lines_of, matches, sorted_rows
 
@@ -57,7 +67,7 @@ def test_only_a_lone_holder_can_be_broken_from_the_list() -> None:
 def test_lock_with_slots_tells_how_many_are_taken() -> None:
     board = Board()
     slots = {"mode": "slot", "slot": 2}
-    one = told([1, 2, 3], name="gpu") | {"slots": 4}
+    one = told([1, 2, 3], name="gpu") | {"slots": 4, "slots_taken": 3}
     one["holders"] = [holder | slots for holder in one["holders"]]
     board.take(one, 10.0)
     (row,) = rows(board, LOCKS)
@@ -67,6 +77,27 @@ def test_lock_with_slots_tells_how_many_are_taken() -> None:
     board.hear(granted(5, name="cpu") | slots | {"slots": 8}, 11.0)
     found = {row.cells["NAME"]: row.cells["HELD BY"] for row in rows(board, LOCKS)}
     assert found["cpu"] == "1 of 8: p5"
+
+
+def test_removed_slots_are_told_apart() -> None:
+    board = Board()
+    one = told([1, 2, 3], name="gpu")
+    one["holders"] = [
+        holder | {"mode": "slot", "slot": slot}
+        for slot, holder in enumerate(one["holders"])
+    ]
+    board.take(one | {"slots": 2, "slots_taken": 2, "slots_removed": 1}, 10.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "2 of 2 +1: p1"
+    # Until the daemon says more, an event counts.
+    gone = {"fencing_token": 1, "slot": 0, "slots": 2, "cause": "released"}
+    board.hear(event("released", 1, "gpu", **gone), 11.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "1 of 2 +1: p2"
+    gone |= {"fencing_token": 3, "slot": 2}
+    board.hear(event("released", 3, "gpu", **gone), 12.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "1 of 2: p2"
 
 
 def test_filter_finds_any_cell() -> None:

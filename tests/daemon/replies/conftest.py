@@ -51,5 +51,5 @@ HOLDER = PARTY | {
 
 SITUATION = {
     "lockspace", "resource", "holders", "holder_count", "waiters", "waiter_count",
-    "slots",
+    "slots", "slots_taken", "slots_removed",
 }  # fmt: skip

@@ -57,6 +57,7 @@ def test_listing_of_one_lockspace_has_nothing_of_others(
             "outside": None,
             "max_hold": None,
             "on_overdue": "notice",
+            "slots": [],
             "held": 1,
         }
         assert spaces["direct"]["outside"] == "file"

@@ -15,6 +15,8 @@ def test_query_of_a_free_resource_has_its_shape(client: WireClient) -> None:
         "history": [],
         "outside": None,
         "slots": None,
+        "slots_taken": None,
+        "slots_removed": None,
     }
     assert client.call("statistics")["resources"] == 0
 

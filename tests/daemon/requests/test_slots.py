@@ -166,10 +166,70 @@ def test_reload_gives_more_slots_at_once_and_takes_none_away(
         daemon.reload()
         found = one.call("query", resource="gpu")
         assert [x["slot"] for x in found["holders"]] == [0, 1]
-        assert found["slots"] == 1
+        counts = "holder_count", "slots", "slots_taken", "slots_removed"
+        (listed,) = one.call("list")["resources"]
+        for told in (found, listed):
+            assert tuple(told[name] for name in counts) == (2, 1, 1, 1)
+        with WireClient(daemon.socket) as three:
+            three.call("hello", protocol=1, client="test")
+            refused = three.refusal("acquire", resource="gpu", mode="slot", timeout=0)
+            assert "'gpu' has 1 of 1 slots and 1 removed slot taken by " in (
+                refused.sentence
+            )
+            assert refused.facts is not None
+            assert tuple(refused.facts[name] for name in counts) == (2, 1, 1, 1)
+        one.call("release", resource="gpu")
+        found = two.call("query", resource="gpu")
+        assert tuple(found[name] for name in counts) == (1, 1, 0, 1)
+        assert two.call("query", resource="gpu")["slots_taken"] == 0
+        one.acquire("gpu", mode="slot")
         two.call("release", resource="gpu")
+        two.acquire("other")
         assert two.refusal("acquire", resource="gpu", mode="slot", timeout=0).code == (
             "busy"
+        )
+
+
+def test_configured_number_is_told_while_nobody_has_a_slot(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(CONFIGURED.format(3))
+    with WireClient(daemon.socket) as client, WireClient(daemon.socket) as other:
+        spaces = {x["name"]: x for x in client.call("list_lockspaces")["lockspaces"]}
+        assert spaces["default"]["slots"] == [
+            {"pattern": "gpu", "slots": 3},
+            {"pattern": "gpu*", "slots": 1},
+        ]
+        assert spaces["direct"]["slots"] == []
+
+        def told(resource: str) -> tuple[object, ...]:
+            found = client.call("query", resource=resource)
+            return found["slots"], found["slots_taken"], found["slots_removed"]
+
+        assert [told(x) for x in ("gpu", "gpu1", "cpu")] == [
+            (3, 0, 0),
+            (1, 0, 0),
+            (None, None, None),
+        ]
+        # Nobody has a slot of what is held without one.
+        client.acquire("gpu")
+        (listed,) = other.call("list")["resources"]
+        assert (listed["slots"], listed["slots_taken"]) == (3, 0)
+        refused = client.refusal("acquire", resource="gpu")
+        assert "use `convert` to change its mode" in refused.sentence
+
+
+def test_number_that_was_configured_is_not_said_by_a_holder(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(CONFIGURED.format(3))
+    with WireClient(daemon.socket) as client, WireClient(daemon.socket) as other:
+        client.acquire("gpu", mode="slot")
+        daemon.config.write_text("")
+        daemon.reload()
+        refused = other.refusal("acquire", resource="gpu", mode="slot", slots=2)
+        assert "'gpu' has 3 slots (as configured before); 2 were asked for" in (
+            refused.sentence
         )
 
 

@@ -12,6 +12,7 @@ from lockd.client.blocking import connect
 from lockd.ctl.options import PROCESS_ID, as_json
 from lockd.ctl.render import (
     Thing,
+    configured_slots,
     held_by,
     inside_of,
     is_overdue,
@@ -171,15 +172,18 @@ def sessions(socket: str | None, /, as_json: bool) -> None:
 def spaces(socket: str | None, /, as_json: bool) -> None:
     """List the lockspaces.
 
+    SLOTS has the patterns of names with a configured number of slots; the first pattern
+    that matches counts.
+
     In a pipe, tabs separate the columns: name, kind, path, on_disconnect, locks held,
-    file system.
+    file system, slots.
     """
     with connect(socket) as client:
         rows = client.list_lockspaces()
     if as_json:
         show_json(lockspaces=rows)
         return
-    titles = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD", "FILE SYSTEM")
+    titles = ("NAME", "KIND", "PATH", "ON DISCONNECT", "HELD", "FILE SYSTEM", "SLOTS")
     show_table(titles, map(_lockspace, rows), empty="There are no lockspaces.")
 
 
@@ -258,4 +262,5 @@ def _lockspace(space: Thing) -> Cells:
         "ON DISCONNECT": space["on_disconnect"],
         "HELD": space["held"],
         "FILE SYSTEM": space["file_system"],
+        "SLOTS": configured_slots(space),
     }

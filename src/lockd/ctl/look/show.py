@@ -27,7 +27,7 @@ from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import AcquireTimeoutError, DeadlockError
 from lockd.names import default_lockspace, hashed_name, plain, quoted
 from lockd.terms import DIRECT_LOCKSPACE, ResourceKey
-from lockd.text import duration, exact_duration
+from lockd.text import counted, duration, exact_duration
 
 _UNHEARD: Final = 5.0
 """Seconds after which to ask again without an event: a waiter that dies causes none."""
@@ -73,6 +73,8 @@ def show(
     if not story and not sys.stdout.isatty():
         story = [{"STATE": "free"}]
     empty = f"{quoted(found['resource'])} is free, and has no known last holder."
+    if found.get("slots"):  # an older daemon does not send it
+        empty += f" It has {counted(found['slots'], 'slot')}."
     show_table(titles, story, empty=empty)
     for each in (found, *state.elsewhere):
         note_unnamed(each)

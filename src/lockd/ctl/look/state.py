@@ -21,6 +21,7 @@ from lockd.ctl.render import (
     outsider,
     purpose,
     since,
+    slots_of,
 )
 from lockd.errors import CodedError
 from lockd.names import plain, quoted
@@ -63,13 +64,8 @@ class State(NamedTuple):
         if not self.is_held:
             return "waited for" if self._is_waited_for else "free"
         if self._modes == {SLOT}:
-            return f"{self._taken} taken"
+            return f"{slots_of(self.resource)} taken"
         return "shared" if self._modes == {SHARED} else "held"
-
-    @property
-    def _taken(self) -> str:
-        """How many slots are taken."""
-        return f"{self.resource['holder_count']} of {self.resource['slots']} slots"
 
     @property
     def holders(self) -> list[Thing]:
@@ -108,7 +104,7 @@ class State(NamedTuple):
         why = f" ({plain(said)})" if (said := purpose(holder)) else ""
         held = f"held for {duration(holder['held_for'])}"
         if holder.get("slot") is not None:  # an older daemon does not send it
-            held = f"{self._taken} taken, the first {held}"
+            held = f"{slots_of(by)} taken, the first {held}"
         if holder["held_for"] >= _LONG:
             held += f", since {since(holder['since'])},"
         name = (

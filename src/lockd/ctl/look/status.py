@@ -7,7 +7,7 @@ import click
 from lockd.client import paths
 from lockd.client.blocking import connect
 from lockd.ctl.options import as_json
-from lockd.ctl.render import Thing, show_json, user
+from lockd.ctl.render import Thing, configured_slots, show_json, user
 from lockd.ctl.table import show_facts
 from lockd.text import counted, duration
 
@@ -105,7 +105,11 @@ def _space(space: Thing) -> tuple[str, object]:
     on = f" ({space['file_system']})" if space["file_system"] else ""
     held = "" if space["held"] is None else f", {space['held']} held"
     kill = ", kills owners that disconnect" if space["on_disconnect"] == "kill" else ""
-    return f"lockspace {space['name']}", f"{space['kind']}{where}{on}{held}{kill}"
+    slots = f", slots: {found}" if (found := configured_slots(space)) else ""
+    return (
+        f"lockspace {space['name']}",
+        f"{space['kind']}{where}{on}{held}{kill}{slots}",
+    )
 
 
 def _what_survives(kept: Thing, locks: int) -> str:

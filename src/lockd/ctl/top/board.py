@@ -57,7 +57,9 @@ class LockStatus:
         holder_count: the number of holders; some may be unknown.
         waiter_count: the number of waiters.
         outside: the process that locks its file outside lockd, if the daemon knows it.
-        slots: how many slots it has; None if nobody uses one, or if it is unknown.
+        slots: how many slots it has; None without slots, or if it is unknown.
+        slots_taken: how many of these are held.
+        slots_removed: how many are held that it had once.
         last: its last holder (7.4), after a query.
         asked: the time of the daemon's last answer about it.
         heard: the time of its last event.
@@ -73,6 +75,8 @@ class LockStatus:
         "last",
         "outside",
         "slots",
+        "slots_removed",
+        "slots_taken",
         "vague",
         "waiter_count",
         "waiters",
@@ -86,6 +90,7 @@ class LockStatus:
         self.waiter_count = 0
         self.outside: Thing | None = None
         self.slots: int | None = None
+        self.slots_taken = self.slots_removed = 0
         self.last: Thing | None = None
         self.asked = self.heard = 0.0
         self.vague = True
@@ -145,6 +150,8 @@ class Board:
         lock.waiter_count = told["waiter_count"]
         lock.outside = told.get("outside")
         lock.slots = told.get("slots")  # an older daemon does not send it
+        lock.slots_taken = told.get("slots_taken") or 0
+        lock.slots_removed = told.get("slots_removed") or 0
         lock.asked, lock.vague = now, False
         if "last_holder" in told:
             lock.last = told["last_holder"]
@@ -181,6 +188,7 @@ class Board:
                 lock.waiter_count = max(lock.waiter_count - 1, len(lock.waiters))
         elif what == "released":
             self._released(lock, event["fencing_token"], now)
+            _count_slot(lock, event, -1)
         elif what in ("converted", "overdue"):
             new = {"mode": event["mode"]} if what == "converted" else {what: True}
             for holder in lock.holders:
@@ -255,7 +263,7 @@ class Board:
         if event["fencing_token"] not in tokens:
             lock.holders.append(Party(event, now))
             lock.holder_count += 1
-            lock.slots = event.get("slots")
+            _count_slot(lock, event, 1)
 
     def _leave_queue(self, lock: LockStatus, session: int) -> Party | None:
         for waiter in lock.waiters:
@@ -287,3 +295,15 @@ class Board:
                 del self._past[next(iter(self._past))]
             past = self._past[key] = _Past()
         return past
+
+
+def _count_slot(lock: LockStatus, event: Thing, change: int) -> None:
+    """Counts a slot that was taken or released."""
+    slot, slots = event.get("slot"), event.get("slots")
+    if slot is None or slots is None:
+        return
+    lock.slots = slots
+    if slot < slots:
+        lock.slots_taken = max(lock.slots_taken + change, 0)
+    else:
+        lock.slots_removed = max(lock.slots_removed + change, 0)

@@ -8,14 +8,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Static
 
-from lockd.ctl.render import Thing, obstacle, ordinal
+from lockd.ctl.render import Thing, obstacle, ordinal, slots_of
 from lockd.ctl.table import cells_of, text_of
 from lockd.ctl.top.dialogs import Showing
 from lockd.ctl.top.follower import Follower
 from lockd.ctl.top.tables import Row, mode_in_slot, picked
 from lockd.errors import LockdError
 from lockd.names import plain
-from lockd.terms import ResourceKey
+from lockd.terms import SLOT, ResourceKey
 from lockd.text import counted, duration
 
 _LOOK_COLUMNS: Final = picked(
@@ -87,8 +87,8 @@ class Look(Showing):
 
     def _told(self, found: Thing) -> str:
         by = str(found["holder_count"])
-        if found.get("slots") and found["holder_count"]:
-            by += f" of {found['slots']}"
+        if any(x["mode"] == SLOT for x in found["holders"]):
+            by += f" in {slots_of(found)}"
         if not found["holders"] and found["outside"]:
             by = obstacle(found["outside"])
         parts = [f"held by {by}, waited for by {found['waiter_count']}"]

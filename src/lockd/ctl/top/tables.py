@@ -197,7 +197,8 @@ def _sessions(board: Board, now: float) -> Iterator[Row]:
 def _holders(lock: LockStatus) -> str | None:
     first = lock.holders[0].told if lock.holders else None
     if first is not None and first.get("mode") == SLOT and lock.slots is not None:
-        return f"{lock.holder_count} of {lock.slots}: {first['name']}"
+        removed = f" +{lock.slots_removed}" if lock.slots_removed else ""
+        return f"{lock.slots_taken} of {lock.slots}{removed}: {first['name']}"
     return held_by(first, lock.holder_count, lock.outside)
 
 

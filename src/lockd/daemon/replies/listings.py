@@ -152,7 +152,7 @@ def _resource(
     named: bool,
 ) -> Map:
     now = trio.current_time()
-    situation = scene.redaction.situation(found.situation(), scene.peer)
+    situation = scene.redaction.situation(scene.engine.situation(found.key), scene.peer)
     must_fence = scene.engine.must_fence
     look = scene.look(found.key.lockspace)
     shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
@@ -350,6 +350,7 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
             yield None
     for space in sorted(spaces, key=lambda space: space.name):
         if (space.name,) > place:
+            rules = scene.engine.lockspaces[space.name]
             item = {
                 "name": space.name,
                 "kind": space.kind,
@@ -357,8 +358,9 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
                 "file_system": space.file_system,
                 "on_disconnect": space.on_disconnect,
                 "outside": space.outside,
-                "max_hold": scene.engine.lockspaces[space.name].max_hold,
-                "on_overdue": scene.engine.lockspaces[space.name].on_overdue,
+                "max_hold": rules.max_hold,
+                "on_overdue": rules.on_overdue,
+                "slots": [{"pattern": x, "slots": y} for x, y in rules.slots],
                 "held": held[space.name] if scene.sees(space.name) else None,
             }
             yield Entry((space.name,), item)

@@ -118,6 +118,12 @@ def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:
     )
 
 
+_CONFIGURED: Final = {
+    "now": "as configured",
+    "before": "as configured before",
+}
+
+
 def _other_slots(found: Mismatch) -> str:
     name = quoted(str(found.key))
     if found.slots is None:
@@ -126,8 +132,8 @@ def _other_slots(found: Mismatch) -> str:
             "--slots N), or set it in `slots` of lockd.toml(5)"
         )
     why = ""
-    if found.configured:
-        why = " (as configured)"
+    if found.configured is not None:
+        why = f" ({_CONFIGURED[found.configured]})"
     elif found.owner is not None:
         why = f" ({plain(found.owner.name)}, pid {found.owner.pid}, said so)"
     return (
@@ -194,16 +200,21 @@ def _is_held(found: Situation, name: str, now: float) -> str:
     """Returns who holds a resource, as a sentence."""
     if found.holders[0].mode != SLOT:
         return f"{name} is held {_by(found, now)}"
-    taken = f"{found.holder_count} of {found.slots} slots taken"
-    return f"{name} has {taken} by {_holders(found, now)}"
+    return f"{name} has {_slots(found)} taken by {_holders(found, now)}"
 
 
 def _by(found: Situation, now: float) -> str:
     mode = found.holders[0].mode
-    adverb = f"in {found.holder_count} of {found.slots} slots"
-    if mode != SLOT:
-        adverb = how(mode)
+    adverb = f"in {_slots(found)}" if mode == SLOT else how(mode)
     return f"{adverb} by {_holders(found, now)}"
+
+
+def _slots(found: Situation) -> str:
+    """Returns which of its slots are held."""
+    taken = f"{found.slots_taken} of {found.slots} slots"
+    if not found.slots_removed:
+        return taken
+    return f"{taken} and {counted(found.slots_removed, 'removed slot')}"
 
 
 def _holders(found: Situation, now: float) -> str:

@@ -169,6 +169,8 @@ def situation(
         "waiters": [waiter(waiting, now, look) for waiting in found.waiters[:most]],
         "waiter_count": found.waiter_count,
         "slots": found.slots,
+        "slots_taken": found.slots_taken,
+        "slots_removed": found.slots_removed,
     }
 
 

@@ -123,13 +123,17 @@ def _agree_on_slots(state: LockState, resource: Resource, losses: Losses) -> Non
     """
     if resource.slots is None:
         return
-    count = state.configured_slots(resource.key) or resource.slots.count
-    said = {x.slots for x in resource.holders.values() if x.slot is not None}
-    said |= {request.wish.slots for request in resource.wanting_slots()}
-    if said != {count}:
+    known = resource.slots
+    count = state.configured_slots(resource.key) or known.count
+    said_by = known.said_by if count == known.count else None
+    grants = [grant for grant in resource.holders.values() if grant.slot is not None]
+    said = {(grant.slots, grant.slots_said_by) for grant in grants}
+    wishes = [request.wish for request in resource.wanting_slots()]
+    said |= {(wish.slots, wish.slots_said_by) for wish in wishes}
+    if said != {(count, said_by)}:
         name = quoted(str(resource.key))
         losses.problems.append(f"not all records agree on the slots of {name}")
-        state.change_slots(resource, count)
+        state.change_slots(resource, count, said_by)
 
 
 def _is_in_place(state: LockState, request: Request) -> bool:

@@ -79,7 +79,8 @@ _REQUEST_FIELDS = (
 )
 _RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
 _HEARS = ("max_hold", "wanted")
-_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", "slots", *_HEARS)
+_SLOTS = ("slots", "slots_said_by")
+_WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS, *_SLOTS)
 
 
 def load(data: Plain, last_token: int = 0) -> Loaded:
@@ -228,7 +229,8 @@ def dump_request(request: Request) -> Plain:
         "refusal": _dump_refusal(request.refusal),
         "outside": _dump_outside(request.outside),
         **{name: getattr(request, name) for name in _REQUEST_FIELDS},
-        **{name: getattr(request.wish, name) for name in _WISH_FIELDS},
+        **{name: getattr(request.wish, name) for name in _WISH_FIELDS[:-1]},
+        "slots_said_by": to_builtins(request.wish.slots_said_by),
         "announced": request.is_announced,
         "answered": request.is_answered,
     }
@@ -273,6 +275,7 @@ class _RequestRecord(Struct):
     max_hold: float | None = None
     wanted: bool = False
     slots: int | None = None
+    slots_said_by: Owner | None = None
     inside: list[Annotated[tuple[int, ...], Meta(min_length=1)]] = []
 
 
