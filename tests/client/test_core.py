@@ -126,6 +126,38 @@ def test_answer_may_come_byte_by_byte(core: ClientCore) -> None:
     assert reply.grants[0].waited == 0.5
 
 
+def test_answers_that_come_together_are_taken_up_to_the_half_one(
+    core: ClientCore,
+) -> None:
+    replies = [acquiring(core) for _ in range(3)]
+    answers = [
+        encoder.response(reply.msgid, None, {"grant": shape(7 + place)})
+        for place, reply in enumerate(replies)
+    ]
+    data = b"".join(answers)
+    core.receive(data[:-9])
+    assert [reply.done for reply in replies] == [True, True, False]
+    core.receive(data[-9:-4])
+    core.receive(data[-4:])
+    assert [reply.grants[0].fencing_token for reply in replies] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("bad", [b"\xc1", b"\xd4\x01x", b"\x81\x90\x01"])
+def test_answers_before_bytes_that_are_no_message_count(
+    core: ClientCore, bad: bytes
+) -> None:
+    first, second = acquiring(core), acquiring(core)
+    answer = encoder.response(first.msgid, None, {"grant": shape(7)})
+    core.receive(answer + bad + encoder.response(second.msgid, None, {}))
+    assert first.grants[0].fencing_token == 7
+    assert core.ended
+    with pytest.raises(ConnectionLostError, match="broke the protocol"):
+        second.outcome()
+    # What is read after that does not suffer from it.
+    other = ClientCore(lambda hold: Grant(hold, Deaf()), "thread")
+    assert acquired(other).held
+
+
 def test_waking_happens_once_when_the_answer_is_there(core: ClientCore) -> None:
     reply = acquiring(core)
     woken = []
@@ -188,6 +220,24 @@ def test_request_that_cannot_be_sent_changes_nothing(core: ClientCore) -> None:
             core.start(Reply("acquire", {"resource": value}))
     assert not core.outgoing
     assert "0 pending" in repr(core)
+
+
+def test_request_at_the_limits_is_sent_and_beyond_them_is_not(
+    core: ClientCore,
+) -> None:
+    longest, most = "x" * 16_384, [str(number) for number in range(1_024)]
+    for allowed in (longest, longest.encode(), most, dict.fromkeys(most[:64], 1)):
+        core.start(Reply("acquire", {"resource": allowed}))
+    core.start(Reply("acquire", dict.fromkeys(most[:64])))
+    assert len(sent(core)) == 5
+    for value in (longest + "x", ["x", longest + "x"], [*most, "x"]):
+        with pytest.raises(InvalidRequestError, match=r"^resource has .* at most"):
+            core.start(Reply("acquire", {"resource": value}))
+    with pytest.raises(InvalidRequestError, match=r"^the request has 65 entries"):
+        core.start(Reply("acquire", dict.fromkeys(most[:65])))
+    with pytest.raises(InvalidRequestError, match=r"^the request has .* bytes"):
+        core.start(Reply("acquire", {"resource": [longest] * 4}))
+    assert not core.outgoing
 
 
 # Whoever waited is gone.

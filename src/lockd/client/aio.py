@@ -47,7 +47,7 @@ class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
 
     async def __aenter__(self) -> "Client":
         self._link, welcome = await self._opened.__aenter__()
-        self._task = self._link.task()
+        self._task = self._link.loop.task()
         return Client(self._link, welcome)
 
     async def __aexit__(
@@ -56,7 +56,8 @@ class _ClientContext(AbstractAsyncContextManager["Client", bool | None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        if not self._link.runs_here or self._task != self._link.task():
+        loop = self._link.loop
+        if not loop.runs_here or self._task != loop.task():
             # Only the task that entered a nursery may leave it.
             self._link.hang_up()
             raise WrongTaskError(

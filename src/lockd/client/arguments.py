@@ -33,8 +33,9 @@ def checked(method: str, params: Mapping[str, object]) -> dict[str, Any]:
         InvalidRequestError: one has a value that is not allowed.
     """
     found = {}
+    needed = _NEEDED.get(method, ())
     for name, value in params.items():
-        if value is not None or name in _NEEDED.get(method, ()):
+        if value is not None or name in needed:
             check = None if (method, name) == _MAP else _CHECKS.get(name)
             found[name] = value if check is None else check(name, value)
     return found

@@ -10,10 +10,7 @@ from collections.abc import Callable
 class Awaited:
     """An event. The waiter waits until `done` is true."""
 
-    __slots__ = ("_wake",)
-
-    def __init__(self) -> None:
-        self._wake: Callable[[], None] | None = None
+    _wake: Callable[[], None] | None = None
 
     def wake_with(self, wake: Callable[[], None] | None) -> None:
         """Sets the function that wakes the waiter, perhaps twice.

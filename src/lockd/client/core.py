@@ -14,12 +14,12 @@ its own work, and every interrupted step can be completed later:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from lockd.client.encoding import RequestEncoder, cut, refusal
+from lockd.client.encoding import cut, encode, refusal
 from lockd.client.grants import AnyGrant, Hold, Holds, is_shape
 from lockd.client.inbox import News
 from lockd.client.reply import Reply
@@ -35,9 +35,6 @@ from lockd.protocol.codec import RESPONSE
 from lockd.terms import SHARED, ResourceKey, WorkOutcome
 
 PROTOCOL_VERSION: Final = 1
-
-MAX_PIECE: Final = 16_384
-"""The most bytes of `outgoing` to send at once."""
 
 _MSGIDS: Final = 0xFFFF_FFFF
 
@@ -76,8 +73,7 @@ class ClientCore:
         kind: what the strands of this program are: "thread" or "task".
 
     Attributes:
-        outgoing: the pieces of bytes to send. The sender removes each piece it has
-            sent.
+        outgoing: the requests to send. The sender removes what it has sent.
         arrived: received bytes that are not yet processed, each with a number of
             `numbers`.
         program: what the daemon takes this program for.
@@ -104,7 +100,6 @@ class ClientCore:
         self._msgids = count(1)
         self._pending: dict[int, Reply] = {}
         self._holds = Holds(make_grant)
-        self._encoder = RequestEncoder()
 
     def __repr__(self) -> str:
         counts = f"{len(self._pending)} pending, {len(self._holds)} held"
@@ -177,29 +172,25 @@ class ClientCore:
             ConnectionLostError: the connection has ended.
             InvalidRequestError: the parameters cannot be sent. Nothing has changed.
         """
-        self.check_connected()
-        pieces = reply.pieces
-        if pieces is None:
-            pieces = reply.keep_pieces(self._encoded(reply))
-        self.outgoing.extend(pieces)
+        if self._ended is not None:
+            raise self._end_error(self._ended)
+        if reply.unsent is None:
+            self._encode(reply)
+        self.outgoing.extend(reply.unsent or ())
         if self._ended is not None:
             self._over = False
             self._finish_end()
 
-    def _encoded(self, reply: Reply) -> Iterator[bytes]:
+    def _encode(self, reply: Reply) -> None:
         while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
             msgid = next(self._msgids) & _MSGIDS
             reply.assign(msgid)
             self._pending.setdefault(msgid, reply)
         try:
-            data = self._encoder.encode(reply.msgid, reply.method, reply.params)
+            reply.keep(encode(reply.msgid, reply.method, reply.params))
         except BaseException:
             self._pending.pop(reply.msgid, None)
             raise
-        if len(data) <= MAX_PIECE:
-            return iter((data,))
-        cuts = range(0, len(data), MAX_PIECE)
-        return iter(tuple(data[cut : cut + MAX_PIECE] for cut in cuts))
 
     def release(self, grant: AnyGrant, outcome: WorkOutcome = None) -> Reply:
         """Makes the release of a grant pending. A second call returns the same reply.
@@ -234,7 +225,7 @@ class ClientCore:
             return False
         if reply.method not in ("acquire", "convert"):
             return False
-        if reply.pieces is None or list(reply.pieces):
+        if reply.unsent is None or list(reply.unsent):
             # None of it is in `outgoing`, and none will be.
             self._pending.pop(reply.msgid, None)
             return False
@@ -249,14 +240,12 @@ class ClientCore:
     def take_in(self) -> None:
         """Processes the received bytes."""
         while self.arrived and self._ended is None:
-            stage, arrived = self._stage, list(self.arrived)
-            if not arrived:
-                break  # other code has run in between
-            data, number = arrived[0]
+            stage, first = self._stage, self.arrived[0]
+            data, number = first
             if number > stage.number:
                 self._take_bytes(stage, number, data)
             # No call between the tests and the removal.
-            if self.arrived and self.arrived[0] is arrived[0]:
+            if self.arrived and self.arrived[0] is first:
                 self.arrived.popleft()
         if self._ended is not None:
             self._finish_end()
@@ -353,11 +342,9 @@ class ClientCore:
             refused = refusal(error, reply.params)
             self._fail(reply, self.program.in_own_words(refused, reply.strand))
             return True
-        if reply.method in _SUCCESSES and not _SUCCESSES[reply.method](
-            self, reply, result
-        ):
+        succeed = _SUCCESSES.get(reply.method)
+        if succeed is not None and not succeed(self, reply, result):
             return False
-        self.program.hear(reply, result)
         reply.settle(result)
         if reply.abandoned:
             self._undo(reply)
@@ -382,14 +369,15 @@ class ClientCore:
                 shapes = [shape]
             case _:
                 return False
-        if not all(is_shape(shape) for shape in shapes):
-            return False
-        grants = tuple(self._make_grant(Hold(shape, reply.strand)) for shape in shapes)
-        reply.bring(grants)
+        grants = []
+        for shape in shapes:
+            if not is_shape(shape):
+                return False
+            grants.append(self._make_grant(Hold(shape, reply.strand)))
+        reply.bring(tuple(grants))
         for grant in reply.grants:
-            hold = grant.hold
             if not reply.done:
-                self._holds.add(hold)
+                self._holds.add(grant.hold)
         return True
 
     def _converted(self, reply: Reply, result: Any) -> bool:
@@ -429,6 +417,10 @@ class ClientCore:
         space = params.get("lockspace", "default")
         return [self.token_of(ResourceKey(space, name), 0) or 0 for name in names]
 
+    def _introduced(self, reply: Reply, result: Any) -> bool:
+        self.program.hear(reply, result)
+        return True
+
     def _lose(self, token: int, cause: str, reason: str) -> None:
         holds = self._holds.under(token)
         for hold in holds:
@@ -455,5 +447,7 @@ class ClientCore:
 _SUCCESSES: Final[dict[str, Callable[[ClientCore, Reply, Any], bool]]] = {
     "acquire": ClientCore._acquired,
     "convert": ClientCore._converted,
+    "hello": ClientCore._introduced,
+    "register": ClientCore._introduced,
     "release": ClientCore._released,
 }

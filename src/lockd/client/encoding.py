@@ -7,22 +7,24 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lockd.errors import InvalidRequestError, LockdError, ProtocolError, error_for_code
+import msgpack
+
+from lockd.client.strands import LoneStrand, Strand
+from lockd.errors import InvalidRequestError, LockdError, error_for_code
 from lockd.protocol.codec import (
     MAX_ANSWER_BYTES,
-    MAX_ANSWER_ELEMENTS,
     MAX_ARRAY_ELEMENTS,
     MAX_MAP_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     MAX_TEXT_BYTES,
-    Decoder,
     Encoder,
     nesting,
 )
 
-#: A shorter request of flat parameters exceeds no limit of protocol 3.1.
-_SURELY_SMALL: Final = 64
+_FLAT: Final = frozenset({str, int, float, bool, type(None), Strand, LoneStrand})
+"""A request with values of these types only, and with no more bytes than a text may
+have, exceeds no limit of protocol 3.1."""
 
 _AROUND: Final = 3
 """The nesting depth of parameters in a message: a map, in an array, in the message."""
@@ -37,37 +39,34 @@ YOUNG: Final = (*_WISHED, "strand", "fencing_token")
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
-class RequestEncoder:
-    """Encodes the requests of one connection."""
+def encode(msgid: int, method: str, params: dict[str, Any]) -> bytes:
+    """Encodes a request.
 
-    def __init__(self) -> None:
-        self._encoder = Encoder()
-
-    def encode(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
-        """Encodes a request.
-
-        Raises:
-            InvalidRequestError: the parameters cannot be sent.
-        """
-        try:
-            data = self._encoder.request(msgid, method, params)
-        except (TypeError, ValueError, OverflowError) as error:
-            for name, value in params.items():
-                _check_value(name, value)
-            raise InvalidRequestError(f"the request cannot be sent: {error}") from None
-        nested = any(isinstance(x, list | tuple | dict) for x in params.values())
-        if nested or len(data) > _SURELY_SMALL:
-            # protocol 3.2: bytes that exceed a limit would end the connection, and
-            # release all its locks.
-            _check_map("the request", params)
-            for name, value in params.items():
-                _check_value(name, value)
-            if len(data) > MAX_MESSAGE_BYTES:
-                raise InvalidRequestError(
-                    f"the request has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} "
-                    "are allowed: send less in one"
-                )
-        return data
+    Raises:
+        InvalidRequestError: the parameters cannot be sent.
+    """
+    try:
+        data = _encoder.request(msgid, method, params)
+    except (TypeError, ValueError, OverflowError) as error:
+        for name, value in params.items():
+            _check_value(name, value)
+        raise InvalidRequestError(f"the request cannot be sent: {error}") from None
+    if not (
+        len(data) <= MAX_TEXT_BYTES
+        and len(params) <= MAX_MAP_ENTRIES
+        and _FLAT.issuperset(map(type, params.values()))
+    ):
+        # protocol 3.2: bytes that exceed a limit would end the connection, and release
+        # all its locks.
+        _check_map("the request", params)
+        for name, value in params.items():
+            _check_value(name, value)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise InvalidRequestError(
+                f"the request has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} "
+                "are allowed: send less in one"
+            )
+    return data
 
 
 def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdError:
@@ -90,24 +89,45 @@ def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdErro
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 
-def cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
+def cut(data: bytes) -> tuple[list[Any], bytes, Exception | None]:
     """Returns the messages in a stream, its incomplete end, and the first error."""
     messages, tail, error = _cut(data)
     if error is not None and _cut(data)[2] is None:
         # The bytes are valid: a signal handler raised while they were read.
-        raise error.__context__ or error
+        raise error
     return messages, tail, error
 
 
-def _cut(data: bytes) -> tuple[list[Any], bytes, ProtocolError | None]:
-    decoder = Decoder(MAX_ANSWER_BYTES, MAX_ANSWER_ELEMENTS, MAX_ANSWER_BYTES)
+def _cut(data: bytes) -> tuple[list[Any], bytes, Exception | None]:
+    unpacker = _idle_unpackers.pop() if _idle_unpackers else _make_unpacker()
+    end = unpacker.tell() + len(data)
     messages: list[Any] = []
     try:
-        for message in decoder.receive(data):
-            messages.append(message)  # noqa: PERF402 - messages before an error count
-    except ProtocolError as error:
+        unpacker.feed(data)
+        while (start := unpacker.tell()) < end:
+            messages.append(unpacker.unpack())
+    except msgpack.OutOfData:
+        return messages, data[start - end :], None
+    except Exception as error:  # any error loses the stream; those before it count
         return messages, b"", error
-    return messages, bytes(decoder.partial), None
+    _idle_unpackers.append(unpacker)
+    return messages, b"", None
+
+
+def _make_unpacker() -> msgpack.Unpacker:
+    return msgpack.Unpacker(
+        strict_map_key=False,
+        # The daemon names what others have told it: a command line may be any bytes.
+        unicode_errors="surrogateescape",
+        max_buffer_size=MAX_ANSWER_BYTES,
+        max_ext_len=0,
+    )
+
+
+_encoder: Final = Encoder()
+
+#: Unpackers that hold no bytes, for reuse: to create one takes long.
+_idle_unpackers: Final[list[msgpack.Unpacker]] = []
 
 
 def _check_value(name: str, value: Any) -> None:

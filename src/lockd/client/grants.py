@@ -62,26 +62,18 @@ class Hold:
         told: whether the user has been told of its loss.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "fencing_token",
-        "grant",
-        "heard",
-        "inside",
-        "key",
-        "loss",
-        "mode",
-        "overdue",
-        "previous",
-        "release",
-        "released",
-        "slot",
-        "slots",
-        "strand",
-        "told",
-        "waited",
-        "wanted",
-    )
+    slot: int | None = None
+    slots: int | None = None
+    inside: tuple[int, ...] = ()
+    previous: Mapping[str, Any] | None = None
+    released = False
+    loss: tuple[str, str] | None = None
+    release: Reply | None = None
+    told = False
+    overdue = wanted = False
+    #: The number of the last notice.
+    heard = -1
+    grant: "ref[AnyGrant] | None" = None
 
     def __init__(self, shape: Mapping[str, Any], strand: int = 0) -> None:
         self.strand = strand
@@ -89,26 +81,12 @@ class Hold:
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
         self.waited: float = shape.get("waited") or 0.0
-        self.slot: int | None = shape.get("slot")
-        self.slots: int | None = shape.get("slots")
-        around = shape.get("inside")
-        self.inside: tuple[int, ...] = tuple(around or ())
-        found = shape.get("previous")
-        self.previous: Mapping[str, Any] | None = (
-            MappingProxyType(found) if isinstance(found, dict) else None
-        )
-        self.released = False
-        self.loss: tuple[str, str] | None = None
-        self.release: Reply | None = None
-        self.told = False
-        self.overdue = self.wanted = False
-        #: The number of the last notice.
-        self.heard = -1
-        self.grant: ref[AnyGrant] | None = None
-
-    def show(self, grant: "AnyGrant") -> None:
-        """Notes the grant that shows it."""
-        self.grant = ref(grant)
+        if "slot" in shape:
+            self.slot, self.slots = shape["slot"], shape.get("slots")
+        if around := shape.get("inside"):
+            self.inside = tuple(around)
+        if isinstance(found := shape.get("previous"), dict):
+            self.previous = MappingProxyType(found)
 
     def convert(self, mode: Mode, reply: Reply) -> None:
         """Sets the mode after a conversion, once."""
@@ -213,10 +191,12 @@ class Holds:
 
     def add(self, hold: Hold) -> None:
         """Adds a hold. It knows what another one with its token has heard."""
-        for other in self.under(hold.fencing_token):
-            hold.learn(other)
-        self._by_token.setdefault(hold.fencing_token, {})[hold] = None
-        self._tokens[hold.key, hold.strand] = hold.fencing_token
+        token = hold.fencing_token
+        if token in self._by_token:
+            for other in self.under(token):
+                hold.learn(other)
+        self._by_token.setdefault(token, {})[hold] = None
+        self._tokens[hold.key, hold.strand] = token
 
     def tokens(self) -> list[int]:
         """Returns all tokens."""
@@ -278,7 +258,7 @@ class AnyGrant(Uncopied):
     def __init__(self, hold: Hold, link: Link) -> None:
         self.hold = hold
         self.link = link
-        hold.show(self)
+        hold.grant = ref(self)
 
     def __repr__(self) -> str:
         hold = self.hold

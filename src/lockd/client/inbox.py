@@ -15,7 +15,6 @@ class Inbox(Awaited):
     """Events or losses that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._items: deque[Any] = deque()
         self._newest = -1
         self._error: LockdError | None = None

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
-from weakref import WeakSet
+from weakref import ref
 
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Uncopied
@@ -46,8 +46,8 @@ class AnyLock(Uncopied, Generic[GrantT]):
         self._holds: list[Held[GrantT]] = []
         #: What the open `with` bodies have entered. Some of it may be released already.
         self._bodies: list[Held[GrantT]] = []
-        #: The threads or tasks that have entered bodies.
-        self._guests: WeakSet[Any] = WeakSet()
+        #: The threads or tasks that have entered bodies, while they exist.
+        self._guests: set[ref[Any]] = set()
 
     def __repr__(self) -> str:
         state = "held" if self.locked() else "not held"
@@ -148,10 +148,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
                 last. A caller that never entered this lock leaves the last body of
                 another one, as a generator does that is finalized elsewhere.
         """
-        bodies, caller = list(self._bodies), self._caller()
-        if caller in self._guests:
-            bodies = [body for body in bodies if body.who == caller]
-        body = entered or next(reversed(bodies), None)
+        body = entered or self._last_body()
         if body is None:
             raise self._not_held()
         self._close_body(body)
@@ -164,15 +161,29 @@ class AnyLock(Uncopied, Generic[GrantT]):
             raise self._not_held()
         return since[-1]
 
+    def _last_body(self) -> Held[GrantT] | None:
+        caller = self._caller()
+        bodies = list(self._bodies)
+        for body in reversed(bodies):
+            if body.who == caller:
+                return body
+        if not bodies or ref(caller) in self._guests:
+            return None
+        return bodies[-1]
+
     def _open_body(self, held: Held[GrantT]) -> None:
         """Notes that a body has entered what was acquired."""
+        if self._bodies:
+            self._close_old_bodies(held.who)
+        self._guests.add(ref(held.who, self._guests.discard))
+        self._bodies.append(held)
+
+    def _close_old_bodies(self, who: object) -> None:
+        # An interruption may have kept an earlier body from beginning, or ending.
         holds = list(self._holds)
         for body in list(self._bodies):
-            # An interruption may have kept an earlier body from beginning, or ending.
-            if body.who == held.who and body not in holds:
+            if body.who == who and body not in holds:
                 self._close_body(body)
-        self._guests.add(held.who)
-        self._bodies.append(held)
 
     def _close_body(self, body: Held[GrantT]) -> None:
         with suppress(ValueError):  # it did not come so far
@@ -180,6 +191,8 @@ class AnyLock(Uncopied, Generic[GrantT]):
 
     def _forget_ended(self) -> None:
         """Forgets what the caller acquired and lost, but not what a body must leave."""
+        if not self._holds:
+            return
         bodies, caller = list(self._bodies), self._caller()
         for held in list(self._holds):
             if held.who == caller and held not in bodies and not held.grant.held:

@@ -18,28 +18,23 @@ class Reply(Awaited):
     """One request and, once it is done, its answer.
 
     Attributes:
+        msgid: the number under which it is sent; None before.
         done: whether it has a result or an error.
+        abandoned: whether its waiter was cancelled.
         grants: of an acquire, the new grants; of a release, the grants to release.
-        names: the resources that it is about, for people.
-        pieces: its bytes, until they are queued. The iterator yields each piece once,
-            so a second attempt to queue them queues nothing twice.
+        unsent: its bytes, until they are queued. The iterator yields them once, so a
+            second attempt to queue them queues nothing twice.
         strand: the strand that it acts for. 0: the session as a whole.
+        undo_mode: of a conversion, the mode before it.
     """
 
-    __slots__ = (
-        "abandoned",
-        "done",
-        "error",
-        "grants",
-        "method",
-        "msgid",
-        "names",
-        "params",
-        "pieces",
-        "result",
-        "strand",
-        "undo_mode",
-    )
+    msgid: int | None = None
+    unsent: Iterator[bytes] | None = None
+    done = False
+    abandoned = False
+    result: Any = None
+    error: LockdError | None = None
+    undo_mode: Mode | None = None
 
     def __init__(
         self,
@@ -47,33 +42,33 @@ class Reply(Awaited):
         params: dict[str, Any],
         grants: tuple[Any, ...] = (),
         *,
-        name: str | None = None,
+        name: str = "",
         strand: int = 0,
     ) -> None:
-        super().__init__()
         self.method = method
         self.params = params
         self.grants = grants
-        self.names = params.get("resources") or [params.get("resource", name) or ""]
         self.strand: int = params.get("strand", strand)
-        self.msgid: int | None = None
-        self.pieces: Iterator[bytes] | None = None
-        self.done = False
-        self.abandoned = False
-        self.result: Any = None
-        self.error: LockdError | None = None
-        self.undo_mode: Mode | None = None
+        self._name = name
+
+    @property
+    def names(self) -> list[str]:
+        """The resources that it is about, for people."""
+        if self.grants:
+            return [grant.resource for grant in self.grants]
+        params = self.params
+        return params.get("resources") or [params.get("resource", self._name)]
 
     def assign(self, msgid: int) -> None:
         """Sets the number under which it is sent."""
         self.msgid = msgid
 
-    def keep_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Sets its bytes, unless it has some. Returns its bytes."""
+    def keep(self, data: bytes) -> None:
+        """Sets its bytes, unless it has some."""
+        unsent = iter((data,))
         # No call between the test and the store.
-        if self.pieces is None:
-            self.pieces = pieces
-        return self.pieces
+        if self.unsent is None:
+            self.unsent = unsent
 
     def give_up(self) -> bool:
         """Abandons it. Returns whether it was not abandoned before."""
@@ -104,7 +99,9 @@ class Reply(Awaited):
         """Makes the reply done and wakes its waiter."""
         if not self.done:
             self.result, self.error, self.done = result, error, True
-        self.rouse()
+        wake = self._wake
+        if wake is not None:
+            wake()
 
     def outcome(self) -> Any:
         """Returns the result of a done reply, or raises its error."""

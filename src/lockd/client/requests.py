@@ -115,9 +115,9 @@ def key_of(
 
 def about(method: str, resource: Name, lockspace: str | None, **params: Any) -> Reply:
     """Returns a request about one resource."""
-    return Reply(
-        method, key_of(resource, lockspace)._asdict() | checked(method, params)
-    )
+    space, name = key_of(resource, lockspace)
+    where = {"lockspace": space, "resource": name}
+    return Reply(method, where | checked(method, params))
 
 
 def of_held(

@@ -23,10 +23,8 @@ MAX_ARRAY_ELEMENTS: Final = 1_024
 MAX_MAP_ENTRIES: Final = 64
 MAX_TEXT_BYTES: Final = 16_384
 
-#: The limits of a client for its daemon, which it trusts: listings and metrics are
-#: long.
+#: The limit of a client for its daemon, which it trusts: listings and metrics are long.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-MAX_ANSWER_ELEMENTS: Final = 262_144
 
 
 class BadMap:

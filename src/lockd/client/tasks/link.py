@@ -17,9 +17,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
-from anyio import NoEventLoopError
 from anyio.abc import TaskGroup
-from anyio.lowlevel import EventLoopToken, current_token
 
 from lockd.client import arguments, forking, paths
 from lockd.client.core import ClientCore, UnheardError
@@ -28,6 +26,7 @@ from lockd.client.inbox import Inbox, News
 from lockd.client.reply import Reply
 from lockd.client.requests import Opening
 from lockd.client.strands import LoneStrand, Strand
+from lockd.client.tasks.loop import Loop
 from lockd.client.wire import Wire
 from lockd.errors import InvalidRequestError, LockdError, WrongTaskError
 from lockd.terms import ResourceKey, WorkOutcome
@@ -115,14 +114,6 @@ async def _open_socket(address: paths.Address) -> socket.socket:
         raise
 
 
-def _current_loop() -> EventLoopToken | None:
-    """Returns an object that identifies this thread's event loop; None without one."""
-    try:
-        return current_token()
-    except NoEventLoopError:
-        return None
-
-
 class Grant(AnyGrant):
     """A lock that an async client holds or held. The end of `async with` releases it.
 
@@ -166,19 +157,20 @@ class TaskLink:
     """A connection that tasks share.
 
     Attributes:
+        loop: the event loop of the tasks.
         scopes: the bodies to cancel when their grant is lost.
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
+        self.loop = Loop()
         self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
         self._sock = sock
-        # A task keeps its coroutine alive; without the task, its strand goes, too.
+        # Without the task, its strand goes, too.
         self._strands: WeakKeyDictionary[Any, Strand] = WeakKeyDictionary()
         self._core = ClientCore(self._make_grant, "task")
         self._core.tell_losses_to(self._cancel_body)
         self._wire = Wire(sock, self._core)
         self._tasks = tasks
-        self._loop = _current_loop()
         self._reading = anyio.CancelScope(shield=True)
         self._flushing: anyio.CancelScope | None = None
         self._forked = False
@@ -204,11 +196,6 @@ class TaskLink:
             raise forking.forked()
         self.check_loop()
 
-    @property
-    def runs_here(self) -> bool:
-        """Whether the current event loop is the one that opened the connection."""
-        return _current_loop() == self._loop
-
     def check_loop(self) -> None:
         """Checks that the current event loop is the one that opened the connection.
 
@@ -217,23 +204,18 @@ class TaskLink:
         Raises:
             WrongTaskError: it is another one.
         """
-        if not self.runs_here:
+        if not self.loop.runs_here:
             raise WrongTaskError(
                 "this client works only in the event loop that opened it: open a "
                 "client in each loop, with connect()"
             )
-
-    def task(self) -> object:
-        """Returns an object that identifies the current task."""
-        # Not its id: a later task may get the same.
-        return anyio.get_current_task().coro
 
     def strand(self) -> Strand | None:
         """Returns the strand of the current task; None if the session has none."""
         self.check_owned()
         if self._core.program.whole:
             return None
-        task = self.task()
+        task = self.loop.task()
         return self._strands.get(task) or self._strands.setdefault(task, Strand())
 
     def lone_strand(self) -> Strand | None:
@@ -306,7 +288,7 @@ class TaskLink:
         """Processes all that has been received; never waits."""
         # Other threads cannot wake the tasks, so they only see what the reader has
         # read.
-        if self.runs_here and not self._forked:
+        if self.loop.runs_here and not self._forked:
             while self._wire.pull():
                 pass
             self._push()

@@ -185,7 +185,7 @@ class Lock(AnyLock[Grant]):
         self.link.check_owned()
 
     def _caller(self) -> object:
-        return self.link.task()
+        return self.link.loop.task()
 
 
 class Body(AbstractAsyncContextManager[Grant, bool]):
@@ -199,7 +199,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
 
     async def __aenter__(self) -> Grant:
         grant = (await self._lock.__aenter__()).grant
-        self._task = self._lock.link.task()
+        self._task = self._lock.link.loop.task()
         self._scope = self._lock.link.scopes[grant] = anyio.CancelScope()
         # The bytes that brought the grant may also have brought its loss.
         if grant.lost:
@@ -216,7 +216,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         link = self._lock.link
         link.check_loop()
         del link.scopes[self._lock.grant]
-        if self._task != link.task():
+        if self._task != link.loop.task():
             with suppress(LockdError):
                 self._lock._leave()
             raise WrongTaskError(

@@ -53,10 +53,10 @@ class ThreadLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._mutex = threading.RLock()
+        self._mutex: Any = threading.RLock()
         self._core = ClientCore(partial(_make_grant, ref(self)), "thread")
         self._wire = Wire(sock, self._core)
-        self._seat = threading.RLock()
+        self._seat: Any = threading.RLock()
         self._reading = False
         self._bell = Bell()
         # The sleeping threads: the lock of each, and whether it is the main thread.
@@ -272,7 +272,7 @@ class ThreadLink:
 
     def _read(self, awaited: Reply | Inbox) -> bool:
         """Reads once if no other thread is reading. Returns whether it has read."""
-        again = self._owns(self._seat)
+        again = self._seat._is_owned()
         taken: list[bool] = []
         try:
             # One call: an exception cannot come between the call and its result.
@@ -303,17 +303,16 @@ class ThreadLink:
             poll.register(self._bell, select.POLLIN)
         # protocol 3.4: the daemon may stop reading while the client does not read. So a
         # writer also waits for input.
-        both = select.POLLIN | select.POLLOUT
-        poll.register(self._descriptor, both if self._core.outgoing else select.POLLIN)
+        poll.register(self._descriptor, _BOTH if self._core.outgoing else select.POLLIN)
         found = self._unlocked(poll.poll)
-        if any(descriptor != self._descriptor for descriptor, _ in found):
+        if found[0][0] != self._descriptor or len(found) > 1:
             self._bell.hush()
         self._polls.append(poll)
 
     def _sleep(self, awaited: Reply | Inbox, waker: threading.Lock) -> None:
         if self._core.outgoing:
             poll = select.poll()
-            poll.register(self.sock, select.POLLIN | select.POLLOUT)
+            poll.register(self.sock, _BOTH)
             self._unlocked(partial(poll.poll, _PATIENCE * 1000))
             return
         waker.acquire(blocking=False)
@@ -328,7 +327,7 @@ class ThreadLink:
 
     def _unlocked(self, wait: Callable[[], Any]) -> Any:
         """Waits without the mutex, even if this code interrupted its owner."""
-        if not self._owns(self._mutex):
+        if not self._mutex._is_owned():
             return wait()
         saved: list[Any] = []
         try:
@@ -337,11 +336,6 @@ class ThreadLink:
         finally:
             if saved:
                 _RESTORE(self._mutex, saved[0])
-
-    @staticmethod
-    def _owns(mutex: Any) -> bool:
-        owned: bool = mutex._is_owned()
-        return owned
 
     def _leave(self, waker: threading.Lock) -> None:
         self._waiting.discard(waker)
@@ -370,6 +364,8 @@ class ThreadLink:
 _SAVE: Final[Any] = getattr(type(threading.RLock()), "_release_save")  # noqa: B009
 _RESTORE: Final[Any] = getattr(type(threading.RLock()), "_acquire_restore")  # noqa: B009
 
+_BOTH: Final = select.POLLIN | select.POLLOUT
+
 
 def _open(waker: threading.Lock) -> None:
     with suppress(RuntimeError):  # it is open
@@ -395,10 +391,7 @@ def _tell_fate(
 
 
 def _fate(reply: Reply) -> str | None:
-    names = reply.names
-    if reply.grants:
-        names = [grant.resource for grant in reply.grants]
-    what = ", ".join(quoted(name) for name in names)
+    what = ", ".join(quoted(name) for name in reply.names)
     if reply.method == "release":
         return (
             f"{what} is released" if reply.done else f"the release of {what} was sent"
