@@ -102,7 +102,7 @@ def assemble(
         answers,
         poller,
         keeping,
-        after_turn=lambda: epoch.ensure(engine.last_token),
+        after_turn=epoch.ensure,
         checks=os.environ.get(CHECK_INVARIANTS) == "1",
     )
     finder = Finder(engine, access, runtime.lockspaces)

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from math import inf
 from typing import Any, Final, TypeVar
 
 import trio
@@ -231,7 +230,8 @@ class Server:
     def take_turn(self) -> bool:
         """Serves all ready clients. Returns whether there were any."""
         self._shares.begin()
-        self._arrivals.begin()
+        if self._admission.newcomers:
+            self._arrivals.begin()
         if busy := self._has_work():
             self._poller.stay_awake()
         if self._unfinished:
@@ -242,9 +242,9 @@ class Server:
             self._give_turns(self._arrivals, self._admission.newcomers, self._let_in)
         if not (any_ready or busy):
             return False
-        if min(self._incomplete.next_deadline, self._gate.next_deadline) < inf:
+        if self._incomplete or self._gate.pauses:
             self._keep_deadlines()
-        self.end_turn()
+        self._end_turn()
         return True
 
     def _give_turns(
@@ -295,15 +295,18 @@ class Server:
 
     def end_turn(self) -> None:
         """Sends all pending answers, and closes the peers that end."""
+        self._end_turn()
+        if self._has_work():
+            # Another task has called this while the loop sleeps.
+            self._sleep.cancel()
+
+    def _end_turn(self) -> None:
         self._send_answers()
         if self._leaving:
             close = partial(self._guarded, self._close_peer_and_tell)
             self._give_turns(self._shares, self._leaving, close)
         self._runtime.end_turn()
         self._keeping.tidy()
-        if self._has_work():
-            # Another task may have called this while the loop sleeps.
-            self._sleep.cancel()
 
     def _tell_watchers(self) -> None:
         feed, most = self._answers.feed, self._limiter.limits.unread_bytes
@@ -319,10 +322,10 @@ class Server:
         self._guarded(self._answers.tell_events, peer, events)
 
     def _send_answers(self) -> None:
-        if self._answers.feed.is_watched:
+        feed, behind = self._answers.feed, self._answers.behind
+        if feed.is_watched:
             # If there is time, record them together with their cause.
             self._tell_watchers()
-        behind = self._answers.behind
         if not behind:
             self._keeping.commit(())
         while behind:
@@ -334,7 +337,7 @@ class Server:
                 return
             for peer in peers:
                 self._guarded(self._send_to, peer)
-            if self._answers.feed.is_watched:
+            if feed.is_watched:
                 # A user pays for the events that the user's requests cause.
                 self._shares.charge_all([x.user for x in peers], began)
 

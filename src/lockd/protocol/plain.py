@@ -17,7 +17,7 @@ An answer is plain if its texts are UTF-8. A command line or the name of a file 
 anything else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal
 
 import msgpack
@@ -41,20 +41,24 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _encode_any: Final = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
-def plain_requests(data: bytes, longest: int) -> Iterator[tuple[int, PlainRequest]]:
-    """Yields the plain requests with which received bytes begin, before all others.
+def plain_requests(data: bytes, longest: int) -> Iterable[tuple[int, PlainRequest]]:
+    """Returns the plain requests with which received bytes begin, before all others.
 
     Args:
         data: begins with a message.
         longest: how many bytes a request may have; at most `MAX_TEXT_BYTES`.
 
-    Yields:
-        The number of bytes of each, and the `PlainRequest`.
+    Returns:
+        The number of bytes of each, and the `PlainRequest`. Several are decoded one by
+        one, when they are asked for.
     """
     request = _plain(data, longest)
     if request is not None:
-        yield len(data), request
-        return
+        return ((len(data), request),)
+    return _each(data, longest)
+
+
+def _each(data: bytes, longest: int) -> Iterator[tuple[int, PlainRequest]]:
     for message in _messages(data):
         request = _plain(message, longest)
         if request is None:

@@ -127,7 +127,7 @@ class Scene:
             self.answers,
             self.poller,
             Keeping(),
-            after_turn=lambda: None,
+            after_turn=lambda last_token: None,
             checks=True,
         )
         self.hung, self.local = HungLockspace("hung"), ServedLockspace("local")

@@ -90,10 +90,14 @@ class Gate:
             os.close(self._spare_fd)
 
     @property
+    def pauses(self) -> bool:
+        """Whether accepting pauses at a socket."""
+        return bool(self._pauses)
+
+    @property
     def next_deadline(self) -> float:
         """When to accept again after a pause (`keep_deadlines`)."""
-        # Called in each turn, and pauses are rare.
-        return min(self._pauses.values()) if self._pauses else inf
+        return min(self._pauses.values(), default=inf)
 
     def keep_deadlines(self, now: float) -> None:
         """Accepts clients again after a pause."""

@@ -20,6 +20,9 @@ class HalfMessages:
     def __contains__(self, peer: Peer) -> bool:
         return peer in self._of
 
+    def __len__(self) -> int:
+        return len(self._of)
+
     @property
     def next_deadline(self) -> float:
         """The earliest deadline; infinite without incomplete messages."""

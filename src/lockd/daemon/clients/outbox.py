@@ -66,10 +66,15 @@ class Outbox:
         Raises:
             OSError: the connection is broken.
         """
-        self.add(data)
         unsent = self._unsent
         if unsent:
+            self.add(data)
             del unsent[: self._flow.send(unsent)]
+        elif data:
+            # As usual: nothing is copied.
+            sent = self._flow.send(data)
+            if sent < len(data):
+                unsent += data[sent:]
         self.is_behind = bool(unsent)
         if not unsent:
             self._piled_up = 0

@@ -98,6 +98,7 @@ class Peer:
         user: the user for its limits and its share of a turn.
         outbox: the bytes on their way to it.
         restricted: whether it has given up its rights.
+        is_libvirt: whether it uses libvirt's protocol.
         client: its name in `hello`.
         claims_itself: whether it has registered its own process by pid.
         is_closing: whether to close it at the end of the turn.
@@ -148,7 +149,7 @@ class Peer:
         self.is_closing = self.is_leaving = False
         self.has_said_all = self.is_orphaned = False
         # libvirtd passes its connections on to the guests.
-        self.is_inheritable = role == VIRTLOCKD
+        self.is_libvirt = self.is_inheritable = role == VIRTLOCKD
         self.expected: dict[int, Any] = {}
         self.late: dict[int, object] = {}
         #: The watched lockspace; "" for all that it may see.
@@ -280,11 +281,6 @@ class Peer:
     def at_admin_socket(self) -> bool:
         """Whether it counts as an admin's session."""
         return self.role == ADMINS
-
-    @property
-    def is_libvirt(self) -> bool:
-        """Whether it uses libvirt's protocol."""
-        return self.role == VIRTLOCKD
 
     @property
     def wanted_events(self) -> int:

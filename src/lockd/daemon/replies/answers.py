@@ -135,8 +135,8 @@ class Answers:
         grants, waited = effect.grants, effect.waited
         results = [views.grant_result(grant, waited) for grant in grants]
         for last in effect.previous:
+            place = [grant.key for grant in grants].index(last.grant.key)
             named = self.redaction.names(last, peer)
-            place = next(n for n, x in enumerate(grants) if x.key == last.grant.key)
             results[place]["previous"] = views.previous(last, now, named=named)
         if peer.expected and peer.expected.pop(effect.request, None) is ARRAY:
             peer.send_result(effect.request, {"grants": results})

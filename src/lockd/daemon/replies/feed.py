@@ -27,7 +27,11 @@ Told = tuple[str, bytes]
 
 
 class Feed:
-    """The events that some watcher still has to get, and each watcher's position."""
+    """The events that some watcher still has to get, and each watcher's position.
+
+    Attributes:
+        is_watched: whether there are watchers.
+    """
 
     def __init__(self) -> None:
         self._events: list[Told] = []
@@ -38,15 +42,12 @@ class Feed:
         #: The watchers of each user, with the number of the next event for each. The
         #: watcher that waits longest is the first.
         self._next: dict[int, dict[Peer, int]] = {}
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether there are watchers."""
-        return bool(self._next)
+        self.is_watched = False
 
     def add(self, peer: Peer) -> None:
         """Adds a watcher, which gets all later events."""
         self._next.setdefault(peer.user, {}).setdefault(peer, self._end)
+        self.is_watched = True
 
     def remove(self, peer: Peer) -> None:
         """Removes a watcher."""
@@ -55,10 +56,12 @@ class Feed:
         watchers.pop(peer, None)
         if not watchers:
             self._next.pop(uid, None)
+        self.is_watched = bool(self._next)
 
     def close(self) -> None:
         """Removes all watchers."""
         self._next.clear()
+        self.is_watched = False
 
     def append(self, event: Event) -> None:
         """Adds an event."""

@@ -83,6 +83,8 @@ class LockspaceMaker(Protocol):
         """
 
 
+_make_key: Final = tuple.__new__
+
 Handler = Callable[[Peer, int, Any], None]
 """Handles a request: takes the peer, the msgid and the parameters."""
 
@@ -442,7 +444,8 @@ def _keys(
     name = params.resource
     if name is not None:
         space.check_name(name)
-        return (ResourceKey(space.name, name),)
+        # ResourceKey(...) would take another frame.
+        return (_make_key(ResourceKey, (space.name, name)),)
     for name in params.resources or ():
         space.check_name(name)
     return tuple(ResourceKey(space.name, name) for name in params.resources or ())

@@ -61,7 +61,7 @@ class Runtime:
         answers: sends answers to the peers.
         poller: watches processes.
         keeping: keeps the state for a successor.
-        after_turn: called at the end of each turn of the loop.
+        after_turn: called at the end of each turn with the youngest fencing token.
         checks: whether to check all laws after every command, which is slow.
     """
 
@@ -72,7 +72,7 @@ class Runtime:
         poller: Poller,
         keeping: Keeping,
         *,
-        after_turn: Callable[[], None],
+        after_turn: Callable[[int], None],
         checks: bool = False,
     ) -> None:
         self.engine = engine
@@ -97,15 +97,16 @@ class Runtime:
         self._nursery: trio.Nursery | None = None
         self._on_turn: Callable[[], None] = lambda: None
         self._alarm = trio.CancelScope()
-        own: dict[type, Callable[[Any], None]] = {
+        #: Its deadline, which trio is slow to tell; None for infinity.
+        self._alarm_at: float | None = None
+        #: The functions for effects on which the lock table depends.
+        self._perform: dict[type, Callable[[Any], None]] = {
             e.OpenAnchor: self._open_anchor,
             e.CloseAnchor: self._close_anchor,
             e.Fence: self._fence,
             e.ForgetOwner: self._forget_owner,
             e.BreakOverdue: self._break_overdue,
         }
-        #: The functions for effects on which the lock table depends.
-        self._perform = own
         #: The functions for all other effects.
         self._tell: dict[type, tuple[Callable[[Any, float], None], ...]] = {}
         for hears in self.history.hears, self._counts.hears, answers.carriers:
@@ -203,9 +204,9 @@ class Runtime:
     def _set_alarm(self) -> None:
         """Sets the alarm to the next deadline of the engine."""
         when = self.engine.next_deadline()
-        deadline = math.inf if when is None else when
-        if deadline != self._alarm.deadline:
-            self._alarm.deadline = deadline
+        if when != self._alarm_at:
+            self._alarm_at = when
+            self._alarm.deadline = math.inf if when is None else when
 
     async def run(
         self,
@@ -226,7 +227,7 @@ class Runtime:
                 while True:
                     with self._alarm:
                         await trio.sleep_forever()
-                    self._alarm = trio.CancelScope()
+                    self._alarm, self._alarm_at = trio.CancelScope(), None
                     self.carry_out(c.Tick())
                     on_turn()
         finally:
@@ -251,7 +252,7 @@ class Runtime:
         if self.history.has_fresh:
             attempt(self.history.settle)
         self._set_alarm()
-        self._after_turn()
+        self._after_turn(self.engine.last_token)
 
     def close(self) -> None:
         """Closes files and processes."""
