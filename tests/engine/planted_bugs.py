@@ -129,14 +129,12 @@ PLANTED_BUGS = [
         "        session = told\n",
     ),
     _in(
-        "resource",
+        "owners",
         "wanted is told on the second waiter",
-        "        if mode is None:\n"
-        "            return ()\n"
-        "        if mode == SHARED and",
-        "        if mode is None or self.line_length() == 1:\n"
-        "            return ()\n"
-        "        if mode == SHARED and",
+        "    if mode is None:\n        return ()\n    if mode == SHARED and",
+        "    if mode is None or resource.line_length() == 1:\n"
+        "        return ()\n"
+        "    if mode == SHARED and",
     ),
     _in(
         "lock_table",
@@ -169,10 +167,10 @@ PLANTED_BUGS = [
         "\n",
     ),
     _in(
-        "resource",
+        "owners",
         "who shares is wanted by who shares, too",
-        "len(self.waiting) > self.sharing:",
-        "self.waiting:",
+        "len(waiting) > resource.sharing:",
+        "waiting:",
     ),
     _in(
         "resource",
@@ -715,8 +713,8 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "who is inside has the mode that it asked for",
-        "        return self.mode or self.anchor or request.mode, whole, around\n",
-        "        return request.mode, whole, around\n",
+        "        mode = self.mode or self.anchor or request.mode\n",
+        "        mode = request.mode\n",
     ),
     _in(
         "resource",
@@ -769,7 +767,7 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "a file is opened again for who is inside",
-        "            if request.inside and resource.still_around(request):\n",
+        "            if request.inside and resource.join(request):\n",
         "            if False:\n",
     ),
     _in(
@@ -852,6 +850,29 @@ PLANTED_BUGS = [
         "a file that is open for those around is opened in another mode",
         "            resource.open_anchor(request, resource.mode or request.mode)\n",
         "            resource.open_anchor(request, request.mode)\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "a file that stays open for one inside is not whole once all around it ended",
+        "        return request.wish.whole or (bool(request.inside) and "
+        "self.stays_whole)\n",
+        "        around = self.still_around(request)\n"
+        "        return request.wish.whole or (bool(around) and self.stays_whole)\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "a file that is opened again for one inside is whole",
+        "        self.stays_whole = joins and any(",
+        "        self.stays_whole = self.stays_whole or any(",
+        INNER_GRANTS,
+    ),
+    _in(
+        "recovery/snapshot",
+        "a file that stays open for one inside is not whole after a crash",
+        "            if record.whole:\n",
+        "            if False:\n",
         INNER_GRANTS,
     ),
     _in(

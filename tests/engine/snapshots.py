@@ -41,4 +41,5 @@ def _dump_resource(resource: Resource) -> Plain:
         "anchor": resource.anchor,
         "anchor_wanted": resource.anchor_wanted,
         "pending": None if pending is None else pending.order,
+        "whole": pending is not None and resource.gets_whole(pending),
     }

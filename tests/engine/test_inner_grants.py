@@ -833,3 +833,70 @@ def test_strand_that_is_inside_and_outside_waits_for_others_between(
     acquire(engine, ERIN, 1, DISK, mode=SHARED)
     effects = acquire(engine, DAVE, 3, DISK, mode=SHARED)
     assert refusal(effects).code == "deadlock"
+
+
+def test_file_that_stays_open_for_one_inside_stays_whole(engine: LockEngine) -> None:
+    """All around Bob end while his other file is opened, also over a restart."""
+    acquire(engine, ALICE, 1, ONE, whole=True)
+    acquire(engine, ALICE, 2, TWO)
+    open_files(engine, ONE, TWO)
+    for child in (BOB, CAROL):
+        enter(engine, child, 1, 2)
+    acquire(engine, CAROL, 1, TWO)
+    acquire(engine, BOB, 1, ONE, TWO)
+    release(engine, ALICE, 3, TWO)
+    effects = release(engine, CAROL, 2, TWO)
+    assert [x for x in effects if isinstance(x, e.OpenAnchor)] == [
+        e.OpenAnchor(TWO, EXCLUSIVE)
+    ]
+    release(engine, ALICE, 4, ONE)
+    loaded = snapshot.load(records.assemble(decoded(engine))).engine
+    assert loaded.handle(c.Resume(), now=0.0) == [
+        e.OpenAnchor(ONE, EXCLUSIVE, whole=True),
+        e.OpenAnchor(TWO, EXCLUSIVE),
+    ]
+    open_files(loaded, ONE)
+    for each in (engine, loaded):
+        assert who_got_it(open_files(each, TWO)) == [BOB]
+        wholes = [x.whole for key in (ONE, TWO) for x in each.holders(key)]
+        assert wholes == [True, False]
+        convert(each, BOB, 2, ONE, SHARED)
+        open_files(each, ONE)
+        assert refusal(convert(each, BOB, 3, ONE, EXCLUSIVE)).code == "invalid"
+
+
+def test_file_is_whole_for_its_next_holder_only_if_it_asks(engine: LockEngine) -> None:
+    """It stayed whole for Bob, and is opened again for Dave, with nobody around."""
+    test_file_that_stays_open_for_one_inside_stays_whole(engine)
+    acquire(engine, DAVE, 1, ONE)
+    effects = release(engine, BOB, 4, ONE)
+    assert e.OpenAnchor(ONE, EXCLUSIVE) in effects
+    open_files(engine, ONE)
+    assert [x.whole for x in engine.holders(ONE)] == [False]
+
+
+def test_file_that_is_opened_again_is_whole_only_if_it_is_asked_for(
+    engine: LockEngine,
+) -> None:
+    """Nothing is left around Carol when it is her turn."""
+    acquire(engine, ALICE, 1, ONE, whole=True)
+    open_files(engine, ONE)
+    for child in (BOB, CAROL):
+        enter(engine, child, 1)
+    acquire(engine, BOB, 1, ONE)
+    acquire(engine, CAROL, 1, ONE)
+    release(engine, ALICE, 2, ONE)
+    assert e.OpenAnchor(ONE, EXCLUSIVE) in release(engine, BOB, 2, ONE)
+    assert who_got_it(open_files(engine, ONE)) == [CAROL]
+    assert [x.whole for x in engine.holders(ONE)] == [False]
+
+
+def test_older_record_of_an_open_file_says_nothing_of_whole(engine: LockEngine) -> None:
+    acquire(engine, ALICE, 1, ONE)
+    old = decoded(engine)
+    for kind, _, value in old:
+        for opening in value["anchors"] if kind == "request" else ():
+            assert opening.pop() is False
+    loaded = snapshot.load(records.assemble(old))
+    assert loaded.problems == []
+    assert dump(loaded.engine) == dump(engine)

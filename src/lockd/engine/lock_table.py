@@ -247,7 +247,7 @@ class LockTable:
         for key in request.keys:
             resource = state.resource(key)
             resource.dequeue(request)
-            if request.inside and resource.still_around(request):
+            if request.inside and resource.join(request):
                 open_already.append(resource)
             elif state.lockspaces[key.lockspace].anchored:
                 to_open.append(resource)
@@ -267,7 +267,7 @@ class LockTable:
         resource.open_anchor(request, mode)
         self._state.mark("request", request.order, request)
         in_use = bool(resource.holders)
-        create, whole = request.wish.create, request.wish.whole
+        create, whole = request.wish.create, resource.gets_whole(request)
         self._effects.append(OpenAnchor(resource.key, mode, create, in_use, whole))
 
     def open_again(self, request: Request) -> None:

@@ -10,6 +10,7 @@ A handler returns its answer to the sender of the command, if the command has on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from msgspec.structs import replace
 
@@ -17,8 +18,9 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
 from lockd.engine.lock_table import LockTable
-from lockd.engine.resource import Resource, Seekers
+from lockd.engine.resource import Resource, Seekers, compatible
 from lockd.engine.session import OWNER_IS_DEAD, OwnerState, Request, Session, Strand
+from lockd.terms import SHARED
 
 
 class Owners:
@@ -155,7 +157,7 @@ class Owners:
     def tell_wanted(self) -> Iterator[e.Wanted | e.Unwanted]:
         """Tells holders that somebody waits for them, or that nobody does any more."""
         for resource, new in self._state.listened.items():
-            seekers = resource.seekers()
+            seekers = _seekers(resource)
             for strand in resource.to_tell(seekers, new):
                 wanted = _is_sought(resource, strand, seekers)
                 yield from self._tell_one(resource, strand, wanted)
@@ -228,6 +230,27 @@ class Owners:
         for owner in self._state.owners.values():
             if owner.fencing is not None and owner.grants:
                 self._table.tell(e.Fence(owner.owner_id, owner.identity))
+
+
+def _seekers(resource: Resource) -> Seekers:
+    """Returns who waits until holders release it: a strand, and those inside.
+
+    A holder that wants another mode waits for all others. One that is no holder waits
+    for each of them, and so do two holders: None stands for these. A holder that shares
+    has nobody in `waiting` who excludes it.
+    """
+    mode, found, waiting = resource.mode, dict[Strand, None](), resource.waiting
+    if mode is None:
+        return ()
+    if mode == SHARED and len(waiting) > resource.sharing:
+        return (None,)
+    for request in chain(resource.converting, () if mode == SHARED else waiting):
+        if not compatible(mode, request.mode):
+            found[request.strand] = None
+            if len(found) > 1 or request.strand not in resource.holders:
+                return (None,)
+    inner = (x for x in resource.inner if not compatible(mode, x.mode))
+    return (*found, *inner)
 
 
 def _is_sought(resource: Resource, strand: Strand, seekers: Seekers) -> bool:

@@ -89,6 +89,7 @@ class Resource:
         "seekers_told",
         "sharing",
         "slots",
+        "stays_whole",
         "waiting",
     )
 
@@ -110,6 +111,8 @@ class Resource:
         self.anchor_wanted: Mode | None = None
         #: The request for which the anchor is being opened; it may be abandoned.
         self.pending: Request | None = None
+        #: Whether a request from inside that moved up gets a whole anchor by that.
+        self.stays_whole = False
         #: None if nobody holds it or waits for it in slot mode.
         self.slots: Slots | None = None
 
@@ -227,15 +230,27 @@ class Resource:
         held = {x for grant in holders for x in (grant.fencing_token, *grant.inside)}
         return tuple(token for token in around if token in held)
 
+    def join(self, request: Request) -> bool:
+        """Returns whether a request from inside that moves up gets the anchor as it is.
+
+        It does so if anything around it is left. The anchor then stays as it is for
+        this request, even if all around it ends while others are opened.
+        """
+        joins = bool(self.still_around(request))
+        self.stays_whole = joins and any(x.whole for x in self.holders.values())
+        return joins
+
+    def gets_whole(self, request: Request) -> bool:
+        """Returns whether a request that moved up gets the anchor whole."""
+        return request.wish.whole or (bool(request.inside) and self.stays_whole)
+
     def joined_by(self, request: Request) -> tuple[Mode, bool, tuple[int, ...]]:
         """Returns how a request from inside holds: mode, whole, and what is around it.
 
         If all around it has ended, its anchor may still be open, for this request.
         """
-        around, whole = self.still_around(request), request.wish.whole
-        if around:
-            whole = whole or any(grant.whole for grant in self.holders.values())
-        return self.mode or self.anchor or request.mode, whole, around
+        mode = self.mode or self.anchor or request.mode
+        return mode, self.gets_whole(request), self.still_around(request)
 
     def is_inside(self, request: Request, strand: Strand) -> bool:
         """Returns whether a request is inside what a strand holds here."""
@@ -348,26 +363,6 @@ class Resource:
         self.listeners.pop(strand, None)
         self.listeners = self.listeners or _NO_LISTENERS
 
-    def seekers(self) -> Seekers:
-        """Returns who waits until holders release it: a strand, and those inside.
-
-        A holder that wants another mode waits for all others. One that is no holder
-        waits for each of them, and so do two holders: None stands for these. A holder
-        that shares has nobody in `waiting` who excludes it.
-        """
-        mode, found = self.mode, dict[Strand, None]()
-        if mode is None:
-            return ()
-        if mode == SHARED and len(self.waiting) > self.sharing:
-            return (None,)
-        for request in chain(self.converting, () if mode == SHARED else self.waiting):
-            if not compatible(mode, request.mode):
-                found[request.strand] = None
-                if len(found) > 1 or request.strand not in self.holders:
-                    return (None,)
-        inner = (x for x in self.inner if not compatible(mode, x.mode))
-        return (*found, *inner)
-
     def to_tell(self, seekers: Seekers, new: list[Strand]) -> list[Strand]:
         """Returns which listeners may have to hear of these, and notes that they do."""
         told, self.seekers_told = self.seekers_told, seekers
@@ -427,6 +422,10 @@ class Resource:
         """Notes that the anchor is being opened, for a request that left the line."""
         self.pending = request
         self.anchor_wanted = mode
+
+    def stay_whole(self) -> None:
+        """Notes that the anchor stays whole for the pending request from inside."""
+        self.stays_whole = True
 
     def anchor_is(self, mode: Mode | None) -> None:
         """Notes the mode in which the anchor is held."""

@@ -120,7 +120,7 @@ def _request(state: LockState, request: Request) -> Plain | None:
     if request.state is ANSWERED:
         return None
     opening = [
-        (key, resource.anchor, resource.anchor_wanted)
+        (key, resource.anchor, resource.anchor_wanted, resource.gets_whole(request))
         for key in request.keys
         if (resource := state.resources.get(key)) and resource.pending is request
     ]
@@ -156,13 +156,22 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
     return pieces.put_together()
 
 
+class _PendingAnchor(Struct, array_like=True):
+    """An anchor that is being opened for a request, or stays open for it."""
+
+    key: ResourceKey
+    anchor: Mode | None
+    wanted: Mode | None
+    whole: bool = False
+
+
 class _Standing(Struct):
     """The fields of a request that say where it stands."""
 
     order: int
     keys: tuple[ResourceKey, ...]
     converting: bool
-    anchors: list[tuple[ResourceKey, Mode | None, Mode | None]]
+    anchors: list[_PendingAnchor]
 
 
 class _OwnerName(Struct):
@@ -258,9 +267,11 @@ class _Assembly:
             resource = _resource(found, grant.key)
             resource.holders.append((grant.owner_id, grant.fencing_token))
         for order, (place, _) in self.requests.items():
-            for key, anchor, wanted in place.anchors:
-                resource = _resource(found, key)
-                resource.opens(order, anchor, wanted)
+            for opening in place.anchors:
+                resource = _resource(found, opening.key)
+                resource.opens(
+                    *(order, opening.anchor, opening.wanted), whole=opening.whole
+                )
             if not place.anchors:
                 for key in place.keys:
                     resource = _resource(found, key)

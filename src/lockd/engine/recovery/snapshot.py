@@ -322,10 +322,14 @@ class ResourceRecord(Struct):
     anchor: Mode | None = None
     anchor_wanted: Mode | None = None
     pending: int | None = None
+    whole: bool = False
 
-    def opens(self, order: int, anchor: Mode | None, wanted: Mode | None) -> None:
+    def opens(
+        self, order: int, anchor: Mode | None, wanted: Mode | None, *, whole: bool
+    ) -> None:
         """Notes that its anchor is being opened for the request with this order."""
-        self.pending, self.anchor, self.anchor_wanted = order, anchor, wanted
+        self.pending, self.whole = order, whole
+        self.anchor, self.anchor_wanted = anchor, wanted
 
 
 def _load_resource(
@@ -354,6 +358,8 @@ def _load_resource(
         if record.pending in requests:
             pending = requests[record.pending]
             resource.open_anchor(pending, record.anchor_wanted or pending.mode)
+            if record.whole:
+                resource.stay_whole()
         else:
             missing += 1
     state.resources[resource.key] = resource
