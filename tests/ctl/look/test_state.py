@@ -1,15 +1,19 @@
 """What a person is told while `lockctl run` waits."""
 
+import os
 from typing import Any
 
 import pytest
 
+from ctl.processes import Lockctl
 from lockd import Client
 from lockd.ctl.look.state import State, explain_wait
 from lockd.ctl.render import since
+from support.asking import ask_until
 
 HOLDER: dict[str, Any] = {
     "name": "tar",
+    "fencing_token": 5,
     "pid": 604,
     "uid": 0,
     "since": 1_000_000_000.0,
@@ -52,6 +56,27 @@ def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
 def test_place_in_the_queue_is_told_only_of_a_queue(sock: str, client: Client) -> None:
     """The wait may be over when it is asked about: nobody is 0th in queue."""
     client.acquire("job")
-    said = explain_wait(sock, "default", ["job"], 1).sentence
-    assert said.startswith("waiting for 'job' (held for ")
-    assert "queue" not in said
+    wait = explain_wait(sock, "default", ["job"], 0, os.getpid())
+    assert wait is not None
+    assert wait.sentence.startswith("waiting for 'job' (held for ")
+    assert "queue" not in wait.sentence
+
+
+def test_who_has_it_by_now_waits_no_more(sock: str, client: Client) -> None:
+    client.acquire("job")
+    pid = os.getpid()
+    assert explain_wait(sock, "default", ["job"], client.session, pid) is None
+
+
+def test_pid_of_another_namespace_is_nobodys_ancestor(
+    sock: str, client: Client, lockctl: Lockctl
+) -> None:
+    """The daemon knows the waiter by another pid than this process does."""
+    client.acquire("job")
+    lockctl.start("run", "job", "--", "true")
+    state = ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    (waiter,) = state["waiters"]
+    for pid, told in ((waiter["pid"], True), (7, False)):
+        wait = explain_wait(sock, "default", ["job"], waiter["session"], pid)
+        assert wait is not None
+        assert wait.is_for_ancestor == told

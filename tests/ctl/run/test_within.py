@@ -320,3 +320,105 @@ def test_program_that_nobody_waits_for_says_so(
     end_input(process)
     with connect(os.fspath(lockctl.env["LOCKD_SOCKET"])) as other:
         ask_until(other, "a", lambda state: state["holder_count"] == 0)
+
+
+# What lockctl says while it waits: for which lock, and who has that.
+
+
+def begin(process: "subprocess.Popen[str]") -> None:
+    """Lets the shell go on that reads a line."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def start_strangers(lockctl: Lockctl, client: Client, name: str) -> None:
+    """Starts two that wait for a lock."""
+    for _ in range(2):
+        lockctl.start("run", name, "--", "true")
+    ask_until(client, name, lambda state: state["waiter_count"] == 2)
+
+
+def start_holder(
+    lockctl: Lockctl, client: Client, name: str, *options: str
+) -> tuple["subprocess.Popen[str]", str]:
+    """Starts a holder that is nobody's ancestor. Returns how it is named, too."""
+    holder = lockctl.start("run", "--owner", "other", *options, name, "--", "cat")
+    state = ask_until(client, name, lambda state: state["holder_count"] == 1)
+    return holder, f"by other, pid {state['holders'][0]['pid']}, uid {os.getuid()}"
+
+
+def line_of_errors(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def test_wait_for_what_is_outside_is_explained_by_that(
+    lockctl: Lockctl, client: Client
+) -> None:
+    """Many wait for the lock around it, for which it does not ask yet."""
+    holder, name = start_holder(lockctl, client, "b")
+    waits = [*LOCKCTL, "run", "-v", "a", "b", "--", "true"]
+    script = f"read x; exec {subprocess.list2cmdline(waits)}"
+    process = lockctl.start("run", "a", "--", "sh", "-c", script)
+    ask_until(client, "a", lambda state: state["holder_count"] == 1)
+    start_strangers(lockctl, client, "a")
+    begin(process)
+    said = line_of_errors(process)
+    assert said.startswith("lockctl: waiting for 'b' (1st in queue; held for ")
+    assert said.endswith(f" {name})\n")
+    end_input(holder)
+    process.communicate()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("form", [(), ("-F",)])
+def test_wait_for_a_sibling_names_the_sibling(
+    form: tuple[str, ...], lockctl: Lockctl, client: Client
+) -> None:
+    """It has the lock outside by then, for which many wait."""
+    waits = [*LOCKCTL, "run", "-v", *form, "a", "b", "--", "true"]
+    script = f'echo "$LOCKD_WITHIN"; read x; exec {subprocess.list2cmdline(waits)}'
+    process = lockctl.start("run", "--owner", "outer", "a", "--", "sh", "-c", script)
+    assert process.stdout is not None
+    env = lockctl.env | {"LOCKD_WITHIN": process.stdout.readline().strip()}
+    sibling = lockctl.start("run", "--owner", "sibling", "a", "--", "cat", env=env)
+    state = ask_until(client, "a", lambda state: state["holder_count"] == 2)
+    begin(process)
+    ask_until(client, "a", lambda state: state["waiter_count"] == 1)
+    start_strangers(lockctl, client, "b")
+    said = line_of_errors(process)
+    assert said.startswith("lockctl: waiting for 'a' (1st in queue; held for ")
+    pid = state["holders"][1]["pid"]
+    assert said.endswith(f"by sibling, pid {pid}, uid {os.getuid()})\n")
+    end_input(sibling)
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_ancestor_is_named_though_it_is_not_the_first_holder(
+    lockctl: Lockctl, client: Client
+) -> None:
+    holder, _ = start_holder(lockctl, client, "a", "-s")
+    waits = ["env", "-u", "LOCKD_WITHIN", *run("a", "true")]
+    process = lockctl.start("run", "-s", "--owner", "outer", "a", "--", *waits)
+    state = ask_until(client, "a", lambda state: state["holder_count"] == 2)
+    said = line_of_errors(process)
+    pid = state["holders"][1]["pid"]
+    assert f"by outer, pid {pid}, uid {os.getuid()} and 1 more)" in said
+    assert said.endswith("; it runs this command, and may wait for its end\n")
+    process.terminate()
+    process.communicate()
+    end_input(holder)
+
+
+def test_wait_for_another_program_below_a_lock_blames_no_ancestor(
+    lockctl: Lockctl, client: Client
+) -> None:
+    holder, name = start_holder(lockctl, client, "b")
+    process = lockctl.start("run", "a", "--", *LOCKCTL, "run", "-v", "b", "--", "true")
+    said = line_of_errors(process)
+    assert said.startswith("lockctl: waiting for 'b' (1st in queue; held for ")
+    assert said.endswith(f" {name})\n")
+    end_input(holder)
+    process.communicate()

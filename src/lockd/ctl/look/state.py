@@ -1,7 +1,7 @@
 """The state of one lock, from the daemon and from the kernel."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from lockd.client.blocking import Client, connect
@@ -89,22 +89,38 @@ class State(NamedTuple):
     @property
     def held(self) -> str:
         """The first holder and since when, as a part of a sentence."""
-        by = next((x for x in self._everywhere if x["holders"]), None)
-        if by is None:
+        return self.held_by(None)
+
+    def held_by(self, named: Thing | None, around: Collection[int] = ()) -> str:
+        """Names a holder and since when, as a part of a sentence.
+
+        Args:
+            named: which of `holders`; None: the first.
+            around: the tokens of the holders that do not count.
+        """
+        if named is None:
+            counted = (x for x in self.holders if x["fencing_token"] not in around)
+            named = next(counted, None)
+        if named is None:
             if self.outside:
                 first = self.outside[0]
                 return f"held by {outsider(program_of(first), first['pid'])}"
             if found := self.resource["outside"]:
                 return f"held by {obstacle(found)}"
+            if around:
+                return "held by nobody but the commands that this is part of"
             return "held by nobody in lockd"
-        holder = by["holders"][0]
+        holder = named
+        by = next(x for x in self._everywhere if named in x["holders"])
         others = sum(x["holder_count"] for x in self._everywhere)
+        others -= sum(x["fencing_token"] in around for x in self.holders)
         others += len(self.outside) - 1
         more = f" and {others} more" if others else ""
         why = f" ({plain(said)})" if (said := purpose(holder)) else ""
         held = f"held for {duration(holder['held_for'])}"
         if holder.get("slot") is not None:  # an older daemon does not send it
-            held = f"{slots_of(by)} taken, the first {held}"
+            which = "the first" if holder is by["holders"][0] else "one"
+            held = f"{slots_of(by)} taken, {which} {held}"
         if holder["held_for"] >= _LONG:
             held += f", since {since(holder['since'])},"
         name = (
@@ -148,39 +164,87 @@ class Explanation(NamedTuple):
 
 
 def explain_wait(
-    socket: str, lockspace: str, names: Sequence[str], pid: int
-) -> Explanation:
+    socket: str, lockspace: str, names: Sequence[str], session: int, pid: int
+) -> Explanation | None:
     """Explains the wait of a waiter. Opens a session of its own.
 
     Args:
         socket: the socket of the daemon.
         lockspace: the lockspace of the names.
-        names: the resources that the waiter wants.
-        pid: the waiter.
+        names: the resources for which the waiter waits: it gets all of them together.
+        session: the session that waits.
+        pid: the owner of the session, as this process knows it.
+
+    Returns:
+        None if the session has them by now.
 
     Raises:
         LockdError: the daemon does not answer.
     """
     with connect(socket) as client:
         states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
+    if any(x["session"] == session for state in states for x in state.holders):
+        return None
     # Of several names, explain the one with the longest queue.
-    state = max(states, key=lambda x: (x.is_held, _place(x.resource, pid)))
-    place = _place(state.resource, pid)
+    wait = max(
+        (_WaitingFor(state, session) for state in states), key=lambda x: x.weight
+    )
     # The wait may have ended meanwhile; then the queue is empty.
-    where = f"{ordinal(place)} in queue; " if place else ""
-    name = quoted(state.resource["resource"])
-    sentence = f"waiting for {name} ({where}{state.held})"
-    # Only words follow from this: a pid may be used again, or mean another process.
-    above = {os.getpid(), *ancestors_of(os.getpid())}
-    inside = _inside(state.resource, pid)
-    if any(
-        holder["pid"] in above and holder["fencing_token"] not in inside
-        for holder in state.holders
-    ):
-        return Explanation(
-            f"{sentence}; it runs this command, and may wait for its end", True
-        )
-    return Explanation(sentence, False)
+    where = f"{ordinal(wait.place)} in queue; " if wait.place else ""
+    name, ancestor = quoted(wait.state.resource["resource"]), wait.ancestor(pid)
+    held = wait.state.held_by(ancestor, wait.around)
+    sentence = f"waiting for {name} ({where}{held})"
+    if ancestor is not None:
+        sentence += "; it runs this command, and may wait for its end"
+    return Explanation(sentence, ancestor is not None)
+
+
+class _WaitingFor:
+    """The wait of a session for one lock.
+
+    Attributes:
+        state: the state of the lock.
+        place: the place in the queue, from 1; 0 if nobody waits.
+        around: the tokens of the holders that the waiter is inside of, and for which it
+            does not wait.
+    """
+
+    def __init__(self, state: State, session: int) -> None:
+        self.state = state
+        waiters = state.resource["waiters"]
+        sessions = [waiter["session"] for waiter in waiters]
+        # The daemon only names the first waiters. Any other is taken for the last.
+        self.place: int = state.resource["waiter_count"]
+        self._waiter: Thing | None = None
+        if session in sessions:
+            self.place = sessions.index(session) + 1
+            self._waiter = waiters[self.place - 1]
+        # An older daemon does not tell.
+        self.around = set((self._waiter or {}).get("inside", ()))
+
+    @property
+    def _blockers(self) -> list[Thing]:
+        return [x for x in self.state.holders if x["fencing_token"] not in self.around]
+
+    @property
+    def weight(self) -> tuple[bool, int]:
+        """What decides which of several waits is explained."""
+        held = self.state.is_held if not self.around else bool(self._blockers)
+        return held, self.place
+
+    def ancestor(self, pid: int) -> Thing | None:
+        """Returns a holder that is an ancestor of this process, which may wait for it.
+
+        Only words follow from this: a pid may be used again.
+
+        Args:
+            pid: the waiter. The daemon knows it under another number if it sees other
+                processes than this one does (pid_namespaces(7)).
+        """
+        if self._waiter is not None and self._waiter["pid"] != pid:
+            return None
+        above = {os.getpid(), *ancestors_of(os.getpid())}
+        return next((x for x in self._blockers if x["pid"] in above), None)
 
 
 def culprit(socket: str, error: CodedError) -> str | None:
@@ -229,16 +293,3 @@ def _file_of(space: Thing, key: ResourceKey) -> str | None:
     if space["kind"] == "directory" and space["path"] is not None:
         return f"{space['path']}/{key.resource}"
     return None
-
-
-def _inside(resource: Thing, pid: int) -> set[int]:
-    """Returns the tokens around a waiter, which does not wait for these."""
-    # An older daemon does not tell.
-    waiting = (x.get("inside", ()) for x in resource["waiters"] if x["pid"] == pid)
-    return {token for tokens in waiting for token in tokens}
-
-
-def _place(resource: Thing, pid: int) -> int:
-    pids = [waiter["pid"] for waiter in resource["waiters"]]
-    # The daemon only names the first waiters. Any other is taken for the last.
-    return pids.index(pid) + 1 if pid in pids else resource["waiter_count"]

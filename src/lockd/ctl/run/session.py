@@ -39,6 +39,8 @@ class Session:
     Attributes:
         socket: the path of the daemon's socket.
         grants: its locks.
+        number: its number at the daemon, once it is connected.
+        asks_for: the names for which it waits at this moment.
         is_owner: whether the locks end with the connection, not with another process.
     """
 
@@ -47,6 +49,8 @@ class Session:
         self._place = paths.find_socket(socket)
         self.socket = os.path.abspath(self._place.path)
         self.grants: Sequence[Grant] = ()
+        self.number = 0
+        self.asks_for: Sequence[str] = ()
         self.is_owner = True
         self._granted_at = 0.0
 
@@ -91,7 +95,7 @@ class Session:
         """
         opening = requests.Opening(None, self._client)
         self._link, welcome = open_link(self._place, opening)
-        self._instance = welcome.get("instance", "")
+        self._instance, self.number = welcome.get("instance", ""), welcome["session"]
         self._register(owner, owner_pid, inheritable)
         until = None if timeout is None else time.monotonic() + timeout
         for part in self._parts(names, lockspace):
@@ -106,7 +110,9 @@ class Session:
                 label=label,
                 reason=reason,
             )
+            self.asks_for = part
             self._perform(acquire)
+            self.asks_for = ()
             self._granted_at = self._granted_at or time.monotonic()
             self.grants = [*self.grants, *acquire.grants]
         self.grants = sorted(self.grants, key=lambda x: names.index(x.resource))

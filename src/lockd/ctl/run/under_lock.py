@@ -156,11 +156,13 @@ class Run:
     def _remind(self, pid: int) -> None:
         from lockd.ctl.look.state import explain_wait
 
-        plan = self._plan
+        session, names = self._session, self._session.asks_for
+        if not names:
+            return
         with suppress(LockdError):
-            where = self._session.socket, plan.lockspace, plan.names
-            wait = explain_wait(*where, pid)
-            if self._curious or wait.is_for_ancestor:
+            where = session.socket, self._plan.lockspace, names
+            wait = explain_wait(*where, session.number, pid)
+            if wait is not None and (self._curious or wait.is_for_ancestor):
                 say(wait.sentence)
 
     def _environment(self) -> dict[str, str]:
