@@ -46,7 +46,7 @@ class Peer(Protocol):
     def start_all(self, method: str, /, *args: Any) -> Pending:
         """Calls a method with each of the arguments, in one thread or task."""
 
-    def collect(self, method: str, /, *args: Any) -> list[Any]: ...
+    def collect(self, method: str, /, *args: Any, **params: Any) -> list[Any]: ...
     def hold(self, resource: str, /, **params: Any) -> Held: ...
     def close(self) -> None: ...
 
@@ -130,8 +130,8 @@ class BlockingPeer:
     def start_all(self, method: str, /, *args: Any) -> Thread:
         return self.run(lambda: [self.call(method, arg) for arg in args])
 
-    def collect(self, method: str, /, *args: Any) -> list[Any]:
-        return list(self.call(method, *args))
+    def collect(self, method: str, /, *args: Any, **params: Any) -> list[Any]:
+        return list(self.call(method, *args, **params))
 
     def hold(self, resource: str, /, **params: Any) -> ThreadBody:
         return ThreadBody(self.client.lock(resource, **params))
@@ -282,9 +282,10 @@ class AsyncPeer:
 
         return self.run(call_all)
 
-    def collect(self, method: str, /, *args: Any) -> list[Any]:
+    def collect(self, method: str, /, *args: Any, **params: Any) -> list[Any]:
         async def collected() -> list[Any]:
-            return [item async for item in getattr(self.client, method)(*args)]
+            listed = getattr(self.client, method)(*args, **params)
+            return [item async for item in listed]
 
         return list(self._portal.call(collected))
 

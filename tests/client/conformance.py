@@ -346,6 +346,20 @@ class Conformance:
         assert names_of(found[0]["holders"]) == ["alice"]
         assert bob.collect("list_resources", "direct") == []
 
+    def test_all_holders_that_match_are_listed(
+        self, bob: Peer, watcher: WireClient
+    ) -> None:
+        watcher.call("register", owner={"name": "many"})
+        for strand in range(11):
+            watcher.acquire("gpu", mode="slot", slots=12, strand=strand)
+        for name in ("a", "pool"):
+            watcher.acquire(name, mode="shared")
+            watcher.acquire(name, mode="shared", strand=1)
+        found = bob.collect("list_resources", owner="many")
+        assert [x["resource"] for x in found] == ["a", "gpu", "pool"]
+        assert [x["slot"] for x in found[1]["holders"]] == [*range(11)]
+        assert [len(x["holders"]) for x in found] == [2, 11, 2]
+
     def test_those_who_wait_are_listed(
         self, alice: Peer, bob: Peer, watcher: WireClient
     ) -> None:

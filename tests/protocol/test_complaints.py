@@ -52,7 +52,8 @@ ALLOWED = {
     ("check", "fencing_token"): "an integer from 0 to 9223372036854775807",
     ("cancel", "request"): "an integer from 0 to 4294967295",
     ("list", "limit"): "an integer from 1 to 256 or nil",
-    ("list", "after"): "an array of 2: text, text or nil",
+    ("list", "after"): "the `next` of another page: an array of text, text, and "
+    "perhaps an integer or nil",
     ("create_lockspace", "name"): "text that is not empty",
 }
 

@@ -55,6 +55,7 @@ Where no place is given, no class has the word.
 TAKERS = {
     "daemon.requests.dispatch",
     "daemon.replies.reader",
+    "daemon.replies.filters",
     "daemon.replies.listings",
 }
 """Take requests from the wire, to change the engine or to read from it."""

@@ -192,6 +192,17 @@ def acquire_all(
     return request("acquire", lockspace=space, resources=names, **wanted)
 
 
+def is_more_of(found: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Returns whether an entry names further holders of the last one, and adds them.
+
+    A daemon names a few holders in each entry (protocol 6.9).
+    """
+    if any(found[name] != last[name] for name in ("lockspace", "resource")):
+        return False
+    last["holders"] += found["holders"]
+    return True
+
+
 def page(method: str, after: object, **params: Any) -> Reply:
     """Returns the request for one page of a listing."""
     return request(method, after=after, limit=PAGE, **params)

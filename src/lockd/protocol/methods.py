@@ -213,11 +213,23 @@ Limit = Annotated[int, Meta(ge=1, le=256)]
 Number = Annotated[int, Meta(ge=-1, le=2**62)]
 
 
+ResourcePlace = Annotated[
+    tuple[str | int, ...],
+    Meta(
+        min_length=2,
+        max_length=3,
+        description="the `next` of another page: an array of text, text, and perhaps "
+        "an integer",
+    ),
+]
+"""Lockspace and resource; and the last holder named, if more of them follow."""
+
+
 class ListParams(Params, frozen=True):
     """A page of the resources. Filters combine with AND."""
 
     lockspace: str | None = None
-    after: tuple[str, str] | None = None
+    after: ResourcePlace | None = None
     limit: Limit | None = None
     owner: str | None = None
     uid: Uid | None = None
@@ -227,6 +239,11 @@ class ListParams(Params, frozen=True):
     inode: tuple[int, int] | None = None
     fencing_token: Token | None = None
     waiting: bool | None = None
+
+    def __post_init__(self) -> None:
+        kinds = [type(part) for part in self.after or ()]
+        if kinds not in ([], [str, str], [str, str, int]):
+            raise InvalidRequestError("`after` must be the `next` of another page")
 
 
 class ListWaitersParams(Params, frozen=True):

@@ -202,6 +202,21 @@ def test_number_of_slots_shrinks_and_nobody_is_told_more_than_is_true(
         assert line.split("\t")[2] == "slot 1/2+2"
 
 
+def test_all_slots_of_a_process_are_listed(lockctl: Lockctl, sock: str) -> None:
+    with WireClient(sock) as other, WireClient(sock) as client:
+        other.call("register", owner={"name": "other"})
+        client.call("register", owner={"name": "many"})
+        for strand in range(9):
+            (client if strand % 3 else other).acquire(
+                "gpu", mode="slot", slots=9, strand=strand
+            )
+        done = lockctl("list", "--json", "--owner", "many")
+        (found,) = json.loads(done.stdout)["resources"]
+        assert [x["slot"] for x in found["holders"]] == [1, 2, 4, 5, 7, 8]
+        (line,) = lockctl("list", "--owner", "many").stdout.splitlines()
+        assert line.split("\t")[2:5] == ["slot 9/9", "9", "many"]
+
+
 def test_graph_says_that_any_slot_will_do(lockctl: Lockctl, sock: str) -> None:
     with connect(sock, name="one") as one, connect(sock, name="two") as two:
         one.acquire("gpu", slots=2)

@@ -2,7 +2,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,22 +9,20 @@ import pytest
 import trio
 
 from conftest import StartDaemon
-from daemon.replies.conftest import listed, names_of
+from daemon.replies.conftest import listed
 from lockd.daemon.clients.access import Access
 from lockd.daemon.clients.faces import Memory
 from lockd.daemon.clients.redaction import Redaction
-from lockd.daemon.replies import listings
+from lockd.daemon.replies import filters, listings
 from lockd.daemon.replies.pages import Pages
 from lockd.engine import commands as c
 from lockd.engine.lock_engine import LockEngine
 from lockd.protocol.methods import ListParams, ListWaitersParams
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey
-from support.daemon_process import DaemonProcess
 from support.places import DOCS
 from support.wire_client import (
     Connect,
     WireClient,
-    connected_as_nobody,
     wait_for_waiters,
 )
 
@@ -62,84 +59,6 @@ def test_listing_of_one_lockspace_has_nothing_of_others(
         }
         assert spaces["direct"]["outside"] == "file"
         assert (spaces["default"]["held"], spaces["direct"]["held"]) == (1, 0)
-
-
-# Which resources.
-
-
-def test_resources_are_picked_by_who_holds_or_waits(
-    connect: Connect, client: WireClient, other: WireClient
-) -> None:
-    client.call("register", owner={"name": "vm", "uuid": "u-1"})
-    client.call("acquire", resources=["a", "b"])
-    other.call("acquire", resources=["c", "d"])
-    other.send("acquire", resource="b")
-    wait_for_waiters(client, "b", 1)
-    reader = connect()
-    assert names_of(listed(reader, owner="vm")) == ["a", "b"]
-    assert names_of(listed(reader, owner="u-1")) == ["a", "b"]
-    assert listed(reader, owner="v") == []
-    assert names_of(listed(reader, pid=os.getpid())) == ["a", "b", "c", "d"]
-    assert listed(reader, pid=1) == []
-    assert names_of(listed(reader, uid=os.getuid(), owner="vm")) == ["a", "b"]
-    assert listed(reader, uid=os.getuid() + 1) == []
-    assert names_of(listed(reader, waiting=True)) == ["b"]
-    unit = reader.call("query", resource="a")["holders"][0]["unit"]
-    assert listed(reader, unit="no-such.service") == []
-    if unit is not None:
-        assert names_of(listed(reader, unit=unit)) == ["a", "b", "c", "d"]
-
-
-def test_of_many_holders_those_are_named_that_were_asked_for(
-    connect: Connect, client: WireClient
-) -> None:
-    for number in range(8):
-        peer = connect()
-        peer.call("register", owner={"name": f"reader {number}"})
-        peer.acquire("a", mode="shared")
-    (found,) = listed(client, owner="reader 7")
-    assert [x["name"] for x in found["holders"]] == ["reader 7"]
-    assert found["holder_count"] == 8
-    assert len(listed(client)[0]["holders"]) == 4
-
-
-def test_resources_are_picked_by_path_hash_and_label(
-    client: WireClient, other: WireClient, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.touch()
-    client.acquire(str(disk), lockspace="direct")
-    client.acquire("hashed", label=f"{tmp_path}/other")
-    client.acquire("unrelated", label=f"{tmp_path}-not-below")
-    assert names_of(listed(other, path=str(disk))) == [str(disk)]
-    below = names_of(listed(other, path=str(tmp_path)))
-    assert below == ["hashed", str(disk)]
-
-
-def test_label_of_another_user_cannot_be_found_out(
-    lockd: DaemonProcess, tmp_path: Path
-) -> None:
-    with WireClient(lockd.socket) as client, connected_as_nobody(lockd.socket) as peer:
-        client.acquire("a", label="/secret/plan")
-        assert listed(peer, path="/secret") == []
-        assert names_of(listed(client, path="/secret")) == ["a"]
-        peer.acquire("b", label="/secret/own")
-        assert names_of(listed(peer, path="/secret")) == ["b"]
-        (found,) = listed(peer, pid=os.getpid(), path="/secret")
-        assert found["resource"] == "b"
-
-
-def test_file_is_found_by_its_number_whatever_its_name(
-    client: WireClient, tmp_path: Path
-) -> None:
-    disk, alias = tmp_path / "disk", tmp_path / "alias"
-    disk.touch()
-    alias.hardlink_to(disk)
-    client.acquire(str(disk), lockspace="direct")
-    status = alias.stat()
-    (found,) = listed(client, inode=[status.st_dev, status.st_ino])
-    assert found["resource"] == str(disk)
-    assert listed(client, inode=[status.st_dev, status.st_ino + 1]) == []
 
 
 # Who waits.
@@ -252,7 +171,7 @@ class Looks:
         monkeypatch.setattr(listings, name, counted)
 
     def at_labels(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        leads_to = listings._leads_to
+        leads_to = filters.leads_to
 
         def counted(path: str) -> Any:
             leads = leads_to(path)
@@ -263,13 +182,13 @@ class Looks:
 
             return look
 
-        monkeypatch.setattr(listings, "_leads_to", counted)
+        monkeypatch.setattr(listings, "leads_to", counted)
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     looks = Looks()
-    looks.on(monkeypatch, "_means")
+    looks.on(monkeypatch, "means")
     looks.on(monkeypatch, "_holder_before")
     looks.at_labels(monkeypatch)
     return looks
@@ -326,7 +245,7 @@ def test_page_compares_few_parties_however_many_there_are(
     assert sum(count for _, count in found) >= looks_in_all
     # One resource is looked at whole: to pick it, by owner and by label, and to show
     # its holders.
-    assert max(count for _, count in found) < listings.PARTIES + 2 * (CROWD + 1)
+    assert max(count for _, count in found) < filters.PARTIES + 2 * (CROWD + 1)
 
 
 def test_first_waiter_names_few_holders_however_many_there_are(looks: Looks) -> None:

@@ -275,12 +275,23 @@ class Methods(Uncopied):
     ) -> Iterator[dict[str, Any]]:
         """Yields the resources with a holder or a waiter, sorted by name.
 
+        Each names at most 4 holders. With a filter for parties, it names all that
+        match.
+
         Args:
             lockspace: only this one; None: all.
             wanted: filters: `owner`, `uid`, `pid`, `unit`, `path`, `waiting` of
                 protocol 6.9.
         """
-        return self._listed("list", "resources", lockspace=lockspace, **wanted)
+        last: dict[str, Any] | None = None
+        listed = self._listed("list", "resources", lockspace=lockspace, **wanted)
+        for found in listed:
+            if last is None or not requests.is_more_of(found, last):
+                if last is not None:
+                    yield last
+                last = found
+        if last is not None:
+            yield last
 
     def list_waiters(self, lockspace: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the waiting requests, sorted by name and place in the queue."""

@@ -93,7 +93,8 @@ def list_(
 ) -> None:
     """List the locks that are held or waited for, in LOCKSPACE or everywhere.
 
-    Filters combine with AND. A lock belongs to its holders and to its waiters.
+    Filters combine with AND. A lock belongs to its holders and to its waiters. If you
+    filter by a party, lockctl shows the first holder that matches, and --json all.
 
     In a pipe, tabs separate the columns: lockspace, name, mode, number of holders;
     name, pid and user of the first holder, time held, reason; number of waiters; UUID

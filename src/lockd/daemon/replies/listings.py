@@ -4,15 +4,12 @@ A listing is a generator with pauses (`pages.Listing`). The state may change bet
 steps, so each step looks again.
 """
 
-import hashlib
-import os
 from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterable,
-    Iterator,
     Mapping,
+    Sequence,
 )
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
@@ -25,6 +22,13 @@ from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.redaction import Redaction, is_own
 from lockd.daemon.replies import views
+from lockd.daemon.replies.filters import (
+    Looked,
+    is_of_somebody,
+    leads_to,
+    means,
+    parties_of,
+)
 from lockd.daemon.replies.pages import RUN, Entry, Listing, Place, in_order
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Grant
@@ -36,20 +40,10 @@ from lockd.protocol.methods import (
     ListSessionsParams,
     ListWaitersParams,
 )
-from lockd.terms import EXCLUSIVE, Mode, ResourceKey
+from lockd.terms import Mode, ResourceKey
 
 Map = dict[str, Any]
 T = TypeVar("T")
-
-MISSES: Final = 4
-"""The most process lookups for a page: each costs as much as several entries."""
-
-PASSED: Final = 96
-"""The most entries to skip for a page."""
-
-PARTIES: Final = 512
-"""The most holders and waiters to compare with the filters for a page. A resource with
-more of them has a page of its own."""
 
 
 class Scene(NamedTuple):
@@ -82,44 +76,69 @@ class Scene(NamedTuple):
 
 def resources(scene: Scene, wanted: ListParams, place: Place) -> Listing:
     """Yields the resources with holders or waiters, sorted by name (`list`)."""
-    engine, memory, looked = scene.engine, scene.memory, _Looked()
+    engine, looked = scene.engine, Looked(scene.memory)
     is_picked = _picker(scene, wanted, looked)
-    named = _is_of_somebody(wanted) or wanted.fencing_token is not None
-    misses, passed = memory.misses, 0
+    named = is_of_somebody(wanted) or wanted.fencing_token is not None
+    # The place has a token if not all holders of the resource have been named.
+    begin, (named_to,) = ResourceKey(*place[:2]), place[2:] or (None,)
     for key in in_order(
-        _keys(scene, wanted), _comes(ResourceKey(*place), wanted.lockspace)
+        _keys(scene, wanted), _comes(begin, wanted.lockspace, named_to is not None)
     ):
         found = None if key is None else engine.resources.get(key)
         if key is None or found is None:
             yield None
             continue
-        if scene.sees(key.lockspace) and (
-            is_picked is None or is_picked(found, trio.current_time())
+        if not scene.sees(key.lockspace) or (
+            is_picked is not None and not is_picked(found, trio.current_time())
         ):
-            yield Entry(key, _resource(scene, wanted, found, looked, named=named))
-            passed = 0
+            looked.skip()
+        elif named and len(found.holders) > 1:
+            after = named_to if key == begin else None
+            yield from _named(scene, wanted, found, looked, after)
         else:
-            passed += 1
-        if (
-            memory.misses - misses >= MISSES
-            or passed >= PASSED
-            or looked.parties >= PARTIES
-        ):
-            misses, passed, looked.parties = memory.misses, 0, 0
+            yield Entry(key, _resource(scene, found))
+            looked.keep()
+        if looked.enough():
             yield None
 
 
-class _Looked:
-    """Counts the holders and waiters that a listing looks at."""
+def _named(
+    scene: Scene,
+    wanted: ListParams,
+    found: ResourceView,
+    looked: Looked,
+    after: int | None = None,
+) -> Listing:
+    """Yields the entries of a resource that name all holders that match the filters.
 
-    def __init__(self) -> None:
-        self.parties = 0
-
-    def at(self, parties: Iterable[T]) -> Iterator[T]:
-        """Yields the parties, and counts them."""
-        for party in parties:
-            self.parties += 1
-            yield party
+    Args:
+        scene: the data.
+        wanted: the filters.
+        found: the resource; it matches because of a holder or a waiter.
+        looked: counts the holders.
+        after: the holders up to this token have been named.
+    """
+    key, is_first, meant = found.key, after is None, list[Grant]()
+    tokens = [grant.fencing_token for grant in found.holders.values()]
+    for token in looked.at(token for token in tokens if token > (after or 0)):
+        grant = scene.engine.grant_of(token)
+        if grant is None:
+            continue
+        if wanted.fencing_token in (None, token) and means(
+            wanted, grant.owner, scene.memory, trio.current_time()
+        ):
+            meant.append(grant)
+        if len(meant) > views.IN_LIST:
+            place = (*key, meant[-2].fencing_token)
+            yield Entry(place, _resource(scene, found, meant[:-1]))
+            is_first = False
+            del meant[:-1]
+        if looked.enough():
+            yield None
+            if scene.engine.resources.get(key) is not found:
+                return
+    if meant or is_first:
+        yield Entry(key, _resource(scene, found, meant))
 
 
 def _keys(scene: Scene, wanted: ListParams) -> Collection[ResourceKey]:
@@ -137,20 +156,19 @@ def _keys(scene: Scene, wanted: ListParams) -> Collection[ResourceKey]:
     return scene.engine.resources
 
 
-def _comes(after: ResourceKey, lockspace: str | None) -> Callable[[ResourceKey], bool]:
+def _comes(
+    after: ResourceKey, lockspace: str | None, goes_on: bool
+) -> Callable[[ResourceKey], bool]:
+    """Returns a function: whether a key comes after one, or is the one that goes on."""
     if lockspace is None:
-        return lambda key: key > after
-    return lambda key: key[0] == lockspace and key > after
+        return lambda key: key > after or (goes_on and key == after)
+    return lambda key: (
+        key[0] == lockspace and (key > after or (goes_on and key == after))
+    )
 
 
-def _resource(
-    scene: Scene,
-    wanted: ListParams,
-    found: ResourceView,
-    looked: _Looked,
-    *,
-    named: bool,
-) -> Map:
+def _resource(scene: Scene, found: ResourceView, meant: Sequence[Grant] = ()) -> Map:
+    """Returns a resource, and of its holders those that are meant, if there are any."""
     now = trio.current_time()
     situation = scene.redaction.situation(scene.engine.situation(found.key), scene.peer)
     must_fence = scene.engine.must_fence
@@ -158,18 +176,11 @@ def _resource(
     shown = views.situation(situation, now, views.IN_LIST, look, must_fence)
     outside = situation.outside
     shown["outside"] = None if outside is None else views.outside(outside)
-    if named and found.mode != EXCLUSIVE:
-        # Show those of many holders that match.
-        meant = (
-            grant
-            for grant in looked.at(found.holders.values())
-            if _means(wanted, grant.owner, scene.memory, now)
-            and wanted.fencing_token in (None, grant.fencing_token)
-        )
+    if meant:
         shown["holders"] = [
             views.holder(_veiled(scene, grant), now, look, must_fence)
-            for grant in islice(meant, views.IN_LIST)
-        ] or shown["holders"]
+            for grant in meant
+        ]
     return shown
 
 
@@ -184,20 +195,20 @@ def _shows(scene: Scene, key: ResourceKey) -> bool:
 
 
 def _picker(
-    scene: Scene, wanted: ListParams, looked: _Looked
+    scene: Scene, wanted: ListParams, looked: Looked
 ) -> Callable[[ResourceView, float], bool] | None:
     """Returns a function: whether a resource matches the filters. None if all match."""
-    of_somebody = _is_of_somebody(wanted)
+    of_somebody = is_of_somebody(wanted)
     if not (of_somebody or wanted.path is not None or wanted.waiting):
         return None
-    leads = None if wanted.path is None else _leads_to(wanted.path)
+    leads = None if wanted.path is None else leads_to(wanted.path)
 
     def is_picked(found: ResourceView, now: float) -> bool:
         if wanted.waiting and not found.has_line:
             return False
         if of_somebody and not any(
-            _means(wanted, owner, scene.memory, now)
-            for owner, _ in looked.at(_parties(found))
+            means(wanted, owner, scene.memory, now)
+            for owner, _ in looked.at(parties_of(found))
         ):
             return False
         if leads is None or leads(found.key.resource):
@@ -205,40 +216,11 @@ def _picker(
         shows = _shows(scene, found.key)
         return any(
             label is not None and leads(label)
-            for owner, label in looked.at(_parties(found))
+            for owner, label in looked.at(parties_of(found))
             if shows or is_own(owner, scene.peer)
         )
 
     return is_picked
-
-
-def _is_of_somebody(wanted: ListParams) -> bool:
-    """Returns whether the filters ask for certain holders or waiters."""
-    return (wanted.owner, wanted.uid, wanted.pid, wanted.unit).count(None) < 4
-
-
-def _means(wanted: ListParams, owner: Owner, look: Look, now: float) -> bool:
-    """Returns whether an owner matches the filters."""
-    return (
-        wanted.owner in (None, owner.name, owner.uuid)
-        and wanted.uid in (None, owner.uid)
-        and wanted.pid in (None, owner.pid)
-        and (wanted.unit is None or wanted.unit == look(owner, now)[1])
-    )
-
-
-def _parties(found: ResourceView) -> Iterator[tuple[Owner, str | None]]:
-    for grant in found.holders.values():
-        yield grant.owner, grant.label
-    for request in found.line():
-        yield request.owner.identity, request.wish.label
-
-
-def _leads_to(path: str) -> Callable[[str], bool]:
-    """Returns a function: whether a name stands for a file, or for one below it."""
-    hashed = hashlib.sha256(os.fsencode(path)).hexdigest()
-    below = path.rstrip("/") + "/"
-    return lambda name: name in (path, hashed) or name.startswith(below)
 
 
 def waiters(scene: Scene, wanted: ListWaitersParams, place: Place) -> Listing:
@@ -259,15 +241,14 @@ def waiters(scene: Scene, wanted: ListWaitersParams, place: Place) -> Listing:
 
 
 def _line(scene: Scene, found: ResourceView, first: int) -> Listing:
-    misses = scene.memory.misses
+    looked = Looked(scene.memory)
     before: RequestView | None = None
     for place, request in enumerate(list(found.line()), 1):
         if place > first and not request.is_answered:
             item = _waiter(scene, found, place, request, before)
             yield Entry((*found.key, place), item)
         before = request
-        if scene.memory.misses - misses >= MISSES:
-            misses = scene.memory.misses
+        if looked.enough():
             yield None
 
 
@@ -368,8 +349,7 @@ def lockspaces(scene: Scene, _: ListLockspacesParams, place: Place) -> Listing:
 
 def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
     """Yields all sessions, with the locks and requests that the peer may see."""
-    peers, memory, look = scene.peers, scene.memory, scene.look(None)
-    misses = memory.misses
+    peers, looked, look = scene.peers, Looked(scene.memory), scene.look(None)
     numbers = in_order([(x,) for x in peers], lambda number: number > place)
     for number in numbers:
         peer = None if number is None else peers.get(number[0])
@@ -389,8 +369,7 @@ def sessions(scene: Scene, _: ListSessionsParams, place: Place) -> Listing:
             "waiting": waiting,
         }
         yield Entry(number, item)
-        if memory.misses - misses >= MISSES:
-            misses = memory.misses
+        if looked.enough():
             yield None
 
 
