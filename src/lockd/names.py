@@ -237,7 +237,11 @@ def plain(text: str, *, keep: str = "") -> str:
 
 def is_utf8(text: str) -> bool:
     """Returns whether a text has only valid characters, and no escaped bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_text(text: str, what: str, limit: int) -> None:

@@ -3,6 +3,8 @@
 This module knows nothing of locking; every room may import it.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
 Mode = Literal["exclusive", "shared", "slot"]
@@ -59,6 +61,12 @@ class ResourceKey(NamedTuple):
         if self.lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
             return self.resource
         return f"{self.lockspace}:{self.resource}"
+
+
+key_of: Final[Callable[[tuple[str, str]], ResourceKey]] = partial(
+    tuple.__new__, ResourceKey
+)
+"""Makes a `ResourceKey` of a lockspace and a resource, in half the time."""
 
 
 class OutsideHolder(NamedTuple):

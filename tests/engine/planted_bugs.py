@@ -497,26 +497,28 @@ PLANTED_BUGS = [
     _in(
         "usage",
         "locks that were waited for together are counted for ever",
-        "                self.held.remove(uid, len(keys))\n",
+        "                take_from(self.held, uid, len(keys))\n",
         "                pass\n",
     ),
     _in(
         "usage",
         "what a lock that ended said still counts",
-        "            self.text.remove(uid, text_bytes((grant.key,), label, reason))\n",
+        "            take_from(self.text, uid, "
+        "text_bytes((grant.key,), label, reason))\n",
         "            pass\n",
     ),
     _in(
         "usage",
         "what a lock says does not count",
-        "            self.text.add(uid, text_bytes((grant.key,), label, reason))\n",
+        "            add_to(self.text, uid, text_bytes((grant.key,), label, reason))\n",
         "            pass\n",
     ),
     _in(
         "recovery/snapshot",
         "what locks say is not counted after a load",
         "        state.usage.add_grant(grant)\n",
-        "        state.usage.held.add(grant.owner.uid)\n",
+        "        uid, held = grant.owner.uid, state.usage.held\n"
+        "        held[uid] = held.get(uid, 0) + 1\n",
     ),
     _in(
         "recovery/snapshot",

@@ -1,6 +1,7 @@
 """When requests time out or try again, and when grants become overdue."""
 
 import heapq
+from collections.abc import Iterator
 from typing import Final
 
 from lockd.engine.effects import Grant
@@ -8,8 +9,11 @@ from lockd.engine.session import OwnerState, Request
 
 _FEW: Final = 64
 
+Deadline = tuple[float, int, Request | OwnerState]
+"""The time, the order, and the thing that is due."""
 
-class Deadlines(list[tuple[float, int, Request | OwnerState]]):
+
+class Deadlines:
     """A heap of what is due: requests, and grants that become overdue.
 
     An entry is a time and a request with its order, or an owner with the token of a
@@ -18,27 +22,34 @@ class Deadlines(list[tuple[float, int, Request | OwnerState]]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self._heap: list[Deadline] = []
         self._most = _FEW
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __iter__(self) -> Iterator[Deadline]:
+        return iter(self._heap)
 
     def add(self, when: float, order: int, thing: Request | OwnerState) -> None:
         """Adds the time at which a request or a grant is due."""
-        if len(self) >= self._most:
+        if len(self._heap) >= self._most:
             # Most entries belong to what ended long before its time.
-            self[:] = [entry for entry in self if not _is_stale(*entry)]
-            heapq.heapify(self)
-            self._most = _FEW + 4 * len(self)
-        heapq.heappush(self, (when, order, thing))
+            self._heap = [entry for entry in self._heap if not _is_stale(*entry)]
+            heapq.heapify(self._heap)
+            self._most = _FEW + 4 * len(self._heap)
+        heapq.heappush(self._heap, (when, order, thing))
 
     def first(self) -> float | None:
         """Returns when the earliest one is due; None without any."""
-        while self and _is_stale(*self[0]):
-            heapq.heappop(self)
-        return self[0][0] if self else None
+        heap = self._heap
+        while heap and _is_stale(*heap[0]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
 
     def take_first(self) -> Request | Grant:
         """Removes and returns the earliest one. `first` has returned its time."""
-        _, order, thing = heapq.heappop(self)
+        _, order, thing = heapq.heappop(self._heap)
         return thing if isinstance(thing, Request) else thing.grants[-order]
 
 

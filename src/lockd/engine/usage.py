@@ -15,22 +15,24 @@ PLAIN: Final = MAX_NAME_BYTES // 4
 """A name of at most this many characters is never long, whatever the characters."""
 
 
-class Tally(dict[int, int]):
-    """An amount for each uid. A uid with an amount of 0 has no entry."""
+Tally = dict[int, int]
+"""An amount for each uid. A uid with an amount of 0 has no entry."""
 
-    def add(self, uid: int, more: int = 1) -> None:
-        """Adds to the amount of a uid."""
-        if more:
-            self[uid] = self.get(uid, 0) + more
 
-    def remove(self, uid: int, less: int = 1) -> None:
-        """Subtracts from the amount of a uid. The amount must not become negative."""
-        if less:
-            left = self[uid] - less
-            if left:
-                self[uid] = left
-            else:
-                del self[uid]
+def add_to(tally: Tally, uid: int, more: int = 1) -> None:
+    """Adds to the amount of a uid."""
+    if more:
+        tally[uid] = tally.get(uid, 0) + more
+
+
+def take_from(tally: Tally, uid: int, less: int = 1) -> None:
+    """Subtracts from the amount of a uid. The amount must not become negative."""
+    if less:
+        left = tally[uid] - less
+        if left:
+            tally[uid] = left
+        else:
+            del tally[uid]
 
 
 class Usage:
@@ -41,49 +43,46 @@ class Usage:
     def __init__(self) -> None:
         #: Grants. A request for several resources counts here for each of them: its
         #: grants are not checked against a limit again, and may outnumber requests.
-        self.held = Tally()
+        self.held: Tally = {}
         #: Unanswered requests.
-        self.waiting = Tally()
+        self.waiting: Tally = {}
         #: Bytes of text in both.
-        self.text = Tally()
+        self.text: Tally = {}
 
     def add_grant(self, grant: Grant) -> None:
         """Counts a grant."""
         uid, label, reason = grant.owner.uid, grant.label, grant.reason
-        self.held[uid] = self.held.get(uid, 0) + 1
+        add_to(self.held, uid)
         # Most grants carry no text and need no measuring.
         if label is not None or reason is not None or len(grant.key.resource) > PLAIN:
-            self.text.add(uid, text_bytes((grant.key,), label, reason))
+            add_to(self.text, uid, text_bytes((grant.key,), label, reason))
 
     def remove_grant(self, grant: Grant) -> None:
         """Reverses `add_grant`."""
         uid, label, reason = grant.owner.uid, grant.label, grant.reason
-        if (left := self.held[uid] - 1) > 0:
-            self.held[uid] = left
-        else:
-            del self.held[uid]
+        take_from(self.held, uid)
         if label is not None or reason is not None or len(grant.key.resource) > PLAIN:
-            self.text.remove(uid, text_bytes((grant.key,), label, reason))
+            take_from(self.text, uid, text_bytes((grant.key,), label, reason))
 
     def add_request(self, request: Request) -> None:
         """Counts a request. A convert adds no text: its grant has counted it."""
         uid, keys = request.uid, request.keys
-        self.waiting.add(uid)
+        add_to(self.waiting, uid)
         if not request.converting:
             if size := text_bytes(keys, request.wish.label, request.wish.reason):
-                self.text.add(uid, size)
+                add_to(self.text, uid, size)
             if len(keys) > 1:
-                self.held.add(uid, len(keys))
+                add_to(self.held, uid, len(keys))
 
     def remove_request(self, request: Request) -> None:
         """Reverses `add_request`."""
         uid, keys = request.uid, request.keys
-        self.waiting.remove(uid)
+        take_from(self.waiting, uid)
         if not request.converting:
             if size := text_bytes(keys, request.wish.label, request.wish.reason):
-                self.text.remove(uid, size)
+                take_from(self.text, uid, size)
             if len(keys) > 1:
-                self.held.remove(uid, len(keys))
+                take_from(self.held, uid, len(keys))
 
 
 def text_bytes(

@@ -17,7 +17,7 @@ from lockd.daemon.replies.sentences import sentence
 from lockd.daemon.system.defects import attempt, defect
 from lockd.engine import effects as e
 from lockd.engine.lock_engine import SessionView
-from lockd.engine.usage import Tally
+from lockd.engine.usage import Tally, add_to, take_from
 from lockd.errors import CodedError, error_for_code
 
 Notice = e.Overdue | e.Wanted | e.Unwanted
@@ -46,7 +46,7 @@ class Answers:
         self.redaction = Redaction(access)
         self.peers: dict[int, Peer] = {}
         self.behind: set[Peer] = set()
-        self.late_by_user = Tally()
+        self.late_by_user: Tally = {}
         self.feed = Feed()
         #: For each watcher, whether it may see the events in a lockspace.
         self._sees: dict[Peer, Callable[[str], bool]] = {}
@@ -67,12 +67,12 @@ class Answers:
         if peer.outbox.missed_notices:
             self.behind.add(peer)
         if peer.late:
-            self.late_by_user.add(peer.user, len(peer.late))
+            add_to(self.late_by_user, peer.user, len(peer.late))
 
     def remove_peer(self, peer: Peer) -> None:
         """Removes a peer. Its pending answers are dropped."""
         if self.peers.pop(peer.session, None) is not None and peer.late:
-            self.late_by_user.remove(peer.user, len(peer.late))
+            take_from(self.late_by_user, peer.user, len(peer.late))
         self.behind.discard(peer)
         self.feed.remove(peer)
         self._sees.pop(peer, None)
@@ -95,7 +95,7 @@ class Answers:
             The function that answers it; it takes None or an error.
         """
         peer.late[msgid] = what
-        self.late_by_user.add(peer.user)
+        add_to(self.late_by_user, peer.user)
         return partial(self.conclude, peer.session, msgid)
 
     def conclude(self, session: int, msgid: int, error: CodedError | None) -> None:
@@ -103,7 +103,7 @@ class Answers:
         peer = self.peers.get(session)
         if peer is None or peer.late.pop(msgid, None) is None:
             return
-        self.late_by_user.remove(peer.user)
+        take_from(self.late_by_user, peer.user)
         try:
             if error is None:
                 peer.send_result(msgid)

@@ -53,6 +53,7 @@ from lockd.terms import (
     Mode,
     OnDisconnect,
     ResourceKey,
+    key_of,
 )
 from lockd.text import duration
 
@@ -82,8 +83,6 @@ class LockspaceMaker(Protocol):
             ConfigError: it cannot be served.
         """
 
-
-_make_key: Final = tuple.__new__
 
 Handler = Callable[[Peer, int, Any], None]
 """Handles a request: takes the peer, the msgid and the parameters."""
@@ -130,7 +129,6 @@ class Dispatcher:
         self._engine = runtime.engine
         self._finder = finder
         self._lockspace, self._key = finder.lockspace, finder.key
-        self._lockspace_of_holder = finder.lockspace_of_holder
         self._registration = Registration(
             runtime.engine, runtime.processes, life.new_number
         )
@@ -258,7 +256,9 @@ class Dispatcher:
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
         session, token, outcome = peer.session, params.fencing_token, params.outcome
         if token is None:
-            keys = _keys(self._lockspace_of_holder(peer, params.lockspace), params)
+            keys = _keys(
+                self._finder.lockspace_of_holder(peer, params.lockspace), params
+            )
             self._runtime.carry_out(c.Release(session, msgid, keys, outcome=outcome))
         elif self._is_of_another(peer, token):
             self._runtime.carry_out(c.ReleaseForOwner(session, msgid, token, outcome))
@@ -357,8 +357,7 @@ class Dispatcher:
         result["epoch"] = self._epoch
         result["upgrades"] = self._life.upgrades
         result["limits"] = statistics.limits(self._limiter, self._keeping)
-        is_stuck = self._keeping.is_stuck
-        why_not = hindrance(self._runtime.changes, is_stuck=is_stuck)
+        why_not = hindrance(self._runtime.changes, is_stuck=self._keeping.is_stuck)
         result["upgrade"] = statistics.upgrade(why_not)
         # A problem may name something that others may not see.
         result["problems"] = self._health.problems if peer.is_admin else []
@@ -444,8 +443,7 @@ def _keys(
     name = params.resource
     if name is not None:
         space.check_name(name)
-        # ResourceKey(...) would take another frame.
-        return (_make_key(ResourceKey, (space.name, name)),)
+        return (key_of((space.name, name)),)
     for name in params.resources or ():
         space.check_name(name)
     return tuple(ResourceKey(space.name, name) for name in params.resources or ())

@@ -297,8 +297,7 @@ class Runtime:
 
     def _close_anchor(self, effect: e.CloseAnchor) -> None:
         self._keeping.drop_file(effect.key)
-        lockspace = self.lockspaces[effect.key.lockspace]
-        resource = effect.key.resource
+        resource, lockspace = effect.key.resource, self.lockspaces[effect.key.lockspace]
         if lockspace.anchor_is_slow(resource):
             self._later(lockspace, partial(lockspace.close_anchor, resource))
         else:
