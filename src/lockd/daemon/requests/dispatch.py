@@ -171,8 +171,7 @@ class Dispatcher:
         """Returns whether a peer without further requests gets nothing more."""
         session = self._engine.sessions[peer.session]
         busy = peer.outbox.is_behind or peer.has_more or peer.watched is not None
-        unanswered = session.requests or peer.late
-        return not (busy or session.owner.grants or unanswered)
+        return not (busy or session.owner.grants or session.requests or peer.late)
 
     # Requests for the engine.
 
