@@ -90,10 +90,10 @@ class Model:
         return min(free, default=None)
 
     def line(self, name: str) -> list[Ask]:
-        """Those inside most holds first, then those who convert, then all others."""
+        """Those inside the latest hold first, then who converts, then all others."""
 
         def turn(ask: Ask) -> tuple[int, bool]:
-            return -len(ask.around.get(name, ())), not ask.converts
+            return -max(ask.around.get(name, ()), default=0), not ask.converts
 
         return sorted((ask for ask in self.asks if name in ask.names), key=turn)
 

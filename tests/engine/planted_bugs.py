@@ -697,8 +697,14 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "who is deeper inside waits for who is not",
-        "        return -len(request.inside[self.key]), request.order\n",
+        "        return -request.inside[self.key][-1], request.order\n",
         "        return 0, request.order\n",
+    ),
+    _in(
+        "resource",
+        "who is inside more that is over goes before those inside what is held",
+        "        return -request.inside[self.key][-1], request.order\n",
+        "        return -len(request.inside[self.key]), request.order\n",
     ),
     _in(
         "resource",

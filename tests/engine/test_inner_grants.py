@@ -214,6 +214,38 @@ def test_who_is_deeper_inside_goes_first(engine: LockEngine) -> None:
     assert who_got_it(release(engine, ERIN, 2, DISK)) == [DAVE]
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_who_waits_inside_what_is_over_comes_after_those_inside_what_is_held(
+    depth: int, engine: LockEngine
+) -> None:
+    """Dave waits inside one or two that have ended, when Carol begins anew.
+
+    She waits for Erin and Fred inside, so these must not wait for him.
+    """
+    acquire(engine, ALICE, 1, DISK)
+    enter(engine, BOB, 1)
+    tokens = tuple(range(1, depth + 1))
+    if depth == 2:
+        acquire(engine, BOB, 1, DISK)
+    for child in (CAROL, DAVE, ERIN):
+        enter(engine, child, *tokens)
+    assert who_got_it(acquire(engine, ERIN, 1, DISK)) == [ERIN]
+    acquire(engine, CAROL, 1, DISK)
+    acquire(engine, DAVE, 1, DISK)
+    for session in (ALICE, BOB)[:depth]:
+        release(engine, session, 2, DISK)
+    assert who_got_it(release(engine, ERIN, 2, DISK)) == [CAROL]
+    token = engine.situation(DISK).holders[0].fencing_token
+    enter(engine, ERIN, token)
+    enter(engine, FRED, token)
+    assert who_got_it(acquire(engine, ERIN, 3, DISK)) == [ERIN]
+    assert acquire(engine, FRED, 1, DISK) == [queued(FRED, 1, DISK)]
+    assert waiters(engine) == [FRED, DAVE]
+    assert who_got_it(release(engine, ERIN, 4, DISK)) == [FRED]
+    release(engine, CAROL, 2, DISK)
+    assert who_got_it(release(engine, FRED, 2, DISK)) == [DAVE]
+
+
 def test_try_inside_is_busy_while_a_sibling_has_it(engine: LockEngine) -> None:
     family(engine, BOB, CAROL)
     acquire(engine, BOB, 1, DISK)

@@ -66,9 +66,9 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         if any(_could_go(engine, request) for request in line[:1] + downwards):
             yield f"{name}: the first in line waits though nothing is in its way"
     inner = list(resource.inner)
-    depths = [(-len(r.inside[resource.key]), r.order) for r in inner]
-    if depths != sorted(depths):
-        yield f"{name}: those inside are out of turn: {depths}"
+    places = [(-max(r.inside[resource.key]), r.order) for r in inner]
+    if places != sorted(places):
+        yield f"{name}: those inside are out of turn: {places}"
     if any(request.inside for request in line if request not in inner):
         yield f"{name}: a request from inside stands behind others"
     for part in (list(resource.converting), list(resource.waiting)):

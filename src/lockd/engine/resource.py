@@ -97,7 +97,7 @@ class Resource:
         self.key = key
         #: By strand, in the order of their grants.
         self.holders: dict[Strand, Grant] = {}
-        #: Those inside most grants first: the holders of the inner ones wait for them.
+        #: Those inside the latest grant first: its holder waits for them.
         self.inner = _NOBODY
         self.converting = _NOBODY
         self.waiting = _NOBODY
@@ -193,7 +193,7 @@ class Resource:
     def _admits_inside(self, request: Request) -> bool:
         """Returns whether all that exclude a request are grants that it is inside of.
 
-        Nobody that is inside as many of them stands before it.
+        Nobody that is inside a later one, or the same, stands before it.
         """
         first = next(iter(self.inner), request)
         if first is not request and self._place(first) < self._place(request):
@@ -206,7 +206,7 @@ class Resource:
 
     def _place(self, request: Request) -> tuple[int, int]:
         """Returns what sorts the requests from inside."""
-        return -len(request.inside[self.key]), request.order
+        return -request.inside[self.key][-1], request.order
 
     def around(self, tokens: Collection[int]) -> tuple[int, ...]:
         """Returns the tokens of those grants, and of all that these are inside of.
