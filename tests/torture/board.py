@@ -29,6 +29,9 @@ CONVERTED: Final = 1
 #: A hold whose worker was killed: whether it had counted is not known.
 KILLED: Final = 2
 
+#: A hold that may have gone before others, as it was asked for inside a lock.
+MAY_OVERTAKE: Final = 4
+
 TALLIES: Final = (
     "grants",
     "cycles",
@@ -50,6 +53,13 @@ TALLIES: Final = (
     "resumed",
     "misdeeds",
     "stopped for a while",
+    "slots",
+    "pools emptied",
+    "inside",
+    "deeper inside",
+    "yielded",
+    "overdue",
+    "broken",
 )
 
 FINDINGS: Final = ("went on", "ended", "stayed locked", "not locked", "granted twice")
@@ -58,9 +68,12 @@ FINDINGS: Final = ("went on", "ended", "stayed locked", "not locked", "granted t
 _COLUMNS: Final = TALLIES + FINDINGS
 _HEADER: Final = 64
 _SLOT: Final = 64
-_HOLDS: Final = 32  # the first word of the holds in a slot
+_HOLDS: Final = 44  # the first word of the holds in a slot
 HOLDS: Final = 4
 _HOLD: Final = 4
+_WAITS: Final = 60  # the word that says for what a worker waits
+_LETS_IN: Final = 61  # and the word that says what others may get inside of
+_TOKEN_BITS: Final = 53
 _RECORD: Final = 8
 
 _STOP, _FAULT = 0, 1
@@ -76,7 +89,12 @@ def now() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One lock that was held: when asked for, known to be queued, granted, given up."""
+    """One lock that was held: when asked for, known to be queued, granted, given up.
+
+    Attributes:
+        around: the token of the lock that it was inside of, or was asked for when that
+            was held; 0: there is none, or it is not known.
+    """
 
     slot: int
     index: int
@@ -89,6 +107,7 @@ class Record:
     ended: int
     token: int
     value: int
+    around: int = 0
 
 
 class Board:
@@ -154,6 +173,39 @@ class Board:
     def set_kept(self, resource: int, since: int) -> None:
         self.words[_KEPT + resource] = since
 
+    # What others may get inside of, and for what somebody waits.
+
+    def let_in(self, slot: int, resource: int, token: int) -> None:
+        """Says that others may get inside a lock that is held."""
+        word = (resource + 1) << _TOKEN_BITS | token
+        self.words[self._slot(slot) + _LETS_IN] = word
+
+    def let_nobody_in(self, slot: int) -> None:
+        """Says that they may not any more, before it is given up."""
+        self.words[self._slot(slot) + _LETS_IN] = 0
+
+    def outer(self, resource: int) -> int:
+        """Returns the token of a lock that others may get inside of; 0: there is none.
+
+        As long as it is returned, the lock is held.
+        """
+        for slot in range(SLOTS):
+            word = int(self.words[self._slot(slot) + _LETS_IN])
+            if word >> _TOKEN_BITS == resource + 1:
+                return word & (1 << _TOKEN_BITS) - 1
+        return 0
+
+    def begin_waiting(self, slot: int, resource: int) -> None:
+        """Says that a worker has its place in the queue, and is not served yet."""
+        self.words[self._slot(slot) + _WAITS] = resource + 1
+
+    def end_waiting(self, slot: int) -> None:
+        self.words[self._slot(slot) + _WAITS] = 0
+
+    def is_waited_for(self, resource: int) -> bool:
+        words = (self.words[self._slot(slot) + _WAITS] for slot in range(SLOTS))
+        return resource + 1 in words
+
     # What is counted by a worker, for the table.
 
     def tally(self, slot: int, name: str, count: int = 1) -> None:
@@ -189,6 +241,7 @@ class Board:
         times: tuple[int, int, int],
         token: int,
         flags: int = 0,
+        around: int = 0,
     ) -> int:
         """Adds the record of a hold that begins; returns its index, -1 if it is full.
 
@@ -210,6 +263,7 @@ class Board:
         words[record + 4] = 0
         words[record + 5] = token
         words[record + 6] = -1
+        words[record + 7] = around
         words[at] = index + 1
         return index
 
@@ -228,7 +282,9 @@ class Board:
         return int(self.words[self._slot(slot)]) > RECORDS - 16
 
     def end_all(self, slot: int) -> None:
-        """Ends what a worker that is about to be killed still holds."""
+        """Ends what a worker that is about to be killed still holds, or waits for."""
+        self.end_waiting(slot)
+        self.let_nobody_in(slot)
         for index in range(int(self.words[self._slot(slot)]) - 1, -1, -1):
             at = self._record(slot, index)
             if self.words[at + 4] == 0:
@@ -242,11 +298,12 @@ class Board:
         for slot in range(SLOTS):
             for index in range(int(self.words[self._slot(slot)])):
                 at = self._record(slot, index)
-                first, *times, token, value = map(int, self.words[at : at + 7])
+                words = map(int, self.words[at : at + _RECORD])
+                first, *times, token, value, around = words
                 sent, queued, granted, ended = times
                 yield Record(
                     slot, index, first & 0xFFFFFFFF, first >> 32 & 0xFF, first >> 40,
-                    sent, queued, granted, ended, token, value,
+                    sent, queued, granted, ended, token, value, around,
                 )  # fmt: skip
 
     # What is held at this moment, for the prober.

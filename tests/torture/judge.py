@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from torture.board import CONVERTED, EXCLUSIVE, KILLED, Board, Record
+from torture.board import CONVERTED, EXCLUSIVE, KILLED, MAY_OVERTAKE, Board, Record
 from torture.places import PLACES
 
 _SHOWN: Final = 5
@@ -38,13 +39,19 @@ class Judge:
             if not record.ended:
                 self._find("harness", f"{record} was never given up")
         for resource, held in by_resource.items():
-            self._overlaps(held)
+            for level in _levels(held):
+                self._overlaps(level)
             self._counter(held, board.counter(resource))
-            granted = [r for r in held if r.token and not r.flags & CONVERTED]
-            queued = [(r.queued or r.granted, r) for r in granted]
-            self._order("queue order", queued)
-            self._rise(granted)
-        granted = [r for r in records if r.token and not r.flags & CONVERTED]
+            self._rise(_grants(held))
+        granted = _grants(records)
+        by_queue: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+        for record in granted:
+            if record.flags & MAY_OVERTAKE:
+                continue
+            place = PLACES[record.resource]
+            by_queue[place.lockspace, place.name, record.around].append(record)
+        for queue in by_queue.values():
+            self._order("queue order", [(r.queued or r.granted, r) for r in queue])
         self._order("token", [(r.granted, r) for r in granted])
         self._tokens(granted)
         for kind, what, _ in board.complaints():
@@ -60,7 +67,12 @@ class Judge:
             self.told.append(f"{kind}: {what}")
 
     def _overlaps(self, held: list[Record]) -> None:
-        """Nobody holds while somebody holds exclusively."""
+        """Nobody holds while somebody holds exclusively.
+
+        Of some it is only known until when they hold for sure; it may be before they
+        knew that they do.
+        """
+        held = [record for record in held if record.ended > record.granted]
         last: Record | None = None  # whose end is the latest
         last_exclusive: Record | None = None
         for record in sorted(held, key=lambda r: r.granted):
@@ -115,6 +127,30 @@ class Judge:
         if tokens and min(tokens) <= self._greatest:
             self._find("token", f"{min(tokens)} after {self._greatest}")
         self._greatest = max([self._greatest, *tokens])
+
+
+def _grants(records: list[Record]) -> list[Record]:
+    """Returns those with a token of their own."""
+    return [r for r in records if r.token and not r.flags & CONVERTED]
+
+
+def _levels(held: list[Record]) -> list[list[Record]]:
+    """Returns who excludes each other: those outside, and all inside the same lock.
+
+    A lock with others inside counts until the last of them is done, and so nobody else
+    has it before.
+    """
+    if not any(record.around for record in held):
+        return [held]
+    tokens = {record.token for record in held} - {0}
+    inside: dict[int, list[Record]] = defaultdict(list)
+    for record in held:
+        inside[record.around if record.around in tokens else -1].append(record)
+
+    def end(record: Record) -> int:
+        return max([record.ended, *map(end, inside.get(record.token, ()))])
+
+    return [[replace(r, ended=end(r)) for r in level] for level in inside.values()]
 
 
 def _say(record: Record) -> str:

@@ -70,6 +70,9 @@ class Line:
         self._is_served = False
         #: What it was told of its locks.
         self.notices: list[str] = []
+        #: Whether its locks may be broken, and the tokens of those that were.
+        self.may_break = False
+        self.broken: list[int] = []
         self.chunk = 65_536
         self.pause = 0.0
         board.tally(slot, "connections")
@@ -120,9 +123,9 @@ class Line:
     def call(self, method: str, **params: object) -> Any:
         return self.wait(self.ask(method, **params))
 
-    def look(self) -> None:
-        """Reads what has come without being waited for."""
-        if self._poll.poll(0):
+    def look(self, seconds: float = 0) -> None:
+        """Reads what has come without being waited for, or comes within so long."""
+        if self._poll.poll(seconds * 1_000):
             self._receive()
 
     def hear(self, count: int) -> list[str]:
@@ -212,6 +215,10 @@ class Line:
                 self._board.tally(self._slot, "resumed")
             case [2, "notice", [{"what": what}]]:
                 self.notices.append(what)
+            case [2, "lost", [{"cause": "broken", "fencing_token": int(token)}]] if (
+                self.may_break
+            ):
+                self.broken.append(token)
             case [2, "lost", [params]]:
                 self._board.complain("lost lock", f"{self.name}: {params}")
             case _:

@@ -16,15 +16,20 @@ from campaigns.misbehaving import MISDEEDS, Crowd
 from torture import keepers
 from torture.board import Board
 from torture.inside import enter, fork
+from torture.insiders import Insider
 from torture.line import SOCKET
+from torture.listeners import Idler, Late
 from torture.worker import Worker
 
 QUIET: Final = 6
 """So many, the first ones, ask for nothing when they have got what they hold."""
 
-FIRST_WORKER: Final = 11
-WORKERS: Final = 14
-FIRST_MISBEHAVING: Final = FIRST_WORKER + WORKERS
+FIRST_LATE: Final = 11
+FIRST_MORTAL: Final = 13
+MORTAL: Final[tuple[type[Worker], ...]] = (*[Idler] * 2, *[Insider] * 3, *[Worker] * 12)
+"""Who may be killed at any moment."""
+
+FIRST_MISBEHAVING: Final = FIRST_MORTAL + len(MORTAL)
 
 MISBEHAVING_UIDS: Final = (61_001, 61_002)
 """They are in the group lockd. What they do is charged to them, not to the workers."""
@@ -113,8 +118,10 @@ class Nursery:
 
     def _role(self, slot: int, seed: int) -> Callable[[], None]:
         board = self._board
-        if slot >= FIRST_WORKER:
-            return Worker(board, slot, seed).run
+        if slot >= FIRST_MORTAL:
+            return MORTAL[slot - FIRST_MORTAL](board, slot, seed).run
+        if slot >= FIRST_LATE:
+            return Late(board, slot, seed).run
         keep = partial(keepers.keep, is_quiet=self._is_quiet)
         roles: list[Callable[[Board, int], None]] = [
             *(keep, keep, keepers.probe),
@@ -132,7 +139,7 @@ class Nursery:
 
     def _kill_one(self, chance: random.Random) -> None:
         """Kills a worker, whatever it does; what it held it held until then."""
-        mortal = [pid for pid, slot in self._slots.items() if slot >= FIRST_WORKER]
+        mortal = [pid for pid, slot in self._slots.items() if slot >= FIRST_MORTAL]
         if not mortal or self._board.is_over:
             return
         pid = chance.choice(mortal)

@@ -269,6 +269,64 @@ BUGS: Final = [
         "left = keeping.forget_the_rest(revived.unclaimed, owners, at_once=damaged)",
         "left = []",
     ),
+    # Slots, locks inside others, notices.
+    _in(
+        "engine/resource",
+        "a slot has the number of those that are held",
+        "        number = slots.first_free\n",
+        "        number = slots.taken.bit_count()\n",
+    ),
+    _in(
+        "engine/resource",
+        "a slot more than there are",
+        "return self.first_free < self.count",
+        "return self.first_free <= self.count",
+    ),
+    _in(
+        "engine/resource",
+        "one gets inside beside another",
+        "            grant.fencing_token in around or strand is request.strand\n",
+        "            grant.fencing_token in around or grant.inside\n",
+    ),
+    _in(
+        "engine/resource",
+        "the end of a lock frees what is held inside",
+        "        return compatible(held, mode)\n\n    def lets_pass",
+        "        return all(\n"
+        "            compatible(held.mode, mode) or held.inside\n"
+        "            for held in holders.values()\n"
+        "        )\n\n    def lets_pass",
+    ),
+    _in(
+        "engine/resource",
+        "who waits inside what has ended goes before those inside what is held",
+        "        return -request.inside[self.key][-1], request.order\n",
+        "        return -len(request.inside[self.key]), request.order\n",
+    ),
+    _in(
+        "engine/resource",
+        "only new holders hear that they are wanted",
+        "        whom = new if told == seekers else self.listeners\n",
+        "        whom = new\n",
+    ),
+    _in(
+        "engine/lock_table",
+        "what holders hear is forgotten at a start",
+        "            if grant.notices is not None:\n",
+        "            if not grant:\n",
+    ),
+    _in(
+        "engine/lock_state",
+        "a lock is overdue at the later of two times",
+        "due=min(ends, default=None)",
+        "due=max(ends, default=None)",
+    ),
+    _in(
+        "engine/lock_state",
+        "a lock is overdue too early",
+        "ends = [now + seconds for",
+        "ends = [now + seconds / 2 for",
+    ),
     # What the manager is told.
     Bug(
         "the manager gives up after five starts",

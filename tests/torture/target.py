@@ -18,7 +18,15 @@ from system.booted.machine import Machine
 from torture import inside
 from torture.board import Board
 from torture.line import Line, NeverServedError, UnansweredError
-from torture.places import DIRECTORY, DISKS, GUEST_DISKS, SHARED_DISKS
+from torture.places import (
+    CONFIGURED,
+    DIRECTORY,
+    DISKS,
+    GUEST_DISKS,
+    HURRIED,
+    HURRIED_SECONDS,
+    SHARED_DISKS,
+)
 
 SERVICE: Final = "lockd.service"
 
@@ -34,6 +42,12 @@ path = "{DIRECTORY}"
 [lockspaces.killed]
 kind = "memory"
 on_disconnect = "kill"
+[lockspaces.default.slots]
+"{CONFIGURED[0].name}" = {len(CONFIGURED)}
+[lockspaces.{HURRIED}]
+kind = "memory"
+max_hold = {HURRIED_SECONDS}
+on_overdue = "break"
 """
 
 _VIRTLOCKD: Final = ("virtlockd.service", "virtlockd.socket", "virtlockd-admin.socket")

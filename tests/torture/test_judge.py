@@ -7,7 +7,7 @@ import pytest
 
 from torture.board import EXCLUSIVE, SHARED, Board, now
 from torture.judge import Judge
-from torture.places import MEMORY
+from torture.places import MEMORY, POOLS, Place
 from torture.worker import Hold
 
 
@@ -24,14 +24,18 @@ def held(
     token: int,
     mode: int = EXCLUSIVE,
     value: int = -1,
+    place: Place = MEMORY[0],
+    around: int = 0,
 ) -> None:
     """A record: asked for, queued, granted, ended."""
     *begun, ended = times
     sent, queued, granted = begun
-    index = board.begin(slot, 0, mode, (sent, queued, granted), token)
+    index = board.begin(
+        slot, place.number, mode, (sent, queued, granted), token, around=around
+    )
     if value >= 0:
         board.set_value(slot, index, value)
-        board.set_counter(0, board.counter(0) + 1)
+        board.set_counter(place.number, board.counter(place.number) + 1)
     board.set_end(slot, index, ended)
 
 
@@ -61,6 +65,76 @@ def test_short_hold_within_a_long_one_is_found(board: Board) -> None:
     held(board, 2, (10, 0, 21, 22), 2, SHARED)
     held(board, 3, (10, 0, 30, 40), 3)
     assert found(board) == {"overlap": 1}
+
+
+def test_who_held_for_no_time_that_is_known_is_in_nobodys_way(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 40), 1)
+    held(board, 2, (5, 0, 30, 25), 2)
+    assert found(board) == {}
+
+
+def test_two_in_one_slot_are_found_and_two_in_a_pool_are_not(board: Board) -> None:
+    first, second, *_ = POOLS[0]
+    held(board, 1, (10, 0, 20, 40), 1, place=first)
+    held(board, 2, (11, 12, 21, 40), 2, place=second)
+    assert found(board) == {}
+    held(board, 3, (13, 14, 30, 50), 3, place=first)
+    assert found(board) == {"overlap": 1}
+
+
+def test_slot_while_somebody_has_the_whole_pool_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 40), 1, place=POOLS[0][0])
+    held(board, 1, (20, 0, 20, 40), 0, place=POOLS[0][1])
+    held(board, 2, (11, 12, 30, 50), 2, place=POOLS[0][1])
+    assert found(board) == {"overlap": 1}
+
+
+def test_who_overtakes_to_another_slot_is_found(board: Board) -> None:
+    held(board, 1, (10, 12, 40, 50), 2, place=POOLS[0][0])
+    held(board, 2, (13, 14, 20, 30), 1, place=POOLS[0][1])
+    assert found(board) == {"queue order": 1}
+
+
+def test_turns_inside_are_no_overlap(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 32), 1)
+    held(board, 2, (21, 22, 24, 30), 2, around=1)
+    held(board, 2, (25, 0, 26, 27), 3, around=2)
+    held(board, 3, (23, 24, 31, 40), 4, around=1)
+    held(board, 4, (11, 12, 41, 50), 5)
+    assert found(board) == {}
+
+
+def test_two_at_a_time_inside_are_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 50), 1)
+    held(board, 2, (21, 22, 24, 32), 2, around=1)
+    held(board, 3, (23, 24, 31, 40), 3, around=1)
+    assert found(board) == {"overlap": 1}
+
+
+def test_turn_beside_what_is_deeper_inside_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 25), 1)
+    held(board, 2, (21, 22, 24, 30), 2, around=1)
+    held(board, 2, (25, 0, 26, 35), 3, around=2)
+    held(board, 3, (23, 24, 31, 40), 4, around=1)
+    assert found(board) == {"overlap": 1}
+
+
+@pytest.mark.parametrize("at", [28, 32, 38])
+def test_somebody_outside_before_the_last_inside_is_done_is_found(
+    board: Board, at: int
+) -> None:
+    held(board, 1, (10, 0, 20, 25), 1)
+    held(board, 2, (21, 22, 24, 30), 2, around=1)
+    held(board, 3, (23, 24, 34, 40), 4, around=1)
+    held(board, 4, (11, 12, at, 50), 3 if at < 34 else 5)
+    assert found(board) == {"overlap": 1}
+
+
+def test_who_overtakes_inside_is_found(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 50), 1)
+    held(board, 2, (21, 22, 34, 40), 3, around=1)
+    held(board, 3, (23, 24, 25, 30), 2, around=1)
+    assert found(board) == {"queue order": 1}
 
 
 def test_who_overtakes_is_found(board: Board) -> None:

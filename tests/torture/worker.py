@@ -19,7 +19,16 @@ from torture.line import (
     Refused,
     UnansweredError,
 )
-from torture.places import DWELT, FILES, MEMORY, Place
+from torture.places import (
+    CONFIGURED,
+    DWELT,
+    FILES,
+    IDLE,
+    MEMORY,
+    POOLS,
+    TREES,
+    Place,
+)
 
 LINE_LIFE: Final = 0.02
 """How likely a session ends after a cycle."""
@@ -42,10 +51,12 @@ class Hold:
         times: tuple[int, int, int],
         token: int,
         flags: int = 0,
+        around: int = 0,
     ) -> None:
         self.place, self.mode, self.token = place, mode, token
         self._board, self._slot = board, slot
-        self._index = board.begin(slot, place.number, mode, times, token, flags)
+        number = place.number
+        self._index = board.begin(slot, number, mode, times, token, flags, around)
         board.tally(slot, "grants")
         self._shown = -1
         if place.path is not None:
@@ -77,9 +88,13 @@ class Hold:
 
     def end(self) -> None:
         """To be called before the lock is given up."""
+        self.end_at(now())
+
+    def end_at(self, at: int) -> None:
+        """Says until when it was held for sure."""
         if self._shown >= 0:
             self._board.hide(self._slot, self._shown)
-        self._board.end(self._slot, self._index)
+        self._board.set_end(self._slot, self._index, at)
 
 
 class Worker:
@@ -91,6 +106,7 @@ class Worker:
         self._line: Line | None = None
         self._holds: list[Hold] = []
         self._strand = 0
+        self._instance = ""
         self._made = 0
 
     def run(self) -> None:
@@ -117,6 +133,11 @@ class Worker:
             (self._close_while_held, 1),
             (self._read_slowly, 0.5),
             (self._dwell, 1),
+            (self._use_slot, 10),
+            (self._empty_pool, 1),
+            (self._let_in, 8),
+            (self._want, 6),
+            (self._want_in_vain, 3),
         ]
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -135,10 +156,16 @@ class Worker:
             name = f"worker {self._slot} session {self._made}"
             line = Line(self._board, self._slot, name)
             self._line = line
-            line.call("hello", protocol=1, client="torture")
+            told = line.call("hello", protocol=1, client="torture", **self._within())
+            self._instance = told["instance"]
         return self._line
 
+    def _within(self) -> dict[str, object]:
+        """Returns what it says of the locks that it is within."""
+        return {}
+
     def _drop(self) -> None:
+        self._board.let_nobody_in(self._slot)
         for hold in self._holds:
             hold.end()
         self._holds = []
@@ -268,6 +295,52 @@ class Worker:
             line.chunk, line.pause = 65_536, 0.0
         self._board.tally(self._slot, "read slowly")
 
+    def _use_slot(self) -> None:
+        pool = self._chance.choice(POOLS)
+        told = pool is CONFIGURED and self._chance.random() < 0.5
+        self._acquire(
+            pool[:1],
+            EXCLUSIVE,
+            is_queued=True,
+            mode="slot",
+            slots=told or len(pool),
+        )
+        self._board.tally(self._slot, "slots")
+        self._holds[0].count(self._spin())
+        time.sleep(self._chance.uniform(0.01, 0.1))
+        self._release()
+
+    def _empty_pool(self) -> None:
+        """Holds all slots at once: nobody is in any of them."""
+        pool = self._chance.choice(POOLS)
+        self._acquire(pool[:1], EXCLUSIVE, is_queued=True)
+        self._board.tally(self._slot, "pools emptied")
+        for place in pool[1:]:
+            times = (at := now()), 0, at
+            self._holds.append(
+                Hold(self._board, self._slot, place, EXCLUSIVE, times, token=0)
+            )
+        for hold in self._holds:
+            hold.count(self._spin())
+        self._release()
+
+    def _let_in(self) -> None:
+        """Holds what others get inside of, and may release it before they do."""
+        board, place = self._board, self._chance.choice(TREES)
+        self._acquire([place], EXCLUSIVE, is_queued=True)
+        self._holds[0].count(self._spin())
+        board.let_in(self._slot, place.number, self._holds[0].token)
+        time.sleep(self._chance.uniform(0.01, 0.1))
+        board.let_nobody_in(self._slot)
+        self._release()
+
+    def _want(self) -> None:
+        place = self._chance.choice(IDLE)
+        self._hold_and_release([place], EXCLUSIVE, is_queued=True)
+
+    def _want_in_vain(self) -> None:
+        self._acquire_or([self._chance.choice(IDLE)], ("timeout",), timeout=0.01)
+
     # How a lock is had, and given up.
 
     def _names(self, place: Place) -> dict[str, object]:
@@ -290,7 +363,7 @@ class Worker:
         return params | {"mode": MODES[mode]}
 
     def _acquire(
-        self, places: list[Place], mode: int, *, is_queued: bool, **more: object
+        self, places: list[Place], mode: int, /, *, is_queued: bool, **more: object
     ) -> bool:
         """Acquires; with `is_queued` it is learned when the place in the queue is sure.
 
@@ -315,23 +388,46 @@ class Worker:
             self._board.tally(self._slot, "queue places known")
             if result["waiter_count"] and not line.is_answered(msgid):
                 self._board.tally(self._slot, "waited")
-        result, at = line.wait_timed(msgid)
+                self._board.begin_waiting(self._slot, places[0].number)
+            self._is_queued(places[0])
+        try:
+            result, at = line.wait_timed(msgid)
+        finally:
+            self._board.end_waiting(self._slot)
         self._take(places, mode, (asked, queued, at), result)
         return True
+
+    def _is_queued(self, place: Place) -> None:
+        """Is called when it has its place in the queue, or the lock."""
 
     def _take(
         self, places: list[Place], mode: int, times: tuple[int, int, int], result: Any
     ) -> None:
         grants = result["grants"] if len(places) > 1 else [result["grant"]]
-        self._holds = [
-            Hold(self._board, self._slot, place, mode, times, grant["fencing_token"])
-            for place, grant in zip(places, grants, strict=True)
-        ]
+        self._holds = []
+        for place, grant in zip(places, grants, strict=True):
+            at = self._slot_of(place, grant) if "slot" in grant else place
+            token, around = grant["fencing_token"], self._around_of(grant)
+            hold = Hold(self._board, self._slot, at, mode, times, token, *around)
+            self._holds.append(hold)
+
+    def _around_of(self, grant: dict[str, Any]) -> tuple[int, int]:
+        """Returns flags, and the token of what it is inside of."""
+        return 0, 0
+
+    def _slot_of(self, place: Place, grant: dict[str, int]) -> Place:
+        """Returns where it is in a pool."""
+        pool = next(x for x in POOLS if place in x)
+        if grant["slots"] != len(pool) or not 0 <= grant["slot"] < len(pool):
+            self._board.complain("slot", f"{place.name} has {len(pool)}: {grant}")
+            return place
+        return pool[grant["slot"]]
 
     def _release(self) -> None:
         line, holds, self._holds = self._session(), self._holds, []
         for hold in holds:
             hold.end()
+        holds = [hold for hold in holds if hold.token]  # the others are part of one
         if self._strand:
             for hold in holds:
                 line.call("release", fencing_token=hold.token)
