@@ -4,7 +4,8 @@ from typing import Any
 
 import msgpack
 
-from lockd.protocol.connection import Connection, MethodCall
+from lockd.protocol.connection import Connection
+from lockd.protocol.methods import MethodCall
 
 
 def received(connection: Connection, *messages: Any) -> list[MethodCall]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from lockd.errors import (
     CodedError,
@@ -30,26 +29,21 @@ from lockd.protocol.codec import (
     nesting,
 )
 from lockd.protocol.complaints import complaint
-from lockd.protocol.methods import Method, Params, method_of
-from lockd.protocol.plain import ANSWERS, plain_requests
+from lockd.protocol.heard import HEARD
+from lockd.protocol.methods import METHODS, Method, MethodCall, Params, method_of
+from lockd.protocol.plain import ANSWERS, messages, plain_request
 
 #: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
-
-
-class MethodCall(Struct, frozen=True, gc=False):
-    """A request whose method exists, and whose parameters are valid."""
-
-    msgid: int
-    method: Method
-    params: Any
 
 
 class Connection:
     """One conversation.
 
     Args:
+        max_message_bytes: the longest message.
         on_error: called with the code of each error that is sent.
+        user: the uid of the client; None if it does not matter who it is.
 
     Attributes:
         greeted: whether the client sent `hello`; its errors then carry facts.
@@ -59,8 +53,10 @@ class Connection:
         self,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         on_error: Callable[[str], None] = lambda code: None,
+        user: int | None = None,
     ) -> None:
         self.greeted = False
+        self._user = user
         self._on_error = on_error
         self._decoder = Decoder(max_message_bytes)
         self._longest_plain = min(MAX_TEXT_BYTES, max_message_bytes)
@@ -69,7 +65,7 @@ class Connection:
         self.outgoing_bytes = 0
 
     def receive(self, data: bytes) -> Iterator[MethodCall]:
-        """Takes received bytes. Yields the requests that they complete.
+        """Takes received bytes. Returns the requests that they complete.
 
         The caller must answer each request, sooner or later, and exhaust the iterator.
 
@@ -77,15 +73,48 @@ class Connection:
             ProtocolError: the conversation has ended, and its error has been sent
                 (protocol 3.2). Send what is left, and close.
         """
+        if not self._decoder.partial:
+            calls = self._plain_calls(data)
+            if calls is not None:  # as usual
+                self._decoder.skip(len(data))
+                return iter(calls)
+        return self._receive(data)
+
+    def _plain_calls(self, message: bytes) -> tuple[MethodCall, ...] | None:
+        """Returns the request in a message. Answers one with errors.
+
+        Args:
+            message: all of its bytes.
+
+        Returns:
+            No request after an error; None if these bytes are not one plain request.
+        """
+        user = self._user
+        if user is not None and len(message) <= self._longest_plain:
+            call = HEARD.recall(message, user)
+            if call is not None:
+                return (call,)
+        request = plain_request(message, self._longest_plain)
+        if request is None:
+            return None
+        call = self._understand(request)
+        if call is None:
+            return ()
+        if user is not None:
+            HEARD.note(message, user, call)
+        return (call,)
+
+    def _receive(self, data: bytes) -> Iterator[MethodCall]:
         decoder, done = self._decoder, 0
         try:
             if not decoder.partial:
-                for size, request in plain_requests(data, self._longest_plain):
-                    decoder.skip(size)
-                    done += size
-                    call = self._understand(request)
-                    if call is not None:
-                        yield call
+                for part in messages(data):
+                    calls = self._plain_calls(part)
+                    if calls is None:
+                        break
+                    decoder.skip(len(part))
+                    done += len(part)
+                    yield from calls
                 if done == len(data):
                     return
             for message in decoder.receive(data[done:]):
@@ -164,7 +193,7 @@ class Connection:
         try:
             if type(message) is tuple:
                 _, msgid, method_name, (given,) = message
-                method = _known(method_name)
+                method = METHODS.get(method_name) or _known(method_name)
                 return MethodCall(msgid, method, _converted(method, given))
             if type(message) is list and len(message) == 4 and message[0] is REQUEST:
                 _, msgid, method_name, params = message

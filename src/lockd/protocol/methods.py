@@ -336,6 +336,14 @@ class Method(Struct, frozen=True):
     access: Access = "unrestricted"
 
 
+class MethodCall(Struct, frozen=True, gc=False):
+    """A request whose method exists, and whose parameters are valid."""
+
+    msgid: int
+    method: Method
+    params: Any
+
+
 METHODS: Final[dict[str, Method]] = {
     method.name: method
     for method in (

@@ -17,7 +17,7 @@ An answer is plain if its texts are UTF-8. A command line or the name of a file 
 anything else.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 import msgpack
@@ -41,32 +41,16 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _encode_any: Final = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
-def plain_requests(data: bytes, longest: int) -> Iterable[tuple[int, PlainRequest]]:
-    """Returns the plain requests with which received bytes begin, before all others.
+def plain_request(message: bytes, longest: int) -> PlainRequest | None:
+    """Decodes a plain request.
 
     Args:
-        data: begins with a message.
+        message: its bytes, and no others.
         longest: how many bytes a request may have; at most `MAX_TEXT_BYTES`.
 
     Returns:
-        The number of bytes of each, and the `PlainRequest`. Several are decoded one by
-        one, when they are asked for.
+        The request; None if these bytes are anything else.
     """
-    request = _plain(data, longest)
-    if request is not None:
-        return ((len(data), request),)
-    return _each(data, longest)
-
-
-def _each(data: bytes, longest: int) -> Iterator[tuple[int, PlainRequest]]:
-    for message in _messages(data):
-        request = _plain(message, longest)
-        if request is None:
-            return
-        yield len(message), request
-
-
-def _plain(message: bytes, longest: int) -> PlainRequest | None:
     if len(message) > longest:
         return None
     try:
@@ -76,7 +60,7 @@ def _plain(message: bytes, longest: int) -> PlainRequest | None:
     return request if _encode(request) == message else None
 
 
-def _messages(data: bytes) -> Iterator[bytes]:
+def messages(data: bytes) -> Iterator[bytes]:
     """Yields the messages with which bytes begin, without decoding them.
 
     It ends where a message is incomplete or malformed, and if all is one message.

@@ -72,11 +72,12 @@ def connection_for(
     role: Role,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     on_error: Callable[[str], None] = lambda code: None,
+    user: int | None = None,
 ) -> Conversation:
     """Returns a new conversation in the protocol of a socket."""
     if role == VIRTLOCKD:
         return LibvirtConnection(on_error)
-    return Connection(limits.message_bytes, on_error)
+    return Connection(limits.message_bytes, on_error, user)
 
 
 class Peer:
@@ -139,7 +140,7 @@ class Peer:
         self.is_admin = is_admin
         self.role = role
         self.since = since
-        self.connection = connection_for(role, limits, on_error)
+        self.connection = connection_for(role, limits, on_error, identity.user)
         #: Answers and errors are sent at the end of the turn.
         self.send_result = self.connection.send_result
         self.send_error = self.connection.send_error

@@ -44,7 +44,7 @@ from lockd.errors import ConfigError, InvalidRequestError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
-from lockd.protocol.connection import MethodCall
+from lockd.protocol.methods import MethodCall
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,

@@ -24,7 +24,7 @@ from lockd.libvirt.procedures import Procedure
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
-from lockd.protocol.connection import MethodCall
+from lockd.protocol.methods import MethodCall
 from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384
