@@ -29,7 +29,8 @@ CONVERTED: Final = 1
 #: A hold whose worker was killed: whether it had counted is not known.
 KILLED: Final = 2
 
-#: A hold that may have gone before others, as it was asked for inside a lock.
+#: A hold that was asked for inside a lock that may have been over: if it was not, it
+#: went before those outside, and maybe before others inside.
 MAY_OVERTAKE: Final = 4
 
 TALLIES: Final = (

@@ -1,7 +1,7 @@
 """What the records of a round say: who held what when, and whether that may be."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Final
@@ -39,8 +39,11 @@ class Judge:
             if not record.ended:
                 self._find("harness", f"{record} was never given up")
         for resource, held in by_resource.items():
-            for level in _levels(held):
+            tree = _Tree(held)
+            for level in tree.levels():
                 self._overlaps(level)
+            for one, other in tree.unsure():
+                self._find("overlap", f"{_say(one)} and {_say(other)}")
             self._counter(held, board.counter(resource))
             self._rise(_grants(held))
         granted = _grants(records)
@@ -134,23 +137,51 @@ def _grants(records: list[Record]) -> list[Record]:
     return [r for r in records if r.token and not r.flags & CONVERTED]
 
 
-def _levels(held: list[Record]) -> list[list[Record]]:
-    """Returns who excludes each other: those outside, and all inside the same lock.
+class _Tree:
+    """The holds of a resource, of which some are inside others."""
 
-    A lock with others inside counts until the last of them is done, and so nobody else
-    has it before.
-    """
-    if not any(record.around for record in held):
-        return [held]
-    tokens = {record.token for record in held} - {0}
-    inside: dict[int, list[Record]] = defaultdict(list)
-    for record in held:
-        inside[record.around if record.around in tokens else -1].append(record)
+    def __init__(self, held: list[Record]) -> None:
+        self._held = held
+        self._unsure = [r for r in held if r.flags & MAY_OVERTAKE]
+        self._inside: dict[int, list[Record]] = defaultdict(list)
+        tokens = {record.token for record in held} - {0}
+        for record in held:
+            if not record.flags & MAY_OVERTAKE:
+                around = record.around if record.around in tokens else -1
+                self._inside[around].append(record)
 
-    def end(record: Record) -> int:
-        return max([record.ended, *map(end, inside.get(record.token, ()))])
+    def levels(self) -> list[list[Record]]:
+        """Returns who excludes each other: those outside, and all inside the same lock.
 
-    return [[replace(r, ended=end(r)) for r in level] for level in inside.values()]
+        A lock with others inside counts until the last of them is done, and so nobody
+        else has it before.
+        """
+        return [
+            [replace(r, ended=self._end(r)) for r in level]
+            if len(self._inside) > 1
+            else level
+            for level in self._inside.values()
+        ]
+
+    def unsure(self) -> Iterator[tuple[Record, Record]]:
+        """Yields those who may have been inside, and whom they were beside.
+
+        If they were, they went before others inside, but were beside none of them.
+        """
+        for one in self._unsure:
+            within, end = set(self._within(one)), self._end(one)
+            for other in self._held:
+                is_beside = other.granted < end and one.granted < other.ended
+                if is_beside and other is not one and other not in within:
+                    yield one, other
+
+    def _within(self, record: Record) -> Iterator[Record]:
+        for other in self._inside.get(record.token, ()):
+            yield other
+            yield from self._within(other)
+
+    def _end(self, record: Record) -> int:
+        return max([record.ended, *(other.ended for other in self._within(record))])
 
 
 def _say(record: Record) -> str:
@@ -162,5 +193,6 @@ def _say(record: Record) -> str:
         f"[{PLACES[record.resource].name} {mode} slot {record.slot}: "
         f"asked {seconds(record.sent)}, queued {seconds(record.queued)}, granted "
         f"{seconds(record.granted)}, ended {seconds(record.ended)}, token "
-        f"{record.token}{', killed' if record.flags & KILLED else ''}]"
+        f"{record.token}{f', inside {record.around}' if record.around else ''}"
+        f"{', killed' if record.flags & KILLED else ''}]"
     )

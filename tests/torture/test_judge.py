@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from torture.board import EXCLUSIVE, SHARED, Board, now
+from torture.board import EXCLUSIVE, MAY_OVERTAKE, SHARED, Board, now
 from torture.judge import Judge
 from torture.places import MEMORY, POOLS, Place
 from torture.worker import Hold
@@ -26,12 +26,13 @@ def held(
     value: int = -1,
     place: Place = MEMORY[0],
     around: int = 0,
+    flags: int = 0,
 ) -> None:
     """A record: asked for, queued, granted, ended."""
     *begun, ended = times
     sent, queued, granted = begun
     index = board.begin(
-        slot, place.number, mode, (sent, queued, granted), token, around=around
+        slot, place.number, mode, (sent, queued, granted), token, flags, around
     )
     if value >= 0:
         board.set_value(slot, index, value)
@@ -128,6 +129,28 @@ def test_somebody_outside_before_the_last_inside_is_done_is_found(
     held(board, 3, (23, 24, 34, 40), 4, around=1)
     held(board, 4, (11, 12, at, 50), 3 if at < 34 else 5)
     assert found(board) == {"overlap": 1}
+
+
+def test_who_may_have_been_inside_goes_between_those_who_were(board: Board) -> None:
+    held(board, 1, (10, 0, 20, 25), 1)
+    held(board, 2, (21, 22, 24, 30), 2, around=1)
+    held(board, 3, (21, 26, 31, 35), 3, flags=MAY_OVERTAKE)
+    held(board, 3, (32, 0, 33, 34), 4, around=3)
+    held(board, 4, (23, 24, 36, 40), 5, around=1)
+    held(board, 5, (11, 12, 41, 50), 6)
+    assert found(board) == {}
+
+
+@pytest.mark.parametrize("times", [(24, 29), (37, 45), (39, 52)])
+def test_who_may_have_been_inside_and_is_beside_another_is_found(
+    board: Board, times: tuple[int, int]
+) -> None:
+    held(board, 1, (10, 0, 20, 25), 1)
+    held(board, 2, (21, 22, 28, 30), 2, around=1)
+    held(board, 4, (11, 12, 41, 50), 4)
+    token = 2 if times[0] < 28 else 3
+    held(board, 3, (21, 23, *times), token, flags=MAY_OVERTAKE)
+    assert found(board)["overlap"] > 0
 
 
 def test_who_overtakes_inside_is_found(board: Board) -> None:
