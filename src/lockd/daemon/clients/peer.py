@@ -217,7 +217,7 @@ class Peer:
             connection,
             unsent,
             piled_up,
-            [x for x, what in self.expected.items() if what is ARRAY],
+            self._arrays,
             self.is_closing,
             self.restricted,
             self.client,
@@ -232,8 +232,17 @@ class Peer:
         )
 
     @property
+    def _arrays(self) -> list[int]:
+        """The msgids of the requests that expect an array of grants."""
+        if not self.expected:
+            return []  # as in almost every turn
+        return [msgid for msgid, what in self.expected.items() if what is ARRAY]
+
+    @property
     def reloads(self) -> tuple[int, ...]:
         """The msgids of the requests that wait for the end of a reload."""
+        if not self.late:
+            return ()
         return tuple(msgid for msgid, what in self.late.items() if what is RELOAD)
 
     def load_state(self, state: PeerState) -> None:

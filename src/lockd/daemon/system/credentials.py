@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import struct
+from functools import cache
 from typing import Final, NamedTuple
 
 from lockd.procs import read
@@ -114,8 +115,12 @@ def is_in_other_namespace(pid: int) -> bool:
 
 
 def _differs(pid: int, kind: str) -> bool:
-    theirs = os.stat(f"/proc/{pid}/ns/{kind}")
-    return theirs.st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino != _our_namespace(kind)
+
+
+@cache  # nothing here enters another one
+def _our_namespace(kind: str) -> int:
+    return os.stat(f"/proc/self/ns/{kind}").st_ino
 
 
 def _status(pid: int) -> dict[str, str]:
