@@ -56,7 +56,7 @@ LIFE: Final[dict[type, str]] = {
     PlainFlow: "receive send settle",
     KeptFlow: "begin receive send settle _send_some _take_out",
     Connection: "receive send_result send_error send_notification send_encoded "
-    "data_to_send _understand greet",
+    "data_to_send _understand _plain_calls _receive greet",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
     "_answer_refused _facts _tell_lost _tell_notice tell_missed tell_events",
     History: "granted ended queued refused",
@@ -117,7 +117,8 @@ OTHERS: Final[dict[type, str]] = {
     "pidfds dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _serve_guarded _has_work _next_deadline "
-    "_keep_deadlines _take_turns take_turn _give_turns end_turn _send_answers close "
+    "_keep_deadlines _take_turns take_turn _give_turns end_turn _end_turn close "
+    "_send_answers "
     "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
     Dispatcher: "__init__ registered_pid add_handler _check_file",

@@ -45,12 +45,8 @@ WRITING: Final = select.EPOLLOUT
 
 Plain = dict[str, Any]
 _PLAIN_ATTRIBUTES: Final = (
-    "is_closing",
-    "restricted",
-    "client",
-    "claims_itself",
-    "watched",
-    "is_inheritable",
+    *("is_closing", "restricted", "client", "claims_itself"),
+    *("watched", "is_inheritable"),
 )
 
 
