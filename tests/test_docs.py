@@ -11,8 +11,8 @@ from msgspec import to_builtins
 from msgspec.structs import fields
 
 from lockd import connect
+from lockd.ctl.commands import lockctl
 from lockd.ctl.exits import EXITS
-from lockd.ctl.main import lockctl
 from lockd.daemon.config.config import (
     Allowed,
     Bytes,

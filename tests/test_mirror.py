@@ -23,6 +23,7 @@ ELSEWHERE = {
     "client/threads/methods.py": "client/test_methods.py",
     "client/threads/grants.py": "client/test_grants.py",
     "client/threads/bell.py": "client/threads/test_link.py",  # wakes the link's threads
+    "ctl/others.py": "client/test_paths.py",  # beside what else finds a daemon
     "ctl/render.py": "ctl/test_terminal.py",  # seen in what every command prints
     # Each daemon of a test is put together, begun and handed over by these.
     "daemon/assembly.py": "daemon/test_service.py",

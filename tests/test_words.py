@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lockd.ctl.main import lockctl
+from lockd.ctl.commands import lockctl
 from lockd.daemon.main import main as lockd_command
 
 TOP = Path(__file__).parents[1]

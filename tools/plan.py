@@ -20,11 +20,13 @@ daemon.config
 daemon.activity
 
 ctl.main
+ctl.commands
 ctl.act ctl.run
 ctl.look ctl.top
 ctl.table
-ctl.completion ctl.render
-ctl.exits ctl.options ctl.streams ctl.usage
+ctl.line ctl.others ctl.render
+ctl.options
+ctl.exits ctl.streams
 
 lockd
 aio

@@ -38,7 +38,8 @@ sys.stdin.read()
 _AS_NOBODY = """
 import difflib, encodings.ascii, encodings.idna, grp, hashlib, json, locale
 import os, shlex, sys
-import lockd.client.blocking, lockd.ctl.usage, lockd.ctl.act.acquire
+import lockd.client.blocking, lockd.ctl.commands, lockd.ctl.line.usage
+import lockd.ctl.act.acquire, lockd.ctl.run.asked
 import lockd.ctl.act.release
 import lockd.ctl.look.listings, lockd.ctl.look.outside, lockd.ctl.look.show
 from lockd.ctl.main import main

@@ -15,7 +15,7 @@ import pytest
 from ctl import schema
 from ctl.processes import Lockctl, Locker, end_input, line_of
 from lockd import Client
-from lockd.ctl.main import lockctl as lockctl_command
+from lockd.ctl.commands import lockctl as lockctl_command
 from lockd.ctl.render import VERSION
 from support.asking import ask_until
 from support.places import DOCS

@@ -1,6 +1,9 @@
-"""The door of lockctl: commands, and what is wrong with them."""
+"""The door of lockctl: every end is a status, and little is loaded."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -8,37 +11,7 @@ import pytest
 from ctl.processes import Lockctl
 from lockd import Client
 from lockd.ctl.main import main
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(
-            "run",
-            "acquire",
-            "release",
-            "list",
-            "show",
-            "who",
-            "test",
-            "wait",
-            "waiters",
-        ),
-        *("graph", "watch", "sessions", "spaces", "break", "disconnect"),
-        *("lock-name", "status", "stop", "top", "completion"),
-    ],
-)
-def test_every_command_explains_itself(lockctl: Lockctl, command: str) -> None:
-    done = lockctl(command, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"Usage: lockctl {command} ")
-    assert f"  {command} " in lockctl("--help").stdout
-
-
-def test_unknown_command_is_64(lockctl: Lockctl) -> None:
-    done = lockctl("lock")
-    assert done.returncode == 64
-    assert done.stderr.startswith("lockctl: there is no command 'lock': `run`, ")
+from support.places import ROOT, SRC
 
 
 def test_reader_that_goes_away_is_no_error(lockctl: Lockctl, client: Client) -> None:
@@ -70,3 +43,73 @@ def test_defect_is_told_with_its_place_and_70(
         main()
     assert ended.value.code == 70
     assert "in fail" in capsys.readouterr().err
+
+
+NEVER = {"anyio", "asyncio", "lockd.daemon", "msgspec", "textual", "trio"}
+"""Rooms, here and of others, that no command of lockctl needs but `top`."""
+
+NOT_TO_RUN = NEVER | {
+    *("click", "inspect", "json", "rich", "subprocess"),
+    *("lockd.ctl.commands", "lockd.ctl.line", "lockd.ctl.look", "lockd.ctl.render"),
+    *("lockd.client.blocking", "lockd.client.tasks"),
+}
+"""Rooms that `lockctl run` with a plain command line does not need."""
+
+LAUNCHER = (ROOT / "tools" / "launcher.in").read_text().partition("\n")[2]
+
+
+def loaded_by(*args: str, socket: str, status: int = 0) -> set[str]:
+    """Executes lockctl as it is installed. Returns all modules that it has loaded."""
+    packages = Path(click.__file__).parents[1]
+    script = LAUNCHER.replace("@libdir@", SRC).replace("@room@", "ctl")
+    script = f"import sys\nsys.path.append({str(packages)!r})\n{script}"
+    done = subprocess.run(
+        [sys.executable, "-IS", "-X", "importtime", "-c", script, *args],
+        env={**os.environ, "LOCKD_SOCKET": socket},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+
+
+def rooms_of(modules: set[str]) -> set[str]:
+    """Returns modules and all that they are in."""
+    parts = [module.split(".") for module in modules]
+    return {".".join(x[:depth]) for x in parts for depth in range(1, len(x) + 1)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["job -- true", "-n -s job other -- true", "--slots 4 --wait=1 job -- true"],
+)
+def test_run_loads_nothing_that_it_does_not_need(sock: str, line: str) -> None:
+    loaded = rooms_of(loaded_by("run", *line.split(), socket=sock))
+    assert "lockd.ctl.run" in loaded
+    assert sorted(loaded & NOT_TO_RUN) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "status"),
+    [
+        ("list", {"json", "rich"}, 0),
+        ("list --json", {"rich"}, 0),
+        ("who job", {"json", "rich"}, 1),
+        ("test job", {"json", "rich"}, 0),
+        ("show job", {"json", "rich"}, 0),
+        ("status", {"json", "rich"}, 0),
+        ("acquire job --owner-pid 1", {"json", "rich"}, 0),
+        ("spaces", {"json", "rich"}, 0),
+        ("run -h", {"json", "rich", "lockd.client"}, 0),
+    ],
+)
+def test_command_loads_nothing_that_it_does_not_need(
+    sock: str, line: str, more: set[str], status: int
+) -> None:
+    loaded = rooms_of(loaded_by(*line.split(), socket=sock, status=status))
+    assert sorted(loaded & (NEVER | more)) == []

@@ -1,153 +1,18 @@
-"""The entry of lockctl: finds the command, and turns every error into an exit status.
+"""The entry of lockctl: turns every end of a command into an exit status.
 
-It loads the module of a command on use only, to make `lockctl run` fast.
+`lockctl run` with a plain command line does without click. It loads nothing that this
+run does not need.
 """
 
 import os
 import signal
 import sys
-from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final
 
-import click
-
-from lockd import __version__, utf8
-from lockd.ctl import exits, streams
-from lockd.ctl.options import COMPLETING
+from lockd import utf8
+from lockd.ctl import exits, options, streams
+from lockd.ctl.others import warn_of_others
 from lockd.errors import LockdError
-
-#: The commands by purpose; module and attribute of each.
-_GROUPS: Final = {
-    "Take a lock": {
-        "run": ("lockd.ctl.run.run", "run"),
-        "hold": ("lockd.ctl.run.hold", "hold"),
-        "acquire": ("lockd.ctl.act.acquire", "acquire"),
-        "release": ("lockd.ctl.act.release", "release"),
-    },
-    "Ask about one lock": {
-        "who": ("lockd.ctl.look.who", "who"),
-        "show": ("lockd.ctl.look.show", "show"),
-        "test": ("lockd.ctl.look.show", "test"),
-        "wait": ("lockd.ctl.look.show", "wait"),
-        "lock-name": ("lockd.ctl.look.show", "lock_name"),
-    },
-    "See all locks": {
-        "list": ("lockd.ctl.look.listings", "list_"),
-        "waiters": ("lockd.ctl.look.listings", "waiters"),
-        "graph": ("lockd.ctl.look.graph", "graph"),
-        "watch": ("lockd.ctl.look.watch", "watch"),
-        "top": ("lockd.ctl.top.command", "top"),
-        "sessions": ("lockd.ctl.look.listings", "sessions"),
-        "spaces": ("lockd.ctl.look.listings", "spaces"),
-    },
-    "Intervene": {
-        "break": ("lockd.ctl.act.admin", "break_"),
-        "disconnect": ("lockd.ctl.act.admin", "disconnect"),
-    },
-    "Manage the daemon": {
-        "status": ("lockd.ctl.look.status", "status"),
-        "metrics": ("lockd.ctl.look.status", "metrics"),
-        "reload": ("lockd.ctl.act.stop", "reload"),
-        "stop": ("lockd.ctl.act.stop", "stop"),
-        "virtlockd-check": ("lockd.ctl.look.virtlockd_check", "virtlockd_check"),
-        "completion": ("lockd.ctl.completion", "completion"),
-    },
-}
-_COMMANDS: Final = {
-    name: place for group in _GROUPS.values() for name, place in group.items()
-}
-
-
-_NAMES_SOCKET_OR_NEEDS_NONE: Final = {
-    "status", "lock-name", "completion", "virtlockd-check"
-}  # fmt: skip
-
-_EXAMPLES: Final = [
-    ("lockctl run backup -- rsync -a /home /mnt", "run a command under a lock"),
-    ("lockctl who backup", "who holds it?"),
-    ("lockctl list", "what is locked?"),
-]
-
-
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, attribute = _COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
-        if COMPLETING in os.environ:
-            import_module("lockd.ctl.completion").make_live(command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not ctx.resilient_parsing:
-            advice = import_module("lockd.ctl.usage").advice(args[0], list(_COMMANDS))
-            raise click.UsageError(advice, ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        width = max(map(len, _COMMANDS))
-        for purpose, commands in _GROUPS.items():
-            found = [(x, self.get_command(ctx, x)) for x in commands]
-            rows = [(x.ljust(width), y.get_short_help_str(80)) for x, y in found if y]
-            with formatter.section(purpose):
-                formatter.write_dl(rows)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Examples"):
-            formatter.write_dl(_EXAMPLES, col_max=44)
-
-
-@click.group(
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    subcommand_metavar="COMMAND ...",
-)
-@click.option(
-    "--socket", metavar="PATH",
-    help="Connect to the daemon at PATH. Default: $LOCKD_SOCKET, then the socket of "
-    "your own daemon, then the system's. See FINDING THE DAEMON in lockctl(1).",
-)  # fmt: skip
-@click.version_option(__version__, message="lockctl %(version)s")
-@click.pass_context
-def lockctl(ctx: click.Context, socket: str | None) -> None:
-    """Take locks from lockd, and look up their holders.
-
-    A NAME that begins with `/`, `./` or `../` is a file: lockd locks its canonical path
-    in the lockspace `direct`. Any other NAME is in the lockspace `default`. The option
-    --lockspace chooses another lockspace.
-    """
-    ctx.obj = socket
-    if ctx.invoked_subcommand != "run":
-        # End like any filter when the reader closes the pipe.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        streams.open_closed_output()
-    if ctx.invoked_subcommand not in _NAMES_SOCKET_OR_NEEDS_NONE:
-        _warn_of_others(socket)
-
-
-def _warn_of_others(socket: str | None) -> None:
-    """Warns a user at a terminal if another daemon also listens."""
-    if sys.stderr is None or not sys.stderr.isatty() or COMPLETING in os.environ:
-        return
-    from lockd.client import paths
-
-    with suppress(LockdError):  # the command will raise it
-        address = paths.find_socket(socket)
-        for other in address.others:
-            choose = import_module("lockd.ctl.look.status").CHOOSE
-            _complain(
-                f"this command uses the daemon at {address.path}; another daemon "
-                f"listens at {other}: {choose}"
-            )
 
 
 def main() -> None:
@@ -159,10 +24,6 @@ def main() -> None:
 
 
 def _status(args: list[str]) -> int:
-    if COMPLETING in os.environ:
-        completion = import_module("lockd.ctl.completion")
-        completion.prepare()
-        completion.make_live(lockctl)
     if sys.stderr is None:
         # It was closed. For print() and click, None would mean standard output.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the end)
@@ -172,7 +33,7 @@ def _status(args: list[str]) -> int:
             sys.stdout.flush()
     except streams.UnwrittenError as error:
         _discard_output()
-        _complain(f"cannot write the answer to standard output: {error}")
+        streams.say(f"cannot write the answer to standard output: {error}")
         return exits.UNWRITTEN
     except Exception:
         # Python would exit with 1, which has a meaning here.
@@ -183,25 +44,33 @@ def _status(args: list[str]) -> int:
 
 def _status_of_command(args: list[str]) -> int:
     try:
-        status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        with suppress(OSError):
-            error.show()
-        return exits.USAGE
-    except click.ClickException as error:
-        _complain(import_module("lockd.ctl.usage").sentence(error))
-        return exits.USAGE
+        if options.COMPLETING not in os.environ:
+            _run_plainly(args)
+        # click takes longer to load than `lockctl run` takes. It does all else, and
+        # says what is wrong with a line.
+        from lockd.ctl import commands
+
+        return commands.carry_out(args)
     except LockdError as error:
-        _complain(str(error))
+        streams.say(str(error))
         return exits.status_of(error)
-    except click.Abort:
+    except KeyboardInterrupt:
         exits.die_of(signal.SIGINT)
-    return status or exits.OK
 
 
-def _complain(sentence: str) -> None:
-    # Nobody may read this; the exit status has the same information.
-    import_module("lockd.ctl.render").say(sentence)
+def _run_plainly(args: list[str]) -> None:
+    """Becomes `lockctl run`, if that is what a plain command line says."""
+    place = args.index("run") if "run" in args else 0
+    before = options.understood([options.SOCKET], args[:place])
+    if before is None or before[1] or args[place : place + 1] != ["run"]:
+        return
+    from lockd.ctl.run import asked  # only now: other commands do without it
+
+    if (order := asked.understood(args[place + 1 :])) is not None:
+        socket = before[0][options.SOCKET.param]
+        warn_of_others(socket)
+        names, words, values = order
+        asked.carry_out(socket, names, words, **values)
 
 
 def _discard_output() -> None:

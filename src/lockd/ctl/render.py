@@ -3,12 +3,11 @@
 import pwd
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from lockd.ctl.streams import UnwrittenError
+from lockd.ctl.streams import say
 from lockd.names import plain, quoted
 from lockd.terms import SLOT, ResourceKey
 from lockd.text import counted
@@ -66,12 +65,6 @@ def to_json(thing: Any, *, indent: int | None = None) -> str:
 
 def _whole(thing: Any) -> Any:
     return list(thing) if isinstance(thing, Iterator) else thing
-
-
-def say(sentence: str) -> None:
-    """Prints a message to standard error. Ignores errors."""
-    with suppress(OSError, UnwrittenError):
-        print(f"lockctl: {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 def since(seconds: float) -> str:

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from lockd.names import plain
 from lockd.utf8 import encoding_of_terminal
@@ -68,6 +69,12 @@ class SafeStream(io.TextIOWrapper):
             super().flush()
         except OSError as error:
             raise UnwrittenError(error.strerror or str(error)) from error
+
+
+def say(sentence: str) -> None:
+    """Prints a message to standard error. Ignores errors."""
+    with suppress(OSError, UnwrittenError):
+        print(f"lockctl: {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 def fill_closed() -> None:

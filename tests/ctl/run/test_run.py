@@ -6,7 +6,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from client.door import open_door
 from ctl.processes import LIMIT, LOCKCTL, Lockctl, end_input, line_of
 from lockd import Client, connect
 from support.asking import ask_until
-from support.places import SRC
 
 
 @contextmanager
@@ -467,17 +465,3 @@ def test_no_update_is_lost_under_the_lock(lockctl: Lockctl, tmp_path: Path) -> N
     processes = [lockctl.start("run", "-c", script, "counter") for _ in range(12)]
     assert [process.wait() for process in processes] == [0] * 12
     assert counter.read_text() == "12\n"
-
-
-def test_run_loads_nothing_that_it_does_not_need() -> None:
-    heavy = "{'rich', 'trio', 'anyio', 'msgspec', 'json', 'subprocess', 'asyncio'}"
-    script = "import sys, lockd.ctl.main, lockd.ctl.run.run\n"
-    script += f"print({heavy} & set(sys.modules))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": SRC},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert loaded.stdout == "set()\n"

@@ -12,17 +12,17 @@ from lockd.client.blocking import connect
 from lockd.client.threads.grants import Grant
 from lockd.ctl.act.reserve import Sleeper
 from lockd.ctl.act.units import main_pid
+from lockd.ctl.line.clicks import Read, as_json, of_holder
 from lockd.ctl.options import (
-    PROCESS_ID,
-    as_json,
     common_lockspace,
     meant,
     mode_of,
     note_files,
-    of_holder,
+    process_id,
     span,
 )
-from lockd.ctl.render import Thing, say, show_json
+from lockd.ctl.render import Thing, show_json
+from lockd.ctl.streams import say
 from lockd.names import quoted
 from lockd.procs import name_of
 from lockd.terms import SLOT, Mode
@@ -35,7 +35,7 @@ from lockd.text import duration
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
-    "--owner-pid", type=PROCESS_ID, metavar="PID",
+    "--owner-pid", type=Read(process_id), metavar="PID",
     help="Let this process hold the lock until it ends.",
 )  # fmt: skip
 @click.option(
@@ -43,7 +43,7 @@ from lockd.text import duration
     help="Let the main process of this systemd unit hold the lock until it ends.",
 )  # fmt: skip
 @click.option(
-    "--for", "reserve_for", metavar="TIME", callback=span,
+    "--for", "reserve_for", metavar="TIME", type=Read(span),
     help="Reserve the lock for a TIME such as 90, 30m, 4h or 2d: a process that sleeps "
     "holds it. `lockctl release NAME` gives it back.",
 )  # fmt: skip

@@ -8,17 +8,18 @@ import click
 from lockd.client.blocking import Client, connect
 from lockd.ctl import exits
 from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
+from lockd.ctl.line.clicks import Read, as_json, in_lockspace
 from lockd.ctl.look.state import state_of
-from lockd.ctl.options import Whole, as_json, in_lockspace, meant
+from lockd.ctl.options import meant, whole
 from lockd.ctl.render import (
     UNNAMED,
     Thing,
     key_of,
     purpose,
-    say,
     show_json,
     user,
 )
+from lockd.ctl.streams import say
 from lockd.ctl.table import show_facts
 from lockd.errors import InvalidRequestError, NotFoundError
 from lockd.names import plain, quoted
@@ -92,7 +93,7 @@ def break_(
 
 
 @click.command(short_help="End a session, and its locks with it.")
-@click.argument("session", type=Whole(1, MOST), metavar="SESSION")
+@click.argument("session", type=Read(whole(1, MOST)), metavar="SESSION")
 @_because("The daemon logs it. The client only sees the end of its connection.")
 @sure
 @as_json

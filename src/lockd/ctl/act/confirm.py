@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from lockd.ctl.render import say
+from lockd.ctl.streams import say
 
 NOT_WANTED: Final = 1
 """The exit status after the answer no."""

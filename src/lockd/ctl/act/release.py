@@ -7,9 +7,11 @@ import click
 from lockd.client.blocking import Client, connect
 from lockd.ctl.act import reserve
 from lockd.ctl.act.admin import holder_of, is_token
+from lockd.ctl.line.clicks import as_json, in_lockspace
 from lockd.ctl.look.state import state_of
-from lockd.ctl.options import as_json, in_lockspace, meant
-from lockd.ctl.render import Thing, key_of, say, show_json, user
+from lockd.ctl.options import meant
+from lockd.ctl.render import Thing, key_of, show_json, user
+from lockd.ctl.streams import say
 from lockd.errors import (
     DeniedError,
     NotFoundError,

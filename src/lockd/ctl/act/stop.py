@@ -15,7 +15,7 @@ from lockd.ctl import exits
 from lockd.ctl.act.confirm import NOT_WANTED, is_wanted, sure
 from lockd.ctl.act.units import manager_of
 from lockd.ctl.look.listings import show_resources
-from lockd.ctl.render import say
+from lockd.ctl.streams import say
 from lockd.errors import UnknownMethodError
 from lockd.text import counted
 

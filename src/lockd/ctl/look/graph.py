@@ -11,17 +11,16 @@ from typing import Final, NamedTuple
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.options import as_json
+from lockd.ctl.line.clicks import as_json
 from lockd.ctl.render import (
     Thing,
     key_of,
     obstacle,
-    say,
     show_json,
     standing,
     user,
 )
-from lockd.ctl.streams import draw
+from lockd.ctl.streams import draw, say
 from lockd.errors import UnavailableError
 from lockd.names import plain
 from lockd.terms import SLOT, ResourceKey

@@ -9,7 +9,8 @@ from typing import Any, Final
 import click
 
 from lockd.client.blocking import connect
-from lockd.ctl.options import PROCESS_ID, as_json
+from lockd.ctl.line.clicks import Read, as_json
+from lockd.ctl.options import process_id
 from lockd.ctl.render import (
     Thing,
     configured_slots,
@@ -65,7 +66,9 @@ def _uid(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
     "--user", "uid", metavar="USER", callback=_uid,
     help="Only locks of this user (name or uid).",
 )  # fmt: skip
-@click.option("--pid", type=PROCESS_ID, metavar="PID", help="Only locks of a process.")
+@click.option(
+    "--pid", type=Read(process_id), metavar="PID", help="Only locks of a process."
+)
 @click.option(
     "--unit", metavar="UNIT", help="Only locks of the processes of a systemd unit."
 )

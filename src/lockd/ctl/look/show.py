@@ -11,9 +11,10 @@ import click
 
 from lockd.client import within
 from lockd.client.blocking import Client, connect
+from lockd.ctl.line.clicks import Read, as_json, in_lockspace
 from lockd.ctl.look.files import check_exists, program_of
 from lockd.ctl.look.state import State, state_of
-from lockd.ctl.options import as_json, in_lockspace, meant, seconds
+from lockd.ctl.options import meant, seconds
 from lockd.ctl.render import (
     Thing,
     is_overdue,
@@ -129,7 +130,7 @@ def test(socket: str | None, /, name: str, lockspace: str | None, as_json: bool)
 @click.command(short_help="Wait until a lock is free, without taking it.")
 @click.argument("name")
 @click.option(
-    "-w", "--timeout", metavar="SECONDS", callback=seconds,
+    "-w", "--timeout", metavar="SECONDS", type=Read(seconds),
     help="Wait at most SECONDS, then exit with 75.",
 )  # fmt: skip
 @in_lockspace

@@ -1,17 +1,14 @@
 """`lockctl status` and `metrics`: the state of the daemon."""
 
-from typing import Final
-
 import click
 
 from lockd.client import paths
 from lockd.client.blocking import connect
-from lockd.ctl.options import as_json
+from lockd.ctl.line.clicks import as_json
+from lockd.ctl.others import CHOOSE
 from lockd.ctl.render import Thing, configured_slots, show_json, user
 from lockd.ctl.table import show_facts
 from lockd.text import counted, duration
-
-CHOOSE: Final = "choose with --socket or LOCKD_SOCKET"
 
 _LIMITS = {
     "sessions": "sessions",

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from lockd.ctl.exits import BUSY, OK
-from lockd.ctl.options import as_json
-from lockd.ctl.render import say, show_json
+from lockd.ctl.line.clicks import as_json
+from lockd.ctl.render import show_json
+from lockd.ctl.streams import say
 from lockd.ctl.table import Cells, show_table
 from lockd.errors import DeniedError
 from lockd.terms import EXCLUSIVE, SHARED, Mode

@@ -13,7 +13,15 @@ from lockd.client import paths
 from lockd.client.blocking import Client, connect
 from lockd.ctl import streams
 from lockd.ctl.options import meant
-from lockd.ctl.render import VERSION, Thing, clock, key_of, say, to_json, user
+from lockd.ctl.render import (
+    VERSION,
+    Thing,
+    clock,
+    key_of,
+    to_json,
+    user,
+)
+from lockd.ctl.streams import say
 from lockd.errors import ConnectionLostError, UnavailableError
 from lockd.names import plain
 

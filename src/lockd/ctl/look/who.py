@@ -7,6 +7,7 @@ from contextlib import suppress
 import click
 
 from lockd.client.blocking import Client, connect
+from lockd.ctl.line.clicks import as_json
 from lockd.ctl.look.files import (
     check_exists,
     keys_of_file,
@@ -14,8 +15,9 @@ from lockd.ctl.look.files import (
     program_of,
     states_of,
 )
-from lockd.ctl.options import as_json, is_path
-from lockd.ctl.render import Thing, note_unnamed, say, show_json
+from lockd.ctl.options import is_path
+from lockd.ctl.render import Thing, note_unnamed, show_json
+from lockd.ctl.streams import say
 from lockd.ctl.table import Cells, cells_of, show_table
 from lockd.errors import LockdError
 from lockd.names import CHECK_OF_KIND, canonical_path, check_name, plain, quoted

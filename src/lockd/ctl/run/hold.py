@@ -11,15 +11,10 @@ import signal
 import click
 
 from lockd.ctl.exits import BUSY, EXITS, LOST, NOT_EXECUTABLE, NOT_FOUND
-from lockd.ctl.options import (
-    common_lockspace,
-    meant,
-    mode_of,
-    note_files,
-    of_holder,
-)
-from lockd.ctl.render import say
+from lockd.ctl.line.clicks import of_holder
+from lockd.ctl.options import common_lockspace, meant, mode_of, note_files
 from lockd.ctl.run.session import Session
+from lockd.ctl.streams import say
 from lockd.errors import LockdError
 from lockd.names import quoted
 from lockd.notify import notify

@@ -1,39 +1,15 @@
-"""`lockctl run`: the command line. `under_lock` does the work."""
+"""`lockctl run` in click: its help, and what is wrong with a command line.
 
-import errno
-import os
-import signal
+`asked` has the options, and `under_lock` does the work.
+"""
+
 from typing import Any, NoReturn
 
 import click
 
 from lockd.ctl.exits import EXITS, UNWRITTEN
-from lockd.ctl.options import (
-    Whole,
-    at_most_waiting,
-    common_lockspace,
-    in_lockspace,
-    in_slots,
-    meant,
-    mode_of,
-    note_files,
-    seconds,
-    span,
-)
-from lockd.ctl.run.under_lock import Plan, Run
-from lockd.names import plain, quoted
-
-_NAME_LENGTH = 60
-
-
-def _signal(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    name = value.upper().removeprefix("SIG")
-    known = {member.name.removeprefix("SIG"): member for member in signal.Signals}
-    known |= {str(member.value): member for member in signal.Signals}
-    if name not in known:
-        raise click.BadParameter(f"{quoted(value)} is not a signal")
-    return known[name]
-
+from lockd.ctl.line.clicks import offers
+from lockd.ctl.run import asked
 
 _EXAMPLES = [
     ("lockctl run backup -- rsync -a /home /mnt", ""),
@@ -46,21 +22,15 @@ _EXAMPLES = [
 
 
 class _RunCommand(click.Command):
-    """Separates the command's words from the options of lockctl.
-
-    `--` stands before the command. If no NAME is before it, it ends the options, so
-    that a NAME can begin with a dash. The next `--` then stands before the command.
-    """
+    """Separates the command's words from the options of lockctl (`asked.parted`)."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        end = _find_dashes(args, 0)
         try:
-            if end < len(args) and not self._has_names(ctx, args[:end]):
-                end = _find_dashes(args, end + 1)
-            ctx.params["words"] = tuple(args[end + 1 :])
-            return super().parse_args(ctx, args[:end])
+            ours, words = asked.parted(args, lambda part: self._has_names(ctx, part))
+            ctx.params["words"] = words
+            return super().parse_args(ctx, ours)
         except click.NoSuchOption as error:
-            if end < len(args):
+            if "--" in args:
                 raise
             raise click.UsageError(
                 f"{error.message} If it is the command's, put `--` before the command.",
@@ -104,106 +74,20 @@ class _RunCommand(click.Command):
             )
 
 
-def _find_dashes(args: list[str], start: int) -> int:
-    """Returns the index of the next `--`, or the end of the arguments."""
-    return args.index("--", start) if "--" in args[start:] else len(args)
-
-
 @click.command(
     cls=_RunCommand,
     short_help="Run a command while holding a lock.",
     options_metavar="[OPTIONS]",
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME... -- COMMAND...")
-@click.option("-s", "--shared", is_flag=True, help="Share the lock with other readers.")
-@click.option(
-    "-x", "-e", "--exclusive", is_flag=True, help="Exclude all others (the default)."
-)
-@in_slots
-@click.option(
-    "-n", "--nb", "--nonblock", "nonblock", is_flag=True,
-    help="Do not wait; the same as -w 0.",
-)  # fmt: skip
-@click.option(
-    "-w", "--wait", "--timeout", "timeout", metavar="SECONDS", callback=seconds,
-    help="Wait at most SECONDS (0: do not wait; fractions are allowed).",
-)  # fmt: skip
-@at_most_waiting
-@click.option(
-    "-E", "--conflict-exit-code", "conflict_status", metavar="N",
-    type=Whole(0, 255),
-    help="Exit with N instead of 75 if the lock is busy or the wait times out.",
-)  # fmt: skip
-@click.option(
-    "-c", "script", metavar="STRING", help="Run STRING with $SHELL or /bin/sh."
-)
-@click.option(
-    "-F", "--no-fork", is_flag=True,
-    help="Replace lockctl with the command. The lock then lasts until the command and "
-    "all processes that inherit its connection have ended. Nothing stops them if the "
-    "lock is lost.",
-)  # fmt: skip
-@click.option(
-    "-o", "--close", is_flag=True,
-    help="Release the lock when COMMAND ends, even if it left processes behind.",
-)  # fmt: skip
-@click.option(
-    "--whole", is_flag=True,
-    help="Lock every byte of a file that is named by its path, and lock it with "
-    "flock(2), too. Programs that do not use lockd are kept out then, COMMAND "
-    "included: `lockctl run --whole x -- flock x` would wait for ever.",
-)  # fmt: skip
-@click.option(
-    "--max-hold", metavar="TIME", callback=span,
-    help="If the lock is held for longer than TIME, such as 90, 30m, 4h or 2d: stop "
-    "COMMAND and all that it started (with -o only COMMAND), and exit with 76. The "
-    "lock is held until they have ended.",
-)  # fmt: skip
-@in_lockspace
-@click.option(
-    "--owner", metavar="TEXT", help="Show TEXT to others as the holder's name."
-)
-@click.option("--reason", metavar="TEXT", help="Show others why you hold the lock.")
-@click.option("--label", metavar="TEXT", help="Show others what the name stands for.")
-@click.option(
-    "--signal", "stop_signal", metavar="SIGNAL", default="TERM", show_default=True,
-    callback=_signal,
-    help="Send SIGNAL to stop the processes if the lock is lost or --max-hold is over.",
-)  # fmt: skip
-@click.option(
-    "--kill-after", metavar="SECONDS", default="10", show_default=True,
-    callback=seconds, help="Send SIGKILL if they still run after SECONDS.",
-)  # fmt: skip
-@click.option(
-    "--status-fd", metavar="FD", type=Whole(min=0),
-    help="Write the outcome to this descriptor, as one JSON object.",
-)  # fmt: skip
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Print the holder and the waiting time."
-)
-@click.option(
-    "--quiet", is_flag=True,
-    help="Do not print why the lock is busy or the wait timed out. lockctl still "
-    "prints all other errors.",
-)  # fmt: skip
+@offers(asked.OPTIONS)
 @click.pass_obj
 def run(
     socket: str | None,
     /,
     names: tuple[str, ...],
     words: tuple[str, ...],
-    lockspace: str | None,
-    shared: bool,
-    exclusive: bool,
-    slots: int | None,
-    slot: bool,
-    nonblock: bool,
-    timeout: float | None,
-    script: str | None,
-    no_fork: bool,
-    close: bool,
-    owner: str | None,
-    **wishes: Any,
+    **values: Any,
 ) -> NoReturn:
     """Run COMMAND while holding the lock NAME, and exit with its status.
 
@@ -219,67 +103,4 @@ def run(
     HUP, INT, QUIT and TERM also stop the processes that COMMAND left behind: if COMMAND
     dies of one of these, or if lockctl gets one while it waits for those processes.
     """
-    if shared and exclusive:
-        raise click.UsageError("a lock is either --shared or --exclusive")
-    if exclusive and (slots or slot):
-        raise click.UsageError("a lock in a slot is not --exclusive")
-    how = mode_of(names, shared=shared, slots=slots, slot=slot)
-    if no_fork and close:
-        raise click.UsageError(
-            "--close does not work with --no-fork: COMMAND itself holds the lock then"
-        )
-    if no_fork and wishes["status_fd"] is not None:
-        raise click.UsageError(
-            "--status-fd does not work with --no-fork: no lockctl is left to write it"
-        )
-    if no_fork and wishes["max_hold"] is not None:
-        raise click.UsageError(
-            "--max-hold does not work with --no-fork: no lockctl is left to stop "
-            "COMMAND"
-        )
-    words, called = _command(words, script)
-    keys = [meant(name, lockspace) for name in names]
-    if not wishes["quiet"]:
-        note_files(names, lockspace)
-    plan = Plan(
-        socket=socket,
-        lockspace=common_lockspace(keys),
-        names=tuple(key.resource for key in keys),
-        **how,
-        timeout=0 if nonblock else timeout,
-        words=words,
-        owner=owner or called,
-        close=close,
-        **wishes,
-    )
-    _check_descriptor(plan.status_fd)
-    if no_fork:
-        Run(plan).in_place()
-    Run(plan).in_child()
-
-
-def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...], str]:
-    """Returns the words to execute, and a name for them."""
-    if (script is None) == (not words):
-        raise click.UsageError(
-            "no command: put it after `--`, as in `lockctl run NAME -- COMMAND`"
-            if script is None
-            else "give either -c STRING or a command after `--`, not both"
-        )
-    if script is None and not words[0]:
-        raise click.UsageError("the command is empty: is a variable not set?")
-    if script is None:
-        return words, plain(os.path.basename(words[0]))[:_NAME_LENGTH] or "?"
-    shell = os.environ.get("SHELL") or "/bin/sh"
-    return (shell, "-c", script), plain(script)[:_NAME_LENGTH] or "?"
-
-
-def _check_descriptor(status_fd: int | None) -> None:
-    if status_fd is None:
-        return
-    try:
-        # The command must not keep the reader waiting, except on its standard streams.
-        os.set_inheritable(status_fd, status_fd <= 2)
-    except (OSError, OverflowError) as error:  # a number that no descriptor can have
-        reason = os.strerror(getattr(error, "errno", errno.EBADF))
-        raise click.UsageError(f"--status-fd {status_fd}: {reason}") from None
+    asked.carry_out(socket, names, words, **values)

@@ -15,12 +15,12 @@ from typing import Final, NamedTuple, NoReturn
 from lockd.client import within
 from lockd.client.threads.grants import Grant
 from lockd.ctl import exits
-from lockd.ctl.render import VERSION, say
 from lockd.ctl.run import offspring, signals
 from lockd.ctl.run.child import Command, execute
 from lockd.ctl.run.session import Session
 from lockd.ctl.run.supervise import Supervisor
 from lockd.ctl.run.witness import Witness
+from lockd.ctl.streams import say
 from lockd.errors import (
     AcquireTimeoutError,
     BusyError,
@@ -296,7 +296,10 @@ class Run:
         os._exit(ending.status)
 
     def _report(self, descriptor: int, ending: Ending) -> None:
+        # Nobody else needs them.
         import json
+
+        from lockd.ctl.render import VERSION
 
         grants = self._session.grants
         facts = {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lockd.ctl.line.clicks import Read
 from lockd.ctl.options import seconds_from
 from lockd.errors import UnavailableError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Watch locks, waits, holds and sessions on a terminal.")
 @click.option(
-    "--interval", metavar="SECONDS", callback=seconds_from(0.1, 3600),
+    "--interval", metavar="SECONDS", type=Read(seconds_from(0.1, 3600)),
     default=1.0, show_default=True, help="Refresh the screen every SECONDS.",
 )  # fmt: skip
 @click.pass_obj

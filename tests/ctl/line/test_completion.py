@@ -13,8 +13,8 @@ import pytest
 
 from ctl.processes import Lockctl, Terminal
 from lockd import Client, connect
-from lockd.ctl.completion import FILES, PATIENCE, SOURCES, UNKNOWABLE
-from lockd.ctl.main import lockctl as group
+from lockd.ctl.commands import lockctl as group
+from lockd.ctl.line.completion import FILES, PATIENCE, SOURCES, UNKNOWABLE
 from support.daemon_process import DaemonProcess
 from support.places import SRC
 

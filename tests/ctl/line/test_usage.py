@@ -17,9 +17,9 @@ import pytest
 
 from ctl.processes import Lockctl, open_to_all
 from lockd import Client
+from lockd.ctl.commands import lockctl as root
 from lockd.ctl.exits import EXITS
-from lockd.ctl.main import lockctl as root
-from lockd.ctl.usage import INSTEAD
+from lockd.ctl.line.usage import INSTEAD
 from support.daemon_process import DaemonProcess
 from support.rights import needs_root
 

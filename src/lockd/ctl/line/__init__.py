@@ -1,0 +1,1 @@
+"""The command line in click: types and options, mistakes, completion."""
