@@ -35,6 +35,7 @@ ELSEWHERE = {
     "daemon/survival/remains.py": "daemon/survival/test_revival_damage.py",
     "daemon/system/jobs.py": "daemon/requests/test_runtime.py",  # slow anchors, too
     # Values and tables without behaviour of their own.
+    "term_types.py": "test_terms.py",
     "engine/commands.py": "engine/test_lock_engine.py",
     "engine/effects.py": "engine/test_lock_engine.py",
     "libvirt/errors.py": "libvirt/test_connection.py",

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lockd.names import (
     check_ways,
     default_lockspace,
     hashed_name,
+    is_grant_name,
     plain,
     quoted,
 )
@@ -198,3 +200,26 @@ def test_quoted_text_is_cut() -> None:
 
 def test_plain_escapes_only_what_must_be() -> None:
     assert plain("grün\x1b[0m\u202e") == "grün\\x1b[0m\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        *(("a:1", True), ("!-9;-~:0", True), ("a" * 64 + ":" + "9" * 19, True)),
+        *((":1", False), ("a:", False), ("a", False), ("", False), ("a:1:2", False)),
+        *(("a" * 65 + ":1", False), ("a:" + "9" * 20, False), ("a b:1", False)),
+        *(("a:-1", False), ("a:1 ", False), ("ä:1", False), ("a:²", False)),
+        *(("a\n:1", False), ("a:1\n", False), ("a\x7f:1", False)),
+    ],
+)
+def test_grant_of_another_connection_has_an_instance_and_a_token(
+    text: str, is_one: bool
+) -> None:
+    assert is_grant_name(text) is is_one
+
+
+@given(st.text())
+def test_name_of_a_grant_is_what_the_protocol_says(text: str) -> None:
+    pattern = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
+    for near in (text, f"{text}:1", f"a:{text}"):
+        assert is_grant_name(near) is (pattern.fullmatch(near) is not None)

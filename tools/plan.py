@@ -36,6 +36,8 @@ client
 engine libvirt lockspaces notify procs protocol text utf8
 names spans
 errors terms
+term_types
+hints
 """
 """From the top, a floor on each line: an arrow goes down at least one."""
 

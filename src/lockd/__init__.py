@@ -15,8 +15,6 @@ needs none.
 
 __version__ = "0.1.0"
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
 
 from lockd.errors import (
     AcquireTimeoutError as AcquireTimeoutError,
@@ -93,6 +91,7 @@ from lockd.errors import (
 from lockd.errors import (
     WrongTaskError as WrongTaskError,
 )
+from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.names import canonical_path as canonical_path
 from lockd.names import hashed_name as hashed_name
 from lockd.terms import EXCLUSIVE as EXCLUSIVE
@@ -117,15 +116,15 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "aio":
-        return importlib.import_module("lockd.aio")
-    if name in _MODULES:
-        found = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
-        return found
-    raise AttributeError(f"module 'lockd' has no attribute {name!r}")
+    module = "lockd.aio" if name == "aio" else _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'lockd' has no attribute {name!r}")
+    from importlib import import_module  # not before a client is wanted
+
+    loaded = import_module(module)
+    found = globals()[name] = loaded if name == "aio" else getattr(loaded, name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted(
-        {*globals(), *_MODULES, "aio"} - {"TYPE_CHECKING", "Any", "Final", "importlib"}
-    )
+    return sorted({*globals(), *_MODULES, "aio"} - {"TYPE_CHECKING", "Any", "Final"})

@@ -32,7 +32,8 @@ error, as docs/protocol.md describes them.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+
+from lockd.hints import Any, ClassVar
 
 
 class LockdError(Exception):

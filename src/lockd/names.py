@@ -4,12 +4,11 @@ Only `canonical_path` accesses the file system.
 """
 
 import os
-import re
 import sys
 from collections.abc import Collection
-from typing import Final
 
 from lockd.errors import InvalidRequestError
+from lockd.hints import Final
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE
 
 MAX_NAME_BYTES: Final = 255
@@ -17,10 +16,6 @@ MAX_NAME_BYTES: Final = 255
 
 MAX_PATH_BYTES: Final = 4095
 """PATH_MAX less the terminating NUL (limits.h)."""
-
-GRANT_NAME: Final = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
-"""A grant outside the connection that holds it: an instance of a daemon, and a fencing
-token (protocol 6.2)."""
 
 MAX_DEPTH: Final = 64
 """The most names in the path of a file to lock. The daemon walks a waiter's path again
@@ -232,6 +227,22 @@ def plain(text: str, *, keep: str = "") -> str:
         if c.isprintable() or c in keep
         else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in text
+    )
+
+
+def is_grant_name(text: str) -> bool:
+    """Returns whether a text names a grant of another connection (protocol 6.2).
+
+    It is an instance of a daemon, a colon, and a fencing token.
+    """
+    instance, _, token = text.partition(":")
+    return (
+        text.isascii()
+        and text.isprintable()
+        and " " not in text
+        and 0 < len(instance) <= 64
+        and 0 < len(token) <= 19
+        and token.isdigit()
     )
 
 

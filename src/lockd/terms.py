@@ -1,13 +1,24 @@
-"""The terms of lockd as types: each means one thing, on the wire and in the code.
+"""The terms of lockd: each means one thing, on the wire and in the code.
 
 This module knows nothing of locking; every room may import it.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal, NamedTuple
 
-Mode = Literal["exclusive", "shared", "slot"]
+from lockd.hints import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from lockd.term_types import Create as Create
+    from lockd.term_types import Kind as Kind
+    from lockd.term_types import LockedBy as LockedBy
+    from lockd.term_types import Mode as Mode
+    from lockd.term_types import OnDisconnect as OnDisconnect
+    from lockd.term_types import OnOverdue as OnOverdue
+    from lockd.term_types import Outside as Outside
+    from lockd.term_types import Until as Until
+    from lockd.term_types import WorkOutcome as WorkOutcome
+
 EXCLUSIVE: Final = "exclusive"
 SHARED: Final = "shared"
 SLOT: Final = "slot"
@@ -16,46 +27,14 @@ SLOT: Final = "slot"
 MOST_SLOTS: Final = 1024
 """The most slots of a resource."""
 
-OnDisconnect = Literal["release", "kill"]
-"""What happens to the process of a session that ends with locks held."""
-
-OnOverdue = Literal["notice", "break"]
-"""What happens to a lock that is held for too long: it is told, or it is broken."""
-
-Until = Literal["either", "both"]
-"""When the locks of a registered process end. "either": with the process, or by the
-session that registered it, whichever is first. "both": when the process is dead and
-that session has released them or ended."""
-
-WorkOutcome = Literal["ok", "failed", "died"] | None
-"""How the work under a lock ended, as the releaser says. "died": a signal ended it.
-None: it says nothing."""
-
-Kind = Literal["memory", "directory", "direct"]
-"""How the resources of a lockspace are anchored."""
-
-Outside = Literal["file", "byte"]
-"""What keeps a file of a direct lockspace from being locked, besides lockd's own table.
-"file": any program that has locked any part of the file (`lockspaces.kernel`). "byte":
-only a lock on the first byte, as for virtlockd."""
-
-LockedBy = Literal["qemu", "sqlite", "flock", "lease"]
-"""How a program has a file: by the bytes of QEMU or SQLite, by flock(2), by a lease."""
-
-Create = bool | Literal["temporary"] | None
-"""Whether to create a missing lock file; None for the default of its lockspace. A
-created file is removed with its last holder. A temporary one is removed even if it
-existed before (AUTOCREATE of virtlockd)."""
-
 DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 
 
-class ResourceKey(NamedTuple):
+class ResourceKey(NamedTuple("ResourceKey", [("lockspace", str), ("resource", str)])):
     """The full name of a resource."""
 
-    lockspace: str
-    resource: str
+    __slots__ = ()
 
     def __str__(self) -> str:
         if self.lockspace in (DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE):
@@ -69,7 +48,20 @@ key_of: Final[Callable[[tuple[str, str]], ResourceKey]] = partial(
 """Makes a `ResourceKey` of a lockspace and a resource, in half the time."""
 
 
-class OutsideHolder(NamedTuple):
+class OutsideHolder(
+    NamedTuple(
+        "OutsideHolder",
+        [
+            ("mode", "Mode"),
+            ("pid", int | None),
+            ("command", str | None),
+            ("key", ResourceKey | None),
+            ("by", "LockedBy | None"),
+            ("start", int | None),
+            ("length", int | None),
+        ],
+    )
+):
     """The process that locks an anchor which a request wants, as far as it is known.
 
     Attributes:
@@ -81,10 +73,33 @@ class OutsideHolder(NamedTuple):
             None is no lock on bytes.
     """
 
-    mode: Mode
-    pid: int | None = None
-    command: str | None = None
-    key: ResourceKey | None = None
-    by: LockedBy | None = None
-    start: int | None = None
-    length: int | None = None
+    __slots__ = ()
+
+    #: msgspec takes these for missing fields, as `__new__` does.
+    _field_defaults: dict[str, Any] = dict.fromkeys(
+        ("pid", "command", "key", "by", "start", "length")
+    )
+
+    def __new__(
+        cls,
+        mode: "Mode",
+        pid: int | None = None,
+        command: str | None = None,
+        key: ResourceKey | None = None,
+        by: "LockedBy | None" = None,
+        start: int | None = None,
+        length: int | None = None,
+    ) -> Self:
+        """Returns a holder of whom no more is known than is said."""
+        return super().__new__(cls, mode, pid, command, key, by, start, length)
+
+
+def __getattr__(name: str) -> Any:
+    if not name[:1].isupper():
+        raise AttributeError(f"module 'lockd.terms' has no attribute {name!r}")
+    # A type, on its first use: who only needs the rest starts faster.
+    from lockd import term_types
+
+    # All at once: msgspec looks here for those that `OutsideHolder` names.
+    globals().update({x: y for x, y in vars(term_types).items() if x[0].isupper()})
+    return getattr(term_types, name)

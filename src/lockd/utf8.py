@@ -4,11 +4,11 @@ Bytes name files and locks, and all clients of lockd read them as UTF-8. If Pyth
 them in the encoding of another locale, it gets another text, or none.
 """
 
-import locale
 import os
 import sys
 from contextlib import suppress
-from typing import Final
+
+from lockd.hints import Final
 
 _OPTION: Final = "utf8"
 """Python's UTF-8 mode (PEP 540)."""
@@ -34,4 +34,8 @@ def encoding_of_terminal(encoding: str) -> str:
         encoding: the choice of Python. After `insist` it is UTF-8, which may differ
             from that of the terminal.
     """
-    return locale.getencoding() if _OPTION in sys._xoptions else encoding
+    if _OPTION not in sys._xoptions:
+        return encoding
+    import locale  # takes a millisecond to load
+
+    return locale.getencoding()

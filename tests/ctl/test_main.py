@@ -49,7 +49,8 @@ NEVER = {"anyio", "asyncio", "lockd.daemon", "msgspec", "textual", "trio"}
 """Rooms, here and of others, that no command of lockctl needs but `top`."""
 
 NOT_TO_RUN = NEVER | {
-    *("click", "inspect", "json", "rich", "subprocess"),
+    *("click", "ctypes", "inspect", "json", "locale", "re", "rich", "subprocess"),
+    *("typing", "warnings"),
     *("lockd.ctl.commands", "lockd.ctl.line", "lockd.ctl.look", "lockd.ctl.render"),
     *("lockd.client.blocking", "lockd.client.tasks"),
 }

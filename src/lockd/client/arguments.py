@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, Final, get_args
 
 from lockd.errors import InvalidRequestError
+from lockd.hints import Any, Final
 from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, quoted
-from lockd.terms import MOST_SLOTS, Kind, Mode, OnDisconnect, Until
+from lockd.terms import EXCLUSIVE, MOST_SLOTS, SHARED, SLOT
 
 MOST_AT_ONCE: Final = 64
 """The most resources in one request (protocol 6.1)."""
@@ -230,14 +230,14 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "client": _shown_text,
     "create": _truth,
     "fencing_token": _ANY_NUMBER,
-    "kind": partial(_choice, get_args(Kind)),
+    "kind": partial(_choice, ("memory", "directory", "direct")),
     "label": _shown_text,
     "lockspace": printable_name,
     "max_hold": _hold_time,
     "max_waiting": partial(_integer, 0, 1_024),
-    "mode": partial(_choice, get_args(Mode)),
+    "mode": partial(_choice, (EXCLUSIVE, SHARED, SLOT)),
     "name": printable_name,
-    "on_disconnect": partial(_choice, get_args(OnDisconnect)),
+    "on_disconnect": partial(_choice, ("release", "kill")),
     "outcome": partial(_choice, ("ok", "failed", "died")),
     "owner": _shown_text,
     "owner_id": partial(_integer, -(2**63), 2**63 - 1),
@@ -251,7 +251,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
     "uid": partial(_integer, 0, 2**32 - 1),
     "unit": _shown_text,
-    "until": partial(_choice, get_args(Until)),
+    "until": partial(_choice, ("either", "both")),
     "uuid": _short_text,
     "waiting": _truth,
     "wanted": _truth,

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, NamedTuple
 
 from lockd.client.encoding import cut, encode, refusal
 from lockd.client.grants import AnyGrant, Hold, Holds, is_shape
@@ -31,8 +30,12 @@ from lockd.errors import (
     NotHeldError,
     UnavailableError,
 )
+from lockd.hints import TYPE_CHECKING, Any, Final, NamedTuple
 from lockd.protocol.codec import RESPONSE
-from lockd.terms import SHARED, ResourceKey, WorkOutcome
+from lockd.terms import SHARED, ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.terms import WorkOutcome
 
 PROTOCOL_VERSION: Final = 1
 
@@ -51,7 +54,9 @@ class UnheardError(ConnectionLostError):
     """
 
 
-class _Stage(NamedTuple):
+class _Stage(
+    NamedTuple("_Stage", [("number", int), ("tail", bytes), ("messages", int)])
+):
     """How far the received bytes have been processed.
 
     Attributes:
@@ -60,9 +65,7 @@ class _Stage(NamedTuple):
         messages: how many messages have been processed.
     """
 
-    number: int
-    tail: bytes
-    messages: int
+    __slots__ = ()
 
 
 class ClientCore:
@@ -192,7 +195,7 @@ class ClientCore:
             self._pending.pop(reply.msgid, None)
             raise
 
-    def release(self, grant: AnyGrant, outcome: WorkOutcome = None) -> Reply:
+    def release(self, grant: AnyGrant, outcome: "WorkOutcome" = None) -> Reply:
         """Makes the release of a grant pending. A second call returns the same reply.
 
         The reply is done at once if the grant is no longer held. Its outcome is None

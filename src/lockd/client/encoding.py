@@ -3,14 +3,13 @@
 It rejects requests for which the daemon would close the connection.
 """
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final
 
 import msgpack
 
 from lockd.client.strands import LoneStrand, Strand
 from lockd.errors import InvalidRequestError, LockdError, error_for_code
+from lockd.hints import Any, Final
 from lockd.protocol.codec import (
     MAX_ANSWER_BYTES,
     MAX_ARRAY_ELEMENTS,
@@ -78,8 +77,8 @@ def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdErro
     """
     code, _, sentence = error[1].partition(": ")
     for name in YOUNG if code == "invalid" else ():
-        unknown = f"there is no (parameter )?`{name}`"
-        if name in params and re.search(unknown, sentence):
+        unknown = (f"there is no `{name}`", f"there is no parameter `{name}`")
+        if name in params and any(words in sentence for words in unknown):
             sentence = (
                 f"the daemon is older than this program, and does not know `{name}`: "
                 "update lockd"

@@ -6,10 +6,10 @@ nothing: the parent's session continues.
 """
 
 import os
-from typing import Protocol
 from weakref import WeakSet
 
 from lockd.errors import ForkedSessionError
+from lockd.hints import Protocol
 
 
 class Forkable(Protocol):

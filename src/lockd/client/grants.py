@@ -8,14 +8,17 @@ a connection open.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
 from weakref import ref
 
 from lockd.client import forking
 from lockd.client.reply import Reply
 from lockd.errors import LockLostError
+from lockd.hints import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from lockd.names import quoted
-from lockd.terms import Mode, ResourceKey
+from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.terms import Mode
 
 _CAUSES: Final = {
     "broken": "it was broken",
@@ -88,7 +91,7 @@ class Hold:
         if isinstance(found := shape.get("previous"), dict):
             self.previous = MappingProxyType(found)
 
-    def convert(self, mode: Mode, reply: Reply) -> None:
+    def convert(self, mode: "Mode", reply: Reply) -> None:
         """Sets the mode after a conversion, once."""
         # No call between the test and the store.
         if not reply.grants:
@@ -282,7 +285,7 @@ class AnyGrant(Uncopied):
         return self.hold.key.resource
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> "Mode":
         """The mode, "exclusive", "shared" or "slot". A conversion changes it."""
         return self.hold.mode
 

@@ -2,11 +2,11 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Final
 
 from lockd.client.awaited import Awaited
 from lockd.client.grants import AnyGrant, Hold
 from lockd.errors import LockdError
+from lockd.hints import Any, Final
 
 _FEW: Final = 64
 

@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import struct
-from typing import Final, NamedTuple
 
 from lockd.errors import (
     ConnectionLostError,
@@ -17,6 +16,7 @@ from lockd.errors import (
     InvalidRequestError,
     LockdError,
 )
+from lockd.hints import Final, NamedTuple, Self
 from lockd.names import path_text, plain, quoted
 
 SYSTEM_SOCKET: Final = "/run/lockd/lockd.sock"
@@ -36,7 +36,17 @@ _SHOWN: Final = 200
 _UCRED: Final = struct.Struct("3i")
 
 
-class Address(NamedTuple):
+class Address(
+    NamedTuple(
+        "Address",
+        [
+            ("path", str),
+            ("trusted", bool),
+            ("others", tuple[str, ...]),
+            ("origin", str),
+        ],
+    )
+):
     """The address of a daemon.
 
     Attributes:
@@ -47,10 +57,17 @@ class Address(NamedTuple):
         origin: who chose the path, as a part of a sentence.
     """
 
-    path: str
-    trusted: bool = True
-    others: tuple[str, ...] = ()
-    origin: str = "as given"
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        path: str,
+        trusted: bool = True,
+        others: tuple[str, ...] = (),
+        origin: str = "as given",
+    ) -> Self:
+        """Returns an address; one that a user gave, if nothing else is said."""
+        return super().__new__(cls, path, trusted, others, origin)
 
     def __fspath__(self) -> str:
         return self.path

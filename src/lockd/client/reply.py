@@ -7,11 +7,14 @@ lock is left behind.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from lockd.client.awaited import Awaited
 from lockd.errors import LockdError
-from lockd.terms import EXCLUSIVE, SHARED, Mode
+from lockd.hints import TYPE_CHECKING, Any
+from lockd.terms import EXCLUSIVE, SHARED
+
+if TYPE_CHECKING:
+    from lockd.terms import Mode
 
 
 class Reply(Awaited):
@@ -34,7 +37,7 @@ class Reply(Awaited):
     abandoned = False
     result: Any = None
     error: LockdError | None = None
-    undo_mode: Mode | None = None
+    undo_mode: "Mode | None" = None
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Reply(Awaited):
         if not self.grants:
             self.grants = grants
 
-    def note_mode(self, mode: Mode) -> None:
+    def note_mode(self, mode: "Mode") -> None:
         """Notes the mode before its conversion, once."""
         # No call between the tests and the store.
         if not self.grants and self.undo_mode is None:

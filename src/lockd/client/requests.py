@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Final
 
 from lockd.client import within
 from lockd.client.arguments import (
@@ -16,8 +15,12 @@ from lockd.client.core import PROTOCOL_VERSION
 from lockd.client.grants import AnyGrant
 from lockd.client.reply import Reply
 from lockd.errors import InvalidRequestError
+from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.names import default_lockspace, quoted
-from lockd.terms import EXCLUSIVE, SLOT, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, SLOT, ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.terms import Mode
 
 CLIENT_NAME: Final = "lockd-python"
 
@@ -150,7 +153,7 @@ def of_held(
     return Reply(method, held, name=name, strand=strand)
 
 
-def in_mode(mode: Mode, slots: int | None = None) -> dict[str, Any]:
+def in_mode(mode: "Mode", slots: int | None = None) -> dict[str, Any]:
     """Returns the parameters for a mode. With a number of slots, the mode is "slot".
 
     `slots` comes first: an older daemon then names it as what it does not know.
@@ -170,7 +173,7 @@ def in_mode(mode: Mode, slots: int | None = None) -> dict[str, Any]:
 def acquire_all(
     resources: Iterable[Name],
     lockspace: str | None,
-    mode: Mode,
+    mode: "Mode",
     *,
     slots: Any = None,
     **params: Any,

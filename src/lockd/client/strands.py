@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import count
 from threading import local
-from typing import Any, ClassVar, Final
 
 from lockd.client.reply import Reply
 from lockd.errors import CodedError, LockdError
+from lockd.hints import Any, ClassVar, Final
 from lockd.names import plain
 
 _NAMED: Final = 3

@@ -4,9 +4,9 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import repeat
-from typing import Final
 
 from lockd.client.core import CLOSED, ClientCore
+from lockd.hints import Final
 
 _READ_SIZE: Final = 65_536
 

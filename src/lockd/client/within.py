@@ -7,9 +7,9 @@ So the command inherits the name of the lock, and its connections tell the daemo
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final
 
-from lockd.names import GRANT_NAME
+from lockd.hints import Final
+from lockd.names import is_grant_name
 
 VARIABLE: Final = "LOCKD_WITHIN"
 
@@ -20,7 +20,7 @@ MOST: Final = 64
 def inherited() -> list[str]:
     """Returns the names of the locks around this program, the outermost first."""
     words = os.environ.get(VARIABLE, "").split()
-    return [word for word in words if GRANT_NAME.fullmatch(word)][-MOST:]
+    return [word for word in words if is_grant_name(word)][-MOST:]
 
 
 def tokens_of(instance: str) -> set[int]:

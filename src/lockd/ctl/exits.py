@@ -5,10 +5,8 @@ The numbers are those of sysexits.h if it has a fitting one.
 
 import errno
 import os
-import resource
 import signal
 from contextlib import suppress
-from typing import Final, NamedTuple, NoReturn
 
 from lockd.errors import (
     AcquireTimeoutError,
@@ -27,6 +25,7 @@ from lockd.errors import (
     UnavailableError,
     UnknownMethodError,
 )
+from lockd.hints import Final, NoReturn
 
 OK: Final = 0
 USAGE: Final = 64
@@ -41,12 +40,15 @@ NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 
 
-class Exit(NamedTuple):
+class Exit:
     """One exit status of lockctl: its meaning, and the errors that cause it."""
 
-    status: int
-    meaning: str
-    errors: tuple[type[LockdError], ...] = ()
+    def __init__(
+        self, status: int, meaning: str, errors: tuple[type[LockdError], ...] = ()
+    ) -> None:
+        self.status = status
+        self.meaning = meaning
+        self.errors = errors
 
 
 EXITS: Final = (
@@ -100,6 +102,8 @@ def status_of_exec_failure(number: int) -> int:
 
 def die_of(signum: int) -> NoReturn:
     """Ends this process by a signal, so that a shell sees the death of the command."""
+    import resource  # which nobody else needs
+
     # Only the command may dump core.
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -4,10 +4,10 @@
 run does not need.
 """
 
+import gc
 import os
 import signal
 import sys
-from importlib import import_module
 
 from lockd import utf8
 from lockd.ctl import exits, options, streams
@@ -37,7 +37,9 @@ def _status(args: list[str]) -> int:
         return exits.UNWRITTEN
     except Exception:
         # Python would exit with 1, which has a meaning here.
-        import_module("traceback").print_exc()
+        import traceback  # takes long to load
+
+        traceback.print_exc()
         return exits.INTERNAL
     return status
 
@@ -64,7 +66,9 @@ def _run_plainly(args: list[str]) -> None:
     before = options.understood([options.SOCKET], args[:place])
     if before is None or before[1] or args[place : place + 1] != ["run"]:
         return
-    from lockd.ctl.run import asked  # only now: other commands do without it
+    # Nothing of what is loaded from here on is garbage, and a run makes hardly any.
+    gc.disable()
+    from lockd.ctl.run import asked
 
     if (order := asked.understood(args[place + 1 :])) is not None:
         socket = before[0][options.SOCKET.param]

@@ -8,10 +8,10 @@ command line without click, which takes longer to load than `lockctl run` takes.
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
 
 from lockd.ctl.streams import say
 from lockd.errors import InvalidRequestError
+from lockd.hints import Any, Final
 from lockd.names import canonical_path, check_name, check_path, quoted
 from lockd.terms import (
     DEFAULT_LOCKSPACE,

@@ -3,11 +3,11 @@
 import os
 import sys
 from contextlib import suppress
-from typing import Final
 
 from lockd.ctl.options import COMPLETING
 from lockd.ctl.streams import say
 from lockd.errors import LockdError
+from lockd.hints import Final
 
 CHOOSE: Final = "choose with --socket or LOCKD_SOCKET"
 """What the user can do."""

@@ -6,11 +6,11 @@ raised has lost its position in the stream, so the connection has to end.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, Final
 
 import msgpack
 
 from lockd.errors import ProtocolError
+from lockd.hints import Any, Final
 
 REQUEST: Final = 0
 RESPONSE: Final = 1

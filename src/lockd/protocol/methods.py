@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
-from lockd.names import GRANT_NAME, MAX_NAME_BYTES, check_name, is_utf8
+from lockd.names import MAX_NAME_BYTES, check_name, is_grant_name, is_utf8
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     EXCLUSIVE,
@@ -62,7 +62,7 @@ class HelloParams(Params, frozen=True):
     def __post_init__(self) -> None:
         check_shown(client=self.client)
         for name in self.within or ():
-            if not GRANT_NAME.fullmatch(name):
+            if not is_grant_name(name):
                 raise InvalidRequestError(
                     "each text of `within` is the instance of a daemon, a colon, and a "
                     "fencing token"

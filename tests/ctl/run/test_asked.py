@@ -88,7 +88,6 @@ def test_dashes_part_names_from_the_command(
         *(
             "",
             "-n",
-            "-- c",
             "job --help",
             "job -h -- c",
             "-sv job -- c",

@@ -1,5 +1,6 @@
 """How a command starts, or does not."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,30 @@ def test_command_that_is_not_executable_is_126(
     done = lockctl("run", "job", "--", plain)
     assert done.returncode == 126
     assert "Permission denied" in done.stderr
+
+
+def test_command_is_searched_in_path_as_a_shell_does(
+    lockctl: Lockctl, tmp_path: Path
+) -> None:
+    for place in ("first", "second", "third"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "first" / "tool").touch()
+    for place in ("second", "third"):
+        tool = tmp_path / place / "tool"
+        tool.write_text(f"#!/bin/sh\necho {place}\n")
+        tool.chmod(0o755)
+    places = [tmp_path / x for x in ("none", "first", "second", "third")]
+
+    def found(*places: Path, cwd: Path = tmp_path) -> tuple[int, str]:
+        env = {**lockctl.env, "PATH": os.pathsep.join(map(str, places))}
+        done = lockctl("run", "job", "--", "tool", env=env, cwd=cwd)
+        return done.returncode, done.stdout
+
+    # What cannot be executed is passed over, and named if there is nothing else.
+    assert found(*places) == (0, "second\n")
+    assert found(*places[:2]) == (126, "")
+    assert found(*places[:1]) == (127, "")
+    assert found(Path(places[1] / "tool"), places[3]) == (0, "third\n")
 
 
 def test_no_fork_of_a_missing_command_is_127(lockctl: Lockctl) -> None:

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from lockd.client import paths, requests
 from lockd.client.core import UnheardError
@@ -12,6 +11,7 @@ from lockd.client.strands import Strand
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
 from lockd.errors import InvalidRequestError
+from lockd.hints import Any
 from lockd.terms import ResourceKey
 
 

@@ -1,18 +1,19 @@
 """The user's view of a lock, for threads."""
 
-from typing import Protocol, Self
-
 from lockd.client import arguments
 from lockd.client.grants import AnyGrant, Link
 from lockd.client.reply import Reply
 from lockd.errors import LockdError
-from lockd.terms import WorkOutcome
+from lockd.hints import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from lockd.terms import WorkOutcome
 
 
 class ReleasingLink(Link, Protocol):
     """A connection that can release grants."""
 
-    def release(self, *grants: AnyGrant, outcome: WorkOutcome = None) -> list[Reply]:
+    def release(self, *grants: AnyGrant, outcome: "WorkOutcome" = None) -> list[Reply]:
         """Releases grants and waits for the daemon's answers."""
 
 
@@ -27,7 +28,7 @@ class Grant(AnyGrant):
 
     link: ReleasingLink
 
-    def release(self, outcome: WorkOutcome = None) -> None:
+    def release(self, outcome: "WorkOutcome" = None) -> None:
         """Releases the lock. A second call does nothing.
 
         Args:

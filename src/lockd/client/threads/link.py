@@ -23,7 +23,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import Any, Final
 from weakref import ref
 
 from lockd.client import forking
@@ -36,8 +35,12 @@ from lockd.client.threads.bell import Bell
 from lockd.client.threads.grants import Grant
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
+from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.names import quoted
-from lockd.terms import ResourceKey, WorkOutcome
+from lockd.terms import ResourceKey
+
+if TYPE_CHECKING:
+    from lockd.terms import WorkOutcome
 
 #: Seconds after which a sleeping thread looks for itself.
 _PATIENCE: Final = 1.0
@@ -113,7 +116,7 @@ class ThreadLink:
                 _tell_fate(error, replies)
             raise
 
-    def release(self, *grants: AnyGrant, outcome: WorkOutcome = None) -> list[Reply]:
+    def release(self, *grants: AnyGrant, outcome: "WorkOutcome" = None) -> list[Reply]:
         """Releases grants and waits for the daemon's answers."""
         self.check_owned()
         try:

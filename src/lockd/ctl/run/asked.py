@@ -8,11 +8,11 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
 
 from lockd.ctl import options
 from lockd.ctl.options import Option
 from lockd.errors import InvalidRequestError
+from lockd.hints import Any, Final, NoReturn
 from lockd.names import plain, quoted
 
 _NAME_LENGTH: Final = 60

@@ -8,10 +8,10 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final, NoReturn
 
 from lockd.ctl.exits import INTERNAL
 from lockd.ctl.run.signals import Inherited
+from lockd.hints import Final, NoReturn
 
 #: More than the names of any request: protocol 3.1 allows messages of 64 KiB.
 _MESSAGE_BYTES: Final = 128 * 1024
@@ -68,7 +68,26 @@ def execute(
     """
     os.environ.update(environment)
     inherited.restore()
-    os.execvp(words[0], words)
+    failures = []
+    for program in _places(words[0]):
+        try:
+            os.execv(program, words)
+        except OSError as error:
+            failures.append(error)
+    missing = FileNotFoundError | NotADirectoryError
+    found = [error for error in failures if not isinstance(error, missing)]
+    raise (found or failures)[0]
+
+
+def _places(program: str) -> list[str]:
+    """Returns where a program may be, in the order of PATH.
+
+    `os.execvp` does the same, and loads a module for it in each new process.
+    """
+    if "/" in program:
+        return [program]
+    path = os.environ.get("PATH", os.defpath)
+    return [os.path.join(place, program) for place in path.split(os.pathsep)]
 
 
 def _await_start(

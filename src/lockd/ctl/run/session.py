@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from lockd.client import paths, requests, within
 from lockd.client.reply import Reply
@@ -20,8 +19,11 @@ from lockd.errors import (
     InvalidRequestError,
     LockLostError,
 )
-from lockd.terms import Mode, WorkOutcome
+from lockd.hints import TYPE_CHECKING, Any
 from lockd.text import duration
+
+if TYPE_CHECKING:
+    from lockd.terms import Mode, WorkOutcome
 
 #: Seconds by which an answer may be late.
 _MOMENT = 0.5
@@ -59,7 +61,7 @@ class Session:
         names: Sequence[str],
         lockspace: str,
         *,
-        mode: Mode,
+        mode: "Mode",
         timeout: float | None,
         max_waiting: int | None,
         label: str | None,
@@ -166,7 +168,7 @@ class Session:
             return f"max_hold of the lockspace ({duration(held)})"
         return f"--max-hold ({duration(most)})"
 
-    def release(self, outcome: WorkOutcome = None) -> None:
+    def release(self, outcome: "WorkOutcome" = None) -> None:
         """Releases all locks and waits for the daemon's answer.
 
         Args:

@@ -9,7 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final, NamedTuple
+
+from lockd.hints import Any, Final
 
 FORWARDED: Final = frozenset(
     {
@@ -46,11 +47,12 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-class Inherited(NamedTuple):
+class Inherited:
     """The signal state that lockctl inherited, for the command."""
 
-    mask: set[Any]
-    ignored: frozenset[signal.Signals]
+    def __init__(self, mask: set[Any], ignored: frozenset[signal.Signals]) -> None:
+        self.mask = mask
+        self.ignored = ignored
 
     @property
     def watched(self) -> frozenset[signal.Signals]:

@@ -16,13 +16,13 @@ import os
 import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final
 
 from lockd.ctl.run import offspring
 from lockd.ctl.run.child import Command
 from lockd.ctl.run.signals import ENDING, FORWARDED
 from lockd.ctl.run.witness import Witness
 from lockd.errors import LockLostError
+from lockd.hints import Final
 
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 

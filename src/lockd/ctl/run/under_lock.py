@@ -9,15 +9,14 @@ descendants of the command.
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, NoReturn
+from types import SimpleNamespace
 
 from lockd.client import within
-from lockd.client.threads.grants import Grant
 from lockd.ctl import exits
 from lockd.ctl.run import offspring, signals
 from lockd.ctl.run.child import Command, execute
-from lockd.ctl.run.session import Session
 from lockd.ctl.run.supervise import Supervisor
 from lockd.ctl.run.witness import Witness
 from lockd.ctl.streams import say
@@ -28,9 +27,12 @@ from lockd.errors import (
     LockdError,
     LockLostError,
 )
+from lockd.hints import TYPE_CHECKING, Final, NoReturn
 from lockd.names import plain, quoted
-from lockd.procs import name_of
-from lockd.terms import Mode, WorkOutcome
+
+if TYPE_CHECKING:
+    from lockd.client.threads.grants import Grant
+    from lockd.terms import Mode, WorkOutcome
 
 PREVIOUS: Final = "LOCKD_PREVIOUS"
 """The variable that says how the last hold ended, if not well."""
@@ -42,13 +44,13 @@ _PATIENCE = 1.0
 _SHOWN = 3
 
 
-class Plan(NamedTuple):
+class Plan(SimpleNamespace):
     """The options of `lockctl run`. `owner` is the name that others see."""
 
     socket: str | None
     lockspace: str
     names: tuple[str, ...]
-    mode: Mode
+    mode: "Mode"
     slots: int | None
     timeout: float | None
     max_waiting: int | None
@@ -67,12 +69,13 @@ class Plan(NamedTuple):
     quiet: bool
 
 
-class Ending(NamedTuple):
+class Ending:
     """How a run ended: a word, an exit status, and the signal if any."""
 
-    outcome: str
-    status: int
-    signum: int | None = None
+    def __init__(self, outcome: str, status: int, signum: int | None = None) -> None:
+        self.outcome = outcome
+        self.status = status
+        self.signum = signum
 
 
 class Run:
@@ -83,7 +86,7 @@ class Run:
         self._inherited = signals.block()
         # That of a command around this one says nothing about our locks.
         os.environ.pop(PREVIOUS, None)
-        self._session = Session(plan.socket, "lockctl run")
+        self._grants: Sequence[Grant] = ()
         self._granted_at = 0.0
         self._held: float | None = None
         #: Whether to explain a long wait.
@@ -126,8 +129,13 @@ class Run:
             self._finish(self._not_executed(error.errno or 0))
 
     def _acquire(self, owner_pid: int | None) -> None:
+        # Only now: who runs in a child has forked before, and a fork copies all that is
+        # loaded.
+        from lockd.ctl.run.session import Session
+
         plan = self._plan
         pid = owner_pid or os.getpid()
+        self._session = Session(plan.socket, "lockctl run")
         with signals.interruptible(lambda: self._remind(pid), _PATIENCE):
             self._session.acquire(
                 plan.names,
@@ -144,8 +152,9 @@ class Run:
                 owner_pid=owner_pid,
                 inheritable=True if owner_pid is None else None,
             )
+        self._grants = self._session.grants
         if plan.verbose:
-            first = self._session.grants[0]
+            first = self._grants[0]
             slot = "" if first.slot is None else f", slot {first.slot} of {first.slots}"
             inside = f", inside {first.inside[-1]}" if first.inside else ""
             say(
@@ -250,6 +259,8 @@ class Run:
     def _tell_left(self) -> None:
         if not self._curious:
             return
+        from lockd.procs import name_of  # most commands leave nothing behind
+
         left = offspring.descendants()
         shown = ", ".join(f"{plain(name_of(pid))} (pid {pid})" for pid in left[:_SHOWN])
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
@@ -301,7 +312,7 @@ class Run:
 
         from lockd.ctl.render import VERSION
 
-        grants = self._session.grants
+        grants = self._grants
         facts = {
             "version": VERSION,
             "outcome": ending.outcome,
@@ -320,14 +331,14 @@ class Run:
             os.write(descriptor, json.dumps(facts).encode() + b"\n")
 
 
-def _outcome_of(ending: Ending) -> WorkOutcome:
+def _outcome_of(ending: Ending) -> "WorkOutcome":
     """Returns how a command ended, for the next holder of its locks."""
     if ending.signum is not None:
         return "died"
     return "failed" if ending.status else "ok"
 
 
-def _trouble(grant: Grant) -> str:
+def _trouble(grant: "Grant") -> str:
     """Returns in a word how the last hold ended; empty if it ended well."""
     previous = grant.previous
     if previous is None:

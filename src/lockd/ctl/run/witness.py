@@ -13,9 +13,9 @@ import select
 import signal
 import socket
 from contextlib import suppress
-from typing import Final
 
 from lockd.ctl.run.signals import FORWARDED
+from lockd.hints import Final
 
 _PATIENCE: Final = 0.1
 """Seconds until a signal for several processes has reached all of them. The kernel
