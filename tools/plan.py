@@ -37,6 +37,7 @@ engine libvirt lockspaces notify procs protocol text utf8
 names spans
 errors terms
 term_types
+lean
 hints
 """
 """From the top, a floor on each line: an arrow goes down at least one."""

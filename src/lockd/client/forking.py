@@ -6,10 +6,10 @@ nothing: the parent's session continues.
 """
 
 import os
-from weakref import WeakSet
 
 from lockd.errors import ForkedSessionError
 from lockd.hints import Protocol
+from lockd.lean import WeakSet
 
 
 class Forkable(Protocol):

@@ -8,12 +8,12 @@ a connection open.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from weakref import ref
 
 from lockd.client import forking
 from lockd.client.reply import Reply
 from lockd.errors import LockLostError
 from lockd.hints import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from lockd.lean import ref
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 

@@ -6,9 +6,9 @@ All clients search in the same order (lockctl(1), FINDING THE DAEMON).
 import errno
 import fcntl
 import os
-import socket
 import stat
 import struct
+from contextlib import closing
 
 from lockd.errors import (
     ConnectionLostError,
@@ -17,6 +17,7 @@ from lockd.errors import (
     LockdError,
 )
 from lockd.hints import Final, NamedTuple, Self
+from lockd.lean import socket
 from lockd.names import path_text, plain, quoted
 
 SYSTEM_SOCKET: Final = "/run/lockd/lockd.sock"
@@ -123,17 +124,20 @@ def find_socket(path: str | os.PathLike[str] | None = None) -> Address:
     return Address(SYSTEM_SOCKET, origin=_SYSTEMS)
 
 
-def new_socket() -> socket.socket:
+def new_socket(kind: type[socket.socket] = socket.socket) -> socket.socket:
     """Returns an unconnected socket that no executed program inherits (PEP 446).
 
     Its descriptor is never that of a closed standard input, output or error. Otherwise
     output of the program could reach the daemon.
+
+    Args:
+        kind: its class.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = kind(socket.AF_UNIX, socket.SOCK_STREAM)
     if sock.fileno() > 2:
         return sock
-    with sock:
-        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
+    with closing(sock):
+        return kind(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def connect(sock: socket.socket, address: Address) -> None:
@@ -186,7 +190,7 @@ def _listens(path: str) -> bool:
     A datagram socket cannot connect to a stream socket; the kernel reports EPROTOTYPE
     if there is one. So the daemon does not wake up.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as probe:
         try:
             probe.connect(path)
         except OSError as error:

@@ -9,11 +9,11 @@ a second time.
 import os
 from collections.abc import Iterator, Mapping
 from itertools import count
-from threading import local
 
 from lockd.client.reply import Reply
 from lockd.errors import CodedError, LockdError
 from lockd.hints import Any, ClassVar, Final
+from lockd.lean import local
 from lockd.names import plain
 
 _NAMED: Final = 3

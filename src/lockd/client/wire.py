@@ -1,12 +1,12 @@
 """Carries the bytes between a socket and a core; never waits."""
 
-import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 
 from lockd.client.core import CLOSED, ClientCore
 from lockd.hints import Final
+from lockd.lean import socket
 
 _READ_SIZE: Final = 65_536
 

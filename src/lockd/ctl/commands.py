@@ -3,6 +3,7 @@
 It loads the module of a command on use only.
 """
 
+import gc
 import os
 import signal
 from contextlib import suppress
@@ -122,6 +123,7 @@ def lockctl(ctx: click.Context, socket: str | None) -> None:
     in the lockspace `direct`. Any other NAME is in the lockspace `default`. The option
     --lockspace chooses another lockspace.
     """
+    gc.enable()  # click has loaded the module of the command
     ctx.obj = socket
     if ctx.invoked_subcommand != "run":
         # End like any filter when the reader closes the pipe.

@@ -5,7 +5,6 @@ The numbers are those of sysexits.h if it has a fitting one.
 
 import errno
 import os
-import signal
 from contextlib import suppress
 
 from lockd.errors import (
@@ -26,6 +25,7 @@ from lockd.errors import (
     UnknownMethodError,
 )
 from lockd.hints import Final, NoReturn
+from lockd.lean import signal
 
 OK: Final = 0
 USAGE: Final = 64

@@ -6,17 +6,20 @@ run does not need.
 
 import gc
 import os
-import signal
 import sys
 
 from lockd import utf8
 from lockd.ctl import exits, options, streams
 from lockd.ctl.others import warn_of_others
 from lockd.errors import LockdError
+from lockd.lean import signal
 
 
 def main() -> None:
     """Runs lockctl and exits."""
+    # Nothing of what is loaded is garbage, and `lockctl run` makes none. Other commands
+    # enable it when they are loaded.
+    gc.disable()
     utf8.insist()
     streams.fill_closed()
     streams.protect()
@@ -66,8 +69,6 @@ def _run_plainly(args: list[str]) -> None:
     before = options.understood([options.SOCKET], args[:place])
     if before is None or before[1] or args[place : place + 1] != ["run"]:
         return
-    # Nothing of what is loaded from here on is garbage, and a run makes hardly any.
-    gc.disable()
     from lockd.ctl.run import asked
 
     if (order := asked.understood(args[place + 1 :])) is not None:

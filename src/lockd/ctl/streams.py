@@ -6,12 +6,10 @@ output passes through this module, which escapes what a terminal would act on.
 
 import io
 import os
-import select
-import signal
 import sys
-import threading
 from contextlib import suppress
 
+from lockd.lean import signal
 from lockd.names import plain
 from lockd.utf8 import encoding_of_terminal
 
@@ -110,11 +108,15 @@ def end_with_reader() -> None:
 
     A process that writes nothing would not notice. This does nothing for a file.
     """
+    import threading  # for the commands that wait without writing
+
     # A thread notices it regardless of what the process waits for.
     threading.Thread(target=_wait_for_end_of_reader, daemon=True).start()
 
 
 def _wait_for_end_of_reader() -> None:
+    import select
+
     poll = select.poll()
     poll.register(sys.stdout, 0)  # POLLERR is always reported
     poll.poll()

@@ -100,7 +100,7 @@ async def _try_to_open(
 
 
 async def _open_socket(address: paths.Address) -> socket.socket:
-    sock = paths.new_socket()
+    sock = paths.new_socket(socket.socket)
     sock.setblocking(False)
     try:
         while True:

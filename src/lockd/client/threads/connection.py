@@ -1,6 +1,5 @@
 """Opens connections for threads, and reconnects."""
 
-import socket
 from collections.abc import Callable
 
 from lockd.client import paths, requests
@@ -12,6 +11,7 @@ from lockd.client.threads.grants import Grant
 from lockd.client.threads.link import ThreadLink
 from lockd.errors import InvalidRequestError
 from lockd.hints import Any
+from lockd.lean import socket
 from lockd.terms import ResourceKey
 
 

@@ -16,14 +16,11 @@ it. It then runs between two calls of that thread (see `core`):
 """
 
 import select
-import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from weakref import ref
 
 from lockd.client import forking
 from lockd.client.core import ClientCore
@@ -36,6 +33,7 @@ from lockd.client.threads.grants import Grant
 from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
 from lockd.hints import TYPE_CHECKING, Any, Final
+from lockd.lean import Lock, RLock, ref, socket
 from lockd.names import quoted
 from lockd.terms import ResourceKey
 
@@ -56,17 +54,17 @@ class ThreadLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._mutex: Any = threading.RLock()
+        self._mutex: Any = RLock()
         self._core = ClientCore(partial(_make_grant, ref(self)), "thread")
         self._wire = Wire(sock, self._core)
-        self._seat: Any = threading.RLock()
+        self._seat: Any = RLock()
         self._reading = False
         self._bell = Bell()
         # The sleeping threads: the lock of each, and whether it is the main thread.
-        self._sleepers: dict[threading.Lock, bool] = {}
+        self._sleepers: dict[Lock, bool] = {}
         # Invariant: the descriptor is open while a thread waits. Otherwise the thread
         # could wait for another file with the same number.
-        self._waiting: set[threading.Lock] = set()
+        self._waiting: set[Lock] = set()
         self._closing = False
         self._forked = False
         self._polls: list[select.poll] = []
@@ -204,6 +202,8 @@ class ThreadLink:
         numbers = count()
         self._core.tell_losses_to(lambda grant: inbox.put(grant, next(numbers)))
         target = partial(self._report_losses, inbox, on_lost)
+        import threading  # not for those who do without
+
         threading.Thread(target=target, name="lockd-on-lost", daemon=True).start()
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ class ThreadLink:
     def _wait(self, awaited: Reply | Inbox) -> None:
         """Waits until an object is done."""
         self._push()
-        waker = threading.Lock()
+        waker = Lock()
         try:
             self._waiting.add(waker)
             while not awaited.done or self._core.outgoing:
@@ -312,12 +312,14 @@ class ThreadLink:
             self._bell.hush()
         self._polls.append(poll)
 
-    def _sleep(self, awaited: Reply | Inbox, waker: threading.Lock) -> None:
+    def _sleep(self, awaited: Reply | Inbox, waker: Lock) -> None:
         if self._core.outgoing:
             poll = select.poll()
             poll.register(self.sock, _BOTH)
             self._unlocked(partial(poll.poll, _PATIENCE * 1000))
             return
+        import threading  # loaded already, where another thread reads
+
         waker.acquire(blocking=False)
         main = threading.current_thread() is threading.main_thread()
         self._sleepers[waker] = main
@@ -340,7 +342,7 @@ class ThreadLink:
             if saved:
                 _RESTORE(self._mutex, saved[0])
 
-    def _leave(self, waker: threading.Lock) -> None:
+    def _leave(self, waker: Lock) -> None:
         self._waiting.discard(waker)
         self._sleepers.pop(waker, None)
         if self._sleepers and not self._reading:
@@ -364,13 +366,13 @@ class ThreadLink:
 
 
 #: The methods with which `threading.Condition` unlocks a lock completely to wait.
-_SAVE: Final[Any] = getattr(type(threading.RLock()), "_release_save")  # noqa: B009
-_RESTORE: Final[Any] = getattr(type(threading.RLock()), "_acquire_restore")  # noqa: B009
+_SAVE: Final[Any] = getattr(type(RLock()), "_release_save")  # noqa: B009
+_RESTORE: Final[Any] = getattr(type(RLock()), "_acquire_restore")  # noqa: B009
 
 _BOTH: Final = select.POLLIN | select.POLLOUT
 
 
-def _open(waker: threading.Lock) -> None:
+def _open(waker: Lock) -> None:
     with suppress(RuntimeError):  # it is open
         waker.release()
 

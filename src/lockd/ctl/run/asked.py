@@ -6,13 +6,13 @@ Every reader of a command line knows the options from here: `run`, which is clic
 
 import errno
 import os
-import signal
 from collections.abc import Callable
 
 from lockd.ctl import options
 from lockd.ctl.options import Option
 from lockd.errors import InvalidRequestError
 from lockd.hints import Any, Final, NoReturn
+from lockd.lean import signal
 from lockd.names import plain, quoted
 
 _NAME_LENGTH: Final = 60
@@ -20,9 +20,11 @@ _NAME_LENGTH: Final = 60
 
 def _signal(word: str) -> int:
     name = word.upper().removeprefix("SIG")
-    for member in signal.Signals:
-        if name in (member.name.removeprefix("SIG"), str(member.value)):
-            return member
+    for known, number in vars(signal).items():
+        # SIG_DFL and the like are no signals.
+        is_one = known.startswith("SIG") and "_" not in known
+        if is_one and name in (known.removeprefix("SIG"), str(int(number))):
+            return int(number)
     raise ValueError(f"{quoted(word)} is not a signal")
 
 

@@ -5,16 +5,19 @@ the lock. If lockctl dies before starting the command, the child just ends.
 """
 
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from struct import Struct
 
 from lockd.ctl.exits import INTERNAL
 from lockd.ctl.run.signals import Inherited
 from lockd.hints import Final, NoReturn
+from lockd.lean import socket
 
 #: More than the names of any request: protocol 3.1 allows messages of 64 KiB.
 _MESSAGE_BYTES: Final = 128 * 1024
+
+_DESCRIPTOR: Final = Struct("i")
 
 
 class Command:
@@ -44,7 +47,7 @@ class Command:
         items = (os.fsencode(f"{name}={value}") for name, value in environment.items())
         # If the child was killed meanwhile, its wait status reports it.
         with suppress(BrokenPipeError):
-            socket.send_fds(self._ours, [b"\0".join(items)], bequeathed)
+            self._ours.sendmsg([b"\0".join(items)], _rights(bequeathed))
 
     def abandon(self) -> None:
         """Ends a child that was not started."""
@@ -56,6 +59,14 @@ class Command:
         with suppress(ConnectionResetError):  # it ended before it was started
             return int(self._ours.recv(_MESSAGE_BYTES) or 0)
         return 0
+
+
+def _rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
+    """Returns what sends descriptors along with a message (unix(7))."""
+    return [
+        (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
+        for descriptor in descriptors[:1]
+    ]
 
 
 def execute(
@@ -95,10 +106,11 @@ def _await_start(
 ) -> NoReturn:
     try:
         # An empty message: lockctl has given up or died.
-        message, bequeathed, _, _ = socket.recv_fds(lockctl, _MESSAGE_BYTES, 1)
+        room = socket.CMSG_LEN(_DESCRIPTOR.size)
+        message, rights, _, _ = lockctl.recvmsg(_MESSAGE_BYTES, room)
         if message:
-            for descriptor in bequeathed:
-                os.set_inheritable(descriptor, True)
+            for _, _, data in rights:
+                os.set_inheritable(_DESCRIPTOR.unpack(data)[0], True)
             items = (item.partition("=") for item in os.fsdecode(message).split("\0"))
             execute(words, {name: value for name, _, value in items}, inherited)
     except OSError as error:

@@ -6,11 +6,11 @@ lockctl has no child.
 """
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lockd.hints import Any, Final
+from lockd.lean import signal
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 

@@ -212,7 +212,7 @@ class Session:
 
     def outlive_exec(self) -> None:
         """Leaves the connection to the program that replaces this process."""
-        self._link.sock.set_inheritable(True)
+        os.set_inheritable(self.fileno(), True)
 
     def _parts(self, names: Sequence[str], lockspace: str) -> list[list[str]]:
         """Returns the names in the parts to ask for one after the other."""

@@ -5,12 +5,12 @@ Before and after, while lockctl waits for the daemon, the signals that end a pro
 so.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from lockd.hints import Any, Final
+from lockd.lean import signal
 
 FORWARDED: Final = frozenset(
     {
@@ -50,12 +50,12 @@ class Interrupted(BaseException):
 class Inherited:
     """The signal state that lockctl inherited, for the command."""
 
-    def __init__(self, mask: set[Any], ignored: frozenset[signal.Signals]) -> None:
+    def __init__(self, mask: set[Any], ignored: frozenset[int]) -> None:
         self.mask = mask
         self.ignored = ignored
 
     @property
-    def watched(self) -> frozenset[signal.Signals]:
+    def watched(self) -> frozenset[int]:
         """The signals that wake lockctl while a command runs."""
         # The kernel queues a blocked signal even if it is ignored, and `sigwaitinfo`
         # would return it. So do not block signals that the parent ignores (nohup).
@@ -76,7 +76,7 @@ class Inherited:
 def block() -> Inherited:
     """Blocks every watched signal. Returns the previous state."""
     known = FORWARDED | _NEEDED
-    ignored = frozenset(x for x in known if signal.getsignal(x) is signal.SIG_IGN)
+    ignored = frozenset(x for x in known if signal.getsignal(x) == signal.SIG_IGN)
     # If SIGCHLD stays ignored, the kernel reaps the command unseen.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = Inherited(signal.pthread_sigmask(signal.SIG_BLOCK, ()), ignored)
@@ -108,7 +108,7 @@ def interruptible(
         raise Interrupted(signum)
 
     # Signals that lockctl's parent ignores (nohup) stay ignored.
-    ending = [x for x in ENDING if signal.getsignal(x) is not signal.SIG_IGN]
+    ending = [x for x in ENDING if signal.getsignal(x) != signal.SIG_IGN]
     for signum in ending:
         signal.signal(signum, interrupt)
     signal.signal(signal.SIGALRM, lambda *_: remind())

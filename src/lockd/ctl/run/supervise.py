@@ -13,7 +13,6 @@ of them:
 """
 
 import os
-import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -23,6 +22,7 @@ from lockd.ctl.run.signals import ENDING, FORWARDED
 from lockd.ctl.run.witness import Witness
 from lockd.errors import LockLostError
 from lockd.hints import Final
+from lockd.lean import signal
 
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 

@@ -10,12 +10,11 @@ did the command.
 
 import os
 import select
-import signal
-import socket
 from contextlib import suppress
 
 from lockd.ctl.run.signals import FORWARDED
 from lockd.hints import Final
+from lockd.lean import signal, socket
 
 _PATIENCE: Final = 0.1
 """Seconds until a signal for several processes has reached all of them. The kernel
