@@ -307,7 +307,7 @@ class Worker:
         )
         self._board.tally(self._slot, "slots")
         self._holds[0].count(self._spin())
-        time.sleep(self._chance.uniform(0.01, 0.1))
+        time.sleep(self._chance.uniform(0.02, 0.3))
         self._release()
 
     def _empty_pool(self) -> None:
