@@ -24,7 +24,6 @@ from lockd.daemon.requests.sessions import Sessions
 from lockd.daemon.requests.virtlockd import Virtlockd
 from lockd.daemon.server import Server
 from lockd.daemon.system.epoch import Epoch
-from lockd.daemon.system.instance import instance_of
 from lockd.daemon.system.poller import Poller
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.files import OpenFiles
@@ -126,7 +125,7 @@ def assemble(
         keeping,
         life,
         epoch.number,
-        instance_of(epoch.directory),
+        epoch.instance,
         make,
         health,
     )

@@ -235,8 +235,9 @@ def _start(
         place = before and (wanted.state_dir or before.revived.daemon["state_dir"])
         if wanted.problem is not None and not place:
             raise wanted.problem
-        if left is not None:
-            epoch = load_epoch(left.state_dir, left.epoch)
+        if left is not None and before is not None:
+            instance = before.revived.daemon.get("instance", "")
+            epoch = load_epoch(left.state_dir, left.epoch, instance)
         elif before is not None:
             epoch = _epoch_after(before.revived, wanted.state_dir)
         else:
@@ -328,10 +329,11 @@ def _epoch_after(revived: Revived, state_dir: str) -> Epoch:
     """
     daemon = revived.daemon
     before = numbers_of(daemon["epoch"], daemon["reserved"])
+    instance = daemon.get("instance", "")  # an older one did not record it
     if revived.problems:
         # The last tokens may be among the unreadable records.
-        return open_epoch(daemon["state_dir"] or state_dir, before)
-    return resume_epoch(daemon["state_dir"], before)
+        return open_epoch(daemon["state_dir"] or state_dir, before, instance)
+    return resume_epoch(daemon["state_dir"], before, instance)
 
 
 def _check_lockspaces(config: Config, path: str | None) -> list[str]:

@@ -409,10 +409,12 @@ class Service:
     def _look_after_epoch(self) -> None:
         try:
             self.parts.epoch.look_after()
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self.parts.health.report(STATE, self.parts.epoch.complaint(error))
         else:
             self.parts.health.clear(STATE)
+        # It may be another directory by now.
+        self.parts.open_files.private.add(self.parts.epoch.inode)
 
     def _is_idle_too_long(self) -> bool:
         timeout = self._options.timeout

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -364,3 +365,80 @@ def test_tokens_continue_above_all_that_were_handed_out(
         getattr(lockd, end)()
         lockd.start()
     assert tokens == sorted(set(tokens))
+
+
+# The directory itself.
+
+
+def test_directory_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    directory = tmp_path / "a" / "b"
+    opened = open_epoch(str(directory))
+    before = (directory / "epoch").read_text()
+    shutil.rmtree(tmp_path / "a")
+    opened.look_after()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert (directory / "epoch").read_text() == before
+    assert (directory / "instance").read_text() == f"{opened.instance}\n"
+    assert opened.inode == (directory.stat().st_dev, directory.stat().st_ino)
+    with pytest.raises(ConfigError, match="another lockd uses"):
+        open_epoch(str(directory))
+    opened.close()
+
+
+def test_directory_that_is_exchanged_gets_what_was_in_the_first(tmp_path: Path) -> None:
+    """The other one may be an old copy of it."""
+    directory = tmp_path / "state"
+    first = open_epoch(str(directory))
+    first.close()
+    shutil.copytree(directory, tmp_path / "copy")
+    opened = open_epoch(str(directory))
+    before = (directory / "epoch").read_text()
+    directory.rename(tmp_path / "old")
+    (tmp_path / "copy").rename(directory)
+    opened.look_after()
+    assert (directory / "epoch").read_text() == before
+    opened.close()
+
+
+def test_reservation_in_a_directory_that_is_removed_is_made_up_for(
+    tmp_path: Path,
+) -> None:
+    opened = open_epoch(str(tmp_path / "state"))
+    reserved = opened.reserved
+    shutil.rmtree(tmp_path / "state")
+    opened.ensure(reserved)
+    assert opened.reserved == reserved
+    opened.look_after()
+    opened.ensure(reserved)
+    assert opened.reserved == reserved + TOKENS_AT_ONCE
+    opened.close()
+
+
+def test_directory_that_another_daemon_has_made_again_is_its_own(
+    tmp_path: Path,
+) -> None:
+    directory = str(tmp_path / "state")
+    opened = open_epoch(directory)
+    opened.reserve_more()
+    shutil.rmtree(directory)
+    other = open_epoch(directory)
+    with pytest.raises(ConfigError, match="another lockd uses") as caught:
+        opened.look_after()
+    assert opened.complaint(caught.value).startswith("the epoch cannot be written in ")
+    other.close()
+    opened.look_after()
+    opened.close()
+    following = open_epoch(directory)
+    assert following.last_token >= opened.reserved
+    following.close()
+
+
+def test_no_descriptor_is_left_behind_by_a_removed_directory(tmp_path: Path) -> None:
+    directory = str(tmp_path / "state")
+    opened = open_epoch(directory)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        shutil.rmtree(directory)
+        opened.look_after()
+        assert len(os.listdir("/proc/self/fd")) == before
+    opened.close()

@@ -44,3 +44,14 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 def test_directory_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert len(instance_of(str(tmp_path / "missing"))) == 32
+
+
+@pytest.mark.parametrize("content", [None, b"f" * 32, b""])
+def test_known_name_is_kept_whatever_the_directory_says(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "instance").write_bytes(content)
+    assert instance_of(str(tmp_path), "0" * 32) == "0" * 32
+    assert (tmp_path / "instance").read_text() == "0" * 32 + "\n"
+    assert instance_of(str(tmp_path), "no name") == "0" * 32

@@ -198,6 +198,7 @@ class Recorder:
                 "epoch": epoch.number,
                 "reserved": epoch.reserved,
                 "state_dir": epoch.directory,
+                "instance": epoch.instance,
             }
             self._put(DAEMON, 0, known)
 

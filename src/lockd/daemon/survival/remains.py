@@ -120,7 +120,7 @@ class Remains:
             self.problems.append("the previous daemon has no record")
             started = time.monotonic()
             found = {"started": started, "upgrades": 0, "epoch": 0, "reserved": 0}
-            found |= {"last_number": 0, "state_dir": ""}
+            found |= {"last_number": 0, "state_dir": "", "instance": ""}
         numbers = [found["last_number"], *self.fds[CONNECTION], *self.fds[PIDFD]]
         numbers += [*self.ours[PEER], *self.ours[PROCESS]]
         numbers += [name for kind, name, _ in self.engine if kind in _NUMBERED]

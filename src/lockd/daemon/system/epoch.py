@@ -10,7 +10,8 @@ name (rename(2)). The name is on disk (fsync of the directory) before the first 
 token is given.
 
 The daemon also compares the file with what it knows. It writes a removed or reset file
-again, while it serves and after a crash.
+again, while it serves and after a crash. If the whole directory is removed or exchanged
+while it serves, it makes and locks the directory again, with all that was there.
 """
 
 import errno
@@ -19,8 +20,10 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from typing import Final, NamedTuple
 
+from lockd.daemon.system.instance import instance_of
 from lockd.daemon.system.state_files import (
     NEW_FILE_FLAGS,
     READ_FLAGS,
@@ -80,12 +83,19 @@ class Epoch:
     """
 
     def __init__(
-        self, directory: str, fd: int, lock_fd: int, number: int, last_token: int
+        self,
+        directory: str,
+        fd: int,
+        lock_fd: int,
+        number: int,
+        last_token: int,
+        instance: str = "",
     ) -> None:
         self.directory = directory
         self.number = number
         self.last_token = last_token
         self.reserved = last_token
+        self._known_instance = instance
         self._fd = fd
         self._lock_fd = lock_fd
         #: The state of the file when it was last read or written.
@@ -94,6 +104,11 @@ class Epoch:
         self._enough = last_token - TOKENS_AT_ONCE // 2
         #: Whether a due reservation has failed.
         self._is_overdue = False
+
+    @cached_property
+    def instance(self) -> str:
+        """The name of this daemon. Its first use writes it, after the numbers."""
+        return instance_of(self.directory, self._known_instance)
 
     def ensure(self, last_token: int) -> None:
         """Reserves more tokens well before the reserved ones run out.
@@ -111,11 +126,16 @@ class Epoch:
     def look_after(self) -> None:
         """Writes the file again if it was removed or reset, or if a reservation failed.
 
-        Call it about once a second.
+        Makes the directory again if it was removed or exchanged. Call it about once a
+        second.
 
         Raises:
             OSError: it cannot be written.
+            ConfigError: the directory cannot be made again, or another daemon uses it.
         """
+        if self._has_lost_its_directory():
+            self._move_in()
+            return
         if self._is_overdue:
             self.reserve_more()
             return
@@ -135,11 +155,38 @@ class Epoch:
             )
             self._reserve(self.reserved)
 
-    def complaint(self, error: OSError) -> str:
+    def _has_lost_its_directory(self) -> bool:
+        try:
+            found = os.stat(self.directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # nobody knows: the descriptor still leads to it
+        return (found.st_dev, found.st_ino) != self.inode
+
+    def _move_in(self) -> None:
+        """Locks the directory that is now at the path, and writes all files there."""
+        fd, lock_fd = _lock(self.directory)
+        for old in (self._fd, self._lock_fd):
+            os.close(old)
+        self._fd, self._lock_fd, self._seen = fd, lock_fd, None
+        ours = Numbers(self.number, self.reserved)
+        found = _read_or(ours, fd, self.directory)
+        self._reserve(max(self.reserved, found.reserved))
+        instance_of(self.directory, self.instance)
+        logger.warning(
+            "the state directory %s was removed or exchanged while lockd ran, so lockd "
+            "has made it again with the epoch, the fencing tokens and its own name",
+            quoted(self.directory),
+        )
+
+    def complaint(self, error: OSError | ConfigError) -> str:
         """Returns the sentence for an admin about a file that cannot be written."""
-        why = f"{quoted(self.directory)}: {os.strerror(error.errno or 0)}"
-        told = "make it writable, or lockd rejects locks when the tokens run out"
-        return f"the epoch cannot be written in {why}: {told}"
+        why, step = str(error), "fix that"
+        if isinstance(error, OSError):
+            why, step = os.strerror(error.errno or 0), "make it writable"
+        told = f"{step}, or lockd rejects locks when the tokens run out"
+        return f"the epoch cannot be written in {quoted(self.directory)}: {why}: {told}"
 
     def reserve_more(self) -> None:
         """Reserves more tokens, and writes the file."""
@@ -168,37 +215,39 @@ class Epoch:
         os.close(self._lock_fd)
 
 
-def load_epoch(directory: str, data: list[int]) -> Epoch:
+def load_epoch(directory: str, data: list[int], instance: str = "") -> Epoch:
     """Continues the epoch of a predecessor in this process, which holds the lock.
 
-    Raises:
-        ConfigError: the file cannot be written.
+    A file that cannot be written costs no locks: `look_after` reports it.
     """
     *numbers, fd, lock_fd = data
     os.set_inheritable(fd, False)
     os.set_inheritable(lock_fd, False)
     number, reserved = numbers_of(*numbers)
-    epoch = Epoch(directory, fd, lock_fd, number, reserved)
+    epoch = Epoch(directory, fd, lock_fd, number, reserved, instance)
     epoch.last_token = 0
-    try:
+    with suppress(OSError, ConfigError):
         epoch.look_after()
-    except OSError as error:
-        raise _cannot(directory, error) from None
     return epoch
 
 
-def open_epoch(directory: str, before: Numbers = Numbers()) -> Epoch:  # noqa: B008
+def open_epoch(
+    directory: str,
+    before: Numbers = Numbers(),  # noqa: B008
+    instance: str = "",
+) -> Epoch:
     """Locks a state directory and begins the next epoch.
 
     Args:
         directory: its path.
         before: the known numbers of a predecessor, which the file must not undercut.
+        instance: the known name of a predecessor; empty: that of the directory.
 
     Raises:
         ConfigError: the directory cannot be used, another daemon uses it, or the file
             has no epoch.
     """
-    return _open(directory, before, goes_on=False)
+    return _open(directory, before, instance, goes_on=False)
 
 
 def check_epoch(directory: str) -> None:
@@ -232,7 +281,7 @@ def check_epoch(directory: str) -> None:
         os.close(fd)
 
 
-def resume_epoch(directory: str, before: Numbers) -> Epoch:
+def resume_epoch(directory: str, before: Numbers, instance: str = "") -> Epoch:
     """Continues the epoch of a predecessor that was killed.
 
     If another daemon has used the directory since then, the next epoch begins.
@@ -240,10 +289,41 @@ def resume_epoch(directory: str, before: Numbers) -> Epoch:
     Raises:
         ConfigError: as for `open_epoch`.
     """
-    return _open(directory, before, goes_on=True)
+    return _open(directory, before, instance, goes_on=True)
 
 
-def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
+def _open(directory: str, before: Numbers, instance: str, *, goes_on: bool) -> Epoch:
+    fd, lock_fd = _lock(directory)
+    with ExitStack() as unless_good:
+        unless_good.callback(os.close, fd)
+        unless_good.callback(os.close, lock_fd)
+        try:
+            found = _read_or(before, fd, directory)
+            number = max(found.epoch, before.epoch)
+            last_token = max(found.reserved, before.reserved)
+            epoch = Epoch(directory, fd, lock_fd, number, last_token, instance)
+            if goes_on and found.epoch <= before.epoch:
+                # The records have the last token.
+                epoch.last_token = 0
+                epoch.look_after()
+            else:
+                epoch.number += 1
+                epoch.reserve_more()
+        except OSError as error:
+            raise _cannot(directory, error) from None
+        unless_good.pop_all()
+    return epoch
+
+
+def _lock(directory: str) -> tuple[int, int]:
+    """Makes a state directory if it is missing, and locks it.
+
+    Returns:
+        Its descriptor, and that of the locked file in it.
+
+    Raises:
+        ConfigError: it cannot be used, or another daemon uses it.
+    """
     try:
         place = make_directory(os.path.abspath(directory))
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -258,17 +338,6 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
             unless_good.callback(os.close, lock_fd)
             # Do not lock the directory: the socket may be in it, too.
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = _read_or(before, fd, directory)
-            number = max(found.epoch, before.epoch)
-            last_token = max(found.reserved, before.reserved)
-            epoch = Epoch(directory, fd, lock_fd, number, last_token)
-            if goes_on and found.epoch <= before.epoch:
-                # The records have the last token.
-                epoch.last_token = 0
-                epoch.look_after()
-            else:
-                epoch.number += 1
-                epoch.reserve_more()
         except BlockingIOError:
             pid = _holder_of(lock_fd)
             stop = "stop that" if pid is None else f"stop that with `kill {pid}`"
@@ -279,7 +348,7 @@ def _open(directory: str, before: Numbers, *, goes_on: bool) -> Epoch:
         except OSError as error:
             raise _cannot(directory, error) from None
         unless_good.pop_all()
-    return epoch
+    return fd, lock_fd
 
 
 def _holder_of(lock_fd: int) -> int | None:

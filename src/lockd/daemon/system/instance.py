@@ -17,17 +17,22 @@ _NAME: Final = re.compile(r"[0-9a-f]{32}")
 _LENGTH: Final = 32
 
 
-def instance_of(directory: str) -> str:
+def instance_of(directory: str, known: str = "") -> str:
     """Returns the name of the daemon with a state directory; makes it if missing.
 
     If the directory cannot be written, the name is that of this process alone.
+
+    Args:
+        directory: the path of the state directory.
+        known: the name that programs already know; empty if there is none. The
+            directory may have lost it.
     """
-    name = os.urandom(_LENGTH // 2).hex()
+    name = known if _NAME.fullmatch(known) else os.urandom(_LENGTH // 2).hex()
     with suppress(OSError):
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = _read(directory_fd)
-            if _NAME.fullmatch(found):
+            if found == name or (name != known and _NAME.fullmatch(found)):
                 return found
             replace_file(directory_fd, _FILE, f"{name}\n".encode())
         finally:
