@@ -757,7 +757,7 @@ PLANTED_BUGS = [
     _in(
         "requests",
         "the mode changes around who is inside",
-        "        if len(resource.holders) > 1 and resource.has_inside(held):\n",
+        "        if not alone and resource.has_inside(held):\n",
         "        if False:\n",
     ),
     _in(
@@ -858,6 +858,27 @@ PLANTED_BUGS = [
         "a file that is open for those around is opened in another mode",
         "            resource.open_anchor(request, resource.mode or request.mode)\n",
         "            resource.open_anchor(request, request.mode)\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "the mode changes around one inside whose other file is being opened",
+        "        inside = (self._pending_inside, *(x.inside ",
+        "        inside = ((), *(x.inside ",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "one inside goes before a convert to shared, because of another file",
+        "        if next(iter(self.converting), request).goes_down:\n",
+        "        if False:\n",
+        INNER_GRANTS,
+    ),
+    _in(
+        "resource",
+        "one more waits inside than may, while a file is opened",
+        "        inside = len(self.inner) + bool(self._pending_inside)\n",
+        "        inside = len(self.inner)\n",
         INNER_GRANTS,
     ),
     _in(

@@ -932,3 +932,91 @@ def test_older_record_of_an_open_file_says_nothing_of_whole(engine: LockEngine) 
     loaded = snapshot.load(records.assemble(old))
     assert loaded.problems == []
     assert dump(loaded.engine) == dump(engine)
+
+
+def wait_with_open_file(engine: LockEngine) -> None:
+    """Bob will hold both files inside; one stays open while the other is opened."""
+    acquire(engine, ALICE, 1, ONE)
+    acquire(engine, ALICE, 2, TWO)
+    open_files(engine, ONE, TWO)
+    for child in (BOB, CAROL, DAVE):
+        enter(engine, child, 1, 2)
+    acquire(engine, CAROL, 1, TWO)
+    acquire(engine, BOB, 1, ONE, TWO)
+    release(engine, ALICE, 3, TWO)
+    release(engine, CAROL, 2, TWO)
+
+
+def test_outer_cannot_be_converted_while_somebody_gets_inside(
+    engine: LockEngine,
+) -> None:
+    """Else it would wait until Bob has released it: a convert to shared never waits."""
+    wait_with_open_file(engine)
+    refused = refusal(convert(engine, ALICE, 4, ONE, SHARED))
+    assert (refused.code, refused.nested) == ("in_use", True)
+    assert who_got_it(open_files(engine, TWO)) == [BOB]
+
+
+def test_outer_is_converted_once_nobody_gets_inside_any_more(
+    engine: LockEngine,
+) -> None:
+    wait_with_open_file(engine)
+    engine.handle(c.CloseSession(BOB), now=0.0)
+    shared = queued(ALICE, 4, ONE, mode=SHARED)
+    assert convert(engine, ALICE, 4, ONE, SHARED) == [replace(shared, converting=True)]
+    effects = open_files(engine, TWO)
+    assert e.OpenAnchor(ONE, SHARED, in_use=True) in effects
+    assert who_got_it(open_files(engine, ONE)) == [ALICE]
+
+
+def test_as_many_as_may_wait_count_who_gets_inside(engine: LockEngine) -> None:
+    wait_with_open_file(engine)
+    assert refusal(acquire(engine, DAVE, 1, ONE, max_waiting=1)).code == "busy"
+    assert acquire(engine, DAVE, 2, ONE, max_waiting=2) == [queued(DAVE, 2, ONE)]
+
+
+def test_convert_to_shared_goes_before_one_who_waits_inside_for_several(
+    engine: LockEngine,
+) -> None:
+    """Both can go at once: the other file is looked at first."""
+    acquire(engine, ALICE, 1, ONE, TWO, THREE)
+    open_files(engine, ONE, TWO, THREE)
+    for child in (BOB, CAROL, DAVE):
+        enter(engine, child, 1, 2, 3)
+    acquire(engine, CAROL, 1, THREE)
+    acquire(engine, BOB, 1, TWO, ONE, THREE)
+    release(engine, ALICE, 2, THREE)
+    release(engine, CAROL, 2, THREE)
+    engine.handle(c.CloseSession(BOB), now=0.0)
+    convert(engine, ALICE, 3, ONE, SHARED)
+    acquire(engine, DAVE, 1, TWO, ONE)
+    effects = open_files(engine, THREE)
+    assert who_got_it(effects) == []
+    assert e.OpenAnchor(ONE, SHARED, in_use=True) in effects
+    converted, refused = open_files(engine, ONE)
+    assert who_got_it([converted]) == [ALICE]
+    assert isinstance(refused, e.Refused)
+    assert (refused.session, refused.code) == (DAVE, "already_held")
+
+
+def test_convert_to_shared_that_is_stuck_after_a_loss_ends_with_its_session(
+    engine: LockEngine,
+) -> None:
+    """The record of a grant inside is old, and that of who opened a file is lost."""
+    acquire(engine, ALICE, 1, ONE, TWO)
+    open_files(engine, ONE, TWO)
+    for child in (BOB, CAROL):
+        enter(engine, child, 1, 2)
+    acquire(engine, CAROL, 1, ONE)
+    (old,) = (x for x in decoded(engine) if (x[0], x[1]) == ("grant", 3))
+    release(engine, CAROL, 2, ONE)
+    acquire(engine, CAROL, 3, TWO)
+    acquire(engine, BOB, 1, ONE, TWO)
+    release(engine, ALICE, 2, TWO)
+    release(engine, CAROL, 4, TWO)
+    engine.handle(c.CloseSession(BOB), now=0.0)
+    convert(engine, ALICE, 3, ONE, SHARED)
+    (opening,) = (x for x in decoded(engine) if x[0] == "request" and x[2]["anchors"])
+    loaded = mended([old, *without(engine, "request", opening[1])], "some are old")
+    assert ALICE in loaded.damaged
+    assert holders(loaded.engine, ONE) == [CAROL]

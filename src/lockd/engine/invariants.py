@@ -62,8 +62,9 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         yield f"{name}: is kept though nobody needs it"
     if resource.pending is None:
         yield from _broken_anchor(engine, resource, modes)
-        downwards = [r for r in line if r.converting and r.mode == "shared"]
-        if any(_could_go(engine, request) for request in line[:1] + downwards):
+        if any(r.converting and r.mode == "shared" for r in line):
+            yield f"{name}: a convert to shared waits though no anchor is being opened"
+        if any(_could_go(engine, request) for request in line[:1]):
             yield f"{name}: the first in line waits though nothing is in its way"
     inner = list(resource.inner)
     places = [(-max(r.inside[resource.key]), r.order) for r in inner]

@@ -236,7 +236,8 @@ class Requests:
         if around:
             key = held.key
             return self._state.refusal(command, "already_held", "", key, nested=True)
-        if len(resource.holders) > 1 and resource.has_inside(held):
+        alone = len(resource.holders) == 1 and resource.pending is None
+        if not alone and resource.has_inside(held):
             return self._state.refusal(command, "in_use", "", held.key, nested=True)
         if held.whole and command.mode == EXCLUSIVE:
             # flock(2) drops the old lock before it takes the new one.

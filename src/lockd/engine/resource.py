@@ -193,8 +193,10 @@ class Resource:
     def _admits_inside(self, request: Request) -> bool:
         """Returns whether all that exclude a request are grants that it is inside of.
 
-        Nobody that is inside a later one, or the same, stands before it.
+        Nobody inside a later one, or the same, stands before it, and no convert down.
         """
+        if next(iter(self.converting), request).goes_down:
+            return False
         first = next(iter(self.inner), request)
         if first is not request and self._place(first) < self._place(request):
             return False
@@ -258,8 +260,9 @@ class Resource:
         return grant is not None and grant.fencing_token in request.inside[self.key]
 
     def has_inside(self, grant: Grant) -> bool:
-        """Returns whether other holders are inside a grant."""
-        return any(grant.fencing_token in x.inside for x in self.holders.values())
+        """Returns whether others hold it inside a grant, or are about to."""
+        inside = (self._pending_inside, *(x.inside for x in self.holders.values()))
+        return any(grant.fencing_token in tokens for tokens in inside)
 
     def uncovered(self) -> list[Request]:
         """Returns the requests that want more than is held by those around them."""
@@ -349,7 +352,15 @@ class Resource:
 
     def count_before(self, request: Request) -> int:
         """Returns how many wait before a request that is about to join the line."""
-        return len(self.inner) if request.inside else self.line_length()
+        inside = len(self.inner) + bool(self._pending_inside)
+        return inside if request.inside else self.line_length()
+
+    @property
+    def _pending_inside(self) -> tuple[int, ...]:
+        """What is around the pending request, if that has no answer."""
+        pending = self.pending
+        waits = pending is not None and not pending.is_answered
+        return pending.inside.get(self.key, ()) if pending and waits else ()
 
     # Holders that listen.
 

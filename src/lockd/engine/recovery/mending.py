@@ -54,6 +54,8 @@ def mend(state: LockState, *, known: bool) -> Losses:
             _drop_request(state, losses, request, "it has lost its place")
             if request.is_answered:
                 suspects += _beside(state, request)
+    for resource in state.resources.values():
+        suspects += _stuck(resource)
     for request in dict.fromkeys(suspects):
         _drop_request(state, losses, request, "somebody before it may be missing")
     for resource in list(state.resources.values()):
@@ -160,6 +162,13 @@ def _suspects(state: LockState, resource: Resource) -> list[Request]:
         if other is None or not other.lets_pass(front):
             return []
     return list(resource.queued())
+
+
+def _stuck(resource: Resource) -> list[Request]:
+    """Returns the converts to shared that wait though no anchor is being opened."""
+    if resource.pending is not None:
+        return []
+    return [x for x in resource.converting if x.goes_down and not resource.lets_pass(x)]
 
 
 def _beside(state: LockState, request: Request) -> Iterator[Request]:
