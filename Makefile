@@ -10,7 +10,7 @@
 #              three minutes of it: TORTURE="--slice"
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
-# make bench   speed, beside the peers that are installed
+# make bench [BENCH="ROW..."]   speed, beside the peers that are installed; docs/speed.md
 # make bench-count [AGAINST=REVISION]   instructions of the daemon for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
@@ -96,7 +96,7 @@ soak: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python -m soak --seconds $(SECONDS) $(SOAK)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH)
 
 bench-count: $(READY)
 	$(BIN)/python -m benchmarks.count $(if $(AGAINST),--against $(AGAINST))

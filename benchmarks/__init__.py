@@ -1,1 +1,1 @@
-"""Measures lockd beside its peers: `make bench`, or `python -m benchmarks NAME...`."""
+"""Measures lockd beside its peers: `make bench`, or `make bench BENCH="ROW..."`."""

@@ -9,16 +9,29 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Callable
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
-import lockd
 from benchmarks import daemons
+from benchmarks.cpus import ALLOWED, Cpus, use
 from benchmarks.measure import ROUND_SECONDS, ROUNDS
 from benchmarks.rows import ROWS
-from benchmarks.table import heading
+from benchmarks.table import HEADING, markdown, plain
+
+ROW_SECONDS: Final = 90.0
+RUN_SECONDS: Final = 585.0
+"""Rows that are not done by then are left out: a run ends within ten minutes."""
+
+Line = Callable[[tuple[str, ...]], str]
+
+
+class OverdueError(Exception):
+    """Raised in a row that takes too long."""
 
 
 def main() -> None:
@@ -30,16 +43,22 @@ def main() -> None:
         default=_memory_file_system(),
         help="where to put the lock files (default: %(default)s)",
     )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table for docs/speed.md"
+    )
     arguments = parser.parse_args()
+    line = markdown if arguments.markdown else plain
     chosen = arguments.row or list(ROWS)
     if unknown := set(chosen) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGALRM, _interrupt)
     _allow_many_descriptors()
+    end = time.monotonic() + RUN_SECONDS
     try:
         with daemons.private_directory(arguments.directory) as directory:
-            print(_surroundings(directory), heading(), sep="\n\n", flush=True)
-            succeeded = [_measure(name, directory / name) for name in chosen]
+            print(_surroundings(directory), line(HEADING), sep="\n\n", flush=True)
+            succeeded = [_measure(name, directory / name, line, end) for name in chosen]
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     sys.exit(0 if all(succeeded) else 1)
@@ -53,19 +72,34 @@ def _memory_file_system() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def _measure(name: str, directory: Path) -> bool:
+def _measure(name: str, directory: Path, line: Line, end: float) -> bool:
+    seconds = min(ROW_SECONDS, end - time.monotonic())
+    if seconds <= 0:
+        print(f"({name} left out: the time for all rows is over)", flush=True)
+        return False
     directory.mkdir()
+    use(Cpus.ONE)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         for result in ROWS[name](directory):
-            print(result, flush=True)
+            print(line(result.cells()), flush=True)
     except daemons.SkipError as reason:
-        print(f"({name} skipped: {reason})", flush=True)
+        print(f"({name}, not measured: {reason})", flush=True)
+    except OverdueError:
+        print(f"({name} ended after {seconds:.0f} s, before it was done)", flush=True)
+        return False
     except Exception:
         # One broken row should not cost the others.
         print(f"({name} failed, as told on standard error)", flush=True)
         traceback.print_exc()
         return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return True
+
+
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
+    raise OverdueError
 
 
 def _exit(signum: int, _frame: object) -> NoReturn:
@@ -78,19 +112,42 @@ def _allow_many_descriptors() -> None:
 
 
 def _surroundings(directory: Path) -> str:
-    virtlockd = _program_version(daemons.VIRTLOCKD, "-V")
-    redis = _program_version("redis-server", "--version")
-    packages = ", ".join(f"{n} {_package_version(n)}" for n in ("filelock", "redis"))
+    programs = [
+        _program_version(daemons.VIRTLOCKD, "-V"),
+        _program_version("redis-server", "--version"),
+        _program_version("flock", "--version"),
+    ]
+    packages = [
+        f"{name} {_package_version(name)}"
+        for name in ("redis", "filelock", "msgpack", "msgspec", "trio")
+    ]
     return (
+        f"{_lockd(directory / 'asked')}\n"
+        f"Peers: {'; '.join(programs)}. Packages: {', '.join(packages)}.\n"
         f"Linux {platform.release()}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} CPUs, lock files in {directory}\n"
-        f"lockd {lockd.__version__}; {virtlockd}; {redis}; {packages}\n"
+        f"{_cpus()}, lock files in {directory}.\n"
         f"{ROUNDS} rounds of {ROUND_SECONDS} s each, in turns; a ratio is the median "
-        "of the rounds' ratios.\n"
-        "The clients are Python too, on plain sockets, and alike; virtlockd takes one "
-        "request of a\nconnection at a time (its configuration has no key for more), "
-        "others wait in its socket."
+        "of the rounds' ratios.\nA pair is an acquire and a release. "
+        "The clients are Python too, on plain sockets, and alike.\n"
+        "virtlockd takes one request of a connection at a time (its configuration has "
+        "no key for more),\nothers wait in its socket."
     )
+
+
+def _lockd(directory: Path) -> str:
+    """Asks the daemon what it is."""
+    with daemons.lockd(directory) as daemon, closing(daemon.wire()) as wire:
+        said = wire.call("statistics", {})
+    manner = {True: ", compiled", False: ", interpreted"}.get(said.get("compiled"), "")
+    return f"lockd {said['version']}{manner}."
+
+
+def _cpus() -> str:
+    count = len(ALLOWED)
+    if count == 1:
+        return "one CPU (no rows on two, and none where the kernel chooses)"
+    first, last = ALLOWED[0], ALLOWED[-1]
+    return f"{count} CPUs (one: {first}; two: client on {first}, daemons on {last})"
 
 
 def _package_version(name: str) -> str:

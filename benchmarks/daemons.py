@@ -98,8 +98,8 @@ def lockd(
     command += ["--config", str(config)]
     environment = os.environ | (environment or {})
     patience = _SLOW_START_SECONDS if under else _START_SECONDS
-    with _running(command, directory / "log", environment) as process:
-        _wait_until_listening(path, process, directory / "log", patience)
+    with running(command, directory / "log", environment) as process:
+        wait_until_listening(path, process, directory / "log", patience)
         yield Daemon(process.pid, path, as_virtlockd, locks)
 
 
@@ -145,8 +145,18 @@ def _keep(notify: socket.socket, kept: list[int]) -> None:
                 kept.extend(array.array("i", raw))
 
 
+@dataclass(frozen=True)
+class Virtlockd:
+    """A running virtlockd, and a connection to it."""
+
+    pid: int
+    socket: Path
+    locks: Path
+    wire: VirtlockdWire
+
+
 @contextmanager
-def virtlockd(directory: Path) -> Iterator[VirtlockdWire]:
+def virtlockd(directory: Path) -> Iterator[Virtlockd]:
     """Starts virtlockd on a private socket, which it takes as if from systemd."""
     if not Path(VIRTLOCKD).exists():
         raise SkipError(
@@ -170,11 +180,11 @@ def virtlockd(directory: Path) -> Iterator[VirtlockdWire]:
     environment = os.environ | {k: str(v) for k, v in private.items()} | activation
     wires: list[VirtlockdWire] = []
     try:
-        with _running(command, directory / "log", environment, listener) as process:
+        with running(command, directory / "log", environment, listener) as process:
             listener.close()
-            _wait_until_listening(path, process, directory / "log")
+            wait_until_listening(path, process, directory / "log")
             wires.append(VirtlockdWire(path, locks))
-            yield wires[0]
+            yield Virtlockd(process.pid, path, locks, wires[0])
     finally:
         # Only now, with virtlockd gone: it would kill this process for locks left.
         for wire in wires:
@@ -192,13 +202,13 @@ def redis(directory: Path) -> Iterator[Path]:
     path = directory / "redis.sock"
     command = [program, "--port", "0", "--unixsocket", str(path), "--save", ""]
     command += ["--appendonly", "no", "--dir", str(directory)]
-    with _running(command, directory / "log") as process:
-        _wait_until_listening(path, process, directory / "log")
+    with running(command, directory / "log") as process:
+        wait_until_listening(path, process, directory / "log")
         yield path
 
 
 @contextmanager
-def _running(
+def running(
     command: Sequence[str],
     log: Path,
     environment: Mapping[str, str] | None = None,
@@ -228,7 +238,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_listening(
+def wait_until_listening(
     path: Path,
     process: subprocess.Popen[bytes],
     log: Path,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-ROUNDS: Final = 75
+ROUNDS: Final = 51
 ROUND_SECONDS: Final = 0.06
 """Many short rounds say more than few long ones: neighbours see the same machine."""
 
@@ -49,6 +49,11 @@ class Duel:
     def rate_ratio(self) -> Spread:
         """How many times their operations per second we reach."""
         return Spread.of([b / a for a, b in zip(self.ours, self.theirs, strict=True)])
+
+    def difference(self, units: float) -> Spread:
+        """How much more we need, in so many units a second."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return Spread.of([(a - b) * units for a, b in pairs])
 
 
 def take_turns(

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.daemons import SkipError, redis
 from benchmarks.wires import names
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 _NAMES: Final = 50
 
@@ -54,11 +57,7 @@ def filelock_pair(directory: Path) -> Iterator[Callable[[], None]]:
 @contextmanager
 def redis_pair(directory: Path) -> Iterator[Callable[[], None]]:
     """SET NX with a random value, and compare-and-delete, over a UNIX socket."""
-    try:
-        from redis import Redis
-    except ImportError:
-        raise SkipError("redis-py comes from PyPI's redis") from None
-    with redis(directory) as path, Redis(unix_socket_path=str(path)) as client:
+    with _redis_client(directory) as client:
         compare_and_delete = client.register_script(_COMPARE_AND_DELETE)
         keys = cycle(names(_NAMES))
 
@@ -69,3 +68,26 @@ def redis_pair(directory: Path) -> Iterator[Callable[[], None]]:
             compare_and_delete(keys=[key], args=[mine])
 
         yield pair
+
+
+@contextmanager
+def redis_lock_pair(directory: Path) -> Iterator[Callable[[], None]]:
+    """The Lock of redis-py, over a UNIX socket."""
+    with _redis_client(directory) as client:
+        locks = cycle([client.lock(name, timeout=30) for name in names(_NAMES)])
+
+        def pair() -> None:
+            with next(locks):
+                pass
+
+        yield pair
+
+
+@contextmanager
+def _redis_client(directory: Path) -> Iterator["Redis"]:
+    try:
+        from redis import Redis
+    except ImportError:
+        raise SkipError("redis-py comes from PyPI's redis") from None
+    with redis(directory) as path, Redis(unix_socket_path=str(path)) as client:
+        yield client

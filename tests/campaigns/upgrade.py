@@ -320,24 +320,16 @@ def virtlockd(count: int) -> None:
     counts = Counts(f"virtlockd, its own re-exec, {count:,} locks held")
     with (
         daemons.private_directory(Path("/dev/shm")) as place,
-        daemons.virtlockd(place / "virtlockd") as wire,
+        daemons.virtlockd(place / "virtlockd") as theirs,
     ):
-        (pid,) = [
-            int(p.name)
-            for p in Path("/proc").iterdir()
-            if p.name.isdigit()
-            and (p / "cmdline").read_bytes().startswith(b"/usr/sbin/virtlockd")
-            and str(place).encode() in (p / "cmdline").read_bytes()
-        ]
+        wire = theirs.wire
         for serial, name in enumerate(names(count), 10):
             wire.send(wire.encode_acquire(name, serial))
             wire.receive()
-        other = VirtlockdWire(
-            place / "virtlockd" / "virtlockd.sock", place / "virtlockd" / "locks"
-        )
+        other = VirtlockdWire(theirs.socket, theirs.locks)
         (own,) = names(1, "other")
         worst, serial = 0.0, 100
-        os.kill(pid, signal.SIGUSR1)
+        os.kill(theirs.pid, signal.SIGUSR1)
         # Sooner than it sends SIGKILL.
         end_at = time.monotonic() + 1.2
         while time.monotonic() < end_at:
