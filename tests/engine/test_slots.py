@@ -592,6 +592,22 @@ def test_two_records_of_one_slot_leave_the_younger(engine: LockEngine) -> None:
     check(loaded.engine)
 
 
+def test_record_that_is_dropped_does_not_say_how_many_there_are(
+    engine: LockEngine,
+) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    stale = [x for x in records.everything(engine) if x[0] == "grant"]
+    release(engine, ALICE, 2, DISK)
+    configure(engine, ("disk", 3))
+    take(engine, BOB, 1, None)
+    whole = [*stale, *records.everything(engine)]
+    loaded = snapshot.load(records.assemble(whole, ["some are old"]))
+    check(loaded.engine)
+    assert loaded.engine.situation(DISK).slots == 3
+    assert slot_of(take(loaded.engine, CAROL, 1, None)) == 1
+
+
 def with_other_slots(engine: LockEngine, slots: int) -> snapshot.Loaded:
     """Loads records that are older than the configuration."""
     old = [x for x in decoded(engine) if x[0] != "lockspace"]

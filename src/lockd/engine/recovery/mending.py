@@ -130,6 +130,8 @@ def _agree_on_slots(state: LockState, resource: Resource, losses: Losses) -> Non
     said_by = known.said_by if count == known.count else None
     grants = [grant for grant in resource.holders.values() if grant.slot is not None]
     said = {(grant.slots, grant.slots_said_by) for grant in grants}
+    # A grant that was dropped may have said how many there are.
+    said.add((known.count, known.said_by))
     wishes = [request.wish for request in resource.wanting_slots()]
     said |= {(wish.slots, wish.slots_said_by) for wish in wishes}
     if said != {(count, said_by)}:
