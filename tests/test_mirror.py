@@ -34,6 +34,7 @@ ELSEWHERE = {
     "daemon/clients/keeping.py": "daemon/survival/test_keeping.py",  # does nothing
     "daemon/survival/remains.py": "daemon/survival/test_revival_damage.py",
     "daemon/system/jobs.py": "daemon/requests/test_runtime.py",  # slow anchors, too
+    "daemon/requests/anchors.py": "daemon/requests/test_runtime.py",
     # Values and tables without behaviour of their own.
     "term_types.py": "test_terms.py",
     "engine/commands.py": "engine/test_lock_engine.py",
@@ -41,6 +42,7 @@ ELSEWHERE = {
     "libvirt/errors.py": "libvirt/test_connection.py",
     "libvirt/procedures.py": "libvirt/test_connection.py",
     "lockspaces/refusals.py": "lockspaces/test_files.py",  # of calls that fail
+    "lockspaces/open_files.py": "lockspaces/test_files.py",
     "lockspaces/base.py": "lockspaces/test_directory.py",  # what its kinds share
 }
 """Modules that are tested under another name, where, and why."""

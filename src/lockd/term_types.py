@@ -36,5 +36,5 @@ LockedBy = Literal["qemu", "sqlite", "flock", "lease"]
 
 Create = bool | Literal["temporary"] | None
 """Whether to create a missing lock file; None for the default of its lockspace. A
-created file is removed with its last holder. A temporary one is removed even if it
-existed before (AUTOCREATE of virtlockd)."""
+created file is removed soon after its last holder. A temporary one is removed at once,
+even if it existed before (AUTOCREATE of virtlockd)."""

@@ -27,6 +27,9 @@ SLOT: Final = "slot"
 MOST_SLOTS: Final = 1024
 """The most slots of a resource."""
 
+TEMPORARY: Final = "temporary"
+"""A `Create`."""
+
 DEFAULT_LOCKSPACE: Final = "default"
 DIRECT_LOCKSPACE: Final = "direct"
 

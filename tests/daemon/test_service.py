@@ -20,7 +20,7 @@ import trio.testing
 
 from conftest import StartDaemon
 from lockd.daemon.config.config import Config, LockspaceConfig
-from lockd.daemon.service import COMPACTING, HOUSEKEEPING, Options, Service
+from lockd.daemon.service import CLEARING, HOUSEKEEPING, Options, Service
 from lockd.daemon.start.serve import begin_empty
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.system.epoch import open_epoch
@@ -447,7 +447,7 @@ def test_memory_of_records_is_returned_soon_when_nobody_asks_for_anything(
         full = ledger.memory_bytes
         with service_in_this_process(tmp_path, stores=stores) as service:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(service._compact)
+                nursery.start_soon(service._clear_away)
                 await trio.sleep(seconds)
                 nursery.cancel_scope.cancel()
         assert ledger.memory_bytes < full / 2
@@ -455,7 +455,7 @@ def test_memory_of_records_is_returned_soon_when_nobody_asks_for_anything(
             store.close()
 
     # Each step removes 16 keys at least, on the slowest machine too.
-    assert keys / 16 < seconds / COMPACTING
+    assert keys / 16 < seconds / CLEARING
     trio.run(check, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -1266,4 +1266,90 @@ PLANTED_BUGS = [
         "            _find_other(fd, mode, marks=False) or _find_change(fd)\n",
         "            _find_other(fd, mode, marks=False)\n",
     ),
+    _of_files(
+        "files",
+        "a new file that was removed before its lock counts",
+        "        return status.st_nlink > 0\n",
+        "        return True\n",
+    ),
+    _of_files(
+        "directory",
+        "the path of a spare file is not looked at after the lock",
+        "        if status is None or (status.st_dev, status.st_ino) != file.inode:\n",
+        "        if status is None:\n",
+    ),
+    _of_files(
+        "directory",
+        "a spare file that is locked elsewhere by now is in the way",
+        "        if status is None or (status.st_dev, status.st_ino) != file.inode:\n",
+        "        if refusal is None and (\n"
+        "            status is None or (status.st_dev, status.st_ino) != file.inode\n"
+        "        ):\n",
+    ),
+    _of_files(
+        "directory",
+        "an open spare file serves two lockspaces",
+        "        if create is False or file.key.lockspace != self.name:\n",
+        "        if create is False:\n",
+    ),
+    _of_files(
+        "directory",
+        "a spare file is there for who may not make one",
+        "        if create is False or file.key.lockspace != self.name:\n",
+        "        if file.key.lockspace != self.name:\n",
+    ),
+    _of_files(
+        "directory",
+        "a spare file stays locked",
+        "        if not (spares.has_room(path) and unlock(file.fd)):\n",
+        "        if not spares.has_room(path):\n",
+    ),
+    _of_files(
+        "directory",
+        "a file that was there before is removed as a spare one",
+        "        if file is None or not file.may_stay:\n",
+        "        if file is None:\n",
+    ),
+    _of_files(
+        "spares",
+        "a spare file is removed while somebody else has it locked",
+        "        if not is_slow and remove_ours(file, path):\n",
+        "        os.unlink(path)\n        if True:\n",
+    ),
+    _of_files(
+        "spares",
+        "what took the place of a spare file is removed",
+        "        if not leads_to(path, file.inode):\n            return False\n",
+        "",
+    ),
+    _of_files(
+        "spares",
+        "a copy of a spare file that went stays locked",
+        "        unlock(file.fd)\n",
+        "",
+    ),
+    _of_files(
+        "spares",
+        "a spare file is closed before it is forgotten",
+        "        self._forget(file.key)\n        os.close(file.fd)\n",
+        "        os.close(file.fd)\n        self._forget(file.key)\n",
+    ),
+    _of_files(
+        "spares",
+        "a spare file that is old stays open",
+        "        self._forget(file.key)\n        os.close(file.fd)\n",
+        "        self._forget(file.key)\n",
+    ),
+    _of_files(
+        "files",
+        "a lockspace that retires leaves its spare files",
+        "        self.finish()\n        self.make_room()\n",
+        "        self.finish()\n",
+    ),
+    _of_files(
+        "open_files",
+        "spare files keep a file system busy that somebody unmounts",
+        "        self.spares.remove_all()\n",
+        "",
+    ),
 ]

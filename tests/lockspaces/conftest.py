@@ -7,7 +7,8 @@ import pytest
 
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockd.lockspaces.files import FileLockspace
+from lockd.lockspaces.open_files import OpenFiles
 from support.processes import descriptors
 
 NewSpace = Callable[..., DirectoryLockspace]
@@ -26,6 +27,7 @@ def open_files(_no_descriptor_is_leaked: None) -> Iterator[OpenFiles]:
     yield files
     files.mounts.close()
     assert not files.by_inode
+    assert not len(files.spares)
 
 
 @pytest.fixture
@@ -55,4 +57,4 @@ def public_path() -> Iterator[Path]:
 def close_all(space: FileLockspace) -> None:
     for resource in list(space._files):
         space.close_anchor(resource)
-    space.finish()
+    space.retire()

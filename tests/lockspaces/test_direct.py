@@ -22,7 +22,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
 from lockspaces.conftest import close_all
@@ -840,7 +840,7 @@ _RACER = """
 import os, sys
 from lockd.errors import BusyError
 from lockd.lockspaces.direct import DirectLockspace
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 
 path, mode, place = sys.argv[1:]
 space, alone = DirectLockspace("direct", OpenFiles()), mode == "exclusive"

@@ -20,7 +20,7 @@ from lockd.errors import (
 )
 from lockd.lockspaces import files
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.terms import EXCLUSIVE, SHARED, Mode, OutsideHolder
 from support.outside import Outside, flags_of, nobody
 from support.rights import needs_root

@@ -21,7 +21,8 @@ from lockd.errors import (
 )
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import MAX_RACES, FileLockspace, OpenFiles
+from lockd.lockspaces.files import MAX_RACES, FileLockspace
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, SHARED, Create, Mode
 from lockspaces.conftest import close_all
@@ -37,7 +38,7 @@ class RacedLockspace(DirectoryLockspace):
 
     def _open(
         self, path: str, mode: Mode, create: Create, user: User | None
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool, bool]:
         opened = super()._open(path, mode, create, user)
         self.opened += 1
         self.happens()

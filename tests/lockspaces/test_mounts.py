@@ -8,8 +8,8 @@ import pytest
 
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.mounts import MountTable
+from lockd.lockspaces.open_files import OpenFiles
 
 Table = Callable[..., MountTable]
 

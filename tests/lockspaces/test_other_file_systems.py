@@ -20,7 +20,7 @@ import os, sys
 from lockd.errors import RequestError
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 
 place, open_files = sys.argv[1], OpenFiles()
 descriptors = lambda: len(os.listdir("/proc/self/fd"))
@@ -94,6 +94,65 @@ print(take(space, "web2"))
     assert said[1].startswith("io: ")
     assert "(No space left on device): " in said[1]
     assert said[2:] == ["0", "ok"]
+
+
+def test_spare_file_makes_room_on_a_full_disk(in_mount: InMount) -> None:
+    said = in_mount(
+        'mount -t tmpfs -o nr_inodes=2,mode=755 none "$PLACE"',
+        """
+space = DirectoryLockspace("vms", place, open_files)
+print(take(space, "web1"), space.put_aside("web1"))
+print(take(space, "web2"), os.listdir(place))
+""",
+    )
+    assert said == ["ok True", "ok ['web2']"]
+
+
+def test_spare_file_keeps_a_disk_busy_until_it_goes(in_mount: InMount) -> None:
+    said = in_mount(
+        'mount -t tmpfs -o mode=755 none "$PLACE"',
+        """
+import select, subprocess
+def mount(*words):
+    return subprocess.run(words, capture_output=True).returncode
+
+space = DirectoryLockspace("vms", place, open_files)
+print(take(space, "web1"), space.put_aside("web1"))
+print(mount("umount", place) == 0, open_files.spares.remove_all())
+print(mount("umount", place) == 0)
+
+# It is unmounted although it is busy: the kernel tells, and the file is closed.
+mount("mount", "-t", "tmpfs", "-o", "mode=755", "none", place)
+open_files.look_at_mounts()
+before = descriptors()
+print(take(space, "web1"), space.put_aside("web1"))
+poll = select.poll()
+poll.register(open_files.mounts.fileno(), select.POLLPRI)
+print(mount("umount", "-l", place) == 0, bool(poll.poll(10_000)))
+open_files.look_at_mounts()
+print(descriptors() - before)
+print(take(space, "web1"), space.put_aside("web1"))
+
+# Something else is mounted over it.
+mount("mount", "-t", "tmpfs", "-o", "mode=755", "none", place)
+print(take(space, "web1"), os.listdir(place))
+space.close_anchor("web1")
+space.finish()
+mount("umount", place)
+print(os.listdir(place))
+""",
+    )
+    assert said == [
+        "ok True",
+        "False True",
+        "True",
+        "ok True",
+        "True True",
+        "0",
+        "ok True",
+        "ok ['web1']",
+        "['web1']",
+    ]
 
 
 def test_file_on_a_read_only_disk_can_be_locked_but_none_be_made_there(

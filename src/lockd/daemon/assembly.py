@@ -12,7 +12,7 @@ from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.access import Access
 from lockd.daemon.clients.finder import Finder
 from lockd.daemon.clients.keeping import Keeping
-from lockd.daemon.clients.limits import Limiter
+from lockd.daemon.clients.limits import Limiter, unreserved_descriptors
 from lockd.daemon.config.config import Limits, make_lockspace
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.reader import Reader
@@ -26,7 +26,7 @@ from lockd.daemon.server import Server
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.poller import Poller
 from lockd.engine.lock_engine import LockEngine
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 
 CHECK_INVARIANTS: Final = "LOCKD_CHECK_INVARIANTS"
 """If 1, all laws of the lock table are checked after every command, which is slow."""
@@ -93,8 +93,9 @@ def assemble(
     access, poller, slow_log = Access(), Poller(), SlowLog(engine)
     answers = Answers(access, Counts(slow_log.tell_end, slow_log.tell_overdue))
     keeping = Keeping() if keep is None else keep(engine, answers, life, epoch)
-    limiter = Limiter(engine, limits, answers.late_by_user, epoch, keeping)
-    open_files = OpenFiles(limiter.max_fd)
+    open_files = OpenFiles(unreserved_descriptors(), keeping.drop_file)
+    make_room = open_files.spares.remove_all
+    limiter = Limiter(engine, limits, answers.late_by_user, epoch, keeping, make_room)
     open_files.private.add(epoch.inode)
     runtime = Runtime(
         engine,

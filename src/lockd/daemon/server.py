@@ -88,7 +88,11 @@ class Server:
         self._keeping = keeping
         self._sessions = sessions
         self._gate = Gate(
-            poller, answers.counts, lambda: limiter.is_shared, self.take_in
+            poller,
+            answers.counts,
+            lambda: limiter.is_shared,
+            self.take_in,
+            limiter.make_room,
         )
         self._admission = Admission(
             poller, life, keeping, limiter, self._gate, answers.counts.count_refusal

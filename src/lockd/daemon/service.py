@@ -51,9 +51,9 @@ PENDING: Final = "pending "
 HOUSEKEEPING: Final = 1.0
 """Seconds between two rounds of housekeeping."""
 
-COMPACTING: Final = 0.005
-"""Seconds between two steps of compaction while there is garbage. A step takes a tenth
-of that (`survival.keeping.TIDYING`)."""
+CLEARING: Final = 0.005
+"""Seconds between two steps of clearing away. A step takes a tenth of that
+(`survival.keeping.TIDYING`, `lockspaces.spares.AT_ONCE`)."""
 
 
 class Options(Struct, frozen=True):
@@ -105,9 +105,9 @@ class Service:
         # The predecessor has reported these.
         for space in counts.spaces.values():
             space.skip_slow(trio.current_time())
-        mounts = parts.open_files.mounts
+        files = parts.open_files
         parts.poller.watch(
-            mounts.fileno(), select.EPOLLPRI, lambda events: mounts.refresh()
+            files.mounts.fileno(), select.EPOLLPRI, lambda _: files.look_at_mounts()
         )
 
     def _tell_metrics(self, peer: Peer, msgid: int, params: object) -> None:
@@ -246,7 +246,7 @@ class Service:
             await nursery.start(self._take_signals, nursery)
             nursery.start_soon(self.parts.server.run)
             nursery.start_soon(self._keep_house, nursery)
-            nursery.start_soon(self._compact)
+            nursery.start_soon(self._clear_away)
             nursery.start_soon(self._publisher.run)
             for role, listener in self.listeners.items():
                 if role == METRICS:
@@ -263,6 +263,7 @@ class Service:
             self.parts.life.serves(time.monotonic())
             self._tell_ready()
         notify("STOPPING=1")
+        self.parts.open_files.spares.remove_all()
         if self.parts.keeping.by is not None:
             # The next process continues. If none is started, the manager drops what is
             # stored, and the kernel frees everything else.
@@ -396,15 +397,17 @@ class Service:
                 self._end(nursery)
             await trio.sleep(min(HOUSEKEEPING, watchdog or HOUSEKEEPING))
 
-    async def _compact(self) -> None:
+    async def _clear_away(self) -> None:
         """Returns the memory of records after a burst, also if no more requests come.
 
-        Steps that follow each other soon return it within seconds, on a slow machine
-        too, and nobody waits for longer than one step.
+        Removes the spare files that nobody wants. Steps that follow each other soon
+        do it within seconds, on a slow machine too, and nobody waits for longer than
+        one step.
         """
         while True:
-            has_more = self.parts.keeping.compact()
-            await trio.sleep(COMPACTING if has_more else HOUSEKEEPING)
+            has_more = self.parts.open_files.spares.remove_old()
+            has_more |= self.parts.keeping.compact()
+            await trio.sleep(CLEARING if has_more else HOUSEKEEPING)
 
     def _look_after_epoch(self) -> None:
         try:

@@ -1,22 +1,27 @@
 """The interface of every lockspace."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from lockd.errors import InvalidRequestError
 from lockd.lockspaces.rights import User
 from lockd.names import CHECK_OF_KIND
-from lockd.terms import Create, Kind, Mode, OnDisconnect, Outside
+from lockd.terms import Create, Kind, Mode, OnDisconnect, Outside, ResourceKey
 
 Inode = tuple[int, int]
+
+NOT_READ: Final[Inode] = (0, 0)
+"""Stands for the inode of a file that was just made."""
+
+NO_RESOURCE: Final = ResourceKey("", "")
 
 
 class LockFile:
     """An open file, its identity, and the mode in which it is locked."""
 
     __slots__ = (
-        *("fd", "inode", "is_device", "made", "marks", "mode", "unsure_until"),
-        "whole",
+        *("fd", "inode", "is_device", "key", "made", "marks", "may_stay", "mode"),
+        *("spare_since", "unsure_until", "whole"),
     )
 
     def __init__(
@@ -39,6 +44,12 @@ class LockFile:
         #: Whether lockd created the file or adopted it as temporary, and must remove
         #: it.
         self.made = made
+        #: Whether it may become a spare file after its last holder (`spares`).
+        self.may_stay = False
+        #: Since when it is one.
+        self.spare_since = 0.0
+        #: Its resource, once it is locked.
+        self.key = NO_RESOURCE
         self.mode: Mode | None = None
         #: Until when it may turn out that a predecessor was releasing it
         #: (`time.monotonic`).
@@ -108,9 +119,17 @@ class Lockspace(ABC):
     def check_user(self, resource: str, mode: Mode, user: User) -> None:  # noqa: B027
         """Raises `RequestError` if a user has no right to the file of a resource."""
 
+    def put_aside(self, resource: str) -> bool:
+        """Unlocks an anchor whose last holder left, and keeps its file for the next.
+
+        Returns False if its file may not stay: call `close_anchor` then. Do not call it
+        for a slow anchor.
+        """
+        return False
+
     @abstractmethod
     def close_anchor(self, resource: str) -> None:
-        """Closes an open anchor. Ignores errors."""
+        """Closes an open anchor at once. Ignores errors."""
 
     def open_resources(self) -> list[str]:
         """Returns the resources with open anchors."""
@@ -151,6 +170,14 @@ class Lockspace(ABC):
 
     def finish(self) -> None:  # noqa: B027 - most lockspaces defer nothing
         """Does the work that was deferred until after the answers."""
+
+    def make_room(self) -> bool:
+        """Closes descriptors that nobody needs. Returns whether there were any."""
+        return False
+
+    def retire(self) -> None:
+        """Lets go of everything that no holder needs: the lockspace is not served."""
+        self.finish()
 
     def _has_no_files(self) -> InvalidRequestError:
         return InvalidRequestError(

@@ -62,10 +62,10 @@ class DirectLockspace(FileLockspace):
 
     def _open(
         self, path: str, mode: Mode, create: Create, user: User | None
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool, bool]:
         fd = self._reach(path, mode, user)
         try:
-            return _reopen(fd, mode), False
+            return _reopen(fd, mode), False, False
         finally:
             os.close(fd)
 

@@ -2,25 +2,29 @@
 
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from lockd.errors import (
     AlreadyExistsError,
     AnchorError,
     InvalidRequestError,
+    RequestError,
     UnavailableError,
 )
+from lockd.lockspaces.base import LockFile
 from lockd.lockspaces.files import (
     MAX_RACES,
     OPEN_FLAGS,
     FileLockspace,
-    OpenFiles,
 )
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.places import trusted_users
 from lockd.lockspaces.refusals import raise_refusal
 from lockd.lockspaces.rights import User
+from lockd.lockspaces.spares import unlock
 from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, Create, Mode, OnDisconnect
+from lockd.terms import EXCLUSIVE, TEMPORARY, Create, Mode, OnDisconnect
 
 FILE_MODE: Final = 0o600
 MISSING: Final = (FileNotFoundError, NotADirectoryError)
@@ -65,23 +69,55 @@ class DirectoryLockspace(FileLockspace):
 
     def _open(
         self, path: str, mode: Mode, create: Create, user: User | None
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool, bool]:
         if create is False:
-            return self._open_named(path), False
+            return self._open_named(path), False, False
         for _ in range(MAX_RACES):
             try:
-                return os.open(path, NEW_FILE_FLAGS, FILE_MODE), True
+                fd = os.open(path, NEW_FILE_FLAGS, FILE_MODE)
+                return fd, True, not self.anchor_is_slow(path)
             except FileExistsError:
                 pass
             except MISSING:
                 raise self._is_gone() from None
             try:
-                return self._open_existing(path), create == "temporary"
+                return self._open_existing(path), create == TEMPORARY, False
             except MISSING:
                 pass  # somebody removed it: create a new one
         raise AnchorError(
             f"the file {quoted(path)} comes and goes: find out which program does that"
         )
+
+    def _open_again(self, path: str, mode: Mode, create: Create) -> LockFile | None:
+        spares = self._shared.spares
+        file = spares.take(path)
+        if file is None:
+            return None
+        if create is False or file.key.lockspace != self.name:
+            # As if it had gone with its last holder.
+            spares.remove(path, file)
+            return None
+        refusal = status = None
+        try:
+            self._lock(file, path, mode)
+        except RequestError as error:
+            refusal = error
+        with suppress(OSError):
+            status = os.lstat(path)
+        if status is None or (status.st_dev, status.st_ino) != file.inode:
+            spares.let_go(file)
+            return None
+        if refusal is not None:
+            spares.put_back(path, file)
+            self._check_alias(file, path, mode)
+            raise refusal
+        try:
+            self._check_status(status, path)
+        except RequestError:
+            spares.remove(path, file)
+            raise
+        file.may_stay = create != TEMPORARY
+        return file
 
     def _open_named(self, path: str) -> int:
         try:
@@ -115,9 +151,24 @@ class DirectoryLockspace(FileLockspace):
             f"the file {quoted(path)} {problem}: have an admin look at it"
         )
 
+    def put_aside(self, resource: str) -> bool:
+        """Unlocks an anchor and keeps its file; see `Lockspace.put_aside`."""
+        file = self._files.get(resource)
+        if file is None or not file.may_stay:
+            return False
+        path, spares = self.path_of(resource), self._shared.spares
+        if not (spares.has_room(path) and unlock(file.fd)):
+            return False
+        del self._files[resource]
+        del self._shared.by_inode[file.inode]
+        file.mode = None
+        spares.put(path, file)
+        return True
+
     def create_resource(self, resource: str) -> None:
         """Creates the file of a resource; see `Lockspace.create_resource`."""
         path = self.path_of(resource)
+        self._shared.spares.remove_at(path)
         try:
             os.close(os.open(path, NEW_FILE_FLAGS, FILE_MODE))
         except FileExistsError:
@@ -141,6 +192,7 @@ class DirectoryLockspace(FileLockspace):
     def delete_resource(self, resource: str) -> None:
         """Removes the file of a resource; see `Lockspace.delete_resource`."""
         path = self.path_of(resource)
+        # `open_anchor` does not take a spare file here, but removes it.
         self.open_anchor(resource, EXCLUSIVE, create=False, in_use=False)
         try:
             os.unlink(path)

@@ -9,16 +9,22 @@ descriptor is O_CLOEXEC.
 Somebody may give a path to another file at any moment. So the lock only counts if the
 path still leads to the locked file after locking. Otherwise opening starts over.
 
+If lockd has just made the file on a local file system, fstat(2) is enough: a file that
+was removed or replaced since then has no link left. Only a rename would go unnoticed.
+Within these microseconds, root or the daemon's own user would have to do that, because
+nobody else may change the directory. On a network file system a file may be removed by
+renaming it, so lockd looks at the path there.
+
 lockd never writes to or truncates a file. It removes only a file that it created, or
 that is `temporary`. It does so while it holds the file exclusively: then nobody else
-relies on it.
+relies on it. A file that it created may stay for a moment (`spares`).
 """
 
 import errno
-import math
 import os
 import stat
 import time
+from contextlib import suppress
 from typing import Final
 
 from lockd.errors import (
@@ -28,14 +34,16 @@ from lockd.errors import (
     RequestError,
 )
 from lockd.lockspaces import kernel
-from lockd.lockspaces.base import Inode, LockFile, Lockspace
-from lockd.lockspaces.mounts import MountTable
+from lockd.lockspaces.base import NOT_READ, Inode, LockFile, Lockspace
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.refusals import raise_busy, raise_refusal
 from lockd.lockspaces.rights import User
+from lockd.lockspaces.spares import leads_to, remove_ours, unlock
 from lockd.names import quoted
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
+    TEMPORARY,
     Create,
     Mode,
     OnDisconnect,
@@ -53,26 +61,10 @@ PATIENCE: Final = 10.0
 """Seconds after a start in which the holder of a missing file should release it. A
 release that a killed daemon did not finish comes first of all, so this is plenty."""
 
-
-class OpenFiles:
-    """The state that all file lockspaces of a daemon share.
-
-    Args:
-        max_fd: lock files must have lower descriptors than this.
-
-    Attributes:
-        by_inode: the locked files and their resources. Hard links, bind mounts or two
-            lockspaces on one directory give a file two names. The kernel would only say
-            that the file is locked, but not by whom.
-        mounts: knows the file systems that may not answer.
-        private: the daemon's own directories. No file in them may be locked by path.
-    """
-
-    def __init__(self, max_fd: float = math.inf) -> None:
-        self.max_fd = max_fd
-        self.by_inode: dict[Inode, ResourceKey] = {}
-        self.mounts = MountTable()
-        self.private: set[Inode] = set()
+NO_ROOM: Final = frozenset(
+    [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM]
+)
+"""Reasons why a file cannot be opened that the spare files may cause."""
 
 
 class FileLockspace(Lockspace):
@@ -101,9 +93,18 @@ class FileLockspace(Lockspace):
 
     def _open(
         self, path: str, mode: Mode, create: Create, user: User | None
-    ) -> tuple[int, bool]:
-        """Returns a descriptor of the opened file, and whether lockd must remove it."""
+    ) -> tuple[int, bool, bool]:
+        """Opens a file.
+
+        Returns:
+            A descriptor; whether lockd must remove the file; whether lockd has just
+            made it on a local file system.
+        """
         raise NotImplementedError
+
+    def _open_again(self, path: str, mode: Mode, create: Create) -> LockFile | None:
+        """Returns the spare file of a path, locked; None if another must be opened."""
+        return None
 
     def _check_status(self, status: os.stat_result, path: str) -> None:
         """Raises if the opened file must not be locked here."""
@@ -128,11 +129,7 @@ class FileLockspace(Lockspace):
 
     def _leads_to(self, path: str, inode: Inode) -> bool:
         """Returns whether a path leads to a file."""
-        try:
-            status = os.stat(path, follow_symlinks=False)
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == inode
+        return leads_to(path, inode)
 
     def open_anchor(
         self,
@@ -150,11 +147,17 @@ class FileLockspace(Lockspace):
         looks = not (in_use or only_byte)
         path = self.path_of(resource)
         file = self._files.get(resource)
-        if file is not None:
+        if file is None:
+            spare = self._open_again(path, mode, create)
+            if spare is not None:
+                return self._enter(resource, spare)
+        else:
             if self._leads_to(path, file.inode):
                 if user is not None:
                     self.check_user(resource, mode, user)
                 file.unsure_until = 0.0
+                if create == TEMPORARY:
+                    file.may_stay = False
                 self._relock(
                     *(file, path, mode), in_use=in_use, looks=looks, whole=whole
                 )
@@ -193,14 +196,13 @@ class FileLockspace(Lockspace):
             try:
                 self._check_alias(file, path, mode)
                 self._lock(file, path, mode)
-                if self._leads_to(path, file.inode):
+                if self._is_there(file, path):
                     if whole:
                         self._lock_whole(file, path, mode)
                     elif looks:
                         self._look(file, path, mode)
-                    self._files[resource] = file
-                    self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
-                    return file
+                    file.key = ResourceKey(self.name, resource)
+                    return self._enter(resource, file)
             except BaseException:
                 self._discard(file, path)
                 raise
@@ -210,12 +212,30 @@ class FileLockspace(Lockspace):
             "find out which program does that"
         )
 
+    def _enter(self, resource: str, file: LockFile) -> LockFile:
+        self._files[resource] = file
+        self._shared.by_inode[file.inode] = file.key
+        return file
+
+    def _is_there(self, file: LockFile, path: str) -> bool:
+        """Returns whether the path leads to a file that was just locked."""
+        if file.inode != NOT_READ:
+            return self._leads_to(path, file.inode)
+        try:
+            status = os.fstat(file.fd)
+        except OSError as error:
+            raise_refusal(error, path)
+        file.inode = status.st_dev, status.st_ino
+        self._check_status(status, path)
+        return status.st_nlink > 0
+
     def _open_file(
         self, path: str, mode: Mode, create: Create, user: User | None
     ) -> LockFile:
         try:
-            fd, made = self._open(path, mode, create, user)
-            status = _status_or_close(fd)
+            fd, made, is_fresh = self._open(path, mode, create, user)
+            if not is_fresh:
+                status = _status_or_close(fd)
         except RequestError:  # it may also be an OSError
             raise
         except BlockingIOError:  # only a lease makes open(2) fail so
@@ -224,16 +244,28 @@ class FileLockspace(Lockspace):
                 {"outside": OutsideHolder(EXCLUSIVE, by="lease")},
             ) from None
         except OSError as error:
+            if error.errno in NO_ROOM and self._could_make_room(path):
+                return self._open_file(path, mode, create, user)
             raise_refusal(error, path)
-        file = self._file_of(fd, status, made=made)
+        if is_fresh:
+            file = LockFile(fd, NOT_READ, made=True)
+            file.may_stay = create != TEMPORARY
+        else:
+            file = self._file_of(fd, status, made=made)
         try:
-            self._check_status(status, path)
-            if fd >= self._shared.max_fd:
+            if not is_fresh:
+                self._check_status(status, path)
+            if fd >= self._shared.max_fd and not self._could_make_room(path):
                 raise_refusal(OSError(errno.EMFILE, ""), path)
         except RequestError:
             self._discard(file, path)
             raise
         return file
+
+    def _could_make_room(self, path: str) -> bool:
+        # A file that may be slow is opened in a thread, and the spare files are not
+        # for threads.
+        return not self.anchor_is_slow(path) and self.make_room()
 
     def _check_alias(self, file: LockFile, path: str, mode: Mode) -> None:
         other = self._shared.by_inode.get(file.inode)
@@ -322,10 +354,10 @@ class FileLockspace(Lockspace):
         file = self._files.pop(resource, None)
         if file is None:
             return  # it could not be adopted from the predecessor
-        free = file.made and self._remove(file, self.path_of(resource))
+        free = file.made and remove_ours(file, self.path_of(resource))
         del self._shared.by_inode[file.inode]
         flocks = file.whole and self._flocks(self.path_of(resource))
-        if (free or _unlock(file.fd, flocks=flocks)) and not self.anchor_is_slow(
+        if (free or unlock(file.fd, flocks=flocks)) and not self.anchor_is_slow(
             resource
         ):
             self._to_close.append(file.fd)
@@ -386,24 +418,24 @@ class FileLockspace(Lockspace):
         while self._to_close:
             os.close(self._to_close.pop())
 
+    def make_room(self) -> bool:
+        """Removes the spare files of all lockspaces; see `Lockspace.make_room`."""
+        return self._shared.spares.remove_all()
+
+    def retire(self) -> None:
+        """Lets go of what no holder needs; see `Lockspace.retire`."""
+        self.finish()
+        self.make_room()
+
     def _discard(self, file: LockFile, path: str) -> None:
         """Closes a file that could not be locked, and removes it if it is ours."""
         if file.made:
-            self._remove(file, path)
+            if file.inode == NOT_READ:
+                with suppress(OSError):
+                    status = os.fstat(file.fd)
+                    file.inode = status.st_dev, status.st_ino
+            remove_ours(file, path)
         os.close(file.fd)
-
-    def _remove(self, file: LockFile, path: str) -> bool:
-        """Removes a file of ours, unless somebody else has locked it or replaced it."""
-        try:
-            is_ours = file.mode == EXCLUSIVE
-            if not (is_ours or kernel.lock(file.fd, EXCLUSIVE, file.mode, marks=False)):
-                return False
-            if not self._leads_to(path, file.inode):
-                return False
-            os.unlink(path)
-        except OSError:
-            return False  # the file stays behind, which harms no lock
-        return True
 
 
 def _status_or_close(fd: int) -> os.stat_result:
@@ -412,11 +444,3 @@ def _status_or_close(fd: int) -> os.stat_result:
     except OSError:  # ESTALE, EIO: a network file system
         os.close(fd)
         raise
-
-
-def _unlock(fd: int, *, flocks: bool) -> bool:
-    try:
-        kernel.unlock(fd, flocks=flocks)
-    except OSError:
-        return False  # perhaps a network file system: closing unlocks too
-    return True

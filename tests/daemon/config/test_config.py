@@ -22,7 +22,7 @@ from lockd.daemon.config.config import (
     read_config,
 )
 from lockd.errors import ConfigError
-from lockd.lockspaces.files import OpenFiles
+from lockd.lockspaces.open_files import OpenFiles
 
 
 def test_everything_that_may_be_set_is_read(tmp_path: Path) -> None:

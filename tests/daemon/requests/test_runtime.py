@@ -27,8 +27,8 @@ from lockd.daemon.system.epoch import LAST_TOKEN
 from lockd.daemon.system.poller import Poller
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import LockFile, Lockspace
-from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.rights import User
 from lockd.terms import Create, Kind, Mode, OnDisconnect
 
@@ -93,7 +93,7 @@ class Scene:
             access.set_rights(name, rights_of(LockspaceConfig("memory")))
         tokens = SimpleNamespace(reserved=LAST_TOKEN)
         late = answers.late_by_user
-        limiter = Limiter(self.engine, Limits(), late, tokens, Keeping())
+        limiter = Limiter(self.engine, Limits(), late, tokens, Keeping(), bool)
         spaces = self.runtime.lockspaces
         finder = Finder(self.engine, access, spaces)
         history, redaction = self.runtime.history, answers.redaction

@@ -298,7 +298,10 @@ async def test_upgrade_waits_for_who_was_promised_an_answer(scene: Scene) -> Non
     scene.runtime.change_file(scene.hung, "web1", make, conclude)
     server = SimpleNamespace(finish_turn=lambda: None)
     runtime = scene.runtime
-    parts: Any = SimpleNamespace(server=server, runtime=runtime, keeping=Keeping())
+    files = SimpleNamespace(spares=SimpleNamespace(remove_all=bool))
+    parts: Any = SimpleNamespace(
+        server=server, runtime=runtime, keeping=Keeping(), open_files=files
+    )
     with pytest.raises(ConfigError, match="slow file system"):
         handover.give_way(handover.Leaving(parts, Config(), {}))
     scene.hung.answers.set()

@@ -198,6 +198,24 @@ def test_autocreated_file_goes_with_its_last_holder(
     assert not file.exists()
 
 
+@pytest.mark.parametrize("flags", [lc.AUTOCREATE, lc.AUTOCREATE | lc.SHARED])
+def test_autocreated_file_goes_at_once_although_another_client_had_it_before(
+    libvirt: Guest, processes: list[int], directory: str, client: WireClient, flags: int
+) -> None:
+    (space,) = [
+        x["name"]
+        for x in client.call("list_lockspaces")["lockspaces"]
+        if x["path"] == directory
+    ]
+    client.acquire("web1", lockspace=space)
+    client.call("release", lockspace=space, resource="web1")
+    assert os.listdir(directory) == ["web1"]
+    guest = libvirt(processes[0])
+    assert guest.done(lc.ACQUIRE, lc.resource(directory, "web1", flags))
+    assert guest.done(lc.RELEASE, lc.resource(directory, "web1"))
+    assert os.listdir(directory) == []
+
+
 def test_lease_must_be_there_and_stays(
     libvirt: Guest, processes: list[int], directory: str
 ) -> None:

@@ -159,6 +159,26 @@ def newest(manager: ServiceManager, kind: str) -> object:
     raise AssertionError(f"no {kind} is recorded")
 
 
+# Nobody held it.
+
+
+def test_spare_file_is_not_stuck(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    spare, *others = victims
+    spare.client.call("release", resource=spare.file, lockspace="files")
+    assert spare.path.exists()
+    manager.kill()
+    lose(manager, PEER, others[0].session)
+    serve(manager)
+    assert not spare.path.exists()
+    assert is_locked(others[1].path)
+    with WireClient(manager.socket) as client:
+        problems = client.call("statistics")["problems"]
+    stuck = [x for x in problems if STAYS in x]
+    assert not any(spare.file in x for x in stuck)
+
+
 # Anything.
 
 

@@ -100,7 +100,7 @@ class Admission:
             self._limiter.check_session(uid, at_admin_socket=admin)
             self._limiter.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
             # Keep it before anything that takes time: a kill would lose it.
-            flow = self._keeping.open_flow(session, sock, role)
+            flow = self._open_flow(session, sock, role)
         except Exception as error:
             self._dismiss(sock, role, error)
             return
@@ -109,6 +109,14 @@ class Admission:
         newcomer = Newcomer(session, sock, role, uid, flow)
         # An admin does not wait behind other connections of the same user.
         (waiting.appendleft if admin else waiting.append)(newcomer)
+
+    def _open_flow(self, session: int, sock: socket.socket, role: Role) -> Flow:
+        try:
+            return self._keeping.open_flow(session, sock, role)
+        except OSError:
+            if not self._limiter.make_room():
+                raise
+        return self._keeping.open_flow(session, sock, role)
 
     def admit(self, newcomer: Newcomer) -> Admitted | None:
         """Returns a client to serve; None if it was rejected.

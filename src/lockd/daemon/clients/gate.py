@@ -45,6 +45,7 @@ class Gate:
         counts: counts the rejected clients.
         is_shared: returns whether other users are connected and need time.
         arrive: called with each connection and its role.
+        make_room: closes descriptors that nobody needs; returns whether there were any.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Gate:
         counts: Counts,
         is_shared: Callable[[], bool],
         arrive: Callable[[socket.socket, Role], None],
+        make_room: Callable[[], bool],
     ) -> None:
         self._poller = poller
         self._counts = counts
         self._is_shared = is_shared
         self._arrive = arrive
+        self._make_room = make_room
         self._listeners: list[Listening] = []
         #: The sockets where accepting pauses, and until when.
         self._pauses: dict[Listening, float] = {}
@@ -132,6 +135,8 @@ class Gate:
                 if error.errno not in NO_DESCRIPTORS:
                     logger.warning("a client could not be accepted: %s", error)
                     return
+                if self._make_room():
+                    continue
                 self._turn_away(listening, error)
                 if listening in self._pauses:
                     return

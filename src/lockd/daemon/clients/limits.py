@@ -7,7 +7,7 @@ else notices. Lowering a limit takes nothing away from those above it.
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final, Protocol
 
@@ -49,6 +49,7 @@ class Limiter:
         late_by_user: counts other waiting requests (`Answers.expect`).
         tokens: limits the fencing tokens.
         keeping: knows whether there is memory for more.
+        make_room: closes descriptors that nobody needs; returns whether there were any.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Limiter:
         late_by_user: Tally,
         tokens: Tokens,
         keeping: Keeping,
+        make_room: Callable[[], bool],
     ) -> None:
         self.limits = limits
+        self.make_room = make_room
         self._keeping = keeping
         self._engine = engine
         self._late_by_user = late_by_user
@@ -114,7 +117,9 @@ class Limiter:
             uid: the user.
             at_admin_socket: whether it arrived at the admin socket.
         """
-        if fd >= self.max_fd and not (at_admin_socket or uid in self._privileged):
+        if at_admin_socket or uid in self._privileged:
+            return
+        if fd >= self.max_fd and not self.make_room():
             raise LimitError(
                 f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE): "
                 "try later, or have an admin raise it",

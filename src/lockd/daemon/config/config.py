@@ -20,8 +20,8 @@ from lockd.errors import ConfigError, InvalidRequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.direct import DirectLockspace
 from lockd.lockspaces.directory import DirectoryLockspace
-from lockd.lockspaces.files import OpenFiles
 from lockd.lockspaces.memory import MemoryLockspace
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.places import make_directory
 from lockd.names import (
     MAX_NAME_BYTES,

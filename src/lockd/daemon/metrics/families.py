@@ -213,7 +213,7 @@ FAMILIES: Final = {
         _longest_wait,
         max,
     ),
-    "lockd_anchors": _gauge("Open lock files.", lambda at: at.anchors, "lockspace"),
+    "lockd_anchors": _gauge("Locked files.", lambda at: at.anchors, "lockspace"),
     "lockd_grants": _of_each(_counter, "Locks granted.", lambda x: x.granted),
     "lockd_grants_inside": _of_each(
         _counter, "Locks granted inside a lock.", lambda x: x.inside

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from lockd.daemon.activity.history import History
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.sentences import why_overdue
+from lockd.daemon.requests.anchors import Outcome, try_to_change, try_to_open
 from lockd.daemon.system.defects import attempt, defect
 from lockd.daemon.system.jobs import undisturbed
 from lockd.daemon.system.poller import Poller
@@ -30,8 +31,8 @@ from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import invariants
 from lockd.engine.lock_engine import LockEngine
-from lockd.errors import CodedError, InternalError, RequestError
-from lockd.lockspaces.base import LockFile, Lockspace
+from lockd.errors import CodedError, InternalError
+from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.rights import STRANGER, User
 from lockd.names import quoted
 from lockd.terms import OutsideHolder, ResourceKey
@@ -40,17 +41,6 @@ logger = logging.getLogger(__name__)
 
 SLOW_QUEUE: Final = math.inf
 """How many anchors may wait for a slow file system: no limit."""
-
-
-class Opened(NamedTuple):
-    """An open anchor and its file."""
-
-    key: ResourceKey
-    file: LockFile
-
-
-Outcome = Opened | c.AnchorRefused
-"""The result of opening an anchor."""
 
 
 class Runtime:
@@ -117,7 +107,7 @@ class Runtime:
         """Serves a lockspace, which may replace an unused one."""
         before = self.lockspaces.get(lockspace.name)
         if before is not None and before.anchored:
-            before.finish()
+            before.retire()
             self._file_lockspaces.remove(before)
         self.lockspaces[lockspace.name] = lockspace
         self._keeping.note_lockspace(lockspace)
@@ -257,14 +247,14 @@ class Runtime:
     def close(self) -> None:
         """Closes files and processes."""
         for lockspace in self._file_lockspaces:
-            lockspace.finish()
+            lockspace.retire()
         self.processes.close()
 
     # Anchors.
 
     def _open_anchor(self, effect: e.OpenAnchor) -> None:
         lockspace = self.lockspaces[effect.key.lockspace]
-        job = partial(_try_to_open, lockspace, effect, *self._asker_of(effect.key))
+        job = partial(try_to_open, lockspace, effect, *self._asker_of(effect.key))
         if lockspace.anchor_is_slow(effect.key.resource):
             self._later(lockspace, partial(self._open_slowly, job))
             self.carry_out(c.AnchorDelayed(effect.key))
@@ -279,6 +269,8 @@ class Runtime:
         try:
             self._keeping.keep_file(key, file)
         except OSError as error:
+            if self.lockspaces[key.lockspace].make_room():
+                return self._kept(outcome)
             self._close_anchor(e.CloseAnchor(key))
             why = f"its file cannot be recorded: {os.strerror(error.errno or 0)}"
             return c.AnchorRefused(key, "unavailable", why)
@@ -296,9 +288,12 @@ class Runtime:
         return refused
 
     def _close_anchor(self, effect: e.CloseAnchor) -> None:
-        self._keeping.drop_file(effect.key)
         resource, lockspace = effect.key.resource, self.lockspaces[effect.key.lockspace]
-        if lockspace.anchor_is_slow(resource):
+        is_slow = lockspace.anchor_is_slow(resource)
+        if not is_slow and lockspace.put_aside(resource):
+            return  # it stays kept, too
+        self._keeping.drop_file(effect.key)
+        if is_slow:
             self._later(lockspace, partial(lockspace.close_anchor, resource))
         else:
             lockspace.close_anchor(resource)
@@ -346,7 +341,7 @@ class Runtime:
             job = partial(self._change_slowly, resource, change, done)
             self._later(lockspace, job)
         else:
-            done(_try_to_change(change, resource))
+            done(try_to_change(change, resource))
 
     def _change_slowly(
         self,
@@ -354,7 +349,7 @@ class Runtime:
         change: Callable[[str], None],
         done: Callable[[CodedError | None], None],
     ) -> None:
-        outcome = _try_to_change(change, resource)
+        outcome = try_to_change(change, resource)
         trio.from_thread.run_sync(self._changed, outcome, done)
 
     def _changed(
@@ -424,35 +419,3 @@ class Runtime:
 
     def _forget_owner(self, effect: e.ForgetOwner) -> None:
         attempt(self.processes.forget, effect.owner_id)
-
-
-def _try_to_change(change: Callable[[str], None], resource: str) -> CodedError | None:
-    try:
-        change(resource)
-    except RequestError as error:
-        return error
-    except Exception as error:
-        return defect(error)
-    return None
-
-
-def _try_to_open(
-    lockspace: Lockspace, effect: e.OpenAnchor, user: User | None, only_byte: bool
-) -> Outcome:
-    key = effect.key
-    try:
-        file = lockspace.open_anchor(
-            key.resource,
-            effect.mode,
-            create=effect.create,
-            in_use=effect.in_use,
-            user=user,
-            only_byte=only_byte,
-            whole=effect.whole,
-        )
-    except RequestError as error:
-        outside = error.facts.get("outside")
-        return c.AnchorRefused(key, error.code, error.message, outside)
-    except Exception as error:
-        return c.AnchorRefused(key, InternalError.code, defect(error).message)
-    return Opened(key, file)

@@ -33,7 +33,8 @@ from lockd.engine import commands as c
 from lockd.engine import invariants
 from lockd.engine.recovery import records, snapshot
 from lockd.errors import ConfigError, RequestError
-from lockd.lockspaces.files import FileLockspace, OpenFiles
+from lockd.lockspaces.files import FileLockspace
+from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.places import check_directory
 from lockd.names import quoted
 from lockd.terms import ResourceKey

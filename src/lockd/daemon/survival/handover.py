@@ -171,6 +171,8 @@ def give_way(leaving: Leaving) -> None:
     """
     parts = leaving.parts
     parts.server.finish_turn()
+    # The new program would not know them.
+    parts.open_files.spares.remove_all()
     if why := hindrance(parts.runtime.changes, is_stuck=parts.keeping.is_stuck):
         raise ConfigError(why)
     with ExitStack() as unless_done:

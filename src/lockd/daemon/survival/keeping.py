@@ -296,13 +296,14 @@ class StoredKeeping(Keeping):
             in_flight.drop(label)
 
     def _disown_files(self) -> dict[bytes, int]:
-        """Removes the files without a holder from their lockspaces, still locked.
+        """Removes the locked files without a holder from their lockspaces.
 
-        Otherwise the lockspaces would unlock them, or give them to the next request.
+        Otherwise the lockspaces would unlock them, or give them to the next request. A
+        file that nobody has locked is a spare one, or was just released: it goes.
         """
         found = {}
         for key, (fd, label) in list(self._files.items()):
-            if not self._engine.needs_anchor(key):
+            if not self._engine.needs_anchor(key) and has_lock(fd):
                 space = self._lockspaces[key.lockspace]
                 assert isinstance(space, FileLockspace)
                 space.disown_file(key.resource)
