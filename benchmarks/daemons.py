@@ -180,7 +180,11 @@ def virtlockd(directory: Path) -> Iterator[Virtlockd]:
     environment = os.environ | {k: str(v) for k, v in private.items()} | activation
     wires: list[VirtlockdWire] = []
     try:
-        with running(command, directory / "log", environment, listener) as process:
+        with running(
+            # SIGTERM would make it kill the owners of all locks, this process too.
+            *(command, directory / "log", environment, listener),
+            end=signal.SIGKILL,
+        ) as process:
             listener.close()
             wait_until_listening(path, process, directory / "log")
             wires.append(VirtlockdWire(path, locks))
@@ -213,6 +217,7 @@ def running(
     log: Path,
     environment: Mapping[str, str] | None = None,
     stdin: socket.socket | None = None,
+    end: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -226,11 +231,11 @@ def running(
     try:
         yield process
     finally:
-        _stop(process)
+        _stop(process, end)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
+def _stop(process: subprocess.Popen[bytes], end: signal.Signals) -> None:
+    process.send_signal(end)
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:

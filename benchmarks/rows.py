@@ -28,7 +28,9 @@ _GUESTS: Final = (1, 50)
 
 
 def one_by_one_row(directory: Path) -> Iterator[Result]:
-    with ExitStack() as stack:
+    # At libvirt's socket, lockd too may end an owner that disconnects with locks held:
+    # this process, if it is interrupted. So that connection outlives lockd.
+    with ExitStack() as last, ExitStack() as stack:
         virtlockd = stack.enter_context(daemons.virtlockd(directory / "virtlockd"))
         daemon = stack.enter_context(daemons.lockd(directory / "lockd"))
         resources = names(IN_FLIGHT)
@@ -36,9 +38,8 @@ def one_by_one_row(directory: Path) -> Iterator[Result]:
         for kind in LOCKSPACE_OF_KIND:
             rounds[kind] = one_by_one(opened(stack, daemon, kind), resources)
         through = VirtlockdWire(daemon.virtlockd_socket, daemon.locks)
-        rounds["libvirt"] = one_by_one(
-            stack.enter_context(closing(through)), names(IN_FLIGHT, "libvirt")
-        )
+        last.callback(through.close)
+        rounds["libvirt"] = one_by_one(through, names(IN_FLIGHT, "libvirt"))
         pids = dict.fromkeys(rounds, daemon.pid) | {"virtlockd": virtlockd.pid}
         what = "pair one by one, "
         goals: dict[str, dict[Cpus, Goal]] = {
