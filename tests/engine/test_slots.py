@@ -608,6 +608,22 @@ def test_record_that_is_dropped_does_not_say_how_many_there_are(
     assert slot_of(take(loaded.engine, CAROL, 1, None)) == 1
 
 
+def test_who_has_a_slot_and_waits_for_one_in_an_older_record_is_ended(
+    engine: LockEngine,
+) -> None:
+    take(engine, ALICE, 1)
+    take(engine, BOB, 1)
+    take(engine, CAROL, 1)
+    stale = [x for x in records.everything(engine) if x[0] == "request"]
+    release(engine, ALICE, 2, DISK)
+    whole = [*stale, *records.everything(engine)]
+    loaded = snapshot.load(records.assemble(whole, ["some are old"]))
+    assert loaded.damaged == [CAROL]
+    loaded.engine.handle(CloseSession(CAROL), now=0.0)
+    check(loaded.engine)
+    assert [x.session for x in loaded.engine.holders(DISK)] == [BOB]
+
+
 def with_other_slots(engine: LockEngine, slots: int) -> snapshot.Loaded:
     """Loads records that are older than the configuration."""
     old = [x for x in decoded(engine) if x[0] != "lockspace"]

@@ -149,6 +149,8 @@ def _is_in_place(state: LockState, request: Request) -> bool:
         request.is_answered or all(request.strand in x.holders for x in resources)
     ):
         return False
+    if request.mode == SLOT and any(request.strand in x.holders for x in resources):
+        return False
     if any(resource.pending is request for resource in resources):
         return all(resource.pending is request for resource in resources)
     return all(request in x.line_of(request) for x in resources)
