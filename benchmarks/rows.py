@@ -76,18 +76,22 @@ def in_flight_row(directory: Path) -> Iterator[Result]:
 def floor_row(directory: Path) -> Iterator[Result]:
     """How far lockd and virtlockd are from what no daemon goes below."""
     program = compiled(directory)
-    with ExitStack() as stack:
+    with ExitStack() as last, ExitStack() as stack:
         virtlockd = stack.enter_context(daemons.virtlockd(directory / "virtlockd"))
         daemon = stack.enter_context(daemons.lockd(directory / "lockd"))
         rounds = {"virtlockd": one_by_one(virtlockd.wire, names(IN_FLIGHT))}
         for kind in LOCKSPACE_OF_KIND:
             wire = opened(stack, daemon, kind)
             rounds[kind] = one_by_one(wire, names(IN_FLIGHT))
+        through = VirtlockdWire(daemon.virtlockd_socket, daemon.locks)
+        last.callback(through.close)  # as above
+        rounds["libvirt"] = one_by_one(through, names(IN_FLIGHT, "libvirt"))
         for calls in CALLS:
             wire = stack.enter_context(floor(program, directory / calls, calls))
             rounds[calls] = one_by_one(wire, names(IN_FLIGHT))
         costs = take_turns(rounds)
-    kinds = {"none": "memory", "made": "directory", "kept": "directory"}
+    # At libvirt's socket, files go at once.
+    kinds = {"none": "memory", "kept": "directory", "made": "libvirt"}
     for calls, title in CALLS.items():
         duel = Duel(costs[kinds[calls]], costs[calls])
         against = f"C loop {time_of(duel.theirs)}"
