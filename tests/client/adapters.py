@@ -5,7 +5,7 @@ outcome is asked for later. All that is called is called by one thread or task.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
@@ -45,6 +45,17 @@ class Peer(Protocol):
     def start(self, method: str, /, *args: Any, **params: Any) -> Pending: ...
     def start_all(self, method: str, /, *args: Any) -> Pending:
         """Calls a method with each of the arguments, in one thread or task."""
+
+    def start_calls(
+        self, function: Callable[[Any], Any], args: Iterable[Any]
+    ) -> Pending:
+        """Calls a function with each of the arguments, in one thread or task."""
+
+    def run(self, function: Callable[[], Any]) -> Pending:
+        """Runs a function in a thread or task."""
+
+    def run_in_main(self, function: Callable[[], Any]) -> Any:
+        """Runs a function in the thread or task of all that is called."""
 
     def collect(self, method: str, /, *args: Any, **params: Any) -> list[Any]: ...
     def hold(self, resource: str, /, **params: Any) -> Held: ...
@@ -128,7 +139,12 @@ class BlockingPeer:
         return self.run(lambda: self.call(method, *args, **params))
 
     def start_all(self, method: str, /, *args: Any) -> Thread:
-        return self.run(lambda: [self.call(method, arg) for arg in args])
+        return self.start_calls(getattr(self.client, method), args)
+
+    def start_calls(
+        self, function: Callable[[Any], Any], args: Iterable[Any]
+    ) -> Thread:
+        return self.run(lambda: [function(arg) for arg in args])
 
     def collect(self, method: str, /, *args: Any, **params: Any) -> list[Any]:
         return list(self.call(method, *args, **params))
@@ -275,8 +291,9 @@ class AsyncPeer:
         return self.run(lambda: function(*args, **params))
 
     def start_all(self, method: str, /, *args: Any) -> Task:
-        function = getattr(self.client, method)
+        return self.start_calls(getattr(self.client, method), args)
 
+    def start_calls(self, function: Callable[[Any], Any], args: Iterable[Any]) -> Task:
         async def call_all() -> list[Any]:
             return [await function(arg) for arg in args]
 

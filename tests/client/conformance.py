@@ -4,8 +4,12 @@ The cases of `Conformance` are run for each client, those of `AsyncConformance` 
 two that can be cancelled.
 """
 
+import fcntl
 import os
 import signal
+import termios
+from array import array
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,10 @@ import anyio
 import pytest
 
 import lockd
-from client.adapters import AsyncShell, Peer, Shell
+from client.adapters import AsyncShell, Peer, Pending, Shell, Thread
 from client.door import open_door
 from lockd.client.paths import ATTEMPTS
+from lockd.client.reply import MOST_LEFT
 from support.daemon_process import DaemonProcess
 from support.processes import idle
 from support.wire_client import WireClient, wait_for_sessions, wait_for_waiters
@@ -37,6 +42,27 @@ def freeze(daemon: DaemonProcess) -> None:
 
 def holders(watcher: WireClient, resource: str) -> list[str]:
     return names_of(watcher.call("query", resource=resource)["holders"])
+
+
+def break_unheard(daemon: DaemonProcess, peer: Peer, grant: lockd.Grant) -> Pending:
+    """Has a client ask for the end of its own grant, and stops the daemon before.
+
+    So the daemon breaks it before it carries out what the client asks for next.
+    """
+    freeze(daemon)
+    breaking = peer.start("break_grant", grant.fencing_token, "why")
+    while not unread_by_daemon(grant):
+        pass
+    return breaking
+
+
+def unread_by_daemon(grant: lockd.Grant) -> int:
+    """Returns the bytes of the client's requests that wait for the daemon (unix(7))."""
+    link: Any = grant.link
+    sock = getattr(link, "sock", None) or link._sock
+    unread = array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, unread)
+    return unread[0]
 
 
 def wait_until_free(watcher: WireClient, resource: str) -> None:
@@ -583,6 +609,7 @@ class Conformance:
         assert holders(watcher, "disk") == ["alice"]
         body.leave()
         body.result()
+        alice.call("statistics")  # The daemon takes its requests in order.
         assert holders(watcher, "disk") == []
 
     def test_bodies_of_one_client_take_turns(
@@ -612,6 +639,7 @@ class Conformance:
         for body in bodies:
             body.leave()
             body.result()
+        alice.call("statistics")  # The daemon takes its requests in order.
         assert holders(watcher, "disk") == []
 
     def test_broken_lock_ends_the_body_with_a_lost_lock(
@@ -629,6 +657,139 @@ class Conformance:
         with pytest.raises(lockd.LockLostError):
             grant.check()
         assert alice.call("acquire", "disk").held
+
+    # Releases that nobody waits for.
+
+    def test_end_of_a_body_does_not_wait_for_the_daemon(
+        self, alice: Peer, watcher: WireClient, daemon: DaemonProcess
+    ) -> None:
+        body = alice.hold("disk")
+        grant = body.grant()
+        freeze(daemon)
+        body.leave()
+        body.result()
+        assert not grant.held
+        os.kill(daemon.pid, signal.SIGCONT)
+        wait_until_free(watcher, "disk")
+        assert not grant.lost
+
+    def test_release_waits_unless_told_otherwise(
+        self, alice: Peer, daemon: DaemonProcess
+    ) -> None:
+        first, second = (alice.call("acquire", name) for name in ("a", "b"))
+        freeze(daemon)
+        alice.run_in_main(lambda: first.release(wait=False))
+        waiting = alice.run(second.release)
+        alice.run_in_main(lambda: first.release("failed", wait=False))
+        assert not first.held
+        assert second.held
+        os.kill(daemon.pid, signal.SIGCONT)
+        waiting.result()
+        assert not second.held
+
+    def leave_what_was_broken(self, peer: Peer, daemon: DaemonProcess) -> lockd.Grant:
+        """Releases a lock that is broken when nobody can know it yet."""
+        grant: lockd.Grant = peer.call("acquire", "disk")
+        breaking = break_unheard(daemon, peer, grant)
+        peer.run_in_main(lambda: grant.release(wait=False))
+        os.kill(daemon.pid, signal.SIGCONT)
+        breaking.result()
+        # Another one reads the refusal, and is not told.
+        peer.start("statistics").result()
+        return grant
+
+    def test_loss_that_crosses_a_release_is_told_to_the_next_call(
+        self, alice: Peer, daemon: DaemonProcess
+    ) -> None:
+        grant = self.leave_what_was_broken(alice, daemon)
+        with pytest.raises(lockd.LockLostError, match="why") as caught:
+            alice.call("create_lockspace", "new", "memory")
+        assert caught.value.fencing_token == grant.fencing_token
+        spaces = alice.call("list_lockspaces")
+        assert "new" not in names_of(spaces)
+
+    def test_acquire_that_tells_of_a_loss_acquires_nothing(
+        self, alice: Peer, watcher: WireClient, daemon: DaemonProcess
+    ) -> None:
+        grant = alice.call("acquire", "disk")
+        breaking = break_unheard(daemon, alice, grant)
+        alice.run_in_main(lambda: grant.release(wait=False))
+        waiting = unread_by_daemon(grant)
+
+        def go_on() -> None:
+            while unread_by_daemon(grant) == waiting:
+                pass
+            os.kill(daemon.pid, signal.SIGCONT)
+
+        thread = Thread(go_on)
+        with pytest.raises(lockd.LockLostError, match="why"):
+            alice.call("acquire", "other")
+        thread.result()
+        breaking.result()
+        alice.call("statistics")
+        assert holders(watcher, "other") == []
+        assert alice.call("acquire", "other").held
+
+    def test_others_are_not_told_of_a_loss(
+        self, alice: Peer, daemon: DaemonProcess
+    ) -> None:
+        self.leave_what_was_broken(alice, daemon)
+        for name in ("a", "b"):
+            assert alice.start("acquire", name).result().held
+        with pytest.raises(lockd.LockLostError, match="why"):
+            alice.call("acquire", "c")
+
+    def test_loss_that_nobody_heard_of_is_told_at_the_end(
+        self, alice: Peer, watcher: WireClient, daemon: DaemonProcess
+    ) -> None:
+        self.leave_what_was_broken(alice, daemon)
+        with pytest.raises(lockd.LockLostError, match="why"):
+            alice.close()
+        wait_for_sessions(watcher, 1)
+
+    def test_end_of_the_session_comes_after_its_releases(
+        self, alice: Peer, watcher: WireClient
+    ) -> None:
+        grant = alice.call("acquire", "disk")
+        alice.run_in_main(lambda: grant.release("failed", wait=False))
+        alice.close()
+        found = watcher.call("acquire", resource="disk")["grant"]["previous"]
+        assert (found["ended"], found["outcome"]) == ("released", "failed")
+
+    def test_end_of_the_daemon_is_no_refusal(
+        self, alice: Peer, daemon: DaemonProcess
+    ) -> None:
+        grant = alice.call("acquire", "disk")
+        freeze(daemon)
+        alice.run_in_main(lambda: grant.release(wait=False))
+        daemon.kill()
+        with pytest.raises(lockd.ConnectionLostError):
+            alice.call("statistics")
+        alice.close()
+
+    def test_releases_without_an_answer_are_few(
+        self, alice: Peer, daemon: DaemonProcess
+    ) -> None:
+        names = [f"disk {number}" for number in range(3 * MOST_LEFT)]
+        grants = [alice.call("acquire", name) for name in names]
+        left = grants[0].link.left
+        most = []
+
+        def release(place: int) -> Any:
+            most.append(len(left))
+            return grants[place].release(wait=False)
+
+        freeze(daemon)
+        for place in range(MOST_LEFT):
+            alice.run_in_main(partial(release, place))
+        waiting = alice.start_calls(release, range(MOST_LEFT, len(grants)))
+        while len(left) < MOST_LEFT + 1:
+            pass
+        os.kill(daemon.pid, signal.SIGCONT)
+        waiting.result()
+        assert max(most) == MOST_LEFT
+        assert alice.call("statistics")["held"] == 0
+        assert len(left) == 0
 
 
 class AsyncConformance(Conformance):
@@ -856,6 +1017,7 @@ class AsyncConformance(Conformance):
             async with lockd.aio.connect(sock) as client, client.hold("disk") as grant:
                 token = grant.fencing_token
                 watcher.call("break", fencing_token=token, reason="why")
+                watcher.call("statistics")  # by now the client has been told
                 raise ValueError("from the body")
 
         with pytest.raises(ValueError, match="from the body"):
@@ -869,6 +1031,7 @@ class AsyncConformance(Conformance):
             async with lockd.aio.connect(sock) as client, client.hold("disk") as grant:
                 token = grant.fencing_token
                 watcher.call("break", fencing_token=token, reason="why")
+                watcher.call("statistics")  # by now the client has been told
 
         with pytest.raises(lockd.LockLostError):
             shell.run(main)

@@ -188,6 +188,7 @@ KINDS: dict[str, Takes] = {
     "timeout": partial(number, least=0, most=1e9),
     "uid": partial(integer, least=0, most=2**32 - 1),
     "unit": text,
+    "wait": boolean,
     "until": one_of("either", "both"),
     "uuid": text,
     "waiting": boolean,

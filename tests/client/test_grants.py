@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import os
 import pickle
+import signal
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +14,8 @@ import anyio
 import pytest
 
 import lockd
-from client.adapters import Thread
+from client.adapters import BlockingPeer, Thread
+from client.conformance import break_unheard
 from lockd.client.threads import connection
 from lockd.client.threads.connection import open_link
 from lockd.client.threads.link import ThreadLink
@@ -78,15 +81,19 @@ def collected(case: Case) -> None:
     gc.collect()
 
 
-def broken(case: Case) -> None:
-    token = case.grant.fencing_token
-    case.watcher.call("break", fencing_token=token, reason="why")
+def break_grant(watcher: WireClient, grant: lockd.Grant) -> None:
+    watcher.call("break", fencing_token=grant.fencing_token, reason="why")
     # By the next turn the daemon has told everybody of this one.
-    case.watcher.call("statistics")
+    watcher.call("statistics")
+
+
+def broken(case: Case) -> None:
+    break_grant(case.watcher, case.grant)
 
 
 def disconnected(case: Case) -> None:
     case.watcher.call("disconnect", session=case.client.session, reason="why")
+    case.watcher.call("statistics")
 
 
 def released(case: Case) -> None:
@@ -203,10 +210,11 @@ def test_grant_is_released_at_the_end_of_a_body(sock: str, watcher: WireClient) 
     with lockd.connect(sock) as client:
         with client.acquire("disk") as grant:
             assert listed(watcher, grant.fencing_token)
+        client.statistics()  # The daemon takes the requests of a client in order.
         assert not listed(watcher, grant.fencing_token)
         grant.release()
         with pytest.raises(lockd.LockLostError), client.acquire("disk") as grant:
-            watcher.call("break", fencing_token=grant.fencing_token, reason="why")
+            break_grant(watcher, grant)
         with pytest.raises(ZeroDivisionError), client.acquire("disk"):
             raise ZeroDivisionError
         assert client.statistics()["held"] == 0
@@ -222,6 +230,7 @@ def test_grant_of_an_async_client_is_released_by_itself(
                 assert listed(watcher, grant.fencing_token)
                 assert grant.held
             assert not grant.held
+            await client.statistics()  # the daemon takes its requests in order
             assert not listed(watcher, grant.fencing_token)
             kept = await client.acquire("disk")
             await kept.release()
@@ -291,6 +300,23 @@ def test_client_that_reconnects_outlives_the_daemon(
     assert not again.held
     with pytest.raises(lockd.ConnectionLostError, match="closed"):
         client.statistics()
+
+
+def test_client_that_reconnects_tells_what_it_has_not_told(
+    sock: str, daemon: DaemonProcess
+) -> None:
+    with lockd.connect(sock, reconnect=True) as client:
+        grant = client.acquire("disk")
+        breaking = break_unheard(daemon, BlockingPeer(client), grant)
+        grant.release(wait=False)
+        os.kill(daemon.pid, signal.SIGCONT)
+        breaking.result()
+        Thread(client.statistics).result()  # it reads the refusal, and is not told
+        daemon.kill()
+        daemon.start()
+        with pytest.raises(lockd.LockLostError, match="why"):
+            client.acquire("disk")
+        assert client.acquire("disk").held
 
 
 def test_client_that_is_closed_while_it_reconnects_is_closed(

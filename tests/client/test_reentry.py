@@ -77,8 +77,10 @@ def test_whatever_comes_in_between_is_served(
     # A prime: with each program and each that comes in other steps are met.
     for _ in at_each_step(lambda: program(client), lambda: comes_in(client), 7):
         steps += 1
+        client.query("work")  # The daemon takes the requests of a client in order.
         assert holders(watcher, "work") == holders(watcher, "flag") == 0
     assert steps > 50
+    client.query("work")
     assert "0 pending, 0 held" in repr(client)
     assert "0 waiting" in repr(client)
 

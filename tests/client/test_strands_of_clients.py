@@ -61,6 +61,8 @@ def grant_of(lock: Any) -> Any:
 
 def break_it(peer: AnyPeer, lock: Any, watcher: WireClient) -> None:
     watcher.call("break", fencing_token=grant_of(lock).fencing_token, reason="why")
+    # By the next turn the daemon has told everybody of this one.
+    watcher.call("statistics")
 
 
 # The end of a hold.
@@ -519,6 +521,7 @@ def test_tasks_leave_nothing_behind(sock: str, backend: str) -> None:
                     tasks.start_soon(work, 1)
                 gc.collect()
             assert len(client._link._strands) == 0
+            await client.statistics()  # the daemon takes its requests in order
             assert not client._link._core._holds._tokens
 
     anyio.run(main, backend=backend)

@@ -82,6 +82,14 @@ class Client(Methods):
     `AlreadyHeldError`. (`Lock.acquire` acts for no task.) Note that `asyncio.gather`,
     and `asyncio.wait_for` before Python 3.12, run a call in a task of its own.
 
+    The end of an `async with` body sends the release of its lock, and does not wait for
+    the answer. So another program may find the lock held for a moment; this client
+    cannot, because the daemon takes its requests in order. If the lock was lost before
+    the body ended, the end of the body raises `LockLostError`. If the daemon refuses
+    the release later, the next call of the same task that has not done anything yet
+    raises the error; without such a call, the end of the session does. `release` waits
+    for the answer.
+
     Attributes:
         session: the daemon's number of this session.
         epoch: the number of the daemon's current run.

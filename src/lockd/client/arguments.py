@@ -253,6 +253,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "unit": _shown_text,
     "until": partial(_choice, ("either", "both")),
     "uuid": _short_text,
+    "wait": _truth,
     "waiting": _truth,
     "wanted": _truth,
     "whole": _truth,

@@ -12,6 +12,7 @@ from lockd.client import arguments, paths
 from lockd.client.threads.connection import Connection
 from lockd.client.threads.grants import Grant
 from lockd.client.threads.methods import Methods
+from lockd.errors import LockdError
 
 
 def connect(
@@ -55,6 +56,13 @@ class Client(Methods):
     Its threads exclude each other like threads of two clients, and the daemon detects
     deadlocks between them. A thread that asks again for what it holds gets
     `AlreadyHeldError`. (`Lock.acquire` acts for no thread.)
+
+    The end of a `with` body sends the release of its lock, and does not wait for the
+    answer. So another program may find the lock held for a moment; this client cannot,
+    because the daemon takes its requests in order. If the lock was lost before the body
+    ended, the end of the body raises `LockLostError`. If the daemon refuses the release
+    later, the next call of the same thread that has not done anything yet raises the
+    error; without such a call, `close` does. `release` waits for the answer.
     """
 
     @property
@@ -81,9 +89,18 @@ class Client(Methods):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        try:
+            self.close()
+        except LockdError:
+            if exc is None:
+                raise
 
     def close(self) -> None:
-        """Ends the session. Does nothing in a forked child."""
+        """Ends the session. Does nothing in a forked child.
+
+        Raises:
+            LockdError: a lock had been lost, or its release was refused, and nobody has
+                been told yet. The session has ended nevertheless.
+        """
         self._connection.close()

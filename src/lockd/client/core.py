@@ -16,12 +16,12 @@ its own work, and every interrupted step can be completed later:
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 
 from lockd.client.encoding import cut, encode, refusal
-from lockd.client.grants import AnyGrant, Hold, Holds, is_shape
+from lockd.client.grants import AnyGrant, Hold, Holds, shapes_of
 from lockd.client.inbox import News
-from lockd.client.reply import Reply
+from lockd.client.reply import LeftReleases, Reply
 from lockd.client.strands import Program
 from lockd.errors import (
     ConnectionLostError,
@@ -79,6 +79,7 @@ class ClientCore:
         outgoing: the requests to send. The sender removes what it has sent.
         arrived: received bytes that are not yet processed, each with a number of
             `numbers`.
+        left: the releases whose answers nobody waits for.
         program: what the daemon takes this program for.
         on_end: called at the end of the connection with the error that all calls raise
             from then on.
@@ -88,6 +89,7 @@ class ClientCore:
         self.outgoing: deque[bytes] = deque()
         self.arrived: deque[tuple[bytes, int]] = deque()
         self.numbers = count()
+        self.left = LeftReleases()
         self.program = Program(kind)
         self.on_end: list[Callable[[LockdError], None]] = []
         self._make_grant = make_grant
@@ -175,40 +177,47 @@ class ClientCore:
             ConnectionLostError: the connection has ended.
             InvalidRequestError: the parameters cannot be sent. Nothing has changed.
         """
-        if self._ended is not None:
-            raise self._end_error(self._ended)
+        self.check_connected()
         if reply.unsent is None:
-            self._encode(reply)
+            while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
+                msgid = next(self._msgids) & _MSGIDS
+                reply.assign(msgid)
+                self._pending.setdefault(msgid, reply)
+            try:
+                reply.keep(encode(reply.msgid, reply.method, reply.params))
+            except BaseException:
+                self._pending.pop(reply.msgid, None)
+                raise
         self.outgoing.extend(reply.unsent or ())
         if self._ended is not None:
             self._over = False
             self._finish_end()
 
-    def _encode(self, reply: Reply) -> None:
-        while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
-            msgid = next(self._msgids) & _MSGIDS
-            reply.assign(msgid)
-            self._pending.setdefault(msgid, reply)
-        try:
-            reply.keep(encode(reply.msgid, reply.method, reply.params))
-        except BaseException:
-            self._pending.pop(reply.msgid, None)
-            raise
-
-    def release(self, grant: AnyGrant, outcome: "WorkOutcome" = None) -> Reply:
+    def release(
+        self, grant: AnyGrant, outcome: "WorkOutcome" = None, *, wait: bool = True
+    ) -> Reply:
         """Makes the release of a grant pending. A second call returns the same reply.
 
         The reply is done at once if the grant is no longer held. Its outcome is None
         after a release, and `LockLostError` after a loss.
+
+        Args:
+            grant: the grant.
+            outcome: how the work under the lock ended.
+            wait: whether the caller waits for the answer.
         """
         hold = grant.hold
         params: dict[str, Any] = {"fencing_token": hold.fencing_token}
         if outcome is not None:
             params["outcome"] = outcome
-        reply = Reply("release", params, (grant,))
-        hold.release_by(reply)
+        reply = Reply("release", params, holds=(hold,))
+        hold.release_by(reply, left=not wait)
         if hold.held and hold.release is not None:
             reply = hold.release
+            if wait:
+                self.left.remove(reply)
+            else:
+                self.left.add(reply)
             self.start(reply)
         else:
             reply.settle(error=hold.lost_error() if hold.lost else None)
@@ -294,6 +303,7 @@ class ClientCore:
         for msgid, reply in list(self._pending.items()):
             self._fail(reply, self._end_error(reason))
             self._pending.pop(msgid, None)
+        self.left.end()
         for on_end in list(self.on_end):
             on_end(self._end_error(reason))
         self._over = True
@@ -354,42 +364,34 @@ class ClientCore:
         return True
 
     def _fail(self, reply: Reply, error: LockdError) -> None:
-        if reply.method == "release" and reply.grants:
-            hold = reply.grants[0].hold
+        if reply.holds:
+            (hold, *_) = reply.holds
             if hold.lost:
                 error = hold.lost_error()
             elif isinstance(error, NotHeldError):
                 self._holds.forget(hold)
             else:
                 hold.keep_after(reply)
+            if self._ended is None:
+                self.left.refuse(reply, error)
         reply.settle(error=error)
 
     def _acquired(self, reply: Reply, result: Any) -> bool:
-        match result:
-            case {"grants": [*shapes]} if "resources" in reply.params:
-                pass
-            case {"grant": shape}:
-                shapes = [shape]
-            case _:
-                return False
-        grants = []
-        for shape in shapes:
-            if not is_shape(shape):
-                return False
-            grants.append(self._make_grant(Hold(shape, reply.strand)))
-        reply.bring(tuple(grants))
+        shapes = shapes_of(result, several="resources" in reply.params)
+        if shapes is None:
+            return False
+        holds = [Hold(shape, reply.strand) for shape in shapes]
+        reply.bring(tuple(map(self._make_grant, holds)))
         for grant in reply.grants:
             if not reply.done:
                 self._holds.add(grant.hold)
         return True
 
     def _converted(self, reply: Reply, result: Any) -> bool:
-        match result:
-            case {"grant": shape} if is_shape(shape):
-                new = Hold(shape)
-            case _:
-                return False
-        found = new
+        shapes = shapes_of(result)
+        if shapes is None:
+            return False
+        found = new = Hold(*shapes)
         for hold in self._holds.under(new.fencing_token):
             found = hold
             reply.note_mode(hold.mode)
@@ -400,16 +402,14 @@ class ClientCore:
         return True
 
     def _released(self, reply: Reply, result: None) -> bool:
-        if not reply.grants:
+        if not reply.holds:
             # A release takes back one count of a shared hold; any of them will do.
-            grants = tuple(
-                self._holds.grant_of(hold)
-                for token in self._released_tokens(reply.params)
-                for hold in self._holds.under(token)[-1:]
-            )
-            reply.bring(grants)
-        for grant in reply.grants:
-            self._holds.forget(grant.hold)
+            tokens = self._released_tokens(reply.params)
+            holds = [self._holds.under(token)[-1:] for token in tokens]
+            reply.take(tuple(chain.from_iterable(holds)))
+        for hold in reply.holds:
+            self._holds.forget(hold)
+        self.left.remove(reply)
         return True
 
     def _released_tokens(self, params: dict[str, Any]) -> list[int]:

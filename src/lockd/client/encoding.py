@@ -17,7 +17,7 @@ from lockd.protocol.codec import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     MAX_TEXT_BYTES,
-    Encoder,
+    REQUEST,
     nesting,
 )
 
@@ -45,7 +45,7 @@ def encode(msgid: int, method: str, params: dict[str, Any]) -> bytes:
         InvalidRequestError: the parameters cannot be sent.
     """
     try:
-        data = _encoder.request(msgid, method, params)
+        data: bytes = _pack((REQUEST, msgid, method, (params,)))
     except (TypeError, ValueError, OverflowError) as error:
         for name, value in params.items():
             _check_value(name, value)
@@ -123,7 +123,7 @@ def _make_unpacker() -> msgpack.Unpacker:
     )
 
 
-_encoder: Final = Encoder()
+_pack: Final = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 #: Unpackers that hold no bytes, for reuse: to create one takes long.
 _idle_unpackers: Final[list[msgpack.Unpacker]] = []

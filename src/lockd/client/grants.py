@@ -40,17 +40,32 @@ class Uncopied:
         )
 
 
-def is_shape(shape: Any) -> bool:
-    """Returns whether it has the fields of a `Hold` (protocol 7)."""
-    match shape:
-        case {
-            "lockspace": str(),
-            "resource": str(),
-            "mode": str(),
-            "fencing_token": int(),
-        }:
-            return True
-    return False
+def shapes_of(result: Any, *, several: bool = False) -> list[Any] | None:
+    """Returns the grants of an answer (protocol 7.11); None if it is not valid.
+
+    Args:
+        result: the answer.
+        several: whether the request was for several resources.
+    """
+    match result:
+        case {"grants": [*shapes]} if several:
+            pass
+        case {"grant": shape}:
+            shapes = [shape]
+        case _:
+            return None
+    for shape in shapes:
+        match shape:
+            case {
+                "lockspace": str(),
+                "resource": str(),
+                "mode": str(),
+                "fencing_token": int(),
+            }:
+                pass
+            case _:
+                return None
+    return shapes
 
 
 class Hold:
@@ -60,6 +75,7 @@ class Hold:
         released: whether it has been released.
         loss: the cause and the reason of its loss.
         release: the pending request that releases it.
+        left: whether its release was sent, and nobody waits for the answer.
         slot, slots: which slot it is, of how many; None in another mode.
         strand: the strand that holds it. 0: the session as a whole.
         told: whether the user has been told of its loss.
@@ -72,6 +88,7 @@ class Hold:
     released = False
     loss: tuple[str, str] | None = None
     release: Reply | None = None
+    left = False
     told = False
     overdue = wanted = False
     #: The number of the last notice.
@@ -97,23 +114,26 @@ class Hold:
         if not reply.grants:
             self.mode = mode
 
-    def release_by(self, reply: Reply) -> None:
+    def release_by(self, reply: Reply, *, left: bool) -> None:
         """Notes the request that releases it, unless it has one or has ended."""
-        # No call between the last test and the store.
+        # No call between the last test and the stores.
         if self.held and self.release is None:
             self.release = reply
+            self.left = left
 
     def keep_after(self, reply: Reply) -> None:
         """Notes that the release was rejected."""
-        # No call between the test and the store.
+        # No call between the test and the stores.
         if self.release is reply:
             self.release = None
+            self.left = False
 
     def end(self) -> None:
         """Notes that it has been released, unless it has been lost."""
-        # No call between the test and the store.
+        # No call between the test and the stores.
         if self.loss is None:
             self.released = True
+            self.release = None  # it refers to this
 
     def lose(self, cause: str, reason: str) -> None:
         """Notes why it was lost, unless it has been released."""
@@ -153,7 +173,7 @@ class Hold:
     @property
     def held(self) -> bool:
         """Whether it has been neither released nor lost."""
-        return not self.released and self.loss is None
+        return self.loss is None and not self.released
 
     @property
     def lost(self) -> bool:
@@ -339,11 +359,14 @@ class AnyGrant(Uncopied):
 
     @property
     def held(self) -> bool:
-        """Whether this process holds the lock. False in a forked child."""
+        """Whether this process holds the lock. False in a forked child.
+
+        False, too, once it is released and nobody waits for the answer.
+        """
         if self.link.forked:
             return False
         self.link.catch_up()
-        return self.hold.held
+        return self.hold.held and not self.hold.left
 
     @property
     def lost(self) -> bool:

@@ -76,7 +76,7 @@ class News(Inbox):
         """Adds a hold."""
         if len(self._changed) >= self._most:
             for old in list(self._changed):
-                if old.released:
+                if old.released or old.left:
                     self._changed.pop(old, None)
             self._most = _FEW + 2 * len(self._changed)
         self._changed[hold] = None
@@ -93,6 +93,6 @@ class News(Inbox):
                 hold, _ = self._changed.popitem(last=False)
             except KeyError:
                 raise IndexError from None
-            if not hold.released:
+            if not (hold.released or hold.left):
                 return self._show(hold)
         raise self._error

@@ -57,7 +57,8 @@ class Wire:
         Returns:
             Whether more bytes may be available.
         """
-        if self._core.ended:
+        core = self._core
+        if core.ended:
             return False
         more = True
         try:
@@ -67,11 +68,12 @@ class Wire:
                 raise
             more = False
             if isinstance(error, ConnectionResetError):  # it closed with unread bytes
-                self._core.end(CLOSED)
+                core.end(CLOSED)
             elif not isinstance(error, BlockingIOError):
-                self._core.end(f"the connection to the daemon failed: {error.strerror}")
-        self._core.take_in()
-        return more and not self._core.ended
+                core.end(f"the connection to the daemon failed: {error.strerror}")
+        if core.arrived:
+            core.take_in()
+        return more
 
 
 def _is_handlers(error: Exception) -> bool:

@@ -12,9 +12,10 @@ from queue import SimpleQueue
 import pytest
 
 import lockd
-from client.adapters import Thread
-from client.conformance import freeze
+from client.adapters import BlockingPeer, Thread
+from client.conformance import break_unheard, freeze
 from lockd.client.reply import Reply
+from lockd.client.threads import link as threadlink
 from lockd.terms import Mode
 from support.daemon_process import DaemonProcess
 from support.wire_client import (
@@ -478,6 +479,84 @@ def test_check_hears_of_a_loss(client: lockd.Client, watcher: WireClient) -> Non
         lock.release()
     with lock:
         lock.check()
+
+
+# Releases that nobody waits for.
+
+
+def test_release_reaches_the_daemon_before_the_end_of_the_program(
+    sock: str, watcher: WireClient
+) -> None:
+    child = os.fork()
+    if child == 0:
+        grant = lockd.connect(sock).acquire("disk")
+        grant.release("failed", wait=False)
+        os._exit(0)
+    os.waitpid(child, 0)
+    found = watcher.call("acquire", resource="disk")["grant"]["previous"]
+    assert (found["ended"], found["outcome"]) == ("released", "failed")
+
+
+def test_release_that_is_sent_before_a_hang_up_counts(
+    sock: str, watcher: WireClient
+) -> None:
+    with WireClient(sock) as other:
+        token = other.acquire("disk")["fencing_token"]
+        other.send("release", fencing_token=token, outcome="failed")
+    found = watcher.call("acquire", resource="disk")["grant"]["previous"]
+    assert (found["ended"], found["outcome"]) == ("released", "failed")
+
+
+def test_close_does_not_wait_long_for_a_daemon_that_hangs(
+    sock: str, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threadlink, "PATIENCE", 0.01)
+    with lockd.connect(sock) as client, client.lock("disk"):
+        freeze(daemon)
+    assert "1 pending" not in repr(client)
+    os.kill(daemon.pid, signal.SIGCONT)
+
+
+def test_error_of_the_program_comes_before_a_late_loss(
+    sock: str, daemon: DaemonProcess
+) -> None:
+    client = lockd.connect(sock)
+    with client.lock("disk") as lock:
+        break_unheard(daemon, BlockingPeer(client), lock.grant)
+    os.kill(daemon.pid, signal.SIGCONT)
+    with pytest.raises(ZeroDivisionError), client:
+        raise ZeroDivisionError
+
+
+def test_what_belonged_to_no_thread_is_told_to_any(
+    client: lockd.Client, daemon: DaemonProcess
+) -> None:
+    lock = client.lock("disk")
+    lock.acquire()
+    breaking = break_unheard(daemon, BlockingPeer(client), lock.grant)
+    lock.release(wait=False)
+    assert not lock.locked()
+    os.kill(daemon.pid, signal.SIGCONT)
+    breaking.result()
+    with pytest.raises(lockd.LockLostError, match="why"):
+        Thread(partial(client.acquire, "other")).result()
+    assert client.acquire("other").held
+
+
+def test_close_hears_out_what_another_thread_reads(
+    client: lockd.Client, daemon: DaemonProcess, watcher: WireClient
+) -> None:
+    watcher.acquire("taken")
+    waiting = Thread(partial(client.acquire, "taken"))
+    wait_for_waiters(watcher, "taken", 1)
+    with client.lock("disk") as lock:
+        break_unheard(daemon, BlockingPeer(client), lock.grant)
+    closing = Thread(client.close)
+    os.kill(daemon.pid, signal.SIGCONT)
+    with pytest.raises(lockd.LockLostError, match="why"):
+        closing.result()
+    with pytest.raises(lockd.ConnectionLostError, match="the client is closed"):
+        waiting.result()
 
 
 # Events.

@@ -17,6 +17,8 @@ def client(sock: str) -> Iterator[lockd.Client]:
 
 def break_and_fail(watcher: WireClient, lock: lockd.Lock) -> Exception:
     watcher.call("break", fencing_token=lock.fencing_token, reason="why")
+    # By the next turn the daemon has told everybody of this one.
+    watcher.call("statistics")
     return ZeroDivisionError()
 
 

@@ -10,7 +10,7 @@ shielded too, because a cancelled program needs these answers; `stop` ends it.
 """
 
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
@@ -23,7 +23,7 @@ from lockd.client import arguments, forking, paths
 from lockd.client.core import ClientCore, UnheardError
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox, News
-from lockd.client.reply import Reply
+from lockd.client.reply import MOST_LEFT, PATIENCE, Reply
 from lockd.client.requests import Opening
 from lockd.client.strands import LoneStrand, Strand
 from lockd.client.tasks.loop import Loop
@@ -34,9 +34,6 @@ from lockd.terms import ResourceKey, WorkOutcome
 #: A connect cannot wait while the daemon's backlog is full; it can only retry
 #: (unix(7)).
 _BACKLOG_PAUSE: Final = 0.01
-
-PATIENCE: Final = 5.0
-"""Seconds that a cancelled task waits for the daemon's answer."""
 
 
 @asynccontextmanager
@@ -87,6 +84,7 @@ async def _try_to_open(
                     await link.perform(*opening)
                     welcome, *_ = [reply.outcome() for reply in opening]
                     yield link, welcome
+                    await link.hear_out()
                 except anyio.get_cancelled_exc_class():
                     raise
                 except BaseException as error:
@@ -124,12 +122,15 @@ class Grant(AnyGrant):
 
     link: "TaskLink"
 
-    async def release(self, outcome: WorkOutcome = None) -> None:
+    async def release(self, outcome: WorkOutcome = None, *, wait: bool = True) -> None:
         """Releases the lock. A second call does nothing.
 
         Args:
             outcome: how the work under the lock ended: "ok", "failed" or "died". After
                 the last two, the next grants of the lock have it in `previous`.
+            wait: whether to wait for the daemon's answer. Then the lock is free for
+                others when this returns. False is what the end of an `async with` body
+                does: `lockd.aio.Client` says what follows.
 
         The request is sent at once, even if the wait for it is cancelled.
 
@@ -137,17 +138,15 @@ class Grant(AnyGrant):
             LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
-        arguments.checked("release", {"outcome": outcome})
-        (reply,) = self.link.start_release(self, outcome=outcome)
-        await self.link.wait_for(reply)
-        reply.outcome()
+        arguments.checked("release", {"outcome": outcome, "wait": wait})
+        await self.link.release(self, outcome, wait=wait)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         try:
-            await self.release()
+            await self.release(wait=False)
         except LockdError:
             if exc is None:
                 raise
@@ -159,6 +158,7 @@ class TaskLink:
     Attributes:
         loop: the event loop of the tasks.
         scopes: the bodies to cancel when their grant is lost.
+        left: the releases whose answers nobody waits for.
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
@@ -169,6 +169,7 @@ class TaskLink:
         self._strands: WeakKeyDictionary[Any, Strand] = WeakKeyDictionary()
         self._core = ClientCore(self._make_grant, "task")
         self._core.tell_losses_to(self._cancel_body)
+        self.left = self._core.left
         self._wire = Wire(sock, self._core)
         self._tasks = tasks
         self._reading = anyio.CancelScope(shield=True)
@@ -229,12 +230,21 @@ class TaskLink:
         return strand, self._core.token_of(key, strand)
 
     async def perform(self, *replies: Reply) -> None:
-        """Sends requests and waits for all answers."""
+        """Sends requests and waits for all answers.
+
+        Raises:
+            LockdError: an earlier release was refused, for which nobody has waited. The
+                requests were not sent; an acquire may have been, and is undone.
+        """
         self.check_owned()
+        if self.left.refused and replies[0].method != "release":
+            self.left.tell(self.strand() or 0)
         try:
             self._start(*replies)
             for reply in replies:
                 await self._wait(reply)
+            if self.left.refused and replies[0].method == "acquire":
+                self.left.tell(self.strand() or 0)
         except BaseException:
             await self.abandon(*replies)
             raise
@@ -249,32 +259,52 @@ class TaskLink:
         self.check_owned()
         self._start(*replies)
 
-    def start_release(
-        self, *grants: AnyGrant, outcome: WorkOutcome = None
-    ) -> list[Reply]:
+    def start_release(self, *grants: AnyGrant) -> list[Reply]:
         """Sends the release of grants. Returns a reply for each."""
         self.check_owned()
-        replies = [self._core.release(grant, outcome) for grant in grants]
+        replies = [self._core.release(grant) for grant in grants]
         self._push()
         return replies
+
+    async def release(
+        self, grant: AnyGrant, outcome: WorkOutcome = None, *, wait: bool = True
+    ) -> None:
+        """Releases a grant.
+
+        Args:
+            grant: the grant.
+            outcome: how the work under the lock ended.
+            wait: whether to wait for the daemon's answer.
+
+        Raises:
+            LockLostError: the lock had been lost.
+        """
+        self.check_owned()
+        if not wait:
+            # So a loss before this moment is told now.
+            self.catch_up()
+        reply = self._core.release(grant, outcome, wait=wait)
+        self._push()
+        if wait or len(self.left) > MOST_LEFT:
+            await self._wait(reply)
+            self.left.remove(reply)
+        reply.outcome()
+
+    async def hear_out(self) -> None:
+        """Waits for the answers that nobody has waited for, if the daemon answers.
+
+        Raises:
+            LockdError: one is a refusal.
+        """
+        with anyio.move_on_after(PATIENCE):
+            for reply in self.left:
+                await self._wait(reply)
+        self.left.tell(None)
 
     async def wait_for(self, reply: Reply) -> None:
         """Waits for the answer to a request that was sent."""
         self.check_owned()
         await self._wait(reply)
-
-    async def wait_patiently(self, awaitable: Awaitable[None]) -> None:
-        """Waits for the daemon; defers a cancellation by up to `PATIENCE` seconds.
-
-        The daemon still carries out the request, even if it only continues later.
-
-        Args:
-            awaitable: can be awaited twice.
-        """
-        with anyio.move_on_after(PATIENCE, shield=True):
-            await awaitable
-            return
-        await awaitable
 
     async def abandon(self, *replies: Reply) -> None:
         """Gives up requests; releases what they bring."""

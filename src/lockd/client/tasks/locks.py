@@ -142,19 +142,19 @@ class Lock(AnyLock[Grant]):
             NotHeldError: the lock is not held through this object.
         """
         self._check_owned()
-        return self._release(self._to_release())
-
-    def _leave(self) -> Released:
-        """Releases what an `async with` body entered, as `release` does."""
-        self._check_owned()
-        return self._release(self._to_leave())
-
-    def _release(self, held: Held[Grant]) -> Released:
+        held = self._to_release()
         self._drop(held)
         (reply,) = self.link.start_release(held.grant)
         if reply.done:
             reply.outcome()
         return Released(self.link, reply)
+
+    async def _leave(self) -> None:
+        """Releases what an `async with` body entered."""
+        self._check_owned()
+        held = self._to_leave()
+        self._drop(held)
+        await self.link.release(held.grant, wait=False)
 
     async def __aenter__(self) -> Self:
         await self._acquire(self._timeout, self.link.strand(), entered=True)
@@ -162,7 +162,7 @@ class Lock(AnyLock[Grant]):
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         try:
-            await self.link.wait_patiently(self._leave())
+            await self._leave()
         except LockdError:
             if exc is None:
                 raise
@@ -218,7 +218,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         del link.scopes[self._lock.grant]
         if self._task != link.loop.task():
             with suppress(LockdError):
-                self._lock._leave()
+                await self._lock._leave()
             raise WrongTaskError(
                 "only the task that entered hold() may leave it; another task left "
                 "this one, so the lock was released: use lock(), which any task may "
@@ -228,10 +228,10 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
         except BaseException:
             with suppress(LockdError):
-                await link.wait_patiently(self._lock._leave())
+                await self._lock._leave()
             raise
         try:
-            await link.wait_patiently(self._lock._leave())
+            await self._lock._leave()
         except LockdError:
             if exc is None or swallowed:
                 raise

@@ -96,9 +96,17 @@ class Connection:
         return self._opened[1]
 
     def close(self) -> None:
-        """Ends the link, and any that another thread is opening."""
+        """Ends the link, and any that another thread is opening.
+
+        Raises:
+            LockdError: a release was refused for which nobody has waited.
+        """
         self._closed = True
-        self.last.close()
+        link = self.last
+        try:
+            link.hear_out()
+        finally:
+            link.close()
 
     def link(self) -> ThreadLink:
         """Returns the link for the next request; it may be closed.
@@ -115,6 +123,7 @@ class Connection:
         # No call between the test and the store: another thread may be faster.
         if self._opened is opened:
             self._opened = new
+            new[0].left.inherit(opened[0].left)
             opened[0].close()
         else:
             new[0].close()

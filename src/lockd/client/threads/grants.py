@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 class ReleasingLink(Link, Protocol):
     """A connection that can release grants."""
 
-    def release(self, *grants: AnyGrant, outcome: "WorkOutcome" = None) -> list[Reply]:
-        """Releases grants and waits for the daemon's answers."""
+    def release(
+        self, *grants: AnyGrant, outcome: "WorkOutcome" = None, wait: bool = True
+    ) -> list[Reply]:
+        """Releases grants."""
 
 
 class Grant(AnyGrant):
@@ -28,19 +30,22 @@ class Grant(AnyGrant):
 
     link: ReleasingLink
 
-    def release(self, outcome: "WorkOutcome" = None) -> None:
+    def release(self, outcome: "WorkOutcome" = None, *, wait: bool = True) -> None:
         """Releases the lock. A second call does nothing.
 
         Args:
             outcome: how the work under the lock ended: "ok", "failed" or "died". After
                 the last two, the next grants of the lock have it in `previous`.
+            wait: whether to wait for the daemon's answer. Then the lock is free for
+                others when this returns. False is what the end of a `with` body does:
+                `lockd.Client` says what follows.
 
         Raises:
             LockLostError: the lock had been lost.
             ForkedSessionError: it is the parent's.
         """
-        arguments.checked("release", {"outcome": outcome})
-        for reply in self.link.release(self, outcome=outcome):
+        arguments.checked("release", {"outcome": outcome, "wait": wait})
+        for reply in self.link.release(self, outcome=outcome, wait=wait):
             reply.outcome()
 
     def __enter__(self) -> Self:
@@ -50,7 +55,7 @@ class Grant(AnyGrant):
         if self.link.forked:
             return  # the lock is the parent's
         try:
-            self.release()
+            self.release(wait=False)
         except LockdError:
             if exc is None:
                 raise

@@ -17,6 +17,7 @@ it. It then runs between two calls of that thread (see `core`):
 
 import select
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -26,7 +27,7 @@ from lockd.client import forking
 from lockd.client.core import ClientCore
 from lockd.client.grants import AnyGrant, Hold
 from lockd.client.inbox import Inbox, News
-from lockd.client.reply import Reply
+from lockd.client.reply import MOST_LEFT, PATIENCE, Reply
 from lockd.client.strands import LoneStrand, Strand, strand_of_thread
 from lockd.client.threads.bell import Bell
 from lockd.client.threads.grants import Grant
@@ -34,14 +35,16 @@ from lockd.client.wire import Wire
 from lockd.errors import ConnectionLostError, LockdError
 from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.lean import Lock, RLock, ref, socket
-from lockd.names import quoted
 from lockd.terms import ResourceKey
 
 if TYPE_CHECKING:
     from lockd.terms import WorkOutcome
 
 #: Seconds after which a sleeping thread looks for itself.
-_PATIENCE: Final = 1.0
+_NAP: Final = 1.0
+
+#: Seconds after which a thread that closes the client looks again.
+_GLANCE: Final = 0.05
 
 
 class ThreadLink:
@@ -49,6 +52,7 @@ class ThreadLink:
 
     Attributes:
         sock: its socket.
+        left: the releases whose answers nobody waits for.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -56,6 +60,7 @@ class ThreadLink:
         self._descriptor = sock.fileno()
         self._mutex: Any = RLock()
         self._core = ClientCore(partial(_make_grant, ref(self)), "thread")
+        self.left = self._core.left
         self._wire = Wire(sock, self._core)
         self._seat: Any = RLock()
         self._reading = False
@@ -97,13 +102,22 @@ class ThreadLink:
             self._core.close()
 
     def perform(self, *replies: Reply) -> None:
-        """Sends requests and waits for all answers."""
+        """Sends requests and waits for all answers.
+
+        Raises:
+            LockdError: an earlier release was refused, for which nobody has waited. The
+                requests were not sent; an acquire may have been, and is undone.
+        """
         self.check_owned()
+        if self.left.refused and replies[0].method != "release":
+            self.left.tell(self.strand() or 0)
         try:
             for reply in replies:
                 self._core.start(reply)
             for reply in replies:
                 self._wait(reply)
+            if self.left.refused and replies[0].method == "acquire":
+                self.left.tell(self.strand() or 0)
         except BaseException as error:
             try:
                 self.abandon(*replies)
@@ -114,21 +128,65 @@ class ThreadLink:
                 _tell_fate(error, replies)
             raise
 
-    def release(self, *grants: AnyGrant, outcome: "WorkOutcome" = None) -> list[Reply]:
-        """Releases grants and waits for the daemon's answers."""
+    def release(
+        self, *grants: AnyGrant, outcome: "WorkOutcome" = None, wait: bool = True
+    ) -> list[Reply]:
+        """Releases grants.
+
+        Args:
+            grants: the grants.
+            outcome: how the work under the locks ended.
+            wait: whether to wait for the daemon's answers. If not, the replies are
+                mostly not done.
+        """
         self.check_owned()
+        release = partial(self._core.release, outcome=outcome, wait=wait)
         try:
-            replies = [self._core.release(grant, outcome) for grant in grants]
-            for reply in replies:
-                self._wait(reply)
+            if not wait:
+                # So a loss before this moment is told now, and no answer stays unread.
+                self.catch_up()
+            replies = [release(grant) for grant in grants]
+            self._push()
+            if wait or self._core.outgoing or len(self.left) > MOST_LEFT:
+                for reply in replies:
+                    self._wait(reply)
+                    self.left.remove(reply)
         except BaseException as error:
             # A signal, perhaps before all requests were sent; `release` sends each only
             # once.
-            replies = [self._core.release(grant, outcome) for grant in grants]
+            replies = [release(grant) for grant in grants]
             self._push()
             _tell_fate(error, replies)
             raise
         return replies
+
+    def hear_out(self) -> None:
+        """Waits for the answers that nobody has waited for, if the daemon answers.
+
+        Raises:
+            LockdError: one is a refusal.
+        """
+        if self._forked:
+            return
+        waker = Lock()
+        deadline = time.monotonic() + PATIENCE
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        try:
+            self._waiting.add(waker)
+            while self.left and time.monotonic() < deadline:
+                self.check_owned()
+                # Briefly: another thread may read the answers.
+                self._unlocked(partial(poll.poll, _GLANCE * 1000))
+                self.catch_up()
+        finally:
+            try:
+                self._leave(waker)
+            except BaseException:
+                # A signal at this moment must not leave the others without a reader.
+                self._leave(waker)
+                raise
+        self.left.tell(None)
 
     def abandon(self, *replies: Reply) -> None:
         """Gives up requests; releases what they bring."""
@@ -146,7 +204,8 @@ class ThreadLink:
             heard = more
             while more:
                 more = self._wire.pull()
-            self._wire.push()
+            if self._core.outgoing:
+                self._wire.push()
         if (heard or self._core.ended) and self._reading:
             self._bell.ring()
 
@@ -250,13 +309,13 @@ class ThreadLink:
     # Waiting.
 
     def _push(self) -> None:
-        if self._core.outgoing:
-            with self._mutex:
-                self._wire.push()
+        with self._mutex:
+            self._wire.push()
 
     def _wait(self, awaited: Reply | Inbox) -> None:
         """Waits until an object is done."""
-        self._push()
+        if self._core.outgoing:
+            self._push()
         waker = Lock()
         try:
             self._waiting.add(waker)
@@ -264,7 +323,8 @@ class ThreadLink:
                 self.check_owned()
                 if not self._read(awaited):
                     self._sleep(awaited, waker)
-                self._push()
+                if self._core.outgoing:
+                    self._push()
         finally:
             try:
                 self._leave(waker)
@@ -308,7 +368,7 @@ class ThreadLink:
         # writer also waits for input.
         poll.register(self._descriptor, _BOTH if self._core.outgoing else select.POLLIN)
         found = self._unlocked(poll.poll)
-        if found[0][0] != self._descriptor or len(found) > 1:
+        if len(found) > 1 or found[0][0] != self._descriptor:
             self._bell.hush()
         self._polls.append(poll)
 
@@ -316,7 +376,7 @@ class ThreadLink:
         if self._core.outgoing:
             poll = select.poll()
             poll.register(self.sock, _BOTH)
-            self._unlocked(partial(poll.poll, _PATIENCE * 1000))
+            self._unlocked(partial(poll.poll, _NAP * 1000))
             return
         import threading  # loaded already, where another thread reads
 
@@ -327,7 +387,7 @@ class ThreadLink:
         # From here on, a thread that stops reading finds this one among the sleepers.
         if awaited.done or not self._reading:
             return
-        if not self._unlocked(partial(waker.acquire, timeout=_PATIENCE)):
+        if not self._unlocked(partial(waker.acquire, timeout=_NAP)):
             self.catch_up()
 
     def _unlocked(self, wait: Callable[[], Any]) -> Any:
@@ -391,22 +451,5 @@ def _tell_fate(
     if isinstance(error, LockdError):
         return
     for reply in replies:
-        if (fate := _fate(reply)) is not None:
+        if (fate := reply.fate()) is not None:
             error.add_note(f"lockd: {fate}")
-
-
-def _fate(reply: Reply) -> str | None:
-    what = ", ".join(quoted(name) for name in reply.names)
-    if reply.method == "release":
-        return (
-            f"{what} is released" if reply.done else f"the release of {what} was sent"
-        )
-    if reply.method == "acquire":
-        if reply.done and reply.error is None:
-            return f"{what} had been granted already, and was released"
-        return f"the request for {what} was cancelled"
-    if reply.method == "convert":
-        if reply.done and reply.error is None and reply.undo_mode is not None:
-            return f"{what} is {reply.params['mode']} now"
-        return f"the conversion of {what} was cancelled"
-    return None if reply.done else f"the answer to {reply.method} was not waited for"

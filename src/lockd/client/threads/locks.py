@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
 
+from lockd.client import arguments
 from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
@@ -145,30 +146,34 @@ class Lock(AnyLock[Grant]):
             return Acquired(self, refusal)
         return Acquired(self, held)
 
-    def release(self) -> None:
+    def release(self, *, wait: bool = True) -> None:
         """Releases the lock. Any thread may call it.
 
         If several threads hold it (shared), this is the last `acquire` of the calling
         thread; without one, what its `with` body entered; without that, what another
         thread acquired.
 
+        Args:
+            wait: as for `Grant.release`.
+
         Raises:
             LockLostError: the lock had been lost.
             NotHeldError: the lock is not held through this object.
         """
+        arguments.checked("release", {"wait": wait})
         self._check_owned()
-        self._release(self._to_release())
+        self._release(self._to_release(), wait=wait)
 
-    def _release(self, held: Held[Grant]) -> None:
+    def _release(self, held: Held[Grant], *, wait: bool) -> None:
         link = held.grant.link
         try:
             if not self._drop(held):
                 raise self._not_held()  # another thread was faster
-            (reply,) = link.release(held.grant)
+            (reply,) = link.release(held.grant, wait=wait)
         except BaseException:
             # The interruption may have come first.
             self._drop(held)
-            link.release(held.grant)
+            link.release(held.grant, wait=wait)
             raise
         reply.outcome()
 
@@ -185,7 +190,7 @@ class Lock(AnyLock[Grant]):
         if self._connection.last.forked:
             return  # the lock is the parent's
         try:
-            self._release(self._to_leave(entered))
+            self._release(self._to_leave(entered), wait=False)
         except LockdError:
             if exc is None:
                 raise
