@@ -66,7 +66,7 @@ LIFE: Final[dict[type, str]] = {
     Sessions: "open close tell_missed",
     Recorder: "open_peer _state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
-    Admission: "_make_peer",
+    Admission: "_make_peer _open_flow",
     Server: "_open _watch _serve _serve_now _receive _put_off _expect_rest "
     "_send_to _refuse_all _taker _close_peer_and_tell _close_peer",
     Dispatcher: "take _acquire _convert _release _is_of_another _cancel "
