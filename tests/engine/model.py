@@ -50,6 +50,8 @@ class Ask:
     max_hold: float | None = None
     wanted: bool = False
     slots: int | None = None
+    #: Which slot it is inside of.
+    slot: int | None = None
     #: By name, the numbers of the holds that it is inside of.
     around: dict[str, frozenset[int]] = field(default_factory=dict)
 
@@ -60,6 +62,14 @@ class Ask:
 
 Heard = tuple[str, int | None, Who, str]
 """What a holder hears: what it is, the session that hears it, and of which hold."""
+
+
+def in_one_line(other: Ask, ask: Ask) -> bool:
+    """Tells whether one waits for another that stands before it."""
+    if ask.slot is not None:
+        return other.slot == ask.slot
+    # Those inside a slot take no other.
+    return other.slot is None or ask.mode != SLOT
 
 
 class Model:
@@ -84,8 +94,9 @@ class Model:
         return self.configured.get(name)
 
     def free_slot(self, name: str) -> int | None:
-        """Returns the lowest free slot."""
+        """Returns the lowest free slot. Those inside one get it before all others."""
         taken = {hold.slot for hold in self.holds if hold.name == name}
+        taken |= {ask.slot for ask in self.asks if name in ask.names}
         free = set(range(self.slots(name) or 0)) - taken
         return min(free, default=None)
 
@@ -102,7 +113,8 @@ class Model:
         for name in ask.names:
             line = self.line(name)
             if not (ask.converts and ask.mode == SHARED):
-                found += [other.who for other in line[: line.index(ask)]]
+                before = line[: line.index(ask)]
+                found += [other.who for other in before if in_one_line(other, ask)]
             found += [
                 hold.who
                 for hold in self.holds
@@ -114,6 +126,8 @@ class Model:
         return found
 
     def goes_beside(self, hold: Hold, ask: Ask) -> bool:
+        if ask.slot is not None:
+            return ask.slot != hold.slot
         if ask.mode == hold.mode == SLOT:
             return self.free_slot(hold.name) is not None
         return ask.mode == hold.mode == SHARED
@@ -155,7 +169,9 @@ class Model:
     def settle(self) -> None:
         while ready := [ask for ask in self.asks if not self.blockers(ask)]:
             ask = ready[0]
-            slot = self.free_slot(ask.names[0]) if ask.mode == SLOT else None
+            slot = ask.slot
+            if ask.mode == SLOT and slot is None:
+                slot = self.free_slot(ask.names[0])
             self.answer(ask.session, ask.number, "granted")
             for name in ask.names:
                 hold = self.held(ask.who, name)
@@ -188,6 +204,7 @@ class Model:
                 hold.name in ask.names
                 and hold.who != ask.who
                 and hold.number not in ask.around.get(hold.name, ())
+                and ask.slot in (None, hold.slot)
                 and not hold.mode == ask.mode == SHARED
                 for ask in self.asks
             )
@@ -239,13 +256,16 @@ class Model:
         mine = [
             hold
             for hold in self.holds
-            if hold.name == name and session in hold.insiders and hold.mode != SLOT
+            if hold.name == name and session in hold.insiders
         ]
+        # Of several slots, the youngest counts.
+        mine = [hold for hold in mine if hold.slot == mine[-1].slot]
         return frozenset().union(*(hold.around | {hold.number} for hold in mine))
 
     def crowd(self, ask: Ask) -> int:
         """Returns how many wait for what is asked for; inside, of those inside."""
         waiting = [x for x in self.asks if x.around or not ask.around]
+        waiting = [x for x in waiting if ask.slot in (None, x.slot)]
         return max(sum(name in x.names for x in waiting) for name in ask.names)
 
     def offer(self, ask: Ask, tries: bool, most: int | None = None) -> str | None:
@@ -294,14 +314,17 @@ class Model:
     def enter(self, ask: Ask) -> str | None:
         """Finds what an ask is inside of; tells why it may not be."""
         around = {name: self.around(ask.session, name) for name in ask.names}
-        if ask.mode == SLOT:
-            return None
         if not any(around.values()):
             return None
         if not all(around.values()):
             return "invalid"
         ask.around = around
         held = {hold.mode for hold in self.holds if hold.name in ask.names}
+        if ask.mode == SLOT == max(held):
+            mine = ask.around[ask.names[0]]
+            (ask.slot,) = {x.slot for x in self.holds if x.number in mine}
+        elif SLOT in {*held, ask.mode}:
+            return "already_held"
         return "already_held" if ask.mode == EXCLUSIVE and SHARED in held else None
 
     def convert(self, ask: Ask, tries: bool) -> str | None:

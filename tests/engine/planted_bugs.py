@@ -163,7 +163,7 @@ PLANTED_BUGS = [
     _in(
         "owners",
         "who waits inside is taken for who wants what is around it",
-        " and not resource.is_inside(seeker, strand)\n",
+        " and _is_apart(resource, seeker, strand)\n",
         "\n",
     ),
     _in(
@@ -205,7 +205,7 @@ PLANTED_BUGS = [
     _in(
         "requests",
         "a newcomer overtakes who waits",
-        "resource.has_line or not resource.admits(mode, strand)",
+        "resource.has_outer_line or not resource.admits(mode, strand)",
         "not resource.admits(mode, strand)",
     ),
     _in(
@@ -324,17 +324,49 @@ PLANTED_BUGS = [
         '        return mode == "shared"\n',
     ),
     _in(
-        "resource",
+        "slots",
         "one slot more is given than there are",
         "return self.first_free < self.count",
         "return self.first_free <= self.count",
     ),
     _in(
-        "resource",
+        "slots",
         "the highest free slot is given",
-        "        number = slots.first_free\n",
-        "        free = [x for x in range(slots.count) if not slots.taken >> x & 1]\n"
-        "        number = max(free, default=slots.first_free)\n",
+        "        number = self.first_free\n",
+        "        free = [x for x in range(self.count) if not self.taken >> x & 1]\n"
+        "        number = max(free, default=self.first_free)\n",
+    ),
+    _in(
+        "requests",
+        "a program inside a slot waits for another",
+        "            command = self._in_slot(command, inside)\n",
+        "            inside = self._in_slot(command, inside) and NOWHERE\n",
+    ),
+    _in(
+        "slots",
+        "those inside one slot do not take turns",
+        "all(token in around for token in self.chains.get(number, ()))",
+        "True",
+    ),
+    _in(
+        "slots",
+        "a slot is free although somebody inside it holds it",
+        "            if left:\n                return\n",
+        "",
+    ),
+    _in(
+        "resource",
+        "anything may be inside a slot",
+        "        if SLOT in (wish.mode, self.mode):\n"
+        "            return wish.mode == self.mode\n",
+        "",
+    ),
+    _in(
+        "waits/play",
+        "those inside a slot wait for the holders of all slots",
+        "for strand in self._in_slot[request.wish.slot]",
+        "for strand in self.holders",
+        "tests/engine/test_slots.py",
     ),
     _in(
         "effects",
@@ -355,15 +387,15 @@ PLANTED_BUGS = [
         "return mode in (SHARED, SLOT) and self.slots is not None",
     ),
     _in(
-        "resource",
+        "slots",
         "slots are forgotten while somebody waits for one",
-        "not (self.slots.taken or self.slots.waiting):",
-        "not self.slots.taken:",
+        "not (self.taken or self.waiting)",
+        "not self.taken",
     ),
     _in(
         "lock_state",
         "a slot that was released stays taken",
-        "            resource.free_slot(grant.slot)\n",
+        "            resource.free_slot(grant.slot, token)\n",
         "            pass\n",
     ),
     _in(
@@ -411,25 +443,25 @@ PLANTED_BUGS = [
         "        pass\n",
     ),
     _in(
-        "waitgraph",
+        "waits/cycles",
         "who waits for a slot is accused without a reduction",
         "    if any(request.mode == SLOT for request, _, _ in cycle):\n",
         "    if False:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/play",
         "a wait for a slot is a wait for all of them",
         "            return self._free > 0\n",
         "            return False\n",
     ),
     _in(
-        "waitgraph",
+        "waits/play",
         "who stands before takes no slot",
-        "        self._free -= request.mode == SLOT\n",
+        "                self._free -= 1\n",
         "",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a wait for a slot closes no cycle",
         "                if not compatible(resource.mode_for(other), mode):\n"
         "                    behind_own",
@@ -600,7 +632,7 @@ PLANTED_BUGS = [
         "    strand = session.owner.whole\n",
     ),
     _in(
-        "waitgraph",
+        "waits/cycles",
         "who holds nothing under this strand has nobody behind it",
         "strand.held or len(strand.requests) > 1 or session.within\n",
         "strand.held and len(strand.requests) > 1 or session.within\n",
@@ -613,13 +645,13 @@ PLANTED_BUGS = [
         "            pass\n",
     ),
     _in(
-        "waitgraph",
+        "waits/cycles",
         "who is inside closes no cycle",
         "                if session and session.session_id in obstacle.insiders:\n",
         "                if False:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/cycles",
         "nobody waits for who is inside and holds nothing",
         "strand.held or len(strand.requests) > 1 or session.within\n",
         "strand.held or len(strand.requests) > 1\n",
@@ -695,16 +727,16 @@ PLANTED_BUGS = [
         "        if self.inner:\n",
     ),
     _in(
-        "resource",
+        "slots",
         "who is deeper inside waits for who is not",
-        "        return -request.inside[self.key][-1], request.order\n",
-        "        return 0, request.order\n",
+        "    return -request.inside[key][-1], request.order\n",
+        "    return 0, request.order\n",
     ),
     _in(
-        "resource",
+        "slots",
         "who is inside more that is over goes before those inside what is held",
-        "        return -request.inside[self.key][-1], request.order\n",
-        "        return -len(request.inside[self.key]), request.order\n",
+        "    return -request.inside[key][-1], request.order\n",
+        "    return -len(request.inside[key]), request.order\n",
     ),
     _in(
         "resource",
@@ -715,8 +747,8 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "a stranger is let in as if it were inside",
-        "            if grant.fencing_token in tokens:\n",
-        "            if True:\n",
+        "for x in self.holders.values() if x.fencing_token in tokens]",
+        "for x in self.holders.values()]",
     ),
     _in(
         "resource",
@@ -749,7 +781,7 @@ PLANTED_BUGS = [
         "        if request.converting and not cycle:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "who is inside waits for who is around it",
         "inside = request.inside and resource.is_inside(request, strand)",
         "inside = False",
@@ -811,43 +843,43 @@ PLANTED_BUGS = [
     _in(
         "recovery/mending",
         "a chain is taken for holders that exclude each other",
-        "        if grant is youngest or grant.fencing_token in youngest.inside:\n",
-        "        if grant is youngest:\n",
+        "grant is first or grant.fencing_token in first.inside or",
+        "grant is first or",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a cycle through holders is missed",
         "            for strand in known.holders_before(request):\n"
         "                yield key, strand\n",
         "",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a cycle through a queue is missed",
         "                if not compatible(resource.mode_for(other), mode):\n",
         "                if other.converting:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "who shares is taken for an obstacle of who will share with it",
         "                if not compatible(resource.mode_for(other), mode):\n",
         "                if True:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a cycle through a shared request for several is missed",
         "                elif len(other.keys) > 1 or behind_own:\n",
         "                elif behind_own:\n",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "what waits behind ones own request is taken for what waits for it",
         "                elif len(other.keys) > 1 or behind_own:\n",
         "                elif len(other.keys) > 1:\n",
         INNER_GRANTS,
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a search forgets what was none for the same strand only",
         "        return found + new\n",
         "        return new\n",
@@ -877,8 +909,8 @@ PLANTED_BUGS = [
     _in(
         "resource",
         "one more waits inside than may, while a file is opened",
-        "        inside = len(self.inner) + bool(self._pending_inside)\n",
-        "        inside = len(self.inner)\n",
+        "        inside = len(self.line_of(request)) + bool(self._pending_inside)\n",
+        "        inside = len(self.line_of(request))\n",
         INNER_GRANTS,
     ),
     _in(
@@ -912,26 +944,26 @@ PLANTED_BUGS = [
         INNER_GRANTS,
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "the strand of a shared request for several is waited for, not its grant",
         "                    yield key, other\n",
         "                    yield key, other.strand\n",
     ),
     _in(
-        "waitgraph",
+        "waits/cycles",
         "a cycle of three is missed",
         "                    frontier.append(other)\n",
         "                    if request in starts:\n"
         "                        frontier.append(other)\n",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "what a shared request does not wait for is skipped for exclusive ones",
         "        alike = mode, request.inside",
         "        alike = SHARED, request.inside",
     ),
     _in(
-        "waitgraph",
+        "waits/obstacles",
         "a convert hides its own hold from others",
         "(left if inside or strand is own else found)",
         "(left if inside else found)",

@@ -28,7 +28,7 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
-from engine.test_waitgraph import steps_of
+from engine.waits.test_cycles import steps_of
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.invariants import check
@@ -754,23 +754,7 @@ def test_strand_that_waits_outside_does_not_wait_for_itself_inside(
     assert who_got_it(release(engine, ALICE, 2, DISK)) == [CAROL]
 
 
-# Slots have nothing inside.
-
-
-def test_slot_is_no_lock_to_be_inside_of(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK, mode=SLOT, slots=2)
-    enter(engine, BOB, 1)
-    (effect,) = acquire(engine, BOB, 1, DISK, mode=SLOT, slots=2)
-    assert isinstance(effect, e.Granted)
-    (second,) = effect.grants
-    assert (second.slot, second.inside) == (1, ())
-
-
-def test_child_is_refused_the_only_slot_of_its_parent(engine: LockEngine) -> None:
-    acquire(engine, ALICE, 1, DISK, mode=SLOT, slots=1)
-    enter(engine, BOB, 1)
-    effects = acquire(engine, BOB, 1, DISK, mode=SLOT, slots=1)
-    assert refusal(effects).code == "deadlock"
+# Slots have nothing but slots inside (`test_slots`).
 
 
 @pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
@@ -779,13 +763,13 @@ def test_other_modes_are_not_granted_inside_a_slot(
 ) -> None:
     acquire(engine, ALICE, 1, DISK, mode=SLOT, slots=2)
     enter(engine, BOB, 1)
-    assert refusal(acquire(engine, BOB, 1, DISK, mode=mode)).code == "deadlock"
+    assert refusal(acquire(engine, BOB, 1, DISK, mode=mode)).code == "already_held"
 
 
 def test_slot_is_not_granted_inside_an_exclusive_lock(engine: LockEngine) -> None:
     family(engine, BOB)
     effects = acquire(engine, BOB, 1, DISK, mode=SLOT, slots=2)
-    assert refusal(effects).code == "deadlock"
+    assert refusal(effects).code == "already_held"
 
 
 def test_search_among_siblings_looks_at_each_once() -> None:

@@ -25,7 +25,7 @@ from engine.scene import (
     release,
 )
 from engine.snapshots import dump
-from engine.test_waitgraph import steps_of
+from engine.waits.test_cycles import steps_of
 from lockd.engine.commands import (
     Acquire,
     AddLockspace,
@@ -34,7 +34,14 @@ from lockd.engine.commands import (
     OpenSession,
     Tick,
 )
-from lockd.engine.effects import Effect, Granted, Mismatch, Refused, WaitEdge
+from lockd.engine.effects import (
+    Effect,
+    Granted,
+    Mismatch,
+    Refused,
+    WaitEdge,
+    Wanted,
+)
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records, snapshot
@@ -406,16 +413,6 @@ def test_who_wants_it_alone_waits_for_all_slots(engine: LockEngine) -> None:
     assert refusal(take(engine, BOB, 3)).code == "deadlock"
 
 
-def test_program_within_a_slot_waits_for_another(engine: LockEngine) -> None:
-    take(engine, ALICE, 1)
-    take(engine, CAROL, 1)
-    engine.handle(EnterGrants(BOB, (1,)), now=0.0)
-    # Alice waits for Bob's end, but Carol will leave her slot.
-    assert take(engine, BOB, 1) == [in_line(BOB, 1, DISK)]
-    acquire(engine, ALICE, 2, TAPE)
-    assert refusal(acquire(engine, CAROL, 2, TAPE)).code == "deadlock"
-
-
 def test_fewer_slots_may_end_the_wait_for_any(engine: LockEngine) -> None:
     configure(engine, ("disk", 2))
     take(engine, ALICE, 1, None)
@@ -531,6 +528,222 @@ def test_end_of_a_search_for_any_slot_takes_each_place_once() -> None:
 
     few, many = steps_with(50), steps_with(100)
     assert few < many < 2.5 * few
+
+
+# Inside a slot.
+
+
+def enter(engine: LockEngine, session: int, *tokens: int) -> None:
+    engine.handle(EnterGrants(session, tokens), now=0.0)
+    check(engine)
+
+
+def inside_of(engine: LockEngine) -> dict[int, tuple[int | None, tuple[int, ...]]]:
+    """Returns the slot of each holder, and the tokens around it."""
+    return {x.session: (x.slot, x.inside) for x in engine.holders(DISK)}
+
+
+def test_program_within_a_slot_gets_the_same(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    enter(engine, BOB, 2)
+    assert slot_of(take(engine, BOB, 1)) == 1
+    enter(engine, DAVE, 2, 3)
+    assert slot_of(take(engine, DAVE, 1, None)) == 1
+    assert inside_of(engine) == {
+        ALICE: (0, ()),
+        CAROL: (1, ()),
+        BOB: (1, (2,)),
+        DAVE: (1, (2, 3)),
+    }
+    found = engine.situation(DISK)
+    assert (found.holder_count, found.slots_taken, found.slots_removed) == (4, 2, 0)
+    # Nobody else gets the slot before the last of them has ended.
+    assert take(engine, EVE, 1) == [in_line(EVE, 1, DISK)]
+    for session in (CAROL, DAVE):
+        assert slot_of(release(engine, session, 9, DISK)) is None
+        check(engine)
+    assert slot_of(release(engine, BOB, 9, DISK)) == 1
+
+
+def test_only_slot_is_not_waited_for_inside_it(engine: LockEngine) -> None:
+    take(engine, ALICE, 1, 1)
+    take(engine, CAROL, 1, 1)
+    enter(engine, BOB, 1)
+    assert slot_of(take(engine, BOB, 1, 1)) == 0
+
+
+def test_programs_within_one_slot_take_turns(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    for session in (BOB, CAROL, DAVE):
+        enter(engine, session, 1)
+    assert slot_of(take(engine, BOB, 1)) == 0
+    for session in (CAROL, DAVE):
+        assert take(engine, session, 1) == [in_line(session, 1, DISK)]
+    assert refusal(take(engine, CAROL, 2, timeout=0)).code == "already_held"
+    # They are in nobody's way who wants another slot.
+    assert slot_of(take(engine, EVE, 1)) == 1
+    assert take(engine, FRED, 1) == [in_line(FRED, 1, DISK)]
+    found = release(engine, BOB, 2, DISK)
+    assert [(x.session, slot_of([x])) for x in found if isinstance(x, Granted)] == [
+        (CAROL, 0)
+    ]
+    assert slot_of(release(engine, ALICE, 2, DISK)) is None
+    # Dave stands before Fred.
+    found = release(engine, CAROL, 2, DISK)
+    assert [(x.session, slot_of([x])) for x in found if isinstance(x, Granted)] == [
+        (DAVE, 0)
+    ]
+    check(engine)
+    assert engine.holders(DISK)[-1].inside == ()
+    assert slot_of(release(engine, DAVE, 2, DISK)) == 0
+
+
+def test_try_inside_a_slot_fails_beside_another(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    for session in (BOB, CAROL):
+        enter(engine, session, 1)
+    take(engine, BOB, 1)
+    assert refusal(take(engine, CAROL, 1, timeout=0)).code == "busy"
+    take(engine, CAROL, 2)
+    enter(engine, DAVE, 1)
+    refused = refusal(take(engine, DAVE, 1, max_waiting=1))
+    assert (refused.code, refused.max_waiting) == ("busy", 1)
+    # Those inside another slot do not count.
+    take(engine, EVE, 1)
+    for session in (FRED,):
+        enter(engine, session, 3)
+    assert slot_of(take(engine, FRED, 1, max_waiting=1)) == 1
+
+
+def test_removed_slot_stays_that_of_those_inside_it(engine: LockEngine) -> None:
+    configure(engine, ("disk", 2))
+    take(engine, ALICE, 1, None)
+    take(engine, CAROL, 1, None)
+    for session in (BOB, DAVE):
+        enter(engine, session, 2)
+    take(engine, BOB, 1, None)
+    take(engine, DAVE, 1, None)
+    configure(engine, ("disk", 1))
+    release(engine, CAROL, 2, DISK)
+    found = engine.situation(DISK)
+    assert (found.slots, found.slots_taken, found.slots_removed) == (1, 1, 1)
+    assert slot_of(release(engine, BOB, 2, DISK)) == 1
+    check(engine)
+
+
+@pytest.mark.parametrize("around", [SLOT, EXCLUSIVE, SHARED])
+@pytest.mark.parametrize("wanted", [SLOT, EXCLUSIVE, SHARED])
+def test_slot_has_nothing_but_slots_inside(
+    engine: LockEngine, around: Mode, wanted: Mode
+) -> None:
+    acquire(engine, ALICE, 1, DISK, mode=around, slots=2)
+    enter(engine, BOB, 1)
+    effects = acquire(engine, BOB, 1, DISK, mode=wanted, slots=2)
+    check(engine)
+    if SLOT in (around, wanted) and around != wanted:
+        refused = refusal(effects)
+        assert (refused.code, refused.nested, refused.message) == (
+            "already_held",
+            True,
+            "",
+        )
+    else:
+        assert (around, wanted) == (SHARED, EXCLUSIVE) or engine.grants_of(BOB)
+
+
+def test_slot_that_was_granted_last_counts_within_two(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    enter(engine, BOB, 1, 2)
+    take(engine, BOB, 1)
+    assert inside_of(engine)[BOB] == (1, (2,))
+
+
+def test_holder_is_wanted_by_those_inside_its_slot_only(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1, wanted=True)
+    for session in (BOB, DAVE, EVE):
+        enter(engine, session, 1)
+    take(engine, BOB, 1, wanted=True)
+    effects = take(engine, DAVE, 1)
+    assert [(x.session, x.grant.slot) for x in effects if isinstance(x, Wanted)] == [
+        (BOB, 0)
+    ]
+
+
+def test_who_waits_inside_a_slot_closes_a_cycle(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    for session in (BOB, DAVE):
+        enter(engine, session, 1)
+    take(engine, BOB, 1)
+    acquire(engine, DAVE, 1, TAPE)
+    acquire(engine, BOB, 2, TAPE)
+    # Carol's slot would be of no use to Dave.
+    refused = refusal(take(engine, DAVE, 2))
+    assert refused.code == "deadlock"
+    assert [x.session for x in refused.cycle] == [DAVE, BOB]
+
+
+def test_who_waits_inside_another_slot_closes_none(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    for session in (BOB, DAVE):
+        enter(engine, session, 1)
+    enter(engine, EVE, 2)
+    take(engine, BOB, 1)
+    acquire(engine, EVE, 1, TAPE)
+    acquire(engine, BOB, 2, TAPE)
+    take(engine, DAVE, 1)
+    # Dave waits inside slot 0 until Bob has the tape of Eve, who wants slot 1.
+    assert slot_of(take(engine, EVE, 2)) == 1
+
+
+def test_any_slot_may_be_one_with_others_inside(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    for session in (BOB, DAVE):
+        enter(engine, session, 1)
+    acquire(engine, EVE, 1, TAPE)
+    acquire(engine, CAROL, 2, TAPE)
+    take(engine, BOB, 1)
+    take(engine, DAVE, 1)
+    # Slot 0 gets free after Bob and Dave.
+    assert take(engine, EVE, 2) == [in_line(EVE, 2, DISK)]
+    # But not if Dave waits for Eve.
+    refused = refusal(acquire(engine, DAVE, 2, TAPE))
+    assert refused.code == "deadlock"
+
+
+def test_those_inside_slots_outlive_a_crash(engine: LockEngine) -> None:
+    take(engine, ALICE, 1)
+    take(engine, CAROL, 1)
+    for session in (BOB, DAVE):
+        enter(engine, session, 1)
+    take(engine, BOB, 1)
+    take(engine, DAVE, 1)
+    release(engine, ALICE, 2, DISK)
+    later = after_a_crash(engine)
+    assert inside_of(later) == {CAROL: (1, ()), BOB: (0, (1,))}
+    assert take(later, EVE, 1) == [in_line(EVE, 1, DISK)]
+    assert slot_of(release(later, BOB, 2, DISK)) == 0
+    assert [x.session for x in later.holders(DISK)] == [CAROL, DAVE]
+
+
+def test_records_of_one_slot_leave_the_youngest_and_those_around_it(
+    engine: LockEngine,
+) -> None:
+    take(engine, ALICE, 1)
+    stale = [x for x in records.everything(engine) if x[0] == "grant"]
+    release(engine, ALICE, 2, DISK)
+    take(engine, BOB, 1)
+    enter(engine, CAROL, 2)
+    take(engine, CAROL, 1)
+    whole = [*stale, *records.everything(engine)]
+    loaded = snapshot.load(records.assemble(whole, ["some are old"]))
+    assert inside_of(loaded.engine) == {BOB: (0, ()), CAROL: (0, (2,))}
+    check(loaded.engine)
 
 
 # What outlives a daemon.

@@ -413,6 +413,56 @@ class Machine(RuleBasedStateMachine):
         for slot in ends:
             self.release_names(slot, ("a",))
 
+    def siblings_in_a_slot(self, crowd: Crowd, slots: int, first_ends: bool) -> None:
+        """Lets two ask for the slot that both are inside of."""
+        (first, _), (second, mode), (third, _) = crowd
+        self.family_in_a_slot(crowd, slots)
+        self.take_slot(second, "a", None, None)
+        self.take_slot(third, "a", slots, None)
+        self.acquire(second, ("b",), mode, None)
+        ends = (first, second, third) if first_ends else (second, first, third)
+        for slot in ends:
+            self.release_names(slot, ("a",))
+
+    def neighbour_of_a_slot(self, crowd: Crowd, slots: int, ties: bool) -> None:
+        """Lets one from outside ask for what others hold inside a slot."""
+        (first, _), (second, mode), (third, other_mode) = crowd
+        self.family_in_a_slot(crowd, slots)
+        self.reconnect(third, False)
+        self.acquire(third, ("b",), other_mode, None)
+        self.take_slot(second, "a", None, None)
+        if ties:
+            self.acquire(third, ("a",), mode, None)
+        self.take_slot(third, "a", None, None)
+        self.acquire(second, ("b",), mode, None)
+        self.release_names(first, ("a",))
+        self.release_names(second, ("a",))
+
+    def grandchild_in_a_slot(self, crowd: Crowd, slots: int, outwards: bool) -> None:
+        """Lets one hold a slot inside what another holds inside it."""
+        (first, _), (second, mode), (third, _) = crowd
+        self.family_in_a_slot(crowd, slots)
+        self.take_slot(second, "a", None, None)
+        self.reconnect(third, False)
+        self.enter_grants(third, tuple(self.tokens()))
+        self.take_slot(third, "a", None, None)
+        self.acquire(third, ("b",), mode, None)
+        order = (third, second, first) if outwards else (first, second, third)
+        for slot in order:
+            self.release_names(slot, ("a",))
+
+    def family_in_a_slot(self, crowd: Crowd, slots: int) -> None:
+        """Lets the first hold a slot; the others are inside it."""
+        (first, _), *others = crowd
+        self.clear()
+        self.process_ends(dead=True)
+        for slot in SLOTS:
+            self.reconnect(slot, False)
+            self.join(slot, slot)
+        self.take_slot(first, "a", slots, None)
+        for slot, _ in others:
+            self.enter_grants(slot, tuple(self.tokens()[:1]))
+
     def passer_by(self, crowd: Crowd, first_ends: bool, asks_first: bool) -> None:
         """Lets one ask for what others hold one inside the other."""
         (first, _), (second, mode), (third, other_mode) = crowd
@@ -1127,6 +1177,8 @@ def _story(command: c.Command, effects: list[e.Effect]) -> set[str]:
                 if effect.previous:
                     story.add(f"granted after trouble: {effect.previous[0].cause}")
                 story.add("granted several" if len(grants) > 1 else "granted")
+                if grants[0].inside and grants[0].slot is not None:
+                    story.add("granted inside a slot")
                 if grants[0].inside:
                     waited = not isinstance(command, c.Acquire)
                     story.add("granted inside" + " to a waiter" * waited)
@@ -1224,6 +1276,7 @@ def test_engine_agrees_with_the_naive_model(run: Run) -> None:
     assert rare(ModelMachine, "granted a slot", "other slots", floor=0.4) == {}
     assert rare(ModelMachine, "granted a slot beside another", floor=0.3) == {}
     assert rare(ModelMachine, "slots were configured", floor=0.3) == {}
+    assert rare(ModelMachine, "granted inside a slot", floor=0.1) == {}
     assert rare(ModelMachine, "deadlock for want of slots", floor=0.05) == {}
 
 

@@ -62,6 +62,8 @@ class Witness:
         self.within: dict[int, set[int]] = {}
         self.around: dict[int, tuple[int, ...]] = {}
         self.last_token = 0
+        #: The slot that each request for one is inside of.
+        self.inside: dict[tuple[int, int], int] = {}
         #: How many slots there were, and who said so, by the token of who got one.
         self.said: dict[int, tuple[int, c.Owner | None]] = {}
         self.last_holders: OrderedDict[ResourceKey, e.LastHolder] = OrderedDict()
@@ -136,6 +138,8 @@ class Witness:
             case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
                 pass
             case _:
+                if isinstance(command, c.Acquire) and command.mode == SLOT:
+                    self.note_slot(command)
                 if isinstance(command, c.Acquire) and self.is_crowded(command):
                     self.crowded_out.add((command.session, command.request))
                 self.unanswered[command.session, command.request] = command, self.now
@@ -266,7 +270,8 @@ class Witness:
         return (
             grant.key in keys
             and who != who_holds(grant)
-            and (SLOT in (mode, grant.mode) or grant.fencing_token not in around)
+            and grant.fencing_token not in around
+            and self.slot_inside(command) in (None, grant.slot)
             and {mode, grant.mode} != {SHARED}
         )
 
@@ -337,12 +342,27 @@ class Witness:
             assert slots == configured, f"{slots} slots, not {configured}"
         others = list(self.holders.get(key, {}).values())
         taken = {held.slot for held in others}
-        assert slot == min(set(range(slots)) - taken), f"slot {slot} beside {taken}"
+        inside = self.inside.pop((command.session, command.request), None)
+        if inside is None:
+            assert slot == min(set(range(slots)) - taken), f"slot {slot} beside {taken}"
+        assert inside in (None, slot), f"slot {slot}, inside {inside}"
         if (command.session, command.request) not in self.queued:
             assert command.slots in (None, slots), f"{slots}, not {command.slots}"
         said = slots, grant.slots_said_by
         assert {said}.issuperset(self.said[x.fencing_token] for x in others)
         self.said[grant.fencing_token] = said
+
+    def slot_inside(self, command: c.Acquire | c.Convert) -> int | None:
+        """Returns which slot a command is inside of that waits for one."""
+        return self.inside.get((command.session, command.request))
+
+    def note_slot(self, command: c.Acquire) -> None:
+        """Notes which slot a command is inside of that asks for one."""
+        named = self.within.get(command.session, set())
+        held = self.holders.get(command.keys[0], {}).values()
+        slots = [x.slot for x in held if x.fencing_token in named]
+        if slots and slots[-1] is not None:
+            self.inside[command.session, command.request] = slots[-1]
 
     def configured_slots(self, key: ResourceKey) -> list[int]:
         """Returns how many slots are configured for a resource, or nothing."""
@@ -393,8 +413,9 @@ class Witness:
         modes = [held.mode for held in holders.values()]
         assert SLOT not in modes or set(modes) == {SLOT}, f"beside a slot: {holders}"
         chain = sorted(holders.values(), key=lambda held: held.fencing_token)
-        for place, held in enumerate(chain if EXCLUSIVE in modes else ()):
-            older = {other.fencing_token for other in chain[:place]}
+        for place, held in enumerate(() if SHARED in modes else chain):
+            alike = [other for other in chain[:place] if other.slot == held.slot]
+            older = {other.fencing_token for other in alike}
             assert older <= set(held.inside), f"two holders: {holders}"
         self.check_anchor(grant.key)
 

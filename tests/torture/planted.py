@@ -271,13 +271,13 @@ BUGS: Final = [
     ),
     # Slots, locks inside others, notices.
     _in(
-        "engine/resource",
+        "engine/slots",
         "a slot has the number of those that are held",
-        "        number = slots.first_free\n",
-        "        number = slots.taken.bit_count()\n",
+        "        number = self.first_free\n",
+        "        number = self.taken.bit_count()\n",
     ),
     _in(
-        "engine/resource",
+        "engine/slots",
         "a slot more than there are",
         "return self.first_free < self.count",
         "return self.first_free <= self.count",
@@ -298,10 +298,10 @@ BUGS: Final = [
         "        )\n\n    def lets_pass",
     ),
     _in(
-        "engine/resource",
+        "engine/slots",
         "who waits inside what has ended goes before those inside what is held",
-        "        return -request.inside[self.key][-1], request.order\n",
-        "        return -len(request.inside[self.key]), request.order\n",
+        "    return -request.inside[key][-1], request.order\n",
+        "    return -len(request.inside[key]), request.order\n",
     ),
     _in(
         "engine/resource",

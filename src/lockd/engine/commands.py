@@ -145,6 +145,8 @@ class Acquire(Struct, frozen=True, gc=False):
     slots: int | None = None
     #: Who has said first how many it has; None: the configuration. The engine knows.
     slots_said_by: Owner | None = None
+    #: Which slot it is inside of; None outside. The engine knows.
+    slot: int | None = None
 
 
 class Convert(Struct, frozen=True, gc=False):

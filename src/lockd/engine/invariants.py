@@ -64,13 +64,14 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
         yield from _broken_anchor(engine, resource, modes)
         if any(r.converting and r.mode == "shared" for r in line):
             yield f"{name}: a convert to shared waits though no anchor is being opened"
-        if any(_could_go(engine, request) for request in line[:1]):
+        heads = {request.wish.slot: request for request in reversed(line)}
+        if any(_could_go(engine, request) for request in heads.values()):
             yield f"{name}: the first in line waits though nothing is in its way"
     inner = list(resource.inner)
     places = [(-max(r.inside[resource.key]), r.order) for r in inner]
     if places != sorted(places):
         yield f"{name}: those inside are out of turn: {places}"
-    if any(request.inside for request in line if request not in inner):
+    if any(x.inside for x in line if x not in inner and x.wish.slot is None):
         yield f"{name}: a request from inside stands behind others"
     for part in (list(resource.converting), list(resource.waiting)):
         turns = [request.order for request in part]
@@ -87,10 +88,16 @@ def _broken_at(engine: LockEngine, resource: Resource) -> Iterator[str]:
 def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
     name = str(resource.key)
     held = [grant for grant in resource.holders.values() if grant.mode == "slot"]
-    waiting = [request for request in resource.waiting if request.mode == "slot"]
-    numbers = [grant.slot for grant in held]
-    if len(numbers) != len(set(numbers)) or None in numbers:
-        yield f"{name}: a slot is held twice: {numbers}"
+    waiting = [request for request in _queue(resource) if request.mode == "slot"]
+    numbers = {grant.slot for grant in held}
+    if None in numbers:
+        yield f"{name}: somebody holds no slot"
+    for number in numbers:
+        yield from _broken_chain(name, [x for x in held if x.slot == number])
+    if any((x.wish.slot is None) != (not x.inside) for x in waiting):
+        yield f"{name}: a request is inside an unknown slot, or outside its slot"
+    if any(x.wish.slot is not None for x in resource.waiting):
+        yield f"{name}: a request from inside a slot stands behind others"
     slots = {(grant.slots, grant.slots_said_by) for grant in held}
     slots |= {(x.wish.slots, x.wish.slots_said_by) for x in waiting}
     if len(slots) > 1:
@@ -100,6 +107,15 @@ def _broken_slots(engine: LockEngine, resource: Resource) -> Iterator[str]:
         if slots:
             yield f"{name}: nobody knows how many slots it has"
         return
+    for number, line in known.lines.items():
+        places = [(-max(r.inside[resource.key]), r.order) for r in line]
+        if places != sorted(places) or {x.wish.slot for x in line} != {number}:
+            yield f"{name}: those inside slot {number} are out of turn: {places}"
+    chains = {x: [y.fencing_token for y in held if y.slot == x] for x in known.chains}
+    if {x: set(tokens) for x, tokens in chains.items()} != known.chains or any(
+        grant.inside and grant.slot not in chains for grant in held
+    ):
+        yield f"{name}: {known.chains} are not the chains of its slots"
     taken = sum(1 << (number or 0) for number in numbers)
     says = {(known.count, known.said_by)}
     if (says, known.taken, known.waiting) != (slots, taken, len(waiting)):
@@ -139,7 +155,7 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
     goes_down = request.converting and request.mode == "shared"
     for key in request.keys:
         resource = engine.state.resources[key]
-        is_first = goes_down or _queue(resource)[0] is request
+        is_first = goes_down or _is_first(request, _queue(resource))
         if resource.pending is not None or not is_first:
             return False
         others = {
@@ -156,6 +172,8 @@ def _could_go(engine: LockEngine, request: Request) -> bool:
 def _fits(request: Request, others: Mapping[Party, Held]) -> bool:
     """Returns whether nobody else excludes a request."""
     modes = {mode for mode, *_ in others.values()}
+    if request.wish.slot is not None:
+        return request.wish.slot not in {slot for _, slot, _ in others.values()}
     if request.mode == "slot":
         return modes <= {"slot"} and _free_slot(others) < (request.wish.slots or 0)
     return not modes or modes == {request.mode} == {"shared"}
@@ -275,6 +293,7 @@ def _broken_notices(engine: LockEngine, timed: set[tuple[float, int]]) -> Iterat
                 {grant.mode, request.mode} != {"shared"}
                 and _party_of(request) != _party(grant)
                 and grant.fencing_token not in request.inside.get(resource.key, ())
+                and request.wish.slot in (None, grant.slot)
                 for request in _queue(resource)
             )
             if notices.wanted != wanted and resource not in engine.state.listened:
@@ -361,6 +380,8 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
     }
     while left:
         granted = [r for r in left if all(_is_free(r, lines, held, k) for k in r.keys)]
+        # Nobody takes a slot before those inside it.
+        granted.sort(key=lambda request: not request.inside)
         for request in granted[:1]:
             left.remove(request)
             for key in request.keys:
@@ -368,7 +389,9 @@ def _cycles(engine: LockEngine) -> Iterator[str]:
                 own, modes = _party_of(request), [x for x, *_ in held[key].values()]
                 inside = request.inside and "exclusive" in modes
                 mode: Mode = "exclusive" if inside else request.mode
-                slot = _free_slot(held[key]) if mode == "slot" else None
+                slot = request.wish.slot
+                if mode == "slot" and slot is None:
+                    slot = _free_slot(held[key])
                 _, _, token = held[key].get(own, (None, None, 0))
                 held[key][own] = mode, slot, token
         waiting = {_party_of(request) for request in left}
@@ -405,7 +428,15 @@ def _line(resource: Resource) -> list[Request]:
 
 
 def _queue(resource: Resource) -> list[Request]:
-    return [*resource.inner, *resource.converting, *resource.waiting]
+    lines = resource.slots.lines.values() if resource.slots else ()
+    in_slots = [request for line in lines for request in line]
+    return [*in_slots, *resource.inner, *resource.converting, *resource.waiting]
+
+
+def _is_first(request: Request, line: Sequence[Request]) -> bool:
+    """Returns whether a request is the first in line; or the first inside its slot."""
+    alike = [other for other in line if other.wish.slot == request.wish.slot]
+    return alike[0] is request
 
 
 def _is_free(
@@ -422,4 +453,4 @@ def _is_free(
     }
     if request.converting and request.mode == "shared":
         return not others
-    return lines[key][0] is request and _fits(request, others)
+    return _is_first(request, lines[key]) and _fits(request, others)

@@ -277,7 +277,9 @@ class LockState:
         inside: tuple[int, ...] = ()
         if request is not None:
             mode, whole, inside = resource.joined_by(request)
-        slot = resource.take_slot(wish) if wish.mode == SLOT else None
+        slot = None
+        if wish.mode == SLOT:
+            slot = resource.take_slot(wish, self.last_token)
         grant = Grant(
             key,
             owner.owner_id,
@@ -375,7 +377,7 @@ class LockState:
         if resource.listeners:
             resource.stop_listening(strand)
         if grant.slot is not None:
-            resource.free_slot(grant.slot)
+            resource.free_slot(grant.slot, token)
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:

@@ -44,7 +44,7 @@ from lockd.engine.request_state import (
 )
 from lockd.engine.resource import Resource
 from lockd.engine.session import Request, Session, Strand
-from lockd.engine.waitgraph import find_cycle, find_cycle_through
+from lockd.engine.waits.cycles import find_cycle, find_cycle_through
 from lockd.terms import EXCLUSIVE, SHARED, Mode, ResourceKey, WorkOutcome
 
 TRY_PATIENCE: Final = 10.0

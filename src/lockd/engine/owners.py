@@ -249,15 +249,24 @@ def _seekers(resource: Resource) -> Seekers:
             found[request.strand] = None
             if len(found) > 1 or request.strand not in resource.holders:
                 return (None,)
+    in_slots = resource.slots.queued() if resource.slots else ()
     inner = (x for x in resource.inner if not compatible(mode, x.mode))
-    return (*found, *inner)
+    return (*found, *inner, *in_slots)
 
 
 def _is_sought(resource: Resource, strand: Strand, seekers: Seekers) -> bool:
     """Returns whether one of the seekers waits until a strand releases a resource."""
     return any(
-        seeker.strand is not strand and not resource.is_inside(seeker, strand)
+        seeker.strand is not strand and _is_apart(resource, seeker, strand)
         if isinstance(seeker, Request)
         else seeker is not strand
         for seeker in seekers
     )
+
+
+def _is_apart(resource: Resource, request: Request, strand: Strand) -> bool:
+    """Returns whether a request from inside waits for what a strand holds."""
+    slot = request.wish.slot
+    if slot not in (None, resource.holders[strand].slot):
+        return False
+    return not resource.is_inside(request, strand)

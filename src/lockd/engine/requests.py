@@ -23,7 +23,7 @@ from lockd.engine.session import (
     Session,
     Strand,
 )
-from lockd.engine.waitgraph import find_cycle_through, find_cycles
+from lockd.engine.waits.cycles import find_cycle_through, find_cycles
 from lockd.names import quoted
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
 
@@ -63,11 +63,12 @@ class Requests:
                 if (held := state.held_by(strand, key)) is not None:
                     return self._acquire_again(command, strand, held, now)
         inside = NOWHERE
-        if session.within and command.mode != SLOT:
+        if session.within:
             inside = state.inside(session, command.keys)
         if inside:
             if refused := self._why_not_inside(command, inside):
                 return refused
+            command = self._in_slot(command, inside)
         elif self._is_free(command.keys, command.mode, strand):
             if not state.lockspaces[command.keys[0].lockspace].anchored:
                 self._table.grant(session, strand, command, now, now)
@@ -113,9 +114,18 @@ class Requests:
             resource = state.resources[key]
             if not resource.covers(command):
                 whole = resource.mode in (EXCLUSIVE, command.mode)
+                whole = whole and command.mode != SLOT
                 message = "its file is not locked whole" if whole else ""
                 return state.refusal(command, "already_held", message, key, nested=True)
         return None
+
+    def _in_slot(self, command: c.Acquire, inside: Inside) -> c.Acquire:
+        """Returns a command with the slot that it is inside of, if it wants one."""
+        if command.mode != SLOT:
+            return command
+        (key,) = command.keys
+        slot = self._state.resources[key].slot_inside(inside[key])
+        return replace(command, slot=slot)
 
     def _let_in(self, request: Request, now: float) -> bool:
         """Grants a request from inside, unless it has to wait."""
@@ -151,7 +161,7 @@ class Requests:
         for key in keys:
             resource = self._state.resources.get(key)
             if resource is not None and (
-                resource.has_line or not resource.admits(mode, strand)
+                resource.has_outer_line or not resource.admits(mode, strand)
             ):
                 return False
         return True

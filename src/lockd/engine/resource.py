@@ -8,7 +8,8 @@ resource needs an anchor, the first request leaves the line and becomes `pending
 the anchor answers. Nobody else moves meanwhile.
 
 All holders have one mode. Of exclusive ones, each is inside all those before it. They
-are a *chain*, and share the anchor.
+are a *chain*, and share the anchor. In slot mode, the holders of each slot are a chain,
+and each slot has an inner line of its own (`slots`).
 
 `anchor` is the mode in which the anchor is held outside; None means closed.
 `anchor_wanted` is the mode that the pending request asked for. While nothing is
@@ -26,6 +27,7 @@ from lockd.engine.commands import Acquire, Owner
 from lockd.engine.effects import Grant, Situation, Waiter
 from lockd.engine.request_state import ABANDONED
 from lockd.engine.session import Request, Strand
+from lockd.engine.slots import Slots, joined, place
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
@@ -46,32 +48,6 @@ Seekers = tuple[Strand | Request | None, ...]
 def compatible(held: Mode, wanted: Mode) -> bool:
     """Returns whether one strand may get `wanted` while any others hold `held`."""
     return (held, wanted) in COMPATIBLE
-
-
-class Slots:
-    """The slots of a resource that somebody holds or waits for in slot mode."""
-
-    __slots__ = ("count", "said_by", "taken", "waiting")
-
-    def __init__(self, count: int, said_by: Owner | None) -> None:
-        #: How many there are. Greater numbers may be held if there once were more.
-        self.count = count
-        #: Who has said so first; None: the configuration.
-        self.said_by = said_by
-        #: The numbers that are held, a bit for each.
-        self.taken = 0
-        #: How many requests wait for one.
-        self.waiting = 0
-
-    @property
-    def first_free(self) -> int:
-        """The lowest number that is not held, which may be too great (`has_free`)."""
-        return (~self.taken & (self.taken + 1)).bit_length() - 1
-
-    @property
-    def has_free(self) -> bool:
-        """Whether a slot is free."""
-        return self.first_free < self.count
 
 
 class Resource:
@@ -140,18 +116,29 @@ class Resource:
             or self.converting
             or self.waiting
             or self.inner
+            or (self.slots and self.slots.lines)
         )
 
     @property
     def has_line(self) -> bool:
-        """Whether a new request would overtake another."""
+        """Whether somebody waits."""
+        return self.has_outer_line or bool(self.slots and self.slots.lines)
+
+    @property
+    def has_outer_line(self) -> bool:
+        """Whether a new request from outside would overtake another.
+
+        Those inside a slot wait for that slot only, and are never overtaken.
+        """
         return bool(self.pending or self.converting or self.waiting or self.inner)
 
     def front(self) -> Request | None:
-        """Returns the first request in line.
+        """Returns the first request in line; of those inside slots, one that can go.
 
         A convert to shared has nothing to wait for.
         """
+        if self.slots and (ready := self.slots.ready(self.key)):
+            return ready
         for request in self.inner:
             convert = next(iter(self.converting), None)
             return convert if convert and convert.goes_down else request
@@ -177,6 +164,8 @@ class Resource:
         The request may be in the line, or about to join it. A request from inside goes
         before converts, and a convert before acquires.
         """
+        if request.wish.slot is not None:
+            return self.slots is None or self.slots.admits(request, self.key)
         if request.inside:
             return self.pending is None and self._admits_inside(request)
         if self.inner and not request.goes_down:
@@ -198,7 +187,7 @@ class Resource:
         if next(iter(self.converting), request).goes_down:
             return False
         first = next(iter(self.inner), request)
-        if first is not request and self._place(first) < self._place(request):
+        if first is not request and place(first, self.key) < place(request, self.key):
             return False
         around = request.inside[self.key]
         return self.admits(request.mode, request.strand) or all(
@@ -206,22 +195,22 @@ class Resource:
             for strand, grant in self.holders.items()
         )
 
-    def _place(self, request: Request) -> tuple[int, int]:
-        """Returns what sorts the requests from inside."""
-        return -request.inside[self.key][-1], request.order
-
     def around(self, tokens: Collection[int]) -> tuple[int, ...]:
         """Returns the tokens of those grants, and of all that these are inside of.
 
-        Nothing is inside a slot.
+        Of several slots, only the one that was granted last counts.
         """
         found: set[int] = set()
-        if self.mode == SLOT:
-            return ()
-        for grant in self.holders.values():
-            if grant.fencing_token in tokens:
+        meant = [x for x in self.holders.values() if x.fencing_token in tokens]
+        for grant in meant:
+            if grant.slot == meant[-1].slot:
                 found.update(grant.inside, (grant.fencing_token,))
         return tuple(sorted(found))
+
+    def slot_inside(self, tokens: Collection[int]) -> int | None:
+        """Returns the slot that one is in who is inside these grants."""
+        held = self.holders.values()
+        return next((x.slot for x in held if x.fencing_token in tokens), None)
 
     def still_around(self, request: Request) -> tuple[int, ...]:
         """Returns the tokens around a request that are held, or have holders inside."""
@@ -274,6 +263,8 @@ class Resource:
 
     def covers(self, wish: Acquire) -> bool:
         """Returns whether what is held allows all that a request from inside wants."""
+        if SLOT in (wish.mode, self.mode):
+            return wish.mode == self.mode
         if wish.mode == EXCLUSIVE and self.mode == SHARED:
             return False
         return not wish.whole or any(grant.whole for grant in self.holders.values())
@@ -297,17 +288,18 @@ class Resource:
             self.waiting[request] = None
             self.sharing += request.mode == SHARED
             if request.mode == SLOT:
-                self._with_slots(request.wish).waiting += 1
+                self._with_slots(request.wish).wait(1)
 
     def _enqueue_inside(self, request: Request) -> None:
-        line = self.inner = self.inner or OrderedDict()
-        last = next(reversed(line), request)
-        line[request] = None
-        if self._place(last) > self._place(request):
-            self.inner = OrderedDict.fromkeys(sorted(line, key=self._place))
+        if request.wish.slot is not None:
+            self._with_slots(request.wish).enqueue(request, self.key)
+        else:
+            self.inner = joined(self.inner, request, self.key)
 
     def line_of(self, request: Request) -> OrderedDict[Request, None]:
         """Returns the line where a request stands, or would stand."""
+        if request.wish.slot is not None:
+            return self.slots.line(request.wish.slot) if self.slots else _NOBODY
         if request.inside:
             return self.inner
         return self.converting if request.converting else self.waiting
@@ -320,7 +312,12 @@ class Resource:
 
     def dequeue(self, request: Request) -> None:
         """Removes a request from its line, if it is there."""
-        if request.inside:
+        slots = self.slots
+        if request.wish.slot is not None:
+            if slots is not None:
+                slots.dequeue(request)
+                self._forget_slots()
+        elif request.inside:
             self.inner.pop(request, None)
             self.inner = self.inner or _NOBODY
         elif request.converting:
@@ -330,8 +327,8 @@ class Resource:
             del self.waiting[request]
             self.sharing -= request.mode == SHARED
             self.waiting = self.waiting or _NOBODY
-            if self.slots is not None and request.mode == SLOT:
-                self.slots.waiting -= 1
+            if slots is not None and request.mode == SLOT:
+                slots.wait(-1)
                 self._forget_slots()
 
     def line(self) -> Iterator[Request]:
@@ -341,18 +338,20 @@ class Resource:
         return chain(unanswered, self.queued())
 
     def queued(self) -> Iterator[Request]:
-        """Yields the requests that stand in the three lines."""
-        return chain(self.inner, self.converting, self.waiting)
+        """Yields the requests that stand in the lines."""
+        inner = self.slots.queued() if self.slots else ()
+        return chain(inner, self.inner, self.converting, self.waiting)
 
     def line_length(self) -> int:
         """Returns how many requests wait."""
         pending = self.pending
         opening = pending is not None and pending.state is not ABANDONED
-        return opening + len(self.inner) + len(self.converting) + len(self.waiting)
+        inner = len(self.inner) + (self.slots.line_length() if self.slots else 0)
+        return opening + inner + len(self.converting) + len(self.waiting)
 
     def count_before(self, request: Request) -> int:
         """Returns how many wait before a request that is about to join the line."""
-        inside = len(self.inner) + bool(self._pending_inside)
+        inside = len(self.line_of(request)) + bool(self._pending_inside)
         return inside if request.inside else self.line_length()
 
     @property
@@ -382,20 +381,17 @@ class Resource:
 
     # Slots.
 
-    def take_slot(self, wish: Acquire) -> int:
-        """Takes the lowest slot that is free. Returns its number.
+    def take_slot(self, wish: Acquire, token: int) -> int:
+        """Takes the lowest slot that is free, or the one around. Returns its number.
 
         `wish` says how many there are if nobody held or waited for one until now.
         """
-        slots = self._with_slots(wish)
-        number = slots.first_free
-        slots.taken |= 1 << number
-        return number
+        return self._with_slots(wish).take(wish, token, self.holders.values())
 
-    def free_slot(self, number: int) -> None:
-        """Frees a slot."""
+    def free_slot(self, number: int, token: int) -> None:
+        """Frees a slot, unless others hold it inside."""
         if self.slots is not None:
-            self.slots.taken &= ~(1 << number)
+            self.slots.free(number, token)
             self._forget_slots()
 
     def count_slots_again(self) -> None:
@@ -404,13 +400,13 @@ class Resource:
         if held:
             self._with_slots(held[0])
         if self.slots is not None:
-            self.slots.taken = sum(1 << (grant.slot or 0) for grant in held)
+            self.slots.count_again(held)
             self._forget_slots()
 
     def change_slots(self, count: int, said_by: Owner | None) -> None:
         """Changes how many there are for those who hold or want one."""
-        self.slots = slots = self.slots or Slots(count, said_by)
-        slots.count, slots.said_by = count, said_by
+        self.slots = self.slots or Slots(count, said_by)
+        self.slots.change(count, said_by)
 
     def _with_slots(self, one: Acquire | Grant) -> Slots:
         if self.slots is None:
@@ -420,12 +416,12 @@ class Resource:
 
     def _forget_slots(self) -> None:
         """Forgets how many there are, once nobody holds or wants one."""
-        if self.slots is not None and not (self.slots.taken or self.slots.waiting):
+        if self.slots is not None and self.slots.is_idle:
             self.slots = None
 
     def wanting_slots(self) -> list[Request]:
         """Returns the requests that wait for a slot."""
-        return [request for request in self.waiting if request.mode == SLOT]
+        return [request for request in self.queued() if request.mode == SLOT]
 
     # The anchor.
 

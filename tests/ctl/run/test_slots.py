@@ -117,6 +117,66 @@ def test_command_without_slots_sees_the_slot_around_it(lockctl: Lockctl) -> None
     assert "LOCKD_SLOT" not in lockctl("run", "gpu", "--", "env").stdout
 
 
+def test_nested_run_in_a_slot_runs_in_the_same(lockctl: Lockctl) -> None:
+    says = 'echo "$LOCKD_SLOT of $LOCKD_SLOTS"'
+    inner = (*LOCKCTL, "run", "--slot", "gpu", "-c", says)
+    done = lockctl("run", "--slots", "1", "gpu", "--", *inner)
+    assert (done.stdout, done.returncode) == ("0 of 1\n", 0)
+    deeper = (*LOCKCTL, "run", "--slots", "1", "gpu", "--", *inner)
+    done = lockctl("run", "--slots", "1", "gpu", "--", *deeper)
+    assert (done.stdout, done.returncode) == ("0 of 1\n", 0)
+
+
+def test_runs_in_all_slots_nest_without_a_wait(
+    lockctl: Lockctl, client: Client
+) -> None:
+    """Each would wait for a slot of another one: a hang, or a refusal of the last."""
+    inner = f"{' '.join(LOCKCTL)} run --slot gpu -c 'echo $LOCKD_SLOT'"
+    command = ("run", "--slots", "3", "gpu", "-c", f"echo began; read line; {inner}")
+    runs = [lockctl.start(*command) for _ in range(3)]
+    assert {line_of(run) for run in runs} == {"began"}
+    assert client.query("gpu")["slots_taken"] == 3
+    for run in runs:
+        end_input(run)
+    assert {line_of(run) for run in runs} == {"0", "1", "2"}
+    assert {run.wait(LIMIT) for run in runs} == {0}
+
+
+def test_two_in_one_slot_take_turns(lockctl: Lockctl, client: Client) -> None:
+    inner = f"{' '.join(LOCKCTL)} run --slot gpu -c 'echo in; read line'"
+    both = f"{inner} <&3 & {inner} <&3 & wait"
+    run = lockctl.start("run", "--slots", "2", "gpu", "-c", f"exec 3<&0; {both}")
+    assert line_of(run) == "in"
+    waiting(client, "gpu", 1)
+    found = client.query("gpu")
+    assert (found["holder_count"], found["slots_taken"]) == (2, 1)
+    assert found["holders"][1]["inside"] == [found["holders"][0]["fencing_token"]]
+    (waiter,) = client.list_waiters()
+    assert [x["fencing_token"] for x in waiter["behind"]] == [
+        found["holders"][1]["fencing_token"]
+    ]
+    end_input(run)
+    assert (line_of(run), run.wait(LIMIT)) == ("in", 0)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "why"),
+    [
+        (("--slots", "2"), (), "'gpu' is held in a slot by the command that this is"),
+        (("--slots", "2"), ("-s",), "'gpu' is held in a slot by the command that"),
+        ((), ("--slots", "2"), "'gpu' is held exclusively by the command that this"),
+        (("-s",), ("--slots", "2"), "'gpu' is held shared by the command that this"),
+    ],
+)
+def test_slot_mixes_with_no_other_mode_in_a_tree(
+    lockctl: Lockctl, outer: tuple[str, ...], inner: tuple[str, ...], why: str
+) -> None:
+    nested = (*LOCKCTL, "run", *inner, "gpu", "--", "true")
+    done = lockctl("run", *outer, "gpu", "--", *nested)
+    assert done.returncode == 73
+    assert why in done.stderr
+
+
 def test_verbose_and_status_tell_the_slot(lockctl: Lockctl) -> None:
     reader, writer = os.pipe()
     command = ("run", "-v", "--slots", "3", "--status-fd", str(writer), "gpu")

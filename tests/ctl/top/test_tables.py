@@ -79,6 +79,18 @@ def test_lock_with_slots_tells_how_many_are_taken() -> None:
     assert found["cpu"] == "1 of 8: p5"
 
 
+def test_slot_inside_a_slot_is_taken_once() -> None:
+    board = Board()
+    slot = {"mode": "slot", "slot": 0, "slots": 2}
+    board.hear(granted(1, name="gpu") | slot, 10.0)
+    board.hear(granted(2, name="gpu") | slot | {"inside": [1]}, 11.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "1 of 2: p1"
+    board.hear(event("released", 1, "gpu", fencing_token=1, **slot), 12.0)
+    (row,) = rows(board, LOCKS)
+    assert row.cells["HELD BY"] == "1 of 2: p2"
+
+
 def test_removed_slots_are_told_apart() -> None:
     board = Board()
     one = told([1, 2, 3], name="gpu")

@@ -302,6 +302,10 @@ def _count_slot(lock: LockStatus, event: Thing, change: int) -> None:
     slot, slots = event.get("slot"), event.get("slots")
     if slot is None or slots is None:
         return
+    token = event["fencing_token"]
+    others = [x.told for x in lock.holders if x.told["fencing_token"] != token]
+    if any(other.get("slot") == slot for other in others):
+        return  # one is inside the other
     lock.slots = slots
     if slot < slots:
         lock.slots_taken = max(lock.slots_taken + change, 0)

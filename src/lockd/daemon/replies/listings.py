@@ -245,6 +245,9 @@ def _line(scene: Scene, found: ResourceView, first: int) -> Listing:
     before: RequestView | None = None
     for place, request in enumerate(list(found.line()), 1):
         if place > first and not request.is_answered:
+            if before is not None and before.wish.slot != request.wish.slot:
+                # Each slot has a line of its own for those inside it.
+                before = None
             item = _waiter(scene, found, place, request, before)
             yield Entry((*found.key, place), item)
         before = request
@@ -269,6 +272,7 @@ def _waiter(
             for strand, grant in found.holders.items()
             if not (request.converting and strand is request.strand)
             and grant.fencing_token not in inside
+            and request.wish.slot in (None, grant.slot)
         )
         behind = [_holder_before(grant) for grant in islice(others, views.IN_LIST)]
     session = request.session.session_id

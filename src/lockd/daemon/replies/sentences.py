@@ -47,9 +47,17 @@ _ONE_SLOT: Final = (
 )
 
 _NESTED: Final[Mapping[str, tuple[str, str]]] = {
-    "already_held": (
+    SHARED: (
         "{name} is held shared by the command that this is part of",
         "take it exclusively there",
+    ),
+    SLOT: (
+        "{name} is held in a slot by the command that this is part of",
+        "ask for a slot here, or take it there as you need it here",
+    ),
+    EXCLUSIVE: (
+        "{name} is held exclusively by the command that this is part of",
+        "ask for it without a slot",
     ),
     "whole": (
         "{name} is held by the command that this is part of",
@@ -107,8 +115,10 @@ def _next_step(refused: Refused) -> str:
 
 
 def _nested(refused: Refused) -> tuple[str, str]:
-    whole = refused.code == "already_held" and bool(refused.message)
-    return _NESTED["whole" if whole else refused.code]
+    if refused.code != "already_held":
+        return _NESTED[refused.code]
+    held = refused.situation.holders if refused.situation is not None else ()
+    return _NESTED["whole" if refused.message else held[0].mode if held else SHARED]
 
 
 def _has_locked_it(outside: OutsideHolder | None, pid: int | None) -> bool:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from lockd.engine.effects import Grant
 from lockd.engine.lock_state import LockState
 from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request
-from lockd.engine.waitgraph import find_cycle
+from lockd.engine.waits.cycles import find_cycle
 from lockd.names import quoted
 from lockd.terms import SHARED, SLOT
 
@@ -93,28 +94,25 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
 
 
 def _drop_incompatible(resource: Resource) -> None:
-    """Removes holders that exclude the youngest one, or a younger one of their slot.
+    """Removes holders that exclude the youngest one, or the youngest of their slot.
 
-    What the youngest is inside of does not exclude it.
+    What that one is inside of does not exclude it.
     """
     modes = {grant.mode for grant in resource.holders.values()}
     if modes == {SHARED}:
         return
     youngest = max(resource.holders.values(), key=lambda grant: grant.fencing_token)
-    slots: set[int | None] = set()
+    in_slot: dict[int | None, Grant] = {}
     for strand, grant in sorted(
         resource.holders.items(), key=lambda entry: -entry[1].fencing_token
     ):
-        if grant is youngest or grant.fencing_token in youngest.inside:
-            slots.add(grant.slot)
-            continue
-        beside = {grant.mode, youngest.mode}
-        if (beside != {SHARED} and beside != {SLOT}) or (
-            grant.mode == SLOT and grant.slot in slots
+        first, beside = youngest, {grant.mode, youngest.mode}
+        if beside == {SLOT}:
+            first = in_slot.setdefault(grant.slot, grant)
+        if not (
+            grant is first or grant.fencing_token in first.inside or beside == {SHARED}
         ):
             del resource.holders[strand]
-        else:
-            slots.add(grant.slot)
     resource.count_slots_again()
 
 

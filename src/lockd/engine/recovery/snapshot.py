@@ -79,7 +79,7 @@ _REQUEST_FIELDS = (
 )
 _RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
 _HEARS = ("max_hold", "wanted")
-_SLOTS = ("slots", "slots_said_by")
+_SLOTS = ("slots", "slot", "slots_said_by")
 _WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS, *_SLOTS)
 
 
@@ -276,6 +276,7 @@ class _RequestRecord(Struct):
     wanted: bool = False
     slots: int | None = None
     slots_said_by: Owner | None = None
+    slot: int | None = None
     inside: list[Annotated[tuple[int, ...], Meta(min_length=1)]] = []
 
 
@@ -292,6 +293,8 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
     )
     if record.mode == SLOT and record.slots is None:
         raise ValueError("it waits for one of an unknown number of slots")
+    if record.mode == SLOT and record.inside and record.slot is None:
+        raise ValueError("it is inside an unknown slot")
     fields = structs.asdict(record)
     wish = Acquire(
         record.session,
