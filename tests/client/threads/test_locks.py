@@ -42,6 +42,7 @@ def test_lock_is_used_like_a_threading_lock(
     with lock as entered:
         assert entered is lock
         assert held_by_anybody(watcher)
+    client.statistics()  # The daemon takes the requests of a client in order.
     assert not held_by_anybody(watcher)
 
 
@@ -100,6 +101,7 @@ def test_lock_is_used_like_a_file_lock(
         assert lock.is_locked
         assert held_by_anybody(watcher)
     assert not lock.is_locked
+    client.statistics()  # The daemon takes the requests of a client in order.
     assert not held_by_anybody(watcher)
 
 
