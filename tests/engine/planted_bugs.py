@@ -1373,6 +1373,18 @@ PLANTED_BUGS = [
         "        self._forget(file.key)\n",
     ),
     _of_files(
+        "directory",
+        "a spare file is shared with who holds it under another name",
+        "            self._check_alias(file, path, mode)\n",
+        "",
+    ),
+    _of_files(
+        "files",
+        "a spare file that is adopted hides who holds it",
+        "        if mode is not None:\n            self._shared.by_inode",
+        "        if True:\n            self._shared.by_inode",
+    ),
+    _of_files(
         "files",
         "a lockspace that retires leaves its spare files",
         "        self.finish()\n        self.make_room()\n",

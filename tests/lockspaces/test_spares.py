@@ -573,6 +573,37 @@ def test_spare_file_can_be_locked_by_its_path(
     assert (locks / "web1").exists()
 
 
+def test_shared_lock_by_its_path_keeps_a_spare_file_from_being_shared(
+    space: DirectoryLockspace, direct: DirectLockspace, locks: Path
+) -> None:
+    path = str(locks / "web1")
+    spare(space)
+    direct.open_anchor(path, SHARED, create=None, in_use=False)
+    with pytest.raises(BusyError, match="under another name, in another lockspace"):
+        space.open_anchor("web1", SHARED, create=None, in_use=False)
+    direct.close_anchor(path)
+    space.open_anchor("web1", SHARED, create=None, in_use=False)
+    space.close_anchor("web1")
+
+
+def test_spare_file_that_is_adopted_is_not_taken_for_that_of_another_name(
+    space: DirectoryLockspace,
+    direct: DirectLockspace,
+    open_files: OpenFiles,
+    locks: Path,
+) -> None:
+    path = str(locks / "web1")
+    (locks / "web1").touch()
+    fds = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
+    direct.adopt_file(path, fds[0], made=False, mode=EXCLUSIVE)
+    space.adopt_file("web1", fds[1], made=True, mode=None)
+    space.close_anchor("web1")
+    assert [*open_files.by_inode.values()] == [ResourceKey(direct.name, path)]
+    assert (locks / "web1").exists()
+    direct.close_anchor(path)
+    assert not open_files.by_inode
+
+
 # Giving way.
 
 

@@ -99,6 +99,7 @@ class DirectoryLockspace(FileLockspace):
             return None
         refusal = status = None
         try:
+            self._check_alias(file, path, mode)
             self._lock(file, path, mode)
         except RequestError as error:
             refusal = error
@@ -109,7 +110,6 @@ class DirectoryLockspace(FileLockspace):
             return None
         if refusal is not None:
             spares.put_back(path, file)
-            self._check_alias(file, path, mode)
             raise refusal
         try:
             self._check_status(status, path)
@@ -160,7 +160,7 @@ class DirectoryLockspace(FileLockspace):
         if not (spares.has_room(path) and unlock(file.fd)):
             return False
         del self._files[resource]
-        del self._shared.by_inode[file.inode]
+        self._leave(file)
         file.mode = None
         spares.put(path, file)
         return True

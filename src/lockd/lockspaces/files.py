@@ -217,6 +217,10 @@ class FileLockspace(Lockspace):
         self._shared.by_inode[file.inode] = file.key
         return file
 
+    def _leave(self, file: LockFile) -> None:
+        if self._shared.by_inode.get(file.inode) == file.key:
+            del self._shared.by_inode[file.inode]
+
     def _is_there(self, file: LockFile, path: str) -> bool:
         """Returns whether the path leads to a file that was just locked."""
         if file.inode != NOT_READ:
@@ -355,7 +359,7 @@ class FileLockspace(Lockspace):
         if file is None:
             return  # it could not be adopted from the predecessor
         free = file.made and remove_ours(file, self.path_of(resource))
-        del self._shared.by_inode[file.inode]
+        self._leave(file)
         flocks = file.whole and self._flocks(self.path_of(resource))
         if (free or unlock(file.fd, flocks=flocks)) and not self.anchor_is_slow(
             resource
@@ -405,13 +409,15 @@ class FileLockspace(Lockspace):
             except OSError as error:
                 raise_refusal(error, path)
             file.mode = mode
+        file.key = ResourceKey(self.name, resource)
         self._files[resource] = file
-        self._shared.by_inode[file.inode] = ResourceKey(self.name, resource)
+        # Of a spare one, somebody may hold the same file under another name.
+        if mode is not None:
+            self._shared.by_inode[file.inode] = file.key
 
     def disown_file(self, resource: str) -> None:
         """Forgets an open anchor, but leaves its file open and locked."""
-        file = self._files.pop(resource)
-        del self._shared.by_inode[file.inode]
+        self._leave(self._files.pop(resource))
 
     def finish(self) -> None:
         """Closes the descriptors of closed anchors."""

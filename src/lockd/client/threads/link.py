@@ -136,8 +136,11 @@ class ThreadLink:
         Args:
             grants: the grants.
             outcome: how the work under the locks ended.
-            wait: whether to wait for the daemon's answers. If not, the replies are
-                mostly not done.
+            wait: whether to wait for the daemon's answers.
+
+        Returns:
+            The replies that are done. The caller looks at them; of others somebody is
+            told later (`LeftReleases`).
         """
         self.check_owned()
         release = partial(self._core.release, outcome=outcome, wait=wait)
@@ -150,7 +153,10 @@ class ThreadLink:
             if wait or self._core.outgoing or len(self.left) > MOST_LEFT:
                 for reply in replies:
                     self._wait(reply)
-                    self.left.remove(reply)
+            # Another thread may have read an answer already.
+            done = [reply for reply in replies if reply.done]
+            for reply in done:
+                self.left.remove(reply)
         except BaseException as error:
             # A signal, perhaps before all requests were sent; `release` sends each only
             # once.
@@ -158,7 +164,7 @@ class ThreadLink:
             self._push()
             _tell_fate(error, replies)
             raise
-        return replies
+        return done
 
     def hear_out(self) -> None:
         """Waits for the answers that nobody has waited for, if the daemon answers.

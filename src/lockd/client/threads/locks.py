@@ -169,13 +169,14 @@ class Lock(AnyLock[Grant]):
         try:
             if not self._drop(held):
                 raise self._not_held()  # another thread was faster
-            (reply,) = link.release(held.grant, wait=wait)
+            replies = link.release(held.grant, wait=wait)
         except BaseException:
             # The interruption may have come first.
             self._drop(held)
             link.release(held.grant, wait=wait)
             raise
-        reply.outcome()
+        for reply in replies:
+            reply.outcome()
 
     def __enter__(self) -> Self:
         self._acquire(self._timeout, ThreadLink.strand, entered=True)
