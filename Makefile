@@ -13,7 +13,10 @@
 # make bench [BENCH="ROW..."]   speed, beside the peers that are installed; docs/speed.md
 # make bench-count [AGAINST=REVISION]   instructions of the daemon for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
-# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3]   program, units, manual, completion
+# make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
+# make interpreted  remove what was compiled in place
+# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=yes]   program,
+#              units, manual, completion
 # make uninstall     with the same variables; configuration and state stay
 # make lock    write requirements.lock anew, from pyproject.toml
 
@@ -38,7 +41,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
 
-.PHONY: run test test-system check fix sync bite campaigns torture soak bench bench-count picture lock install uninstall clean
+.PHONY: run test test-system check fix sync bite campaigns torture soak bench bench-count picture lock compiled interpreted install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -116,6 +119,12 @@ $(READY): requirements.lock pyproject.toml
 	  --no-deps --no-build-isolation --editable .
 	@touch $@
 
+compiled: $(READY)
+	$(BIN)/python tools/compiled.py here
+
+interpreted: $(READY)
+	$(BIN)/python tools/compiled.py away
+
 # One file for every Python that the project runs on: markers say what is for which.
 lock:
 	$(PYTHON) -m venv $(VENV)/lock
@@ -127,7 +136,8 @@ lock:
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
 # module of the user can change (-I). What was installed before stays until all that can fail
-# is done. Everybody can read all of it, whatever the umask is.
+# is done. Everybody can read all of it, whatever the umask is. With COMPILED, what mypyc makes
+# of the hot modules lies beside them.
 COMPLETIONS = bash:bash-completion/completions/lockctl zsh:zsh/site-functions/_lockctl \
   fish:fish/vendor_completions.d/lockctl.fish
 NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
@@ -145,6 +155,7 @@ install: $(READY)
 	  -r '$(NEW_LIBDIR)/requirements.txt'
 	rm -rf '$(NEW_LIBDIR)/bin'
 	cp -R src/lockd '$(NEW_LIBDIR)/'
+	$(if $(COMPILED),$(BIN)/python tools/compiled.py into '$(NEW_LIBDIR)' --python "$(TARGET_PYTHON)")
 	find '$(NEW_LIBDIR)' -name __pycache__ -prune -exec rm -rf {} +
 	$(TARGET_PYTHON) -m compileall -q -s '$(NEW_LIBDIR)' -p '$(LIBDIR)' '$(NEW_LIBDIR)'
 	chmod -R u=rwX,go=rX '$(NEW_LIBDIR)'
@@ -200,4 +211,5 @@ uninstall:
 	done
 
 clean:
-	rm -rf $(VENV) .run .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src -name '*.so' -delete
+	rm -rf $(VENV) .run .compiled src/lockd/compiled.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ daemon.stores
 daemon.system
 daemon.config
 daemon.activity
+daemon
 
 ctl.main
 ctl.commands
@@ -33,7 +34,7 @@ aio
 client.aio client.blocking
 client.tasks client.threads
 client
-engine libvirt lockspaces notify procs protocol text utf8
+compilation engine libvirt lockspaces notify procs protocol text utf8
 names spans
 errors terms
 term_types
@@ -44,10 +45,10 @@ hints
 
 WALLS = {
     "daemon": "aio client ctl",
-    "ctl": "aio daemon engine libvirt lockspaces protocol",
-    "lockd": "engine libvirt lockspaces notify procs protocol text utf8",
-    "aio": "engine libvirt lockspaces notify procs protocol text utf8",
-    "client": "engine libvirt lockspaces notify procs utf8",
+    "ctl": "aio compilation daemon engine libvirt lockspaces protocol",
+    "lockd": "compilation engine libvirt lockspaces notify procs protocol text utf8",
+    "aio": "compilation engine libvirt lockspaces notify procs protocol text utf8",
+    "client": "compilation engine libvirt lockspaces notify procs utf8",
 }
 """What a room may not know although it is further down."""
 

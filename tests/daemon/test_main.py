@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from conftest import StartDaemon
 from lockd import __version__, connect
-from lockd.daemon.main import main
+from lockd.daemon.main import MANNER, main
 from lockd.daemon.system.epoch import check_epoch, open_epoch
 from lockd.daemon.system.listener import bind_listener, check_listener
 from lockd.errors import ConfigError
@@ -524,7 +524,7 @@ def test_missing_configuration_is_named(tmp_path: Path) -> None:
 
 
 def test_version_and_help_are_told() -> None:
-    assert run("--version") == (0, f"lockd {__version__}\n")
+    assert run("--version") == (0, f"lockd {__version__} ({MANNER})\n")
     assert "--state-dir" in run("-h")[1]
 
 

@@ -137,6 +137,7 @@ def test_directory_that_becomes_a_link_is_not_followed_any_more(
     ("kind", "why"),
     [("fifo", "neither a regular file nor"), ("link", "symbolic link")],
 )
+@pytest.mark.interpreted
 def test_what_was_looked_at_is_what_is_opened(
     direct: DirectLockspace,
     image: Path,
@@ -533,6 +534,7 @@ def test_whole_lock_that_fails_leaves_nothing(
     check_first_byte_only(outside, image, SHARED)
 
 
+@pytest.mark.interpreted
 def test_flock_is_left_alone_on_a_network_file_system(
     direct: DirectLockspace,
     image: Path,

@@ -368,6 +368,7 @@ def test_holder_that_converts_after_an_adoption_hears_at_once_of_a_missing_file(
     open_anchor(space, "web1", wanted)
 
 
+@pytest.mark.interpreted
 def test_missing_file_that_nobody_releases_is_no_longer_waited_for(
     space: DirectoryLockspace, locks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def once(action: Callable[[], object]) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.interpreted
 def test_file_removed_before_it_is_locked_is_made_anew(
     raced: RacedLockspace, locks: Path, outside: Outside, existed: bool
 ) -> None:
@@ -76,6 +77,7 @@ def test_file_removed_before_it_is_locked_is_made_anew(
     assert not (locks / "web1").exists()
 
 
+@pytest.mark.interpreted
 def test_file_exchanged_before_it_is_locked_is_opened_anew(
     raced: RacedLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -86,6 +88,7 @@ def test_file_exchanged_before_it_is_locked_is_opened_anew(
     assert (locks / "web1").exists()
 
 
+@pytest.mark.interpreted
 def test_file_removed_before_it_is_locked_is_not_made_against_the_callers_will(
     raced: RacedLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -96,6 +99,7 @@ def test_file_removed_before_it_is_locked_is_not_made_against_the_callers_will(
     assert not list(locks.iterdir())
 
 
+@pytest.mark.interpreted
 def test_file_that_somebody_else_locks_and_removes_is_busy_then_new(
     raced: RacedLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -110,6 +114,7 @@ def test_file_that_somebody_else_locks_and_removes_is_busy_then_new(
     close_all(raced)
 
 
+@pytest.mark.interpreted
 def test_new_file_that_somebody_else_locks_first_is_left_to_them(
     raced: RacedLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -119,6 +124,7 @@ def test_new_file_that_somebody_else_locks_first_is_left_to_them(
     assert (locks / "web1").exists()
 
 
+@pytest.mark.interpreted
 def test_file_that_is_exchanged_for_ever_is_given_up(
     raced: RacedLockspace, locks: Path, outside: Outside
 ) -> None:
@@ -150,6 +156,7 @@ def test_exchanged_file_stays_open_when_its_successor_is_refused(
     space.finish()
 
 
+@pytest.mark.interpreted
 def test_descriptor_on_a_slow_file_system_is_not_left_for_the_loop_to_close(
     locks: Path, open_files: OpenFiles
 ) -> None:

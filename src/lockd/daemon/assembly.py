@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from lockd import compilation
 from lockd.daemon.activity.counts import Counts
 from lockd.daemon.activity.health import Health
 from lockd.daemon.activity.life import Life
@@ -115,6 +116,8 @@ def assemble(
         answers.redaction,
     )
     health = Health()
+    if (problem := compilation.problem()) is not None:
+        health.report("compiled", problem)
     make = partial(make_lockspace, open_files=open_files)
     dispatcher = Dispatcher(
         runtime,

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import click
 
-from lockd import __version__, utf8
+from lockd import __version__, compilation, utf8
 from lockd.daemon.clients.limits import shadowed
 from lockd.daemon.config.config import (
     Config,
@@ -84,6 +84,9 @@ TABLE: Final = 32_768
 """Descriptors for which the kernel's table has room from the start; each takes eight
 bytes."""
 
+MANNER: Final = "compiled" if compilation.is_compiled() else "interpreted"
+"""How the modules run that have been loaded above."""
+
 logger = logging.getLogger("lockd")
 
 
@@ -114,7 +117,7 @@ class Setup(NamedTuple):
     help="Exit after SECONDS without clients or locks.",
 )
 @click.option("--check-config", is_flag=True, help="Check the configuration and exit.")
-@click.version_option(__version__, message="lockd %(version)s")
+@click.version_option(__version__, message=f"lockd %(version)s ({MANNER})")
 def main(
     config: str | None,
     socket: str | None,

@@ -388,20 +388,21 @@ class Request:
         #: Who had its file locked at the last try.
         self.outside: OutsideHolder | None = None
 
-    def restore(self, fields: Mapping[str, Any]) -> None:
+    def restore(
+        self, fields: Mapping[str, Any], *, announced: bool, answered: bool
+    ) -> None:
         """Restores the fields and the state that a snapshot recorded.
 
         Args:
-            fields: every slot but `state` and those of the constructor. `announced` and
-                `answered` stand for the state.
+            fields: the attributes but `state` and those of the constructor.
+            announced, answered: stand for the state.
         """
-        for name in self.__slots__:
-            if name in fields:
-                setattr(self, name, fields[name])
-        if fields["answered"]:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        if answered:
             self.state = ABANDONED
         elif self.opening:
-            self.state = DELAYED if fields["announced"] else OPENING
+            self.state = DELAYED if announced else OPENING
         else:
             self.state = QUEUED if self.retry_at is None else PAUSED
 

@@ -24,7 +24,7 @@ from lockd.lockspaces.refusals import raise_refusal
 from lockd.lockspaces.rights import User
 from lockd.lockspaces.spares import unlock
 from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, TEMPORARY, Create, Mode, OnDisconnect
+from lockd.terms import EXCLUSIVE, TEMPORARY, Create, Mode, OnDisconnect, Outside
 
 FILE_MODE: Final = 0o600
 MISSING: Final = (FileNotFoundError, NotADirectoryError)
@@ -40,7 +40,7 @@ class DirectoryLockspace(FileLockspace):
 
     kind = "directory"
     #: The files are ours: no other program locks other bytes of them.
-    outside = "byte"
+    outside: Outside | None = "byte"
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import pytest
 
 from ctl.processes import LOCKCTL, Lockctl, Terminal
 from lockd import Client, __version__, connect
+from lockd.daemon.main import MANNER
 from support.daemon_process import DaemonProcess
 from support.exposition import read
 from support.service_manager import ServiceManager
@@ -41,7 +42,7 @@ def test_status_says_how_the_daemon_is(
         *("sessions", "held", "holders", "waiting", "survives a crash"),
     ]
     assert facts["socket"] == str(lockd.socket)
-    assert facts["version"] == __version__
+    assert facts["version"] == f"{__version__} ({MANNER})"
     assert facts["pid"] == str(lockd.pid)
     assert facts["epoch"] == "1"
     assert facts["live upgrades"] == "0 so far; ready for another"
@@ -76,7 +77,7 @@ def test_status_fits_a_terminal(lockctl: Lockctl) -> None:
     terminal = Terminal((*LOCKCTL, "status"), lockctl.env | {"COLUMNS": "80"})
     assert terminal.wait() == 0
     lines = terminal.shown.split("\r\n")
-    assert lines[1].split() == ["version", __version__]
+    assert lines[1].split() == ["version", __version__, f"({MANNER})"]
     assert "\t" not in terminal.shown
 
 

@@ -1,6 +1,6 @@
 import os
 
-from lockd import __version__
+from lockd import __version__, compilation
 from support.daemon_process import DaemonProcess
 from support.wire_client import WireClient, wait_for_waiters
 
@@ -25,6 +25,7 @@ def test_statistics_count_what_is_and_what_was(lockd: DaemonProcess) -> None:
         assert limits["record_bytes"] == nothing
         assert found == {
             "version": __version__,
+            "compiled": compilation.is_compiled(),
             "pid": lockd.pid,
             "kept": {
                 "by": None,

@@ -22,6 +22,8 @@ from lockd.lockspaces.memory import MemoryLockspace
 from support.daemon_process import DaemonProcess
 from support.wire_client import WireClient, wait_for_sessions
 
+pytestmark = pytest.mark.interpreted
+
 MSGID = 77
 
 

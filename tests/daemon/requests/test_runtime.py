@@ -155,6 +155,7 @@ INTERNAL = [
 ]
 
 
+@pytest.mark.interpreted
 async def test_nothing_is_read_of_a_conversation_that_has_ended(scene: Scene) -> None:
     half = msgpack.packb([0, 1, "query", [{"resource": "a"}]])[:-3]
     scene.say(half)
@@ -168,6 +169,7 @@ async def test_nothing_is_read_of_a_conversation_that_has_ended(scene: Scene) ->
     assert (state.done, state.connection["partial"]) == (done, b"")
 
 
+@pytest.mark.interpreted
 async def test_defect_of_a_lockspace_refuses_the_request(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +186,7 @@ async def test_defect_of_a_lockspace_refuses_the_request(
     assert scene.engine.held == 1
 
 
+@pytest.mark.interpreted
 async def test_defect_of_an_inquiry_refuses_the_request(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +199,7 @@ async def test_defect_of_an_inquiry_refuses_the_request(
     assert scene.engine.held == 1
 
 
+@pytest.mark.interpreted
 async def test_defect_of_the_lock_table_ends_the_daemon(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ from lockd.lockspaces.memory import MemoryLockspace
 from lockd.lockspaces.rights import User
 from lockd.terms import EXCLUSIVE, Create, Mode, ResourceKey
 
+pytestmark = pytest.mark.interpreted
+
 LIMIT = 30
 HUNG = ResourceKey("hung", "web1")
 OTHER_HUNG = ResourceKey("hung", "web2")

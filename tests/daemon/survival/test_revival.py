@@ -552,6 +552,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("what", NO_MESSAGES)
+@pytest.mark.interpreted
 def test_no_start_meets_what_ended_a_conversation(
     manager: ServiceManager, connect: Connect, what: str
 ) -> None:
@@ -569,6 +570,7 @@ def test_no_start_meets_what_ended_a_conversation(
     assert complaint[2][1].startswith("protocol: ")
 
 
+@pytest.mark.interpreted
 def test_length_that_is_none_ends_one_conversation_of_libvirt(
     manager: ServiceManager, client: WireClient
 ) -> None:
@@ -612,6 +614,7 @@ def test_record_that_means_nothing_costs_its_session_alone(
         assert admin.call("statistics")["problems"] == []
 
 
+@pytest.mark.interpreted
 def test_request_that_ends_the_daemon_ends_it_once(
     manager: ServiceManager, client: WireClient, other: WireClient
 ) -> None:

@@ -276,6 +276,7 @@ def test_nothing_can_be_read_and_it_serves(
     ],
 )
 @pytest.mark.parametrize("all_of_it", [True, False])
+@pytest.mark.interpreted(strict=False)  # some of its places are not compiled
 def test_start_that_is_killed_forgets_no_damage(
     manager: ServiceManager, victims: list[Victim], place: str, all_of_it: bool
 ) -> None:
@@ -490,6 +491,7 @@ def test_what_is_kept_without_a_label_stays_kept(
     serve(manager)
 
 
+@pytest.mark.interpreted
 def test_records_of_another_version_are_refused_and_kept(
     manager: ServiceManager, victims: list[Victim], monkeypatch: pytest.MonkeyPatch
 ) -> None:

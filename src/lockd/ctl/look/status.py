@@ -64,11 +64,17 @@ def _held(spaces: list[Thing]) -> int:
     return sum(space["held"] or 0 for space in spaces)
 
 
+def _version(found: Thing) -> str:
+    """Returns the version, and how the daemon runs; an older one does not say it."""
+    ways: dict[object, str] = {True: " (compiled)", False: " (interpreted)"}
+    return f"{found['version']}{ways.get(found.get('compiled'), '')}"
+
+
 def _facts(found: Thing, spaces: list[Thing]) -> list[tuple[str, object]]:
     upgrade = found["upgrade"]
     ready = "ready" if upgrade["ready"] else f"not now: {upgrade['why']}"
     return [
-        ("version", found["version"]),
+        ("version", _version(found)),
         ("pid", found["pid"]),
         ("unit", found["unit"]),
         ("uptime", duration(found["uptime"])),

@@ -15,19 +15,19 @@ from lockd.engine.lock_engine import LockEngine
 from lockd.errors import ERRORS_BY_CODE
 from lockd.terms import Mode, ResourceKey
 
-WAIT_BOUNDS: Final = (
+WAIT_BOUNDS: Final[tuple[float, ...]] = (
     *(0.001, 0.005, 0.025, 0.1, 0.5),
     *(1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0),
 )
 """Seconds from a request to its grant."""
 
-HOLD_BOUNDS: Final = (
+HOLD_BOUNDS: Final[tuple[float, ...]] = (
     *(0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0),
     *(1_800.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0),
 )
 """Seconds from a grant to its end: up to a week."""
 
-TURN_BOUNDS: Final = (
+TURN_BOUNDS: Final[tuple[float, ...]] = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
 )

@@ -44,7 +44,7 @@ WRITING: Final = select.EPOLLOUT
 
 
 Plain = dict[str, Any]
-_PLAIN_ATTRIBUTES: Final = (
+_PLAIN_ATTRIBUTES: Final[tuple[str, ...]] = (
     *("is_closing", "restricted", "client", "claims_itself"),
     *("watched", "is_inheritable"),
 )

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import to_builtins
 
-from lockd import __version__
+from lockd import __version__, compilation
 from lockd.daemon.activity.counts import CAUSES, Space
 from lockd.daemon.assembly import Parts
 from lockd.daemon.clients.limits import open_descriptors
@@ -165,6 +165,10 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * PAGE
 
 
+def _yes(it_is: bool) -> str:
+    return "yes" if it_is else "no"
+
+
 def process_age() -> float:
     """Returns the age of the process in seconds (proc_pid_stat(5))."""
     with open("/proc/self/stat", "rb") as file:
@@ -176,8 +180,10 @@ FAMILIES: Final = {
     # The program.
     "lockd_build": _info(
         "The running program.",
-        lambda _: {(__version__, platform.python_version()): 1},
-        "version python",
+        lambda _: {
+            (__version__, platform.python_version(), _yes(compilation.is_compiled())): 1
+        },
+        "version python compiled",
     ),
     "lockd_start_time_seconds": _gauge(
         "Start of this program in seconds since 1970; counters begin there.",

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from lockd import __version__
+from lockd import __version__, compilation
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.engine.lock_engine import LockEngine
@@ -28,9 +28,14 @@ def counts(engine: LockEngine) -> Map:
 
 
 def program() -> Map:
-    """Returns the version, pid and unit of the program."""
+    """Returns the version of the program, whether it is compiled, pid and unit."""
     pid = os.getpid()
-    return {"version": __version__, "pid": pid, "unit": unit_of(pid)}
+    return {
+        "version": __version__,
+        "compiled": compilation.is_compiled(),
+        "pid": pid,
+        "unit": unit_of(pid),
+    }
 
 
 def kept(engine: LockEngine, keeping: Keeping) -> Map:

@@ -74,7 +74,7 @@ class StoredKeeping(Keeping):
         apart: the pieces that are recorded already, by session.
     """
 
-    by = "service manager"
+    by: str | None = "service manager"
 
     def __init__(
         self,

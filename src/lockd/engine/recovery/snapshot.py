@@ -77,7 +77,7 @@ _REQUEST_FIELDS = (
     "retry_at",
     "pause",
 )
-_RESTORED = (*_REQUEST_FIELDS, "refusal", "outside", "announced", "answered")
+_RESTORED = (*_REQUEST_FIELDS, "refusal", "outside")
 _HEARS = ("max_hold", "wanted")
 _SLOTS = ("slots", "slot", "slots_said_by")
 _WISH_FIELDS = ("mode", "create", "label", "reason", "whole", *_HEARS, *_SLOTS)
@@ -307,7 +307,11 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
     # It is inside grants of all its keys, or of none.
     inside = dict(zip(record.keys, record.inside or (), strict=bool(record.inside)))
     request = Request(session, strand, record.order, wish, record.since, inside=inside)
-    request.restore({name: fields[name] for name in _RESTORED})
+    request.restore(
+        {name: fields[name] for name in _RESTORED},
+        announced=record.announced,
+        answered=record.answered,
+    )
     if not request.is_answered:
         if request.number in session.requests:
             raise ValueError("another request of its session has the same number")

@@ -1,0 +1,221 @@
+"""Compiles modules of the daemon with mypyc; pyproject.toml has the list.
+
+    compiled.py into DIRECTORY [--python PROGRAM]   for that interpreter
+    compiled.py here        beside their source, for this interpreter
+    compiled.py away        removes those beside their source
+
+Without what it takes to compile, it says so in one line, and the source runs. What was
+compiled is stored in `.compiled/`, by a hash of all that decides what comes out.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+TOP: Final = Path(__file__).parents[1]
+SOURCE: Final = TOP / "src"
+STORE: Final = TOP / ".compiled"
+
+MOST_STORED: Final = 3
+
+sys.path.insert(0, str(SOURCE))
+from lockd import compilation  # noqa: E402
+
+FLAGS: Final = (
+    *("-O2", "-DNDEBUG", "-fwrapv", "-fPIC", "-fvisibility=hidden", "-w"),
+    *("-pipe", "-g0"),
+)
+
+TOLD: Final = """
+import json, sys, sysconfig
+print(json.dumps({
+    "program": sys.executable,
+    "version": sys.version,
+    "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
+    "include": sysconfig.get_path("include"),
+    "compiler": sysconfig.get_config_var("CC") or "cc",
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """What the modules are compiled for; `version` is `sys.version`."""
+
+    program: str
+    version: str
+    suffix: str
+    include: str
+    compiler: str
+
+    @classmethod
+    def of(cls, program: str) -> "Interpreter":
+        """Asks an interpreter about itself."""
+        told = subprocess.run(
+            [program, "-c", TOLD], check=True, capture_output=True, text=True
+        )
+        return cls(**json.loads(told.stdout))
+
+    def compilers(self) -> list[str]:
+        """Returns the C compiler, with its options; empty without one."""
+        for words in (os.environ.get("CC", ""), self.compiler, "cc", "gcc", "clang"):
+            if words and shutil.which(words.split()[0]):
+                return words.split()
+        return []
+
+    def obstacle(self) -> str | None:
+        """Returns what keeps us from compiling for it; None if nothing does."""
+        if self.suffix != sysconfig.get_config_var("EXT_SUFFIX"):
+            ours = sys.version.split()[0]
+            return f"{self.program} is no Python {ours}, with which lockd is built"
+        if not self.compilers():
+            return "there is no C compiler (Debian: gcc)"
+        if not Path(self.include, "Python.h").exists():
+            return f"{self.include}/Python.h is missing (Debian: python3-dev)"
+        return None
+
+
+def listed() -> list[str]:
+    """Returns the names of the modules that are compiled."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    modules: list[str] = project["tool"]["lockd"]["compiled"]
+    return modules
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    into = commands.add_parser("into")
+    into.add_argument("directory", type=Path)
+    into.add_argument("--python", default=sys.executable)
+    commands.add_parser("here")
+    commands.add_parser("away")
+    arguments = parser.parse_args()
+    if arguments.command == "away":
+        remove(SOURCE)
+        return
+    is_here = arguments.command == "here"
+    remove(SOURCE if is_here else arguments.directory)
+    target = Interpreter.of(sys.executable if is_here else arguments.python)
+    if (obstacle := target.obstacle()) is not None:
+        print(f"lockd is not compiled, and runs interpreted: {obstacle}")
+        return
+    put(stored(target), SOURCE if is_here else arguments.directory)
+
+
+def remove(directory: Path) -> None:
+    """Removes what was compiled; the record last, so that a rest of it does not run."""
+    package = directory / "lockd"
+    for path in package.rglob("*.so"):
+        path.unlink()
+    (package / compilation.RECORD).unlink(missing_ok=True)
+
+
+def put(found: Path, directory: Path) -> None:
+    """Copies what was compiled.
+
+    A daemon that is just starting finds a record that tells it to run the source. One
+    that runs keeps the files that it has.
+    """
+    record = directory / "lockd" / compilation.RECORD
+    written = json.loads((found / "lockd" / compilation.RECORD).read_bytes())
+    record.write_text(json.dumps(written | {"source": "not yet complete"}))
+    for path in found.rglob("*.so"):
+        shutil.copy(path, directory / path.relative_to(found))
+    record.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def stored(target: Interpreter) -> Path:
+    """Returns the directory with what is compiled from the source as it is."""
+    compiler = target.compilers()
+    version = subprocess.run(
+        [*compiler, "--version"], check=True, capture_output=True, text=True
+    )
+    decisive = (
+        *(compilation.fingerprint(SOURCE / "lockd"), *listed(), *FLAGS, *compiler),
+        *(target.version, target.suffix, target.include, version.stdout),
+        *(metadata.version("mypy"), Path(__file__).read_text()),
+    )
+    key = hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
+    found = STORE / key
+    if not found.exists():
+        STORE.mkdir(exist_ok=True)
+        print(f"Compiling lockd for {target.program}, once for this source.")
+        with tempfile.TemporaryDirectory(dir=STORE, prefix=".new-") as directory:
+            compile_all(target, Path(directory))
+            with suppress(FileExistsError, OSError):  # another one was as fast
+                Path(directory, "out").rename(found)
+    os.utime(found)
+    old = sorted(STORE.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
+    for path in old[:-MOST_STORED]:
+        shutil.rmtree(path)
+    return found
+
+
+def compile_all(target: Interpreter, directory: Path) -> None:
+    """Leaves the shared objects and the record in `directory/out/lockd`."""
+    from mypyc.build import mypycify
+
+    source = compilation.fingerprint(SOURCE / "lockd")
+    modules = listed()
+    # Paths in tracebacks begin where the package does, wherever it will be installed.
+    os.chdir(SOURCE)
+    extensions = mypycify(
+        [
+            *("--config-file=", "--explicit-package-bases", "--ignore-missing-imports"),
+            f"--cache-dir={TOP / '.mypy_cache' / 'compiled'}",
+            *(f"{name.replace('.', '/')}.py" for name in modules),
+        ],
+        multi_file=True,
+        group_name=compilation.LIBRARY.removesuffix("__mypyc"),
+        target_dir=str(directory / "c"),
+    )
+    out = directory / "out"
+    compiler = target.compilers()
+    # The modules include the header of their library without its folder.
+    places = {target.include, str(directory / "c" / "lockd")}
+    places.update(place for found in extensions for place in found.include_dirs)
+    include = [f"-I{place}" for place in sorted(places)]
+    compilations, links = [], []
+    for found in extensions:
+        objects = [f"{source}.o" for source in found.sources]
+        compilations += [
+            [*compiler, *FLAGS, *include, "-c", source, "-o", made]
+            for source, made in zip(found.sources, objects, strict=True)
+        ]
+        shared = out.joinpath(*found.name.split(".")).with_suffix(target.suffix)
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        links.append([*compiler, "-shared", *objects, "-o", str(shared)])
+    run_all(compilations)
+    run_all(links)
+    record = {"suffix": target.suffix, "source": source, "modules": modules}
+    (out / "lockd" / compilation.RECORD).write_text(json.dumps(record))
+
+
+def run_all(commands: list[list[str]]) -> None:
+    """Runs as many at once as there are processors, none after one that fails."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        jobs = [threads.submit(subprocess.run, x, check=True) for x in commands]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+if __name__ == "__main__":
+    main()
