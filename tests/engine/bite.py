@@ -117,7 +117,7 @@ def main(words: Sequence[str]) -> int:
                 raise SystemExit(f"the tests fail without any planted bug: {how}")
         for result in pool.map(partial(bite, origin), bugs):
             missed += not result.found
-            how = result.how if result.found else "NOT FOUND"
+            how = result.how or ("" if result.found else "MISSED")
             line = f"{result.bug:56} {result.seconds:5.1f} s  {how:.60}"
             print(line, flush=True)
     print(f"{len(bugs) - missed} of {len(bugs)} planted bugs found")

@@ -78,6 +78,7 @@ PLANTED_BUGS = [
         "who may wait behind nobody waits",
         "0 if wish.max_waiting == 0 else wish.timeout",
         "wish.timeout",
+        "tests/engine/test_requests.py",
     ),
     _in(
         "lock_table",
@@ -598,6 +599,7 @@ PLANTED_BUGS = [
         "            held = next(\n"
         "                (g for g in owner.grants.values() if g.key == key), None\n"
         "            )\n",
+        "tests/engine/test_strands.py",
     ),
     _in(
         "requests",
@@ -737,6 +739,7 @@ PLANTED_BUGS = [
         "who is inside more that is over goes before those inside what is held",
         "    return -request.inside[key][-1], request.order\n",
         "    return -len(request.inside[key]), request.order\n",
+        INNER_GRANTS,
     ),
     _in(
         "resource",
