@@ -97,6 +97,24 @@ def grow_old(open_files: OpenFiles, clock: Clock) -> None:
         pass
 
 
+def test_file_that_is_tried_in_vain_stays_no_longer(
+    space: DirectoryLockspace,
+    open_files: OpenFiles,
+    locks: Path,
+    clock: Clock,
+    outside: Outside,
+) -> None:
+    spare(space, "web1")
+    outside.lock(locks / "web1")
+    clock.now += 1
+    spare(space, "web2")
+    with pytest.raises(BusyError):
+        take(space, "web1")
+    clock.now += STAYS - 1
+    assert not open_files.spares.remove_old()
+    assert len(open_files.spares) == 1
+
+
 # Where nobody else looks.
 
 

@@ -72,7 +72,6 @@ class Spares:
         self._most = min(MOST, max_fd // SHARE)
         self._forget = forget
         self._clock = clock
-        #: Those that have been spare for longest come first.
         self._files: dict[str, LockFile] = {}
 
     def __len__(self) -> int:
@@ -122,12 +121,10 @@ class Spares:
         Returns whether there are more. Call it about once a second.
         """
         before = self._clock() - STAYS
-        for _ in range(AT_ONCE):
-            path = next(iter(self._files), None)
-            if path is None or self._files[path].spare_since > before:
-                return False
+        old = [path for path, x in self._files.items() if x.spare_since <= before]
+        for path in old[:AT_ONCE]:
             self.remove_at(path)
-        return True
+        return len(old) > AT_ONCE
 
     def remove_all(self) -> bool:
         """Removes all files. Returns whether there were any."""
