@@ -204,6 +204,13 @@ class Machine:
                 return
         raise AssertionError((unit, name, found, self.journal(unit)))
 
+    def wait_until_empty(self, directory: str) -> None:
+        """Waits until no file of a released lock is left (protocol 6.5)."""
+        for _ in range(3_000):
+            if not (found := self.say("ls", directory)):
+                return
+        raise AssertionError(found)
+
     def journal(self, unit: str, *options: str) -> str:
         """Returns what the journal has of a unit."""
         self.run("journalctl", "--sync")

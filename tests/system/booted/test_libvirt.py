@@ -334,7 +334,7 @@ def test_hashed_names_are_shown_with_their_paths(hashed: Guests) -> None:
     assert "by web (pid " in done.stderr
     hashed.virsh("destroy", "web")
     machine.run(*words, "--wait=30", lock["resource"], "--", "true")
-    assert machine.say("ls", LEASES) == ""
+    machine.wait_until_empty(LEASES)
 
 
 def test_lockspace_of_the_configuration_is_there_when_lockd_is_started_anew(
