@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -413,6 +414,26 @@ def test_end_of_the_daemon_wakes_every_thread(
             thread.result()
     with pytest.raises(lockd.LockLostError):
         lock.release()
+
+
+def test_refusal_that_another_thread_reads_at_once_is_raised_once(
+    client: lockd.Client, watcher: WireClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = client.acquire("disk")
+    link: Any = grant.link
+    push = link._push
+
+    def push_and_let_another_read() -> None:
+        monkeypatch.undo()
+        watcher.call("break", fencing_token=grant.fencing_token, reason="why")
+        push()
+        # The daemon takes the requests of a client in order.
+        Thread(client.statistics).result()
+
+    monkeypatch.setattr(link, "_push", push_and_let_another_read)
+    with pytest.raises(lockd.LockLostError, match="why"):
+        grant.release(wait=False)
+    assert client.acquire("disk").held
 
 
 def test_close_wakes_every_thread(client: lockd.Client, watcher: WireClient) -> None:
