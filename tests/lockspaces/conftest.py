@@ -23,7 +23,11 @@ def _no_descriptor_is_leaked() -> Iterator[None]:
 
 @pytest.fixture
 def open_files(_no_descriptor_is_leaked: None) -> Iterator[OpenFiles]:
-    files = OpenFiles()
+    yield from until_closed(OpenFiles())
+
+
+def until_closed(files: OpenFiles) -> Iterator[OpenFiles]:
+    """Lends the state of lockspaces, and expects all of them closed at the end."""
     yield files
     files.mounts.close()
     assert not files.by_inode

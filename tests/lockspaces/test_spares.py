@@ -20,7 +20,7 @@ from lockd.lockspaces.directory import DirectoryLockspace
 from lockd.lockspaces.open_files import OpenFiles
 from lockd.lockspaces.spares import AT_ONCE, MOST, SHARE, STAYS
 from lockd.terms import EXCLUSIVE, SHARED, TEMPORARY, Create, Mode, ResourceKey
-from lockspaces.conftest import close_all
+from lockspaces.conftest import close_all, until_closed
 from lockspaces.test_files import Failing
 from support.outside import Outside, flags_of
 from support.processes import descriptors
@@ -57,11 +57,7 @@ def forgotten() -> Forgotten:
 def open_files(
     clock: Clock, forgotten: Forgotten, _no_descriptor_is_leaked: None
 ) -> Iterator[OpenFiles]:
-    files = OpenFiles(forget=forgotten, clock=clock)
-    yield files
-    files.mounts.close()
-    assert not files.by_inode
-    assert not len(files.spares)
+    yield from until_closed(OpenFiles(forget=forgotten, clock=clock))
 
 
 @pytest.fixture
