@@ -1,8 +1,8 @@
 """Names of `typing` for modules that must load fast.
 
-To load `typing` takes a third of the time that Python takes to start. Type checkers
-read names of `typing` here. At run time they are stand-ins, which nobody asks anything:
-annotations that are evaluated come out as something.
+To load `typing` takes a third of the time that Python takes to start. A type checker
+finds the names of `typing` here. At run time they are stand-ins: annotations can be
+evaluated with them, and nothing reads the result.
 """
 
 import sys

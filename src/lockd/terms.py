@@ -93,7 +93,7 @@ class OutsideHolder(
         start: int | None = None,
         length: int | None = None,
     ) -> Self:
-        """Returns a holder of whom no more is known than is said."""
+        """Returns a holder. What is left out is not known."""
         return super().__new__(cls, mode, pid, command, key, by, start, length)
 
 

@@ -143,9 +143,10 @@ class Acquire(Struct, frozen=True, gc=False):
     #: In slot mode: how many slots the resource has. None: as many as configured, or as
     #: others have said who hold it or wait for it.
     slots: int | None = None
-    #: Who has said first how many it has; None: the configuration. The engine knows.
+    #: The owner who was the first to say that number; None: the configuration. Only the
+    #: engine sets it.
     slots_said_by: Owner | None = None
-    #: Which slot it is inside of; None outside. The engine knows.
+    #: The slot that it is inside of; None outside. Only the engine sets it.
     slot: int | None = None
 
 

@@ -184,9 +184,9 @@ class LockEngine:
     def holds(self, key: ResourceKey, fencing_token: int) -> bool:
         """Returns whether a resource is held with a fencing token, or inside it.
 
-        A grant that ended stays valid while its resource is held inside it: nobody else
-        was granted the resource since, so what is guarded saw no greater token than
-        those of one chain, and all of these name the outermost.
+        A grant that ended stays valid while its resource, or its slot, is held inside
+        it. Nobody outside the chain was granted that since. So what is guarded saw no
+        greater token than those of the chain, and all of these name the outermost.
         """
         return any(
             fencing_token == grant.fencing_token or fencing_token in grant.inside

@@ -369,7 +369,7 @@ class Resource:
         self.listeners[strand] = None
 
     def stop_listening(self, strand: Strand) -> None:
-        """Notes that a strand holds it no more."""
+        """Notes that a strand does not hold it any more."""
         self.listeners.pop(strand, None)
         self.listeners = self.listeners or _NO_LISTENERS
 

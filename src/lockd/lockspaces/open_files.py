@@ -14,7 +14,8 @@ class OpenFiles:
     """The state that all file lockspaces of a daemon share.
 
     Args:
-        max_fd: lock files must have lower descriptors than this.
+        max_fd: from this descriptor on, spare files give way, and without any of them
+            no lock file is opened.
         forget: called with the resource of each spare file that goes (`Spares`).
         clock: returns the time (seconds).
 

@@ -38,7 +38,7 @@ from lockd.terms import EXCLUSIVE, ResourceKey
 
 MOST: Final = 256
 """The most spare files. If there are so many, further files go at once. So names that
-never come again cost no more than before, and push out none that does come again."""
+never come again cost nothing more, and names that do come again keep their files."""
 
 SHARE: Final = 16
 """At most this part of all descriptors is for spare files: one in so many."""
@@ -47,7 +47,8 @@ STAYS: Final = 2.0
 """Seconds that a file stays at least, unless it has to give way."""
 
 AT_ONCE: Final = 16
-"""How many old files are removed in one step, which takes some 0.2 ms."""
+"""How many old files are removed in one step, which takes some 0.2 ms. Only if files
+have to give way, all go at once."""
 
 
 class Spares:

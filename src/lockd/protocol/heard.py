@@ -1,7 +1,7 @@
 """Requests that the daemon has heard before, and need not decode again.
 
 A program takes the same few locks again and again. Such a request differs from an
-earlier one in its msgid only. What the rest of it means is remembered.
+earlier one in its msgid only. The daemon remembers what the rest of it means.
 
 Each user has a memory of its own: the time that an answer takes must not tell what
 another user asks for.

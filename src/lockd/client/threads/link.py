@@ -139,14 +139,14 @@ class ThreadLink:
             wait: whether to wait for the daemon's answers.
 
         Returns:
-            The replies that are done. The caller looks at them; of others somebody is
-            told later (`LeftReleases`).
+            The replies that are done: the caller raises their errors. A refusal that
+            comes later is raised elsewhere (`LeftReleases`).
         """
         self.check_owned()
         release = partial(self._core.release, outcome=outcome, wait=wait)
         try:
             if not wait:
-                # So a loss before this moment is told now, and no answer stays unread.
+                # So an earlier loss is raised now, and no answer stays unread.
                 self.catch_up()
             replies = [release(grant) for grant in grants]
             self._push()

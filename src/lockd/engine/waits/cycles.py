@@ -43,8 +43,8 @@ from lockd.engine.waits.play import Play
 from lockd.terms import SLOT, ResourceKey
 
 Link = tuple[Request, ResourceKey, Grant | None]
-"""A request, the resource where it waits, and the grant inside which what it waits for
-goes on; None if it waits for the strand or the request itself."""
+"""A request, the resource where it waits, and the grant inside which others do what it
+waits for; None if it waits for the strand or the request itself."""
 
 
 def find_cycle(request: Request, resources: Resources) -> tuple[WaitEdge, ...]:

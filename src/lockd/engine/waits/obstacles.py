@@ -30,7 +30,8 @@ class Search:
     def obstacles(self, request: Request) -> Iterator[tuple[ResourceKey, Obstacle]]:
         """Yields what a request waits for, each with the resource where it waits.
 
-        Skips what earlier calls have yielded.
+        Skips most of what earlier calls have yielded: all but the holders of the slot
+        that a request is inside of.
         """
         found, only = self._all_obstacles(request), self._only
         return found if only is None else (x for x in found if x[1] in only)
@@ -58,10 +59,10 @@ class Search:
 
 
 def _obstacle(request: Request, resource: Resource, other: Request) -> Strand | Request:
-    """Returns for what a request waits that is excluded by one before it.
+    """Returns what a request waits for, if one before it in the line excludes it.
 
-    That is its strand, unless it is the request's own, or the request is inside what
-    that strand holds.
+    Usually that is the strand of the other one. It is the other one itself if both are
+    of one strand, or if the request is inside what that strand holds.
     """
     if other.strand is request.strand or (
         request.inside and resource.is_inside(request, other.strand)
