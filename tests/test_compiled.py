@@ -155,8 +155,8 @@ def test_without_a_compiler_it_says_so_in_a_line(tmp_path: Path) -> None:
 
 def test_what_is_put_is_removed(tmp_path: Path) -> None:
     store, target = tmp_path / "store", tmp_path / "target"
-    for place in (store, target):
-        (place / "lockd" / "engine").mkdir(parents=True)
+    (store / "lockd" / "engine").mkdir(parents=True)
+    (target / "lockd").mkdir(parents=True)
     (store / "lockd" / "engine" / "usage.so").write_text("code")
     record = {"suffix": ".so", "source": "1", "modules": ["lockd.engine.usage"]}
     (store / "lockd" / compilation.RECORD).write_text(json.dumps(record))

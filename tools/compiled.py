@@ -134,7 +134,9 @@ def put(found: Path, directory: Path) -> None:
     written = json.loads((found / "lockd" / compilation.RECORD).read_bytes())
     record.write_text(json.dumps(written | {"source": "not yet complete"}))
     for path in found.rglob("*.so"):
-        shutil.copy(path, directory / path.relative_to(found))
+        place = directory / path.relative_to(found)
+        place.parent.mkdir(parents=True, exist_ok=True)  # a wheel has no source here
+        shutil.copy(path, place)
     record.write_text(json.dumps(written, indent=1) + "\n")
 
 
