@@ -1,7 +1,6 @@
 """What programs use: lockd's clients and command, beside the other ways to lock."""
 
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Final
 
+import msgpack
 import trio
 
 import lockd
@@ -23,6 +23,9 @@ from benchmarks.measure import Round, repeat, take_turns
 from benchmarks.table import Goal, Result
 from benchmarks.wires import names
 from lockd import aio
+
+SOURCE: Final = Path(lockd.__file__).parents[1]
+LAUNCHER: Final = Path(__file__).parents[1] / "tools" / "launcher.in"
 
 _PEERS: Final[
     dict[str, Callable[[Path], AbstractContextManager[Callable[[], None]]]]
@@ -77,18 +80,11 @@ def clients_row(directory: Path) -> Iterator[Result]:
 
 
 def lockctl_row(directory: Path) -> Iterator[Result]:
-    script = Path(sys.executable).parent / "lockctl"
-    module = [sys.executable, "-m", "lockd.ctl.main"]
-    lockctl = [str(script)] if script.exists() else module
-    # As installed: modules are compiled once, whatever this environment says.
-    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(directory / "pycache")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    lockctl = _as_installed(directory / "lockctl")
 
     def run(*command: str) -> Round:
         return repeat(
-            lambda: subprocess.run(
-                command, check=True, stdin=subprocess.DEVNULL, env=environment
-            )
+            lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         )
 
     with daemons.lockd(directory / "lockd") as daemon:
@@ -105,6 +101,19 @@ def lockctl_row(directory: Path) -> Iterator[Result]:
     if not flock:
         raise SkipError("flock(1) comes with Debian's util-linux")
     yield times(what, costs, "lockctl", "flock(1)")
+
+
+def _as_installed(script: Path) -> list[str]:
+    """Writes the script that `make install` writes, for this source.
+
+    Returns the command. It takes no option and no module from the environment.
+    """
+    packages = Path(msgpack.__file__).parents[1]
+    launcher = LAUNCHER.read_text().replace("@libdir@", str(SOURCE))
+    # It begins with the interpreter, which is another one here.
+    main = launcher.replace("@room@", "ctl").partition("\n")[2]
+    script.write_text(f"import sys\nsys.path.append({str(packages)!r})\n{main}")
+    return [sys.executable, "-IS", str(script)]
 
 
 @contextmanager
