@@ -4,7 +4,8 @@
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make sync    write the methods of the client for threads anew, from those for tasks
-# make bite    plant bugs in the engine and in the locking of files: the tests must find every one
+# make bite [BITE="WORD..."]   plant bugs in the engine and in the locking of files: the tests must
+#              find every one; with words, those that the words name
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
 #              three minutes of it: TORTURE="--slice"
@@ -82,7 +83,7 @@ sync: $(READY)
 	$(BIN)/python tools/unasync.py
 
 bite: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m engine.bite
+	PYTHONPATH=tests $(BIN)/python -m engine.bite $(BITE)
 
 campaigns: $(READY)
 	for campaign in fencing fencing_stall flood upgrade virtlockd_diff recovery listings top signals reentry strands; do \
