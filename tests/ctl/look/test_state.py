@@ -53,13 +53,14 @@ def test_who_holds_it_outside_is_named_where_nobody_else_does() -> None:
     assert State(told, []).held == "held by qemu (pid 77) outside lockd"
 
 
-def test_place_in_the_queue_is_told_only_of_a_queue(sock: str, client: Client) -> None:
-    """The wait may be over when it is asked about: nobody is 0th in queue."""
+def test_who_was_refused_meanwhile_waits_no_more(
+    sock: str, client: Client, lockctl: Lockctl
+) -> None:
     client.acquire("job")
-    wait = explain_wait(sock, "default", ["job"], 0, os.getpid())
-    assert wait is not None
-    assert wait.sentence.startswith("waiting for 'job' (held for ")
-    assert "queue" not in wait.sentence
+    lockctl.start("run", "job", "--", "true")
+    state = ask_until(client, "job", lambda state: state["waiter_count"] == 1)
+    other = state["waiters"][0]["session"] + 1
+    assert explain_wait(sock, "default", ["job"], other, os.getpid()) is None
 
 
 def test_who_has_it_by_now_waits_no_more(sock: str, client: Client) -> None:

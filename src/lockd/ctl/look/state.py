@@ -176,7 +176,7 @@ def explain_wait(
         pid: the owner of the session, as this process knows it.
 
     Returns:
-        None if the session has them by now.
+        None if the session waits no more: it has them, or was refused.
 
     Raises:
         LockdError: the daemon does not answer.
@@ -185,11 +185,11 @@ def explain_wait(
         states = [state_of(client, ResourceKey(lockspace, name)) for name in names]
     if any(x["session"] == session for state in states for x in state.holders):
         return None
+    waits = [_WaitingFor(state, session) for state in states]
+    if not any(wait.place for wait in waits):
+        return None
     # Of several names, explain the one with the longest queue.
-    wait = max(
-        (_WaitingFor(state, session) for state in states), key=lambda x: x.weight
-    )
-    # The wait may have ended meanwhile; then the queue is empty.
+    wait = max(waits, key=lambda x: x.weight)
     where = f"{ordinal(wait.place)} in queue; " if wait.place else ""
     name, ancestor = quoted(wait.state.resource["resource"]), wait.ancestor(pid)
     held = wait.state.held_by(ancestor, wait.around)
@@ -204,7 +204,7 @@ class _WaitingFor:
 
     Attributes:
         state: the state of the lock.
-        place: the place in the queue, from 1; 0 if nobody waits.
+        place: the place in the queue, from 1; 0 if the session is not in it.
         around: the tokens of the holders that the waiter is inside of, and for which it
             does not wait.
     """
@@ -214,7 +214,8 @@ class _WaitingFor:
         waiters = state.resource["waiters"]
         sessions = [waiter["session"] for waiter in waiters]
         # The daemon only names the first waiters. Any other is taken for the last.
-        self.place: int = state.resource["waiter_count"]
+        count: int = state.resource["waiter_count"]
+        self.place = count if count > len(waiters) else 0
         self._waiter: Thing | None = None
         if session in sessions:
             self.place = sessions.index(session) + 1
