@@ -39,6 +39,7 @@ ELSEWHERE = {
     "term_types.py": "test_terms.py",
     "engine/commands.py": "engine/test_lock_engine.py",
     "engine/effects.py": "engine/test_lock_engine.py",
+    "engine/recovery/shapes.py": "engine/recovery/test_snapshot.py",
     # Its parts, which only `cycles` has in use.
     "engine/waits/obstacles.py": "engine/waits/test_cycles.py",
     "engine/waits/play.py": "engine/test_slots.py",

@@ -24,6 +24,7 @@ from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records, snapshot
 from lockd.engine.recovery.records import Record
+from lockd.engine.recovery.shapes import Loaded
 from lockd.terms import EXCLUSIVE, SHARED
 
 Plain = dict[str, Any]
@@ -52,7 +53,7 @@ class Ledger:
         said, known = dump(loaded.engine), dump(engine)
         assert said == known or _sorted(said) == _sorted(known)
 
-    def recover(self) -> snapshot.Loaded:
+    def recover(self) -> Loaded:
         """Loads what the records say."""
         return snapshot.load(records.assemble(_decoded(self.values)))
 
@@ -94,7 +95,7 @@ class Ledger:
                 self.values[key] = _encode(value)
 
 
-def end_what_is_damaged(loaded: snapshot.Loaded) -> None:
+def end_what_is_damaged(loaded: Loaded) -> None:
     """Ends what is damaged, as whoever loads has to."""
     engine = loaded.engine
     for session in loaded.damaged:
@@ -148,7 +149,7 @@ def decoded(engine: LockEngine) -> list[Record]:
     ]
 
 
-def mended(records_left: list[Record], *problems: str) -> snapshot.Loaded:
+def mended(records_left: list[Record], *problems: str) -> Loaded:
     loaded = snapshot.load(records.assemble(records_left, problems))
     end_what_is_damaged(loaded)
     check(loaded.engine)

@@ -45,6 +45,7 @@ from lockd.engine.effects import (
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records, snapshot
+from lockd.engine.recovery.shapes import Loaded
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 EVE, FRED = 5, 6
@@ -837,7 +838,7 @@ def test_who_has_a_slot_and_waits_for_one_in_an_older_record_is_ended(
     assert [x.session for x in loaded.engine.holders(DISK)] == [BOB]
 
 
-def with_other_slots(engine: LockEngine, slots: int) -> snapshot.Loaded:
+def with_other_slots(engine: LockEngine, slots: int) -> Loaded:
     """Loads records that are older than the configuration."""
     old = [x for x in decoded(engine) if x[0] != "lockspace"]
     configure(engine, ("disk", slots))

@@ -30,6 +30,7 @@ from lockd.engine import lock_state
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records, snapshot
+from lockd.engine.recovery.shapes import Loaded
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
@@ -633,7 +634,7 @@ class Machine(RuleBasedStateMachine):
     def crash(self) -> None:
         """Goes on from nothing but the records, as after a kill."""
         loaded = self.ledger.recover()
-        assert loaded == snapshot.Loaded(loaded.engine, [], [], [])
+        assert loaded == Loaded(loaded.engine, [], [], [])
         self.engine = loaded.engine
         check(self.engine)
         # Its marks begin where those of the one before ended.

@@ -756,6 +756,7 @@ os.environ[name] = str(fd)
     client.call("release", resource="a", lockspace="files")
 
 
+@pytest.mark.interpreted
 def test_program_that_knows_no_slots_takes_none_over(
     plant: Plant, daemon: DaemonProcess, connect: Connect
 ) -> None:

@@ -37,6 +37,7 @@ from lockd.engine.effects import CloseAnchor, Ended, Granted, Refused
 from lockd.engine.invariants import check
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import snapshot
+from lockd.engine.recovery.shapes import Loaded
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder
 
 
@@ -205,7 +206,7 @@ def test_damaged_record_costs_only_those_whom_it_is_about(
     assert seen or not whole[kind]
 
 
-def finish(loaded: snapshot.Loaded) -> None:
+def finish(loaded: Loaded) -> None:
     """Ends what is damaged, as whoever loads has to."""
     engine = loaded.engine
     for session in loaded.damaged:

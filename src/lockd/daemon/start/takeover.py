@@ -32,6 +32,7 @@ from lockd.daemon.system.credentials import Credentials, Identity
 from lockd.engine import commands as c
 from lockd.engine import invariants
 from lockd.engine.recovery import records, snapshot
+from lockd.engine.recovery.shapes import Loaded
 from lockd.errors import ConfigError, RequestError
 from lockd.lockspaces.files import FileLockspace
 from lockd.lockspaces.open_files import OpenFiles
@@ -74,9 +75,7 @@ def check(left: Handover) -> None:
         raise ConfigError(f"the state of the previous daemon: {problems[0]}")
 
 
-def take_over(
-    parts: Parts, config: Config, revived: Revived, loaded: snapshot.Loaded
-) -> None:
+def take_over(parts: Parts, config: Config, revived: Revived, loaded: Loaded) -> None:
     """Restores the state of a predecessor.
 
     An unreadable part is logged, and affects only the clients it belongs to.
@@ -217,7 +216,7 @@ def _take_peer(parts: Parts, record: Plain, problems: list[str]) -> None:
     parts.server.adopt(peer)
 
 
-def _end_what_is_left(parts: Parts, loaded: snapshot.Loaded) -> None:
+def _end_what_is_left(parts: Parts, loaded: Loaded) -> None:
     peers, engine = parts.answers.peers, parts.engine
     for session in loaded.damaged:
         if session in peers:

@@ -285,9 +285,9 @@ class Ledger:
         if DAMAGED in values:
             del values[DAMAGED]
             self.problems.append("records were lost when it was read before")
-        self._values = {}
-        self._count(values)
-        self._values = values
+        live = [(key, value) for key, value in values.items() if value is not None]
+        self._live_count = len(live)
+        self.live_bytes = sum([len(key) + len(value) for key, value in live])
         return offset
 
     def _count(self, changes: Changes) -> None:

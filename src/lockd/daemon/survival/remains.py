@@ -42,7 +42,7 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
 }
 
-_OURS: Final = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
+_OURS: Final[tuple[str, ...]] = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
 
 _NUMBERED: Final = ("owner", "session")
 """The engine's records that are named by a number of `Life.new_number`."""

@@ -6,31 +6,15 @@ may rely on a lock or a place that is lost. A complete state stays unchanged.
 
 from collections.abc import Iterator
 
-from msgspec import Struct
-
 from lockd.engine.effects import Grant
 from lockd.engine.lock_state import LockState
+from lockd.engine.recovery.shapes import Losses
 from lockd.engine.request_state import PAUSED
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request
 from lockd.engine.waits.cycles import find_cycle
 from lockd.names import quoted
 from lockd.terms import SHARED, SLOT
-
-
-class Losses(Struct):
-    """What is missing.
-
-    Attributes:
-        problems: a sentence each.
-        sessions: have lost a grant or a place in a line, or stand where a request may
-            be missing. The laws hold after they are closed.
-        orphans: owners whose session is missing, or that nobody needs.
-    """
-
-    problems: list[str]
-    sessions: list[int]
-    orphans: list[int]
 
 
 def mend(state: LockState, *, known: bool) -> Losses:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import convert, to_builtins
 
 from lockd.engine.changes import COUNTS
 from lockd.engine.commands import AddLockspace
@@ -32,16 +32,21 @@ from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import LockState
 from lockd.engine.recovery import snapshot
-from lockd.engine.recovery.snapshot import Plain, ResourceRecord
+from lockd.engine.recovery.shapes import (
+    OwnerName,
+    ResourceRecord,
+    Standing,
+)
+from lockd.engine.recovery.snapshot import Plain
 from lockd.engine.request_state import ANSWERED
 from lockd.engine.session import OwnerState, Request
-from lockd.terms import SLOT, Mode, ResourceKey
+from lockd.terms import SLOT, ResourceKey
 
 Record = tuple[str, Any, Any]
 """Kind, name, value. `msgspec` encodes all of it; decoding gives plain data. In the
 result of `changes`, a value of None deletes the record."""
 
-TYPES: Final = {"grant": Grant}
+TYPES: Final[dict[str, type[Any]]] = {"grant": Grant}
 """The types as which frequent kinds may be decoded directly."""
 
 _counts_of = attrgetter(*COUNTS)
@@ -156,28 +161,6 @@ def assemble(records: Iterable[Record], problems: Iterable[str] = ()) -> Plain:
     return pieces.put_together()
 
 
-class _PendingAnchor(Struct, array_like=True):
-    """An anchor that is being opened for a request, or stays open for it."""
-
-    key: ResourceKey
-    anchor: Mode | None
-    wanted: Mode | None
-    whole: bool = False
-
-
-class _Standing(Struct):
-    """The fields of a request that say where it stands."""
-
-    order: int
-    keys: tuple[ResourceKey, ...]
-    converting: bool
-    anchors: list[_PendingAnchor]
-
-
-class _OwnerName(Struct):
-    owner_id: int
-
-
 class _Assembly:
     """The readable records by kind."""
 
@@ -188,7 +171,7 @@ class _Assembly:
         self.owners: dict[int, Plain] = {}
         self.sessions: dict[int, list[Any]] = {}
         self.grants: dict[int, Grant] = {}
-        self.requests: dict[int, tuple[_Standing, Plain]] = {}
+        self.requests: dict[int, tuple[Standing, Plain]] = {}
         self.last: list[tuple[int, LastHolder]] = []
 
     def add(self, kind: str, value: Any) -> None:
@@ -198,7 +181,7 @@ class _Assembly:
             case "lockspace":
                 self.lockspaces.append(convert(value, AddLockspace))
             case "owner":
-                self.owners[convert(value, _OwnerName).owner_id] = value
+                self.owners[convert(value, OwnerName).owner_id] = value
             case "session":
                 self.sessions[convert(value[0], int)] = value
             case "grant":
@@ -207,7 +190,7 @@ class _Assembly:
                     raise ValueError("it is of an unknown slot")
                 self.grants[grant.fencing_token] = grant
             case "request":
-                place = convert(value, _Standing)
+                place = convert(value, Standing)
                 self.requests[place.order] = (place, value)
             case "last":
                 self.last.append(convert(value, tuple[int, LastHolder]))

@@ -8,27 +8,25 @@ requests keep their numbers, and lines keep their order.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from msgspec import Meta, Struct, convert, structs, to_builtins
+from msgspec import convert, structs, to_builtins
 
 from lockd.engine.changes import COUNTS
 from lockd.engine.commands import Acquire, AddLockspace, AnchorRefused, Owner
-from lockd.engine.effects import Grant, LastHolder
+from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import LockState
 from lockd.engine.recovery.mending import mend
-from lockd.engine.resource import Resource
-from lockd.engine.session import WHOLE, OwnerState, Request, Session
-from lockd.terms import (
-    SLOT,
-    Create,
-    Mode,
-    OnDisconnect,
-    OutsideHolder,
-    ResourceKey,
-    Until,
+from lockd.engine.recovery.shapes import (
+    Loaded,
+    OwnerRecord,
+    RequestRecord,
+    ResourceRecord,
 )
+from lockd.engine.resource import Resource
+from lockd.engine.session import OwnerState, Request, Session
+from lockd.terms import SLOT, OutsideHolder
 
 VERSION: Final = 5
 """Rises with every addition to the data that `load` reads."""
@@ -40,22 +38,6 @@ OLDEST: Final = 1
 """The oldest version that `load` reads."""
 
 Plain = dict[str, Any]
-
-
-class Loaded(Struct, frozen=True):
-    """The result of `load`.
-
-    Attributes:
-        engine: obeys every law after `damaged` and `orphans` have ended.
-        problems: what could not be read, a sentence each; normally empty.
-        damaged: sessions that lost a grant or a place in a line: close them.
-        orphans: owners whose session is missing: disconnect them.
-    """
-
-    engine: LockEngine
-    problems: list[str]
-    damaged: list[int]
-    orphans: list[int]
 
 
 _LISTS = (
@@ -178,19 +160,8 @@ def _load_last_holder(state: LockState, data: Plain) -> None:
     state.last_holders[last.grant.key] = last
 
 
-class _OwnerRecord(Struct):
-    owner_id: int
-    identity: Owner
-    is_process: bool
-    on_disconnect: OnDisconnect | None
-    fencing: str | None
-    ended: bool
-    grants: list[Grant]
-    until: Until = "either"
-
-
 def _load_owner(state: LockState, data: Plain) -> None:
-    record = convert(data, _OwnerRecord)
+    record = convert(data, OwnerRecord)
     owner = OwnerState(
         record.owner_id,
         record.identity,
@@ -248,40 +219,8 @@ def _dump_outside(outside: OutsideHolder | None) -> list[Any] | None:
     return None if outside is None else list(outside[:3])
 
 
-class _RequestRecord(Struct):
-    session: int
-    owner: int
-    number: int
-    keys: tuple[ResourceKey, ...]
-    refusal: AnchorRefused | None
-    outside: OutsideHolder | None
-    order: int
-    mode: Mode
-    uid: int
-    since: float
-    deadline: float | None
-    tries: bool
-    converting: bool
-    create: Create
-    label: str | None
-    reason: str | None
-    opening: int
-    retry_at: float | None
-    pause: float
-    announced: bool
-    answered: bool
-    strand: tuple[int, int] = WHOLE
-    whole: bool = False
-    max_hold: float | None = None
-    wanted: bool = False
-    slots: int | None = None
-    slots_said_by: Owner | None = None
-    slot: int | None = None
-    inside: list[Annotated[tuple[int, ...], Meta(min_length=1)]] = []
-
-
 def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -> None:
-    record = convert(data, _RequestRecord)
+    record = convert(data, RequestRecord)
     known = state.sessions.get(record.session)
     if known is None and not record.answered:
         raise ValueError("it waits for a session that could not be read")
@@ -317,26 +256,6 @@ def _load_request(state: LockState, data: Plain, requests: dict[int, Request]) -
             raise ValueError("another request of its session has the same number")
         state.add_request(request)
     requests[request.order] = request
-
-
-class ResourceRecord(Struct):
-    """A resource that refers to others by owner id, fencing token, request order."""
-
-    key: ResourceKey
-    holders: list[tuple[int, int]] = []
-    converting: list[int] = []
-    waiting: list[int] = []
-    anchor: Mode | None = None
-    anchor_wanted: Mode | None = None
-    pending: int | None = None
-    whole: bool = False
-
-    def opens(
-        self, order: int, anchor: Mode | None, wanted: Mode | None, *, whole: bool
-    ) -> None:
-        """Notes that its anchor is being opened for the request with this order."""
-        self.pending, self.whole = order, whole
-        self.anchor, self.anchor_wanted = anchor, wanted
 
 
 def _load_resource(
