@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks import daemons
-from benchmarks.wires import LockdWire, names
+from benchmarks import daemons, guests
+from benchmarks.wires import LockdWire, VirtlockdWire, Wire, names
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -95,7 +95,8 @@ def counted(directory: Path, source: Path) -> dict[str, float]:
         place = directory / f"daemon{kept[2:]}"
         out = directory / f"callgrind{kept[2:]}"
         valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
-        environment = {"PYTHONPATH": str(source), "PYTHONHASHSEED": "0"}
+        path = f"{source}:{ROOT / 'benchmarks' / 'valgrind'}"
+        environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
         with start(place, environment, valgrind) as daemon:
             for row, operation in operations(daemon):
                 counts = []
@@ -114,9 +115,16 @@ def operations(daemon: daemons.Daemon) -> Iterator[tuple[str, Operation]]:
         yield f"a pair of 50, {kind}", partial(in_flight, wire)
         wire.close()
     yield "a session of 4 locks", partial(sessions, daemon)
+    with ExitStack() as stack:
+        libvirtd = VirtlockdWire(daemon.virtlockd_socket, daemon.locks)
+        stack.enter_context(closing(libvirtd))
+        yield "a pair, libvirt's socket", partial(pairs, libvirtd)
+        guest = stack.enter_context(guests.Process(daemon.virtlockd_socket))
+        said = guests.Guest.of(libvirtd, guest.pid, names(4))
+        yield "a guest", partial(guests_live, daemon.virtlockd_socket, said, libvirtd)
 
 
-def pairs(wire: LockdWire, times: int) -> None:
+def pairs(wire: Wire, times: int) -> None:
     """Takes and releases a lock, each after the other's answer."""
     resources = names(50)
     for number in range(times):
@@ -154,7 +162,17 @@ def sessions(daemon: daemons.Daemon, times: int) -> None:
     wire.close()
 
 
-def receive(wire: LockdWire, count: int) -> None:
+def guests_live(
+    path: Path, guest: guests.Guest, libvirtd: VirtlockdWire, times: int
+) -> None:
+    """Starts a guest with four disks, which releases them and closes."""
+    guests.live(path, [guest], lambda started: started < times)
+    # The end of the last one is carried out before the second of these answers.
+    for _ in range(2):
+        libvirtd.round_trip()
+
+
+def receive(wire: Wire, count: int) -> None:
     """Waits for that many answers."""
     while count > 0:
         count -= len(wire.receive())

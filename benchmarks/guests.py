@@ -21,7 +21,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,32 +60,47 @@ def starts_and_stops(path: Path, guests: Sequence[Guest]) -> Round:
     """
 
     def work(seconds: float) -> float:
-        sessions = 0
         start = time.perf_counter()
-        with select.epoll() as epoll:
-            running: dict[int, _Session] = {}
-
-            def begin(guest: Guest) -> None:
-                session = _Session(path, guest)
-                running[session.socket.fileno()] = session
-                epoll.register(session.socket, select.EPOLLIN)
-
-            for guest in guests:
-                begin(guest)
-            while running:
-                over = time.perf_counter() - start >= seconds
-                for descriptor, _ in epoll.poll(_SILENCE_SECONDS):
-                    session = running[descriptor]
-                    if session.goes_on():
-                        continue
-                    del running[descriptor]
-                    session.socket.close()
-                    sessions += 1
-                    if not over:
-                        begin(session.guest)
+        sessions = live(path, guests, lambda _: time.perf_counter() - start < seconds)
         return (time.perf_counter() - start) / sessions
 
     return work
+
+
+def live(path: Path, guests: Sequence[Guest], goes_on: Callable[[int], bool]) -> int:
+    """Lets each guest start, release and close, again and again, all at the same time.
+
+    Args:
+        path: the socket.
+        guests: what they say.
+        goes_on: returns whether another one starts, after so many.
+
+    Returns:
+        How many have started and closed.
+    """
+    started = 0
+    with select.epoll() as epoll:
+        running: dict[int, _Session] = {}
+
+        def begin(guest: Guest) -> None:
+            nonlocal started
+            session = _Session(path, guest)
+            running[session.socket.fileno()] = session
+            epoll.register(session.socket, select.EPOLLIN)
+            started += 1
+
+        for guest in guests:
+            begin(guest)
+        while running:
+            for descriptor, _ in epoll.poll(_SILENCE_SECONDS):
+                session = running[descriptor]
+                if session.goes_on():
+                    continue
+                del running[descriptor]
+                session.socket.close()
+                if goes_on(started):
+                    begin(session.guest)
+    return started
 
 
 class _Session:

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from lockd.procs import (
     Uids,
     ancestors_of,
@@ -31,6 +33,20 @@ def test_of_no_process_nothing_is_known() -> None:
     pid = process.pid
     assert (command_of(pid), uid_of(pid), uids_of(pid), unit_of(pid)) == (None,) * 4
     assert name_of(pid) == "unknown"
+
+
+@pytest.mark.parametrize("end", ["\n", "\v", "\f", "\r", "\x1c", "\x85", "\\"])
+def test_name_of_a_process_forges_no_uids(end: str) -> None:
+    script = (
+        "import sys; name = sys.argv[1]; "
+        "open('/proc/self/comm', 'w', newline='').write(name); "
+        "print(input(), flush=True); input()"
+    )
+    forged = f"{end}Uid:\t7 7 7 7"
+    with idle(sys.executable, "-c", script, forged) as process:
+        comm = read(f"/proc/{process.pid}/comm")
+        assert comm.strip().endswith(("Uid:\t7 7 7 7", "Uid:\t7 7 7"))
+        assert uids_of(process.pid) == Uids(*os.getresuid())
 
 
 def test_command_is_one_printable_line_of_bounded_length() -> None:

@@ -37,11 +37,13 @@ class Uids(NamedTuple):
 
 def uids_of(pid: int) -> Uids | None:
     """Returns the uids of a process; None if it does not exist."""
-    for line in read(f"/proc/{pid}/status").splitlines():
-        if line.startswith("Uid:"):
-            real, effective, saved, _ = map(int, line.split()[1:])
-            return Uids(real, effective, saved)
-    return None
+    # The name of the process comes first. The kernel escapes "\n" in it, and no other
+    # character that ends a line for `splitlines`.
+    _, found, rest = read(f"/proc/{pid}/status").partition("\nUid:")
+    if not found:
+        return None
+    real, effective, saved, _ = map(int, rest.partition("\n")[0].split())
+    return Uids(real, effective, saved)
 
 
 def ancestors_of(pid: int) -> Iterator[int]:
@@ -74,14 +76,19 @@ def unit_of(pid: int) -> str | None:
 
 def read(path: str, size: int = 4096) -> str:
     """Returns the beginning of a file in /proc; empty if it cannot be read."""
+    return read_bytes(path, size).decode("utf-8", "replace")
+
+
+def read_bytes(path: str, size: int) -> bytes:
+    """Returns the beginning of a file in /proc; empty if it cannot be read."""
     # The layers of open() take as long as the kernel.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return b""
     try:
-        return os.read(fd, size).decode("utf-8", "replace")
+        return os.read(fd, size)
     except OSError:
-        return ""
+        return b""
     finally:
         os.close(fd)

@@ -15,9 +15,10 @@ from lockd.errors import (
     ProtocolError,
     error_for_code,
 )
-from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Call, Connection
+from lockd.libvirt.calls import Call, RegisterArgs, ResourceArgs
+from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Connection
 from lockd.libvirt.errors import Domain, Number, RemoteError
-from lockd.libvirt.procedures import Procedure, RegisterArgs, ResourceArgs
+from lockd.libvirt.procedures import ACQUIRE_RESOURCE
 from support import libvirt_client as lc
 
 ACQUIRE = lc.message(lc.ACQUIRE, lc.resource("/srv/locks", "web1", 3), serial=7)
@@ -53,15 +54,13 @@ def refusal_of(connection: Connection, error: CodedError) -> lc.LibvirtError | N
 
 def test_call_comes_with_its_arguments(connection: Connection) -> None:
     (call,) = connection.receive(ACQUIRE)
-    assert call == Call(
-        1, Procedure.ACQUIRE_RESOURCE, ResourceArgs("/srv/locks", "web1", 3)
-    )
+    assert call == Call(1, ACQUIRE_RESOURCE, ResourceArgs("/srv/locks", "web1", 3))
 
 
 def test_owner_comes_whole(connection: Connection) -> None:
     (call,) = connection.receive(lc.message(lc.REGISTER, lc.owner(12, "web1", id=-1)))
     uuid = UUID(bytes=bytes(range(16)))
-    assert call.args == RegisterArgs(uuid, "web1", 2**32 - 1, 12, 0)
+    assert call.args == RegisterArgs(str(uuid), "web1", 2**32 - 1, 12, 0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 28, 31, 1_000])

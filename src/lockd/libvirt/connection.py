@@ -13,12 +13,16 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from msgspec import Struct
-
 from lockd.errors import CodedError, ProtocolError
 from lockd.libvirt import errors
+from lockd.libvirt.calls import Call, MessageHeader
 from lockd.libvirt.errors import RemoteError, rpc_error
-from lockd.libvirt.procedures import PROGRAM, VERSION, Procedure, decode_args
+from lockd.libvirt.procedures import (
+    PROGRAM,
+    VERSION,
+    decode_args,
+    is_procedure,
+)
 from lockd.libvirt.xdr import XdrError
 
 MAX_MESSAGE_BYTES: Final = 28 + 2 * (4 + 65_536) + 4
@@ -46,26 +50,6 @@ _HEADER: Final = struct.Struct(">IIIiiII")
 Plain = dict[str, Any]
 
 
-class MessageHeader(Struct, frozen=True, gc=False):
-    """The header of every message."""
-
-    length: int
-    program: int
-    version: int
-    procedure: int
-    type: int
-    serial: int
-    status: int
-
-
-class Call(Struct, frozen=True, gc=False):
-    """A call with valid arguments."""
-
-    number: int
-    procedure: Procedure
-    args: Any
-
-
 class Connection:
     """One conversation.
 
@@ -90,13 +74,20 @@ class Connection:
         self.outgoing_bytes = 0
 
     def receive(self, data: bytes) -> Iterator[Call]:
-        """Takes received bytes. Yields the calls that they complete.
+        """Takes received bytes. Returns the calls that they complete.
 
         The caller must answer each call, sooner or later, and exhaust the iterator.
 
         Raises:
             ProtocolError: the conversation has ended. Send what is left, and close.
         """
+        if not self._incoming and _is_one_call(data):  # as usual
+            self._decoded += len(data)
+            call = self._understand(data)
+            return iter(() if call is None else (call,))
+        return self._receive(data)
+
+    def _receive(self, data: bytes) -> Iterator[Call]:
         self._incoming += data
         while (message := self._next_message()) is not None:
             call = self._understand(message)
@@ -134,8 +125,8 @@ class Connection:
         elif header.type != CALL:
             return None  # virtlockd does not answer it either
         try:
-            procedure = _procedure(header)
-            args = decode_args(procedure, payload)
+            _check_procedure(header)
+            args = decode_args(header.procedure, payload)
         except XdrError:
             error = rpc_error("Unable to decode message payload")
         except RemoteError as refusal:
@@ -143,7 +134,7 @@ class Connection:
         else:
             self._last_number += 1
             self._calls[self._last_number] = header
-            return Call(self._last_number, procedure, args)
+            return Call(self._last_number, header.procedure, args)
         self._reply(header, ERROR, error.encode())
         return None
 
@@ -259,19 +250,21 @@ def _without_descriptors(payload: bytes) -> bytes:
     return payload[_LENGTH.size :]
 
 
-def _procedure(header: MessageHeader) -> Procedure:
-    """Returns the procedure that a header names.
+def _is_one_call(data: bytes) -> bool:
+    """Returns whether these bytes are a call, whole and alone."""
+    if not _HEADER.size <= len(data) <= MAX_MESSAGE_BYTES:
+        return False
+    length, _, _, _, type_, _, _ = _HEADER.unpack_from(data)
+    return bool(length == len(data) and type_ == CALL)
 
-    Raises:
-        RemoteError: the program or the procedure is unknown.
-    """
-    if (header.program, header.version) != (PROGRAM, VERSION):
+
+def _check_procedure(header: MessageHeader) -> None:
+    """Raises `RemoteError` if the program or the procedure is unknown."""
+    if header.program != PROGRAM or header.version != VERSION:
         raise rpc_error(
             f"Cannot find program {header.program} version {header.version}"
         )
     if header.status != OK:
         raise rpc_error(f"Unexpected message status {header.status}")
-    try:
-        return Procedure(header.procedure)
-    except ValueError:
-        raise rpc_error(f"unknown procedure: {header.procedure}") from None
+    if not is_procedure(header.procedure):
+        raise rpc_error(f"unknown procedure: {header.procedure}")

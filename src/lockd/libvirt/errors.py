@@ -8,7 +8,11 @@ from enum import IntEnum
 from typing import Final
 
 from lockd.errors import CodedError, RequestError
-from lockd.libvirt.procedures import Procedure
+from lockd.libvirt.procedures import (
+    CREATE_RESOURCE,
+    DELETE_RESOURCE,
+    RELEASE_RESOURCE,
+)
 from lockd.libvirt.xdr import int_, optional_string, uint
 
 
@@ -99,16 +103,16 @@ def remote(error: CodedError, procedure: int) -> RemoteError | None:
     number, domain = _NUMBERS.get(error.code, _OTHER)
     if error.code == "not_held" and error.facts.get("holders"):
         number = Number.INTERNAL_ERROR  # somebody else holds it
-    elif error.code == "invalid" and procedure == Procedure.RELEASE_RESOURCE:
+    elif error.code == "invalid" and procedure == RELEASE_RESOURCE:
         number = Number.RESOURCE_BUSY  # a resource that cannot be locked is not locked
-    elif number == Number.SYSTEM_ERROR and procedure == Procedure.CREATE_RESOURCE:
+    elif number == Number.SYSTEM_ERROR and procedure == CREATE_RESOURCE:
         domain = Domain.NONE
     return RemoteError(number, domain, error.message)
 
 
 _NO_ERRORS: Final = {
-    (Procedure.CREATE_RESOURCE, "exists"),
-    (Procedure.DELETE_RESOURCE, "not_found"),
+    (CREATE_RESOURCE, "exists"),
+    (DELETE_RESOURCE, "not_found"),
 }
 """Errors that virtlockd treats as success."""
 

@@ -1,12 +1,14 @@
 """The procedures of virtlockd's program, and their arguments (lock_protocol.x)."""
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, Final
-from uuid import UUID
 
-from msgspec import Struct
-
+from lockd.libvirt.calls import (
+    LockspaceArgs,
+    RegisterArgs,
+    ResourceArgs,
+    RestrictArgs,
+)
 from lockd.libvirt.xdr import Unpacker
 
 PROGRAM: Final = 0x0EA7BEEF
@@ -21,54 +23,23 @@ AUTOCREATE: Final = 2
 last holder."""
 
 
-class Procedure(IntEnum):
-    """The procedures of the program."""
-
-    REGISTER = 1
-    RESTRICT = 2
-    NEW = 3
-    CREATE_RESOURCE = 4
-    DELETE_RESOURCE = 5
-    ACQUIRE_RESOURCE = 6
-    RELEASE_RESOURCE = 7
-    CREATE_LOCKSPACE = 8
+REGISTER: Final = 1
+RESTRICT: Final = 2
+NEW: Final = 3
+CREATE_RESOURCE: Final = 4
+DELETE_RESOURCE: Final = 5
+ACQUIRE_RESOURCE: Final = 6
+RELEASE_RESOURCE: Final = 7
+CREATE_LOCKSPACE: Final = 8
+"""The procedures of the program."""
 
 
-class RegisterArgs(Struct, frozen=True):
-    """The owner for whom a connection acts."""
-
-    uuid: UUID
-    name: str
-    id: int
-    pid: int
-    flags: int
+def is_procedure(number: int) -> bool:
+    """Returns whether the program has a procedure."""
+    return number in _DECODERS
 
 
-class RestrictArgs(Struct, frozen=True):
-    """Flags only."""
-
-    flags: int
-
-
-class LockspaceArgs(Struct, frozen=True):
-    """A lockspace, by its directory; CREATE_LOCKSPACE has no flags."""
-
-    path: str
-    flags: int = 0
-
-
-class ResourceArgs(Struct, frozen=True):
-    """A resource.
-
-    `path` is the directory of its lockspace, or empty for direct paths.
-    """
-
-    path: str
-    name: str
-    flags: int
-
-
-def decode_args(procedure: Procedure, payload: bytes) -> Any:
+def decode_args(procedure: int, payload: bytes) -> Any:
     """Returns the arguments of a call. Ignores bytes after them.
 
     Raises:
@@ -79,7 +50,7 @@ def decode_args(procedure: Procedure, payload: bytes) -> Any:
 
 def _register(unpacker: Unpacker) -> RegisterArgs:
     return RegisterArgs(
-        UUID(bytes=unpacker.opaque(16)),
+        _uuid(unpacker),
         _text(unpacker),
         unpacker.uint(),
         unpacker.uint(),
@@ -103,18 +74,24 @@ def _resource(unpacker: Unpacker) -> ResourceArgs:
     return ResourceArgs(_text(unpacker), _text(unpacker), unpacker.uint())
 
 
+def _uuid(unpacker: Unpacker) -> str:
+    digits = unpacker.opaque(16).hex()
+    parts = digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]
+    return "-".join(parts)
+
+
 def _text(unpacker: Unpacker) -> str:
     # As for file names (PEP 383). The check of names rejects text that is not UTF-8.
     return unpacker.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
 
 
-_DECODERS: Final[dict[Procedure, Callable[[Unpacker], Any]]] = {
-    Procedure.REGISTER: _register,
-    Procedure.RESTRICT: _restrict,
-    Procedure.NEW: _new,
-    Procedure.CREATE_RESOURCE: _resource,
-    Procedure.DELETE_RESOURCE: _resource,
-    Procedure.ACQUIRE_RESOURCE: _resource,
-    Procedure.RELEASE_RESOURCE: _resource,
-    Procedure.CREATE_LOCKSPACE: _create_lockspace,
+_DECODERS: Final[dict[int, Callable[[Unpacker], Any]]] = {
+    REGISTER: _register,
+    RESTRICT: _restrict,
+    NEW: _new,
+    CREATE_RESOURCE: _resource,
+    DELETE_RESOURCE: _resource,
+    ACQUIRE_RESOURCE: _resource,
+    RELEASE_RESOURCE: _resource,
+    CREATE_LOCKSPACE: _create_lockspace,
 }

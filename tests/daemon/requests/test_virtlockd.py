@@ -254,6 +254,31 @@ def test_hashed_name_shows_the_path_of_the_guests_command_line(
     gone(client, name, params["lockspace"])
 
 
+def test_each_session_reads_the_command_line_that_its_guest_has_then(
+    libvirt: Guest, client: WireClient, directory: str, disk: str
+) -> None:
+    # As libvirt starts a guest: its process has locks before it becomes QEMU.
+    name, early = (sha256(x.encode()).hexdigest() for x in (disk, "/elsewhere"))
+    becomes = 'exec sh -c "echo; read x; true" "$DISK"'
+    script = f"read x; echo; read x; {becomes}"
+    environment = os.environ | {"DISK": disk}
+    with idle("sh", "-c", script, env=environment) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        first = libvirt(qemu.pid)
+        wanted = lc.resource(directory, early, lc.AUTOCREATE)
+        assert first.done(lc.ACQUIRE, wanted)
+        qemu.stdin.write(b"\n")
+        qemu.stdin.flush()
+        assert qemu.stdout.readline() == b"\n"
+        later = libvirt(qemu.pid)
+        assert later.done(lc.ACQUIRE, lc.resource(directory, name, lc.AUTOCREATE))
+        params = {"lockspace": _lockspace(client, directory), "resource": name}
+        (holder,) = client.call("query", **params)["holders"]
+        assert holder["label"] == disk
+    gone(client, name, params["lockspace"])
+
+
 def _lockspace(client: WireClient, path: str) -> str:
     """Finds the native lockspace that is a directory."""
     found: list[str] = []

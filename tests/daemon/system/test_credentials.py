@@ -44,6 +44,7 @@ def test_peer_may_have_very_many_groups() -> None:
         assert frozenset(c._peer_groups(ours, many.pid)) == groups
 
 
+@pytest.mark.interpreted
 def test_peer_is_found_by_its_pid_on_an_older_kernel(
     monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes]
 ) -> None:

@@ -393,6 +393,7 @@ def test_break_frees_what_is_held_for_a_process_that_became_root(
         assert climber.is_alive
 
 
+@pytest.mark.interpreted
 def test_process_that_cannot_be_watched_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, process: Sleeper
 ) -> None:

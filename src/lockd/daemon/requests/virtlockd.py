@@ -18,9 +18,14 @@ from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.system.credentials import paths_of
 from lockd.errors import RequestError
 from lockd.libvirt import procedures as p
-from lockd.libvirt.connection import Call
+from lockd.libvirt.calls import (
+    Call,
+    LockspaceArgs,
+    RegisterArgs,
+    ResourceArgs,
+    RestrictArgs,
+)
 from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
-from lockd.libvirt.procedures import Procedure
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
@@ -29,6 +34,9 @@ from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384
 """How many paths to remember, to find the path for a hashed name."""
+
+MAX_SESSIONS: Final = 1_024
+"""How many sessions to remember whose guest's command line was read."""
 
 MAX_LOCKSPACE_NAME: Final = 60
 """The most characters in the name of a new lockspace; each has at most 4 bytes."""
@@ -50,15 +58,15 @@ class Virtlockd:
         self._dispatcher = dispatcher
         self._lockspaces = lockspaces
         self._paths = HashedPaths()
-        self._handlers: dict[Procedure, Callable[[Peer, Any], m.Params | None]] = {
-            Procedure.REGISTER: self._register,
-            Procedure.RESTRICT: self._restrict,
-            Procedure.NEW: self._new,
-            Procedure.CREATE_RESOURCE: self._file,
-            Procedure.DELETE_RESOURCE: self._file,
-            Procedure.ACQUIRE_RESOURCE: self._acquire,
-            Procedure.RELEASE_RESOURCE: self._release,
-            Procedure.CREATE_LOCKSPACE: self._create_lockspace,
+        self._handlers: dict[int, Callable[[Peer, Any], m.Params | None]] = {
+            p.REGISTER: self._register,
+            p.RESTRICT: self._restrict,
+            p.NEW: self._new,
+            p.CREATE_RESOURCE: self._file,
+            p.DELETE_RESOURCE: self._file,
+            p.ACQUIRE_RESOURCE: self._acquire,
+            p.RELEASE_RESOURCE: self._release,
+            p.CREATE_LOCKSPACE: self._create_lockspace,
         }
 
     def take(self, peer: Peer, call: Call) -> None:
@@ -90,33 +98,33 @@ class Virtlockd:
                 "lock manager connection has been restricted",
             )
         registered = self._dispatcher.registered_pid(peer) is not None
-        if call.procedure == Procedure.REGISTER:
+        if call.procedure == p.REGISTER:
             if registered:
                 raise out_of_order("lock owner details have already been registered")
-        elif not registered and call.procedure != Procedure.CREATE_LOCKSPACE:
+        elif not registered and call.procedure != p.CREATE_LOCKSPACE:
             # libvirtd creates its lockspaces before it registers.
             raise out_of_order("lock owner details have not been registered")
 
     # From arguments to parameters.
 
-    def _register(self, peer: Peer, args: p.RegisterArgs) -> m.Params:
+    def _register(self, peer: Peer, args: RegisterArgs) -> m.Params:
         if not args.id:
             raise out_of_order("lock owner details have not been registered")
         if not 0 < args.pid < 2**31:
             raise no_process(args.pid)
         owner = m.OwnerParams(
             name=_shown_name(args.name),
-            uuid=str(args.uuid),
+            uuid=args.uuid,
             id=args.id,
             pid=args.pid,
         )
         # The guest must be dead before another one gets its disks.
         return m.RegisterParams(owner=owner, on_disconnect="kill")
 
-    def _restrict(self, peer: Peer, args: p.RestrictArgs) -> m.Params:
+    def _restrict(self, peer: Peer, args: RestrictArgs) -> m.Params:
         return m.NoParams()
 
-    def _acquire(self, peer: Peer, args: p.ResourceArgs) -> m.Params:
+    def _acquire(self, peer: Peer, args: ResourceArgs) -> m.Params:
         space = self._lockspace(args.path)
         resource = _resource(space, args.name)
         pid = self._dispatcher.registered_pid(peer)
@@ -127,20 +135,20 @@ class Virtlockd:
             timeout=0,
             # A file with its own path is a disk: never create or remove it.
             create=None if space.kind == "direct" else bool(args.flags & p.AUTOCREATE),
-            label=self._paths.label(space, resource, pid),
+            label=self._paths.label(space, resource, peer.session, pid),
         )
 
-    def _release(self, peer: Peer, args: p.ResourceArgs) -> m.Params:
+    def _release(self, peer: Peer, args: ResourceArgs) -> m.Params:
         space = self._lockspace(args.path)
         resource = _resource(space, args.name)
         return m.ReleaseParams(lockspace=space.name, resource=resource)
 
-    def _file(self, peer: Peer, args: p.ResourceArgs) -> m.Params:
+    def _file(self, peer: Peer, args: ResourceArgs) -> m.Params:
         space = self._lockspace(args.path)
         resource = _resource(space, args.name)
         return m.ResourceFileParams(lockspace=space.name, resource=resource)
 
-    def _new(self, peer: Peer, args: p.LockspaceArgs) -> m.Params | None:
+    def _new(self, peer: Peer, args: LockspaceArgs) -> m.Params | None:
         if not args.path:
             raise out_of_order("the default lockspace already exists")
         if self._find(args.path) is not None:
@@ -151,7 +159,7 @@ class Virtlockd:
             )
         return self._create_lockspace(peer, args)
 
-    def _create_lockspace(self, peer: Peer, args: p.LockspaceArgs) -> m.Params | None:
+    def _create_lockspace(self, peer: Peer, args: LockspaceArgs) -> m.Params | None:
         path = args.path
         if self._find(path) is not None:
             return None
@@ -177,10 +185,16 @@ class Virtlockd:
             return self._lockspaces[DIRECT_LOCKSPACE]
         if not path.startswith("/") or "\0" in path:
             return None
-        for wanted in (path, canonical_path(path)):
-            for space in self._lockspaces.values():
-                if space.path == wanted:
-                    return space
+        found = self._at(path)
+        if found is None:
+            # This takes a system call for each directory on the way.
+            found = self._at(canonical_path(path))
+        return found
+
+    def _at(self, path: str) -> Lockspace | None:
+        for space in self._lockspaces.values():
+            if space.path == path:
+                return space
         return None
 
 
@@ -188,18 +202,24 @@ class HashedPaths:
     """Maps hashed names to the paths it has seen.
 
     libvirt only sends the hash. The path is in the command line of the guest, or in an
-    earlier request.
+    earlier request. The command line is read once for each session: it takes longer
+    than a lock, and libvirt opens a session for each operation.
     """
 
     def __init__(self) -> None:
         self._path_of: OrderedDict[str, str] = OrderedDict()
+        #: Sessions for which the command line was read, until there are too many.
+        self._looked_for: set[int] = set()
 
-    def label(self, space: Lockspace, resource: str, pid: int | None) -> str | None:
+    def label(
+        self, space: Lockspace, resource: str, session: int, pid: int | None
+    ) -> str | None:
         """Returns the path of a resource with a hashed name; None for any other.
 
         Args:
             space: its lockspace.
             resource: its name.
+            session: the session that asks for it.
             pid: the guest that wants it.
         """
         if space.kind == "direct":
@@ -208,9 +228,17 @@ class HashedPaths:
         if not _HASHED.fullmatch(resource):
             return None
         if resource not in self._path_of and pid is not None:
+            self._look(session, pid)
+        return self._path_of.get(resource)
+
+    def _look(self, session: int, pid: int) -> None:
+        looked_for = self._looked_for
+        if session not in looked_for:
+            if len(looked_for) >= MAX_SESSIONS:
+                looked_for.clear()
+            looked_for.add(session)
             for path in paths_of(pid):
                 self._see(path)
-        return self._path_of.get(resource)
 
     def _see(self, path: str) -> None:
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()
@@ -221,18 +249,18 @@ class HashedPaths:
 
 
 _METHODS: Final = {
-    Procedure.REGISTER: "register",
-    Procedure.RESTRICT: "restrict",
-    Procedure.NEW: "create_lockspace",
-    Procedure.CREATE_RESOURCE: "create_resource",
-    Procedure.DELETE_RESOURCE: "delete_resource",
-    Procedure.ACQUIRE_RESOURCE: "acquire",
-    Procedure.RELEASE_RESOURCE: "release",
-    Procedure.CREATE_LOCKSPACE: "create_lockspace",
+    p.REGISTER: "register",
+    p.RESTRICT: "restrict",
+    p.NEW: "create_lockspace",
+    p.CREATE_RESOURCE: "create_resource",
+    p.DELETE_RESOURCE: "delete_resource",
+    p.ACQUIRE_RESOURCE: "acquire",
+    p.RELEASE_RESOURCE: "release",
+    p.CREATE_LOCKSPACE: "create_lockspace",
 }
 
 _FLAGS: Final = {
-    Procedure.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE,
+    p.ACQUIRE_RESOURCE: p.SHARED | p.AUTOCREATE,
 }
 """The flags of each procedure; most have none."""
 

@@ -13,7 +13,7 @@ import struct
 from functools import cache
 from typing import Final, NamedTuple
 
-from lockd.procs import read
+from lockd.procs import read, read_bytes
 
 SO_PEERPIDFD: Final = 77
 """unix(7), since Linux 6.5: the pidfd of the process that connected."""
@@ -174,8 +174,5 @@ def open_pidfd(pid: int) -> int | None:
 
 def paths_of(pid: int) -> set[str]:
     """Returns the absolute paths in the command line of a process."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return {os.fsdecode(x) for x in _PATH.findall(file.read(_MAX_CMDLINE))}
-    except OSError:
-        return set()
+    line = read_bytes(f"/proc/{pid}/cmdline", _MAX_CMDLINE)
+    return {os.fsdecode(x) for x in _PATH.findall(line)}
