@@ -56,7 +56,7 @@ def client(sock: str) -> Iterator[lockd.Client]:
 
 def grant_of(lock: Any) -> Any:
     """Returns what a lock holds; `Lock.grant` belongs to the event loop."""
-    return lock._holds[-1].grant
+    return [*lock._holds][-1].grant
 
 
 def break_it(peer: AnyPeer, lock: Any, watcher: WireClient) -> None:

@@ -16,7 +16,7 @@ its own work, and every interrupted step can be completed later:
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain, count
+from itertools import chain, count, repeat
 
 from lockd.client.encoding import cut, encode, refusal
 from lockd.client.grants import AnyGrant, Hold, Holds, shapes_of
@@ -30,7 +30,7 @@ from lockd.errors import (
     NotHeldError,
     UnavailableError,
 )
-from lockd.hints import TYPE_CHECKING, Any, Final, NamedTuple
+from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.protocol.codec import RESPONSE
 from lockd.terms import SHARED, ResourceKey
 
@@ -54,18 +54,12 @@ class UnheardError(ConnectionLostError):
     """
 
 
-class _Stage(
-    NamedTuple("_Stage", [("number", int), ("tail", bytes), ("messages", int)])
-):
-    """How far the received bytes have been processed.
+_Stage = tuple[int, bytes, int]
+"""How far the received bytes have been processed: the number of the last ones, the
+incomplete message at their end, and how many messages have been processed.
 
-    Attributes:
-        number: of the last processed bytes.
-        tail: the incomplete message at their end.
-        messages: how many messages have been processed.
-    """
-
-    __slots__ = ()
+Each is a new object, so `is` tells whether other code has processed some in between.
+"""
 
 
 class ClientCore:
@@ -81,6 +75,7 @@ class ClientCore:
             `numbers`.
         left: the releases whose answers nobody waits for.
         program: what the daemon takes this program for.
+        ended: why the connection has ended; None: it has not.
         on_end: called at the end of the connection with the error that all calls raise
             from then on.
     """
@@ -96,8 +91,8 @@ class ClientCore:
         self._on_lost: Callable[[AnyGrant], None] | None = None
         self._on_event: Callable[[dict[str, Any], int], None] | None = None
         self._news: list[News] = []
-        self._stage = _Stage(-1, b"", 0)
-        self._ended: str | None = None
+        self.ended: str | None = None
+        self._stage: _Stage = (-1, b"", 0)
         self._over = False
         self._heard = False
         #: The error that the daemon sent before it closed the connection, if any.
@@ -108,7 +103,7 @@ class ClientCore:
 
     def __repr__(self) -> str:
         counts = f"{len(self._pending)} pending, {len(self._holds)} held"
-        return f"<ClientCore {counts}, {self._ended or 'connected'}>"
+        return f"<ClientCore {counts}, {self.ended or 'connected'}>"
 
     # The interface for the shell.
 
@@ -143,11 +138,6 @@ class ClientCore:
             self._news.remove(news)
             self.on_end.remove(news.end)
 
-    @property
-    def ended(self) -> bool:
-        """Whether the connection has ended."""
-        return self._ended is not None
-
     def token_of(self, key: ResourceKey, strand: int) -> int | None:
         """Returns the fencing token under which a strand holds a resource."""
         return self._holds.token_of(key, strand)
@@ -160,8 +150,8 @@ class ClientCore:
             LimitError: the daemon ended it: it accepts no more clients.
             UnavailableError: the daemon ended it: it cannot start.
         """
-        if self._ended is not None:
-            raise self._end_error(self._ended)
+        if self.ended is not None:
+            raise self._end_error(self.ended)
 
     def _end_error(self, reason: str) -> LockdError:
         if isinstance(found := self._farewell, LimitError | UnavailableError):
@@ -177,19 +167,20 @@ class ClientCore:
             ConnectionLostError: the connection has ended.
             InvalidRequestError: the parameters cannot be sent. Nothing has changed.
         """
-        self.check_connected()
+        if self.ended is not None:
+            raise self._end_error(self.ended)
         if reply.unsent is None:
-            while reply.msgid is None or self._pending.get(reply.msgid) is not reply:
+            msgid = reply.msgid
+            while msgid is None or self._pending.setdefault(msgid, reply) is not reply:
                 msgid = next(self._msgids) & _MSGIDS
                 reply.assign(msgid)
-                self._pending.setdefault(msgid, reply)
             try:
-                reply.keep(encode(reply.msgid, reply.method, reply.params))
+                reply.keep(encode(msgid, reply.method, reply.params))
             except BaseException:
-                self._pending.pop(reply.msgid, None)
+                self._pending.pop(msgid, None)
                 raise
         self.outgoing.extend(reply.unsent or ())
-        if self._ended is not None:
+        if self.ended is not None:
             self._over = False
             self._finish_end()
 
@@ -251,15 +242,15 @@ class ClientCore:
 
     def take_in(self) -> None:
         """Processes the received bytes."""
-        while self.arrived and self._ended is None:
+        while self.arrived and self.ended is None:
             stage, first = self._stage, self.arrived[0]
             data, number = first
-            if number > stage.number:
+            if number > stage[0]:
                 self._take_bytes(stage, number, data)
             # No call between the tests and the removal.
             if self.arrived and self.arrived[0] is first:
                 self.arrived.popleft()
-        if self._ended is not None:
+        if self.ended is not None:
             self._finish_end()
 
     def _take_bytes(self, stage: _Stage, number: int, data: bytes) -> None:
@@ -267,17 +258,18 @@ class ClientCore:
             self.end(CLOSED)
             return
         self._heard = True
-        messages, tail, error = cut(stage.tail + data if stage.tail else data)
-        for place, message in enumerate(messages, stage.messages):
-            if self._stage is not stage or self._ended is not None:
+        _, tail, taken = stage
+        messages, tail, error = cut(tail + data if tail else data)
+        for place, message in enumerate(messages, taken):
+            if self._stage is not stage or self.ended is not None:
                 return  # other code has run in between and processed all of it
             if not self._take_message(message, place) and self._stage is stage:
                 self.end(f"the daemon broke the protocol: it sent {message!r:.200}")
         if error is not None and self._stage is stage:
             self.end(f"the daemon broke the protocol: {error}")
-        if self._ended is not None:
+        if self.ended is not None:
             return
-        new = _Stage(number, tail, stage.messages + len(messages))
+        new = (number, tail, taken + len(messages))
         # No call between the test and the store.
         if self._stage is stage:
             self._stage = new
@@ -287,8 +279,8 @@ class ClientCore:
 
     def end(self, reason: str) -> None:
         """Ends the connection: all holds are lost, all pending requests fail."""
-        if self._ended is None:
-            self._ended = reason
+        if self.ended is None:
+            self.ended = reason
         self._finish_end()
 
     def _finish_end(self) -> None:
@@ -297,7 +289,7 @@ class ClientCore:
             return
         self.outgoing.clear()
         self.arrived.clear()
-        reason = self._ended or ""
+        reason = self.ended or ""
         for token in self._holds.tokens():
             self._lose(token, "disconnected", "")
         for msgid, reply in list(self._pending.items()):
@@ -310,7 +302,7 @@ class ClientCore:
 
     def close(self) -> None:
         """Ends the connection on purpose: all holds count as released."""
-        if self._ended is None:
+        if self.ended is None:
             for hold in self._holds.all():
                 hold.end()
         self.end("the client is closed: open another one")
@@ -372,7 +364,7 @@ class ClientCore:
                 self._holds.forget(hold)
             else:
                 hold.keep_after(reply)
-            if self._ended is None:
+            if self.ended is None:
                 self.left.refuse(reply, error)
         reply.settle(error=error)
 
@@ -380,7 +372,7 @@ class ClientCore:
         shapes = shapes_of(result, several="resources" in reply.params)
         if shapes is None:
             return False
-        holds = [Hold(shape, reply.strand) for shape in shapes]
+        holds = map(Hold, shapes, repeat(reply.strand))
         reply.bring(tuple(map(self._make_grant, holds)))
         for grant in reply.grants:
             if not reply.done:
@@ -437,7 +429,7 @@ class ClientCore:
         self._holds.drop(token, holds)
 
     def _undo(self, reply: Reply) -> None:
-        if self._ended is not None:
+        if self.ended is not None:
             return
         if reply.method == "acquire":
             for grant in reply.grants:

@@ -88,16 +88,15 @@ def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdErro
     return error_for_code(code, sentence or code, error[2] if len(error) > 2 else None)
 
 
-def cut(data: bytes) -> tuple[list[Any], bytes, Exception | None]:
-    """Returns the messages in a stream, its incomplete end, and the first error."""
-    messages, tail, error = _cut(data)
-    if error is not None and _cut(data)[2] is None:
-        # The bytes are valid: a signal handler raised while they were read.
-        raise error
-    return messages, tail, error
+def cut(
+    data: bytes, *, again: bool = True
+) -> tuple[list[Any], bytes, Exception | None]:
+    """Returns the messages in a stream, its incomplete end, and the first error.
 
-
-def _cut(data: bytes) -> tuple[list[Any], bytes, Exception | None]:
+    Args:
+        data: the stream.
+        again: whether to try a second time after an error.
+    """
     unpacker = _idle_unpackers.pop() if _idle_unpackers else _make_unpacker()
     end = unpacker.tell() + len(data)
     messages: list[Any] = []
@@ -108,6 +107,9 @@ def _cut(data: bytes) -> tuple[list[Any], bytes, Exception | None]:
     except msgpack.OutOfData:
         return messages, data[start - end :], None
     except Exception as error:  # any error loses the stream; those before it count
+        if again and cut(data, again=False)[2] is None:
+            # The bytes are valid: a signal handler raised while they were read.
+            raise
         return messages, b"", error
     _idle_unpackers.append(unpacker)
     return messages, b"", None

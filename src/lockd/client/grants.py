@@ -15,7 +15,7 @@ from lockd.errors import LockLostError
 from lockd.hints import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from lockd.lean import ref
 from lockd.names import quoted
-from lockd.terms import ResourceKey
+from lockd.terms import ResourceKey, key_of
 
 if TYPE_CHECKING:
     from lockd.terms import Mode
@@ -97,15 +97,15 @@ class Hold:
 
     def __init__(self, shape: Mapping[str, Any], strand: int = 0) -> None:
         self.strand = strand
-        self.key = ResourceKey(shape["lockspace"], shape["resource"])
+        self.key = key_of((shape["lockspace"], shape["resource"]))
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
         self.waited: float = shape.get("waited") or 0.0
         if "slot" in shape:
             self.slot, self.slots = shape["slot"], shape.get("slots")
-        if around := shape.get("inside"):
-            self.inside = tuple(around)
-        if isinstance(found := shape.get("previous"), dict):
+        if "inside" in shape:
+            self.inside = tuple(shape["inside"] or ())
+        if "previous" in shape and isinstance(found := shape["previous"], dict):
             self.previous = MappingProxyType(found)
 
     def convert(self, mode: "Mode", reply: Reply) -> None:
@@ -116,8 +116,8 @@ class Hold:
 
     def release_by(self, reply: Reply, *, left: bool) -> None:
         """Notes the request that releases it, unless it has one or has ended."""
-        # No call between the last test and the stores.
-        if self.held and self.release is None:
+        # No call between the tests and the stores.
+        if self.loss is None and not self.released and self.release is None:
             self.release = reply
             self.left = left
 
@@ -254,8 +254,9 @@ class Holds:
     def drop(self, token: int, holds: list[Hold]) -> None:
         """Removes holds that have ended."""
         for hold in holds:
-            if self.token_of(hold.key, hold.strand) == token:
-                self._tokens.pop((hold.key, hold.strand), None)
+            key = hold.key, hold.strand
+            if self._tokens.get(key) == token:
+                self._tokens.pop(key, None)
         self._by_token.pop(token, None)
 
 

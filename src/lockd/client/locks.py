@@ -1,6 +1,6 @@
 """The common part of the locks for threads and for tasks."""
 
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -10,7 +10,7 @@ from lockd.client.reply import Reply
 from lockd.client.strands import Strand
 from lockd.errors import NotHeldError
 from lockd.names import quoted
-from lockd.terms import EXCLUSIVE, Mode, ResourceKey
+from lockd.terms import EXCLUSIVE, Mode, key_of
 
 GrantT = TypeVar("GrantT", bound=AnyGrant)
 
@@ -36,16 +36,24 @@ class AnyLock(Uncopied, Generic[GrantT]):
         params: the parameters of each request for it.
         timeout: the default timeout of `acquire` in seconds; None waits without a
             limit.
+        caller: returns an object that identifies the current thread or task.
     """
 
-    def __init__(self, params: dict[str, Any], timeout: float | None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Any],
+        timeout: float | None,
+        caller: Callable[[], object],
+    ) -> None:
         self._params = params
-        self._key = ResourceKey(params["lockspace"], params["resource"])
+        self._key = key_of((params["lockspace"], params["resource"]))
         self._mode: Mode = params.get("mode", EXCLUSIVE)
         self._timeout = -1 if timeout is None else timeout
-        self._holds: list[Held[GrantT]] = []
+        self._caller = caller
+        # In order; a value is what `pop` returns.
+        self._holds: dict[Held[GrantT], bool] = {}
         #: What the open `with` bodies have entered. Some of it may be released already.
-        self._bodies: list[Held[GrantT]] = []
+        self._bodies: dict[Held[GrantT], bool] = {}
         #: The threads or tasks that have entered bodies, while they exist.
         self._guests: set[ref[Any]] = set()
 
@@ -90,10 +98,6 @@ class AnyLock(Uncopied, Generic[GrantT]):
         """Raises an error if the caller may not use the connection."""
         raise NotImplementedError
 
-    def _caller(self) -> object:
-        """Returns an object that identifies the current thread or task."""
-        raise NotImplementedError
-
     def _patience(self, timeout: float | None) -> float:
         """Returns the timeout in seconds. A negative number waits without a limit."""
         if timeout is None:
@@ -107,7 +111,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
             timeout: in seconds. A negative number waits without a limit.
             strand: the strand that acquires it; None: the session as a whole.
         """
-        params = dict(self._params)
+        params = self._params.copy()
         if timeout >= 0:
             params["timeout"] = timeout
         if strand is not None:
@@ -152,9 +156,9 @@ class AnyLock(Uncopied, Generic[GrantT]):
         if body is None:
             raise self._not_held()
         self._close_body(body)
-        holds = list(self._holds)
-        if body in holds:
+        if body in self._holds:
             return body
+        holds = list(self._holds)
         bodies = list(self._bodies)
         since = [x for x in holds if x.who == body.who and x not in bodies]
         if not since:
@@ -165,7 +169,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
         caller = self._caller()
         bodies = list(self._bodies)
         for body in reversed(bodies):
-            if body.who == caller:
+            if body.who is caller:
                 return body
         if not bodies or ref(caller) in self._guests:
             return None
@@ -175,8 +179,9 @@ class AnyLock(Uncopied, Generic[GrantT]):
         """Notes that a body has entered what was acquired."""
         if self._bodies:
             self._close_old_bodies(held.who)
-        self._guests.add(ref(held.who, self._guests.discard))
-        self._bodies.append(held)
+        if ref(held.who) not in self._guests:
+            self._guests.add(ref(held.who, self._guests.discard))
+        self._bodies[held] = True
 
     def _close_old_bodies(self, who: object) -> None:
         # An interruption may have kept an earlier body from beginning, or ending.
@@ -186,13 +191,10 @@ class AnyLock(Uncopied, Generic[GrantT]):
                 self._close_body(body)
 
     def _close_body(self, body: Held[GrantT]) -> None:
-        with suppress(ValueError):  # it did not come so far
-            self._bodies.remove(body)
+        self._bodies.pop(body, None)  # it may not have come so far
 
     def _forget_ended(self) -> None:
         """Forgets what the caller acquired and lost, but not what a body must leave."""
-        if not self._holds:
-            return
         bodies, caller = list(self._bodies), self._caller()
         for held in list(self._holds):
             if held.who == caller and held not in bodies and not held.grant.held:
@@ -200,11 +202,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
 
     def _drop(self, held: Held[GrantT]) -> bool:
         """Forgets a hold. Returns whether it was known."""
-        try:
-            self._holds.remove(held)
-        except ValueError:
-            return False  # another thread was faster
-        return True
+        return self._holds.pop(held, False)  # another thread may be faster
 
     def _not_held(self) -> NotHeldError:
         return NotHeldError(

@@ -183,7 +183,8 @@ class LeftReleases:
     def remove(self, reply: Reply) -> None:
         """Removes one that was answered, or for which somebody waits after all."""
         self._unanswered.pop(reply, None)
-        self.refused.pop(reply, None)
+        if self.refused:
+            self.refused.pop(reply, None)
 
     def refuse(self, reply: Reply, error: LockdError) -> None:
         """Notes a refusal, if nobody waits for it."""

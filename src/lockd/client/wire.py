@@ -1,5 +1,6 @@
 """Carries the bytes between a socket and a core; never waits."""
 
+import select
 from collections import deque
 from collections.abc import Callable
 from itertools import repeat
@@ -32,6 +33,8 @@ class Wire:
         self._send_first = map(pieces.__setitem__, repeat(0), rests).__next__
         received = zip(map(sock.recv, repeat(_READ_SIZE)), core.numbers, strict=False)
         self._receive = map(core.arrived.append, received).__next__
+        #: Those that nobody uses now. A signal handler may come in while one is used.
+        self._polls: list[select.poll] = []
 
     def push(self) -> None:
         """Sends what the kernel accepts. The rest stays in `core.outgoing`."""
@@ -51,29 +54,43 @@ class Wire:
                 # The daemon's last words may be unread: the reader will find them.
                 pieces.clear()
 
-    def pull(self) -> bool:
-        """Receives some bytes and passes them to the core.
-
-        Returns:
-            Whether more bytes may be available.
-        """
+    def pull_all(self) -> bool:
+        """Receives all bytes that have come. Returns whether there were any."""
         core = self._core
-        if core.ended:
-            return False
-        more = True
+        heard = False
+        while core.ended is None:
+            try:
+                poll = self._polls.pop()
+            except IndexError:
+                poll = select.poll()
+                poll.register(self.sock, select.POLLIN)
+            # To receive nothing would raise, which takes three times as long.
+            found = poll.poll(0)
+            self._polls.append(poll)
+            if not found:
+                break
+            self.pull()
+            heard = True
+        if core.arrived:
+            core.take_in()
+        return heard
+
+    def pull(self) -> None:
+        """Receives some bytes and passes them to the core."""
+        core = self._core
+        if core.ended is not None:
+            return
         try:
             self._receive()
         except OSError as error:
             if _is_handlers(error):
                 raise
-            more = False
             if isinstance(error, ConnectionResetError):  # it closed with unread bytes
                 core.end(CLOSED)
             elif not isinstance(error, BlockingIOError):
                 core.end(f"the connection to the daemon failed: {error.strerror}")
         if core.arrived:
             core.take_in()
-        return more
 
 
 def _is_handlers(error: Exception) -> bool:

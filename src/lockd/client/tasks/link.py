@@ -319,8 +319,7 @@ class TaskLink:
         # Other threads cannot wake the tasks, so they only see what the reader has
         # read.
         if self.loop.runs_here and not self._forked:
-            while self._wire.pull():
-                pass
+            self._wire.pull_all()
             self._push()
 
     def open_events(self) -> Inbox:
@@ -394,7 +393,7 @@ class TaskLink:
 
     async def _read(self) -> None:
         with self._reading:
-            while not self._core.ended:
+            while self._core.ended is None:
                 await anyio.wait_readable(self._sock)
                 self._wire.pull()
                 self._push()

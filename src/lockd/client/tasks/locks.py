@@ -92,7 +92,7 @@ class Lock(AnyLock[Grant]):
     def __init__(
         self, link: TaskLink, params: dict[str, Any], timeout: float | None
     ) -> None:
-        super().__init__(params, timeout)
+        super().__init__(params, timeout, link.loop.task)
         self.link = link
 
     async def acquire(self, *, timeout: float | None = None) -> Grant:
@@ -174,18 +174,16 @@ class Lock(AnyLock[Grant]):
         await self.link.perform(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]
-        self._forget_ended()
+        if self._holds:
+            self._forget_ended()
         held = Held(self._caller(), grant)
-        self._holds.append(held)
+        self._holds[held] = True
         if entered:
             self._open_body(held)
         return grant
 
     def _check_owned(self) -> None:
         self.link.check_owned()
-
-    def _caller(self) -> object:
-        return self.link.loop.task()
 
 
 class Body(AbstractAsyncContextManager[Grant, bool]):

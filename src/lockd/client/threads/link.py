@@ -64,7 +64,7 @@ class ThreadLink:
         self._wire = Wire(sock, self._core)
         self._seat: Any = RLock()
         self._reading = False
-        self._bell = Bell()
+        self._bell = Bell(self._descriptor)
         # The sleeping threads: the lock of each, and whether it is the main thread.
         self._sleepers: dict[Lock, bool] = {}
         # Invariant: the descriptor is open while a thread waits. Otherwise the thread
@@ -72,7 +72,6 @@ class ThreadLink:
         self._waiting: set[Lock] = set()
         self._closing = False
         self._forked = False
-        self._polls: list[select.poll] = []
         forking.disown_in_children(self)
 
     def __repr__(self) -> str:
@@ -87,7 +86,8 @@ class ThreadLink:
     def lost(self) -> bool:
         """Whether the connection has ended, and this client has not closed it."""
         self.catch_up()
-        return self._core.ended and not self._closing and not self._forked
+        ended = self._core.ended is not None
+        return ended and not self._closing and not self._forked
 
     def check_owned(self) -> None:
         """Checks that the session belongs to this process.
@@ -143,28 +143,33 @@ class ThreadLink:
             comes later is raised elsewhere (`LeftReleases`).
         """
         self.check_owned()
-        release = partial(self._core.release, outcome=outcome, wait=wait)
         try:
             if not wait:
                 # So an earlier loss is raised now, and no answer stays unread.
                 self.catch_up()
-            replies = [release(grant) for grant in grants]
-            self._push()
+            replies = self._start_release(grants, outcome, wait=wait)
             if wait or self._core.outgoing or len(self.left) > MOST_LEFT:
                 for reply in replies:
                     self._wait(reply)
-            # Another thread may have read an answer already.
-            done = [reply for reply in replies if reply.done]
-            for reply in done:
-                self.left.remove(reply)
+            done = []
+            for reply in replies:
+                if reply.done:  # another thread may have read the answer already
+                    self.left.remove(reply)
+                    done.append(reply)
         except BaseException as error:
-            # A signal, perhaps before all requests were sent; `release` sends each only
-            # once.
-            replies = [release(grant) for grant in grants]
-            self._push()
+            # A signal, perhaps before all requests were sent; this sends each once.
+            replies = self._start_release(grants, outcome, wait=wait)
             _tell_fate(error, replies)
             raise
         return done
+
+    def _start_release(
+        self, grants: tuple[AnyGrant, ...], outcome: "WorkOutcome", *, wait: bool
+    ) -> list[Reply]:
+        release = self._core.release
+        replies = [release(grant, outcome, wait=wait) for grant in grants]
+        self._push()
+        return replies
 
     def hear_out(self) -> None:
         """Waits for the answers that nobody has waited for, if the daemon answers.
@@ -206,13 +211,10 @@ class ThreadLink:
         if self._forked or sys.is_finalizing():
             return
         with self._mutex:
-            more = self._wire.pull()
-            heard = more
-            while more:
-                more = self._wire.pull()
+            heard = self._wire.pull_all()
             if self._core.outgoing:
                 self._wire.push()
-        if (heard or self._core.ended) and self._reading:
+        if self._reading and (heard or self._core.ended):
             self._bell.ring()
 
     def strand(self) -> Strand | None:
@@ -320,16 +322,19 @@ class ThreadLink:
 
     def _wait(self, awaited: Reply | Inbox) -> None:
         """Waits until an object is done."""
-        if self._core.outgoing:
-            self._push()
+        outgoing = self._core.outgoing
+        if outgoing:
+            with self._mutex:
+                self._wire.push()
         waker = Lock()
         try:
             self._waiting.add(waker)
-            while not awaited.done or self._core.outgoing:
-                self.check_owned()
+            while not awaited.done or outgoing:
+                if self._forked:
+                    raise forking.forked()
                 if not self._read(awaited):
                     self._sleep(awaited, waker)
-                if self._core.outgoing:
+                if outgoing:
                     self._push()
         finally:
             try:
@@ -340,7 +345,11 @@ class ThreadLink:
                 raise
 
     def _read(self, awaited: Reply | Inbox) -> bool:
-        """Reads once if no other thread is reading. Returns whether it has read."""
+        """Reads until an object is done, or there is something to send.
+
+        Returns whether it has read: false if another thread is reading.
+        """
+        core = self._core
         again = self._seat._is_owned()
         taken: list[bool] = []
         try:
@@ -348,12 +357,18 @@ class ThreadLink:
             taken.extend(map(self._seat.acquire, (False,)))
             if taken[0]:
                 self._reading = True
-                if self._core.arrived:  # an exception has ended their reader
-                    self._core.take_in()
-                if not awaited.done or self._core.outgoing:
-                    self._poll()
+                if core.arrived:  # an exception has ended their reader
+                    core.take_in()
+                wait = not awaited.done or bool(core.outgoing)
+                while wait and not self._forked:
+                    # Without the mutex, even if this code interrupted its owner.
+                    owned = self._mutex._is_owned()
+                    self._bell.wait(
+                        self._unlocked if owned else None, sends=bool(core.outgoing)
+                    )
                     with self._mutex:
                         self._wire.pull()
+                    wait = not awaited.done and not core.outgoing
         finally:
             if taken and taken[0]:
                 self._reading = again
@@ -364,24 +379,10 @@ class ThreadLink:
                     self._seat.release()
         return taken[0]
 
-    def _poll(self) -> None:
-        try:
-            poll = self._polls.pop()
-        except IndexError:
-            poll = select.poll()
-            poll.register(self._bell, select.POLLIN)
-        # protocol 3.4: the daemon may stop reading while the client does not read. So a
-        # writer also waits for input.
-        poll.register(self._descriptor, _BOTH if self._core.outgoing else select.POLLIN)
-        found = self._unlocked(poll.poll)
-        if len(found) > 1 or found[0][0] != self._descriptor:
-            self._bell.hush()
-        self._polls.append(poll)
-
     def _sleep(self, awaited: Reply | Inbox, waker: Lock) -> None:
         if self._core.outgoing:
             poll = select.poll()
-            poll.register(self.sock, _BOTH)
+            poll.register(self.sock, select.POLLIN | select.POLLOUT)
             self._unlocked(partial(poll.poll, _NAP * 1000))
             return
         import threading  # loaded already, where another thread reads
@@ -434,8 +435,6 @@ class ThreadLink:
 #: The methods with which `threading.Condition` unlocks a lock completely to wait.
 _SAVE: Final[Any] = getattr(type(RLock()), "_release_save")  # noqa: B009
 _RESTORE: Final[Any] = getattr(type(RLock()), "_acquire_restore")  # noqa: B009
-
-_BOTH: Final = select.POLLIN | select.POLLOUT
 
 
 def _open(waker: Lock) -> None:

@@ -109,7 +109,8 @@ class Lock(AnyLock[Grant]):
         params: dict[str, Any],
         timeout: float | None,
     ) -> None:
-        super().__init__(params, timeout)
+        # Not its ident: a later thread may get the same.
+        super().__init__(params, timeout, threading.current_thread)
         self._connection = connection
 
     @property
@@ -206,12 +207,13 @@ class Lock(AnyLock[Grant]):
         link = self._connection.link()
         reply = self._request(timeout, strand_of(link))
         try:
-            self._forget_ended()
+            if self._holds:
+                self._forget_ended()
             link.perform(reply)
             reply.outcome()
             (grant,) = reply.grants
             held = Held(self._caller(), grant)
-            self._holds.append(held)
+            self._holds[held] = True
             if entered:
                 self._open_body(held)
             return held
@@ -228,7 +230,3 @@ class Lock(AnyLock[Grant]):
 
     def _check_owned(self) -> None:
         self._connection.last.check_owned()
-
-    def _caller(self) -> object:
-        # Not its ident: a later thread may get the same.
-        return threading.current_thread()
