@@ -5,7 +5,6 @@ import tracemalloc
 
 import pytest
 from msgspec import msgpack, to_builtins
-from msgspec.structs import replace
 
 from lockd.daemon.config.config import Limits
 from lockd.daemon.stores.labels import key_of
@@ -125,7 +124,7 @@ def test_records_are_no_longer_than_what_their_limits_allow(
     owner = c.Owner("o" * 255, 2**31 - 1, 2**32 - 2, "u" * 255, 2**63 - 1)
     hears = {"max_hold": 1.5, "wanted": True}
     wish = c.Acquire(session, 2**31, keys, EXCLUSIVE, 1.5, None, text, text)
-    wish = replace(wish, **hears)
+    wish = wish.replace(**hears)
 
     def said() -> int:
         return engine.text_by_user.get(owner.uid, 0) * each["text_bytes_per_user"]

@@ -37,8 +37,8 @@ ELSEWHERE = {
     "daemon/requests/anchors.py": "daemon/requests/test_runtime.py",
     # Values and tables without behaviour of their own.
     "term_types.py": "test_terms.py",
-    "engine/commands.py": "engine/test_lock_engine.py",
-    "engine/effects.py": "engine/test_lock_engine.py",
+    "engine/effects.py": "engine/test_commands.py",
+    "engine/values.py": "engine/test_lock_engine.py",
     "engine/recovery/shapes.py": "engine/recovery/test_snapshot.py",
     # Its parts, which only `cycles` has in use.
     "engine/waits/obstacles.py": "engine/waits/test_cycles.py",

@@ -77,40 +77,42 @@ class Narrator:
 
     def prose(self, effect: e.Effect) -> str:
         match effect:
-            case e.Granted(session, _, grants, waited, converted):
+            case e.Granted(
+                session=session, grants=grants, waited=waited, converted=converted
+            ):
                 verb = "converted" if converted else "granted"
                 after = f" after {waited:g} s" if waited else ""
                 locks = ", ".join(map(_grant, grants))
                 return f"{verb} {self.name(session)} {locks}{after}"
             case e.Refused():
                 return f"refused {self.name(effect.session)}: {_why(effect)}"
-            case e.Completed(session):
+            case e.Completed(session=session):
                 return f"done {self.name(session)}"
-            case e.Queued(session, _, keys, mode, converting):
+            case e.Queued(session=session, keys=keys, mode=mode, converting=converting):
                 names = ", ".join(map(str, keys))
                 verb = "to be converted" if converting else "queued"
                 return f"{verb} {self.name(session)} {names} {mode}"
-            case e.Ended(grant, cause):
+            case e.Ended(grant=grant, cause=cause):
                 return f"ended {grant.owner.name} {_grant(grant)}: {cause}"
-            case e.Lost(session, grant, cause, reason):
+            case e.Lost(session=session, grant=grant, cause=cause, reason=reason):
                 words = f"{cause}, {reason}" if reason else cause
                 return f"told {self.name(session)} {_grant(grant)} is lost: {words}"
-            case e.Overdue(session, grant, count):
+            case e.Overdue(session=session, grant=grant, waiter_count=count):
                 who = "told others" if session is None else f"told {self.name(session)}"
                 return f"{who} {_grant(grant)} is overdue; {count} wait"
-            case e.Wanted(session, grant, count):
+            case e.Wanted(session=session, grant=grant, waiter_count=count):
                 return f"told {self.name(session)} {_grant(grant)} is wanted by {count}"
-            case e.Unwanted(session, grant):
+            case e.Unwanted(session=session, grant=grant):
                 return f"told {self.name(session)} {_grant(grant)} is wanted no more"
-            case e.BreakOverdue(grant):
+            case e.BreakOverdue(grant=grant):
                 return f"break {_grant(grant)}"
-            case e.OpenAnchor(key, mode):
+            case e.OpenAnchor(key=key, mode=mode):
                 return f"open the file of {key} {mode}"
-            case e.CloseAnchor(key):
+            case e.CloseAnchor(key=key):
                 return f"close the file of {key}"
-            case e.Fence(_, who):
+            case e.Fence(owner=who):
                 return f"fence {who.name}"
-            case e.ForgetOwner(owner_id):
+            case e.ForgetOwner(owner_id=owner_id):
                 return f"forget {self.owner_name(owner_id)}"
 
 

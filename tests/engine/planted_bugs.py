@@ -233,13 +233,13 @@ PLANTED_BUGS = [
         "        if owner.sessions:\n",
     ),
     _in(
-        "effects",
+        "values",
         "work that failed ended well",
         'self.cause == "released" and self.outcome in (None, "ok")',
         'self.cause == "released"',
     ),
     _in(
-        "effects",
+        "values",
         "a holder that died ended well",
         'self.cause == "released" and self.outcome in (None, "ok")',
         'self.cause != "broken" and self.outcome in (None, "ok")',
@@ -370,7 +370,7 @@ PLANTED_BUGS = [
         "tests/engine/test_slots.py",
     ),
     _in(
-        "effects",
+        "values",
         "a slot that there is no more counts as taken",
         "(self.slots_held & ((1 << self.slots) - 1))",
         "self.slots_held",
@@ -400,7 +400,7 @@ PLANTED_BUGS = [
         "            pass\n",
     ),
     _in(
-        "commands",
+        "values",
         "the last pattern for slots counts",
         "        for pattern, count in self.slots:\n",
         "        for pattern, count in self.slots[::-1]:\n",
@@ -440,7 +440,7 @@ PLANTED_BUGS = [
     _in(
         "session",
         "who waits for a slot expects as many as there were",
-        "        self.wish = replace(self.wish, slots=count, slots_said_by=said_by)\n",
+        "        self.wish = self.wish.replace(slots=count, slots_said_by=said_by)\n",
         "        pass\n",
     ),
     _in(

@@ -947,7 +947,7 @@ def test_outer_is_converted_once_nobody_gets_inside_any_more(
     wait_with_open_file(engine)
     engine.handle(c.CloseSession(BOB), now=0.0)
     shared = queued(ALICE, 4, ONE, mode=SHARED)
-    assert convert(engine, ALICE, 4, ONE, SHARED) == [replace(shared, converting=True)]
+    assert convert(engine, ALICE, 4, ONE, SHARED) == [shared.replace(converting=True)]
     effects = open_files(engine, TWO)
     assert e.OpenAnchor(ONE, SHARED, in_use=True) in effects
     assert who_got_it(open_files(engine, ONE)) == [ALICE]

@@ -818,7 +818,7 @@ class ModelMachine(Machine):
         command = c.Convert(ask.session, ask.number, key, mode, timeout)
         if ask.who[2]:
             token = self.token_of(ask.who, name)
-            command = replace(command, key=None, fencing_token=token)
+            command = command.replace(key=None, fencing_token=token)
         self.agree(command, self.model.convert(ask, timeout == 0))
 
     def release_names(self, slot: int, names: tuple[str, ...]) -> None:
@@ -1040,7 +1040,7 @@ class AnchorMachine(Machine):
         if self.strands[slot]:
             mine = [x for x in self.engine.holders(key) if self.is_of(slot, x)]
             token = mine[0].fencing_token if mine else 0
-            command = replace(command, key=None, fencing_token=token)
+            command = command.replace(key=None, fencing_token=token)
         self.do(command)
 
     def is_of(self, slot: int, grant: e.Grant) -> bool:

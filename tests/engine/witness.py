@@ -113,16 +113,16 @@ class Witness:
             case c.OpenSession():
                 self.sessions.add(command.session)
                 self.acts_for[command.session] = command.session
-            case c.CloseSession(session):
+            case c.CloseSession(session=session):
                 self.sessions.remove(session)
                 del self.acts_for[session]
                 self.within.pop(session, None)
                 for asked in [x for x in self.unanswered if x[0] == session]:
                     del self.unanswered[asked]
-            case c.EndOwner(owner_id) | c.OwnerFenced(owner_id):
+            case c.EndOwner(owner_id=owner_id) | c.OwnerFenced(owner_id=owner_id):
                 self.ended_owners.add(owner_id)
                 self.dead.add(owner_id)
-            case c.AnchorOpened(key):
+            case c.AnchorOpened(key=key):
                 mode = self.anchors[key] = self.opening.pop(key)
                 if mode == SHARED:
                     # Others outside may share the file from now on.
@@ -133,7 +133,7 @@ class Witness:
             case c.Resume():
                 self.opening.clear()
                 self.fenced &= self.dead
-            case c.EnterGrants(session, tokens):
+            case c.EnterGrants(session=session, tokens=tokens):
                 self.within[session] = set(tokens)
             case c.AnchorDelayed() | c.Tick() | c.DisconnectOwner():
                 pass
@@ -172,33 +172,36 @@ class Witness:
         match effect:
             case e.Granted():
                 self.granted(effect)
-            case e.Refused(session, request):
+            case e.Refused(session=session, request=request):
                 self.answered(session, request)
-            case e.Completed(session, request):
+            case e.Completed(session=session, request=request):
                 command = self.answered(session, request)
                 assert not isinstance(command, c.Acquire | c.Convert)
                 if isinstance(command, c.RegisterOwner):
                     self.acts_for[session] = command.owner_id
                     if command.on_disconnect == "kill":
                         self.killed_on_disconnect.add(command.owner_id)
-            case e.Queued(session, request):
+            case e.Queued(session=session, request=request):
                 assert (session, request) in self.unanswered
                 assert (session, request) not in self.queued, "queued twice"
                 assert (session, request) not in self.crowded_out, "one too many"
                 self.queued.add((session, request))
             case e.Ended():
                 self.ended(effect)
-            case e.Lost(session, grant):
+            case e.Lost(session=session, grant=grant):
                 assert session in self.sessions, "a session that is gone is told"
                 held = self.holders[grant.key][who_holds(grant)]
                 assert held.fencing_token == grant.fencing_token
-            case e.Overdue(session, grant):
+            case e.Overdue(session=session, grant=grant):
                 self.told_overdue(session, grant)
-            case e.Wanted(session, grant) | e.Unwanted(session, grant):
+            case (
+                e.Wanted(session=session, grant=grant)
+                | e.Unwanted(session=session, grant=grant)
+            ):
                 self.told_wanted(session, grant, isinstance(effect, e.Wanted))
-            case e.BreakOverdue(grant):
+            case e.BreakOverdue(grant=grant):
                 self.to_break.add(grant.fencing_token)
-            case e.OpenAnchor(key, mode, _, in_use):
+            case e.OpenAnchor(key=key, mode=mode, in_use=in_use):
                 assert self.lockspaces[key.lockspace].anchored
                 assert key not in self.opening, "opened twice at once"
                 assert in_use == bool(self.holders.get(key))
@@ -206,14 +209,14 @@ class Witness:
                 modes = {held.mode for held in self.holders.get(key, {}).values()}
                 assert (mode, modes) != (EXCLUSIVE, {EXCLUSIVE}), "opened twice"
                 self.opening[key] = mode
-            case e.CloseAnchor(key):
+            case e.CloseAnchor(key=key):
                 assert key not in self.opening
                 assert not self.holders.get(key), "closed under a holder"
                 del self.anchors[key]
-            case e.Fence(owner_id):
+            case e.Fence(owner_id=owner_id):
                 assert owner_id not in self.fenced | self.dead, "fenced twice"
                 self.fenced.add(owner_id)
-            case e.ForgetOwner(owner_id):
+            case e.ForgetOwner(owner_id=owner_id):
                 assert not self.does_hold(owner_id), "forgotten while it holds"
 
     # What holders hear.

@@ -54,7 +54,7 @@ class Requests:
             if slots is None or command.slots not in (None, slots):
                 return self._other_slots(command, slots)
             said_by = state.slots_said_by(command.keys[0], owner.identity)
-            command = replace(command, slots=slots, slots_said_by=said_by)
+            command = command.replace(slots=slots, slots_said_by=said_by)
         strand = owner.whole
         if command.strand:
             strand = owner.strand((command.session, command.strand))
@@ -100,7 +100,7 @@ class Requests:
             before: Literal["before"] | None = None if owner else "before"
             mismatch = replace(mismatch, owner=owner, configured=before)
         refusal = state.refusal(command, "invalid", "", key)
-        return replace(refusal, mismatch=mismatch)
+        return refusal.replace(mismatch=mismatch)
 
     def _why_not_inside(self, command: c.Acquire, inside: Inside) -> e.Refused | None:
         """Refuses what is partly outside, or what those around do not hold so."""
@@ -125,7 +125,7 @@ class Requests:
             return command
         (key,) = command.keys
         slot = self._state.resources[key].slot_inside(inside[key])
-        return replace(command, slot=slot)
+        return command.replace(slot=slot)
 
     def _let_in(self, request: Request, now: float) -> bool:
         """Grants a request from inside, unless it has to wait."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from lockd.engine.commands import Acquire, AnchorRefused, Owner, RegisterOwner
 from lockd.engine.effects import Grant
 from lockd.engine.request_state import (
@@ -458,7 +456,7 @@ class Request:
 
     def expect_slots(self, count: int, said_by: Owner | None) -> None:
         """Sets how many slots there are of what it waits for, and who says so."""
-        self.wish = replace(self.wish, slots=count, slots_said_by=said_by)
+        self.wish = self.wish.replace(slots=count, slots_said_by=said_by)
 
     def allow_until(self, deadline: float) -> None:
         """Sets the time at which the request is refused if it has no grant by then."""

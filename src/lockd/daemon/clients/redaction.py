@@ -41,18 +41,17 @@ class Redaction:
         situation = effect.situation
         if peer.is_admin:
             return effect
-        effect = replace(effect, outside=self.outside(effect.outside, peer))
+        effect = effect.replace(outside=self.outside(effect.outside, peer))
         if situation is None:
             return effect
         if self._access.may(peer, "list", situation.key.lockspace):
-            return replace(
-                effect,
+            return effect.replace(
                 situation=self.situation(situation, peer),
                 cycle=tuple(self._edge(x, peer) for x in effect.cycle),
             )
         if effect.mismatch is not None:
             mismatch = replace(effect.mismatch, owner=None)
-            return replace(effect, situation=None, mismatch=mismatch)
+            return effect.replace(situation=None, mismatch=mismatch)
         said = _CODES.get(effect.code, "{} is held or waited for")
         message = said.format(quoted(str(situation.key)))
         if effect.code != "busy":
