@@ -121,7 +121,6 @@ def _sorted(data: Plain) -> Plain:
         "lockspaces": lambda x: x["name"],
         "owners": lambda x: x["owner_id"],
         "sessions": lambda x: x[0],
-        "resources": lambda x: x["key"],
     }
     return data | {name: sorted(data[name], key=key) for name, key in order.items()}
 

@@ -434,8 +434,8 @@ PLANTED_BUGS = [
     _in(
         "recovery/snapshot",
         "a load forgets which slots are held",
-        "    resource.count_slots_again()\n",
-        "",
+        "        resource.count_slots_again()\n",
+        "        pass\n",
     ),
     _in(
         "session",

@@ -24,7 +24,8 @@ def dump(engine: LockEngine) -> Plain:
         ],
         "sessions": [snapshot.dump_session(x) for x in state.sessions.values()],
         "requests": [snapshot.dump_request(x) for x in state.all_requests()],
-        "resources": [_dump_resource(x) for x in state.resources.values()],
+        # Resources have no order.
+        "resources": [_dump_resource(x) for _, x in sorted(state.resources.items())],
         "last_holders": [to_builtins(x) for x in state.last_holders.values()],
     }
 

@@ -185,7 +185,7 @@ class _Assembly:
             case "session":
                 self.sessions[convert(value[0], int)] = value
             case "grant":
-                grant = convert(value, Grant)
+                grant = value if isinstance(value, Grant) else convert(value, Grant)
                 if grant.mode == SLOT and None in (grant.slot, grant.slots):
                     raise ValueError("it is of an unknown slot")
                 self.grants[grant.fencing_token] = grant
@@ -246,9 +246,6 @@ class _Assembly:
 
     def _resources(self) -> list[ResourceRecord]:
         found: dict[ResourceKey, ResourceRecord] = {}
-        for grant in self.grants.values():
-            resource = _resource(found, grant.key)
-            resource.holders.append((grant.owner_id, grant.fencing_token))
         for order, (place, _) in self.requests.items():
             for opening in place.anchors:
                 resource = _resource(found, opening.key)

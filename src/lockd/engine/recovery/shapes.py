@@ -86,10 +86,9 @@ class RequestRecord(Struct):
 
 
 class ResourceRecord(Struct):
-    """A resource that refers to others by owner id, fencing token, request order."""
+    """A resource where somebody waits: it refers to requests by their order."""
 
     key: ResourceKey
-    holders: list[tuple[int, int]] = []
     converting: list[int] = []
     waiting: list[int] = []
     anchor: Mode | None = None

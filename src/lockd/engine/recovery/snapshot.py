@@ -26,7 +26,7 @@ from lockd.engine.recovery.shapes import (
 )
 from lockd.engine.resource import Resource
 from lockd.engine.session import OwnerState, Request, Session
-from lockd.terms import SLOT, OutsideHolder
+from lockd.terms import SLOT, OutsideHolder, ResourceKey
 
 VERSION: Final = 5
 """Rises with every addition to the data that `load` reads."""
@@ -94,6 +94,8 @@ def load(data: Plain, last_token: int = 0) -> Loaded:
     problems = [str(x) for x in data.get("problems", [])]
     damaged: list[int] = []
     for kind, read in readers.items():
+        if kind == "sessions":
+            problems += _load_holders(state)
         for index, record in enumerate(data[kind]):
             try:
                 read(record)
@@ -174,6 +176,39 @@ def _load_owner(state: LockState, data: Plain) -> None:
     for grant in record.grants:
         owner.put(grant)
     state.add_owner(owner)
+
+
+def _load_holders(state: LockState) -> list[str]:
+    """Adds the holders of all resources: the grants, in the order of their tokens.
+
+    Returns what is wrong, a sentence each.
+    """
+    problems = []
+    found = [(x, grant) for x in state.owners.values() for grant in x.grants.values()]
+    found.sort(key=lambda x: x[1].fencing_token)
+    with_slots: dict[ResourceKey, Resource] = {}
+    for owner, grant in found:
+        try:
+            resource = _resource(state, grant.key)
+        except ValueError as error:
+            problems.append(f"grant {grant.fencing_token}: {error}")
+            continue
+        resource.holders[owner.strand_of(grant)] = grant
+        if grant.slot is not None:
+            with_slots[grant.key] = resource
+    for resource in with_slots.values():
+        resource.count_slots_again()
+    return problems
+
+
+def _resource(state: LockState, key: ResourceKey) -> Resource:
+    """Returns a resource, which may be new."""
+    resource = state.resources.get(key)
+    if resource is None:
+        if key.lockspace not in state.lockspaces:
+            raise ValueError("its lockspace could not be read")
+        resource = state.resources[key] = Resource(key)
+    return resource
 
 
 def _load_session(
@@ -262,18 +297,8 @@ def _load_resource(
     state: LockState, data: Plain | ResourceRecord, requests: dict[int, Request]
 ) -> None:
     record = convert(data, ResourceRecord)
-    resource = Resource(record.key)
-    if resource.key.lockspace not in state.lockspaces:
-        raise ValueError("its lockspace could not be read")
+    resource = _resource(state, record.key)
     missing = 0
-    for owner_id, token in record.holders:
-        owner = state.owners.get(owner_id)
-        if owner is not None and token in owner.grants:
-            grant = owner.grants[token]
-            resource.holders[owner.strand_of(grant)] = grant
-        else:
-            missing += 1
-    resource.count_slots_again()
     for order in [*record.converting, *record.waiting]:
         if order in requests:
             resource.enqueue(requests[order])
@@ -288,6 +313,5 @@ def _load_resource(
                 resource.stay_whole()
         else:
             missing += 1
-    state.resources[resource.key] = resource
     if missing:
         raise ValueError(f"{missing} of those at it could not be read")
