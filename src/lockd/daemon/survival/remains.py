@@ -188,6 +188,8 @@ def whole(
     Raises:
         ValueError: some of them are missing.
     """
+    if not (unsent or partial or state.unsent_apart or state.partial_apart):
+        return state  # as almost always
     said, begun = state.unsent, state.connection["partial"]
     start = state.done - len(begun) - state.partial_apart
     said = apart.unsent.take_up(unsent, state.sent, state.unsent_apart) + said
