@@ -1,5 +1,5 @@
 # make run     start a daemon here, in the foreground
-# make test    everything that needs no root and no system package
+# make test    everything that needs no root and no system package; tests the source
 # make test-system   lockd under a real systemd, in namespaces of its own; takes root
 # make check   style and types
 # make fix     what of the style can be mended by itself
@@ -11,13 +11,14 @@
 #              three minutes of it: TORTURE="--slice"
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
-# make bench [BENCH="ROW..."]   speed, beside the peers that are installed; docs/speed.md
+# make bench [BENCH="ROW..."] [COMPILED=no]   speed, beside the peers that are installed, and
+#              as `make install` would install it; docs/speed.md
 # make bench-count [AGAINST=REVISION]   instructions of the daemon for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place
-# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=yes]   program,
-#              units, manual, completion
+# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no]   program,
+#              units, manual, completion; hot modules are compiled if there is a C compiler
 # make uninstall     with the same variables; configuration and state stay
 # make lock    write requirements.lock anew, from pyproject.toml
 
@@ -54,7 +55,7 @@ run: $(READY)
 
 # Tests wait for daemons more than they compute: one more at a time than there are processors.
 # Many execute daemons. To compile the modules anew would be half of such a start.
-test: $(READY)
+test: $(READY) interpreted
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(TESTS)
 
 # What Debian calls what a booted machine needs.
@@ -100,6 +101,7 @@ soak: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python -m soak --seconds $(SECONDS) $(SOAK)
 
 bench: $(READY)
+	$(BIN)/python tools/compiled.py $(if $(filter no,$(COMPILED)),away src --why COMPILED=no,into src)
 	PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH)
 
 bench-count: $(READY)
@@ -121,10 +123,10 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 compiled: $(READY)
-	$(BIN)/python tools/compiled.py here
+	$(BIN)/python tools/compiled.py into src --must
 
 interpreted: $(READY)
-	$(BIN)/python tools/compiled.py away
+	$(BIN)/python tools/compiled.py away src
 
 # One file for every Python that the project runs on: markers say what is for which.
 lock:
@@ -137,8 +139,9 @@ lock:
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
 # module of the user can change (-I). What was installed before stays until all that can fail
-# is done. Everybody can read all of it, whatever the umask is. With COMPILED, what mypyc makes
-# of the hot modules lies beside them.
+# is done. Everybody can read all of it, whatever the umask is. What mypyc makes of the hot
+# modules lies beside them, unless COMPILED=no or they cannot be compiled; the last line of
+# `make install` says which, and compiled.txt there.
 COMPLETIONS = bash:bash-completion/completions/lockctl zsh:zsh/site-functions/_lockctl \
   fish:fish/vendor_completions.d/lockctl.fish
 NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
@@ -156,7 +159,9 @@ install: $(READY)
 	  -r '$(NEW_LIBDIR)/requirements.txt'
 	rm -rf '$(NEW_LIBDIR)/bin'
 	cp -R src/lockd '$(NEW_LIBDIR)/'
-	$(if $(COMPILED),$(BIN)/python tools/compiled.py into '$(NEW_LIBDIR)' --python "$(TARGET_PYTHON)")
+	$(BIN)/python tools/compiled.py $(if $(filter no,$(COMPILED)),away '$(NEW_LIBDIR)' \
+	  --why COMPILED=no,into '$(NEW_LIBDIR)' --python '$(TARGET_PYTHON)') \
+	  > '$(NEW_LIBDIR)/compiled.txt'
 	find '$(NEW_LIBDIR)' -name __pycache__ -prune -exec rm -rf {} +
 	$(TARGET_PYTHON) -m compileall -q -s '$(NEW_LIBDIR)' -p '$(LIBDIR)' '$(NEW_LIBDIR)'
 	chmod -R u=rwX,go=rX '$(NEW_LIBDIR)'
@@ -190,6 +195,7 @@ install: $(READY)
 	    > '$(DESTDIR)$(PREFIX)/share'/$${script#*:} && \
 	  chmod 644 '$(DESTDIR)$(PREFIX)/share'/$${script#*:} || exit 1; \
 	done
+	@cat '$(DESTDIR)$(LIBDIR)/compiled.txt'
 
 # The configuration and the state stay: they are the operator's. The links by which units are
 # enabled go with the units.

@@ -92,6 +92,24 @@ def test_source_runs_on_another_interpreter(package: Path) -> None:
     assert_source_runs(package, "its compiled modules are for another interpreter")
 
 
+def test_source_runs_if_the_record_is_missing(package: Path) -> None:
+    assert_source_runs(package, "compiled.json is missing beside its compiled modules")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"suffix": ".so"}'])
+def test_source_runs_if_the_record_is_damaged(package: Path, text: str) -> None:
+    (package / compilation.RECORD).write_text(text)
+    assert_source_runs(package, "compiled.json is damaged")
+
+
+def test_source_runs_if_nothing_is_compiled(package: Path) -> None:
+    for path in package.rglob("*.so"):
+        path.unlink()
+    (problem, loaded, is_compiled), complaint = load(package)
+    assert (problem, is_compiled, complaint) == ("None", "False", "")
+    assert loaded == str(package / "engine" / "usage.py")
+
+
 def assert_source_runs(package: Path, why: str) -> None:
     (problem, loaded, is_compiled), complaint = load(package)
     assert complaint == ""

@@ -1,11 +1,12 @@
 """Compiles modules of the daemon with mypyc; pyproject.toml has the list.
 
-    compiled.py into DIRECTORY [--python PROGRAM]   for that interpreter
-    compiled.py here        beside their source, for this interpreter
-    compiled.py away        removes those beside their source
+    compiled.py into DIRECTORY [--python PROGRAM] [--must]   for that interpreter
+    compiled.py away DIRECTORY [--why TEXT]                  removes what is there
 
-Without what it takes to compile, it says so in one line, and the source runs. What was
-compiled is stored in `.compiled/`, by a hash of all that decides what comes out.
+DIRECTORY has the package `lockd`. Each prints one line that says what will run there.
+If the modules cannot be compiled, or do not load, the source runs; that is no failure
+without --must. What was compiled is stored in `.compiled/`, by a hash of all that
+decides what comes out.
 """
 
 import argparse
@@ -18,8 +19,10 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +32,12 @@ TOP: Final = Path(__file__).parents[1]
 SOURCE: Final = TOP / "src"
 STORE: Final = TOP / ".compiled"
 
+LOG: Final = STORE / "log"
+"""What the compilers print, and why they failed."""
+
 MOST_STORED: Final = 3
+
+INTERPRETED: Final = "lockd is not compiled, and runs interpreted"
 
 sys.path.insert(0, str(SOURCE))
 from lockd import compilation  # noqa: E402
@@ -43,17 +51,29 @@ TOLD: Final = """
 import json, sys, sysconfig
 print(json.dumps({
     "program": sys.executable,
-    "version": sys.version,
+    "version": sys.version.split()[0],
     "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
     "include": sysconfig.get_path("include"),
     "compiler": sysconfig.get_config_var("CC") or "cc",
 }))
 """
 
+# As the daemon loads them, with the dependencies beside them or of that interpreter.
+LOAD: Final = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import lockd.daemon.main as main
+print(main.compilation.problem() or len(main.compilation.compiled_modules()))
+"""
+
+
+class ObstacleError(Exception):
+    """Why the modules are not compiled, in a line."""
+
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What the modules are compiled for; `version` is `sys.version`."""
+    """What the modules are compiled for."""
 
     program: str
     version: str
@@ -79,8 +99,11 @@ class Interpreter:
     def obstacle(self) -> str | None:
         """Returns what keeps us from compiling for it; None if nothing does."""
         if self.suffix != sysconfig.get_config_var("EXT_SUFFIX"):
-            ours = sys.version.split()[0]
-            return f"{self.program} is no Python {ours}, with which lockd is built"
+            ours = ".".join(map(str, sys.version_info[:2]))
+            return (
+                f"{self.program} is Python {self.version}, and .venv is Python {ours} "
+                f"(`make clean`, then `make install PYTHON={self.program}`)"
+            )
         if not self.compilers():
             return "there is no C compiler (Debian: gcc)"
         if not Path(self.include, "Python.h").exists():
@@ -101,19 +124,53 @@ def main() -> None:
     into = commands.add_parser("into")
     into.add_argument("directory", type=Path)
     into.add_argument("--python", default=sys.executable)
-    commands.add_parser("here")
-    commands.add_parser("away")
+    into.add_argument("--must", action="store_true")
+    away = commands.add_parser("away")
+    away.add_argument("directory", type=Path)
+    away.add_argument("--why")
     arguments = parser.parse_args()
+    directory = arguments.directory.absolute()
+    remove(directory)
     if arguments.command == "away":
-        remove(SOURCE)
+        print(f"{INTERPRETED}{f': {arguments.why}' if arguments.why else ''}")
         return
-    is_here = arguments.command == "here"
-    remove(SOURCE if is_here else arguments.directory)
-    target = Interpreter.of(sys.executable if is_here else arguments.python)
+    try:
+        print(compile_into(directory, Interpreter.of(arguments.python)))
+    except ObstacleError as obstacle:
+        remove(directory)
+        print(f"{INTERPRETED}: {obstacle}")
+        sys.exit(arguments.must)
+
+
+def compile_into(directory: Path, target: Interpreter) -> str:
+    """Compiles, and returns a line that says so.
+
+    Raises:
+        ObstacleError: it cannot be, or what was compiled does not load.
+    """
     if (obstacle := target.obstacle()) is not None:
-        print(f"lockd is not compiled, and runs interpreted: {obstacle}")
-        return
-    put(stored(target), SOURCE if is_here else arguments.directory)
+        raise ObstacleError(obstacle)
+    try:
+        put(stored(target), directory)
+    except OSError as error:
+        raise ObstacleError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        with LOG.open("a") as log:
+            traceback.print_exception(error, file=log)
+        raise ObstacleError(f"the compiler failed ({LOG})") from error
+    # A wheel is filled where no source is.
+    if (directory / "lockd" / "daemon" / "main.py").exists():
+        check_loads(directory, target)
+    return f"lockd is compiled, for {target.program} ({target.version})"
+
+
+def check_loads(directory: Path, target: Interpreter) -> None:
+    """Loads the modules as a daemon does; raises ObstacleError if they do not run."""
+    command = [target.program, "-I", "-c", LOAD, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+    if done.returncode or said != str(len(listed())):
+        raise ObstacleError(f"the compiled modules do not load: {said}")
 
 
 def remove(directory: Path) -> None:
@@ -141,23 +198,28 @@ def put(found: Path, directory: Path) -> None:
 
 
 def stored(target: Interpreter) -> Path:
-    """Returns the directory with what is compiled from the source as it is."""
+    """Returns the directory with what is compiled from the source as it is.
+
+    All releases of a minor version of Python load the same: their suffix is the same.
+    """
     compiler = target.compilers()
+    STORE.mkdir(exist_ok=True)
+    LOG.write_text("")
     version = subprocess.run(
         [*compiler, "--version"], check=True, capture_output=True, text=True
     )
     decisive = (
         *(compilation.fingerprint(SOURCE / "lockd"), *listed(), *FLAGS, *compiler),
-        *(target.version, target.suffix, target.include, version.stdout),
-        *(metadata.version("mypy"), Path(__file__).read_text()),
+        *(target.suffix, version.stdout, metadata.version("mypy")),
+        Path(__file__).read_text(),
     )
     key = hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
     found = STORE / key
     if not found.exists():
-        STORE.mkdir(exist_ok=True)
-        print(f"Compiling lockd for {target.program}, once for this source.")
+        print("Compiling lockd takes about a minute.", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=STORE, prefix=".new-") as directory:
-            compile_all(target, Path(directory))
+            with logged():
+                compile_all(target, Path(directory))
             with suppress(FileExistsError, OSError):  # another one was as fast
                 Path(directory, "out").rename(found)
     os.utime(found)
@@ -165,6 +227,25 @@ def stored(target: Interpreter) -> Path:
     for path in old[:-MOST_STORED]:
         shutil.rmtree(path)
     return found
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Has all that is printed meanwhile go to the log, by programs that we run, too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with LOG.open("a") as log:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, fd in zip((1, 2), kept, strict=True):
+            os.dup2(fd, number)
+            os.close(fd)
 
 
 def compile_all(target: Interpreter, directory: Path) -> None:

@@ -54,13 +54,14 @@ def prefer_source_if_stale() -> None:
     Call it before the first of them is loaded.
     """
     global _problem
-    try:
-        record = json.loads((PACKAGE / RECORD).read_bytes())
-    except FileNotFoundError:
-        return
-    _problem = _what_is_wrong(record)
+    _problem = _what_is_wrong()
     if _problem is not None:
-        sys.meta_path.insert(0, _Sources(record["modules"]))
+        prefer_source()
+
+
+def prefer_source() -> None:
+    """Makes Python load no compiled module from now on."""
+    sys.meta_path.insert(0, _Sources())
 
 
 def problem() -> str | None:
@@ -86,11 +87,18 @@ def _is_compiled(module: ModuleType) -> bool:
     return isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)
 
 
-def _what_is_wrong(record: dict[str, object]) -> str | None:
+def _what_is_wrong() -> str | None:
     """Compares the compiled modules with the interpreter and the source."""
-    suffix, modules = record["suffix"], record["modules"]
-    assert isinstance(suffix, str)
-    assert isinstance(modules, list)
+    library = LIBRARY.rpartition(".")[2]
+    try:
+        record = json.loads((PACKAGE / RECORD).read_bytes())
+        suffix, modules, source = (record[x] for x in ("suffix", "modules", "source"))
+    except FileNotFoundError:
+        if not any(PACKAGE.glob(f"{library}.*")):
+            return None
+        return _runs_interpreted(f"{RECORD} is missing beside its compiled modules")
+    except (ValueError, LookupError, TypeError):
+        return _runs_interpreted(f"{RECORD} is damaged")
     objects = (
         PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(suffix)
         for name in (*modules, LIBRARY)
@@ -99,10 +107,14 @@ def _what_is_wrong(record: dict[str, object]) -> str | None:
         why = "its compiled modules are for another interpreter"
     elif not all(path.exists() for path in objects):
         why = "some of its compiled modules are missing"
-    elif record["source"] != fingerprint(PACKAGE):
+    elif source != fingerprint(PACKAGE):
         why = "its compiled modules are not those of its source"
     else:
         return None
+    return _runs_interpreted(why)
+
+
+def _runs_interpreted(why: str) -> str:
     return (
         f"lockd runs interpreted: {why}; `make compiled` or `make install` repairs it"
     )
@@ -111,16 +123,13 @@ def _what_is_wrong(record: dict[str, object]) -> str | None:
 class _Sources:
     """Finds the source of modules that are compiled, too (`sys.meta_path`)."""
 
-    def __init__(self, modules: list[str]) -> None:
-        self._modules = set(modules)
-
     def find_spec(
         self,
         fullname: str,
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname not in self._modules or not path:
+        if not fullname.startswith("lockd.") or not path:
             return None
         file = Path(path[0], fullname.rpartition(".")[2]).with_suffix(".py")
-        return spec_from_file_location(fullname, file)
+        return spec_from_file_location(fullname, file) if file.exists() else None

@@ -694,6 +694,7 @@ def test_path_that_has_become_slow_is_not_looked_at(
     assert os.listdir(locks) == ["web1"]
 
 
+@pytest.mark.interpreted
 def test_file_on_a_slow_file_system_does_not_stay(
     locks: Path, open_files: OpenFiles
 ) -> None:

@@ -59,6 +59,16 @@ os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+RUN_SOURCE: Final = """
+import sys
+from lockd import compilation
+if compilation.is_compiled():  # this was forked
+    for name in [x for x in sys.modules if x.startswith("lockd.")]:
+        del sys.modules[name]
+compilation.prefer_source()
+"""
+"""Begins a script that replaces parts of a daemon; compiled callers do not see that."""
+
 
 class Nursery:
     """A process that forks for each program that is asked for.

@@ -270,6 +270,7 @@ def booted(config: str = CONFIG) -> Iterator[Target]:
         tempfile.TemporaryDirectory(prefix="lockd-torture-") as place,
         Machine(Path(place)) as machine,
     ):
+        print(machine.manner, flush=True)
         yield Target(machine, Path(place), config)
 
 

@@ -155,11 +155,11 @@ def test_lock_files_and_descriptors_are_counted(start_daemon: StartDaemon) -> No
 def test_descriptors_are_counted_or_bounded_by_the_lowest_free_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Unknown:
-        st_size = 0
-
-    monkeypatch.setattr("lockd.daemon.clients.limits.os.stat", lambda path: Unknown)
-    lowest = open_descriptors()
+    # pytest itself needs the real one to tell of a failure.
+    with monkeypatch.context() as patch:
+        unknown = os.stat_result([0] * 10)
+        patch.setattr("lockd.daemon.clients.limits.os.stat", lambda path: unknown)
+        lowest = open_descriptors()
     with socket.socket() as sock:
         assert sock.fileno() == lowest
 

@@ -22,8 +22,6 @@ from lockd.lockspaces.memory import MemoryLockspace
 from support.daemon_process import DaemonProcess
 from support.wire_client import WireClient, wait_for_sessions
 
-pytestmark = pytest.mark.interpreted
-
 MSGID = 77
 
 
@@ -124,6 +122,7 @@ def ask(client: WireClient, late: Late, msgid: int = MSGID) -> None:
     client.send_message([0, msgid, late.method, [late.params]])
 
 
+@pytest.mark.interpreted
 def test_client_that_asks_no_more_gets_the_answer(
     late: Late, place: Place, client: WireClient
 ) -> None:
@@ -138,6 +137,7 @@ def test_client_that_asks_no_more_gets_the_answer(
         assert client.rest() == []
 
 
+@pytest.mark.interpreted
 def test_msgid_is_in_use_until_the_answer(
     late: Late, place: Place, client: WireClient
 ) -> None:
@@ -155,6 +155,7 @@ def test_msgid_is_in_use_until_the_answer(
     assert client.result(MSGID)["sessions"] == 2
 
 
+@pytest.mark.interpreted
 def test_each_is_one_of_the_requests_of_its_user(
     place: Place, client: WireClient
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.survival.conftest import holders
+from support.nursery import RUN_SOURCE
 from support.service_manager import ServiceManager
 from support.wire_client import (
     Connect,
@@ -38,13 +39,16 @@ def test_statistics_tell_what_would_survive(
 
 
 #: A daemon that is killed when it has kept a connection, and recorded nothing of it.
-KILLED_WHEN_IT_OPENS = """
+KILLED_WHEN_IT_OPENS = (
+    RUN_SOURCE
+    + """
 import os, runpy, signal, sys
 from lockd.daemon.server import Server
 Server._open = lambda self, *args: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 
 def test_connection_of_which_nothing_was_recorded_survives_each_start(
@@ -230,7 +234,9 @@ def test_what_is_not_needed_any_more_goes(
 
 
 #: A daemon that is killed when it has taken all over, and has not tidied up.
-KILLED_WHEN_IT_WOULD_SERVE = """
+KILLED_WHEN_IT_WOULD_SERVE = (
+    RUN_SOURCE
+    + """
 import os, runpy, signal, sys
 from lockd.daemon.service import Service
 async def run(self):
@@ -241,6 +247,7 @@ Service.run = run
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 
 @pytest.mark.parametrize("records", [True, False])

@@ -9,6 +9,7 @@ from lockd.daemon.stores.labels import PEER, STATE, key_of
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.ledger_file import FileHeader, read_header
 from lockd.daemon.system.fdstore import PREFIX
+from support.nursery import RUN_SOURCE
 from support.service_manager import ServiceManager
 from support.wire_client import Connect, WireClient, wait_for_sessions, wait_for_waiters
 
@@ -55,13 +56,16 @@ def ledger_headers(manager: ServiceManager) -> list[FileHeader | None]:
 
 
 #: A daemon that records all anew, as if what it finds had been written by another.
-RECORDING_ANEW = """
+RECORDING_ANEW = (
+    RUN_SOURCE
+    + """
 import runpy, sys
 from lockd.daemon.survival.revival import Revived
 Revived.is_as_written = False
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 
 def recorded(manager: ServiceManager) -> dict[str, bytes]:

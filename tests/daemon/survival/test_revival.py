@@ -15,6 +15,7 @@ from daemon.stores.kept import is_locked
 from daemon.survival.conftest import holders, refuse_convert_of_removed
 from support import libvirt_client as lc
 from support.libvirt_client import LibvirtClient
+from support.nursery import RUN_SOURCE
 from support.outside import QEMU_WRITES, Outside
 from support.places import TESTS
 from support.processes import idle
@@ -515,7 +516,9 @@ def test_start_that_fails_costs_nothing(
 
 
 #: A daemon whose lock table has a defect, which one request brings to light.
-DEFECTIVE = """
+DEFECTIVE = (
+    RUN_SOURCE
+    + """
 import runpy, sys
 from lockd.engine.lock_engine import LockEngine
 handle = LockEngine.handle
@@ -527,16 +530,20 @@ LockEngine.handle = handle_or_break
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 
 #: A daemon that is killed when it has recorded, and told, that a client is to go.
-KILLED_WHEN_IT_CLOSES = """
+KILLED_WHEN_IT_CLOSES = (
+    RUN_SOURCE
+    + """
 import os, runpy, signal, sys
 from lockd.daemon.server import Server
 Server._close_peer = lambda self, peer: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 LONG = msgpack.packb([0, 1, "query", [{"resource": [b"x" * 16_000] * 7}]])
 DEEP: object = []
@@ -552,7 +559,6 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("what", NO_MESSAGES)
-@pytest.mark.interpreted
 def test_no_start_meets_what_ended_a_conversation(
     manager: ServiceManager, connect: Connect, what: str
 ) -> None:
@@ -570,7 +576,6 @@ def test_no_start_meets_what_ended_a_conversation(
     assert complaint[2][1].startswith("protocol: ")
 
 
-@pytest.mark.interpreted
 def test_length_that_is_none_ends_one_conversation_of_libvirt(
     manager: ServiceManager, client: WireClient
 ) -> None:
@@ -588,7 +593,9 @@ def test_length_that_is_none_ends_one_conversation_of_libvirt(
 
 
 #: A daemon that finds something in each record of a peer that it did not expect.
-TAKES_NO_PEERS = """
+TAKES_NO_PEERS = (
+    RUN_SOURCE
+    + """
 import runpy, sys
 from lockd.daemon.clients.peer import Peer
 def load_state(self, state):
@@ -597,6 +604,7 @@ Peer.load_state = load_state
 sys.argv = sys.argv[3:]
 runpy.run_module("lockd.daemon.main", run_name="__main__")
 """
+)
 
 
 def test_record_that_means_nothing_costs_its_session_alone(
@@ -614,7 +622,6 @@ def test_record_that_means_nothing_costs_its_session_alone(
         assert admin.call("statistics")["problems"] == []
 
 
-@pytest.mark.interpreted
 def test_request_that_ends_the_daemon_ends_it_once(
     manager: ServiceManager, client: WireClient, other: WireClient
 ) -> None:

@@ -62,11 +62,16 @@ exec env -i container=lxc \
 """
 
 
-def make(target: str, stage: Path, *, umask: int = 0o022) -> None:
+def make(target: str, stage: Path, *settings: str, umask: int = 0o022) -> None:
     """Installs lockd below a directory, or uninstalls it there."""
-    command = ["make", target, f"DESTDIR={stage}", "PREFIX=/usr"]
+    command = ["make", target, f"DESTDIR={stage}", "PREFIX=/usr", *settings]
     command.append(f"TARGET_PYTHON={INTERPRETER}")
     subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL, umask=umask)
+
+
+def manner(stage: Path) -> str:
+    """Returns whether lockd was compiled when it was installed, as that says it."""
+    return (stage / LIBDIR[1:] / "compiled.txt").read_text().strip()
 
 
 class Machine:
@@ -76,6 +81,7 @@ class Machine:
         stage = place / "installed"
         # Others must be able to use it, whatever the umask of whoever installed it.
         make("install", stage, umask=0o077)
+        self.manner = manner(stage)
         root = place / "root"
         root.mkdir()
         self._groups = list(_make_groups(f"lockd-test-{os.getpid()}-{place.name}"))

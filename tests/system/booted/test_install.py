@@ -1,10 +1,12 @@
 """What `make install` puts where, as those see it who use it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from system.booted.machine import Machine, make
+from compiled import INTERPRETED, Interpreter
+from system.booted.machine import INTERPRETER, LIBDIR, Machine, make
 
 PLACES = (
     "/usr/bin/lockd",
@@ -58,6 +60,18 @@ def test_manual_is_shown_without_a_warning(machine: Machine, page: str) -> None:
     assert done.stderr == ""
     assert "SEE ALSO" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_it_is_compiled_where_that_can_be(machine: Machine) -> None:
+    obstacle = Interpreter.of(INTERPRETER).obstacle()
+    expected = "interpreted" if obstacle else "compiled"
+    assert machine.say("lockd", "--version").endswith(f" ({expected})")
+    said = INTERPRETED if obstacle else "lockd is compiled, for "
+    assert machine.manner.startswith(said)
+    status = json.loads(machine.say("lockctl", "status", "--json"))
+    assert status["compiled"] is (obstacle is None)
+    assert status["problems"] == []
+    assert machine.say("cat", f"{LIBDIR}/compiled.txt") == machine.manner
 
 
 def test_configuration_and_nothing_else_stays(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """lockd as systemd runs it: started, watched, reloaded, restarted, stopped."""
 
+import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from system.booted.machine import Machine
+from compiled import INTERPRETED
+from system.booted.machine import LIBDIR, Machine, make, manner
 
 HOLD = """
 import lockd, sys
@@ -295,6 +299,33 @@ def test_reload_is_a_live_upgrade(machine: Machine) -> None:
         assert machine.show("lockd.service", "NRestarts") == "0"
         assert released(one)
         assert released(two)
+
+
+def test_locks_stay_when_the_source_takes_over_and_when_it_is_compiled_again(
+    machine: Machine, tmp_path: Path
+) -> None:
+    make("install", tmp_path, "COMPILED=no")
+    assert manner(tmp_path) == f"{INTERPRETED}: COMPILED=no"
+    installed = tmp_path / LIBDIR[1:]
+    assert not list((installed / "lockd").rglob("*.so"))
+    other = Path(f"/proc/{machine.first_pid}/root{LIBDIR}.other")
+    shutil.copytree(installed, other)
+    compiled = not machine.manner.startswith(INTERPRETED)
+    machine.run("systemctl", "start", "lockd.service")
+    with held(machine, "files", "a") as one, held(machine, "default", "b") as two:
+        for runs_compiled in (False, compiled):
+            machine.run("mv", LIBDIR, f"{LIBDIR}.old")
+            machine.run("mv", f"{LIBDIR}.other", LIBDIR)
+            machine.run("mv", f"{LIBDIR}.old", f"{LIBDIR}.other")
+            with machine.awaited("lockd.service", UPGRADED):
+                machine.run("systemctl", "reload", "lockd.service")
+            status = json.loads(machine.say("lockctl", "status", "--json"))
+            assert status["compiled"] is runs_compiled
+            done = machine.run("lockctl", "test", "b", check=False)
+            assert done.returncode == 75
+        assert released(one)
+        assert released(two)
+    machine.run("rm", "-r", f"{LIBDIR}.other")
 
 
 LOAD = """
