@@ -13,7 +13,7 @@
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench [BENCH="ROW..."] [COMPILED=no]   speed, beside the peers that are installed, and
 #              as `make install` would install it; docs/speed.md
-# make bench-count [AGAINST=REVISION]   instructions of the daemon for each request; takes valgrind
+# make bench-count [AGAINST=REVISION]   instructions of daemon and clients for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place

@@ -1,4 +1,4 @@
-"""Counts the instructions that the daemon executes for each operation.
+"""Counts the instructions of the daemon for each operation, and those of the clients.
 
 Time differs from run to run by more than a small change of the code costs. Instructions
 hardly do: valgrind's callgrind counts those of the process itself, none of the kernel.
@@ -90,21 +90,72 @@ def table(now: Mapping[str, float], before: Mapping[str, float]) -> str:
 def counted(directory: Path, source: Path) -> dict[str, float]:
     """Returns the thousands of instructions of each operation of a source."""
     directory.mkdir()
+    return of_daemon(directory, source) | of_clients(directory, source)
+
+
+def of_daemon(directory: Path, source: Path) -> dict[str, float]:
+    """Returns those that the daemon executes."""
     found: dict[str, float] = {}
     for kept, start in ("", daemons.lockd), (", kept", daemons.lockd_that_is_kept):
         place = directory / f"daemon{kept[2:]}"
         out = directory / f"callgrind{kept[2:]}"
-        valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
-        path = f"{source}:{ROOT / 'benchmarks' / 'valgrind'}"
-        environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
-        with start(place, environment, valgrind) as daemon:
+        with start(place, environment_for(source), under_valgrind(out)) as daemon:
             for row, operation in operations(daemon):
-                counts = []
-                for _ in range(1 + COUNTS):
-                    operation(TIMES)
-                    counts.append(dump(daemon.pid, out))
-                found[row + kept] = statistics.median(counts[1:]) / TIMES / 1000
+                found[row + kept] = counts_of(operation, daemon.pid, out)
     return found
+
+
+def of_clients(directory: Path, source: Path) -> dict[str, float]:
+    """Returns those that clients execute for a pair."""
+    found: dict[str, float] = {}
+    environment = environment_for(source)
+    rows = {"threads": "with lock", "trio": "hold, trio", "asyncio": "hold, asyncio"}
+    with daemons.lockd(directory / "beside", environment) as daemon:
+        for kind, row in rows.items():
+            out = directory / f"callgrind-{kind}"
+            program = [sys.executable, "-m", "benchmarks.pairs", kind]
+            with subprocess.Popen(
+                [*under_valgrind(out), *program, str(daemon.socket)],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as client:
+                operation = partial(order, client)
+                found[f"client: {row}"] = counts_of(operation, client.pid, out)
+                client.communicate()  # the end of its input ends it
+    return found
+
+
+def order(client: "subprocess.Popen[str]", times: int) -> None:
+    """Has a client take and release a lock."""
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(f"{times}\n")
+    client.stdin.flush()
+    if not client.stdout.readline():
+        raise ValueError("the client has ended")
+
+
+def under_valgrind(out: Path) -> list[str]:
+    """Returns the command that counts what a program executes."""
+    return ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
+
+
+def environment_for(source: Path) -> dict[str, str]:
+    """Returns the environment in which a program of a source is counted."""
+    path = f"{source}:{ROOT / 'benchmarks' / 'valgrind'}"
+    return {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+
+
+def counts_of(operation: Operation, pid: int, out: Path) -> float:
+    """Returns the thousands of instructions of an operation of a process."""
+    counts = []
+    for _ in range(1 + COUNTS):
+        operation(TIMES)
+        counts.append(dump(pid, out))
+    return statistics.median(counts[1:]) / TIMES / 1000
 
 
 def operations(daemon: daemons.Daemon) -> Iterator[tuple[str, Operation]]:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
-from lockd.client import arguments, paths, requests
+from lockd.client import paths, requests
 from lockd.client.tasks.link import Grant, TaskLink, open_link
 from lockd.client.tasks.locks import Body, Lock
 from lockd.client.tasks.methods import Events, Methods, Notices
@@ -132,20 +132,16 @@ class Client(Methods):
             WrongTaskError: another task left the body.
             RequestError: as for `acquire`.
         """
-        arguments.checked("acquire", {"timeout": timeout})
-        return Body(
-            self.lock(
-                resource,
-                lockspace=lockspace,
-                mode=mode,
-                slots=slots,
-                timeout=timeout,
-                max_waiting=max_waiting,
-                create=create,
-                whole=whole,
-                max_hold=max_hold,
-                wanted=wanted,
-                label=label,
-                reason=reason,
-            )
+        options = {"create": create, "whole": whole, "label": label, "reason": reason}
+        hears = {"max_hold": max_hold, "wanted": wanted}
+        request = requests.about(
+            "acquire",
+            resource,
+            lockspace,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            **requests.in_mode(mode, slots),
+            **options,
+            **hears,
         )
+        return Body(self._link, request.params)

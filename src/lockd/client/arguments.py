@@ -43,7 +43,7 @@ def checked(method: str, params: Mapping[str, object]) -> dict[str, Any]:
 
 def resource_text(name: str, value: object) -> str:
     """Returns the name of a resource, which may be an `os.PathLike`."""
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str) and not isinstance(value, os.PathLike):
         raise _wrong_type(name, "a name (text) or a path (text or pathlib.Path)", value)
     text = value if isinstance(value, str) else path_text(name, value)
     limit = MAX_PATH_BYTES if text.startswith("/") else MAX_NAME_BYTES
@@ -158,12 +158,11 @@ def _truth(name: str, value: object) -> bool:
 
 
 def _choice(choices: tuple[str, ...], name: str, value: object) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
     allowed = " or ".join(f'"{choice}"' for choice in choices)
-    if not isinstance(value, str):
-        raise _wrong_type(name, allowed, value)
-    if value not in choices:
-        raise _wrong_value(name, allowed, value)
-    return value
+    wrong = _wrong_value if isinstance(value, str) else _wrong_type
+    raise wrong(name, allowed, value)
 
 
 def _shown_text(name: str, value: object) -> str:

@@ -18,6 +18,7 @@ from lockd.errors import InvalidRequestError
 from lockd.hints import TYPE_CHECKING, Any, Final
 from lockd.names import default_lockspace, quoted
 from lockd.terms import EXCLUSIVE, SLOT, ResourceKey
+from lockd.terms import key_of as make_key
 
 if TYPE_CHECKING:
     from lockd.terms import Mode
@@ -107,13 +108,14 @@ def key_of(
         TypeError: the target is none of these.
         InvalidRequestError: it is not a valid name.
     """
-    if lockspace is None and isinstance(target, os.PathLike):
+    is_text = isinstance(target, str)  # that is quickly told; what a path is, is not
+    if lockspace is None and not is_text and isinstance(target, os.PathLike):
         name = file_text(what, target)
     else:
         name = resource_text(what, target)
     if lockspace is None:
-        return ResourceKey(default_lockspace(name), name)
-    return ResourceKey(printable_name("lockspace", lockspace), name)
+        return make_key((default_lockspace(name), name))
+    return make_key((printable_name("lockspace", lockspace), name))
 
 
 def about(method: str, resource: Name, lockspace: str | None, **params: Any) -> Reply:

@@ -3,7 +3,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from anyio.to_thread import run_sync
 
-from lockd.client.tasks.loop import Loop
+from lockd.client.tasks.loop import Loop, current_loop
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -15,7 +15,7 @@ def test_loop_knows_its_own_code_and_its_tasks(backend: str) -> None:
         tasks.append(loop.task())
 
     async def main() -> Loop:
-        loop = Loop()
+        loop = current_loop()
         assert not await run_sync(lambda: loop.runs_here)
         await note_task(loop)
         await note_task(loop)
@@ -37,6 +37,6 @@ def test_other_loops_are_told_apart(backend: str, other: str) -> None:
         return loop.runs_here
 
     with start_blocking_portal(backend) as portal, start_blocking_portal(other) as far:
-        loop = portal.call(Loop)
+        loop = portal.call(current_loop)
         assert portal.call(runs_here, loop)
         assert not far.call(runs_here, loop)

@@ -1,7 +1,7 @@
 """Lets the tasks of one trio or asyncio program share one connection.
 
-A reader task passes received bytes to the core, which wakes the tasks that wait for
-them. All other code runs between two checkpoints, so this module needs no lock.
+A reader passes received bytes to the core, which wakes the tasks that wait for them.
+All other code runs between two checkpoints, so this module needs no lock.
 
 Cancellation: a cancelled task cancels its requests, and waits in a shield for the
 answers. The daemon answers every request. If it hangs, the task stops waiting after
@@ -26,7 +26,7 @@ from lockd.client.inbox import Inbox, News
 from lockd.client.reply import MOST_LEFT, PATIENCE, Reply
 from lockd.client.requests import Opening
 from lockd.client.strands import LoneStrand, Strand
-from lockd.client.tasks.loop import Loop
+from lockd.client.tasks.loop import Scope, current_loop
 from lockd.client.wire import Wire
 from lockd.errors import InvalidRequestError, LockdError, WrongTaskError
 from lockd.terms import ResourceKey, WorkOutcome
@@ -162,8 +162,8 @@ class TaskLink:
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
-        self.loop = Loop()
-        self.scopes: dict[AnyGrant, anyio.CancelScope] = {}
+        self.loop = current_loop()
+        self.scopes: dict[AnyGrant, Scope] = {}
         self._sock = sock
         # Without the task, its strand goes, too.
         self._strands: WeakKeyDictionary[Any, Strand] = WeakKeyDictionary()
@@ -171,12 +171,12 @@ class TaskLink:
         self._core.tell_losses_to(self._cancel_body)
         self.left = self._core.left
         self._wire = Wire(sock, self._core)
-        self._tasks = tasks
-        self._reading = anyio.CancelScope(shield=True)
-        self._flushing: anyio.CancelScope | None = None
+        self._serving = anyio.CancelScope(shield=True)
+        #: Set when the kernel accepts no more bytes for now.
+        self._full = self.loop.event()
         self._forked = False
         forking.disown_in_children(self)
-        tasks.start_soon(self._read)
+        tasks.start_soon(self._serve)
 
     def __repr__(self) -> str:
         return f"<TaskLink {self._core!r}>"
@@ -237,6 +237,10 @@ class TaskLink:
                 requests were not sent; an acquire may have been, and is undone.
         """
         self.check_owned()
+        await self.perform_checked(*replies)
+
+    async def perform_checked(self, *replies: Reply) -> None:
+        """Does the same as `perform`, after `check_owned`."""
         if self.left.refused and replies[0].method != "release":
             self.left.tell(self.strand() or 0)
         try:
@@ -282,7 +286,7 @@ class TaskLink:
         self.check_owned()
         if not wait:
             # So a loss before this moment is told now.
-            self.catch_up()
+            self._wire.pull_all()
         reply = self._core.release(grant, outcome, wait=wait)
         self._push()
         if wait or len(self.left) > MOST_LEFT:
@@ -360,9 +364,7 @@ class TaskLink:
         The caller closes the socket after the tasks have ended: they may still wait for
         it.
         """
-        self._reading.cancel()
-        if self._flushing is not None:
-            self._flushing.cancel()
+        self._serving.cancel()
         self._core.close()
 
     def hang_up(self) -> None:
@@ -384,32 +386,37 @@ class TaskLink:
         if awaited.done:
             await anyio.lowlevel.checkpoint()
         else:
-            event = anyio.Event()
+            event = self.loop.event()
             awaited.wake_with(event.set)
             await event.wait()
 
     def _make_grant(self, hold: Hold) -> AnyGrant:
         return Grant(hold, self)
 
-    async def _read(self) -> None:
-        with self._reading:
-            while self._core.ended is None:
-                await anyio.wait_readable(self._sock)
-                self._wire.pull()
-                self._push()
+    async def _serve(self) -> None:
+        with self._serving:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._flush)
+                await self.loop.while_readable(self._sock, self._take)
+                tasks.cancel_scope.cancel()
+
+    def _take(self) -> bool:
+        self._wire.pull()
+        self._push()
+        return self._core.ended is None
 
     def _push(self) -> None:
         self._wire.push()
-        if self._core.outgoing and self._flushing is None:
-            self._flushing = anyio.CancelScope(shield=True)
-            self._tasks.start_soon(self._flush, self._flushing)
+        if self._core.outgoing:
+            self._full.set()
 
-    async def _flush(self, scope: anyio.CancelScope) -> None:
-        with scope:
+    async def _flush(self) -> None:
+        while True:
+            await self._full.wait()
             while self._core.outgoing:
                 await anyio.wait_writable(self._sock)
                 self._wire.push()
-        self._flushing = None
+            self._full = self.loop.event()
 
     def _cancel_body(self, grant: AnyGrant) -> None:
         scope = self.scopes.get(grant)

@@ -6,8 +6,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
-
 from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
@@ -171,7 +169,8 @@ class Lock(AnyLock[Grant]):
         self, timeout: float, strand: Strand | None, *, entered: bool
     ) -> Grant:
         reply = self._request(timeout, strand)
-        await self.link.perform(reply)
+        # The caller has asked for a strand, which checks the loop.
+        await self.link.perform_checked(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]
         if self._holds:
@@ -190,17 +189,29 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
     """Holds a lock while a body runs, and cancels the body when the lock is lost.
 
     The task that entered the body must leave it, as for any cancel scope.
+
+    Args:
+        link: the connection.
+        params: the parameters of the request.
     """
 
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
+    def __init__(self, link: TaskLink, params: dict[str, Any]) -> None:
+        self._link = link
+        self._params = params
 
     async def __aenter__(self) -> Grant:
-        grant = (await self._lock.__aenter__()).grant
-        self._task = self._lock.link.loop.task()
-        self._scope = self._lock.link.scopes[grant] = anyio.CancelScope()
+        link = self._link
+        strand = link.strand()
+        own = {} if strand is None else {"strand": strand}
+        reply = Reply("acquire", self._params | own)
+        await link.perform_checked(reply)
+        reply.outcome()
+        grant: Grant = reply.grants[0]
+        self._grant = grant
+        self._task = link.loop.task()
+        self._scope = link.scopes[grant] = link.loop.scope()
         # The bytes that brought the grant may also have brought its loss.
-        if grant.lost:
+        if grant.hold.lost:
             self._scope.cancel()
         self._scope.__enter__()
         return grant
@@ -211,12 +222,12 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        link = self._lock.link
+        link = self._link
         link.check_loop()
-        del link.scopes[self._lock.grant]
+        link.scopes.pop(self._grant, None)
         if self._task != link.loop.task():
             with suppress(LockdError):
-                await self._lock._leave()
+                await link.release(self._grant, wait=False)
             raise WrongTaskError(
                 "only the task that entered hold() may leave it; another task left "
                 "this one, so the lock was released: use lock(), which any task may "
@@ -226,10 +237,10 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
         except BaseException:
             with suppress(LockdError):
-                await self._lock._leave()
+                await link.release(self._grant, wait=False)
             raise
         try:
-            await self._lock._leave()
+            await link.release(self._grant, wait=False)
         except LockdError:
             if exc is None or swallowed:
                 raise
