@@ -48,8 +48,7 @@ def pytest_collection_modifyitems(
     if compilation.is_compiled():
         for item in items:
             if (mark := item.get_closest_marker("interpreted")) is not None:
-                strict = mark.kwargs.get("strict", True)
-                fails = pytest.mark.xfail(reason="compiled modules run", strict=strict)
+                fails = pytest.mark.xfail(reason="compiled modules run", **mark.kwargs)
                 item.add_marker(fails)
     pieces = getattr(config, "workerinput", {}).get("workercount", 1)
     slow = [item for item in items if item.get_closest_marker("slow")]

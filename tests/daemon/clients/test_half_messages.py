@@ -4,6 +4,7 @@ from math import inf
 from typing import Any, cast
 
 import msgpack
+import pytest
 
 from lockd.daemon.clients.half_messages import HalfMessages, completes
 from lockd.daemon.clients.peer import Peer
@@ -32,6 +33,7 @@ class Talk:
         return cast("Peer", self)
 
 
+@pytest.mark.interpreted
 def test_deadline_is_of_the_message_and_not_of_its_last_bytes() -> None:
     halves, talk = HalfMessages(), Talk()
     talk.hear(MESSAGE[:3])
@@ -48,6 +50,7 @@ def test_deadline_is_of_the_message_and_not_of_its_last_bytes() -> None:
     assert talk.peer not in halves
 
 
+@pytest.mark.interpreted
 def test_late_ones_are_told_once_the_earliest_first() -> None:
     halves, talks = HalfMessages(), [Talk() for _ in range(3)]
     for number, talk in enumerate(talks):
@@ -60,6 +63,7 @@ def test_late_ones_are_told_once_the_earliest_first() -> None:
     assert list(halves.overdue(30.0)) == [(talks[0].peer, 0)]
 
 
+@pytest.mark.interpreted
 def test_all_that_has_arrived_is_read_before_a_message_is_incomplete() -> None:
     for pieces, complete in (
         ([], False),

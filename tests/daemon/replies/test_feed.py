@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import msgpack
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.interpreted
 @given(steps=steps)
 def test_everybody_hears_all_in_order_or_is_told_to_have_missed_some(
     steps: list[tuple[str, int]],
@@ -96,6 +98,7 @@ def test_everybody_hears_all_in_order_or_is_told_to_have_missed_some(
     assert feed.is_watched == bool(since)
 
 
+@pytest.mark.interpreted
 def test_few_watchers_of_each_user_are_told_in_a_turn_and_each_has_its_own() -> None:
     feed = Feed()
     watchers = [Watcher(uid) for uid in (1, 2) for _ in range(3 * AT_ONCE)]
@@ -111,6 +114,7 @@ def test_few_watchers_of_each_user_are_told_in_a_turn_and_each_has_its_own() -> 
     assert not list(feed.behind())
 
 
+@pytest.mark.interpreted
 def test_few_watchers_are_told_at_once_whatever_time_their_user_has() -> None:
     """So it is recorded with what it tells of, and survives a kill with that."""
     feed = Feed()
@@ -124,6 +128,7 @@ def test_few_watchers_are_told_at_once_whatever_time_their_user_has() -> None:
     assert not any(watcher.heard for watcher in many)
 
 
+@pytest.mark.interpreted
 def test_what_waits_for_who_is_behind_is_bounded_and_kept_once() -> None:
     feed = Feed()
     slow, quick = Watcher(1), Watcher(2)

@@ -157,6 +157,7 @@ def drain(ends: list[int]) -> None:
     keeper.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.slow
 def test_kill_at_any_system_call_loses_nothing(
     outside: list[int], tmp_path: Path

@@ -196,6 +196,7 @@ class Watch:
             self.seen.append(found)
 
 
+@pytest.mark.interpreted
 def test_commit_counts_as_a_whole_or_not_at_all_at_every_instruction() -> None:
     ledger = Ledger()
     old = {b"a": b"1", b"b": b"2", b"c": b"3"}
@@ -215,6 +216,7 @@ def test_commit_counts_as_a_whole_or_not_at_all_at_every_instruction() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted(run=False)  # it would never end
 @pytest.mark.slow
 def test_tidying_changes_nothing_at_any_instruction() -> None:
     ledger = Ledger()
@@ -247,6 +249,7 @@ def test_tidying_changes_nothing_at_any_instruction() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_successor_at_every_instruction_of_its_start_loses_nothing() -> None:
     ledger = Ledger()
     records = {b"%d" % i: b"%d" % i * 20 for i in range(90)}
@@ -281,6 +284,7 @@ def test_commit_is_one_machine_instruction() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.slow
 def test_switch_is_one_machine_instruction() -> None:
     ledger = Ledger()
@@ -433,6 +437,7 @@ def check_without_memory(ledger: Ledger, make_room: Callable[[], None]) -> None:
     assert not ledger.is_short
 
 
+@pytest.mark.interpreted
 def test_without_memory_nothing_of_a_commit_counts(small_memory: Path) -> None:
     with open(small_memory / "filler", "wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, 6 * 4096)
@@ -441,6 +446,7 @@ def test_without_memory_nothing_of_a_commit_counts(small_memory: Path) -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_beyond_its_limit_nothing_of_a_commit_counts() -> None:
     ledger = Ledger()
     ledger.limit(16 * 4096)
@@ -449,6 +455,7 @@ def test_beyond_its_limit_nothing_of_a_commit_counts() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_without_memory_garbage_goes_and_what_lives_can_change(
     small_memory: Path,
 ) -> None:
@@ -477,6 +484,7 @@ def test_what_is_removed_makes_room_in_the_same_commit() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("changes", [0, 30])
 def test_start_without_memory_gets_rid_of_garbage_first(
     small_memory: Path, changes: int
@@ -500,6 +508,7 @@ def test_start_without_memory_gets_rid_of_garbage_first(
     ledger.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("size", [10, 150, 5_000])
 def test_memory_is_bounded_by_what_lives_without_any_time(size: int) -> None:
     """Whoever pays the debt needs no other tidying."""
@@ -546,6 +555,7 @@ def test_memory_is_given_back() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_memory_of_what_is_removed_is_given_back_at_leisure() -> None:
     ledger = Ledger()
     empty = blocks(ledger)
@@ -565,6 +575,7 @@ def test_memory_of_what_is_removed_is_given_back_at_leisure() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_no_question_costs_more_because_more_is_held() -> None:
     def steps_with(count: int) -> int:
         ledger = Ledger()
@@ -590,6 +601,7 @@ def test_no_question_costs_more_because_more_is_held() -> None:
     assert 0 < steps_with(10) == steps_with(2_000)
 
 
+@pytest.mark.interpreted
 def test_no_call_of_tidy_does_more_because_more_is_held() -> None:
     ledger = Ledger()
     records = {b"%d" % number: b"v" * 100 for number in range(5000)}
@@ -607,6 +619,7 @@ def test_no_call_of_tidy_does_more_because_more_is_held() -> None:
     ledger.close()
 
 
+@pytest.mark.interpreted
 def test_tidy_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger()
     records = {b"%d" % number: b"v" * 100 for number in range(5000)}
