@@ -167,9 +167,9 @@ BUGS: Final = [
     _in(
         "daemon/survival/recording",
         "how far a client's requests are done is not recorded",
-        "                put(self._state_keys[peer.session], state)\n",
+        "                ledger.put(self._state_keys[peer.session], state)\n",
         "                if peer.flow.sent == 0:\n"
-        "                    put(self._state_keys[peer.session], state)\n",
+        "                    ledger.put(self._state_keys[peer.session], state)\n",
     ),
     _in(
         "daemon/survival/keeping",

@@ -36,6 +36,12 @@ from lockd.protocol.plain import ANSWERS, messages, plain_request
 #: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
 
+#: The states of `Connection.dump` without half a message, not greeted and greeted.
+_BETWEEN_MESSAGES: tuple[dict[str, Any], dict[str, Any]] = (
+    {"greeted": False, "partial": b""},
+    {"greeted": True, "partial": b""},
+)
+
 
 class Connection:
     """One conversation.
@@ -143,7 +149,12 @@ class Connection:
         return self._decoder.begun_at
 
     def dump(self) -> dict[str, Any]:
-        """Returns the state for `load`: half a message, and whether it has greeted."""
+        """Returns the state for `load`: half a message, and whether it has greeted.
+
+        Nobody may change it: it is the same for all without half a message.
+        """
+        if not self._decoder.partial:
+            return _BETWEEN_MESSAGES[self.greeted]
         return {"greeted": self.greeted, "partial": bytes(self._decoder.partial)}
 
     def load(self, data: dict[str, Any]) -> None:

@@ -199,14 +199,15 @@ class Peer:
         done = self._received
         if self._requests is not None:
             done = self._received_before + self.connection.begun_at
-            connection["partial"] = b""
+            connection = connection | {"partial": b""}
         pieces = None if apart is None else apart.unsent
         unsent_apart, unsent, piled_up = self.outbox.dump(pieces)
         partial_apart = 0
         if apart is not None:
-            partial = connection["partial"]
-            start = done - len(partial)
-            partial_apart, connection["partial"] = apart.partial.note(start, partial)
+            half = connection["partial"]
+            partial_apart, rest = apart.partial.note(done - len(half), half)
+            if partial_apart:
+                connection = connection | {"partial": rest}
         return PeerState(
             done,
             self.flow.sent,

@@ -294,7 +294,9 @@ class Ledger:
         """Counts values that are about to replace the old ones of their keys."""
         values, copied = self._values, self._copied
         for key, value in changes.items():
-            before = values[key] if key in values else copied.get(key)
+            before = values.get(key)
+            if before is None and copied and key not in values:
+                before = copied.get(key)
             if before is not None:
                 self._live_count -= 1
                 self.live_bytes -= len(key) + len(before)

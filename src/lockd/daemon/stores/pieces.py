@@ -62,7 +62,7 @@ class Pieces:
         ranges = self._ranges
         if not ranges and len(data) <= SHORT:
             self._is_told = bool(data)
-            return 0, bytes(data)
+            return 0, data if isinstance(data, bytes) else bytes(data)
         while ranges and ranges[0][1] <= start:
             self._records.remove(self._key(ranges.popleft()[0]))
         apart = ranges[-1][1] - start if ranges else 0

@@ -8,7 +8,7 @@ unread. Nobody gets an answer that is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -37,6 +37,10 @@ from lockd.lockspaces.base import Lockspace
 Plain = dict[str, Any]
 
 _encode = msgspec.msgpack.Encoder().encode
+
+COUNTS: Final = "counts"
+_COUNTS_KEY: Final = key_of(COUNTS, 0)
+"""The record of the engine that almost every turn changes (`records`)."""
 
 
 class Recorder:
@@ -117,7 +121,6 @@ class Recorder:
                 until a later call succeeds.
         """
         ledger = self._ledger
-        put = ledger.put
         for peer in peers:
             if peer.is_leaving:
                 continue
@@ -127,13 +130,13 @@ class Recorder:
             except Exception as error:
                 self._answers.blame(peer, error)
             else:
-                put(self._state_keys[peer.session], state)
+                ledger.put(self._state_keys[peer.session], state)
         for kind, name, value in records.changes(self._engine):
-            key = _encode((kind, name))
+            key = _COUNTS_KEY if kind == COUNTS else key_of(kind, name)
             if value is None:
                 ledger.remove(key)
             else:
-                put(key, _encode(value))
+                ledger.put(key, _encode(value))
         self._record_noted()
         while True:
             try:

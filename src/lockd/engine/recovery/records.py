@@ -21,7 +21,7 @@ Resources have no records; they follow from the others:
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec import convert, to_builtins
@@ -49,10 +49,9 @@ result of `changes`, a value of None deletes the record."""
 TYPES: Final[dict[str, type[Any]]] = {"grant": Grant}
 """The types as which frequent kinds may be decoded directly."""
 
-_counts_of = attrgetter(*COUNTS)
-_VERSIONS = snapshot.VERSION, snapshot.READABLE_FROM
-_LAST_TOKEN = len(_VERSIONS) + COUNTS.index("last_token")
-_LAST_ORDER = len(_VERSIONS) + COUNTS.index("last_order")
+_VERSIONS: Final = 2
+_LAST_TOKEN = _VERSIONS + COUNTS.index("last_token")
+_LAST_ORDER = _VERSIONS + COUNTS.index("last_order")
 
 # Reporting.
 
@@ -106,8 +105,16 @@ def _everything(state: LockState) -> Iterator[Record]:
 
 
 def _counts(state: LockState) -> tuple[int, ...]:
-    found: tuple[int, ...] = _VERSIONS + _counts_of(state)
-    return found
+    return (
+        snapshot.VERSION,
+        snapshot.READABLE_FROM,
+        # In the order of `COUNTS`. Each turn asks for them.
+        state.last_token,
+        state.last_order,
+        state.granted,
+        state.refused,
+        state.ended,
+    )
 
 
 def _owner(state: LockState, owner_id: int) -> Plain | None:
