@@ -28,9 +28,9 @@ def test_lock_that_was_left_is_not_held_before_the_answer(core: ClientCore) -> N
     assert not grant.held
     assert not grant.lost
     assert "releasing" in repr(grant)
-    assert list(core.left) == [reply]
+    assert list(core.left.unanswered) == [reply]
     answered(core, reply)
-    assert len(core.left) == 0
+    assert len(core.left.unanswered) == 0
     assert not grant.held
     assert not core.left.refused
 
@@ -38,7 +38,7 @@ def test_lock_that_was_left_is_not_held_before_the_answer(core: ClientCore) -> N
 def test_refusal_is_told_once_and_only_if_nobody_waits(core: ClientCore) -> None:
     _, reply = leaving(core, 7)
     refused(core, reply, "not_held: no")
-    assert len(core.left) == 0
+    assert len(core.left.unanswered) == 0
     with pytest.raises(NotHeldError) as caught:
         core.left.tell(0)
     assert caught.value.__notes__ == ["lockd: the lock had been given back meanwhile"]
@@ -46,7 +46,7 @@ def test_refusal_is_told_once_and_only_if_nobody_waits(core: ClientCore) -> None
 
     waited, first = leaving(core, 8)
     assert core.release(waited) is first
-    assert len(core.left) == 0
+    assert len(core.left.unanswered) == 0
     refused(core, first, "not_held: no")
     core.left.tell(None)
     with pytest.raises(NotHeldError):
@@ -74,7 +74,7 @@ def test_loss_that_is_known_is_told_at_once(core: ClientCore) -> None:
     grant = acquired(core)
     lost(core, 7)
     reply = core.release(grant, wait=False)
-    assert len(core.left) == 0
+    assert len(core.left.unanswered) == 0
     with pytest.raises(LockLostError):
         reply.outcome()
     core.left.tell(None)
@@ -93,7 +93,7 @@ def test_end_of_the_connection_is_no_refusal(core: ClientCore) -> None:
     _, reply = leaving(core, 7)
     core.receive(b"")
     assert reply.done
-    assert len(core.left) == 0
+    assert len(core.left.unanswered) == 0
     core.left.tell(None)
 
 

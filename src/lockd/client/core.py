@@ -175,7 +175,9 @@ class ClientCore:
                 msgid = next(self._msgids) & _MSGIDS
                 reply.assign(msgid)
             try:
-                reply.keep(encode(msgid, reply.method, reply.params))
+                reply.keep(
+                    encode(msgid, reply.method, reply.params, checked=reply.checked)
+                )
             except BaseException:
                 self._pending.pop(msgid, None)
                 raise
@@ -201,10 +203,10 @@ class ClientCore:
         params: dict[str, Any] = {"fencing_token": hold.fencing_token}
         if outcome is not None:
             params["outcome"] = outcome
-        reply = Reply("release", params, holds=(hold,))
-        hold.release_by(reply, left=not wait)
-        if hold.held and hold.release is not None:
-            reply = hold.release
+        reply = Reply("release", params, holds=(hold,), checked=True)
+        pending = hold.release_by(reply, left=not wait)
+        if pending is not None:
+            reply = pending
             if wait:
                 self.left.remove(reply)
             else:

@@ -38,8 +38,16 @@ YOUNG: Final = (*_WISHED, "strand", "fencing_token")
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
-def encode(msgid: int, method: str, params: dict[str, Any]) -> bytes:
+def encode(
+    msgid: int, method: str, params: dict[str, Any], *, checked: bool = False
+) -> bytes:
     """Encodes a request.
+
+    Args:
+        msgid: its number.
+        method: the method.
+        params: the parameters.
+        checked: whether each of them alone is known to be within the limits.
 
     Raises:
         InvalidRequestError: the parameters cannot be sent.
@@ -50,11 +58,7 @@ def encode(msgid: int, method: str, params: dict[str, Any]) -> bytes:
         for name, value in params.items():
             _check_value(name, value)
         raise InvalidRequestError(f"the request cannot be sent: {error}") from None
-    if not (
-        len(data) <= MAX_TEXT_BYTES
-        and len(params) <= MAX_MAP_ENTRIES
-        and _FLAT.issuperset(map(type, params.values()))
-    ):
+    if not (len(data) <= MAX_TEXT_BYTES and (checked or _is_flat(params))):
         # protocol 3.2: bytes that exceed a limit would end the connection, and release
         # all its locks.
         _check_map("the request", params)
@@ -66,6 +70,11 @@ def encode(msgid: int, method: str, params: dict[str, Any]) -> bytes:
                 "are allowed: send less in one"
             )
     return data
+
+
+def _is_flat(params: dict[str, Any]) -> bool:
+    types = map(type, params.values())
+    return len(params) <= MAX_MAP_ENTRIES and _FLAT.issuperset(types)
 
 
 def refusal(error: list[Any], params: Mapping[str, Any] = _NOTHING) -> LockdError:

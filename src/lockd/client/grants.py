@@ -114,12 +114,18 @@ class Hold:
         if not reply.grants:
             self.mode = mode
 
-    def release_by(self, reply: Reply, *, left: bool) -> None:
-        """Notes the request that releases it, unless it has one or has ended."""
+    def release_by(self, reply: Reply, *, left: bool) -> Reply | None:
+        """Notes the request that releases it, unless it has one or has ended.
+
+        Returns the request that releases it; None if it has ended.
+        """
         # No call between the tests and the stores.
-        if self.loss is None and not self.released and self.release is None:
+        if self.loss is not None or self.released:
+            return None
+        if self.release is None:
             self.release = reply
             self.left = left
+        return self.release
 
     def keep_after(self, reply: Reply) -> None:
         """Notes that the release was rejected."""

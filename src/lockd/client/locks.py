@@ -116,7 +116,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
             params["timeout"] = timeout
         if strand is not None:
             params["strand"] = strand
-        return Reply("acquire", params)
+        return Reply("acquire", params, checked=True)
 
     def _last_held(self) -> Held[GrantT]:
         """Returns the caller's grant, or else that of another thread or task."""
@@ -155,7 +155,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
         body = entered or self._last_body()
         if body is None:
             raise self._not_held()
-        self._close_body(body)
+        self._bodies.pop(body, None)  # it may not have come so far
         if body in self._holds:
             return body
         holds = list(self._holds)
@@ -188,21 +188,14 @@ class AnyLock(Uncopied, Generic[GrantT]):
         holds = list(self._holds)
         for body in list(self._bodies):
             if body.who == who and body not in holds:
-                self._close_body(body)
-
-    def _close_body(self, body: Held[GrantT]) -> None:
-        self._bodies.pop(body, None)  # it may not have come so far
+                self._bodies.pop(body, None)
 
     def _forget_ended(self) -> None:
         """Forgets what the caller acquired and lost, but not what a body must leave."""
         bodies, caller = list(self._bodies), self._caller()
         for held in list(self._holds):
             if held.who == caller and held not in bodies and not held.grant.held:
-                self._drop(held)
-
-    def _drop(self, held: Held[GrantT]) -> bool:
-        """Forgets a hold. Returns whether it was known."""
-        return self._holds.pop(held, False)  # another thread may be faster
+                self._holds.pop(held, None)
 
     def _not_held(self) -> NotHeldError:
         return NotHeldError(

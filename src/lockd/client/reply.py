@@ -36,6 +36,8 @@ class Reply(Awaited):
 
     Attributes:
         msgid: the number under which it is sent; None before.
+        checked: whether each of its parameters is known to be within the limits of the
+            protocol.
         done: whether it has a result or an error.
         abandoned: whether its waiter was cancelled.
         grants: of an acquire or a conversion, what it brought.
@@ -64,11 +66,13 @@ class Reply(Awaited):
         holds: tuple[Any, ...] = (),
         name: str = "",
         strand: int = 0,
+        checked: bool = False,
     ) -> None:
         self.method = method
         self.params = params
         self.holds = holds
         self.strand: int = params.get("strand", strand)
+        self.checked = checked
         self._name = name
 
     @property
@@ -158,41 +162,34 @@ class Reply(Awaited):
 class LeftReleases:
     """The releases of one connection that are unanswered, or were refused.
 
-    Iteration yields those that are unanswered.
-
     Attributes:
         refused: why some were refused, until somebody is told.
+        unanswered: those that are unanswered.
     """
 
     def __init__(self) -> None:
         self.refused: dict[Reply, LockdError] = {}
-        self._unanswered: dict[Reply, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._unanswered)
-
-    def __iter__(self) -> Iterator[Reply]:
-        return iter(list(self._unanswered))
+        self.unanswered: dict[Reply, None] = {}
 
     def add(self, reply: Reply) -> None:
         """Adds a release for whose answer nobody waits."""
         # No call between the test and the store.
         if not reply.done:
-            self._unanswered[reply] = None
+            self.unanswered[reply] = None
 
     def remove(self, reply: Reply) -> None:
         """Removes one that was answered, or for which somebody waits after all."""
-        self._unanswered.pop(reply, None)
+        self.unanswered.pop(reply, None)
         if self.refused:
             self.refused.pop(reply, None)
 
     def refuse(self, reply: Reply, error: LockdError) -> None:
         """Notes a refusal, if nobody waits for it."""
-        if reply in self._unanswered:
+        if reply in self.unanswered:
             self.refused[reply] = error
             for oldest in list(self.refused)[:-_MOST_REFUSED]:
                 self.refused.pop(oldest, None)
-            self._unanswered.pop(reply, None)
+            self.unanswered.pop(reply, None)
 
     def tell(self, strand: int | None) -> None:
         """Raises why a release was refused, each once.
@@ -218,4 +215,4 @@ class LeftReleases:
 
     def end(self) -> None:
         """Forgets what is unanswered: the end of the connection releases it."""
-        self._unanswered.clear()
+        self.unanswered.clear()

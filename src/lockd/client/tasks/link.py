@@ -159,6 +159,7 @@ class TaskLink:
         loop: the event loop of the tasks.
         scopes: the bodies to cancel when their grant is lost.
         left: the releases whose answers nobody waits for.
+        forked: whether this process is a forked child, and the session its parent's.
     """
 
     def __init__(self, sock: socket.socket, tasks: TaskGroup) -> None:
@@ -174,17 +175,12 @@ class TaskLink:
         self._serving = anyio.CancelScope(shield=True)
         #: Set when the kernel accepts no more bytes for now.
         self._full = self.loop.event()
-        self._forked = False
+        self.forked = False
         forking.disown_in_children(self)
         tasks.start_soon(self._serve)
 
     def __repr__(self) -> str:
         return f"<TaskLink {self._core!r}>"
-
-    @property
-    def forked(self) -> bool:
-        """Whether this process is a forked child, and the session its parent's."""
-        return self._forked
 
     def check_owned(self) -> None:
         """Checks that the session belongs to this process, and to this event loop.
@@ -193,7 +189,7 @@ class TaskLink:
             ForkedSessionError: it is the parent's.
             WrongTaskError: it belongs to another event loop.
         """
-        if self._forked:
+        if self.forked:
             raise forking.forked()
         self.check_loop()
 
@@ -289,7 +285,7 @@ class TaskLink:
             self._wire.pull_all()
         reply = self._core.release(grant, outcome, wait=wait)
         self._push()
-        if wait or len(self.left) > MOST_LEFT:
+        if wait or len(self.left.unanswered) > MOST_LEFT:
             await self._wait(reply)
             self.left.remove(reply)
         reply.outcome()
@@ -301,7 +297,7 @@ class TaskLink:
             LockdError: one is a refusal.
         """
         with anyio.move_on_after(PATIENCE):
-            for reply in self.left:
+            for reply in list(self.left.unanswered):
                 await self._wait(reply)
         self.left.tell(None)
 
@@ -322,7 +318,7 @@ class TaskLink:
         """Processes all that has been received; never waits."""
         # Other threads cannot wake the tasks, so they only see what the reader has
         # read.
-        if self.loop.runs_here and not self._forked:
+        if self.loop.runs_here and not self.forked:
             self._wire.pull_all()
             self._push()
 
@@ -374,7 +370,7 @@ class TaskLink:
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket. Sends nothing."""
-        self._forked = True
+        self.forked = True
         self._sock.close()
 
     def _start(self, *replies: Reply) -> None:

@@ -141,7 +141,7 @@ class Lock(AnyLock[Grant]):
         """
         self._check_owned()
         held = self._to_release()
-        self._drop(held)
+        self._holds.pop(held, None)
         (reply,) = self.link.start_release(held.grant)
         if reply.done:
             reply.outcome()
@@ -151,7 +151,7 @@ class Lock(AnyLock[Grant]):
         """Releases what an `async with` body entered."""
         self._check_owned()
         held = self._to_leave()
-        self._drop(held)
+        self._holds.pop(held, None)
         await self.link.release(held.grant, wait=False)
 
     async def __aenter__(self) -> Self:
@@ -203,7 +203,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         link = self._link
         strand = link.strand()
         own = {} if strand is None else {"strand": strand}
-        reply = Reply("acquire", self._params | own)
+        reply = Reply("acquire", self._params | own, checked=True)
         await link.perform_checked(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]

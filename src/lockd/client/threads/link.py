@@ -53,6 +53,7 @@ class ThreadLink:
     Attributes:
         sock: its socket.
         left: the releases whose answers nobody waits for.
+        forked: whether this process is a forked child, and the session its parent's.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -71,23 +72,18 @@ class ThreadLink:
         # could wait for another file with the same number.
         self._waiting: set[Lock] = set()
         self._closing = False
-        self._forked = False
+        self.forked = False
         forking.disown_in_children(self)
 
     def __repr__(self) -> str:
         return f"<ThreadLink {self._core!r}, {len(self._waiting)} waiting>"
 
     @property
-    def forked(self) -> bool:
-        """Whether this process is a forked child, and the session its parent's."""
-        return self._forked
-
-    @property
     def lost(self) -> bool:
         """Whether the connection has ended, and this client has not closed it."""
         self.catch_up()
         ended = self._core.ended is not None
-        return ended and not self._closing and not self._forked
+        return ended and not self._closing and not self.forked
 
     def check_owned(self) -> None:
         """Checks that the session belongs to this process.
@@ -95,7 +91,7 @@ class ThreadLink:
         Raises:
             ForkedSessionError: it is the parent's.
         """
-        if self._forked:
+        if self.forked:
             raise forking.forked()
         if sys.is_finalizing():
             # Dead threads may hold the mutex; the session ends by itself.
@@ -148,7 +144,7 @@ class ThreadLink:
                 # So an earlier loss is raised now, and no answer stays unread.
                 self.catch_up()
             replies = self._start_release(grants, outcome, wait=wait)
-            if wait or self._core.outgoing or len(self.left) > MOST_LEFT:
+            if wait or self._core.outgoing or len(self.left.unanswered) > MOST_LEFT:
                 for reply in replies:
                     self._wait(reply)
             done = []
@@ -177,7 +173,7 @@ class ThreadLink:
         Raises:
             LockdError: one is a refusal.
         """
-        if self._forked:
+        if self.forked:
             return
         waker = Lock()
         deadline = time.monotonic() + PATIENCE
@@ -185,7 +181,7 @@ class ThreadLink:
         poll.register(self._descriptor, select.POLLIN)
         try:
             self._waiting.add(waker)
-            while self.left and time.monotonic() < deadline:
+            while self.left.unanswered and time.monotonic() < deadline:
                 self.check_owned()
                 # Briefly: another thread may read the answers.
                 self._unlocked(partial(poll.poll, _GLANCE * 1000))
@@ -208,7 +204,7 @@ class ThreadLink:
 
     def catch_up(self) -> None:
         """Processes all that has been received; never waits."""
-        if self._forked or sys.is_finalizing():
+        if self.forked or sys.is_finalizing():
             return
         with self._mutex:
             heard = self._wire.pull_all()
@@ -239,7 +235,7 @@ class ThreadLink:
 
     def close_events(self, inbox: Inbox) -> None:
         """Stops passing events to an inbox."""
-        if self._forked:
+        if self.forked:
             return
         with suppress(ValueError):  # a second call after an exception
             self._core.on_end.remove(inbox.end)
@@ -275,7 +271,7 @@ class ThreadLink:
 
     def close(self) -> None:
         """Ends the session. Waiting calls raise `ConnectionLostError`."""
-        if self._forked:
+        if self.forked:
             return
         try:
             self._close()
@@ -293,7 +289,7 @@ class ThreadLink:
 
     def disown(self) -> None:
         """Closes a forked child's copy of the socket. Takes no lock, sends nothing."""
-        self._forked = True
+        self.forked = True
         self.sock.close()
         self._bell.close()
 
@@ -330,7 +326,7 @@ class ThreadLink:
         try:
             self._waiting.add(waker)
             while not awaited.done or outgoing:
-                if self._forked:
+                if self.forked:
                     raise forking.forked()
                 if not self._read(awaited):
                     self._sleep(awaited, waker)
@@ -360,7 +356,7 @@ class ThreadLink:
                 if core.arrived:  # an exception has ended their reader
                     core.take_in()
                 wait = not awaited.done or bool(core.outgoing)
-                while wait and not self._forked:
+                while wait and not self.forked:
                     # Without the mutex, even if this code interrupted its owner.
                     owned = self._mutex._is_owned()
                     self._bell.wait(
@@ -411,9 +407,10 @@ class ThreadLink:
 
     def _leave(self, waker: Lock) -> None:
         self._waiting.discard(waker)
-        self._sleepers.pop(waker, None)
-        if self._sleepers and not self._reading:
-            self._rouse()
+        if self._sleepers:
+            self._sleepers.pop(waker, None)
+            if not self._reading:
+                self._rouse()
         if self._closing:
             with self._mutex:
                 self._close_if_unused()

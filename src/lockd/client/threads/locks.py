@@ -168,12 +168,12 @@ class Lock(AnyLock[Grant]):
     def _release(self, held: Held[Grant], *, wait: bool) -> None:
         link = held.grant.link
         try:
-            if not self._drop(held):
+            if not self._holds.pop(held, False):
                 raise self._not_held()  # another thread was faster
             replies = link.release(held.grant, wait=wait)
         except BaseException:
             # The interruption may have come first.
-            self._drop(held)
+            self._holds.pop(held, None)
             link.release(held.grant, wait=wait)
             raise
         for reply in replies:
@@ -224,8 +224,8 @@ class Lock(AnyLock[Grant]):
     def _take_back(self, reply: Reply, link: ThreadLink) -> None:
         for held in list(self._holds):
             if held.grant in reply.grants:
-                self._close_body(held)
-                self._drop(held)
+                self._bodies.pop(held, None)
+                self._holds.pop(held, None)
         link.abandon(reply)
 
     def _check_owned(self) -> None:
