@@ -157,7 +157,7 @@ def dump_owner(owner: OwnerState) -> Plain:
     }
 
 
-def _load_last_holder(state: LockState, data: Plain) -> None:
+def _load_last_holder(state: LockState, data: Any) -> None:
     last = convert(data, LastHolder)
     state.last_holders[last.grant.key] = last
 
