@@ -22,7 +22,12 @@ from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer, connection_for, shut_down
 from lockd.daemon.stores.streams import Flow
-from lockd.daemon.system.credentials import Identity, identify, peer_credentials
+from lockd.daemon.system.credentials import (
+    Credentials,
+    Identity,
+    identify,
+    peer_credentials,
+)
 from lockd.daemon.system.defects import attempt, defect
 from lockd.daemon.system.listener import ADMINS, VIRTLOCKD, Role
 from lockd.daemon.system.poller import Poller
@@ -31,12 +36,15 @@ from lockd.procs import name_of
 
 
 class Newcomer(NamedTuple):
-    """A new connection: counted, and kept if possible, but not yet admitted."""
+    """A new connection: counted, and kept if possible, but not yet admitted.
+
+    Its user is that of the credentials.
+    """
 
     session: int
     sock: socket.socket
     role: Role
-    user: int
+    credentials: Credentials
     flow: Flow
 
 
@@ -96,7 +104,8 @@ class Admission:
         admin = role == ADMINS
         try:
             sock.setblocking(False)
-            uid = peer_credentials(sock).uid
+            credentials = peer_credentials(sock)
+            uid = credentials.uid
             self._limiter.check_session(uid, at_admin_socket=admin)
             self._limiter.check_descriptor(sock.fileno(), uid, at_admin_socket=admin)
             # Keep it before anything that takes time: a kill would lose it.
@@ -106,7 +115,7 @@ class Admission:
             return
         self._limiter.add_session(uid, at_admin_socket=admin)
         waiting = self.newcomers.setdefault(uid, deque())
-        newcomer = Newcomer(session, sock, role, uid, flow)
+        newcomer = Newcomer(session, sock, role, credentials, flow)
         # An admin does not wait behind other connections of the same user.
         (waiting.appendleft if admin else waiting.append)(newcomer)
 
@@ -124,28 +133,30 @@ class Admission:
         Args:
             newcomer: the oldest connection of its user.
         """
-        session, sock, role, user, flow = newcomer
+        session, sock, role, credentials, flow = newcomer
         self._remove(newcomer)
         identity: Identity | None = None
         try:
-            identity = identify(sock)
+            identity = identify(sock, credentials)
             name = name_of(identity.credentials.pid)
             peer = self._make_peer(session, sock, identity, role, flow)
         except Exception as error:
             if identity is not None and identity.pidfd is not None:
                 os.close(identity.pidfd)
-            self._limiter.remove_session(user, at_admin_socket=role == ADMINS)
+            uid = credentials.uid
+            self._limiter.remove_session(uid, at_admin_socket=role == ADMINS)
             self._dismiss(sock, role, error)
             attempt(self._keeping.abandon_flow, session, role, flow)
             return None
         return Admitted(peer, name, identity.pidfd)
 
     def _remove(self, newcomer: Newcomer) -> None:
-        waiting = self.newcomers[newcomer.user]
+        uid = newcomer.credentials.uid
+        waiting = self.newcomers[uid]
         first = waiting.popleft()
         assert first is newcomer, "who waits longest comes first"
         if not waiting:
-            del self.newcomers[newcomer.user]
+            del self.newcomers[uid]
 
     def close(self) -> None:
         """Closes the waiting connections."""

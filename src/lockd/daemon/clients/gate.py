@@ -68,6 +68,8 @@ class Gate:
         # and does not stay at the head of the backlog.
         self._spare_fd = _open_spare()
         self._next_complaint = 0.0
+        #: Like `trio.current_time`, which looks the clock up each time.
+        self._now = trio.lowlevel.current_clock().current_time
 
     def listen(self, listener: socket.socket, role: Role) -> None:
         """Accepts the clients of a listening socket, which this object then owns."""
@@ -115,7 +117,7 @@ class Gate:
     def complain(self, error: Exception) -> None:
         """Counts a rejected client. Logs this now and then."""
         self._counts.count_turned_away()
-        now = trio.current_time()
+        now = self._now()
         if now >= self._next_complaint:
             self._next_complaint = now + COMPLAINT_PAUSE
             logger.error("clients are rejected: %s", error)
@@ -125,8 +127,8 @@ class Gate:
         self._poller.watch(listening.socket.fileno(), select.EPOLLIN, action)
 
     def _accept_all(self, listening: Listening, events: int) -> None:
-        until = trio.current_time() + ACCEPTING
-        while trio.current_time() < until:
+        until = self._now() + ACCEPTING
+        while self._now() < until:
             try:
                 sock, _ = listening.socket.accept()
             except BlockingIOError:
@@ -160,7 +162,7 @@ class Gate:
 
     def _pause(self, listening: Listening, pause: float) -> None:
         """Stops watching a socket for a while: it would wake the loop all the time."""
-        self._pauses[listening] = trio.current_time() + pause
+        self._pauses[listening] = self._now() + pause
         self._poller.unwatch(listening.socket.fileno())
 
 

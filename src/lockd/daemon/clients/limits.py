@@ -171,9 +171,12 @@ class Limiter:
 
     def forget_unread(self, peer: Peer) -> None:
         """Forgets the unread bytes of a client that has ended."""
-        self._unread_of[peer.user] -= self.slow.pop(peer, 0)
-        if not self._unread_of[peer.user]:
-            del self._unread_of[peer.user]
+        user = peer.user
+        if user not in self._unread_of:
+            return  # as usual
+        self._unread_of[user] -= self.slow.pop(peer, 0)
+        if not self._unread_of[user]:
+            del self._unread_of[user]
 
     # Usage.
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.replies.refusals import no_process
 from lockd.daemon.requests.dispatch import Dispatcher
-from lockd.daemon.system.credentials import paths_of
+from lockd.daemon.system.credentials import command_line, paths_in
 from lockd.errors import RequestError
 from lockd.libvirt import procedures as p
 from lockd.libvirt.calls import (
@@ -210,6 +210,8 @@ class HashedPaths:
         self._path_of: OrderedDict[str, str] = OrderedDict()
         #: Sessions for which the command line was read, until there are too many.
         self._looked_for: set[int] = set()
+        #: The last command line.
+        self._line = b""
 
     def label(
         self, space: Lockspace, resource: str, session: int, pid: int | None
@@ -223,7 +225,7 @@ class HashedPaths:
             pid: the guest that wants it.
         """
         if space.kind == "direct":
-            self._see(resource)
+            self._see(os.fsencode(resource))
             return None
         if not _HASHED.fullmatch(resource):
             return None
@@ -237,12 +239,15 @@ class HashedPaths:
             if len(looked_for) >= MAX_SESSIONS:
                 looked_for.clear()
             looked_for.add(session)
-            for path in paths_of(pid):
-                self._see(path)
+            line = command_line(pid)
+            if line != self._line:  # libvirt often does several things for one guest
+                self._line = line
+                for path in paths_in(line):
+                    self._see(path)
 
-    def _see(self, path: str) -> None:
-        digest = hashlib.sha256(os.fsencode(path)).hexdigest()
-        self._path_of[digest] = path
+    def _see(self, path: bytes) -> None:
+        digest = hashlib.sha256(path).hexdigest()
+        self._path_of[digest] = os.fsdecode(path)
         self._path_of.move_to_end(digest)
         if len(self._path_of) > MAX_PATHS:
             self._path_of.popitem(last=False)
