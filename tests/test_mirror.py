@@ -46,6 +46,7 @@ ELSEWHERE = {
     "libvirt/calls.py": "libvirt/test_connection.py",
     "libvirt/errors.py": "libvirt/test_connection.py",
     "libvirt/procedures.py": "libvirt/test_connection.py",
+    "protocol/calls.py": "protocol/test_connection.py",
     "lockspaces/refusals.py": "lockspaces/test_files.py",  # of calls that fail
     "lockspaces/open_files.py": "lockspaces/test_files.py",
     "lockspaces/base.py": "lockspaces/test_directory.py",  # what its kinds share

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgpack
 
+from lockd.protocol.calls import MethodCall
 from lockd.protocol.connection import Connection
-from lockd.protocol.methods import MethodCall
 
 
 def received(connection: Connection, *messages: Any) -> list[MethodCall]:

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from lockd.protocol.calls import Method
 from lockd.protocol.connection import Connection
-from lockd.protocol.methods import METHODS, Method
+from lockd.protocol.methods import METHODS
 from protocol.conftest import received, refusal, sent
 from protocol.test_methods import GOOD
 

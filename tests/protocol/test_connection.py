@@ -5,8 +5,9 @@ import msgspec
 import pytest
 
 from lockd.errors import BusyError, ProtocolError
+from lockd.protocol.calls import Method
 from lockd.protocol.connection import Connection
-from lockd.protocol.methods import METHODS, Method
+from lockd.protocol.methods import METHODS
 from protocol.conftest import received, refusal, sent
 
 

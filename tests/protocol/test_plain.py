@@ -17,7 +17,7 @@ from lockd.protocol.codec import (
 )
 from lockd.protocol.connection import Connection
 from lockd.protocol.methods import METHODS
-from lockd.protocol.plain import ANSWERS, messages, plain_request
+from lockd.protocol.plain import messages, notification, plain_request, response
 
 
 def request(params: Any, method: Any = "acquire", msgid: Any = 7) -> bytes:
@@ -143,10 +143,10 @@ def test_answers_are_what_msgpack_makes_of_them(value: Any) -> None:
         expected = slow.response(7, None, value)
     except (OverflowError, UnicodeEncodeError) as error:
         with pytest.raises(type(error)):
-            ANSWERS.response(7, None, value)
+            response(7, None, value)
     else:
-        assert ANSWERS.response(7, None, value) == expected
-        assert ANSWERS.notification("event", {"x": value}) == slow.notification(
+        assert response(7, None, value) == expected
+        assert notification("event", {"x": value}) == slow.notification(
             "event", {"x": value}
         )
-    assert ANSWERS.response(7, None, "\udcff") == slow.response(7, None, "\udcff")
+    assert response(7, None, "\udcff") == slow.response(7, None, "\udcff")

@@ -100,9 +100,15 @@ BUGS: Final = [
         "                behind.update(peers)\n"
         "                return\n"
         "            for peer in peers:\n"
-        "                self._guarded(self._send_to, peer)\n",
+        "                try:\n"
+        "                    self._send_to(peer)\n"
+        "                except Exception as error:\n"
+        "                    self._blame(peer, error)\n",
         "            for peer in peers:\n"
-        "                self._guarded(self._send_to, peer)\n"
+        "                try:\n"
+        "                    self._send_to(peer)\n"
+        "                except Exception as error:\n"
+        "                    self._blame(peer, error)\n"
         "            self._keeping.commit(peers)\n",
         "acquire (memory)",
     ),

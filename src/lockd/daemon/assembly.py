@@ -103,7 +103,6 @@ def assemble(
         answers,
         poller,
         keeping,
-        after_turn=epoch.ensure,
         checks=os.environ.get(CHECK_INVARIANTS) == "1",
     )
     finder = Finder(engine, access, runtime.lockspaces)

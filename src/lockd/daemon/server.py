@@ -22,7 +22,7 @@ from lockd.daemon.clients.half_messages import HalfMessages, completes
 from lockd.daemon.clients.keeping import Keeping
 from lockd.daemon.clients.limits import Limiter
 from lockd.daemon.clients.peer import Peer
-from lockd.daemon.clients.shares import Shares
+from lockd.daemon.clients.shares import Shares, Waiting, drop
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.replies.feed import Told
 from lockd.daemon.requests.dispatch import Dispatcher
@@ -45,9 +45,6 @@ TURNS: Final = 0.005
 
 ADMITTING: Final = 0.0005
 """Seconds of a turn for admitting the new connections of one user."""
-
-Waiting = dict[int, dict[Peer, None]]
-"""Peers by uid."""
 
 Served = TypeVar("Served", Peer, Newcomer)
 
@@ -168,16 +165,24 @@ class Server:
     def _guarded(self, serve: Callable[..., None], peer: Peer, *args: object) -> None:
         """Runs a step for one client; a failure ends only its connection.
 
-        The loop runs all its steps for a client through here. A failure in the lock
-        table ends the daemon, because then nobody knows who holds what.
+        The loop runs all its steps for a client through here, or catches their
+        failures itself.
         """
         try:
             serve(peer, *args)
         except Exception as error:
-            if self._runtime.is_broken:
-                peer.abandon()
-                raise
-            self._answers.blame(peer, error)
+            self._blame(peer, error)
+
+    def _blame(self, peer: Peer, error: Exception) -> None:
+        """Ends the connection of a client whose step has failed.
+
+        A failure in the lock table ends the daemon, because then nobody knows who holds
+        what.
+        """
+        if self._runtime.is_broken:
+            peer.abandon()
+            raise error
+        self._answers.blame(peer, error)
 
     def _has_work(self) -> bool:
         newcomers, is_watched = self._admission.newcomers, self._answers.feed.is_watched
@@ -268,7 +273,7 @@ class Server:
 
     def _receive(self, peer: Peer) -> None:
         """Serves a peer that had to wait."""
-        _drop(self._unfinished, peer)
+        drop(self._unfinished, peer)
         if peer.is_closing:
             return
         self._poller.change(peer.fileno(), peer.wanted_events)
@@ -340,7 +345,10 @@ class Server:
                 behind.update(peers)
                 return
             for peer in peers:
-                self._guarded(self._send_to, peer)
+                try:
+                    self._send_to(peer)
+                except Exception as error:
+                    self._blame(peer, error)
             if feed.is_watched:
                 # A user pays for the events that the user's requests cause.
                 self._shares.charge_all([x.user for x in peers], began)
@@ -398,8 +406,13 @@ class Server:
             self._gate.complain(error)
 
     def _watch(self, peer: Peer) -> None:
-        action = partial(self._guarded, self._serve, peer)
-        self._poller.watch(peer.fileno(), peer.wanted_events, action)
+        def serve(events: int) -> None:
+            try:
+                self._serve(peer, events)
+            except Exception as error:
+                self._blame(peer, error)
+
+        self._poller.watch(peer.fileno(), peer.wanted_events, serve)
         if not peer.is_inheritable:
             died = partial(self._guarded, self._end_with_process, peer)
             self._runtime.processes.watch_peer(peer.session, died)
@@ -434,18 +447,9 @@ class Server:
 
     def _close_peer(self, peer: Peer) -> None:
         peer.leave()
-        _drop(self._unfinished, peer)
-        _drop(self._leaving, peer)
+        drop(self._unfinished, peer)
+        drop(self._leaving, peer)
         self._incomplete.forget(peer)
         self._answers.behind.discard(peer)
         attempt(self._poller.unwatch, peer.fileno())
         self._sessions.close(peer)
-
-
-def _drop(waiting: Waiting, peer: Peer) -> None:
-    uid = peer.user
-    peers = waiting.get(uid)
-    if peers is not None:
-        peers.pop(peer, None)
-        if not peers:
-            del waiting[uid]

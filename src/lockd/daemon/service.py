@@ -410,6 +410,7 @@ class Service:
             await trio.sleep(CLEARING if has_more else HOUSEKEEPING)
 
     def _look_after_epoch(self) -> None:
+        self.parts.epoch.ensure(self.parts.engine.last_token)
         try:
             self.parts.epoch.look_after()
         except (OSError, ConfigError) as error:

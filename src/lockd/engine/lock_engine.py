@@ -162,7 +162,7 @@ class LockEngine:
 
     def owner_of(self, session_id: int) -> c.Owner:
         """Returns the owner for whom a session acts."""
-        return self.sessions[session_id].owner.identity
+        return self.state.sessions[session_id].owner.identity
 
     def grants(self) -> Iterator[e.Grant]:
         """Yields all grants."""
@@ -172,9 +172,19 @@ class LockEngine:
         """Returns the grant with a fencing token."""
         return self.state.grant_of(fencing_token)
 
+    def held_by(self, session_id: int) -> int:
+        """Returns how many grants the owner has for whom a session acts."""
+        return len(self.state.sessions[session_id].owner.grants)
+
     def grants_of(self, session_id: int) -> Sequence[e.Grant]:
         """Returns the grants of the owner for whom a session acts."""
         return tuple(self.sessions[session_id].owner.grants.values())
+
+    def key_in_use(self, lockspace: str, resource: str) -> ResourceKey | None:
+        """Returns the key of a resource that has a holder or a waiter."""
+        name: Any = (lockspace, resource)  # equal to the key, and made in no time
+        found = self.state.resources.get(name)
+        return None if found is None else found.key
 
     def holders(self, key: ResourceKey) -> Sequence[e.Grant]:
         """Returns the grants of a resource, oldest first."""
@@ -207,6 +217,10 @@ class LockEngine:
                 yield kind(session_id, grant, count)
 
     # Reading: who waits.
+
+    def has_request(self, session_id: int, number: int) -> bool:
+        """Returns whether a session has an unanswered request with a number."""
+        return number in self.state.sessions[session_id].requests
 
     def situation(self, key: ResourceKey) -> e.Situation:
         """Returns the holders and waiters of a resource. Both may be empty.

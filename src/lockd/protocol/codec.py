@@ -104,14 +104,6 @@ class Decoder:
         """The position in the stream where the incomplete message begins."""
         return self._decoded
 
-    def skip(self, size: int) -> None:
-        """Notes that a message of that many bytes was decoded elsewhere.
-
-        Call it while no message is incomplete.
-        """
-        self._received += size
-        self._decoded += size
-
     def receive(self, data: bytes) -> Iterator[Any]:
         """Takes received bytes. Yields every message that they complete.
 
@@ -164,15 +156,11 @@ class Decoder:
 
 
 class Encoder:
-    """Encodes messages.
+    """Encodes messages."""
 
-    Args:
-        pack: encodes a value; None for msgpack's way, which takes all texts.
-    """
-
-    def __init__(self, pack: Callable[[Any], bytes] | None = None) -> None:
+    def __init__(self) -> None:
         packer = msgpack.Packer(unicode_errors="surrogateescape")
-        self._pack: Callable[[Any], bytes] = pack or packer.pack
+        self._pack: Callable[[Any], bytes] = packer.pack
 
     def request(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
         """Encodes a request: `[0, msgid, method, [params]]`."""

@@ -6,7 +6,7 @@ parameters, and answers malformed messages itself. `send_*` collect answers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,6 +18,7 @@ from lockd.errors import (
     UnknownMethodError,
 )
 from lockd.names import is_utf8, plain, quoted
+from lockd.protocol.calls import Method, MethodCall
 from lockd.protocol.codec import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
@@ -30,8 +31,18 @@ from lockd.protocol.codec import (
 )
 from lockd.protocol.complaints import complaint
 from lockd.protocol.heard import HEARD
-from lockd.protocol.methods import METHODS, Method, MethodCall, Params, method_of
-from lockd.protocol.plain import ANSWERS, messages, plain_request
+from lockd.protocol.methods import METHODS, method_of
+from lockd.protocol.plain import (
+    messages,
+    notification,
+    plain_request,
+    response,
+    size_of_first,
+)
+
+SHORT: Final = 2_048
+"""Up to which size the end of an incomplete message is looked for. Each look begins at
+its first byte."""
 
 #: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
@@ -65,6 +76,10 @@ class Connection:
         self._user = user
         self._on_error = on_error
         self._decoder = Decoder(max_message_bytes)
+        #: The decoder's own bytes of an incomplete message.
+        self._partial = self._decoder.partial
+        #: How many bytes did not pass through the decoder.
+        self._plain_bytes = 0
         self._longest_plain = min(MAX_TEXT_BYTES, max_message_bytes)
         self._outgoing: list[bytes] = []
         #: Bytes in `_outgoing`.
@@ -79,10 +94,10 @@ class Connection:
             ProtocolError: the conversation has ended, and its error has been sent
                 (protocol 3.2). Send what is left, and close.
         """
-        if not self._decoder.partial:
+        if not self._partial:
             calls = self._plain_calls(data)
             if calls is not None:  # as usual
-                self._decoder.skip(len(data))
+                self._plain_bytes += len(data)
                 return iter(calls)
         return self._receive(data)
 
@@ -111,51 +126,60 @@ class Connection:
         return (call,)
 
     def _receive(self, data: bytes) -> Iterator[MethodCall]:
-        decoder, done = self._decoder, 0
+        done = 0
         try:
-            if not decoder.partial:
+            if 0 < len(self._partial) <= SHORT:
+                # The decoder completes its message. The next ones may be plain.
+                rest = size_of_first(self._partial + data) - len(self._partial)
+                if 0 < rest < len(data):
+                    yield from self._decoded(data[:rest])
+                    data = data[rest:]
+            if not self._partial:
                 for part in messages(data):
                     calls = self._plain_calls(part)
                     if calls is None:
                         break
-                    decoder.skip(len(part))
+                    self._plain_bytes += len(part)
                     done += len(part)
-                    yield from calls
-                if done == len(data):
-                    return
-            for message in decoder.receive(data[done:]):
-                call = self._understand(message)
-                if call is not None:
-                    yield call
+                    if calls:
+                        yield calls[0]
+            if done < len(data):
+                yield from self._decoded(data[done:])
         except ProtocolError as error:
             # A successor that loaded these bytes would raise the same error.
-            decoder.partial.clear()
+            self._partial.clear()
             self.send_error(None, error)
             raise
+
+    def _decoded(self, data: bytes) -> Iterator[MethodCall]:
+        for message in self._decoder.receive(data):
+            call = self._understand(message)
+            if call is not None:
+                yield call
 
     @property
     def has_partial(self) -> bool:
         """Whether an incomplete message has been received."""
-        return bool(self._decoder.partial)
+        return bool(self._partial)
 
     @property
     def partial_bytes(self) -> int:
         """Bytes received of the incomplete message."""
-        return len(self._decoder.partial)
+        return len(self._partial)
 
     @property
     def begun_at(self) -> int:
         """The position in the stream where the incomplete or next message begins."""
-        return self._decoder.begun_at
+        return self._plain_bytes + self._decoder.begun_at
 
     def dump(self) -> dict[str, Any]:
         """Returns the state for `load`: half a message, and whether it has greeted.
 
         Nobody may change it: it is the same for all without half a message.
         """
-        if not self._decoder.partial:
+        if not self._partial:
             return _BETWEEN_MESSAGES[self.greeted]
-        return {"greeted": self.greeted, "partial": bytes(self._decoder.partial)}
+        return {"greeted": self.greeted, "partial": bytes(self._partial)}
 
     def load(self, data: dict[str, Any]) -> None:
         """Restores the state that `dump` returned."""
@@ -169,9 +193,7 @@ class Connection:
 
     def send_result(self, msgid: int, result: Any = None) -> None:
         """Answers a request with its result."""
-        reply = ANSWERS.response(msgid, None, result)
-        self.outgoing_bytes += len(reply)
-        self._outgoing.append(reply)
+        self.send_encoded(response(msgid, None, result))
 
     def send_error(self, msgid: int | None, error: CodedError) -> None:
         """Answers with an error. `msgid` is None if the message was no request."""
@@ -179,16 +201,14 @@ class Connection:
         sentence = f"{error.code}: {plain(error.message)}"
         # protocol 4.1: facts only after hello.
         facts: tuple[Mapping[str, Any], ...] = (error.facts,) if self.greeted else ()
-        reply = ANSWERS.response(msgid, (ERROR_KIND, sentence, *facts), None)
-        self.outgoing_bytes += len(reply)
-        self._outgoing.append(reply)
+        self.send_encoded(response(msgid, (ERROR_KIND, sentence, *facts), None))
 
     def send_notification(self, method: str, params: dict[str, Any]) -> None:
         """Sends a notification."""
-        self.send_encoded(ANSWERS.notification(method, params))
+        self.send_encoded(notification(method, params))
 
     def send_encoded(self, message: bytes) -> None:
-        """Sends an encoded notification, which several clients may share."""
+        """Sends an encoded message. Several clients may share a notification."""
         self.outgoing_bytes += len(message)
         self._outgoing.append(message)
 
@@ -261,7 +281,7 @@ def _only_map(method: Method, params: Any) -> dict[Any, Any]:
     return given
 
 
-def _converted(method: Method, given: dict[Any, Any]) -> Params:
+def _converted(method: Method, given: dict[Any, Any]) -> Any:
     """Returns checked parameters."""
     try:
         return msgspec.convert(given, method.params)

@@ -9,7 +9,9 @@ another user asks for.
 
 from typing import Final
 
-from lockd.protocol.methods import METHODS, Method, MethodCall, Params, ReleaseParams
+from lockd.protocol.calls import Method, MethodCall
+from lockd.protocol.codec import REQUEST
+from lockd.protocol.methods import METHODS, Params, ReleaseParams
 
 LONGEST: Final = 128
 """The longest request to remember, in bytes."""
@@ -20,8 +22,8 @@ MOST_USERS: Final = 64
 
 _COMES_AGAIN: Final = (METHODS["acquire"], METHODS["release"])
 
-_HEAD: Final = b"\x94\x00"
-"""An array of four, and the 0 of a request. The msgid follows."""
+_ARRAY_OF_FOUR: Final = 0x94
+"""The first byte of a request. The type and the msgid follow."""
 
 _WIDTHS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4}
 """The bytes of a msgid, by the byte before it. A byte up to 127 is itself a msgid."""
@@ -75,7 +77,7 @@ HEARD: Final = Heard()
 
 def _end_of_msgid(message: bytes) -> int:
     """Returns how many bytes of a request come before its method; 0 for no request."""
-    if len(message) < 4 or message[:2] != _HEAD:
+    if len(message) < 4 or message[0] != _ARRAY_OF_FOUR or message[1] != REQUEST:
         return 0
     first = message[2]
     if first < 128:

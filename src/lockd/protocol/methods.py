@@ -4,12 +4,13 @@ Parameters are checked when they are converted. A parameter that is wrong, unkno
 missing never reaches a handler.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
 from lockd.errors import InvalidRequestError
 from lockd.names import MAX_NAME_BYTES, check_name, is_grant_name, is_utf8
+from lockd.protocol.calls import Method
 from lockd.terms import (
     DEFAULT_LOCKSPACE,
     EXCLUSIVE,
@@ -322,26 +323,6 @@ def check_shown(**texts: str | None) -> None:
             )
         if not is_utf8(text):
             raise InvalidRequestError(f"`{name}` is not UTF-8")
-
-
-Access = Literal["always", "unrestricted", "admin"]
-"""Who may call it: everybody, unrestricted sessions, or admins."""
-
-
-class Method(Struct, frozen=True):
-    """One method of the catalogue."""
-
-    name: str
-    params: type[Params]
-    access: Access = "unrestricted"
-
-
-class MethodCall(Struct, frozen=True, gc=False):
-    """A request whose method exists, and whose parameters are valid."""
-
-    msgid: int
-    method: Method
-    params: Any
 
 
 METHODS: Final[dict[str, Method]] = {

@@ -24,7 +24,12 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from lockd.protocol.codec import MAX_ARRAY_ELEMENTS, MAX_MAP_ENTRIES, Encoder
+from lockd.protocol.codec import (
+    MAX_ARRAY_ELEMENTS,
+    MAX_MAP_ENTRIES,
+    NOTIFICATION,
+    RESPONSE,
+)
 from lockd.protocol.methods import MsgId
 
 _Texts = Annotated[list[str], Meta(max_length=MAX_ARRAY_ELEMENTS)]
@@ -60,6 +65,21 @@ def plain_request(message: bytes, longest: int) -> PlainRequest | None:
     return request if _encode(request) == message else None
 
 
+def size_of_first(data: bytes | bytearray) -> int:
+    """Returns the size of the message with which bytes begin, without decoding it.
+
+    0 if it is incomplete or malformed.
+    """
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(data)
+    try:
+        unpacker.skip()
+    except (msgpack.OutOfData, ValueError):
+        return 0
+    size: int = unpacker.tell()
+    return size
+
+
 def messages(data: bytes) -> Iterator[bytes]:
     """Yields the messages with which bytes begin, without decoding them.
 
@@ -80,13 +100,19 @@ def messages(data: bytes) -> Iterator[bytes]:
         return
 
 
+def response(msgid: int | None, error: tuple[object, ...] | None, result: Any) -> bytes:
+    """Encodes a response, as `codec.Encoder` does."""
+    return _pack((RESPONSE, msgid, error, result))
+
+
+def notification(method: str, params: dict[str, Any]) -> bytes:
+    """Encodes a notification, as `codec.Encoder` does."""
+    return _pack((NOTIFICATION, method, (params,)))
+
+
 def _pack(message: Any) -> bytes:
     try:
         return _encode(message)
     except UnicodeEncodeError:
         packed: bytes = _encode_any(message)
         return packed
-
-
-ANSWERS: Final = Encoder(_pack)
-"""Encodes answers and notifications."""

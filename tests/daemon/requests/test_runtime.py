@@ -73,7 +73,6 @@ class Scene:
             answers,
             self.poller,
             Keeping(),
-            after_turn=lambda last_token: None,
             checks=True,
         )
         self.runtime.add_lockspace(MemoryLockspace("default"))

@@ -129,7 +129,6 @@ class Scene:
             self.answers,
             self.poller,
             Keeping(),
-            after_turn=lambda last_token: None,
             checks=True,
         )
         self.hung, self.local = HungLockspace("hung"), ServedLockspace("local")

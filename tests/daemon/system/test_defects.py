@@ -52,11 +52,12 @@ LIFE: Final[dict[type, str]] = {
     Poller: "watch change unwatch",
     Outbox: "add send miss_notices",
     Peer: "receive collect flush fileno _read introduce restrict "
-    "claim_itself make_inheritable begin_watching close_after_answers leave",
+    "claim_itself make_inheritable begin_watching close_after_answers leave "
+    "send_result send_error",
     PlainFlow: "receive send settle",
     KeptFlow: "begin receive send settle _send_some _take_out",
     Connection: "receive send_result send_error send_notification send_encoded "
-    "data_to_send _understand _plain_calls _receive greet",
+    "data_to_send _understand _plain_calls _receive _decoded greet",
     Answers: "add_peer remove_peer add_watcher _answer_granted _answer_completed "
     "_answer_refused _facts _tell_lost _tell_notice tell_missed tell_events",
     History: "granted ended queued refused",
@@ -103,7 +104,7 @@ OTHERS: Final[dict[type, str]] = {
     KeptFlow: "__init__ resume",
     Connection: "__init__ dump load",
     Answers: "__init__ conclude blame blame_for tell_watchers expect",
-    History: "__init__ settle _add of",
+    History: "__init__ _add of",
     Counts: "__init__ space adopt set_thresholds _watch_holds count_turned_away "
     "count_refusal _wait _end_wait _end end_all",
     StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
@@ -116,7 +117,7 @@ OTHERS: Final[dict[type, str]] = {
     Processes: "__init__ configure _died _mark registered owners of is_fencing doomed "
     "pidfds dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
-    "_finish_receiving _guarded _serve_guarded _has_work _next_deadline "
+    "_finish_receiving _guarded _blame _serve_guarded _has_work _next_deadline "
     "_keep_deadlines _take_turns take_turn _give_turns end_turn _end_turn close "
     "_send_answers "
     "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",

@@ -53,7 +53,9 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Counts a duration."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
+        bounds = self.bounds
+        is_short = seconds <= bounds[0]  # as most are
+        self.counts[0 if is_short else bisect_left(bounds, seconds)] += 1
         self.total += seconds
 
     def __add__(self, other: "Histogram") -> "Histogram":
@@ -326,9 +328,7 @@ class Counts:
         space = self.spaces[grant.key.lockspace]
         if effect.cause != "released":  # releases are the remainder
             space.ended_otherwise[effect.cause] += 1
-        holds, seconds = space.holds, now - grant.since
-        holds.counts[bisect_left(HOLD_BOUNDS, seconds)] += 1
-        holds.total += seconds
+        space.holds.observe(now - grant.since)
         if space.slow_hold and space.held.remove(grant.fencing_token) is not None:
             self._on_slow_end(grant, effect.cause, now)
 

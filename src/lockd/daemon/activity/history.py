@@ -4,16 +4,13 @@ It keeps a few events of the most recently used resources, so its memory is limi
 does not have events of an earlier daemon.
 
 It runs for every request. So it stores one value for a whole grant when that ends;
-this value also has the time of the grant. It sorts the values by resource after the
-answers have been sent, and turns them into events on request.
+this value also has the time of the grant. It turns the values into events on request.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
-
-from msgspec import Struct
 
 from lockd.engine.commands import Owner
 from lockd.engine.effects import Ended, Grant, Granted, Queued, Refused
@@ -25,12 +22,6 @@ MAX_RESOURCES: Final = 1024
 
 MAX_EVENTS: Final = 16
 """How many events of a resource a user gets (protocol 7.10)."""
-
-
-MAX_FRESH: Final = 512
-AT_ONCE: Final = 8
-"""The most former holders that wait to be sorted, and how many each turn sorts. If
-more arrive, some are lost."""
 
 
 MAX_NOTES: Final = 20
@@ -57,16 +48,19 @@ class Event(NamedTuple):
     request: int | None = None
 
 
-class FormerHolder(Struct, frozen=True, gc=False):
-    """The holder of a grant that ended. It has few fields, to save memory."""
+class FormerHolder:
+    """The holder of a grant that ended. It has few attributes, to save memory."""
 
-    since: float
-    when: float
-    owner: Owner
-    session: int
-    mode: Mode
-    fencing_token: int
-    cause: str
+    __slots__ = ("cause", "fencing_token", "mode", "owner", "session", "since", "when")
+
+    def __init__(self, grant: Grant, when: float, cause: str) -> None:
+        self.since = grant.since
+        self.when = when
+        self.owner = grant.owner
+        self.session = grant.session
+        self.mode = grant.mode
+        self.fencing_token = grant.fencing_token
+        self.cause = cause
 
 
 Note = FormerHolder | Event
@@ -88,25 +82,11 @@ class History:
         }
         self._sessions = sessions
         self._notes: OrderedDict[ResourceKey, list[Note]] = OrderedDict()
-        #: Those that are not yet in `_notes`.
-        self._former: deque[FormerHolder] = deque(maxlen=MAX_FRESH)
-        self._keys: deque[ResourceKey] = deque(maxlen=MAX_FRESH)
 
     def ended(self, effect: Ended, now: float) -> None:
         """Records a holder whose grant ended."""
         grant = effect.grant
-        self._keys.append(grant.key)
-        self._former.append(
-            FormerHolder(
-                grant.since,
-                now,
-                grant.owner,
-                grant.session,
-                grant.mode,
-                grant.fencing_token,
-                effect.cause,
-            )
-        )
+        self._add(grant.key, FormerHolder(grant, now, effect.cause))
 
     def granted(self, effect: Granted, now: float) -> None:
         """Records a conversion. A new grant is recorded when it ends."""
@@ -152,17 +132,6 @@ class History:
             )
             self._add(effect.situation.key, event)
 
-    @property
-    def has_fresh(self) -> bool:
-        """Whether there is something to settle."""
-        return bool(self._former)
-
-    def settle(self) -> None:
-        """Sorts some former holders, after the answers have been sent."""
-        former = self._former
-        for _ in range(min(AT_ONCE, len(former))):
-            self._add(self._keys.popleft(), former.popleft())
-
     def _add(self, key: ResourceKey, note: Note) -> None:
         notes = self._notes.get(key)
         if notes is None:
@@ -183,8 +152,7 @@ class History:
             holders: its current grants.
         """
         events: list[Event] = []
-        fresh = [x for x, y in zip(self._former, self._keys, strict=True) if y == key]
-        for note in (*self._notes.get(key, ()), *fresh):
+        for note in self._notes.get(key, ()):
             events += [note] if isinstance(note, Event) else _held(note)
         events += [_granted(grant) for grant in holders]
         # Python's sort keeps the order of events at the same time.

@@ -6,8 +6,6 @@ a client says about itself does not matter.
 
 from typing import Final, Literal
 
-from msgspec import Struct
-
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.config.config import (
     EVERYBODY,
@@ -20,7 +18,7 @@ from lockd.daemon.config.config import (
 from lockd.errors import DeniedError, NotFoundError, RestrictedError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_ways, plain, quoted
-from lockd.protocol.methods import Method
+from lockd.protocol.calls import Method
 from lockd.terms import DEFAULT_LOCKSPACE, DIRECT_LOCKSPACE, Mode, ResourceKey
 
 Operation = Literal["acquire", "share", "list", "details", "break"]
@@ -45,12 +43,20 @@ _SAID: Final[dict[Operation, str]] = {
 }
 
 
-class Permission(Struct, frozen=True):
+class Permission:
     """The users and groups that may do one operation."""
 
-    users: frozenset[int] = frozenset()
-    groups: frozenset[int] = frozenset()
-    everybody: bool = False
+    __slots__ = ("everybody", "groups", "users")
+
+    def __init__(
+        self,
+        users: frozenset[int] = frozenset(),
+        groups: frozenset[int] = frozenset(),
+        everybody: bool = False,
+    ) -> None:
+        self.users = users
+        self.groups = groups
+        self.everybody = everybody
 
     def includes(self, peer: Peer) -> bool:
         """Returns whether a peer is one of them."""

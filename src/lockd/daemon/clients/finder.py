@@ -1,12 +1,12 @@
 """Finds the lockspaces and resources that a request names, within the peer's rights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lockd.daemon.clients.access import Access, Operation, not_there
 from lockd.daemon.clients.peer import Peer
 from lockd.engine.lock_engine import LockEngine
 from lockd.lockspaces.base import Lockspace
-from lockd.terms import DEFAULT_LOCKSPACE, ResourceKey
+from lockd.terms import DEFAULT_LOCKSPACE, ResourceKey, key_of
 
 
 class Finder:
@@ -68,9 +68,27 @@ class Finder:
             RequestError: the lockspace does not exist, the peer may not, or the name is
                 invalid.
         """
-        space = self.lockspace(peer, lockspace, operation)
-        space.check_name(resource)
-        return ResourceKey(space.name, resource)
+        return self._key(self.lockspace(peer, lockspace, operation), resource)
+
+    def keys(
+        self, space: Lockspace, resource: str | None, resources: Sequence[str] | None
+    ) -> tuple[ResourceKey, ...]:
+        """Returns the full names of one resource, or else of several.
+
+        Raises:
+            InvalidRequestError: a name is invalid.
+        """
+        if resource is not None:
+            return (self._key(space, resource),)
+        return tuple([self._key(space, name) for name in resources or ()])
+
+    def _key(self, space: Lockspace, resource: str) -> ResourceKey:
+        # What is held or wanted has a valid name.
+        key = self._engine.key_in_use(space.name, resource)
+        if key is None:
+            space.check_name(resource)
+            key = key_of((space.name, resource))
+        return key
 
     def known(self, peer: Peer) -> list[Lockspace]:
         """Returns the lockspaces that a peer may know of."""

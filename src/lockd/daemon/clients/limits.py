@@ -226,13 +226,11 @@ class Limiter:
         limits, engine = self.limits, self._engine
         if engine.last_token + MANY_TOKENS > self._tokens.reserved:
             self._check_tokens(len(keys))
-        session = engine.sessions[session_id]
-        owner = session.owner
         more = len(keys) - 1
-        held = len(owner.grants) + more
+        held = engine.held_by(session_id) + more
         if held >= limits.locks_per_session:
             _check("locks_per_session", held, limits.locks_per_session)
-        uid = owner.identity.uid
+        uid = engine.owner_of(session_id).uid
         held = engine.held_by_user.get(uid, 0) + more
         if held >= limits.locks_per_user:
             _check("locks_per_user", held, limits.locks_per_user)

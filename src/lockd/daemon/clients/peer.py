@@ -22,7 +22,7 @@ from lockd.daemon.stores.pieces import Apart
 from lockd.daemon.stores.streams import PIPE_SIZE, Flow, KeptFlow, PlainFlow
 from lockd.daemon.system.credentials import Identity
 from lockd.daemon.system.listener import ADMINS, CLIENTS, VIRTLOCKD, Role
-from lockd.errors import ProtocolError
+from lockd.errors import CodedError, ProtocolError
 from lockd.libvirt.connection import Connection as LibvirtConnection
 from lockd.lockspaces.rights import User
 from lockd.protocol.connection import Connection
@@ -137,9 +137,6 @@ class Peer:
         self.role = role
         self.since = since
         self.connection = connection_for(role, limits, on_error, identity.user)
-        #: Answers and errors are sent at the end of the turn.
-        self.send_result = self.connection.send_result
-        self.send_error = self.connection.send_error
         self.restricted = False
         self.client: str | None = None
         self.claims_itself = False
@@ -324,15 +321,21 @@ class Peer:
         try:
             for request in self._requests:
                 take(self, request)
-                if (
-                    monotonic() > until
-                    or self.connection.outgoing_bytes > ANSWERS_AT_ONCE
-                ):
+                is_much = self.connection.outgoing_bytes > ANSWERS_AT_ONCE
+                if is_much or monotonic() > until:
                     return
         except ProtocolError as error:
             logger.info("session %d is closed: %s", self.session, error.message)
             self.is_closing = True
         self._requests = None
+
+    def send_result(self, msgid: int, result: Any = None) -> None:
+        """Answers a request with its result, at the end of the turn."""
+        self.connection.send_result(msgid, result)
+
+    def send_error(self, msgid: int | None, error: CodedError) -> None:
+        """Answers with an error, at the end of the turn (`Connection.send_error`)."""
+        self.connection.send_error(msgid, error)
 
     def close_after_answers(self) -> None:
         """Closes it at the end of the turn, after its answers."""

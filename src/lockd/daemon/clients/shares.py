@@ -12,11 +12,16 @@ from typing import Final
 
 import trio
 
+from lockd.daemon.clients.peer import Peer
+
 SHARE: Final = 0.001
 """Seconds of a turn for all clients of one user together."""
 
 REST: Final = 0.004
 """Seconds for which a user rests who wanted more."""
+
+Waiting = dict[int, dict[Peer, None]]
+"""Peers by uid, the longest waiting first."""
 
 
 class Shares:
@@ -76,3 +81,13 @@ class Shares:
     def deadline(self) -> float:
         """When the first of the resting users may continue."""
         return min(self._resting.values(), default=inf)
+
+
+def drop(waiting: Waiting, peer: Peer) -> None:
+    """Removes a peer, if it waits."""
+    uid = peer.user
+    peers = waiting.get(uid)
+    if peers is not None:
+        peers.pop(peer, None)
+        if not peers:
+            del waiting[uid]

@@ -14,7 +14,7 @@ from typing import Final
 from lockd.daemon.clients.peer import Peer
 from lockd.daemon.clients.shares import Shares
 from lockd.daemon.replies.events import Event
-from lockd.protocol.plain import ANSWERS
+from lockd.protocol.plain import notification
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Feed:
 
     def append(self, event: Event) -> None:
         """Adds an event."""
-        message = ANSWERS.notification("event", event)
+        message = notification("event", event)
         self._events.append((event["lockspace"], message))
         self._size += len(message)
         self._end += 1

@@ -44,7 +44,7 @@ from lockd.errors import ConfigError, InvalidRequestError, RequestError
 from lockd.lockspaces.base import Lockspace
 from lockd.names import check_lockspace_name, quoted
 from lockd.protocol import methods as m
-from lockd.protocol.methods import MethodCall
+from lockd.protocol.calls import MethodCall
 from lockd.terms import (
     EXCLUSIVE,
     SHARED,
@@ -53,7 +53,6 @@ from lockd.terms import (
     Mode,
     OnDisconnect,
     ResourceKey,
-    key_of,
 )
 from lockd.text import duration
 
@@ -123,12 +122,13 @@ class Dispatcher:
     ) -> None:
         self._runtime = runtime
         self._answers = answers
+        self._counts = answers.counts
         self._access = access
         self._limiter = limiter
         self._redaction = answers.redaction
         self._engine = runtime.engine
         self._finder = finder
-        self._lockspace, self._key = finder.lockspace, finder.key
+        self._key = finder.key
         self._registration = Registration(
             runtime.engine, runtime.processes, life.new_number
         )
@@ -160,12 +160,12 @@ class Dispatcher:
             **reader.handlers,
         }
         for method in self._handlers:
-            answers.counts.requests[method] = 0
+            self._counts.requests[method] = 0
 
     def add_handler(self, method: str, handler: Handler) -> None:
         """Sets the handler of a method."""
         self._handlers[method] = handler
-        self._answers.counts.requests[method] = 0
+        self._counts.requests[method] = 0
 
     def is_done_with(self, peer: Peer) -> bool:
         """Returns whether a peer without further requests gets nothing more."""
@@ -177,28 +177,28 @@ class Dispatcher:
 
     def take(self, peer: Peer, call: MethodCall) -> None:
         """Carries out a request, or rejects it."""
-        method = call.method
+        method, msgid = call.method, call.msgid
         try:
             # protocol 2.1: two answers with the same msgid would look the same.
-            unanswered = self._engine.sessions[peer.session].requests
-            if call.msgid in unanswered or call.msgid in peer.late:
+            is_waiting = self._engine.has_request(peer.session, msgid)
+            if is_waiting or msgid in peer.late:
                 raise InvalidRequestError(refusals.MSGID_IN_USE)
             if method.access != "always":
                 check_method(peer, method)
-            self._answers.counts.requests[method.name] += 1
-            self._handlers[method.name](peer, call.msgid, call.params)
+            self._counts.requests[method.name] += 1
+            self._handlers[method.name](peer, msgid, call.params)
         except RequestError as error:
-            peer.send_error(call.msgid, error)
+            peer.send_error(msgid, error)
         except Exception as error:
             if self._runtime.is_broken:
                 raise
-            peer.send_error(call.msgid, defect(error))
+            peer.send_error(msgid, defect(error))
 
     def _acquire(self, peer: Peer, msgid: int, params: m.AcquireParams) -> None:
         mode = params.mode or EXCLUSIVE
         operation = _OPERATION_OF_MODE[mode]
-        space = self._lockspace(peer, params.lockspace, operation)
-        keys = _keys(space, params)
+        space = self._finder.lockspace(peer, params.lockspace, operation)
+        keys = self._finder.keys(space, params.resource, params.resources)
         if space.on_disconnect == "kill":
             self._registration.check_can_end(peer)
         if space.kind == "direct":
@@ -240,7 +240,7 @@ class Dispatcher:
             key = self._key(peer, params.lockspace, params.resource, operation)
             self._check_file(peer, key, mode)
         elif grant := self._engine.sessions[peer.session].owner.grants.get(token or 0):
-            self._lockspace(peer, grant.key.lockspace, operation)
+            self._finder.lockspace(peer, grant.key.lockspace, operation)
             self._check_file(peer, grant.key, mode)
         self._limiter.check_request(peer.session, waits=params.timeout != 0)
         self._runtime.carry_out(
@@ -255,9 +255,8 @@ class Dispatcher:
     def _release(self, peer: Peer, msgid: int, params: m.ReleaseParams) -> None:
         session, token, outcome = peer.session, params.fencing_token, params.outcome
         if token is None:
-            keys = _keys(
-                self._finder.lockspace_of_holder(peer, params.lockspace), params
-            )
+            space = self._finder.lockspace_of_holder(peer, params.lockspace)
+            keys = self._finder.keys(space, params.resource, params.resources)
             self._runtime.carry_out(c.Release(session, msgid, keys, outcome=outcome))
         elif self._is_of_another(peer, token):
             self._runtime.carry_out(c.ReleaseForOwner(session, msgid, token, outcome))
@@ -434,15 +433,3 @@ class Dispatcher:
 
 def _who(owner: c.Owner, session: int) -> str:
     return f"{quoted(owner.name)} (pid {owner.pid}, uid {owner.uid}, session {session})"
-
-
-def _keys(
-    space: Lockspace, params: m.AcquireParams | m.ReleaseParams
-) -> tuple[ResourceKey, ...]:
-    name = params.resource
-    if name is not None:
-        space.check_name(name)
-        return (key_of((space.name, name)),)
-    for name in params.resources or ():
-        space.check_name(name)
-    return tuple(ResourceKey(space.name, name) for name in params.resources or ())

@@ -51,7 +51,6 @@ class Runtime:
         answers: sends answers to the peers.
         poller: watches processes.
         keeping: keeps the state for a successor.
-        after_turn: called at the end of each turn with the youngest fencing token.
         checks: whether to check all laws after every command, which is slow.
     """
 
@@ -62,7 +61,6 @@ class Runtime:
         poller: Poller,
         keeping: Keeping,
         *,
-        after_turn: Callable[[int], None],
         checks: bool = False,
     ) -> None:
         self.engine = engine
@@ -74,7 +72,6 @@ class Runtime:
         self._counts = answers.counts
         # Like `trio.current_time`, which looks the clock up each time.
         self._current_time = trio.lowlevel.current_clock().current_time
-        self._after_turn = after_turn
         self._checks = checks
         self._commands: deque[c.Command] = deque()
         self._busy = False
@@ -239,10 +236,7 @@ class Runtime:
         """Does the work that was deferred until after the answers."""
         for lockspace in self._file_lockspaces:
             lockspace.finish()
-        if self.history.has_fresh:
-            attempt(self.history.settle)
         self._set_alarm()
-        self._after_turn(self.engine.last_token)
 
     def close(self) -> None:
         """Closes files and processes."""

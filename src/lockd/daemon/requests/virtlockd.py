@@ -29,7 +29,7 @@ from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
-from lockd.protocol.methods import MethodCall
+from lockd.protocol.calls import MethodCall
 from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384

@@ -24,7 +24,7 @@ import struct
 import termios
 from typing import Final
 
-READ_SIZE: Final = 2_048
+READ_SIZE: Final = 8_192
 """The most bytes to read from one client before the others."""
 
 SO_PEEK_OFF: Final = 42

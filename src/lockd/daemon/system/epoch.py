@@ -113,8 +113,9 @@ class Epoch:
     def ensure(self, last_token: int) -> None:
         """Reserves more tokens well before the reserved ones run out.
 
-        If the file cannot be written, `look_after` tries again and reports why.
-        `Limiter` gives no token beyond `reserved`.
+        Call it about once a second: a daemon gives far less than half of
+        `TOKENS_AT_ONCE` in that time. If the file cannot be written, `look_after` tries
+        again and reports why. `Limiter` gives no token beyond `reserved`.
         """
         if last_token <= self._enough or self._is_overdue:
             return
