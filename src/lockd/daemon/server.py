@@ -42,6 +42,10 @@ LINGER: Final = 0.001
 TURNS: Final = 0.005
 """Seconds after which it returns in any case: timeouts and signals wait."""
 
+# As attributes of `select` they would be looked up for every request.
+OUT_OF_BAND: Final = select.EPOLLPRI
+READABLE: Final = select.EPOLLIN
+HUNG_UP: Final = select.EPOLLHUP | select.EPOLLERR
 
 ADMITTING: Final = 0.0005
 """Seconds of a turn for admitting the new connections of one user."""
@@ -423,10 +427,10 @@ class Server:
         self._answers.behind.add(peer)
 
     def _serve(self, peer: Peer, events: int) -> None:
-        if events & select.EPOLLPRI:
+        if events & OUT_OF_BAND:
             self._refuse_all(peer, "this socket takes no out-of-band bytes (MSG_OOB)")
             return
-        if events & select.EPOLLIN:
+        if events & READABLE:
             uid = peer.user
             if self._shares.has_time(uid):
                 began = self._shares.now()
@@ -435,7 +439,7 @@ class Server:
             else:
                 self._put_off(peer)
             return
-        if events & (select.EPOLLHUP | select.EPOLLERR):
+        if events & HUNG_UP:
             peer.close_after_answers()
         # The end of the turn sends what waits to be written.
         self._answers.behind.add(peer)

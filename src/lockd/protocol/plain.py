@@ -91,7 +91,7 @@ def messages(data: bytes) -> Iterator[bytes]:
     try:
         while start < len(data):
             unpacker.skip()
-            end = unpacker.tell()
+            end: int = unpacker.tell()
             if end - start == len(data):
                 return
             yield data[start:end]

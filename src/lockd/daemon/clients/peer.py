@@ -429,11 +429,8 @@ class Peer:
             else:
                 self._watch(self.wanted_events)
         elif was_behind and outbox.leaves_too_much:
-            logger.warning(
-                "session %d is closed: it left %d bytes unread",
-                self.session,
-                outbox.unasked,
-            )
+            why = f"it left {outbox.unasked} bytes unread"
+            logger.warning("session %d is closed: %s", self.session, why)
             self.is_closing = True
 
     def tell_resumed(self, epoch: int) -> None:

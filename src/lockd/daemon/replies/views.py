@@ -28,9 +28,10 @@ IN_LIST = 4
 
 def grant_result(grant: Grant, waited: float) -> Map:
     """Returns a grant as the answer to its request (protocol 7.11)."""
+    key = grant.key
     found: Map = {
-        "lockspace": grant.key.lockspace,
-        "resource": grant.key.resource,
+        "lockspace": key.lockspace,
+        "resource": key.resource,
         "mode": grant.mode,
         "fencing_token": grant.fencing_token,
         "waited": waited,

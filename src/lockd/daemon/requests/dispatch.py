@@ -198,19 +198,21 @@ class Dispatcher:
         mode = params.mode or EXCLUSIVE
         operation = _OPERATION_OF_MODE[mode]
         space = self._finder.lockspace(peer, params.lockspace, operation)
-        keys = self._finder.keys(space, params.resource, params.resources)
+        resources, whole = params.resources, params.whole
+        keys = self._finder.keys(space, params.resource, resources)
         if space.on_disconnect == "kill":
             self._registration.check_can_end(peer)
         if space.kind == "direct":
             check_files(peer, space, keys, mode)
-        elif params.whole:
+        elif whole:
             raise refusals.not_whole(space)
         if mode == SLOT and space.anchored:
             raise refusals.no_slots(space)
-        label, reason = params.label, params.reason
-        waits = 0 not in (params.timeout, params.max_waiting)
+        label, reason, slots = params.label, params.reason, params.slots
+        timeout, max_waiting = params.timeout, params.max_waiting
+        waits = timeout != 0 and max_waiting != 0
         self._limiter.check_acquire(peer.session, keys, label, reason, waits=waits)
-        if params.resources is not None:
+        if resources is not None:
             peer.expected[msgid] = ARRAY
         self._runtime.carry_out(
             c.Acquire(
@@ -218,17 +220,17 @@ class Dispatcher:
                 msgid,
                 keys,
                 mode,
-                params.timeout,
+                timeout,
                 "temporary" if params.create and peer.is_libvirt else params.create,
                 label,
                 reason,
-                params.max_waiting,
+                max_waiting,
                 params.strand or 0,
-                bool(params.whole),
+                bool(whole),
                 params.max_hold,
                 bool(params.wanted),
                 # True stands for as many as there are.
-                None if params.slots is True else params.slots,
+                None if slots is True else slots,
             )
         )
 
