@@ -90,8 +90,10 @@ def test_records_are_those_that_would_be_written_anew(
         client.acquire(name)
         client.acquire(name, lockspace="files")
     leaver.acquire("c")
-    waiting = [x.send("acquire", resource="c") for x in (other, client)]
-    wait_for_waiters(witness, "c", 2)
+    waiting = []
+    for count, each in enumerate((other, client), 1):
+        waiting.append(each.send("acquire", resource="c"))
+        wait_for_waiters(witness, "c", count)
     manager.kill()
     leaver.close()
     # The end of a connection was not recorded any more.
@@ -116,3 +118,68 @@ def test_records_are_those_that_would_be_written_anew(
     differing = {key for key in found if found[key] != anew[key]}
     assert differing == {f"['{STATE}', {session}]" for session in (2, 4)}
     manager.start()
+
+
+# The last holder of a lock is recorded when there is time.
+
+
+def held(client: WireClient, name: str, **more: str) -> int:
+    """Holds a lock for a moment. Returns the fencing token."""
+    token: int = client.acquire(name)["fencing_token"]
+    client.call("release", resource=name, **more)
+    return token
+
+
+def last_token(client: WireClient, name: str) -> int | None:
+    last = client.call("query", resource=name)["last_holder"]
+    return None if last is None else int(last["fencing_token"])
+
+
+def test_last_holder_after_a_kill_is_unknown_or_the_right_one(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    first = held(client, "a")
+    # An upgrade leaves nothing for later.
+    manager.upgrade()
+    assert last_token(client, "a") == first
+    second = held(other, "a")
+    manager.kill_and_start()
+    assert last_token(client, "a") in (None, second)
+
+
+def test_hold_that_failed_is_known_after_a_kill(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    failed = held(client, "a", outcome="failed")
+    ended_well = held(client, "b", outcome="failed"), held(client, "b", outcome="ok")
+    manager.kill_and_start()
+    assert last_token(other, "a") == failed
+    assert last_token(other, "b") in (None, ended_well[1])
+
+
+def test_last_holder_is_known_after_a_restart(
+    manager: ServiceManager, client: WireClient
+) -> None:
+    token = held(client, "a")
+    manager.stop()
+    manager.start()
+    assert last_token(client, "a") == token
+
+
+def test_last_holder_is_recorded_though_nobody_asks_for_more(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    def recorded_bytes() -> int:
+        size: int = other.call("statistics")["kept"]["bytes"]
+        return size
+
+    size = recorded_bytes()
+    tokens = {f"lock-{n}": held(client, f"lock-{n}") for n in range(300)}
+    # Each has more than 200 bytes, and less than 300.
+    while recorded_bytes() < size + 200 * len(tokens):
+        pass
+    manager.kill_and_start()
+    known = [
+        name for name, token in tokens.items() if last_token(client, name) == token
+    ]
+    assert len(known) >= 200

@@ -109,17 +109,17 @@ OTHERS: Final[dict[type, str]] = {
     "count_refusal _wait _end_wait _end end_all",
     StoredKeeping: "__init__ descriptors take_up_flow _new_slot abandon_flow keep_file "
     "drop_file commit unlocked hold_stuck _disown_files forget_the_rest note_files "
-    "tidy write_anew tidy_thoroughly compact note_process note_lockspace note_config "
-    "record_anew adopt_records",
+    "tidy write_anew tidy_thoroughly compact stage_late note_process note_lockspace "
+    "note_config record_anew adopt_records",
     Recorder: "__init__ commit _could_cut_off _record_process _record_daemon "
     "record_anew stage_all _record_noted adopt_records _everything note_process "
-    "note_config note_lockspace _put _remove",
+    "note_config note_lockspace _put _remove _note_last stage_late",
     Processes: "__init__ configure _died _mark registered owners of is_fencing doomed "
     "pidfds dump_one load close can_end empower",
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _blame _serve_guarded _has_work _next_deadline "
     "_keep_deadlines _take_turns take_turn _give_turns end_turn _end_turn close "
-    "_send_answers "
+    "_send_answers record_late "
     "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
     Dispatcher: "__init__ registered_pid add_handler _check_file",

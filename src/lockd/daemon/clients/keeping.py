@@ -135,6 +135,13 @@ class Keeping:
     def tidy_thoroughly(self) -> None:
         """Removes all unwanted descriptors, because they keep file systems busy."""
 
+    def stage_late(self) -> bool:
+        """Stages records that nobody waits for. The end of the next turn records them.
+
+        Returns whether there were any; there may be more.
+        """
+        return False
+
     def compact(self) -> bool:
         """Removes some garbage from the records. Returns whether there is more."""
         return False

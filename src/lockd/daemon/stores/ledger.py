@@ -138,7 +138,9 @@ class Ledger:
 
     def remove(self, key: bytes) -> None:
         """Stages the removal of a key, which may be missing."""
-        self._staged[key] = None
+        self._staged.pop(key, None)
+        if self._value_of(key) is not None:
+            self._staged[key] = None
 
     def commit(self) -> None:
         """Commits all staged changes at once.
@@ -287,22 +289,26 @@ class Ledger:
             self.problems.append("records were lost when it was read before")
         live = [(key, value) for key, value in values.items() if value is not None]
         self._live_count = len(live)
-        self.live_bytes = sum([len(key) + len(value) for key, value in live])
+        self.live_bytes = sum(len(key) + len(value) for key, value in live)
         return offset
 
     def _count(self, changes: Changes) -> None:
         """Counts values that are about to replace the old ones of their keys."""
-        values, copied = self._values, self._copied
         for key, value in changes.items():
-            before = values.get(key)
-            if before is None and copied and key not in values:
-                before = copied.get(key)
+            before = self._value_of(key)
             if before is not None:
                 self._live_count -= 1
                 self.live_bytes -= len(key) + len(before)
             if value is not None:
                 self._live_count += 1
                 self.live_bytes += len(key) + len(value)
+
+    def _value_of(self, key: bytes) -> bytes | None:
+        """Returns the committed value of a key."""
+        value = self._values.get(key)
+        if value is None and key not in self._values:
+            return self._copied.get(key)
+        return value
 
     def _report_gap(self, start: int, end: int) -> None:
         self.problems.append(f"no record can be read from {start} to {end}")

@@ -392,6 +392,11 @@ class StoredKeeping(Keeping):
         with suppress(OSError):
             self._stores.in_flight.tidy(TIDYING, thoroughly=True)
 
+    def stage_late(self) -> bool:
+        """Stages records that wait until there is time (`Recorder.stage_late`)."""
+        # Without memory, more important ones come first.
+        return not self.is_short and self._recorder.stage_late()
+
     def compact(self) -> bool:
         """Removes some garbage from the records. Returns whether there is more."""
         with suppress(OSError):

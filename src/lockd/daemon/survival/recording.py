@@ -8,6 +8,7 @@ unread. Nobody gets an answer that is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -32,13 +33,19 @@ from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.processes import Describe
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records
+from lockd.engine.values import LastHolder
 from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]
 
 _encode = msgspec.msgpack.Encoder().encode
 
+LATE_AT_ONCE: Final = 128
+"""The most last holders to record in one step, which comes once a second. It takes a
+fraction of a millisecond, and a busy daemon records few of many."""
+
 COUNTS: Final = "counts"
+LAST: Final = "last"
 _COUNTS_KEY: Final = key_of(COUNTS, 0)
 """The record of the engine that almost every turn changes (`records`)."""
 
@@ -75,6 +82,8 @@ class Recorder:
         #: By session: the key of its state, and its pieces.
         self._state_keys: dict[int, bytes] = {}
         self._apart = dict(apart)
+        #: The last holders that are not recorded yet, by key.
+        self._late: dict[bytes, tuple[int, LastHolder]] = {}
         #: The owners whose processes have changed, and the function that describes
         #: them.
         self._changed: dict[int, Describe] = {}
@@ -133,7 +142,9 @@ class Recorder:
                 ledger.put(self._state_keys[peer.session], state)
         for kind, name, value in records.changes(self._engine):
             key = _COUNTS_KEY if kind == COUNTS else key_of(kind, name)
-            if value is None:
+            if kind == LAST:
+                self._note_last(key, value)
+            elif value is None:
                 ledger.remove(key)
             else:
                 ledger.put(key, _encode(value))
@@ -149,6 +160,32 @@ class Recorder:
         self.is_short = ledger.is_short
         if self.is_short:
             self._could_cut_off()
+
+    def _note_last(self, key: bytes, value: tuple[int, LastHolder] | None) -> None:
+        """Notes the last holder of a resource; most are recorded later (`stage_late`).
+
+        If a hold did not end well, the next holder must hear of it, also after a crash:
+        it is recorded at once. All others are for people. In their place the record of
+        an earlier holder goes, in the commit that removes the grant. So a successor may
+        know no last holder, but never a wrong one.
+        """
+        self._late.pop(key, None)
+        if value is not None and not value[1].ended_well:
+            self._ledger.put(key, _encode(value))
+            return
+        if value is not None:
+            self._late[key] = value
+        self._ledger.remove(key)
+
+    def stage_late(self) -> bool:
+        """Stages some of the last holders that are not recorded yet.
+
+        Returns whether there were any. The next `commit` records them.
+        """
+        late = list(islice(self._late, LATE_AT_ONCE))
+        for key in late:
+            self._ledger.put(key, _encode(self._late.pop(key)))
+        return bool(late)
 
     def _could_cut_off(self) -> bool:
         """Disconnects the client that leaves most unread.
@@ -217,6 +254,7 @@ class Recorder:
         It writes only the differences, so that repeated crashes need no more memory.
         """
         ledger = self._ledger
+        self._late.clear()
         known = ledger.records()
         for kind, name, value in self._everything():
             key, encoded = key_of(kind, name), _encode(value)
