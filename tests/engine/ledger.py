@@ -143,7 +143,7 @@ def busy(engine: LockEngine) -> None:
 def decoded(engine: LockEngine) -> list[Record]:
     """Returns all records as they are read again."""
     return [
-        msgspec.msgpack.decode(msgspec.msgpack.encode(record))
+        tuple(msgspec.msgpack.decode(msgspec.msgpack.encode(record)))
         for record in records.everything(engine)
     ]
 
