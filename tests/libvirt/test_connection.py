@@ -18,7 +18,7 @@ from lockd.errors import (
 from lockd.libvirt.calls import Call, RegisterArgs, ResourceArgs
 from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Connection
 from lockd.libvirt.errors import Domain, Number, RemoteError
-from lockd.libvirt.procedures import ACQUIRE_RESOURCE
+from lockd.libvirt.procedures import ACQUIRE_RESOURCE, MOST
 from support import libvirt_client as lc
 
 ACQUIRE = lc.message(lc.ACQUIRE, lc.resource("/srv/locks", "web1", 3), serial=7)
@@ -61,6 +61,28 @@ def test_owner_comes_whole(connection: Connection) -> None:
     (call,) = connection.receive(lc.message(lc.REGISTER, lc.owner(12, "web1", id=-1)))
     uuid = UUID(bytes=bytes(range(16)))
     assert call.args == RegisterArgs(str(uuid), "web1", 2**32 - 1, 12, 0)
+
+
+def test_same_arguments_mean_the_same_again_and_others_do_not(
+    connection: Connection,
+) -> None:
+    wanted = [("/srv/locks", "web1", 3), ("/srv/locks", "web2", 3), ("", "web1", 3)]
+    wanted += [("/srv/locks", "web1", 2), ("/srv/locks", "web1" + "x" * 300, 3)]
+    wanted += [("/srv/locks", f"web{n}", 3) for n in range(2 * MOST)]
+    for path, name, flags in wanted + wanted[:10]:
+        payload = lc.resource(path, name, flags)
+        for procedure in lc.ACQUIRE, lc.RELEASE:
+            (call,) = connection.receive(lc.message(procedure, payload))
+            assert call.procedure == procedure
+            assert call.args == ResourceArgs(path, name, flags)
+        (reply,) = _refusals(connection, lc.message(lc.ACQUIRE, payload[:-1]))
+        assert reply == "Unable to decode message payload"
+
+
+def _refusals(connection: Connection, data: bytes) -> list[str | None]:
+    """Returns what is said of bytes that are no valid call."""
+    assert list(connection.receive(data)) == []
+    return [x.error.message for x in replies(connection) if x.error]
 
 
 @pytest.mark.parametrize("size", [1, 3, 28, 31, 1_000])

@@ -81,16 +81,20 @@ class Connection:
         Raises:
             ProtocolError: the conversation has ended. Send what is left, and close.
         """
-        if not self._incoming and _is_one_call(data):  # as usual
-            self._decoded += len(data)
-            call = self._understand(data)
-            return iter(() if call is None else (call,))
+        if not self._incoming and len(data) >= _HEADER.size:
+            header = MessageHeader(*_HEADER.unpack_from(data))
+            if header.length == len(data) <= MAX_MESSAGE_BYTES and header.type == CALL:
+                # As usual: one call, whole and alone.
+                self._decoded += len(data)
+                call = self._understand(header, data[_HEADER.size :])
+                return iter(() if call is None else (call,))
         return self._receive(data)
 
     def _receive(self, data: bytes) -> Iterator[Call]:
         self._incoming += data
         while (message := self._next_message()) is not None:
-            call = self._understand(message)
+            header = MessageHeader(*_HEADER.unpack_from(message))
+            call = self._understand(header, message[_HEADER.size :])
             if call is not None:
                 yield call
 
@@ -113,10 +117,8 @@ class Connection:
         self._decoded += length
         return message
 
-    def _understand(self, message: bytes) -> Call | None:
+    def _understand(self, header: MessageHeader, payload: bytes) -> Call | None:
         """Returns the call in a message. Answers a message without one."""
-        header = MessageHeader(*_HEADER.unpack_from(message))
-        payload = message[_HEADER.size :]
         if header.type == MESSAGE and (header.program, header.version) == KEEPALIVE:
             self._keep_alive(header)
             return None
@@ -248,14 +250,6 @@ def _without_descriptors(payload: bytes) -> bytes:
     if payload[: _LENGTH.size] != bytes(_LENGTH.size):
         raise ProtocolError("a call with descriptors: no procedure takes any")
     return payload[_LENGTH.size :]
-
-
-def _is_one_call(data: bytes) -> bool:
-    """Returns whether these bytes are a call, whole and alone."""
-    if not _HEADER.size <= len(data) <= MAX_MESSAGE_BYTES:
-        return False
-    length, _, _, _, type_, _, _ = _HEADER.unpack_from(data)
-    return bool(length == len(data) and type_ == CALL)
 
 
 def _check_procedure(header: MessageHeader) -> None:

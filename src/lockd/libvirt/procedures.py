@@ -39,6 +39,11 @@ def is_procedure(number: int) -> bool:
     return number in _DECODERS
 
 
+LONGEST: Final = 256
+MOST: Final = 1_024
+"""The longest arguments to remember, in bytes, and how many of them."""
+
+
 def decode_args(procedure: int, payload: bytes) -> Any:
     """Returns the arguments of a call. Ignores bytes after them.
 
@@ -71,7 +76,15 @@ def _create_lockspace(unpacker: Unpacker) -> LockspaceArgs:
 
 
 def _resource(unpacker: Unpacker) -> ResourceArgs:
-    return ResourceArgs(_text(unpacker), _text(unpacker), unpacker.uint())
+    data = unpacker.data
+    args = _heard.get(data)
+    if args is None:
+        args = ResourceArgs(_text(unpacker), _text(unpacker), unpacker.uint())
+        if len(data) <= LONGEST:
+            if len(_heard) >= MOST:
+                _heard.clear()
+            _heard[data] = args
+    return args
 
 
 def _uuid(unpacker: Unpacker) -> str:
@@ -84,6 +97,10 @@ def _text(unpacker: Unpacker) -> str:
     # As for file names (PEP 383). The check of names rejects text that is not UTF-8.
     return unpacker.string(MAX_STRING_BYTES).decode("utf-8", "surrogateescape")
 
+
+#: What the same bytes meant before: guests come again with the same disks. Only root
+#: may call, so the time of an answer tells nobody what another user asks for.
+_heard: dict[bytes, ResourceArgs] = {}
 
 _DECODERS: Final[dict[int, Callable[[Unpacker], Any]]] = {
     REGISTER: _register,

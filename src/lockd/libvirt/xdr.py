@@ -15,10 +15,13 @@ class Unpacker:
     """Decodes values from the front of some bytes.
 
     Every method raises `XdrError` if too few bytes are left.
+
+    Args:
+        data: all of the bytes.
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self.data = data
         self._position = 0
 
     def uint(self) -> int:
@@ -34,9 +37,9 @@ class Unpacker:
         """
         begin = self._position
         self._position = begin + _padded(size)
-        if self._position > len(self._data):
+        if self._position > len(self.data):
             raise XdrError("the payload ends too early")
-        return self._data[begin : begin + size]
+        return self.data[begin : begin + size]
 
     def string(self, most: int) -> bytes:
         """Decodes a string of at most `most` bytes (RFC 4506, 4.11)."""

@@ -227,23 +227,23 @@ class HashedPaths:
         if space.kind == "direct":
             self._see(os.fsencode(resource))
             return None
+        path = self._path_of.get(resource)
+        if path is not None or pid is None or session in self._looked_for:
+            return path
         if not _HASHED.fullmatch(resource):
             return None
-        if resource not in self._path_of and pid is not None:
-            self._look(session, pid)
+        self._look(session, pid)
         return self._path_of.get(resource)
 
     def _look(self, session: int, pid: int) -> None:
-        looked_for = self._looked_for
-        if session not in looked_for:
-            if len(looked_for) >= MAX_SESSIONS:
-                looked_for.clear()
-            looked_for.add(session)
-            line = command_line(pid)
-            if line != self._line:  # libvirt often does several things for one guest
-                self._line = line
-                for path in paths_in(line):
-                    self._see(path)
+        if len(self._looked_for) >= MAX_SESSIONS:
+            self._looked_for.clear()
+        self._looked_for.add(session)
+        line = command_line(pid)
+        if line != self._line:  # libvirt often does several things for one guest
+            self._line = line
+            for path in paths_in(line):
+                self._see(path)
 
     def _see(self, path: bytes) -> None:
         digest = hashlib.sha256(path).hexdigest()
