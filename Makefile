@@ -1,5 +1,6 @@
 # make run     start a daemon here, in the foreground
 # make test    everything that needs no root and no system package; tests the source
+# make test-compiled   tests of a daemon over the wire, with compiled modules; takes a C compiler
 # make test-system   lockd under a real systemd, in namespaces of its own; takes root
 # make check   style and types
 # make fix     what of the style can be mended by itself
@@ -43,7 +44,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
 
-.PHONY: run test test-system check fix sync bite campaigns torture soak bench bench-count picture lock compiled interpreted install uninstall clean
+.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture lock compiled interpreted install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -55,8 +56,15 @@ run: $(READY)
 
 # Tests wait for daemons more than they compute: one more at a time than there are processors.
 # Many execute daemons. To compile the modules anew would be half of such a start.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
 test: $(READY) interpreted
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(TESTS)
+	$(PYTEST) $(TESTS)
+
+# Where the compiled daemon could differ from its source: what it answers, and what survives it.
+COMPILED_TESTS = tests/test_compilation.py tests/test_compiled.py tests/daemon/requests \
+  tests/daemon/survival tests/lockspaces
+test-compiled: $(READY) compiled
+	$(PYTEST) $(or $(TESTS),$(COMPILED_TESTS))
 
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
