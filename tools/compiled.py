@@ -20,10 +20,11 @@ import sysconfig
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,9 @@ from typing import Final
 TOP: Final = Path(__file__).parents[1]
 SOURCE: Final = TOP / "src"
 STORE: Final = TOP / ".compiled"
+
+OBJECTS: Final = STORE / "objects"
+"""What a C file became: an edit of one module leaves most of them as they are."""
 
 LOG: Final = STORE / "log"
 """What the compilers print, and why they failed."""
@@ -205,15 +209,11 @@ def stored(target: Interpreter) -> Path:
     compiler = target.compilers()
     STORE.mkdir(exist_ok=True)
     LOG.write_text("")
-    version = subprocess.run(
-        [*compiler, "--version"], check=True, capture_output=True, text=True
-    )
-    decisive = (
+    key = digest(
         *(compilation.fingerprint(SOURCE / "lockd"), *listed(), *FLAGS, *compiler),
-        *(target.suffix, version.stdout, metadata.version("mypy")),
+        *(target.suffix, version_of(compiler), metadata.version("mypy")),
         Path(__file__).read_text(),
     )
-    key = hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
     found = STORE / key
     if not found.exists():
         print("Compiling lockd takes about a minute.", file=sys.stderr, flush=True)
@@ -223,8 +223,7 @@ def stored(target: Interpreter) -> Path:
             with suppress(FileExistsError, OSError):  # another one was as fast
                 Path(directory, "out").rename(found)
     os.utime(found)
-    old = sorted(STORE.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
-    for path in old[:-MOST_STORED]:
+    for path in newest_first(STORE.glob("[0-9a-f]*"))[MOST_STORED:]:
         shutil.rmtree(path)
     return found
 
@@ -272,32 +271,72 @@ def compile_all(target: Interpreter, directory: Path) -> None:
     places = {target.include, str(directory / "c" / "lockd")}
     places.update(place for found in extensions for place in found.include_dirs)
     include = [f"-I{place}" for place in sorted(places)]
+    headers = sorted((directory / "c").rglob("*.h"))
+    common = [
+        *compiler,
+        version_of(compiler),
+        *FLAGS,
+        target.suffix,
+        metadata.version("mypy"),
+    ]
+    decisive = digest(*common, *(path.read_text() for path in headers))
     compilations, links = [], []
     for found in extensions:
-        objects = [f"{source}.o" for source in found.sources]
-        compilations += [
-            [*compiler, *FLAGS, *include, "-c", source, "-o", made]
-            for source, made in zip(found.sources, objects, strict=True)
-        ]
+        objects = []
+        for c_file in found.sources:
+            made = OBJECTS / f"{digest(decisive, Path(c_file).read_text())}.o"
+            objects.append(str(made))
+            command = [*compiler, *FLAGS, *include, "-c", c_file, "-o"]
+            compilations.append(partial(compile_one, command, made))
         shared = out.joinpath(*found.name.split(".")).with_suffix(target.suffix)
         shared.parent.mkdir(parents=True, exist_ok=True)
-        links.append([*compiler, "-shared", *objects, "-o", str(shared)])
+        links.append(partial(run, [*compiler, "-shared", *objects, "-o", str(shared)]))
     run_all(compilations)
     run_all(links)
+    for path in newest_first(OBJECTS.glob("*.o"))[MOST_STORED * len(compilations) :]:
+        path.unlink()
     record = {"suffix": target.suffix, "source": source, "modules": modules}
     (out / "lockd" / compilation.RECORD).write_text(json.dumps(record))
 
 
-def run_all(commands: list[list[str]]) -> None:
+def compile_one(command: list[str], made: Path) -> None:
+    """Makes an object, if it is not there from the last time that it was needed."""
+    if made.exists():
+        os.utime(made)
+        return
+    OBJECTS.mkdir(exist_ok=True)
+    new = made.with_suffix(f".{os.getpid()}")
+    run([*command, str(new)])
+    new.rename(made)
+
+
+def run_all(jobs: Iterable[Callable[[], None]]) -> None:
     """Runs as many at once as there are processors, none after one that fails."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        jobs = [threads.submit(subprocess.run, x, check=True) for x in commands]
+        futures = [threads.submit(job) for job in jobs]
         try:
-            for job in jobs:
-                job.result()
+            for future in futures:
+                future.result()
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True)
+
+
+def version_of(compiler: list[str]) -> str:
+    command = [*compiler, "--version"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 if __name__ == "__main__":
