@@ -20,6 +20,7 @@ from typing import Final
 
 from benchmarks import daemons, guests
 from benchmarks.wires import LockdWire, VirtlockdWire, Wire, names
+from lockd.daemon.main import MANNER
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -60,7 +61,7 @@ def main() -> None:
         if arguments.against is not None:
             source = stack.enter_context(checked_out(arguments.against, directory))
             before = counted(directory / "before", source)
-    print(table(now, before))
+    print(f"lockd runs {MANNER}", table(now, before), sep="\n")
     worse = [row for row in before if now[row] > WORSE * before[row]]
     sys.exit(f"worse than {arguments.against}: {', '.join(worse)}" if worse else 0)
 
