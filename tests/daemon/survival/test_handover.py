@@ -20,6 +20,7 @@ from daemon.survival.conftest import refuse_convert_of_removed
 from lockd.daemon.requests.reloads import FOR_HANDOVER, ROOM
 from lockd.daemon.survival import handover
 from support.daemon_process import DaemonProcess
+from support.nursery import RUN_SOURCE
 from support.places import TESTS
 from support.processes import descriptors, idle
 from support.wire_client import (
@@ -756,7 +757,6 @@ os.environ[name] = str(fd)
     client.call("release", resource="a", lockspace="files")
 
 
-@pytest.mark.interpreted
 def test_program_that_knows_no_slots_takes_none_over(
     plant: Plant, daemon: DaemonProcess, connect: Connect
 ) -> None:
@@ -765,7 +765,8 @@ def test_program_that_knows_no_slots_takes_none_over(
     # As in the version before slots.
     plant(
         handover.TRIAL,
-        "from lockd.engine.recovery import snapshot\nsnapshot.VERSION = 4\n",
+        f"{RUN_SOURCE}from lockd.engine.recovery import snapshot\n"
+        "snapshot.VERSION = 4\n",
     )
     os.kill(daemon.pid, signal.SIGUSR1)
     assert "a snapshot of version 5 cannot be read" in daemon.wait_for_line("failed")
