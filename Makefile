@@ -61,8 +61,7 @@ test: $(READY) interpreted
 	$(PYTEST) $(TESTS)
 
 # Where the compiled daemon could differ from its source: what it answers, and what survives it.
-COMPILED_TESTS = tests/test_compilation.py tests/test_compiled.py tests/daemon/requests \
-  tests/daemon/survival tests/lockspaces
+COMPILED_TESTS = tests/test_compilation.py tests/daemon/requests tests/daemon/survival tests/lockspaces
 test-compiled: $(READY) compiled
 	$(PYTEST) $(or $(TESTS),$(COMPILED_TESTS))
 
