@@ -94,8 +94,11 @@ class Interpreter:
         return cls(**json.loads(told.stdout))
 
     def compilers(self) -> list[str]:
-        """Returns the C compiler, with its options; empty without one."""
-        for words in (os.environ.get("CC", ""), self.compiler, "cc", "gcc", "clang"):
+        """Returns the C compiler, with its options; empty without one.
+
+        That of the machine first: each interpreter calls its own by another name.
+        """
+        for words in (os.environ.get("CC", ""), "cc", "gcc", "clang", self.compiler):
             if words and shutil.which(words.split()[0]):
                 return words.split()
         return []
