@@ -313,13 +313,6 @@ class Server:
             # Another task has called this while the loop sleeps.
             self._sleep.cancel()
 
-    def record_late(self) -> bool:
-        """Records some of what waits until there is time. Returns whether any did."""
-        if not self._keeping.stage_late():
-            return False
-        self.end_turn()
-        return True
-
     def _end_turn(self) -> None:
         self._send_answers()
         if self._leaving:

@@ -265,8 +265,8 @@ class Service:
         notify("STOPPING=1")
         self.parts.open_files.spares.remove_all()
         if self.parts.keeping.by is not None:
-            while self.parts.server.record_late():
-                pass
+            while self.parts.keeping.stage_late():
+                self.parts.server.end_turn()
             # The next process continues. If none is started, the manager drops what is
             # stored, and the kernel frees everything else.
             return
@@ -389,8 +389,7 @@ class Service:
             attempt(self._tell_status)
             attempt(self._trimming.look, trio.current_time())
             self.parts.keeping.tidy_thoroughly()
-            self.parts.server.record_late()
-            if self.parts.keeping.is_stuck:
+            if self.parts.keeping.stage_late() or self.parts.keeping.is_stuck:
                 # There may be memory again, even if no client sends anything.
                 self.parts.server.end_turn()
             if watchdog is not None:

@@ -119,7 +119,7 @@ OTHERS: Final[dict[type, str]] = {
     Server: "__init__ listen adopt _go_on stop_accepting finish_turn run "
     "_finish_receiving _guarded _blame _serve_guarded _has_work _next_deadline "
     "_keep_deadlines _take_turns take_turn _give_turns end_turn _end_turn close "
-    "_send_answers record_late "
+    "_send_answers "
     "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
     Dispatcher: "__init__ registered_pid add_handler _check_file",

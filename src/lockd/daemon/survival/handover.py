@@ -171,8 +171,8 @@ def give_way(leaving: Leaving) -> None:
     """
     parts = leaving.parts
     parts.server.finish_turn()
-    while parts.server.record_late():
-        pass
+    while parts.keeping.stage_late():
+        parts.server.end_turn()
     # The new program would not know them.
     parts.open_files.spares.remove_all()
     if why := hindrance(parts.runtime.changes, is_stuck=parts.keeping.is_stuck):
