@@ -83,10 +83,10 @@ PLANTED_BUGS = [
     _in(
         "lock_table",
         "overdue is told twice",
-        "        grant = replace(grant, notices=replace(notices, overdue=True))\n"
+        "        grant = grant.replace(notices=replace(notices, overdue=True))\n"
         "        state.put_grant(grant)\n",
         "        later = replace(notices, due=notices.due + 1)\n"
-        "        grant = replace(grant, notices=later)\n"
+        "        grant = grant.replace(notices=later)\n"
         "        state.put_grant(grant)\n"
         "        state.heed(grant)\n",
     ),
@@ -233,13 +233,13 @@ PLANTED_BUGS = [
         "        if owner.sessions:\n",
     ),
     _in(
-        "values",
+        "effects",
         "work that failed ended well",
         'self.cause == "released" and self.outcome in (None, "ok")',
         'self.cause == "released"',
     ),
     _in(
-        "values",
+        "effects",
         "a holder that died ended well",
         'self.cause == "released" and self.outcome in (None, "ok")',
         'self.cause != "broken" and self.outcome in (None, "ok")',
@@ -370,7 +370,7 @@ PLANTED_BUGS = [
         "tests/engine/test_slots.py",
     ),
     _in(
-        "values",
+        "effects",
         "a slot that there is no more counts as taken",
         "(self.slots_held & ((1 << self.slots) - 1))",
         "self.slots_held",
@@ -993,9 +993,9 @@ PLANTED_BUGS = [
         "requests",
         "a counted hold is released whole",
         "        if held.count > 1:\n"
-        "            self._state.put_grant(replace(held, count=held.count - 1))\n",
+        "            self._state.put_grant(held.replace(count=held.count - 1))\n",
         "        if held.count > 2:\n"
-        "            self._state.put_grant(replace(held, count=held.count - 1))\n",
+        "            self._state.put_grant(held.replace(count=held.count - 1))\n",
     ),
     _in(
         "owners",

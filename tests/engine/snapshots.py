@@ -3,6 +3,7 @@
 from msgspec import to_builtins
 
 from lockd.engine.changes import COUNTS
+from lockd.engine.effects import Grant
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import snapshot
 from lockd.engine.recovery.snapshot import Plain
@@ -19,15 +20,26 @@ def dump(engine: LockEngine) -> Plain:
         "lockspaces": [to_builtins(x) for x in state.lockspaces.values()],
         "owners": [
             snapshot.dump_owner(x)
-            | {"grants": [to_builtins(y) for y in x.grants.values()]}
+            | {
+                "grants": [
+                    to_builtins(snapshot.dump_grant(y)) for y in x.grants.values()
+                ]
+            }
             for x in state.owners.values()
         ],
         "sessions": [snapshot.dump_session(x) for x in state.sessions.values()],
         "requests": [snapshot.dump_request(x) for x in state.all_requests()],
         # Resources have no order.
         "resources": [_dump_resource(x) for _, x in sorted(state.resources.items())],
-        "last_holders": [to_builtins(x) for x in state.last_holders.values()],
+        "last_holders": [
+            to_builtins(snapshot.dump_last(x)) for x in state.last_holders.values()
+        ],
     }
+
+
+def _dump_grant(grant: Grant) -> Plain:
+    plain: Plain = to_builtins(snapshot.dump_grant(grant))
+    return plain
 
 
 def _dump_resource(resource: Resource) -> Plain:

@@ -7,15 +7,20 @@ import pytest
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine import values as v
-from lockd.engine.commands import Message
+from lockd.engine.commands import Value
 from lockd.terms import EXCLUSIVE, SHARED, OutsideHolder, ResourceKey
 
 KEY = ResourceKey("m", "a")
 OWNER = v.Owner("alice", 1, 1000)
-GRANT = v.Grant(KEY, 1, OWNER, 1, EXCLUSIVE, 7, 2.0)
-LAST = v.LastHolder(GRANT, 3.0, "broken")
+GRANT = e.Grant(KEY, 1, OWNER, 1, EXCLUSIVE, 7, 2.0)
+WHOLE = e.Grant(
+    *(KEY, 1, OWNER, 1, EXCLUSIVE, 7, 2.0, 2, "label", "reason", 3, True),
+    *(v.HolderNotices(5.0), 0, 2, OWNER, (6,)),
+)
+SITUATION = e.Situation(KEY, (GRANT,), 1, (), 0, None, 3, 1)
+LAST = e.LastHolder(GRANT, 3.0, "broken")
 
-MESSAGES: list[Message] = [
+VALUES: list[Value] = [
     c.OpenSession(1, OWNER),
     c.RegisterOwner(1, 2, 3, OWNER, "kill", "both"),
     c.EnterGrants(1, (7, 8)),
@@ -38,14 +43,14 @@ MESSAGES: list[Message] = [
     c.Tick(),
     e.Granted(1, 2, (GRANT,), 0.5, True, (LAST,)),
     e.Refused(
-        *(1, 2, "busy", "message", v.Situation(KEY, (GRANT,), 1, (), 0), 0.5),
+        *(1, 2, "busy", "message", e.Situation(KEY, (GRANT,), 1, (), 0), 0.5),
         OutsideHolder(EXCLUSIVE, 9),
-        (v.WaitEdge(OWNER, 1, KEY),),
+        (e.WaitEdge(OWNER, 1, KEY),),
         *(3, v.Mismatch(KEY, 2, 3), True),
     ),
     e.Completed(1, 2),
     e.Queued(1, 2, (KEY,), SHARED, True),
-    e.Ended(GRANT, "released"),
+    e.Ended(WHOLE, "released"),
     e.Lost(1, GRANT, "broken", "reason"),
     e.Overdue(None, GRANT, 2),
     e.Wanted(1, GRANT, 2),
@@ -55,6 +60,8 @@ MESSAGES: list[Message] = [
     e.CloseAnchor(KEY),
     e.Fence(1, OWNER),
     e.ForgetOwner(1),
+    *(GRANT, LAST, SITUATION, e.WaitEdge(OWNER, 1, KEY, 2, GRANT)),
+    e.Waiter(OWNER, 1, SHARED, 2.0, True, "label", "reason", 3, (7,)),
 ]
 
 NAMES: dict[str, Any] = {
@@ -67,27 +74,27 @@ NAMES: dict[str, Any] = {
 
 def test_every_kind_is_here() -> None:
     kinds = (*get_args(c.Command), *get_args(e.Effect))
-    assert {type(message) for message in MESSAGES} == {
-        kind for kind in kinds if issubclass(kind, Message)
+    assert {type(value) for value in VALUES} >= {
+        kind for kind in kinds if issubclass(kind, Value)
     }
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda x: type(x).__name__)
-def test_message_tells_all_of_itself(message: Message) -> None:
-    like = eval(repr(message), NAMES)
-    assert like is not message
-    assert like == message
-    assert repr(like) == repr(message)
+@pytest.mark.parametrize("value", VALUES, ids=lambda x: type(x).__name__)
+def test_value_tells_all_of_itself(value: Value) -> None:
+    like = eval(repr(value), NAMES)
+    assert like is not value
+    assert like == value
+    assert repr(like) == repr(value)
 
 
-def test_message_differs_by_kind_and_by_each_attribute() -> None:
-    assert all(x != y for x in MESSAGES for y in MESSAGES if x is not y)
+def test_value_differs_by_kind_and_by_each_attribute() -> None:
+    assert all(x != y for x in VALUES for y in VALUES if x is not y)
     assert c.CloseSession(1) != c.EndOwner(1) != 1
     assert c.Release(1, 2, (KEY,)) != c.Release(1, 2, (KEY,), outcome="ok")
     assert e.Granted(1, 2, (GRANT,), 0.5) != e.Granted(1, 2, (GRANT,), 0.25)
 
 
-def test_replaced_message_keeps_the_rest() -> None:
+def test_replaced_value_keeps_the_rest() -> None:
     wish = c.Acquire(1, 2, (KEY,), SHARED, 1.5, label="label")
     assert wish.replace(mode=EXCLUSIVE, timeout=None) == c.Acquire(
         1, 2, (KEY,), EXCLUSIVE, label="label"

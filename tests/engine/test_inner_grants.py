@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pytest
-from msgspec.structs import replace
 
 from engine.ledger import decoded, mended, without
 from engine.scene import (
@@ -689,7 +688,7 @@ def test_children_cost_no_more_because_there_are_strangers(engine: LockEngine) -
     assert (len(line.inner), len(line.waiting)) == (0, 500)
     (answer,) = acquire(engine, BOB, 1, DISK)
     assert isinstance(answer, e.Granted)
-    assert replace(answer.grants[0], inside=()) == grant(DISK, BOB, 2)
+    assert answer.grants[0].replace(inside=()) == grant(DISK, BOB, 2)
 
 
 # Who is told that others wait.

@@ -1,7 +1,6 @@
 """Threads and tasks of one session: each holds and waits for itself."""
 
 import pytest
-from msgspec.structs import replace
 
 from engine.scene import (
     ALICE,
@@ -164,7 +163,7 @@ def test_process_keeps_the_locks_of_a_session_that_ended(engine: LockEngine) -> 
     check(engine)
     assert engine.holds(DISK, 1)
     assert turn(engine, BOB, 1, 1, SHARED) == [
-        converted(BOB, 1, replace(engine.holders(DISK)[0], mode=SHARED))
+        converted(BOB, 1, engine.holders(DISK)[0].replace(mode=SHARED))
     ]
     free(engine, BOB, 2, 1)
     assert not engine.resources

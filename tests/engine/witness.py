@@ -7,8 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from msgspec.structs import replace
-
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey, WorkOutcome
@@ -127,7 +125,7 @@ class Witness:
                 if mode == SHARED:
                     # Others outside may share the file from now on.
                     for who, grant in self.holders.get(key, {}).items():
-                        self.holders[key][who] = replace(grant, mode=SHARED)
+                        self.holders[key][who] = grant.replace(mode=SHARED)
             case c.AnchorRefused(key):
                 del self.opening[key]
             case c.Resume():

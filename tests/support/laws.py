@@ -19,7 +19,7 @@ TWINS = {
     "Client": "client.blocking client.aio",
     "Connection": "protocol.connection libvirt.connection client.threads.connection",
     "Events": "client.threads.methods client.tasks.methods",
-    "Grant": "engine.values client.threads.grants client.tasks.link",
+    "Grant": "engine.effects client.threads.grants client.tasks.link",
     "Lock": "client.threads.locks client.tasks.locks",
     "Methods": "client.threads.methods client.tasks.methods",
     "Notices": "client.threads.methods client.tasks.methods",

@@ -22,12 +22,14 @@ from lockd.terms import (
 )
 
 
-class Message:
-    """The base of commands and effects. Nothing changes one.
+class Value:
+    """The base of commands, of effects and of what they tell. Nothing changes one.
 
     Its attributes are the parameters of its constructor. It is a class of our own, and
     no Struct: compiled, it is made and read several times faster.
     """
+
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and _parts(self) == _parts(other)
@@ -41,9 +43,9 @@ class Message:
         return type(self)(**(_parts(self) | changes))
 
 
-def _parts(message: object) -> dict[str, Any]:
-    kind: type = type(message)
-    return {name: getattr(message, name) for name in _names(kind)}
+def _parts(value: object) -> dict[str, Any]:
+    kind: type = type(value)
+    return {name: getattr(value, name) for name in _names(kind)}
 
 
 @cache
@@ -51,7 +53,7 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(signature(kind).parameters)
 
 
-class OpenSession(Message):
+class OpenSession(Value):
     """A client connected."""
 
     def __init__(self, session: int, owner: Owner) -> None:
@@ -59,7 +61,7 @@ class OpenSession(Message):
         self.owner = owner
 
 
-class RegisterOwner(Message):
+class RegisterOwner(Value):
     """A session says for whom it acts. It may do so once, before its first lock.
 
     `owner_id` is the session's own number, or that of a process. A process keeps its
@@ -83,7 +85,7 @@ class RegisterOwner(Message):
         self.until = until
 
 
-class EnterGrants(Message):
+class EnterGrants(Value):
     """A session says which locks the holders have that wait for its end.
 
     It must not wait yet. Tokens that nobody holds, or that another user holds, are
@@ -95,14 +97,14 @@ class EnterGrants(Message):
         self.tokens = tokens
 
 
-class CloseSession(Message):
+class CloseSession(Value):
     """A client disconnected."""
 
     def __init__(self, session: int) -> None:
         self.session = session
 
 
-class DisconnectOwner(Message):
+class DisconnectOwner(Value):
     """The process of a registered owner closed its own session.
 
     It may still be alive.
@@ -112,7 +114,7 @@ class DisconnectOwner(Message):
         self.owner_id = owner_id
 
 
-class EndOwner(Message):
+class EndOwner(Value):
     """The process of a registered owner is dead.
 
     Its grants end at once, or with the last session that acts for it (`until`).
@@ -122,14 +124,14 @@ class EndOwner(Message):
         self.owner_id = owner_id
 
 
-class OwnerFenced(Message):
+class OwnerFenced(Value):
     """The process that `Fence` named is dead."""
 
     def __init__(self, owner_id: int) -> None:
         self.owner_id = owner_id
 
 
-class Acquire(Message):
+class Acquire(Value):
     """A session wants one resource, or several all together."""
 
     def __init__(
@@ -182,7 +184,7 @@ class Acquire(Message):
         self.slot = slot
 
 
-class Convert(Message):
+class Convert(Value):
     """A session wants another mode for what its owner holds.
 
     The lock is that of strand 0 with this key, or the one with this fencing token.
@@ -205,7 +207,7 @@ class Convert(Message):
         self.fencing_token = fencing_token
 
 
-class Release(Message):
+class Release(Value):
     """A session releases locks of its owner.
 
     By name, if strand 0 holds them, or by fencing token, whatever strand holds it.
@@ -226,7 +228,7 @@ class Release(Message):
         self.outcome = outcome
 
 
-class ReleaseForOwner(Message):
+class ReleaseForOwner(Value):
     """A user releases a lock that a process holds, and no session.
 
     The caller has checked that it is the user of the process.
@@ -245,7 +247,7 @@ class ReleaseForOwner(Message):
         self.outcome = outcome
 
 
-class Cancel(Message):
+class Cancel(Value):
     """A session cancels one of its waiting requests."""
 
     def __init__(self, session: int, request: int, target: int) -> None:
@@ -254,7 +256,7 @@ class Cancel(Message):
         self.target = target
 
 
-class BreakGrant(Message):
+class BreakGrant(Value):
     """An admin takes a grant away, or the daemon does, which is session 0.
 
     Attributes:
@@ -277,25 +279,25 @@ class BreakGrant(Message):
         self.fence = fence
 
 
-class AnchorOpened(Message):
+class AnchorOpened(Value):
     """An anchor is open in the mode that `OpenAnchor` asked for."""
 
     def __init__(self, key: ResourceKey) -> None:
         self.key = key
 
 
-class AnchorDelayed(Message):
+class AnchorDelayed(Value):
     """The answer to `OpenAnchor` takes longer: the file system is slow."""
 
     def __init__(self, key: ResourceKey) -> None:
         self.key = key
 
 
-class Resume(Message):
+class Resume(Value):
     """Another daemon drives the engine now. The engine repeats unanswered effects."""
 
 
-class Tick(Message):
+class Tick(Value):
     """Time passed. `LockEngine.next_deadline` says when a tick is due."""
 
 

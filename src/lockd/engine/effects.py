@@ -8,19 +8,194 @@ The order is part of the contract. Within the effects of one command:
 - The answer to a release, cancel, break or registration comes last.
 """
 
-from lockd.engine.commands import Message
-from lockd.engine.values import Grant as Grant
+from lockd.engine.commands import Value
 from lockd.engine.values import HolderNotices as HolderNotices
-from lockd.engine.values import LastHolder as LastHolder
 from lockd.engine.values import Mismatch as Mismatch
 from lockd.engine.values import Owner as Owner
-from lockd.engine.values import Situation as Situation
-from lockd.engine.values import WaitEdge as WaitEdge
-from lockd.engine.values import Waiter as Waiter
-from lockd.terms import Create, Mode, OutsideHolder, ResourceKey
+from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
-class Granted(Message):
+class Grant(Value):
+    """One lock held. `fencing_token` is its identity; a convert keeps it."""
+
+    # It lives for long, and needs no dict of its own.
+    __slots__ = (
+        *("count", "fencing_token", "inside", "key", "label", "mode", "notices"),
+        *("owner", "owner_id", "reason", "session", "since", "slot", "slots"),
+        *("slots_said_by", "strand", "whole"),
+    )
+
+    def __init__(
+        self,
+        key: ResourceKey,
+        owner_id: int,
+        owner: Owner,
+        session: int,
+        mode: Mode,
+        fencing_token: int,
+        since: float,
+        count: int = 1,
+        label: str | None = None,
+        reason: str | None = None,
+        strand: int = 0,
+        whole: bool = False,
+        notices: HolderNotices | None = None,
+        slot: int | None = None,
+        slots: int | None = None,
+        slots_said_by: Owner | None = None,
+        inside: tuple[int, ...] = (),
+    ) -> None:
+        self.key = key
+        self.owner_id = owner_id
+        self.owner = owner
+        #: The session that acquired it. It hears of the loss of the grant.
+        self.session = session
+        self.mode = mode
+        self.fencing_token = fencing_token
+        self.since = since
+        #: How many releases end it: a shared hold is counted.
+        self.count = count
+        self.label = label
+        self.reason = reason
+        #: The strand that holds it: of `session`, or 0 for the owner as a whole.
+        self.strand = strand
+        #: Whether every byte of the file is locked. Then it stays so until its last
+        #: holder has released it.
+        self.whole = whole
+        #: None if nobody asked for any.
+        self.notices = notices
+        #: In slot mode: which slot it is, and how many the resource has.
+        self.slot = slot
+        self.slots = slots
+        #: Who has said first how many it has; None: the configuration.
+        self.slots_said_by = slots_said_by
+        #: The tokens of the grants of this resource that it is inside of, the outermost
+        #: first. Some may have ended: the innermost keeps the resource for all of them.
+        self.inside = inside
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has been held for longer than was allowed."""
+        return self.notices is not None and self.notices.overdue
+
+
+class LastHolder(Value):
+    """The last grant of a resource that ended, and its cause.
+
+    `outcome` is that of the release.
+    """
+
+    def __init__(
+        self, grant: Grant, ended: float, cause: str, outcome: WorkOutcome = None
+    ) -> None:
+        self.grant = grant
+        self.ended = ended
+        self.cause = cause
+        self.outcome = outcome
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether it was released, and nobody said that what ran under it failed."""
+        return self.cause == "released" and self.outcome in (None, "ok")
+
+
+class Waiter(Value):
+    """One waiting request."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        session: int,
+        mode: Mode,
+        since: float,
+        converting: bool,
+        label: str | None = None,
+        reason: str | None = None,
+        strand: int = 0,
+        inside: tuple[int, ...] = (),
+    ) -> None:
+        self.owner = owner
+        self.session = session
+        self.mode = mode
+        self.since = since
+        self.converting = converting
+        self.label = label
+        self.reason = reason
+        self.strand = strand
+        #: The tokens of the grants that it is inside of: it is served before all
+        #: others.
+        self.inside = inside
+
+
+class WaitEdge(Value):
+    """One edge of a cycle: a strand that waits for a resource.
+
+    Attributes:
+        inside: if the strand in its way waits for the session of the next edge: the
+            grant inside which that session is.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        session: int,
+        key: ResourceKey,
+        strand: int = 0,
+        inside: Grant | None = None,
+    ) -> None:
+        self.owner = owner
+        self.session = session
+        self.key = key
+        self.strand = strand
+        self.inside = inside
+
+
+class Situation(Value):
+    """Who holds a resource and who waits for it. Names at most 16 of each.
+
+    Attributes:
+        outside: the process outside lockd that has the file locked, as the first in
+            line found it at its last try.
+        slots: how many slots it has; None if nobody has said it.
+        slots_held: the numbers of those that are held, a bit for each.
+    """
+
+    def __init__(
+        self,
+        key: ResourceKey,
+        holders: tuple[Grant, ...],
+        holder_count: int,
+        waiters: tuple[Waiter, ...],
+        waiter_count: int,
+        outside: OutsideHolder | None = None,
+        slots: int | None = None,
+        slots_held: int = 0,
+    ) -> None:
+        self.key = key
+        self.holders = holders
+        self.holder_count = holder_count
+        self.waiters = waiters
+        self.waiter_count = waiter_count
+        self.outside = outside
+        self.slots = slots
+        self.slots_held = slots_held
+
+    @property
+    def slots_taken(self) -> int | None:
+        """How many of its slots are held; None if it has none."""
+        if self.slots is None:
+            return None
+        return (self.slots_held & ((1 << self.slots) - 1)).bit_count()
+
+    @property
+    def slots_removed(self) -> int | None:
+        """How many are held that it had once; None if it has no slots."""
+        return (
+            None if self.slots is None else (self.slots_held >> self.slots).bit_count()
+        )
+
+
+class Granted(Value):
     """Answers an acquire, or a convert."""
 
     def __init__(
@@ -42,7 +217,7 @@ class Granted(Message):
         self.previous = previous
 
 
-class Refused(Message):
+class Refused(Value):
     """Answers a request with a code of the wire and the facts that explain it."""
 
     def __init__(
@@ -77,7 +252,7 @@ class Refused(Message):
         self.nested = nested
 
 
-class Completed(Message):
+class Completed(Value):
     """Answers a request that has no result."""
 
     def __init__(self, session: int, request: int) -> None:
@@ -85,7 +260,7 @@ class Completed(Message):
         self.request = request
 
 
-class Queued(Message):
+class Queued(Value):
     """A request waits. Its answer comes later."""
 
     def __init__(
@@ -103,7 +278,7 @@ class Queued(Message):
         self.converting = converting
 
 
-class Ended(Message):
+class Ended(Value):
     """A grant ended."""
 
     def __init__(self, grant: Grant, cause: str) -> None:
@@ -111,7 +286,7 @@ class Ended(Message):
         self.cause = cause
 
 
-class Lost(Message):
+class Lost(Value):
     """A session must hear that it lost a grant."""
 
     def __init__(
@@ -123,7 +298,7 @@ class Lost(Message):
         self.reason = reason
 
 
-class Overdue(Message):
+class Overdue(Value):
     """A grant has been held for too long. This happens once to a grant.
 
     Attributes:
@@ -136,7 +311,7 @@ class Overdue(Message):
         self.waiter_count = waiter_count
 
 
-class Wanted(Message):
+class Wanted(Value):
     """A session must hear that others wait for what it holds."""
 
     def __init__(self, session: int, grant: Grant, waiter_count: int) -> None:
@@ -145,7 +320,7 @@ class Wanted(Message):
         self.waiter_count = waiter_count
 
 
-class Unwanted(Message):
+class Unwanted(Value):
     """A session must hear that nobody waits any more for what it holds."""
 
     def __init__(self, session: int, grant: Grant, waiter_count: int) -> None:
@@ -154,14 +329,14 @@ class Unwanted(Message):
         self.waiter_count = waiter_count
 
 
-class BreakOverdue(Message):
+class BreakOverdue(Value):
     """Break an overdue grant. Answer with `BreakGrant`."""
 
     def __init__(self, grant: Grant) -> None:
         self.grant = grant
 
 
-class OpenAnchor(Message):
+class OpenAnchor(Value):
     """Open the anchor in this mode, or change it to this mode.
 
     The answer is `AnchorOpened` or `AnchorRefused`. With `in_use`, somebody holds the
@@ -184,14 +359,14 @@ class OpenAnchor(Message):
         self.whole = whole
 
 
-class CloseAnchor(Message):
+class CloseAnchor(Value):
     """Close the anchor. This effect has no answer."""
 
     def __init__(self, key: ResourceKey) -> None:
         self.key = key
 
 
-class Fence(Message):
+class Fence(Value):
     """Kill the owner's process. Answer with `OwnerFenced` when it is dead."""
 
     def __init__(self, owner_id: int, owner: Owner) -> None:
@@ -199,7 +374,7 @@ class Fence(Message):
         self.owner = owner
 
 
-class ForgetOwner(Message):
+class ForgetOwner(Value):
     """A registered process holds nothing and has no sessions."""
 
     def __init__(self, owner_id: int) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from msgspec.structs import replace
-
 from lockd.engine import commands as c
 from lockd.engine import effects as e
 from lockd.engine.lock_state import LockState
@@ -229,7 +227,7 @@ class LockEngine:
         """
         found = self.state.situation(key)
         if found.slots is None and (slots := self.state.configured_slots(key)):
-            return replace(found, slots=slots)
+            return found.replace(slots=slots)
         return found
 
     def announced(self) -> Iterator[RequestView]:

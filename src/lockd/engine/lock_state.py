@@ -122,7 +122,7 @@ class LockState:
         resource.change_slots(count, said_by)
         for grant in list(resource.holders.values()):
             if grant.slot is not None:
-                self.put_grant(replace(grant, slots=count, slots_said_by=said_by))
+                self.put_grant(grant.replace(slots=count, slots_said_by=said_by))
         for request in resource.wanting_slots():
             request.expect_slots(count, said_by)
             self.mark("request", request.order, request)
@@ -319,7 +319,7 @@ class LockState:
         """Counts another acquire of a shared hold. Returns the grant."""
         count, whole = held.count + 1, wish.whole or held.whole
         notices = self._notices(held.key, wish, now, held.notices)
-        grant = replace(held, count=count, whole=whole, notices=notices)
+        grant = held.replace(count=count, whole=whole, notices=notices)
         self.put_grant(grant)
         if grant.notices != held.notices:
             self.heed(grant)

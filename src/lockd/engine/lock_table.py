@@ -138,7 +138,7 @@ class LockTable:
     def _tell_overdue(self, grant: Grant) -> None:
         state, notices = self._state, grant.notices
         assert notices is not None
-        grant = replace(grant, notices=replace(notices, overdue=True))
+        grant = grant.replace(notices=replace(notices, overdue=True))
         state.put_grant(grant)
         told, key = notices.overdue_to, grant.key
         session = told if told in state.sessions else None
@@ -330,7 +330,7 @@ class LockTable:
         """
         held = resource.holders.get(request.strand)
         if resource.anchor == SHARED and held is not None and held.mode == EXCLUSIVE:
-            self._state.put_grant(replace(held, mode=SHARED))
+            self._state.put_grant(held.replace(mode=SHARED))
             self._refuse_uncovered(resource, now)
         elif request.refusal is not None:
             resource.anchor_is(resource.mode)
@@ -413,7 +413,7 @@ class LockTable:
         now: float,
         since: float,
     ) -> None:
-        grant = replace(held, mode=mode)
+        grant = held.replace(mode=mode)
         self._state.put_grant(grant)
         resource = self._state.resources[grant.key]
         self._unsettled.append(resource)

@@ -170,7 +170,7 @@ class Owners:
         notices = grant.notices
         if notices is None or notices.wanted is wanted:
             return
-        grant = replace(grant, notices=replace(notices, wanted=wanted))
+        grant = grant.replace(notices=replace(notices, wanted=wanted))
         self._state.put_grant(grant)
         session, count = notices.wanted_to, resource.line_length()
         if session in self._state.sessions:
@@ -194,7 +194,7 @@ class Owners:
             message = "its holder uses it: end that, or take it with `lockctl break`"
             return self._state.refusal(command, "denied", message, grant.key)
         if grant.count > 1:
-            self._state.put_grant(replace(grant, count=grant.count - 1))
+            self._state.put_grant(grant.replace(count=grant.count - 1))
         else:
             self._table.end(grant, "released", now, command.outcome)
             self._forget_if_idle(owner)

@@ -297,7 +297,7 @@ class Requests:
         strand = request.strand
         if request.mode == SHARED or not (len(strand.requests) > 1 or strand.insiders):
             return ()
-        self._state.put_grant(replace(held, mode=EXCLUSIVE))
+        self._state.put_grant(held.replace(mode=EXCLUSIVE))
         cycle = find_cycle_through(strand, self._state.resources, but=request)
         self._state.put_grant(held)
         return cycle
@@ -351,7 +351,7 @@ class Requests:
         self, owner: OwnerState, held: e.Grant, now: float, outcome: WorkOutcome
     ) -> None:
         if held.count > 1:
-            self._state.put_grant(replace(held, count=held.count - 1))
+            self._state.put_grant(held.replace(count=held.count - 1))
             return
         resource = self._state.resources[held.key]
         if resource.converting or resource.pending is not None:

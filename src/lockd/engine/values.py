@@ -9,12 +9,10 @@ from typing import Literal
 from msgspec import Struct
 
 from lockd.terms import (
-    Mode,
     OnDisconnect,
     OnOverdue,
     OutsideHolder,
     ResourceKey,
-    WorkOutcome,
 )
 
 
@@ -76,124 +74,6 @@ class HolderNotices(Struct, frozen=True, array_like=True, gc=False):
     overdue: bool = False
     wanted_to: int | None = None
     wanted: bool = False
-
-
-class Grant(Struct, frozen=True, gc=False):
-    """One lock held. `fencing_token` is its identity; a convert keeps it."""
-
-    key: ResourceKey
-    owner_id: int
-    owner: Owner
-    #: The session that acquired it. It hears of the loss of the grant.
-    session: int
-    mode: Mode
-    fencing_token: int
-    since: float
-    #: How many releases end it: a shared hold is counted.
-    count: int = 1
-    label: str | None = None
-    reason: str | None = None
-    #: The strand that holds it: of `session`, or 0 for the owner as a whole.
-    strand: int = 0
-    #: Whether every byte of the file is locked. Then it stays so until its last holder
-    #: has released it.
-    whole: bool = False
-    #: None if nobody asked for any.
-    notices: HolderNotices | None = None
-    #: In slot mode: which slot it is, and how many the resource has.
-    slot: int | None = None
-    slots: int | None = None
-    #: Who has said first how many it has; None: the configuration.
-    slots_said_by: Owner | None = None
-    #: The tokens of the grants of this resource that it is inside of, the outermost
-    #: first. Some may have ended: the innermost keeps the resource for all of them.
-    inside: tuple[int, ...] = ()
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether it has been held for longer than was allowed."""
-        return self.notices is not None and self.notices.overdue
-
-
-class Waiter(Struct, frozen=True, gc=False):
-    """One waiting request."""
-
-    owner: Owner
-    session: int
-    mode: Mode
-    since: float
-    converting: bool
-    label: str | None = None
-    reason: str | None = None
-    strand: int = 0
-    #: The tokens of the grants that it is inside of: it is served before all others.
-    inside: tuple[int, ...] = ()
-
-
-class LastHolder(Struct, frozen=True, gc=False):
-    """The last grant of a resource that ended, and its cause.
-
-    `outcome` is that of the release.
-    """
-
-    grant: Grant
-    ended: float
-    cause: str
-    outcome: WorkOutcome = None
-
-    @property
-    def ended_well(self) -> bool:
-        """Whether it was released, and nobody said that what ran under it failed."""
-        return self.cause == "released" and self.outcome in (None, "ok")
-
-
-class WaitEdge(Struct, frozen=True, gc=False):
-    """One edge of a cycle: a strand that waits for a resource.
-
-    Attributes:
-        inside: if the strand in its way waits for the session of the next edge: the
-            grant inside which that session is.
-    """
-
-    owner: Owner
-    session: int
-    key: ResourceKey
-    strand: int = 0
-    inside: Grant | None = None
-
-
-class Situation(Struct, frozen=True, gc=False):
-    """Who holds a resource and who waits for it. Names at most 16 of each.
-
-    Attributes:
-        outside: the process outside lockd that has the file locked, as the first in
-            line found it at its last try.
-        slots: how many slots it has; None if nobody has said it.
-        slots_held: the numbers of those that are held, a bit for each.
-    """
-
-    key: ResourceKey
-    holders: tuple[Grant, ...]
-    holder_count: int
-    waiters: tuple[Waiter, ...]
-    waiter_count: int
-    outside: OutsideHolder | None = None
-    slots: int | None = None
-    slots_held: int = 0
-
-    @property
-    def slots_taken(self) -> int | None:
-        """How many of its slots are held; None if it has none."""
-        if self.slots is None:
-            return None
-        return (self.slots_held & ((1 << self.slots) - 1)).bit_count()
-
-    @property
-    def slots_removed(self) -> int | None:
-        """How many are held that it had once; None if it has no slots."""
-        return (
-            None if self.slots is None else (self.slots_held >> self.slots).bit_count()
-        )
 
 
 class Mismatch(Struct, frozen=True, gc=False):

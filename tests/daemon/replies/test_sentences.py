@@ -1,7 +1,6 @@
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from daemon.replies.conftest import GRANT, KEY, OWNER
 from lockd.daemon.replies.sentences import sentence
@@ -58,7 +57,7 @@ def test_one_holder_is_named_with_time_and_reason() -> None:
 
 
 def test_label_of_the_holder_tells_what_a_hashed_name_stands_for() -> None:
-    labelled = replace(EXCLUSIVE, label="/srv/a\n.img")
+    labelled = EXCLUSIVE.replace(label="/srv/a\n.img")
     found = said("busy", situation=Situation(KEY, (labelled,), 1, (), 0))
     assert found.startswith("'disks:a' (/srv/a\\n.img) is held exclusively by")
 

@@ -61,25 +61,24 @@ class Redaction:
     def _edge(self, edge: WaitEdge, peer: Peer) -> WaitEdge:
         inside = edge.inside
         if inside and not self._access.may(peer, "list", inside.key.lockspace):
-            edge = replace(edge, inside=replace(inside, key=HIDDEN))
+            edge = edge.replace(inside=inside.replace(key=HIDDEN))
         seen = self._access.may(peer, "list", edge.key.lockspace)
-        return edge if seen else replace(edge, key=HIDDEN)
+        return edge if seen else edge.replace(key=HIDDEN)
 
     def situation(self, situation: Situation, peer: Peer) -> Situation:
         """Returns holders and waiters without what a peer may not see."""
         if situation.outside is not None:
             outside = self.outside(situation.outside, peer)
-            situation = replace(situation, outside=outside)
+            situation = situation.replace(outside=outside)
         if self.shows_details(peer, situation.key.lockspace):
             return situation
-        return replace(
-            situation,
+        return situation.replace(
             holders=tuple(
-                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                x if is_own(x.owner, peer) else x.replace(label=None, reason=None)
                 for x in situation.holders
             ),
             waiters=tuple(
-                x if is_own(x.owner, peer) else replace(x, label=None, reason=None)
+                x if is_own(x.owner, peer) else x.replace(label=None, reason=None)
                 for x in situation.waiters
             ),
         )
@@ -90,7 +89,7 @@ class Redaction:
             return last
         if self.shows_details(peer, last.grant.key.lockspace):
             return last
-        return replace(last, grant=replace(last.grant, label=None, reason=None))
+        return last.replace(grant=last.grant.replace(label=None, reason=None))
 
     def names(self, last: LastHolder, peer: Peer) -> bool:
         """Returns whether a peer may see who held a resource last."""

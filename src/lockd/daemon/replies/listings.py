@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
-from msgspec.structs import replace
 
 from lockd.daemon.clients.faces import Look, Memory
 from lockd.daemon.clients.finder import Finder
@@ -187,7 +186,7 @@ def _resource(scene: Scene, found: ResourceView, meant: Sequence[Grant] = ()) ->
 def _veiled(scene: Scene, grant: Grant) -> Grant:
     if is_own(grant.owner, scene.peer) or _shows(scene, grant.key):
         return grant
-    return replace(grant, label=None, reason=None)
+    return grant.replace(label=None, reason=None)
 
 
 def _shows(scene: Scene, key: ResourceKey) -> bool:

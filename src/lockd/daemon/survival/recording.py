@@ -33,7 +33,7 @@ from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.processes import Describe
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records
-from lockd.engine.values import LastHolder
+from lockd.engine.recovery.shapes import LastRecord
 from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]
@@ -83,7 +83,7 @@ class Recorder:
         self._state_keys: dict[int, bytes] = {}
         self._apart = dict(apart)
         #: The last holders that are not recorded yet, by key.
-        self._late: dict[bytes, tuple[int, LastHolder]] = {}
+        self._late: dict[bytes, tuple[int, LastRecord]] = {}
         #: The owners whose processes have changed, and the function that describes
         #: them.
         self._changed: dict[int, Describe] = {}
@@ -161,7 +161,7 @@ class Recorder:
         if self.is_short:
             self._could_cut_off()
 
-    def _note_last(self, key: bytes, value: tuple[int, LastHolder] | None) -> None:
+    def _note_last(self, key: bytes, value: tuple[int, LastRecord] | None) -> None:
         """Notes the last holder of a resource; most are recorded later (`stage_late`).
 
         If a hold did not end well, the next holder must hear of it, also after a crash:

@@ -28,11 +28,13 @@ from msgspec import convert, to_builtins
 
 from lockd.engine.changes import COUNTS
 from lockd.engine.commands import AddLockspace
-from lockd.engine.effects import Grant, LastHolder
+from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import LockState
 from lockd.engine.recovery import snapshot
 from lockd.engine.recovery.shapes import (
+    GrantRecord,
+    LastRecord,
     OwnerName,
     ResourceRecord,
     Standing,
@@ -46,7 +48,7 @@ Record = tuple[str, Any, Any]
 """Kind, name, value. `msgspec` encodes all of it; decoding gives plain data. In the
 result of `changes`, a value of None deletes the record."""
 
-TYPES: Final[dict[str, type[Any]]] = {"grant": Grant}
+TYPES: Final[dict[str, type[Any]]] = {"grant": GrantRecord}
 """The types as which frequent kinds may be decoded directly."""
 
 _VERSIONS: Final = 2
@@ -71,8 +73,10 @@ def changes(engine: LockEngine) -> list[Record]:
     if changed.tell_counts(counts):
         found.append(("counts", 0, counts))
     for (kind, name), thing in changed.items():
-        make = _VALUES.get(kind)
-        value = thing if make is None else make(state, thing or name)
+        if kind in _STORED:
+            value = None if thing is None else _STORED[kind](thing)
+        else:
+            value = _VALUES[kind](state, thing or name)
         # It came and went since the last call, so there is no record to remove.
         if value is None and (
             (kind == "grant" and name > before[_LAST_TOKEN])
@@ -94,14 +98,15 @@ def _everything(state: LockState) -> Iterator[Record]:
     yield from (("lockspace", x, y) for x, y in state.lockspaces.items())
     for owner_id, owner in state.owners.items():
         yield "owner", owner_id, snapshot.dump_owner(owner)
-        yield from (("grant", x, y) for x, y in owner.grants.items())
+        for token, grant in owner.grants.items():
+            yield "grant", token, snapshot.dump_grant(grant)
     for session_id, session in state.sessions.items():
         yield "session", session_id, snapshot.dump_session(session)
     for request in state.all_requests():
         yield "request", request.order, _request(state, request)
     eldest = state.ended - len(state.last_holders) + 1
     for rank, (key, last) in enumerate(state.last_holders.items(), eldest):
-        yield "last", key, (rank, last)
+        yield "last", key, (rank, snapshot.dump_last(last))
 
 
 def _counts(state: LockState) -> tuple[int, ...]:
@@ -139,7 +144,18 @@ def _request(state: LockState, request: Request) -> Plain | None:
     return snapshot.dump_request(request) | {"anchors": opening}
 
 
-_VALUES: dict[str, Callable[[LockState, Any], Any]] = {
+def _last(ranked: tuple[int, LastHolder]) -> tuple[int, LastRecord]:
+    rank, last = ranked
+    return rank, snapshot.dump_last(last)
+
+
+_STORED: Final[dict[str, Callable[[Any], Any]]] = {
+    "grant": snapshot.dump_grant,
+    "last": _last,
+}
+"""Makes the values of the kinds that are stored with their mark."""
+
+_VALUES: Final[dict[str, Callable[[LockState, Any], Any]]] = {
     "lockspace": lambda state, name: state.lockspaces[name],
     "owner": _owner,
     "session": _session,
@@ -177,9 +193,9 @@ class _Assembly:
         self.lockspaces: list[AddLockspace] = []
         self.owners: dict[int, Plain] = {}
         self.sessions: dict[int, list[Any]] = {}
-        self.grants: dict[int, Grant] = {}
+        self.grants: dict[int, GrantRecord] = {}
         self.requests: dict[int, tuple[Standing, Plain]] = {}
-        self.last: list[tuple[int, LastHolder]] = []
+        self.last: list[tuple[int, LastRecord]] = []
 
     def add(self, kind: str, value: Any) -> None:
         match kind:
@@ -192,7 +208,8 @@ class _Assembly:
             case "session":
                 self.sessions[convert(value[0], int)] = value
             case "grant":
-                grant = value if isinstance(value, Grant) else convert(value, Grant)
+                is_read = isinstance(value, GrantRecord)
+                grant = value if is_read else convert(value, GrantRecord)
                 if grant.mode == SLOT and None in (grant.slot, grant.slots):
                     raise ValueError("it is of an unknown slot")
                 self.grants[grant.fencing_token] = grant
@@ -200,7 +217,7 @@ class _Assembly:
                 place = convert(value, Standing)
                 self.requests[place.order] = (place, value)
             case "last":
-                self.last.append(convert(value, tuple[int, LastHolder]))
+                self.last.append(convert(value, tuple[int, LastRecord]))
             case _:
                 raise ValueError("nobody knows this kind")
 
@@ -234,7 +251,7 @@ class _Assembly:
         return versions[0], versions[1], found
 
     def _owners(self) -> list[Plain]:
-        grants: dict[int, list[Grant]] = {}
+        grants: dict[int, list[GrantRecord]] = {}
         for grant in self.grants.values():
             if grant.owner_id not in self.owners:
                 self._make_up_owner(grant)
@@ -244,7 +261,7 @@ class _Assembly:
             for owner_id, owner in sorted(self.owners.items())
         ]
 
-    def _make_up_owner(self, grant: Grant) -> None:
+    def _make_up_owner(self, grant: GrantRecord) -> None:
         """Adds an owner for a grant without one, so that the grant can end."""
         self.problems.append(f"owner {grant.owner_id} is missing")
         is_process = grant.owner_id != grant.session

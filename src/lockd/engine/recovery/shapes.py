@@ -8,10 +8,18 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from lockd.engine.commands import AnchorRefused, Owner
-from lockd.engine.effects import Grant
+from lockd.engine.effects import HolderNotices
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.session import WHOLE
-from lockd.terms import Create, Mode, OnDisconnect, OutsideHolder, ResourceKey, Until
+from lockd.terms import (
+    Create,
+    Mode,
+    OnDisconnect,
+    OutsideHolder,
+    ResourceKey,
+    Until,
+    WorkOutcome,
+)
 
 
 class PendingAnchor(Struct, array_like=True):
@@ -38,6 +46,42 @@ class OwnerName(Struct):
     owner_id: int
 
 
+class GrantRecord(Struct, frozen=True, gc=False):
+    """A `Grant`."""
+
+    key: ResourceKey
+    owner_id: int
+    owner: Owner
+    session: int
+    mode: Mode
+    fencing_token: int
+    since: float
+    count: int = 1
+    label: str | None = None
+    reason: str | None = None
+    strand: int = 0
+    whole: bool = False
+    notices: HolderNotices | None = None
+    slot: int | None = None
+    slots: int | None = None
+    slots_said_by: Owner | None = None
+    inside: tuple[int, ...] = ()
+
+
+class LastRecord(Struct, frozen=True, gc=False):
+    """A `LastHolder`."""
+
+    grant: GrantRecord
+    ended: float
+    cause: str
+    outcome: WorkOutcome = None
+
+    @property
+    def ended_well(self) -> bool:
+        """As of the `LastHolder`."""
+        return self.cause == "released" and self.outcome in (None, "ok")
+
+
 class OwnerRecord(Struct):
     """An owner with its grants."""
 
@@ -47,7 +91,7 @@ class OwnerRecord(Struct):
     on_disconnect: OnDisconnect | None
     fencing: str | None
     ended: bool
-    grants: list[Grant]
+    grants: list[GrantRecord]
     until: Until = "either"
 
 

@@ -14,11 +14,13 @@ from msgspec import convert, structs, to_builtins
 
 from lockd.engine.changes import COUNTS
 from lockd.engine.commands import Acquire, AddLockspace, AnchorRefused, Owner
-from lockd.engine.effects import LastHolder
+from lockd.engine.effects import Grant, LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.lock_state import LockState
 from lockd.engine.recovery.mending import mend
 from lockd.engine.recovery.shapes import (
+    GrantRecord,
+    LastRecord,
     Loaded,
     OwnerRecord,
     RequestRecord,
@@ -157,9 +159,63 @@ def dump_owner(owner: OwnerState) -> Plain:
     }
 
 
+def dump_grant(grant: Grant) -> GrantRecord:
+    """Returns a grant as it is recorded."""
+    return GrantRecord(
+        grant.key,
+        grant.owner_id,
+        grant.owner,
+        grant.session,
+        grant.mode,
+        grant.fencing_token,
+        grant.since,
+        grant.count,
+        grant.label,
+        grant.reason,
+        grant.strand,
+        grant.whole,
+        grant.notices,
+        grant.slot,
+        grant.slots,
+        grant.slots_said_by,
+        grant.inside,
+    )
+
+
+def load_grant(record: GrantRecord) -> Grant:
+    """Returns the grant that was recorded."""
+    return Grant(
+        record.key,
+        record.owner_id,
+        record.owner,
+        record.session,
+        record.mode,
+        record.fencing_token,
+        record.since,
+        record.count,
+        record.label,
+        record.reason,
+        record.strand,
+        record.whole,
+        record.notices,
+        record.slot,
+        record.slots,
+        record.slots_said_by,
+        record.inside,
+    )
+
+
+def dump_last(last: LastHolder) -> LastRecord:
+    """Returns a last holder as it is recorded."""
+    return LastRecord(dump_grant(last.grant), last.ended, last.cause, last.outcome)
+
+
 def _load_last_holder(state: LockState, data: Any) -> None:
-    last = convert(data, LastHolder)
-    state.last_holders[last.grant.key] = last
+    last = convert(data, LastRecord)
+    grant = load_grant(last.grant)
+    state.last_holders[grant.key] = LastHolder(
+        grant, last.ended, last.cause, last.outcome
+    )
 
 
 def _load_owner(state: LockState, data: Plain) -> None:
@@ -174,7 +230,7 @@ def _load_owner(state: LockState, data: Plain) -> None:
         ended=record.ended,
     )
     for grant in record.grants:
-        owner.put(grant)
+        owner.put(load_grant(grant))
     state.add_owner(owner)
 
 
