@@ -68,9 +68,9 @@ def test_it_is_compiled_where_that_can_be(machine: Machine) -> None:
     assert machine.say("lockd", "--version").endswith(f" ({expected})")
     said = INTERPRETED if obstacle else "lockd is compiled, for "
     assert machine.manner.startswith(said)
-    status = json.loads(machine.say("lockctl", "status", "--json"))
+    status = json.loads(machine.say("lockctl", "status", "--json"))["status"]
     assert status["compiled"] is (obstacle is None)
-    assert status["problems"] == []
+    assert not [x for x in status["problems"] if "interpreted" in x]
     assert machine.say("cat", f"{LIBDIR}/compiled.txt") == machine.manner
 
 
