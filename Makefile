@@ -141,7 +141,7 @@ lock:
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-	  --extra dev --extra top --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --extra all --group dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and

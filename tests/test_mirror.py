@@ -36,6 +36,7 @@ ELSEWHERE = {
     "daemon/system/jobs.py": "daemon/requests/test_runtime.py",  # slow anchors, too
     "daemon/requests/anchors.py": "daemon/requests/test_runtime.py",
     # Values and tables without behaviour of their own.
+    "__main__.py": "test_parts.py",  # its entries are the parts
     "term_types.py": "test_terms.py",
     "engine/effects.py": "engine/test_commands.py",
     "engine/values.py": "engine/test_lock_engine.py",

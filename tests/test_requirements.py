@@ -17,8 +17,8 @@ from packaging.utils import canonicalize_name
 
 from support.places import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"dev", "top"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PYTHONS = ["3.11.0", "3.11.2", "3.11.14", "3.12.0", "3.13.0", "3.14.0"]
 """The first of each minor version, Debian 12's, and a late 3.11: markers may name a
 patch release."""
@@ -71,8 +71,8 @@ def running_python() -> str:
 def unmet(lock: str, python: str) -> Iterator[str]:
     """Goes through what somebody requires there and the lock file does not pin."""
     pins, env = pinned(lock, python), environment(python)
-    extras = PROJECT["optional-dependencies"]
-    of_project = [*PROJECT["dependencies"], *(x for e in EXTRAS for x in extras[e])]
+    parts = PROJECT["optional-dependencies"] | PYPROJECT["dependency-groups"]
+    of_project = [*PROJECT["dependencies"], *(x for y in parts.values() for x in y)]
     to_do = [("", text, "lockd") for text in of_project]
     seen = set()
     while to_do:
@@ -83,6 +83,8 @@ def unmet(lock: str, python: str) -> Iterator[str]:
             continue
         name = canonicalize_name(requirement.name)
         version = pins.get(name)
+        if name == "lockd":  # all its parts are looked at
+            continue
         if version is None or not requirement.specifier.contains(version):
             yield f"{who} requires {text}; pinned is {version}"
             continue

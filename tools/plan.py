@@ -4,6 +4,8 @@
 """
 
 FLOORS = """
+__main__
+
 daemon.main
 daemon.start
 daemon.service
@@ -35,7 +37,7 @@ client.aio client.blocking
 client.tasks client.threads
 client
 compilation engine libvirt lockspaces notify procs protocol text utf8
-names spans
+names parts spans
 errors terms
 term_types
 lean

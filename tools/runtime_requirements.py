@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parents[1]
-EXTRAS = {"top"}
+EXTRAS = {"all"}
 
 
 def needed(name: str, extras: set[str], found: set[tuple[str, str]]) -> set[str]:

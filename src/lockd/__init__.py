@@ -65,6 +65,9 @@ from lockd.errors import (
     LockLostError as LockLostError,
 )
 from lockd.errors import (
+    MissingPartError as MissingPartError,
+)
+from lockd.errors import (
     NotFoundError as NotFoundError,
 )
 from lockd.errors import (

@@ -5,6 +5,7 @@
       ConnectionLostError       ConnectionError: the daemon is gone or unreachable
       ForkedSessionError        a forked child used an object of its parent
       WrongTaskError            RuntimeError: the object of another event loop or task
+      MissingPartError          ImportError: a part of lockd is not installed
       LockLostError             a held lock was lost
       ConfigError               ValueError: the configuration cannot be used
       InternalError             lockd broke one of its laws (code "internal")
@@ -60,6 +61,13 @@ class WrongTaskError(LockdError, RuntimeError):
 
     An async client belongs to the loop that opened it. The task that entered a cancel
     scope must leave it.
+    """
+
+
+class MissingPartError(LockdError, ImportError):
+    """Raised when a part of lockd is used that is not installed.
+
+    `pip install lockd` installs the client for threads alone.
     """
 
 

@@ -19,6 +19,7 @@ from lockd.errors import (
     LimitError,
     LockdError,
     LockLostError,
+    MissingPartError,
     NotFoundError,
     RestrictedError,
     UnavailableError,
@@ -63,7 +64,7 @@ EXITS: Final = (
         # A daemon that does not know a method is older than this program.
         (
             *(ConnectionLostError, UnavailableError, LimitError, AnchorError),
-            UnknownMethodError,
+            *(UnknownMethodError, MissingPartError),
         ),
     ),
     Exit(INTERNAL, "a defect of lockd", (LockdError,)),

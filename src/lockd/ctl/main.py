@@ -53,9 +53,12 @@ def _status_of_command(args: list[str]) -> int:
             _run_plainly(args)
         # click takes longer to load than `lockctl run` takes. It does all else, and
         # says what is wrong with a line.
-        from lockd.ctl import commands
+        from lockd.parts import part
 
-        return commands.carry_out(args)
+        with part("cli", "this command line"):
+            from lockd.ctl import commands
+
+            return commands.carry_out(args)
     except LockdError as error:
         streams.say(str(error))
         return exits.status_of(error)

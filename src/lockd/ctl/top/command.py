@@ -7,7 +7,7 @@ import click
 
 from lockd.ctl.line.clicks import Read
 from lockd.ctl.options import seconds_from
-from lockd.errors import UnavailableError
+from lockd.parts import part
 
 if TYPE_CHECKING:
     from lockd.ctl.top.app import Top
@@ -38,14 +38,6 @@ def top(socket: str | None, /, interval: float) -> None:
 
 
 def _load() -> "type[Top]":
-    try:
+    with part("top", "`lockctl top`", ", or use `lockctl list`"):
         from lockd.ctl.top.app import Top
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lockd"):
-            raise
-        raise UnavailableError(
-            f"`lockctl top` needs the Python package {error.name}, which is not "
-            "installed: install it with `pip install 'lockd[top]'`, or use `lockctl "
-            "list`"
-        ) from None
     return Top
