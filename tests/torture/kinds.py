@@ -83,6 +83,9 @@ def reloads(faults: Faults, seconds: float) -> None:
         while time.monotonic() < end:
             time.sleep(faults.chance.random())
             _kill(faults)
+            # On a busy machine a start takes longer than the time between two kills.
+            if faults.chance.random() < 0.25:
+                _wait_for_load(faults)
         blowing.result()
 
 
