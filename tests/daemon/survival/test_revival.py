@@ -636,9 +636,11 @@ def test_request_that_ends_the_daemon_ends_it_once(
     # Each next one would meet it again, and nobody would ever be served.
     manager.start(prefix=(sys.executable, "-c", DEFECTIVE))
     assert client.result(asked)["grant"]["resource"] == "c"
+    # The first daemon hung up. The second one hears of that, and of `client`, in any order.
     assert other.rest() == []
     assert holders(client, "a")
-    assert not holders(client, "b")
+    while holders(client, "b"):
+        pass
     manager.wait_for_log("planted")
     (manager.directory / "log").write_text("")
 
