@@ -562,8 +562,8 @@ def test_steps_are_for_codes_that_there_are() -> None:
 def test_client_errors_without_a_code_have_cases_too() -> None:
     found = vars(errors).values()
     plain = {x for x in LockdError.__subclasses__() if x in found} - {CodedError}
-    # Why a daemon does not start is told with its configuration (tests/daemon), and what is
-    # not installed in tests/test_parts.py.
+    # Why a daemon does not start is told with its configuration (tests/daemon), and
+    # what is not installed in tests/test_parts.py.
     assert plain == {
         ConnectionLostError,
         ForkedSessionError,

@@ -636,7 +636,7 @@ def test_request_that_ends_the_daemon_ends_it_once(
     # Each next one would meet it again, and nobody would ever be served.
     manager.start(prefix=(sys.executable, "-c", DEFECTIVE))
     assert client.result(asked)["grant"]["resource"] == "c"
-    # The first daemon hung up. The second one hears of that, and of `client`, in any order.
+    # The first daemon hung up. The second hears of that and of `client` in any order.
     assert other.rest() == []
     assert holders(client, "a")
     while holders(client, "b"):
