@@ -51,9 +51,11 @@ result of `changes`, a value of None deletes the record."""
 TYPES: Final[dict[str, type[Any]]] = {"grant": GrantRecord}
 """The types as which frequent kinds may be decoded directly."""
 
-_VERSIONS: Final = 2
-_LAST_TOKEN = _VERSIONS + COUNTS.index("last_token")
-_LAST_ORDER = _VERSIONS + COUNTS.index("last_order")
+_COUNTERS_AT: Final = 2
+"""Where the counters begin in the record of counts: after the two versions."""
+
+_LAST_TOKEN = _COUNTERS_AT + COUNTS.index("last_token")
+_LAST_ORDER = _COUNTERS_AT + COUNTS.index("last_order")
 
 # Reporting.
 
