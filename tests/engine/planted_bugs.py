@@ -233,16 +233,16 @@ PLANTED_BUGS = [
         "        if owner.sessions:\n",
     ),
     _in(
-        "effects",
+        "values",
         "work that failed ended well",
-        'self.cause == "released" and self.outcome in (None, "ok")',
-        'self.cause == "released"',
+        'cause == "released" and outcome in (None, "ok")',
+        'cause == "released"',
     ),
     _in(
-        "effects",
+        "values",
         "a holder that died ended well",
-        'self.cause == "released" and self.outcome in (None, "ok")',
-        'self.cause != "broken" and self.outcome in (None, "ok")',
+        'cause == "released" and outcome in (None, "ok")',
+        'cause != "broken" and outcome in (None, "ok")',
     ),
     _in(
         "requests",

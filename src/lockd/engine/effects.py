@@ -12,6 +12,7 @@ from lockd.engine.commands import Value
 from lockd.engine.values import HolderNotices as HolderNotices
 from lockd.engine.values import Mismatch as Mismatch
 from lockd.engine.values import Owner as Owner
+from lockd.engine.values import ended_well
 from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
@@ -95,8 +96,8 @@ class LastHolder(Value):
 
     @property
     def ended_well(self) -> bool:
-        """Whether it was released, and nobody said that what ran under it failed."""
-        return self.cause == "released" and self.outcome in (None, "ok")
+        """Whether it was released, and nobody said that its work failed."""
+        return ended_well(self.cause, self.outcome)
 
 
 class Waiter(Value):

@@ -34,6 +34,7 @@ from lockd.daemon.system.processes import Describe
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records
 from lockd.engine.recovery.shapes import LastRecord
+from lockd.engine.values import ended_well
 from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]
@@ -170,7 +171,7 @@ class Recorder:
         know no last holder, but never a wrong one.
         """
         self._late.pop(key, None)
-        if value is not None and not value[1].ended_well:
+        if value is not None and not ended_well(value[1].cause, value[1].outcome):
             self._ledger.put(key, _encode(value))
             return
         if value is not None:

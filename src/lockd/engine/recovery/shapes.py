@@ -76,11 +76,6 @@ class LastRecord(Struct, frozen=True, gc=False):
     cause: str
     outcome: WorkOutcome = None
 
-    @property
-    def ended_well(self) -> bool:
-        """As of the `LastHolder`."""
-        return self.cause == "released" and self.outcome in (None, "ok")
-
 
 class OwnerRecord(Struct):
     """An owner with its grants."""
