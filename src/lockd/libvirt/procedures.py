@@ -23,6 +23,7 @@ AUTOCREATE: Final = 2
 last holder."""
 
 
+# The procedures of the program.
 REGISTER: Final = 1
 RESTRICT: Final = 2
 NEW: Final = 3
@@ -31,17 +32,15 @@ DELETE_RESOURCE: Final = 5
 ACQUIRE_RESOURCE: Final = 6
 RELEASE_RESOURCE: Final = 7
 CREATE_LOCKSPACE: Final = 8
-"""The procedures of the program."""
+
+LONGEST: Final = 256
+MOST: Final = 1_024
+"""The longest arguments to remember, in bytes, and how many of them."""
 
 
 def is_procedure(number: int) -> bool:
     """Returns whether the program has a procedure."""
     return number in _DECODERS
-
-
-LONGEST: Final = 256
-MOST: Final = 1_024
-"""The longest arguments to remember, in bytes, and how many of them."""
 
 
 def decode_args(procedure: int, payload: bytes) -> Any:
