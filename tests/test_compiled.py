@@ -167,7 +167,10 @@ def project(tmp_path: Path) -> Path:
     for name in ("compilation.py", "daemon/__init__.py"):
         shutil.copy(Path(SRC) / "lockd" / name, package / name)
     (package / "__init__.py").touch()
-    main = "from lockd import compilation, small\nassert small.twice(21) == 42\n"
+    main = (
+        "import sys\nfrom lockd import compilation, small\n"
+        "assert small.twice(21) == 42\nprint('a warning', file=sys.stderr)\n"
+    )
     (package / "daemon" / "main.py").write_text(main)
     (package / "small.py").write_text("def twice(x: int) -> int:\n    return 2 * x\n")
     (top / "pyproject.toml").write_text('[tool.lockd]\ncompiled = ["lockd.small"]\n')
@@ -206,6 +209,13 @@ def test_without_a_compiler_it_says_so_in_a_line(
     )
     assert done.returncode == status
     assert left(installed) == []
+
+
+def test_compiler_that_is_asked_for_is_the_only_one(installed: Path) -> None:
+    done = tool("into", installed, cc="/nowhere/cc -O3")
+    assert done.stdout == (
+        "lockd is not compiled, and runs interpreted: there is no /nowhere/cc -O3\n"
+    )
 
 
 @compiles

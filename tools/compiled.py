@@ -62,7 +62,7 @@ print(json.dumps({
 }))
 """
 
-# As the daemon loads them, with the dependencies beside them or of that interpreter.
+# As the daemon loads them.
 LOAD: Final = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -96,11 +96,14 @@ class Interpreter:
     def compilers(self) -> list[str]:
         """Returns the C compiler, with its options; empty without one.
 
-        That of the machine first: each interpreter calls its own by another name.
+        That of the machine first: each interpreter calls its own by another name. CC
+        allows no other.
         """
-        for words in (os.environ.get("CC", ""), "cc", "gcc", "clang", self.compiler):
-            if words and shutil.which(words.split()[0]):
-                return words.split()
+        chosen = os.environ.get("CC", "").split()
+        known = [[name] for name in ("cc", "gcc", "clang")] + [self.compiler.split()]
+        for words in [chosen] if chosen else known:
+            if shutil.which(words[0]):
+                return words
         return []
 
     def obstacle(self) -> str | None:
@@ -112,7 +115,8 @@ class Interpreter:
                 f"(`make clean`, then `make install PYTHON={self.program}`)"
             )
         if not self.compilers():
-            return "there is no C compiler (Debian: gcc)"
+            wanted = os.environ.get("CC", "").strip()
+            return f"there is no {wanted or 'C compiler (Debian: gcc)'}"
         if not Path(self.include, "Python.h").exists():
             return f"{self.include}/Python.h is missing (Debian: python3-dev)"
         return None
@@ -173,11 +177,14 @@ def compile_into(directory: Path, target: Interpreter) -> str:
 
 def check_loads(directory: Path, target: Interpreter) -> None:
     """Loads the modules as a daemon does; raises ObstacleError if they do not run."""
-    command = [target.program, "-I", "-c", LOAD, str(directory)]
+    # What is installed takes its dependencies from beside it, and no others.
+    options = "-IS" if (directory / "trio").exists() else "-I"
+    command = [target.program, options, "-c", LOAD, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
-    if done.returncode or said != str(len(listed())):
-        raise ObstacleError(f"the compiled modules do not load: {said}")
+    if done.returncode or done.stdout.strip() != str(len(listed())):
+        said = (done.stderr if done.returncode else done.stdout).strip()
+        why = said.rpartition("\n")[2]
+        raise ObstacleError(f"the compiled modules do not load: {why}")
 
 
 def remove(directory: Path) -> None:
@@ -219,7 +226,7 @@ def stored(target: Interpreter) -> Path:
     )
     found = STORE / key
     if not found.exists():
-        print("Compiling lockd takes about a minute.", file=sys.stderr, flush=True)
+        print("Compiling lockd takes one to two minutes.", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=STORE, prefix=".new-") as directory:
             with logged():
                 compile_all(target, Path(directory))
