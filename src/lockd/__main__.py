@@ -1,5 +1,6 @@
 """The commands of a package that pip has installed. `python -m lockd` is lockctl."""
 
+import gc
 import sys
 
 from lockd.errors import MissingPartError
@@ -16,6 +17,7 @@ def lockd() -> None:
     """Runs the daemon and exits. It may not be installed."""
     from lockd.parts import part
 
+    gc.disable()  # nothing of what is imported is garbage; `main` enables it
     try:
         with part("daemon", "the daemon"):
             from lockd.daemon.main import main

@@ -197,7 +197,7 @@ def _farewell(role: Role) -> bytes:
 
 def _run(serve: Callable[[], None]) -> None:
     """Serves. Logs a defect with its traceback."""
-    # Until it serves: everybody waits, and there is no garbage yet.
+    # Until it serves (`begin`): everybody waits, and there is no garbage yet.
     gc.disable()
     _make_room_for_descriptors()
     log = set_up_logging()
