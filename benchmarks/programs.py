@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,21 +11,17 @@ from itertools import cycle
 from pathlib import Path
 from typing import Final
 
-import msgpack
 import trio
 
 import lockd
 from benchmarks import daemons, peers
 from benchmarks.comparisons import IN_FLIGHT, LOCKSPACE_OF_KIND, times
 from benchmarks.daemons import Daemon, SkipError
+from benchmarks.installed import LOCKCTL, as_installed, installing_python
 from benchmarks.measure import Round, repeat, take_turns
 from benchmarks.table import Goal, Result
 from benchmarks.wires import names
 from lockd import aio
-
-SOURCE: Final = Path(lockd.__file__).parents[1]
-SYSTEM_PYTHON: Final = "/usr/bin/python3"
-LAUNCHER: Final = Path(__file__).parents[1] / "tools" / "launcher.in"
 
 _PEERS: Final[
     dict[str, Callable[[Path], AbstractContextManager[Callable[[], None]]]]
@@ -81,8 +76,8 @@ def clients_row(directory: Path) -> Iterator[Result]:
 
 
 def lockctl_row(directory: Path) -> Iterator[Result]:
-    python = _installing_python()
-    lockctl = _as_installed(directory / "lockctl", python)
+    python = installing_python()
+    lockctl = as_installed(LOCKCTL, directory / "lockctl")
 
     def run(*command: str) -> Round:
         return repeat(
@@ -103,32 +98,6 @@ def lockctl_row(directory: Path) -> Iterator[Result]:
     if not flock:
         raise SkipError("flock(1) comes with Debian's util-linux")
     yield times(what, costs, "lockctl", "flock(1)")
-
-
-def _installing_python() -> str:
-    """Returns the interpreter that `make install` takes, or ours.
-
-    It can be another one only if it can load the packages that are here. Interpreters
-    of one version differ by a quarter in the time that a start takes.
-    """
-    if not Path(SYSTEM_PYTHON).exists():
-        return sys.executable
-    told = [SYSTEM_PYTHON, "-c", "import sys; print(sys.implementation.cache_tag)"]
-    tag = subprocess.run(told, capture_output=True, text=True).stdout.strip()
-    return SYSTEM_PYTHON if tag == sys.implementation.cache_tag else sys.executable
-
-
-def _as_installed(script: Path, python: str) -> list[str]:
-    """Writes the script that `make install` writes, for this source.
-
-    Returns the command. It takes no option and no module from the environment.
-    """
-    packages = Path(msgpack.__file__).parents[1]
-    launcher = LAUNCHER.read_text().replace("@libdir@", str(SOURCE))
-    # It begins with the interpreter, which is another one here.
-    main = launcher.replace("@room@", "ctl").partition("\n")[2]
-    script.write_text(f"import sys\nsys.path.append({str(packages)!r})\n{main}")
-    return [python, "-IS", str(script)]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from benchmarks.installed import LOCKD, as_installed
+
 from campaigns.tools import Counts
 from daemon.stores.kept import is_locked
 from support.service_manager import ServiceManager
@@ -67,11 +69,12 @@ def measure(place: Path, kills: int) -> bool:
 def kill_again_and_again(place: Path, kills: int) -> tuple[list[float], int]:
     """Returns the seconds of each kill, and how many locks were lost."""
     (place / "locks").mkdir(mode=0o755)
-    # As installed: modules are compiled once, whatever this environment says.
-    os.environ["PYTHONPYCACHEPREFIX"] = str(place / "pycache")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     manager = ServiceManager(
-        place, CONFIG.format(place=place), checks=False, executed=True
+        place,
+        CONFIG.format(place=place),
+        checks=False,
+        executed=True,
+        program=as_installed(LOCKD, place / "lockd"),
     )
     with ExitStack() as stack:
         stack.callback(manager.close)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.installed import LOCKD, as_installed
+
 from support.daemon_process import DaemonProcess
 
 KILL_GRACE = 0.1
@@ -33,7 +35,7 @@ on_disconnect = "kill"
 
 @contextmanager
 def daemon(config: str = CONFIG) -> Iterator[DaemonProcess]:
-    """A daemon in a directory of its own, as it would serve: without extra checks."""
+    """A daemon in a directory of its own, as installed, and without extra checks."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory(prefix="lockd-campaign-", dir="/dev/shm") as place:
@@ -41,7 +43,11 @@ def daemon(config: str = CONFIG) -> Iterator[DaemonProcess]:
             (Path(place) / name).mkdir(mode=0o755)
         Path(place).chmod(0o755)
         process = DaemonProcess(
-            Path(place), config.format(place=place), checks=False, executed=True
+            Path(place),
+            config.format(place=place),
+            checks=False,
+            executed=True,
+            program=as_installed(LOCKD, Path(place) / "lockd"),
         )
         try:
             # As in lockd.service.

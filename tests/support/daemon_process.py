@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.nursery import DAEMONS, execute
@@ -21,6 +22,7 @@ class DaemonProcess:
         checks: whether it checks its invariants after each command.
         executed: whether it is executed, and not forked by a nursery: a test that is
             about how a daemon starts says so.
+        program: the words that run it, before its options; else the source.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class DaemonProcess:
         *,
         checks: bool = True,
         executed: bool = False,
+        program: Sequence[str] = (sys.executable, "-m", "lockd.daemon.main"),
     ) -> None:
         self._checks = checks
         self._popen = execute if executed else DAEMONS.popen
@@ -40,15 +43,13 @@ class DaemonProcess:
         self.config = directory / "lockd.toml"
         self.config.write_text(config)
         self.said: list[str] = []
-        self.interpreter = sys.executable
+        self.program = [*program]
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def command(self) -> list[str]:
         return [
-            self.interpreter,
-            "-m",
-            "lockd.daemon.main",
+            *self.program,
             f"--config={self.config}",
             f"--socket={self.socket}",
             f"--virtlockd-socket={self.virtlockd_socket}",

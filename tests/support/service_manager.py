@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,9 @@ class ServiceManager:
         *,
         checks: bool = True,
         executed: bool = False,
+        program: Sequence[str] = (sys.executable, "-m", "lockd.daemon.main"),
     ) -> None:
+        self._program = program
         self._popen = execute if executed else DAEMONS.popen
         self.directory = directory
         self._checks = checks
@@ -77,7 +80,7 @@ class ServiceManager:
             "LOCKD_CHECK_INVARIANTS": str(int(self._checks)),
         }
         environment.pop("JOURNAL_STREAM", None)
-        daemon = [sys.executable, "-m", "lockd.daemon.main", f"--config={self.config}"]
+        daemon = [*self._program, f"--config={self.config}"]
         daemon.append(f"--state-dir={self.directory / 'state'}")
         self._process = self._popen(
             [*prefix, *daemon],

@@ -437,7 +437,7 @@ def test_program_that_vanishes_after_its_trial_changes_nothing(
     daemon = DaemonProcess(place, CONFIG.format(place=place))
     interpreter = place / "python"
     interpreter.symlink_to(sys.executable)
-    daemon.interpreter = str(interpreter)
+    daemon.program[0] = str(interpreter)
     daemon.start()
     with WireClient(daemon.socket) as client, WireClient(daemon.socket) as waiter:
         client.acquire("a", lockspace="files")
@@ -445,7 +445,7 @@ def test_program_that_vanishes_after_its_trial_changes_nothing(
         wait_for_waiters(client, "a", 1, lockspace="files")
         before = descriptors(daemon.pid)
         # It is there when it is tried, and not any more when it counts.
-        plant(handover.TRIAL, f"os.unlink({daemon.interpreter!r})")
+        plant(handover.TRIAL, f"os.unlink({daemon.program[0]!r})")
         os.kill(daemon.pid, signal.SIGUSR1)
         assert "cannot be executed" in daemon.wait_for_line("the upgrade failed")
         why = f"{interpreter} cannot be executed"
