@@ -6,8 +6,7 @@ all of them run or none: one that is missing, or older than its source, makes Py
 load the source of all.
 """
 
-import hashlib
-import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
@@ -15,6 +14,9 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Final
+from zlib import crc32
+
+import msgspec
 
 PACKAGE: Final = Path(__file__).parent
 
@@ -30,22 +32,43 @@ _OTHER_ROOMS: Final = ("client", "ctl")
 _problem: str | None = None
 
 
-def sources(package: Path) -> Iterator[Path]:
+class Compiled(msgspec.Struct):
+    """What was compiled: for which interpreter, from which source, and which modules.
+
+    Attributes:
+        suffix: that of the shared objects.
+        source: its `fingerprint`.
+    """
+
+    suffix: str
+    source: str
+    modules: list[str]
+
+
+def sources(package: Path) -> Iterator[str]:
     """Yields all files that decide what the compiled modules do."""
-    yield from sorted(package.glob("*.py"))
-    for room in sorted(package.iterdir()):
-        if room.is_dir() and room.name not in _OTHER_ROOMS:
-            yield from sorted(room.rglob("*.py"))
+    for room, rooms, files in os.walk(package):
+        if room == str(package):
+            rooms[:] = set(rooms).difference(_OTHER_ROOMS)
+        rooms.sort()
+        yield from (f"{room}/{name}" for name in sorted(files) if name[-3:] == ".py")
 
 
 def fingerprint(package: Path) -> str:
-    """Returns a hash of these files."""
-    found = hashlib.sha256()
+    """Returns a checksum of these files, and their length.
+
+    Each start computes it while everybody waits, so it is a fast one.
+    """
+    checksum = length = 0
     for path in sources(package):
-        content = path.read_bytes()
-        found.update(f"{path.relative_to(package)} {len(content)}\n".encode())
-        found.update(content)
-    return found.hexdigest()
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+        name = path.removeprefix(str(package))
+        checksum = crc32(
+            content, crc32(b"%s %d" % (name.encode(), len(content)), checksum)
+        )
+        length += len(content)
+    return f"{checksum:08x} {length}"
 
 
 def prefer_source_if_stale() -> None:
@@ -91,23 +114,23 @@ def _what_is_wrong() -> str | None:
     """Compares the compiled modules with the interpreter and the source."""
     library = LIBRARY.rpartition(".")[2]
     try:
-        record = json.loads((PACKAGE / RECORD).read_bytes())
-        suffix, modules, source = (record[x] for x in ("suffix", "modules", "source"))
+        raw = (PACKAGE / RECORD).read_bytes()
+        record = msgspec.json.decode(raw, type=Compiled)
     except FileNotFoundError:
         if not any(PACKAGE.glob(f"{library}.*")):
             return None
         return _runs_interpreted(f"{RECORD} is missing beside its compiled modules")
-    except (ValueError, LookupError, TypeError):
+    except msgspec.DecodeError:
         return _runs_interpreted(f"{RECORD} is damaged")
     objects = (
-        PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(suffix)
-        for name in (*modules, LIBRARY)
+        f"{PACKAGE.parent}/{name.replace('.', '/')}{record.suffix}"
+        for name in (*record.modules, LIBRARY)
     )
-    if suffix not in EXTENSION_SUFFIXES:
+    if record.suffix not in EXTENSION_SUFFIXES:
         why = "its compiled modules are for another interpreter"
-    elif not all(path.exists() for path in objects):
+    elif not all(map(os.path.exists, objects)):
         why = "some of its compiled modules are missing"
-    elif source != fingerprint(PACKAGE):
+    elif record.source != fingerprint(PACKAGE):
         why = "its compiled modules are not those of its source"
     else:
         return None
