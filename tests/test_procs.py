@@ -12,11 +12,15 @@ from lockd.procs import (
     command_of,
     name_of,
     read,
+    read_bytes,
     uid_of,
     uids_of,
     unit_of,
 )
 from support.processes import idle
+from support.rights import needs_root
+
+IDLE = sys.executable, "-c", "print(input(), flush=True); input()"
 
 
 def test_own_process_is_described(own_command: str) -> None:
@@ -33,6 +37,19 @@ def test_of_no_process_nothing_is_known() -> None:
     pid = process.pid
     assert (command_of(pid), uid_of(pid), uids_of(pid), unit_of(pid)) == (None,) * 4
     assert name_of(pid) == "unknown"
+
+
+@needs_root
+def test_uid_is_the_effective_one_even_of_a_process_that_hides() -> None:
+    script = (
+        "import ctypes, os; os.setresuid(7, 8, 9); PR_SET_DUMPABLE = 4; "
+        "ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0); "
+        "print(input(), flush=True); input()"
+    )
+    with idle(sys.executable, "-c", script) as process:
+        assert os.stat(f"/proc/{process.pid}/comm").st_uid == 0  # it does hide
+        assert uid_of(process.pid) == 8
+        assert uids_of(process.pid) == Uids(7, 8, 9)
 
 
 @pytest.mark.parametrize("end", ["\n", "\v", "\f", "\r", "\x1c", "\x85", "\\"])
@@ -57,6 +74,15 @@ def test_command_is_one_printable_line_of_bounded_length() -> None:
     assert command is not None
     assert command.isprintable()
     assert len(command) == 256
+
+
+@pytest.mark.parametrize("size", [100, 4_095, 4_096, 4_097, 100_000, 300_000])
+def test_file_is_read_up_to_a_size(size: int) -> None:
+    words = ["x" * 50_000] * 4
+    with idle(*IDLE, *words) as process:
+        found = read_bytes(f"/proc/{process.pid}/cmdline", size)
+    line = b"".join(os.fsencode(word) + b"\0" for word in (*IDLE, *words))
+    assert found == line[:size]
 
 
 def test_ancestors_are_the_parents_up_to_the_first_process() -> None:

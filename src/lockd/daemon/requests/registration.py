@@ -8,7 +8,7 @@ from lockd.daemon.system.credentials import open_pidfd
 from lockd.daemon.system.processes import Process, Processes
 from lockd.engine.lock_engine import LockEngine
 from lockd.errors import UnavailableError
-from lockd.procs import uids_of
+from lockd.procs import uid_of
 
 
 class Registration:
@@ -47,19 +47,18 @@ class Registration:
         pidfd = open_pidfd(pid)
         if pidfd is None:
             raise refusals.no_process(pid)
-        uids = uids_of(pid)
+        uid = uid_of(pid)
         claimant = peer.credentials.uid
-        is_theirs = uids is not None and claimant in (0, uids.effective)
+        is_theirs = claimant in (0, uid)
         process = Process(pid, pidfd, sender=claimant if is_theirs else None)
         # It is alive after its uid was read. So the uid was its own, and not that of
         # another process with the same pid.
-        if uids is None or process.is_dead:
+        if uid is None or process.is_dead:
             process.close()
             raise refusals.no_process(pid)
         if kill and not process.can_be_ended:
             process.close()
             raise refusals.cannot_end(pid, claimant)
-        uid = uids.effective
         if not is_theirs:
             # A peer that joins an owner may release its locks, and its locks count for
             # the user of the owner. A stranger must not do either.
