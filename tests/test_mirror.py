@@ -44,7 +44,7 @@ ELSEWHERE = {
     # Its parts, which only `cycles` has in use.
     "engine/waits/obstacles.py": "engine/waits/test_cycles.py",
     "engine/waits/play.py": "engine/test_slots.py",
-    "libvirt/calls.py": "libvirt/test_connection.py",
+    "libvirt/arguments.py": "libvirt/test_connection.py",
     "libvirt/errors.py": "libvirt/test_connection.py",
     "libvirt/procedures.py": "libvirt/test_connection.py",
     "protocol/calls.py": "protocol/test_connection.py",

@@ -1,5 +1,6 @@
 """Calls and replies as bytes: framing, what is no call, how a refusal looks."""
 
+import struct
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -15,8 +16,8 @@ from lockd.errors import (
     ProtocolError,
     error_for_code,
 )
-from lockd.libvirt.calls import Call, RegisterArgs, ResourceArgs
-from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Connection
+from lockd.libvirt.arguments import RegisterArgs, ResourceArgs
+from lockd.libvirt.connection import MAX_MESSAGE_BYTES, Call, Connection
 from lockd.libvirt.errors import Domain, Number, RemoteError
 from lockd.libvirt.procedures import ACQUIRE_RESOURCE, MOST
 from support import libvirt_client as lc
@@ -54,7 +55,8 @@ def refusal_of(connection: Connection, error: CodedError) -> lc.LibvirtError | N
 
 def test_call_comes_with_its_arguments(connection: Connection) -> None:
     (call,) = connection.receive(ACQUIRE)
-    assert call == Call(1, ACQUIRE_RESOURCE, ResourceArgs("/srv/locks", "web1", 3))
+    assert (call.number, call.procedure) == (1, ACQUIRE_RESOURCE)
+    assert call.args == ResourceArgs("/srv/locks", "web1", 3)
 
 
 def test_owner_comes_whole(connection: Connection) -> None:
@@ -319,8 +321,10 @@ def test_what_nobody_asked_for_is_not_sent(connection: Connection) -> None:
 def test_another_connection_goes_on_where_one_was(connection: Connection) -> None:
     (call,) = connection.receive(ACQUIRE)
     assert list(connection.receive(ACQUIRE[:40])) == []
+    state = connection.dump()
+    assert state["calls"] == [[1, *struct.unpack(">7I", ACQUIRE[:28])]]
     heir = Connection()
-    heir.load(connection.dump())
+    heir.load(state)
     (next_call,) = heir.receive(ACQUIRE[40:])
     assert next_call.number == call.number + 1
     heir.send_result(call.number)

@@ -158,6 +158,10 @@ class LockEngine:
 
     # Reading: who holds what.
 
+    def has_registered(self, session_id: int) -> bool:
+        """Returns whether a session has registered an owner."""
+        return self.state.sessions[session_id].registered
+
     def owner_of(self, session_id: int) -> c.Owner:
         """Returns the owner for whom a session acts."""
         return self.state.sessions[session_id].owner.identity

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from lockd.errors import CodedError, ProtocolError
 from lockd.libvirt import errors
-from lockd.libvirt.calls import Call, MessageHeader
 from lockd.libvirt.errors import RemoteError, rpc_error
 from lockd.libvirt.procedures import (
     PROGRAM,
@@ -50,6 +49,49 @@ _HEADER: Final = struct.Struct(">IIIiiII")
 Plain = dict[str, Any]
 
 
+class MessageHeader:
+    """The header of a message (virnetprotocol.x)."""
+
+    def __init__(
+        self,
+        length: int,
+        program: int,
+        version: int,
+        procedure: int,
+        type_: int,
+        serial: int,
+        status: int,
+    ) -> None:
+        self.length = length
+        self.program = program
+        self.version = version
+        self.procedure = procedure
+        self.type = type_
+        self.serial = serial
+        self.status = status
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int, int, int]:
+        """Its numbers as they are in a message."""
+        call = self.program, self.version, self.procedure
+        return self.length, *call, self.type, self.serial, self.status
+
+
+class Call:
+    """A call of a known procedure with valid arguments.
+
+    Attributes:
+        number: with it the call is answered.
+        procedure: its procedure.
+        args: the arguments (`libvirt.arguments`).
+    """
+
+    def __init__(self, number: int, procedure: int, args: Any) -> None:
+        self.number = number
+        self.procedure = procedure
+        self.args = args
+
+
 class Connection:
     """One conversation.
 
@@ -82,7 +124,7 @@ class Connection:
             ProtocolError: the conversation has ended. Send what is left, and close.
         """
         if not self._incoming and len(data) >= _HEADER.size:
-            header = MessageHeader(*_HEADER.unpack_from(data))
+            header = _header_of(data)
             if header.length == len(data) <= MAX_MESSAGE_BYTES and header.type == CALL:
                 # As usual: one call, whole and alone.
                 self._decoded += len(data)
@@ -93,7 +135,7 @@ class Connection:
     def _receive(self, data: bytes) -> Iterator[Call]:
         self._incoming += data
         while (message := self._next_message()) is not None:
-            header = MessageHeader(*_HEADER.unpack_from(message))
+            header = _header_of(message)
             call = self._understand(header, message[_HEADER.size :])
             if call is not None:
                 yield call
@@ -225,13 +267,7 @@ class Connection:
 
     def dump(self) -> Plain:
         """Returns the state for `load`: half a message, and the unanswered calls."""
-        calls = [
-            [
-                number,
-                *(getattr(header, name) for name in MessageHeader.__struct_fields__),
-            ]
-            for number, header in self._calls.items()
-        ]
+        calls = [[number, *header.numbers] for number, header in self._calls.items()]
         return {
             "partial": bytes(self._incoming),
             "calls": calls,
@@ -243,6 +279,13 @@ class Connection:
         self._incoming += data["partial"]
         self._calls = {number: MessageHeader(*rest) for number, *rest in data["calls"]}
         self._last_number = data["last_number"]
+
+
+def _header_of(message: bytes) -> MessageHeader:
+    length, program, version, procedure, type_, serial, status = _HEADER.unpack_from(
+        message
+    )
+    return MessageHeader(length, program, version, procedure, type_, serial, status)
 
 
 def _without_descriptors(payload: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from lockd.libvirt.calls import (
+from lockd.libvirt.arguments import (
     LockspaceArgs,
     RegisterArgs,
     ResourceArgs,

@@ -122,7 +122,7 @@ OTHERS: Final[dict[type, str]] = {
     "_send_answers "
     "take_in _users_who_wait _let_in let_all_in _tell_watchers _tell",
     Admission: "__init__ arrive admit _remove close _dismiss",
-    Dispatcher: "__init__ registered_pid add_handler _check_file",
+    Dispatcher: "__init__ has_registered owner_pid add_handler _check_file",
     Sessions: "__init__ adopt",
     Gate: "__init__ listen stop close keep_deadlines complain _watch _accept_all "
     "_turn_away _pause",

@@ -320,10 +320,13 @@ class Dispatcher:
         if owner_id not in self._engine.owners:
             self._runtime.processes.forget(owner_id)
 
-    def registered_pid(self, peer: Peer) -> int | None:
-        """Returns the process for which a peer acts; None if it has not registered."""
-        session = self._engine.sessions[peer.session]
-        return session.owner.identity.pid if session.registered else None
+    def has_registered(self, peer: Peer) -> bool:
+        """Returns whether a peer has registered an owner."""
+        return self._engine.has_registered(peer.session)
+
+    def owner_pid(self, peer: Peer) -> int:
+        """Returns the process for which a peer acts."""
+        return self._engine.owner_of(peer.session).pid
 
     def _restrict(self, peer: Peer, msgid: int, params: m.NoParams) -> None:
         peer.restrict()

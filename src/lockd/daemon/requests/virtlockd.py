@@ -18,18 +18,18 @@ from lockd.daemon.requests.dispatch import Dispatcher
 from lockd.daemon.system.credentials import command_line, paths_in
 from lockd.errors import RequestError
 from lockd.libvirt import procedures as p
-from lockd.libvirt.calls import (
-    Call,
+from lockd.libvirt.arguments import (
     LockspaceArgs,
     RegisterArgs,
     ResourceArgs,
     RestrictArgs,
 )
+from lockd.libvirt.connection import Call
 from lockd.libvirt.errors import Domain, Number, RemoteError, out_of_order
 from lockd.lockspaces.base import Lockspace
 from lockd.names import MAX_NAME_BYTES, canonical_path, plain
 from lockd.protocol import methods as m
-from lockd.protocol.calls import MethodCall
+from lockd.protocol.calls import Method, MethodCall
 from lockd.terms import DIRECT_LOCKSPACE, EXCLUSIVE, SHARED
 
 MAX_PATHS: Final = 16_384
@@ -81,8 +81,9 @@ class Virtlockd:
         if params is None:
             peer.send_result(call.number)
             return
-        method = m.METHODS[_METHODS[procedure]]
-        self._dispatcher.take(peer, MethodCall(call.number, method, params))
+        self._dispatcher.take(
+            peer, MethodCall(call.number, _METHODS[procedure], params)
+        )
 
     def _check_order(self, peer: Peer, call: Call) -> None:
         """Raises unless the call is valid at this time, by virtlockd's own order."""
@@ -97,7 +98,7 @@ class Virtlockd:
                 Domain.RPC,
                 "lock manager connection has been restricted",
             )
-        registered = self._dispatcher.registered_pid(peer) is not None
+        registered = self._dispatcher.has_registered(peer)
         if call.procedure == p.REGISTER:
             if registered:
                 raise out_of_order("lock owner details have already been registered")
@@ -127,7 +128,6 @@ class Virtlockd:
     def _acquire(self, peer: Peer, args: ResourceArgs) -> m.Params:
         space = self._lockspace(args.path)
         resource = _resource(space, args.name)
-        pid = self._dispatcher.registered_pid(peer)
         return m.AcquireParams(
             lockspace=space.name,
             resource=resource,
@@ -135,8 +135,17 @@ class Virtlockd:
             timeout=0,
             # A file with its own path is a disk: never create or remove it.
             create=None if space.kind == "direct" else bool(args.flags & p.AUTOCREATE),
-            label=self._paths.label(space, resource, peer.session, pid),
+            label=self._label(peer, space, resource),
         )
+
+    def _label(self, peer: Peer, space: Lockspace, resource: str) -> str | None:
+        """Returns the path of a resource with a hashed name; None for any other."""
+        if space.kind == "direct":
+            self._paths.see(os.fsencode(resource))
+            return None
+        if self._paths.should_look(resource, peer.session):
+            self._paths.look(peer.session, self._dispatcher.owner_pid(peer))
+        return self._paths.path_of(resource)
 
     def _release(self, peer: Peer, args: ResourceArgs) -> m.Params:
         space = self._lockspace(args.path)
@@ -213,29 +222,18 @@ class HashedPaths:
         #: The last command line.
         self._line = b""
 
-    def label(
-        self, space: Lockspace, resource: str, session: int, pid: int | None
-    ) -> str | None:
-        """Returns the path of a resource with a hashed name; None for any other.
-
-        Args:
-            space: its lockspace.
-            resource: its name.
-            session: the session that asks for it.
-            pid: the guest that wants it.
-        """
-        if space.kind == "direct":
-            self._see(os.fsencode(resource))
-            return None
-        path = self._path_of.get(resource)
-        if path is not None or pid is None or session in self._looked_for:
-            return path
-        if not _HASHED.fullmatch(resource):
-            return None
-        self._look(session, pid)
+    def path_of(self, resource: str) -> str | None:
+        """Returns the path with a hashed name; None if it is unknown."""
         return self._path_of.get(resource)
 
-    def _look(self, session: int, pid: int) -> None:
+    def should_look(self, resource: str, session: int) -> bool:
+        """Returns whether the guest of a session may tell an unknown path."""
+        if resource in self._path_of or session in self._looked_for:
+            return False
+        return _HASHED.fullmatch(resource) is not None
+
+    def look(self, session: int, pid: int) -> None:
+        """Reads the command line of the guest of a session."""
         if len(self._looked_for) >= MAX_SESSIONS:
             self._looked_for.clear()
         self._looked_for.add(session)
@@ -243,9 +241,10 @@ class HashedPaths:
         if line != self._line:  # libvirt often does several things for one guest
             self._line = line
             for path in paths_in(line):
-                self._see(path)
+                self.see(path)
 
-    def _see(self, path: bytes) -> None:
+    def see(self, path: bytes) -> None:
+        """Remembers a path."""
         digest = hashlib.sha256(path).hexdigest()
         self._path_of[digest] = os.fsdecode(path)
         self._path_of.move_to_end(digest)
@@ -253,15 +252,15 @@ class HashedPaths:
             self._path_of.popitem(last=False)
 
 
-_METHODS: Final = {
-    p.REGISTER: "register",
-    p.RESTRICT: "restrict",
-    p.NEW: "create_lockspace",
-    p.CREATE_RESOURCE: "create_resource",
-    p.DELETE_RESOURCE: "delete_resource",
-    p.ACQUIRE_RESOURCE: "acquire",
-    p.RELEASE_RESOURCE: "release",
-    p.CREATE_LOCKSPACE: "create_lockspace",
+_METHODS: Final[dict[int, Method]] = {
+    p.REGISTER: m.METHODS["register"],
+    p.RESTRICT: m.METHODS["restrict"],
+    p.NEW: m.METHODS["create_lockspace"],
+    p.CREATE_RESOURCE: m.METHODS["create_resource"],
+    p.DELETE_RESOURCE: m.METHODS["delete_resource"],
+    p.ACQUIRE_RESOURCE: m.METHODS["acquire"],
+    p.RELEASE_RESOURCE: m.METHODS["release"],
+    p.CREATE_LOCKSPACE: m.METHODS["create_lockspace"],
 }
 
 _FLAGS: Final = {

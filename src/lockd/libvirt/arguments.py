@@ -1,31 +1,9 @@
-"""The messages of virtlockd's program as values (virnetprotocol.x, lock_protocol.x).
+"""The arguments of virtlockd's procedures as values (lock_protocol.x).
 
 They are apart from their decoders because those are compiled.
 """
 
-from typing import Any
-
 from msgspec import Struct
-
-
-class MessageHeader(Struct, frozen=True, gc=False):
-    """The header of every message."""
-
-    length: int
-    program: int
-    version: int
-    procedure: int
-    type: int
-    serial: int
-    status: int
-
-
-class Call(Struct, frozen=True, gc=False):
-    """A call of a known procedure with valid arguments."""
-
-    number: int
-    procedure: int
-    args: Any
 
 
 class RegisterArgs(Struct, frozen=True, gc=False):
