@@ -48,7 +48,7 @@ from lockd.terms import (
     Mode,
     OnDisconnect,
     OutsideHolder,
-    ResourceKey,
+    key_of,
 )
 
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -201,7 +201,7 @@ class FileLockspace(Lockspace):
                         self._lock_whole(file, path, mode)
                     elif looks:
                         self._look(file, path, mode)
-                    file.key = ResourceKey(self.name, resource)
+                    file.key = key_of((self.name, resource))
                     return self._enter(resource, file)
             except BaseException:
                 self._discard(file, path)
@@ -409,7 +409,7 @@ class FileLockspace(Lockspace):
             except OSError as error:
                 raise_refusal(error, path)
             file.mode = mode
-        file.key = ResourceKey(self.name, resource)
+        file.key = key_of((self.name, resource))
         self._files[resource] = file
         # Of a spare one, somebody may hold the same file under another name.
         if mode is not None:

@@ -35,7 +35,7 @@ from lockd.errors import CodedError, InternalError
 from lockd.lockspaces.base import Lockspace
 from lockd.lockspaces.rights import STRANGER, User
 from lockd.names import quoted
-from lockd.terms import OutsideHolder, ResourceKey
+from lockd.terms import OutsideHolder, ResourceKey, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class Runtime:
         """Continues the unfinished work of a predecessor."""
         for lockspace in self._file_lockspaces:
             for resource in lockspace.open_resources():
-                key = ResourceKey(lockspace.name, resource)
+                key = key_of((lockspace.name, resource))
                 if not self.engine.needs_anchor(key):
                     self._close_anchor(e.CloseAnchor(key))
         for owner_id in self.processes.doomed():

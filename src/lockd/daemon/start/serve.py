@@ -188,7 +188,7 @@ def _put_in_order(
         parts.server.take_in(socket.socket(fileno=stranger.fd), stranger.role)
     # Their connections are kept again here, so nobody else's are forgotten below.
     parts.server.let_all_in()
-    owners = parts.runtime.processes.owners()
+    owners = set(parts.runtime.processes.owners())
     try:
         if damaged:
             keeping.hold_stuck(revived.unclaimed)

@@ -18,7 +18,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, Final, NamedTuple
 
@@ -193,9 +193,10 @@ def give_way(leaving: Leaving) -> None:
             memfd = _write(_hand_over(leaving, stores, opened, keep))
             unless_done.callback(os.close, memfd)
             _check_room(memfd)
-            for fd in (*kept, memfd):
+            kept.append(memfd)
+            unless_done.callback(_close_on_exec, kept)
+            for fd in kept:
                 os.set_inheritable(fd, True)
-                unless_done.callback(os.set_inheritable, fd, False)
             new = command()
             os.execve(new[0], new, _environment(HANDOVER, memfd))
         except OSError as error:
@@ -309,10 +310,15 @@ def receive(variable: str) -> Handover | None:
         left = msgspec.msgpack.decode(raw, type=Handover)
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"the state of the previous daemon: {error}") from None
-    for fd in (*left.stores.values(), *left.opened.values()):
+    _close_on_exec([*left.stores.values(), *left.opened.values()])
+    return left
+
+
+def _close_on_exec(fds: Iterable[int]) -> None:
+    """Has descriptors closed at the next execve(2)."""
+    for fd in fds:
         with suppress(OSError):  # a closed descriptor is reported when it is adopted
             os.set_inheritable(fd, False)
-    return left
 
 
 def _check_version(head: _Head) -> None:

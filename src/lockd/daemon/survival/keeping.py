@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from math import inf
 from typing import Any, Final
@@ -47,7 +47,7 @@ from lockd.lockspaces.base import LockFile, Lockspace
 from lockd.lockspaces.files import FileLockspace
 from lockd.lockspaces.kernel import has_lock
 from lockd.names import quoted
-from lockd.terms import ResourceKey
+from lockd.terms import ResourceKey, key_of
 
 PAUSE: Final = 0.1
 """Seconds between two attempts to record when there is no memory."""
@@ -362,9 +362,7 @@ class StoredKeeping(Keeping):
         """Records the whole state, and removes all other records."""
         self._recorder.record_anew()
 
-    def adopt_records(
-        self, found: Iterable[tuple[str, Any]], owners: Collection[int]
-    ) -> None:
+    def adopt_records(self, found: Iterable[tuple[str, Any]], owners: Set[int]) -> None:
         """Adopts the records of a predecessor (`Recorder.adopt_records`)."""
         self._recorder.adopt_records(found, owners)
 
@@ -411,6 +409,6 @@ def files_of(
     for space in lockspaces:
         if isinstance(space, FileLockspace):
             for resource in space.open_resources():
-                key = ResourceKey(space.name, resource)
+                key = key_of((space.name, resource))
                 fd, made = space.dump_file(resource)
                 yield key, fd, label_of(FILE, *key, made)

@@ -7,7 +7,7 @@ unread. Nobody gets an answer that is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from typing import Any, Final
 
@@ -273,9 +273,7 @@ class Recorder:
         self._numbers = (-1, -1)
         self._record_noted()
 
-    def adopt_records(
-        self, found: Iterable[tuple[str, Any]], owners: Collection[int]
-    ) -> None:
+    def adopt_records(self, found: Iterable[tuple[str, Any]], owners: Set[int]) -> None:
         """Adopts the records of a predecessor. Later changes are recorded as usual.
 
         Call it instead of `record_anew` if nothing was damaged and the format is ours.
