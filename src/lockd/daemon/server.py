@@ -396,7 +396,7 @@ class Server:
 
     def _let_in(self, newcomer: Newcomer) -> None:
         if came := self._admission.admit(newcomer):
-            self._guarded(self._open, *came)
+            self._guarded(self._open, came.peer, came.name, came.pidfd)
 
     def _open(self, peer: Peer, name: str, pidfd: int | None) -> None:
         """Opens the session of a client. A failure closes it in the usual way."""

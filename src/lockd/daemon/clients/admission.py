@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
 
 import trio
 
@@ -35,20 +34,28 @@ from lockd.errors import DeniedError, RequestError
 from lockd.procs import name_of
 
 
-class Newcomer(NamedTuple):
+class Newcomer:
     """A new connection: counted, and kept if possible, but not yet admitted.
 
     Its user is that of the credentials.
     """
 
-    session: int
-    sock: socket.socket
-    role: Role
-    credentials: Credentials
-    flow: Flow
+    def __init__(
+        self,
+        session: int,
+        sock: socket.socket,
+        role: Role,
+        credentials: Credentials,
+        flow: Flow,
+    ) -> None:
+        self.session = session
+        self.sock = sock
+        self.role = role
+        self.credentials = credentials
+        self.flow = flow
 
 
-class Admitted(NamedTuple):
+class Admitted:
     """A client whose session can be opened.
 
     Attributes:
@@ -57,9 +64,10 @@ class Admitted(NamedTuple):
         pidfd: refers to that process; None if it cannot be found.
     """
 
-    peer: Peer
-    name: str
-    pidfd: int | None
+    def __init__(self, peer: Peer, name: str, pidfd: int | None) -> None:
+        self.peer = peer
+        self.name = name
+        self.pidfd = pidfd
 
 
 class Admission:
@@ -90,6 +98,8 @@ class Admission:
         self._gate = gate
         self._on_error = on_error
         self._admins = (0, os.geteuid())
+        #: Like `trio.current_time`, which looks the clock up each time.
+        self._now = trio.lowlevel.current_clock().current_time
         #: The waiting connections by uid, the oldest first.
         self.newcomers: dict[int, deque[Newcomer]] = {}
 
@@ -133,7 +143,8 @@ class Admission:
         Args:
             newcomer: the oldest connection of its user.
         """
-        session, sock, role, credentials, flow = newcomer
+        session, sock, role = newcomer.session, newcomer.sock, newcomer.role
+        credentials, flow = newcomer.credentials, newcomer.flow
         self._remove(newcomer)
         identity: Identity | None = None
         try:
@@ -197,7 +208,7 @@ class Admission:
             session,
             sock,
             identity,
-            trio.current_time(),
+            self._now(),
             partial(self._poller.change, sock.fileno()),
             role=role,
             is_admin=is_privileged or (role == ADMINS and not identity.is_foreign),

@@ -45,7 +45,7 @@ class Credentials(NamedTuple):
     gid: int
 
 
-class Identity(NamedTuple):
+class Identity:
     """The identity of a peer.
 
     Attributes:
@@ -58,11 +58,19 @@ class Identity(NamedTuple):
             With nobody's instead, a user could evade limits by creating a namespace.
     """
 
-    credentials: Credentials
-    groups: frozenset[int]
-    pidfd: int | None
-    is_foreign: bool
-    user: int
+    def __init__(
+        self,
+        credentials: Credentials,
+        groups: frozenset[int],
+        pidfd: int | None,
+        is_foreign: bool,
+        user: int,
+    ) -> None:
+        self.credentials = credentials
+        self.groups = groups
+        self.pidfd = pidfd
+        self.is_foreign = is_foreign
+        self.user = user
 
 
 def identify(sock: socket.socket, credentials: Credentials) -> Identity:
