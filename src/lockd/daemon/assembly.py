@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+from msgspec import Struct
 
 from lockd import compilation
 from lockd.daemon.activity.counts import Counts
@@ -36,8 +37,7 @@ KeepingMaker = Callable[[LockEngine, Answers, Life, Epoch], Keeping]
 """Creates the keeper of a state."""
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """The parts of a daemon that does not yet serve.
 
     Attributes:

@@ -4,7 +4,6 @@ It uses the types of the structs in `config`, so a new key needs no change here.
 """
 
 import ast
-import difflib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -41,6 +40,8 @@ def find(table: object, kind: type[Struct], where: str = "") -> Iterator[str]:
         if key in fields:
             yield from _problems_of_value(value, fields[key].type, key, where)
         else:
+            import difflib  # an upgrade waits for what is loaded
+
             close = difflib.get_close_matches(key, fields, 1)
             hint = f'; did you mean "{close[0]}"?' if close else ""
             if not close and "allow_" in where:
