@@ -312,7 +312,7 @@ class Requests:
         """
         fewer: list[Request] = []
         for key, resource in self._state.resources.items():
-            if key.lockspace != lockspace or resource.slots is None:
+            if resource.slots is None or key.lockspace != lockspace:
                 continue
             count, before = self._state.configured_slots(key), resource.slots.count
             if count is None or count == before:

@@ -28,18 +28,16 @@ def mend(state: LockState, *, known: bool) -> Losses:
     _drop_grants(state, losses)
     for resource in state.resources.values():
         _agree_on_slots(state, resource, losses)
+    waited_for = [x for x in state.resources.values() if x.has_line]
     suspects = [
-        request
-        for resource in state.resources.values()
-        if resource.front()
-        for request in _suspects(state, resource)
+        request for resource in waited_for for request in _suspects(state, resource)
     ]
     for request in state.all_requests():
         if not _is_in_place(state, request):
             _drop_request(state, losses, request, "it has lost its place")
             if request.is_answered:
                 suspects += _beside(state, request)
-    for resource in state.resources.values():
+    for resource in waited_for:
         suspects += _stuck(resource)
     for request in dict.fromkeys(suspects):
         _drop_request(state, losses, request, "somebody before it may be missing")
