@@ -91,6 +91,8 @@ class Ledger:
             if value is None:
                 # What came and went at once was perhaps never there.
                 self.values.pop(key, None)
+            elif kind == "last":
+                self.values[key] = _encode(records.last_record(value))
             else:
                 self.values[key] = _encode(value)
 

@@ -31,10 +31,9 @@ from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.pieces import SHORT, Apart
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.processes import Describe
+from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records
-from lockd.engine.recovery.shapes import LastRecord
-from lockd.engine.values import ended_well
 from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]
@@ -84,7 +83,7 @@ class Recorder:
         self._state_keys: dict[int, bytes] = {}
         self._apart = dict(apart)
         #: The last holders that are not recorded yet, by key.
-        self._late: dict[bytes, tuple[int, LastRecord]] = {}
+        self._late: dict[bytes, tuple[int, LastHolder]] = {}
         #: The owners whose processes have changed, and the function that describes
         #: them.
         self._changed: dict[int, Describe] = {}
@@ -162,20 +161,23 @@ class Recorder:
         if self.is_short:
             self._could_cut_off()
 
-    def _note_last(self, key: bytes, value: tuple[int, LastRecord] | None) -> None:
+    def _note_last(self, key: bytes, ranked: tuple[int, LastHolder] | None) -> None:
         """Notes the last holder of a resource; most are recorded later (`stage_late`).
 
         If a hold did not end well, the next holder must hear of it, also after a crash:
         it is recorded at once. All others are for people. In their place the record of
         an earlier holder goes, in the commit that removes the grant. So a successor may
         know no last holder, but never a wrong one.
+
+        The engine forgets the last holders beyond a limit, and says so. So no more than
+        that wait here, and each is the engine's own.
         """
         self._late.pop(key, None)
-        if value is not None and not ended_well(value[1].cause, value[1].outcome):
-            self._ledger.put(key, _encode(value))
+        if ranked is not None and not ranked[1].ended_well:
+            self._ledger.put(key, _encode(records.last_record(ranked)))
             return
-        if value is not None:
-            self._late[key] = value
+        if ranked is not None:
+            self._late[key] = ranked
         self._ledger.remove(key)
 
     def stage_late(self) -> bool:
@@ -185,7 +187,7 @@ class Recorder:
         """
         late = list(islice(self._late, LATE_AT_ONCE))
         for key in late:
-            self._ledger.put(key, _encode(self._late.pop(key)))
+            self._ledger.put(key, _encode(records.last_record(self._late.pop(key))))
         return bool(late)
 
     def _could_cut_off(self) -> bool:

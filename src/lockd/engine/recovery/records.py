@@ -66,7 +66,11 @@ def follow(engine: LockEngine) -> None:
 
 
 def changes(engine: LockEngine) -> list[Record]:
-    """Returns what has changed since the last call, or since `follow`."""
+    """Returns what has changed since the last call, or since `follow`.
+
+    The value of a last holder has its rank and itself: `last_record` makes the value to
+    record. Most of them are replaced before there is time to record them.
+    """
     state = engine.state
     changed = state.changed
     assert changed is not None
@@ -75,8 +79,10 @@ def changes(engine: LockEngine) -> list[Record]:
     if changed.tell_counts(counts):
         found.append(("counts", 0, counts))
     for (kind, name), thing in changed.items():
-        if kind in _STORED:
-            value = None if thing is None else _STORED[kind](thing)
+        if kind == "last":
+            value = thing
+        elif kind == "grant":
+            value = None if thing is None else snapshot.dump_grant(thing)
         else:
             value = _VALUES[kind](state, thing or name)
         # It came and went since the last call, so there is no record to remove.
@@ -108,7 +114,7 @@ def _everything(state: LockState) -> Iterator[Record]:
         yield "request", request.order, _request(state, request)
     eldest = state.ended - len(state.last_holders) + 1
     for rank, (key, last) in enumerate(state.last_holders.items(), eldest):
-        yield "last", key, (rank, snapshot.dump_last(last))
+        yield "last", key, last_record((rank, last))
 
 
 def _counts(state: LockState) -> tuple[int, ...]:
@@ -146,16 +152,11 @@ def _request(state: LockState, request: Request) -> Plain | None:
     return snapshot.dump_request(request) | {"anchors": opening}
 
 
-def _last(ranked: tuple[int, LastHolder]) -> tuple[int, LastRecord]:
+def last_record(ranked: tuple[int, LastHolder]) -> tuple[int, LastRecord]:
+    """Returns the record of a last holder that `changes` has returned."""
     rank, last = ranked
     return rank, snapshot.dump_last(last)
 
-
-_STORED: Final[dict[str, Callable[[Any], Any]]] = {
-    "grant": snapshot.dump_grant,
-    "last": _last,
-}
-"""Makes the values of the kinds that are stored with their mark."""
 
 _VALUES: Final[dict[str, Callable[[LockState, Any], Any]]] = {
     "lockspace": lambda state, name: state.lockspaces[name],

@@ -46,8 +46,8 @@ class OwnerName(Struct):
     owner_id: int
 
 
-class GrantRecord(Struct, frozen=True, gc=False):
-    """A `Grant`."""
+class GrantRecord(Struct, frozen=True, gc=False, omit_defaults=True):
+    """A `Grant`. Each turn that grants encodes one, and few have more than a name."""
 
     key: ResourceKey
     owner_id: int
