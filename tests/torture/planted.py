@@ -173,9 +173,9 @@ BUGS: Final = [
     _in(
         "daemon/survival/recording",
         "how far a client's requests are done is not recorded",
-        "                ledger.put(self._state_keys[peer.session], state)\n",
-        "                if peer.flow.sent == 0:\n"
-        "                    ledger.put(self._state_keys[peer.session], state)\n",
+        "        self._ledger.put(recorded.position_key, _encode(position))\n",
+        "        if peer.flow.sent == 0:\n"
+        "            self._ledger.put(recorded.position_key, _encode(position))\n",
     ),
     _in(
         "daemon/survival/keeping",
@@ -188,7 +188,7 @@ BUGS: Final = [
         "daemon/survival/recording",
         "only each second commit is one",
         "                ledger.commit()\n",
-        "                if len(self._state_keys) % 2:\n"
+        "                if len(self._recorded) % 2:\n"
         "                    ledger.commit()\n",
     ),
     _in(
@@ -249,10 +249,10 @@ BUGS: Final = [
     _in(
         "daemon/stores/ledger",
         "a commit does not count before the next",
-        "        file.commit()\n        self._count(staged)\n",
+        "        file.commit()\n        self._replace(staged)\n",
         "        if len(staged) > 3:\n"
         "            file.commit()\n"
-        "        self._count(staged)\n",
+        "        self._replace(staged)\n",
     ),
     _in(
         "daemon/stores/ledger",

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from lockd.daemon.clients.peer import ARRAY, RELOAD, Peer
-from lockd.daemon.clients.peer_state import PeerState
+from lockd.daemon.clients.peer_state import PeerState, Position
 from lockd.daemon.system.credentials import Credentials, Identity
 
 OLDEST = [7, 3, {"greeted": True, "partial": b""}, b"x", 0, [], False, False, None]
@@ -30,9 +30,12 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer(1, sock, identity, 0.0, lambda events: None)
 
 
-def handed_on(state: PeerState) -> PeerState:
-    """Returns the state as it comes out of a record."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=PeerState)
+def state_of(peer: Peer, claims: int | None = None) -> PeerState:
+    """Returns its state as it comes out of two records."""
+    position, rest = map(msgspec.msgpack.encode, peer.dump_state(claims))
+    state = msgspec.msgpack.decode(rest, type=PeerState)
+    assert state.position_apart
+    return state.at(msgspec.msgpack.decode(position, type=Position))
 
 
 def test_state_of_an_older_daemon_has_the_defaults() -> None:
@@ -40,6 +43,7 @@ def test_state_of_an_older_daemon_has_the_defaults() -> None:
     assert (state.done, state.sent, state.unsent) == (7, 3, b"x")
     assert (state.claims, state.reloads) == (None, ())
     assert (state.unsent_apart, state.partial_apart) == (0, 0)
+    assert not state.position_apart
     assert state.is_inheritable
 
 
@@ -62,7 +66,7 @@ def test_peer_continues_where_another_one_stopped(
     before.expected = {8: ARRAY, 9: {"owner": None}}
     before.late = {10: RELOAD}
     before.collect()
-    state = handed_on(before.dump_state(claims=2))
+    state = state_of(before, claims=2)
     assert state.done == len(request) + 5
     assert state.connection["partial"] == request[:5]
     assert (state.arrays, state.reloads, state.claims) == ([8], (10,), 2)
@@ -75,7 +79,7 @@ def test_peer_continues_where_another_one_stopped(
         "images",
     )
     assert (after.expected, after.late) == ({8: ARRAY}, {10: RELOAD})
-    assert handed_on(after.dump_state(claims=2)) == state
+    assert state_of(after, claims=2) == state
     after.flush()
     assert msgpack.unpackb(theirs.recv(1_000)) == [1, 1, None, {"n": 1}]
     theirs.sendall(request[5:])
@@ -97,6 +101,6 @@ def test_requests_that_were_left_for_later_are_not_done(
 
     peer.receive(answer_at_length)
     assert peer.has_more
-    state = peer.dump_state()
+    state = state_of(peer)
     assert state.done == len(request)
     assert state.connection["partial"] == b""

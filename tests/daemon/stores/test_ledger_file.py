@@ -246,6 +246,21 @@ def test_any_bytes_can_be_read(files: tuple[bytes, ...], has_header: bool) -> No
 
 
 @pytest.mark.interpreted
+def test_older_version_is_read_and_goes_on_as_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(ledger_file, "VERSION", ledger_file.OLDEST)
+        ledger = Ledger()
+        put_all(ledger, {b"a": b"1"})
+    with reading(*contents(ledger.fds)) as successor:
+        assert (successor.problems, successor.records()) == ([], {b"a": b"1"})
+        header = read_header(successor.fds[0], [])
+        assert header is not None and header.version == ledger_file.VERSION
+    ledger.close()
+
+
+@pytest.mark.interpreted
 def test_other_version_is_refused_whole_and_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -254,7 +269,7 @@ def test_other_version_is_refused_whole_and_left_as_it_is(
         ledger = Ledger()
         put_all(ledger, {b"a": b"1"})
     before = contents(ledger.fds)
-    with pytest.raises(LedgerError, match="are of version 99, only 2 can be read"):
+    with pytest.raises(LedgerError, match="are of version 99, only 2 to 3 can be read"):
         Ledger(ledger.fds)
     assert contents(ledger.fds) == before
     ledger.close()

@@ -5,8 +5,10 @@ import sys
 import time
 
 import msgpack
+import msgspec
 
-from lockd.daemon.stores.labels import PEER, STATE, key_of
+from lockd.daemon.clients.peer_state import PeerState, Position
+from lockd.daemon.stores.labels import PEER, POSITION, STATE, key_of
 from lockd.daemon.stores.ledger import Ledger
 from lockd.daemon.stores.ledger_file import FileHeader, read_header
 from lockd.daemon.survival.recording import LAST
@@ -107,7 +109,7 @@ def test_records_are_those_that_would_be_written_anew(
     leaver.close()
     # The end of a connection was not recorded any more.
     ledger = open_ledger(manager)
-    for kind in (PEER, STATE):
+    for kind in (PEER, STATE, POSITION):
         known = next(x for x in ledger.records() if msgpack.unpackb(x)[0] == kind)
         ledger.put(key_of(kind, 999), ledger.records()[known])
     ledger.commit()
@@ -125,8 +127,33 @@ def test_records_are_those_that_would_be_written_anew(
     assert found.keys() == anew.keys()
     # Those who were answered: how far they are was recorded before that.
     differing = {key for key in found if found[key] != anew[key]}
-    assert differing == {f"['{STATE}', {session}]" for session in (2, 4)}
+    assert differing == {f"['{POSITION}', {session}]" for session in (2, 4)}
     manager.start()
+
+
+def test_state_that_has_its_position_goes_on(
+    manager: ServiceManager, client: WireClient, other: WireClient
+) -> None:
+    """So it was recorded before version 3 of the ledger."""
+    client.acquire("a")
+    waiting = other.send("acquire", resource="a")
+    wait_for_waiters(client, "a", 1)
+    manager.kill()
+    ledger = open_ledger(manager)
+    found = ledger.records()
+    for session in (1, 2):
+        at = key_of(POSITION, session)
+        position = msgspec.msgpack.decode(found[at], type=Position)
+        state = msgspec.msgpack.decode(found[key_of(STATE, session)], type=PeerState)
+        ledger.put(key_of(STATE, session), msgspec.msgpack.encode(state.at(position)))
+        ledger.remove(at)
+    ledger.commit()
+    ledger.close()
+    manager.start()
+    client.call("release", resource="a")
+    assert other.result(waiting)["grant"]["resource"] == "a"
+    manager.kill_and_start()
+    other.call("release", resource="a")
 
 
 # The last holder of a lock is recorded when there is time.

@@ -19,7 +19,7 @@ import pytest
 from daemon.stores.kept import copies, is_locked, lock
 from lockd.daemon.stores import ledger_file
 from lockd.daemon.stores.in_flight import InFlight
-from lockd.daemon.stores.labels import DAEMON, PEER, SPACE, STATE, key_of
+from lockd.daemon.stores.labels import DAEMON, PEER, POSITION, SPACE, STATE, key_of
 from lockd.daemon.stores.ledger import DAMAGED, Ledger
 from lockd.daemon.system.fdstore import PREFIX
 from support.nursery import RUN_SOURCE
@@ -397,7 +397,7 @@ def test_lost_request_ends_who_waits(
     assert [victim.goes_on() for victim in victims] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("kind", [PEER, STATE, "session"])
+@pytest.mark.parametrize("kind", [PEER, STATE, POSITION, "session"])
 def test_session_that_lost_its_record_is_told_before_others_get_its_locks(
     manager: ServiceManager, victims: list[Victim], kind: str
 ) -> None:

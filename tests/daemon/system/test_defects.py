@@ -65,7 +65,7 @@ LIFE: Final[dict[type, str]] = {
     "end_session",
     StoredKeeping: "open_flow open_peer close_peer",
     Sessions: "open close tell_missed",
-    Recorder: "open_peer _state close_peer _note_session",
+    Recorder: "open_peer _put_state close_peer _note_session",
     Processes: "add_peer watch_peer unwatch_peer forget",
     Admission: "_make_peer _open_flow",
     Server: "_open _watch _serve _serve_now _receive _put_off _expect_rest "

@@ -98,7 +98,8 @@ class Outbox:
         """
         if apart is None:
             return 0, bytes(self._unsent), self._piled_up
-        return *apart.note(self._flow.sent, self._unsent), self._piled_up
+        in_pieces, rest = apart.note(self._flow.sent, self._unsent)
+        return in_pieces, rest, self._piled_up
 
     def load(self, unsent: bytes, piled_up: int, missed_notices: bool = False) -> None:
         """Continues with the dumped bytes that were not sent since."""

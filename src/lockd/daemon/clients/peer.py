@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final
 
 from lockd.daemon.clients.outbox import Outbox
-from lockd.daemon.clients.peer_state import PeerState
+from lockd.daemon.clients.peer_state import PeerState, Position
 from lockd.daemon.config.config import Limits
 from lockd.daemon.stores.pieces import Apart
 from lockd.daemon.stores.streams import PIPE_SIZE, Flow, KeptFlow, PlainFlow
@@ -182,8 +182,8 @@ class Peer:
 
     def dump_state(
         self, claims: int | None = None, apart: Apart | None = None
-    ) -> PeerState:
-        """Returns the state of its session.
+    ) -> tuple[Position, PeerState]:
+        """Returns the position of its session, and the rest of its state.
 
         Requests that were read but not carried out are not in it. With `KeptFlow` they
         are still in the socket.
@@ -205,11 +205,11 @@ class Peer:
             partial_apart, rest = apart.partial.note(done - len(half), half)
             if partial_apart:
                 connection = connection | {"partial": rest}
-        return PeerState(
-            done,
-            self.flow.sent,
+        state = PeerState(
+            0,
+            0,
             connection,
-            unsent,
+            b"",
             piled_up,
             self._arrays,
             self.is_closing,
@@ -217,13 +217,15 @@ class Peer:
             self.client,
             self.claims_itself,
             self.watched,
-            claims,
+            None,
             unsent_apart,
             partial_apart,
             self.reloads,
             self.is_inheritable,
             self.outbox.missed_notices,
+            True,
         )
+        return Position(done, self.flow.sent, unsent, claims), state
 
     @property
     def _arrays(self) -> list[int]:

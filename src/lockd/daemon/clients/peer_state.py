@@ -1,12 +1,22 @@
 """The state of a client's session, as one daemon leaves it to the next.
 
-It is recorded in each turn of the client. A field that was added later has a default,
-for the records of an older daemon.
+Each turn of the client records its position, in few bytes, and the rest only if that has
+changed. A field that was added later has a default, for the records of an older daemon.
 """
 
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+
+class Position(Struct, frozen=True, array_like=True, gc=False):
+    """How far the streams of a session are, and its claims: fields of `PeerState`."""
+
+    done: int
+    sent: int
+    unsent: bytes
+    claims: int | None = None
 
 
 class PeerState(Struct, frozen=True, array_like=True, gc=False):
@@ -23,6 +33,7 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
         reloads: the msgids of requests that wait for the end of a reload.
         is_inheritable: as in `Peer`; always true for the sessions of an older daemon.
         missed_notices: as in `Outbox`.
+        position_apart: whether the fields of `Position` are recorded apart.
     """
 
     done: int
@@ -42,3 +53,15 @@ class PeerState(Struct, frozen=True, array_like=True, gc=False):
     reloads: tuple[int, ...] = ()
     is_inheritable: bool = True
     missed_notices: bool = False
+    position_apart: bool = False
+
+    def at(self, position: Position) -> "PeerState":
+        """Returns the same state with its position."""
+        return replace(
+            self,
+            done=position.done,
+            sent=position.sent,
+            unsent=position.unsent,
+            claims=position.claims,
+            position_apart=False,
+        )

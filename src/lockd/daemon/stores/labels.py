@@ -6,6 +6,7 @@ import msgspec
 
 PEER: Final = "peer"
 STATE: Final = "state"
+POSITION: Final = "position"
 UNSENT: Final = "unsent"
 PARTIAL: Final = "partial"
 PROCESS: Final = "process"
@@ -33,8 +34,8 @@ _PARTS: Final[dict[str, tuple[type, ...]]] = {
     STUCK: (str, str, int, int),
 }
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder().decode
 
 
 def key_of(kind: str, name: Any) -> bytes:

@@ -27,6 +27,7 @@ from lockd.daemon.stores.ledger_file import (
     DATA,
     MAX_KEY,
     MAX_VALUE,
+    OLDEST,
     STEP,
     VERSION,
     Changes,
@@ -162,8 +163,7 @@ class Ledger:
                 return
         file.append(record)
         file.commit()
-        self._count(staged)
-        self._values.update(staged)
+        self._replace(staged)
         staged.clear()
         if self._spare.generation:
             self.debt += COPIED_FOR_EACH * len(record)
@@ -292,16 +292,19 @@ class Ledger:
         self.live_bytes = sum(len(key) + len(value) for key, value in live)
         return offset
 
-    def _count(self, changes: Changes) -> None:
-        """Counts values that are about to replace the old ones of their keys."""
+    def _replace(self, changes: Changes) -> None:
+        """Replaces the values of keys, and counts the live ones."""
+        values, count, size = self._values, self._live_count, self.live_bytes
         for key, value in changes.items():
             before = self._value_of(key)
             if before is not None:
-                self._live_count -= 1
-                self.live_bytes -= len(key) + len(before)
+                count -= 1
+                size -= len(key) + len(before)
             if value is not None:
-                self._live_count += 1
-                self.live_bytes += len(key) + len(value)
+                count += 1
+                size += len(key) + len(value)
+            values[key] = value
+        self._live_count, self.live_bytes = count, size
 
     def _value_of(self, key: bytes) -> bytes | None:
         """Returns the committed value of a key."""
@@ -397,7 +400,7 @@ class Ledger:
             spare.erase()
             self.is_short = True
             raise
-        self._count(self._staged)
+        self._replace(self._staged)
         self._staged.clear()
         self._copied = wanted
         self._switch()
@@ -455,9 +458,9 @@ def _choose(headers: list[FileHeader | None]) -> int | None:
         return None
     chosen = max(ranks)[2]
     header = headers[chosen]
-    if header and header.version != VERSION:
+    if header and not OLDEST <= header.version <= VERSION:
         raise LedgerError(
             f"the records of the daemon before are of version {header.version}, "
-            f"only {VERSION} can be read"
+            f"only {OLDEST} to {VERSION} can be read"
         )
     return chosen

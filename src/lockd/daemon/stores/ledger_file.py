@@ -23,7 +23,10 @@ from zlib import crc32
 
 import msgspec
 
-VERSION: Final = 2
+VERSION: Final = 3
+OLDEST: Final = 2
+"""What is written, and the oldest version that can be read. Before 3, the position of a
+session was in its state."""
 
 SIZE: Final = 1 << 34
 """Bytes of address space for each file. Only the used part takes memory."""
@@ -55,7 +58,10 @@ _PADDING: Final = [bytes(-size % 8) for size in range(8)]
 Changes = dict[bytes, bytes | None]
 """New values by key. None removes the key."""
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
+_crc32: Final = crc32
+"""Compiled code finds a constant faster than an imported name."""
+
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_values = msgspec.msgpack.Decoder(list[bytes | None]).decode
 
@@ -147,11 +153,15 @@ class File:
         self.reserved = size
 
     def write_header(self, generation: int, salt: int) -> None:
-        """Writes both copies, the magic last, so that nobody reads half a copy."""
+        """Writes both copies, the magic last, so that nobody reads half a copy.
+
+        A copy without its magic is no damage, and the other one is whole meanwhile.
+        """
         self.generation, self.salt = generation, salt
         flags = VERSION << 32 | salt
         check = crc32(_CHECKED.pack(_MAGIC, flags, generation))
         for first in (0, _COPY):
+            self._words[first] = 0
             self._words[first + 3] = check
             self._words[first + 2] = generation
             self._words[first + 1] = flags
@@ -234,8 +244,8 @@ def encode(changes: Changes, salt: int) -> bytes:
     """Returns a record in bytes."""
     keys, values = _encode(list(changes)), _encode(list(changes.values()))
     keys_size, size = len(keys), len(values)
-    check = crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
-    head = _HEAD.pack(check, crc32(values, check), _MARK, keys_size, size)
+    check = _crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
+    head = _HEAD.pack(check, _crc32(values, check), _MARK, keys_size, size)
     return head + keys + values + _PADDING[(keys_size + size) & 7]
 
 

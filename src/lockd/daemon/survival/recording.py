@@ -7,7 +7,7 @@ unread. Nobody gets an answer that is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import msgspec
 
 from lockd.daemon.activity.life import Life
 from lockd.daemon.clients.peer import Peer
+from lockd.daemon.clients.peer_state import PeerState
 from lockd.daemon.config.config import Config
 from lockd.daemon.replies.answers import Answers
 from lockd.daemon.stores.labels import (
@@ -22,6 +23,7 @@ from lockd.daemon.stores.labels import (
     DAEMON,
     PEER,
     PIECES,
+    POSITION,
     PROCESS,
     SPACE,
     STATE,
@@ -38,7 +40,7 @@ from lockd.lockspaces.base import Lockspace
 
 Plain = dict[str, Any]
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 LATE_AT_ONCE: Final = 128
 """The most last holders to record in one step, which comes once a second. It takes a
@@ -48,6 +50,28 @@ COUNTS: Final = "counts"
 LAST: Final = "last"
 _COUNTS_KEY: Final = key_of(COUNTS, 0)
 """The record of the engine that almost every turn changes (`records`)."""
+
+
+class _Recorded:
+    """What is recorded of a session.
+
+    Attributes:
+        state_key, position_key: the keys of its state.
+        apart: its pieces.
+        rest: its state without the position; None if this process has not recorded it.
+    """
+
+    def __init__(self, session: int, apart: Apart) -> None:
+        self.state_key = key_of(STATE, session)
+        self.position_key = key_of(POSITION, session)
+        self.apart = apart
+        self.rest: PeerState | None = None
+
+    def keys(self) -> Iterator[bytes]:
+        """Yields the keys of all its records."""
+        yield self.state_key
+        yield self.position_key
+        yield from self.apart.keys()
 
 
 class Recorder:
@@ -79,8 +103,8 @@ class Recorder:
         self._life = life
         self._epoch = epoch
         self.is_short = False
-        #: By session: the key of its state, and its pieces.
-        self._state_keys: dict[int, bytes] = {}
+        self._recorded: dict[int, _Recorded] = {}
+        #: The pieces of a predecessor, by session.
         self._apart = dict(apart)
         #: The last holders that are not recorded yet, by key.
         self._late: dict[bytes, tuple[int, LastHolder]] = {}
@@ -95,26 +119,33 @@ class Recorder:
         """Records a new peer with the next `commit`."""
         self._note_session(peer.session)
         self._put(PEER, peer.session, peer.dump())
-        self._ledger.put(self._state_keys[peer.session], self._state(peer))
+        self._put_state(peer)
 
     def close_peer(self, session: int) -> None:
         """Removes the records of a peer."""
         self._remove(PEER, session)
-        state_key = self._state_keys.pop(session, None)
-        if state_key is not None:
-            self._ledger.remove(state_key)
-            for key in self._apart.pop(session).keys():  # noqa: SIM118 - no dict
+        recorded = self._recorded.pop(session, None)
+        if recorded is not None:
+            for key in recorded.keys():  # noqa: SIM118 - no dict
                 self._ledger.remove(key)
 
-    def _note_session(self, session: int) -> None:
-        self._state_keys[session] = key_of(STATE, session)
-        if session not in self._apart:
-            self._apart[session] = Apart(session, self._ledger)
+    def _note_session(self, session: int) -> _Recorded:
+        before = self._recorded.get(session)
+        apart = self._apart.pop(session, None) if before is None else before.apart
+        recorded = _Recorded(session, apart or Apart(session, self._ledger))
+        self._recorded[session] = recorded
+        return recorded
 
-    def _state(self, peer: Peer) -> bytes:
+    def _put_state(self, peer: Peer) -> None:
+        """Stages the position of a session, and the rest of its state if it changed."""
+        recorded = self._recorded[peer.session]
         session = self._engine.sessions.get(peer.session)
         claims = 0 if session is None else session.claims
-        return _encode(peer.dump_state(claims, self._apart[peer.session]))
+        position, rest = peer.dump_state(claims, recorded.apart)
+        if rest != recorded.rest:
+            self._ledger.put(recorded.state_key, _encode(rest))
+            recorded.rest = rest
+        self._ledger.put(recorded.position_key, _encode(position))
 
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records all changes, so that answers may leave.
@@ -135,11 +166,9 @@ class Recorder:
                 continue
             try:
                 peer.collect()
-                state = self._state(peer)
+                self._put_state(peer)
             except Exception as error:
                 self._answers.blame(peer, error)
-            else:
-                ledger.put(self._state_keys[peer.session], state)
         for kind, name, value in records.changes(self._engine):
             key = _COUNTS_KEY if kind == COUNTS else key_of(kind, name)
             if kind == LAST:
@@ -203,7 +232,7 @@ class Recorder:
             return False
         worst.cut_off(f"memory is short, and it left {unread} bytes unread")
         answers.behind.add(worst)
-        self._ledger.put(self._state_keys[worst.session], self._state(worst))
+        self._put_state(worst)
         return True
 
     def note_process(self, owner_id: int, describe: Describe) -> None:
@@ -264,12 +293,10 @@ class Recorder:
             if known.pop(key, None) != encoded:
                 ledger.put(key, encoded)
         for peer in self._answers.peers.values():
-            self._note_session(peer.session)
-            for key in self._apart[peer.session].keys():  # noqa: SIM118 - no dict
+            recorded = self._note_session(peer.session)
+            for key in recorded.keys():  # noqa: SIM118 - no dict
                 known.pop(key, None)
-            key = self._state_keys[peer.session]
-            known.pop(key, None)
-            ledger.put(key, self._state(peer))
+            self._put_state(peer)
         for key in known:
             ledger.remove(key)
         self._numbers = (-1, -1)

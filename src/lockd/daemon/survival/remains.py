@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockd.daemon.clients.peer import shut_down
-from lockd.daemon.clients.peer_state import PeerState
+from lockd.daemon.clients.peer_state import PeerState, Position
 from lockd.daemon.stores.labels import (
     CONFIG,
     CONNECTION,
@@ -24,6 +24,7 @@ from lockd.daemon.stores.labels import (
     PEER,
     PIDFD,
     PIECES,
+    POSITION,
     PROCESS,
     SPACE,
     STATE,
@@ -42,7 +43,10 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in records.TYPES.items()
 }
 
-_OURS: Final[tuple[str, ...]] = (CONFIG, DAEMON, PEER, PROCESS, SPACE, STATE, *PIECES)
+_OURS: Final[tuple[str, ...]] = (
+    *(CONFIG, DAEMON, PEER, PROCESS, SPACE),
+    *(STATE, POSITION, *PIECES),
+)
 
 _NUMBERED: Final = ("owner", "session")
 """The engine's records that are named by a number of `Life.new_number`."""
@@ -93,7 +97,7 @@ class Remains:
                 end_connection(fd)
 
     def _put_together(self, ledger: Ledger) -> None:
-        """Adds the pieces to the states of the sessions."""
+        """Adds the positions and the pieces to the states of the sessions."""
         unsent: dict[int, dict[int, bytes]] = {}
         partial: dict[int, dict[int, bytes]] = {}
         for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
@@ -103,6 +107,11 @@ class Remains:
             apart = self.apart[session] = Apart(session, ledger)
             try:
                 state = msgspec.convert(raw, PeerState)
+                if state.position_apart:
+                    if session not in self.ours[POSITION]:
+                        raise ValueError("its position is missing")
+                    position = self.ours[POSITION][session]
+                    state = state.at(msgspec.convert(position, Position))
                 self.ours[STATE][session] = whole(
                     state, apart, unsent.get(session, {}), partial.get(session, {})
                 )

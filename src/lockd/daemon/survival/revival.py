@@ -27,6 +27,7 @@ from lockd.daemon.stores.labels import (
     PEER,
     PIDFD,
     PIECES,
+    POSITION,
     PROCESS,
     STATE,
 )
@@ -210,7 +211,7 @@ def _put_together(found: Remains) -> Revived:
     owners = [owner_id for owner_id in owners if owner_id in found.fds[PIDFD]]
     recorded = [
         (kind, name)
-        for kind in (PEER, STATE, *PIECES, PROCESS)
+        for kind in (PEER, STATE, POSITION, *PIECES, PROCESS)
         for name in found.ours[kind]
     ]
     return Revived(
