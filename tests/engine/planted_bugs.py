@@ -1069,31 +1069,31 @@ PLANTED_BUGS = [
     _in(
         "lock_state",
         "nobody is told of a grant",
-        '            self.changed["grant", self.last_token] = grant\n',
+        "            self.changed.grants[self.last_token] = grant\n",
         "            pass\n",
     ),
     _in(
         "lock_state",
         "nobody is told that a grant changed",
-        '            self.changed["grant", grant.fencing_token] = grant\n',
+        "            self.changed.grants[grant.fencing_token] = grant\n",
         "            pass\n",
     ),
     _in(
         "lock_state",
         "nobody is told of the end of a grant",
-        '            self.changed["grant", token] = None\n',
+        "            self.changed.grants[token] = None\n",
         "            pass\n",
     ),
     _in(
         "lock_state",
         "nobody is told of the last holder",
-        '            self.changed["last", last.grant.key] = (self.ended, last)\n',
+        "            self.changed.last_holders[last.grant.key] = (self.ended, last)\n",
         "            pass\n",
     ),
     _in(
         "lock_state",
         "nobody is told that a last holder is forgotten",
-        '                self.changed["last", forgotten] = None\n',
+        "                self.changed.last_holders[forgotten] = None\n",
         "                pass\n",
     ),
     _in(
@@ -1101,7 +1101,7 @@ PLANTED_BUGS = [
         "nobody is told of who waits",
         "        self.usage.add_request(request)\n"
         "        if self.changed is not None:\n"
-        '            self.changed["request", request.order] = request\n',
+        '            self.changed.others["request", request.order] = request\n',
         "        self.usage.add_request(request)\n",
     ),
     _in(
@@ -1109,7 +1109,7 @@ PLANTED_BUGS = [
         "nobody is told of an answer",
         "        self.usage.remove_request(request)\n"
         "        if self.changed is not None:\n"
-        '            self.changed["request", request.order] = request\n',
+        '            self.changed.others["request", request.order] = request\n',
         "        self.usage.remove_request(request)\n",
     ),
     _in(

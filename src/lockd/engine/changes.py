@@ -6,21 +6,26 @@ from typing import Any, Final, Literal
 COUNTS: Final = ("last_token", "last_order", "granted", "refused", "ended")
 """The engine's counters that survive a restart."""
 
-Kind = Literal["lockspace", "owner", "session", "grant", "request", "last"]
+Kind = Literal["lockspace", "owner", "session", "request"]
 
 
-class Changes(dict[tuple[Kind, Any], Any]):
-    """Marks by kind and name: what changed since the last call of `records.changes`.
+class Changes:
+    """Marks what changed since the last call of `records.changes`.
 
-    A grant, a request and a last holder are stored with their mark. `records` looks up
-    the rest when it reads the marks.
+    Attributes:
+        grants: the grants by fencing token; None for one that ended.
+        last_holders: by resource, the rank and the last holder; None if it is
+            forgotten.
+        others: by kind and name. A request is stored with its mark; `records` looks up
+            the rest when it reads the marks.
+        counts: the counts that were reported last.
     """
 
-    __slots__ = ("counts",)
-
     def __init__(self) -> None:
-        super().__init__()
-        #: The counts that were reported last. The first report always differs.
+        self.grants: dict[int, Any] = {}
+        self.last_holders: dict[Any, Any] = {}
+        self.others: dict[tuple[Kind, Any], Any] = {}
+        #: The first report always differs.
         self.counts: tuple[int, ...] = (0, 0, sys.maxsize, sys.maxsize)
 
     def tell_counts(self, counts: tuple[int, ...]) -> bool:
@@ -28,3 +33,9 @@ class Changes(dict[tuple[Kind, Any], Any]):
         is_new = counts != self.counts
         self.counts = counts
         return is_new
+
+    def clear(self) -> None:
+        """Removes all marks."""
+        self.grants.clear()
+        self.last_holders.clear()
+        self.others.clear()

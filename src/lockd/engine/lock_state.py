@@ -85,7 +85,7 @@ class LockState:
     def mark(self, kind: Kind, name: str | int, thing: Request | None = None) -> None:
         """Marks something as new, changed or removed."""
         if self.changed is not None:
-            self.changed[kind, name] = thing
+            self.changed.others[kind, name] = thing
 
     # Lockspaces, owners, sessions.
 
@@ -206,7 +206,7 @@ class LockState:
         self.waiting += 1
         self.usage.add_request(request)
         if self.changed is not None:
-            self.changed["request", request.order] = request
+            self.changed.others["request", request.order] = request
 
     def remove_request(self, request: Request) -> None:
         """Removes an answered request."""
@@ -215,7 +215,7 @@ class LockState:
         self.waiting -= 1
         self.usage.remove_request(request)
         if self.changed is not None:
-            self.changed["request", request.order] = request
+            self.changed.others["request", request.order] = request
 
     def count_refusal(self) -> None:
         """Counts a refused request."""
@@ -305,7 +305,7 @@ class LockState:
         if grant.notices is not None:
             self.heed(grant)
         if self.changed is not None:
-            self.changed["grant", self.last_token] = grant
+            self.changed.grants[self.last_token] = grant
         return grant
 
     def put_grant(self, grant: Grant) -> None:
@@ -313,7 +313,7 @@ class LockState:
         strand = self.owners[grant.owner_id].put(grant)
         self.resource(grant.key).holders[strand] = grant
         if self.changed is not None:
-            self.changed["grant", grant.fencing_token] = grant
+            self.changed.grants[grant.fencing_token] = grant
 
     def put_another(self, held: Grant, wish: Acquire, now: float) -> Grant:
         """Counts another acquire of a shared hold. Returns the grant."""
@@ -381,7 +381,7 @@ class LockState:
         self.ended += 1
         self.usage.remove_grant(grant)
         if self.changed is not None:
-            self.changed["grant", token] = None
+            self.changed.grants[token] = None
         self._remember(LastHolder(grant, now, cause, outcome))
         if resource.anchor is not None or not resource.is_idle:
             return resource
@@ -393,11 +393,11 @@ class LockState:
         memory[last.grant.key] = last
         memory.move_to_end(last.grant.key)
         if self.changed is not None:
-            self.changed["last", last.grant.key] = (self.ended, last)
+            self.changed.last_holders[last.grant.key] = (self.ended, last)
         if len(memory) > MAX_LAST_HOLDERS:
             forgotten, _ = memory.popitem(last=False)
             if self.changed is not None:
-                self.changed["last", forgotten] = None
+                self.changed.last_holders[forgotten] = None
 
     def trouble(
         self, key: ResourceKey, inside: tuple[int, ...] = ()

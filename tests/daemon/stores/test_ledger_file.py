@@ -255,8 +255,9 @@ def test_older_version_is_read_and_goes_on_as_ours(
         put_all(ledger, {b"a": b"1"})
     with reading(*contents(ledger.fds)) as successor:
         assert (successor.problems, successor.records()) == ([], {b"a": b"1"})
-        header = read_header(successor.fds[0], [])
-        assert header is not None and header.version == ledger_file.VERSION
+        header = ledger_file.read_header(successor.fds[0], [])
+        assert header is not None
+        assert header.version == ledger_file.VERSION
     ledger.close()
 
 

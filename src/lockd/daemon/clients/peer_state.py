@@ -1,7 +1,8 @@
 """The state of a client's session, as one daemon leaves it to the next.
 
-Each turn of the client records its position, in few bytes, and the rest only if that has
-changed. A field that was added later has a default, for the records of an older daemon.
+Each turn of the client records its position, in few bytes, and the rest only if that
+has changed. A field that was added later has a default, for the records of an older
+daemon.
 """
 
 from typing import Any

@@ -294,9 +294,12 @@ class Ledger:
 
     def _replace(self, changes: Changes) -> None:
         """Replaces the values of keys, and counts the live ones."""
-        values, count, size = self._values, self._live_count, self.live_bytes
+        values, copied = self._values, self._copied
+        count, size = self._live_count, self.live_bytes
         for key, value in changes.items():
-            before = self._value_of(key)
+            before = values.get(key)
+            if before is None and copied and key not in values:
+                before = copied.get(key)
             if before is not None:
                 count -= 1
                 size -= len(key) + len(before)

@@ -37,6 +37,7 @@ from lockd.engine.effects import LastHolder
 from lockd.engine.lock_engine import LockEngine
 from lockd.engine.recovery import records
 from lockd.lockspaces.base import Lockspace
+from lockd.terms import ResourceKey
 
 Plain = dict[str, Any]
 
@@ -107,7 +108,7 @@ class Recorder:
         #: The pieces of a predecessor, by session.
         self._apart = dict(apart)
         #: The last holders that are not recorded yet, by key.
-        self._late: dict[bytes, tuple[int, LastHolder]] = {}
+        self._late: dict[ResourceKey, tuple[int, LastHolder]] = {}
         #: The owners whose processes have changed, and the function that describes
         #: them.
         self._changed: dict[int, Describe] = {}
@@ -172,7 +173,7 @@ class Recorder:
         for kind, name, value in records.changes(self._engine):
             key = _COUNTS_KEY if kind == COUNTS else key_of(kind, name)
             if kind == LAST:
-                self._note_last(key, value)
+                self._note_last(key, name, value)
             elif value is None:
                 ledger.remove(key)
             else:
@@ -190,7 +191,9 @@ class Recorder:
         if self.is_short:
             self._could_cut_off()
 
-    def _note_last(self, key: bytes, ranked: tuple[int, LastHolder] | None) -> None:
+    def _note_last(
+        self, key: bytes, name: ResourceKey, ranked: tuple[int, LastHolder] | None
+    ) -> None:
         """Notes the last holder of a resource; most are recorded later (`stage_late`).
 
         If a hold did not end well, the next holder must hear of it, also after a crash:
@@ -201,12 +204,14 @@ class Recorder:
         The engine forgets the last holders beyond a limit, and says so. So no more than
         that wait here, and each is the engine's own.
         """
-        self._late.pop(key, None)
-        if ranked is not None and not ranked[1].ended_well:
+        if ranked is None:
+            self._late.pop(name, None)
+        elif ranked[1].ended_well:
+            self._late[name] = ranked
+        else:
+            self._late.pop(name, None)
             self._ledger.put(key, _encode(records.last_record(ranked)))
             return
-        if ranked is not None:
-            self._late[key] = ranked
         self._ledger.remove(key)
 
     def stage_late(self) -> bool:
@@ -215,8 +220,8 @@ class Recorder:
         Returns whether there were any. The next `commit` records them.
         """
         late = list(islice(self._late, LATE_AT_ONCE))
-        for key in late:
-            self._ledger.put(key, _encode(records.last_record(self._late.pop(key))))
+        for name in late:
+            self._put(LAST, name, records.last_record(self._late.pop(name)))
         return bool(late)
 
     def _could_cut_off(self) -> bool:

@@ -78,18 +78,17 @@ def changes(engine: LockEngine) -> list[Record]:
     before, counts = changed.counts, _counts(state)
     if changed.tell_counts(counts):
         found.append(("counts", 0, counts))
-    for (kind, name), thing in changed.items():
-        if kind == "last":
-            value = thing
-        elif kind == "grant":
-            value = None if thing is None else snapshot.dump_grant(thing)
-        else:
-            value = _VALUES[kind](state, thing or name)
-        # It came and went since the last call, so there is no record to remove.
-        if value is None and (
-            (kind == "grant" and name > before[_LAST_TOKEN])
-            or (kind == "request" and name > before[_LAST_ORDER])
-        ):
+    # What came and went since the last call has no record to remove.
+    for token, grant in changed.grants.items():
+        if grant is not None:
+            found.append(("grant", token, snapshot.dump_grant(grant)))
+        elif token <= before[_LAST_TOKEN]:
+            found.append(("grant", token, None))
+    for key, ranked in changed.last_holders.items():
+        found.append(("last", key, ranked))
+    for (kind, name), thing in changed.others.items():
+        value = _VALUES[kind](state, thing or name)
+        if value is None and kind == "request" and name > before[_LAST_ORDER]:
             continue
         found.append((kind, name, value))
     changed.clear()
