@@ -19,7 +19,6 @@ there is no more memory, and it does that first.
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -28,6 +27,7 @@ from lockd.daemon.stores.ledger_file import (
     MAX_KEY,
     MAX_VALUE,
     OLDEST,
+    SLICE_BYTES,
     STEP,
     VERSION,
     Changes,
@@ -36,6 +36,7 @@ from lockd.daemon.stores.ledger_file import (
     encode,
     find_record,
     read_header,
+    slices,
 )
 from lockd.errors import LockdError
 
@@ -50,9 +51,7 @@ _OVERHEAD: Final = 16
 """Bytes that a key and a value take besides their content, about."""
 
 _SLICE_KEYS: Final = 16
-_SLICE_BYTES: Final = 1 << 16
-"""The most keys and bytes to copy between two looks at the clock, in one record. Damage
-affects one record."""
+"""The most keys to copy between two looks at the clock."""
 
 
 DAMAGED: Final = b"\xc1"
@@ -362,7 +361,7 @@ class Ledger:
         taken: Changes = {}
         changes: Changes = {}
         size = 0
-        while values and len(taken) < _SLICE_KEYS and size < _SLICE_BYTES:
+        while values and len(taken) < _SLICE_KEYS and size < SLICE_BYTES:
             key, value = values.popitem()
             taken[key] = value
             if value is not None or key in copied:
@@ -397,7 +396,7 @@ class Ledger:
         spare.erase()
         try:
             spare.begin(self._file.generation + 1)
-            for slice_ in _slices(wanted):
+            for slice_ in slices(wanted):
                 spare.append(encode(slice_, spare.salt))
         except OSError:
             spare.erase()
@@ -428,20 +427,6 @@ def _beyond(end: int) -> int:
     Records begin differently there, which takes some more bytes.
     """
     return end + (end >> 10) + 64
-
-
-def _slices(values: Changes) -> Iterator[Changes]:
-    """Splits values into few records, none too long."""
-    slice_: Changes = {}
-    size = 0
-    for key, value in values.items():
-        slice_[key] = value
-        size += len(key) + len(value or b"")
-        if size >= _SLICE_BYTES:
-            yield slice_
-            slice_, size = {}, 0
-    if slice_:
-        yield slice_
 
 
 def _create(unless_good: ExitStack) -> int:

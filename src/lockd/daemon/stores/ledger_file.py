@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -52,6 +53,9 @@ _HEAD: Final = struct.Struct("=IIHxxIQ")
 
 MAX_KEY: Final = 0xFFFF
 MAX_VALUE: Final = 1 << 30
+
+SLICE_BYTES: Final = 1 << 16
+"""The most bytes to copy in one record. Damage affects one record."""
 
 _PADDING: Final = [bytes(-size % 8) for size in range(8)]
 
@@ -247,6 +251,20 @@ def encode(changes: Changes, salt: int) -> bytes:
     check = _crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
     head = _HEAD.pack(check, _crc32(values, check), _MARK, keys_size, size)
     return head + keys + values + _PADDING[(keys_size + size) & 7]
+
+
+def slices(values: Changes) -> Iterator[Changes]:
+    """Splits values into few records, none too long."""
+    slice_: Changes = {}
+    size = 0
+    for key, value in values.items():
+        slice_[key] = value
+        size += len(key) + len(value or b"")
+        if size >= SLICE_BYTES:
+            yield slice_
+            slice_, size = {}, 0
+    if slice_:
+        yield slice_
 
 
 def find_record(file: File, offset: int) -> Record | None:
