@@ -194,7 +194,7 @@ BUGS: Final = [
     _in(
         "daemon/stores/streams",
         "requests are taken out before they are carried out",
-        "        data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)\n"
+        "        data = self._sock.recv(READ_SIZE, _PEEK)\n"
         "        self._peeked += len(data)\n",
         "        data = self._sock.recv(READ_SIZE)\n"
         "        self._consumed += len(data)\n",

@@ -246,7 +246,7 @@ def _memory_of(fd: int) -> int:
 
 def encode(changes: Changes, salt: int) -> bytes:
     """Returns a record in bytes."""
-    keys, values = _encode(list(changes)), _encode(list(changes.values()))
+    keys, values = _encode(list(changes.keys())), _encode(list(changes.values()))
     keys_size, size = len(keys), len(values)
     check = _crc32(keys, salt ^ keys_size << 16 ^ size & 0xFFFF_FFFF)
     head = _HEAD.pack(check, _crc32(values, check), _MARK, keys_size, size)

@@ -29,6 +29,8 @@ READ_SIZE: Final = 8_192
 
 SO_PEEK_OFF: Final = 42
 
+_PEEK: Final = int(socket.MSG_PEEK)
+
 PIPE_SIZE: Final = 65_536
 """The capacity of an empty pipe (pipe(7))."""
 
@@ -312,7 +314,7 @@ class KeptFlow:
         """Returns received bytes, and leaves them in the socket; see `PlainFlow`."""
         if self.sent + self._consumed > LARGEST:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
-        data = self._sock.recv(READ_SIZE, socket.MSG_PEEK)
+        data = self._sock.recv(READ_SIZE, _PEEK)
         self._peeked += len(data)
         return data
 
