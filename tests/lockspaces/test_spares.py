@@ -677,6 +677,7 @@ def test_change_of_the_mount_table_removes_them(
     assert descriptors() == before
 
 
+@pytest.mark.interpreted
 def test_path_that_has_become_slow_is_not_looked_at(
     space: DirectoryLockspace,
     open_files: OpenFiles,
