@@ -60,8 +60,9 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $$(($$(nproc)
 test: $(READY) interpreted
 	$(PYTEST) $(TESTS)
 
-# Where the compiled daemon could differ from its source: what it answers, and what survives it.
-COMPILED_TESTS = tests/test_compilation.py tests/daemon/requests tests/daemon/survival tests/lockspaces
+# Whatever speaks to a daemon, and the files beneath it.
+COMPILED_TESTS = tests/test_compilation.py tests/daemon tests/lockspaces tests/libvirt tests/client \
+  tests/ctl tests/system --ignore=tests/system/booted
 test-compiled: $(READY) compiled
 	$(PYTEST) $(or $(TESTS),$(COMPILED_TESTS))
 

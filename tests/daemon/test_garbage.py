@@ -127,6 +127,7 @@ KINDS: list[Kind] = [
 ]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("kind", KINDS)
 def test_session_is_freed_when_it_ends(
     kind: Kind, served: Served, witness: WireClient

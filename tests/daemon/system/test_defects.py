@@ -135,6 +135,7 @@ def names(table: dict[type, str], owner: type) -> list[str]:
     return table.get(owner, "").split()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("owner", OTHERS)
 def test_of_every_method_it_is_said_what_it_costs(owner: type) -> None:
     said = [x for table in (*SCENARIOS, OTHERS) for x in names(table, owner)]
@@ -143,6 +144,9 @@ def test_of_every_method_it_is_said_what_it_costs(owner: type) -> None:
 
 
 # Breaking it.
+
+planted = pytest.mark.interpreted(run=False)
+"""Compiled callers call a compiled method itself, whatever replaces it."""
 
 
 class Plan:
@@ -342,6 +346,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[type[BaseException]]:
     ]
 
 
+@planted
 @cases(LIFE)
 def test_defect_in_what_is_done_for_a_client_costs_its_connection(
     scene: Scene, caplog: pytest.LogCaptureFixture
@@ -360,6 +365,7 @@ def test_defect_in_what_is_done_for_a_client_costs_its_connection(
     assert InjectedError in logged(caplog)
 
 
+@planted
 @cases(ORPHAN)
 def test_defect_at_the_death_of_its_process_costs_a_client_no_more_than_its_session(
     scene: Scene, start_victim: Start, caplog: pytest.LogCaptureFixture
@@ -370,6 +376,7 @@ def test_defect_at_the_death_of_its_process_costs_a_client_no_more_than_its_sess
     assert InjectedError in logged(caplog)
 
 
+@planted
 @cases(FENCING)
 def test_defect_in_ending_a_process_leaves_nobody_waiting_for_its_locks(
     scene: Scene,
@@ -385,6 +392,7 @@ def test_defect_in_ending_a_process_leaves_nobody_waiting_for_its_locks(
     assert InjectedError in logged(caplog)
 
 
+@planted
 @cases(SILENCE)
 def test_defect_after_a_client_has_said_all_costs_its_connection(
     scene: Scene, caplog: pytest.LogCaptureFixture
@@ -398,6 +406,7 @@ def test_defect_after_a_client_has_said_all_costs_its_connection(
     assert InjectedError in logged(caplog)
 
 
+@planted
 @cases(DEATH)
 def test_defect_about_a_registered_process_costs_only_who_registered_it(
     scene: Scene, caplog: pytest.LogCaptureFixture
