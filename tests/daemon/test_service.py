@@ -463,7 +463,7 @@ def refuse(*args: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.interpreted
+@pytest.mark.interpreted(run=False)  # it would leave its service behind
 @pytest.mark.parametrize("what", ["kept", "watched"])
 def test_client_that_cannot_be_taken_in_leaves_nothing(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
