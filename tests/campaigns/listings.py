@@ -206,20 +206,26 @@ def listed_modes(client: WireClient) -> dict[str, str]:
 
 def kernel_modes(directory: Path) -> dict[str, str]:
     """Returns in which mode each file of a directory is locked for the kernel."""
-    with os.scandir(directory) as entries:
-        names = {entry.inode(): entry.name for entry in entries}
     place = inode_of(str(directory))
     assert place is not None
+    names = _names(directory)
     # While locks come and go, one look leaves some out (`outside.LOOKS`). Who finds a
     # lock that ended before the last look has found one that was just being changed.
-    return {
-        names[lock.inode.number]: lock.mode
+    modes = {
+        lock.inode.number: lock.mode
         for _ in range(LOOKS)
         for lock in all_locks()
-        if lock.kind == "OFD"
-        and lock.inode.device == place.device
-        and lock.inode.number in names
+        if lock.kind == "OFD" and lock.inode.device == place.device
     }
+    # The file of a free lock may go, and its inode become another file's.
+    names &= _names(directory)
+    return {name: modes[inode] for inode, name in names if inode in modes}
+
+
+def _names(directory: Path) -> set[tuple[int, str]]:
+    """Returns the inode and the name of each file."""
+    with os.scandir(directory) as entries:
+        return {(entry.inode(), entry.name) for entry in entries}
 
 
 def comparisons(socket: Path, directory: Path, count: int) -> Iterator[Comparison]:

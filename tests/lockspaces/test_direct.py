@@ -849,7 +849,7 @@ space, alone = DirectLockspace("direct", OpenFiles()), mode == "exclusive"
 got = 0
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(1000):
+while got < 300:
     try:
         space.open_anchor(path, mode, create=None, in_use=False)
     except BusyError:
@@ -861,7 +861,6 @@ for _ in range(1000):
     assert not (others if alone else [x for x in others if "exclusive" in x]), others
     os.unlink(mine)
     space.close_anchor(path)
-print(got)
 """
 
 
@@ -888,9 +887,8 @@ def test_racers_for_a_program_never_both_win(
         racer.stdin.write("\n")
         racer.stdin.flush()
     for racer in racers:
-        out, _ = racer.communicate(timeout=100)
+        racer.communicate(timeout=100)
         assert racer.returncode == 0
-        assert int(out) > 0
 
 
 @needs_root
