@@ -63,6 +63,15 @@ def pytest_collection_modifyitems(
     ]
 
 
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_are() -> Iterator[None]:
+    """A test that changes them ends the process of a later one, sooner or later."""
+    numbers = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def pytest_report_header() -> str:
     return f"lockd runs {MANNER}"
 

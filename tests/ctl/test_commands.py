@@ -1,12 +1,11 @@
 """The commands of lockctl, and what is said of one that is not there."""
 
-import gc
+import subprocess
 import sys
 
 import pytest
 
 from ctl.processes import Lockctl
-from lockd.ctl.main import main
 
 
 @pytest.mark.parametrize(
@@ -40,17 +39,19 @@ def test_unknown_command_is_64(lockctl: Lockctl) -> None:
     assert done.stderr.startswith("lockctl: there is no command 'lock': `run`, ")
 
 
-def test_garbage_is_collected_once_a_command_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lockctl", "lock-name", "/a"])
-    was_enabled = gc.isenabled()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0
-        assert gc.isenabled()
-    finally:
-        if was_enabled:
-            gc.enable()
-    assert len(capsys.readouterr().out.strip()) == 64
+# What is set for the whole process must not become that of the tests.
+_MAIN = """
+import atexit, gc, sys
+from lockd.ctl.main import main
+sys.argv = ["lockctl", "lock-name", "/a"]
+atexit.register(lambda: print(gc.isenabled()))
+main()
+"""
+
+
+def test_garbage_is_collected_once_a_command_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", _MAIN], stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    name, enabled = done.stdout.split()
+    assert len(name) == 64
+    assert enabled == b"True"
