@@ -61,7 +61,7 @@ test: $(READY) interpreted
 	$(PYTEST) $(TESTS)
 
 # Whatever speaks to a daemon, and the files beneath it.
-COMPILED_TESTS = tests/test_compilation.py tests/daemon tests/lockspaces tests/libvirt tests/client \
+COMPILED_TESTS = tests/test_compilation.py tests/test_memory.py tests/daemon tests/lockspaces tests/libvirt tests/client \
   tests/ctl tests/system --ignore=tests/system/booted
 test-compiled: $(READY) compiled
 	$(PYTEST) $(or $(TESTS),$(COMPILED_TESTS))
