@@ -313,8 +313,11 @@ class ClientCore:
 
     def _take_message(self, message: Any, number: int) -> bool:
         match message:
-            case [1, int() | None as msgid, None | [_, str(), *_] as error, result]:
-                return self._take_answer(msgid, error, result)
+            case [1, msgid, None, result]:
+                reply = self._pending.get(msgid) if isinstance(msgid, int) else None
+                return reply is not None and self._succeed(reply, result)
+            case [1, int() | None as msgid, [_, str(), *_] as error, _]:
+                return self._refuse(msgid, error)
             case [
                 2,
                 "lost",
@@ -335,26 +338,27 @@ class ClientCore:
                 return False
         return True
 
-    def _take_answer(self, msgid: int | None, error: Any, result: Any) -> bool:
-        if msgid is None and error is not None:
-            # protocol 3.2: this answers no request of ours; the daemon is about to
-            # close.
-            self._farewell = refusal(error)
-            self.end(f"the daemon closes the connection: {error[1]}")
-            return True
-        reply = self._pending.get(msgid) if msgid is not None else None
-        if reply is None:
-            return False
-        if error is not None:
-            refused = refusal(error, reply.params)
-            self._fail(reply, self.program.in_own_words(refused, reply.strand))
-            return True
+    def _succeed(self, reply: Reply, result: Any) -> bool:
         succeed = _SUCCESSES.get(reply.method)
         if succeed is not None and not succeed(self, reply, result):
             return False
         reply.settle(result)
         if reply.abandoned:
             self._undo(reply)
+        return True
+
+    def _refuse(self, msgid: int | None, error: list[Any]) -> bool:
+        if msgid is None:
+            # protocol 3.2: this answers no request of ours; the daemon is about to
+            # close.
+            self._farewell = refusal(error)
+            self.end(f"the daemon closes the connection: {error[1]}")
+            return True
+        reply = self._pending.get(msgid)
+        if reply is None:
+            return False
+        refused = refusal(error, reply.params)
+        self._fail(reply, self.program.in_own_words(refused, reply.strand))
         return True
 
     def _fail(self, reply: Reply, error: LockdError) -> None:

@@ -421,16 +421,21 @@ def test_refusal_that_another_thread_reads_at_once_is_raised_once(
 ) -> None:
     grant = client.acquire("disk")
     link: Any = grant.link
-    push = link._push
+    start, push = link._start_release, link._wire.push
 
-    def push_and_let_another_read() -> None:
-        monkeypatch.undo()
+    def lose_and_push() -> None:
         watcher.call("break", fencing_token=grant.fencing_token, reason="why")
         push()
+
+    def start_and_let_another_read(*args: Any, **options: Any) -> list[Reply]:
+        replies: list[Reply] = start(*args, **options)
+        monkeypatch.undo()
         # The daemon takes the requests of a client in order.
         Thread(client.statistics).result()
+        return replies
 
-    monkeypatch.setattr(link, "_push", push_and_let_another_read)
+    monkeypatch.setattr(link._wire, "push", lose_and_push)
+    monkeypatch.setattr(link, "_start_release", start_and_let_another_read)
     with pytest.raises(lockd.LockLostError, match="why"):
         grant.release(wait=False)
     assert client.acquire("disk").held

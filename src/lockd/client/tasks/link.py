@@ -210,9 +210,12 @@ class TaskLink:
     def strand(self) -> Strand | None:
         """Returns the strand of the current task; None if the session has none."""
         self.check_owned()
+        return self.strand_of(self.loop.task())
+
+    def strand_of(self, task: object) -> Strand | None:
+        """Returns the strand of a task; None if the session has none."""
         if self._core.program.whole:
             return None
-        task = self.loop.task()
         return self._strands.get(task) or self._strands.setdefault(task, Strand())
 
     def lone_strand(self) -> Strand | None:
@@ -280,6 +283,14 @@ class TaskLink:
             LockLostError: the lock had been lost.
         """
         self.check_owned()
+        await self.release_here(grant, outcome, wait=wait)
+
+    async def release_here(
+        self, grant: AnyGrant, outcome: WorkOutcome = None, *, wait: bool
+    ) -> None:
+        """Does the same as `release`, after `check_loop`."""
+        if self.forked:
+            raise forking.forked()
         if not wait:
             # So a loss before this moment is told now.
             self._wire.pull_all()
@@ -398,7 +409,8 @@ class TaskLink:
 
     def _take(self) -> bool:
         self._wire.pull()
-        self._push()
+        if self._core.outgoing:
+            self._push()
         return self._core.ended is None
 
     def _push(self) -> None:

@@ -201,14 +201,15 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
 
     async def __aenter__(self) -> Grant:
         link = self._link
-        strand = link.strand()
+        link.check_owned()
+        self._task = link.loop.task()
+        strand = link.strand_of(self._task)
         own = {} if strand is None else {"strand": strand}
         reply = Reply("acquire", self._params | own, checked=True)
         await link.perform_checked(reply)
         reply.outcome()
         grant: Grant = reply.grants[0]
         self._grant = grant
-        self._task = link.loop.task()
         self._scope = link.scopes[grant] = link.loop.scope()
         # The bytes that brought the grant may also have brought its loss.
         if grant.hold.lost:
@@ -227,7 +228,7 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         link.scopes.pop(self._grant, None)
         if self._task != link.loop.task():
             with suppress(LockdError):
-                await link.release(self._grant, wait=False)
+                await link.release_here(self._grant, wait=False)
             raise WrongTaskError(
                 "only the task that entered hold() may leave it; another task left "
                 "this one, so the lock was released: use lock(), which any task may "
@@ -237,10 +238,10 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
             swallowed = bool(self._scope.__exit__(exc_type, exc, traceback))
         except BaseException:
             with suppress(LockdError):
-                await link.release(self._grant, wait=False)
+                await link.release_here(self._grant, wait=False)
             raise
         try:
-            await link.release(self._grant, wait=False)
+            await link.release_here(self._grant, wait=False)
         except LockdError:
             if exc is None or swallowed:
                 raise

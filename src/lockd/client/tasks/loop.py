@@ -97,7 +97,8 @@ class _Asyncio(Loop):
             asyncio.get_running_loop,
             asyncio.current_task,
             asyncio.Event,
-            anyio.CancelScope,
+            # The class itself: `anyio.CancelScope` looks for it at each call.
+            type(anyio.CancelScope()),
         )
         self._loop = native
 

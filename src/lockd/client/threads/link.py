@@ -140,9 +140,6 @@ class ThreadLink:
         """
         self.check_owned()
         try:
-            if not wait:
-                # So an earlier loss is raised now, and no answer stays unread.
-                self.catch_up()
             replies = self._start_release(grants, outcome, wait=wait)
             if wait or self._core.outgoing or len(self.left.unanswered) > MOST_LEFT:
                 for reply in replies:
@@ -162,9 +159,13 @@ class ThreadLink:
     def _start_release(
         self, grants: tuple[AnyGrant, ...], outcome: "WorkOutcome", *, wait: bool
     ) -> list[Reply]:
-        release = self._core.release
-        replies = [release(grant, outcome, wait=wait) for grant in grants]
-        self._push()
+        release = partial(self._core.release, outcome=outcome, wait=wait)
+        with self._mutex:
+            if not wait:
+                # So an earlier loss is raised now, and no answer stays unread.
+                self._hear()
+            replies = list(map(release, grants))
+            self._wire.push()
         return replies
 
     def hear_out(self) -> None:
@@ -207,11 +208,8 @@ class ThreadLink:
         if self.forked or sys.is_finalizing():
             return
         with self._mutex:
-            heard = self._wire.pull_all()
-            if self._core.outgoing:
-                self._wire.push()
-        if self._reading and (heard or self._core.ended):
-            self._bell.ring()
+            self._hear()
+            self._wire.push()
 
     def strand(self) -> Strand | None:
         """Returns the strand of the calling thread; None if the session has none."""
@@ -311,6 +309,11 @@ class ThreadLink:
                 on_lost(grant)
 
     # Waiting.
+
+    def _hear(self) -> None:
+        heard = self._wire.pull_all()
+        if self._reading and (heard or self._core.ended):
+            self._bell.ring()
 
     def _push(self) -> None:
         with self._mutex:
