@@ -69,7 +69,10 @@ def _signals_stay_as_they_are() -> Iterator[None]:
     numbers = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before
 
 
 def pytest_report_header() -> str:

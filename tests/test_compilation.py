@@ -96,9 +96,11 @@ def test_source_runs_if_the_record_is_missing(package: Path) -> None:
     assert_source_runs(package, "compiled.json is missing beside its compiled modules")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"suffix": ".so"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"suffix": ".so"}', '{"suffix": "\xff"}']
+)
 def test_source_runs_if_the_record_is_damaged(package: Path, text: str) -> None:
-    (package / compilation.RECORD).write_text(text)
+    (package / compilation.RECORD).write_bytes(text.encode("latin-1"))
     assert_source_runs(package, "compiled.json is damaged")
 
 

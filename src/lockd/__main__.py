@@ -17,7 +17,7 @@ def lockd() -> None:
     """Runs the daemon and exits. It may not be installed."""
     from lockd.parts import part
 
-    gc.disable()  # nothing of what is imported is garbage; `main` enables it
+    gc.disable()  # no import is garbage; who needs it enables it
     try:
         with part("daemon", "the daemon"):
             from lockd.daemon.main import main

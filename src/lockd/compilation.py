@@ -120,7 +120,7 @@ def _what_is_wrong() -> str | None:
         if not any(PACKAGE.glob(f"{library}.*")):
             return None
         return _runs_interpreted(f"{RECORD} is missing beside its compiled modules")
-    except msgspec.DecodeError:
+    except ValueError:  # it is no JSON, no UTF-8, or has another shape
         return _runs_interpreted(f"{RECORD} is damaged")
     objects = (
         f"{PACKAGE.parent}/{name.replace('.', '/')}{record.suffix}"

@@ -31,7 +31,7 @@ WORKERS = 5
 CONTENDED = 8
 
 SOON = 10.0
-"""Seconds within which a lock file goes after its last holder (protocol 6.5)."""
+"""Seconds to wait until lock files are removed. Protocol 6.5 says about three."""
 
 
 class LoadClient(threading.Thread):

@@ -1,7 +1,11 @@
 """What is read of a file that is damaged."""
 
+import os
+import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -245,32 +249,87 @@ def test_any_bytes_can_be_read(files: tuple[bytes, ...], has_header: bool) -> No
         assert ledger.records()[b"a"] == b"1"
 
 
-@pytest.mark.interpreted
-def test_older_version_is_read_and_goes_on_as_ours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with monkeypatch.context() as older:
-        older.setattr(ledger_file, "VERSION", ledger_file.OLDEST)
-        ledger = Ledger()
-        put_all(ledger, {b"a": b"1"})
-    with reading(*contents(ledger.fds)) as successor:
+def of_version(version: int) -> list[bytes]:
+    """Returns a ledger that begins as that version begins it."""
+    ledger = Ledger()
+    put_all(ledger, {b"a": b"1"})
+    files = contents(ledger.fds)
+    ledger.close()
+    words = list(struct.unpack("=10Q", files[0][:80]))
+    for first in (0, 5):
+        words[first + 1] = version << 32 | words[first + 1] & 0xFFFF_FFFF
+        words[first + 3] = crc32(struct.pack("=3Q", *words[first : first + 3]))
+    return [struct.pack("=10Q", *words) + files[0][80:], files[1]]
+
+
+def test_older_version_is_read_and_goes_on_as_ours() -> None:
+    with reading(*of_version(ledger_file.OLDEST)) as successor:
         assert (successor.problems, successor.records()) == ([], {b"a": b"1"})
         header = ledger_file.read_header(successor.fds[0], [])
         assert header is not None
         assert header.version == ledger_file.VERSION
-    ledger.close()
 
 
-@pytest.mark.interpreted
-def test_other_version_is_refused_whole_and_left_as_it_is(
-    monkeypatch: pytest.MonkeyPatch,
+class Killed(BaseException):
+    pass
+
+
+class Words:
+    """The words of a header, up to a kill before one of the stores."""
+
+    def __init__(self, words: memoryview, stores: int) -> None:
+        self._words = words
+        self._left = stores
+
+    def __getitem__(self, place: slice) -> memoryview:
+        return self._words[place]
+
+    def __setitem__(self, place: int, word: int) -> None:
+        if not self._left:
+            raise Killed
+        self._left -= 1
+        self._words[place] = word
+
+
+def open_as_killed(fd: int, stores: int, generation: int) -> None:
+    """Opens a file as a start does, which is killed before that store of the header."""
+    header = ledger_file.read_header(fd, [])
+    assert header is not None
+    assert header.generation == generation
+    file = ledger_file.File(os.dup(fd))
+    file.adopt(header)
+    file._words = Words(file._words, stores)  # type: ignore[assignment]
+    with suppress(Killed):
+        file.write_header(header.generation, header.salt)
+    os.close(file.fd)
+
+
+@pytest.mark.parametrize("damaged", [None, 8, 48])
+@pytest.mark.parametrize("version", [ledger_file.OLDEST, ledger_file.VERSION])
+def test_starts_that_are_killed_in_the_header_leave_one_that_is_whole(
+    version: int, damaged: int | None
 ) -> None:
-    with monkeypatch.context() as newer:
-        newer.setattr(ledger_file, "VERSION", 99)
-        ledger = Ledger()
-        put_all(ledger, {b"a": b"1"})
-    before = contents(ledger.fds)
+    left = of_version(version)
+    generation = struct.unpack("=10Q", left[0][:80])[2]
+    for first in range(11):
+        for second in range(11):
+            fd, other = memory_of(*left)
+            os.close(other)
+            if damaged is not None:
+                os.pwrite(fd, b"?", damaged)
+            for stores in (first, second):
+                open_as_killed(fd, stores, generation)
+            header = ledger_file.read_header(fd, [])
+            assert header is not None
+            assert header.generation == generation
+            os.close(fd)
+
+
+def test_other_version_is_refused_whole_and_left_as_it_is() -> None:
+    fds = memory_of(*of_version(99))
+    before = contents(fds)
     with pytest.raises(LedgerError, match="are of version 99, only 2 to 3 can be read"):
-        Ledger(ledger.fds)
-    assert contents(ledger.fds) == before
-    ledger.close()
+        Ledger(fds)
+    assert contents(fds) == before
+    for fd in fds:
+        os.close(fd)

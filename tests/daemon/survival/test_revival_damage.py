@@ -130,12 +130,18 @@ def lose(manager: ServiceManager, kind: str, name: object) -> None:
 
 def before(ledger: Ledger, key: bytes) -> bytes:
     """Returns the last value that a key had."""
-    found, offset = None, ledger_file.DATA
+    return history(ledger, key)[-1]
+
+
+def history(ledger: Ledger, key: bytes) -> list[bytes]:
+    """Returns all values that a key had."""
+    found, offset = [], ledger_file.DATA
     while record := ledger_file.find_record(ledger._file, offset):
         values = dict(zip(record.keys, record.values or (), strict=True))
-        found = values.get(key) or found
+        if value := values.get(key):
+            found.append(value)
         offset = record.offset + record.size
-    assert found is not None, f"{key!r} was never recorded"
+    assert found, f"{key!r} was never recorded"
     return found
 
 
@@ -407,6 +413,25 @@ def test_session_that_lost_its_record_is_told_before_others_get_its_locks(
     assert [victim.goes_on() for victim in victims] == [True, True, True, False]
     with WireClient(manager.socket) as rival:
         rival.acquire(victims[3].name)
+
+
+def test_older_state_does_not_pass_for_the_one_that_was_lost(
+    manager: ServiceManager, victims: list[Victim]
+) -> None:
+    """It would give a session the rights back that it gave up."""
+    victims[3].client.call("restrict")
+    victims[3].client.call("query", resource="m3")  # its position counts from here
+    manager.kill()
+    ledger = Ledger(_pair(manager))
+    key = key_of(STATE, victims[3].session)
+    *_, older, newest = history(ledger, key)
+    assert older != newest
+    ledger.put(key, older)
+    ledger.put(DAMAGED, b"")
+    ledger.commit()
+    ledger.close()
+    serve(manager)
+    assert [victim.goes_on() for victim in victims] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("kind", [DAEMON, "counts"])

@@ -12,12 +12,22 @@ from msgspec.structs import replace
 
 
 class Position(Struct, frozen=True, array_like=True, gc=False):
-    """How far the streams of a session are, and its claims: fields of `PeerState`."""
+    """How far the streams of a session are, and its claims: fields of `PeerState`.
+
+    Attributes:
+        state: the CRC-32 of the record with the rest of the state. If that record is
+            lost, an older one must not pass for it.
+    """
 
     done: int
     sent: int
     unsent: bytes
     claims: int | None = None
+    state: int = 0
+
+    def of(self, state: int) -> "Position":
+        """Returns the position that belongs to that record of a state."""
+        return Position(self.done, self.sent, self.unsent, self.claims, state)
 
 
 class PeerState(Struct, frozen=True, array_like=True, gc=False):

@@ -159,17 +159,29 @@ class File:
     def write_header(self, generation: int, salt: int) -> None:
         """Writes both copies, the magic last, so that nobody reads half a copy.
 
-        A copy without its magic is no damage, and the other one is whole meanwhile.
+        A copy without its magic is no damage. One that is whole is not touched before
+        the other is whole, too: this may be killed at any store, and again at the next
+        start.
         """
         self.generation, self.salt = generation, salt
         flags = VERSION << 32 | salt
         check = crc32(_CHECKED.pack(_MAGIC, flags, generation))
-        for first in (0, _COPY):
+        for first in sorted((0, _COPY), key=self._is_whole):
+            if self._words[first : first + 4].tolist() == [
+                *(_MAGIC, flags, generation, check)
+            ]:
+                continue
             self._words[first] = 0
             self._words[first + 3] = check
             self._words[first + 2] = generation
             self._words[first + 1] = flags
             self._words[first] = _MAGIC
+
+    def _is_whole(self, first: int) -> bool:
+        """Returns whether the copy that begins with this word can be read."""
+        magic, flags, generation, check = self._words[first : first + 4].tolist()
+        packed = _CHECKED.pack(magic, flags, generation)
+        return magic == _MAGIC and crc32(packed) == check
 
     def append(self, records: bytes) -> int:
         """Writes records behind the end. Returns the offset.

@@ -1,7 +1,7 @@
 """Records long streams piece by piece, so that each byte is written about once.
 
-Each turn records the state of a client, with the few bytes that it has just read or is
-about to send. The bytes that a client does not read, or the beginning of a long
+Each turn records the position of a client, with the few bytes that it is about to send.
+The bytes that a client does not read, or the beginning of a long
 message, may be many and stay the same for many turns. So they are recorded apart, in
 pieces that are written once. The cost of a turn depends on what happened in it, and not
 on how much is waiting.
@@ -55,9 +55,8 @@ class Pieces:
             data: all bytes that count.
 
         Returns:
-            How many bytes are in pieces, and the rest. Record the rest with the state
-                of the
-            client.
+            How many bytes are in pieces, and the others. Record those with the state of
+                the client.
         """
         ranges = self._ranges
         if not ranges and len(data) <= SHORT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 
@@ -60,6 +61,7 @@ class _Recorded:
         state_key, position_key: the keys of its state.
         apart: its pieces.
         rest: its state without the position; None if this process has not recorded it.
+        check: of the record of `rest` (`Position.state`).
     """
 
     def __init__(self, session: int, apart: Apart) -> None:
@@ -67,6 +69,7 @@ class _Recorded:
         self.position_key = key_of(POSITION, session)
         self.apart = apart
         self.rest: PeerState | None = None
+        self.check = 0
 
     def keys(self) -> Iterator[bytes]:
         """Yields the keys of all its records."""
@@ -144,9 +147,11 @@ class Recorder:
         claims = 0 if session is None else session.claims
         position, rest = peer.dump_state(claims, recorded.apart)
         if rest != recorded.rest:
-            self._ledger.put(recorded.state_key, _encode(rest))
-            recorded.rest = rest
-        self._ledger.put(recorded.position_key, _encode(position))
+            encoded = _encode(rest)
+            self._ledger.put(recorded.state_key, encoded)
+            recorded.rest, recorded.check = rest, crc32(encoded)
+        of_this = position.of(recorded.check)
+        self._ledger.put(recorded.position_key, _encode(of_this))
 
     def commit(self, peers: Iterable[Peer]) -> None:
         """Records all changes, so that answers may leave.
@@ -204,12 +209,11 @@ class Recorder:
         The engine forgets the last holders beyond a limit, and says so. So no more than
         that wait here, and each is the engine's own.
         """
-        if ranked is None:
-            self._late.pop(name, None)
-        elif ranked[1].ended_well:
+        # The lock that is used most waits longest: its record would soon be removed.
+        self._late.pop(name, None)
+        if ranked is not None and ranked[1].ended_well:
             self._late[name] = ranked
-        else:
-            self._late.pop(name, None)
+        elif ranked is not None:
             self._ledger.put(key, _encode(records.last_record(ranked)))
             return
         self._ledger.remove(key)

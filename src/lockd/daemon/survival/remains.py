@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 from msgspec.structs import replace
@@ -69,6 +70,7 @@ class Remains:
         self.problems = list(ledger.problems)
         self.engine: list[records.Record] = []
         self.ours: dict[str, dict[Any, Any]] = {kind: {} for kind in _OURS}
+        checks: dict[int, int] = {}
         for key, value in ledger.records().items():
             try:
                 kind, name = _decode(key)
@@ -76,12 +78,14 @@ class Remains:
                     self.ours[kind][tuple(name)] = value
                 elif kind in self.ours:
                     self.ours[kind][_hashable(name)] = _decode(value)
+                    if kind == STATE:
+                        checks[name] = crc32(value)
                 else:
                     self.engine.append((kind, name, _value_of(kind, value)))
             except Exception as error:
                 self.problems.append(f"the record {key!r}: {error}")
         self.apart: dict[int, Apart] = {}
-        self._put_together(ledger)
+        self._put_together(ledger, checks)
         self.kept = kept
         self.fds: dict[str, dict[Any, tuple[int, tuple[Any, ...]]]] = {
             kind: {} for kind in (CONNECTION, FILE, PIDFD)
@@ -96,8 +100,13 @@ class Remains:
                 self.problems.append(f"the kept descriptor {label!r} is unknown")
                 end_connection(fd)
 
-    def _put_together(self, ledger: Ledger) -> None:
-        """Adds the positions and the pieces to the states of the sessions."""
+    def _put_together(self, ledger: Ledger, checks: Mapping[int, int]) -> None:
+        """Adds the positions and the pieces to the states of the sessions.
+
+        Args:
+            ledger: has the records.
+            checks: the CRC-32 of each record of a state, by session.
+        """
         unsent: dict[int, dict[int, bytes]] = {}
         partial: dict[int, dict[int, bytes]] = {}
         for kind, found in ((UNSENT, unsent), (PARTIAL, partial)):
@@ -110,8 +119,11 @@ class Remains:
                 if state.position_apart:
                     if session not in self.ours[POSITION]:
                         raise ValueError("its position is missing")
-                    position = self.ours[POSITION][session]
-                    state = state.at(msgspec.convert(position, Position))
+                    raw_position = self.ours[POSITION][session]
+                    position = msgspec.convert(raw_position, Position)
+                    if position.state != checks[session]:
+                        raise ValueError("its record is not the one that counts")
+                    state = state.at(position)
                 self.ours[STATE][session] = whole(
                     state, apart, unsent.get(session, {}), partial.get(session, {})
                 )

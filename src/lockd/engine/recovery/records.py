@@ -46,7 +46,8 @@ from lockd.terms import SLOT, ResourceKey
 
 Record = tuple[str, Any, Any]
 """Kind, name, value. `msgspec` encodes all of it; decoding gives plain data. In the
-result of `changes`, a value of None deletes the record."""
+result of `changes`, a value of None deletes the record, and that of a last holder is
+what `last_record` takes."""
 
 TYPES: Final[dict[str, type[Any]]] = {"grant": GrantRecord}
 """The types as which frequent kinds may be decoded directly."""
