@@ -173,9 +173,9 @@ BUGS: Final = [
     _in(
         "daemon/survival/recording",
         "how far a client's requests are done is not recorded",
-        "        self._ledger.put(recorded.position_key, _encode(position))\n",
+        "        self._ledger.put(recorded.position_key, _encode(of_this))\n",
         "        if peer.flow.sent == 0:\n"
-        "            self._ledger.put(recorded.position_key, _encode(position))\n",
+        "            self._ledger.put(recorded.position_key, _encode(of_this))\n",
     ),
     _in(
         "daemon/survival/keeping",
