@@ -12,7 +12,6 @@ from lockd.engine.commands import Value
 from lockd.engine.values import HolderNotices as HolderNotices
 from lockd.engine.values import Mismatch as Mismatch
 from lockd.engine.values import Owner as Owner
-from lockd.engine.values import ended_well
 from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
@@ -97,7 +96,7 @@ class LastHolder(Value):
     @property
     def ended_well(self) -> bool:
         """Whether it was released, and nobody said that its work failed."""
-        return ended_well(self.cause, self.outcome)
+        return self.cause == "released" and self.outcome in (None, "ok")
 
 
 class Waiter(Value):

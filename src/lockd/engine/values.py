@@ -13,13 +13,7 @@ from lockd.terms import (
     OnOverdue,
     OutsideHolder,
     ResourceKey,
-    WorkOutcome,
 )
-
-
-def ended_well(cause: str, outcome: WorkOutcome) -> bool:
-    """Returns whether a grant was released, and nobody said that its work failed."""
-    return cause == "released" and outcome in (None, "ok")
 
 
 class Owner(Struct, frozen=True, gc=False):
