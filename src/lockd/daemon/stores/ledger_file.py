@@ -166,22 +166,14 @@ class File:
         self.generation, self.salt = generation, salt
         flags = VERSION << 32 | salt
         check = crc32(_CHECKED.pack(_MAGIC, flags, generation))
-        for first in sorted((0, _COPY), key=self._is_whole):
-            if self._words[first : first + 4].tolist() == [
-                *(_MAGIC, flags, generation, check)
-            ]:
+        wanted = [_MAGIC, flags, generation, check]
+        found = {x: self._words[x : x + 4].tolist() for x in (0, _COPY)}
+        for first in sorted(found, key=lambda x: _is_whole(*found[x])):
+            if found[first] == wanted:
                 continue
             self._words[first] = 0
-            self._words[first + 3] = check
-            self._words[first + 2] = generation
-            self._words[first + 1] = flags
-            self._words[first] = _MAGIC
-
-    def _is_whole(self, first: int) -> bool:
-        """Returns whether the copy that begins with this word can be read."""
-        magic, flags, generation, check = self._words[first : first + 4].tolist()
-        packed = _CHECKED.pack(magic, flags, generation)
-        return magic == _MAGIC and crc32(packed) == check
+            for place in (3, 2, 1, 0):
+                self._words[first + place] = wanted[place]
 
     def append(self, records: bytes) -> int:
         """Writes records behind the end. Returns the offset.
@@ -319,7 +311,7 @@ def read_header(fd: int, problems: list[str]) -> FileHeader | None:
     found = None
     lengths = []
     for magic, flags, generation, check, length in (words[:_COPY], words[_COPY:]):
-        if magic == _MAGIC and crc32(_CHECKED.pack(magic, flags, generation)) == check:
+        if _is_whole(magic, flags, generation, check):
             found = flags >> 32, flags & 0xFFFF_FFFF, generation
             lengths.append(length)
         elif magic:
@@ -333,6 +325,12 @@ def read_header(fd: int, problems: list[str]) -> FileHeader | None:
     if ends and not end:
         return FileHeader(*found, os.lseek(fd, 0, os.SEEK_HOLE), end_is_known=False)
     return FileHeader(*found, end, end_is_known=True)
+
+
+def _is_whole(magic: int, flags: int, generation: int, check: int) -> bool:
+    """Returns whether a copy of a header can be read."""
+    packed = _CHECKED.pack(magic, flags, generation)
+    return magic == _MAGIC and crc32(packed) == check
 
 
 def _guarded(end: int, salt: int) -> int:
