@@ -1,10 +1,9 @@
 """Records long streams piece by piece, so that each byte is written about once.
 
 Each turn records the position of a client, with the few bytes that it is about to send.
-The bytes that a client does not read, or the beginning of a long
-message, may be many and stay the same for many turns. So they are recorded apart, in
-pieces that are written once. The cost of a turn depends on what happened in it, and not
-on how much is waiting.
+The bytes that a client does not read, or the beginning of a long message, may be many
+and stay the same for many turns. So they are recorded apart, in pieces that are written
+once. The cost of a turn depends on what happened in it, and not on how much is waiting.
 """
 
 from collections import deque
@@ -55,8 +54,7 @@ class Pieces:
             data: all bytes that count.
 
         Returns:
-            How many bytes are in pieces, and the others. Record those with the state of
-                the client.
+            How many bytes are in pieces, and the bytes to record with the state.
         """
         ranges = self._ranges
         if not ranges and len(data) <= SHORT:
