@@ -239,10 +239,10 @@ PLANTED_BUGS = [
         'cause == "released"',
     ),
     _in(
-        "values",
+        "effects",
         "a holder that died ended well",
-        'cause == "released" and outcome in (None, "ok")',
-        'cause != "broken" and outcome in (None, "ok")',
+        'self.cause == "released" and self.outcome in (None, "ok")',
+        'self.cause != "broken" and self.outcome in (None, "ok")',
     ),
     _in(
         "requests",
