@@ -233,10 +233,10 @@ PLANTED_BUGS = [
         "        if owner.sessions:\n",
     ),
     _in(
-        "values",
+        "effects",
         "work that failed ended well",
-        'cause == "released" and outcome in (None, "ok")',
-        'cause == "released"',
+        'self.cause == "released" and self.outcome in (None, "ok")',
+        'self.cause == "released"',
     ),
     _in(
         "effects",
