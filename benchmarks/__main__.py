@@ -19,6 +19,7 @@ from typing import Final, NoReturn
 
 from benchmarks import daemons
 from benchmarks.cpus import ALLOWED, Cpus, use
+from benchmarks.installed import installing_python
 from benchmarks.measure import ROUND_SECONDS, ROUNDS
 from benchmarks.rows import ROWS
 from benchmarks.table import HEADING, markdown, plain
@@ -124,7 +125,7 @@ def _surroundings(directory: Path) -> str:
     return (
         f"{_lockd(directory / 'asked')}\n"
         f"Peers: {'; '.join(programs)}. Packages: {', '.join(packages)}.\n"
-        f"Linux {platform.release()}, Python {platform.python_version()}, "
+        f"Linux {platform.release()}, clients with Python {platform.python_version()}, "
         f"{_cpus()}, lock files in {directory}.\n"
         f"{ROUNDS} rounds of {ROUND_SECONDS} s each, in turns; a ratio is the median "
         "of the rounds' ratios.\nA pair is an acquire and a release. "
@@ -139,7 +140,8 @@ def _lockd(directory: Path) -> str:
     with daemons.lockd(directory) as daemon, closing(daemon.wire()) as wire:
         said = wire.call("statistics", {})
     manner = {True: ", compiled", False: ", interpreted"}.get(said.get("compiled"), "")
-    return f"lockd {said['version']}{manner}."
+    python = _program_version(installing_python(), "--version")
+    return f"lockd {said['version']}{manner}, {python}."
 
 
 def _cpus() -> str:

@@ -24,6 +24,9 @@ from lockd.daemon.main import MANNER
 
 ROOT: Final = Path(__file__).parents[1]
 
+DAEMON: Final = (sys.executable, "-m", "lockd.daemon.main")
+"""What is counted: an interpreter of the environment takes a source from its path."""
+
 TIMES: Final = 200
 """How many operations are counted together."""
 
@@ -100,7 +103,8 @@ def of_daemon(directory: Path, source: Path) -> dict[str, float]:
     for kept, start in ("", daemons.lockd), (", kept", daemons.lockd_that_is_kept):
         place = directory / f"daemon{kept[2:]}"
         out = directory / f"callgrind{kept[2:]}"
-        with start(place, environment_for(source), under_valgrind(out)) as daemon:
+        program = [*under_valgrind(out), *DAEMON]
+        with start(place, environment_for(source), program) as daemon:
             for row, operation in operations(daemon):
                 found[row + kept] = counts_of(operation, daemon.pid, out)
     return found
@@ -111,7 +115,7 @@ def of_clients(directory: Path, source: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     environment = environment_for(source)
     rows = {"threads": "with lock", "trio": "hold, trio", "asyncio": "hold, asyncio"}
-    with daemons.lockd(directory / "beside", environment) as daemon:
+    with daemons.lockd(directory / "beside", environment, DAEMON) as daemon:
         for kind, row in rows.items():
             out = directory / f"callgrind-{kind}"
             program = [sys.executable, "-m", "benchmarks.pairs", kind]
