@@ -618,6 +618,61 @@ def test_spare_file_that_is_adopted_is_not_taken_for_that_of_another_name(
     assert not open_files.by_inode
 
 
+def adopt_spare(space: DirectoryLockspace, locks: Path) -> None:
+    """Adopts a file that its predecessor had put aside, and was killed."""
+    fd = os.open(locks / "web1", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    space.adopt_file("web1", fd, made=True, mode=None)
+
+
+def test_spare_file_that_is_adopted_serves_its_next_holder(
+    space: DirectoryLockspace,
+    direct: DirectLockspace,
+    open_files: OpenFiles,
+    locks: Path,
+) -> None:
+    adopt_spare(space, locks)
+    take(space)
+    assert [*open_files.by_inode.values()] == [ResourceKey(space.name, "web1")]
+    with pytest.raises(BusyError, match="under another name, in another lockspace"):
+        direct.open_anchor(
+            str(locks / "web1"), EXCLUSIVE, create=None, in_use=False, only_byte=True
+        )
+    space.close_anchor("web1")
+    assert not open_files.by_inode
+    assert not os.listdir(locks)
+
+
+def test_spare_file_that_is_adopted_after_it_was_removed_is_exchanged_for_another(
+    space: DirectoryLockspace, open_files: OpenFiles, locks: Path
+) -> None:
+    adopt_spare(space, locks)
+    (locks / "web1").unlink()
+    before = descriptors()
+    take(space)
+    assert descriptors() == before
+    assert [*open_files.by_inode.values()] == [ResourceKey(space.name, "web1")]
+    assert os.listdir(locks) == ["web1"]
+
+
+def test_adopted_file_that_another_name_holds_is_not_shared_with_it(
+    space: DirectoryLockspace,
+    direct: DirectLockspace,
+    open_files: OpenFiles,
+    locks: Path,
+) -> None:
+    path = str(locks / "web1")
+    adopt_spare(space, locks)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    direct.adopt_file(path, fd, made=False, mode=SHARED)
+    with pytest.raises(BusyError, match="under another name, in another lockspace"):
+        space.open_anchor("web1", SHARED, create=None, in_use=False)
+    (locks / "web1").rename(locks / "elsewhere")
+    take(space)  # another file
+    assert ResourceKey(direct.name, path) in open_files.by_inode.values()
+    direct.close_anchor(path)
+    assert [*open_files.by_inode.values()] == [ResourceKey(space.name, "web1")]
+
+
 # Giving way.
 
 

@@ -158,10 +158,12 @@ class FileLockspace(Lockspace):
                 file.unsure_until = 0.0
                 if create == TEMPORARY:
                     file.may_stay = False
+                if file.mode is None:  # a predecessor's, that nobody held
+                    self._check_alias(file, path, mode)
                 self._relock(
                     *(file, path, mode), in_use=in_use, looks=looks, whole=whole
                 )
-                return file
+                return self._enter(resource, file)
             if in_use and mode == file.mode and time.monotonic() < file.unsure_until:
                 # Perhaps a predecessor removed it and was killed before it could record
                 # that. The holder will ask again to release it, and another owner can
@@ -176,7 +178,7 @@ class FileLockspace(Lockspace):
             *(resource, path, mode, create, user), looks=looks, whole=whole
         )
         if file is not None:
-            del self._shared.by_inode[file.inode]
+            self._leave(file)
             os.close(file.fd)
         return new
 
