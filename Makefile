@@ -52,7 +52,7 @@ run: $(READY)
 	  '  Take a lock, and see who holds it:' '' \
 	  '    lockctl run backup -- sleep 60 &' '    lockctl list' '' \
 	  '  Ctrl-C ends the daemon.' ''
-	@exec $(BIN)/lockd --socket '$(RUN_DIR)/lockd.sock' --state-dir '$(RUN_DIR)'
+	@exec $(BIN)/lockd keep --socket '$(RUN_DIR)/lockd.sock' --state-dir '$(RUN_DIR)'
 
 # Tests wait for daemons more than they compute: one more at a time than there are processors.
 # Many execute daemons. To compile the modules anew would be half of such a start.
@@ -176,11 +176,11 @@ install: $(READY)
 	chmod -R u=rwX,go=rX '$(NEW_LIBDIR)'
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	mv '$(NEW_LIBDIR)' '$(DESTDIR)$(LIBDIR)'
-	for program in lockd:daemon lockctl:ctl; do \
+	for program in lockd lockctl; do \
 	  sed -e "s|@python@|$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')|" \
-	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@room@|$${program#*:}|" tools/launcher.in \
-	    > '$(DESTDIR)$(BINDIR)'/$${program%:*} && \
-	  chmod 755 '$(DESTDIR)$(BINDIR)'/$${program%:*} || exit 1; \
+	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@command@|$$program|" tools/launcher.in \
+	    > '$(DESTDIR)$(BINDIR)'/$$program && \
+	  chmod 755 '$(DESTDIR)$(BINDIR)'/$$program || exit 1; \
 	done
 	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
 	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \

@@ -14,8 +14,8 @@ PACKAGES: Final = Path(msgpack.__file__).parents[1]
 SYSTEM_PYTHON: Final = "/usr/bin/python3"
 LAUNCHER: Final = Path(__file__).parents[1] / "tools" / "launcher.in"
 
-LOCKD, LOCKCTL = "daemon", "ctl"
-"""The commands, by the rooms that have them."""
+LOCKD, LOCKCTL = "lockd", "lockctl"
+"""The commands."""
 
 
 def installing_python() -> str:
@@ -31,13 +31,13 @@ def installing_python() -> str:
     return SYSTEM_PYTHON if tag == sys.implementation.cache_tag else sys.executable
 
 
-def as_installed(room: str, script: Path) -> list[str]:
+def as_installed(name: str, script: Path) -> list[str]:
     """Writes the script that `make install` writes. Returns the command.
 
     It takes no option and no module from the environment, and no module of the site.
     """
     launcher = LAUNCHER.read_text().replace("@libdir@", str(SOURCE))
     # It begins with the interpreter, which is another one here.
-    main = launcher.replace("@room@", room).partition("\n")[2]
+    main = launcher.replace("@command@", name).partition("\n")[2]
     script.write_text(f"import sys\nsys.path.append({str(PACKAGES)!r})\n{main}")
     return [installing_python(), "-IS", str(script)]

@@ -6,6 +6,8 @@
 FLOORS = """
 __main__
 
+keep
+
 daemon.main
 daemon.start
 daemon.service
@@ -47,6 +49,8 @@ hints
 
 WALLS = {
     "daemon": "aio client ctl",
+    "keep": "aio client compilation ctl daemon engine errors hints libvirt lockspaces"
+    " names notify parts procs protocol spans terms text utf8",
     "ctl": "aio compilation daemon engine libvirt lockspaces protocol",
     "lockd": "compilation engine libvirt lockspaces notify procs protocol text utf8",
     "aio": "compilation engine libvirt lockspaces notify procs protocol text utf8",

@@ -1,9 +1,7 @@
-"""The commands of a package that pip has installed. `python -m lockd` is lockctl."""
+"""The commands, as they are installed. `python -m lockd` is lockctl."""
 
 import gc
 import sys
-
-from lockd.errors import MissingPartError
 
 
 def lockctl() -> None:
@@ -14,7 +12,12 @@ def lockctl() -> None:
 
 
 def lockd() -> None:
-    """Runs the daemon and exits. It may not be installed."""
+    """Runs the daemon, or `lockd keep`, and exits. The daemon may not be installed."""
+    if sys.argv[1:2] == ["keep"]:
+        from lockd.keep.main import main as keep
+
+        keep(sys.argv[2:])
+    from lockd.errors import MissingPartError
     from lockd.parts import part
 
     gc.disable()  # no import is garbage; who needs it enables it

@@ -64,7 +64,7 @@ LAUNCHER = (ROOT / "tools" / "launcher.in").read_text().partition("\n")[2]
 def loaded_by(*args: str, socket: str, status: int = 0) -> set[str]:
     """Executes lockctl as it is installed. Returns all modules that it has loaded."""
     packages = Path(click.__file__).parents[1]
-    script = LAUNCHER.replace("@libdir@", SRC).replace("@room@", "ctl")
+    script = LAUNCHER.replace("@libdir@", SRC).replace("@command@", "lockctl")
     script = f"import sys\nsys.path.append({str(packages)!r})\n{script}"
     done = subprocess.run(
         [sys.executable, "-IS", "-X", "importtime", "-c", script, *args],

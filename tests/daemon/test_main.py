@@ -122,7 +122,7 @@ def test_stopped_daemon_leaves_no_file_that_it_made(
 
 def test_daemon_that_nothing_is_kept_of_says_so(lockd: DaemonProcess) -> None:
     assert "all locks and connections are lost" in lockd.wait_for_line(
-        "no service manager"
+        "nobody keeps the locks"
     )
 
 

@@ -1,10 +1,10 @@
 """A service manager for tests: sockets, a descriptor store, a new start after a kill.
 
 As much of systemd as surviving takes (sd_listen_fds(3), sd_notify(3)), in this process,
-so that tests can look at what is stored and decide when the daemon is started.
+with the store of `lockd keep`: tests can look at what is stored, and decide when the
+daemon is started.
 """
 
-import array
 import os
 import signal
 import socket
@@ -13,12 +13,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
+from lockd.keep.descriptor_store import CAPACITY, DescriptorStore
 from support.nursery import DAEMONS, execute
 from support.wire_client import PATIENCE
-
-STORE_SIZE: Final = 64
 
 
 class ServiceManager:
@@ -42,16 +40,13 @@ class ServiceManager:
         self.socket = directory / "lockd.sock"
         self.admin_socket = directory / "admin.sock"
         self.virtlockd_socket = directory / "virtlockd.sock"
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(directory / "notify"))
-        self._notify.settimeout(PATIENCE)
+        self._store = DescriptorStore(str(directory / "notify"))
+        self._store.socket.settimeout(PATIENCE)
         self.listeners = {
             "client": self._listen(self.socket),
             "admin": self._listen(self.admin_socket),
             "virtlockd": self._listen(self.virtlockd_socket),
         }
-        #: What the daemon has stored, by name.
-        self.stored: dict[str, int] = {}
         self.said: list[str] = []
         self._log = (directory / "log").open("a")
         self._process: subprocess.Popen[str] | None = None
@@ -62,6 +57,11 @@ class ServiceManager:
         sock.bind(str(path))
         sock.listen(1_000)
         return sock
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """What the daemon has stored, by name."""
+        return self._store.kept
 
     @property
     def pid(self) -> int:
@@ -75,8 +75,8 @@ class ServiceManager:
         environment = os.environ | {
             "LISTEN_FDS": str(len(passed)),
             "LISTEN_FDNAMES": ":".join(passed),
-            "NOTIFY_SOCKET": str(self.directory / "notify"),
-            "LOCKD_KEEP": str(STORE_SIZE),
+            "NOTIFY_SOCKET": self._store.address,
+            "LOCKD_KEEP": str(CAPACITY),
             "LOCKD_CHECK_INVARIANTS": str(int(self._checks)),
         }
         environment.pop("JOURNAL_STREAM", None)
@@ -99,31 +99,22 @@ class ServiceManager:
 
     def hear(self) -> list[str]:
         """Waits for the next message of the daemon."""
-        size = array.array("i").itemsize
-        text, control, _, _ = self._notify.recvmsg(4_096, socket.CMSG_SPACE(16 * size))
-        fds = array.array("i")
-        for _, _, raw in control:
-            fds.frombytes(raw)
-        lines = text.decode().splitlines()
-        values = dict(line.partition("=")[::2] for line in lines)
-        if values.get("FDSTORE") == "1":
-            assert values["FDPOLL"] == "0"
-            self.stored[values["FDNAME"]] = fds[0]
-        elif values.get("FDSTOREREMOVE") == "1":
-            os.close(self.stored.pop(values["FDNAME"]))
+        notice = self._store.hear(self.pid)
+        assert notice.get("FDPOLL", "0") == "0"
+        lines = [f"{name}={value}" for name, value in notice.items()]
         self.said += lines
         return lines
 
     def drain(self) -> None:
         """Takes what the daemon has said up to now."""
-        self._notify.setblocking(False)
+        self._store.socket.setblocking(False)
         try:
             while True:
                 self.hear()
         except BlockingIOError:
             pass
         finally:
-            self._notify.settimeout(PATIENCE)
+            self._store.socket.settimeout(PATIENCE)
 
     def kill(self) -> None:
         """Ends the daemon as a crash does."""
@@ -174,9 +165,8 @@ class ServiceManager:
         if self._process is not None and self._process.poll() is None:
             os.kill(self.pid, signal.SIGCONT)
             self.kill()
-        for fd in self.stored.values():
-            os.close(fd)
+        self._store.close()
         self._log.close()
-        for sock in (*self.listeners.values(), self._notify):
+        for sock in self.listeners.values():
             sock.close()
         assert "Traceback" not in self.log(), self.log()

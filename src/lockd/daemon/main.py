@@ -37,7 +37,7 @@ from lockd.daemon.survival.revival import (
     revive,
     revive_handed_over,
 )
-from lockd.daemon.system import systemd
+from lockd.daemon.system import fdstore, systemd
 from lockd.daemon.system.epoch import (
     Epoch,
     check_epoch,
@@ -256,6 +256,9 @@ def _start(
                 umask = UMASK if name == CLIENTS else OWNER_UMASK
                 option = "--socket" if name == CLIENTS else f"--{name}-socket"
                 listeners[name] = bind_listener(path, umask, option)
+                if stores is not None and fdstore.is_keeper():
+                    fdstore.store_patiently(name, listeners[name].socket.fileno())
+                    listeners[name] = passed_listener(listeners[name].socket)
                 stack.callback(listeners[name].remove)
         begin(options, wanted.config, epoch, listeners, stores, before)
 

@@ -257,14 +257,14 @@ class Service:
                 logger.info("lockd %s serves at %s", __version__, listener.path)
             if self.parts.keeping.by is None:
                 logger.info(
-                    "no service manager keeps the locks: if this process is killed, "
-                    "all locks and connections are lost"
+                    "nobody keeps the locks (see `lockd keep`): if this process is "
+                    "killed, all locks and connections are lost"
                 )
             self.parts.life.serves(time.monotonic())
             self._tell_ready()
         notify("STOPPING=1")
         self.parts.open_files.spares.remove_all()
-        if self.parts.keeping.by is not None:
+        if self.parts.keeping.descriptors():
             while self.parts.keeping.stage_late():
                 self.parts.server.end_turn()
             # The next process continues. If none is started, the manager drops what is

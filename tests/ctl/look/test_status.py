@@ -54,7 +54,7 @@ def test_status_says_how_the_daemon_is(
     assert facts["lockspace default"] == "memory, 1 held"
     assert facts["lockspace direct"] == "direct, 0 held"
     assert (facts["sessions"], facts["held"], facts["waiting"]) == ("2", "1", "0")
-    assert facts["survives a crash"].startswith("nothing: no service manager with")
+    assert facts["survives a crash"].startswith("nothing: neither `lockd keep` nor")
 
 
 def test_status_says_that_everything_survives(manager: ServiceManager) -> None:

@@ -54,7 +54,7 @@ def test_nobody_stores_anything_without_a_manager(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a", "kept", "kept-a:b", "kept-\n", "kept-ä", "kept-" + 251 * "a"]
+    "name", ["", "kept-a:b", "kept-\n", "kept-ä", "kept-" + 251 * "a"]
 )
 def test_wrong_name_is_refused(name: str, manager: socket.socket) -> None:
     with pytest.raises(ValueError, match="no name"):

@@ -118,9 +118,10 @@ def _space(space: Thing) -> tuple[str, object]:
 def _what_survives(kept: Thing, locks: int) -> str:
     if kept["by"] is None:
         return (
-            "nothing: no service manager with a descriptor store started lockd, so a "
-            "crash loses all locks and connections"
+            "nothing: neither `lockd keep` nor a service manager with a descriptor "
+            "store started lockd, so a crash loses all locks and connections"
         )
     connections = counted(kept["connections"], "connection")
     held = counted(locks, "lock")
-    return f"everything: the {kept['by']} keeps {held} and {connections}"
+    by = kept["by"] if kept["by"].startswith("lockd") else f"the {kept['by']}"
+    return f"everything: {by} keeps {held} and {connections}"

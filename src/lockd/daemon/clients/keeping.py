@@ -17,13 +17,12 @@ from lockd.terms import ResourceKey
 
 
 class Keeping:
-    """Keeps nothing.
+    """Keeps nothing."""
 
-    Attributes:
-        by: the keeper; None for nobody.
-    """
-
-    by: str | None = None
+    @property
+    def by(self) -> str | None:
+        """Who keeps what is stored; None for nobody."""
+        return None
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors of the stores by name; none without stores."""

@@ -38,6 +38,7 @@ from lockd.daemon.stores.pieces import Apart
 from lockd.daemon.stores.stores import Stores
 from lockd.daemon.stores.streams import Flow, KeptFlow
 from lockd.daemon.survival.recording import Recorder
+from lockd.daemon.system import fdstore
 from lockd.daemon.system.epoch import Epoch
 from lockd.daemon.system.listener import Role
 from lockd.daemon.system.processes import Describe
@@ -74,8 +75,6 @@ class StoredKeeping(Keeping):
         apart: the pieces that are recorded already, by session.
     """
 
-    by: str | None = "service manager"
-
     def __init__(
         self,
         stores: Stores,
@@ -106,6 +105,11 @@ class StoredKeeping(Keeping):
         self._recorder = Recorder(
             stores.ledger, engine, answers, life, epoch, apart or {}
         )
+
+    @property
+    def by(self) -> str | None:
+        """Who keeps what is stored; None if it has ended."""
+        return fdstore.manager()
 
     def descriptors(self) -> dict[str, int]:
         """Returns the descriptors of all stores by name."""

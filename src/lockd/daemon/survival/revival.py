@@ -11,8 +11,7 @@ relies on a lock that is lost. Everything readable continues.
 import os
 import socket
 import struct
-import time
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -47,11 +46,6 @@ from lockd.terms import Kind, Mode, OnDisconnect
 from lockd.text import counted
 
 Plain = dict[str, Any]
-
-PATIENCE: Final = 10.0
-PAUSE: Final = 0.01
-"""Seconds to wait for a busy service manager, and between two attempts: its socket
-holds few messages."""
 
 
 class Stranger(NamedTuple):
@@ -137,17 +131,8 @@ def open_stores(kept: list[tuple[str, int]]) -> Stores | None:
         return None
     stores = Stores()
     for name, fd in stores.descriptors().items():
-        _store(PREFIX + name, fd)
+        fdstore.store_patiently(PREFIX + name, fd)
     return stores
-
-
-def _store(name: str, fd: int) -> None:
-    """Stores a descriptor; waits up to `PATIENCE` seconds for a busy manager."""
-    deadline = time.monotonic() + PATIENCE
-    while not fdstore.store(name, fd):
-        if time.monotonic() > deadline:
-            raise ConfigError("the service manager does not store descriptors")
-        time.sleep(PAUSE)
 
 
 def revive(stores: Stores) -> Revived | None:
