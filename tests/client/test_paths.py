@@ -388,7 +388,7 @@ def test_make_run_serves_where_no_client_looks_unless_told() -> None:
         text=True,
         check=True,
     ).stdout
-    (served,) = re.findall(r"exec \S+/lockd --socket '(\S+)'", plan)
+    (served,) = re.findall(r"exec \S+/lockd keep --socket '(\S+)'", plan)
     assert served not in (user_socket(), SYSTEM_SOCKET)
     assert f'LOCKD_SOCKET="{served}"' in plan
     assert f"{ROOT}/.run/lockd.sock" == served

@@ -61,9 +61,7 @@ PATIENCE: Final = 10.0
 """Seconds after a start in which the holder of a missing file should release it. A
 release that a killed daemon did not finish comes first of all, so this is plenty."""
 
-NO_ROOM: Final = frozenset(
-    [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM]
-)
+NO_ROOM: Final = errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM
 """Reasons why a file cannot be opened that the spare files may cause."""
 
 
