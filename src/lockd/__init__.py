@@ -1,9 +1,10 @@
 """A lock daemon for Linux hosts, and its clients.
 
+    lock()          a lock; connects this process to the daemon at its first use
     connect()       opens a session for threads; returns a Client
     aio.connect()   opens one for the tasks of trio or asyncio
     Client          lock(), acquire(), release(), query(), watch(), ...
-    Lock            returned by Client.lock(); works like threading.Lock
+    Lock            returned by lock() and Client.lock(); works like threading.Lock
     Grant           returned by Client.acquire(): one held lock
     EXCLUSIVE, SHARED, SLOT
     canonical_path(), hashed_name()
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from lockd.client.threads.grants import Grant as Grant
     from lockd.client.threads.locks import Acquired as Acquired
     from lockd.client.threads.locks import Lock as Lock
+    from lockd.client.threads.process import lock as lock
 
 _MODULES: Final = {
     "Client": "lockd.client.blocking",
@@ -115,6 +117,7 @@ _MODULES: Final = {
     "Grant": "lockd.client.threads.grants",
     "Acquired": "lockd.client.threads.locks",
     "Lock": "lockd.client.threads.locks",
+    "lock": "lockd.client.threads.process",
 }
 
 

@@ -202,6 +202,7 @@ OF_FUNCTIONS: dict[str, Takes] = {
     # As `threading.Lock` has it: a negative one waits for ever.
     "Lock.acquire timeout": patience,
     "Client.lock timeout": patience,
+    "lock timeout": patience,
 }
 """Where a function takes something else by that name."""
 
@@ -247,7 +248,7 @@ class Case(NamedTuple):
     needed: bool
 
 
-FUNCTIONS = ("connect", "canonical_path", "hashed_name")
+FUNCTIONS = ("connect", "lock", "canonical_path", "hashed_name")
 LOCKS = ("Lock.acquire",)
 
 

@@ -139,7 +139,7 @@ def test_grants_agree_with_the_daemon(
     assert held == (event in (nothing, converted, collected))
     assert case.answers() == dict.fromkeys(case.answers(), held)
     assert case.grant.lost == (event in (broken, disconnected))
-    case.lock._connection.last.close()
+    case.lock._connection.link().close()
 
 
 def test_grants_of_a_daemon_that_died_are_lost(

@@ -35,7 +35,7 @@ def test_async_client_can_be_imported() -> None:
 
 
 PUBLIC = {
-    *("Acquired", "Client", "Grant", "Lock", "aio", "connect"),
+    *("Acquired", "Client", "Grant", "Lock", "aio", "connect", "lock"),
     *("EXCLUSIVE", "SHARED", "canonical_path", "hashed_name"),
     *(name for name in vars(errors) if name.endswith("Error")),
 } - {"CodedError"}
@@ -58,5 +58,6 @@ def test_help_fits_a_page_or_two() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) < 100
-    for name in ("connect()", "aio.connect()", "Client", "Grant", "LockdError"):
+    functions = ("lock()", "connect()", "aio.connect()")
+    for name in (*functions, "Client", "Grant", "LockdError"):
         assert any(line.split()[:1] == [name] for line in lines), name

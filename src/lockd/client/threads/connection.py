@@ -95,6 +95,11 @@ class Connection:
         """The daemon's answer to `hello`."""
         return self._opened[1]
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a forked child, and the session its parent's."""
+        return self.last.forked
+
     def close(self) -> None:
         """Ends the link, and any that another thread is opening.
 

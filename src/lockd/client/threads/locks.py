@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from lockd.client import arguments
+from lockd.client import arguments, forking
 from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
@@ -85,6 +85,17 @@ class Acquired:
             self._lock._leave(exc, self._outcome)
 
 
+class Connected(Protocol):
+    """What gives a lock its link to the daemon."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a forked child that may not ask for a link."""
+
+    def link(self) -> ThreadLink:
+        """Returns the link for the next request."""
+
+
 class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one thread at a time, or for several if shared.
 
@@ -105,7 +116,7 @@ class Lock(AnyLock[Grant]):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connected,
         params: dict[str, Any],
         timeout: float | None,
     ) -> None:
@@ -189,10 +200,12 @@ class Lock(AnyLock[Grant]):
     def _leave(
         self, exc: BaseException | None, entered: Held[Grant] | None = None
     ) -> None:
-        if self._connection.last.forked:
+        if self._connection.forked:
             return  # the lock is the parent's
         try:
-            self._release(self._to_leave(entered), wait=False)
+            held = self._to_leave(entered)
+            if not held.grant.link.forked:  # else the parent entered it
+                self._release(held, wait=False)
         except LockdError:
             if exc is None:
                 raise
@@ -229,4 +242,5 @@ class Lock(AnyLock[Grant]):
         link.abandon(reply)
 
     def _check_owned(self) -> None:
-        self._connection.last.check_owned()
+        if self._connection.forked:
+            raise forking.forked()
