@@ -9,7 +9,7 @@
 #              find every one; with words, those that the words name
 # make campaigns     fencings, live upgrades, floods, calls of libvirt by the thousand; takes root, minutes
 # make torture [TORTURE="--kills 10000"]     SIGKILL and worse, under a real systemd; takes root;
-#              three minutes of it: TORTURE="--slice"
+#              three minutes of it: TORTURE="--slice"; `lockd keep` in place of systemd: TORTURE="--keep"
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench [BENCH="ROW..."] [COMPILED=no]   speed, beside the peers that are installed, and

@@ -132,7 +132,7 @@ class Meter:
             resident=use.daemon_kib / 1024,
             shared=self._target.shared_bytes() / _MIB,
             descriptors=use.daemon_fds,
-            manager=use.first_fds,
+            manager=use.keeper_fds,
             in_flight=use.in_flight,
         )
 

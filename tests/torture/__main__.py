@@ -1,13 +1,16 @@
 """Faults by the thousand on a booted systemd: no lock, no connection, no place is lost.
 
     python -m torture [--kills N] [--seconds S] [--seed N] [--slice] [--share I/N]
-                      [PART[:NAME] ...]
+                      [--keep] [PART[:NAME] ...]
 
 Parts: `rounds` (load and faults at random times), `calls` (SIGKILL at every system
 call), `errors` (an error of each system call), `damage` (records that were spoilt),
 `recovery` (how soon it serves again), `virtlockd` (what virtlockd loses). All of them
 are run if none is named. With a name only that of a part is run: `calls:upgrade`,
 `errors:release`, "rounds:SIGKILL, one at a time".
+
+With --keep, `lockd keep` is the parent of the daemon, and systemd keeps nothing of it.
+Only `rounds` can be run then, of the kinds that do not need systemd.
 
 Interrupted (SIGINT), it tells what it has found so far.
 
@@ -36,7 +39,8 @@ from torture.calls import Calls, bystanders
 from torture.damage import KINDS as DAMAGES
 from torture.damage import Damage
 from torture.judge import Judge
-from torture.kinds import KILLING, KINDS
+from torture.kept import KeptTarget
+from torture.kinds import KILLING, KINDS, WITHOUT_SYSTEMD
 from torture.peers import compare
 from torture.portion import Portion
 from torture.rebirth import Rebirth
@@ -69,6 +73,7 @@ class Options:
     seconds: float
     seed: int
     is_slice: bool
+    keeps: bool
     share: tuple[int, int]
     parts: dict[str, list[str]]
 
@@ -85,6 +90,7 @@ def options(words: Sequence[str]) -> Options:
                         help="of faults, of each round")  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, metavar="N")
     parser.add_argument("--slice", action="store_true", help="three minutes of it all")
+    parser.add_argument("--keep", action="store_true", help="with `lockd keep`")
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="I/N")
     parser.add_argument("parts", nargs="*", metavar="PART[:NAME]")
     found = parser.parse_args(words)
@@ -92,11 +98,15 @@ def options(words: Sequence[str]) -> Options:
     kills, seconds = found.kills, found.seconds
     if found.slice:
         kills, seconds = 0, SLICE_SECONDS
+    every = [f"rounds:{kind}" for kind in WITHOUT_SYSTEMD] if found.keep else PARTS
     try:
-        parts = _parts(found.parts or list(PARTS))
+        parts = _parts(found.parts or list(every))
     except LookupError as error:
         parser.error(str(error))
-    return Options(kills, seconds, seed, found.slice, found.share, parts)
+    if found.keep and (parts.keys() != {"rounds"}
+                       or not {*parts["rounds"]} <= {*WITHOUT_SYSTEMD}):  # fmt: skip
+        parser.error("some of this needs systemd")
+    return Options(kills, seconds, seed, found.slice, found.keep, found.share, parts)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -265,7 +275,8 @@ def main(words: Sequence[str]) -> int:
     # Also where a shell has it ignored, as that of a background job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with booted() as target:
+        make = KeptTarget if chosen.keeps else Target
+        with booted(make=make) as target:
             took["boot"] = time.monotonic() - began
             for part in chosen.parts:
                 began = time.monotonic()

@@ -147,5 +147,13 @@ KINDS: Final[dict[str, Kind]] = {
     "watchdog": hangs,
 }
 
+WITHOUT_SYSTEMD: Final = (
+    "nothing",
+    "SIGKILL, some in a row",
+    "SIGKILL, one at a time",
+    "live upgrades and SIGKILL",
+)
+"""Those that do without systemd, and with `lockd keep` in its place."""
+
 KILLING: Final = ("SIGKILL, some in a row", "SIGKILL, one at a time")
 """Those whose faults are SIGKILLs, and nothing else."""

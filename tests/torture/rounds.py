@@ -205,11 +205,11 @@ class Rounds:
         more = {
             ("left", "descriptors of lockd"):
                 used.daemon_fds - start.daemon_fds - FDS_SLACK,
-            ("left", "descriptors of PID 1"):
-                used.first_fds - start.first_fds - FDS_SLACK,
+            ("left", "descriptors of the keeper"):
+                used.keeper_fds - start.keeper_fds - FDS_SLACK,
             ("left", "descriptors in flight"):
                 used.in_flight - start.in_flight - IN_FLIGHT_SLACK,
             ("memory", "of lockd"): used.daemon_kib - most_of(start.daemon_kib),
-            ("memory", "of PID 1"): used.first_kib - most_of(start.first_kib),
+            ("memory", "of the keeper"): used.keeper_kib - most_of(start.keeper_kib),
         }  # fmt: skip
         return [name for name, excess in more.items() if excess > 0]

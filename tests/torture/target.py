@@ -7,7 +7,7 @@ import select
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,14 +60,15 @@ _STORY: Final = 600
 
 _DEFECTS: Final = (
     "defect of lockd",
-    # As PID 1 says it, for an exit status that is no success.
+    # As PID 1 and `lockd keep` say it, for an exit status that is no success.
     "Main process exited, code=exited",
+    ") ended with status",
 )
 
 
 @dataclass(frozen=True)
 class Use:
-    """What the daemon and PID 1 use at a quiet moment.
+    """What the daemon and its keeper use at a quiet moment.
 
     Attributes:
         daemon_kib: with `daemon_shared_kib`, which is the memory of its records.
@@ -76,8 +77,8 @@ class Use:
     daemon_fds: int
     daemon_kib: int
     daemon_shared_kib: int
-    first_fds: int
-    first_kib: int
+    keeper_fds: int
+    keeper_kib: int
     in_flight: int
 
 
@@ -106,6 +107,11 @@ class Target:
         self.machine.write("/etc/lockd/conf.d/torture.toml", config)
         run("systemctl", "stop", "libvirtd.service", *_VIRTLOCKD, check=False)
         run("systemctl", "disable", *_VIRTLOCKD, check=False)
+        self.start()
+
+    def start(self) -> None:
+        """Has lockd be started, with all its sockets."""
+        run = self.machine.run
         run("systemctl", "enable", "--now", "lockd-virtlockd.socket")
         run("systemctl", "start", "lockd.socket", "lockd-admin.socket", SERVICE)
 
@@ -121,20 +127,30 @@ class Target:
 
     # The process.
 
+    def keeper_pid(self) -> int | None:
+        """Returns the process that keeps what outlives the daemon, its parent."""
+        return self.first_pid
+
     def pid(self) -> int | None:
-        """Returns the main process as it is called here; None if there is none."""
+        """Returns the daemon as it is called here; None if there is none."""
+        keeper = self.keeper_pid()
+        return None if keeper is None else self.child_of(keeper)
+
+    def child_of(self, parent: int) -> int | None:
+        """Returns the process of the service that has that parent."""
         for group in self._groups:
             with suppress(OSError):
                 for word in group.read_text().split():
-                    if self._is_main(int(word)):
+                    if self._is_child(int(word), parent):
                         return int(word)
                 return None
         return None
 
-    def _is_main(self, pid: int) -> bool:
+    @staticmethod
+    def _is_child(pid: int, parent: int) -> bool:
         """A tracer that was started with it has the same parent."""
         comm = Path(f"/proc/{pid}/comm").read_text()
-        return _parent(pid) == self.first_pid and comm != "strace\n"
+        return _parent(pid) == parent and comm != "strace\n"
 
     def wait_pid(self, other_than: int | None = None, seconds: float = 30.0) -> int:
         """Waits until there is a main process (other than one)."""
@@ -154,7 +170,7 @@ class Target:
         except ProcessLookupError:
             return None
         try:
-            if _parent(pid) != self.first_pid:
+            if _parent(pid) != self.keeper_pid():
                 return None
             signal.pidfd_send_signal(handle, number)
             if number == signal.SIGKILL:
@@ -229,13 +245,15 @@ class Target:
     def use(self, pid: int | None = None) -> Use:
         """Counts what is used."""
         pid = pid or self.wait_pid()
+        keeper = self.keeper_pid()
+        assert keeper is not None, self.states()
         return Use(
             daemon_fds=_descriptors(pid),
             daemon_kib=_resident(pid),
             daemon_shared_kib=_resident(pid, "RssShmem"),
-            first_fds=_descriptors(self.first_pid),
-            first_kib=_resident(self.first_pid),
-            in_flight=_in_flight(self.first_pid),
+            keeper_fds=_descriptors(keeper),
+            keeper_kib=_resident(keeper),
+            in_flight=_in_flight(keeper),
         )
 
     def quiet_use(self) -> Use:
@@ -244,8 +262,8 @@ class Target:
         for _ in range(40):
             time.sleep(0.25)
             after = self.use()
-            if (after.daemon_fds, after.in_flight, after.first_fds) == (
-                before.daemon_fds, before.in_flight, before.first_fds,
+            if (after.daemon_fds, after.in_flight, after.keeper_fds) == (
+                before.daemon_fds, before.in_flight, before.keeper_fds,
             ):  # fmt: skip
                 return after
             before = after
@@ -253,7 +271,8 @@ class Target:
 
     def shared_bytes(self) -> int:
         """Returns how much memory the files take that outlive the daemon (memfd)."""
-        return _shared(self.first_pid)
+        keeper = self.keeper_pid()
+        return 0 if keeper is None else _shared(keeper)
 
     def first_cpu(self) -> float:
         """Returns the seconds of processor time that PID 1 has used."""
@@ -263,7 +282,9 @@ class Target:
 
 
 @contextmanager
-def booted(config: str = CONFIG) -> Iterator[Target]:
+def booted(
+    config: str = CONFIG, make: Callable[[Machine, Path, str], Target] = Target
+) -> Iterator[Target]:
     """Boots a machine, with lockd as it is in this tree, and a configuration for it."""
     # Not below /dev/shm: what lockd's user has there is removed with RemoveIPC=.
     with (
@@ -271,7 +292,7 @@ def booted(config: str = CONFIG) -> Iterator[Target]:
         Machine(Path(place)) as machine,
     ):
         print(machine.manner, flush=True)
-        yield Target(machine, Path(place), config)
+        yield make(machine, Path(place), config)
 
 
 def _statistics(board: Board) -> dict[str, Any]:
