@@ -10,17 +10,26 @@ and a lean signal is a number.
 
 from lockd.hints import TYPE_CHECKING
 
-__all__ = ["Lock", "RLock", "WeakSet", "local", "ref", "signal", "socket"]
+__all__ = [
+    "TIMEOUT_MAX",
+    "Lock",
+    "RLock",
+    "WeakSet",
+    "local",
+    "ref",
+    "signal",
+    "socket",
+]
 
 if TYPE_CHECKING:
     import signal
     import socket
-    from threading import Lock, RLock, local
+    from threading import TIMEOUT_MAX, Lock, RLock, local
     from weakref import WeakSet, ref
 else:
     import _signal as signal
     import _socket as socket
-    from _thread import RLock
+    from _thread import TIMEOUT_MAX, RLock
     from _thread import _local as local
     from _thread import allocate_lock as Lock  # noqa: N812 (as threading calls it)
     from _weakref import ref

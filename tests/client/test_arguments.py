@@ -8,6 +8,7 @@ import inspect
 import math
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
@@ -90,7 +91,7 @@ def is_utf8(value: str) -> bool:
 
 
 def patience(value: Any) -> bool:
-    return number(value, -math.inf, 1e9) or value == math.inf
+    return number(value, 0, threading.TIMEOUT_MAX) or value in (-1, math.inf)
 
 
 def anything(value: Any) -> bool:
@@ -199,7 +200,7 @@ KINDS: dict[str, Takes] = {
 OF_FUNCTIONS: dict[str, Takes] = {
     "canonical_path path": lambda value: place(value) or path(value),
     "hashed_name path": lambda value: place(value) or path(value),
-    # As `threading.Lock` has it: a negative one waits for ever.
+    # As `threading.Lock` has it: -1 waits for ever.
     "Lock.acquire timeout": patience,
     "Client.lock timeout": patience,
     "lock timeout": patience,

@@ -49,8 +49,7 @@ class Case:
             "repr of the grant": " held>" in repr(self.grant),
             "lock.locked": self.lock.locked(),
             "lock.is_locked": self.lock.is_locked,
-            "repr of the lock": " held>" in repr(self.lock)
-            and "not held" not in repr(self.lock),
+            "repr of the lock": repr(self.lock).startswith("<locked "),
         }
 
 

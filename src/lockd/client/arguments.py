@@ -12,6 +12,7 @@ from itertools import islice
 
 from lockd.errors import InvalidRequestError
 from lockd.hints import Any, Final
+from lockd.lean import TIMEOUT_MAX
 from lockd.names import MAX_NAME_BYTES, MAX_PATH_BYTES, check_text, path_text, quoted
 from lockd.terms import EXCLUSIVE, MOST_SLOTS, SHARED, SLOT
 
@@ -99,15 +100,30 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def patience(name: str, value: object) -> float:
-    """Checks a timeout. Returns it in seconds; a negative one waits without a limit."""
-    allowed = "a number of seconds (negative: for ever), or None"
+    """Checks the timeout of a lock, as `threading.Lock` does, but for infinity.
+
+    Returns it in seconds; -1 waits without a limit.
+    """
+    allowed = "a number of seconds from 0, -1 (for ever), or None"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, allowed, value)
-    if not value <= _LONGEST_WAIT:  # rejects nan too
-        if value == math.inf:
-            return -1
-        raise _wrong_value(name, f"{allowed}, at most 1e9", value)
-    return value
+    if value in (-1, math.inf):
+        return -1
+    if value > TIMEOUT_MAX:
+        raise _TooLongError(f"{name} must be {allowed}, at most {TIMEOUT_MAX:.0f}")
+    if not value >= 0:  # rejects nan too
+        raise _wrong_value(name, allowed, value)
+    return value if value <= _LONGEST_WAIT else -1
+
+
+def no_patience(name: str, value: object) -> None:
+    """Checks that a call that does not wait was given no timeout."""
+    if value not in (None, -1):
+        raise _wrong_value(name, "None if the call does not wait", value)
+
+
+class _TooLongError(InvalidRequestError, OverflowError):
+    """A timeout that `threading.Lock` rejects with an OverflowError."""
 
 
 def _seconds(name: str, value: object) -> float:

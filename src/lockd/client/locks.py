@@ -58,8 +58,8 @@ class AnyLock(Uncopied, Generic[GrantT]):
         self._guests: set[ref[Any]] = set()
 
     def __repr__(self) -> str:
-        state = "held" if self.locked() else "not held"
-        return f"<Lock {self._key} {self._mode} {state}>"
+        state = "locked" if self.locked() else "unlocked"
+        return f"<{state} Lock object ({self._key}, {self._mode}) at {id(self):#x}>"
 
     @property
     def grant(self) -> GrantT:
@@ -99,7 +99,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
         raise NotImplementedError
 
     def _patience(self, timeout: float | None) -> float:
-        """Returns the timeout in seconds. A negative number waits without a limit."""
+        """Returns the timeout in seconds; -1 waits without a limit."""
         if timeout is None:
             return self._timeout
         return arguments.patience("timeout", timeout)
@@ -108,7 +108,7 @@ class AnyLock(Uncopied, Generic[GrantT]):
         """Returns a new request for the lock.
 
         Args:
-            timeout: in seconds. A negative number waits without a limit.
+            timeout: in seconds; -1 waits without a limit.
             strand: the strand that acquires it; None: the session as a whole.
         """
         params = self._params.copy()

@@ -1,11 +1,14 @@
 """`Client.lock()` where `threading.Lock` or `filelock.FileLock` was."""
 
+import math
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 import lockd
 from client.adapters import Thread
+from support.processes import in_child
 from support.wire_client import WireClient
 
 
@@ -57,6 +60,58 @@ def test_lock_that_somebody_holds_is_not_acquired(
     assert not lock.locked()
     watcher.call("release", resource="disk")
     assert lock.acquire(True, -1)
+
+
+@pytest.mark.parametrize("timeout", [-1, 0, 5, 1e9 + 1, threading.TIMEOUT_MAX])
+def test_timeouts_are_those_of_a_threading_lock(
+    timeout: float, client: lockd.Client
+) -> None:
+    lock = client.lock("disk", timeout=timeout)
+    with lock, pytest.raises(ValueError, match="does not wait"):
+        lock.acquire(False, 1)
+    assert lock.acquire(timeout=timeout)
+
+
+def test_infinite_timeout_waits_without_a_limit(client: lockd.Client) -> None:
+    assert client.lock("disk").acquire(timeout=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [
+        (-100, ValueError),
+        (-0.001, ValueError),
+        (math.nan, ValueError),
+        (threading.TIMEOUT_MAX + 1, OverflowError),
+        (1e100, OverflowError),
+        (10**400, OverflowError),
+    ],
+)
+def test_timeout_that_a_threading_lock_rejects_is_rejected(
+    timeout: float, error: type[Exception], client: lockd.Client
+) -> None:
+    lock = client.lock("disk")
+    for kind in (error, lockd.InvalidRequestError):
+        with pytest.raises(kind):
+            lock.acquire(timeout=timeout)
+        with pytest.raises(kind):
+            client.lock("disk", timeout=timeout)
+
+
+def test_lock_begins_anew_in_a_child(sock: str) -> None:
+    with lockd.connect(sock) as client:
+        lock = client.lock("disk")
+        lock.acquire()
+
+        def child() -> str:
+            lock._at_fork_reinit()
+            return str(lock.locked())
+
+        assert in_child(child) == "False"
+        lock.check()
+        lock._at_fork_reinit()
+        assert not lock.locked()
+        assert client.lock("disk").acquire(blocking=False)
 
 
 def test_lock_that_another_thread_holds_is_not_acquired(client: lockd.Client) -> None:
@@ -121,10 +176,10 @@ def test_lock_that_is_entered_but_not_acquired_raises_why(
 
 def test_lock_says_what_is_held(client: lockd.Client, watcher: WireClient) -> None:
     lock = client.lock("disk", reason="why", label="what")
-    assert repr(lock) == "<Lock disk exclusive not held>"
+    assert repr(lock) == f"<unlocked Lock object (disk, exclusive) at {id(lock):#x}>"
     with lock:
         assert lock.fencing_token == lock.grant.fencing_token
-        assert repr(lock) == "<Lock disk exclusive held>"
+        assert repr(lock).startswith("<locked Lock object (disk, exclusive) at ")
         (holder,) = watcher.call("query", resource="disk")["holders"]
         assert (holder["reason"], holder["label"]) == ("why", "what")
 

@@ -103,7 +103,7 @@ class Lock(AnyLock[Grant]):
         must not believe that it holds the lock.
 
         Args:
-            timeout: seconds to wait; negative waits without a limit; None: that of
+            timeout: seconds to wait; -1 waits without a limit; None: that of
                 `lock()`.
 
         Raises:

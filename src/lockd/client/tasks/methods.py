@@ -45,7 +45,7 @@ class Methods(Uncopied):
     ) -> Lock:
         """Returns a lock to use in `async with`, or like `anyio.Lock`.
 
-        The arguments are those of `acquire`; a negative `timeout` waits without a limit
+        The arguments are those of `acquire`; a `timeout` of -1 waits without a limit
         too.
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}

@@ -133,8 +133,8 @@ class Lock(AnyLock[Grant]):
         """Waits for the lock.
 
         Args:
-            blocking: False does not wait.
-            timeout: seconds to wait; negative waits without a limit; None: that of
+            blocking: False does not wait, and allows no timeout.
+            timeout: seconds to wait; -1 waits without a limit; None: that of
                 `lock()`.
 
         The lock then belongs to no thread. A thread that acquires it twice waits until
@@ -147,7 +147,10 @@ class Lock(AnyLock[Grant]):
             AlreadyHeldError: the process that this session acts for holds the lock.
             RequestError: the daemon rejected the request for another reason.
         """
-        patience = self._patience(timeout) if blocking else 0
+        patience = self._patience(timeout)
+        if not blocking:
+            arguments.no_patience("timeout", timeout)
+            patience = 0
         try:
             held = self._acquire(patience, ThreadLink.lone_strand, entered=False)
         except (BusyError, AcquireTimeoutError) as refusal:
@@ -175,6 +178,14 @@ class Lock(AnyLock[Grant]):
         arguments.checked("release", {"wait": wait})
         self._check_owned()
         self._release(self._to_release(), wait=wait)
+
+    def _at_fork_reinit(self) -> None:
+        # A condition, or another user of a `threading.Lock`, unlocks it so in a child.
+        self._bodies.clear()
+        for held in list(self._holds):
+            self._holds.pop(held, None)
+            if not held.grant.link.forked:
+                held.grant.link.release(held.grant)
 
     def _release(self, held: Held[Grant], *, wait: bool) -> None:
         link = held.grant.link
