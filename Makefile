@@ -13,15 +13,16 @@
 # make soak [SECONDS=600] [SOAK="--judge-p99"]     200 clients that misbehave, under a real systemd: does
 #              the service keep its word, its memory and its descriptors? takes root
 # make bench [BENCH="ROW..."] [COMPILED=no]   speed, beside the peers that are installed, and
-#              as `make install` would install it; docs/speed.md
+#              as `make install` would install it; docs/explanation/speed.md
 # make bench-count [AGAINST=REVISION]   instructions of daemon and clients for each request; takes valgrind
-# make picture  draw the rooms and folders of the source into docs/, from the imports; takes graphviz
+# make picture  draw the rooms and folders of the source into docs/explanation/, from the imports; takes graphviz
+# make docs [SITE=.site]  make a site of the pages in docs/, with Sphinx; warnings are errors
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no]   program,
 #              units, manual, completion; hot modules are compiled if there is a C compiler
 # make uninstall     with the same variables; configuration and state stay
-# make lock    write requirements.lock anew, from pyproject.toml
+# make lock    write requirements.lock and docs/requirements.lock anew, from pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,9 +43,9 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
-DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.yml docs/*.json
+DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
 
-.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture lock compiled interpreted install uninstall clean
+.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture docs lock compiled interpreted install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -121,6 +122,19 @@ picture: $(READY)
 	  echo 'make picture needs dot: install graphviz (Debian: apt-get install graphviz)' >&2; exit 1; }
 	$(BIN)/python tools/picture.py
 
+# Sphinx has an environment of its own: who wants to run lockd shall not wait for it.
+SITE ?= .site
+DOCS_READY := $(VENV)/docs/.ready
+docs: $(DOCS_READY)
+	$(VENV)/docs/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -d $(VENV)/docs/doctrees docs '$(SITE)'
+	@echo 'The site begins at $(SITE)/index.html.'
+
+$(DOCS_READY): docs/requirements.lock
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes -r docs/requirements.lock
+	@touch $@
+
 # The environment is what the lock file says, checked by hash; lockd itself is linked.
 $(READY): requirements.lock pyproject.toml
 	@echo 'Building $(VENV), once; pip names each package as it comes.'
@@ -144,6 +158,9 @@ lock:
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --extra all --group dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --extra aio --group docs --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make lock' --output-file docs/requirements.lock pyproject.toml
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
@@ -194,9 +211,8 @@ install: $(READY)
 	for page in man/*.[1-8]; do \
 	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
 	done
-	install -d '$(DESTDIR)$(DOCDIR)/docs'
 	for page in $(DOCUMENTS); do \
-	  install -m 644 $$page '$(DESTDIR)$(DOCDIR)'/$$page || exit 1; \
+	  install -D -m 644 $$page '$(DESTDIR)$(DOCDIR)'/$$page || exit 1; \
 	done
 	for script in $(COMPLETIONS); do \
 	  install -d "$$(dirname '$(DESTDIR)$(PREFIX)/share'/$${script#*:})" && \
@@ -228,4 +244,4 @@ uninstall:
 
 clean:
 	find src -name '*.so' -delete
-	rm -rf $(VENV) .run .compiled src/lockd/compiled.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .run .site .compiled src/lockd/compiled.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

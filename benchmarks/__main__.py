@@ -45,7 +45,9 @@ def main() -> None:
         help="where to put the lock files (default: %(default)s)",
     )
     parser.add_argument(
-        "--markdown", action="store_true", help="print the table for docs/speed.md"
+        "--markdown",
+        action="store_true",
+        help="print the table for docs/explanation/speed.md",
     )
     arguments = parser.parse_args()
     line = markdown if arguments.markdown else plain

@@ -80,7 +80,7 @@ def plain(cells: tuple[str, ...]) -> str:
 
 
 def markdown(cells: tuple[str, ...]) -> str:
-    """Returns a line for a page in Markdown (docs/speed.md)."""
+    """Returns a line for a page in Markdown (docs/explanation/speed.md)."""
     line = f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |"
     if cells == HEADING:
         line += "\n" + "|---" * len(cells) + "|"

@@ -1,4 +1,4 @@
-"""What `make bench` says is true (docs/speed.md). No figure is tested."""
+"""What `make bench` says is true (docs/explanation/speed.md). No figure is tested."""
 
 import os
 import re
@@ -122,7 +122,7 @@ def test_a_table_in_markdown_has_as_many_cells_in_each_line() -> None:
 
 
 def test_the_page_names_rows_that_exist() -> None:
-    page = (DOCS / "speed.md").read_text()
+    page = (DOCS / "explanation/speed.md").read_text()
     (rows,) = re.findall(r'BENCH="([a-z][a-z -]+)"', page)
     assert set(rows.split()) <= set(ROWS)
 

@@ -33,7 +33,7 @@ from support.places import DOCS, ROOT
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{p.name}" for p in DOCS.glob("*.md")),
+    *(str(p.relative_to(ROOT)) for p in sorted(DOCS.rglob("*.md"))),
 ]
 EXAMPLES = re.findall(
     r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL

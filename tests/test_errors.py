@@ -15,7 +15,7 @@ from lockd.errors import (
 )
 from support.places import DOCS
 
-PROTOCOL = DOCS / "protocol.md"
+PROTOCOL = DOCS / "reference/protocol.md"
 
 CLASSES = [
     found

@@ -1,4 +1,4 @@
-"""What the page of operations says of memory: it adds up, and what is recorded fits."""
+"""What the page of memory says: it adds up, and what is recorded fits."""
 
 import re
 import tracemalloc
@@ -20,7 +20,7 @@ MOST_WITHIN = 64
 
 
 def test_memory_that_can_be_held_adds_up() -> None:
-    """The page of operations says what the limits allow, and sums it up."""
+    """The page of memory says what the limits allow, and sums it up."""
     limits = to_builtins(Limits())
     for table, length in (("for one user", 6), ("in all", 5)):
         rows, total = memory_table(table)
@@ -41,15 +41,14 @@ def test_one_user_does_not_take_all_room_for_records() -> None:
     # What a client calls itself, 4,096 characters, and who it is.
     recorded += 20_480 * limits.sessions_per_user
     assert recorded < limits.record_bytes / 2
-    page = (DOCS / "operations.md").read_text()
+    page = (DOCS / "explanation/memory.md").read_text()
     assert f"lockd records {recorded / 2**20:.0f} MiB of this" in page
 
 
 def memory_table(table: str) -> tuple[list[tuple[str, ...]], int]:
     """Returns what each row says - bytes, how many, limit, MiB - and their sum."""
-    page = (DOCS / "operations.md").read_text()
-    section = page.split("## How much memory it takes")[1].split("\n## ")[0]
-    before, _, said = section.partition(f"Sum {table}: ")
+    page = (DOCS / "explanation/memory.md").read_text()
+    before, _, said = page.partition(f"Sum {table}: ")
     rows = re.findall(
         r"^\| .* \| ([\d.]+) \| (\d+) \| `(\w+)` \| (\d+) \|$",
         before.rpartition("\n|---")[2],
@@ -117,7 +116,7 @@ def test_locks_that_sessions_are_within_take_no_more_than_the_page_says(
 def test_records_are_no_longer_than_what_their_limits_allow(
     space: str, names: list[str], text: str | None
 ) -> None:
-    """The page of operations counts on it: the longest that any client can have."""
+    """The page of memory counts on it: the longest that any client can have."""
     each = sizes()
     keys = tuple(ResourceKey(space, name) for name in names)
     engine, session, owner_id = LockEngine(2**40), 2**40, 2**40 + 1

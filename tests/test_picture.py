@@ -1,4 +1,4 @@
-"""The pictures of the house in docs/: each shows what the imports say."""
+"""The pictures of the house in docs/explanation/: each shows what the imports say."""
 
 import shutil
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from house import House, reduced
-from picture import DOCS, PICTURES, drawn, source_in, source_of
+from picture import HERE, PICTURES, drawn, source_in, source_of
+from support.places import ROOT
 from support.small_house import planted
 
 HOUSE = House()
@@ -15,20 +16,20 @@ HOUSE = House()
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_picture_is_not_stale(name: str) -> None:
-    old = set(source_in((DOCS / name).read_text()).splitlines())
+    old = set(source_in((HERE / name).read_text()).splitlines())
     new = set(source_of(HOUSE, PICTURES[name]).splitlines())
     told = [f"it lacks {x}" for x in sorted(new - old)]
     told += [f"no longer so: {x}" for x in sorted(old - new)]
-    assert not told, "\n".join([f"docs/{name} is stale: make picture", *told])
+    assert not told, "\n".join([f"{name} is stale: make picture", *told])
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_architecture_shows_picture(name: str) -> None:
-    assert f"]({name})" in (DOCS / "architecture.md").read_text()
+    assert f"]({name})" in (HERE / "architecture.md").read_text()
 
 
 def test_every_drawing_is_one_of_the_house() -> None:
-    assert {x.name for x in DOCS.glob("*.svg")} == PICTURES.keys()
+    assert {x.name for x in HERE.glob("*.svg")} == PICTURES.keys()
 
 
 def test_new_arrow_makes_a_picture_stale(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_who_has_no_graphviz_is_told(tmp_path: Path) -> None:
     assert make is not None
     result = subprocess.run(
         [make, "--old-file=.venv/.ready", "picture"],
-        cwd=DOCS.parent,
+        cwd=ROOT,
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -363,7 +363,7 @@ def a_file_that_is_exchanged(scene: Scene) -> None:
     scene.holder.convert("web1", "exclusive", lockspace="files")
 
 
-@case("unknown_method", "'juggle'", step="docs/protocol.md 6.1")
+@case("unknown_method", "'juggle'", step="docs/reference/protocol.md 6.1")
 def a_method_that_is_not_there(scene: Scene) -> None:
     scene.other.call("juggle")
 
@@ -583,7 +583,7 @@ def test_lockctl_says_the_same_sentence(scene: Scene) -> None:
     check_form(line.removeprefix("lockctl: "))
 
 
-TABLE = (DOCS / "operations.md").read_text().split("## When something is")[1]
+TABLE = (DOCS / "how-to/trouble.md").read_text().split("## When something is")[1]
 MESSAGES = re.findall(r"^\| `([^`]+)`", TABLE, re.MULTILINE)
 
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from support.places import ROOT
+from support.places import DOCS, ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -71,7 +71,8 @@ def running_python() -> str:
 def unmet(lock: str, python: str) -> Iterator[str]:
     """Goes through what somebody requires there and the lock file does not pin."""
     pins, env = pinned(lock, python), environment(python)
-    parts = PROJECT["optional-dependencies"] | PYPROJECT["dependency-groups"]
+    groups = PYPROJECT["dependency-groups"]
+    parts = PROJECT["optional-dependencies"] | {"dev": groups["dev"]}
     of_project = [*PROJECT["dependencies"], *(x for y in parts.values() for x in y)]
     to_do = [("", text, "lockd") for text in of_project]
     seen = set()
@@ -95,6 +96,7 @@ def unmet(lock: str, python: str) -> Iterator[str]:
 
 
 LOCK = (ROOT / "requirements.lock").read_text()
+DOCS_LOCK = (DOCS / "requirements.lock").read_text()
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -119,6 +121,15 @@ def test_a_requirement_of_one_patch_release_only_is_missed_if_it_is_not_pinned()
         "redis requires async-timeout>=4.0.3"
     ]
     assert list(unmet(without, "3.11.14")) == []
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_file_of_the_site_pins_what_it_is_made_with(python: str) -> None:
+    pins = pinned(DOCS_LOCK, python)
+    groups, extras = PYPROJECT["dependency-groups"], PROJECT["optional-dependencies"]
+    for text in (*PROJECT["dependencies"], *extras["aio"], *groups["docs"]):
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
 def test_the_project_names_the_pythons_that_are_tested() -> None:

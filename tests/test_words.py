@@ -21,14 +21,14 @@ MOST_WORDS = 25
 
 PAGES = [
     path.relative_to(TOP).as_posix()
-    for pattern in ("*.md", "docs/*.md")
+    for pattern in ("*.md", "docs/**/*.md")
     for path in sorted(TOP.glob(pattern))
 ]
 READ = PAGES + [
     path.relative_to(TOP).as_posix()
     for place in ("docs", "man", "conf", "systemd")
     for path in sorted((TOP / place).rglob("*.*"))
-    if path.is_file() and path.suffix not in (".md", ".svg")
+    if path.is_file() and path.suffix not in (".md", ".svg", ".py", ".lock")
 ]
 
 #: The new program says this to the old one at an upgrade, whatever their versions are.

@@ -1,4 +1,4 @@
-"""Draws the house into docs/: its rooms, and the folders of the large ones.
+"""Draws the house into docs/explanation/: its rooms, and the folders of the large ones.
 
     make picture
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from house import Arrow, House, Module, reduced
 from plan import may_know
 
-DOCS = Path(__file__).parents[1] / "docs"
+HERE = Path(__file__).parents[1] / "docs" / "explanation"
 
 PICTURES = {"rooms.svg": "lockd", "daemon.svg": "daemon", "ctl.svg": "ctl"}
 """Each picture, and the folder of which it shows what is in it."""
@@ -140,7 +140,7 @@ def main() -> None:
     """Draws all pictures anew."""
     house = House()
     for name, folder in PICTURES.items():
-        (DOCS / name).write_text(drawn(source_of(house, folder)))
+        (HERE / name).write_text(drawn(source_of(house, folder)))
 
 
 if __name__ == "__main__":

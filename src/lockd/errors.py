@@ -1,5 +1,7 @@
 """All exceptions of lockd. Each has one cause that a caller may handle differently.
 
+Each with its code, and builtin exceptions that it also is::
+
     LockdError
       ProtocolError             the conversation is broken (code "protocol")
       ConnectionLostError       ConnectionError: the daemon is gone or unreachable
@@ -29,7 +31,7 @@
 
 Codes never change. The leaves also inherit the builtin exception that scripts already
 catch. `error_for_code` returns the exception for a code. `facts` has the facts of an
-error, as docs/protocol.md describes them.
+error, as docs/reference/protocol.md describes them.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What `--json` prints, as types: docs/json.md in msgspec's words, version 1.
+"""What `--json` prints, as types: docs/reference/json.md in msgspec's words, version 1.
 
 The tests hold them against the page and against what lockctl prints. lockctl itself
 passes on what the daemon answers, so it shows the fields of a newer daemon, too.

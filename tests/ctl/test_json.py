@@ -20,7 +20,7 @@ from lockd.ctl.render import VERSION
 from support.asking import ask_until
 from support.places import DOCS
 
-PAGE = (DOCS / "json.md").read_text()
+PAGE = (DOCS / "reference/json.md").read_text()
 
 
 def understood(command: str, text: str) -> Any:

@@ -75,7 +75,7 @@ def test_unknown_method_is_refused_with_its_msgid(method: str | bytes) -> None:
 def test_method_that_is_no_text_is_invalid(method: Any) -> None:
     assert refusal([0, 3, method, []]) == (
         3,
-        "invalid: the method must be text: docs/protocol.md 6.1",
+        "invalid: the method must be text: docs/reference/protocol.md 6.1",
     )
 
 

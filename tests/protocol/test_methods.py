@@ -1,4 +1,4 @@
-"""The catalogue is the one of docs/protocol.md, and checks what it is given."""
+"""The catalogue is the one of the protocol's page, and checks what it is given."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from lockd.errors import ERRORS_BY_CODE
 from lockd.protocol.methods import MAX_TEXT_CHARACTERS, METHODS, OwnerParams, method_of
 from support.places import DOCS
 
-PAGE = (DOCS / "protocol.md").read_text()
+PAGE = (DOCS / "reference/protocol.md").read_text()
 
 
 def table_after(heading: str) -> list[list[str]]:

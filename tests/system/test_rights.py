@@ -1,7 +1,7 @@
 """Who may do what: real users against a real daemon, operation by operation.
 
-What is expected stands in a table of its own here, written from docs/protocol.md
-6.12 to 6.16, and not derived from the code.
+What is expected stands in a table of its own here, written from the protocol's
+clauses 6.12 to 6.16, and not derived from the code.
 """
 
 import json

@@ -13,10 +13,11 @@ from lockd.terms import SLOT, ResourceKey
 from lockd.text import counted
 
 Thing = dict[str, Any]
-"""A lock, a holder, an event, ... as the daemon sends it (docs/protocol.md 7)."""
+"""A lock, a holder, an event, ... as the daemon sends it (protocol 7)."""
 
 VERSION: Final = 1
-"""The version of docs/json.md. It rises when a field goes or changes its meaning."""
+"""Of the shapes in docs/reference/json.md. It rises when a field goes or changes its
+meaning."""
 
 UNNAMED: Final = "`lockctl list --pid PID --json` shows the one that is process PID"
 """How to see a holder that the daemon does not name (protocol 7.2)."""

@@ -1,4 +1,4 @@
 """The wire format of lockd: bytes, messages, methods. This room does no I/O.
 
-docs/protocol.md is normative. Docstrings cite its clauses by number.
+docs/reference/protocol.md is normative. Docstrings cite its clauses by number.
 """

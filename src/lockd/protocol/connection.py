@@ -44,6 +44,9 @@ SHORT: Final = 2_048
 """Up to which size the end of an incomplete message is looked for. Each look begins at
 its first byte."""
 
+ALL_METHODS: Final = "docs/reference/protocol.md 6.1"
+"""Where errors about methods lead."""
+
 #: The first element of every error: clients expect a kind there (protocol 4.1).
 ERROR_KIND = 1
 
@@ -261,9 +264,9 @@ def _known(method_name: Any) -> Method:
     if method is not None:
         return method
     if not isinstance(method_name, str | bytes):
-        raise InvalidRequestError("the method must be text: docs/protocol.md 6.1")
+        raise InvalidRequestError(f"the method must be text: {ALL_METHODS}")
     raise UnknownMethodError(
-        f"there is no method {_shown(method_name)}: docs/protocol.md 6.1 lists all"
+        f"there is no method {_shown(method_name)}: {ALL_METHODS} lists all"
     )
 
 

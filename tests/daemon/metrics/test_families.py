@@ -293,7 +293,7 @@ def documented() -> set[str]:
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
-PAGE = (DOCS / "metrics.md").read_text()
+PAGE = (DOCS / "reference/metrics.md").read_text()
 
 
 def test_page_has_every_metric_and_no_other(lockd: DaemonProcess) -> None:
@@ -306,13 +306,16 @@ def test_page_has_every_metric_and_no_other(lockd: DaemonProcess) -> None:
     assert documented() == names
     # The only one that is not always there.
     missing = "lockd_handover_seconds"
-    for name in (DOCS / "lockd-dashboard.json", DOCS / "lockd-alerts.yml"):
+    for name in (
+        DOCS / "how-to/lockd-dashboard.json",
+        DOCS / "how-to/lockd-alerts.yml",
+    ):
         used = set(re.findall(r"\b((?:lockd|process)_\w+)\b", name.read_text()))
         assert used <= families(found) | {missing}, used - families(found)
 
 
 def test_dashboard_is_one_and_its_panels_do_not_overlap() -> None:
-    dashboard = json.loads((DOCS / "lockd-dashboard.json").read_text())
+    dashboard = json.loads((DOCS / "how-to/lockd-dashboard.json").read_text())
     cells = [
         (x, y)
         for panel in dashboard["panels"]
@@ -331,14 +334,14 @@ def sum_of(panel: dict[str, dict[str, int]], place: str, size: str) -> int:
 
 
 def expressions() -> list[str]:
-    dashboard = json.loads((DOCS / "lockd-dashboard.json").read_text())
+    dashboard = json.loads((DOCS / "how-to/lockd-dashboard.json").read_text())
     found = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
     return [x.replace("$__rate_interval", "1m") for x in found]
 
 
 @needs_promtool
 def test_rules_and_queries_please_promtool(tmp_path: Path) -> None:
-    promtool("check", "rules", str(DOCS / "lockd-alerts.yml"))
+    promtool("check", "rules", str(DOCS / "how-to/lockd-alerts.yml"))
     # It knows no dashboards: each query is written as a rule.
     rules = [
         {"record": f"q:{number}", "expr": query}
@@ -390,5 +393,5 @@ tests:
 @needs_promtool
 def test_alerts_come_when_they_should(tmp_path: Path) -> None:
     path = tmp_path / "test.yml"
-    path.write_text(ALERT_TESTS.format(rules=DOCS / "lockd-alerts.yml"))
+    path.write_text(ALERT_TESTS.format(rules=DOCS / "how-to/lockd-alerts.yml"))
     promtool("test", "rules", str(path))

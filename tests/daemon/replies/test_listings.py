@@ -82,7 +82,7 @@ def test_waiters_have_their_places_and_who_is_before_them(
         (behind,) = after["behind"]
         assert behind["owner"] == before["owner"]
         assert behind["fencing_token"] is None
-    page = (DOCS / "protocol.md").read_text()
+    page = (DOCS / "reference/protocol.md").read_text()
     for key in found[0]:
         assert f"`{key}`" in page
 

@@ -1,4 +1,4 @@
-"""The shapes of docs/protocol.md, section 7 and clause 4.3, as they are on the wire."""
+"""The shapes of the protocol, section 7 and clause 4.3, as they are on the wire."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from lockd.terms import OutsideHolder, ResourceKey
 from support.places import DOCS
 from support.wire_client import WireClient, wait_for_waiters
 
-PAGE = (DOCS / "protocol.md").read_text()
+PAGE = (DOCS / "reference/protocol.md").read_text()
 
 WAITER = PARTY | {
     "inside",

@@ -1,4 +1,4 @@
-"""Every method of docs/protocol.md over the wire, and what it refuses."""
+"""Every method of docs/reference/protocol.md over the wire, and what it refuses."""
 
 import fcntl
 import os

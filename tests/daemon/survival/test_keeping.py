@@ -149,7 +149,7 @@ def test_without_memory_new_work_is_refused_and_nothing_is_lost(
 
 @pytest.mark.parametrize("way", ["release something", "raise the key"])
 def test_remedy_for_a_lack_of_memory_works(way: str, tmp_path: Path) -> None:
-    """As operations.md says it: by the client socket, for want of another."""
+    """As the page of trouble says it: by the client socket, for want of another."""
     least = "limits.record_bytes = 16777216\n"
     with closing(ServiceManager(tmp_path, least, checks=False)) as manager:
         manager.start()

@@ -1,4 +1,4 @@
-"""All metrics of the daemon (docs/metrics.md).
+"""All metrics of the daemon (docs/reference/metrics.md).
 
 `FAMILIES` is the table of all metrics. It only reads values; `counts`, the engine and
 other parts count them. Labels are lockspaces, codes, methods and the like, which are

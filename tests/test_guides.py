@@ -1,6 +1,6 @@
-"""Runs every command of docs/cookbook.md and compares what it prints.
+"""Runs every command of the guides in docs/how-to/ and compares what it prints.
 
-Each section has a daemon and a directory of its own. A block that is no console is a
+Each page has a daemon and a directory of its own. A block that is no console is a
 file: its path stands in its first comment. Paths of the system lead into the directory.
 What differs from run to run (numbers, who runs the test) is not compared.
 """
@@ -24,12 +24,19 @@ from lockd import connect
 from support.daemon_process import DaemonProcess
 from support.places import DOCS, ROOT
 
-PAGE = (DOCS / "cookbook.md").read_text()
-SECTIONS = {
-    re.sub(r"\W+", "-", title).strip("-").lower(): text
-    for title, text in re.findall(
-        r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL
-    )
+NOT_RUN = {
+    "configure",  # no commands
+    "install",  # tests/system/booted/test_install.py
+    "libvirt",  # tests/system/booted
+    "metrics",  # no commands
+    "trouble",  # shows a host with a history
+    "upgrade",  # no commands
+}
+"""Pages whose commands no test runs as they stand, and why."""
+PAGES = {
+    path.stem: path.read_text()
+    for path in sorted((DOCS / "how-to").glob("*.md"))
+    if path.stem not in NOT_RUN
 }
 MARK = "__done__"
 OF_THE_MOMENT = re.compile(r"(Terminated|Done) |^lockctl: (waiting for|got) '")
@@ -62,7 +69,7 @@ def file_of(block: str) -> tuple[str, str] | None:
 
 
 class Host:
-    """Where the commands of one section run: a directory, a daemon, a shell."""
+    """Where the commands of one page run: a directory, a daemon, a shell."""
 
     def __init__(self, root: Path, text: str) -> None:
         self.root = root
@@ -188,9 +195,9 @@ def root() -> Iterator[Path]:
         yield Path(place)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", PAGES)
 def test_commands_print_what_the_page_says(name: str, root: Path) -> None:
-    text = SECTIONS[name]
+    text = PAGES[name]
     if "$ systemd-escape" in text and not shutil.which("systemd-escape"):
         pytest.skip("takes systemd-escape (Debian: systemd)")
     host = Host(root, text)
@@ -237,7 +244,7 @@ def test_readme_alone_tells_who_holds_a_disk_image(root: Path) -> None:
     ((kind, block),) = blocks(section)
     (asked,) = steps(block)
     assert kind == "console"
-    host = Host(root, SECTIONS["who-holds-this-disk-image"])
+    host = Host(root, PAGES["disk-image"])
     image = "/srv/images/web1.img"
     hashed = f"--lockspace guests --label {image} $(lockctl lock-name {image})"
     with contextlib.ExitStack() as stack:
@@ -255,14 +262,14 @@ def test_readme_alone_tells_who_holds_a_disk_image(root: Path) -> None:
             shell.run("kill %1; wait")
 
 
-def test_every_section_has_commands() -> None:
-    assert len(SECTIONS) == 15
-    for name, text in SECTIONS.items():
+def test_every_page_has_commands() -> None:
+    assert len(PAGES) >= 13
+    for name, text in PAGES.items():
         assert [x for kind, x in blocks(text) if kind == "console"], name
 
 
 def test_cron_table_runs_what_it_says(tmp_path: Path) -> None:
-    host = Host(tmp_path, SECTIONS["a-cron-job-that-does-not-overtake-itself"])
+    host = Host(tmp_path, PAGES["cron"])
     host.daemon.start()
     try:
         lines = host.files["/etc/cron.d/report"].splitlines()
@@ -287,15 +294,8 @@ def test_cron_table_runs_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="takes systemd")
-@pytest.mark.parametrize(
-    "section",
-    [
-        "two-units-that-must-not-run-together",
-        "units-that-share-one-held-lock",
-    ],
-)
-def test_units_of_the_page_can_be_loaded(tmp_path: Path, section: str) -> None:
-    host = Host(tmp_path, SECTIONS[section])
+def test_units_of_the_page_can_be_loaded(tmp_path: Path) -> None:
+    host = Host(tmp_path, PAGES["units"])
     units = tmp_path / "etc" / "systemd" / "system"
     for unit in (ROOT / "systemd").glob("*.*"):
         # Whether lockd is installed here is not asked.
@@ -323,7 +323,7 @@ def test_units_of_the_page_can_be_loaded(tmp_path: Path, section: str) -> None:
 
 
 def test_lock_of_another_process_is_in_the_way(tmp_path: Path) -> None:
-    """What the section about holders outside lockd relies on."""
+    """What the page about holders outside lockd relies on."""
     file = tmp_path / "disk.img"
     file.touch()
     with (
@@ -335,7 +335,7 @@ def test_lock_of_another_process_is_in_the_way(tmp_path: Path) -> None:
 
 
 def test_worker_of_the_page_outlives_a_stop(root: Path) -> None:
-    host = Host(root, SECTIONS["a-worker-that-outlives-a-stop-of-lockd"])
+    host = Host(root, PAGES["worker"])
     host.daemon.start()
     worker = Path(host.inside("/usr/local/bin/worker"))
     with contextlib.ExitStack() as stack:
