@@ -315,7 +315,14 @@ class ClientCore:
         match message:
             case [1, msgid, None, result]:
                 reply = self._pending.get(msgid) if isinstance(msgid, int) else None
-                return reply is not None and self._succeed(reply, result)
+                if reply is None:
+                    return False
+                succeed = _SUCCESSES.get(reply.method)
+                if succeed is not None and not succeed(self, reply, result):
+                    return False
+                reply.settle(result)
+                if reply.abandoned:
+                    self._undo(reply)
             case [1, int() | None as msgid, [_, str(), *_] as error, _]:
                 return self._refuse(msgid, error)
             case [
@@ -336,15 +343,6 @@ class ClientCore:
                 return name not in ("lost", "notice", "event")
             case _:
                 return False
-        return True
-
-    def _succeed(self, reply: Reply, result: Any) -> bool:
-        succeed = _SUCCESSES.get(reply.method)
-        if succeed is not None and not succeed(self, reply, result):
-            return False
-        reply.settle(result)
-        if reply.abandoned:
-            self._undo(reply)
         return True
 
     def _refuse(self, msgid: int | None, error: list[Any]) -> bool:

@@ -73,15 +73,11 @@ class Hold:
         loss: the cause and the reason of its loss.
         release: the pending request that releases it.
         left: whether its release was sent, and nobody waits for the answer.
-        slot, slots: which slot it is, of how many; None in another mode.
+        shape: what the daemon said of it when it granted it (protocol 7.11).
         strand: the strand that holds it. 0: the session as a whole.
         told: whether the user has been told of its loss.
     """
 
-    slot: int | None = None
-    slots: int | None = None
-    inside: tuple[int, ...] = ()
-    previous: Mapping[str, Any] | None = None
     released = False
     loss: tuple[str, str] | None = None
     release: Reply | None = None
@@ -97,13 +93,7 @@ class Hold:
         self.key = key_of((shape["lockspace"], shape["resource"]))
         self.mode: Mode = shape["mode"]
         self.fencing_token: int = shape["fencing_token"]
-        self.waited: float = shape.get("waited") or 0.0
-        if "slot" in shape:
-            self.slot, self.slots = shape["slot"], shape.get("slots")
-        if "inside" in shape:
-            self.inside = tuple(shape["inside"] or ())
-        if "previous" in shape and isinstance(found := shape["previous"], dict):
-            self.previous = MappingProxyType(found)
+        self.shape = shape
 
     def convert(self, mode: "Mode", reply: Reply) -> None:
         """Sets the mode after a conversion, once."""
@@ -316,12 +306,12 @@ class AnyGrant(Uncopied):
     @property
     def slot(self) -> int | None:
         """Which slot it is, from 0 to `slots` - 1; None in another mode."""
-        return self.hold.slot
+        return self.hold.shape.get("slot")
 
     @property
     def slots(self) -> int | None:
         """How many slots the resource had when this one was granted."""
-        return self.hold.slots
+        return self.hold.shape.get("slots")
 
     @property
     def fencing_token(self) -> int:
@@ -340,12 +330,12 @@ class AnyGrant(Uncopied):
         (`lockctl run`). Then the lock is granted inside that one. Empty for any other.
         What is guarded by tokens must see one token from all of them: the first.
         """
-        return self.hold.inside
+        return tuple(self.hold.shape.get("inside") or ())
 
     @property
     def waited(self) -> float:
         """Seconds that the request waited."""
-        return self.hold.waited
+        return self.hold.shape.get("waited") or 0.0
 
     @property
     def previous(self) -> Mapping[str, Any] | None:
@@ -354,7 +344,8 @@ class AnyGrant(Uncopied):
         Then there may be something to repair. None if the daemon remembers no such
         hold.
         """
-        return self.hold.previous
+        found = self.hold.shape.get("previous")
+        return MappingProxyType(found) if isinstance(found, dict) else None
 
     @property
     def cause(self) -> str | None:

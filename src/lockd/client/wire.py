@@ -4,9 +4,10 @@ import select
 from collections import deque
 from collections.abc import Callable
 from itertools import repeat
+from operator import getitem, setitem
 
 from lockd.client.core import CLOSED, ClientCore
-from lockd.hints import Final
+from lockd.hints import Any, Final
 from lockd.lean import socket
 
 _READ_SIZE: Final = 65_536
@@ -16,9 +17,9 @@ class Wire:
     """The socket of one connection, in non-blocking mode.
 
     A signal handler may run, and raise, after any call of a function. So sending and
-    noting what was sent is one call here: an iterator whose parts are all written in C.
-    The same holds for receiving. The kernel may accept only a part of a piece. The rest
-    then replaces the piece.
+    noting what was sent is one call here: the next item of an iterator whose parts are
+    all written in C. The same holds for receiving. The kernel may accept only a part of
+    a piece. The rest then replaces the piece.
     """
 
     def __init__(self, sock: socket.socket, core: ClientCore) -> None:
@@ -26,13 +27,13 @@ class Wire:
         self._core = core
         sock.setblocking(False)
         pieces: deque[bytes] = core.outgoing
-        first = map(pieces.__getitem__, repeat(0))
+        first = map(getitem, repeat(pieces), repeat(0))
         sent = map(sock.send, first, repeat(socket.MSG_NOSIGNAL))
-        cut: Callable[[bytes, slice], bytes] = bytes.__getitem__
-        rests = map(cut, first, map(slice, sent, repeat(None)))
-        self._send_first = map(pieces.__setitem__, repeat(0), rests).__next__
+        rests = map(getitem, first, map(slice, sent, repeat(None)))
+        replace: Callable[[Any, int, Any], None] = setitem
+        self._sends = map(replace, repeat(pieces), repeat(0), rests)
         received = zip(map(sock.recv, repeat(_READ_SIZE)), core.numbers, strict=False)
-        self._receive = map(core.arrived.append, received).__next__
+        self._receipts = map(core.arrived.append, received)
         #: Those that nobody uses now. A signal handler may come in while one is used.
         self._polls: list[select.poll] = []
 
@@ -41,7 +42,7 @@ class Wire:
         pieces = self._core.outgoing
         try:
             while pieces:
-                self._send_first()
+                next(self._sends)
                 # No call between the tests and the removal.
                 if pieces and not pieces[0]:
                     pieces.popleft()
@@ -81,7 +82,7 @@ class Wire:
         if core.ended is not None:
             return
         try:
-            self._receive()
+            next(self._receipts)
         except OSError as error:
             if _is_handlers(error):
                 raise

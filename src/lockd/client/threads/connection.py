@@ -98,7 +98,7 @@ class Connection:
     @property
     def forked(self) -> bool:
         """Whether this process is a forked child, and the session its parent's."""
-        return self.last.forked
+        return self._opened[0].forked
 
     def close(self) -> None:
         """Ends the link, and any that another thread is opening.

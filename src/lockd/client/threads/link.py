@@ -159,12 +159,12 @@ class ThreadLink:
     def _start_release(
         self, grants: tuple[AnyGrant, ...], outcome: "WorkOutcome", *, wait: bool
     ) -> list[Reply]:
-        release = partial(self._core.release, outcome=outcome, wait=wait)
+        release = self._core.release
         with self._mutex:
             if not wait:
                 # So an earlier loss is raised now, and no answer stays unread.
                 self._hear()
-            replies = list(map(release, grants))
+            replies = [release(grant, outcome, wait=wait) for grant in grants]
             self._wire.push()
         return replies
 
