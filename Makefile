@@ -43,7 +43,7 @@ LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
-DOCUMENTS = README.md CHANGELOG.md LICENSE docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
+DOCUMENTS = README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
 
 .PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture docs lock compiled interpreted install uninstall clean
 

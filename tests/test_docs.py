@@ -33,6 +33,7 @@ from support.places import DOCS, ROOT
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     *(str(p.relative_to(ROOT)) for p in sorted(DOCS.rglob("*.md"))),
 ]
 EXAMPLES = re.findall(

@@ -24,6 +24,7 @@ PLACES = (
     "/usr/lib/tmpfiles.d/lockd.conf",
     "/usr/share/doc/lockd/LICENSE",
     "/usr/share/doc/lockd/README.md",
+    "/usr/share/doc/lockd/SECURITY.md",
     "/usr/share/doc/lockd/docs/how-to/install.md",
     "/usr/share/bash-completion/completions/lockctl",
     "/usr/share/zsh/site-functions/_lockctl",
