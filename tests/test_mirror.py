@@ -12,7 +12,6 @@ SOURCE = ROOT / "src" / "lockd"
 ELSEWHERE = {
     # Parts of `core`, which has no other users: its tests look at the bytes.
     "client/awaited.py": "client/test_core.py",
-    "client/encoding.py": "client/test_core.py",
     "client/reply.py": "client/test_core.py",
     "client/requests.py": "client/test_core.py",
     # The same cases for all clients: `test_blocking`, `test_aio_*` run them.

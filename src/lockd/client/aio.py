@@ -134,7 +134,7 @@ class Client(Methods):
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
         hears = {"max_hold": max_hold, "wanted": wanted}
-        request = requests.about(
+        params = requests.params_about(
             "acquire",
             resource,
             lockspace,
@@ -144,4 +144,4 @@ class Client(Methods):
             **options,
             **hears,
         )
-        return Body(self._link, request.params)
+        return Body(self._link, params)

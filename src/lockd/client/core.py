@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, count, repeat
 
-from lockd.client.encoding import cut, encode, refusal
+from lockd.client.encoding import cut, encode, refusal, with_number
 from lockd.client.grants import AnyGrant, Hold, Holds, shapes_of
 from lockd.client.inbox import News
 from lockd.client.reply import LeftReleases, Reply
@@ -177,6 +177,8 @@ class ClientCore:
             try:
                 reply.keep(
                     encode(msgid, reply.method, reply.params, checked=reply.checked)
+                    if reply.rest is None
+                    else with_number(msgid, reply.rest)
                 )
             except BaseException:
                 self._pending.pop(msgid, None)

@@ -72,6 +72,20 @@ def encode(
     return data
 
 
+def encode_rest(method: str, params: dict[str, Any]) -> bytes:
+    """Encodes what follows the number of a request, to send it more than once.
+
+    Args: as for `encode`. Each of the parameters is known to be within the limits.
+    """
+    return encode(0, method, params, checked=True).removeprefix(_START + _pack(0))
+
+
+def with_number(msgid: int, rest: bytes) -> bytes:
+    """Returns a request of which the rest is encoded already."""
+    number: bytes = _pack(msgid)
+    return _START + number + rest
+
+
 def _is_flat(params: dict[str, Any]) -> bool:
     types = map(type, params.values())
     return len(params) <= MAX_MAP_ENTRIES and _FLAT.issuperset(types)
@@ -135,6 +149,9 @@ def _make_unpacker() -> msgpack.Unpacker:
 
 
 _pack: Final = msgpack.Packer(unicode_errors="surrogateescape").pack
+
+_START: Final[bytes] = _pack((REQUEST, 0, "", ()))[:2]
+"""What comes before the number of a request."""
 
 #: Unpackers that hold no bytes, for reuse: to create one takes long.
 _idle_unpackers: Final[list[msgpack.Unpacker]] = []

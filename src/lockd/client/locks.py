@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 from weakref import ref
 
 from lockd.client import arguments
+from lockd.client.encoding import encode_rest
 from lockd.client.grants import AnyGrant, Uncopied
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
@@ -50,6 +51,8 @@ class AnyLock(Uncopied, Generic[GrantT]):
         self._mode: Mode = params.get("mode", EXCLUSIVE)
         self._timeout = -1 if timeout is None else timeout
         self._caller = caller
+        #: The last request: its timeout and strand, its parameters, and their bytes.
+        self._asked: tuple[float, Strand | None, dict[str, Any], bytes] | None = None
         # In order; a value is what `pop` returns.
         self._holds: dict[Held[GrantT], bool] = {}
         #: What the open `with` bodies have entered. Some of it may be released already.
@@ -111,12 +114,16 @@ class AnyLock(Uncopied, Generic[GrantT]):
             timeout: in seconds; -1 waits without a limit.
             strand: the strand that acquires it; None: the session as a whole.
         """
-        params = self._params.copy()
-        if timeout >= 0:
-            params["timeout"] = timeout
-        if strand is not None:
-            params["strand"] = strand
-        return Reply("acquire", params, checked=True)
+        asked = self._asked
+        if asked is None or asked[0] != timeout or asked[1] is not strand:
+            params = self._params.copy()
+            if timeout >= 0:
+                params["timeout"] = timeout
+            if strand is not None:
+                params["strand"] = strand
+            asked = timeout, strand, params, encode_rest("acquire", params)
+            self._asked = asked
+        return Reply("acquire", asked[2], rest=asked[3])
 
     def _last_held(self) -> Held[GrantT]:
         """Returns the caller's grant, or else that of another thread or task."""

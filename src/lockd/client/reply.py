@@ -38,6 +38,7 @@ class Reply(Awaited):
         msgid: the number under which it is sent; None before.
         checked: whether each of its parameters is known to be within the limits of the
             protocol.
+        rest: its bytes after the number, if they are known already.
         done: whether it has a result or an error.
         abandoned: whether its waiter was cancelled.
         grants: of an acquire or a conversion, what it brought.
@@ -67,12 +68,14 @@ class Reply(Awaited):
         name: str = "",
         strand: int = 0,
         checked: bool = False,
+        rest: bytes | None = None,
     ) -> None:
         self.method = method
         self.params = params
         self.holds = holds
         self.strand: int = params.get("strand", strand)
         self.checked = checked
+        self.rest = rest
         self._name = name
 
     @property

@@ -118,11 +118,17 @@ def key_of(
     return make_key((printable_name("lockspace", lockspace), name))
 
 
+def params_about(
+    method: str, resource: Name, lockspace: str | None, **params: Any
+) -> dict[str, Any]:
+    """Returns the parameters of a request about one resource."""
+    space, name = key_of(resource, lockspace)
+    return {"lockspace": space, "resource": name} | checked(method, params)
+
+
 def about(method: str, resource: Name, lockspace: str | None, **params: Any) -> Reply:
     """Returns a request about one resource."""
-    space, name = key_of(resource, lockspace)
-    where = {"lockspace": space, "resource": name}
-    return Reply(method, where | checked(method, params))
+    return Reply(method, params_about(method, resource, lockspace, **params))
 
 
 def of_held(

@@ -9,7 +9,7 @@ import pytest
 import lockd
 from client.adapters import Thread
 from support.processes import in_child
-from support.wire_client import WireClient
+from support.wire_client import WireClient, wait_for_waiters
 
 
 @pytest.fixture
@@ -70,6 +70,23 @@ def test_timeouts_are_those_of_a_threading_lock(
     with lock, pytest.raises(ValueError, match="does not wait"):
         lock.acquire(False, 1)
     assert lock.acquire(timeout=timeout)
+
+
+def test_each_acquire_says_its_own_timeout_and_thread(
+    client: lockd.Client, watcher: WireClient
+) -> None:
+    """A lock object keeps the bytes of its last request."""
+    lock = client.lock("disk")
+    with lock:
+        assert not lock.acquire(blocking=False)
+        assert not lock.acquire(timeout=0.001)
+        with pytest.raises(lockd.AlreadyHeldError):
+            lock.__enter__()
+        thread = Thread(lock.__enter__)
+        wait_for_waiters(watcher, "disk", 1)
+    assert thread.result() is lock
+    with pytest.raises(lockd.BusyError):
+        client.acquire("disk", timeout=0)
 
 
 def test_infinite_timeout_waits_without_a_limit(client: lockd.Client) -> None:

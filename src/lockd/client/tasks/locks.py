@@ -224,9 +224,11 @@ class Body(AbstractAsyncContextManager[Grant, bool]):
         traceback: TracebackType | None,
     ) -> bool:
         link = self._link
-        link.check_loop()
+        own = link.loop.runs(self._task)
+        if not own:
+            link.check_loop()
         link.scopes.pop(self._grant, None)
-        if self._task != link.loop.task():
+        if not own:
             with suppress(LockdError):
                 await link.release_here(self._grant, wait=False)
             raise WrongTaskError(

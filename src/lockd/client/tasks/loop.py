@@ -62,6 +62,13 @@ class Loop:
         except RuntimeError:  # no loop runs in this thread
             return False
 
+    def runs(self, task: object) -> bool:
+        """Returns whether this task, of this loop, is the caller."""
+        try:
+            return self.task() is task
+        except RuntimeError:  # no loop runs in this thread
+            return False
+
     async def while_readable(self, sock: socket, take: Callable[[], bool]) -> None:
         """Calls a function whenever a socket is readable, until it returns false."""
         raise NotImplementedError

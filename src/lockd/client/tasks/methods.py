@@ -50,7 +50,7 @@ class Methods(Uncopied):
         """
         options = {"create": create, "whole": whole, "label": label, "reason": reason}
         hears = {"max_hold": max_hold, "wanted": wanted}
-        request = requests.about(
+        params = requests.params_about(
             "acquire",
             resource,
             lockspace,
@@ -60,7 +60,7 @@ class Methods(Uncopied):
             **hears,
         )
         patience = None if timeout is None else arguments.patience("timeout", timeout)
-        return Lock(self._link, request.params, patience)
+        return Lock(self._link, params, patience)
 
     async def acquire(
         self,

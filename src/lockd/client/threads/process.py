@@ -76,7 +76,7 @@ def lock(
     """
     options = {"create": create, "whole": whole, "label": label, "reason": reason}
     hears = {"max_hold": max_hold, "wanted": wanted}
-    request = requests.about(
+    params = requests.params_about(
         "acquire",
         resource,
         lockspace,
@@ -86,4 +86,4 @@ def lock(
         **hears,
     )
     patience = None if timeout is None else arguments.patience("timeout", timeout)
-    return Lock(_connection, request.params, patience)
+    return Lock(_connection, params, patience)
