@@ -16,6 +16,7 @@
 #              as `make install` would install it; docs/explanation/speed.md
 # make bench-count [AGAINST=REVISION]   instructions of daemon and clients for each request; takes valgrind
 # make picture  draw the rooms and folders of the source into docs/explanation/, from the imports; takes graphviz
+# make pictures  draw what `lockctl show` and `lockctl top` print today into docs/pictures/
 # make docs [SITE=.site]  make a site of the pages in docs/, with Sphinx; warnings are errors
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place
@@ -45,7 +46,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
 
-.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture docs lock compiled interpreted install uninstall clean
+.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -121,6 +122,9 @@ picture: $(READY)
 	@command -v dot >/dev/null || { \
 	  echo 'make picture needs dot: install graphviz (Debian: apt-get install graphviz)' >&2; exit 1; }
 	$(BIN)/python tools/picture.py
+
+pictures: $(READY)
+	PYTHONPATH=tests:tools $(BIN)/python -m ctl.pictures
 
 # Sphinx has an environment of its own: who wants to run lockd shall not wait for it.
 SITE ?= .site
