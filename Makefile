@@ -163,7 +163,7 @@ lock:
 	  --extra all --group dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-	  --extra aio --group docs --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --extra aio --extra filelock --group docs --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file docs/requirements.lock pyproject.toml
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and

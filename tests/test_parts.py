@@ -129,6 +129,20 @@ def test_extra_aio_is_enough(tmp_path: Path, sock: str) -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_extra_filelock_is_enough(tmp_path: Path, sock: str) -> None:
+    script = """
+import os, sys, lockd
+os.environ["LOCKD_SOCKET"] = {socket!r}
+with lockd.FileLock("a.lock") as lock:
+    print(lock.is_locked)
+"""
+    done = Environment(tmp_path / "p", "filelock").run(script.format(socket=sock))
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    missing = Environment(tmp_path / "q").run("import lockd; lockd.FileLock")
+    assert "lockd.FileLock needs the Python package filelock" in missing.stderr
+    assert "pip install 'lockd[filelock]'" in missing.stderr
+
+
 def test_extra_cli_is_enough_for_all_but_top(tmp_path: Path, sock: str) -> None:
     cli = Environment(tmp_path / "p", "cli")
     status = cli.lockctl("--socket", sock, "status")

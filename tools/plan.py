@@ -34,7 +34,7 @@ ctl.options
 ctl.exits ctl.streams
 
 lockd
-aio
+aio compat
 client.aio client.blocking
 client.tasks client.threads
 client
@@ -54,6 +54,7 @@ WALLS = {
     "ctl": "aio compilation daemon engine libvirt lockspaces protocol",
     "lockd": "compilation engine libvirt lockspaces notify procs protocol text utf8",
     "aio": "compilation engine libvirt lockspaces notify procs protocol text utf8",
+    "compat": "compilation engine libvirt lockspaces notify procs protocol text utf8",
     "client": "compilation engine libvirt lockspaces notify procs utf8",
 }
 """What a room may not know although it is further down."""

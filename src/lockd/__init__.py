@@ -6,6 +6,7 @@
     Client          lock(), acquire(), release(), query(), watch(), ...
     Lock            returned by lock() and Client.lock(); works like threading.Lock
     Grant           returned by Client.acquire(): one held lock
+    FileLock        works like filelock.FileLock
     EXCLUSIVE, SHARED, SLOT
     canonical_path(), hashed_name()
     LockdError      the base of all exceptions; lockd.errors describes them
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from lockd.client.threads.locks import Acquired as Acquired
     from lockd.client.threads.locks import Lock as Lock
     from lockd.client.threads.process import lock as lock
+    from lockd.compat.filelock import FileLock as FileLock
 
 _MODULES: Final = {
     "Client": "lockd.client.blocking",
@@ -118,6 +120,7 @@ _MODULES: Final = {
     "Acquired": "lockd.client.threads.locks",
     "Lock": "lockd.client.threads.locks",
     "lock": "lockd.client.threads.process",
+    "FileLock": "lockd.compat.filelock",
 }
 
 

@@ -1,4 +1,4 @@
-"""Locks for code that uses `threading.Lock` or `filelock.FileLock`."""
+"""Locks for code that uses `threading.Lock`."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -73,6 +73,11 @@ class Acquired:
 
     def __bool__(self) -> bool:
         return isinstance(self._outcome, Held)
+
+    @property
+    def refusal(self) -> LockdError | None:
+        """Why the lock was not acquired; None if it was."""
+        return None if isinstance(self._outcome, Held) else self._outcome
 
     def __enter__(self) -> "Lock":
         if not isinstance(self._outcome, Held):

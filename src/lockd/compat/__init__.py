@@ -1,0 +1,1 @@
+"""The interfaces of other lock libraries, with lockd behind them."""
