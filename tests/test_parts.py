@@ -143,6 +143,13 @@ with lockd.FileLock("a.lock") as lock:
     assert "pip install 'lockd[filelock]'" in missing.stderr
 
 
+def test_extra_tooz_is_enough(tmp_path: Path) -> None:
+    script = "import lockd.compat.tooz as it; print(it.LockdDriver.__name__)"
+    assert Environment(tmp_path / "p", "tooz").run(script).stdout == "LockdDriver\n"
+    missing = Environment(tmp_path / "q").run(script)
+    assert "pip install 'lockd[tooz]'" in missing.stderr
+
+
 def test_extra_cli_is_enough_for_all_but_top(tmp_path: Path, sock: str) -> None:
     cli = Environment(tmp_path / "p", "cli")
     status = cli.lockctl("--socket", sock, "status")

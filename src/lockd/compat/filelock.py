@@ -15,9 +15,10 @@ from threading import TIMEOUT_MAX
 
 from lockd.client.threads.locks import Lock
 from lockd.client.threads.process import lock
-from lockd.errors import ForkedSessionError, InvalidRequestError, NotHeldError
+from lockd.compat.names import default_name
+from lockd.errors import ForkedSessionError, NotHeldError
 from lockd.hints import Any, Final
-from lockd.names import MAX_NAME_BYTES, canonical_path, check_text, hashed_name, plain
+from lockd.names import canonical_path, plain
 from lockd.parts import part
 
 with part("filelock", "lockd.FileLock"):
@@ -43,12 +44,7 @@ def lock_name(path: str) -> str:
     That is the canonical path. If it is longer than 255 bytes, or has characters that
     no name may have, it is the SHA-256 of the canonical path (`lockd.hashed_name`).
     """
-    name = canonical_path(path)
-    try:
-        check_text(name, "path", MAX_NAME_BYTES)
-    except InvalidRequestError:
-        return hashed_name(path)
-    return name
+    return default_name(canonical_path(path))
 
 
 class FileLock(BaseFileLock):
