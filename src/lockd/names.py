@@ -181,6 +181,20 @@ def hashed_name(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(name).hexdigest()
 
 
+def name_of_path(path: str | os.PathLike[str]) -> str:
+    """Returns the name for a file that is locked by name, and never opened.
+
+    It is the canonical path; if that is no name, its hash (`hashed_name`). Programs
+    that lock a file so exclude each other, but not those that lock the file itself.
+    """
+    name = canonical_path(path)
+    try:
+        check_name(name)
+    except InvalidRequestError:
+        return hashed_name(path)
+    return name
+
+
 def _unwritable() -> str:
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":

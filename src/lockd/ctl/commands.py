@@ -22,6 +22,7 @@ from lockd.ctl.others import warn_of_others
 _GROUPS: Final = {
     "Take a lock": {
         "run": ("lockd.ctl.run.run", "run"),
+        "flock": ("lockd.ctl.run.flock", "flock"),
         "hold": ("lockd.ctl.run.hold", "hold"),
         "acquire": ("lockd.ctl.act.acquire", "acquire"),
         "release": ("lockd.ctl.act.release", "release"),

@@ -67,18 +67,23 @@ def _status_of_command(args: list[str]) -> int:
 
 
 def _run_plainly(args: list[str]) -> None:
-    """Becomes `lockctl run`, if that is what a plain command line says."""
-    place = args.index("run") if "run" in args else 0
+    """Becomes `lockctl run` or `flock`, if that is what a plain command line says."""
+    place = next((n for n, word in enumerate(args) if word in ("run", "flock")), 0)
     before = options.understood([options.SOCKET], args[:place])
-    if before is None or before[1] or args[place : place + 1] != ["run"]:
+    if before is None or before[1]:
         return
-    from lockd.ctl.run import asked
+    socket, words = before[0][options.SOCKET.param], args[place + 1 :]
+    if args[place : place + 1] == ["flock"]:
+        from lockd.ctl.run import as_flock
 
-    if (order := asked.understood(args[place + 1 :])) is not None:
-        socket = before[0][options.SOCKET.param]
-        warn_of_others(socket)
-        names, words, values = order
-        asked.carry_out(socket, names, words, **values)
+        as_flock.carry_out(socket, words)
+    if args[place : place + 1] == ["run"]:
+        from lockd.ctl.run import asked
+
+        if (order := asked.understood(words)) is not None:
+            warn_of_others(socket)
+            names, command, values = order
+            asked.carry_out(socket, names, command, **values)
 
 
 def _discard_output() -> None:

@@ -71,6 +71,14 @@ def test_every_option_is_understood_without_click(args: list[str]) -> None:
         (["--", "-x", "--", "c"], ["-x"], ["c"]),
         (["-n", "--", "-x"], ["-x"], []),
         (["-", "--", "-"], ["-"], ["-"]),
+        (["job", "tar", "-x", "a"], ["job"], ["tar", "-x", "a"]),
+        (["-n", "-w", "1", "job", "-s", "tar", "-s"], ["job"], ["tar", "-s"]),
+        (["job", "sh", "-c", "true"], ["job"], ["sh", "-c", "true"]),
+        (["job", "--shared", "-"], ["job"], ["-"]),
+        (["-c", "true", "job", "other"], ["job", "other"], []),
+        (["job", "-c", "true", "other"], ["job", "other"], []),
+        (["--reason=x", "job", "tar", "--help"], ["job"], ["tar", "--help"]),
+        (["--reason", "x", "job", "tar"], ["job"], ["tar"]),
     ],
 )
 def test_dashes_part_names_from_the_command(
@@ -99,3 +107,20 @@ def test_dashes_part_names_from_the_command(
 )
 def test_all_else_is_left_to_click(line: str) -> None:
     assert asked.understood(line.split()) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("-sn job tar -x", "tar -x"),
+        ("-sw1 job tar -x", "tar -x"),
+        ("-sw 1 job tar -x", "tar -x"),
+        ("-sE 1 -nE2 job tar -c", "tar -c"),
+        ("-snc true job other", ""),
+        ("-sctrue job other", ""),
+    ],
+)
+def test_joined_options_are_no_names(line: str, words: str) -> None:
+    found = in_click(line.split())
+    assert found is not None
+    assert " ".join(found[1]) == words

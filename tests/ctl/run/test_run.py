@@ -95,7 +95,7 @@ def test_connection_that_ends_unheard_is_opened_again(
         (["-s", "-x", "job", "--", "true"], "either --shared or --exclusive"),
         (["-c", "true", "job", "--", "true"], "not both"),
         (["job", "/srv/file", "--", "true"], "in different lockspaces"),
-        (["job", "rsync", "-z"], "put `--` before the command"),
+        (["-z", "job", "rsync"], "put `--` before the command"),
         (["job"], "no command"),
         ([], "NAME"),
     ],

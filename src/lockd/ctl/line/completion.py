@@ -232,7 +232,7 @@ SOURCES: Final[dict[str, Source]] = {
 }
 """The source of names for each parameter."""
 
-FILES: Final = {"path", "socket"}
+FILES: Final = {"path", "socket", "words"}
 """Parameters that are files; the shells complete them."""
 
 UNKNOWABLE: Final = {

@@ -22,7 +22,7 @@ _TAKE: Final = "`run`, `hold` and `acquire` take locks"
 #: Words that users of other programs type, and the advice for them.
 INSTEAD: Final = {
     **dict.fromkeys(("unlock", "free", "drop", "rm"), _RELEASE),
-    **dict.fromkeys(("lock", "take", "get", "flock", "exclusive"), _TAKE),
+    **dict.fromkeys(("lock", "take", "get", "exclusive"), _TAKE),
     **dict.fromkeys(("trylock", "try"), "`run -n` does not wait"),
     **dict.fromkeys(("ls", "ll", "l", "locks", "lslocks"), "`list` lists the locks"),
     **dict.fromkeys(

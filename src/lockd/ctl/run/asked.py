@@ -101,6 +101,7 @@ def parted(
 
     `--` stands before the command. If no NAME is before it, it ends the options, so
     that a NAME can begin with a dash. The next `--` then stands before the command.
+    Without `--`, the command begins after the first NAME, as with flock(1).
 
     Args:
         args: all words after `run`.
@@ -109,10 +110,46 @@ def parted(
     Returns:
         The words of lockctl, and those of the command.
     """
+    if "--" not in args:
+        end = _find_command(args)
+        return args[:end], tuple(args[end:])
     end = _find_dashes(args, 0)
     if end < len(args) and not has_names(args[:end]):
         end = _find_dashes(args, end + 1)
     return args[:end], tuple(args[end + 1 :])
+
+
+def _find_command(args: list[str]) -> int:
+    """Returns the index of the word after the first NAME, or the end of the arguments.
+
+    With a command in `-c` all words are NAMEs.
+    """
+    valued = {x.param: x.names for x in OPTIONS if not x.is_flag}
+    scripts = valued.pop("script")
+    takers = [name for names in valued.values() for name in names]
+    has_name = False
+    left = iter(enumerate(args))
+    for index, word in left:
+        if word == "-" or not word.startswith("-"):
+            if has_name:
+                return index
+            has_name = True
+            continue
+        # `-sw 10` and `-sw10` are `-s -w 10`.
+        last = word if word.startswith("--") else _last_option(word, takers, scripts)
+        if last.startswith(scripts):
+            return len(args)
+        if last in takers:
+            next(left, None)
+    return len(args)
+
+
+def _last_option(word: str, takers: list[str], scripts: tuple[str, ...]) -> str:
+    """Returns the first of some joined options that has a value, with that, or `""`."""
+    for place, letter in enumerate(word[1:], 1):
+        if f"-{letter}" in (*takers, *scripts):
+            return f"-{word[place:]}"
+    return ""
 
 
 def _find_dashes(args: list[str], start: int) -> int:
@@ -216,7 +253,7 @@ def _command(words: tuple[str, ...], script: str | None) -> tuple[tuple[str, ...
     """Returns the words to execute, and a name for them."""
     if (script is None) == (not words):
         raise InvalidRequestError(
-            "no command: put it after `--`, as in `lockctl run NAME -- COMMAND`"
+            "no command: write it after the name, as in `lockctl run NAME -- COMMAND`"
             if script is None
             else "give either -c STRING or a command after `--`, not both"
         )

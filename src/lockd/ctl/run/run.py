@@ -13,7 +13,7 @@ from lockd.ctl.run import asked
 
 _EXAMPLES = [
     ("lockctl run backup -- rsync -a /home /mnt", ""),
-    ("lockctl run -n nightly -- ./report.sh", "skip it if it still runs"),
+    ("lockctl run -n nightly ./report.sh", "skip it if it still runs"),
     ("lockctl run -s -w 10 site -c 'ls | wc -l'", "share; wait at most 10 s"),
     ("lockctl run cert dns -- ./renew.sh", "lock both, or wait for both"),
     ("lockctl run /srv/a.img -- fsck /srv/a.img", "lock a file"),
@@ -91,8 +91,9 @@ def run(
 ) -> NoReturn:
     """Run COMMAND while holding the lock NAME, and exit with its status.
 
-    lockctl takes several NAMEs together or none of them. Put `--` before a NAME that
-    begins with a dash: `lockctl run -- -x -- COMMAND`.
+    With one NAME, and without `--` in COMMAND, the `--` can be left out. lockctl takes
+    several NAMEs together or none of them. Put `--` before a NAME that begins with a
+    dash: `lockctl run -- -x -- COMMAND`.
 
     lockctl holds the lock until COMMAND and all processes that it started have ended,
     those in the background included. With -o it waits for COMMAND only. If the lock is
