@@ -29,6 +29,7 @@ NOT_RUN = {
     "install",  # tests/system/booted/test_install.py
     "libvirt",  # tests/system/booted
     "metrics",  # no commands
+    "other-languages",  # tests/test_languages.py
     "trouble",  # shows a host with a history
     "upgrade",  # no commands
 }
