@@ -530,3 +530,27 @@ def test_version_and_help_are_told() -> None:
 
 def test_unknown_option_is_a_usage_error() -> None:
     assert run("--colour")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--config", "--socket", "--admin-socket", "--virtlockd-socket", "--state-dir"],
+)
+def test_empty_path_is_not_taken_for_the_default(option: str, tmp_path: Path) -> None:
+    """As in `lockd --socket "$UNSET"`, which must not serve the whole host."""
+    command = [sys.executable, "-m", "lockd.daemon.main", option, ""]
+    others = {"--socket": tmp_path / "s", "--state-dir": tmp_path / "state"}
+    for name, path in others.items():
+        command += [] if name == option else [name, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert f"'{option}': the path is empty: is a variable not set?" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "1e400", "0", "-1", "soon", ""])
+def test_idle_timeout_must_be_a_number_of_seconds(word: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lockd.daemon.main", "--timeout", word]
+    command += ["--socket", str(tmp_path / "s"), "--state-dir", str(tmp_path / "st")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert f"'{word}' is not a number of seconds over 0" in done.stderr

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from math import inf
 from syslog import LOG_ERR
 from typing import Final, NamedTuple, NoReturn
 
@@ -104,16 +105,61 @@ class Setup(NamedTuple):
     problem: ConfigError | None = None
 
 
+class _Place(click.ParamType[str]):
+    """A path. An empty one is that of a variable that is not set."""
+
+    name = "path"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Returns the path as it is."""
+        if not value:
+            self.fail("the path is empty: is a variable not set?", param, ctx)
+        return value
+
+
+class _Seconds(click.ParamType[float]):
+    """A number of seconds, which must be finite."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0
+        if not 0 < seconds < inf:
+            self.fail(f"{quoted(value)} is not a number of seconds over 0", param, ctx)
+        return seconds
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", metavar="FILE", help="Read this configuration (TOML).")
-@click.option("--socket", metavar="PATH", help="Listen for clients at PATH.")
-@click.option("--admin-socket", metavar="PATH", help="Listen for admins at PATH.")
-@click.option("--virtlockd-socket", metavar="PATH", help="Listen for libvirt at PATH.")
-@click.option("--state-dir", metavar="DIR", help="Keep the epoch in DIR.")
+@click.option(
+    "--config", type=_Place(), metavar="FILE", help="Read this configuration (TOML)."
+)
+@click.option(
+    "--socket", type=_Place(), metavar="PATH", help="Listen for clients at PATH."
+)
+@click.option(
+    "--admin-socket", type=_Place(), metavar="PATH", help="Listen for admins at PATH."
+)
+@click.option(
+    "--virtlockd-socket",
+    type=_Place(),
+    metavar="PATH",
+    help="Listen for libvirt at PATH.",
+)
+@click.option(
+    "--state-dir", type=_Place(), metavar="DIR", help="Keep the epoch in DIR."
+)
 @click.option(
     "--timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Seconds(),
     help="Exit after SECONDS without clients or locks.",
 )
 @click.option("--check-config", is_flag=True, help="Check the configuration and exit.")
