@@ -1,4 +1,4 @@
-"""Runs every command of the guides in docs/how-to/ and compares what it prints.
+"""Runs every command of the tutorials and guides, and compares what it prints.
 
 Each page has a daemon and a directory of its own. A block that is no console is a
 file: its path stands in its first comment. Paths of the system lead into the directory.
@@ -36,7 +36,8 @@ NOT_RUN = {
 """Pages whose commands no test runs as they stand, and why."""
 PAGES = {
     path.stem: path.read_text()
-    for path in sorted((DOCS / "how-to").glob("*.md"))
+    for kind in ("tutorial", "how-to")
+    for path in sorted((DOCS / kind).glob("*.md"))
     if path.stem not in NOT_RUN
 }
 MARK = "__done__"
@@ -65,7 +66,7 @@ def steps(block: str) -> Iterator[Step]:
 
 def file_of(block: str) -> tuple[str, str] | None:
     """Returns path and text of a block that is a file."""
-    path = re.search(r"^# (/\S+)$", block, re.MULTILINE)
+    path = re.search(r"^# (/\S+|\w+\.py)$", block, re.MULTILINE)
     return (path[1], block) if path else None
 
 
@@ -81,7 +82,7 @@ class Host:
         found = filter(None, (file_of(block) for _, block in blocks(text)))
         self.files = dict(found)
         for name, content in self.files.items():
-            file = Path(self.inside(name))
+            file = root / self.inside(name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(self.inside(content))
             file.chmod(0o755 if content.startswith("#!") else 0o644)
