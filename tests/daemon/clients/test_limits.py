@@ -369,8 +369,6 @@ def test_programs_of_root_leave_descriptors_to_the_admin_socket(
         admins = [stack.enter_context(WireClient(path)) for _ in range(10)]
         for admin in admins:
             admin.call("statistics")
-        daemon.upgrade()
-        admins[0].call("statistics")
 
 
 def test_lockctl_says_which_limit_it_is(limited: Limited) -> None:
