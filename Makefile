@@ -2,6 +2,8 @@
 # make test    everything that needs no root and no system package; tests the source
 # make test-compiled   tests of a daemon over the wire, with compiled modules; takes a C compiler
 # make test-system   lockd under a real systemd, in namespaces of its own; takes root
+# make test-peers [PEERS="filelock tooz..."]   the tests of other lock libraries, fetched from PyPI, with lockd
+#              in the place of their locks
 # make check   style and types
 # make fix     what of the style can be mended by itself
 # make sync    write the methods of the client for threads anew, from those for tasks
@@ -23,7 +25,7 @@
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no]   program,
 #              units, manual, completion; hot modules are compiled if there is a C compiler
 # make uninstall     with the same variables; configuration and state stay
-# make lock    write requirements.lock and docs/requirements.lock anew, from pyproject.toml
+# make lock    write requirements.lock, and those of docs/ and tests/peers/, anew
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,7 +48,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
 
-.PHONY: run test test-compiled test-system check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted install uninstall clean
+.PHONY: run test test-compiled test-system test-peers check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -79,6 +81,18 @@ INSTALL_PACKAGES = dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get
 test-system: $(READY)
 	@$(INSTALL_PACKAGES)
 	$(BIN)/python -m pytest tests/system/booted
+
+test-peers: $(READY) $(VENV)/peers/.ready
+	PYTHONPATH=tests $(BIN)/python -m peers $(VENV)/peers/bin/python $(PEERS)
+
+# lockd is linked with its metadata, where tooz looks for drivers.
+$(VENV)/peers/.ready: tests/peers/requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)/peers
+	$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes -r tests/peers/requirements.lock
+	$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation --editable .
+	@touch $@
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -165,6 +179,10 @@ lock:
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --extra aio --extra filelock --group docs --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file docs/requirements.lock pyproject.toml
+	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make lock' \
+	  --output-file tests/peers/requirements.lock tests/peers/requirements.in
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
