@@ -1,4 +1,4 @@
-"""Locks for tasks: one like `asyncio.Lock`, and a body that a loss cancels."""
+"""Locks for tasks: one like `anyio.Lock`, and a body that a loss cancels."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -6,11 +6,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
+
 from lockd.client.locks import AnyLock, Held
 from lockd.client.reply import Reply
 from lockd.client.strands import Strand
 from lockd.client.tasks.link import Grant, TaskLink
-from lockd.errors import LockdError, WrongTaskError
+from lockd.errors import BusyError, LockdError, WrongTaskError
 
 
 class Released:
@@ -68,12 +70,16 @@ async def release_all(
         raise failures[0]
 
 
+class _WouldBlockError(BusyError, anyio.WouldBlock):
+    """What `acquire_nowait` raises, here and in anyio."""
+
+
 class Lock(AnyLock[Grant]):
     """One lock of the daemon, for one task at a time, or for several if shared.
 
-    It works like `asyncio.Lock`, with the parameters of `lockd.Lock`. It excludes all
-    other tasks and all other clients, first come, first served. A lock is not
-    re-entrant.
+    It has the methods of `anyio.Lock`, with the parameters of `lockd.Lock`, and serves
+    `anyio.Condition`. It excludes all other tasks and all other clients, first come,
+    first served. A lock is not re-entrant.
 
     In `async with`, the lock belongs to the task. If the task asks for it again, or if
     waiting would close a cycle, the daemon rejects the request at once. A lock of
@@ -92,6 +98,7 @@ class Lock(AnyLock[Grant]):
     ) -> None:
         super().__init__(params, timeout, link.loop.task)
         self.link = link
+        self._waiting = 0
 
     async def acquire(self, *, timeout: float | None = None) -> Grant:
         """Waits for the lock.
@@ -118,11 +125,31 @@ class Lock(AnyLock[Grant]):
     async def acquire_nowait(self) -> Grant:
         """Acquires the lock if it is free; waits only for the daemon's answer.
 
+        So it must be awaited, unlike that of anyio.
+
         Raises:
-            BusyError: the lock has a holder or a waiter.
+            BusyError: the lock has a holder or a waiter; also an `anyio.WouldBlock`.
             RequestError: as for `acquire`.
         """
-        return await self.acquire(timeout=0)
+        try:
+            return await self.acquire(timeout=0)
+        except BusyError as error:
+            raise _WouldBlockError(error.message, error.facts) from None
+
+    def statistics(self) -> anyio.LockStatistics:
+        """Returns what this object knows: whether it is held, by which task.
+
+        `tasks_waiting` counts the tasks of this program that wait through this object.
+        `Client.query` tells of all others.
+        """
+        self._check_owned()
+        holders = [held.who for held in list(self._holds) if held.grant.held]
+        tasks = anyio.get_running_tasks() if holders else []
+        return anyio.LockStatistics(
+            locked=bool(holders),
+            owner=next((x for x in tasks if x.id == id(holders[-1])), None),
+            tasks_waiting=self._waiting,
+        )
 
     def release(self) -> Released:
         """Releases the lock. Any task may call it.
@@ -169,8 +196,12 @@ class Lock(AnyLock[Grant]):
         self, timeout: float, strand: Strand | None, *, entered: bool
     ) -> Grant:
         reply = self._request(timeout, strand)
-        # The caller has asked for a strand, which checks the loop.
-        await self.link.perform_checked(reply)
+        self._waiting += 1
+        try:
+            # The caller has asked for a strand, which checks the loop.
+            await self.link.perform_checked(reply)
+        finally:
+            self._waiting -= 1
         reply.outcome()
         grant: Grant = reply.grants[0]
         if self._holds:
