@@ -42,7 +42,7 @@ ELSEWHERE = {
     "engine/recovery/shapes.py": "engine/recovery/test_snapshot.py",
     # Its parts, which only `cycles` has in use.
     "engine/waits/obstacles.py": "engine/waits/test_cycles.py",
-    "engine/waits/play.py": "engine/test_slots.py",
+    "engine/waits/play.py": "engine/holding/test_slots.py",
     "libvirt/arguments.py": "libvirt/test_connection.py",
     "libvirt/errors.py": "libvirt/test_connection.py",
     "libvirt/procedures.py": "libvirt/test_connection.py",

@@ -11,6 +11,7 @@ from support.places import ROOT
 SOURCE = ROOT / "src"
 _ENGINE = "lockd/engine"
 STATEFUL = "tests/engine/test_stateful.py"
+HOLDERS = "tests/engine/holding/test_holders.py"
 INNER_GRANTS = "tests/engine/test_inner_grants.py"
 
 
@@ -48,6 +49,20 @@ def _of_files(module: str, name: str, old: str, new: str) -> PlantedBug:
 
 
 PLANTED_BUGS = [
+    _in(
+        "holding/holders",
+        "the last of several holders is forgotten",
+        "            ((self._strand, self._grant),) = self._several.items()\n",
+        "",
+        HOLDERS,
+    ),
+    _in(
+        "holding/holders",
+        "a second holder takes the place of the first",
+        "or self._grant is None or self._strand is strand:",
+        "or self._grant is None or self._strand:",
+        HOLDERS,
+    ),
     _in(
         "lock_state",
         "a grant that is over is still found by its token",
@@ -325,13 +340,13 @@ PLANTED_BUGS = [
         '        return mode == "shared"\n',
     ),
     _in(
-        "slots",
+        "holding/slots",
         "one slot more is given than there are",
         "return self.first_free < self.count",
         "return self.first_free <= self.count",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "the highest free slot is given",
         "        number = self.first_free\n",
         "        free = [x for x in range(self.count) if not self.taken >> x & 1]\n"
@@ -344,13 +359,13 @@ PLANTED_BUGS = [
         "            inside = self._in_slot(command, inside) and NOWHERE\n",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "those inside one slot do not take turns",
         "all(token in around for token in self.chains.get(number, ()))",
         "True",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "a slot is free although somebody inside it holds it",
         "            if left:\n                return\n",
         "",
@@ -367,7 +382,7 @@ PLANTED_BUGS = [
         "those inside a slot wait for the holders of all slots",
         "for strand in self._in_slot[request.wish.slot]",
         "for strand in self.holders",
-        "tests/engine/test_slots.py",
+        "tests/engine/holding/test_slots.py",
     ),
     _in(
         "effects",
@@ -388,7 +403,7 @@ PLANTED_BUGS = [
         "return mode in (SHARED, SLOT) and self.slots is not None",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "slots are forgotten while somebody waits for one",
         "not (self.taken or self.waiting)",
         "not self.taken",
@@ -404,7 +419,7 @@ PLANTED_BUGS = [
         "the last pattern for slots counts",
         "        for pattern, count in self.slots:\n",
         "        for pattern, count in self.slots[::-1]:\n",
-        "tests/engine/test_slots.py",
+        "tests/engine/holding/test_slots.py",
     ),
     _in(
         "requests",
@@ -729,13 +744,13 @@ PLANTED_BUGS = [
         "        if self.inner:\n",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "who is deeper inside waits for who is not",
         "    return -request.inside[key][-1], request.order\n",
         "    return 0, request.order\n",
     ),
     _in(
-        "slots",
+        "holding/slots",
         "who is inside more that is over goes before those inside what is held",
         "    return -request.inside[key][-1], request.order\n",
         "    return -len(request.inside[key]), request.order\n",

@@ -277,13 +277,13 @@ BUGS: Final = [
     ),
     # Slots, locks inside others, notices.
     _in(
-        "engine/slots",
+        "engine/holding/slots",
         "a slot has the number of those that are held",
         "        number = self.first_free\n",
         "        number = self.taken.bit_count()\n",
     ),
     _in(
-        "engine/slots",
+        "engine/holding/slots",
         "a slot more than there are",
         "return self.first_free < self.count",
         "return self.first_free <= self.count",
@@ -304,7 +304,7 @@ BUGS: Final = [
         "        )\n\n    def lets_pass",
     ),
     _in(
-        "engine/slots",
+        "engine/holding/slots",
         "who waits inside what has ended goes before those inside what is held",
         "    return -request.inside[key][-1], request.order\n",
         "    return -len(request.inside[key]), request.order\n",

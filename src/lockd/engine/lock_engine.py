@@ -7,7 +7,7 @@ The laws that hold between two commands are in `invariants`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from lockd.engine import commands as c
@@ -332,13 +332,21 @@ class SlotsView(Protocol):
     def count(self) -> int: ...
 
 
+class HoldersView(Protocol):
+    """The `Holders` of a resource."""
+
+    def __len__(self) -> int: ...
+    def values(self) -> Collection[e.Grant]: ...
+    def items(self) -> Collection[tuple[StrandView, e.Grant]]: ...
+
+
 class ResourceView(Protocol):
     """A `Resource`."""
 
     @property
     def key(self) -> ResourceKey: ...
     @property
-    def holders(self) -> Mapping[Any, e.Grant]: ...
+    def holders(self) -> HoldersView: ...
     @property
     def mode(self) -> Mode | None: ...
     @property

@@ -25,9 +25,10 @@ from typing import Final
 
 from lockd.engine.commands import Acquire, Owner
 from lockd.engine.effects import Grant, Situation, Waiter
+from lockd.engine.holding.holders import Holders
+from lockd.engine.holding.slots import Slots, joined, place
 from lockd.engine.request_state import ABANDONED
 from lockd.engine.session import Request, Strand
-from lockd.engine.slots import Slots, joined, place
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
@@ -71,8 +72,7 @@ class Resource:
 
     def __init__(self, key: ResourceKey) -> None:
         self.key = key
-        #: By strand, in the order of their grants.
-        self.holders: dict[Strand, Grant] = {}
+        self.holders = Holders()
         #: Those inside the latest grant first: its holder waits for them.
         self.inner = _NOBODY
         self.converting = _NOBODY
@@ -103,9 +103,8 @@ class Resource:
     @property
     def mode(self) -> Mode | None:
         """The mode in which it is held; None while it is free."""
-        for grant in self.holders.values():
-            return grant.mode
-        return None
+        first = self.holders.first
+        return None if first is None else first.mode
 
     @property
     def is_idle(self) -> bool:
@@ -148,10 +147,9 @@ class Resource:
 
     def admits(self, mode: Mode, strand: Strand) -> bool:
         """Returns whether the other holders allow a strand to hold a mode."""
-        holders = self.holders
-        if not holders:
+        holders, held = self.holders, self.mode
+        if held is None:
             return True
-        held = next(iter(holders.values())).mode
         if strand in holders:
             return len(holders) == 1 or held == mode == SHARED
         if held == SLOT:

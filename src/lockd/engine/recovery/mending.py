@@ -64,9 +64,7 @@ def _drop_grants(state: LockState, losses: Losses) -> None:
             _drop_incompatible(resource)
     for owner in state.owners.values():
         for token, grant in list(owner.grants.items()):
-            resource_or_none = state.resources.get(grant.key)
-            holders = resource_or_none.holders if resource_or_none else {}
-            if holders.get(owner.strand_of(grant)) is not grant:
+            if state.held_by(owner.strand_of(grant), grant.key) is not grant:
                 owner.remove(token)
                 losses.problems.append(f"grant {token} contradicts the others")
                 losses.sessions.extend(owner.sessions)

@@ -1,0 +1,1 @@
+"""Who holds a resource, and which of its slots."""
