@@ -8,6 +8,8 @@ The order is part of the contract. Within the effects of one command:
 - The answer to a release, cancel, break or registration comes last.
 """
 
+from typing import Final
+
 from lockd.engine.commands import Value
 from lockd.engine.values import HolderNotices as HolderNotices
 from lockd.engine.values import Mismatch as Mismatch
@@ -15,14 +17,44 @@ from lockd.engine.values import Owner as Owner
 from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
+class _Extras:
+    """What few grants have: a `Grant` tells what each is."""
+
+    __slots__ = (
+        *("inside", "notices", "reason", "slot", "slots"),
+        *("slots_said_by", "whole"),
+    )
+
+    def __init__(
+        self,
+        reason: str | None = None,
+        whole: bool = False,
+        notices: HolderNotices | None = None,
+        slot: int | None = None,
+        slots: int | None = None,
+        slots_said_by: Owner | None = None,
+        inside: tuple[int, ...] = (),
+    ) -> None:
+        self.reason = reason
+        self.whole = whole
+        self.notices = notices
+        self.slot = slot
+        self.slots = slots
+        self.slots_said_by = slots_said_by
+        self.inside = inside
+
+
+#: Shared by all grants that have none, to save memory.
+_NO_EXTRAS: Final = _Extras()
+
+
 class Grant(Value):
     """One lock held. `fencing_token` is its identity; a convert keeps it."""
 
     # It lives for long, and needs no dict of its own.
     __slots__ = (
-        *("count", "fencing_token", "inside", "key", "label", "mode", "notices"),
-        *("owner", "owner_id", "reason", "session", "since", "slot", "slots"),
-        *("slots_said_by", "strand", "whole"),
+        *("_extras", "count", "fencing_token", "key", "label", "mode", "owner"),
+        *("owner_id", "session", "since", "strand"),
     )
 
     def __init__(
@@ -56,22 +88,63 @@ class Grant(Value):
         #: How many releases end it: a shared hold is counted.
         self.count = count
         self.label = label
-        self.reason = reason
         #: The strand that holds it: of `session`, or 0 for the owner as a whole.
         self.strand = strand
-        #: Whether every byte of the file is locked. Then it stays so until its last
-        #: holder has released it.
-        self.whole = whole
-        #: None if nobody asked for any.
-        self.notices = notices
-        #: In slot mode: which slot it is, and how many the resource has.
-        self.slot = slot
-        self.slots = slots
-        #: Who has said first how many it has; None: the configuration.
-        self.slots_said_by = slots_said_by
-        #: The tokens of the grants of this resource that it is inside of, the outermost
-        #: first. Some may have ended: the innermost keeps the resource for all of them.
-        self.inside = inside
+        self._extras = _NO_EXTRAS
+        if (
+            whole
+            or inside
+            or reason is not None
+            or notices is not None
+            or slot is not None
+            or slots is not None
+            or slots_said_by is not None
+        ):
+            self._extras = _Extras(
+                reason, whole, notices, slot, slots, slots_said_by, inside
+            )
+
+    @property
+    def reason(self) -> str | None:
+        """Why its owner holds it, as it has said."""
+        return self._extras.reason
+
+    @property
+    def whole(self) -> bool:
+        """Whether every byte of the file is locked.
+
+        Then it stays so until its last holder has released it.
+        """
+        return self._extras.whole
+
+    @property
+    def notices(self) -> HolderNotices | None:
+        """What is told of it; None if nobody asked for any."""
+        return self._extras.notices
+
+    @property
+    def slot(self) -> int | None:
+        """In slot mode: which slot it is."""
+        return self._extras.slot
+
+    @property
+    def slots(self) -> int | None:
+        """In slot mode: how many slots the resource has."""
+        return self._extras.slots
+
+    @property
+    def slots_said_by(self) -> Owner | None:
+        """Who has said first how many it has; None: the configuration."""
+        return self._extras.slots_said_by
+
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """The tokens of the grants of this resource that it is inside of.
+
+        The outermost comes first. Some may have ended: the innermost keeps the resource
+        for all of them.
+        """
+        return self._extras.inside
 
     @property
     def is_overdue(self) -> bool:
