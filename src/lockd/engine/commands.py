@@ -12,6 +12,7 @@ from typing import Any, Self
 from lockd.engine.values import AddLockspace as AddLockspace
 from lockd.engine.values import AnchorRefused as AnchorRefused
 from lockd.engine.values import Owner as Owner
+from lockd.hints import mypyc_attr
 from lockd.terms import (
     Create,
     Mode,
@@ -22,6 +23,7 @@ from lockd.terms import (
 )
 
 
+@mypyc_attr(acyclic=True)
 class Value:
     """The base of commands, of effects and of what they tell. Nothing changes one.
 

@@ -14,9 +14,11 @@ from lockd.engine.commands import Value
 from lockd.engine.values import HolderNotices as HolderNotices
 from lockd.engine.values import Mismatch as Mismatch
 from lockd.engine.values import Owner as Owner
+from lockd.hints import mypyc_attr
 from lockd.terms import Create, Mode, OutsideHolder, ResourceKey, WorkOutcome
 
 
+@mypyc_attr(acyclic=True)
 class _Extras:
     """What few grants have: a `Grant` tells what each is."""
 
@@ -48,6 +50,7 @@ class _Extras:
 _NO_EXTRAS: Final = _Extras()
 
 
+@mypyc_attr(acyclic=True)
 class Grant(Value):
     """One lock held. `fencing_token` is its identity; a convert keeps it."""
 

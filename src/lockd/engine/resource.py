@@ -29,6 +29,7 @@ from lockd.engine.holding.holders import Holders
 from lockd.engine.holding.slots import Slots, joined, place
 from lockd.engine.request_state import ABANDONED
 from lockd.engine.session import Request, Strand
+from lockd.hints import mypyc_attr
 from lockd.terms import EXCLUSIVE, SHARED, SLOT, Mode, ResourceKey
 
 COMPATIBLE: Final[frozenset[tuple[Mode, Mode]]] = frozenset({(SHARED, SHARED)})
@@ -51,6 +52,7 @@ def compatible(held: Mode, wanted: Mode) -> bool:
     return (held, wanted) in COMPATIBLE
 
 
+@mypyc_attr(acyclic=True)
 class Resource:
     """One resource of a lockspace."""
 

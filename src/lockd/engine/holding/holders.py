@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator
 
 from lockd.engine.effects import Grant
 from lockd.engine.session import Strand
+from lockd.hints import mypyc_attr
 
 
+@mypyc_attr(acyclic=True)
 class Holders:
     """A grant for each strand that holds a resource, in the order of the grants.
 
