@@ -74,9 +74,12 @@ test-compiled: $(READY) compiled
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
   libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace zsh fish
 
-INSTALL_PACKAGES = dpkg-query -W $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && \
+# Whether one of these packages is missing. dpkg knows packages that others only mention, too.
+LACKS = dpkg-query -W -f '$${db:Status-Status}\n' $(1) 2>&1 | grep -qvx installed
+
+INSTALL_PACKAGES = if $(call LACKS,$(SYSTEM_PACKAGES)); then apt-get update -qq && \
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  $(SYSTEM_PACKAGES) >/dev/null; }
+  $(SYSTEM_PACKAGES) >/dev/null; fi
 
 test-system: $(READY)
 	@$(INSTALL_PACKAGES)
