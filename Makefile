@@ -22,8 +22,8 @@
 # make docs [SITE=.site]  make a site of the pages in docs/, with Sphinx; warnings are errors
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place
-# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no]   program,
-#              units, manual, completion; hot modules are compiled if there is a C compiler
+# make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no|must]
+#              program, units, manual, completion; hot modules are compiled if there is a C compiler
 # make uninstall     with the same variables; configuration and state stay
 # make lock    write requirements.lock, and those of docs/ and tests/peers/, anew
 
@@ -40,13 +40,18 @@ RUN_DIR := $(CURDIR)/.run
 PREFIX ?= /usr/local
 # What runs it there: the system's own, which every user can execute.
 TARGET_PYTHON ?= $(or $(wildcard /usr/bin/python3),$(PYTHON))
+# By the name of its minor version: the program stays with the interpreter that its packages are
+# for, when `python3` becomes another one.
+INTERPRETER = $(shell $(TARGET_PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
 SYSCONFDIR ?= /etc
 BINDIR = $(PREFIX)/bin
 LIBDIR = $(PREFIX)/lib/lockd
 UNITDIR = $(PREFIX)/lib/systemd
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/lockd
-DOCUMENTS = README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md docs/*/*.md docs/*/*.svg docs/*/*.yml docs/*/*.json
+# All that they link to is among them.
+DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md LICENSE SECURITY.md conf/lockd.toml docs/*.md docs/*/*.md \
+  docs/*/*.svg docs/*/*.yml docs/*/*.json
 
 .PHONY: run test test-compiled test-system test-peers check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted install uninstall clean
 
@@ -193,6 +198,11 @@ lock:
 # is done. Everybody can read all of it, whatever the umask is. What mypyc makes of the hot
 # modules lies beside them, unless COMPILED=no or they cannot be compiled; the last line of
 # `make install` says which, and compiled.txt there.
+#
+# PYC is how Python finds out that a compiled file (.pyc) is older than its source (PEP 552);
+# by the time of the source, if it is empty.
+AS_INSTALLED = sed -e 's|/usr/bin/lock|$(BINDIR)/lock|g' -e 's|/etc/lockd|$(SYSCONFDIR)/lockd|g' \
+  -e 's|/usr/share/doc/lockd|$(DOCDIR)|g'
 COMPLETIONS = bash:bash-completion/completions/lockctl zsh:zsh/site-functions/_lockctl \
   fish:fish/vendor_completions.d/lockctl.fish
 NEW_LIBDIR = $(DESTDIR)$(LIBDIR).new
@@ -204,41 +214,44 @@ install: $(READY)
 	  '$(DESTDIR)$(UNITDIR)/user' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
 	  '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d' '$(DESTDIR)$(SYSCONFDIR)/lockd/conf.d'
 	$(BIN)/python tools/runtime_requirements.py > '$(NEW_LIBDIR)/requirements.txt'
-	$(BIN)/python -m pip --python "$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')" \
+	$(BIN)/python -m pip --python '$(INTERPRETER)' \
 	  install --quiet --disable-pip-version-check --no-warn-script-location --ignore-installed \
 	  --require-hashes --no-deps --target '$(NEW_LIBDIR)' \
 	  -r '$(NEW_LIBDIR)/requirements.txt'
 	rm -rf '$(NEW_LIBDIR)/bin'
 	cp -R src/lockd '$(NEW_LIBDIR)/'
 	$(BIN)/python tools/compiled.py $(if $(filter no,$(COMPILED)),away '$(NEW_LIBDIR)' \
-	  --why COMPILED=no,into '$(NEW_LIBDIR)' --python '$(TARGET_PYTHON)') \
-	  > '$(NEW_LIBDIR)/compiled.txt'
+	  --why COMPILED=no,into '$(NEW_LIBDIR)' --python '$(INTERPRETER)' \
+	  $(if $(filter must,$(COMPILED)),--must)) \
+	  > '$(NEW_LIBDIR)/compiled.txt' || { cat '$(NEW_LIBDIR)/compiled.txt' >&2; exit 1; }
 	find '$(NEW_LIBDIR)' -name __pycache__ -prune -exec rm -rf {} +
-	$(TARGET_PYTHON) -m compileall -q -s '$(NEW_LIBDIR)' -p '$(LIBDIR)' '$(NEW_LIBDIR)'
+	$(INTERPRETER) -m compileall -q -s '$(NEW_LIBDIR)' -p '$(LIBDIR)' '$(NEW_LIBDIR)' \
+	  $(if $(PYC),--invalidation-mode $(PYC))
 	chmod -R u=rwX,go=rX '$(NEW_LIBDIR)'
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	mv '$(NEW_LIBDIR)' '$(DESTDIR)$(LIBDIR)'
 	for program in lockd lockctl; do \
-	  sed -e "s|@python@|$$($(TARGET_PYTHON) -c 'import sys; print(sys.executable)')|" \
-	    -e 's|@libdir@|$(LIBDIR)|' -e "s|@command@|$$program|" tools/launcher.in \
+	  sed -e 's|@python@|$(INTERPRETER)|' -e 's|@libdir@|$(LIBDIR)|' -e "s|@command@|$$program|" tools/launcher.in \
 	    > '$(DESTDIR)$(BINDIR)'/$$program && \
 	  chmod 755 '$(DESTDIR)$(BINDIR)'/$$program || exit 1; \
 	done
 	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
 	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
-	  sed 's|/usr/bin/|$(BINDIR)/|' $$unit > '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} && \
+	  $(AS_INSTALLED) $$unit > '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} && \
 	  chmod 644 '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/} || exit 1; \
 	done
 	install -m 644 systemd/sysusers.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/'
 	install -m 644 systemd/tmpfiles.d/lockd.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/'
-	test -e '$(DESTDIR)$(SYSCONFDIR)/lockd/lockd.toml' || \
-	  install -m 644 conf/lockd.toml '$(DESTDIR)$(SYSCONFDIR)/lockd/'
 	for page in man/*.[1-8]; do \
-	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
+	  install -D -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} && \
+	  $(AS_INSTALLED) -i '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit 1; \
 	done
 	for page in $(DOCUMENTS); do \
 	  install -D -m 644 $$page '$(DESTDIR)$(DOCDIR)'/$$page || exit 1; \
 	done
+	$(AS_INSTALLED) -i '$(DESTDIR)$(DOCDIR)/conf/lockd.toml'
+	test -e '$(DESTDIR)$(SYSCONFDIR)/lockd/lockd.toml' || \
+	  install -m 644 '$(DESTDIR)$(DOCDIR)/conf/lockd.toml' '$(DESTDIR)$(SYSCONFDIR)/lockd/'
 	for script in $(COMPLETIONS); do \
 	  install -d "$$(dirname '$(DESTDIR)$(PREFIX)/share'/$${script#*:})" && \
 	  $(BIN)/python -m lockd.ctl.main completion $${script%%:*} \
@@ -247,8 +260,8 @@ install: $(READY)
 	done
 	@cat '$(DESTDIR)$(LIBDIR)/compiled.txt'
 
-# The configuration and the state stay: they are the operator's. The links by which units are
-# enabled go with the units.
+# The configuration and the state stay: they are the operator's. The links by which units and
+# their instances are enabled, and other names of units, go with the units.
 uninstall:
 	rm -rf '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(DOCDIR)'
 	rm -f '$(DESTDIR)$(BINDIR)/lockd' '$(DESTDIR)$(BINDIR)/lockctl' \
@@ -256,9 +269,8 @@ uninstall:
 	for unit in systemd/*.service systemd/*.socket systemd/user/*; do \
 	  kind=system; case $$unit in systemd/user/*) kind=user;; esac; \
 	  rm -f '$(DESTDIR)$(UNITDIR)'/$$kind/$${unit##*/}; \
-	  for links in '$(DESTDIR)$(SYSCONFDIR)/systemd'/$$kind/*.wants; do \
-	    rm -f "$$links"/$${unit##*/}; \
-	  done; \
+	  links='$(DESTDIR)$(SYSCONFDIR)/systemd'/$$kind; \
+	  test ! -e "$$links" || find "$$links" -type l -lname "*/$${unit##*/}" -delete; \
 	done
 	for page in man/*.[1-8]; do \
 	  rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/}; \

@@ -40,6 +40,7 @@ mount --make-rprivate /
 mount -t tmpfs -o mode=755 lockd-test "$1"
 mkdir "$1/work" "$1/root"
 cp -a "$2" "$1/changes"
+chmod 755 "$1/changes"
 mount -t overlay lockd-test "$1/root" \
     -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work"
 cd "$1/root"
@@ -77,11 +78,17 @@ def manner(stage: Path) -> str:
 class Machine:
     """A booted machine; ends, with all that runs in it, when it is closed or we die."""
 
-    def __init__(self, place: Path) -> None:
-        stage = place / "installed"
-        # Others must be able to use it, whatever the umask of whoever installed it.
-        make("install", stage, umask=0o077)
-        self.manner = manner(stage)
+    def __init__(self, place: Path, stage: Path | None = None) -> None:
+        """Boots it, on this host's files and those of `stage`.
+
+        Args:
+            place: an empty directory.
+            stage: what is there besides; None: lockd, as `make install` installs it.
+        """
+        if stage is None:
+            stage = place / "installed"
+            # Others must be able to use it, whatever the umask of whoever installed it.
+            make("install", stage, umask=0o077)
         root = place / "root"
         root.mkdir()
         self._groups = list(_make_groups(f"lockd-test-{os.getpid()}-{place.name}"))
@@ -149,6 +156,16 @@ class Machine:
 
     def boot_log(self) -> str:
         return Path(self._log.name).read_text()
+
+    @property
+    def root(self) -> Path:
+        """Its files, as they are reached from outside."""
+        return Path(f"/proc/{self._pid}/root")
+
+    @property
+    def manner(self) -> str:
+        """Whether lockd was compiled when it was installed, as that says it."""
+        return manner(self.root)
 
     @property
     def first_pid(self) -> int:

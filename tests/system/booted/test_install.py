@@ -1,6 +1,7 @@
 """What `make install` puts where, as those see it who use it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ PLACES = (
     "/usr/lib/tmpfiles.d/lockd.conf",
     "/usr/share/doc/lockd/LICENSE",
     "/usr/share/doc/lockd/README.md",
+    "/usr/share/doc/lockd/CONTRIBUTING.md",
     "/usr/share/doc/lockd/SECURITY.md",
     "/usr/share/doc/lockd/docs/how-to/install.md",
+    "/usr/share/doc/lockd/conf/lockd.toml",
     "/usr/share/bash-completion/completions/lockctl",
     "/usr/share/zsh/site-functions/_lockctl",
     "/usr/share/fish/vendor_completions.d/lockctl.fish",
@@ -40,9 +43,13 @@ PLACES = (
 LINKS = {
     "system/sockets.target.wants/lockd.socket": "system/lockd.socket",
     "system/multi-user.target.wants/lockd.service": "system/lockd.service",
+    "system/multi-user.target.wants/lockd-hold@a.service": "system/lockd-hold@.service",
+    "system/virtlockd.socket": "system/lockd-virtlockd.socket",
     "user/sockets.target.wants/lockd.socket": "user/lockd.socket",
 }
 """How units are enabled: systemd makes such links, and nobody else takes them away."""
+
+OF_OTHERS = "/etc/systemd/system/sockets.target.wants/dbus.socket"
 
 
 def test_everybody_can_use_it_and_nobody_change_it(machine: Machine) -> None:
@@ -75,6 +82,48 @@ def test_it_is_compiled_where_that_can_be(machine: Machine) -> None:
     assert machine.say("cat", f"{LIBDIR}/compiled.txt") == machine.manner
 
 
+def test_interpreter_has_the_name_of_its_version(machine: Machine) -> None:
+    # `python3` may become another version, and what is compiled is for this one.
+    interpreter = machine.say("readlink", "-f", INTERPRETER)
+    assert re.fullmatch(r"/usr/bin/python3\.\d+", interpreter)
+    for program in ("lockd", "lockctl"):
+        first = machine.say("head", "-n", "1", f"/usr/bin/{program}")
+        assert first == f"#!{interpreter} -IS"
+
+
+def test_pages_lead_only_to_what_is_installed(machine: Machine) -> None:
+    place = machine.root / "usr/share/doc/lockd"
+    pages = [*place.glob("*.md"), *place.glob("docs/*.md")]
+    assert len(pages) > 8
+    links = {
+        page.parent / target.partition("#")[0]
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+    }
+    assert [link for link in links if not link.exists()] == []
+
+
+NAMES_OF_FILES = ("lib/systemd", "share/man", "share/doc/lockd/conf")
+
+
+def test_files_name_the_places_where_they_are(tmp_path: Path) -> None:
+    make("install", tmp_path, "PREFIX=/opt", "SYSCONFDIR=/opt/etc", "COMPILED=no")
+    text = "".join(
+        path.read_text()
+        for place in NAMES_OF_FILES
+        for path in (tmp_path / "opt" / place).rglob("*.*")
+        if path.is_file()
+    )
+    assert set(re.findall(r"[\w/]*/lockd\.toml", text)) == {
+        "/opt/etc/lockd/lockd.toml",
+        "XDG_CONFIG_HOME/lockd/lockd.toml",
+    }
+    assert set(re.findall(r"[\w/]*/(?=lockctl |lockd --)", text)) == {"/opt/bin/"}
+    assert set(re.findall(r"[\w/]*/docs/", text)) == {"/opt/share/doc/lockd/docs/"}
+    config = (tmp_path / "opt/etc/lockd/lockd.toml").read_text()
+    assert "/opt/etc/lockd/lockd.toml" in config
+
+
 def test_configuration_and_nothing_else_stays(tmp_path: Path) -> None:
     config = tmp_path / "etc" / "lockd" / "lockd.toml"
     config.parent.mkdir(parents=True)
@@ -84,9 +133,11 @@ def test_configuration_and_nothing_else_stays(tmp_path: Path) -> None:
     assert found == set(PLACES)
     for link, unit in LINKS.items():
         wanted = tmp_path / "etc" / "systemd" / link
-        wanted.parent.mkdir(parents=True)
+        wanted.parent.mkdir(parents=True, exist_ok=True)
         wanted.symlink_to(f"/usr/lib/systemd/{unit}")
+    other = tmp_path / OF_OTHERS[1:]
+    other.symlink_to("/usr/lib/systemd/system/dbus.socket")
     make("uninstall", tmp_path)
     left = [path for path in tmp_path.rglob("*") if not path.is_dir()]
-    assert left == [config]
+    assert sorted(left) == sorted([config, other])
     assert config.read_text() == "# the operator's own\n"
