@@ -22,6 +22,8 @@
 # make docs [SITE=.site]  make a site of the pages in docs/, with Sphinx; warnings are errors
 # make compiled     compile the daemon's hot modules in place; takes a C compiler, and a minute
 # make interpreted  remove what was compiled in place
+# make deb [DEB_VERSION=] [DEB_DEST=dist]   Debian packages for this release: lockd, and
+#              python3-lockd, the client alone
 # make install [DESTDIR=] [PREFIX=/usr/local] [TARGET_PYTHON=/usr/bin/python3] [COMPILED=no|must]
 #              program, units, manual, completion; hot modules are compiled if there is a C compiler
 # make uninstall     with the same variables; configuration and state stay
@@ -53,7 +55,7 @@ DOCDIR = $(PREFIX)/share/doc/lockd
 DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md LICENSE SECURITY.md conf/lockd.toml docs/*.md docs/*/*.md \
   docs/*/*.svg docs/*/*.yml docs/*/*.json
 
-.PHONY: run test test-compiled test-system test-peers check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted install uninstall clean
+.PHONY: run test test-compiled test-system test-peers check fix sync bite campaigns torture soak bench bench-count picture pictures docs lock compiled interpreted deb install uninstall clean
 
 run: $(READY)
 	@printf '%s\n' '' '  In another terminal, so that it finds this daemon:' '' \
@@ -75,9 +77,13 @@ COMPILED_TESTS = tests/test_compilation.py tests/test_memory.py tests/daemon tes
 test-compiled: $(READY) compiled
 	$(PYTEST) $(or $(TESTS),$(COMPILED_TESTS))
 
+# What Debian calls what it takes to build its packages.
+DEB_PACKAGES = build-essential debhelper dh-python python3-dev python3-venv
+
 # What Debian calls what a booted machine needs.
 SYSTEM_PACKAGES = systemd systemd-sysv dbus dbus-user-session libpam-systemd man-db python3 \
-  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace zsh fish
+  libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils strace zsh fish \
+  $(DEB_PACKAGES) lintian python3-msgpack
 
 # Whether one of these packages is missing. dpkg knows packages that others only mention, too.
 LACKS = dpkg-query -W -f '$${db:Status-Status}\n' $(1) 2>&1 | grep -qvx installed
@@ -191,6 +197,31 @@ lock:
 	  --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' \
 	  --output-file tests/peers/requirements.lock tests/peers/requirements.in
+
+# What the packages of this release are called. They run nowhere else: their modules are for its
+# Python. A version that nobody else gives them can be told from what a distribution has.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/lockd/__init__.py)
+RELEASE = $(shell . /etc/os-release && echo "$$ID$$VERSION_ID" | sed 's/^debian/deb/')
+DEB_VERSION ?= $(VERSION)+$(RELEASE)
+DEB_DEST ?= dist
+
+# What `make install` installs, and debhelper makes packages of it. dpkg-deb(1) sets no time that
+# is later than that of the last commit, so .pyc files cannot go by the time of their source; and
+# the daemon could not replace those that do not fit.
+DEB_DIR = $(CURDIR)/build/deb
+deb: $(READY)
+	@if $(call LACKS,$(DEB_PACKAGES)); then \
+	  echo 'make deb needs more: apt-get install $(DEB_PACKAGES)' >&2; exit 1; fi
+	rm -rf '$(DEB_DIR)'
+	mkdir -p '$(DEB_DIR)/package' '$(DEB_DEST)'
+	$(MAKE) install DESTDIR='$(DEB_DIR)/stage' PREFIX=/usr SYSCONFDIR=/etc COMPILED=must PYC=unchecked-hash
+	cp -R packaging/debian '$(DEB_DIR)/package/'
+	ln -s ../../../src '$(DEB_DIR)/package/src'
+	sed -e 's|@version@|$(DEB_VERSION)|' \
+	  -e "s|@date@|$$(date --rfc-email --date="@$$(git log -1 --format=%ct 2>/dev/null || date +%s)")|" \
+	  packaging/debian/changelog > '$(DEB_DIR)/package/debian/changelog'
+	cd '$(DEB_DIR)/package' && LOCKD_PYTHON='$(notdir $(INTERPRETER))' dpkg-buildpackage -b -us -uc
+	mv '$(DEB_DIR)'/*.deb '$(DEB_DEST)/'
 
 # The program lies in a directory of its own, with the dependencies that the lock file pins, and
 # runs with the interpreter that $(TARGET_PYTHON) is, which no environment variable and no
