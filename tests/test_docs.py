@@ -36,20 +36,27 @@ PAGES = [
     "SECURITY.md",
     *(str(p.relative_to(ROOT)) for p in sorted(DOCS.rglob("*.md"))),
 ]
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-)
+EXAMPLES = [
+    example
+    for page in ("README.md", "docs/how-to/python.md")
+    for example in re.findall(
+        r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL
+    )
+    if not example.startswith("#!")
+]
 
 
-def test_readme_has_an_example_for_each_client() -> None:
+def test_there_is_an_example_for_each_client() -> None:
     assert len(EXAMPLES) == 3
+
+
+def test_readme_is_read_in_some_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_examples_of_the_readme_run(
-    lockd: DaemonProcess, example: str, backend: str
-) -> None:
+def test_examples_run(lockd: DaemonProcess, example: str, backend: str) -> None:
     if backend == "asyncio":
         example = example.replace("import trio", "import asyncio")
         example = example.replace("trio.run(main)", "asyncio.run(main())")
