@@ -26,6 +26,7 @@ from support.places import DOCS, ROOT
 
 NOT_RUN = {
     "configure",  # no commands
+    "containers",  # builds an image
     "install",  # tests/system/booted/test_install.py
     "libvirt",  # tests/system/booted
     "metrics",  # no commands
