@@ -3,6 +3,7 @@
 import resource
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,45 @@ def test_each_of_many_who_ask_for_a_reload_is_answered_once(
         asked = [(x, x.send("reload")) for x in clients for _ in range(2)]
         assert [x.result(msgid) for x, msgid in asked] == [None] * 10
         assert [x.kept for x in clients] == [[]] * 5
+
+
+SCRIPT = """#!{interpreter}
+from lockd.daemon.main import main
+main()
+"""
+
+
+def test_script_is_replaced_by_what_its_first_line_names_by_then(
+    tmp_path: Path,
+) -> None:
+    script, other = tmp_path / "lockd", tmp_path / "python-next"
+    script.write_text(SCRIPT.format(interpreter=sys.executable))
+    script.chmod(0o755)
+    daemon = DaemonProcess(tmp_path, executed=True, program=[str(script)])
+    daemon.start()
+    try:
+        with WireClient(daemon.socket) as client:
+            client.acquire("a")
+            pid = client.call("statistics")["pid"]
+            process = Path(f"/proc/{pid}")
+            other.write_text(f'#!/bin/sh\nexec {sys.executable} -X dev "$@"\n')
+            other.chmod(0o755)
+            for interpreter, options in (
+                (sys.executable, b""),
+                (f"{other}", b"-X\0dev\0"),
+            ):
+                script.write_text(SCRIPT.format(interpreter=interpreter))
+                assert client.call("reload") is None
+                command = (process / "cmdline").read_bytes()
+                before, _, _ = command.partition(b"%s\0" % bytes(script))
+                assert before == b"%s\0%s" % (sys.executable.encode(), options)
+                # It is found by its name (pgrep).
+                assert options or (process / "comm").read_text() == "lockd\n"
+            script.write_text(SCRIPT.format(interpreter="/no/python"))
+            assert "lockd" in client.refusal("reload").sentence
+            assert client.call("query", resource="a")["holder_count"] == 1
+    finally:
+        daemon.close()
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,22 @@ FOR_HANDOVER: Final = 4
 
 
 def command() -> list[str]:
-    """Returns the command line of this program, which may be a new version by now."""
+    """Returns the command line of this program, which may be a new version by now.
+
+    A script is executed itself: its first line names the interpreter that the new
+    version needs, and the process keeps the name of the script.
+    """
     interpreter, *arguments = sys.orig_argv
+    if sys.argv[0] in arguments and _is_executable_script(sys.argv[0]):
+        return arguments[arguments.index(sys.argv[0]) :]
     return [interpreter if "/" in interpreter else sys.executable, *arguments]
+
+
+def _is_executable_script(path: str) -> bool:
+    if not os.access(path, os.X_OK):
+        return False
+    with open(path, "rb") as file:
+        return file.read(2) == b"#!"
 
 
 def hindrance(changes: int, *, is_stuck: bool) -> str | None:
