@@ -1,10 +1,10 @@
 """Plants each bug of planted_bugs.py into a copy of the source and runs its tests.
 
-    PYTHONPATH=tests python -m engine.bite [--half 0|1] [WORD ...]
+    PYTHONPATH=tests python -m engine.bite [--third 0|1|2] [WORD ...]
 
 Its tests must find every one of them, or the exit status is 1. With words,
-only the bugs are planted whose names contain one of them; with a half, every
-second one.
+only the bugs are planted whose names contain one of them; with a third, every
+third one.
 """
 
 import argparse
@@ -111,10 +111,10 @@ def bite(origin: Path, bug: PlantedBug) -> Bite:
 def main(arguments: Sequence[str]) -> int:
     """Prints a table of the bugs and how each was found."""
     parser = argparse.ArgumentParser(prog="bite")
-    parser.add_argument("--half", type=int, choices=(0, 1))
+    parser.add_argument("--third", type=int, choices=(0, 1, 2))
     parser.add_argument("words", nargs="*", metavar="WORD")
     given = parser.parse_args(arguments)
-    chosen = PLANTED_BUGS if given.half is None else PLANTED_BUGS[given.half :: 2]
+    chosen = PLANTED_BUGS if given.third is None else PLANTED_BUGS[given.third :: 3]
     words = given.words or [""]
     bugs = [bug for bug in chosen if any(word in bug.name for word in words)]
     if not bugs:
