@@ -23,6 +23,7 @@ from lockd.names import (
     default_lockspace,
     hashed_name,
     is_grant_name,
+    name_of,
     plain,
     quoted,
 )
@@ -223,3 +224,14 @@ def test_name_of_a_grant_is_what_the_protocol_says(text: str) -> None:
     pattern = re.compile(r"[!-9;-~]{1,64}:[0-9]{1,19}")
     for near in (text, f"{text}:1", f"a:{text}"):
         assert is_grant_name(near) is (pattern.fullmatch(near) is not None)
+
+
+@pytest.mark.parametrize("name", ["backup", "/srv/a.lock", "ü" * 127, "a b", "x" * 255])
+def test_text_that_can_be_a_name_is_one(name: str) -> None:
+    assert name_of(name) == name
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ü" * 128, "a\nb", "\udcff", ""])
+def test_text_that_no_name_may_be_is_hashed(name: str) -> None:
+    sent = name.encode("utf-8", "surrogateescape")
+    assert name_of(name) == hashlib.sha256(sent).hexdigest()

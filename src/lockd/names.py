@@ -175,24 +175,34 @@ def hashed_name(path: str | os.PathLike[str]) -> str:
     It is the SHA-256 of the canonical path in hexadecimal. libvirt's lock driver has
     the same rule (qemu-lockd.conf, `file_lockspace_dir`), so its hosts and ours agree.
     """
-    import hashlib  # loading OpenSSL takes longer than the rest of a client
+    return _hash(canonical_path(path))
 
-    name = canonical_path(path).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(name).hexdigest()
+
+def name_of(text: str) -> str:
+    """Returns a text if it is the name of a resource; else its SHA-256 in hexadecimal.
+
+    So what another library allows as the name of a lock has a name here, too.
+    """
+    try:
+        check_name(text)
+    except InvalidRequestError:
+        return _hash(text)
+    return text
 
 
 def name_of_path(path: str | os.PathLike[str]) -> str:
     """Returns the name for a file that is locked by name, and never opened.
 
-    It is the canonical path; if that is no name, its hash (`hashed_name`). Programs
-    that lock a file so exclude each other, but not those that lock the file itself.
+    It is that of the canonical path (`name_of`). Programs that lock a file so exclude
+    each other, but not those that lock the file itself.
     """
-    name = canonical_path(path)
-    try:
-        check_name(name)
-    except InvalidRequestError:
-        return hashed_name(path)
-    return name
+    return name_of(canonical_path(path))
+
+
+def _hash(text: str) -> str:
+    import hashlib  # loading OpenSSL takes longer than the rest of a client
+
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _unwritable() -> str:

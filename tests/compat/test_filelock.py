@@ -12,7 +12,8 @@ import pytest
 
 import lockd
 from client.adapters import Thread
-from lockd.compat.filelock import FileLock, lock_name
+from lockd.compat.filelock import FileLock
+from lockd.names import name_of_path
 from support.daemon_process import DaemonProcess
 from support.processes import in_child
 from support.wire_client import PATIENCE, WireClient, wait_for_waiters
@@ -47,7 +48,7 @@ def test_every_spelling_of_a_path_is_one_name(
     (path.parent / "link").symlink_to(path.parent)
     monkeypatch.chdir(path.parent)
     for spelling in (path, path.parent / "link" / ".." / path.parent / path.name):
-        assert lock_name(str(spelling)) == str(path)
+        assert name_of_path(str(spelling)) == str(path)
     with FileLock("a.lock"), pytest.raises(filelock.Timeout):
         FileLock(path.parent / "link" / "a.lock", timeout=0).acquire()
 

@@ -15,16 +15,15 @@ from threading import TIMEOUT_MAX
 
 from lockd.client.threads.locks import Lock
 from lockd.client.threads.process import lock
-from lockd.compat.names import default_name
 from lockd.errors import ForkedSessionError, NotHeldError
 from lockd.hints import Any, Final
-from lockd.names import canonical_path, plain
+from lockd.names import name_of_path, plain
 from lockd.parts import part
 
 with part("filelock", "lockd.FileLock"):
     from filelock import BaseFileLock, Timeout
 
-__all__ = ["FileLock", "Timeout", "lock_name"]
+__all__ = ["FileLock", "Timeout"]
 
 _LOG: Final = logging.getLogger("lockd.compat.filelock")
 
@@ -38,21 +37,12 @@ _LOCK: Final = "lockd"
 """Where the state of a thread has its lock."""
 
 
-def lock_name(path: str) -> str:
-    """Returns the name of the lock of a path, in the lockspace `default`.
-
-    That is the canonical path. If it is longer than 255 bytes, or has characters that
-    no name may have, it is the SHA-256 of the canonical path (`lockd.hashed_name`).
-    """
-    return default_name(canonical_path(path))
-
-
 class FileLock(BaseFileLock):
     """A lock with the interface of `filelock.FileLock`. It makes and locks no file.
 
-    The path is only a name, in the lockspace `default`: see `lock_name`. So no right to
-    a file is needed, and no file is left behind. Programs that lock the same path with
-    filelock itself do not exclude each other and this one.
+    The path is only a name, in the lockspace `default` (`lockd.names.name_of_path`). So
+    no right to a file is needed, and no file is left behind. It excludes `lockctl flock`
+    of the same path, but not programs that lock that path with filelock itself.
 
     The process connects to lockd at the first acquire, as for `lockd.lock`. Waiting
     threads and processes get the lock in order, unless they have a `cancel_check`. Who
@@ -113,7 +103,7 @@ class FileLock(BaseFileLock):
             patience: seconds; -1 waits without a limit.
         """
         path = self._lock_path  # as it was found when the acquire began
-        taken = lock(lock_name(path), lockspace="default", label=plain(path))
+        taken = lock(name_of_path(path), lockspace="default", label=plain(path))
         try:
             acquired = taken.acquire(timeout=patience)
             if acquired:

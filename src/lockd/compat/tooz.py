@@ -5,10 +5,9 @@ from contextlib import contextmanager
 
 from lockd.client import blocking
 from lockd.client.threads.locks import Lock
-from lockd.compat.names import default_name
 from lockd.errors import ConnectionLostError, DeniedError, LockdError, LockLostError
 from lockd.hints import Any
-from lockd.names import plain
+from lockd.names import name_of, plain
 from lockd.parts import part
 from lockd.terms import EXCLUSIVE, SHARED
 
@@ -86,7 +85,7 @@ class LockdLock(locking.Lock):
     def __init__(self, client: blocking.Client, name: bytes | str) -> None:
         super().__init__(name)  # type: ignore[arg-type]
         self._client = client
-        self._resource = default_name(_text(name))
+        self._resource = name_of(_text(name))
         label = plain(_text(name))
         with _as_tooz_errors():
             self._locks = [
