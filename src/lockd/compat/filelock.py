@@ -41,8 +41,9 @@ class FileLock(BaseFileLock):
     """A lock with the interface of `filelock.FileLock`. It makes and locks no file.
 
     The path is only a name, in the lockspace `default` (`lockd.names.name_of_path`). So
-    no right to a file is needed, and no file is left behind. It excludes `lockctl flock`
-    of the same path, but not programs that lock that path with filelock itself.
+    no right to a file is needed, and no file is left behind. It excludes
+    `lockctl flock` of the same path, but not programs that lock the path with filelock
+    itself.
 
     The process connects to lockd at the first acquire, as for `lockd.lock`. Waiting
     threads and processes get the lock in order, unless they have a `cancel_check`. Who
