@@ -1,5 +1,6 @@
 """The commands of lockctl, and what is said of one that is not there."""
 
+import re
 import subprocess
 import sys
 
@@ -55,3 +56,12 @@ def test_garbage_is_collected_once_a_command_is_loaded() -> None:
     name, enabled = done.stdout.split()
     assert len(name) == 64
     assert enabled == b"True"
+
+
+def test_lockctl_alone_greets_with_three_commands(lockctl: Lockctl) -> None:
+    done = lockctl()
+    assert (done.returncode, done.stdout) == (64, "")
+    shown = re.findall(r"^  lockctl (\w+)", done.stderr, re.MULTILINE)
+    assert shown == ["run", "who", "list"]
+    assert len(done.stderr.splitlines()) <= 8
+    assert "`lockctl --help`" in done.stderr

@@ -71,6 +71,15 @@ _EXAMPLES: Final = [
 ]
 
 
+_GREETING: Final = "\n".join([
+    "lockctl takes locks from lockd, and says who holds them. Try:",
+    "",
+    *(f"  {line:<42}  {purpose}" for line, purpose in _EXAMPLES),
+    "",
+    "`lockctl --help` lists all commands.",
+])  # fmt: skip
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -148,7 +157,10 @@ def carry_out(args: list[str]) -> int:
         status: Any = lockctl.main(args, prog_name="lockctl", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         with suppress(OSError):
-            error.show()
+            if error.ctx is not None and error.ctx.parent is None:
+                click.echo(_GREETING, err=True)
+            else:
+                error.show()
         return exits.USAGE
     except click.ClickException as error:
         streams.say(import_module("lockd.ctl.line.usage").sentence(error))
