@@ -2,11 +2,10 @@
 
 import os
 import resource
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -346,29 +345,6 @@ def test_admin_gets_in_when_others_have_all_descriptors(
             admin.close()
         daemon.upgrade()
         client.call("release", resource="0", lockspace="files")
-
-
-@needs_root
-def test_programs_of_root_leave_descriptors_to_the_admin_socket(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
-    path = tmp_path / "admin.sock"
-    daemon = start_daemon(
-        f"admin_socket = '{path}'\n", prefix=["prlimit", "--nofile=600:600"]
-    )
-    with ExitStack() as stack:
-        said = b""
-        while b"limit" not in said:
-            client = stack.enter_context(WireClient(daemon.socket))
-            with suppress(BrokenPipeError):  # it is turned away already
-                client.send("statistics")
-            said = client.socket.recv(20, socket.MSG_PEEK)
-        assert turned_away(client).sentence.startswith(
-            "the limit of 552 descriptors is reached (LimitNOFILE): "
-        )
-        admins = [stack.enter_context(WireClient(path)) for _ in range(10)]
-        for admin in admins:
-            admin.call("statistics")
 
 
 def test_lockctl_says_which_limit_it_is(limited: Limited) -> None:

@@ -23,10 +23,6 @@ RESERVED_DESCRIPTORS: Final = 64
 """Descriptors that neither locks nor sessions of non-admins may take (an eighth, if
 there are few): an admin can connect, and an upgrade has room."""
 
-ROOTS_PART: Final = 4
-"""Of these, one in so many is for root at the socket of all clients. The others are for
-the admin socket: root's own programs must not keep an admin out."""
-
 MANY_TOKENS: Final = 2**22
 """With so many fencing tokens left, the tokens for waiting requests need no counting:
 there cannot be so many."""
@@ -121,16 +117,13 @@ class Limiter:
             uid: the user.
             at_admin_socket: whether it arrived at the admin socket.
         """
-        if at_admin_socket:
+        if at_admin_socket or uid in self._privileged:
             return
-        most = self.max_fd
-        if uid in self._privileged:  # where there is no admin socket, that is an admin
-            most += (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - most) // ROOTS_PART
-        if fd >= most and not self.make_room():
+        if fd >= self.max_fd and not self.make_room():
             raise LimitError(
-                f"the limit of {most} descriptors is reached (LimitNOFILE): "
+                f"the limit of {self.max_fd} descriptors is reached (LimitNOFILE): "
                 "try later, or have an admin raise it",
-                {"limit": "LimitNOFILE", "most": most},
+                {"limit": "LimitNOFILE", "most": self.max_fd},
             )
 
     def add_session(self, uid: int, *, at_admin_socket: bool) -> None:
