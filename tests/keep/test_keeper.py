@@ -344,3 +344,32 @@ def test_keeper_waits_for_the_children_of_others_as_pid_1(run: Run) -> None:
         assert time.monotonic() < until, "an orphan has ended, and nobody waits for it"
         time.sleep(0.001)
     os.kill(keeper, signal.SIGTERM)
+
+
+def test_socket_is_in_a_directory_of_this_user_and_goes_with_the_keeper(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    kept = run("tell(os.environ['NOTIFY_SOCKET']); notify('READY=1'); wait()")
+    kept.pid()
+    address = Path(kept.line())
+    assert address.parent.parent == tmp_path
+    assert address.parent.stat().st_mode & 0o777 == 0o700
+    kept.end()
+    assert not address.parent.exists()
+
+
+@pytest.mark.parametrize("place", ["/none", "/tmp/" + "x" * 100])
+def test_keeper_without_a_place_for_files_needs_none(
+    place: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = KEEP.replace(
+        "import sys", "import sys, tempfile; tempfile.tempdir = '/none'"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "KEEP", code)
+    kept = run(
+        "tell(os.environ['NOTIFY_SOCKET']); notify('READY=1'); tell('x'); wait()"
+    )
+    kept.pid()
+    assert kept.line().startswith("@")
+    assert kept.line() == "x"

@@ -8,9 +8,11 @@ reads none of them.
 import fcntl
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from typing import Final, NoReturn
@@ -34,6 +36,12 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Seconds before the next start, from the second short life in a row on. Each pause is
 twice the one before."""
+
+LONGEST_PLACE: Final = 80
+"""Bytes of the path below which the socket is: its own has 107 at most (unix(7))."""
+
+MOST_AT_ONCE: Final = 64
+"""How many notifications are heard before signals and the end of the daemon are."""
 
 PASSED_ON: Final = (
     signal.SIGHUP,
@@ -68,7 +76,8 @@ class Keeper:
         self._name = name
         self._command = command
         self._watchdog = watchdog
-        self._store = DescriptorStore()
+        self._place = _private_directory()
+        self._store = DescriptorStore(f"{self._place}/notify" if self._place else "")
         self._store.socket.setblocking(False)
         self._signals, self._wake = socket.socketpair()
         for end in self._signals, self._wake:
@@ -107,6 +116,8 @@ class Keeper:
                     self._start()
         finally:
             self._store.close()
+            if self._place:
+                shutil.rmtree(self._place, ignore_errors=True)
 
     def _due(self) -> float:
         """Returns when the next daemon starts, or when this one counts as hung."""
@@ -117,7 +128,7 @@ class Keeper:
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):
-            while True:
+            for _ in range(MOST_AT_ONCE):
                 notice = self._store.hear(self._pid)
                 if notice:
                     self._heard_at = time.monotonic()
@@ -188,6 +199,20 @@ class Keeper:
         if self._pid == 0:
             _become(self._command, environment, list(kept.values()), mask)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _private_directory() -> str:
+    """Makes a directory for the socket; returns "" where there is no place for one.
+
+    Its socket is only for this user. Others could fill one that has no file, and the
+    daemon's signs of life would be dropped.
+    """
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_PLACE:
+            return tempfile.mkdtemp(prefix="lockd-keep-")
+    except OSError:
+        pass
+    return ""
 
 
 def pause_after(short_lives: int) -> float:

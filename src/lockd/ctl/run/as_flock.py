@@ -103,7 +103,8 @@ def carry_out(socket: str | None, args: list[str]) -> NoReturn:
         socket: the path of the daemon's socket; None for the default.
         args: the words after `flock`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not _is_ignored(signal.SIGINT):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         status = _Flock(socket, args).run()
     except FlockError as error:
