@@ -25,7 +25,10 @@ class KeptDaemon:
         options += [f"--admin-socket={directory / 'admin.sock'}"]
         with self.log.open("w") as log:
             self.keeper = subprocess.Popen(
-                [*LOCKD, "keep", *words, *options], stderr=stderr or log
+                [*LOCKD, "keep", *words, *options],
+                stderr=stderr or log,
+                # One that is killed leaves its directory behind.
+                env=os.environ | {"TMPDIR": str(directory)},
             )
 
     def connect(self) -> WireClient:
