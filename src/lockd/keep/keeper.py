@@ -29,13 +29,10 @@ often (sd_watchdog_enabled(3)). lockd.service has the same time."""
 SLOWEST_START: Final = 90.0
 """After how many seconds a daemon that does not serve yet hangs: as in systemd."""
 
-SHORT_LIFE: Final = 1.0
-"""A daemon that lived less long than that many seconds did not get far."""
-
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
-"""Seconds before the next start, from the second short life in a row on. Each pause is
-twice the one before."""
+"""Seconds before the next start, from the second one in a row on that failed before it
+served. Each pause is twice the one before."""
 
 LONGEST_PLACE: Final = 80
 """Bytes of the path below which the socket is: its own has 107 at most (unix(7))."""
@@ -87,7 +84,7 @@ class Keeper:
         self._heard_at = 0.0
         self._serves = self._has_served = False
         self._is_stopping = False
-        self._short_lives = 0
+        self._failed_starts = 0
 
     def run(self) -> int:
         """Runs the daemon, and every successor. Returns the exit status of the last."""
@@ -124,7 +121,7 @@ class Keeper:
         if self._pid:
             limit = self._watchdog if self._serves else SLOWEST_START
             return self._heard_at + limit
-        return self._began + pause_after(self._short_lives)
+        return self._began + pause_after(self._failed_starts)
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):
@@ -173,8 +170,7 @@ class Keeper:
             if code and not self._is_stopping:
                 _say(how)
             return code if code >= 0 else 128 - code
-        lived = time.monotonic() - self._began
-        self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE else 0
+        self._failed_starts = 0 if self._serves else self._failed_starts + 1
         self._began = time.monotonic()
         _say(f"{how}: starting it again, with its locks and connections")
         return None
@@ -215,11 +211,11 @@ def _private_directory() -> str:
     return ""
 
 
-def pause_after(short_lives: int) -> float:
-    """Returns how many seconds to wait after so many short lives in a row."""
-    if short_lives < 2:
+def pause_after(failed_starts: int) -> float:
+    """Returns how many seconds to wait after so many failed starts in a row."""
+    if failed_starts < 2:
         return 0
-    return min(FIRST_PAUSE * 2.0 ** min(short_lives - 2, 10), LONGEST_PAUSE)
+    return min(FIRST_PAUSE * 2.0 ** min(failed_starts - 2, 10), LONGEST_PAUSE)
 
 
 def _become(
